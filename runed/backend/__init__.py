@@ -1,0 +1,1 @@
+"""The engine process, `llama-server`, as an Embedder."""

@@ -1,0 +1,1 @@
+"""Installing engine and model: manifest, downloads, archives, verification."""

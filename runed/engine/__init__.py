@@ -1,0 +1,1 @@
+"""Sharing one backend: splitting, ordering and the idle clock."""

@@ -1,0 +1,104 @@
+"""Structured logs: one JSON object a line, on standard error or in a file that is rotated by size.
+
+A log never holds a user's text. An unexpected exception is logged by `describe_exception`, which leaves its message out, since
+a library may quote its input there.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+import traceback
+from pathlib import Path
+
+import structlog
+
+MAX_LOG_BYTES = 5 * 1024 * 1024
+LOG_BACKUPS = 3
+
+Logger = structlog.stdlib.BoundLogger
+
+
+def configure_logging(file: Path | None = None, *, level: int = logging.INFO) -> None:
+    """Send the logs of this process to one place.
+
+    Args:
+        file: The log file, rotated at 5 MiB with three older ones kept; None means standard error.
+        level: The lowest level of runed's own messages; libraries are heard from WARNING on.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler: logging.Handler = (
+        logging.StreamHandler(sys.stderr)
+        if file is None
+        else logging.handlers.RotatingFileHandler(file, maxBytes=MAX_LOG_BYTES, backupCount=LOG_BACKUPS, encoding="utf-8")
+    )
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.EventRenamer("message"),
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("runed").setLevel(level)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(name: str) -> Logger:
+    """Give the logger of a module; `name` is its `__name__`."""
+    logger: Logger = structlog.stdlib.get_logger(name)
+    return logger
+
+
+def describe_exception(error: BaseException) -> dict[str, str]:
+    """Describe an unexpected exception for a log: its type and where it was raised, without its message.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        Keys `error_type` and `where`, the innermost frames first.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return {"error_type": f"{type(error).__module__}.{type(error).__qualname__}", "where": where}
+
+
+def tail(path: Path, *, lines: int = 20) -> str:
+    """Give the last lines of a log, to be quoted in an error.
+
+    Args:
+        path: The log; a missing one is as good as an empty one.
+        lines: How many lines at most.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 64 * 1024))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,50 @@
+"""Who a process is: a pid alone is reused by the kernel, a pid with its start time is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class ProcessIdentity(msgspec.Struct, frozen=True):
+    """One process for good.
+
+    Attributes:
+        pid: The process id.
+        start_time: When it started, in seconds since the epoch, as psutil tells it.
+    """
+
+    pid: int
+    start_time: float
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """Give the identity of a live process, or None if there is none of that pid (a zombie counts as none)."""
+    import psutil  # noqa: PLC0415 # 20 ms that a client which finds a daemon running never spends
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return ProcessIdentity(pid, process.create_time())
+    except psutil.Error:
+        return None
+
+
+def is_alive(identity: ProcessIdentity) -> bool:
+    """Tell whether that very process still lives."""
+    current = identify(identity.pid)
+    # psutil derives the start time from the boot time, which some kernels round anew on each read.
+    return current is not None and abs(current.start_time - identity.start_time) < 1.0
+
+
+def resident_bytes(pid: int) -> int:
+    """Give the resident memory of a process in bytes, or 0 if it is gone."""
+    import psutil  # noqa: PLC0415 # as in `identify`
+
+    try:
+        memory: Any = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0
+    return int(memory.rss)

@@ -1,0 +1,3 @@
+"""The version of runed, read by the build, the CLI and the daemon."""
+
+__version__ = "0.1.0"
