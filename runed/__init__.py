@@ -1,5 +1,58 @@
-"""runed: one embedding model per machine, shared by all its processes."""
+"""runed: one embedding model per machine, shared by all its processes.
+
+    import runed
+
+    with runed.connect() as client:
+        vector = client.embed("hello")
+
+`import runed` alone costs next to nothing; what a name needs is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from runed.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from runed import errors
+    from runed.client.async_client import AsyncClient, connect_async
+    from runed.client.client import Client, connect
+    from runed.client.types import Health, Info, Phase, Status
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Health",
+    "Info",
+    "Phase",
+    "Status",
+    "__version__",
+    "connect",
+    "connect_async",
+    "errors",
+]
+
+_MODULES = {
+    "AsyncClient": "runed.client.async_client",
+    "Client": "runed.client.client",
+    "Health": "runed.client.types",
+    "Info": "runed.client.types",
+    "Phase": "runed.client.types",
+    "Status": "runed.client.types",
+    "connect": "runed.client.client",
+    "connect_async": "runed.client.async_client",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return importlib.import_module("runed.errors")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'runed' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -44,6 +44,7 @@ def configure_logging(file: Path | None = None, *, level: int = logging.INFO) ->
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.EventRenamer("message"),
+                _order_keys,
                 structlog.processors.JSONRenderer(),
             ],
         )
@@ -65,6 +66,12 @@ def configure_logging(file: Path | None = None, *, level: int = logging.INFO) ->
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _order_keys(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ARG001 # structlog calls it so
+    """Put what every line has first, so that people can read a log too."""
+    first = ("timestamp", "level", "message")
+    return {key: event[key] for key in first} | {key: value for key, value in event.items() if key not in first}
 
 
 def get_logger(name: str) -> Logger:

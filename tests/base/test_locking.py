@@ -1,0 +1,50 @@
+"""The lock is exclusive between processes and ends with its holder, however that ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from runed.locking import LockFile
+
+HOLD = """
+import pathlib, sys
+from runed.locking import LockFile
+lock = LockFile(pathlib.Path(sys.argv[1]))
+print(lock.try_acquire(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_holder_at_a_time_and_it_is_named(home: Path) -> None:
+    first, second = LockFile(home / "lock"), LockFile(home / "lock")
+    assert first.try_acquire()
+    assert first.try_acquire()
+    assert not second.try_acquire()
+    assert second.holder() == os.getpid()
+    first.release()
+    first.release()
+    assert second.try_acquire()
+    second.release()
+
+
+def test_kernel_releases_the_lock_of_a_killed_holder(home: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(home / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    try:
+        assert holder.stdout.readline() == b"True\n"
+        lock = LockFile(home / "lock")
+        assert not lock.try_acquire()
+        assert lock.holder() == holder.pid
+        holder.kill()
+        holder.wait(10)
+        assert lock.try_acquire()
+        lock.release()
+    finally:
+        holder.kill()
+        holder.wait(10)
+        holder.stdin.close()
+        holder.stdout.close()

@@ -1,0 +1,143 @@
+"""Environment beats config.json beats default; a bad value is one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from runed.errors import SettingsError
+from runed.settings import daemon_environment, engine_environment, load_settings
+
+
+def write_config(home: Path, **values: object) -> None:
+    (home / "config.json").write_text(json.dumps({"version": 1} | values))
+
+
+def test_defaults(home: Path) -> None:
+    settings = load_settings(environ={"RUNED_HOME": str(home)})
+    assert settings.home == home
+    assert settings.ctx_size == 2048
+    assert settings.idle_timeout == 600
+    assert settings.manifest is None
+    assert settings.model_variant is None
+    assert not settings.keep_source
+
+
+def test_home_defaults_to_a_directory_of_the_user() -> None:
+    assert load_settings(environ={"HOME": os.environ["HOME"]}).home == Path.home() / ".runed"
+
+
+def test_environment_beats_config_beats_default(home: Path) -> None:
+    write_config(home, model="/from/config.gguf", model_variant="from-config", idle_timeout="1h30m", keep_source=True)
+    settings = load_settings(home=home, environ={"RUNED_MODEL_VARIANT": "from-environment"})
+    assert settings.model == Path("/from/config.gguf")
+    assert settings.model_variant == "from-environment"
+    assert settings.idle_timeout == 5400
+    assert settings.keep_source
+    assert not load_settings(home=home, environ={"RUNED_KEEP_SOURCE": "no"}).keep_source
+
+
+def test_a_variable_set_to_nothing_counts_as_unset(home: Path) -> None:
+    assert load_settings(home=home, environ={"RUNED_CTX_SIZE": "", "RUNED_MODEL": ""}).ctx_size == 2048
+
+
+def test_unknown_keys_are_ignored(home: Path) -> None:
+    write_config(home, of_a_newer_version={"x": 1})
+    assert load_settings(home=home, environ={}).ctx_size == 2048
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("0", 0), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5s", 1.5), ("250ms", 0.25), ("1us", 1e-6)]
+)
+def test_go_durations(value: str, seconds: float, home: Path) -> None:
+    assert load_settings(home=home, environ={"RUNED_IDLE_TIMEOUT": value}).idle_timeout == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "accepted"),
+    [
+        ("RUNED_IDLE_TIMEOUT", "10", '"10m"'),
+        ("RUNED_IDLE_TIMEOUT", "soon", '"10m"'),
+        ("RUNED_IDLE_TIMEOUT", "-5m", '"10m"'),
+        ("RUNED_IDLE_TIMEOUT", "9" * 400 + "h", '"10m"'),
+        ("RUNED_CTX_SIZE", "many", "64 to 131072"),
+        ("RUNED_CTX_SIZE", "63", "64 to 131072"),
+        ("RUNED_CTX_SIZE", "131073", "64 to 131072"),
+        ("RUNED_CTX_SIZE", "9" * 5000, "64 to 131072"),
+        ("RUNED_CTX_SIZE", "-1", "64 to 131072"),
+        ("RUNED_CTX_SIZE", "٣٠٠", "64 to 131072"),
+        ("RUNED_KEEP_SOURCE", "maybe", "yes"),
+    ],
+)
+def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(
+    variable: str, value: str, accepted: str, home: Path
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(home=home, environ={variable: value})
+    message = str(caught.value)
+    assert message.startswith(f"{variable}={value!r}")
+    assert accepted in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"not json", "config.json"),
+        (b'{"version": 2}', "version is 2; accepted is 1"),
+        (b'{"version": 1, "model": 7}', "$.model"),
+        (b"[]", "object"),
+        (b'{"version": 1, "idle_timeout": "soon"}', "idle_timeout in"),
+        (b'{"version": 1, "model": "\xff"}', "config.json"),
+    ],
+)
+def test_broken_config_is_told_with_its_place(content: bytes, words: str, home: Path) -> None:
+    (home / "config.json").write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(home=home, environ={})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_named_config_must_exist(home: Path) -> None:
+    with pytest.raises(SettingsError, match="RUNED_CONFIG"):
+        load_settings(home=home, environ={"RUNED_CONFIG": str(home / "none.json")})
+
+
+def test_environment_of_a_daemon_holds_only_what_it_reads() -> None:
+    env = {
+        "PATH": "/bin",
+        "RUNED_CTX_SIZE": "99",
+        "HTTPS_PROXY": "p",
+        "SECRET_TOKEN": "s",
+        "LLAMA_ARG_CTX": "1",
+        "PYTHONPATH": "x",
+    }
+    assert daemon_environment(env) == {"PATH": "/bin", "RUNED_CTX_SIZE": "99", "HTTPS_PROXY": "p"}
+
+
+def test_paths_for_a_daemon_are_absolute_since_it_works_elsewhere() -> None:
+    env = {"RUNED_MODEL": "m.gguf", "RUNED_MANIFEST": "https://host/m.json", "RUNED_HOME": "~/r"}
+    expected = {
+        "RUNED_MODEL": str(Path.cwd() / "m.gguf"),
+        "RUNED_MANIFEST": "https://host/m.json",
+        "RUNED_HOME": str(Path("~/r").expanduser()),
+    }
+    assert daemon_environment(env) == expected
+
+
+def test_environment_of_the_engine_cannot_change_what_it_computes() -> None:
+    env = {
+        "PATH": "/bin",
+        "LLAMA_ARG_CTX_SIZE": "1",
+        "LLAMA_API_KEY": "k",
+        "XDG_CONFIG_HOME": "c",
+        "AIP_MODE": "x",
+        "RUNED_MODEL": "m",
+    }
+    fixed = {"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": "/dev/null"}
+    assert engine_environment(env) == {"PATH": "/bin", "OMP_WAIT_POLICY": "passive"} | fixed
+    assert engine_environment(env | {"OMP_WAIT_POLICY": "active"})["OMP_WAIT_POLICY"] == "active"

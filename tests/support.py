@@ -1,0 +1,286 @@
+"""Running the real daemon in tests, each in a process and a home of its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import grpc
+import httpx
+import numpy as np
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.json_format import MessageToJson, Parse
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from numpy.typing import NDArray
+from runed_proto.runed.v1.runed_pb2 import DESCRIPTOR
+
+from runed.lifecycle.listener import probe
+
+T = TypeVar("T")
+
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
+
+GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+"""Without grpcio's own limit of 4 MiB, so that the daemon's is the one that is met."""
+
+
+def clean_environment(**changes: str) -> dict[str, str]:
+    """Give this process's environment without any setting of runed, and with `changes`."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RUNED_")}
+    return env | changes
+
+
+def short_home() -> Path:
+    """Make an empty directory whose path leaves room for a socket."""
+    return Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
+
+
+def wait_until(condition: Callable[[], T], *, timeout: float = 30.0, what: str = "the condition") -> T:
+    """Poll until `condition` gives something true, and give it back."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if result := condition():
+            return result
+        assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
+        time.sleep(0.02)
+
+
+def process_gone(pid: int) -> bool:
+    """Tell whether there is no process of that pid, or only its zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Reference vectors: texts, token counts, and unit vectors of shape (texts, dim)."""
+
+    texts: list[str]
+    tokens: list[int]
+    vectors: NDArray[np.float32]
+
+    @classmethod
+    def load(cls, name: str) -> Golden:
+        """Read a file of tests/fixtures."""
+        document = json.loads((FIXTURES / name).read_text())
+        entries = document["fixtures"]
+        return cls(
+            texts=[entry["text"] for entry in entries],
+            tokens=[entry["tokens"] for entry in entries],
+            vectors=np.array([entry["vector"] for entry in entries], dtype=np.float32),
+        )
+
+    def cosines(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Give the cosine of each vector with its reference."""
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(self.vectors, axis=1)
+        result: NDArray[np.float32] = np.sum(vectors * self.vectors, axis=1) / norms
+        return result
+
+
+class RunningDaemon:
+    """A real `runed` in the foreground, logging to a file.
+
+    Args:
+        home: Its `RUNED_HOME`.
+        env: Further settings of the environment.
+    """
+
+    def __init__(self, home: Path, env: Mapping[str, str]) -> None:
+        self.home = home
+        self.log_path = home / "foreground.log"
+        self._log = self.log_path.open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "runed"],
+            env=clean_environment(RUNED_HOME=str(home), **env),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    @property
+    def socket(self) -> Path:
+        """The public socket."""
+        return self.home / "embedding.sock"
+
+    def http(self, *, timeout: float = 30.0) -> httpx.Client:
+        """Give an HTTP/1.1 client on the socket, to be closed."""
+        return httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://runed", timeout=timeout)
+
+    def call(self, method: str, body: Mapping[str, object] | None = None, **kwargs: float) -> dict[str, Any]:
+        """Call a method by Connect with JSON and give the decoded answer, whatever its status."""
+        with self.http(**kwargs) as http:
+            answer: dict[str, Any] = http.post(f"/runed.v1.RunedService/{method}", json=dict(body or {})).json()
+        return answer
+
+    def health(self) -> dict[str, Any]:
+        """Give the answer of Health, or {} while nobody listens."""
+        if not probe(self.socket):  # httpx would leak its socket
+            return {}
+        try:
+            return self.call("Health")
+        except httpx.TransportError:
+            return {}
+
+    def wait_for(self, status: str, *, timeout: float = 30.0) -> dict[str, Any]:
+        """Wait until Health tells a status, such as "STATUS_OK"."""
+
+        def ready() -> dict[str, Any] | None:
+            assert self.process.poll() is None, f"the daemon exited: {self.log()}"
+            health = self.health()
+            return health if health.get("status") == status else None
+
+        health = wait_until(ready, timeout=timeout, what=f"{status} (now {self.health()})")
+        assert health is not None
+        return health
+
+    def log(self) -> str:
+        """Give everything that the daemon wrote."""
+        return self.log_path.read_text()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """Give the log as one dictionary a line."""
+        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+
+    def stop(self, number: int = signal.SIGTERM, *, timeout: float = 30.0) -> int:
+        """Send a signal if the daemon still runs, and give its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the daemon for good if it still runs."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait(10)
+        self._log.close()
+
+    def remove_home(self) -> None:
+        """Remove everything of it."""
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error of the contract, as any protocol carries it."""
+
+    code: str
+    reason: str
+    message: str
+    metadata: dict[str, str]
+    retry_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gave: a message or a refusal."""
+
+    message: Message | None = None
+    refusal: Refusal | None = None
+
+
+PROTOCOLS = ("connect+proto", "connect+json", "grpc", "grpc-web")
+
+
+def call(protocol: str, socket: Path, method: str, request: Message, *, timeout: float = 30.0) -> Answer:
+    """Call a method of RunedService in one protocol.
+
+    gRPC goes by grpcio, JSON by plain HTTP, gRPC-Web and Connect by the generated client over httpx.
+    """
+    descriptor = DESCRIPTOR.services_by_name["RunedService"].methods_by_name[method]
+    output = GetMessageClass(descriptor.output_type)
+    if protocol == "grpc":
+        return _call_grpc(socket, method, request, output, timeout)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://runed", timeout=timeout) as http:
+        path = f"/runed.v1.RunedService/{method}"
+        if protocol == "connect+json":
+            response = http.post(path, content=MessageToJson(request), headers={"content-type": "application/json"})
+            if response.status_code == 200:
+                return Answer(message=Parse(response.text, output()))
+            return Answer(refusal=refusal_of_json(response.json()))
+        if protocol == "connect+proto":
+            body = request.SerializeToString()
+            response = http.post(path, content=body, headers={"content-type": "application/proto"})
+            if response.status_code == 200:
+                return Answer(message=output.FromString(response.content))
+            return Answer(refusal=refusal_of_json(response.json()))
+        body = request.SerializeToString()
+        frame = struct.pack(">BI", 0, len(body)) + body
+        response = http.post(path, content=frame, headers={"content-type": "application/grpc-web+proto"})
+        return _answer_of_grpc_web(response, output)
+
+
+def raw_stub(channel: grpc.Channel, path: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    """Give the method at a path, which takes and gives encoded messages."""
+    return channel.unary_unary(path)
+
+
+def refusal_of_json(body: dict[str, Any]) -> Refusal:
+    """Read the error of the Connect protocol."""
+    details = [
+        AnyMessage(type_url=f"type.googleapis.com/{detail['type']}", value=base64.b64decode(detail["value"] + "=="))
+        for detail in body.get("details", [])
+    ]
+    return _refusal(body["code"], body.get("message", ""), details)
+
+
+def _refusal(code: str, message: str, details: Iterable[AnyMessage]) -> Refusal:
+    info, retry = ErrorInfo(), RetryInfo()
+    retried = False
+    for detail in details:
+        detail.Unpack(info)
+        retried |= detail.Unpack(retry)
+    assert not info.reason or info.domain == "runed.v1"
+    seconds = retry.retry_delay.ToMilliseconds() / 1000 if retried else None
+    return Refusal(code, info.reason, message, dict(info.metadata), seconds)
+
+
+def _call_grpc(socket: Path, method: str, request: Message, output: type[Message], timeout: float) -> Answer:
+    with grpc.insecure_channel(f"unix:{socket}", options=GRPC_OPTIONS) as channel:
+        stub = raw_stub(channel, f"/runed.v1.RunedService/{method}")
+        try:
+            return Answer(message=output.FromString(stub(request.SerializeToString(), timeout=timeout)))
+        except grpc.RpcError as error:
+            trailers: dict[str, Any] = dict(cast("Iterable[tuple[str, Any]]", error.trailing_metadata()) or ())
+            status = Status.FromString(trailers.get("grpc-status-details-bin", b""))
+            return Answer(refusal=_refusal(error.code().name.lower(), error.details() or "", status.details))
+
+
+def _answer_of_grpc_web(response: httpx.Response, output: type[Message]) -> Answer:
+    trailers = {name: value for name, value in response.headers.items() if name.startswith("grpc-")}
+    message: Message | None = None
+    body = response.content
+    while body:
+        flags, length = struct.unpack(">BI", body[:5])
+        payload, body = body[5 : 5 + length], body[5 + length :]
+        if flags & 0x80:
+            trailers |= dict(line.split(": ", 1) for line in payload.decode().splitlines())
+        else:
+            message = output.FromString(payload)
+    if trailers["grpc-status"] == "0":
+        assert message is not None
+        return Answer(message=message)
+    status = Status.FromString(base64.b64decode(trailers.get("grpc-status-details-bin", "") + "=="))
+    code = Code.Name(int(trailers["grpc-status"])).lower()
+    return Answer(refusal=_refusal(code, status.message, status.details))
