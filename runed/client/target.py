@@ -1,0 +1,64 @@
+"""Which daemon a client talks to, and how it comes to be there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from runed.errors import DaemonUnavailableError
+from runed.lifecycle.listener import probe
+from runed.lifecycle.spawn import ensure_daemon
+from runed.paths import Paths
+from runed.settings import Settings, load_settings
+from runed.version import __version__
+
+_START_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A daemon, running or not.
+
+    Attributes:
+        socket: Where it listens.
+        settings: What to start it with; None if it must not be started.
+    """
+
+    socket: Path
+    settings: Settings | None
+
+    @classmethod
+    def resolve(cls, *, home: str | os.PathLike[str] | None, socket_path: str | os.PathLike[str] | None, spawn: bool) -> Self:
+        """Find out where the daemon is; arguments as for `connect`.
+
+        Raises:
+            SettingsError: A setting cannot be used.
+        """
+        if socket_path is not None:
+            if home is not None:
+                raise TypeError("give home or socket_path, not both")
+            return cls(Path(socket_path), None)
+        settings = load_settings(home=home)
+        return cls(Paths(settings.home).socket, settings if spawn else None)
+
+    def ensure(self, timeout: float | None) -> bool:
+        """See to it that a daemon listens, one of this version at least where it is ours to start.
+
+        Args:
+            timeout: Seconds that it may take; None means 60.
+
+        Returns:
+            Whether one was started for that.
+
+        Raises:
+            DaemonUnavailableError: Nobody listens, and nobody may be started.
+            DaemonStartError: See `ensure_daemon`.
+        """
+        if self.settings is not None:
+            limit = _START_TIMEOUT if timeout is None else timeout
+            return ensure_daemon(self.settings, timeout=limit, minimum_version=__version__).started
+        if not probe(self.socket):
+            raise DaemonUnavailableError(f"no daemon listens on {self.socket}; start one with `runed ensure` or `runed`")
+        return False

@@ -1,0 +1,208 @@
+"""One attempt to start a daemon: which program, detached how, and what it had to say when it failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import site
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from runed.errors import DaemonStartError
+from runed.paths import Paths
+from runed.settings import Settings, daemon_environment, search_path
+from runed.version import __version__
+
+READY = b"ready\n"
+"""What a daemon writes to its `--ready-fd` once it listens."""
+
+_EXIT_GRACE = 3.0
+_VERSION_TIMEOUT = 10.0
+_TAIL_LINES = 20
+_TAIL_BYTES = 64 * 1024
+
+
+def find_command(settings: Settings) -> list[str]:
+    """Find the `runed` to start.
+
+    In this order: `runed_binary` of `config.json`, this very interpreter where runed is installed in it, `runed` on the `PATH`,
+    and the one that `runed install` left in the home.
+
+    Args:
+        settings: Tells `runed_binary` and the home.
+
+    Raises:
+        DaemonStartError: There is none.
+    """
+    if settings.runed_binary:
+        return [str(settings.runed_binary)]
+    if _is_installed_here():
+        # -P: the daemon starts in "/", where a folder "runed", as containers like to have one, would hide the package.
+        return [sys.executable, "-P", "-m", "runed"]
+    if found := shutil.which("runed", path=search_path()):
+        return [found]
+    installed = Paths(settings.home).bin / "runed"
+    if os.access(installed, os.X_OK):
+        return [str(installed)]
+    raise DaemonStartError(
+        "there is no `runed` program to start the daemon with; "
+        "run `pip install runed`, or name one as runed_binary in config.json"
+    )
+
+
+def command_version(command: list[str]) -> str:
+    """Ask a `runed` for its version.
+
+    Args:
+        command: As `find_command` gives it.
+
+    Returns:
+        The version as in "0.1.0", or "" if it does not tell one.
+    """
+    if command[0] == sys.executable:
+        return __version__
+    try:
+        result = subprocess.run(
+            [*command, "version"],
+            env=daemon_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_VERSION_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(rb"\d+(\.\d+)+", result.stdout)
+    return found[0].decode() if found else ""
+
+
+class Launch:
+    """A daemon that was just started, with the pipe that tells when it listens and the log that tells why it does not.
+
+    Leaving the context gives up the pipe and the log, not the daemon.
+
+    Args:
+        command: As `find_command` gives it.
+        paths: The home; its directory for logs must exist.
+
+    Raises:
+        OSError: The program cannot be run, or the log cannot be written.
+    """
+
+    def __init__(self, command: list[str], paths: Paths) -> None:
+        self._log_path = paths.daemon_log
+        self._given_up = False
+        with contextlib.ExitStack() as on_error:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._log = on_error.enter_context(os.fdopen(os.open(self._log_path, flags, 0o600), "rb"))
+            self._log_start = os.fstat(self._log.fileno()).st_size
+            reader, writer = os.pipe()
+            self._ready = on_error.enter_context(os.fdopen(reader, "rb", buffering=0))
+            with os.fdopen(writer, "wb"):
+                self._process = subprocess.Popen(
+                    [*command, "serve", "--log-file", str(self._log_path), "--ready-fd", str(writer)],
+                    cwd="/",
+                    env=daemon_environment() | {"RUNED_HOME": str(paths.home)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._log,
+                    pass_fds=(writer,),
+                    start_new_session=True,
+                )
+            self._resources = on_error.pop_all()
+        # Reaps the daemon whenever it ends; a client that lives longer would keep a zombie without it.
+        self._reaper = threading.Thread(target=self._process.wait, name="runed-reaper", daemon=True)
+        self._reaper.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    def wait_until_ready(self, deadline: float) -> bool:
+        """Wait until the daemon listens, ends, or the time is over; in the last case it is ended.
+
+        Args:
+            deadline: On the clock of `time.monotonic`.
+
+        Returns:
+            Whether it listens.
+        """
+        poll = select.poll()
+        poll.register(self._ready, select.POLLIN)
+        heard = b""
+        while heard != READY and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not (chunk := self._ready.read(len(READY) - len(heard))):
+                # The end of the pipe is the end of the process, or nearly so.
+                self._reaper.join(_EXIT_GRACE)
+                break
+            heard += chunk
+        if heard != READY:
+            self._end()
+        return heard == READY
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the daemon ended, as `subprocess` tells it; None while it lives."""
+        return self._process.returncode
+
+    def failure(self) -> DaemonStartError:
+        """Describe why a daemon that is not ready is not, with the last lines that this very start wrote to the log."""
+        code = self.exit_code
+        if code is None or self._given_up:
+            how = "did not listen in time and was ended"
+        elif code < 0:
+            how = f"was ended by {signal.Signals(-code).name} before it listened"
+        else:
+            how = f"ended with exit code {code} before it listened"
+        tail = self._tail()
+        said = f"its log {self._log_path} ends with:\n{tail}" if tail else f"its log {self._log_path} says nothing"
+        return DaemonStartError(f"the daemon {how}; {said}", metadata={"log": str(self._log_path)})
+
+    def _end(self) -> None:
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is not None:
+                return
+            self._given_up = True
+            # The whole session, since `runed` may be a shell script around the daemon.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, ending)
+            self._reaper.join(_EXIT_GRACE)
+
+    def _tail(self) -> str:
+        size = os.fstat(self._log.fileno()).st_size
+        start = max(self._log_start, size - _TAIL_BYTES)
+        data = os.pread(self._log.fileno(), _TAIL_BYTES, start)
+        with contextlib.suppress(OSError):
+            # If the daemon rotated its log, standard error went on into the old file and the log into a new one.
+            if not self._log_path.samefile(f"/dev/fd/{self._log.fileno()}"):
+                data += self._log_path.read_bytes()[-_TAIL_BYTES:]
+        return "\n".join(data.decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]).strip()
+
+
+def _is_installed_here() -> bool:
+    """Tell whether a fresh start of this interpreter, without our environment and `sys.path`, finds runed.
+
+    It may not: the process can be frozen, embed Python, or have runed on its `PYTHONPATH` alone.
+    """
+    import importlib.metadata  # noqa: PLC0415 # 30 ms that a client which finds a daemon running never spends
+
+    if getattr(sys, "frozen", False) or not Path(sys.executable or "").name.startswith(("python", "pypy")):
+        return False
+    try:
+        place = Path(str(importlib.metadata.distribution("runed").locate_file(""))).resolve()
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return place in {Path(directory).resolve() for directory in (*site.getsitepackages(), site.getusersitepackages())}

@@ -1,0 +1,72 @@
+"""Who serves a home, as a file: a hint for people and for clients that bring a newer version, never a proof of life."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from runed.paths import write_atomically
+from runed.processes import ProcessIdentity, identify, is_alive
+from runed.version import __version__
+
+
+class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The document `daemon.json`.
+
+    Attributes:
+        pid: The daemon's process id.
+        start_time: When that process started, in seconds since the epoch; with the pid it names one process for good.
+        version: The daemon's version, as in "0.1.0".
+        socket: The path it listens on.
+    """
+
+    pid: int
+    start_time: float
+    version: str
+    socket: str
+
+    @classmethod
+    def of_this_process(cls, socket: Path) -> Self:
+        """Describe the calling process as the daemon on a socket."""
+        identity = identify(os.getpid())
+        assert identity is not None
+        return cls(pid=identity.pid, start_time=identity.start_time, version=__version__, socket=os.fspath(socket))
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Read a record; None if there is none or it is broken, which is as good as none."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Write the record in one step; its directory must exist."""
+        write_atomically(path, msgspec.json.encode(self) + b"\n")
+
+    def remove(self, path: Path) -> None:
+        """Remove the file if it still holds this very record and not a successor's."""
+        if type(self).read(path) == self:
+            path.unlink(missing_ok=True)
+
+    def is_alive(self) -> bool:
+        """Tell whether the recorded process still lives; another process with a reused pid does not count."""
+        return is_alive(ProcessIdentity(self.pid, self.start_time))
+
+    def terminate(self) -> bool:
+        """Ask the recorded process to drain and exit (SIGTERM).
+
+        Returns:
+            Whether it still lived.
+        """
+        if not self.is_alive():
+            return False
+        try:
+            os.kill(self.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            return False
+        return True

@@ -1,0 +1,71 @@
+"""Homes whose `runed` is a small program that speaks the real contract and answers as arranged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.support import process_gone, short_home, wait_until
+
+FAKE_SERVICE = Path(__file__).resolve().parent.parent / "fakes" / "fake_service.py"
+
+Arrange = Callable[..., Path]
+
+
+@pytest.fixture
+def arrange(home: Path) -> Iterator[Arrange]:
+    """Lay out the test's home with a fake service of some options; ends all its daemons afterwards."""
+    yield partial(_arrange, home)
+    _end_all(home)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Path]:
+    """A home with a fake service of no special options, for tests that leave it running as it was."""
+    home = short_home()
+    yield _arrange(home)
+    _end_all(home)
+    shutil.rmtree(home)
+
+
+def _arrange(home: Path, **options: object) -> Path:
+    script = home / "fake-runed"
+    command = shlex.join([sys.executable, str(FAKE_SERVICE), json.dumps(options)])
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    script.chmod(0o700)
+    (home / "config.json").write_text(json.dumps({"version": 1, "runed_binary": str(script)}))
+    return home
+
+
+def _end_all(home: Path) -> None:
+    for pid in pids(home):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(partial(process_gone, pid), what="the end of a fake service")
+
+
+def pids(home: Path) -> list[int]:
+    """Give the process ids of all daemons that served a home, in the order of their starts."""
+    path = home / "pids"
+    return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def events(home: Path) -> list[str]:
+    """Give what the daemons of a home noted."""
+    path = home / "events"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def live_descriptors() -> set[str]:
+    """Give the numbers of this process's open descriptors."""
+    return {link.name for link in Path("/proc/self/fd").iterdir() if link.exists()}

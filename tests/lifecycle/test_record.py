@@ -1,0 +1,84 @@
+"""The record: a hint that may be missing, broken or out of date without harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from runed.lifecycle.record import DaemonRecord
+from runed.paths import Paths
+from runed.version import __version__
+
+
+@pytest.fixture
+def own(paths: Paths) -> DaemonRecord:
+    return DaemonRecord.of_this_process(paths.socket)
+
+
+def test_a_record_is_read_back_as_written_and_only_by_its_owner(paths: Paths, own: DaemonRecord) -> None:
+    own.write(paths.daemon_record)
+    assert DaemonRecord.read(paths.daemon_record) == own
+    document = json.loads(paths.daemon_record.read_text())
+    assert document == {
+        "pid": os.getpid(),
+        "start_time": own.start_time,
+        "version": __version__,
+        "socket": str(paths.socket),
+    }
+    assert paths.daemon_record.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in paths.home.iterdir()] == ["daemon.json"], "no temporary file may stay behind"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "12"}', b'{"pid": 12}', b"\xff\xfe"])
+def test_a_broken_record_is_as_good_as_none(paths: Paths, content: bytes) -> None:
+    paths.daemon_record.write_bytes(content)
+    assert DaemonRecord.read(paths.daemon_record) is None
+
+
+def test_a_missing_record_or_a_directory_in_its_place_is_none(paths: Paths) -> None:
+    assert DaemonRecord.read(paths.daemon_record) is None
+    paths.daemon_record.mkdir()
+    assert DaemonRecord.read(paths.daemon_record) is None
+
+
+def test_a_successors_record_is_not_removed(paths: Paths, own: DaemonRecord) -> None:
+    successor = msgspec.structs.replace(own, pid=own.pid + 1)
+    successor.write(paths.daemon_record)
+    own.remove(paths.daemon_record)
+    assert DaemonRecord.read(paths.daemon_record) == successor
+    successor.remove(paths.daemon_record)
+    assert not paths.daemon_record.exists()
+    successor.remove(paths.daemon_record)
+
+
+def test_a_reused_pid_is_neither_taken_for_the_daemon_nor_killed(own: DaemonRecord) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+        stale = msgspec.structs.replace(own, pid=bystander.pid, start_time=own.start_time - 3600)
+        assert not stale.is_alive()
+        assert not stale.terminate()
+        assert bystander.poll() is None
+        bystander.communicate(b"\n")
+        assert bystander.returncode == 0
+
+
+def test_a_dead_process_is_not_alive(own: DaemonRecord) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert own.is_alive()
+    assert not msgspec.structs.replace(own, pid=process.pid).is_alive()
+    assert not msgspec.structs.replace(own, pid=process.pid).terminate()
+
+
+def test_a_failed_write_leaves_the_old_record_whole(paths: Paths, own: DaemonRecord) -> None:
+    own.write(paths.daemon_record)
+    temporary = Path(f"{paths.home}/.daemon.json.{os.getpid()}.tmp")
+    temporary.mkdir()
+    with pytest.raises(OSError, match=r"daemon\.json"):
+        msgspec.structs.replace(own, version="9").write(paths.daemon_record)
+    assert DaemonRecord.read(paths.daemon_record) == own
