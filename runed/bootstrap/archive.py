@@ -1,0 +1,161 @@
+"""The engine's archive: extracted where it can do no harm, and swapped in whole.
+
+The hash of an archive is verified before it is opened. It is checked even so: a manifest of one's own may name any archive.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import posixpath
+import shutil
+import stat
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from runed.bootstrap.files import require_space, sync_file
+from runed.errors import ArchiveError
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Extract a tar.gz into a new folder and bring it to the disk.
+
+    Links are kept, since the official archives need theirs (`libllama.so -> libllama.so.0`, facts.md, section 2).
+
+    Args:
+        archive: The archive.
+        folder: The folder to make; its parent must exist.
+
+    Raises:
+        ArchiveError: It is no tar.gz, is cut short, or a member is neither file, directory nor link or would leave the folder.
+        DiskSpaceError: There is no room for its content.
+    """
+    folder.mkdir(mode=0o700)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            members = tar.getmembers()
+            _check_members(members)
+            require_space(folder, sum(member.size for member in members), "extracting the engine")
+            _extract(tar, members, folder)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ArchiveError(f"the archive of the engine is broken: {error}; check the manifest it came from") from error
+    _sync_tree(folder)
+
+
+def place_program(file: Path, folder: Path, executable: PurePosixPath) -> None:
+    """Put an engine that is a single file into a new folder and bring it to the disk.
+
+    Args:
+        file: The program.
+        folder: The folder to make; its parent must exist.
+        executable: The program's path in the folder.
+    """
+    target = folder / executable
+    target.parent.mkdir(mode=0o700, parents=True)
+    shutil.copyfile(file, target)
+    target.chmod(0o700)
+    _sync_tree(folder)
+
+
+def check_executable(folder: Path, executable: PurePosixPath) -> Path:
+    """Give the path of the program in an extracted folder.
+
+    Args:
+        folder: The folder.
+        executable: The program's path in it, as the manifest says.
+
+    Raises:
+        ArchiveError: There is no such program.
+    """
+    path = folder / executable
+    if not is_executable(path):
+        raise ArchiveError(f"the archive of the engine holds no executable {executable}; check `exec` in the manifest")
+    return path
+
+
+def is_executable(path: Path) -> bool:
+    """Tell whether a path is a file that this user may run."""
+    return path.is_file() and os.access(path, os.X_OK)
+
+
+def swap_in(fresh: Path, place: Path, retired: Path) -> None:
+    """Put a finished folder in the place of an old one, which comes back if that fails.
+
+    Args:
+        fresh: The finished folder.
+        place: Where it goes.
+        retired: Where the old one goes meanwhile; `recover` brings it back if this process dies in between.
+    """
+    had_old = place.exists()
+    if had_old:
+        place.rename(retired)
+    try:
+        fresh.rename(place)
+    except OSError:
+        if had_old:
+            retired.rename(place)
+        raise
+    sync_file(place.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def recover(fresh: Path, place: Path, retired: Path) -> None:
+    """Clean up after a process that died while it extracted or swapped; see `swap_in`."""
+    if retired.exists() and not place.exists():
+        retired.rename(place)
+    shutil.rmtree(retired, ignore_errors=True)
+    shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _extract(tar: tarfile.TarFile, members: list[tarfile.TarInfo], folder: Path) -> None:
+    """Extract checked members as files of this user, with no rights for others, whatever the archive says."""
+    for member in members:
+        member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+        member.mode = 0o700 if member.isdir() or member.mode & stat.S_IXUSR else 0o600
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, members, filter="data")
+    else:  # Python before 3.11.4, such as Debian 12's, has no filters; `_check_members` is stricter than they are
+        tar.extractall(folder, members)  # noqa: S202 # checked
+
+
+def _check_members(members: list[tarfile.TarInfo]) -> None:
+    """Refuse what would leave the folder.
+
+    This is stricter than `filter="data"`, which followed links wrongly in several releases of Python (CVE-2025-4517): no path
+    may lead through a link of the archive, so that what a path says is where it leads.
+    """
+    links = {posixpath.normpath(member.name) for member in members if member.issym()}
+    for member in members:
+        if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+            raise ArchiveError(f"the archive of the engine holds {member.name!r}, which is no file, directory or link")
+        _check_path(member.name, member.name, links)
+        if member.issym():
+            _check_path(member.name, posixpath.join(posixpath.dirname(member.name), member.linkname), links)
+        elif member.islnk():
+            _check_path(member.name, member.linkname, links)
+            # A second name for a link is the same link in another folder, where it leads elsewhere.
+            if posixpath.normpath(member.linkname) in links:
+                raise _leaving(member.name)
+
+
+def _check_path(name: str, path: str, links: set[str]) -> None:
+    """Refuse a path that leaves the folder or leads through a link; `name` is the member that has it."""
+    plain = PurePosixPath(posixpath.normpath(path))
+    through = {posixpath.normpath(parent) for parent in PurePosixPath(path).parents} | {str(parent) for parent in plain.parents}
+    if path.startswith("/") or plain.parts[:1] == ("..",) or through & links:
+        raise _leaving(name)
+
+
+def _leaving(name: str) -> ArchiveError:
+    return ArchiveError(f"the archive of the engine holds {name!r}, which may lead out of its folder; it is not extracted")
+
+
+def _sync_tree(folder: Path) -> None:
+    """Bring a folder to the disk, so that its marker never outlives a power cut that its files did not."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            path = Path(root, name)
+            if stat.S_ISREG(path.lstat().st_mode):
+                sync_file(path)
+        sync_file(Path(root))

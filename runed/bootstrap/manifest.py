@@ -1,0 +1,326 @@
+"""The manifest: which engine and which models there are, where, and with which hashes.
+
+A manifest is JSON (design.md, section 2):
+
+    {"version": 1,
+     "platforms": {"linux-amd64": {"llama_server": {"url", "sha256", "size", "extract", "exec"}}},
+     "models": {"<variant>": {"url", "sha256", "size"}, "<variant>": {"derive": {"from", "type"}}},
+     "default_model": "<variant>"}
+
+Types are checked for the whole document, but what an entry means only for the entries that are used: a manifest may grow kinds
+of platforms and models that this version does not know.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import msgspec
+
+from runed.bootstrap.baked import MANIFEST_URL
+from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
+from runed.settings import Settings
+
+VERSION = 1
+"""The version of the format that this module reads."""
+
+MAX_MANIFEST_BYTES = 1024 * 1024
+"""The pinned manifest has 3 KB; what is larger than this is not a manifest."""
+
+_OPERATING_SYSTEMS = {"linux": "linux", "darwin": "darwin"}
+_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
+ByteCount = Annotated[int, msgspec.Meta(gt=0)]
+VariantName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""A variant's name becomes a file name, so it holds no separator and does not begin with a dot or a dash."""
+QuantizationType = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_]{1,32}$")]
+"""A quantization becomes an argument of `llama-quantize`, so it must not look like an option."""
+
+
+class _Engine(msgspec.Struct, frozen=True):
+    url: str
+    sha256: Sha256
+    size: ByteCount
+    exec: str
+    extract: str = ""
+
+
+class _Platform(msgspec.Struct, frozen=True):
+    llama_server: _Engine | None = None
+
+
+class _Derive(msgspec.Struct, frozen=True, rename={"source": "from"}):
+    source: VariantName
+    type: QuantizationType
+
+
+class _Model(msgspec.Struct, frozen=True):
+    url: str | None = None
+    sha256: Sha256 | None = None
+    size: ByteCount | None = None
+    derive: _Derive | None = None
+
+
+class _Document(msgspec.Struct, frozen=True):
+    platforms: dict[str, _Platform]
+    models: dict[VariantName, _Model]
+    default_model: VariantName
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A file to download.
+
+    Attributes:
+        url: Where it is, absolute, http or https.
+        sha256: Its hash, 64 lower-case hexadecimal digits.
+        size: Its size in bytes.
+    """
+
+    url: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """The engine for a platform.
+
+    Attributes:
+        artefact: The archive, or the program itself.
+        is_archive: Whether the artefact is a tar.gz to extract.
+        executable: The path of `llama-server` in the folder of the engine, relative and without "..".
+    """
+
+    artefact: Artefact
+    is_archive: bool
+    executable: PurePosixPath
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A variant of the model.
+
+    Attributes:
+        variant: Its name, which is a plain file name.
+        source_variant: The name of the variant that is downloaded: `variant` itself, or what it is derived from.
+        source: The file that is downloaded.
+        quantization: What `llama-quantize` makes of the source, or None if the source is the model.
+    """
+
+    variant: str
+    source_variant: str
+    source: Artefact
+    quantization: str | None
+
+    def source_only(self) -> ModelChoice:
+        """Give the choice of the source as it is."""
+        return ModelChoice(self.source_variant, self.source_variant, self.source, None)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSource:
+    """Where a manifest comes from.
+
+    Attributes:
+        location: A URL, the path of a file, or "" for the pinned manifest in the package.
+        is_url: Whether `location` is a URL.
+    """
+
+    location: str
+    is_url: bool
+
+    def __str__(self) -> str:
+        return printable_url(self.location) if self.is_url else self.location or "the built-in manifest"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest whose types are checked; made by `parse_manifest`.
+
+    Attributes:
+        source: Where it came from; relative URLs resolve against it.
+    """
+
+    source: ManifestSource
+    _document: _Document
+
+    def engine(self, platform_name: str) -> EngineChoice:
+        """Choose the engine.
+
+        Args:
+            platform_name: Such as "linux-amd64".
+
+        Raises:
+            ManifestError: There is none for this platform, or the entry makes no sense.
+        """
+        entry = self._document.platforms.get(platform_name)
+        engine = entry.llama_server if entry else None
+        if engine is None:
+            raise ManifestError(
+                f"{self.source} has no llama_server for {platform_name}, only for {_names(self._document.platforms)}; "
+                "set RUNED_LLAMA_SERVER to a llama-server of your own"
+            )
+        where = f"$.platforms['{platform_name}'].llama_server"
+        if engine.extract not in {"", "tar.gz"}:
+            raise self._error(f'{engine.extract!r} at {where}.extract is not known; accepted are "" and "tar.gz"')
+        executable = PurePosixPath(engine.exec)
+        if not executable.name or executable.is_absolute() or ".." in executable.parts or "\0" in engine.exec:
+            raise self._error(f"{engine.exec!r} at {where}.exec is not a relative path inside the engine's folder")
+        artefact = Artefact(self._absolute_url(engine.url, where), engine.sha256.lower(), engine.size)
+        return EngineChoice(artefact, is_archive=engine.extract == "tar.gz", executable=executable)
+
+    def model(self, variant: str | None) -> ModelChoice:
+        """Choose the model.
+
+        Args:
+            variant: The variant that the user wants, or None for the manifest's default.
+
+        Raises:
+            ManifestError: There is no such variant, or the entry makes no sense.
+        """
+        name = variant or self._document.default_model
+        entry = self._document.models.get(name)
+        if entry is None:
+            hint = "set RUNED_MODEL_VARIANT (or model_variant in config.json) to one of these"
+            raise ManifestError(f"{self.source} has no model {name!r}; it has {_names(self._document.models)}; {hint}")
+        if entry.derive is None:
+            return ModelChoice(name, name, self._download(name), None)
+        source = entry.derive.source
+        if source not in self._document.models:
+            raise self._error(f"{source!r} at $.models['{name}'].derive.from is no model of it")
+        return ModelChoice(name, source, self._download(source), entry.derive.type)
+
+    def _download(self, name: str) -> Artefact:
+        model = self._document.models[name]
+        where = f"$.models['{name}']"
+        if model.url is None or model.sha256 is None or model.size is None:
+            raise self._error(f"{where} lacks one of url, sha256 and size, which a model to download must have")
+        return Artefact(self._absolute_url(model.url, where), model.sha256.lower(), model.size)
+
+    def _absolute_url(self, url: str, where: str) -> str:
+        absolute = urljoin(self.source.location, url) if self.source.is_url else url
+        if not is_web_url(absolute):
+            raise self._error(f"the url at {where}.url is no http or https URL (a relative one needs a manifest from a URL)")
+        return absolute
+
+    def _error(self, problem: str) -> ManifestError:
+        return ManifestError(f"{self.source} cannot be used: {problem}")
+
+
+def parse_manifest(data: bytes, source: ManifestSource) -> Manifest:
+    """Read a manifest and check its types.
+
+    Args:
+        data: The JSON document.
+        source: Where it came from, for errors and relative URLs.
+
+    Raises:
+        ManifestError: It is not JSON, has another version, or a value of a wrong type (told with its path in the document).
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).version
+        if version != VERSION:
+            raise ManifestError(f"{source} has version {version}, but this runed reads version {VERSION}; upgrade runed")
+        document = msgspec.json.decode(data, type=_Document)
+    except msgspec.ValidationError as error:
+        raise ManifestError(f"{source} cannot be used: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{source} is not JSON: {error}; check RUNED_MANIFEST") from None
+    return Manifest(source, document)
+
+
+def manifest_source(settings: Settings, *, baked_url: str = MANIFEST_URL) -> ManifestSource:
+    """Decide where the manifest comes from: `RUNED_MANIFEST`, else the build's URL, else the package.
+
+    Args:
+        settings: The settings.
+        baked_url: The build's URL, or "".
+
+    Raises:
+        SettingsError: `RUNED_MANIFEST` is a URL that is neither http nor https.
+    """
+    location = settings.manifest or baked_url
+    if "://" not in location:
+        return ManifestSource(str(Path(location).expanduser().absolute()) if location else "", is_url=False)
+    if not is_web_url(location):
+        raise SettingsError(
+            f"RUNED_MANIFEST={printable_url(location)}: accepted is an https or http URL, or the path of a file"
+        )
+    return ManifestSource(location, is_url=True)
+
+
+def read_local_manifest(source: ManifestSource) -> Manifest:
+    """Read a manifest that is a file or the one in the package.
+
+    Args:
+        source: A source that is no URL.
+
+    Raises:
+        ManifestError: See `parse_manifest`; or the file cannot be read.
+    """
+    if not source.location:
+        return parse_manifest(resources.files(__package__).joinpath("default_manifest.json").read_bytes(), source)
+    try:
+        with Path(source.location).open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise ManifestError(f"RUNED_MANIFEST={source}: the file cannot be read: {error.strerror}") from None
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"RUNED_MANIFEST={source}: the file is larger than {MAX_MANIFEST_BYTES} bytes, so it is no manifest"
+        )
+    return parse_manifest(data, source)
+
+
+def current_platform(system: str = sys.platform, machine: str | None = None) -> str:
+    """Name this platform as manifests do, such as "linux-amd64".
+
+    Args:
+        system: As `sys.platform`.
+        machine: As `platform.machine()`, which is the default.
+
+    Raises:
+        UnsupportedPlatformError: No manifest can have an engine for it.
+    """
+    machine = platform.machine() if machine is None else machine
+    operating_system, architecture = _OPERATING_SYSTEMS.get(system), _ARCHITECTURES.get(machine.lower())
+    if operating_system is None or architecture is None:
+        raise UnsupportedPlatformError(
+            f"there is no engine to download for {system} on {machine}; set RUNED_LLAMA_SERVER to a llama-server of your own"
+        )
+    return f"{operating_system}-{architecture}"
+
+
+def is_web_url(url: str) -> bool:
+    """Tell whether a text is an http or https URL with a host."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def printable_url(url: str) -> str:
+    """Give a URL without user, password and query, any of which may hold a secret, for messages, logs and the audit."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a malformed URL"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _names(entries: Iterable[str]) -> str:
+    return ", ".join(sorted(entries)) or "none"

@@ -1,0 +1,85 @@
+"""Progress of a bootstrap: for whoever watches, a few times a second, and for the log, every tenth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from runed.log import get_logger
+
+_INTERVAL = 0.2
+"""Seconds between two reports of what changes all the time."""
+
+_log = get_logger(__name__)
+
+
+class Phase(Enum):
+    """What a bootstrap is fetching."""
+
+    FETCHING_LLAMA_SERVER = "fetching llama-server"
+    FETCHING_MODEL = "fetching model"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a bootstrap is.
+
+    Attributes:
+        phase: What is being fetched.
+        bytes_done: The bytes that are there.
+        bytes_total: The bytes of the download, or 0 if they are not known yet.
+        message: One sentence for people.
+    """
+
+    phase: Phase
+    bytes_done: int
+    bytes_total: int
+    message: str
+
+
+class ProgressReporter:
+    """Passes progress on, but not too often.
+
+    Args:
+        report: Told the progress.
+    """
+
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        self._report = report
+        self._phase = Phase.FETCHING_LLAMA_SERVER
+        self._step = ""
+        self._done = 0
+        self._total = 0
+        self._logged_tenth = 0
+        self._reported_at = 0.0
+
+    def begin(self, phase: Phase, total: int, step: str) -> None:
+        """Begin a download of `total` bytes, which `step` describes."""
+        self._phase, self._step, self._done, self._total, self._logged_tenth = phase, step, 0, total, 0
+        _log.info("bootstrap", step=step, bytes_total=total)
+        self.say(step)
+
+    def advance(self, done: int) -> None:
+        """Tell how many bytes are there."""
+        self._done = done
+        tenth = done * 10 // self._total
+        if tenth > self._logged_tenth:
+            self._logged_tenth = tenth
+            _log.info("bootstrap", step=self._step, percent=tenth * 10, bytes_done=done)
+        if done == self._total or self._is_due():
+            self.say(self._step)
+
+    def work(self, step: str) -> None:
+        """Tell in words how far something is that reports too often."""
+        if self._is_due():
+            self.say(step)
+
+    def say(self, message: str) -> None:
+        """Tell in words what is going on, at once."""
+        self._reported_at = time.monotonic()
+        self._report(Progress(self._phase, self._done, self._total, message))
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._reported_at >= _INTERVAL

@@ -1,0 +1,116 @@
+"""Engines, archives, models and manifests for the tests of the bootstrap."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runed.bootstrap.manifest import current_platform
+from runed.bootstrap.policy import DownloadPolicy
+from runed.errors import ModelFileError
+from tests.bootstrap.site import Site
+
+IMPATIENT = DownloadPolicy(
+    attempts=3, worthwhile=20_000, first_wait=0.01, max_wait=0.05, max_retry_after=0.3, connect_timeout=5.0, stall_timeout=0.5
+)
+"""The real policy, only faster."""
+
+VERSION_SCRIPT = "#!/bin/sh\necho 'version: 4242 (fake)' >&2\n"
+"""An engine that can tell its version and nothing else."""
+
+MODEL = b"GGUF" + bytes(range(256)) * 1200
+"""Large enough for several network reads; only its first bytes look like a model."""
+
+
+def sha256(data: bytes) -> str:
+    """Give the hash of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Give the hash of a file."""
+    return sha256(path.read_bytes())
+
+
+def archive(*members: tuple[str, bytes | str] | tarfile.TarInfo) -> bytes:
+    """Make a tar.gz; a text is a program, bytes are a plain file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            name, content = member
+            info = tarfile.TarInfo(name)
+            info.mode = 0o755 if isinstance(content, str) else 0o644
+            data = content.encode() if isinstance(content, str) else content
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    """Make a member that is no file: a link, a device, a pipe."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def check_magic(path: Path) -> None:
+    """Stands for the daemon's check of a GGUF, which the bootstrap is given."""
+    if not path.read_bytes().startswith(b"GGUF"):
+        raise ModelFileError(f"{path.name} is not a GGUF")
+
+
+@dataclass
+class Release:
+    """What a site offers, and the manifest that says so.
+
+    Attributes:
+        site: The site.
+        engine: The archive.
+        models: The downloads by variant.
+        derived: What is derived by variant: from which and to what.
+        default: The default variant.
+    """
+
+    site: Site
+    engine: bytes = field(default_factory=lambda: archive(("llama-b1/llama-server", VERSION_SCRIPT)))
+    models: dict[str, bytes] = field(default_factory=lambda: {"tiny": MODEL})
+    derived: dict[str, tuple[str, str]] = field(default_factory=dict)
+    default: str = "tiny"
+
+    def document(self) -> dict[str, Any]:
+        """Give the manifest, with URLs relative to it."""
+        models: dict[str, Any] = {
+            name: {"url": f"models/{name}.gguf", "sha256": sha256(data), "size": len(data)}
+            for name, data in self.models.items()
+        }
+        models |= {name: {"derive": {"from": source, "type": kind}} for name, (source, kind) in self.derived.items()}
+        engine = {
+            "url": "/engine.tar.gz",
+            "sha256": sha256(self.engine),
+            "size": len(self.engine),
+            "extract": "tar.gz",
+            "exec": "llama-b1/llama-server",
+        }
+        return {
+            "version": 1,
+            "platforms": {current_platform(): {"llama_server": engine}},
+            "models": models,
+            "default_model": self.default,
+            "comment": "an unknown key",
+        }
+
+    def publish(self) -> str:
+        """Put everything on the site and give the manifest's URL."""
+        self.site.files["/engine.tar.gz"] = self.engine
+        for name, data in self.models.items():
+            self.site.files[f"/models/{name}.gguf"] = data
+        self.site.files["/manifest.json"] = json.dumps(self.document()).encode()
+        return f"{self.site.url}/manifest.json"

@@ -1,0 +1,204 @@
+"""Choosing from a manifest, and what is said about one that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runed.bootstrap.manifest import (
+    Manifest,
+    ManifestSource,
+    current_platform,
+    manifest_source,
+    parse_manifest,
+    printable_url,
+    read_local_manifest,
+)
+from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
+from runed.settings import Settings
+
+SOURCE = ManifestSource("https://example.org/r/manifest.json", is_url=True)
+HASH = "ab" * 32
+
+
+def document(**changes: object) -> dict[str, Any]:
+    engine = {"url": "e.tar.gz", "sha256": HASH, "size": 10, "extract": "tar.gz", "exec": "x/llama-server"}
+    base: dict[str, Any] = {
+        "version": 1,
+        "platforms": {"linux-amd64": {"llama_server": engine, "other_engine": 1}},
+        "models": {
+            "m.q8_0": {"url": "https://example.com/m.gguf", "sha256": HASH.upper(), "size": 20},
+            "m.q6_K": {"derive": {"from": "m.q8_0", "type": "Q6_K"}},
+        },
+        "default_model": "m.q6_K",
+    }
+    return base | changes
+
+
+def parse(content: dict[str, Any] | bytes) -> Manifest:
+    return parse_manifest(content if isinstance(content, bytes) else json.dumps(content).encode(), SOURCE)
+
+
+def test_the_packaged_manifest_pins_every_platform_and_variant() -> None:
+    manifest = read_local_manifest(manifest_source(Settings(home=Path("/h"))))
+    for platform, size in {
+        "linux-amd64": 17014362,
+        "linux-arm64": 13608309,
+        "darwin-arm64": 11767333,
+        "darwin-amd64": 11250068,
+    }.items():
+        engine = manifest.engine(platform)
+        assert engine.artefact.size == size
+        assert engine.artefact.url.startswith("https://github.com/ggml-org/llama.cpp/releases/download/b11194/")
+        assert (engine.is_archive, str(engine.executable)) == (True, "llama-b11194/llama-server")
+    default = manifest.model(None)
+    assert (default.variant, default.quantization) == ("qwen3-embedding-0.6b.q6_K", "Q6_K")
+    assert default.source.sha256 == "06507c7b42688469c4e7298b0a1e16deff06caf291cf0a5b278c308249c3e439"
+    assert default.source.size == 639150592
+    assert manifest.model("qwen3-embedding-0.6b.f16").source.size == 1197629632
+    for variant in ("q5_K_M", "q4_K_M"):
+        assert manifest.model(f"qwen3-embedding-0.6b.{variant}").source_variant == "qwen3-embedding-0.6b.q8_0"
+
+
+def test_relative_urls_resolve_against_the_manifest_and_unknown_keys_are_ignored() -> None:
+    engine = parse(document(added_later=1)).engine("linux-amd64")
+    assert engine.artefact.url == "https://example.org/r/e.tar.gz"
+
+
+def test_hashes_in_capitals_are_the_same_hashes() -> None:
+    assert parse(document()).model("m.q8_0").source.sha256 == HASH
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"<html>Please log in</html>", "is not JSON"),
+        (b"", "is not JSON"),
+        (b'{"version": 1', "is not JSON"),
+        (b"\xff\xfe{}", "is not JSON"),
+        (b"[]", "Expected `object`"),
+        (document(version=2), "has version 2, but this runed reads version 1; upgrade runed"),
+        (document(platforms=[]), r"Expected `object`, got `array` - at `\$.platforms`"),
+        (document(models={"m": {"url": "u", "sha256": "xyz", "size": 1}}), r"at `\$.models\[...\].sha256`"),
+        (document(models={"m": {"url": "u", "sha256": HASH, "size": "1"}}), r"got `str` - at `\$.models\[...\].size`"),
+        (document(models={"m": {"url": "u", "sha256": HASH, "size": 0}}), r"at `\$.models\[...\].size`"),
+        (document(models={"../../etc/passwd": {"url": "u", "sha256": HASH, "size": 1}}), r"at `key` in `\$.models`"),
+        (document(models={"m": {"derive": {"from": "m", "type": "--help"}}}), r"at `\$.models\[...\].derive.type`"),
+        (document(default_model=".hidden"), r"at `\$.default_model`"),
+        ({"version": 1}, "missing required field `platforms`"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_told_with_the_place_of_the_fault(
+    content: dict[str, Any] | bytes, expected: str
+) -> None:
+    with pytest.raises(ManifestError, match=expected) as caught:
+        parse(content)
+    assert "https://example.org/r/manifest.json" in str(caught.value)
+
+
+def test_a_missing_platform_is_told_with_those_there_are() -> None:
+    with pytest.raises(ManifestError, match="no llama_server for darwin-arm64, only for linux-amd64; set RUNED_LLAMA_SERVER"):
+        parse(document()).engine("darwin-arm64")
+
+
+def test_a_missing_variant_is_told_with_those_there_are() -> None:
+    with pytest.raises(ManifestError, match=r"no model 'm.q3'; it has m.q6_K, m.q8_0; set RUNED_MODEL_VARIANT"):
+        parse(document()).model("m.q3")
+
+
+@pytest.mark.parametrize("path", ["/usr/bin/env", "../llama-server", "x/../../llama-server", "", "."])
+def test_a_program_outside_of_the_engines_folder_is_refused(path: str) -> None:
+    content = document()
+    content["platforms"]["linux-amd64"]["llama_server"]["exec"] = path
+    with pytest.raises(ManifestError, match=re.escape("$.platforms['linux-amd64'].llama_server.exec")):
+        parse(content).engine("linux-amd64")
+
+
+def test_an_unknown_kind_of_archive_is_refused() -> None:
+    content = document()
+    content["platforms"]["linux-amd64"]["llama_server"]["extract"] = "zip"
+    with pytest.raises(ManifestError, match=r"'zip' at .*extract is not known"):
+        parse(content).engine("linux-amd64")
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        ({"m": {}}, r"\$.models\['m'\] lacks one of url, sha256 and size"),
+        ({"m": {"url": "u", "size": 3}}, r"\$.models\['m'\] lacks one of url, sha256 and size"),
+        ({"m": {"derive": {"from": "gone", "type": "Q6_K"}}}, r"'gone' at \$.models\['m'\].derive.from"),
+        ({"m": {"derive": {"from": "m", "type": "Q6_K"}}}, "lacks one of"),
+        ({"m": {"url": "ftp://example.org/m", "sha256": HASH, "size": 3}}, r"\$.models\['m'\].url is no http or https URL"),
+        ({"m": {"url": "file:///etc/passwd", "sha256": HASH, "size": 3}}, "no http or https URL"),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_refused_when_it_is_chosen(models: dict[str, Any], expected: str) -> None:
+    manifest = parse(document(models=models))
+    with pytest.raises(ManifestError, match=expected):
+        manifest.model("m")
+
+
+def test_relative_urls_of_a_manifest_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(document()))
+    manifest = read_local_manifest(manifest_source(Settings(home=tmp_path, manifest=str(path))))
+    assert manifest.model("m.q8_0").source.url == "https://example.com/m.gguf"
+    with pytest.raises(ManifestError, match="a relative one needs a manifest from a URL"):
+        manifest.engine("linux-amd64")
+
+
+def test_a_missing_manifest_file_is_told(tmp_path: Path) -> None:
+    source = manifest_source(Settings(home=tmp_path, manifest=str(tmp_path / "gone.json")))
+    with pytest.raises(ManifestError, match=r"RUNED_MANIFEST=.*gone.json: the file cannot be read: No such file"):
+        read_local_manifest(source)
+
+
+def test_a_model_given_as_manifest_by_mistake_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ManifestError, match="so it is no manifest"):
+        read_local_manifest(manifest_source(Settings(home=tmp_path, manifest=str(path))))
+
+
+def test_the_users_manifest_beats_the_builds_which_beats_the_packages() -> None:
+    plain = Settings(home=Path("/h"))
+    chosen = Settings(home=Path("/h"), manifest="https://mine.example/m.json")
+    assert manifest_source(plain, baked_url="").location == ""
+    assert manifest_source(plain, baked_url="https://build.example/m.json").location == "https://build.example/m.json"
+    assert manifest_source(chosen, baked_url="https://build.example/m.json").location == "https://mine.example/m.json"
+
+
+@pytest.mark.parametrize("url", ["ftp://example.org/m.json", "http://", "https://[::1/m.json"])
+def test_a_manifest_url_that_cannot_be_fetched_is_a_bad_setting(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"RUNED_MANIFEST=.*accepted is an https or http URL, or the path of a file"):
+        manifest_source(Settings(home=Path("/h"), manifest=url))
+
+
+def test_secrets_of_a_url_are_never_shown() -> None:
+    assert printable_url("https://me:secret@example.org:8/a/b?sig=secret#secret") == "https://example.org:8/a/b"
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "expected"),
+    [
+        ("linux", "x86_64", "linux-amd64"),
+        ("linux", "aarch64", "linux-arm64"),
+        ("darwin", "arm64", "darwin-arm64"),
+        ("darwin", "x86_64", "darwin-amd64"),
+    ],
+)
+def test_platforms_are_named_as_in_manifests(system: str, machine: str, expected: str) -> None:
+    assert current_platform(system, machine) == expected
+
+
+@pytest.mark.parametrize(("system", "machine"), [("win32", "AMD64"), ("linux", "riscv64"), ("freebsd14", "amd64")])
+def test_an_unknown_platform_is_told_what_to_do(system: str, machine: str) -> None:
+    with pytest.raises(
+        UnsupportedPlatformError, match=f"no engine to download for {system} on {machine}; set RUNED_LLAMA_SERVER"
+    ):
+        current_platform(system, machine)
