@@ -1,0 +1,59 @@
+"""How many processors the engine may really use: `llama-server` knows neither its affinity nor its container's quota."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def usable_cores(*, cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+    """Count the processors that this process may use, at least 1.
+
+    A quota that is not whole is rounded up: its last part would be left unused otherwise.
+
+    Args:
+        cgroups: Where the control groups are mounted (Linux).
+        membership: The file that says in which groups this process is.
+    """
+    # macOS has no affinity that a process could be bound by.
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(cgroups, membership)
+    return max(1, math.ceil(min(available, quota)))
+
+
+def _cgroup_quota(cgroups: Path, membership: Path) -> float:
+    """Give the smallest quota, in processors, of this process's group and of those around it; infinity if there is none."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return math.inf
+    quota = math.inf
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Inside a container the group may name a path of the host; then the mount's own root is the container's group.
+        root = cgroups / "cpu" if controllers else cgroups
+        inner = root / group.lstrip("/")
+        for directory in (inner, *inner.parents):
+            if not directory.is_relative_to(root):
+                break
+            quota = min(quota, _read_quota(directory))
+    return quota
+
+
+def _read_quota(directory: Path) -> float:
+    """Read the quota of one group: `cpu.max` of version 2, or `cpu.cfs_*` of version 1."""
+    try:
+        if (unified := directory / "cpu.max").exists():
+            limit, period = unified.read_text().split()
+        else:
+            limit = (directory / "cpu.cfs_quota_us").read_text()
+            period = (directory / "cpu.cfs_period_us").read_text()
+        return float(limit) / float(period) if limit != "max" and float(limit) > 0 else math.inf
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf

@@ -1,0 +1,353 @@
+"""Reads from a GGUF file what runed must know before it starts an engine on it, and refuses a file that is broken or cut short.
+
+The layout is that of the GGUF specification in the ggml repository (`docs/gguf.md`): a header, key-value pairs, tensor
+descriptions, padding, tensor data; everything little-endian. Only the part before the tensor data is read. It is read as a
+stream and never mapped: a mapped file that somebody truncates would end the daemon with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from runed.errors import ModelFileError
+
+MAX_METADATA_BYTES = 64 * 1024 * 1024
+"""More than any vocabulary takes (Gemma's 262,144 tokens: 7 MB); bounds what a hostile file makes us read and keep."""
+
+_MAX_PAIRS = 10_000
+_MAX_TENSORS = 100_000
+_MAX_NAME_BYTES = 65_535
+_MAX_DIMENSIONS = 4
+_MAX_ALIGNMENT = 65_536
+_DEFAULT_ALIGNMENT = 32
+_MAX_DIM = 65_536
+_MAX_INTEGER = 2**31 - 1
+_FIRST_READ = 256 * 1024
+
+_SCALARS = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+"""Of each GGUF value type with a fixed size, how it is stored."""
+
+_STRING, _ARRAY = 8, 9
+
+_MAGIC = int.from_bytes(b"GGUF", "little")
+
+_UINT32, _UINT64 = _SCALARS[4], _SCALARS[10]
+
+_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
+"""`enum llama_pooling_type`, without 0 (none) and 4 (rank), which give no embedding of a text."""
+
+# fmt: off
+_TENSOR_TYPES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
+    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
+    26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+}
+"""Of each `enum ggml_type`, the values in a block and the bytes of a block."""
+
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M",
+    30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+}
+"""The names of `enum llama_ftype`, as `llama-quantize` takes them."""
+# fmt: on
+
+_Value = int | float | bool | str
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFMetadata:
+    """What a GGUF says about its model.
+
+    Attributes:
+        architecture: `general.architecture`, such as "qwen3" or "bert".
+        name: `general.name`, or "".
+        dim: `<architecture>.embedding_length`, the number of values of a vector.
+        context_length: `<architecture>.context_length`, the most tokens that the model was trained for.
+        pooling: "last", "mean" or "cls".
+        file_type: The name of `general.file_type`, such as "Q6_K"; "" if the file gives none.
+        add_eos: `tokenizer.ggml.add_eos_token`: whether the engine ends each text with `eos_id`; False if the file gives none.
+        eos_id: `tokenizer.ggml.eos_token_id`, or None.
+        rope_freq_base: `<architecture>.rope.freq_base`, or None, which makes the engine assume 10,000.
+    """
+
+    architecture: str
+    name: str
+    dim: int
+    context_length: int
+    pooling: str
+    file_type: str
+    add_eos: bool
+    eos_id: int | None
+    rope_freq_base: float | None
+
+
+def check_model(path: Path) -> None:
+    """Check that a file is a whole GGUF of an embedding model that runed can serve.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ModelFileError: It is not; the message says why.
+    """
+    read_gguf(path)
+
+
+def read_gguf(path: Path) -> GGUFMetadata:
+    """Read and check a GGUF; takes time in proportion to its vocabulary (0.1 s for 150,000 tokens), so not for an event loop.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it says about its model.
+
+    Raises:
+        ModelFileError: The file cannot be read, is not a GGUF, is cut short, or its model cannot be served as it should be.
+    """
+    with _explained(path):
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            values = _read_head(_Reader(file, size))
+        return _interpret(values)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Put the file's name before, and what to do after, whatever is wrong with it."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelFileError(f"the model {path} cannot be read: {error.strerror}; check the path and its permissions") from None
+    except _BadFileError as error:
+        raise ModelFileError(f"the model {path} cannot be used: {error}") from None
+
+
+class _BadFileError(Exception):
+    """Why a file is refused."""
+
+
+def _broken(what: str) -> _BadFileError:
+    return _BadFileError(f"{what}; the file is damaged, so download it again")
+
+
+class _Reader:
+    """Reads forward through the metadata; keeps what was read, which `MAX_METADATA_BYTES` bounds."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._data = b""
+        self._position = 0
+        self.size = size
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def skip(self, count: int) -> int:
+        """Step over `count` bytes; gives where they begin in `_data`."""
+        start = self._position
+        end = start + count
+        if end > len(self._data):
+            self._fetch(end)
+        self._position = end
+        return start
+
+    def _fetch(self, end: int) -> int:
+        """Read on, at least to `end`; gives how many bytes are there now."""
+        if end > self.size:
+            raise _BadFileError(
+                f"it is cut short: it has {self.size:,} bytes and its header needs at least {end:,}; download it again"
+            )
+        if end > MAX_METADATA_BYTES:
+            raise _broken(f"its header claims more than {MAX_METADATA_BYTES:,} bytes")
+        target = min(max(end, 2 * len(self._data), _FIRST_READ), MAX_METADATA_BYTES)
+        self._data += self._file.read(target - len(self._data))
+        if end > len(self._data):
+            raise _BadFileError("it became shorter while it was read; try again when nobody writes to it")
+        return len(self._data)
+
+    def scalar(self, layout: struct.Struct) -> int | float | bool:
+        start = self.skip(layout.size)
+        value: int | float | bool = layout.unpack_from(self._data, start)[0]
+        return value
+
+    def uint32(self) -> int:
+        return int(self.scalar(_UINT32))
+
+    def uint64(self) -> int:
+        return int(self.scalar(_UINT64))
+
+    def string(self, limit: int = MAX_METADATA_BYTES) -> str:
+        length = self.uint64()
+        if length > limit:
+            raise _broken(f"its header holds a string of {length:,} bytes where at most {limit:,} make sense")
+        start = self.skip(length)
+        return self._data[start : start + length].decode("utf-8", "replace")
+
+    def skip_array(self) -> None:
+        kind, count = self.uint32(), self.uint64()
+        if layout := _SCALARS.get(kind):
+            self.skip(layout.size * count)
+        elif kind == _STRING:
+            self._skip_strings(count)
+        else:
+            raise _broken(f"its header holds an array of the unknown type {kind}")
+
+    def _skip_strings(self, count: int) -> None:
+        """Step over a vocabulary; written out, since it is nearly all of the time that reading a file takes."""
+        position, available, length_at = self._position, len(self._data), _UINT64.unpack_from
+        for _ in range(count):  # each turn consumes bytes of a bounded header, so that a false count ends it, too
+            if position + 8 > available:
+                available = self._fetch(position + 8)
+            position += 8 + length_at(self._data, position)[0]
+        self._position = position
+        self.skip(0)
+
+
+def _read_head(reader: _Reader) -> dict[str, _Value]:
+    """Read everything before the tensor data, and check that the tensor data is all there."""
+    if reader.size < _UINT32.size or reader.uint32() != _MAGIC:
+        raise _BadFileError("it is not a GGUF file; convert the model with llama.cpp's convert_hf_to_gguf.py")
+    version = reader.uint32()
+    if version and version & 0xFFFF == 0:
+        raise _BadFileError("it is a big-endian GGUF; get the little-endian file of this model")
+    if version not in {2, 3}:
+        raise _BadFileError(f"it is a GGUF of version {version}, and runed reads 2 and 3; get another conversion of this model")
+    tensors, pairs = reader.uint64(), reader.uint64()
+    if tensors > _MAX_TENSORS or pairs > _MAX_PAIRS:
+        raise _broken(f"its header claims {tensors:,} tensors and {pairs:,} metadata entries")
+    if tensors == 0:
+        raise _BadFileError("it holds no tensors, such as a file with only a vocabulary; get the file with the weights")
+    values = _read_pairs(reader, pairs)
+    alignment = _integer(values, "general.alignment", lowest=1, highest=_MAX_ALIGNMENT) or _DEFAULT_ALIGNMENT
+    _check_tensors(reader, tensors, alignment)
+    return values
+
+
+def _read_pairs(reader: _Reader, count: int) -> dict[str, _Value]:
+    """Read the metadata, except arrays, which only the engine needs."""
+    values: dict[str, _Value] = {}
+    for _ in range(count):
+        name = reader.string(_MAX_NAME_BYTES)
+        kind = reader.uint32()
+        if name in values:
+            raise _broken(f"its header gives {name!r} twice")
+        if kind == _ARRAY:
+            reader.skip_array()
+        elif kind == _STRING:
+            values[name] = reader.string()
+        elif layout := _SCALARS.get(kind):
+            values[name] = reader.scalar(layout)
+        else:
+            raise _broken(f"its header gives {name!r} the unknown type {kind}")
+    return values
+
+
+def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
+    """Refuse a file that ends before its last tensor does, as an interrupted download."""
+    data_size = 0
+    for _ in range(count):
+        name = reader.string(_MAX_NAME_BYTES)
+        dimensions = reader.uint32()
+        if dimensions > _MAX_DIMENSIONS:
+            raise _broken(f"its tensor {name!r} has {dimensions:,} dimensions")
+        shape = [reader.uint64() for _ in range(dimensions)]
+        kind, offset = reader.uint32(), reader.uint64()
+        # A type that is newer than this table is the engine's to judge; its tensor only must begin inside the file.
+        block, block_bytes = _TENSOR_TYPES.get(kind, (1, 0))
+        if offset % alignment or (shape and shape[0] % block):
+            raise _broken(f"its tensor {name!r} does not fit its type or alignment")
+        data_size = max(data_size, offset + math.prod(shape) // block * block_bytes)
+    data_start = -(-reader.position // alignment) * alignment
+    if data_start + data_size > reader.size:
+        raise _BadFileError(
+            f"it is cut short: it has {reader.size:,} bytes and its tensors need {data_start + data_size:,}; download it again"
+        )
+
+
+def _interpret(values: dict[str, _Value]) -> GGUFMetadata:
+    architecture = _text(values, "general.architecture")
+    if not architecture:
+        raise _broken("its header names no architecture")
+    name = _text(values, "general.name")
+    pooling = _pooling(values, architecture, name)
+    add_eos = values.get("tokenizer.ggml.add_eos_token") is True
+    eos_id = _integer(values, "tokenizer.ggml.eos_token_id")
+    if pooling == "last" and not (add_eos and eos_id is not None):
+        raise _BadFileError(
+            "its pooling reads the last token, but it does not ask for the end-of-text token after each text "
+            "(tokenizer.ggml.add_eos_token), so its vectors would be wrong; get a newer conversion of this model"
+        )
+    rope = values.get(f"{architecture}.rope.freq_base")
+    rope_freq_base = rope if isinstance(rope, float) and rope > 0 else None
+    if architecture == "qwen3" and rope_freq_base is None:
+        raise _BadFileError(
+            "it lacks qwen3.rope.freq_base, so its vectors would be wrong; get a newer conversion of this model"
+        )
+    file_type = _integer(values, "general.file_type")
+    return GGUFMetadata(
+        architecture=architecture,
+        name=name,
+        dim=_required(values, f"{architecture}.embedding_length", highest=_MAX_DIM),
+        context_length=_required(values, f"{architecture}.context_length", highest=_MAX_INTEGER),
+        pooling=pooling,
+        file_type="" if file_type is None else _FILE_TYPES.get(file_type, f"type {file_type}"),
+        add_eos=add_eos,
+        eos_id=eos_id,
+        rope_freq_base=rope_freq_base,
+    )
+
+
+def _pooling(values: dict[str, _Value], architecture: str, name: str) -> str:
+    kind = _integer(values, f"{architecture}.pooling_type")
+    if kind is None and architecture == "qwen3" and "embed" in name.lower():
+        return "last"  # as early conversions of Qwen3-Embedding left it out; a chat model of that architecture is not meant
+    if kind in _POOLINGS:
+        return _POOLINGS[kind]
+    told = "does not say how it pools" if kind is None else f"has pooling type {kind}"
+    raise _BadFileError(
+        f"it {told} ({architecture}.pooling_type), so it is a model for chat or ranking, or an old conversion; "
+        "get a GGUF of an embedding model with pooling type 1 (mean), 2 (cls) or 3 (last)"
+    )
+
+
+def _integer(values: dict[str, _Value], key: str, *, lowest: int = 0, highest: int = _MAX_INTEGER) -> int | None:
+    value = values.get(key)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest):
+        return value
+    raise _broken(f"its header gives {key} a value that makes no sense")
+
+
+def _required(values: dict[str, _Value], key: str, *, highest: int) -> int:
+    value = _integer(values, key, lowest=1, highest=highest)
+    if value is None:
+        raise _broken(f"its header lacks {key}")
+    return value
+
+
+def _text(values: dict[str, _Value], key: str) -> str:
+    value = values.get(key, "")
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,368 @@
+"""Brings one `llama-server` up: its command line, its socket, the wait until it has loaded, and its self-test."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from runed.backend.base import ModelInfo
+from runed.backend.cores import usable_cores
+from runed.backend.gguf import GGUFMetadata
+from runed.backend.llama_http import MAX_CONNECTIONS, ConnectionLostError, LlamaHTTP
+from runed.backend.process import ChildProcess, OutputLog, describe_exit, reap_orphan
+from runed.errors import BackendFaultError, BackendUnavailableError, ForeignPathError
+from runed.log import get_logger
+from runed.paths import Paths, ensure_private_dir, ensure_socket_dir, write_atomically
+from runed.settings import engine_environment
+
+_log = get_logger(__name__)
+
+CONTEXT_STEP = 256
+"""llama.cpp rounds a context up to a multiple of this (measured: `-c 300` takes texts of 511 tokens)."""
+
+_LAST_MICRO_BATCH = 64
+"""The micro-batch of models with last-token pooling, whose texts may span several; each token of it costs two buffers of the
+vocabulary's size (facts.md, section 1)."""
+
+_DEATH_NOTICE = 1.0
+"""How long a death may take to be noticed after the connection broke, in seconds."""
+
+_SELF_TEST = ("runed", "two words")
+_SELF_TEST_TOLERANCE = 1e-3
+_QUOTED_LINES = 3
+_QUOTED_LINE_LENGTH = 240
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """How patient a backend is; all in seconds, except `max_failures`.
+
+    Attributes:
+        start_stall: A start without progress (processor time or log lines) for so long is given up.
+        start_limit: A start that takes longer is given up, whatever it seems to do.
+        term_grace: Between SIGTERM and SIGKILL.
+        hang: A child that answers nothing for so long is watched; one that then uses no processor time for so long is asked
+            something small; one that for as long again neither answers it nor works is hung, and is replaced.
+        backoff: Before a child that died is replaced; doubled with each death in a row, and jittered.
+        backoff_limit: The most that the doubling leads to.
+        max_failures: So many deaths or failed starts in a row, without an answer in between, and it is given up.
+        pause: After giving up, requests are refused for so long; the next one then tries again.
+    """
+
+    start_stall: float = 60.0
+    start_limit: float = 1800.0
+    term_grace: float = 5.0
+    hang: float = 20.0
+    backoff: float = 0.25
+    backoff_limit: float = 10.0
+    max_failures: int = 4
+    pause: float = 15.0
+
+
+@dataclass(slots=True)
+class Server:
+    """A `llama-server` that is ready.
+
+    Attributes:
+        child: Its process.
+        http: Its interface.
+        closing: Whether it is being stopped on purpose, so that a lost connection is no accident.
+        verdict: Why it had to be ended, if it did.
+        waiting_since: Since when, on the monotonic clock, it has answered nothing although it was asked; None if it was not.
+    """
+
+    child: ChildProcess
+    http: LlamaHTTP
+    closing: bool = False
+    verdict: str = ""
+    waiting_since: float | None = None
+    _in_flight: int = 0
+
+    @contextmanager
+    def question(self) -> Iterator[None]:
+        """Keep the account of questions and answers, around each."""
+        answered = True
+        self._in_flight += 1
+        self.waiting_since = self.waiting_since or time.monotonic()
+        try:
+            yield
+        except asyncio.CancelledError:
+            answered = False  # who asked went away; that says nothing about the server
+            raise
+        finally:
+            self._in_flight -= 1
+            if answered:
+                self.waiting_since = time.monotonic() if self._in_flight else None
+
+    async def close(self, grace: float) -> None:
+        """Stop it: connections first, since it waits for those that are open before it obeys a SIGTERM."""
+        self.closing = True
+        await self.http.close()
+        await self.child.terminate(grace)
+
+    def obituary(self) -> str:
+        """Say how it ended, with its last words."""
+        how = self.verdict or f"llama-server {describe_exit(self.child.exited.result())}"
+        return f"{how}{_last_words(self.child.output)}"
+
+
+class Launcher:
+    """Starts `llama-server` for one model, as often as it is needed.
+
+    Args:
+        executable: The program.
+        model: The GGUF.
+        metadata: What the GGUF says.
+        info: What is told about the model.
+        context: The context to ask for, in tokens; a multiple of `CONTEXT_STEP`.
+        paths: The home.
+        timings: How long to wait for what.
+    """
+
+    def __init__(
+        self,
+        *,
+        executable: Path,
+        model: Path,
+        metadata: GGUFMetadata,
+        info: ModelInfo,
+        context: int,
+        paths: Paths,
+        timings: Timings,
+    ) -> None:
+        self._executable = executable
+        self._model = model
+        self._metadata = metadata
+        self._info = info
+        self._context = context
+        self._paths = paths
+        self._timings = timings
+        self._quirks = _Quirks(paths.engine_quirks, executable)
+        self._tested_engine: str | None = None
+
+    @property
+    def remark(self) -> str:
+        """What is unusual about how the engine is run, or ""."""
+        if not self._quirks.no_repack:
+            return ""
+        return (
+            "llama-server is run with --no-repack, which is slower, because its fast kernels use an instruction "
+            "that this processor or its hypervisor refuses (SIGILL)"
+        )
+
+    def command(self, *, no_repack: bool) -> list[str]:
+        """Give the argv.
+
+        Args:
+            no_repack: Whether to do without the kernels that need repacked weights.
+        """
+        # Mean and cls pooling need the whole text in one micro-batch; a batch larger than the micro-batch used to assert.
+        batch = _LAST_MICRO_BATCH if self._info.pooling == "last" else self._info.max_tokens
+        cores = usable_cores()
+        options: dict[str, object] = {
+            "--model": self._model,
+            "--host": self._paths.engine_socket,
+            "--pooling": self._info.pooling,
+            "--ctx-size": self._context,
+            "--batch-size": batch,
+            "--ubatch-size": batch,
+            "--parallel": 1,  # one slot: the least memory, and vectors that do not depend on what else is being embedded
+            "--threads": cores,
+            "--threads-batch": cores,
+            "--threads-http": MAX_CONNECTIONS + 2,  # for connections that we closed and it has not noticed yet
+            "--cache-ram": 0,  # the default keeps up to 8 GiB of prompts that no embedding ever uses again
+            "--fit": "off",
+            "--log-colors": "off",
+            "--verbosity": 2,  # warnings; more would be three lines a text
+        }
+        flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if no_repack else [])]
+        return [str(self._executable), *flags, *(str(part) for option in options.items() for part in option)]
+
+    async def launch(self) -> Server:
+        """Start the server and wait until it is ready.
+
+        Returns:
+            The server; the caller closes it.
+
+        Raises:
+            BackendUnavailableError: It did not come up.
+            BackendFaultError: It came up, but computes something wrong.
+        """
+        with self._as_unavailable():
+            await asyncio.to_thread(self._make_room)
+        no_repack = self._quirks.no_repack
+        try:
+            return await self._launch_once(no_repack=no_repack)
+        except _IllegalInstructionError as error:
+            if no_repack:
+                raise
+            _log.warning("llama-server died of an illegal instruction; trying without repacked kernels", output=error.output)
+        server = await self._launch_once(no_repack=True)
+        self._quirks.remember_no_repack()
+        return server
+
+    def _make_room(self) -> None:
+        """Clear away what an earlier server left; the new one refuses to bind where a socket is."""
+        socket = self._paths.engine_socket
+        for directory in (self._paths.engine_record.parent, self._paths.logs, self._paths.cache):
+            ensure_private_dir(directory)
+        ensure_socket_dir(socket)
+        reap_orphan(self._paths.engine_record)
+        if socket.exists() and not socket.is_socket():
+            raise ForeignPathError(f"{socket} is not a socket; move it away or set RUNED_HOME to another place")
+        socket.unlink(missing_ok=True)
+
+    async def _launch_once(self, *, no_repack: bool) -> Server:
+        output = OutputLog(self._paths.engine_log)
+        argv = self.command(no_repack=no_repack)
+        with self._as_unavailable():
+            child = await ChildProcess.spawn(argv, env=engine_environment(), output=output, record=self._paths.engine_record)
+        server = Server(child, LlamaHTTP(self._paths.engine_socket, dim=self._info.dim, max_tokens=self._info.max_tokens))
+        try:
+            await self._wait_until_ready(server)
+            await self._test_once(server)
+        except BaseException as error:
+            server.closing = True
+            await server.http.close()
+            if isinstance(error, ConnectionLostError):
+                await asyncio.wait({child.exited}, timeout=_DEATH_NOTICE)
+            await child.kill()  # it holds nothing that a graceful end would save
+            if child.exited.result() == -signal.SIGILL:
+                raise _IllegalInstructionError(output) from None
+            if isinstance(error, ConnectionLostError):
+                raise BackendUnavailableError(f"llama-server died in its self-test{_last_words(output)}") from None
+            raise
+        return server
+
+    async def _wait_until_ready(self, server: Server) -> None:
+        child, timings = server.child, self._timings
+        started = progressed = time.monotonic()
+        progress = (0.0, 0)
+        while True:
+            if self._paths.engine_socket.exists() and await server.http.healthy():
+                return
+            now = time.monotonic()
+            # Asking in steps of a twentieth of the time gone costs a wake-up no more than 5 ms, and a long load no processor.
+            await asyncio.wait({child.exited}, timeout=min(max((now - started) / 20, 0.005), 0.25))
+            if child.exited.done():
+                how = describe_exit(child.exited.result())
+                raise BackendUnavailableError(f"llama-server {how} while it started{_last_words(child.output)}")
+            if now - progressed > timings.start_stall / 8 and (current := child.progress()) != progress:
+                progress, progressed = current, now
+            if now - progressed > timings.start_stall:
+                why = f"made no progress for {timings.start_stall:g} seconds"
+            elif now - started > timings.start_limit:
+                why = f"was not ready after {timings.start_limit:g} seconds"
+            else:
+                continue
+            raise BackendUnavailableError(f"llama-server {why} while it started, and was ended{_last_words(child.output)}")
+
+    async def _test_once(self, server: Server) -> None:
+        """Check what the server computes, once for each version of the program."""
+        engine = self._quirks.engine()
+        if engine == self._tested_engine:
+            return
+        await self._self_test(server.http)
+        self._tested_engine = engine
+
+    async def _self_test(self, http: LlamaHTTP) -> None:
+        if self._info.pooling == "last" and (ids := await http.tokenize(_SELF_TEST[0]))[-1:] != [self._metadata.eos_id]:
+            raise BackendFaultError(
+                f"llama-server does not end a text with the model's end-of-text token {self._metadata.eos_id} "
+                f"(it ends with {ids[-1:]}), so its vectors would be wrong; use another version of llama-server or of the model"
+            )
+        together = await http.embed(_SELF_TEST)
+        for text, vector in zip(_SELF_TEST, together.vectors, strict=True):
+            alone = (await http.embed([text])).vectors[0]
+            difference = np.abs(np.frombuffer(alone, "<f4") - np.frombuffer(vector, "<f4")).max()
+            if difference > _SELF_TEST_TOLERANCE:
+                raise BackendFaultError(
+                    f"llama-server embeds a text differently alone and in a batch (by {difference:.1g}), "
+                    "so its vectors cannot be trusted; use another version of llama-server"
+                )
+
+    @contextmanager
+    def _as_unavailable(self) -> Iterator[None]:
+        """Say of a file that cannot be used that the engine cannot be started, and what to do."""
+        try:
+            yield
+        except ForeignPathError as error:
+            raise BackendUnavailableError(f"llama-server cannot be started: {error}") from None
+        except OSError as error:
+            raise BackendUnavailableError(
+                f"llama-server cannot be started: {error.filename or self._executable}: {error.strerror}; "
+                "run `runed install`, or correct RUNED_LLAMA_SERVER if you set it"
+            ) from None
+
+
+class _IllegalInstructionError(BackendUnavailableError):
+    """The server was ended by SIGILL while it started."""
+
+    def __init__(self, output: OutputLog) -> None:
+        self.output = output.tail()
+        super().__init__(
+            "llama-server was ended by SIGILL while it started: it was built for another processor than this one; "
+            f"set RUNED_LLAMA_SERVER to one built for this machine{_last_words(output)}"
+        )
+
+
+class _Quirks:
+    """What was learned about an engine on this machine, kept in a file.
+
+    Args:
+        path: The file; one that cannot be read is as good as none.
+        executable: The engine.
+    """
+
+    def __init__(self, path: Path, executable: Path) -> None:
+        self._path = path
+        self._executable = executable
+
+    @property
+    def no_repack(self) -> bool:
+        """Whether the engine dies of SIGILL without `--no-repack`."""
+        return self.engine() in self._read()
+
+    def remember_no_repack(self) -> None:
+        """Remember that it does."""
+        engines = sorted({*self._read(), self.engine()})
+        write_atomically(self._path, msgspec.json.encode({"no_repack": engines}))
+
+    def engine(self) -> str:
+        """Name this very build of the engine on this kind of processor: an update may have cured it."""
+        try:
+            info = self._executable.stat()
+        except OSError:
+            return ""
+        return f"{self._executable} {info.st_size} {info.st_mtime_ns} {_processor()}"
+
+    def _read(self) -> list[str]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[str]]).get("no_repack", [])
+        except (OSError, msgspec.DecodeError):
+            return []
+
+
+def _processor() -> str:
+    """Name the processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{platform.machine()} {model}".strip()
+
+
+def _last_words(output: OutputLog) -> str:
+    """Give the end of what a server wrote, to be appended to an error."""
+    lines = [line[:_QUOTED_LINE_LENGTH] for line in output.tail(_QUOTED_LINES)]
+    return f"; its last words: {' / '.join(lines)}" if lines else "; it said nothing"

@@ -1,0 +1,25 @@
+"""A process that runs a backend and does nothing else, to be killed: `daemon_with_engine.py <executable> <model> <home>`.
+
+Writes the engine's pid when it is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from runed.backend.llama import LlamaBackend
+from runed.paths import Paths
+
+
+async def main() -> None:
+    executable, model, home = (Path(argument) for argument in sys.argv[1:])
+    backend = LlamaBackend(executable=executable, model=model, model_sha256="0" * 64, paths=Paths(home), ctx_size=256)
+    await backend.start()
+    sys.stdout.write(f"{backend.state.pid}\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+asyncio.run(main())

@@ -1,0 +1,179 @@
+"""A program with the command line and the HTTP interface of `llama-server` that misbehaves as it is told.
+
+It is told by `behaviour.json` beside itself, since its environment is not the tests' to set; beside itself it also writes what
+a test wants to know: `launches.jsonl` (argv and environment of each start) and `once` (what was done already, over restarts).
+
+Keys of `behaviour.json`, all optional:
+    exit: print this and exit with code 1 at once
+    needs_no_repack: die of SIGILL unless `--no-repack` is given
+    stderr_bytes: write so many bytes before anything else
+    hang: "before-listening", "after-listening" (accepts, answers nothing) or "loading" (answers 503 for ever)
+    load_seconds: load for so long, using the processor
+    ignore_sigterm: do so
+    close_silently: close each connection after one answer, without saying so
+    no_eos: do not end a text with the EOS token
+    always: an action for each embedding
+    on: a mapping from a text to an action for it
+
+Actions: "crash" or "crash-once" (abort), "hang" or "hang-once", "busy" (use the processor for a second, then answer), "nan",
+"zeros", "dimension" (a value too few), "too-few" (a vector too few), "batch-differs", "500", "garbage" (no JSON), "not-http",
+"half" (close the connection in the middle of the answer).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import random
+import signal
+import socketserver
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+HERE = Path(sys.argv[0]).parent
+BEHAVIOUR: dict[str, Any] = json.loads((HERE / "behaviour.json").read_text())
+DIM, EOS = 64, 319
+LOADED = threading.Event()
+
+
+def burn(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(1000))
+
+
+def first_time(what: str) -> bool:
+    done = HERE / "once"
+    if done.exists() and what in done.read_text().splitlines():
+        return False
+    with done.open("a") as file:
+        file.write(f"{what}\n")
+    return True
+
+
+def embedding(text: str) -> list[float]:
+    source = random.Random(text)
+    values = [source.gauss(0, 1) for _ in range(DIM)]
+    norm = math.sqrt(sum(value * value for value in values))
+    return [value / norm for value in values]
+
+
+def spoil_batch(vectors: list[list[float]]) -> None:
+    if len(vectors) > 1:
+        vectors[0] = embedding("another text")
+
+
+FAULTS: dict[str, Callable[[list[list[float]]], object]] = {
+    "nan": lambda vectors: vectors[0].__setitem__(3, math.nan),
+    "zeros": lambda vectors: vectors[-1].__setitem__(slice(None), [0.0] * DIM),
+    "dimension": lambda vectors: vectors[0].pop(),
+    "too-few": lambda vectors: vectors.pop(),
+    "batch-differs": spoil_batch,
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if BEHAVIOUR.get("hang") == "after-listening":
+            time.sleep(3600)
+        if LOADED.is_set():
+            self.answer(200, b'{"status":"ok"}')
+        else:
+            self.answer(503, b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}')
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            words = list(range(len(question["content"].split())))
+            self.answer(200, json.dumps({"tokens": words if BEHAVIOUR.get("no_eos") else [*words, EOS]}).encode())
+            return
+        texts = [question["input"]] if isinstance(question["input"], str) else question["input"]
+        chosen = {action for text, action in BEHAVIOUR.get("on", {}).items() if text in texts}
+        self.embed(texts, chosen.pop() if chosen else BEHAVIOUR.get("always", ""))
+
+    def embed(self, texts: list[str], action: str) -> None:
+        name, once, _ = action.partition("-once")
+        if name == "crash" and (not once or first_time(action)):
+            os.abort()
+        if name == "hang" and (not once or first_time(action)):
+            time.sleep(3600)
+        if name == "busy":
+            burn(1.0)
+        vectors = [embedding(text) for text in texts]
+        if fault := FAULTS.get(action):
+            fault(vectors)
+        data = [
+            {"index": index, "embedding": base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()}
+            for index, vector in enumerate(vectors)
+        ]
+        tokens = sum(len(text.split()) + 1 for text in texts)
+        body = json.dumps({"data": data[::-1], "usage": {"prompt_tokens": tokens}}).encode()
+        match action:
+            case "500":
+                error = {"code": 500, "message": f"cannot embed {texts[0]!r}", "type": "server_error"}
+                self.answer(500, json.dumps({"error": error}).encode())
+            case "garbage":
+                self.answer(200, b"\xff\x00 not JSON " + texts[0].encode())
+            case "not-http":
+                self.wfile.write(f"SSH-2.0-{texts[0]}\r\n\r\n".encode())
+                self.close_connection = True
+            case "half":
+                self.answer(200, body, send=len(body) // 2)
+            case _:
+                self.answer(200, body)
+
+    def answer(self, status: int, body: bytes, *, send: int | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:send])
+        self.close_connection = send is not None or bool(BEHAVIOUR.get("close_silently"))
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of a client that went away, as the real one."""
+
+
+def main() -> None:
+    with (HERE / "launches.jsonl").open("a") as file:
+        file.write(json.dumps({"argv": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid()}) + "\n")
+    for _ in range(BEHAVIOUR.get("stderr_bytes", 0) // 100):
+        sys.stderr.write("x" * 99 + "\n")
+    sys.stderr.flush()
+    if "exit" in BEHAVIOUR:
+        sys.exit(BEHAVIOUR["exit"])
+    if BEHAVIOUR.get("needs_no_repack") and "--no-repack" not in sys.argv:
+        os.kill(os.getpid(), signal.SIGILL)
+    if BEHAVIOUR.get("ignore_sigterm"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if BEHAVIOUR.get("hang") == "before-listening":
+        time.sleep(3600)
+    with Server(sys.argv[sys.argv.index("--host") + 1], Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        burn(BEHAVIOUR.get("load_seconds", 0))
+        if BEHAVIOUR.get("hang") != "loading":
+            LOADED.set()
+        while True:
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()
