@@ -1,0 +1,129 @@
+"""HTTP/1.1: Hypercorn's protocol on h11, with streams of our own and without upgrades."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import h11
+from hypercorn.events import Closed, Event
+from hypercorn.protocol.events import Body, Request, Response
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.typing import ConnectionState, TaskGroup
+
+from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
+
+WRITE_SIZE = 64 * 1024
+"""Bytes of a response handed to the transport at a time, so that a slow client holds up the app and not memory."""
+
+
+class Http1Stream(RequestStream):
+    """A request over HTTP/1.1."""
+
+    def __init__(
+        self,
+        context: ServerContext,
+        tasks: TaskGroup,
+        client: tuple[str, int],
+        protocol: Http1Protocol,
+    ) -> None:
+        super().__init__(context, tasks, client, protocol.stream_send, STREAM_ID)
+        self._protocol = protocol
+        self._room = asyncio.Event()
+
+    async def handle(self, event: StreamEvent) -> None:
+        """Take what came from the connection, and hold its reader up while the app has enough to read."""
+        await super().handle(event)
+        while len(self._body) > BODY_LIMIT:
+            self._room.clear()
+            await self._room.wait()
+
+    def disconnect(self) -> None:
+        """Give this request up; its connection's reader goes on."""
+        super().disconnect()
+        self._room.set()
+
+    def body_was_read(self, size: int) -> None:  # noqa: ARG002 # HTTP/2 counts, HTTP/1.1 only needs to know
+        """Let the reader of the connection go on."""
+        self._room.set()
+
+    async def give_up(self) -> None:
+        """Close the connection: HTTP/1.1 has no other way to end a request."""
+        self.disconnect()
+        await self._protocol.send(Closed())
+
+
+class Http1Protocol(H11Protocol):
+    """One HTTP/1.1 connection.
+
+    Args:
+        context: What all connections share.
+        tasks: Where the app's calls run.
+        client: The client's name and connection number.
+        send: Takes bytes for the client, or the wish to close.
+    """
+
+    def __init__(
+        self,
+        context: ServerContext,
+        tasks: TaskGroup,
+        client: tuple[str, int],
+        send: Callable[[Event], Awaitable[None]],
+    ) -> None:
+        super().__init__(
+            context.app,  # type: ignore[arg-type] # unused: only `_create_stream` of Hypercorn, replaced below, reads it
+            context.config,
+            context.worker,
+            tasks,
+            ConnectionState({}),
+            False,  # Hypercorn's `ssl`, which it takes by position
+            client,
+            None,
+            send,
+        )
+        self._server_context = context
+        self._client = client
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.stream is None
+
+    @property
+    def in_head(self) -> bool:
+        """Whether a part of a request's head is here, and the rest is not."""
+        return self.idle and bool(self.connection.trailing_data[0])
+
+    @property
+    def expects_input(self) -> bool:
+        """Whether the client is still sending a request that is already answered, or nonsense."""
+        return self.connection.their_state in {h11.SEND_BODY, h11.ERROR}
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send one part of a response; during a drain, say that it is the last of this connection."""
+        if isinstance(event, Response) and self.context.terminated.is_set():
+            await super().stream_send(replace(event, headers=[*event.headers, (b"connection", b"close")]))
+        elif isinstance(event, Body):
+            for start in range(0, len(event.data), WRITE_SIZE):
+                await super().stream_send(replace(event, data=event.data[start : start + WRITE_SIZE]))
+        else:
+            await super().stream_send(event)
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Ignore `Upgrade: h2c`, which RFC 9113 has given up: HTTP/2 is chosen by its preface alone."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Start a request; a WebSocket handshake is an ordinary GET here."""
+        self.stream = Http1Stream(self._server_context, self.task_group, self._client, self)
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode(),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )

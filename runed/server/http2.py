@@ -1,0 +1,370 @@
+"""HTTP/2 on h2, in place of Hypercorn's own.
+
+Hypercorn 0.18.0 loses whole connections, and all calls on them, to events that concern a single request: a body that arrives
+after the answer, a handler that does not read, one stream too many, 1,000 requests. Here nothing that happens to one stream
+reaches another, every buffer has a limit in bytes, and the end of a connection frees all that it held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, DataReceived, Event, RequestReceived, StreamEnded, StreamReset
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed, Trailers
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
+from hypercorn.utils import filter_pseudo_headers
+from hyperframe.frame import Frame, GoAwayFrame
+
+from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client with prior knowledge of HTTP/2 sends first; no HTTP/1.1 request begins so (RFC 9113 section 3.4)."""
+
+MAX_HEADERS = 64 * 1024
+"""Bytes that the headers of one request may have, names and values."""
+
+WRITE_LIMIT = 64 * 1024
+"""Bytes of responses that are framed ahead of the transport; what is beyond waits with its handler."""
+
+READ_SLICE = 16 * 1024
+"""Bytes of frames worked off before other connections get their turn: tiny frames cost the most time a byte."""
+
+UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
+"""Bytes that may come without completing a frame or a header block; a greater number is an attack on the memory."""
+
+_CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+"""Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2); Hypercorn puts `connection` into its own error responses."""
+
+
+class _Protocol(H2Connection):
+    """h2's connection, but what the peer does to one stream, or says about the future, does not end the others."""
+
+    # h2 remembers how streams ended, to answer late frames. Its 65,536 cost megabytes a connection; late frames come soon.
+    MAX_CLOSED_STREAMS = 1024
+
+    def __init__(self, max_streams: int) -> None:
+        super().__init__(
+            H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                # A check that fails in the midst of a header block would leave both sides with different compression tables.
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        self.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: max_streams,
+                SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADERS,
+                SettingCodes.INITIAL_WINDOW_SIZE: BODY_LIMIT,
+            },
+        )
+        self.initiate_connection()
+        # The windows of all streams together, so that a body that nobody reads uses up no window but its own.
+        self.increment_flow_control_window(max_streams * BODY_LIMIT)
+
+    @property
+    def open_inbound_streams(self) -> int:
+        """Always 0: `Http2Connection` refuses one stream too many; h2 would end the connection."""
+        super().open_inbound_streams  # noqa: B018 # forgets the streams that are closed
+        return 0
+
+    def send_goaway(self) -> None:
+        """Tell the client which request is the last; unlike `close_connection`, let the open ones go on."""
+        self._prepare_for_sending([GoAwayFrame(last_stream_id=self.highest_inbound_stream_id)])
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
+        """Let the open streams go on, as RFC 9113 section 6.8 wants; h2 would drop what they have yet to say."""
+        return [], [ConnectionTerminated()]
+
+
+class Http2Stream(RequestStream):
+    """A request over HTTP/2.
+
+    Attributes:
+        unsent: The rest of a response's part that waits for the client's flow-control window.
+        sent: Set when `unsent` has shrunk to nothing, or will never be sent.
+        response_ended: Whether the client knows that the response is complete.
+    """
+
+    def __init__(self, context: ServerContext, client: tuple[str, int], connection: Http2Connection, stream_id: int) -> None:
+        super().__init__(context, connection.tasks, client, connection.send, stream_id)
+        self.unsent = memoryview(b"")
+        self.sent = asyncio.Event()
+        self.response_ended = False
+        self._connection = connection
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """Take a part of the response; None says that the app has ended, and with it this stream."""
+        try:
+            await super().app_send(message)
+        finally:
+            if message is None:
+                self._connection.forget(self)
+
+    def disconnect(self) -> None:
+        """Give this request up."""
+        super().disconnect()
+        self.unsent = memoryview(b"")
+        self.sent.set()
+
+    def body_was_read(self, size: int) -> None:
+        """Open the client's window again."""
+        self._connection.acknowledge(self.stream_id, size)
+
+    async def give_up(self) -> None:
+        """Reset this stream."""
+        self._connection.reset(self, ErrorCodes.CANCEL)
+
+    async def flushed(self) -> None:
+        """Wait until everything sent so far is framed, or the client has stalled for too long."""
+        while self.unsent:
+            before = len(self.unsent)
+            self.sent.clear()
+            try:
+                async with asyncio.timeout(self.server_context.stall_timeout):
+                    await self.sent.wait()
+            except TimeoutError:
+                if len(self.unsent) == before:
+                    await self.give_up()
+
+
+class Http2Connection:
+    """One HTTP/2 connection.
+
+    Args:
+        context: What all connections share.
+        tasks: Where the app's calls run.
+        client: The client's name and connection number.
+        writer: The transport.
+
+    Attributes:
+        tasks: As above.
+        streams: The requests whose app has not ended, by stream id.
+        closed: Whether the connection is over, by the client's doing or ours.
+    """
+
+    def __init__(self, context: ServerContext, tasks: TaskGroup, client: tuple[str, int], writer: asyncio.StreamWriter) -> None:
+        self.tasks = tasks
+        self.streams: dict[int, Http2Stream] = {}
+        self.closed = False
+        self._context = context
+        self._client = client
+        self._writer = writer
+        self._h2 = _Protocol(context.max_streams)
+        self._draining = False
+        self._unparsed = 0
+        self._sending: deque[Http2Stream] = deque()
+        self._framed = 0
+        self._has_output = asyncio.Event()
+        self._has_output.set()  # our SETTINGS
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+        return not self.streams
+
+    async def receive(self, data: bytes) -> None:
+        """Work off what the client sent, and wait for it to take the answers."""
+        for start in range(0, len(data), READ_SLICE):
+            if start:
+                await asyncio.sleep(0)
+            if self.closed:
+                return
+            await self._receive_slice(data[start : start + READ_SLICE])
+            # A client that reads no answers gets no more of its frames read, or their answers would pile up.
+            await self._writable.wait()
+
+    async def write(self) -> None:
+        """Send what is framed, all at once, until the connection is over; closes the transport then."""
+        try:
+            while not self.closed:
+                await self._has_output.wait()
+                self._has_output.clear()
+                while data := self._output():
+                    self._writable.clear()
+                    self._writer.write(data)
+                    async with asyncio.timeout(self._context.stall_timeout):
+                        await self._writer.drain()
+                    self._writable.set()
+                if self._draining and self.idle:
+                    break
+        except OSError:  # the client has gone, or (TimeoutError) takes nothing any more
+            self._writer.transport.abort()
+        finally:
+            self._writable.set()
+            self._writer.close()
+
+    def drain(self) -> None:
+        """Take no new requests; the connection closes when the open ones have been answered."""
+        if not self._draining:
+            self._draining = True
+            self._h2.send_goaway()
+            self._has_output.set()
+
+    def close(self) -> None:
+        """Give up all requests; sends what is framed, if there is anybody left to take it."""
+        self.closed = True
+        for stream in self.streams.values():
+            stream.disconnect()
+        self._sending.clear()
+        if not self._writer.is_closing():
+            self._writer.write(self._h2.data_to_send())
+        self._has_output.set()
+
+    async def send(self, event: StreamEvent) -> None:
+        """Send one part of a response, as far as the client lets us; wait for the rest."""
+        stream = self.streams[event.stream_id]
+        await stream.flushed()
+        if stream.closed:
+            return
+        match event:
+            case Response():
+                own_headers = self._context.config.response_headers("h2")
+                headers = [(name.lower(), value) for name, value in (*event.headers, *own_headers)]
+                self._h2.send_headers(
+                    stream.stream_id,
+                    [
+                        (b":status", b"%d" % event.status_code),
+                        *(header for header in headers if header[0] not in _CONNECTION_HEADERS),
+                    ],
+                )
+            case Body():
+                stream.unsent = memoryview(event.data)
+                self._sending.append(stream)
+                self._frame_bodies()
+            case Trailers():
+                self._h2.send_headers(
+                    stream.stream_id, [(name.lower(), value) for name, value in event.headers], end_stream=True
+                )
+                stream.response_ended = True
+            case EndBody() if not stream.response_ended:
+                self._h2.end_stream(stream.stream_id)
+                stream.response_ended = True
+            case StreamClosed():
+                self._finish(stream)
+        self._has_output.set()
+        await stream.flushed()
+
+    def acknowledge(self, stream_id: int, size: int) -> None:
+        """Let the client send `size` bytes more."""
+        if size:
+            self._h2.acknowledge_received_data(size, stream_id)
+            self._has_output.set()
+
+    def reset(self, stream: Http2Stream, code: ErrorCodes) -> None:
+        """End one request for both sides, now."""
+        self._reset(stream.stream_id, code)
+        stream.disconnect()
+
+    def forget(self, stream: Http2Stream) -> None:
+        """Let go of a request whose app has ended."""
+        del self.streams[stream.stream_id]
+        self._has_output.set()
+
+    async def _receive_slice(self, data: bytes) -> None:
+        try:
+            events = self._h2.receive_data(data)
+        except ProtocolError:  # h2 has framed a GOAWAY that says why
+            self.close()
+            return
+        self._unparsed = 0 if events else self._unparsed + len(data)
+        if self._unparsed > UNPARSED_LIMIT:
+            self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            self.close()
+            return
+        for event in events:
+            match event:
+                case RequestReceived():
+                    await self._open(event)
+                case DataReceived():
+                    await self._take_body(event)
+                case StreamEnded() if stream := self.streams.get(event.stream_id):
+                    await stream.handle(EndBody(stream.stream_id))
+                case StreamReset() if stream := self.streams.get(event.stream_id):
+                    stream.disconnect()
+                case _:
+                    pass  # a window that has opened is seen when `write` frames the bodies
+        self._has_output.set()
+
+    async def _open(self, event: RequestReceived) -> None:
+        if self._draining or len(self.streams) >= self._context.max_streams:
+            self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
+            return
+        pseudo = {name: value for name, value in event.headers if name.startswith(b":")}
+        method, path = pseudo[b":method"], pseudo.get(b":path", b"")
+        if not (path and path.isascii() and method.isascii()):
+            self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            return
+        stream = self.streams[event.stream_id] = Http2Stream(self._context, self._client, self, event.stream_id)
+        await stream.handle(
+            Request(
+                stream_id=event.stream_id,
+                headers=filter_pseudo_headers(event.headers),
+                http_version="2",
+                method=method.decode().upper(),
+                raw_path=path,
+                state=ConnectionState({}),
+            )
+        )
+
+    async def _take_body(self, event: DataReceived) -> None:
+        stream = self.streams.get(event.stream_id)
+        if stream is None or stream.closed:
+            self.acknowledge(event.stream_id, event.flow_controlled_length)
+            return
+        await stream.handle(Body(stream.stream_id, event.data))
+        self.acknowledge(event.stream_id, event.flow_controlled_length - len(event.data))  # its padding
+
+    def _finish(self, stream: Http2Stream) -> None:
+        """Close the stream of a response that is complete, or of an app that has failed halfway."""
+        if not stream.response_ended:
+            self._reset(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
+        elif not stream.request_ended:
+            self._reset(stream.stream_id, ErrorCodes.NO_ERROR)  # "send no more", RFC 9113 section 8.1
+        stream.disconnect()
+
+    def _reset(self, stream_id: int, code: ErrorCodes) -> None:
+        try:
+            self._h2.reset_stream(stream_id, code)
+        except ProtocolError:
+            return  # the client was quicker: the stream, or the connection, is over already
+        self._has_output.set()
+
+    def _output(self) -> bytes:
+        """Take what is to be written next."""
+        self._framed = 0
+        self._frame_bodies()
+        return self._h2.data_to_send()
+
+    def _frame_bodies(self) -> None:
+        """Frame waiting bodies, one frame of each in turn, as far as the windows and the transport allow."""
+        blocked = 0
+        while blocked < len(self._sending) and self._framed < WRITE_LIMIT:
+            stream = self._sending.popleft()
+            if stream.closed:
+                continue
+            window = self._h2.local_flow_control_window(stream.stream_id)
+            size = min(len(stream.unsent), window, self._h2.max_outbound_frame_size, WRITE_LIMIT)
+            if size <= 0:
+                self._sending.append(stream)
+                blocked += 1
+                continue
+            blocked = 0
+            self._h2.send_data(stream.stream_id, stream.unsent[:size])
+            self._framed += size
+            stream.unsent = stream.unsent[size:]
+            if stream.unsent:
+                self._sending.append(stream)
+            else:
+                stream.sent.set()

@@ -1,0 +1,120 @@
+"""Accepting connections on a listening socket, and ending them without losing an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import sys
+
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+
+from runed.log import get_logger
+from runed.server.connection import Connection
+from runed.server.stream import Application, ServerContext
+
+CANCEL_TIMEOUT = 5.0
+"""Seconds that calls of the app get to clean up after they were cancelled."""
+
+_log = get_logger(__name__)
+
+
+class Server:
+    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX socket.
+
+    Each connection has a number of its own, and the app sees it in each request as `scope["client"] == ("unix", number)`. A
+    client that goes, or gives a request up, shows as `http.disconnect`. The app gets no lifespan events: whoever calls `start`
+    and `stop` knows better. An exception of the app ends only its own request, and is logged without its text.
+
+    Args:
+        app: The application.
+        sock: A bound and listening UNIX socket. The server closes it at `stop`, and leaves its path alone.
+        max_streams: Requests that one HTTP/2 connection may have open at a time; one more is refused so that the client can
+            try again.
+        max_connections: Connections at a time; one more closes that which has been idle for longest, or is closed itself.
+        head_timeout: Seconds within which the head of a request must be complete once it has begun.
+        stall_timeout: Seconds for which a request may wait for a peer that neither sends nor takes a byte of it; the request is
+            then given up. It does not limit how long the app may take. Common web servers wait as long.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        sock: socket.socket,
+        *,
+        max_streams: int = 128,
+        max_connections: int = 512,
+        head_timeout: float = 30.0,
+        stall_timeout: float = 60.0,
+    ) -> None:
+        self._context = ServerContext(app, _hypercorn_config(), WorkerContext(None), max_streams, head_timeout, stall_timeout)
+        self._sock = sock
+        self._max_connections = max_connections
+        self._numbers = itertools.count(1)
+        self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._listener: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begin to accept connections."""
+        if sys.version_info >= (3, 13):
+            # From 3.13 on asyncio would unlink the path, which may by then be another daemon's.
+            self._listener = await asyncio.start_unix_server(
+                self._accept, sock=self._sock, backlog=socket.SOMAXCONN, cleanup_socket=False
+            )
+        else:
+            self._listener = await asyncio.start_unix_server(self._accept, sock=self._sock, backlog=socket.SOMAXCONN)
+
+    async def stop(self, grace: float) -> None:
+        """Stop accepting, let what is in flight end, and then end the rest.
+
+        May be called again, also while it runs: the shorter grace counts.
+
+        Args:
+            grace: Seconds that what is in flight may take.
+        """
+        if self._listener is not None:
+            self._listener.close()
+        await self._context.worker.terminated.set()
+        for connection in self._connections.values():
+            connection.drain()
+        if not await self._wait(grace):
+            return
+        for task, connection in self._connections.items():
+            connection.abort()
+            task.cancel()
+        if left := await self._wait(CANCEL_TIMEOUT):
+            _log.error("requests ignore their cancellation", connections=left)
+
+    async def _wait(self, seconds: float) -> int:
+        """Wait for the end of all connections, and tell how many have not ended."""
+        if not self._connections:
+            return 0
+        _, pending = await asyncio.wait(self._connections, timeout=seconds)
+        return len(pending)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._context.worker.terminated.is_set() or not self._make_room():
+            writer.transport.abort()
+            return
+        connection = Connection(self._context, next(self._numbers), reader, writer)
+        task = asyncio.get_running_loop().create_task(connection.run())
+        self._connections[task] = connection
+        task.add_done_callback(self._connections.pop)
+
+    def _make_room(self) -> bool:
+        """Make sure that one more connection fits: clients that leave connections open must not lock others out."""
+        if len(self._connections) < self._max_connections:
+            return True
+        idle = min((c for c in self._connections.values() if c.idle), key=lambda c: c.last_heard, default=None)
+        if idle is not None:
+            idle.drain()
+        return idle is not None
+
+
+def _hypercorn_config() -> Config:
+    config = Config()
+    config.accesslog = config.errorlog = None
+    config.include_server_header = False
+    config.keep_alive_max_requests = sys.maxsize
+    return config

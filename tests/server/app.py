@@ -1,0 +1,96 @@
+"""A small real service, on the project's own contract, whose calls wait, fail, grow or do not read, as a test asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from runed_proto.runed.v1.runed_connect import RunedServiceASGIApplication
+from runed_proto.runed.v1.runed_pb2 import (
+    EmbedBatchRequest,
+    EmbedBatchResponse,
+    EmbedRequest,
+    EmbedResponse,
+    HealthRequest,
+    HealthResponse,
+    InfoRequest,
+    InfoResponse,
+    SetCentroidsRequest,
+    SetCentroidsResponse,
+    ShutdownRequest,
+    ShutdownResponse,
+)
+
+WAIT = "wait"
+FAIL = "fail"
+IGNORE = "ignore"
+SECRET = "the text of a user"
+MAX_REQUEST_BYTES = 33 * 1024 * 1024
+
+Context = Any
+
+
+class Servicer:
+    """Embeds nothing; see each method."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.started = 0
+        self.cancelled = 0
+        self.waiting = 0
+        self.clients: deque[str | None] = deque(maxlen=16)
+
+    async def embed(self, request: EmbedRequest, ctx: Context) -> EmbedResponse:
+        """Answer, wait for a `shutdown`, or fail, as the text says."""
+        self.started += 1
+        self.clients.append(ctx.client_address)
+        if request.text == WAIT:
+            await self._wait()
+        if request.text == FAIL:
+            raise RuntimeError(SECRET)
+        return EmbedResponse(vector=[1.0] * 4)
+
+    async def embed_batch(self, request: EmbedBatchRequest, ctx: Context) -> EmbedBatchResponse:
+        """Answer with 4 KiB a text."""
+        return EmbedBatchResponse(embeddings=[EmbedResponse(vector=[1.0] * 1024)] * len(request.texts))
+
+    async def info(self, request: InfoRequest, ctx: Context) -> InfoResponse:
+        """Answer at once."""
+        return InfoResponse(vector_dim=4)
+
+    async def health(self, request: HealthRequest, ctx: Context) -> HealthResponse:
+        """Tell how many tasks run and calls wait."""
+        return HealthResponse(message=json.dumps({"tasks": len(asyncio.all_tasks()), "waiting": self.waiting}))
+
+    async def shutdown(self, request: ShutdownRequest, ctx: Context) -> ShutdownResponse:
+        """Let the calls that wait go on."""
+        self.release.set()
+        self.release = asyncio.Event()
+        return ShutdownResponse(accepted=True)
+
+    async def set_centroids(self, request: AsyncIterator[SetCentroidsRequest], ctx: Context) -> SetCentroidsResponse:
+        """Count the messages, or read no more than the first if that asks for it."""
+        count = 0
+        async for message in request:
+            count += 1
+            if message.header.preset == IGNORE:
+                await self._wait()
+        return SetCentroidsResponse(nlist=count)
+
+    async def _wait(self) -> None:
+        self.waiting += 1
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.waiting -= 1
+
+
+def build_app(servicer: Servicer) -> RunedServiceASGIApplication:
+    """Give the ASGI application of a servicer."""
+    return RunedServiceASGIApplication(servicer, read_max_bytes=MAX_REQUEST_BYTES, compressions=())

@@ -1,0 +1,138 @@
+"""Accepting, draining and stopping: nothing in flight is lost, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import psutil
+import pytest
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
+from runed_proto.runed.v1 import runed_pb2 as pb
+
+from runed.server import Server
+from tests.server.app import WAIT, Servicer, build_app
+from tests.server.clients import GrpcClient, RawClient, stop_reading
+from tests.server.conftest import Serve
+from tests.server.test_http1 import EMBED, client_for
+from tests.server.test_http2 import eventually
+
+
+async def test_every_call_in_flight_survives_a_drain(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer) as server, client_for(path) as http1, GrpcClient(path) as http2:
+        calls = [http2.embed(pb.EmbedRequest(text=WAIT), timeout=20) for _ in range(64)]
+        posts = [asyncio.create_task(http1.post(EMBED, json={"text": WAIT})) for _ in range(16)]
+        await eventually(lambda: servicer.waiting == 80)
+        stopping = asyncio.create_task(server.stop(10))
+        await asyncio.sleep(0.1)
+        late = http2.embed(pb.EmbedRequest(text="late"), timeout=5)
+        assert await late.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(httpx.ConnectError):
+            await http1.post(EMBED, json={"text": "late"})
+        assert not stopping.done()
+        servicer.release.set()
+        assert {await call.code() for call in calls} == {grpc.StatusCode.OK}
+        responses = await asyncio.gather(*posts)
+        assert {(response.status_code, response.headers["connection"]) for response in responses} == {(200, "close")}
+        await asyncio.wait_for(stopping, 3)
+
+
+async def test_large_answer_under_way_survives_a_drain(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer) as server, await RawClient.connect(path) as client:
+        large = client.call("EmbedBatch", pb.EmbedBatchRequest(texts=["x"] * 2048))
+        assert await client.until(lambda: len(client.exchanges[large].body) > 0)
+        stopping = asyncio.create_task(server.stop(10))
+        assert (await client.over(large, within=10)).succeeded
+        await client.until(lambda: client.ended)
+        assert client.goaway is not None
+        assert client.goaway.error_code == ErrorCodes.NO_ERROR
+        await asyncio.wait_for(stopping, 3)
+
+
+async def test_idle_connections_do_not_delay_a_stop(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer) as server, client_for(path) as http1, GrpcClient(path) as http2:
+        await http1.post(EMBED, json={"text": "hello"})
+        await http2.embed(pb.EmbedRequest(text="hello"))
+        silent, writer = await asyncio.open_unix_connection(path)
+        await eventually(lambda: len(server._connections) == 3)
+        await asyncio.wait_for(server.stop(60), 2)
+        assert await silent.read() == b""
+        writer.close()
+
+
+async def test_grace_is_honoured_and_then_the_rest_is_cancelled(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer) as server, GrpcClient(path) as client:
+        call = client.embed(pb.EmbedRequest(text=WAIT), timeout=20)
+        await eventually(lambda: servicer.waiting == 1)
+        begun = time.monotonic()
+        await server.stop(0.5)
+        assert 0.4 < time.monotonic() - begun < 2
+        assert servicer.cancelled == 1
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        await server.stop(0.5)
+
+
+async def test_second_stop_shortens_the_first(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer) as server, GrpcClient(path) as client:
+        call = client.embed(pb.EmbedRequest(text=WAIT), timeout=20)
+        await eventually(lambda: servicer.waiting == 1)
+        patient = asyncio.create_task(server.stop(60))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(server.stop(0), 2)
+        await asyncio.wait_for(patient, 2)
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_client_that_takes_nothing_does_not_delay_a_stop(path: Path, serve: Serve, servicer: Servicer) -> None:
+    settings: dict[SettingCodes | int, int] = {SettingCodes.INITIAL_WINDOW_SIZE: 2**30}
+    async with serve(servicer) as server, await RawClient.connect(path, settings=settings) as client:
+        client.h2.increment_flow_control_window(2**30)
+        call = client.call("EmbedBatch", pb.EmbedBatchRequest(texts=["x"] * 2048))
+        assert await client.until(lambda: len(client.exchanges[call].body) > 0)
+        stop_reading(client.writer)
+        await asyncio.wait_for(server.stop(0.1), 2)
+
+
+async def test_the_path_is_left_as_it_was(path: Path, sock: socket.socket, servicer: Servicer) -> None:
+    before = os.lstat(path)
+    server = Server(build_app(servicer), sock)
+    await server.start()
+    await server.stop(0)
+    assert sock.fileno() == -1
+    after = os.lstat(path)
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+
+
+async def test_stop_frees_every_descriptor(path: Path, serve: Serve, servicer: Servicer) -> None:
+    process = psutil.Process()
+    baseline = process.num_fds()
+    async with serve(servicer) as server:
+        clients = [await RawClient.connect(path) for _ in range(5)]
+        for client in clients:
+            client.call("Embed", pb.EmbedRequest(text=WAIT))
+            await client.flush()
+        await eventually(lambda: servicer.waiting == 5)
+        await server.stop(0)
+        for client in clients:
+            await client.__aexit__()
+        await eventually(lambda: process.num_fds() <= baseline)
+
+
+async def test_forgotten_connections_do_not_lock_others_out(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer, max_connections=4) as server, GrpcClient(path) as busy:
+        call = busy.embed(pb.EmbedRequest(text=WAIT), timeout=20)
+        await eventually(lambda: servicer.waiting == 1)
+        forgotten = [await asyncio.open_unix_connection(path) for _ in range(20)]
+        async with client_for(path) as client:
+            assert (await client.post(EMBED, json={"text": "hello"})).status_code == 200
+        assert len(server._connections) <= 5
+        servicer.release.set()
+        assert await call.code() is grpc.StatusCode.OK
+        for _, writer in forgotten:
+            writer.close()
