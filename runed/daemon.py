@@ -1,0 +1,338 @@
+"""The composition root: one daemon from its lock to its last answer. Only this module constructs the concrete parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runed.backend import LlamaBackend, check_model
+from runed.backend.base import BackendStatus, EmbeddingBatch
+from runed.bootstrap import Installation, Phase, Progress, install
+from runed.engine.engine import MAX_BATCH_TEXTS, MAX_REQUEST_BYTES, Engine
+from runed.engine.status import Health, Info, LoadingPhase, Status
+from runed.errors import (
+    AlreadyRunningError,
+    BackendUnavailableError,
+    BootstrappingError,
+    RunedError,
+    ShuttingDownError,
+)
+from runed.lifecycle.listener import Listener
+from runed.lifecycle.record import DaemonRecord
+from runed.locking import LockFile
+from runed.log import configure_logging, describe_exception, get_logger
+from runed.paths import Paths, ensure_private_dir
+from runed.server import Server
+from runed.service.app import build_app
+from runed.settings import Settings
+from runed.version import __version__
+
+DEFAULT_GRACE = 10.0
+MAX_GRACE = 300.0
+"""Seconds that what is in flight may take at a shutdown: the default, and the most that a caller can ask for."""
+
+EVICTION_CHECK_INTERVAL = 1.0
+"""Seconds between two looks at whether the socket's path still is ours."""
+
+BOOTSTRAP_PAUSE = 5.0
+"""Seconds after a failed bootstrap before a request starts the next one."""
+
+_LOADING_PHASES = {
+    Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
+    Phase.FETCHING_MODEL: LoadingPhase.FETCHING_MODEL,
+}
+
+_log = get_logger(__name__)
+
+
+def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | None = None) -> int:
+    """Serve until a signal or a `Shutdown`.
+
+    Args:
+        settings: The settings.
+        log_file: Where to log; None means standard error.
+        ready_fd: A pipe to write one line to once the socket listens, for whoever started this process.
+
+    Returns:
+        The exit code: 0, also when another daemon serves this home, which is then named on standard error.
+
+    Raises:
+        ForeignPathError: Something that is not ours is in the way; it is left untouched.
+    """
+    os.umask(0o077)
+    paths = Paths(settings.home)
+    ensure_private_dir(paths.home)
+    ensure_private_dir(paths.logs)
+    configure_logging(log_file)
+    try:
+        with LockFile(paths.daemon_lock) as lock:
+            if not lock.try_acquire():
+                raise AlreadyRunningError(f"pid {lock.holder() or 'unknown'} already serves {paths.socket}")  # noqa: TRY301 # as bind
+            _serve(settings, paths, ready_fd)
+    except AlreadyRunningError as error:
+        print(f"runed: {error}; nothing to do", file=sys.stderr)  # noqa: T201 # for a person at a terminal, not for the log
+    return 0
+
+
+def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
+    record = DaemonRecord.of_this_process(paths.socket)
+    # Before the socket listens: a client that finds the socket reads the record at once.
+    record.write(paths.daemon_record)
+    try:
+        with Listener.bind(paths.socket) as listener:
+            asyncio.run(Daemon(settings, paths, listener).serve(ready_fd))
+    finally:
+        record.remove(paths.daemon_record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A bootstrap that failed.
+
+    Attributes:
+        message: Why, for people.
+        retry_at: The time of the monotonic clock from which on a request may start the next one.
+    """
+
+    message: str
+    retry_at: float
+
+
+class Daemon:
+    """Serves one home on a listening socket; implements `service.handler.Host`.
+
+    Args:
+        settings: The settings.
+        paths: The files of the home.
+        listener: The listening socket.
+    """
+
+    def __init__(self, settings: Settings, paths: Paths, listener: Listener) -> None:
+        self._settings = settings
+        self._paths = paths
+        self._listener = listener
+        self._started = time.monotonic()
+        self._total_requests = 0
+        self._in_flight = 0
+        self._progress = Progress(Phase.FETCHING_LLAMA_SERVER, 0, 0, "looking for engine and model")
+        self._bootstrap: asyncio.Task[None] | None = None
+        self._failure: _Failure | None = None
+        self._installation: Installation | None = None
+        self._engine: Engine | None = None
+        self._grace: float | None = None
+        self._shutdown_asked = asyncio.Event()
+        self._hurry_asked = asyncio.Event()
+
+    async def serve(self, ready_fd: int | None = None) -> None:
+        """Serve until `shut_down` is called, by a signal, by a request or because the socket is no longer ours.
+
+        Args:
+            ready_fd: As in `run`.
+        """
+        server = Server(build_app(self), self._listener.sock)
+        with self._signals():
+            await server.start()
+            if ready_fd is not None:
+                _announce(ready_fd)
+            _log.info("serving", socket=str(self._listener.path), pid=os.getpid(), version=__version__)
+            self._begin_bootstrap()
+            async with self._eviction_watch():
+                await self._shutdown_asked.wait()
+            _log.info("shutting down", in_flight=self._in_flight, grace_seconds=self._grace)
+            await self._drain(server)
+        _log.info("stopped", uptime_seconds=round(time.monotonic() - self._started), requests=self._total_requests)
+
+    async def embed(self, texts: Sequence[str]) -> EmbeddingBatch:
+        """Embed the texts of one call.
+
+        Raises:
+            RunedError: See `Engine.embed`; or there is no engine yet, or no longer.
+        """
+        self._total_requests += 1
+        engine = self._ready_engine()
+        self._in_flight += 1
+        try:
+            return await engine.embed(texts)
+        finally:
+            self._in_flight -= 1
+
+    def info(self) -> Info:
+        """Tell what the daemon and its model are."""
+        base = Info(
+            daemon_version=__version__,
+            socket_path=str(self._listener.path),
+            max_batch_size=MAX_BATCH_TEXTS,
+            max_request_bytes=MAX_REQUEST_BYTES,
+        )
+        if self._engine is None or self._installation is None:
+            return base
+        model = self._engine.backend.model
+        return replace(
+            base,
+            model_identity=model.identity,
+            vector_dim=model.dim,
+            max_text_length=model.max_tokens,
+            model_name=model.name,
+            model_variant=self._installation.variant,
+            pooling=model.pooling,
+            engine_version=self._installation.engine_version,
+        )
+
+    def health(self) -> Health:
+        """Tell what the daemon is doing right now."""
+        status, phase, message = self._situation()
+        counting = status is Status.LOADING and phase is not LoadingPhase.STARTING_LLAMA_SERVER
+        state = self._engine.backend.state if self._engine else None
+        return Health(
+            status=status,
+            phase=phase,
+            bytes_done=self._progress.bytes_done if counting else 0,
+            bytes_total=self._progress.bytes_total if counting else 0,
+            message=message,
+            uptime_seconds=int(time.monotonic() - self._started),
+            total_requests=self._total_requests,
+            in_flight_requests=self._in_flight,
+            pid=os.getpid(),
+            engine_pid=state.pid if state else 0,
+            engine_restarts=state.restarts if state else 0,
+        )
+
+    def shut_down(self, grace: float | None = None) -> None:
+        """Begin to drain; a second call does not wait for what is in flight any longer.
+
+        Args:
+            grace: Seconds that what is in flight may take, at most `MAX_GRACE`; None means `DEFAULT_GRACE`.
+        """
+        if self._shutdown_asked.is_set():
+            self._hurry_asked.set()
+            return
+        self._grace = DEFAULT_GRACE if grace is None else min(grace, MAX_GRACE)
+        self._shutdown_asked.set()
+
+    def _situation(self) -> tuple[Status, LoadingPhase | None, str]:
+        if self._shutdown_asked.is_set():
+            return Status.SHUTTING_DOWN, None, f"finishing {self._in_flight} requests in flight"
+        if self._engine is None:
+            if self._failure is not None:
+                return Status.DEGRADED, None, self._failure.message
+            return Status.LOADING, _LOADING_PHASES[self._progress.phase], self._progress.message
+        state = self._engine.backend.state
+        warnings = "; ".join(filter(None, [state.reason, *(self._installation.warnings if self._installation else ())]))
+        match state.status:
+            case BackendStatus.READY:
+                return Status.OK, None, warnings
+            case BackendStatus.STARTING:
+                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, "llama-server loads the model"
+            case BackendStatus.STOPPED:
+                return Status.IDLE, None, warnings
+            case BackendStatus.FAILED:
+                return Status.DEGRADED, None, state.reason
+
+    def _ready_engine(self) -> Engine:
+        if self._shutdown_asked.is_set():
+            raise ShuttingDownError("the daemon is shutting down; connect again to start a new one")
+        if self._engine is not None:
+            return self._engine
+        if self._failure is not None:
+            if (pause := self._failure.retry_at - time.monotonic()) > 0:
+                raise BackendUnavailableError(self._failure.message, retry_after=pause)
+            self._begin_bootstrap()
+        raise BootstrappingError(
+            f"engine and model are not there yet: {self._progress.message}; Health tells the progress", retry_after=1.0
+        )
+
+    def _begin_bootstrap(self) -> None:
+        self._failure = None
+        self._bootstrap = asyncio.create_task(self._bootstrap_engine())
+
+    async def _bootstrap_engine(self) -> None:
+        try:
+            installation = await install(self._settings, self._paths, report=self._report, check_model=check_model)
+            backend = LlamaBackend(
+                executable=installation.llama_server,
+                model=installation.model,
+                model_sha256=installation.model_sha256,
+                engine_version=installation.engine_version,
+                paths=self._paths,
+                ctx_size=self._settings.ctx_size,
+            )
+        except RunedError as error:
+            self._fail_bootstrap(error.message)
+            return
+        except Exception as error:  # noqa: BLE001 # the daemon must live on to tell what went wrong
+            _log.error("bootstrap failed unexpectedly", **describe_exception(error))
+            self._fail_bootstrap(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")
+            return
+        self._installation = installation
+        self._engine = Engine(backend, idle_timeout=self._settings.idle_timeout)
+        # A failed start shows in the backend's state, and the next request tries again.
+        with contextlib.suppress(RunedError):
+            await self._engine.start()
+
+    def _fail_bootstrap(self, message: str) -> None:
+        _log.error("bootstrap failed", reason=message)
+        self._failure = _Failure(message, time.monotonic() + BOOTSTRAP_PAUSE)
+
+    def _report(self, progress: Progress) -> None:
+        self._progress = progress
+
+    async def _drain(self, server: Server) -> None:
+        if self._bootstrap is not None and self._engine is None:
+            self._bootstrap.cancel()
+        assert self._grace is not None
+        stopping = asyncio.create_task(server.stop(self._grace))
+        hurry = asyncio.create_task(self._hurry_asked.wait())
+        await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not stopping.done():
+            await server.stop(0)
+        await stopping
+        if self._bootstrap is not None:
+            self._bootstrap.cancel()
+            await asyncio.wait([self._bootstrap])
+        if self._engine is not None:
+            await self._engine.close()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for number in handled:
+            loop.add_signal_handler(number, self.shut_down)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    @contextlib.asynccontextmanager
+    async def _eviction_watch(self) -> AsyncIterator[None]:
+        """Leave when the path is somebody else's: no client can find this daemon any more, it would only hold memory."""
+
+        async def watch() -> None:
+            while self._listener.is_ours():  # noqa: ASYNC110 # no event tells that a path was replaced
+                await asyncio.sleep(EVICTION_CHECK_INTERVAL)
+            _log.warning("the socket's path is no longer this daemon's; leaving", socket=str(self._listener.path))
+            self.shut_down()
+
+        task = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def _announce(ready_fd: int) -> None:
+    """Tell whoever started this process that the socket listens; it may have gone away meanwhile."""
+    with contextlib.suppress(OSError):
+        os.write(ready_fd, b"ready\n")
+    with contextlib.suppress(OSError):
+        os.close(ready_fd)

@@ -1,0 +1,56 @@
+"""The idle clock: gives the engine's memory back when nobody has embedded for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+
+class IdleClock:
+    """Calls `suspend` once no work has been in flight for `timeout` seconds.
+
+    Args:
+        timeout: Seconds of idleness; 0 means that the clock never fires.
+        suspend: What to do then. It must cope with work that arrives while it runs.
+    """
+
+    def __init__(self, timeout: float, suspend: Callable[[], Awaitable[None]]) -> None:
+        self._timeout = timeout
+        self._suspend = suspend
+        self._in_flight = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._suspending: asyncio.Task[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """How many pieces of work keep the engine awake right now."""
+        return self._in_flight
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Keep the engine awake for the length of the block, and start to count when the last such block ends."""
+        self._in_flight += 1
+        self._cancel_timer()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0 and self._timeout > 0:
+                self._timer = asyncio.get_running_loop().call_later(self._timeout, self._fire)
+
+    async def close(self) -> None:
+        """Stop the clock, and wait for a suspension that is under way."""
+        self._timeout = 0
+        self._cancel_timer()
+        if self._suspending is not None:
+            await asyncio.wait([self._suspending])
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._suspending = asyncio.ensure_future(self._suspend())

@@ -1,0 +1,91 @@
+"""What every call passes through: its error becomes one of the contract, and an embedding leaves one line in the log."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+from connectrpc.request import RequestContext
+
+from runed.errors import RunedError
+from runed.log import describe_exception, get_logger
+from runed.service import wire
+
+_EMBEDDING_METHODS = {"Embed", "EmbedBatch"}
+
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Call:
+    """What is logged of one call.
+
+    Attributes:
+        texts: The number of texts, 0 until the request is read.
+        tokens: The number of their tokens, 0 until they are embedded.
+        started: When the call began, in seconds of the monotonic clock.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+_call: ContextVar[Call] = ContextVar("runed_call")
+
+
+def current_call() -> Call:
+    """Give the call that the current task serves."""
+    return _call.get()
+
+
+class Observer:
+    """A metadata interceptor of connectrpc: sees every call, also those that fail before or beside the handler.
+
+    Args:
+        max_request_bytes: The limit that is told when a message is too large.
+    """
+
+    def __init__(self, *, max_request_bytes: int) -> None:
+        self._max_request_bytes = max_request_bytes
+
+    async def on_start(self, ctx: RequestContext[Any, Any]) -> Call:
+        """Begin a call."""
+        call = Call()
+        _call.set(call)  # seen by this request's task alone: the server runs each request in a task of its own
+        return call
+
+    async def on_end(self, token: Call, ctx: RequestContext[Any, Any], error: Exception | None, /) -> None:
+        """End a call.
+
+        Raises:
+            ConnectError: The error as the caller is to see it.
+        """
+        answer = None if error is None else self._answer(error, ctx.method.name)
+        if ctx.method.name in _EMBEDDING_METHODS:
+            _log.info(
+                "embedding call",
+                method=ctx.method.name,
+                texts=token.texts,
+                tokens=token.tokens,
+                duration_ms=round((time.monotonic() - token.started) * 1000, 1),
+                code="ok" if answer is None else answer.code.value,
+            )
+        if answer is not None and answer is not error:
+            raise answer from None
+
+    def _answer(self, error: Exception, method: str) -> ConnectError:
+        if isinstance(error, RunedError):
+            return wire.to_connect(error)
+        if isinstance(error, ConnectError):
+            if error.code is Code.RESOURCE_EXHAUSTED and not error.details:
+                limit = self._max_request_bytes
+                error = ConnectError(error.code, f"the request has more than the limit of {limit} bytes; send several requests")
+                return wire.complete(error, {"limit": str(limit)})
+            return wire.complete(error)
+        _log.error("call failed unexpectedly", method=method, **describe_exception(error))
+        return wire.to_connect(RunedError("the daemon failed at this call; its log says where, please report it"))

@@ -1,0 +1,59 @@
+"""The memory goes back when nobody embeds, and the next text brings the engine up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.support import RunningDaemon, process_gone, wait_until
+
+StartDaemon = Callable[..., RunningDaemon]
+
+
+def test_suspends_after_the_last_embedding_and_wakes_once_for_many(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(RUNED_IDLE_TIMEOUT="700ms")
+    first = int(daemon.wait_for("STATUS_OK")["enginePid"])
+    before = daemon.call("Embed", {"text": "hello world"})["vector"]
+    idle = daemon.wait_for("STATUS_IDLE")
+    assert idle.get("enginePid", "0") == "0"
+    assert process_gone(first)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: daemon.call("Embed", {"text": "hello world"}), range(16)))
+    assert all(answer["vector"] == before for answer in answers)
+    health = daemon.health()
+    assert health.get("engineRestarts", "0") == "0"
+    starts = [line for line in daemon.log_lines() if line["message"] == "llama-server ready"]
+    assert len(starts) == 2
+    assert daemon.stop() == 0
+
+
+def test_health_and_info_neither_wake_nor_keep_awake(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(RUNED_IDLE_TIMEOUT="500ms")
+    daemon.wait_for("STATUS_OK")
+
+    def ask() -> bool:
+        daemon.call("Info")
+        return bool(daemon.health()["status"] == "STATUS_IDLE")
+
+    wait_until(ask, timeout=10, what="idleness in spite of Health and Info")
+    for _ in range(5):
+        assert daemon.call("Info")["vectorDim"] == 64
+        assert daemon.health()["status"] == "STATUS_IDLE"
+
+
+def test_never_suspends_with_a_call_in_flight(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(RUNED_IDLE_TIMEOUT="50ms")
+    daemon.wait_for("STATUS_IDLE")
+    answer = daemon.call("EmbedBatch", {"texts": ["a text that takes its time " * 5] * 150}, timeout=60)
+    assert len(answer["embeddings"]) == 150
+    daemon.wait_for("STATUS_IDLE")
+    starts = [line for line in daemon.log_lines() if line["message"] == "llama-server ready"]
+    assert len(starts) == 2
+
+
+def test_zero_never_suspends(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(RUNED_IDLE_TIMEOUT="0")
+    engine = daemon.wait_for("STATUS_OK")["enginePid"]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(daemon.call, "Embed", {"text": "x"}).result()
+    assert daemon.health()["enginePid"] == engine
