@@ -1,0 +1,152 @@
+"""Where a command meets its user: every ending becomes an exit code and at most one line on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+
+from runed.errors import RunedError, SettingsError
+
+
+class ExitCode(IntEnum):
+    """What the commands of runed exit with."""
+
+    OK = 0
+    FAILED = 1
+    """Something was refused or went wrong; standard error says what."""
+    USAGE = 2
+    """The command line, an environment variable or `config.json` cannot be used."""
+    NOT_RUNNING = 3
+    """No daemon runs, and the command does not start one."""
+    INTERRUPTED = 130
+    """Ctrl-C; another signal gives 128 and its number, as shells do."""
+
+
+EXIT_CODES_HELP = """\
+exit codes:
+  0    done
+  1    refused or failed; the line on standard error says why
+  2    wrong usage, or a setting that cannot be used
+  3    no daemon runs, and the command does not start one
+  130  interrupted by Ctrl-C; 128 + N: ended by signal N
+"""
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command so that no ending of it shows a stack trace (unless `RUNED_DEBUG=1`).
+
+    Windows is refused before the command imports anything, since much of runed needs `fcntl` and UNIX sockets.
+
+    Args:
+        command: Does the work and returns an exit code.
+
+    Returns:
+        The exit code for the process.
+    """
+    if os.name == "nt":
+        complain("Windows is not supported; run runed on Linux, on macOS or inside WSL 2")
+        return ExitCode.FAILED
+    try:
+        _prepare_output()
+        _clean_up_on_signals()
+        code = _run(command)
+        sys.stdout.flush()  # while a failure of it can still become an exit code
+    except BrokenPipeError:
+        # The reader (`head`) has seen enough, which is no reason for a message.
+        code = ExitCode.FAILED
+    except KeyboardInterrupt:
+        # From here on a second Ctrl-C ends the process at once, instead of tracing through the interpreter's own shutdown.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        code = ExitCode.INTERRUPTED
+    except RunedError as error:
+        _show_trace()
+        complain(error.message)
+        code = ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
+    except OSError as error:
+        _show_trace()
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        complain(f"{name}{error.strerror or type(error).__name__}")
+        code = ExitCode.FAILED
+    except Exception as error:  # noqa: BLE001 # the last line of defence between a bug and a user
+        _show_trace()
+        complain(f"unexpected {_describe(error)}; this is a bug. RUNED_DEBUG=1 shows more, `runed logs` what the daemon did")
+        code = ExitCode.FAILED
+    if code != ExitCode.OK:
+        _discard_output()
+    return code
+
+
+def error_document(reason: str, message: str) -> bytes:
+    """Give an error as the line of JSON that programs read: `{"error": {"reason": ..., "message": ...}}`."""
+    return json.dumps({"error": {"reason": reason, "message": message}}).encode() + b"\n"
+
+
+def complain(message: str) -> None:
+    """Print one line for the user on standard error."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"runed: {message}\n")
+            sys.stderr.flush()
+
+
+def _run(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except SystemExit as end:  # how argparse ends, after `--help` or a wrong usage, and how a signal does
+        return end.code if isinstance(end.code, int) else ExitCode.OK
+
+
+def _prepare_output() -> None:
+    """Let no command fail for a standard output that is closed, or that cannot show a character of a path."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 # stays open as long as the process
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _clean_up_on_signals() -> None:
+    """Let SIGTERM and SIGHUP unwind the command as Ctrl-C does, so that no temporary file stays behind.
+
+    A signal that the parent had ignored stays so: `nohup` works by that.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, leave)
+
+
+def _discard_output() -> None:
+    """Keep the interpreter from trying, at its exit, to flush into a pipe or disk that has just failed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_trace() -> None:
+    from runed.settings import debug_enabled  # noqa: PLC0415 # the way without an error stays free of its 50 ms
+
+    if debug_enabled():
+        import traceback  # noqa: PLC0415 # as above
+
+        traceback.print_exc()
+
+
+def _describe(error: Exception) -> str:
+    """Name the type and place of a bug; its message stays out, since a library may quote a user's text in it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = "" if place is None else f" at {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}"
+    return f"{type(error).__name__}{where}"

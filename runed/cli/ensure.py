@@ -1,0 +1,64 @@
+"""`runed ensure`: what a client in any language runs when it finds no daemon."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from runed.cli.boundary import ExitCode, error_document
+from runed.cli.options import seconds
+from runed.errors import RunedError, SettingsError
+from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
+from runed.settings import load_settings
+from runed.version import __version__
+
+DESCRIPTION = """\
+Make sure that a daemon of at least this version listens, and say where. Any
+number of processes may run this at once: one daemon is started. It may still be
+fetching its engine and model; `runed status` and the call Health tell how far
+it is.
+"""
+
+EPILOG = """\
+with --json, standard output is one line of JSON, whatever happens:
+  {"socket": "/home/me/.runed/embedding.sock", "pid": 4711, "version": "0.1.0",
+   "started": true}
+  {"error": {"reason": "DAEMON_START_FAILED", "message": "..."}}
+the exit code is 0, 1 or, for a bad setting, 2. pid and version are null where a
+daemon listens that left no record of itself; started tells whether this call
+started it.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.add_argument("--json", action="store_true", help="for programs: one line of JSON on standard output")
+    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="SECONDS", help="when to give up (default: 60)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Find or start the daemon."""
+    try:
+        handle = ensure_daemon(load_settings(), timeout=arguments.timeout, minimum_version=__version__)
+    except RunedError as error:
+        if not arguments.json:
+            raise
+        sys.stdout.write(error_document(error.reason, error.message).decode())
+        return ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
+    print(_as_json(handle) if arguments.json else _as_text(handle))
+    return ExitCode.OK
+
+
+def _as_json(handle: DaemonHandle) -> str:
+    return json.dumps(
+        {"socket": os.fspath(handle.socket), "pid": handle.pid, "version": handle.version, "started": handle.started}
+    )
+
+
+def _as_text(handle: DaemonHandle) -> str:
+    what = "started" if handle.started else "already running"
+    return f"{what}: version {handle.version or 'unknown'}, pid {handle.pid or 'unknown'}, on {handle.socket}"

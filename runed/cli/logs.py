@@ -1,0 +1,121 @@
+"""`runed logs`: the end of a log, and what comes after it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from runed.cli.boundary import ExitCode, complain
+from runed.cli.options import whole_number
+from runed.paths import Paths
+from runed.settings import load_settings
+
+POLL_SECONDS = 0.2
+_BLOCK = 64 * 1024
+
+DESCRIPTION = """\
+Show the end of the log of the daemon that clients start. Each line is a JSON
+object, so `runed logs | jq .message` works. A daemon that runs in the
+foreground logs to its own standard error instead.
+"""
+
+EPILOG = """\
+examples:
+  runed logs -n 200
+  runed logs -f              keep showing what is added, until Ctrl-C
+  runed logs --engine        what llama-server said
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.add_argument("-n", "--lines", type=whole_number, default=50, metavar="N", help="how many lines (default: 50)")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep showing what is added, through rotations too")
+    parser.add_argument("--engine", action="store_true", help="the log of llama-server instead of the daemon's")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the end of the log, and follow it if asked to."""
+    paths = Paths(load_settings().home)
+    log = paths.engine_log if arguments.engine else paths.daemon_log
+    if not arguments.follow and not log.exists():
+        complain(f"{log} does not exist: no daemon was started by a client yet")
+        return ExitCode.FAILED
+    out = sys.stdout.buffer
+    if not arguments.follow:
+        with log.open("rb") as file:
+            seek_last_lines(file, arguments.lines)
+            out.write(file.read())
+        return ExitCode.OK
+    for block in follow(log, arguments.lines):
+        out.write(block)
+        out.flush()
+    return ExitCode.OK
+
+
+def seek_last_lines(file: BinaryIO, lines: int) -> None:
+    """Move to the start of the last `lines` lines of a file, reading only its end."""
+    position = file.seek(0, io.SEEK_END)
+    if position and lines:
+        file.seek(position - 1)
+        # A file that ends in the middle of a line has one line more than it has line ends.
+        missing = lines + 1 if file.read(1) == b"\n" else lines
+        while position and missing:
+            size = min(_BLOCK, position)
+            position -= size
+            file.seek(position)
+            block = file.read(size)
+            end = size
+            while missing and (end := block.rfind(b"\n", 0, end)) >= 0:
+                missing -= 1
+                if not missing:
+                    position += end + 1
+    file.seek(position)
+
+
+def follow(path: Path, lines: int) -> Iterator[bytes]:
+    """Give the last lines of a log and then, for ever, what is added to it.
+
+    Args:
+        path: The log; it need not exist yet. When it is rotated away, the rest of the old file comes before the new one.
+        lines: How many lines of what exists already to give first.
+    """
+    first = True
+    while True:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            # What appears later is new in whole.
+            first = False
+            time.sleep(POLL_SECONDS)
+            continue
+        with file:
+            if first:
+                seek_last_lines(file, lines)
+                first = False
+            while True:
+                # Looked at before reading: what was written up to a rotation is in this file, and is read below.
+                rotated = _is_replaced(path, file)
+                while block := file.read(_BLOCK):
+                    yield block
+                if rotated:
+                    break
+                time.sleep(POLL_SECONDS)
+                if os.fstat(file.fileno()).st_size < file.tell():
+                    file.seek(0)
+
+
+def _is_replaced(path: Path, file: BinaryIO) -> bool:
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        return True
+    return not os.path.samestat(info, os.fstat(file.fileno()))

@@ -1,0 +1,79 @@
+"""The command `runed`: finds the command's file, parses the arguments, runs it.
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage or a setting that cannot be used; 3 no daemon runs and the command does
+not start one; 130 interrupted by Ctrl-C; 128 + N ended by signal N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from runed.cli.boundary import EXIT_CODES_HELP, guarded
+from runed.version import __version__
+
+COMMANDS = {
+    "serve": "run the daemon in the foreground; `runed` alone does the same",
+    "embed": "turn texts into vectors",
+    "ensure": "make sure that a daemon runs, and say where",
+    "status": "show what the daemon is doing",
+    "stop": "let the daemon finish its work and exit",
+    "install": "fetch engine and model ahead of time",
+    "logs": "show the daemon's or the engine's log",
+    "version": "show the version",
+}
+"""The commands: each is the module `runed.cli.<name>` with `configure(parser)` and `run(arguments) -> exit code`."""
+
+DESCRIPTION = "runed: one embedding model per machine, shared by all its processes."
+
+EPILOG = f"""\
+examples:
+  runed embed "hello world"                  print the vector as JSON
+  runed embed -f lines.txt -o vectors.npy    a vector a line, as a NumPy array
+  runed status                               is it running, what does it cost?
+
+{EXIT_CODES_HELP}
+`runed COMMAND --help` tells more. Files and settings live in
+~/.runed, or where RUNED_HOME points.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `runed`.
+
+    Args:
+        arguments: The command line without the program's name; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    return guarded(lambda: _run(list(sys.argv[1:] if arguments is None else arguments) or ["serve"]))
+
+
+def _run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="runed",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"runed {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # The options before a command take no values, so the first word is the command.
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    module = None
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        if name == chosen:
+            # Only the chosen command's file is imported, so that no command pays for another's libraries.
+            module = importlib.import_module(f"runed.cli.{name}")
+            module.configure(subparser)
+    parsed = parser.parse_args(arguments)
+    assert module is not None
+    code: int = module.run(parsed)
+    return code

@@ -1,0 +1,24 @@
+"""Types of options that several commands share; argparse turns their errors into a usage message."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+
+def whole_number(value: str) -> int:
+    """Parse a whole number of at least 0."""
+    if not (value.isascii() and value.isdigit()):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least 0")
+    return int(value)
+
+
+def seconds(value: str) -> float:
+    """Parse a number of seconds above 0."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    return number

@@ -1,0 +1,118 @@
+"""What a waiting user sees on standard error: bars on a terminal, one line a step elsewhere; nothing on standard output."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from runed.cli.boundary import complain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_MEGABYTE = 1_000_000
+_DIGITS = re.compile(r"\d+")
+
+
+class ProgressDisplay:
+    """Shows the steps of a longer work, one after another. Costs nothing until the first step.
+
+    Args:
+        keep: Whether the bars of completed steps stay on the terminal.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self._keep = keep
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._step = ""
+        self._line = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether there is a terminal to show bars on."""
+        return sys.stderr is not None and sys.stderr.isatty()
+
+    def update(self, step: str, done: int = 0, total: int = 0, *, unit: str = "bytes", detail: str = "") -> None:
+        """Show how far a step is; another step than the last one ends that.
+
+        Args:
+            step: What goes on; each step has a bar of its own.
+            done: How much of it is done, in units.
+            total: How much there is in all; 0 if unknown.
+            unit: What is counted.
+            detail: What exactly goes on, to be shown instead of the step.
+        """
+        if not self.live:
+            self._print(detail or step)
+            return
+        if self._bars is None:
+            self._bars = _make_bars(keep=self._keep)
+            self._bars.start()
+        amount = _amount(done, total, unit) if total else ""
+        if step != self._step or self._task is None:
+            self._end_step()
+            self._step = step
+            self._task = self._bars.add_task(detail or step, total=total or None, completed=done, amount=amount)
+        else:
+            self._bars.update(self._task, description=detail or step, completed=done, total=total or None, amount=amount)
+
+    def close(self) -> None:
+        """End the last step and give the terminal back; a further update begins anew."""
+        if self._bars is not None:
+            self._end_step()
+            self._bars.stop()
+            self._bars = None
+
+    def _print(self, line: str) -> None:
+        # What differs in its numbers alone is progress of the same, which would fill a log.
+        if _DIGITS.sub("", line) != _DIGITS.sub("", self._line):
+            complain(line)
+        self._line = line
+
+    def _end_step(self) -> None:
+        """Mark the step as done, or remove it if it was left before its end."""
+        if self._bars is None or self._task is None:
+            return
+        task = self._bars.tasks[self._bars.task_ids.index(self._task)]
+        if task.total is not None and task.completed < task.total:
+            self._bars.remove_task(self._task)
+        else:
+            total = task.total or 1
+            self._bars.update(self._task, total=total, completed=total)
+        self._task = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is not None and self._bars is not None and self._task is not None:
+            # What failed or was interrupted must not be marked as done.
+            self._bars.remove_task(self._task)
+            self._task = None
+        self.close()
+
+
+def _amount(done: int, total: int, unit: str) -> str:
+    if unit == "bytes":
+        return f"{done / _MEGABYTE:,.1f}/{total / _MEGABYTE:,.1f} MB"
+    return f"{done:,}/{total:,} {unit}"
+
+
+def _make_bars(*, keep: bool) -> Progress:
+    from rich.console import Console  # noqa: PLC0415 # 60 ms that a command which never waits does not spend
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415 # as above
+
+    return Progress(
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}", markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=not keep,
+    )

@@ -1,0 +1,29 @@
+"""`runed serve`: the daemon itself, in this process."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from runed import daemon
+from runed.settings import load_settings
+
+DESCRIPTION = """\
+Run the daemon in the foreground, with its log on standard error, until Ctrl-C,
+SIGTERM or `runed stop`. Clients start one by themselves, so this is for service
+managers and for looking at what it does. If another daemon serves this home
+already, it says so and exits with 0.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = DESCRIPTION
+    # How a client starts the daemon detached; of no use to people.
+    parser.add_argument("--log-file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until asked to stop."""
+    return daemon.run(load_settings(), log_file=arguments.log_file, ready_fd=arguments.ready_fd)

@@ -1,0 +1,157 @@
+"""`runed status`: what the daemon does and what it costs; never starts one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+
+import runed
+from runed.cli.boundary import ExitCode
+from runed.cli.waiting import ANSWER_SECONDS, PHASES
+from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError
+from runed.lifecycle.record import DaemonRecord
+from runed.paths import Paths
+from runed.processes import resident_bytes
+from runed.settings import load_settings
+
+DESCRIPTION = """\
+Show what the daemon is doing and what it costs. Never starts a daemon and never
+wakes a suspended engine. Exits with 3 if none runs.
+"""
+
+EPILOG = """\
+with --json, standard output is one JSON object with the fields of the calls
+Info and Health (see runed.proto), and:
+  running              whether a daemon answers; if not, only home, socket and
+                       log are there besides
+  daemon_memory_bytes  resident memory of the daemon
+  engine_memory_bytes  resident memory of llama-server, 0 while none runs
+  home                 the directory of everything
+  log                  the log of a daemon that a client started
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a running daemon tells of itself, and its resident memory and llama-server's in bytes."""
+
+    info: runed.Info
+    health: runed.Health
+    daemon_memory: int
+    engine_memory: int
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask the daemon and print what it says."""
+    paths = Paths(load_settings().home)
+    places = {"socket": str(paths.socket), "home": str(paths.home), "log": str(paths.daemon_log)}
+    report = _ask(paths)
+    if arguments.json:
+        print(json.dumps({"running": report is not None} | (_as_dict(report) if report else {}) | places, indent=2))
+    elif report is None:
+        print(_why_not(paths))
+    else:
+        lines = _as_lines(report) | places
+        print("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
+    return ExitCode.OK if report else ExitCode.NOT_RUNNING
+
+
+def _ask(paths: Paths) -> Report | None:
+    try:
+        with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
+            health = client.health()
+            return Report(client.info(), health, resident_bytes(health.pid), resident_bytes(health.engine_pid))
+    except DaemonUnavailableError:
+        return None
+    except DeadlineExceededError:
+        raise LifecycleError(
+            f"a daemon listens on {paths.socket} but does not answer within {ANSWER_SECONDS:g} s; "
+            "see `runed logs`, or end it with `runed stop`"
+        ) from None
+
+
+def _why_not(paths: Paths) -> str:
+    record = DaemonRecord.read(paths.daemon_record)
+    if record is not None and record.is_alive():
+        return f"the daemon of {paths.home}, pid {record.pid}, accepts no connections: it is starting or shutting down"
+    return f"no daemon runs for {paths.home}; it starts with the first `runed embed`, or by `runed ensure`"
+
+
+def _as_dict(report: Report) -> dict[str, object]:
+    info, health = report.info, report.health
+    return {
+        "status": health.status.name,
+        "phase": health.phase.name if health.phase else None,
+        "bytes_done": health.bytes_done,
+        "bytes_total": health.bytes_total,
+        "message": health.message,
+        "uptime_seconds": health.uptime_seconds,
+        "total_requests": health.total_requests,
+        "in_flight_requests": health.in_flight_requests,
+        "pid": health.pid,
+        "engine_pid": health.engine_pid,
+        "engine_restarts": health.engine_restarts,
+        "daemon_memory_bytes": report.daemon_memory,
+        "engine_memory_bytes": report.engine_memory,
+        "daemon_version": info.daemon_version,
+        "engine_version": info.engine_version,
+        "model_identity": info.model_identity,
+        "model_name": info.model_name,
+        "model_variant": info.model_variant,
+        "vector_dim": info.vector_dim,
+        "pooling": info.pooling,
+        "max_text_length": info.max_text_length,
+        "max_batch_size": info.max_batch_size,
+        "max_request_bytes": info.max_request_bytes,
+    }
+
+
+def _as_lines(report: Report) -> dict[str, str]:
+    info, health = report.info, report.health
+    variant = f" ({info.model_variant})" if info.model_variant else ""
+    engine = f"llama-server {info.engine_version}".strip()
+    return {
+        "state": _state(health),
+        "model": f"{info.model_name}{variant}, {info.model_identity}" if info.model_identity else "not installed yet",
+        "vectors": f"{info.vector_dim} dimensions, of texts of at most {info.max_text_length} tokens"
+        if info.vector_dim
+        else "-",
+        "engine": f"{engine}, pid {health.engine_pid}, {_megabytes(report.engine_memory)}"
+        if health.engine_pid
+        else f"{engine}, not running",
+        "daemon": f"runed {info.daemon_version}, pid {health.pid}, {_megabytes(report.daemon_memory)}, "
+        f"up {_duration(health.uptime_seconds)}",
+        "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
+        f"{health.engine_restarts} engine restarts",
+    }
+
+
+def _state(health: runed.Health) -> str:
+    state = health.status.name.lower().replace("_", " ")
+    if health.phase:
+        state += f", {PHASES[health.phase]}"
+    if health.bytes_total:
+        state += f", {health.bytes_done / health.bytes_total:.0%} of {_megabytes(health.bytes_total)}"
+    return f"{state}: {health.message}" if health.message else state
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1_000_000:,.0f} MB"
+
+
+def _duration(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
+    while len(parts) > 1 and not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{number} {unit}" for number, unit in parts[:2])

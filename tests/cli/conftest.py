@@ -1,0 +1,32 @@
+"""Homes to run commands in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import Cli
+from tests.support import short_home
+
+
+@pytest.fixture
+def cli(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[Cli]:
+    """A home of its own with real engine and model; whatever daemon a test leaves running is stopped."""
+    result = Cli(home, {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)})
+    yield result
+    result.with_environment(RUNED_CONFIG="", RUNED_CTX_SIZE="", RUNED_IDLE_TIMEOUT="").stop()
+
+
+@pytest.fixture(scope="session")
+def served(llama_server: Path, tiny_qwen3: Path) -> Iterator[Cli]:
+    """A home whose daemon runs and is shared by all tests that do not disturb it."""
+    home = short_home()
+    result = Cli(home, {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)})
+    done = result.run("embed", "warm up")
+    assert done.returncode == 0, done.stderr
+    yield result
+    result.stop()
+    shutil.rmtree(home)

@@ -1,0 +1,199 @@
+"""`runed install`: everything ahead of time, with bars on a terminal, and a launcher that works from anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import json
+import platform
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from runed.version import __version__
+from tests.cli.support import Cli, interrupt
+from tests.support import clean_environment, wait_until
+
+
+@dataclass
+class Origin:
+    """Where the model is downloaded from."""
+
+    model: bytes
+    url: str = ""
+    requests: list[str] = field(default_factory=list)
+    stall: threading.Event | None = None
+    """While it is not set, a download stops in the middle."""
+
+
+@pytest.fixture
+def origin(tiny_qwen3: Path) -> Iterator[Origin]:
+    result = Origin(tiny_qwen3.read_bytes())
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            result.requests.append(self.path)
+            self.send_response(200)
+            self.send_header("content-length", str(len(result.model)))
+            self.end_headers()
+            half = len(result.model) // 2
+            self.wfile.write(result.model[:half])
+            if result.stall:
+                result.stall.wait(60)
+            self.wfile.write(result.model[half:])
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def handle(self) -> None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                super().handle()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    result.url = f"http://127.0.0.1:{server.server_port}"
+    yield result
+    if result.stall:
+        result.stall.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def fresh(home: Path, llama_server: Path, origin: Origin, tmp_path: Path) -> Iterator[Cli]:
+    """An empty home, an engine of the user's own, and a manifest that knows where the model is."""
+    manifest = tmp_path / "manifest.json"
+    entry = {
+        "url": f"{origin.url}/tiny.gguf",
+        "size": len(origin.model),
+        "sha256": hashlib.sha256(origin.model).hexdigest(),
+    }
+    manifest.write_text(json.dumps({"version": 1, "platforms": {}, "models": {"tiny": entry}, "default_model": "tiny"}))
+    cli = Cli(home, {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MANIFEST": str(manifest)})
+    yield cli
+    cli.stop()
+
+
+def test_install_fetches_all_and_the_daemon_then_needs_no_network(fresh: Cli, origin: Origin) -> None:
+    done = fresh.run("install")
+    assert done.returncode == 0, done.stderr
+    model = fresh.paths.model("tiny")
+    assert done.stdout.splitlines() == [
+        f"engine    {fresh.environment['RUNED_LLAMA_SERVER']}",
+        f"model     {model}",
+        f"launcher  {fresh.home / 'bin' / 'runed'}",
+    ]
+    assert "downloading tiny" in done.stderr
+    assert model.read_bytes() == origin.model
+    assert origin.requests == ["/tiny.gguf"]
+    assert fresh.run("embed", "x").returncode == 0
+    assert origin.requests == ["/tiny.gguf"]
+
+
+def test_second_install_fetches_nothing(fresh: Cli, origin: Origin) -> None:
+    first = fresh.run("install")
+    second = fresh.run("install")
+    assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")
+    assert origin.requests == ["/tiny.gguf"]
+
+
+def test_launcher_runs_this_runed_even_beside_a_folder_of_that_name(fresh: Cli, tmp_path: Path) -> None:
+    assert fresh.run("install").returncode == 0
+    launcher = fresh.home / "bin" / "runed"
+    assert launcher.stat().st_mode & 0o777 == 0o755
+    (tmp_path / "runed").mkdir()
+    (tmp_path / "runed" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    environment = clean_environment(RUNED_HOME=str(fresh.home), PATH="/usr/bin:/bin")
+    done = subprocess.run([launcher, "version"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"runed {__version__}\n", "")
+
+
+def test_bars_show_bytes_on_a_terminal(fresh: Cli) -> None:
+    shown = fresh.run_on_terminal("install")
+    assert shown.returncode == 0
+    assert "downloading tiny" in shown.screen
+    assert "kB" in shown.screen or "MB" in shown.screen
+    assert shown.stdout.count(b"\n") == 3
+
+
+def test_wrong_file_is_refused_in_one_line_and_nothing_is_installed(fresh: Cli, origin: Origin) -> None:
+    origin.model = bytes(len(origin.model))
+    done = fresh.run("install")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("runed: ")
+    assert not fresh.paths.model("tiny").exists()
+    assert not (fresh.home / "bin" / "runed").exists()
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_ctrl_c_ends_a_stalled_download_at_once_and_the_next_try_works(
+    fresh: Cli, origin: Origin, *, on_terminal: bool
+) -> None:
+    origin.stall = threading.Event()
+    if on_terminal:
+        shown = fresh.run_on_terminal("install", interrupt_when=lambda: origin.requests)
+        assert shown.returncode == 130
+        assert "Traceback" not in shown.screen
+        hide_cursor, show_cursor = "\x1b[?25l", "\x1b[?25h"
+        assert shown.screen.rfind(show_cursor) > shown.screen.rfind(hide_cursor)
+    else:
+        process = fresh.start("install")
+        wait_until(lambda: origin.requests, what="the download")
+        code, output, errors = interrupt(process)
+        assert (code, output) == (130, "")
+        assert "Traceback" not in errors
+    assert not fresh.paths.model("tiny").exists()
+    origin.stall.set()
+    assert fresh.run("install").returncode == 0
+    assert fresh.paths.model("tiny").read_bytes() == origin.model
+
+
+def test_install_waits_for_a_daemon_that_installs_and_says_so(fresh: Cli, origin: Origin) -> None:
+    origin.stall = threading.Event()
+    assert fresh.run("ensure").returncode == 0
+    wait_until(lambda: origin.requests, what="the daemon's download")
+    daemon = fresh.daemon()
+    assert daemon is not None
+    process = fresh.start("install")
+    assert process.stderr is not None
+    line = process.stderr.readline().decode()
+    assert f"waiting for process {daemon.pid}" in line
+    origin.stall.set()
+    code = process.wait(30)
+    output, _ = process.communicate()
+    assert code == 0
+    assert str(fresh.paths.model("tiny")).encode() in output
+    assert len(origin.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code"),
+    [
+        ("RUNED_LLAMA_SERVER", "/nonexistent/llama-server", 2),
+        ("RUNED_MODEL", "/nonexistent/model.gguf", 2),
+        ("RUNED_MANIFEST", "/nonexistent/manifest.json", 1),
+        ("RUNED_MODEL_VARIANT", "nonexistent", 1),
+    ],
+)
+def test_what_cannot_be_installed_is_one_line(fresh: Cli, variable: str, value: str, code: int) -> None:
+    done = fresh.with_environment(**{variable: value}).run("install")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("runed: ")
+    assert done.stderr.count("\n") == 1
+    assert value.rsplit("/", maxsplit=1)[-1] in done.stderr
+
+
+def test_platform_without_an_engine_is_told(fresh: Cli) -> None:
+    done = fresh.with_environment(RUNED_LLAMA_SERVER="").run("install")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert platform.system().lower() in done.stderr
+    assert done.stderr.count("\n") == 1
