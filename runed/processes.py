@@ -5,6 +5,8 @@ A pid alone is reused by the kernel, a pid with its start time is not.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import signal
 import sys
@@ -77,3 +79,15 @@ def die_with_parent() -> Callable[[], None] | None:
             leave(1)
 
     return arrange
+
+
+def release_free_memory() -> None:
+    """Hand memory that this process holds but does not use back to the kernel.
+
+    glibc keeps what was freed for later; after a large batch that is tens of MiB. Other C libraries have no such call, and
+    nothing is done there.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

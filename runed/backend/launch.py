@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,11 @@ vocabulary's size (facts.md, section 1)."""
 
 _DEATH_NOTICE = 1.0
 """How long a death may take to be noticed after the connection broke, in seconds."""
+
+_NO_REPACK_REMARK = (
+    "llama-server is run with --no-repack, which is slower, because its fast kernels use an instruction "
+    "that this processor or its hypervisor refuses (SIGILL)"
+)
 
 _SELF_TEST = ("runed", "two words")
 _SELF_TEST_TOLERANCE = 1e-3
@@ -147,24 +153,16 @@ class Launcher:
         self._paths = paths
         self._timings = timings
         self._quirks = _Quirks(paths.engine_quirks, executable)
+        self._no_repack = self._quirks.no_repack()
         self._tested_engine: str | None = None
 
     @property
     def remark(self) -> str:
         """What is unusual about how the engine is run, or ""."""
-        if not self._quirks.no_repack:
-            return ""
-        return (
-            "llama-server is run with --no-repack, which is slower, because its fast kernels use an instruction "
-            "that this processor or its hypervisor refuses (SIGILL)"
-        )
+        return _NO_REPACK_REMARK if self._no_repack else ""
 
-    def command(self, *, no_repack: bool) -> list[str]:
-        """Give the argv.
-
-        Args:
-            no_repack: Whether to do without the kernels that need repacked weights.
-        """
+    def command(self) -> list[str]:
+        """Give the argv, as it is on this machine at this moment."""
         # Mean and cls pooling need the whole text in one micro-batch; a batch larger than the micro-batch used to assert.
         batch = _LAST_MICRO_BATCH if self._info.pooling == "last" else self._info.max_tokens
         cores = usable_cores()
@@ -184,7 +182,7 @@ class Launcher:
             "--log-colors": "off",
             "--verbosity": 2,  # warnings; more would be three lines a text
         }
-        flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if no_repack else [])]
+        flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if self._no_repack else [])]
         return [str(self._executable), *flags, *(str(part) for option in options.items() for part in option)]
 
     async def launch(self) -> Server:
@@ -197,17 +195,43 @@ class Launcher:
             BackendUnavailableError: It did not come up.
             BackendFaultError: It came up, but computes something wrong.
         """
-        with self._as_unavailable():
-            await asyncio.to_thread(self._make_room)
-        no_repack = self._quirks.no_repack
+        self._no_repack = self._quirks.no_repack()
         try:
-            return await self._launch_once(no_repack=no_repack)
+            return await self._launch_once()
         except _IllegalInstructionError as error:
-            if no_repack:
+            if self._no_repack:
                 raise
             _log.warning("llama-server died of an illegal instruction; trying without repacked kernels", output=error.output)
-        server = await self._launch_once(no_repack=True)
+        self._no_repack = True
+        try:
+            server = await self._launch_once()
+        except BaseException:
+            self._no_repack = False
+            raise
         self._quirks.remember_no_repack()
+        return server
+
+    async def _launch_once(self) -> Server:
+        output = OutputLog(self._paths.engine_log)
+        with self._as_unavailable():
+            await asyncio.to_thread(self._make_room)
+            child = await ChildProcess.spawn(
+                self.command(),
+                env=engine_environment(),
+                output=output,
+                record=self._paths.engine_record,
+                leftovers=[self._paths.engine_socket],
+            )
+        server = Server(child, LlamaHTTP(self._paths.engine_socket, dim=self._info.dim, max_tokens=self._info.max_tokens))
+        try:
+            await self._wait_while_it_makes_progress(server)
+        except BaseException:
+            server.closing = True
+            await server.http.close()
+            await child.kill()  # it holds nothing that a graceful end would save
+            if child.exited.result() == -signal.SIGILL:
+                raise _IllegalInstructionError(output) from None
+            raise
         return server
 
     def _make_room(self) -> None:
@@ -221,57 +245,51 @@ class Launcher:
             raise ForeignPathError(f"{socket} is not a socket; move it away or set RUNED_HOME to another place")
         socket.unlink(missing_ok=True)
 
-    async def _launch_once(self, *, no_repack: bool) -> Server:
-        output = OutputLog(self._paths.engine_log)
-        argv = self.command(no_repack=no_repack)
-        with self._as_unavailable():
-            child = await ChildProcess.spawn(argv, env=engine_environment(), output=output, record=self._paths.engine_record)
-        server = Server(child, LlamaHTTP(self._paths.engine_socket, dim=self._info.dim, max_tokens=self._info.max_tokens))
-        try:
-            await self._wait_until_ready(server)
-            await self._test_once(server)
-        except BaseException as error:
-            server.closing = True
-            await server.http.close()
-            if isinstance(error, ConnectionLostError):
-                await asyncio.wait({child.exited}, timeout=_DEATH_NOTICE)
-            await child.kill()  # it holds nothing that a graceful end would save
-            if child.exited.result() == -signal.SIGILL:
-                raise _IllegalInstructionError(output) from None
-            if isinstance(error, ConnectionLostError):
-                raise BackendUnavailableError(f"llama-server died in its self-test{_last_words(output)}") from None
-            raise
-        return server
-
-    async def _wait_until_ready(self, server: Server) -> None:
+    async def _wait_while_it_makes_progress(self, server: Server) -> None:
         child, timings = server.child, self._timings
         started = progressed = time.monotonic()
         progress = (0.0, 0)
-        while True:
-            if self._paths.engine_socket.exists() and await server.http.healthy():
-                return
-            now = time.monotonic()
-            # Asking in steps of a twentieth of the time gone costs a wake-up no more than 5 ms, and a long load no processor.
-            await asyncio.wait({child.exited}, timeout=min(max((now - started) / 20, 0.005), 0.25))
-            if child.exited.done():
-                how = describe_exit(child.exited.result())
-                raise BackendUnavailableError(f"llama-server {how} while it started{_last_words(child.output)}")
-            if now - progressed > timings.start_stall / 8 and (current := child.progress()) != progress:
-                progress, progressed = current, now
-            if now - progressed > timings.start_stall:
-                why = f"made no progress for {timings.start_stall:g} seconds"
-            elif now - started > timings.start_limit:
-                why = f"was not ready after {timings.start_limit:g} seconds"
-            else:
-                continue
-            raise BackendUnavailableError(f"llama-server {why} while it started, and was ended{_last_words(child.output)}")
+        coming_up = asyncio.create_task(self._come_up(server))
+        try:
+            while True:
+                await asyncio.wait(
+                    {coming_up, child.exited}, timeout=timings.start_stall / 8, return_when=asyncio.FIRST_COMPLETED
+                )
+                if coming_up.done():
+                    break
+                if child.exited.done():
+                    raise self._failed_start(server, describe_exit(child.exited.result()))
+                now, current = time.monotonic(), child.progress()
+                if current != progress:
+                    progress, progressed = current, now
+                if now - progressed > timings.start_stall:
+                    raise self._failed_start(server, f"made no progress for {timings.start_stall:g} seconds")
+                if now - started > timings.start_limit:
+                    raise self._failed_start(server, f"was not ready after {timings.start_limit:g} seconds")
+            await coming_up
+        finally:
+            coming_up.cancel()
+            await asyncio.wait({coming_up})
 
-    async def _test_once(self, server: Server) -> None:
-        """Check what the server computes, once for each version of the program."""
+    def _failed_start(self, server: Server, how: str) -> BackendUnavailableError:
+        return BackendUnavailableError(f"llama-server {how} while it started{_last_words(server.child.output)}")
+
+    async def _come_up(self, server: Server) -> None:
+        """Wait until the server has loaded, and check what it computes, once for each version of the program."""
+        started = time.monotonic()
+        while not (self._paths.engine_socket.exists() and await server.http.healthy()):  # noqa: ASYNC110 # no event tells it
+            # A twentieth of the time gone: this costs a wake-up no more than 5 ms, and a long load no processor.
+            await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
         engine = self._quirks.engine()
         if engine == self._tested_engine:
             return
-        await self._self_test(server.http)
+        try:
+            await self._self_test(server.http)
+        except ConnectionLostError:
+            await asyncio.wait({server.child.exited}, timeout=_DEATH_NOTICE)
+            gone = server.child.exited.done()
+            how = describe_exit(server.child.exited.result()) if gone else "broke off its first answer"
+            raise self._failed_start(server, how) from None
         self._tested_engine = engine
 
     async def _self_test(self, http: LlamaHTTP) -> None:
@@ -298,9 +316,11 @@ class Launcher:
         except ForeignPathError as error:
             raise BackendUnavailableError(f"llama-server cannot be started: {error}") from None
         except OSError as error:
+            path = error.filename or self._executable
+            remedy = "run `runed install`, or correct RUNED_LLAMA_SERVER if you set it"
             raise BackendUnavailableError(
-                f"llama-server cannot be started: {error.filename or self._executable}: {error.strerror}; "
-                "run `runed install`, or correct RUNED_LLAMA_SERVER if you set it"
+                f"llama-server cannot be started: {path}: {error.strerror}; "
+                f"{remedy if str(path) == str(self._executable) else 'correct that'}, and try again"
             ) from None
 
 
@@ -327,15 +347,17 @@ class _Quirks:
         self._path = path
         self._executable = executable
 
-    @property
     def no_repack(self) -> bool:
-        """Whether the engine dies of SIGILL without `--no-repack`."""
+        """Tell whether the engine dies of SIGILL without `--no-repack`."""
         return self.engine() in self._read()
 
     def remember_no_repack(self) -> None:
         """Remember that it does."""
         engines = sorted({*self._read(), self.engine()})
-        write_atomically(self._path, msgspec.json.encode({"no_repack": engines}))
+        try:
+            write_atomically(self._path, msgspec.json.encode({"no_repack": engines}))
+        except OSError as error:  # then it is learned again at the next start
+            _log.warning("cannot remember that llama-server needs --no-repack", error=error.strerror)
 
     def engine(self) -> str:
         """Name this very build of the engine on this kind of processor: an update may have cured it."""
@@ -352,6 +374,7 @@ class _Quirks:
             return []
 
 
+@cache
 def _processor() -> str:
     """Name the processor, as far as the system tells."""
     try:

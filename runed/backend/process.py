@@ -64,18 +64,20 @@ class ChildProcess:
         exited: A task with the exit code; negative is the number of the signal that ended it.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, output: OutputLog, record: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, output: OutputLog, record: Path, leftovers: Sequence[Path]) -> None:
         self.pid = process.pid
         self.output = output
         self._process = process
-        self._record = record
+        self._leftovers = (record, *leftovers)
         if identity := identify(process.pid):
             # Not `write_atomically`: its fsync may take seconds, for a record that means nothing after a reboot.
             record.write_bytes(msgspec.json.encode(identity))
         self.exited: asyncio.Task[int] = asyncio.create_task(self._attend())
 
     @classmethod
-    async def spawn(cls, argv: Sequence[str], *, env: Mapping[str, str], output: OutputLog, record: Path) -> Self:
+    async def spawn(
+        cls, argv: Sequence[str], *, env: Mapping[str, str], output: OutputLog, record: Path, leftovers: Sequence[Path] = ()
+    ) -> Self:
         """Start a child.
 
         Must be called on the thread that lives as long as the daemon, its main thread: the kernel sends the parent-death signal
@@ -86,6 +88,7 @@ class ChildProcess:
             env: Its whole environment.
             output: Where its standard output and error go.
             record: Where its identity is kept while it lives, for `reap_orphan`.
+            leftovers: Files that it makes and does not remove; they are, when it is gone.
 
         Raises:
             OSError: The program cannot be started, or the record cannot be written.
@@ -102,7 +105,7 @@ class ChildProcess:
             preexec_fn=die_with_parent(),
         )
         try:
-            return cls(process, output, record)
+            return cls(process, output, record, leftovers)
         except OSError:
             process.kill()
             await process.wait()
@@ -145,7 +148,8 @@ class ChildProcess:
         while data := await self._process.stdout.read(_CHUNK):
             self.output.write(data)
         code = await self._process.wait()
-        self._record.unlink(missing_ok=True)
+        for path in self._leftovers:
+            path.unlink(missing_ok=True)
         return code
 
 

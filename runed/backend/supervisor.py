@@ -122,6 +122,7 @@ class Supervisor:
     async def _bring_up(self, delay: float) -> Server:
         while True:
             await asyncio.sleep(delay)
+            started = time.monotonic()
             try:
                 server = await self._launch()
             except BackendError as error:
@@ -135,6 +136,7 @@ class Supervisor:
             self.restarts += self._replacing
             self._replacing = False
             self.reason = ""
+            _log.info("llama-server ready", pid=self.pid, seconds=round(time.monotonic() - started, 3), restarts=self.restarts)
             return server
 
     def _give_up(self, error: BackendError) -> bool:
@@ -142,7 +144,7 @@ class Supervisor:
         self._failures += 1
         self.reason = error.message
         given_up = self._failures >= self._timings.max_failures or isinstance(error, BackendFaultError)
-        _log.error("engine failed", reason=error.message, failures=self._failures, given_up=given_up)
+        _log.error("llama-server failed", reason=error.message, failures=self._failures, given_up=given_up)
         if given_up:
             self._refused_until = time.monotonic() + self._timings.pause
             error.retry_after = self._timings.pause
@@ -209,6 +211,7 @@ class Supervisor:
             server, self._server = self._server, None
             if server is not None:
                 await server.close(self._timings.term_grace)
+                _log.info("llama-server stopped", pid=server.child.pid)
             if self._watcher is not None:
                 await asyncio.wait({self._watcher})
         self._replacing = False
@@ -217,7 +220,7 @@ class Supervisor:
         self._starting = None
         # Whoever waits is told; this is for the case that nobody does.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, BackendError):
-            _log.error("engine start failed unexpectedly", **describe_exception(error))
+            _log.error("llama-server start failed unexpectedly", **describe_exception(error))
 
     def _stop_ended(self, _: asyncio.Task[None]) -> None:
         self._stopping = None

@@ -9,6 +9,7 @@ from runed.backend.base import Embedder, EmbeddingBatch
 from runed.engine.idle import IdleClock
 from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, TextTooLongError
 from runed.log import get_logger
+from runed.processes import release_free_memory
 
 MAX_BATCH_TEXTS = 2048
 """The most texts of one call."""
@@ -110,6 +111,7 @@ class Engine:
     async def _suspend(self) -> None:
         _log.info("engine suspended", idle_seconds=self._idle_timeout)
         await self._backend.stop()
+        release_free_memory()
 
 
 def _check_texts(texts: Sequence[str]) -> None:

@@ -112,6 +112,7 @@ class Http2Stream(RequestStream):
 
     def disconnect(self) -> None:
         """Give this request up."""
+        self.body_was_read(len(self._body))  # or the connection's window would shrink for good
         super().disconnect()
         self.unsent = memoryview(b"")
         self.sent.set()

@@ -78,8 +78,9 @@ class Server:
         await self._context.worker.terminated.set()
         for connection in self._connections.values():
             connection.drain()
-        if not await self._wait(grace):
+        if not (left := await self._wait(grace)):
             return
+        _log.warning("cutting off what is still in flight", connections=left)
         for task, connection in self._connections.items():
             connection.abort()
             task.cancel()

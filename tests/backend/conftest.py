@@ -44,6 +44,7 @@ async def make_backend(paths: Paths, llama_server: Path, tiny_qwen3: Path) -> As
     engines = [process for process in psutil.Process().children() if str(paths.engine_socket) in process.cmdline()]
     assert not engines
     assert not paths.engine_record.exists()
+    assert not paths.engine_socket.is_socket()
 
 
 @pytest.fixture

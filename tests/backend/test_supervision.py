@@ -91,8 +91,19 @@ async def test_engine_that_exits_is_tried_again_then_given_up_then_recovers(
 async def test_engine_that_hangs_at_its_start_is_given_up(make_backend: MakeBackend, fake: FakeEngine, where: str) -> None:
     fake.behave(hang=where)
     backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=0.5, max_failures=1))
-    await fail_to_start(backend, r"made no progress for 0.5 seconds while it started, and was ended")
+    await fail_to_start(backend, r"made no progress for 0.5 seconds while it started")
     assert not psutil.pid_exists(fake.launches[0]["pid"])
+
+
+async def test_engine_that_hangs_in_its_self_test_is_given_up(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(always="hang")
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=0.5, max_failures=1))
+    await fail_to_start(backend, r"made no progress for 0.5 seconds while it started")
+
+
+async def test_engine_that_dies_in_its_self_test_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(always="crash")
+    await fail_to_start(make_backend(fake.executable), r"was ended by SIGABRT while it started")
 
 
 async def test_slow_load_is_waited_for_as_long_as_it_makes_progress(make_backend: MakeBackend, fake: FakeEngine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from runed.processes import resident_bytes
 from tests.support import RunningDaemon, process_gone, wait_until
 
 StartDaemon = Callable[..., RunningDaemon]
@@ -17,6 +18,7 @@ def test_suspends_after_the_last_embedding_and_wakes_once_for_many(start_daemon:
     idle = daemon.wait_for("STATUS_IDLE")
     assert idle.get("enginePid", "0") == "0"
     assert process_gone(first)
+    assert resident_bytes(daemon.process.pid) <= 85 * 2**20
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: daemon.call("Embed", {"text": "hello world"}), range(16)))
     assert all(answer["vector"] == before for answer in answers)

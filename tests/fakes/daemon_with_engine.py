@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 from runed.backend.llama import LlamaBackend
+from runed.log import configure_logging
 from runed.paths import Paths
 
 
 async def main() -> None:
+    configure_logging()
     executable, model, home = (Path(argument) for argument in sys.argv[1:])
     backend = LlamaBackend(executable=executable, model=model, model_sha256="0" * 64, paths=Paths(home), ctx_size=256)
     await backend.start()

@@ -5,7 +5,7 @@ a test wants to know: `launches.jsonl` (argv and environment of each start) and 
 
 Keys of `behaviour.json`, all optional:
     exit: print this and exit with code 1 at once
-    needs_no_repack: die of SIGILL unless `--no-repack` is given
+    needs_no_repack: die of SIGILL in the warm-up, with the socket bound, unless `--no-repack` is given
     stderr_bytes: write so many bytes before anything else
     hang: "before-listening", "after-listening" (accepts, answers nothing) or "loading" (answers 503 for ever)
     load_seconds: load for so long, using the processor
@@ -160,8 +160,6 @@ def main() -> None:
     sys.stderr.flush()
     if "exit" in BEHAVIOUR:
         sys.exit(BEHAVIOUR["exit"])
-    if BEHAVIOUR.get("needs_no_repack") and "--no-repack" not in sys.argv:
-        os.kill(os.getpid(), signal.SIGILL)
     if BEHAVIOUR.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if BEHAVIOUR.get("hang") == "before-listening":
@@ -169,6 +167,8 @@ def main() -> None:
     with Server(sys.argv[sys.argv.index("--host") + 1], Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         burn(BEHAVIOUR.get("load_seconds", 0))
+        if BEHAVIOUR.get("needs_no_repack") and "--no-repack" not in sys.argv:
+            os.kill(os.getpid(), signal.SIGILL)
         if BEHAVIOUR.get("hang") != "loading":
             LOADED.set()
         while True:

@@ -38,14 +38,12 @@ class Servicer:
 
     def __init__(self) -> None:
         self.release = asyncio.Event()
-        self.started = 0
         self.cancelled = 0
         self.waiting = 0
         self.clients: deque[str | None] = deque(maxlen=16)
 
     async def embed(self, request: EmbedRequest, ctx: Context) -> EmbedResponse:
         """Answer, wait for a `shutdown`, or fail, as the text says."""
-        self.started += 1
         self.clients.append(ctx.client_address)
         if request.text == WAIT:
             await self._wait()
@@ -67,8 +65,7 @@ class Servicer:
 
     async def shutdown(self, request: ShutdownRequest, ctx: Context) -> ShutdownResponse:
         """Let the calls that wait go on."""
-        self.release.set()
-        self.release = asyncio.Event()
+        self.let_go()
         return ShutdownResponse(accepted=True)
 
     async def set_centroids(self, request: AsyncIterator[SetCentroidsRequest], ctx: Context) -> SetCentroidsResponse:
@@ -79,6 +76,11 @@ class Servicer:
             if message.header.preset == IGNORE:
                 await self._wait()
         return SetCentroidsResponse(nlist=count)
+
+    def let_go(self) -> None:
+        """Let the calls that wait go on; later ones wait for the next time."""
+        self.release.set()
+        self.release = asyncio.Event()
 
     async def _wait(self) -> None:
         self.waiting += 1

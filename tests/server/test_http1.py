@@ -182,7 +182,7 @@ async def test_client_that_reads_nothing_is_cut_off(path: Path, serve: Serve) ->
 async def test_slow_reader_is_no_stalled_client(path: Path, serve: Serve) -> None:
     async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], send: Callable[..., Any]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": bytes(4_000_000)})
+        await send({"type": "http.response.body", "body": bytes(12_000_000)})
 
     async with serve(app, stall_timeout=0.5):
         reader, writer = await asyncio.open_unix_connection(path)
@@ -191,7 +191,7 @@ async def test_slow_reader_is_no_stalled_client(path: Path, serve: Serve) -> Non
         while chunk := await reader.read(256 * 1024):
             size += len(chunk)
             await asyncio.sleep(0.03)
-        assert size > 4_000_000
+        assert size > 12_000_000
         writer.close()
 
 

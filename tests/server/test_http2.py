@@ -63,9 +63,10 @@ async def test_requests_of_32_mib_arrive_whole(path: Path, serve: Serve, service
 async def test_oversize_request_is_refused_alone(path: Path, serve: Serve, servicer: Servicer) -> None:
     async with serve(servicer), GrpcClient(path) as client:
         in_flight = client.embed(pb.EmbedRequest(text=WAIT), timeout=20)
+        await eventually(lambda: servicer.waiting == 1)
         oversize = client.embed(pb.EmbedRequest(text="x" * (40 * 1024 * 1024)), timeout=20)
         assert await oversize.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        servicer.release.set()
+        servicer.let_go()
         assert await in_flight.code() is grpc.StatusCode.OK
 
 
@@ -74,6 +75,23 @@ async def test_client_whose_request_is_answered_early_is_told_to_stop(path: Path
         early = client.exchanges[client.open(b"/no.such.Service/Method", end=False)]
         assert await client.until(lambda: early.ended and early.reset is not None)
         assert early.reset == ErrorCodes.NO_ERROR
+
+
+async def test_bodies_that_nobody_reads_do_not_use_up_the_connection(path: Path, serve: Serve, servicer: Servicer) -> None:
+    header = envelope(pb.SetCentroidsRequest(header=pb.CentroidSetHeader(preset=IGNORE)))
+    async with serve(servicer, max_streams=4), await RawClient.connect(path) as client:
+        assert (await client.over(client.call("Info", pb.InfoRequest()))).succeeded
+        for _ in range(20):  # each takes a fifth of the connection's window
+            stream = client.open(SET_CENTROIDS, header, end=False)
+            await client.flush()
+            await eventually(lambda: servicer.waiting == 1)
+            for _ in range(20):
+                client.h2.send_data(stream, bytes(10_000), pad_length=255)
+                await client.flush()
+            client.h2.reset_stream(stream, ErrorCodes.CANCEL)
+            assert await client.until(lambda: client.h2.outbound_flow_control_window > 500_000)
+            servicer.let_go()
+            await eventually(lambda: servicer.waiting == 0)
 
 
 async def test_small_answer_is_not_behind_a_large_one(path: Path, serve: Serve, servicer: Servicer) -> None:
@@ -137,7 +155,7 @@ async def test_slow_handler_is_no_stalled_client(path: Path, serve: Serve, servi
         call = client.embed(pb.EmbedRequest(text=WAIT), timeout=10)
         await eventually(lambda: servicer.waiting == 1)
         await asyncio.sleep(0.5)
-        servicer.release.set()
+        servicer.let_go()
         assert await call.code() is grpc.StatusCode.OK
 
 
@@ -198,8 +216,9 @@ async def test_failing_handler_ends_its_own_call_and_logs_no_text(
     caplog.set_level(logging.DEBUG)
     async with serve(servicer), GrpcClient(path) as client:
         in_flight = client.embed(pb.EmbedRequest(text=WAIT), timeout=10)
+        await eventually(lambda: servicer.waiting == 1)
         assert await client.embed(pb.EmbedRequest(text=FAIL), timeout=10).code() is grpc.StatusCode.UNKNOWN
-        servicer.release.set()
+        servicer.let_go()
         assert await in_flight.code() is grpc.StatusCode.OK
     logged = "".join(capsys.readouterr()) + caplog.text
     assert "RuntimeError" in logged
@@ -238,7 +257,7 @@ async def test_malformed_request_that_was_taken_back_at_once_hurts_nobody(path: 
         client.h2.reset_stream(client.open("/é".encode()), ErrorCodes.CANCEL)
         await client.flush()
         await eventually(lambda: servicer.waiting == 1)
-        servicer.release.set()
+        servicer.let_go()
         assert (await client.over(in_flight)).succeeded
 
 

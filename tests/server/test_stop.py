@@ -36,7 +36,7 @@ async def test_every_call_in_flight_survives_a_drain(path: Path, serve: Serve, s
         with pytest.raises(httpx.ConnectError):
             await http1.post(EMBED, json={"text": "late"})
         assert not stopping.done()
-        servicer.release.set()
+        servicer.let_go()
         assert {await call.code() for call in calls} == {grpc.StatusCode.OK}
         responses = await asyncio.gather(*posts)
         assert {(response.status_code, response.headers["connection"]) for response in responses} == {(200, "close")}
@@ -132,7 +132,7 @@ async def test_forgotten_connections_do_not_lock_others_out(path: Path, serve: S
         async with client_for(path) as client:
             assert (await client.post(EMBED, json={"text": "hello"})).status_code == 200
         assert len(server._connections) <= 5
-        servicer.release.set()
+        servicer.let_go()
         assert await call.code() is grpc.StatusCode.OK
         for _, writer in forgotten:
             writer.close()
