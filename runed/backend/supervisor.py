@@ -43,9 +43,7 @@ class Supervisor:
     @property
     def status(self) -> BackendStatus:
         """What the server is doing."""
-        if self._stopping is not None:
-            return BackendStatus.STOPPED
-        if self._server is not None:
+        if self._server is not None:  # also while it is being stopped: its memory is not free yet
             return BackendStatus.READY
         if self._starting is not None:
             return BackendStatus.STARTING
@@ -53,7 +51,7 @@ class Supervisor:
 
     @property
     def pid(self) -> int:
-        """The process id of the server that is ready, or 0."""
+        """The process id of the server, or 0."""
         return self._server.child.pid if self._server is not None else 0
 
     async def ready(self) -> Server:
@@ -63,10 +61,8 @@ class Supervisor:
             BackendUnavailableError: It did not come up, was stopped meanwhile, or was given up a moment ago.
             BackendFaultError: It came up, but failed its self-test.
         """
-        while self._stopping is not None:
-            await asyncio.wait({self._stopping})
-        if self._watcher is not None and self._server is not None and self._server.child.exited.done():
-            await asyncio.wait({self._watcher})  # which is about to take notice of its death
+        while (passing := self._passing()) is not None:
+            await asyncio.wait({passing})
         if self._server is not None:
             return self._server
         if self._starting is None:
@@ -114,6 +110,12 @@ class Supervisor:
         return BackendUnavailableError(
             f"{server.obituary()}; it is being replaced, so try again", retry_after=max(1.0, self._backoff())
         )
+
+    def _passing(self) -> asyncio.Task[None] | None:
+        """Give what must end before anything can be said of the server: a stop, or the notice of a death."""
+        if self._stopping is None and self._server is not None and self._server.child.exited.done():
+            return self._watcher
+        return self._stopping
 
     def _begin_start(self, *, delay: float) -> None:
         self._starting = asyncio.create_task(self._bring_up(delay))
@@ -208,9 +210,9 @@ class Supervisor:
             if self._starting is not None:
                 self._starting.cancel()
                 await asyncio.wait({self._starting})
-            server, self._server = self._server, None
-            if server is not None:
+            if (server := self._server) is not None:
                 await server.close(self._timings.term_grace)
+                self._server = None
                 _log.info("llama-server stopped", pid=server.child.pid)
             if self._watcher is not None:
                 await asyncio.wait({self._watcher})

@@ -90,6 +90,7 @@ class Http2Stream(RequestStream):
     """A request over HTTP/2.
 
     Attributes:
+        head: The headers of a response that waits for its first part, or its end.
         unsent: The rest of a response's part that waits for the client's flow-control window.
         sent: Set when `unsent` has shrunk to nothing, or will never be sent.
         response_ended: Whether the client knows that the response is complete.
@@ -97,6 +98,7 @@ class Http2Stream(RequestStream):
 
     def __init__(self, context: ServerContext, client: tuple[str, int], connection: Http2Connection, stream_id: int) -> None:
         super().__init__(context, connection.tasks, client, connection.send, stream_id)
+        self.head: list[tuple[bytes, bytes]] | None = None
         self.unsent = memoryview(b"")
         self.sent = asyncio.Event()
         self.response_ended = False
@@ -233,29 +235,39 @@ class Http2Connection:
             case Response():
                 own_headers = self._context.config.response_headers("h2")
                 headers = [(name.lower(), value) for name, value in (*event.headers, *own_headers)]
-                self._h2.send_headers(
-                    stream.stream_id,
-                    [
-                        (b":status", b"%d" % event.status_code),
-                        *(header for header in headers if header[0] not in _CONNECTION_HEADERS),
-                    ],
-                )
+                stream.head = [
+                    (b":status", b"%d" % event.status_code),
+                    *(header for header in headers if header[0] not in _CONNECTION_HEADERS),
+                ]
             case Body():
+                self._send_head(stream)
                 stream.unsent = memoryview(event.data)
                 self._sending.append(stream)
                 self._frame_bodies()
             case Trailers():
+                self._send_head(stream)
                 self._h2.send_headers(
                     stream.stream_id, [(name.lower(), value) for name, value in event.headers], end_stream=True
                 )
                 stream.response_ended = True
             case EndBody() if not stream.response_ended:
-                self._h2.end_stream(stream.stream_id)
+                if not self._send_head(stream, end_stream=True):
+                    self._h2.end_stream(stream.stream_id)
                 stream.response_ended = True
             case StreamClosed():
                 self._finish(stream)
         self._has_output.set()
         await stream.flushed()
+
+    def _send_head(self, stream: Http2Stream, *, end_stream: bool = False) -> bool:
+        """Frame the head of a response if it still waits, and tell whether it did.
+
+        It waits for what comes after it: gRPC's clients take an error without a body only as headers that end the stream.
+        """
+        head, stream.head = stream.head, None
+        if head is not None:
+            self._h2.send_headers(stream.stream_id, head, end_stream=end_stream)
+        return head is not None
 
     def acknowledge(self, stream_id: int, size: int) -> None:
         """Let the client send `size` bytes more."""

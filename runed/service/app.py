@@ -62,18 +62,13 @@ async def _refuse_unknown(scope: Scope, send: Send) -> None:
     if content_type.startswith("application/grpc"):
         status = Status(code=UNIMPLEMENTED, message=error.message)
         status.details.add().Pack(detail)
-        trailers = [
+        headers = [
+            (b"content-type", content_type.encode("latin-1")),
             (b"grpc-status", str(UNIMPLEMENTED).encode()),
             (b"grpc-message", urllib.parse.quote(error.message, safe=" ").encode()),
             (b"grpc-status-details-bin", base64.b64encode(status.SerializeToString()).rstrip(b"=")),
         ]
-        headers = [(b"content-type", content_type.encode("latin-1"))]
-        if content_type.startswith("application/grpc-web"):
-            await _respond(send, 200, [*headers, *trailers], b"")
-        else:
-            await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            await send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
+        await _respond(send, 200, headers, b"")
         return
     body = {
         "code": "unimplemented",
