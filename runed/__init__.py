@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
+from runed import errors
 from runed.version import __version__
 
 if TYPE_CHECKING:
-    from runed import errors
     from runed.client.async_client import AsyncClient, connect_async
     from runed.client.client import Client, connect
     from runed.client.types import Health, Info, Phase, Status
@@ -47,10 +48,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "errors":
-        return importlib.import_module("runed.errors")
     if name not in _MODULES:
         raise AttributeError(f"module 'runed' has no attribute {name!r}")
+    if os.name == "nt":
+        # Before the import, which would fail at `fcntl` and say nothing to a user.
+        raise errors.UnsupportedPlatformError(errors.WINDOWS_UNSUPPORTED)
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+WINDOWS_UNSUPPORTED = "Windows is not supported; run runed on Linux, on macOS or inside WSL 2"
+
 
 class RunedError(Exception):
     """The base of all errors of runed.

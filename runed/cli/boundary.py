@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 
-from runed.errors import RunedError, SettingsError
+from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError
 
 
 class ExitCode(IntEnum):
@@ -52,7 +52,7 @@ def guarded(command: Callable[[], int]) -> int:
         The exit code for the process.
     """
     if os.name == "nt":
-        complain("Windows is not supported; run runed on Linux, on macOS or inside WSL 2")
+        complain(WINDOWS_UNSUPPORTED)
         return ExitCode.FAILED
     try:
         _prepare_output()

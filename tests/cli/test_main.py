@@ -130,6 +130,14 @@ def test_windows_is_refused_in_one_sentence_before_anything_unix_is_imported() -
         assert done.stderr == "runed: Windows is not supported; run runed on Linux, on macOS or inside WSL 2\n"
 
 
+def test_library_refuses_windows_in_the_same_sentence() -> None:
+    program = "import os, sys; os.name = 'nt'; sys.modules['fcntl'] = None; import runed; runed.connect()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == (
+        "runed.errors.UnsupportedPlatformError: Windows is not supported; run runed on Linux, on macOS or inside WSL 2"
+    )
+
+
 BUG = """
 import sys
 from runed.cli.boundary import guarded
