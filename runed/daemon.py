@@ -255,7 +255,9 @@ class Daemon:
     async def _bootstrap_engine(self) -> None:
         try:
             installation = await install(self._settings, self._paths, report=self._report, check_model=check_model)
-            backend = LlamaBackend(
+            # In a thread, since reading the metadata of a large vocabulary takes 0.1 s.
+            backend = await asyncio.to_thread(
+                LlamaBackend,
                 executable=installation.llama_server,
                 model=installation.model,
                 model_sha256=installation.model_sha256,

@@ -16,6 +16,7 @@ from runed_proto.runed.v1.runed_pb2 import (
     InfoResponse,
 )
 
+import runed
 from tests.support import PROTOCOLS, Golden, RunningDaemon, call
 
 CASES = [("qwen_daemon", "tiny_golden"), ("minilm_daemon", "minilm_golden")]
@@ -41,6 +42,22 @@ def test_vectors_agree_with_the_reference(
     answer = call(protocol, daemon.socket, "Embed", EmbedRequest(text=golden.texts[0]))
     single = np.array([cast("EmbedResponse", answer.message).vector], dtype=np.float32)
     assert np.allclose(single[0], batch[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("daemon_name", "golden_name"), CASES)
+async def test_vectors_of_the_python_clients_agree_with_the_reference(
+    request: pytest.FixtureRequest, daemon_name: str, golden_name: str
+) -> None:
+    daemon: RunningDaemon = request.getfixturevalue(daemon_name)
+    golden: Golden = request.getfixturevalue(golden_name)
+    with runed.connect(socket_path=daemon.socket) as client:
+        batch = client.embed_batch(golden.texts)
+        single = client.embed(golden.texts[1])
+    assert (batch.dtype, batch.shape, single.shape) == (np.float32, golden.vectors.shape, golden.vectors.shape[1:])
+    assert golden.cosines(batch).min() >= 0.9999
+    assert np.allclose(single, batch[1], atol=1e-5)
+    async with await runed.connect_async(socket_path=daemon.socket) as async_client:
+        assert np.array_equal(await async_client.embed_batch(golden.texts), batch)
 
 
 @pytest.mark.parametrize(("daemon_name", "golden_name"), CASES)
