@@ -1,0 +1,106 @@
+"""Writes a Qwen3 embedding model with random weights: the real architecture in any size, without a download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+TOKENIZER = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "tiny-qwen3.f32.gguf"
+"""A model whose tokenizer is taken over: 320 tokens, byte-level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a model; K-quants need rows of a multiple of 256 values.
+
+    Attributes:
+        dim: The values of a vector.
+        layers: The number of blocks.
+        heads: The number of attention heads.
+        kv_heads: The number of key and value heads, a divisor of `heads`.
+        head_dim: The values of a head.
+        feed_forward: The values between the two halves of a block's feed-forward network.
+        context: The longest text in tokens.
+    """
+
+    dim: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 128
+    feed_forward: int = 768
+    context: int = 2048
+
+
+def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
+    """Write a model in f16; the same shape and seed give the same bytes.
+
+    Args:
+        path: The GGUF to write; its directory must exist.
+        shape: The sizes.
+        seed: What the weights are drawn from.
+    """
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_name("qwen3-embedding-random")
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.dim)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_pooling_type(gguf.PoolingType.LAST)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    vocabulary = _copy_tokenizer(writer)
+
+    random = np.random.default_rng(seed)
+
+    def add(name: str, *size: int) -> None:
+        # Scaled so that the values keep their size from layer to layer, as those of a trained model do.
+        weights = random.standard_normal(size, dtype=np.float32) / np.sqrt(size[-1])
+        writer.add_tensor(f"{name}.weight", weights.astype(np.float16))
+
+    def add_norm(name: str, size: int) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(size, dtype=np.float32))
+
+    add("token_embd", vocabulary, shape.dim)
+    for layer in range(shape.layers):
+        block = f"blk.{layer}"
+        add_norm(f"{block}.attn_norm", shape.dim)
+        add(f"{block}.attn_q", shape.heads * shape.head_dim, shape.dim)
+        add(f"{block}.attn_k", shape.kv_heads * shape.head_dim, shape.dim)
+        add(f"{block}.attn_v", shape.kv_heads * shape.head_dim, shape.dim)
+        add(f"{block}.attn_output", shape.dim, shape.heads * shape.head_dim)
+        add_norm(f"{block}.attn_q_norm", shape.head_dim)
+        add_norm(f"{block}.attn_k_norm", shape.head_dim)
+        add_norm(f"{block}.ffn_norm", shape.dim)
+        add(f"{block}.ffn_gate", shape.feed_forward, shape.dim)
+        add(f"{block}.ffn_up", shape.feed_forward, shape.dim)
+        add(f"{block}.ffn_down", shape.dim, shape.feed_forward)
+    add_norm("output_norm", shape.dim)
+
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _copy_tokenizer(writer: gguf.GGUFWriter) -> int:
+    """Take the tokenizer over and give the number of its tokens."""
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(TOKENIZER).fields.items()}
+    writer.add_tokenizer_model(fields["tokenizer.ggml.model"])
+    writer.add_tokenizer_pre(fields["tokenizer.ggml.pre"])
+    writer.add_token_list(fields["tokenizer.ggml.tokens"])
+    writer.add_token_types(fields["tokenizer.ggml.token_type"])
+    writer.add_token_merges(fields["tokenizer.ggml.merges"])
+    writer.add_eos_token_id(fields["tokenizer.ggml.eos_token_id"])
+    writer.add_pad_token_id(fields["tokenizer.ggml.padding_token_id"])
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(True)
+    return len(fields["tokenizer.ggml.tokens"])
