@@ -36,8 +36,13 @@ class LockFile:
         except BlockingIOError:
             os.close(descriptor)
             return False
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:  # the disk is full; left open, the descriptor would hold the lock as long as the process lives
+            os.close(descriptor)
+            error.filename = os.fspath(self._path)
+            raise
         self._descriptor = descriptor
         return True
 

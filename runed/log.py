@@ -6,11 +6,13 @@ a library may quote its input there.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import logging.handlers
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -20,12 +22,13 @@ LOG_BACKUPS = 3
 Logger = structlog.stdlib.BoundLogger
 
 
-def configure_logging(file: Path | None = None, *, level: int = logging.INFO) -> None:
+def configure_logging(file: Path | None = None, *, level: int = logging.INFO, max_bytes: int = MAX_LOG_BYTES) -> None:
     """Send the logs of this process to one place.
 
     Args:
-        file: The log file, rotated at 5 MiB with three older ones kept; None means standard error.
+        file: The log file, rotated by size with three older ones kept; None means standard error.
         level: The lowest level of runed's own messages; libraries are heard from WARNING on.
+        max_bytes: The largest size of the file, in bytes; 5 MiB by default.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -36,13 +39,14 @@ def configure_logging(file: Path | None = None, *, level: int = logging.INFO) ->
     handler: logging.Handler = (
         logging.StreamHandler(sys.stderr)
         if file is None
-        else logging.handlers.RotatingFileHandler(file, maxBytes=MAX_LOG_BYTES, backupCount=LOG_BACKUPS, encoding="utf-8")
+        else logging.handlers.RotatingFileHandler(file, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8")
     )
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _describe_exc_info,
                 structlog.processors.EventRenamer("message"),
                 _order_keys,
                 structlog.processors.JSONRenderer(),
@@ -66,6 +70,27 @@ def configure_logging(file: Path | None = None, *, level: int = logging.INFO) ->
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def log_unobserved_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG001 # asyncio calls it so
+    """Log what failed where nobody waited for it; for `loop.set_exception_handler`, as asyncio's own handler quotes exceptions.
+
+    Args:
+        loop: The event loop.
+        context: What asyncio knows of it.
+    """
+    error = context.get("exception")
+    # With an exception, asyncio's message may quote the arguments of a callback.
+    details = {"problem": str(context["message"])} if error is None else describe_exception(error)
+    get_logger(__name__).error("failure in the event loop", **details)
+
+
+def _describe_exc_info(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ARG001 # structlog calls it so
+    """Keep the message of an exception that a library logs out of the line."""
+    exc_info = event.pop("exc_info", None)
+    if isinstance(exc_info, tuple) and exc_info[1] is not None:
+        event.update(describe_exception(exc_info[1]))
+    return event
 
 
 def _order_keys(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ARG001 # structlog calls it so
@@ -92,20 +117,3 @@ def describe_exception(error: BaseException) -> dict[str, str]:
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
     return {"error_type": f"{type(error).__module__}.{type(error).__qualname__}", "where": where}
-
-
-def tail(path: Path, *, lines: int = 20) -> str:
-    """Give the last lines of a log, to be quoted in an error.
-
-    Args:
-        path: The log; a missing one is as good as an empty one.
-        lines: How many lines at most.
-    """
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 64 * 1024))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-lines:])

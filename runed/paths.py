@@ -226,5 +226,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None  # a full disk names no file, the rest one that nobody knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)

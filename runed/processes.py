@@ -11,11 +11,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 _PR_SET_PDEATHSIG = 1
+
+_START_TIME_FIELD = 22
+"""Of /proc/<pid>/stat, counted from 1; in clock ticks since the machine's start."""
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
@@ -23,7 +27,8 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 
     Attributes:
         pid: The process id.
-        start_time: When it started, in seconds since the epoch, as psutil tells it.
+        start_time: When it started, in seconds: on Linux since the machine's start, so that it stays the same when the clock is
+            set; on macOS since the epoch, as the kernel noted it then.
     """
 
     pid: int
@@ -32,6 +37,8 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 
 def identify(pid: int) -> ProcessIdentity | None:
     """Give the identity of a live process, or None if there is none of that pid (a zombie counts as none)."""
+    if sys.platform == "linux":
+        return _identify_on_linux(pid)
     import psutil  # noqa: PLC0415 # 20 ms that a client which finds a daemon running never spends
 
     try:
@@ -45,9 +52,21 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 def is_alive(identity: ProcessIdentity) -> bool:
     """Tell whether that very process still lives."""
-    current = identify(identity.pid)
-    # psutil derives the start time from the boot time, which some kernels round anew on each read.
-    return current is not None and abs(current.start_time - identity.start_time) < 1.0
+    return identify(identity.pid) == identity
+
+
+def _identify_on_linux(pid: int) -> ProcessIdentity | None:
+    """Read proc(5): psutil's start time is one of the clock, which moves with every correction of it."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The program's name, field 2, may hold spaces and brackets itself; the last bracket ends it.
+    state, *others = stat.rpartition(b")")[2].split()
+    if state in {b"Z", b"X"}:
+        return None
+    ticks = int(others[_START_TIME_FIELD - 4])
+    return ProcessIdentity(pid, ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def resident_bytes(pid: int) -> int:
@@ -68,8 +87,6 @@ def die_with_parent() -> Callable[[], None] | None:
     """
     if sys.platform != "linux":
         return None
-    import ctypes  # noqa: PLC0415 # as psutil in `identify`
-
     # Everything is looked up before the fork: between fork and exec, another thread's locks may be held for ever.
     prctl, kill, getppid, leave, parent = ctypes.CDLL(None).prctl, signal.SIGKILL.value, os.getppid, os._exit, os.getpid()
 
@@ -79,6 +96,20 @@ def die_with_parent() -> Callable[[], None] | None:
             leave(1)
 
     return arrange
+
+
+def describe_exit(code: int) -> str:
+    """Say how a process ended, as "exited with code 1" or "was ended by SIGKILL".
+
+    Args:
+        code: The exit code as `subprocess` gives it: negative is the number of the signal that ended it.
+    """
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal other than the first and the last has no name
+        return f"was ended by signal {-code}"
 
 
 def release_free_memory() -> None:

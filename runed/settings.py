@@ -193,7 +193,11 @@ def _get(env: Mapping[str, str], name: str) -> str | None:
 
 
 def _absolute(path: str) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 # resolve() would follow a link the user chose
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError:  # a user without an entry in the user database, as in many containers
+        raise SettingsError(f"{path}: no home directory is known for ~; set HOME, or RUNED_HOME to a full path") from None
+    return Path(os.path.abspath(expanded))  # noqa: PTH100 # resolve() would follow a link the user chose
 
 
 def _read_config(path: Path, *, required: bool) -> Config:
@@ -217,7 +221,13 @@ def _read_config(path: Path, *, required: bool) -> Config:
 def _ctx_size(value: str | None) -> int:
     if value is None:
         return DEFAULT_CTX_SIZE
-    if value.isascii() and value.isdigit() and MIN_CTX_SIZE <= int(value[:9]) <= MAX_CTX_SIZE:
+    # Counted first, since int() refuses thousands of digits by an error of its own.
+    if (
+        value.isascii()
+        and value.isdigit()
+        and len(value) <= len(str(MAX_CTX_SIZE))
+        and MIN_CTX_SIZE <= int(value) <= MAX_CTX_SIZE
+    ):
         return int(value)
     raise SettingsError(f"RUNED_CTX_SIZE={value!r}: accepted is a whole number of tokens from {MIN_CTX_SIZE} to {MAX_CTX_SIZE}")
 

@@ -19,10 +19,11 @@ from runed.backend.base import ModelInfo
 from runed.backend.cores import usable_cores
 from runed.backend.gguf import GGUFMetadata
 from runed.backend.llama_http import MAX_CONNECTIONS, ConnectionLostError, LlamaHTTP
-from runed.backend.process import ChildProcess, OutputLog, describe_exit, reap_orphan
+from runed.backend.process import ChildProcess, OutputLog, reap_orphan
 from runed.errors import BackendFaultError, BackendUnavailableError, ForeignPathError
 from runed.log import get_logger
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir, write_atomically
+from runed.processes import describe_exit
 from runed.settings import engine_environment
 
 _log = get_logger(__name__)
@@ -155,6 +156,7 @@ class Launcher:
         self._quirks = _Quirks(paths.engine_quirks, executable)
         self._no_repack = self._quirks.no_repack()
         self._tested_engine: str | None = None
+        self._model_state = _file_state(model)
 
     @property
     def remark(self) -> str:
@@ -195,6 +197,12 @@ class Launcher:
             BackendUnavailableError: It did not come up.
             BackendFaultError: It came up, but computes something wrong.
         """
+        # Under the identity that clients keep beside their vectors, a file that took its place would serve others unnoticed.
+        if _file_state(self._model) != self._model_state:
+            raise BackendUnavailableError(
+                f"the model {self._model} was replaced or removed while the daemon ran; run `runed stop`: "
+                "the next client starts a daemon that serves what is there then"
+            )
         self._no_repack = self._quirks.no_repack()
         try:
             return await self._launch_once()
@@ -225,11 +233,11 @@ class Launcher:
         server = Server(child, LlamaHTTP(self._paths.engine_socket, dim=self._info.dim, max_tokens=self._info.max_tokens))
         try:
             await self._wait_while_it_makes_progress(server)
-        except BaseException:
+        except BaseException as error:
             server.closing = True
             await server.http.close()
             await child.kill()  # it holds nothing that a graceful end would save
-            if child.exited.result() == -signal.SIGILL:
+            if isinstance(error, BackendUnavailableError) and child.exited.result() == -signal.SIGILL:
                 raise _IllegalInstructionError(output) from None
             raise
         return server
@@ -372,6 +380,15 @@ class _Quirks:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[str]]).get("no_repack", [])
         except (OSError, msgspec.DecodeError):
             return []
+
+
+def _file_state(path: Path) -> tuple[int, int, int] | None:
+    """Give what changes when a file is replaced or written to, or None if it is gone."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 @cache

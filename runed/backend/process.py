@@ -139,7 +139,8 @@ class ChildProcess:
         await asyncio.wait({self.exited})
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process.returncode is None:
+        # Not the return code, which a launcher script may have long before the program that it started, and our pipe, are gone.
+        if not self.exited.done():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
@@ -151,16 +152,6 @@ class ChildProcess:
         for path in self._leftovers:
             path.unlink(missing_ok=True)
         return code
-
-
-def describe_exit(code: int) -> str:
-    """Say how a process ended, as "exited with code 1" or "was ended by SIGKILL"."""
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
 
 
 def reap_orphan(record: Path) -> None:

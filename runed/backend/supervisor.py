@@ -164,7 +164,12 @@ class Supervisor:
 
     async def _watch(self, server: Server) -> None:
         """Wait for the end of a server, and replace it unless the end was wanted."""
-        await self._until_dead_or_hung(server)
+        try:
+            await self._until_dead_or_hung(server)
+        except Exception as error:  # noqa: BLE001 # a server that nobody watches could hang, or be dead, unnoticed
+            _log.error("llama-server cannot be watched", **describe_exception(error))
+            server.verdict = "llama-server could not be watched any longer, so it was replaced"
+            await server.child.kill()
         if server.closing:
             return
         # No await before the next start has begun: a request that came in between would begin a second one.
@@ -211,8 +216,10 @@ class Supervisor:
                 self._starting.cancel()
                 await asyncio.wait({self._starting})
             if (server := self._server) is not None:
-                await server.close(self._timings.term_grace)
-                self._server = None
+                try:
+                    await server.close(self._timings.term_grace)
+                finally:
+                    self._server = None
                 _log.info("llama-server stopped", pid=server.child.pid)
             if self._watcher is not None:
                 await asyncio.wait({self._watcher})

@@ -268,10 +268,11 @@ class _Bootstrap:
         marker = self._paths.llama_cpp_marker
         if not (marker.is_file() and marker.read_text().strip() == sha256 and archive.is_executable(executable)):
             return None
-        record = self._installed.llama_server
-        if record is not None and record.sha256 == sha256:
-            return _Engine(executable, record.version)
-        return _Engine(executable, await programs.engine_version(executable))
+        try:
+            return _Engine(executable, await programs.engine_version(executable))
+        except BootstrapError as error:  # a library beside it may be gone, which neither marker nor program show
+            _log.warning("the engine in place does not run and is installed anew", problem=error.message)
+            return None
 
     async def _own_engine(self) -> _Engine:
         executable = self._settings.llama_server
@@ -326,7 +327,7 @@ class _Bootstrap:
         self._installed = load_installed(self._paths)
         await run_in_thread(lambda: archive.recover(self._fresh_engine, self._paths.llama_cpp, self._retired_engine))
         engine, model = await self._current_engine(plan.engine), await self._current_model(plan.model)
-        self._check_space(None if engine else plan.engine, None if model else plan.model)
+        await self._check_space(None if engine else plan.engine, None if model else plan.model)
         if engine is None:
             assert plan.engine is not None
             engine = await self._install_engine(plan.engine)
@@ -345,15 +346,15 @@ class _Bootstrap:
     def _retired_engine(self) -> Path:
         return self._paths.bin / ".llama-cpp.old"
 
-    def _check_space(self, engine: EngineChoice | None, model: ModelChoice | None) -> None:
+    async def _check_space(self, engine: EngineChoice | None, model: ModelChoice | None) -> None:
         """Check the disk for what is to be installed, before an hour of downloading ends for want of room."""
         needed = 0
         if engine:
             needed += (1 + _EXTRACTED_RATIO) * engine.artefact.size - partial_size(self._engine_download(engine))
-        if model:
-            source = self._paths.model(model.source_variant)
-            needed += 0 if source.exists() else model.source.size - partial_size(source)
-            # What it is derived to is smaller, but by how much only llama-quantize knows.
+        if model and not (model.quantization and await self._current_model(model.source_only())):
+            needed += model.source.size - partial_size(self._paths.model(model.source_variant))
+            # What it is derived to is smaller, but by how much only llama-quantize knows. Where the source is in place, that
+            # may just try: without room for both, the source serves.
             needed += model.source.size if model.quantization else 0
         require_space(self._paths.home, needed, "installing engine and model")
 

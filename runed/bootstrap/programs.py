@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runed.errors import BootstrapError
-from runed.processes import die_with_parent
+from runed.processes import describe_exit, die_with_parent
 from runed.settings import engine_environment
 
 VERSION_TIMEOUT = 20.0
@@ -130,9 +130,7 @@ def _text(output: bytes) -> str:
 def _ending(result: _Result) -> str:
     lines = "; ".join(line.strip() for line in result.tail.splitlines()[-6:])
     quoted = f": {lines}" if lines else " without a word"
-    if result.status < 0:
-        return f"was ended by {signal.Signals(-result.status).name}{quoted}"
-    return f"failed with exit status {result.status}{quoted}"
+    return f"{describe_exit(result.status)}{quoted}"
 
 
 def _hint(output: str) -> str:

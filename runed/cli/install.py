@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(_arguments: argparse.Namespace) -> int:
     """Install, and say what is where."""
     settings = load_settings()
+    os.umask(0o077)  # as the daemon, which writes the same files
     paths = Paths(settings.home)
     ensure_private_dir(paths.home)
     ensure_private_dir(paths.logs)
@@ -67,5 +69,5 @@ def _write_launcher(paths: Paths) -> Path:
     ensure_private_dir(paths.bin)
     script = f'#!/bin/sh\n# Written by `runed install`.\nexec {shlex.quote(sys.executable)} -P -m runed "$@"\n'
     launcher = paths.bin / "runed"
-    write_atomically(launcher, script.encode(), mode=0o755)
+    write_atomically(launcher, script.encode(), mode=0o700)
     return launcher

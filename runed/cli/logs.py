@@ -61,15 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def seek_last_lines(file: BinaryIO, lines: int) -> None:
-    """Move to the start of the last `lines` lines of a file, reading only its end."""
+def seek_last_lines(file: BinaryIO, lines: int, *, block_size: int = _BLOCK) -> None:
+    """Move to the start of the last `lines` lines of a file, reading only its end, in blocks of `block_size` bytes."""
     position = file.seek(0, io.SEEK_END)
     if position and lines:
         file.seek(position - 1)
         # A file that ends in the middle of a line has one line more than it has line ends.
         missing = lines + 1 if file.read(1) == b"\n" else lines
         while position and missing:
-            size = min(_BLOCK, position)
+            size = min(block_size, position)
             position -= size
             file.seek(position)
             block = file.read(size)

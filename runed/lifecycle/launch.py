@@ -19,6 +19,7 @@ from typing import Self
 
 from runed.errors import DaemonStartError
 from runed.paths import Paths
+from runed.processes import describe_exit
 from runed.settings import Settings, daemon_environment, search_path
 from runed.version import __version__
 
@@ -163,10 +164,8 @@ class Launch:
         code = self.exit_code
         if code is None or self._given_up:
             how = "did not listen in time and was ended"
-        elif code < 0:
-            how = f"was ended by {signal.Signals(-code).name} before it listened"
         else:
-            how = f"ended with exit code {code} before it listened"
+            how = f"{describe_exit(code)} before it listened"
         tail = self._tail()
         said = f"its log {self._log_path} ends with:\n{tail}" if tail else f"its log {self._log_path} says nothing"
         return DaemonStartError(f"the daemon {how}; {said}", metadata={"log": str(self._log_path)})
@@ -187,7 +186,7 @@ class Launch:
         data = os.pread(self._log.fileno(), _TAIL_BYTES, start)
         with contextlib.suppress(OSError):
             # If the daemon rotated its log, standard error went on into the old file and the log into a new one.
-            if not self._log_path.samefile(f"/dev/fd/{self._log.fileno()}"):
+            if not os.path.samestat(os.fstat(self._log.fileno()), self._log_path.stat()):
                 data += self._log_path.read_bytes()[-_TAIL_BYTES:]
         return "\n".join(data.decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]).strip()
 

@@ -43,7 +43,7 @@ def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
     except BaseException as error:
         connection.close()
         if isinstance(error, (ConnectionRefusedError, FileNotFoundError, NotADirectoryError)):
-            raise DaemonUnavailableError(f"no daemon listens on {path}") from None
+            raise DaemonUnavailableError(f"no daemon listens on {path}; start one with `runed ensure` or `runed`") from None
         if isinstance(error, (BlockingIOError, TimeoutError)) or not isinstance(error, OSError):
             raise
         reason = error.strerror or str(error)

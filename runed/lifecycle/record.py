@@ -19,7 +19,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         pid: The daemon's process id.
-        start_time: When that process started, in seconds since the epoch; with the pid it names one process for good.
+        start_time: When that process started, as `ProcessIdentity` has it; with the pid it names one process for good.
         version: The daemon's version, as in "0.1.0".
         socket: The path it listens on.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -20,8 +22,9 @@ from runed.backend.base import BackendState, BackendStatus
 from runed.backend.llama import LlamaBackend
 from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
+from runed.processes import identify
 from tests.backend.support import QUICK, FakeEngine, MakeBackend
-from tests.support import wait_until
+from tests.support import process_gone, wait_until
 
 SECRET = "a text that must not be told"
 
@@ -85,6 +88,18 @@ async def test_engine_that_exits_is_tried_again_then_given_up_then_recovers(
     await backend.embed(["hello"])
     assert backend.state.status is BackendStatus.READY
     assert backend.state.reason == ""
+
+
+async def test_model_that_was_replaced_is_not_served_under_the_identity_of_the_old_one(
+    make_backend: MakeBackend, fake: FakeEngine, copy_of_tiny_qwen3: Path
+) -> None:
+    backend = make_backend(fake.executable, copy_of_tiny_qwen3)
+    await backend.start()
+    await backend.stop()
+    replacement = shutil.copyfile(copy_of_tiny_qwen3, copy_of_tiny_qwen3.with_name("new.gguf"))
+    replacement.replace(copy_of_tiny_qwen3)
+    await fail_to_start(backend, r"model.gguf was replaced or removed while the daemon ran; run `runed stop`")
+    assert len(fake.launches) == 1
 
 
 @pytest.mark.parametrize("where", ["before-listening", "after-listening", "loading"])
@@ -379,6 +394,21 @@ async def test_engine_that_ignores_sigterm_is_killed(make_backend: MakeBackend, 
     assert not psutil.pid_exists(pid)
 
 
+async def test_engine_that_outlives_its_launcher_script_is_ended_all_the_same(
+    make_backend: MakeBackend, fake: FakeEngine, home: Path
+) -> None:
+    launcher = home / "launcher"
+    launcher.write_text(f'#!/bin/sh\n{fake.executable} "$@"\nexit $?\n')
+    launcher.chmod(0o700)
+    backend = make_backend(launcher)
+    await backend.start()
+    os.kill(backend.state.pid, signal.SIGKILL)
+    await backend.embed(["hello"])
+    async with asyncio.timeout(20):
+        await backend.stop()
+    assert process_gone(fake.launches[0]["pid"])
+
+
 async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBackend, fake: FakeEngine) -> None:
     fake.behave(hang="loading")
     backend = make_backend(fake.executable)
@@ -454,8 +484,7 @@ async def test_engine_of_a_dead_daemon_is_ended_before_a_new_one_starts(
     make_backend: MakeBackend, paths: Paths, stranger: subprocess.Popen[bytes]
 ) -> None:
     paths.engine_record.parent.mkdir(parents=True)
-    identity = {"pid": stranger.pid, "start_time": psutil.Process(stranger.pid).create_time()}
-    paths.engine_record.write_text(json.dumps(identity))
+    paths.engine_record.write_bytes(msgspec.json.encode(identify(stranger.pid)))
     await make_backend().start()
     stranger.wait(5)
     assert not psutil.pid_exists(stranger.pid)
@@ -465,8 +494,10 @@ async def test_process_that_got_the_pid_of_a_dead_engine_is_left_alone(
     make_backend: MakeBackend, paths: Paths, stranger: subprocess.Popen[bytes]
 ) -> None:
     paths.engine_record.parent.mkdir(parents=True)
-    identity = {"pid": stranger.pid, "start_time": psutil.Process(stranger.pid).create_time() - 60}
-    paths.engine_record.write_text(json.dumps(identity))
+    identity = identify(stranger.pid)
+    assert identity is not None
+    earlier = msgspec.structs.replace(identity, start_time=identity.start_time - 60)
+    paths.engine_record.write_bytes(msgspec.json.encode(earlier))
     await make_backend().start()
     assert stranger.poll() is None
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from runed.locking import LockFile
 
@@ -28,6 +31,20 @@ def test_one_holder_at_a_time_and_it_is_named(home: Path) -> None:
     first.release()
     assert second.try_acquire()
     second.release()
+
+
+def test_lock_that_a_full_disk_refused_is_not_held_on(home: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow, as on a full disk
+    try:
+        with pytest.raises(OSError, match="lock") as caught:
+            LockFile(home / "lock").try_acquire()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(home / "lock")
+    later = LockFile(home / "lock")
+    assert later.try_acquire()
+    later.release()
 
 
 def test_kernel_releases_the_lock_of_a_killed_holder(home: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -9,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runed import log
-from runed.log import configure_logging, describe_exception, get_logger, tail
+from runed.log import configure_logging, describe_exception, get_logger, log_unobserved_exception
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +36,8 @@ def test_each_line_is_an_object_with_level_time_and_origin(home: Path) -> None:
     assert (second["message"], second["level"]) == ("careful now", "warning")
 
 
-def test_file_is_rotated_by_size(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "MAX_LOG_BYTES", 2000)
-    configure_logging(home / "daemon.log")
+def test_file_is_rotated_by_size(home: Path) -> None:
+    configure_logging(home / "daemon.log", max_bytes=2000)
     for number in range(200):
         get_logger("runed.test").info("line", number=number)
     files = sorted(path.name for path in home.iterdir())
@@ -58,7 +58,29 @@ def test_unexpected_exception_is_described_without_its_message() -> None:
     assert "secret" not in json.dumps(described)
 
 
-def test_tail_of_a_long_and_of_a_missing_log(home: Path) -> None:
-    (home / "log").write_text("\n".join(str(number) for number in range(100_000)))
-    assert tail(home / "log", lines=2) == "99998\n99999"
-    assert tail(home / "none") == ""
+def test_exception_that_a_library_logs_is_described_without_its_message(home: Path) -> None:
+    configure_logging(home / "daemon.log")
+    try:
+        int("a secret text")
+    except ValueError:
+        logging.getLogger("some.library").exception("it failed")
+    line = json.loads((home / "daemon.log").read_text())
+    assert (line["message"], line["error_type"]) == ("it failed", "builtins.ValueError")
+    assert "secret" not in json.dumps(line)
+
+
+async def test_exception_that_nobody_awaits_is_logged_without_its_message(home: Path) -> None:
+    configure_logging(home / "daemon.log")
+
+    async def fail() -> None:
+        raise ValueError("a secret text")
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_unobserved_exception)
+    task = asyncio.create_task(fail())
+    await asyncio.wait({task})
+    del task
+    gc.collect()
+    line = json.loads((home / "daemon.log").read_text())
+    assert (line["message"], line["error_type"]) == ("failure in the event loop", "builtins.ValueError")
+    assert "secret" not in json.dumps(line)

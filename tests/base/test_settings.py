@@ -64,6 +64,7 @@ def test_go_durations(value: str, seconds: float, home: Path) -> None:
         ("RUNED_IDLE_TIMEOUT", "-5m", '"10m"'),
         ("RUNED_IDLE_TIMEOUT", "9" * 400 + "h", '"10m"'),
         ("RUNED_CTX_SIZE", "many", "64 to 131072"),
+        ("RUNED_CTX_SIZE", "00013107200", "64 to 131072"),
         ("RUNED_CTX_SIZE", "63", "64 to 131072"),
         ("RUNED_CTX_SIZE", "131073", "64 to 131072"),
         ("RUNED_CTX_SIZE", "9" * 5000, "64 to 131072"),
@@ -117,6 +118,11 @@ def test_environment_of_a_daemon_holds_only_what_it_reads() -> None:
         "PYTHONPATH": "x",
     }
     assert daemon_environment(env) == {"PATH": "/bin", "RUNED_CTX_SIZE": "99", "HTTPS_PROXY": "p"}
+
+
+def test_user_without_a_home_directory_is_told_to_name_one() -> None:
+    with pytest.raises(SettingsError, match="no home directory is known for ~; set HOME, or RUNED_HOME to a full path"):
+        load_settings(environ={"RUNED_HOME": "~no-such-user/runed"})
 
 
 def test_paths_for_a_daemon_are_absolute_since_it_works_elsewhere() -> None:

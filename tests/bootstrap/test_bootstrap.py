@@ -337,7 +337,7 @@ async def test_a_wrong_file_is_refused_and_the_right_one_taken_next_time(
         (b"no archive", ArchiveError, "the archive of the engine is broken"),
         (archive(("../evil", b"x"), ("llama-b1/llama-server", VERSION_SCRIPT)), ArchiveError, "may lead out of its folder"),
         (archive(("llama-b1/other", VERSION_SCRIPT)), ArchiveError, "holds no executable llama-b1/llama-server"),
-        (archive(("llama-b1/llama-server", "#!/bin/sh\necho oh no\nexit 3\n")), BootstrapError, "exit status 3: oh no"),
+        (archive(("llama-b1/llama-server", "#!/bin/sh\necho oh no\nexit 3\n")), BootstrapError, "exited with code 3: oh no"),
         (archive(("llama-b1/llama-server", "#!/bin/sh\nkill -ILL $$\n")), BootstrapError, "was ended by SIGILL"),
         (archive(("llama-b1/llama-server", "#!/no/such/loader\n")), BootstrapError, "cannot be started: No such file"),
         (archive(("llama-b1/llama-server", "\x7fELF not for this machine")), BootstrapError, "another processor or C library"),
@@ -372,6 +372,19 @@ async def test_an_engine_that_does_not_work_never_takes_the_place_of_one_that_do
     assert (await machine.install()).engine_version == "4242 (fake)"
 
 
+async def test_an_engine_that_lost_a_library_is_installed_anew(
+    machine: Machine, release: Release, real_engine_archive: bytes
+) -> None:
+    release.engine = real_engine_archive
+    broken = await machine.install(release.publish())
+    for library in broken.llama_server.parent.glob("libllama.*"):
+        library.unlink()
+    repaired = await machine.install()
+    assert repaired.engine_version
+    assert any(repaired.llama_server.parent.glob("libllama.*"))
+    assert release.site.count("/engine.tar.gz") == 2
+
+
 async def test_the_real_engine_works_after_the_way_through_an_archive(
     machine: Machine, release: Release, real_engine_archive: bytes
 ) -> None:
@@ -381,7 +394,12 @@ async def test_the_real_engine_works_after_the_way_through_an_archive(
     assert any(path.is_symlink() for path in installation.llama_server.parent.iterdir())
 
 
-async def test_a_model_that_cannot_fit_is_refused_before_the_first_byte(machine: Machine, release: Release) -> None:
+@pytest.mark.parametrize("in_place", [b"", b"of an older manifest"])
+async def test_a_model_that_cannot_fit_is_refused_before_the_first_byte(
+    machine: Machine, release: Release, in_place: bytes
+) -> None:
+    machine.paths.models.mkdir(mode=0o700)
+    machine.paths.model("tiny").write_bytes(in_place)
     url = release.publish()
     document = release.document()
     document["models"]["tiny"]["size"] = 1 << 60

@@ -110,7 +110,7 @@ async def test_a_type_that_the_quantizer_does_not_know_leaves_the_source_serving
     real.derived = {"qwen.q8_0": ("qwen.f32", "Q9_9")}
     installation = await machine.install(real.publish())
     assert installation.variant == "qwen.f32"
-    assert "llama-quantize to Q9_9 failed with exit status 1: " in installation.warnings[0]
+    assert "llama-quantize to Q9_9 exited with code 1: " in installation.warnings[0]
 
 
 def check_source_serves(installation: Installation, machine: Machine) -> None:
@@ -125,7 +125,7 @@ def check_source_serves(installation: Installation, machine: Machine) -> None:
     ("quantizer", "reason"),
     [
         (None, "there is no llama-quantize beside "),
-        ("#!/bin/sh\necho no memory >&2\nexit 1\n", "failed with exit status 1: no memory"),
+        ("#!/bin/sh\necho no memory >&2\nexit 1\n", "exited with code 1: no memory"),
         ("#!/bin/sh\nprintf garbage > $3\n", "is not a GGUF"),
         ("#!/bin/sh\nexit 0\n", "cannot make derived: No such file or directory"),
         ("#!/bin/sh\nprintf GGUF > $3\nkill -SEGV $$\n", "was ended by SIGSEGV without a word"),

@@ -181,7 +181,7 @@ def test_daemon_that_ends_at_start_is_reported_with_its_last_words(cli: Cli, tmp
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (1, "", 1)
     error = json.loads(done.stdout)["error"]
     assert error["reason"] == "DAEMON_START_FAILED"
-    assert "exit code 7" in error["message"]
+    assert "exited with code 7" in error["message"]
     assert "cannot find my libraries" in error["message"]
     plain = cli.run("ensure")
     assert (plain.returncode, plain.stdout) == (1, "")

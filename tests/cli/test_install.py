@@ -98,6 +98,13 @@ def test_install_fetches_all_and_the_daemon_then_needs_no_network(fresh: Cli, or
     assert origin.requests == ["/tiny.gguf"]
 
 
+def test_what_is_installed_is_for_its_user_alone(fresh: Cli) -> None:
+    assert fresh.run("install").returncode == 0
+    files = [path for path in fresh.home.rglob("*") if path.is_file()]
+    assert fresh.home / "models" / "tiny.gguf" in files
+    assert not [path for path in files if path.stat().st_mode & 0o077]
+
+
 def test_second_install_fetches_nothing(fresh: Cli, origin: Origin) -> None:
     first = fresh.run("install")
     second = fresh.run("install")
@@ -108,7 +115,7 @@ def test_second_install_fetches_nothing(fresh: Cli, origin: Origin) -> None:
 def test_launcher_runs_this_runed_even_beside_a_folder_of_that_name(fresh: Cli, tmp_path: Path) -> None:
     assert fresh.run("install").returncode == 0
     launcher = fresh.home / "bin" / "runed"
-    assert launcher.stat().st_mode & 0o777 == 0o755
+    assert launcher.stat().st_mode & 0o777 == 0o700
     (tmp_path / "runed").mkdir()
     (tmp_path / "runed" / "__init__.py").write_text("raise SystemExit('the wrong one')")
     environment = clean_environment(RUNED_HOME=str(fresh.home), PATH="/usr/bin:/bin")

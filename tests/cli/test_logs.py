@@ -21,10 +21,9 @@ def bare(home: Path) -> Cli:
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64 * 1024])
 @pytest.mark.parametrize("data", [b"", b"\n", b"a", b"a\n", b"\n\n", b"a\nbb\n\nccc\nd\n", b"a\nbb\n\nccc\nd"])
 @pytest.mark.parametrize("lines", [0, 1, 2, 3, 5, 100])
-def test_last_lines_are_exact_wherever_blocks_end(monkeypatch: pytest.MonkeyPatch, block: int, data: bytes, lines: int) -> None:
-    monkeypatch.setattr("runed.cli.logs._BLOCK", block)
+def test_last_lines_are_exact_wherever_blocks_end(block: int, data: bytes, lines: int) -> None:
     file = io.BytesIO(data)
-    seek_last_lines(file, lines)
+    seek_last_lines(file, lines, block_size=block)
     assert file.read() == b"".join(data.splitlines(keepends=True)[-lines:] if lines else [])
 
 

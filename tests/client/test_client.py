@@ -38,7 +38,7 @@ def test_a_daemon_that_dies_at_start_is_reported_at_once_with_its_log(home: Path
     program.write_text("#!/bin/sh\necho no such luck >&2\nexit 5\n")
     program.chmod(0o700)
     (home / "config.json").write_text(f'{{"version": 1, "runed_binary": "{program}"}}')
-    with pytest.raises(errors.DaemonStartError, match=r"exit code 5 .*\nno such luck$"):
+    with pytest.raises(errors.DaemonStartError, match=r"exited with code 5 .*\nno such luck$"):
         runed.connect(home=home)
 
 
@@ -404,7 +404,7 @@ class TestImport:
 
     def test_importing_runed_imports_nothing_more(self) -> None:
         modules = self.run("import runed; runed.__version__; dir(runed)")
-        assert {name for name in modules if name.startswith("runed")} == {"runed", "runed.version"}
+        assert {name for name in modules if name.startswith("runed")} == {"runed", "runed.errors", "runed.version"}
         assert not modules & {"numpy", "google.protobuf", "asyncio", "msgspec"}
 
     def test_connecting_imports_neither_the_server_side_nor_what_it_needs(self, shared: Path) -> None:

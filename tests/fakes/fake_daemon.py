@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from runed.lifecycle.launch import READY
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
@@ -50,9 +51,9 @@ def serve(paths: Paths, version: str, ready_fd: int, *, drain: float) -> None:
         record.write(paths.daemon_record)
         try:
             with Listener.bind(paths.socket) as listener:
-                os.write(ready_fd, b"ready\n")
-                os.close(ready_fd)
-                with contextlib.suppress(KeyboardInterrupt):
+                with contextlib.suppress(KeyboardInterrupt):  # from the moment on in which a test may send it
+                    os.write(ready_fd, READY)
+                    os.close(ready_fd)
                     while True:
                         connection, _ = listener.sock.accept()
                         connection.close()

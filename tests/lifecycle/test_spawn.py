@@ -78,7 +78,7 @@ def test_a_daemon_that_dies_is_reported_at_once_with_what_it_said_in_this_start_
     with pytest.raises(DaemonStartError) as caught:
         ensure_daemon(settings)
     assert time.monotonic() - began < 10
-    assert "ended with exit code 1 before it listened" in caught.value.message
+    assert "exited with code 1 before it listened" in caught.value.message
     assert caught.value.message.endswith("ends with:\nfake: no such luck")
     assert "an older complaint" in paths.daemon_log.read_text(), "the log is appended to"
     assert caught.value.metadata == {"log": str(paths.daemon_log)}
@@ -122,7 +122,7 @@ def test_after_a_failed_start_the_next_one_works(fake: Fake) -> None:
 
 
 def test_a_start_that_always_finds_another_daemon_which_is_not_there_ends_in_an_error(fake: Fake, paths: Paths) -> None:
-    with pytest.raises(DaemonStartError, match="ended with exit code 0"):
+    with pytest.raises(DaemonStartError, match="exited with code 0"):
         ensure_daemon(fake("leaves quietly"))
     assert len(starts(paths.home)) == 3
 

@@ -1,0 +1,52 @@
+"""Who a process is, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runed.processes import ProcessIdentity, describe_exit, identify, is_alive
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "exited with code 0"),
+        (7, "exited with code 7"),
+        (-9, "was ended by SIGKILL"),
+        (-63, "was ended by signal 63"),  # a real-time signal, which has no name
+    ],
+)
+def test_every_way_to_end_is_told(code: int, words: str) -> None:
+    assert describe_exit(code) == words
+
+
+def test_process_that_got_a_pid_anew_is_another_one() -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    assert is_alive(me)
+    assert not is_alive(ProcessIdentity(me.pid, me.start_time - 60))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel notes the time of the clock")
+def test_identity_does_not_change_when_the_clock_is_set() -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    seconds_since_the_machine_started = float(Path("/proc/uptime").read_text().split()[0])
+    assert 0 < me.start_time <= seconds_since_the_machine_started
+
+
+def test_zombie_is_not_alive() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.read()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert identify(child.pid) is None
+    finally:
+        child.communicate()
+    assert identify(child.pid) is None
