@@ -24,11 +24,12 @@ from runed.errors import (
     RunedError,
     ShuttingDownError,
 )
-from runed.lifecycle.listener import Listener
+from runed.lifecycle.launch import READY
+from runed.lifecycle.listener import Listener, probe
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
-from runed.log import configure_logging, describe_exception, get_logger
-from runed.paths import Paths, ensure_private_dir
+from runed.log import configure_logging, describe_exception, get_logger, log_unobserved_exception
+from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.server import Server
 from runed.service.app import build_app
 from runed.settings import Settings
@@ -48,6 +49,8 @@ _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
     Phase.FETCHING_MODEL: LoadingPhase.FETCHING_MODEL,
 }
+
+_NOTHING_DONE = Progress(Phase.FETCHING_LLAMA_SERVER, 0, 0, "looking for engine and model")
 
 _log = get_logger(__name__)
 
@@ -82,6 +85,10 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
 
 
 def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
+    ensure_socket_dir(paths.socket)
+    if probe(paths.socket):
+        # A daemon that holds no lock of ours; what it left here, such as a record, stays as it is.
+        raise AlreadyRunningError(f"another daemon already listens on {paths.socket}")
     record = DaemonRecord.of_this_process(paths.socket)
     # Before the socket listens: a client that finds the socket reads the record at once.
     record.write(paths.daemon_record)
@@ -121,7 +128,7 @@ class Daemon:
         self._started = time.monotonic()
         self._total_requests = 0
         self._in_flight = 0
-        self._progress = Progress(Phase.FETCHING_LLAMA_SERVER, 0, 0, "looking for engine and model")
+        self._progress = _NOTHING_DONE
         self._bootstrap: asyncio.Task[None] | None = None
         self._failure: _Failure | None = None
         self._installation: Installation | None = None
@@ -136,6 +143,7 @@ class Daemon:
         Args:
             ready_fd: As in `run`.
         """
+        asyncio.get_running_loop().set_exception_handler(log_unobserved_exception)
         server = Server(build_app(self), self._listener.sock)
         with self._signals():
             await server.start()
@@ -250,6 +258,7 @@ class Daemon:
 
     def _begin_bootstrap(self) -> None:
         self._failure = None
+        self._progress = _NOTHING_DONE
         self._bootstrap = asyncio.create_task(self._bootstrap_engine())
 
     async def _bootstrap_engine(self) -> None:
@@ -313,6 +322,8 @@ class Daemon:
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
+                # The default would end this process between here and the removal of its socket and record.
+                signal.signal(number, signal.SIG_IGN)
 
     @contextlib.asynccontextmanager
     async def _eviction_watch(self) -> AsyncIterator[None]:
@@ -335,6 +346,6 @@ class Daemon:
 def _announce(ready_fd: int) -> None:
     """Tell whoever started this process that the socket listens; it may have gone away meanwhile."""
     with contextlib.suppress(OSError):
-        os.write(ready_fd, b"ready\n")
+        os.write(ready_fd, READY)
     with contextlib.suppress(OSError):
         os.close(ready_fd)

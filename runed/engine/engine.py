@@ -18,9 +18,10 @@ MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request message in bytes."""
 
 MICRO_BATCH_TEXTS = 16
-MICRO_BATCH_BYTES = 16 * 1024
-"""What goes to the backend at once. Small, because the backend notices a caller that went away only between such pieces, and
-because a single text of another caller waits for one of them (facts.md, section 1)."""
+MICRO_BATCH_BYTES = 1024
+"""What goes to the backend at once: several short texts, whose requests would cost more than their vectors, or one long one.
+Small, because the texts of other callers wait for it, and because the backend notices a caller that went away only between such
+pieces (facts.md, section 1)."""
 
 CONCURRENT_MICRO_BATCHES = 2
 """One that is computed and one that is ready to follow it; more would only queue where nobody can be served out of turn."""
@@ -98,6 +99,7 @@ class Engine:
 
     async def _check_lengths(self, texts: Sequence[str]) -> None:
         limit = self._backend.model.max_tokens
+        # One after another: all at once, they would keep the requests of other callers from the backend.
         for index, text in enumerate(texts):
             if len(text.encode()) * MAX_TOKENS_PER_BYTE + SPECIAL_TOKENS <= limit:
                 continue

@@ -22,11 +22,6 @@ class IdleClock:
         self._timer: asyncio.TimerHandle | None = None
         self._suspending: asyncio.Task[None] | None = None
 
-    @property
-    def in_flight(self) -> int:
-        """How many pieces of work keep the engine awake right now."""
-        return self._in_flight
-
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Keep the engine awake for the length of the block, and start to count when the last such block ends."""
@@ -53,4 +48,9 @@ class IdleClock:
 
     def _fire(self) -> None:
         self._timer = None
-        self._suspending = asyncio.ensure_future(self._suspend())
+        self._suspending = asyncio.create_task(self._suspend_if_idle())
+
+    async def _suspend_if_idle(self) -> None:
+        # Work may have begun since the timer fired: its task can be ahead of this one.
+        if self._in_flight == 0:
+            await self._suspend()

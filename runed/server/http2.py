@@ -67,6 +67,7 @@ class _Protocol(H2Connection):
                 SettingCodes.INITIAL_WINDOW_SIZE: BODY_LIMIT,
             },
         )
+        self.frames_received = 0
         self.initiate_connection()
         # The windows of all streams together, so that a body that nobody reads uses up no window but its own.
         self.increment_flow_control_window(max_streams * BODY_LIMIT)
@@ -80,6 +81,11 @@ class _Protocol(H2Connection):
     def send_goaway(self) -> None:
         """Tell the client which request is the last; unlike `close_connection`, let the open ones go on."""
         self._prepare_for_sending([GoAwayFrame(last_stream_id=self.highest_inbound_stream_id)])
+
+    def _receive_frame(self, frame: Frame) -> list[Event]:
+        """Count what is complete: not every frame gives an event, such as a body that comes after its stream was reset."""
+        self.frames_received += 1
+        return super()._receive_frame(frame)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
         """Let the open streams go on, as RFC 9113 section 6.8 wants; h2 would drop what they have yet to say."""
@@ -286,12 +292,13 @@ class Http2Connection:
         self._has_output.set()
 
     async def _receive_slice(self, data: bytes) -> None:
+        frames = self._h2.frames_received
         try:
             events = self._h2.receive_data(data)
         except ProtocolError:  # h2 has framed a GOAWAY that says why
             self.close()
             return
-        self._unparsed = 0 if events else self._unparsed + len(data)
+        self._unparsed = 0 if self._h2.frames_received > frames else self._unparsed + len(data)
         if self._unparsed > UNPARSED_LIMIT:
             self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
             self.close()

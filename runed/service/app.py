@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from google.rpc.code_pb2 import UNIMPLEMENTED
+from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from runed_proto.runed.v1.runed_connect import RunedServiceASGIApplication
 from runed_proto.runed.v1.runed_pb2 import DESCRIPTOR
@@ -18,7 +19,7 @@ from runed.errors import UnimplementedError
 from runed.service.codecs import CODECS
 from runed.service.handler import Host, RunedServicer
 from runed.service.observe import Observer
-from runed.service.wire import error_info
+from runed.service.wire import DOMAIN, error_info
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -27,6 +28,12 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SERVICE = DESCRIPTOR.services_by_name["RunedService"]
 _PATHS = frozenset(f"/{_SERVICE.full_name}/{method.name}" for method in _SERVICE.methods)
+
+_HINTS = {
+    405: "this HTTP method cannot be used here; send a POST",
+    415: "this Content-Type cannot be used here; for JSON, send the header Content-Type: application/json",
+}
+"""What to do about a status that the RPC library answers without a body."""
 
 
 def build_app(host: Host) -> Application:
@@ -49,9 +56,25 @@ def build_app(host: Host) -> Application:
         if scope["type"] == "http" and scope["path"] not in _PATHS:
             await _refuse_unknown(scope, send)
             return
-        await service(scope, receive, send)
+        await service(scope, receive, _with_hint(send))
 
     return app
+
+
+def _with_hint(send: Send) -> Send:
+    """Say what to do in the refusals that the RPC library answers with a bare status."""
+    body = b""
+
+    async def send_with_hint(message: dict[str, Any]) -> None:
+        nonlocal body
+        if hint := _HINTS.get(message.get("status", 0)):
+            body = _connect_body("invalid_argument", hint, ErrorInfo(domain=DOMAIN, reason="MALFORMED_REQUEST"))
+            message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}
+        elif body and message["type"] == "http.response.body":
+            message |= {"body": body}
+        await send(message)
+
+    return send_with_hint
 
 
 async def _refuse_unknown(scope: Scope, send: Send) -> None:
@@ -70,17 +93,14 @@ async def _refuse_unknown(scope: Scope, send: Send) -> None:
         ]
         await _respond(send, 200, headers, b"")
         return
-    body = {
-        "code": "unimplemented",
-        "message": error.message,
-        "details": [
-            {
-                "type": detail.DESCRIPTOR.full_name,
-                "value": base64.b64encode(detail.SerializeToString()).decode().rstrip("="),
-            }
-        ],
-    }
-    await _respond(send, 404, [(b"content-type", b"application/json")], json.dumps(body).encode())
+    body = _connect_body("unimplemented", error.message, detail)
+    await _respond(send, 404, [(b"content-type", b"application/json")], body)
+
+
+def _connect_body(code: str, message: str, detail: ErrorInfo) -> bytes:
+    value = base64.b64encode(detail.SerializeToString()).decode().rstrip("=")
+    error = {"code": code, "message": message, "details": [{"type": detail.DESCRIPTOR.full_name, "value": value}]}
+    return json.dumps(error).encode()
 
 
 async def _respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

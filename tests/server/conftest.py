@@ -52,7 +52,7 @@ def serve(sock: socket.socket) -> Serve:
     @asynccontextmanager
     async def run(app: Application | Servicer, **settings: float) -> AsyncIterator[Server]:
         before = asyncio.all_tasks()
-        server = Server(build_app(app) if isinstance(app, Servicer) else app, sock, **settings)  # type: ignore[arg-type]
+        server = Server(build_app(app) if isinstance(app, Servicer) else app, sock, **settings)  # type: ignore[arg-type] # both are apps
         await server.start()
         try:
             yield server

@@ -77,6 +77,20 @@ async def test_client_whose_request_is_answered_early_is_told_to_stop(path: Path
         assert early.reset == ErrorCodes.NO_ERROR
 
 
+async def test_body_that_was_under_way_when_it_was_refused_ends_no_other_call(
+    path: Path, serve: Serve, servicer: Servicer
+) -> None:
+    async with serve(servicer), await RawClient.connect(path) as client:
+        in_flight = client.call("Embed", pb.EmbedRequest(text=WAIT))
+        refused = client.open(b"/no.such.Service/Method", end=False)
+        assert await client.until(lambda: client.exchanges[refused].reset is not None and servicer.waiting == 1)
+        assert (await client.over(client.call("Info", pb.InfoRequest()))).succeeded  # h2 forgets closed streams at a new one
+        client.writer.write(DataFrame(refused, bytes(16_000)).serialize() * 16)  # the whole window of a stream
+        assert (await client.over(client.call("Info", pb.InfoRequest()))).succeeded
+        servicer.let_go()
+        assert (await client.over(in_flight)).succeeded
+
+
 async def test_bodies_that_nobody_reads_do_not_use_up_the_connection(path: Path, serve: Serve, servicer: Servicer) -> None:
     header = envelope(pb.SetCentroidsRequest(header=pb.CentroidSetHeader(preset=IGNORE)))
     async with serve(servicer, max_streams=4), await RawClient.connect(path) as client:
@@ -173,7 +187,7 @@ async def test_body_that_nobody_reads_is_held_within_its_window(path: Path, serv
         assert (await client.over(client.call("Info", pb.InfoRequest()))).succeeded
         assert client.h2.local_flow_control_window(stream) == 0
         (connection,) = server._connections.values()
-        held = connection._protocol.streams[stream]._body  # type: ignore[union-attr]
+        held = connection._protocol.streams[stream]._body  # type: ignore[union-attr] # it is HTTP/2
         assert len(held) <= 256 * 1024
 
 
@@ -312,7 +326,7 @@ async def test_flood_of_pings_whose_answers_are_not_read_is_held_up(path: Path, 
                 except TimeoutError:
                     break
         (connection,) = server._connections.values()
-        answers = connection._writer.transport.get_write_buffer_size() + len(connection._protocol._h2._data_to_send)  # type: ignore[union-attr]
+        answers = connection._writer.transport.get_write_buffer_size() + len(connection._protocol._h2._data_to_send)  # type: ignore[union-attr] # it is HTTP/2
         assert answers < 512 * 1024
 
 

@@ -131,12 +131,19 @@ def test_unknown_method_names_the_known_ones(path: str, qwen_daemon: RunningDaem
     assert_alive(qwen_daemon)
 
 
-def test_unknown_content_type_is_refused(qwen_daemon: RunningDaemon) -> None:
+def test_unknown_content_type_and_http_method_are_told_the_right_one(qwen_daemon: RunningDaemon) -> None:
     with qwen_daemon.http() as http:
-        response = http.post(
+        form = http.post(  # what curl sends where the header is forgotten
             f"{SERVICE}/Embed", content=b"text=x", headers={"content-type": "application/x-www-form-urlencoded"}
         )
-    assert response.status_code == 415
+        put = http.put(f"{SERVICE}/Embed", json={"text": "x"})
+        head = http.head(f"{SERVICE}/Embed")
+    for response, status, hint in ((form, 415, "Content-Type: application/json"), (put, 405, "send a POST")):
+        assert response.status_code == status
+        refusal = refusal_of_json(response.json())
+        assert refusal.reason == "MALFORMED_REQUEST"
+        assert hint in refusal.message
+    assert (head.status_code, head.content) == (405, b"")
     assert_alive(qwen_daemon)
 
 
