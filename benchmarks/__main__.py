@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import platform
@@ -13,8 +14,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 from rich.console import Console
 from rich.table import Table
+from runed_proto.runed.v1.runed_pb2 import EmbedRequest, EmbedResponse
 
 import runed
 from benchmarks.raw import RawServer
@@ -29,6 +32,9 @@ REPORT = ROOT / "docs" / "benchmarks.md"
 
 TEXT = "How do several agents share one embedding model?"
 CALLS = 300
+ENDURANCE_CALLS = 20_000
+ENDURANCE_WARM_UP = 4_000
+ENDURANCE_CONCURRENCY = 64
 STARTS = 7
 WAKES = 7
 
@@ -86,6 +92,49 @@ def measure_single_text(daemon: RunningDaemon, raw: RawServer) -> Row:
         "at most 4 ms over raw",
         extra <= 4,
     )
+
+
+def measure_endurance(daemon: RunningDaemon) -> Row:
+    """Many gRPC calls at a time on one connection, for as long as it takes a leak or a protocol error to show."""
+    started = time.perf_counter()
+    errors, growth = asyncio.run(_endure(daemon))
+    rate = ENDURANCE_CALLS / (time.perf_counter() - started)
+    return Row(
+        f"{ENDURANCE_CALLS:,} gRPC calls, {ENDURANCE_CONCURRENCY} at a time, one connection",
+        f"{errors} errors, RSS {growth:+.1%} after the first {ENDURANCE_WARM_UP:,}, {rate:.0f} calls/s",
+        "-",
+        "-",
+        "no error, less than 3 %",
+        errors == 0 and growth < 0.03,
+    )
+
+
+async def _endure(daemon: RunningDaemon) -> tuple[int, float]:
+    """Give the number of calls that failed and the growth of the daemon's memory after the warm-up."""
+    numbers = iter(range(ENDURANCE_CALLS))
+    errors = 0
+    warm = 0
+
+    async with grpc.aio.insecure_channel(f"unix:{daemon.socket}") as channel:
+        embed = channel.unary_unary(
+            "/runed.v1.RunedService/Embed",
+            request_serializer=EmbedRequest.SerializeToString,
+            response_deserializer=EmbedResponse.FromString,
+        )
+
+        async def call_on() -> None:
+            nonlocal errors, warm
+            for number in numbers:
+                try:
+                    response = await embed(EmbedRequest(text=f"call {number}"), timeout=60)
+                    errors += len(response.vector) == 0
+                except grpc.aio.AioRpcError:
+                    errors += 1
+                if number == ENDURANCE_WARM_UP:
+                    warm = resident_bytes(daemon.process.pid)
+
+        await asyncio.gather(*(call_on() for _ in range(ENDURANCE_CONCURRENCY)))
+    return errors, resident_bytes(daemon.process.pid) / warm - 1
 
 
 def measure_wake(daemon: RunningDaemon, client: Client, raw: RawServer) -> Row:
@@ -173,6 +222,7 @@ def run() -> tuple[list[Row], list[str]]:
         raw.start()
         try:
             rows.append(measure_single_text(daemon, raw))
+            rows.append(measure_endurance(daemon))
         finally:
             raw.stop()
         with runed.connect(socket_path=daemon.socket) as client:
