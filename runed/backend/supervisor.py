@@ -189,9 +189,7 @@ class Supervisor:
             silent = server.waiting_since is not None and server.waiting_since <= since
             progress = server.child.progress() if silent else None
             if silent and progress == before and not await self._answers(server):
-                server.verdict = (
-                    f"llama-server neither answered nor used the processor for {hang:g} seconds, so it was replaced"
-                )
+                server.verdict = f"llama-server did not answer for {3 * hang:g} seconds and did nothing, so it was replaced"
                 await server.child.kill()
                 return
             before = progress

@@ -167,7 +167,7 @@ class _Bootstrap:
         self._reporter = reporter
         self._check_model = check_model
         self._policy = policy
-        self._verified = VerifiedFiles(paths, announce=reporter.say)
+        self._verified = VerifiedFiles(paths, announce=reporter.verify)
         self._installed = load_installed(paths)
         self._warnings: list[str] = []
         self._fetched: _CachedManifest | None = None

@@ -76,6 +76,11 @@ class ProgressReporter:
         if self._is_due():
             self.say(step)
 
+    def verify(self, step: str) -> None:
+        """Tell that a model is being hashed, which takes seconds and counts no bytes."""
+        self._phase, self._done, self._total = Phase.FETCHING_MODEL, 0, 0
+        self.say(step)
+
     def say(self, message: str) -> None:
         """Tell in words what is going on, at once."""
         self._reported_at = time.monotonic()

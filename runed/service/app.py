@@ -53,10 +53,14 @@ def build_app(host: Host) -> Application:
     )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _PATHS:
+        if scope["path"] not in _PATHS:
             await _refuse_unknown(scope, send)
-            return
-        await service(scope, receive, _with_hint(send))
+        elif _is_grpc(scope) and scope["http_version"] != "2":
+            hint = "gRPC needs HTTP/2; speak it without TLS (h2c by prior knowledge), or use Connect or gRPC-Web instead"
+            body = _connect_body("invalid_argument", hint, _malformed())
+            await _respond(send, 505, [(b"content-type", b"application/json")], body)
+        else:
+            await service(scope, receive, _with_hint(send))
 
     return app
 
@@ -68,7 +72,7 @@ def _with_hint(send: Send) -> Send:
     async def send_with_hint(message: dict[str, Any]) -> None:
         nonlocal body
         if hint := _HINTS.get(message.get("status", 0)):
-            body = _connect_body("invalid_argument", hint, ErrorInfo(domain=DOMAIN, reason="MALFORMED_REQUEST"))
+            body = _connect_body("invalid_argument", hint, _malformed())
             message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}
         elif body and message["type"] == "http.response.body":
             message |= {"body": body}
@@ -77,11 +81,26 @@ def _with_hint(send: Send) -> Send:
     return send_with_hint
 
 
+def _is_grpc(scope: Scope) -> bool:
+    """Tell whether a request is one of gRPC itself, whose trailers only HTTP/2 has, and not of gRPC-Web."""
+    content_type = _content_type(scope)
+    return content_type.startswith("application/grpc") and not content_type.startswith("application/grpc-web")
+
+
+def _content_type(scope: Scope) -> str:
+    value: bytes = dict(scope["headers"]).get(b"content-type", b"")
+    return value.decode("latin-1")
+
+
+def _malformed() -> ErrorInfo:
+    return ErrorInfo(domain=DOMAIN, reason="MALFORMED_REQUEST")
+
+
 async def _refuse_unknown(scope: Scope, send: Send) -> None:
     methods = ", ".join(method.name for method in _SERVICE.methods)
     error = UnimplementedError(f"there is no such method; {_SERVICE.full_name} has {methods}")
     detail = error_info(error)
-    content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
+    content_type = _content_type(scope)
     if content_type.startswith("application/grpc"):
         status = Status(code=UNIMPLEMENTED, message=error.message)
         status.details.add().Pack(detail)

@@ -147,6 +147,17 @@ def test_unknown_content_type_and_http_method_are_told_the_right_one(qwen_daemon
     assert_alive(qwen_daemon)
 
 
+def test_grpc_over_http1_is_told_what_it_needs(qwen_daemon: RunningDaemon) -> None:
+    with qwen_daemon.http() as http:
+        response = http.post(f"{SERVICE}/Embed", content=b"", headers={"content-type": "application/grpc"})
+    assert response.status_code == 505
+    refusal = refusal_of_json(response.json())
+    assert refusal.reason == "MALFORMED_REQUEST"
+    assert "HTTP/2" in refusal.message
+    assert "request failed" not in qwen_daemon.log()
+    assert_alive(qwen_daemon)
+
+
 def test_cut_grpc_frame_is_refused(qwen_daemon: RunningDaemon) -> None:
     frame = struct.pack(">BI", 0, 100) + b"only this"
     with qwen_daemon.http() as http:
