@@ -167,7 +167,7 @@ class _Bootstrap:
         self._reporter = reporter
         self._check_model = check_model
         self._policy = policy
-        self._verified = VerifiedFiles(paths, announce=reporter.verify)
+        self._verified = VerifiedFiles(paths, announce=lambda step: reporter.begin(Phase.FETCHING_MODEL, 0, step))
         self._installed = load_installed(paths)
         self._warnings: list[str] = []
         self._fetched: _CachedManifest | None = None
@@ -365,7 +365,7 @@ class _Bootstrap:
         if not (file.exists() and await sha256_of(file) == artefact.sha256):
             size = artefact.size / 1e6
             await self._fetch(artefact, file, Phase.FETCHING_LLAMA_SERVER, f"downloading llama-server ({size:,.0f} MB)")
-        self._reporter.say("unpacking llama-server")
+        self._reporter.begin(Phase.FETCHING_LLAMA_SERVER, 0, "unpacking llama-server")
         fresh, place = self._fresh_engine, self._paths.llama_cpp
         try:
             if choice.is_archive:
@@ -419,8 +419,7 @@ class _Bootstrap:
 
     async def _derive(self, choice: ModelChoice, quantization: str, source: _Model, engine: _Engine) -> _Model:
         step = f"making {choice.variant} of {source.variant}"
-        _log.info("bootstrap", step=step)
-        self._reporter.say(step)
+        self._reporter.begin(Phase.FETCHING_MODEL, 0, step)
         path = self._paths.model(choice.variant)
         partial = partial_path(path)
         # Not overwritten: where a killed process cannot take its llama-quantize along, that one may still write to it.

@@ -56,7 +56,7 @@ class ProgressReporter:
         self._reported_at = 0.0
 
     def begin(self, phase: Phase, total: int, step: str) -> None:
-        """Begin a download of `total` bytes, which `step` describes."""
+        """Begin a download of `total` bytes, or with 0 something that counts none; `step` describes it."""
         self._phase, self._step, self._done, self._total, self._logged_tenth = phase, step, 0, total, 0
         _log.info("bootstrap", step=step, bytes_total=total)
         self.say(step)
@@ -75,11 +75,6 @@ class ProgressReporter:
         """Tell in words how far something is that reports too often."""
         if self._is_due():
             self.say(step)
-
-    def verify(self, step: str) -> None:
-        """Tell that a model is being hashed, which takes seconds and counts no bytes."""
-        self._phase, self._done, self._total = Phase.FETCHING_MODEL, 0, 0
-        self.say(step)
 
     def say(self, message: str) -> None:
         """Tell in words what is going on, at once."""
