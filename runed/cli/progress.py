@@ -28,6 +28,7 @@ class ProgressDisplay:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._step = ""
+        self._counted = False
         self._line = ""
 
     @property
@@ -52,9 +53,10 @@ class ProgressDisplay:
             self._bars = _make_bars(keep=self._keep)
             self._bars.start()
         amount = _amount(done, total, unit) if total else ""
-        if step != self._step or self._task is None:
+        # rich cannot take a total back: a bar that was full would stay full while something without an end goes on.
+        if (step, total > 0) != (self._step, self._counted) or self._task is None:
             self._end_step()
-            self._step = step
+            self._step, self._counted = step, total > 0
             self._task = self._bars.add_task(detail or step, total=total or None, completed=done, amount=amount)
         else:
             self._bars.update(self._task, description=detail or step, completed=done, total=total or None, amount=amount)

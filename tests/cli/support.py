@@ -70,7 +70,11 @@ class Cli:
         )
 
     def run_on_terminal(
-        self, *arguments: str, stdout_too: bool = False, interrupt_when: Callable[[], object] | None = None
+        self,
+        *arguments: str,
+        program: str = "runed",
+        stdout_too: bool = False,
+        interrupt_when: Callable[[], object] | None = None,
     ) -> Terminal:
         """Run a command whose standard input and error, and maybe output, are a terminal of 100 columns.
 
@@ -80,7 +84,7 @@ class Cli:
         termios.tcsetwinsize(terminal, (30, 100))
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
-                [SCRIPTS / "runed", *arguments],
+                [SCRIPTS / program, *arguments],
                 env=self._environment() | {"TERM": "xterm"},
                 stdin=terminal,
                 stdout=terminal if stdout_too else output,
