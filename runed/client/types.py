@@ -55,7 +55,7 @@ class Health:
         bytes_total: Bytes of the current phase in all; 0 where unknown.
         message: One sentence for people: what goes on, or what is wrong and what to do. May be empty.
         uptime_seconds: Seconds since the daemon started.
-        total_requests: Embed and EmbedBatch calls since the daemon started, failed ones included.
+        total_requests: Embed and EmbedBatch calls that could be read since the daemon started, failed ones included.
         in_flight_requests: Embed and EmbedBatch calls being served at this moment.
         pid: The process id of the daemon.
         engine_pid: The process id of `llama-server`, or 0 while none runs.
