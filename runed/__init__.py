@@ -20,13 +20,15 @@ from runed.version import __version__
 if TYPE_CHECKING:
     from runed.client.async_client import AsyncClient, connect_async
     from runed.client.client import Client, connect
-    from runed.client.types import Health, Info, Phase, Status
+    from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Status
 
 __all__ = [
     "AsyncClient",
     "Client",
+    "Embedding",
     "Health",
     "Info",
+    "LaneHealth",
     "Phase",
     "Status",
     "__version__",
@@ -38,8 +40,10 @@ __all__ = [
 _MODULES = {
     "AsyncClient": "runed.client.async_client",
     "Client": "runed.client.client",
+    "Embedding": "runed.client.types",
     "Health": "runed.client.types",
     "Info": "runed.client.types",
+    "LaneHealth": "runed.client.types",
     "Phase": "runed.client.types",
     "Status": "runed.client.types",
     "connect": "runed.client.client",

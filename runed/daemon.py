@@ -8,15 +8,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runed.backend import LlamaBackend, check_model
-from runed.backend.base import BackendStatus, EmbeddingBatch
+from runed.backend.base import BackendState, BackendStatus
 from runed.bootstrap import Installation, Phase, Progress, install
-from runed.engine.engine import MAX_BATCH_TEXTS, MAX_REQUEST_BYTES, Engine
-from runed.engine.status import Health, Info, LoadingPhase, Status
+from runed.engine.cache import VectorCache
+from runed.engine.disk_cache import DiskCache
+from runed.engine.engine import MAX_REQUEST_BYTES, Engine, EngineSettings
+from runed.engine.metrics import Metrics
+from runed.engine.queue import QueueLimits
+from runed.engine.status import Health, Info, Load, LoadingPhase, Status
+from runed.engine.texts import MAX_BATCH_TEXTS
+from runed.engine.traits import fingerprint, traits_of
+from runed.engine.types import EmbedAnswer, EmbedOptions, Lane, StreamAnswer, StreamItem
 from runed.errors import (
     AlreadyRunningError,
     BackendUnavailableError,
@@ -128,6 +135,9 @@ class Daemon:
         self._started = time.monotonic()
         self._total_requests = 0
         self._in_flight = 0
+        self._queue_limits = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
+        self._metrics = Metrics()
+        self._watch()
         self._progress = _NOTHING_DONE
         self._bootstrap: asyncio.Task[None] | None = None
         self._failure: _Failure | None = None
@@ -157,27 +167,56 @@ class Daemon:
             await self._drain(server)
         _log.info("stopped", uptime_seconds=round(time.monotonic() - self._started), requests=self._total_requests)
 
-    async def embed(self, texts: Sequence[str]) -> EmbeddingBatch:
+    async def embed(
+        self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
+    ) -> EmbedAnswer:
         """Embed the texts of one call.
 
         Raises:
             RunedError: See `Engine.embed`; or there is no engine yet, or no longer.
         """
-        self._total_requests += 1
-        engine = self._ready_engine()
-        self._in_flight += 1
-        try:
-            return await engine.embed(texts)
-        finally:
-            self._in_flight -= 1
+        with self._serving() as engine:
+            return await engine.embed(texts, options, client=client, per_item_errors=per_item_errors)
+
+    async def embed_stream(
+        self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
+    ) -> AsyncGenerator[StreamAnswer]:
+        """Embed the texts of one stream.
+
+        Raises:
+            RunedError: See `Engine.embed_stream`; or there is no engine yet, or no longer.
+        """
+        with self._serving() as engine:
+            source = _Drainable(chunks, self._shutdown_asked)
+            async with contextlib.aclosing(engine.embed_stream(source.chunks(), options, client=client)) as answers:
+                async for answer in answers:
+                    yield answer
+            if source.cut_off:
+                self._check_serving()
+
+    async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
+        """Count the tokens of texts.
+
+        Raises:
+            RunedError: See `Engine.count_tokens`; or there is no engine yet, or no longer.
+        """
+        return await self._ready_engine().count_tokens(texts, options)
+
+    def metrics(self) -> bytes:
+        """Give the numbers to look at, as Prometheus text."""
+        return self._metrics.render()
 
     def info(self) -> Info:
         """Tell what the daemon and its model are."""
         base = Info(
             daemon_version=__version__,
             socket_path=str(self._listener.path),
-            max_batch_size=MAX_BATCH_TEXTS,
-            max_request_bytes=MAX_REQUEST_BYTES,
+            # A batch that can never wait would be refused for ever.
+            max_batch_size=min(MAX_BATCH_TEXTS, self._queue_limits.bulk.texts),
+            max_request_bytes=min(MAX_REQUEST_BYTES, self._queue_limits.bulk.bytes),
+            profile=self._settings.profile,
+            max_queued_texts=self._settings.queue_texts,
+            max_queued_bytes=self._settings.queue_bytes,
         )
         if self._engine is None or self._installation is None:
             return base
@@ -191,6 +230,11 @@ class Daemon:
             model_variant=self._installation.variant,
             pooling=model.pooling,
             engine_version=self._installation.engine_version,
+            fingerprint=self._engine.fingerprint(model.dim),
+            min_dimensions=self._engine.min_dimensions,
+            query_prompt=self._engine.traits.query_prompt,
+            document_prompt=self._engine.traits.document_prompt,
+            default_instruction=self._engine.traits.default_instruction,
         )
 
     def health(self) -> Health:
@@ -210,6 +254,7 @@ class Daemon:
             pid=os.getpid(),
             engine_pid=state.pid if state else 0,
             engine_restarts=state.restarts if state else 0,
+            load=self._engine.load if self._engine else None,
         )
 
     def shut_down(self, grace: float | None = None) -> None:
@@ -243,9 +288,49 @@ class Daemon:
             case BackendStatus.FAILED:
                 return Status.DEGRADED, None, state.reason
 
-    def _ready_engine(self) -> Engine:
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[Engine]:
+        """Count a call, and give it the engine."""
+        self._total_requests += 1
+        engine = self._ready_engine()
+        self._in_flight += 1
+        try:
+            yield engine
+        finally:
+            self._in_flight -= 1
+
+    def _watch(self) -> None:
+        """Let the metrics look at what is counted elsewhere."""
+
+        def state(read: Callable[[BackendState], float]) -> Callable[[], float]:
+            return lambda: read(self._engine.backend.state) if self._engine else 0
+
+        def load(read: Callable[[Load], float]) -> Callable[[], float]:
+            return lambda: read(self._engine.load) if self._engine else 0
+
+        def queued(lane: Lane, part: int) -> Callable[[], float]:
+            return load(lambda load: load.queued[lane][part])
+
+        watch = self._metrics.watch
+        watch("runed_uptime_seconds", "Seconds since the daemon started.", lambda: time.monotonic() - self._started)
+        watch("runed_requests_total", "Embedding calls that could be read, failed ones included.", lambda: self._total_requests)
+        watch("runed_requests_in_flight", "Embedding calls being served.", lambda: self._in_flight)
+        watch("runed_engine_up", "Whether llama-server is ready.", state(lambda state: state.status is BackendStatus.READY))
+        watch(
+            "runed_engine_restarts_total", "How often llama-server died and was replaced.", state(lambda state: state.restarts)
+        )
+        watch("runed_cache_entries", "Vectors in the cache of the memory.", load(lambda load: load.cache_entries))
+        watch("runed_cache_bytes", "The memory that cached vectors take.", load(lambda load: load.cache_bytes))
+        for lane in Lane:
+            watch("runed_queued_texts", "Texts that wait.", queued(lane, 0), lane=lane.value)
+            watch("runed_queued_bytes", "Bytes of text that wait.", queued(lane, 1), lane=lane.value)
+
+    def _check_serving(self) -> None:
         if self._shutdown_asked.is_set():
             raise ShuttingDownError("the daemon is shutting down; connect again to start a new one")
+
+    def _ready_engine(self) -> Engine:
+        self._check_serving()
         if self._engine is not None:
             return self._engine
         if self._failure is not None:
@@ -273,7 +358,9 @@ class Daemon:
                 engine_version=installation.engine_version,
                 paths=self._paths,
                 ctx_size=self._settings.ctx_size,
+                profile=self._settings.profile,
             )
+            engine = await self._build_engine(backend, installation)
         except RunedError as error:
             self._fail_bootstrap(error.message)
             return
@@ -282,10 +369,32 @@ class Daemon:
             self._fail_bootstrap(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")
             return
         self._installation = installation
-        self._engine = Engine(backend, idle_timeout=self._settings.idle_timeout)
+        self._engine = engine
         # A failed start shows in the backend's state, and the next request tries again.
         with contextlib.suppress(RunedError):
             await self._engine.start()
+
+    async def _build_engine(self, backend: LlamaBackend, installation: Installation) -> Engine:
+        settings, model = self._settings, backend.model
+        traits = installation.traits or traits_of(model)
+        disk = None
+        if settings.disk_cache and settings.disk_cache_bytes:
+            space = fingerprint(model, traits, engine_version=installation.engine_version, dimensions=model.dim)
+            disk = await asyncio.to_thread(
+                DiskCache,
+                self._paths.vector_cache,
+                self._paths.cache_secret,
+                fingerprint=space,
+                max_bytes=settings.disk_cache_bytes,
+            )
+        return Engine(
+            backend,
+            settings=EngineSettings(idle_timeout=settings.idle_timeout, queue=self._queue_limits),
+            cache=VectorCache(settings.cache_bytes, disk),
+            metrics=self._metrics,
+            engine_version=installation.engine_version,
+            traits=traits,
+        )
 
     def _fail_bootstrap(self, message: str) -> None:
         _log.error("bootstrap failed", reason=message)
@@ -349,3 +458,41 @@ def _announce(ready_fd: int) -> None:
         os.write(ready_fd, READY)
     with contextlib.suppress(OSError):
         os.close(ready_fd)
+
+
+class _Drainable:
+    """The texts of a stream until the daemon shuts down: what was read is still answered, the rest is for the next daemon.
+
+    Args:
+        chunks: The texts.
+        draining: Set when the daemon shuts down.
+
+    Attributes:
+        cut_off: Whether there may have been more.
+    """
+
+    def __init__(self, chunks: AsyncIterator[Sequence[StreamItem]], draining: asyncio.Event) -> None:
+        self._chunks = chunks
+        self._draining = draining
+        self.cut_off = False
+
+    async def chunks(self) -> AsyncGenerator[Sequence[StreamItem]]:
+        """Give the texts."""
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            while True:
+                chunk = asyncio.ensure_future(anext(self._chunks, None))
+                try:
+                    await asyncio.wait({chunk, draining}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not chunk.done():
+                        chunk.cancel()
+                        await asyncio.wait({chunk})
+                if chunk.cancelled():
+                    self.cut_off = True
+                    return
+                if (items := chunk.result()) is None:
+                    return
+                yield items
+        finally:
+            draining.cancel()

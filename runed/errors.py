@@ -80,15 +80,33 @@ class EmptyBatchError(InvalidRequestError):
 
 
 class BatchTooLargeError(InvalidRequestError):
-    """A batch holds more texts than one request may; metadata holds `texts` and `limit`."""
+    """A batch holds more texts than one request, or more bytes than the queue, may; metadata holds what and the limits."""
 
     reason = "BATCH_TOO_LARGE"
+
+
+class BadDimensionsError(InvalidRequestError):
+    """The model gives no vectors of so many values; metadata holds `dimensions`, `min` and `max`."""
+
+    reason = "BAD_DIMENSIONS"
+
+
+class BadInstructionError(InvalidRequestError):
+    """An instruction was given where none can be used."""
+
+    reason = "BAD_INSTRUCTION"
 
 
 class RequestTooLargeError(RunedError):
     """A request message has more bytes than the daemon reads; metadata holds `limit`."""
 
     reason = "REQUEST_TOO_LARGE"
+
+
+class QueueFullError(RunedError):
+    """As much waits already as may wait; metadata holds `limit_texts` and `limit_bytes`, `retry_after` when to try again."""
+
+    reason = "QUEUE_FULL"
 
 
 class UnimplementedError(RunedError):

@@ -61,6 +61,21 @@ class Paths:
         return self.home / "cache" / "engine-quirks.json"
 
     @property
+    def tuning(self) -> Path:
+        """What `runed bench --tune` measured of the engine on this machine."""
+        return self.home / "cache" / "tuning.json"
+
+    @property
+    def vector_cache(self) -> Path:
+        """The vectors kept on disk (`RUNED_CACHE=disk`)."""
+        return self.home / "cache" / "vectors.sqlite"
+
+    @property
+    def cache_secret(self) -> Path:
+        """The secret that keeps texts from being guessed by what is in `vector_cache`."""
+        return self.home / "cache.secret"
+
+    @property
     def spawn_lock(self) -> Path:
         """Locked while a client starts a daemon."""
         return self.home / "spawn.lock"

@@ -7,6 +7,7 @@ names the variable or key, its value and what is accepted.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,28 @@ from runed.errors import SettingsError
 
 DEFAULT_CTX_SIZE = 2048
 DEFAULT_IDLE_TIMEOUT = "10m"
+DEFAULT_PROFILE = "balanced"
+DEFAULT_QUEUE_TEXTS = 16_384
+DEFAULT_QUEUE_BYTES = "64MiB"
+DEFAULT_CACHE = "memory"
+DEFAULT_CACHE_SIZE = "64MiB"
+DEFAULT_DISK_CACHE_SIZE = "1GiB"
 
 MIN_CTX_SIZE = 64
 MAX_CTX_SIZE = 131_072
 """Above what any embedding model reads; the model's own context is the limit that counts (see `backend`)."""
+
+PROFILES = ("memory", "balanced", "throughput")
+CACHES = ("memory", "disk")
+
+MIN_QUEUE_TEXTS = 64
+MAX_QUEUE_TEXTS = 1_000_000
+MIN_QUEUE_BYTES = 1024 * 1024
+"""A stream queues up to 64 texts at once, and one text may be as large as a request."""
+
+_SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
+_SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+"""Powers of 1024, with and without the "i": nobody means anything else by the size of a cache."""
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -55,6 +74,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         idle_timeout: A Go duration such as "10m"; "0" never suspends.
         model_variant: The name of a model in the manifest.
         keep_source: Whether to keep the file that a derived model was made from.
+        profile: "memory", "balanced" or "throughput".
+        queue_texts: How many texts may wait.
+        queue_bytes: How many bytes of text may wait, such as "64MiB".
+        cache: Where vectors are kept: "memory", or "disk" for both.
+        cache_size: The size of the cache in memory, such as "64MiB"; "0" for none.
+        disk_cache_size: The size of the cache on disk, such as "1GiB".
     """
 
     version: int = 1
@@ -64,6 +89,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout: str | None = None
     model_variant: str | None = None
     keep_source: bool | None = None
+    profile: str | None = None
+    queue_texts: int | None = None
+    queue_bytes: str | int | None = None
+    cache: str | None = None
+    cache_size: str | int | None = None
+    disk_cache_size: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +111,12 @@ class Settings:
         idle_timeout: Seconds without an embedding after which the engine is suspended; 0 never (`RUNED_IDLE_TIMEOUT`, 10m).
         keep_source: Whether to keep the file that a derived model was made from (`RUNED_KEEP_SOURCE`, default no).
         runed_binary: The `runed` that clients start (`runed_binary` of `config.json`).
+        profile: How the engine is run (`RUNED_PROFILE`): "memory", "balanced" (the default) or "throughput".
+        queue_texts: How many texts may wait (`RUNED_QUEUE_TEXTS`, default 16,384).
+        queue_bytes: How many bytes of text may wait (`RUNED_QUEUE_BYTES`, default 64 MiB).
+        disk_cache: Whether vectors are kept on disk too (`RUNED_CACHE=disk`).
+        cache_bytes: The size of the cache in memory (`RUNED_CACHE_SIZE`, default 64 MiB); 0 for none.
+        disk_cache_bytes: The size of the cache on disk (`RUNED_DISK_CACHE_SIZE`, default 1 GiB).
     """
 
     home: Path
@@ -91,6 +128,12 @@ class Settings:
     idle_timeout: float = 600.0
     keep_source: bool = False
     runed_binary: Path | None = None
+    profile: str = DEFAULT_PROFILE
+    queue_texts: int = DEFAULT_QUEUE_TEXTS
+    queue_bytes: int = 64 * 1024 * 1024
+    disk_cache: bool = False
+    cache_bytes: int = 64 * 1024 * 1024
+    disk_cache_bytes: int = 1024 * 1024 * 1024
 
 
 def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -116,14 +159,17 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         if value := _get(env, variable):
             return value, variable
         if (value := getattr(config, key)) is not None:
-            return value, f"{key} in {config_path}"
+            return str(value), f"{key} in {config_path}"
         return default, variable
+
+    def required(variable: str, key: str, default: str) -> tuple[str, str]:
+        value, origin = choose(variable, key, default)
+        assert value is not None
+        return value, origin
 
     llama_server, _ = choose("RUNED_LLAMA_SERVER", "llama_server")
     model, _ = choose("RUNED_MODEL", "model")
     variant, _ = choose("RUNED_MODEL_VARIANT", "model_variant")
-    idle, idle_origin = choose("RUNED_IDLE_TIMEOUT", "idle_timeout", DEFAULT_IDLE_TIMEOUT)
-    assert idle is not None
     keep = _get(env, "RUNED_KEEP_SOURCE")
     return Settings(
         home=home_path,
@@ -131,10 +177,20 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         llama_server=_absolute(llama_server) if llama_server else None,
         model=_absolute(model) if model else None,
         model_variant=variant or None,
-        ctx_size=_ctx_size(_get(env, "RUNED_CTX_SIZE")),
-        idle_timeout=_duration(idle, idle_origin),
+        ctx_size=_whole_number(
+            _get(env, "RUNED_CTX_SIZE") or str(DEFAULT_CTX_SIZE), "RUNED_CTX_SIZE", MIN_CTX_SIZE, MAX_CTX_SIZE, "tokens"
+        ),
+        idle_timeout=_duration(*required("RUNED_IDLE_TIMEOUT", "idle_timeout", DEFAULT_IDLE_TIMEOUT)),
         keep_source=_boolean(keep, "RUNED_KEEP_SOURCE") if keep else bool(config.keep_source),
         runed_binary=_absolute(config.runed_binary) if config.runed_binary else None,
+        profile=_one_of(PROFILES, *required("RUNED_PROFILE", "profile", DEFAULT_PROFILE)),
+        queue_texts=_whole_number(
+            *required("RUNED_QUEUE_TEXTS", "queue_texts", str(DEFAULT_QUEUE_TEXTS)), MIN_QUEUE_TEXTS, MAX_QUEUE_TEXTS, "texts"
+        ),
+        queue_bytes=_size(*required("RUNED_QUEUE_BYTES", "queue_bytes", DEFAULT_QUEUE_BYTES), least=MIN_QUEUE_BYTES),
+        disk_cache=_one_of(CACHES, *required("RUNED_CACHE", "cache", DEFAULT_CACHE)) == "disk",
+        cache_bytes=_size(*required("RUNED_CACHE_SIZE", "cache_size", DEFAULT_CACHE_SIZE)),
+        disk_cache_bytes=_size(*required("RUNED_DISK_CACHE_SIZE", "disk_cache_size", DEFAULT_DISK_CACHE_SIZE)),
     )
 
 
@@ -218,18 +274,11 @@ def _read_config(path: Path, *, required: bool) -> Config:
     return config
 
 
-def _ctx_size(value: str | None) -> int:
-    if value is None:
-        return DEFAULT_CTX_SIZE
+def _whole_number(value: str, origin: str, least: int, most: int, what: str) -> int:
     # Counted first, since int() refuses thousands of digits by an error of its own.
-    if (
-        value.isascii()
-        and value.isdigit()
-        and len(value) <= len(str(MAX_CTX_SIZE))
-        and MIN_CTX_SIZE <= int(value) <= MAX_CTX_SIZE
-    ):
+    if value.isascii() and value.isdigit() and len(value) <= len(str(most)) and least <= int(value) <= most:
         return int(value)
-    raise SettingsError(f"RUNED_CTX_SIZE={value!r}: accepted is a whole number of tokens from {MIN_CTX_SIZE} to {MAX_CTX_SIZE}")
+    raise SettingsError(f"{origin}={value!r}: accepted is a whole number of {what} from {least} to {most}")
 
 
 def _duration(value: str, origin: str) -> float:
@@ -246,3 +295,18 @@ def _boolean(value: str, origin: str) -> bool:
     if (result := _BOOLEANS.get(value.lower())) is None:
         raise SettingsError(f"{origin}={value!r}: accepted is 1, true, yes, on or 0, false, no, off")
     return result
+
+
+def _one_of(accepted: tuple[str, ...], value: str, origin: str) -> str:
+    if value.lower() not in accepted:
+        raise SettingsError(f"{origin}={value!r}: accepted is {', '.join(accepted)}")
+    return value.lower()
+
+
+def _size(value: str, origin: str, *, least: int = 0) -> int:
+    match = _SIZE.fullmatch(value)
+    size = int(match[1]) * 1024 ** _SIZE_UNITS[match[2].upper()] if match else -1
+    if size < least:
+        bound = f", at least {least}" if least else ", or 0 for none"
+        raise SettingsError(f'{origin}={value!r}: accepted is a number of bytes, such as 1000000, "64MiB" or "1GiB"{bound}')
+    return size

@@ -245,6 +245,14 @@ def refusal_of_json(body: dict[str, Any]) -> Refusal:
     return _refusal(body["code"], body.get("message", ""), details)
 
 
+def refusal_of_trailers(trailers: Mapping[str, str]) -> Refusal | None:
+    """Read the status that ends a call of gRPC-Web, or of gRPC over raw HTTP/2; None if the call succeeded."""
+    if (number := trailers["grpc-status"]) == "0":
+        return None
+    status = Status.FromString(base64.b64decode(trailers.get("grpc-status-details-bin", "") + "=="))
+    return _refusal(Code.Name(int(number)).lower(), status.message, status.details)
+
+
 def _refusal(code: str, message: str, details: Iterable[AnyMessage]) -> Refusal:
     info, retry = ErrorInfo(), RetryInfo()
     retried = False
@@ -278,9 +286,7 @@ def _answer_of_grpc_web(response: httpx.Response, output: type[Message]) -> Answ
             trailers |= dict(line.split(": ", 1) for line in payload.decode().splitlines())
         else:
             message = output.FromString(payload)
-    if trailers["grpc-status"] == "0":
-        assert message is not None
-        return Answer(message=message)
-    status = Status.FromString(base64.b64decode(trailers.get("grpc-status-details-bin", "") + "=="))
-    code = Code.Name(int(trailers["grpc-status"])).lower()
-    return Answer(refusal=_refusal(code, status.message, status.details))
+    if (refusal := refusal_of_trailers(trailers)) is not None:
+        return Answer(refusal=refusal)
+    assert message is not None
+    return Answer(message=message)

@@ -24,6 +24,8 @@ class Shape:
         head_dim: The values of a head.
         feed_forward: The values between the two halves of a block's feed-forward network.
         context: The longest text in tokens.
+        vocabulary: The number of tokens; those beyond the tokenizer's own stand in no text. 0 means none of these. Each
+            token takes its part in every step, since the engine multiplies with all of them (facts.md, section 1).
     """
 
     dim: int = 256
@@ -33,6 +35,13 @@ class Shape:
     head_dim: int = 128
     feed_forward: int = 768
     context: int = 2048
+    vocabulary: int = 0
+
+
+QWEN3_0_6B = Shape(
+    dim=1024, layers=28, heads=16, kv_heads=8, head_dim=128, feed_forward=3072, context=32_768, vocabulary=151_936
+)
+"""The sizes of Qwen3-Embedding-0.6B; 1.2 GB in f16."""
 
 
 def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
@@ -57,7 +66,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_pooling_type(gguf.PoolingType.LAST)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    vocabulary = _copy_tokenizer(writer)
+    vocabulary = _copy_tokenizer(writer, shape.vocabulary)
 
     random = np.random.default_rng(seed)
 
@@ -91,16 +100,18 @@ def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
     writer.close()
 
 
-def _copy_tokenizer(writer: gguf.GGUFWriter) -> int:
-    """Take the tokenizer over and give the number of its tokens."""
+def _copy_tokenizer(writer: gguf.GGUFWriter, size: int) -> int:
+    """Take the tokenizer over, fill it up to `size` tokens, and give the number of its tokens."""
     fields = {name: field.contents() for name, field in gguf.GGUFReader(TOKENIZER).fields.items()}
     writer.add_tokenizer_model(fields["tokenizer.ggml.model"])
     writer.add_tokenizer_pre(fields["tokenizer.ggml.pre"])
-    writer.add_token_list(fields["tokenizer.ggml.tokens"])
-    writer.add_token_types(fields["tokenizer.ggml.token_type"])
+    tokens = fields["tokenizer.ggml.tokens"]
+    fillers = [f"<|unused_{number}|>" for number in range(size - len(tokens))]
+    writer.add_token_list(tokens + fillers)
+    writer.add_token_types(fields["tokenizer.ggml.token_type"] + [int(gguf.TokenType.UNUSED)] * len(fillers))
     writer.add_token_merges(fields["tokenizer.ggml.merges"])
     writer.add_eos_token_id(fields["tokenizer.ggml.eos_token_id"])
     writer.add_pad_token_id(fields["tokenizer.ggml.padding_token_id"])
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(True)
-    return len(fields["tokenizer.ggml.tokens"])
+    return len(tokens) + len(fillers)

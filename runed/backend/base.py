@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class ModelInfo:
         max_tokens: The largest number of tokens of one text that the backend takes, special tokens included.
         pooling: "last", "mean" or "cls".
         file_type: The quantization, such as "Q6_K" or "F16".
+        sha256: The SHA-256 of the file, in hexadecimal.
     """
 
     identity: str
@@ -29,6 +30,26 @@ class ModelInfo:
     max_tokens: int
     pooling: str
     file_type: str
+    sha256: str
+
+
+TextInput: TypeAlias = str | Sequence[int]
+"""A text, or its tokens as `Embedder.tokenize` gives them, special ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What one call of `Embedder.embed` may hold: so much, or a single text of any length that the model reads.
+
+    Within these limits, the vector of a text does not depend on the others of its batch.
+
+    Attributes:
+        texts: The most texts.
+        tokens: The most tokens of all texts together, special tokens included.
+    """
+
+    texts: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,22 +120,30 @@ class Embedder(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End the child, if one runs, and give its memory back; the next `start`, `embed` or `count_tokens` brings it up."""
+        """End the child, if one runs, and give its memory back; the next `start`, `embed` or `tokenize` brings it up."""
         ...
 
-    async def count_tokens(self, text: str) -> int:
-        """Count the tokens of a text exactly as `embed` would see it, special tokens included.
+    @property
+    def limits(self) -> BatchLimits:
+        """What one micro-batch may hold."""
+        ...
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Give the tokens of each text exactly as `embed` would see it, special tokens included.
 
         Raises:
+            InvalidTextError: A text is not valid Unicode.
             BackendUnavailableError: As `embed`.
         """
         ...
 
-    async def embed(self, texts: Sequence[str]) -> EmbeddingBatch:
+    async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         """Embed one micro-batch, starting or restarting the child if need be.
 
+        Calls at once are allowed, but make vectors depend on each other's texts; the engine makes one at a time.
+
         Args:
-            texts: The texts; each has at most `ModelInfo.max_tokens` tokens (the caller counted).
+            texts: The texts, within `limits`; each has at most `ModelInfo.max_tokens` tokens (the caller counted).
 
         Returns:
             The vectors, every one checked to be finite and of unit norm.

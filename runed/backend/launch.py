@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import platform
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import msgspec
-import numpy as np
-
-from runed.backend.base import ModelInfo
-from runed.backend.cores import usable_cores
+from runed.backend.base import BatchLimits, ModelInfo
 from runed.backend.gguf import GGUFMetadata
-from runed.backend.llama_http import MAX_CONNECTIONS, ConnectionLostError, LlamaHTTP
+from runed.backend.llama_http import MAX_CONNECTIONS, ConnectionLostError, Isolation, LlamaHTTP
 from runed.backend.process import ChildProcess, OutputLog, reap_orphan
-from runed.errors import BackendFaultError, BackendUnavailableError, ForeignPathError
+from runed.backend.profile import Profile
+from runed.backend.quirks import Quirks
+from runed.backend.self_test import CompanyError, check_engine
+from runed.errors import BackendUnavailableError, ForeignPathError
 from runed.log import get_logger
-from runed.paths import Paths, ensure_private_dir, ensure_socket_dir, write_atomically
+from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
 from runed.settings import engine_environment
 
@@ -31,9 +28,11 @@ _log = get_logger(__name__)
 CONTEXT_STEP = 256
 """llama.cpp rounds a context up to a multiple of this (measured: `-c 300` takes texts of 511 tokens)."""
 
-_LAST_MICRO_BATCH = 64
+LAST_MICRO_BATCH = 60
 """The micro-batch of models with last-token pooling, whose texts may span several; each token of it costs two buffers of the
-vocabulary's size (facts.md, section 1)."""
+vocabulary's size (facts.md, section 1). A multiple of 4, as the kernels take 4 rows at once, and below 64: from 64 rows on,
+llama.cpp's flash attention computes in tiles on a CPU, whose bounds depend on where in the context a text lies, and so would
+its vector (measured on a random-weight Qwen3-0.6B in q6_K: cosine down to 0.9994; below 64 rows exactly 1)."""
 
 _DEATH_NOTICE = 1.0
 """How long a death may take to be noticed after the connection broke, in seconds."""
@@ -43,8 +42,11 @@ _NO_REPACK_REMARK = (
     "that this processor or its hypervisor refuses (SIGILL)"
 )
 
-_SELF_TEST = ("runed", "two words")
-_SELF_TEST_TOLERANCE = 1e-3
+_ONE_SLOT_REMARK = (
+    "texts are computed one by one, which is slower for many short ones, because this build of llama-server gives this model's "
+    "vectors another value in company than alone"
+)
+
 _QUOTED_LINES = 3
 _QUOTED_LINE_LENGTH = 240
 
@@ -131,6 +133,8 @@ class Launcher:
         metadata: What the GGUF says.
         info: What is told about the model.
         context: The context to ask for, in tokens; a multiple of `CONTEXT_STEP`.
+        profile: How many texts at once and by how many threads.
+        quirks: What is known of the engine on this machine.
         paths: The home.
         timings: How long to wait for what.
     """
@@ -143,6 +147,8 @@ class Launcher:
         metadata: GGUFMetadata,
         info: ModelInfo,
         context: int,
+        profile: Profile,
+        quirks: Quirks,
         paths: Paths,
         timings: Timings,
     ) -> None:
@@ -153,31 +159,52 @@ class Launcher:
         self._context = context
         self._paths = paths
         self._timings = timings
-        self._quirks = _Quirks(paths.engine_quirks, executable)
-        self._no_repack = self._quirks.no_repack()
-        self._tested_engine: str | None = None
+        self._profile = profile
+        self._quirks = quirks
+        self._no_repack = quirks.no_repack()
+        self._one_slot = quirks.one_slot()
+        self._tested: str | None = None
         self._model_state = _file_state(model)
 
     @property
     def remark(self) -> str:
         """What is unusual about how the engine is run, or ""."""
-        return _NO_REPACK_REMARK if self._no_repack else ""
+        slow = self._one_slot and self._profile.slots > 1
+        return "; ".join([*([_NO_REPACK_REMARK] if self._no_repack else []), *([_ONE_SLOT_REMARK] if slow else [])])
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What one micro-batch may hold; see `Embedder.limits`."""
+        # A batch that the engine had to cut would put a text's tokens beside others than those it has alone.
+        return BatchLimits(texts=self._slots, tokens=min(self._profile.batch_tokens, self._batch))
+
+    @property
+    def _slots(self) -> int:
+        return 1 if self._one_slot else self._profile.slots
+
+    @property
+    def _batch(self) -> int:
+        """The tokens that the engine computes at once."""
+        # Mean and cls pooling need the whole text in one micro-batch.
+        return LAST_MICRO_BATCH if self._info.pooling == "last" else self._info.max_tokens
+
+    @property
+    def _shares_context(self) -> bool:
+        """Whether texts in several slots lie beside each other in one context."""
+        return self._slots > 1 and self._info.pooling == "last"
 
     def command(self) -> list[str]:
         """Give the argv, as it is on this machine at this moment."""
-        # Mean and cls pooling need the whole text in one micro-batch; a batch larger than the micro-batch used to assert.
-        batch = _LAST_MICRO_BATCH if self._info.pooling == "last" else self._info.max_tokens
-        cores = usable_cores()
         options: dict[str, object] = {
             "--model": self._model,
             "--host": self._paths.engine_socket,
             "--pooling": self._info.pooling,
             "--ctx-size": self._context,
-            "--batch-size": batch,
-            "--ubatch-size": batch,
-            "--parallel": 1,  # one slot: the least memory, and vectors that do not depend on what else is being embedded
-            "--threads": cores,
-            "--threads-batch": cores,
+            "--batch-size": self._batch,  # one larger than the micro-batch used to assert
+            "--ubatch-size": self._batch,
+            "--parallel": self._slots,
+            "--threads": self._profile.threads,
+            "--threads-batch": self._profile.threads,
             "--threads-http": MAX_CONNECTIONS + 2,  # for connections that we closed and it has not noticed yet
             "--cache-ram": 0,  # the default keeps up to 8 GiB of prompts that no embedding ever uses again
             "--fit": "off",
@@ -185,6 +212,10 @@ class Launcher:
             "--verbosity": 2,  # warnings; more would be three lines a text
         }
         flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if self._no_repack else [])]
+        if self._shares_context:
+            options["--slot-save-path"] = self._paths.engine_socket.parent  # nothing is saved; without it no slot can be erased
+        if self._slots > 1:
+            flags.append("--kv-unified")  # one text may use the whole context, instead of each slot its part
         return [str(self._executable), *flags, *(str(part) for option in options.items() for part in option)]
 
     async def launch(self) -> Server:
@@ -204,6 +235,20 @@ class Launcher:
                 "the next client starts a daemon that serves what is there then"
             )
         self._no_repack = self._quirks.no_repack()
+        self._one_slot = self._quirks.one_slot()
+        try:
+            return await self._launch_repacked()
+        except CompanyError as error:
+            if self._slots == 1:
+                raise
+            _log.warning("vectors depend on company; trying with one slot", cosine=error.cosine)
+        self._one_slot = True
+        server = await self._launch_repacked()
+        self._quirks.remember_one_slot()
+        return server
+
+    async def _launch_repacked(self) -> Server:
+        """Start the server, without its repacked kernels if it dies of them."""
         try:
             return await self._launch_once()
         except _IllegalInstructionError as error:
@@ -213,8 +258,8 @@ class Launcher:
         self._no_repack = True
         try:
             server = await self._launch_once()
-        except BaseException:
-            self._no_repack = False
+        except BaseException as error:
+            self._no_repack = isinstance(error, CompanyError)
             raise
         self._quirks.remember_no_repack()
         return server
@@ -230,7 +275,13 @@ class Launcher:
                 record=self._paths.engine_record,
                 leftovers=[self._paths.engine_socket],
             )
-        server = Server(child, LlamaHTTP(self._paths.engine_socket, dim=self._info.dim, max_tokens=self._info.max_tokens))
+        http = LlamaHTTP(
+            self._paths.engine_socket,
+            dim=self._info.dim,
+            max_tokens=self._info.max_tokens,
+            isolation=Isolation(self._slots, self._batch) if self._shares_context else None,
+        )
+        server = Server(child, http)
         try:
             await self._wait_while_it_makes_progress(server)
         except BaseException as error:
@@ -288,33 +339,18 @@ class Launcher:
         while not (self._paths.engine_socket.exists() and await server.http.healthy()):  # noqa: ASYNC110 # no event tells it
             # A twentieth of the time gone: this costs a wake-up no more than 5 ms, and a long load no processor.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
-        engine = self._quirks.engine()
-        if engine == self._tested_engine:
+        tested = f"{self._quirks.engine()} {self._slots}"
+        if tested == self._tested:
             return
+        eos_id = self._metadata.eos_id if self._info.pooling == "last" else None
         try:
-            await self._self_test(server.http)
+            await check_engine(server.http, eos_id=eos_id, limits=self.limits)
         except ConnectionLostError:
             await asyncio.wait({server.child.exited}, timeout=_DEATH_NOTICE)
             gone = server.child.exited.done()
             how = describe_exit(server.child.exited.result()) if gone else "broke off its first answer"
             raise self._failed_start(server, how) from None
-        self._tested_engine = engine
-
-    async def _self_test(self, http: LlamaHTTP) -> None:
-        if self._info.pooling == "last" and (ids := await http.tokenize(_SELF_TEST[0]))[-1:] != [self._metadata.eos_id]:
-            raise BackendFaultError(
-                f"llama-server does not end a text with the model's end-of-text token {self._metadata.eos_id} "
-                f"(it ends with {ids[-1:]}), so its vectors would be wrong; use another version of llama-server or of the model"
-            )
-        together = await http.embed(_SELF_TEST)
-        for text, vector in zip(_SELF_TEST, together.vectors, strict=True):
-            alone = (await http.embed([text])).vectors[0]
-            difference = np.abs(np.frombuffer(alone, "<f4") - np.frombuffer(vector, "<f4")).max()
-            if difference > _SELF_TEST_TOLERANCE:
-                raise BackendFaultError(
-                    f"llama-server embeds a text differently alone and in a batch (by {difference:.1g}), "
-                    "so its vectors cannot be trusted; use another version of llama-server"
-                )
+        self._tested = tested
 
     @contextmanager
     def _as_unavailable(self) -> Iterator[None]:
@@ -343,45 +379,6 @@ class _IllegalInstructionError(BackendUnavailableError):
         )
 
 
-class _Quirks:
-    """What was learned about an engine on this machine, kept in a file.
-
-    Args:
-        path: The file; one that cannot be read is as good as none.
-        executable: The engine.
-    """
-
-    def __init__(self, path: Path, executable: Path) -> None:
-        self._path = path
-        self._executable = executable
-
-    def no_repack(self) -> bool:
-        """Tell whether the engine dies of SIGILL without `--no-repack`."""
-        return self.engine() in self._read()
-
-    def remember_no_repack(self) -> None:
-        """Remember that it does."""
-        engines = sorted({*self._read(), self.engine()})
-        try:
-            write_atomically(self._path, msgspec.json.encode({"no_repack": engines}))
-        except OSError as error:  # then it is learned again at the next start
-            _log.warning("cannot remember that llama-server needs --no-repack", error=error.strerror)
-
-    def engine(self) -> str:
-        """Name this very build of the engine on this kind of processor: an update may have cured it."""
-        try:
-            info = self._executable.stat()
-        except OSError:
-            return ""
-        return f"{self._executable} {info.st_size} {info.st_mtime_ns} {_processor()}"
-
-    def _read(self) -> list[str]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[str]]).get("no_repack", [])
-        except (OSError, msgspec.DecodeError):
-            return []
-
-
 def _file_state(path: Path) -> tuple[int, int, int] | None:
     """Give what changes when a file is replaced or written to, or None if it is gone."""
     try:
@@ -389,17 +386,6 @@ def _file_state(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return info.st_ino, info.st_size, info.st_mtime_ns
-
-
-@cache
-def _processor() -> str:
-    """Name the processor, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{platform.machine()} {model}".strip()
 
 
 def _last_words(output: OutputLog) -> str:

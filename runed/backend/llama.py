@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from runed.backend.base import BackendState, EmbeddingBatch, ModelInfo
+from runed.backend.base import BackendState, BatchLimits, EmbeddingBatch, ModelInfo, TextInput
 from runed.backend.gguf import read_gguf
 from runed.backend.launch import CONTEXT_STEP, Launcher, Timings
 from runed.backend.llama_http import ConnectionLostError, LlamaHTTP
+from runed.backend.profile import Profile, choose_profile
+from runed.backend.quirks import Quirks
 from runed.backend.supervisor import Supervisor
 from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
@@ -31,6 +33,7 @@ class LlamaBackend:
         engine_version: What the engine calls itself, or "".
         paths: The home. Only one backend at a time may use it, as its daemon's lock ensures.
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
+        profile: How many texts at once and by how many threads, or the name of a profile.
         timings: How patient to be.
 
     Raises:
@@ -46,6 +49,7 @@ class LlamaBackend:
         engine_version: str = "",
         paths: Paths,
         ctx_size: int,
+        profile: str | Profile = "balanced",
         timings: Timings = _DEFAULT_TIMINGS,
     ) -> None:
         metadata = read_gguf(model)
@@ -60,14 +64,24 @@ class LlamaBackend:
             max_tokens=longest - 1 if metadata.pooling == "last" else longest,
             pooling=metadata.pooling,
             file_type=metadata.file_type,
+            sha256=model_sha256,
         )
         self._engine_version = engine_version
+        executable = executable.absolute()  # the child works in another directory
+        quirks = Quirks(paths.engine_quirks, executable, self._model)
+        self._profile = (
+            choose_profile(profile, pooling=metadata.pooling, tuned=paths.tuning, key=quirks.engine_and_model())
+            if isinstance(profile, str)
+            else profile
+        )
         self._launcher = Launcher(
-            executable=executable.absolute(),  # the child works in another directory
+            executable=executable,
             model=model.absolute(),
             metadata=metadata,
             info=self._model,
             context=context,
+            profile=self._profile,
+            quirks=quirks,
             paths=paths,
             timings=timings,
         )
@@ -89,6 +103,16 @@ class LlamaBackend:
             engine_version=self._engine_version,
         )
 
+    @property
+    def profile(self) -> Profile:
+        """How the engine is run."""
+        return self._profile
+
+    @property
+    def limits(self) -> BatchLimits:
+        """See `Embedder.limits`."""
+        return self._launcher.limits
+
     async def start(self) -> None:
         """See `Embedder.start`."""
         await self._supervisor.ready()
@@ -97,11 +121,11 @@ class LlamaBackend:
         """See `Embedder.stop`."""
         await self._supervisor.stop()
 
-    async def count_tokens(self, text: str) -> int:
-        """See `Embedder.count_tokens`."""
-        return len(await self._ask(lambda http: http.tokenize(text)))
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Embedder.tokenize`."""
+        return await self._ask(lambda http: http.tokenize(texts))
 
-    async def embed(self, texts: Sequence[str]) -> EmbeddingBatch:
+    async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         """See `Embedder.embed`."""
         batch = await self._ask(lambda http: http.embed(texts))
         self._supervisor.answered()

@@ -43,6 +43,7 @@ from runed.bootstrap.manifest import (
     Manifest,
     ManifestSource,
     ModelChoice,
+    ModelTraits,
     current_platform,
     manifest_source,
     parse_manifest,
@@ -82,6 +83,7 @@ class Installation:
         model_sha256: The file's SHA-256 as 64 hexadecimal digits.
         engine_version: What the engine calls itself, or "".
         warnings: Sentences for the user: what works, but not as it was asked for.
+        traits: How the model wants to be used, or None if no manifest tells.
     """
 
     llama_server: Path
@@ -90,6 +92,7 @@ class Installation:
     model_sha256: str
     engine_version: str
     warnings: tuple[str, ...]
+    traits: ModelTraits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,7 @@ class _Bootstrap:
             model_sha256=model.sha256,
             engine_version=engine.version,
             warnings=tuple(self._warnings),
+            traits=plan.model.traits if plan.model else None,
         )
 
     def _check_own_files(self) -> None:

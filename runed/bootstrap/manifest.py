@@ -7,6 +7,8 @@ A manifest is JSON (design.md, section 2):
      "models": {"<variant>": {"url", "sha256", "size"}, "<variant>": {"derive": {"from", "type"}}},
      "default_model": "<variant>"}
 
+A model may have "traits": {"query_prompt", "document_prompt", "default_instruction", "min_dimensions"}; see `ModelTraits`.
+
 Types are checked for the whole document, but what an entry means only for the entries that are used: a manifest may grow kinds
 of platforms and models that this version does not know.
 """
@@ -62,11 +64,29 @@ class _Derive(msgspec.Struct, frozen=True, rename={"source": "from"}):
     type: QuantizationType
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTraits:
+    """How a model wants to be used, which its file does not tell.
+
+    Attributes:
+        query_prompt: What goes in front of a query; "{instruction}" stands for the instruction, if the model takes one.
+        document_prompt: What goes in front of a document.
+        default_instruction: The instruction of a query that names none.
+        min_dimensions: The fewest leading values that are a vector of their own (Matryoshka); 0 if only all of them are.
+    """
+
+    query_prompt: str = ""
+    document_prompt: str = ""
+    default_instruction: str = ""
+    min_dimensions: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class _Model(msgspec.Struct, frozen=True):
     url: str | None = None
     sha256: Sha256 | None = None
     size: ByteCount | None = None
     derive: _Derive | None = None
+    traits: ModelTraits | None = None
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -118,16 +138,18 @@ class ModelChoice:
         source_variant: The name of the variant that is downloaded: `variant` itself, or what it is derived from.
         source: The file that is downloaded.
         quantization: What `llama-quantize` makes of the source, or None if the source is the model.
+        traits: How it wants to be used, or None if the manifest does not tell.
     """
 
     variant: str
     source_variant: str
     source: Artefact
     quantization: str | None
+    traits: ModelTraits | None = None
 
     def source_only(self) -> ModelChoice:
         """Give the choice of the source as it is."""
-        return ModelChoice(self.source_variant, self.source_variant, self.source, None)
+        return ModelChoice(self.source_variant, self.source_variant, self.source, None, self.traits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +219,12 @@ class Manifest:
             hint = "set RUNED_MODEL_VARIANT (or model_variant in config.json) to one of these"
             raise ManifestError(f"{self.source} has no model {name!r}; it has {_names(self._document.models)}; {hint}")
         if entry.derive is None:
-            return ModelChoice(name, name, self._download(name), None)
+            return ModelChoice(name, name, self._download(name), None, entry.traits)
         source = entry.derive.source
         if source not in self._document.models:
             raise self._error(f"{source!r} at $.models['{name}'].derive.from is no model of it")
-        return ModelChoice(name, source, self._download(source), entry.derive.type)
+        traits = entry.traits or self._document.models[source].traits
+        return ModelChoice(name, source, self._download(source), entry.derive.type, traits)
 
     def _download(self, name: str) -> Artefact:
         model = self._document.models[name]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 from google.protobuf.message import Message
 
 from runed.client.async_transport import AsyncTransport
-from runed.client.flow import Deadline, Ensure, Flow, Flows, Send, Sleep, Vectors
+from runed.client.flow import Ensure, Flow, Flows, Send, Sleep
+from runed.client.options import EmbedOptions, Options, Role
 from runed.client.target import Target
-from runed.client.types import Health, Info
+from runed.client.types import Embedding, Health, Info, Vectors
+from runed.client.waiting import Deadline
 from runed.errors import RunedError
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -47,7 +50,7 @@ async def connect_async(
 class AsyncClient:
     """A connection to the daemon, for any number of tasks of one event loop; `runed.connect_async` makes it.
 
-    As `Client`, with methods that are awaited and can be cancelled.
+    As `Client`, with methods that are awaited and can be cancelled; the options of all methods that embed are the same.
 
     Args:
         target: The daemon to talk to.
@@ -61,13 +64,91 @@ class AsyncClient:
         self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress)
         self._transport = AsyncTransport(target.socket)
 
-    async def embed(self, text: str, *, timeout: float | None = None) -> Vectors:  # noqa: ASYNC109 # the daemon is told too
-        """Embed one text; see `Client.embed`."""
-        return await self._run(self._flows.embed(text, self._deadline(timeout)))
+    async def embed(
+        self,
+        text: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 # the daemon is told too
+        **options: Unpack[EmbedOptions],
+    ) -> Vectors:
+        """Embed one text.
 
-    async def embed_batch(self, texts: Iterable[str], *, timeout: float | None = None) -> Vectors:  # noqa: ASYNC109 # as above
-        """Embed many texts; see `Client.embed_batch`."""
-        return await self._run(self._flows.embed_batch(texts, self._deadline(timeout)))
+        As `Client.embed`:
+
+            vector = await client.embed("how do I brew tea?", role="query")
+        """
+        return await self._run(self._flows.embed(text, Options(**options), self._deadline(timeout)))
+
+    async def embed_batch(
+        self,
+        texts: Iterable[str],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 # as above
+        **options: Unpack[EmbedOptions],
+    ) -> Vectors:
+        """Embed many texts.
+
+        As `Client.embed_batch`:
+
+            vectors = await client.embed_batch(["green tea", "black tea"], role="document")
+        """
+        return await self._run(self._flows.embed_batch(texts, Options(**options), self._deadline(timeout)))
+
+    async def embed_items(
+        self,
+        texts: Iterable[str],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 # as above
+        **options: Unpack[EmbedOptions],
+    ) -> list[Embedding | RunedError]:
+        """Embed many texts, with details and an error of its own for each.
+
+        As `Client.embed_items`:
+
+            outcomes = await client.embed_items(texts, truncate="end")
+        """
+        return await self._run(self._flows.embed_items(texts, Options(**options), self._deadline(timeout)))
+
+    def embed_stream(
+        self,
+        items: Iterable[tuple[K, str]] | AsyncIterable[tuple[K, str]],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncGenerator[tuple[K, Embedding | RunedError], None]:
+        """Embed any number of texts in constant memory, and give each as it is ready; see `Client.embed_stream`.
+
+            async with contextlib.aclosing(client.embed_stream(items)) as results:
+                async for key, outcome in results:
+                    await store(key, outcome)
+
+        `items` may be asynchronous and wait for results; it is run in a task of its own. To stop early, close the generator, as
+        `contextlib.aclosing` does, or cancel the task.
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.async_stream_transport import run_stream  # noqa: PLC0415
+        from runed.client.stream import stream_flow  # noqa: PLC0415
+
+        self._transport.check_open()
+        job, flow = stream_flow(self._flows, Options(**options), self._timeout if timeout is None else timeout)
+        return run_stream(flow, job, items, self._target.socket, self._perform)
+
+    async def count_tokens(
+        self,
+        texts: Iterable[str],
+        *,
+        role: Role | None = None,
+        instruction: str = "",
+        timeout: float | None = None,  # noqa: ASYNC109 # as above
+    ) -> list[int]:
+        """Count the tokens of texts.
+
+        As `Client.count_tokens`:
+
+            counts = await client.count_tokens(texts, role="document")
+        """
+        options = Options(role=role, instruction=instruction)
+        return await self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
 
     async def wait_until_ready(self, *, timeout: float | None = None) -> Info:  # noqa: ASYNC109 # as above
         """Wait while the daemon fetches its engine and model; see `Client.wait_until_ready`."""
@@ -111,13 +192,16 @@ class AsyncClient:
                 return value
             result = error = None
             try:
-                match step:
-                    case Send():
-                        data = await self._transport.call(step.method, step.request.SerializeToString(), step.timeout)
-                        result = step.decode(data)
-                    case Sleep():
-                        await asyncio.sleep(step.seconds)
-                    case Ensure():
-                        result = await asyncio.to_thread(self._target.ensure, step.timeout)
+                result = await self._perform(step)
             except RunedError as raised:
                 error = raised
+
+    async def _perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
+        match step:
+            case Send():
+                return step.decode(await self._transport.call(step.method, step.request.SerializeToString(), step.timeout))
+            case Ensure():
+                return await asyncio.to_thread(self._target.ensure, step.timeout)
+            case Sleep():
+                await asyncio.sleep(step.seconds)
+        return None

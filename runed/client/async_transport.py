@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from pathlib import Path
 
-from runed.client.transport import BROKEN, CHUNK, MAX_IDLE, broken, closed, too_late
+from runed.client.transport import BLOCKED, BROKEN, CHUNK, CONNECT_PAUSE, MAX_IDLE, broken, closed, too_late
 from runed.client.wire import Answer, Exchange
 from runed.lifecycle.listener import dial
 
@@ -41,6 +42,7 @@ class AsyncTransport:
             DeadlineExceededError: The time was over first.
             RunedError: What the daemon answered.
         """
+        self.check_open()
         try:
             async with asyncio.timeout(timeout):
                 while connection := self._take_idle():
@@ -62,9 +64,16 @@ class AsyncTransport:
         for connection in idle:
             await connection.wait_closed()
 
-    def _take_idle(self) -> _AsyncConnection | None:
+    def check_open(self) -> None:
+        """Make sure that calls can be made.
+
+        Raises:
+            RunedError: `close` was called.
+        """
         if self._closed:
             raise closed()
+
+    def _take_idle(self) -> _AsyncConnection | None:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             # Another loop: most likely that of a child after a fork. Closing a connection, or just letting it go, would take
@@ -106,8 +115,7 @@ class _AsyncConnection:
 
     @classmethod
     async def open(cls, path: Path) -> _AsyncConnection:
-        # A UNIX socket connects at once or not at all.
-        return cls(*await asyncio.open_unix_connection(sock=dial(path, timeout=0), limit=CHUNK))
+        return cls(*await asyncio.open_unix_connection(sock=await open_socket(path), limit=CHUNK))
 
     async def call(self, method: str, message: bytes, timeout: float | None) -> Answer:  # noqa: ASYNC109 # as in `_use`
         self._writer.write(self.exchange.request(method, message, timeout))
@@ -124,3 +132,13 @@ class _AsyncConnection:
     async def wait_closed(self) -> None:
         with suppress(OSError):
             await self._writer.wait_closed()
+
+
+async def open_socket(path: Path) -> socket.socket:
+    """Connect to the daemon, as `transport.open_socket` but for as long as it is not cancelled."""
+    while True:
+        try:
+            # A UNIX socket connects at once or not at all.
+            return dial(path, timeout=0)
+        except BLOCKED:
+            await asyncio.sleep(CONNECT_PAUSE)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 from google.protobuf.message import Message
 
-from runed.client.flow import Deadline, Ensure, Flow, Flows, Send, Sleep, Vectors
+from runed.client.flow import Ensure, Flow, Flows, Send, Sleep
+from runed.client.options import EmbedOptions, Options, Role
 from runed.client.target import Target
 from runed.client.transport import Transport
-from runed.client.types import Health, Info
+from runed.client.types import Embedding, Health, Info, Vectors
+from runed.client.waiting import Deadline
 from runed.errors import RunedError
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -57,7 +60,20 @@ class Client:
     """A connection to the daemon, for any number of threads; `runed.connect` makes it.
 
     Every method raises a subclass of `runed.errors.RunedError`, whose message says what to do. If the daemon went away since
-    the last call, it is started again, unless the client was told not to, and the call is repeated once.
+    the last call, it is started again, unless the client was told not to, and the call is repeated once. If the daemon or its
+    engine is too busy for the moment, the call is repeated in growing pauses until its time is over, without a `timeout` for a
+    minute; the error is then the daemon's own.
+
+    All methods that embed take the same options as keyword arguments:
+
+    - `role`: What the text is for: "query", "document", or None for the text as it is. The daemon puts the model's own prompt
+      in front; never write one yourself.
+    - `instruction`: What a query is asked for, in one English sentence; only with role "query". Empty: the model's default.
+    - `dimensions`: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
+    - `truncate`: What becomes of a text that is longer than the model reads: "none", the default, refuses it, "end" and "start"
+      leave out what is too much there.
+    - `lane`: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the daemon
+      choose by the size of the request.
 
     Args:
         target: The daemon to talk to.
@@ -71,41 +87,126 @@ class Client:
         self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress)
         self._transport = Transport(target.socket)
 
-    def embed(self, text: str, *, timeout: float | None = None) -> Vectors:
+    def embed(self, text: str, *, timeout: float | None = None, **options: Unpack[EmbedOptions]) -> Vectors:
         """Embed one text.
 
         Waits while the daemon fetches its engine and model, which takes minutes the first time.
 
+            vector = client.embed("how do I brew tea?", role="query")
+
         Args:
-            text: The text; not empty, and at most `Info.max_text_length` tokens long.
+            text: The text; not empty, and at most `Info.max_text_length` tokens long unless `truncate` allows more.
             timeout: Seconds that the call may take, waiting included; None means the client's own limit.
+            **options: As for the class.
 
         Returns:
             A vector of L2 norm 1, float32, shape (dim,).
 
         Raises:
-            InvalidRequestError: The text is empty, too long or not valid Unicode; the subclass says which.
+            InvalidRequestError: The text is empty, too long or not valid Unicode, or an option cannot be used; the subclass
+                says which.
             BackendError: The engine cannot be installed or started, or failed.
+            QueueFullError: The daemon had too much to do for all of the time.
             DeadlineExceededError: The time was over first.
+            UnimplementedError: The daemon is too old for the options.
         """
-        return self._run(self._flows.embed(text, self._deadline(timeout)))
+        return self._run(self._flows.embed(text, Options(**options), self._deadline(timeout)))
 
-    def embed_batch(self, texts: Iterable[str], *, timeout: float | None = None) -> Vectors:
+    def embed_batch(self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]) -> Vectors:
         """Embed many texts, by as many requests as the daemon's limits demand.
+
+            vectors = client.embed_batch(["green tea", "black tea"], role="document")
 
         Args:
             texts: The texts, each as for `embed`; none at all give shape (0, dim).
             timeout: As for `embed`, for all of them together.
+            **options: As for the class.
 
         Returns:
             Vectors of L2 norm 1 in the order of the texts, float32, shape (n, dim).
 
         Raises:
             InvalidRequestError: As for `embed`; `metadata["index"]` tells the first text at fault.
-            BackendError: As for `embed`.
-            DeadlineExceededError: As for `embed`.
+            RunedError: As for `embed`; also if the daemon was restarted with another model on the way.
         """
-        return self._run(self._flows.embed_batch(texts, self._deadline(timeout)))
+        return self._run(self._flows.embed_batch(texts, Options(**options), self._deadline(timeout)))
+
+    def embed_items(
+        self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> list[Embedding | RunedError]:
+        """Embed many texts with all that the daemon tells about each; one that cannot be embedded leaves the others alone.
+
+            for outcome in client.embed_items(texts, truncate="end"):
+                if isinstance(outcome, runed.Embedding):
+                    print(outcome.token_count, outcome.truncated)
+
+        Args:
+            texts: As for `embed_batch`.
+            timeout: As for `embed_batch`.
+            **options: As for the class.
+
+        Returns:
+            One outcome a text, in their order: the embedding, or the error that says why there is none.
+
+        Raises:
+            RunedError: As for `embed_batch`, where it does not belong to a single text.
+        """
+        return self._run(self._flows.embed_items(texts, Options(**options), self._deadline(timeout)))
+
+    def embed_stream(
+        self, items: Iterable[tuple[K, str]], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> Generator[tuple[K, Embedding | RunedError], None, None]:
+        """Embed any number of texts in constant memory, and give each as it is ready.
+
+            for key, outcome in client.embed_stream((row.key, row.text) for row in table):
+                store(key, outcome)
+
+        Texts are taken from `items` while the daemon has room for them, in the thread of the caller: `items` must not wait for
+        a result before it gives the next text. If the daemon goes away on the way, it is started again and gets what was not
+        answered; each text has exactly one outcome. To stop early, close the generator.
+
+        Args:
+            items: Pairs of an id, which may be anything and need not be unique, and a text.
+            timeout: Seconds that may pass without a result while texts wait for one; the caller's own time over texts and
+                results does not count. None means the client's own limit.
+            **options: As for the class.
+
+        Yields:
+            The id of a text with its embedding, or with the error that says why there is none; in no particular order.
+
+        Raises:
+            DeadlineExceededError: No result came in time.
+            RunedError: As for `embed_items`. What `items` raises reaches the caller as it is.
+        """
+        # Here and not above: HTTP/2 takes 70 ms to import, and only streams need it.
+        from runed.client.stream import stream_flow  # noqa: PLC0415
+        from runed.client.stream_transport import run_stream  # noqa: PLC0415
+
+        self._transport.check_open()
+        job, flow = stream_flow(self._flows, Options(**options), self._timeout if timeout is None else timeout)
+        return run_stream(flow, job, iter(items), self._target.socket, self._perform)
+
+    def count_tokens(
+        self, texts: Iterable[str], *, role: Role | None = None, instruction: str = "", timeout: float | None = None
+    ) -> list[int]:
+        """Count the tokens of texts as embedding them would, without embedding them.
+
+            fitting = [count <= client.info().max_text_length for count in client.count_tokens(texts)]
+
+        Args:
+            texts: The texts; each may be longer than the model reads.
+            role: As for the class; the prompt counts.
+            instruction: As for the class.
+            timeout: As for `embed_batch`.
+
+        Returns:
+            One number a text, in their order: its tokens, those of its prompt, and special ones.
+
+        Raises:
+            RunedError: As for `embed_batch`.
+        """
+        options = Options(role=role, instruction=instruction)
+        return self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
 
     def wait_until_ready(self, *, timeout: float | None = None) -> Info:
         """Wait while the daemon fetches its engine and model.
@@ -168,13 +269,16 @@ class Client:
                 return value
             result = error = None
             try:
-                match step:
-                    case Send():
-                        data = self._transport.call(step.method, step.request.SerializeToString(), step.timeout)
-                        result = step.decode(data)
-                    case Sleep():
-                        time.sleep(step.seconds)
-                    case Ensure():
-                        result = self._target.ensure(step.timeout)
+                result = self._perform(step)
             except RunedError as raised:
                 error = raised
+
+    def _perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
+        match step:
+            case Send():
+                return step.decode(self._transport.call(step.method, step.request.SerializeToString(), step.timeout))
+            case Ensure():
+                return self._target.ensure(step.timeout)
+            case Sleep():
+                time.sleep(step.seconds)
+        return None

@@ -6,15 +6,15 @@ decides whether a step blocks a thread or suspends a task.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import NDArray
 from runed_proto.runed.v1.runed_pb2 import (
+    CountTokensRequest,
+    CountTokensResponse,
     EmbedBatchRequest,
     EmbedBatchResponse,
     EmbedRequest,
@@ -27,21 +27,33 @@ from runed_proto.runed.v1.runed_pb2 import (
     ShutdownResponse,
 )
 
-from runed.client.types import Health, Info, Phase, Status
+from runed.client import answers
+from runed.client.options import Options, too_old
+from runed.client.texts import (
+    LARGE_TEXT,
+    TEXT_OVERHEAD,
+    check_length,
+    encoded_length,
+    listed,
+    measure,
+    relocated,
+    split,
+)
+from runed.client.types import Embedding, Health, Info, Status, Vectors
+from runed.client.waiting import Deadline, Patience
 from runed.errors import (
-    BackendFaultError,
     BackendUnavailableError,
     BootstrappingError,
     DaemonUnavailableError,
     DeadlineExceededError,
     InvalidRequestError,
     InvalidTextError,
+    QueueFullError,
     RequestTooLargeError,
     RunedError,
     ShuttingDownError,
 )
 
-Vectors: TypeAlias = NDArray[np.float32]
 T = TypeVar("T")
 
 _POLL_FIRST = 0.1
@@ -56,46 +68,6 @@ so that it may seem to live on; this is why there are more tries than one."""
 _DRAIN_POLL = 0.2
 _MAX_DRAIN = 30.0
 """Seconds to wait for a draining daemon to make room for its successor."""
-
-_LARGE_TEXT = 1024 * 1024
-"""UTF-8 bytes from which on a single text is compared with the daemon's limit before it is sent."""
-
-_TEXT_OVERHEAD = 6
-"""Bytes at most beside the text itself for each text of an encoded batch: the tag and the length."""
-
-_FALLBACK_BATCH_SIZE = 32
-_FALLBACK_REQUEST_BYTES = 4 * 1024 * 1024
-"""For a daemon that tells no limits of its own."""
-
-
-class Deadline:
-    """The end of the time that a call may take, waiting included.
-
-    Args:
-        timeout: Seconds from now on; None means no limit.
-    """
-
-    def __init__(self, timeout: float | None) -> None:
-        self.timeout = timeout
-        self._end = None if timeout is None else time.monotonic() + timeout
-
-    def remaining(self) -> float | None:
-        """Give the seconds that remain; None means no limit.
-
-        Raises:
-            DeadlineExceededError: There are none.
-        """
-        if self._end is None:
-            return None
-        if (seconds := self._end - time.monotonic()) <= 0:
-            raise self.exceeded()
-        return seconds
-
-    def exceeded(self) -> DeadlineExceededError:
-        """Describe the call whose time is over."""
-        return DeadlineExceededError(
-            f"the call did not succeed within {self.timeout:g} s; give it more time, or send less at once"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +122,31 @@ class Ensure:
 
 Flow: TypeAlias = Generator[Send | Sleep | Ensure, Any, T]
 
+PASSING = (QueueFullError, BackendUnavailableError, ShuttingDownError, DaemonUnavailableError)
+"""What another try may help against."""
+
+
+class Tries:
+    """What a call has tried so far.
+
+    Args:
+        deadline: The end of the call.
+        reconnect: Whether to look for a daemon that broke a connection even if none may be started.
+    """
+
+    def __init__(self, deadline: Deadline, *, reconnect: bool = False) -> None:
+        self.deadline = deadline
+        self.reconnect = reconnect
+        self.patience = Patience(deadline)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again, after a try that brought the work forward."""
+        self.patience.reset()
+        self.restarted = False
+        self.retries = 0
+        self.drained = 0.0
+
 
 class Flows:
     """The flows of one client.
@@ -164,84 +161,130 @@ class Flows:
         self._on_progress = on_progress
         self._limits: Info | None = None
 
-    def embed(self, text: str, deadline: Deadline) -> Flow[Vectors]:
+    def embed(self, text: str, options: Options, deadline: Deadline) -> Flow[Vectors]:
         """Embed one text; gives shape (dim,)."""
-        if _encoded_length(text) > _LARGE_TEXT:
-            _check_length(text, (yield from self._cached_limits(deadline)).max_request_bytes)
-        response = yield from self._send_when_ready("Embed", EmbedRequest(text=text), EmbedResponse, deadline)
+        request = EmbedRequest(text=text if (length := encoded_length(text)) <= LARGE_TEXT else "")
+        options.set_on(request)
+        if length > LARGE_TEXT:
+            check_length(length + TEXT_OVERHEAD, (yield from self.limits(deadline)).max_request_bytes - request.ByteSize())
+            request.text = text
+        response = yield from self._send_when_ready("Embed", request, EmbedResponse, deadline)
+        options.check_known(response.fingerprint)
         return np.array(response.vector, dtype=np.float32)
 
-    def embed_batch(self, texts: Iterable[str], deadline: Deadline) -> Flow[Vectors]:
+    def embed_batch(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[Vectors]:
         """Embed many texts by as many requests as the daemon's limits demand; gives shape (n, dim)."""
-        texts = _checked_texts(texts)
+        texts = listed(texts)
         if not texts:
-            return np.empty((0, (yield from self.wait_until_ready(deadline)).vector_dim), dtype=np.float32)
+            dim = options.dimensions or (yield from self.wait_until_ready(deadline)).vector_dim
+            return np.empty((0, dim), dtype=np.float32)
+        common = EmbedBatchRequest()
+        options.set_on(common)
+        max_texts, max_bytes = yield from self._room_beside(common, deadline)
+        lengths = [measure(text, index, max_bytes) for index, text in enumerate(texts)]
         vectors: Vectors | None = None
-        for start, chunk in _chunks(texts, (yield from self._cached_limits(deadline))):
-            request = EmbedBatchRequest(texts=chunk)
+        space = answers.SpaceGuard()
+        for start, end in split(lengths, max_texts, max_bytes):
             try:
-                response = yield from self._send_when_ready("EmbedBatch", request, EmbedBatchResponse, deadline)
+                response = yield from self._embed_batch(texts[start:end], common, deadline)
             except InvalidRequestError as error:
-                raise _relocated(error, start, len(chunk)) from None
+                raise relocated(error, start, end - start) from None
+            options.check_known(response.fingerprint)
+            space.check(response.fingerprint)
             if vectors is None:
                 vectors = np.empty((len(texts), len(response.embeddings[0].vector)), dtype=np.float32)
-            if len(response.embeddings) != len(chunk) or any(len(e.vector) != vectors.shape[1] for e in response.embeddings):
-                raise BackendFaultError("the daemon answered other vectors than were asked for; send the batch again")
+            if any(len(embedding.vector) != vectors.shape[1] for embedding in response.embeddings):
+                raise answers.no_vector()
             for row, embedding in enumerate(response.embeddings, start):
                 vectors[row] = embedding.vector
         assert vectors is not None
         return vectors
 
+    def embed_items(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[list[Embedding | RunedError]]:
+        """Embed many texts, and leave the others alone where one cannot be embedded; gives one outcome a text."""
+        texts = listed(texts)
+        if not texts:
+            return []
+        common = EmbedBatchRequest(per_item_errors=True)
+        options.set_on(common)
+        max_texts, max_bytes = yield from self._room_beside(common, deadline)
+        outcomes: dict[int, Embedding | RunedError] = {}
+        lengths: dict[int, int] = {}
+        for index, text in enumerate(texts):
+            try:
+                lengths[index] = measure(text, index, max_bytes)
+            except (InvalidTextError, RequestTooLargeError) as error:
+                outcomes[index] = error
+        sendable = list(lengths)
+        space = answers.SpaceGuard()
+        for start, end in split(list(lengths.values()), max_texts, max_bytes):
+            part = sendable[start:end]
+            response = yield from self._embed_batch([texts[index] for index in part], common, deadline)
+            if not response.fingerprint:
+                raise too_old("gives no details of an embedding")
+            space.check(response.fingerprint)
+            for index, item in zip(part, response.embeddings, strict=True):
+                outcomes[index] = answers.outcome(item, response, index)
+        return [outcomes[index] for index in range(len(texts))]
+
+    def count_tokens(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[list[int]]:
+        """Count the tokens of texts by as many requests as the daemon's limits demand; gives one number a text."""
+        texts = listed(texts)
+        if not texts:
+            return []
+        common = CountTokensRequest()
+        options.set_prompt_on(common)
+        max_texts, max_bytes = yield from self._room_beside(common, deadline)
+        lengths = [measure(text, index, max_bytes) for index, text in enumerate(texts)]
+        counts: list[int] = []
+        for start, end in split(lengths, max_texts, max_bytes):
+            request = CountTokensRequest(texts=texts[start:end])
+            request.MergeFrom(common)
+            try:
+                response = yield from self._send_when_ready("CountTokens", request, CountTokensResponse, deadline)
+            except InvalidRequestError as error:
+                raise relocated(error, start, end - start) from None
+            if len(response.token_counts) != end - start:
+                raise RunedError("the daemon counted the tokens of other texts than were asked for; send them again")
+            counts += response.token_counts
+        return counts
+
     def wait_until_ready(self, deadline: Deadline) -> Flow[Info]:
         """Wait until engine and model are there; gives the complete Info."""
         while not (info := (yield from self.info(deadline))).vector_dim:
-            yield from self._wait_out_bootstrap(deadline)
+            yield from self.wait_out_bootstrap(deadline)
         return info
 
     def info(self, deadline: Deadline) -> Flow[Info]:
         """Ask what the daemon and its model are."""
-        response = yield from self._send("Info", InfoRequest(), InfoResponse, deadline)
-        return Info(
-            daemon_version=response.daemon_version,
-            socket_path=response.socket_path,
-            max_batch_size=response.max_batch_size or _FALLBACK_BATCH_SIZE,
-            max_request_bytes=response.max_request_bytes or _FALLBACK_REQUEST_BYTES,
-            model_identity=response.model_identity,
-            model_name=response.model_name,
-            model_variant=response.model_variant,
-            vector_dim=response.vector_dim,
-            max_text_length=response.max_text_length,
-            pooling=response.pooling,
-            engine_version=response.engine_version,
-            centroid_set_version=response.centroid_set_version,
-        )
+        return answers.info((yield from self._send("Info", InfoRequest(), InfoResponse, deadline)))
 
     def health(self, deadline: Deadline) -> Flow[Health]:
         """Ask what the daemon is doing right now."""
-        response = yield from self._send("Health", HealthRequest(), HealthResponse, deadline)
-        status = Status(response.status)
-        return Health(
-            status=status,
-            phase=Phase(response.phase) if status is Status.LOADING else None,
-            bytes_done=response.bytes_done,
-            bytes_total=response.bytes_total,
-            message=response.message,
-            uptime_seconds=response.uptime_seconds,
-            total_requests=response.total_requests,
-            in_flight_requests=response.in_flight_requests,
-            pid=response.pid,
-            engine_pid=response.engine_pid,
-            engine_restarts=response.engine_restarts,
-        )
+        return answers.health((yield from self._send("Health", HealthRequest(), HealthResponse, deadline)))
 
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
         """Ask the daemon to drain and exit; one that is gone already is not started for that."""
         yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())
 
-    def _cached_limits(self, deadline: Deadline) -> Flow[Info]:
+    def limits(self, deadline: Deadline) -> Flow[Info]:
+        """Ask for the limits of a request, once for each daemon; the rest of this Info may be out of date."""
         if self._limits is None:
             self._limits = yield from self.info(deadline)
         return self._limits
+
+    def _room_beside(self, common: Message, deadline: Deadline) -> Flow[tuple[int, int]]:
+        """Give how many texts, and bytes of texts, one request may have beside the fields that all requests of a call share."""
+        limits = yield from self.limits(deadline)
+        return limits.max_batch_size, limits.max_request_bytes - common.ByteSize()
+
+    def _embed_batch(self, texts: list[str], common: EmbedBatchRequest, deadline: Deadline) -> Flow[EmbedBatchResponse]:
+        request = EmbedBatchRequest(texts=texts)
+        request.MergeFrom(common)
+        response = yield from self._send_when_ready("EmbedBatch", request, EmbedBatchResponse, deadline)
+        if len(response.embeddings) != len(texts):
+            raise answers.no_vector()
+        return response
 
     def _send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
         """Send a request, and wait out a bootstrap that is in its way."""
@@ -249,9 +292,9 @@ class Flows:
             try:
                 return (yield from self._send(method, request, response_type, deadline))
             except BootstrappingError:
-                yield from self._wait_out_bootstrap(deadline)
+                yield from self.wait_out_bootstrap(deadline)
 
-    def _wait_out_bootstrap(self, deadline: Deadline) -> Flow[None]:
+    def wait_out_bootstrap(self, deadline: Deadline) -> Flow[None]:
         """Watch Health until the daemon no longer loads, and report what changes."""
         pause = _POLL_FIRST
         told: object = None
@@ -274,13 +317,11 @@ class Flows:
             raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
 
     def _send(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
-        """Send a request, once more if the daemon went away and may be started again.
+        """Send a request, again if the daemon is too busy for the moment, once more if it went away and may be started again.
 
         All requests that come here may be repeated: an embedding that is computed twice is the same embedding.
         """
-        restarted = False
-        retries = 0
-        drained = 0.0
+        tries = Tries(deadline)
         while True:
             try:
                 response: T = yield Send(method, request, response_type, deadline.remaining())  # type: ignore[arg-type] # T is one
@@ -290,75 +331,38 @@ class Flows:
                     raise
                 # Only the deadline knows the time of the whole call; whoever noticed its end knows what was left of it.
                 raise deadline.exceeded() from None
-            except ShuttingDownError:
-                if not self._spawn or drained >= _MAX_DRAIN:
-                    raise
-                yield from self._pause(_DRAIN_POLL, deadline)
-                drained += _DRAIN_POLL
-            except DaemonUnavailableError:
-                if not self._spawn or restarted or retries == _MAX_RETRIES:
-                    raise
-                yield from self._pause(_RETRY_PAUSE, deadline)
-                retries += 1
-            self._limits = None
-            restarted = yield Ensure(deadline.remaining())
+            except PASSING as error:
+                yield from self.recover(error, tries)
+
+    def recover(self, error: RunedError, tries: Tries) -> Flow[None]:
+        """Do what is to be done before another try.
+
+        Args:
+            error: Why the last try failed, one of `PASSING`.
+            tries: What has been tried.
+
+        Raises:
+            RunedError: Another try would be of no use.
+        """
+        deadline = tries.deadline
+        if isinstance(error, (QueueFullError, BackendUnavailableError)):
+            yield Sleep(tries.patience.pause(error))
+            return
+        if not (self._spawn or tries.reconnect):
+            raise error
+        if isinstance(error, ShuttingDownError):
+            if tries.drained >= _MAX_DRAIN:
+                raise error
+            yield from self._pause(_DRAIN_POLL, deadline)
+            tries.drained += _DRAIN_POLL
+        else:
+            if tries.restarted or tries.retries == _MAX_RETRIES:
+                raise error
+            yield from self._pause(_RETRY_PAUSE, deadline)
+            tries.retries += 1
+        self._limits = None
+        tries.restarted = yield Ensure(deadline.remaining())
 
     def _pause(self, seconds: float, deadline: Deadline) -> Flow[None]:
         remaining = deadline.remaining()
         yield Sleep(seconds if remaining is None else min(seconds, remaining))
-
-
-def _checked_texts(texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, (str, bytes)):
-        raise TypeError(f"embed_batch takes a list of str, not one {type(texts).__name__}; use embed for one text")
-    return list(texts)
-
-
-def _encoded_length(text: str, index: int | None = None) -> int:
-    """Give the length of a text in UTF-8, and refuse what is not one."""
-    where = {} if index is None else {"index": str(index)}
-    name = "the text" if index is None else f"text {index} of the batch"
-    if not isinstance(text, str):
-        raise TypeError(f"{name} is a {type(text).__name__}, but must be a str")
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidTextError(
-            f"{name} is not valid Unicode: it has half of a surrogate pair at position {error.start}; "
-            "it was most likely decoded by the wrong codec, or cut in the middle of a character",
-            metadata=where,
-        ) from None
-
-
-def _check_length(text: str, limit: int, index: int | None = None) -> int:
-    length = _encoded_length(text, index) + _TEXT_OVERHEAD
-    if length > limit:
-        name = "the text" if index is None else f"text {index} of the batch"
-        raise RequestTooLargeError(
-            f"{name} has {length} bytes, but one request may have {limit}; no model reads as much, so cut it into passages",
-            metadata={"limit": str(limit)} | ({} if index is None else {"index": str(index)}),
-        )
-    return length
-
-
-def _chunks(texts: list[str], limits: Info) -> Iterator[tuple[int, list[str]]]:
-    """Cut a batch into requests that keep to the daemon's limits; gives each with the index of its first text."""
-    lengths = [_check_length(text, limits.max_request_bytes, index) for index, text in enumerate(texts)]
-    start = size = 0
-    for index, length in enumerate(lengths):
-        if index - start == limits.max_batch_size or size + length > limits.max_request_bytes:
-            yield start, texts[start:index]
-            start, size = index, 0
-        size += length
-    yield start, texts[start:]
-
-
-def _relocated(error: InvalidRequestError, start: int, count: int) -> InvalidRequestError:
-    """Say where in the caller's batch a text stands that the daemon refused as part of one request."""
-    if not start or "index" not in error.metadata:
-        return error
-    return type(error)(
-        f"in the request that starts with text {start} of the batch, {count} texts long: {error.message}",
-        metadata=error.metadata | {"index": str(start + int(error.metadata["index"]))},
-        retry_after=error.retry_after,
-    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import h11
 
+from runed.client.waiting import Deadline
 from runed.client.wire import Answer, Exchange
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
 from runed.lifecycle.listener import dial
@@ -18,6 +20,12 @@ CHUNK = 64 * 1024
 
 MAX_IDLE = 16
 """Connections kept for later calls; a burst of threads or tasks must not hold more for good."""
+
+BLOCKED = (BlockingIOError, TimeoutError)
+"""What `dial` raises while more connections than fit wait to be accepted."""
+
+CONNECT_PAUSE = 0.02
+"""Seconds between two tries to connect to such a daemon."""
 
 BROKEN = (OSError, h11.RemoteProtocolError)
 """What a connection raises that ended before the answer."""
@@ -52,13 +60,14 @@ class Transport:
             DeadlineExceededError: The time was over first.
             RunedError: What the daemon answered.
         """
+        self.check_open()
         while connection := self._take_idle():
             with suppress(*BROKEN):
                 return self._use(connection, method, message, timeout)
             # The daemon closes idle connections after a while, and all of them when it ends.
             self._discard_idle()
         try:
-            return self._use(_Connection(self._path), method, message, timeout)
+            return self._use(_Connection(self._path, timeout), method, message, timeout)
         except BROKEN:
             raise broken(self._path) from None
 
@@ -67,9 +76,16 @@ class Transport:
         self._closed = True
         self._discard_idle()
 
-    def _take_idle(self) -> _Connection | None:
+    def check_open(self) -> None:
+        """Make sure that calls can be made.
+
+        Raises:
+            RunedError: `close` was called.
+        """
         if self._closed:
             raise closed()
+
+    def _take_idle(self) -> _Connection | None:
         if self._pid != os.getpid():
             # After a fork, parent and child would read each other's answers. Closing the child's copy leaves the parent's open.
             self._pid = os.getpid()
@@ -99,8 +115,8 @@ class Transport:
 
 
 class _Connection:
-    def __init__(self, path: Path) -> None:
-        self._socket = dial(path)
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        self._socket = open_socket(path, timeout)
         self.exchange = Exchange()
 
     def call(self, method: str, message: bytes, timeout: float | None) -> Answer:
@@ -127,6 +143,28 @@ class _Connection:
             self._socket.settimeout(remaining)
         else:
             self._socket.settimeout(None)
+
+
+def open_socket(path: Path, timeout: float | None) -> socket.socket:
+    """Connect to the daemon.
+
+    Args:
+        path: Its socket.
+        timeout: Seconds that it may take; None means no limit.
+
+    Raises:
+        DaemonUnavailableError: Nobody listens.
+        DeadlineExceededError: The daemon did not accept the connection in time.
+    """
+    deadline = Deadline(timeout)
+    while True:
+        try:
+            return dial(path, timeout=0)
+        except BLOCKED:
+            # A blocking connect would wait for ever for a frozen daemon, whatever the socket's timeout.
+            if (left := deadline.left()) is not None and left <= 0:
+                raise too_late(timeout) from None
+            time.sleep(CONNECT_PAUSE)
 
 
 def broken(path: Path) -> DaemonUnavailableError:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors: TypeAlias = NDArray[np.float32]
 
 
 class Status(Enum):
@@ -44,6 +50,48 @@ class Phase(Enum):
         return cls.UNSPECIFIED
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embedding:
+    """The vector of one text, and what the daemon tells about it.
+
+    Attributes:
+        vector: Float32 values of L2 norm 1, shape (dim,).
+        token_count: The number of tokens that the model read: those of the text, of its prompt and special ones.
+        total_token_count: The number of tokens before anything was cut off.
+        truncated: Whether something was cut off, as `truncate` allowed.
+        fingerprint: Names the space that the vector lies in; see `Info.fingerprint`.
+        prompt: What was put in front of the text, such as the model's instruction for queries; may be empty.
+        cached: Whether the vector was there already: from the cache, or from the same text in flight.
+    """
+
+    vector: Vectors
+    token_count: int
+    total_token_count: int
+    truncated: bool
+    fingerprint: str
+    prompt: str
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneHealth:
+    """One queue of the daemon.
+
+    Attributes:
+        queued_texts: Texts that wait at this moment.
+        queued_bytes: Their bytes.
+        total_texts: Texts that went to the engine since the daemon started.
+        wait_p50_seconds: How long half of the texts of the last minute waited at most; 0 if there was none.
+        wait_p99_seconds: How long 99 of 100 of them waited at most.
+    """
+
+    queued_texts: int
+    queued_bytes: int
+    total_texts: int
+    wait_p50_seconds: float
+    wait_p99_seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """What the daemon is doing right now.
@@ -55,11 +103,24 @@ class Health:
         bytes_total: Bytes of the current phase in all; 0 where unknown.
         message: One sentence for people: what goes on, or what is wrong and what to do. May be empty.
         uptime_seconds: Seconds since the daemon started.
-        total_requests: Embed and EmbedBatch calls that could be read since the daemon started, failed ones included.
-        in_flight_requests: Embed and EmbedBatch calls being served at this moment.
+        total_requests: Embed, EmbedBatch and EmbedStream calls that could be read since the daemon started, failed ones
+            included.
+        in_flight_requests: Embed, EmbedBatch and EmbedStream calls being served at this moment.
         pid: The process id of the daemon.
         engine_pid: The process id of `llama-server`, or 0 while none runs.
         engine_restarts: How often `llama-server` died and was started again; waking from idle does not count.
+        interactive: The queue of what somebody waits for.
+        bulk: The queue of jobs that take their time.
+        total_texts: Texts that were embedded since the daemon started, those from the cache included.
+        total_tokens: Tokens that the engine computed since the daemon started.
+        tokens_per_second: Tokens that it computed per second of the last minute, idle time included.
+        total_batches: Micro-batches that went to the engine since the daemon started.
+        mean_batch_texts: Texts of a micro-batch, on average of the last minute; 0 if there was none.
+        cache_hits: Texts whose vector was in the cache.
+        shared_texts: Texts whose vector was being computed for another caller already.
+        cache_entries: Vectors in the cache of the memory.
+        cache_bytes: The bytes that they take.
+        refused_requests: Calls that were refused since the daemon started because the queue was full.
     """
 
     status: Status
@@ -73,6 +134,18 @@ class Health:
     pid: int
     engine_pid: int
     engine_restarts: int
+    interactive: LaneHealth
+    bulk: LaneHealth
+    total_texts: int
+    total_tokens: int
+    tokens_per_second: float
+    total_batches: int
+    mean_batch_texts: float
+    cache_hits: int
+    shared_texts: int
+    cache_entries: int
+    cache_bytes: int
+    refused_requests: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +165,15 @@ class Info:
         pooling: How token vectors become one: "last", "mean" or "cls".
         engine_version: The version that `llama-server` tells of itself.
         centroid_set_version: The version of the installed centroid set; empty if there is none.
+        fingerprint: Names the space that vectors of all dimensions lie in: the same string means that vectors can be compared,
+            another one that they cannot. Keep it beside stored vectors.
+        min_dimensions: The smallest `dimensions` that can be asked for; `vector_dim` where the model gives only all.
+        query_prompt: What role "query" puts in front of a text; "{instruction}" stands for the instruction. Empty if nothing.
+        document_prompt: What role "document" puts in front of a text. Empty if nothing.
+        default_instruction: The instruction of a query that names none. Empty if there are no instructions.
+        profile: The profile that the engine runs by: "memory", "balanced" or "throughput".
+        max_queued_texts: How many texts may wait at most; more is refused with `QueueFullError`.
+        max_queued_bytes: How many bytes of text may wait at most.
     """
 
     daemon_version: str
@@ -106,3 +188,11 @@ class Info:
     pooling: str
     engine_version: str
     centroid_set_version: str
+    fingerprint: str
+    min_dimensions: int
+    query_prompt: str
+    document_prompt: str
+    default_instruction: str
+    profile: str
+    max_queued_texts: int
+    max_queued_bytes: int

@@ -27,7 +27,9 @@ from runed.errors import (
 
 SERVICE = "runed.v1.RunedService"
 
-_HTTP_OK = 200
+HTTP_OK = 200
+"""The status of an answer that is no error."""
+
 _MAX_TIMEOUT_MS = 10**10 - 1
 """The protocol allows ten digits."""
 
@@ -67,7 +69,7 @@ class Answer:
         Raises:
             RunedError: The answer is an error; its class tells the kind.
         """
-        if self.status != _HTTP_OK:
+        if self.status != HTTP_OK:
             raise _error(self)
         return self.body
 
@@ -131,15 +133,34 @@ class Exchange:
 
 
 def _error(answer: Answer) -> RunedError:
-    """Turn an error of the daemon back into the class that it was raised as."""
+    """Turn an answer that is not a message into the error that it tells."""
     try:
-        document = json.loads(answer.body)
-        code, message, details = document["code"], document.get("message", ""), document.get("details", [])
-        reason, metadata, retry_after = _read_details(details)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return error_of(json.loads(answer.body))
+    except ValueError:
         return RunedError(
             f"the daemon answered HTTP {answer.status} without an error of its own; is it another program's socket?"
         )
+
+
+def error_of(document: object) -> RunedError:
+    """Turn an error of the daemon back into the class that it was raised as.
+
+    Args:
+        document: The error as the Connect protocol writes it, decoded from JSON.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        match document:
+            case {"code": str(code), **others}:
+                message = str(others.get("message", ""))
+                details = others.get("details", [])
+            case _:
+                raise ValueError("no error")
+        reason, metadata, retry_after = _read_details(details if isinstance(details, list) else [])
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("no error") from None
     cls = error_for_reason(reason)
     if cls is RunedError:
         cls = _CLASSES.get(code, RunedError)
@@ -147,7 +168,7 @@ def _error(answer: Answer) -> RunedError:
 
 
 def _read_details(details: list[dict[str, Any]]) -> tuple[str, dict[str, str], float | None]:
-    """Give reason and metadata of the ErrorInfo, and the seconds of the RetryInfo."""
+    """Give reason and metadata of the ErrorInfo, and the seconds of the RetryInfo, from the list that JSON gave."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415 # errors are rare, and the next import takes 15 ms
     from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo  # noqa: PLC0415 # as above
 

@@ -1,40 +1,58 @@
-"""One backend, shared: checks texts, splits batches into micro-batches and lets the engine sleep when nobody embeds."""
+"""One backend, shared: the way of a text from a call to its vector.
+
+It is checked, given its prompt, looked up in the cache, joined with the same text in flight or queued, computed in a
+micro-batch, kept in the cache and cut to the dimensions asked for.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-from runed.backend.base import Embedder, EmbeddingBatch
+from runed.backend.base import Embedder
+from runed.bootstrap import ModelTraits
+from runed.engine.batcher import Batcher
+from runed.engine.cache import CachedVector, VectorCache, cache_key
 from runed.engine.idle import IdleClock
-from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, TextTooLongError
+from runed.engine.metrics import Metrics
+from runed.engine.queue import Computed, Job, QueueLimits
+from runed.engine.status import Load
+from runed.engine.stream import Stream
+from runed.engine.texts import Prepared, Preparer, check_count, check_text, named
+from runed.engine.tickets import Computation, Plan, Ticket
+from runed.engine.traits import dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
+from runed.engine.types import EmbedAnswer, Embedding, EmbedOptions, Lane, Space, StreamAnswer, StreamItem
+from runed.engine.vectors import shorten
+from runed.errors import QueueFullError, RunedError
 from runed.log import get_logger
 from runed.processes import release_free_memory
-
-MAX_BATCH_TEXTS = 2048
-"""The most texts of one call."""
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request message in bytes."""
 
-MICRO_BATCH_TEXTS = 16
-MICRO_BATCH_BYTES = 1024
-"""What goes to the backend at once: several short texts, whose requests would cost more than their vectors, or one long one.
-Small, because the texts of other callers wait for it, and because the backend notices a caller that went away only between such
-pieces (facts.md, section 1)."""
+INTERACTIVE_BATCH = 8
+"""Batches of up to so many texts are taken for interactive, unless their caller says otherwise."""
 
-CONCURRENT_MICRO_BATCHES = 2
-"""One that is computed and one that is ready to follow it; more would only queue where nobody can be served out of turn."""
-
-MAX_TOKENS_PER_BYTE = 2
-"""No text has more tokens than this times its UTF-8 bytes, plus the special tokens. A byte-level tokenizer (Qwen3) makes at
-most one token of a byte; WordPiece (BERT) at most one of a code point of the decomposed text, and canonical decomposition makes
-at most three code points of two bytes."""
-
-SPECIAL_TOKENS = 2
-"""The most special tokens that a tokenizer adds to a text (BERT: CLS and SEP)."""
+_STREAMED: tuple[str, dict[str, str]] = ("the text", {})
+"""How to call a text of a stream in an error, which travels beside its id."""
 
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What the user says of an engine.
+
+    Attributes:
+        idle_timeout: Seconds without an embedding after which the backend is stopped; 0 never.
+        queue: How much may wait.
+    """
+
+    idle_timeout: float
+    queue: QueueLimits
 
 
 class Engine:
@@ -42,21 +60,63 @@ class Engine:
 
     Args:
         backend: What computes; the engine owns it from now on.
-        idle_timeout: Seconds without an embedding after which the backend is stopped; 0 never.
+        settings: What the user says.
+        cache: Where vectors are kept; the engine owns it from now on.
+        metrics: What counts and measures.
+        engine_version: What the backend's program calls itself.
+        traits: How the model wants to be used; None means as its file says.
     """
 
-    def __init__(self, backend: Embedder, *, idle_timeout: float) -> None:
+    def __init__(
+        self,
+        backend: Embedder,
+        *,
+        settings: EngineSettings,
+        cache: VectorCache,
+        metrics: Metrics,
+        engine_version: str = "",
+        traits: ModelTraits | None = None,
+    ) -> None:
         self._backend = backend
-        self._idle_timeout = idle_timeout
-        self._idle = IdleClock(idle_timeout, self._suspend)
-        # asyncio's semaphore wakes its waiters in the order in which they came, so that callers take turns micro-batch by
-        # micro-batch and a short call never stands behind the whole of a long one.
-        self._turns = asyncio.Semaphore(CONCURRENT_MICRO_BATCHES)
+        self._idle_timeout = settings.idle_timeout
+        self._cache = cache
+        self._metrics = metrics
+        self._engine_version = engine_version
+        self._traits = traits or traits_of(backend.model)
+        self._native_fingerprint = self.fingerprint(backend.model.dim)
+        self._idle = IdleClock(settings.idle_timeout, self._suspend)
+        self._batcher = Batcher(backend, limits=settings.queue, metrics=metrics)
+        self._preparer = Preparer(backend)
+        self._computations: dict[bytes, Computation] = {}
 
     @property
     def backend(self) -> Embedder:
         """The backend, to be looked at."""
         return self._backend
+
+    @property
+    def traits(self) -> ModelTraits:
+        """How the model wants to be used."""
+        return self._traits
+
+    @property
+    def min_dimensions(self) -> int:
+        """The fewest values of a vector."""
+        return min_dimensions(self._backend.model, self._traits)
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do and was done."""
+        return Load(
+            stats=self._metrics.stats(),
+            queued={lane: self._batcher.depth(lane) for lane in Lane},
+            cache_entries=self._cache.entries,
+            cache_bytes=self._cache.size,
+        )
+
+    def fingerprint(self, dimensions: int) -> str:
+        """Name the space of vectors of so many values; see `traits.fingerprint`."""
+        return fingerprint(self._backend.model, self._traits, engine_version=self._engine_version, dimensions=dimensions)
 
     async def start(self) -> None:
         """Start the backend ahead of the first text.
@@ -67,48 +127,208 @@ class Engine:
         with self._idle.busy():
             await self._backend.start()
 
-    async def embed(self, texts: Sequence[str]) -> EmbeddingBatch:
-        """Embed the texts of one call; nothing is computed unless every text can be.
+    async def embed(
+        self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
+    ) -> EmbedAnswer:
+        """Embed the texts of one call.
 
         Args:
             texts: 1 to `MAX_BATCH_TEXTS` texts, none of them blank.
+            options: How.
+            client: Who asks; texts of different clients take turns.
+            per_item_errors: Whether a text that cannot be embedded leaves the others alone. Otherwise nothing is computed
+                unless every text can be.
 
         Returns:
-            One vector a text, in order, and the number of tokens of all texts.
+            One item a text, in order.
 
         Raises:
-            InvalidRequestError: The batch or one of its texts cannot be embedded; says which and why.
+            InvalidRequestError: The call, or without `per_item_errors` one of its texts, cannot be served; says which and why.
+            QueueFullError: Too much waits already.
+            BackendError: The backend failed; with `per_item_errors` only if it could not even count tokens.
+        """
+        check_count(texts)
+        plan = self._plan(options, client, Lane.INTERACTIVE if len(texts) <= INTERACTIVE_BATCH else Lane.BULK)
+        with contextlib.ExitStack() as awake:
+            tickets = await self._claim(texts, plan, awake, strict=not per_item_errors)
+            try:
+                items = await _redeem(tickets, strict=not per_item_errors)
+            finally:
+                for ticket in tickets:
+                    ticket.release()
+        self._metrics.answered(sum(isinstance(item, Embedding) for item in items))
+        return EmbedAnswer(items=items, space=plan.space)
+
+    def embed_stream(
+        self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
+    ) -> AsyncGenerator[StreamAnswer]:
+        """Embed any number of texts, with a bounded number of them in flight.
+
+        Args:
+            chunks: The texts as they come; more are taken only when there is room for them.
+            options: How; without a lane, in bulk.
+            client: As for `embed`.
+
+        Returns:
+            What becomes ready; its iteration raises what was no text's fault, such as a BackendUnavailableError.
+
+        Raises:
+            InvalidRequestError: The options cannot be served. What is wrong with a text is told in its result.
+        """
+        plan = self._plan(options, client, Lane.BULK, streamed=True)
+        claim = partial(self._claim, strict=False)
+        return Stream(plan, claim=claim, answered=self._metrics.answered).run(chunks)
+
+    async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
+        """Count tokens as `embed` would see them, with prompts and special tokens.
+
+        Args:
+            texts: 1 to `MAX_BATCH_TEXTS` texts, of any length.
+            options: `role` and `instruction` count.
+
+        Raises:
+            InvalidRequestError: The call or one of its texts cannot be served.
             BackendError: The backend failed.
         """
-        _check_texts(texts)
-        vectors: list[bytes] = []
-        tokens = 0
+        check_count(texts)
+        prompt = prompt_for(options, self._traits)
+        for index, text in enumerate(texts):
+            check_text(text, *named(index, len(texts)))
         with self._idle.busy():
-            await self._check_lengths(texts)
-            for start, end in _micro_batches(texts):
-                async with self._turns:
-                    batch = await self._backend.embed(texts[start:end])
-                vectors += batch.vectors
-                tokens += batch.tokens
-        return EmbeddingBatch(vectors, tokens)
+            return [len(tokens) for tokens in await self._backend.tokenize([prompt + text for text in texts])]
 
     async def close(self) -> None:
-        """Stop the clock and the backend."""
+        """Stop the clock and the backend, and refuse what waits."""
         await self._idle.close()
+        await self._batcher.close()
         await self._backend.stop()
+        await self._cache.close()
 
-    async def _check_lengths(self, texts: Sequence[str]) -> None:
-        limit = self._backend.model.max_tokens
-        # One after another: all at once, they would keep the requests of other callers from the backend.
-        for index, text in enumerate(texts):
-            if len(text.encode()) * MAX_TOKENS_PER_BYTE + SPECIAL_TOKENS <= limit:
-                continue
-            tokens = await self._backend.count_tokens(text)
-            if tokens > limit:
-                raise TextTooLongError(
-                    f"{_name(index, texts)} has {tokens} tokens, the limit is {limit}; split or shorten it",
-                    metadata={"tokens": str(tokens), "limit": str(limit), "index": str(index)},
-                )
+    def _plan(self, options: EmbedOptions, client: str, lane: Lane, *, streamed: bool = False) -> Plan:
+        dimensions = dimensions_for(options, self._backend.model, self._traits)
+        prompt = prompt_for(options, self._traits)
+        native = dimensions == self._backend.model.dim
+        space = Space(fingerprint=self._native_fingerprint if native else self.fingerprint(dimensions), prompt=prompt)
+        return Plan(
+            options=options,
+            lane=options.lane or lane,
+            client=client,
+            prompt=prompt,
+            dimensions=dimensions,
+            space=space,
+            streamed=streamed,
+        )
+
+    async def _claim(self, texts: Sequence[str], plan: Plan, awake: contextlib.ExitStack, *, strict: bool) -> list[Ticket]:
+        """Begin to embed texts, unless their vectors are there already.
+
+        Args:
+            texts: The texts.
+            plan: What holds for all of them.
+            awake: Keeps the backend awake until it is closed, if there is anything to compute.
+            strict: Whether the first text that cannot be embedded fails them all.
+
+        Returns:
+            A ticket a text, each to be released.
+
+        Raises:
+            InvalidRequestError: If `strict`: a text cannot be embedded.
+            QueueFullError: Too much waits already, unless `plan.streamed`.
+            BackendError: The backend cannot count tokens.
+        """
+        names = [_STREAMED if plan.streamed else named(index, len(texts)) for index in range(len(texts))]
+        problems = [_problem(text, *name) for text, name in zip(texts, names, strict=True)]
+        if strict:
+            _raise_first(problems)
+        sound = [index for index, problem in enumerate(problems) if problem is None]
+        keys = {index: self._key(texts[index], plan) for index in sound}
+        cached = await self._cache.get(list(dict.fromkeys(keys.values())))
+        missing = [index for index in sound if keys[index] not in cached]
+        if missing:  # what is in the cache needs no engine, and wakes none
+            awake.enter_context(self._idle.busy())
+        prepared = await self._preparer.prepare(
+            [texts[index] for index in missing],
+            prompt=plan.prompt,
+            truncate=plan.options.truncate,
+            names=[names[index] for index in missing],
+        )
+        if strict:
+            _raise_first(prepared)
+        known: dict[int, Embedding | RunedError] = {
+            **{index: problem for index, problem in enumerate(problems) if problem is not None},
+            **{index: _from_cache(cached[key], plan) for index, key in keys.items() if key in cached},
+            **{index: item for index, item in zip(missing, prepared, strict=True) if isinstance(item, RunedError)},
+        }
+        wanted = {index: item for index, item in zip(missing, prepared, strict=True) if isinstance(item, Prepared)}
+        tickets = await self._queue(wanted, keys, plan)
+        self._metrics.hit(len(keys) - len(missing))
+        return [tickets[index] if index in tickets else Ticket(outcome=known[index]) for index in range(len(texts))]
+
+    async def _queue(self, wanted: Mapping[int, Prepared], keys: Mapping[int, bytes], plan: Plan) -> dict[int, Ticket]:
+        """Queue texts, and wait for room first if the plan says so."""
+        while plan.streamed and wanted:
+            await self._batcher.room(texts=len(wanted), size=sum(item.size for item in wanted.values()))
+            with contextlib.suppress(QueueFullError):  # somebody was faster
+                return self._join_or_submit(wanted, keys, plan)
+        try:
+            return self._join_or_submit(wanted, keys, plan)
+        except QueueFullError:
+            self._metrics.refused()
+            raise
+
+    def _join_or_submit(self, wanted: Mapping[int, Prepared], keys: Mapping[int, bytes], plan: Plan) -> dict[int, Ticket]:
+        """Join each text with its twin in flight, or else submit it. Nothing is awaited here, so that no twin escapes."""
+        tickets: dict[int, Ticket] = {}
+        new: list[Job] = []
+        for index, item in wanted.items():
+            key = keys[index]
+            twin = self._computations.get(key)
+            shared = twin is not None and twin.alive
+            if twin is None or not shared:
+                twin = self._begin(key, item, plan)
+                new.append(twin.job)
+            elif plan.lane is Lane.INTERACTIVE:
+                self._batcher.promote(twin.job)
+            tickets[index] = Ticket(computation=twin, dimensions=plan.dimensions, shared=shared)
+        if plan.lane is Lane.BULK:
+            new.sort(key=lambda job: job.tokens)  # texts of like length fill a micro-batch best
+        try:
+            if new:
+                self._batcher.submit(new)
+        except RunedError:
+            for ticket in tickets.values():
+                ticket.release()
+            raise
+        self._metrics.shared(len(tickets) - len(new))
+        return tickets
+
+    def _begin(self, key: bytes, item: Prepared, plan: Plan) -> Computation:
+        job = Job(
+            input=item.input,
+            tokens=item.tokens,
+            exact=item.exact,
+            size=item.size,
+            lane=plan.lane,
+            client=plan.client,
+            future=asyncio.get_running_loop().create_future(),
+        )
+        computation = self._computations[key] = Computation(job, item.total_tokens)
+        job.future.add_done_callback(partial(self._end, key, computation))
+        return computation
+
+    def _end(self, key: bytes, computation: Computation, future: asyncio.Future[Computed]) -> None:
+        if self._computations.get(key) is computation:
+            del self._computations[key]
+        # Asking for the exception also tells asyncio that somebody has seen it, should all callers have gone.
+        if not future.cancelled() and future.exception() is None:
+            done = future.result()
+            total = computation.total_tokens or done.tokens
+            self._cache.put(key, CachedVector(vector=done.vector, tokens=done.tokens, total_tokens=total))
+
+    def _key(self, text: str, plan: Plan) -> bytes:
+        # A text that is short enough anyway has one vector, however it might have been cut.
+        cut = plan.options.truncate.value if self._preparer.may_be_too_long(plan.prompt + text) else ""
+        return cache_key(self._native_fingerprint, plan.prompt, cut, text)
 
     async def _suspend(self) -> None:
         _log.info("engine suspended", idle_seconds=self._idle_timeout)
@@ -116,39 +336,31 @@ class Engine:
         release_free_memory()
 
 
-def _check_texts(texts: Sequence[str]) -> None:
-    if not texts:
-        raise EmptyBatchError("the batch holds no text; send at least one")
-    if len(texts) > MAX_BATCH_TEXTS:
-        raise BatchTooLargeError(
-            f"the batch holds {len(texts)} texts, the limit is {MAX_BATCH_TEXTS}; send several batches",
-            metadata={"texts": str(len(texts)), "limit": str(MAX_BATCH_TEXTS)},
-        )
-    for index, text in enumerate(texts):
-        if not text or text.isspace():
-            raise EmptyTextError(
-                f"{_name(index, texts)} is empty or only white space, so that its vector would mean nothing; leave it out",
-                metadata={"index": str(index)},
-            )
-        if (position := text.find("\0")) >= 0:
-            raise InvalidTextError(
-                f"{_name(index, texts)} has a NUL character at position {position}; remove it, or check that this is text",
-                metadata={"index": str(index), "position": str(position)},
-            )
+async def _redeem(tickets: Sequence[Ticket], *, strict: bool) -> list[Embedding | RunedError]:
+    """Wait for the outcomes of all tickets; if `strict`, only until the first error, which is raised."""
+    futures = {ticket.future for ticket in tickets if ticket.future is not None}
+    if futures:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION if strict else asyncio.ALL_COMPLETED)
+    if strict:
+        _raise_first([ticket.redeem() for ticket in tickets if ticket.ready])
+    return [ticket.redeem() for ticket in tickets]
 
 
-def _name(index: int, texts: Sequence[str]) -> str:
-    return "the text" if len(texts) == 1 else f"text {index} of the batch (counted from 0)"
+def _from_cache(item: CachedVector, plan: Plan) -> Embedding:
+    vector = shorten(item.vector, plan.dimensions)
+    return Embedding(vector=vector, tokens=item.tokens, total_tokens=item.total_tokens, cached=True)
 
 
-def _micro_batches(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Cut a batch into ranges of at most `MICRO_BATCH_TEXTS` texts and, but for a single long text, `MICRO_BATCH_BYTES`."""
-    start = 0
-    size = 0
-    for end, text in enumerate(texts):
-        length = len(text.encode())
-        if end > start and (end - start == MICRO_BATCH_TEXTS or size + length > MICRO_BATCH_BYTES):
-            yield start, end
-            start, size = end, 0
-        size += length
-    yield start, len(texts)
+def _problem(text: str, name: str, where: dict[str, str]) -> RunedError | None:
+    try:
+        check_text(text, name, where)
+    except RunedError as error:
+        return error
+    return None
+
+
+def _raise_first(items: Sequence[object]) -> None:
+    """Raise the first error among the items of a call, if there is one."""
+    for item in items:
+        if isinstance(item, RunedError):
+            raise item

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+
+from runed.engine.metrics import EngineStats
+from runed.engine.types import Lane
 
 
 class Status(Enum):
@@ -24,6 +28,23 @@ class LoadingPhase(Enum):
     STARTING_LLAMA_SERVER = "starting llama-server"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much the engine has to do and has done.
+
+    Attributes:
+        stats: What was counted and measured.
+        queued: The texts that wait in each lane, and their bytes.
+        cache_entries: Vectors in the cache of the memory.
+        cache_bytes: The bytes that they take.
+    """
+
+    stats: EngineStats
+    queued: Mapping[Lane, tuple[int, int]]
+    cache_entries: int
+    cache_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """What the daemon is doing right now; units as in runed.proto."""
@@ -39,6 +60,7 @@ class Health:
     pid: int
     engine_pid: int
     engine_restarts: int
+    load: Load | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +78,11 @@ class Info:
     model_variant: str = ""
     pooling: str = ""
     engine_version: str = ""
+    fingerprint: str = ""
+    min_dimensions: int = 0
+    query_prompt: str = ""
+    document_prompt: str = ""
+    default_instruction: str = ""
+    profile: str = ""
+    max_queued_texts: int = 0
+    max_queued_bytes: int = 0

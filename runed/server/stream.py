@@ -32,6 +32,9 @@ BODY_LIMIT = 256 * 1024
 _OFFERED_EXTENSIONS = ("http.response.trailers",)
 """What the app may use of that which Hypercorn offers: its server push and early hints have no client here."""
 
+DUPLEX = "runed.duplex"
+"""An ASGI extension of ours, see `RequestStream.begin_duplex`; HTTP/2 only."""
+
 _log = get_logger(__name__)
 
 
@@ -87,6 +90,8 @@ class RequestStream(HTTPStream):
         self._body = bytearray()
         self._end_delivered = False
         self._changed = asyncio.Event()
+        self._disconnected = asyncio.Event()
+        self._duplex = False
 
     async def handle(self, event: StreamEvent) -> None:
         """Take what came from the connection: the request's head, its body, its end, or the loss of its client."""
@@ -107,13 +112,28 @@ class RequestStream(HTTPStream):
         self.closed = True
         self._body.clear()
         self._changed.set()
+        self._disconnected.set()
+
+    def begin_duplex(self) -> asyncio.Event:
+        """Serve this request as a conversation of both sides; `scope["extensions"]["runed.duplex"]["begin"]` for the app.
+
+        From now on the client may be silent for as long as it likes, since it may wait for an answer or for its next input. It
+        still has to take what is sent to it within the stall timeout.
+
+        Returns:
+            Set when the client has gone or gives the request up. ASGI tells that only after all of the body, which an app that
+            holds its client back does not read.
+        """
+        self._duplex = True
+        return self._disconnected
 
     async def receive(self) -> ASGIReceiveEvent:
         """Wait for more of the request, as ASGI's `receive`."""
         while not (self.closed or self._body or self.request_ended != self._end_delivered):
             self._changed.clear()
+            may_be_silent = self.request_ended or self._duplex
             try:
-                async with asyncio.timeout(None if self.request_ended else self.server_context.stall_timeout):
+                async with asyncio.timeout(None if may_be_silent else self.server_context.stall_timeout):
                     await self._changed.wait()
             except TimeoutError:
                 await self.give_up()
@@ -143,7 +163,10 @@ class RequestStream(HTTPStream):
     ) -> None:
         """Call the app; Hypercorn, which runs this as a task, would log an exception with its text."""
         assert scope["type"] == "http"
-        scope["extensions"] = {name: {} for name in _OFFERED_EXTENSIONS if name in scope["extensions"]}
+        extensions: dict[str, dict[Any, Any]] = {name: {} for name in _OFFERED_EXTENSIONS if name in scope["extensions"]}
+        if scope["http_version"] == "2":  # HTTP/1.1 has one direction after the other
+            extensions[DUPLEX] = {"begin": self.begin_duplex}
+        scope["extensions"] = extensions
         try:
             await self.server_context.app(scope, self.receive, send)
         except Exception as error:  # noqa: BLE001 # whatever the app did, only its own request may suffer

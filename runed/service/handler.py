@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
 
 from connectrpc.request import RequestContext
 from runed_proto.runed.v1.runed_pb2 import (
+    CountTokensRequest,
+    CountTokensResponse,
     EmbedBatchRequest,
     EmbedBatchResponse,
     EmbedRequest,
     EmbedResponse,
+    EmbedStreamRequest,
+    EmbedStreamResponse,
     HealthRequest,
     HealthResponse,
     InfoRequest,
@@ -21,36 +26,47 @@ from runed_proto.runed.v1.runed_pb2 import (
     ShutdownResponse,
 )
 
-from runed.backend.base import EmbeddingBatch
-from runed.engine.status import Health, Info, LoadingPhase, Status
+from runed.engine.status import Health, Info
+from runed.engine.types import EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.errors import UnimplementedError
-from runed.service.observe import current_call
-
-_STATUS = {
-    Status.OK: HealthResponse.STATUS_OK,
-    Status.LOADING: HealthResponse.STATUS_LOADING,
-    Status.DEGRADED: HealthResponse.STATUS_DEGRADED,
-    Status.SHUTTING_DOWN: HealthResponse.STATUS_SHUTTING_DOWN,
-    Status.IDLE: HealthResponse.STATUS_IDLE,
-}
-_PHASE = {
-    None: HealthResponse.PHASE_UNSPECIFIED,
-    LoadingPhase.FETCHING_LLAMA_SERVER: HealthResponse.PHASE_FETCHING_LLAMA_SERVER,
-    LoadingPhase.FETCHING_MODEL: HealthResponse.PHASE_FETCHING_MODEL,
-    LoadingPhase.STARTING_LLAMA_SERVER: HealthResponse.PHASE_STARTING_LLAMA_SERVER,
-}
-
-_VECTOR_TAG = b"\x0a"
-"""Field 1, wire type 2 (length-delimited): the tag of `EmbedResponse.vector` in the protobuf encoding."""
-_VARINT_MORE = 0x80
-"""The bit of a varint's byte that says that another one follows."""
+from runed.service import messages
+from runed.service.observe import Call, current_call
 
 
 class Host(Protocol):
-    """What the service asks of the daemon."""
+    """What the service asks of the daemon.
 
-    async def embed(self, texts: Sequence[str]) -> EmbeddingBatch:
-        """Embed the texts of one call; raises `RunedError`."""
+    A caller that goes, gives up or whose deadline passes has its coroutine cancelled, or its generator closed.
+    """
+
+    async def embed(
+        self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
+    ) -> EmbedAnswer:
+        """Embed the texts of one call; raises `RunedError`.
+
+        Args:
+            texts: The texts, unchecked.
+            options: How to embed them.
+            client: Tells callers apart.
+            per_item_errors: Whether a text that cannot be embedded has its error in the answer, instead of failing the call.
+        """
+        ...
+
+    def embed_stream(
+        self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
+    ) -> AsyncGenerator[StreamAnswer, None]:
+        """Embed texts as they come and give their vectors as they are ready; raises `RunedError`.
+
+        Args:
+            chunks: The texts, unchecked. Not to be read further than there is room for; what it raises ends the stream. Nobody
+                may read it any more once the generator is closed.
+            options: How to embed them.
+            client: Tells callers apart.
+        """
+        ...
+
+    async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
+        """Count the tokens of each text, with its prompt and special ones; raises `RunedError`."""
         ...
 
     def info(self) -> Info:
@@ -59,6 +75,10 @@ class Host(Protocol):
 
     def health(self) -> Health:
         """Tell what the daemon is doing right now."""
+        ...
+
+    def metrics(self) -> bytes:
+        """Give the numbers of the engine as `runed.engine.metrics.CONTENT_TYPE`."""
         ...
 
     def shut_down(self, grace: float | None) -> None:
@@ -78,54 +98,46 @@ class RunedServicer:
 
     async def embed(self, request: EmbedRequest, ctx: RequestContext[EmbedRequest, EmbedResponse], /) -> EmbedResponse:
         """Embed one text."""
-        vectors = await self._embed([request.text], with_route=request.with_route)
-        response = EmbedResponse()
-        response.MergeFromString(_encode_vector(vectors[0]))
-        return response
+        return messages.embed_response(await self._embed([request.text], request, ctx))
 
     async def embed_batch(
         self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse], /
     ) -> EmbedBatchResponse:
         """Embed many texts."""
-        vectors = await self._embed(list(request.texts), with_route=request.with_route)
-        response = EmbedBatchResponse()
-        for vector in vectors:
-            response.embeddings.add().MergeFromString(_encode_vector(vector))
-        return response
+        answer = await self._embed(list(request.texts), request, ctx, per_item_errors=request.per_item_errors)
+        return messages.embed_batch_response(answer)
+
+    async def embed_stream(
+        self, request: AsyncIterator[EmbedStreamRequest], ctx: RequestContext[EmbedStreamRequest, EmbedStreamResponse], /
+    ) -> AsyncIterator[EmbedStreamResponse]:
+        """Embed texts as they come."""
+        first = await anext(request, None)
+        if first is None:
+            return
+        call = current_call()
+        options = messages.embed_options(first)
+        call.lane = options.lane
+        answers = self._host.embed_stream(_chunks(first, request, call), options, client=_client(ctx))
+        async with aclosing(answers):
+            async for answer in answers:
+                call.count(result.outcome for result in answer.results)
+                for response in messages.embed_stream_responses(answer):
+                    yield response
+
+    async def count_tokens(
+        self, request: CountTokensRequest, ctx: RequestContext[CountTokensRequest, CountTokensResponse], /
+    ) -> CountTokensResponse:
+        """Count the tokens of many texts."""
+        counts = await self._host.count_tokens(list(request.texts), messages.count_options(request))
+        return CountTokensResponse(token_counts=counts, max_text_length=self._host.info().max_text_length)
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         """Describe daemon and model."""
-        info = self._host.info()
-        return InfoResponse(
-            daemon_version=info.daemon_version,
-            model_identity=info.model_identity,
-            vector_dim=info.vector_dim,
-            max_text_length=info.max_text_length,
-            max_batch_size=info.max_batch_size,
-            model_name=info.model_name,
-            model_variant=info.model_variant,
-            pooling=info.pooling,
-            engine_version=info.engine_version,
-            max_request_bytes=info.max_request_bytes,
-            socket_path=info.socket_path,
-        )
+        return messages.info_response(self._host.info())
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
         """Tell what the daemon is doing."""
-        health = self._host.health()
-        return HealthResponse(
-            status=_STATUS[health.status],
-            uptime_seconds=health.uptime_seconds,
-            total_requests=health.total_requests,
-            phase=_PHASE[health.phase],
-            bytes_done=health.bytes_done,
-            bytes_total=health.bytes_total,
-            message=health.message,
-            pid=health.pid,
-            engine_pid=health.engine_pid,
-            engine_restarts=health.engine_restarts,
-            in_flight_requests=health.in_flight_requests,
-        )
+        return messages.health_response(self._host.health())
 
     async def shutdown(
         self, request: ShutdownRequest, ctx: RequestContext[ShutdownRequest, ShutdownResponse], /
@@ -140,22 +152,43 @@ class RunedServicer:
         """Refuse: routing is not there yet."""
         raise UnimplementedError("this version of runed cannot route by centroids; embed without a centroid set")
 
-    async def _embed(self, texts: Sequence[str], *, with_route: bool) -> list[bytes]:
-        if with_route:
-            raise UnimplementedError("this version of runed cannot route by centroids; send the request without with_route")
+    async def _embed(
+        self,
+        texts: Sequence[str],
+        request: EmbedRequest | EmbedBatchRequest,
+        ctx: RequestContext[Any, Any],
+        *,
+        per_item_errors: bool = False,
+    ) -> EmbedAnswer:
         call = current_call()
         call.texts = len(texts)
-        batch = await self._host.embed(texts)
-        call.tokens = batch.tokens
-        return batch.vectors
+        if request.with_route:
+            raise UnimplementedError("this version of runed cannot route by centroids; send the request without with_route")
+        options = messages.embed_options(request)
+        call.lane = options.lane
+        answer = await self._host.embed(texts, options, client=_client(ctx), per_item_errors=per_item_errors)
+        call.count(answer.items)
+        return answer
 
 
-def _encode_vector(vector: bytes) -> bytes:
-    """Encode an `EmbedResponse`: its packed field is the float32 bytes as they are, 30 times faster than by Python floats."""
-    length = len(vector)
-    varint = bytearray()
-    while length >= _VARINT_MORE:
-        varint.append(length % _VARINT_MORE | _VARINT_MORE)
-        length //= _VARINT_MORE
-    varint.append(length)
-    return _VECTOR_TAG + varint + vector
+def _client(ctx: RequestContext[Any, Any]) -> str:
+    """Tell callers apart, by their connection."""
+    return ctx.client_address or ""
+
+
+async def _chunks(
+    first: EmbedStreamRequest, later: AsyncIterator[EmbedStreamRequest], call: Call
+) -> AsyncIterator[list[StreamItem]]:
+    """Give the texts of a stream, message by message."""
+    if first.items:
+        call.texts += len(first.items)
+        yield _items(first)
+    async for message in later:
+        messages.check_same_options(first, message)
+        if message.items:
+            call.texts += len(message.items)
+            yield _items(message)
+
+
+def _items(message: EmbedStreamRequest) -> list[StreamItem]:
+    return [StreamItem(item.id, item.text) for item in message.items]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,12 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 
+from runed.engine.types import Embedding, Lane
 from runed.errors import RunedError
 from runed.log import describe_exception, get_logger
 from runed.service import wire
 
-_EMBEDDING_METHODS = {"Embed", "EmbedBatch"}
+_EMBEDDING_METHODS = {"Embed", "EmbedBatch", "EmbedStream"}
 
 _log = get_logger(__name__)
 
@@ -25,14 +27,32 @@ class Call:
     """What is logged of one call.
 
     Attributes:
-        texts: The number of texts, 0 until the request is read.
-        tokens: The number of their tokens, 0 until they are embedded.
+        lane: The lane that was asked for, None if it was left to the engine.
+        texts: The number of texts that were read.
+        tokens: The number of tokens of those that were embedded.
+        hits: The number of texts whose vector was there already, in the cache or in flight.
+        truncated: The number of texts of which something was cut off.
+        refused: The number of texts that have an error of their own in the answer.
         started: When the call began, in seconds of the monotonic clock.
     """
 
+    lane: Lane | None = None
     texts: int = 0
     tokens: int = 0
+    hits: int = 0
+    truncated: int = 0
+    refused: int = 0
     started: float = field(default_factory=time.monotonic)
+
+    def count(self, outcomes: Iterable[Embedding | RunedError]) -> None:
+        """Count what became of texts."""
+        for outcome in outcomes:
+            if isinstance(outcome, RunedError):
+                self.refused += 1
+            else:
+                self.tokens += outcome.tokens
+                self.hits += outcome.cached
+                self.truncated += outcome.truncated
 
 
 _call: ContextVar[Call] = ContextVar("runed_call")
@@ -70,8 +90,12 @@ class Observer:
             _log.info(
                 "embedding call",
                 method=ctx.method.name,
+                lane="auto" if token.lane is None else token.lane.value,
                 texts=token.texts,
                 tokens=token.tokens,
+                hits=token.hits,
+                truncated=token.truncated,
+                refused=token.refused,
                 duration_ms=round((time.monotonic() - token.started) * 1000, 1),
                 code="ok" if answer is None else answer.code.value,
             )

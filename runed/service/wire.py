@@ -13,9 +13,17 @@ from runed import errors
 DOMAIN = "runed.v1"
 """The domain of every `google.rpc.ErrorInfo` that the daemon sends."""
 
+
+class MalformedRequestError(errors.InvalidRequestError):
+    """What came is no message of the contract, or came by a wrong HTTP method, version or content type."""
+
+    reason = "MALFORMED_REQUEST"
+
+
 _CODES: dict[type[errors.RunedError], Code] = {
     errors.InvalidRequestError: Code.INVALID_ARGUMENT,
     errors.RequestTooLargeError: Code.RESOURCE_EXHAUSTED,
+    errors.QueueFullError: Code.RESOURCE_EXHAUSTED,
     errors.UnimplementedError: Code.UNIMPLEMENTED,
     errors.BootstrappingError: Code.FAILED_PRECONDITION,
     errors.ShuttingDownError: Code.UNAVAILABLE,
@@ -25,13 +33,18 @@ _CODES: dict[type[errors.RunedError], Code] = {
 }
 
 _FOREIGN: dict[Code, str] = {
-    Code.INVALID_ARGUMENT: "MALFORMED_REQUEST",
+    Code.INVALID_ARGUMENT: MalformedRequestError.reason,
     Code.RESOURCE_EXHAUSTED: errors.RequestTooLargeError.reason,
     Code.UNIMPLEMENTED: errors.UnimplementedError.reason,
     Code.DEADLINE_EXCEEDED: errors.DeadlineExceededError.reason,
     Code.CANCELED: "CANCELED",
 }
 """The reasons of errors that the RPC library finds by itself, before or beside the handler."""
+
+
+def code_of(error: errors.RunedError) -> Code:
+    """Give the code of an error."""
+    return next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
 
 
 def error_info(error: errors.RunedError) -> ErrorInfo:
@@ -41,13 +54,12 @@ def error_info(error: errors.RunedError) -> ErrorInfo:
 
 def to_connect(error: errors.RunedError) -> ConnectError:
     """Give the error as it travels: code, message, `ErrorInfo` and, where trying again can help, `RetryInfo`."""
-    code = next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
     details = [_detail(error_info(error))]
     if error.retry_after is not None:
         retry = RetryInfo()
         retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(_detail(retry))
-    return ConnectError(code, error.message, details)
+    return ConnectError(code_of(error), error.message, details)
 
 
 def complete(error: ConnectError, metadata: dict[str, str] | None = None) -> ConnectError:

@@ -41,8 +41,8 @@ def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
 
 async def test_tiny_qwen3_agrees_with_transformers(make_backend: MakeBackend, tiny_golden: Golden) -> None:
     backend = make_backend(ctx_size=2048)
+    assert [len(tokens) for tokens in await backend.tokenize(tiny_golden.texts)] == tiny_golden.tokens
     for text, tokens in zip(tiny_golden.texts, tiny_golden.tokens, strict=True):
-        assert await backend.count_tokens(text) == tokens
         assert (await backend.embed([text])).tokens == tokens
     batch = await backend.embed(tiny_golden.texts)
     assert tiny_golden.cosines(as_array(batch.vectors)).min() >= 0.9999
@@ -53,7 +53,7 @@ async def test_minilm_agrees_with_sentence_transformers(make_backend: MakeBacken
     backend = make_backend(model=minilm, ctx_size=2048)
     batch = await backend.embed(minilm_golden.texts)
     assert minilm_golden.cosines(as_array(batch.vectors)).min() >= 0.9999
-    assert [await backend.count_tokens(text) for text in minilm_golden.texts] == minilm_golden.tokens
+    assert [len(tokens) for tokens in await backend.tokenize(minilm_golden.texts)] == minilm_golden.tokens
 
 
 async def test_model_is_known_before_the_engine_runs(make_backend: MakeBackend) -> None:
@@ -70,7 +70,7 @@ async def test_last_pooling_takes_max_tokens_and_not_one_more(make_backend: Make
     limit = backend.model.max_tokens
     assert limit == {64: 255, 256: 255, 300: 511, 100_000: 2047}[ctx_size]
     longest = "z" * (limit - 1)  # each is a token, and the EOS is one
-    assert await backend.count_tokens(longest) == limit
+    assert [len(tokens) for tokens in await backend.tokenize([longest])] == [limit]
     assert (await backend.embed([longest])).tokens == limit
     with pytest.raises(TextTooLongError) as caught:
         await backend.embed(["short", longest + "z"])
@@ -105,7 +105,41 @@ async def test_mean_pooling_takes_max_tokens_and_not_one_more(make_backend: Make
 @pytest.mark.parametrize("text", ["", "a\x00b", "<|endoftext|> inside", "naïve 北京 🙂", "\ufffd\u200b", '{}"\\\n'])
 async def test_odd_texts_are_counted_as_they_are_embedded(make_backend: MakeBackend, text: str) -> None:
     backend = make_backend()
-    assert await backend.count_tokens(text) == (await backend.embed([text])).tokens
+    first, tokens, last = await backend.tokenize(["before", text, "after"])
+    assert len(tokens) == (await backend.embed([text])).tokens
+    assert [first, last] == [*await backend.tokenize(["before"]), *await backend.tokenize(["after"])]
+
+
+@pytest.mark.parametrize("model", ["tiny_qwen3", "minilm"])
+async def test_tokens_embed_as_their_text_does(make_backend: MakeBackend, model: str, request: pytest.FixtureRequest) -> None:
+    backend = make_backend(model=request.getfixturevalue(model))
+    texts = ["a text", "<|endoftext|> inside", "naïve 北京 🙂"]
+    by_text = await backend.embed(texts)
+    by_tokens = await backend.embed(await backend.tokenize(texts))
+    assert by_tokens.tokens == by_text.tokens
+    assert (np.sum(as_array(by_tokens.vectors) * as_array(by_text.vectors), axis=1) >= 0.999999).all()
+
+
+async def test_many_texts_are_tokenized_by_several_questions(make_backend: MakeBackend) -> None:
+    backend = make_backend()
+    texts = ["z" * (index * 37 % 4000) for index in range(300)]
+    assert [len(tokens) for tokens in await backend.tokenize(texts)] == [len(text) + 1 for text in texts]
+    assert await backend.tokenize([]) == []
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "abc", "abcdef", "abcdefg", "a b c d"])
+async def test_a_very_short_text_is_counted_without_what_fills_its_batch(make_backend: MakeBackend, text: str) -> None:
+    batch = await make_backend().embed([text])
+    assert (len(batch.vectors), batch.tokens) == (1, len(text) + 1)
+
+
+async def test_a_long_text_finds_room_although_all_slots_were_used(make_backend: MakeBackend) -> None:
+    backend = make_backend()
+    limits = backend.limits
+    for start in range(3):
+        await backend.embed([f"{start} text {index}"[: limits.tokens // limits.texts - 1] for index in range(limits.texts)])
+        assert (await backend.embed(["z" * (backend.model.max_tokens - 1)])).tokens == backend.model.max_tokens
+    assert backend.state.restarts == 0
 
 
 async def test_lone_surrogate_is_refused_without_quoting_the_text(make_backend: MakeBackend) -> None:
@@ -132,8 +166,9 @@ async def test_every_flag_is_known_to_the_engine_and_memory_is_bounded(make_back
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.stdout))
     assert {argument for argument in [*argv, "--no-repack"] if argument.startswith("-")} <= known
     options = dict(pairwise(argv))
-    assert (options["--cache-ram"], options["--parallel"], options["--ctx-size"]) == ("0", "1", "2048")
-    assert options["--ubatch-size"] == options["--batch-size"] == "64"
+    assert (options["--cache-ram"], options["--parallel"], options["--ctx-size"]) == ("0", "8", "2048")
+    assert "--kv-unified" in argv
+    assert options["--ubatch-size"] == options["--batch-size"] == "60"
 
 
 async def test_engine_listens_on_a_private_socket_and_no_port(make_backend: MakeBackend, paths: Paths) -> None:
@@ -281,3 +316,19 @@ def test_engine_dies_with_a_daemon_that_is_killed(home: Path, llama_server: Path
         assert record["pid"] == pid
         daemon.kill()
     wait_until(lambda: not psutil.pid_exists(pid), timeout=10, what="the engine's death")
+
+
+async def test_vectors_do_not_depend_on_company(make_backend: MakeBackend, minilm: Path) -> None:
+    for model in (None, minilm):
+        backend = make_backend(**({"model": model} if model else {}))
+        limits = backend.limits
+        assert limits.texts > 1
+        texts = ["z" * length for length in (1, 2, 4, 6, 7, 11, 13)] + ["two words"]
+        long = "the quick brown fox jumps " * 9
+        alone = [(await backend.embed([text])).vectors[0] for text in [*texts, long]]
+        for order in (texts, texts[::-1], texts[3:] + texts[:3]):
+            together = dict(zip(order, (await backend.embed(order)).vectors, strict=True))
+            together[long] = (await backend.embed([long])).vectors[0]
+            pairs = zip(as_array(alone), as_array([together[text] for text in [*texts, long]]), strict=True)
+            assert min(float(one @ other) for one, other in pairs) >= 0.9999
+        await backend.stop()

@@ -273,6 +273,24 @@ async def test_engine_that_computes_wrongly_fails_its_self_test(
         await backend.embed(["hello"])
 
 
+async def test_engine_whose_vectors_depend_on_company_is_run_with_one_slot_from_then_on(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    fake.behave(always="batch-rounds")
+    backend = make_backend(fake.executable)
+    await backend.start()
+    slots = [launch["argv"][launch["argv"].index("--parallel") + 1] for launch in fake.launches]
+    assert slots == ["8", "1"]
+    assert backend.limits.texts == 1
+    assert "one by one" in backend.state.reason
+    assert backend.state.restarts == 0
+    await backend.stop()
+    later = make_backend(fake.executable)
+    await later.start()
+    assert len(fake.launches) == 3
+    assert later.limits.texts == 1
+
+
 async def test_connection_that_the_engine_closed_in_silence_is_made_again(make_backend: MakeBackend, fake: FakeEngine) -> None:
     fake.behave(close_silently=True)
     backend = make_backend(fake.executable)

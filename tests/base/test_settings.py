@@ -57,6 +57,22 @@ def test_go_durations(value: str, seconds: float, home: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "size"),
+    [("0", 0), ("1000", 1000), ("64MiB", 64 << 20), ("64M", 64 << 20), ("2 kb", 2048), ("1GiB", 1 << 30), ("3T", 3 << 40)],
+)
+def test_sizes(value: str, size: int, home: Path) -> None:
+    assert load_settings(home=home, environ={"RUNED_CACHE_SIZE": value}).cache_bytes == size
+
+
+def test_settings_of_the_engine_come_from_the_file_too(home: Path) -> None:
+    write_config(home, profile="memory", queue_texts=100, queue_bytes="2MiB", cache="disk", cache_size=5000, disk_cache_size=0)
+    settings = load_settings(home=home, environ={"RUNED_PROFILE": "Throughput"})
+    assert settings.profile == "throughput"
+    assert (settings.queue_texts, settings.queue_bytes) == (100, 2 << 20)
+    assert (settings.disk_cache, settings.cache_bytes, settings.disk_cache_bytes) == (True, 5000, 0)
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "accepted"),
     [
         ("RUNED_IDLE_TIMEOUT", "10", '"10m"'),
@@ -71,6 +87,16 @@ def test_go_durations(value: str, seconds: float, home: Path) -> None:
         ("RUNED_CTX_SIZE", "-1", "64 to 131072"),
         ("RUNED_CTX_SIZE", "٣٠٠", "64 to 131072"),
         ("RUNED_KEEP_SOURCE", "maybe", "yes"),
+        ("RUNED_PROFILE", "fast", "memory, balanced, throughput"),
+        ("RUNED_CACHE", "tape", "memory, disk"),
+        ("RUNED_QUEUE_TEXTS", "63", "64 to 1000000"),
+        ("RUNED_QUEUE_TEXTS", "1e6", "64 to 1000000"),
+        ("RUNED_QUEUE_BYTES", "1000", "at least 1048576"),
+        ("RUNED_CACHE_SIZE", "a lot", "64MiB"),
+        ("RUNED_CACHE_SIZE", "-1", "64MiB"),
+        ("RUNED_CACHE_SIZE", "1.5GiB", "64MiB"),
+        ("RUNED_CACHE_SIZE", "٣MiB", "64MiB"),
+        ("RUNED_DISK_CACHE_SIZE", "5 parsecs", "1GiB"),
     ],
 )
 def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(

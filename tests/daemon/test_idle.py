@@ -19,9 +19,11 @@ def test_suspends_after_the_last_embedding_and_wakes_once_for_many(start_daemon:
     assert idle.get("enginePid", "0") == "0"
     assert process_gone(first)
     assert resident_bytes(daemon.process.pid) <= 85 * 2**20
+    assert daemon.call("Embed", {"text": "hello world"})["vector"] == before
+    assert daemon.health()["status"] == "STATUS_IDLE", "a text that is in the cache wakes nobody"
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: daemon.call("Embed", {"text": "hello world"}), range(16)))
-    assert all(answer["vector"] == before for answer in answers)
+        answers = list(pool.map(lambda number: daemon.call("Embed", {"text": f"hello {number // 2}"}), range(16)))
+    assert all(one["vector"] == other["vector"] for one, other in zip(answers[::2], answers[1::2], strict=True))
     health = daemon.health()
     assert health.get("engineRestarts", "0") == "0"
     starts = [line for line in daemon.log_lines() if line["message"] == "llama-server ready"]
@@ -46,7 +48,7 @@ def test_health_and_info_neither_wake_nor_keep_awake(start_daemon: StartDaemon) 
 def test_never_suspends_with_a_call_in_flight(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(RUNED_IDLE_TIMEOUT="50ms")
     daemon.wait_for("STATUS_IDLE")
-    answer = daemon.call("EmbedBatch", {"texts": ["a text that takes its time " * 5] * 150}, timeout=60)
+    answer = daemon.call("EmbedBatch", {"texts": [f"text {number} takes its time " * 5 for number in range(150)]}, timeout=60)
     assert len(answer["embeddings"]) == 150
     daemon.wait_for("STATUS_IDLE")
     starts = [line for line in daemon.log_lines() if line["message"] == "llama-server ready"]

@@ -93,7 +93,7 @@ def test_late_call_on_a_busy_connection_is_refused_so_that_it_can_be_tried_again
     daemon = start_daemon()
     daemon.wait_for("STATUS_OK")
     with grpc.insecure_channel(f"unix:{daemon.socket}", options=GRPC_OPTIONS) as channel:
-        batch = EmbedBatchRequest(texts=["a text of a long call"] * 1000).SerializeToString()
+        batch = EmbedBatchRequest(texts=[f"text {number} of a long call" for number in range(1000)]).SerializeToString()
         in_flight = raw_stub(channel, "/runed.v1.RunedService/EmbedBatch").future(batch, timeout=60)
         wait_until(lambda: daemon.health().get("inFlightRequests") == "1", what="the call in flight")
         daemon.call("Shutdown", {"graceSeconds": 60})
@@ -107,7 +107,7 @@ def test_late_call_on_a_busy_connection_is_refused_so_that_it_can_be_tried_again
 def test_second_signal_does_not_wait_for_what_is_in_flight(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     daemon.wait_for("STATUS_OK")
-    texts = ["a text of a call that nobody waits for " * 10] * 2048
+    texts = [f"text {number} of a call that nobody waits for " * 10 for number in range(2048)]
     with ThreadPoolExecutor() as pool:
         call = pool.submit(daemon.call, "EmbedBatch", {"texts": texts}, timeout=60)
         wait_until(lambda: daemon.health().get("inFlightRequests") == "1", what="the call in flight")

@@ -16,7 +16,8 @@ Keys of `behaviour.json`, all optional:
     on: a mapping from a text to an action for it
 
 Actions: "crash" or "crash-once" (abort), "hang" or "hang-once", "busy" (use the processor for a second, then answer), "nan",
-"zeros", "dimension" (a value too few), "too-few" (a vector too few), "batch-differs", "500", "garbage" (no JSON), "not-http",
+"zeros", "dimension" (a value too few), "too-few" (a vector too few), "batch-differs", "batch-rounds" (it differs a little), "500",
+"garbage" (no JSON), "not-http",
 "half" (close the connection in the middle of the answer).
 """
 
@@ -66,9 +67,24 @@ def embedding(text: str) -> list[float]:
     return [value / norm for value in values]
 
 
+def tokenize(content: str | list[str | int]) -> list[int]:
+    """A token a word; like the real one, a list is joined, with numbers as they are and special tokens only if it starts so."""
+    if isinstance(content, list):
+        return [token for part in content for token in ([part] if isinstance(part, int) else range(len(part.split())))]
+    words = list(range(len(content.split())))
+    return words if BEHAVIOUR.get("no_eos") else [*words, EOS]
+
+
 def spoil_batch(vectors: list[list[float]]) -> None:
     if len(vectors) > 1:
         vectors[0] = embedding("another text")
+
+
+def round_batch(vectors: list[list[float]]) -> None:
+    if len(vectors) > 1:
+        mixed = [a + 0.02 * b for a, b in zip(vectors[0], embedding("another text"), strict=True)]
+        norm = math.sqrt(sum(value * value for value in mixed))
+        vectors[0] = [value / norm for value in mixed]
 
 
 FAULTS: dict[str, Callable[[list[list[float]]], object]] = {
@@ -77,6 +93,7 @@ FAULTS: dict[str, Callable[[list[list[float]]], object]] = {
     "dimension": lambda vectors: vectors[0].pop(),
     "too-few": lambda vectors: vectors.pop(),
     "batch-differs": spoil_batch,
+    "batch-rounds": round_batch,
 }
 
 
@@ -97,10 +114,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/tokenize":
-            words = list(range(len(question["content"].split())))
-            self.answer(200, json.dumps({"tokens": words if BEHAVIOUR.get("no_eos") else [*words, EOS]}).encode())
+            self.answer(200, json.dumps({"tokens": tokenize(question["content"])}).encode())
+            return
+        if self.path.startswith("/slots/"):
+            self.answer(200, b"{}")
             return
         texts = [question["input"]] if isinstance(question["input"], str) else question["input"]
+        texts = [text if isinstance(text, str) else " ".join(map(str, text[:-1])) for text in texts]
         chosen = {action for text, action in BEHAVIOUR.get("on", {}).items() if text in texts}
         self.embed(texts, chosen.pop() if chosen else BEHAVIOUR.get("always", ""))
 

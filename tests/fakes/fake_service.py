@@ -2,8 +2,9 @@
 
     fake_service.py OPTIONS serve --log-file FILE --ready-fd N
 
-OPTIONS is a JSON object, see `Options`. The vector of a text is `[length, pid, number of the request, texts in the request]`.
-Texts that do more: "fail:REASON", "undetailed:CODE", "die", "slow", "drain". What happens is appended to `events` of the home.
+OPTIONS is a JSON object, see `Options`. The vector of a text is `[length, pid, number of the request, texts in the request]`,
+cut or filled up to the dimensions asked for. Texts that do more: "fail:REASON", "undetailed:CODE", "die", "slow", "drain",
+"busy-once", "hold", which waits for a file `release` in the home. What happens is appended to `events` of the home.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import hypercorn.asyncio
@@ -23,23 +24,42 @@ from connectrpc.request import RequestContext
 from hypercorn.config import Config
 from runed_proto.runed.v1.runed_connect import RunedService, RunedServiceASGIApplication
 from runed_proto.runed.v1.runed_pb2 import (
+    LANE_BULK,
+    ROLE_QUERY,
+    ROLE_UNSPECIFIED,
+    TRUNCATE_UNSPECIFIED,
+    CountTokensRequest,
+    CountTokensResponse,
     EmbedBatchRequest,
     EmbedBatchResponse,
     EmbedRequest,
     EmbedResponse,
+    EmbedStreamRequest,
+    EmbedStreamResponse,
+    EmbedStreamResult,
     HealthRequest,
     HealthResponse,
     InfoRequest,
     InfoResponse,
+    ItemError,
+    LaneHealth,
     ShutdownRequest,
     ShutdownResponse,
 )
 
-from runed.errors import BackendUnavailableError, BootstrappingError, RunedError, ShuttingDownError, error_for_reason
+from runed.errors import (
+    BackendUnavailableError,
+    BootstrappingError,
+    QueueFullError,
+    RunedError,
+    ShuttingDownError,
+    error_for_reason,
+)
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.paths import Paths
+from runed.server.serving import Server
 from runed.service.wire import to_connect
 
 DRAIN = 0.5
@@ -53,14 +73,31 @@ class Options(msgspec.Struct):
         degraded: The message that it is degraded with after that; "" if it is not.
         max_batch_size: As in Info.
         max_request_bytes: As in Info.
-        keep_alive: Seconds after which an idle connection is closed.
+        keep_alive: Seconds after which an idle connection is closed; 0 means never.
+        old: Whether it is from before there were options, details and streams.
+        busy: How many embeddings it refuses for the moment before it takes one, each for `retry_after` seconds.
+        retry_after: See `busy`.
+        busy_reason: Why; the class of that reason is raised.
+        new_model: Whether each start has another model.
+        die_after: After how many results of a stream it dies; 0 means never.
+        drain_after: After how many results of a stream it begins to drain; 0 means never.
     """
 
     loading: int = 0
     degraded: str = ""
     max_batch_size: int = 2048
     max_request_bytes: int = 32 * 1024 * 1024
-    keep_alive: float = 5.0
+    keep_alive: float = 0.0
+    old: bool = False
+    busy: int = 0
+    retry_after: float = 0.02
+    busy_reason: str = QueueFullError.reason
+    new_model: bool = False
+    die_after: int = 0
+    drain_after: int = 0
+
+
+AnyEmbedRequest = EmbedRequest | EmbedBatchRequest | EmbedStreamRequest
 
 
 class Service(RunedService):
@@ -72,19 +109,58 @@ class Service(RunedService):
         self._loading = options.loading
         self._requests = 0
         self._draining = False
+        self._streamed = 0
+        self._noted: set[str] = set()
+        self._starts = len((paths.home / "pids").read_text().split())
         self.end = asyncio.Event()
 
     async def embed(self, request: EmbedRequest, ctx: RequestContext[EmbedRequest, EmbedResponse], /) -> EmbedResponse:
-        (vector,) = await self._embed([request.text])
-        return EmbedResponse(vector=vector)
+        (vector,) = await self._embed([request.text], request)
+        return self._response(vector, request, EmbedResponse(fingerprint=self._fingerprint, prompt=self._prompt(request)))
 
     async def embed_batch(
         self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse], /
     ) -> EmbedBatchResponse:
         if request.ByteSize() > self._options.max_request_bytes or len(request.texts) > self._options.max_batch_size:
             raise to_connect(RunedError("the client sent more than the limits allow"))
-        vectors = await self._embed(request.texts)
-        return EmbedBatchResponse(embeddings=[EmbedResponse(vector=vector) for vector in vectors])
+        if request.per_item_errors and not self._options.old:
+            self._admit()
+            embeddings = [await self._embed_item(text, request, len(request.texts)) for text in request.texts]
+        else:
+            embeddings = [self._response(vector, request) for vector in await self._embed(request.texts, request)]
+        return EmbedBatchResponse(embeddings=embeddings, fingerprint=self._fingerprint, prompt=self._prompt(request))
+
+    async def embed_stream(
+        self, request: AsyncIterator[EmbedStreamRequest], ctx: RequestContext[EmbedStreamRequest, EmbedStreamResponse], /
+    ) -> AsyncIterator[EmbedStreamResponse]:
+        if self._options.old:
+            raise ConnectError(Code.UNIMPLEMENTED, "fake: no such method")
+        self._note("stream began")
+        options: EmbedStreamRequest | None = None
+        ended = False
+        try:
+            async for message in request:
+                options = options or message
+                if options is message:
+                    self._note(f"stream lane {message.lane}")
+                    self._admit()
+                results = []
+                for item in reversed(message.items):
+                    embedding = await self._embed_item(item.text, options, len(message.items))
+                    results.append(EmbedStreamResult(id=item.id, embedding=embedding))
+                if results:
+                    yield EmbedStreamResponse(results=results, fingerprint=self._fingerprint, prompt=self._prompt(options))
+                    await self._count(len(results))
+            ended = True
+        finally:
+            self._note("stream ended" if ended else "stream broken off")
+
+    async def count_tokens(
+        self, request: CountTokensRequest, ctx: RequestContext[CountTokensRequest, CountTokensResponse], /
+    ) -> CountTokensResponse:
+        self._note("count")
+        prompt = len(self._prompt(request).split())
+        return CountTokensResponse(token_counts=[len(text.split()) + prompt for text in request.texts], max_text_length=512)
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         self._note("info")
@@ -94,6 +170,14 @@ class Service(RunedService):
             model_name="" if self._loading else "fake",
             max_batch_size=self._options.max_batch_size,
             max_request_bytes=self._options.max_request_bytes,
+            fingerprint=self._fingerprint,
+            min_dimensions=2,
+            query_prompt="Instruct: {instruction}\nQuery:",
+            document_prompt="passage: ",
+            default_instruction="find it",
+            profile="balanced",
+            max_queued_texts=1000,
+            max_queued_bytes=2000,
         )
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
@@ -109,7 +193,23 @@ class Service(RunedService):
             )
         if self._options.degraded:
             return HealthResponse(status=HealthResponse.STATUS_DEGRADED, message=self._options.degraded)
-        return HealthResponse(status=HealthResponse.STATUS_OK, pid=os.getpid(), total_requests=self._requests)
+        return HealthResponse(
+            status=HealthResponse.STATUS_OK,
+            pid=os.getpid(),
+            total_requests=self._requests,
+            interactive=LaneHealth(queued_texts=1, queued_bytes=2, total_texts=3, wait_p50_seconds=0.25, wait_p99_seconds=0.5),
+            bulk=LaneHealth(queued_texts=6),
+            total_texts=7,
+            total_tokens=8,
+            tokens_per_second=9.5,
+            total_batches=10,
+            mean_batch_texts=11.5,
+            cache_hits=12,
+            shared_texts=13,
+            cache_entries=14,
+            cache_bytes=15,
+            refused_requests=16,
+        )
 
     async def shutdown(
         self, request: ShutdownRequest, ctx: RequestContext[ShutdownRequest, ShutdownResponse], /
@@ -118,17 +218,66 @@ class Service(RunedService):
         self.end.set()
         return ShutdownResponse(accepted=True)
 
-    async def _embed(self, texts: Sequence[str]) -> list[list[float]]:
+    @property
+    def _fingerprint(self) -> str:
+        if self._options.old:
+            return ""
+        return f"space-{self._starts if self._options.new_model else 0}"
+
+    def _prompt(self, request: AnyEmbedRequest | CountTokensRequest) -> str:
+        if self._options.old or request.role == ROLE_UNSPECIFIED:
+            return ""
+        return f"Instruct: {request.instruction or 'find it'}\nQuery:" if request.role == ROLE_QUERY else "passage: "
+
+    def _response(self, vector: list[float], request: AnyEmbedRequest, response: EmbedResponse | None = None) -> EmbedResponse:
+        response = response or EmbedResponse()
+        if request.dimensions and not self._options.old:
+            vector = (vector + [0.0] * request.dimensions)[: request.dimensions]
+        response.vector.extend(vector)
+        if not self._options.old:
+            response.token_count, response.total_token_count = 4, int(vector[0])
+            response.truncated = request.truncate != TRUNCATE_UNSPECIFIED
+            response.cached = request.lane == LANE_BULK
+        return response
+
+    def _admit(self) -> None:
+        """Refuse, or take, a request that embeds."""
         if self._draining:
             raise to_connect(ShuttingDownError("fake: shutting down"))
         if self._loading:
             raise to_connect(BootstrappingError("fake: no engine yet"))
         if self._options.degraded:
             raise to_connect(BackendUnavailableError("fake: degraded"))
+        if self._options.busy:
+            self._options.busy -= 1
+            self._note("busy")
+            cls = error_for_reason(self._options.busy_reason)
+            raise to_connect(cls("fake: busy", metadata={"limit": "7"}, retry_after=self._options.retry_after))
         self._requests += 1
+
+    async def _embed(self, texts: Sequence[str], request: AnyEmbedRequest) -> list[list[float]]:
+        self._admit()
         for index, text in enumerate(texts):
             await self._obey(text, index)
         return [[len(text), os.getpid(), self._requests, len(texts)] for text in texts]
+
+    async def _embed_item(self, text: str, request: AnyEmbedRequest, count: int) -> EmbedResponse:
+        kind, _, detail = text.partition(":")
+        if kind == "fail":
+            return EmbedResponse(
+                error=ItemError(reason=detail, message=f"fake: {detail}", metadata={"index": "0", "limit": "7"})
+            )
+        await self._obey(text, 0)
+        return self._response([len(text), os.getpid(), self._requests, count], request)
+
+    async def _count(self, results: int) -> None:
+        """Die or drain when the results of streams are as many as arranged."""
+        self._streamed += results
+        if 0 < self._options.die_after <= self._streamed:
+            await asyncio.sleep(0.01)  # the results are written by another task
+            os._exit(9)
+        if 0 < self._options.drain_after <= self._streamed:
+            self.end.set()
 
     async def _obey(self, text: str, index: int) -> None:
         kind, _, detail = text.partition(":")
@@ -140,8 +289,15 @@ class Service(RunedService):
                 raise ConnectError(Code(detail), "fake: no details")
             case "die":
                 os._exit(9)
+            case "busy-once" if "busy once" not in self._noted:
+                self._note("busy once")
+                raise to_connect(QueueFullError("fake: busy", retry_after=self._options.retry_after))
             case "slow":
                 await self._dawdle()
+            case "hold":
+                self._note("held")
+                while not (self._paths.home / "release").exists():  # noqa: ASYNC110 # another process makes it
+                    await asyncio.sleep(0.01)
             case "drain":
                 self._draining = True
                 asyncio.get_running_loop().call_later(DRAIN, self.end.set)
@@ -155,6 +311,7 @@ class Service(RunedService):
             raise
 
     def _note(self, event: str) -> None:
+        self._noted.add(event)
         with (self._paths.home / "events").open("a") as file:
             file.write(f"{event}\n")
 
@@ -162,14 +319,20 @@ class Service(RunedService):
 async def serve(options: Options, paths: Paths, listener: Listener, ready_fd: int) -> None:
     service = Service(options, paths)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, service.end.set)
-    config = Config()
-    config.bind = [f"fd://{os.dup(listener.sock.fileno())}"]
-    config.keep_alive_timeout = options.keep_alive
-    config.graceful_timeout = 0.1
+    app = RunedServiceASGIApplication(service, read_max_bytes=None)
     os.write(ready_fd, b"ready\n")
     os.close(ready_fd)
-    app = RunedServiceASGIApplication(service, read_max_bytes=None)
-    await hypercorn.asyncio.serve(app, config, shutdown_trigger=service.end.wait)
+    if options.keep_alive:
+        config = Config()
+        config.bind = [f"fd://{os.dup(listener.sock.fileno())}"]
+        config.keep_alive_timeout = options.keep_alive
+        config.graceful_timeout = 0.1
+        await hypercorn.asyncio.serve(app, config, shutdown_trigger=service.end.wait)
+        return
+    server = Server(app, listener.sock)
+    await server.start()
+    await service.end.wait()
+    await server.stop(DRAIN)
 
 
 def main() -> None:

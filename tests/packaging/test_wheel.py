@@ -120,11 +120,13 @@ def test_the_wheel_holds_stubs_manifest_and_licences_and_nothing_of_the_workshop
 def test_only_run_time_dependencies_are_declared(wheel_metadata: Message) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-    declared = {Requirement(text).name for text in wheel_metadata.get_all("Requires-Dist", [])}
+    declared = [Requirement(text) for text in wheel_metadata.get_all("Requires-Dist", [])]
+    always = {requirement.name for requirement in declared if requirement.marker is None}
 
-    assert declared == {Requirement(text).name for text in project["dependencies"]}
+    assert always == {Requirement(text).name for text in project["dependencies"]}
+    assert {requirement.name for requirement in declared} - always == {"pyarrow"}
     assert wheel_metadata["Requires-Python"] == ">=3.11"
-    assert wheel_metadata["Provides-Extra"] is None
+    assert wheel_metadata.get_all("Provides-Extra") == ["parquet"]
 
 
 def test_the_clean_environment_sees_neither_source_tree_nor_development_tools(clean_python: Path, tmp_path: Path) -> None:

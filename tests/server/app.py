@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from runed_proto.runed.v1.runed_connect import RunedServiceASGIApplication
+from runed_proto.runed.v1.runed_connect import RunedService, RunedServiceASGIApplication
 from runed_proto.runed.v1.runed_pb2 import (
     EmbedBatchRequest,
     EmbedBatchResponse,
@@ -33,7 +33,7 @@ MAX_REQUEST_BYTES = 33 * 1024 * 1024
 Context = Any
 
 
-class Servicer:
+class Servicer(RunedService):
     """Embeds nothing; see each method."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -131,19 +131,13 @@ class RawClient:
         self.writer.transport.abort()
         await asyncio.gather(self.writer.wait_closed(), return_exceptions=True)
 
-    def open(self, path: bytes, body: bytes = b"", *, end: bool = True) -> int:
-        """Send a gRPC request, or the beginning of one; `flush` puts it on the wire."""
+    def open(self, path: bytes, body: bytes = b"", *, end: bool = True, headers: Mapping[bytes, bytes] | None = None) -> int:
+        """Send a request, or the beginning of one, by default a gRPC one; `flush` puts it on the wire."""
         stream_id = self.h2.get_next_available_stream_id()
-        headers = [
-            (b":method", b"POST"),
-            (b":scheme", b"http"),
-            (b":path", path),
-            (b":authority", b"localhost"),
-            (b"te", b"trailers"),
-            (b"content-type", b"application/grpc+proto"),
-        ]
+        pseudo = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"localhost"}
+        own = {b"te": b"trailers", b"content-type": b"application/grpc+proto"} | dict(headers or {})
         self.exchanges[stream_id] = Exchange()
-        self.h2.send_headers(stream_id, headers, end_stream=end and not body)
+        self.h2.send_headers(stream_id, [*pseudo.items(), *own.items()], end_stream=end and not body)
         for start in range(0, len(body), 16384):
             self.h2.send_data(stream_id, body[start : start + 16384], end_stream=end and start + 16384 >= len(body))
         return stream_id

@@ -195,6 +195,15 @@ async def test_slow_reader_is_no_stalled_client(path: Path, serve: Serve) -> Non
         writer.close()
 
 
+async def test_conversations_are_not_offered(path: Path, serve: Serve) -> None:
+    async def app(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": repr(scope["extensions"]).encode()})
+
+    async with serve(app), client_for(path) as client:
+        assert (await client.get("http://runed/")).text == "{}"
+
+
 async def test_pipelined_requests_are_answered_in_order(path: Path, serve: Serve, servicer: Servicer) -> None:
     async with serve(servicer):
         reader, writer = await asyncio.open_unix_connection(path)

@@ -153,6 +153,53 @@ async def test_client_that_sends_nothing_cannot_hold_a_request_for_ever(path: Pa
         assert (await client.over(client.call("Info", pb.InfoRequest()))).succeeded
 
 
+async def test_conversation_may_pause(path: Path, serve: Serve) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        disconnected = scope["extensions"]["runed.duplex"]["begin"]()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            message = await receive()
+            await send({"type": "http.response.body", "body": message["body"], "more_body": message["more_body"]})
+            if not message["more_body"]:
+                break
+        assert not disconnected.is_set()
+
+    async with serve(app, stall_timeout=0.1, head_timeout=0.1), await RawClient.connect(path) as client:
+        stream = client.open(b"/", b"first", end=False)
+        exchange = client.exchanges[stream]
+        assert await client.until(lambda: exchange.body == b"first")
+        await asyncio.sleep(0.3)
+        client.h2.send_data(stream, b", last", end_stream=True)
+        await client.over(stream)
+        assert (exchange.ended, bytes(exchange.body)) == (True, b"first, last")
+
+
+@pytest.mark.parametrize("how", ["reset", "lost connection", "takes nothing"])
+async def test_conversation_learns_that_its_client_has_gone_though_it_does_not_read(path: Path, serve: Serve, how: str) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        disconnected: asyncio.Event = scope["extensions"]["runed.duplex"]["begin"]()
+        begun.set()
+        if how == "takes nothing":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": bytes(1000), "more_body": True})
+        await disconnected.wait()
+        ended.set()
+
+    settings: dict[SettingCodes | int, int] = {SettingCodes.INITIAL_WINDOW_SIZE: 0}
+    async with serve(app, stall_timeout=0.2), await RawClient.connect(path, settings=settings) as client:
+        stream = client.open(b"/", bytes(10_000), end=False)
+        await client.flush()
+        await asyncio.wait_for(begun.wait(), 3)
+        if how == "reset":
+            client.h2.reset_stream(stream, ErrorCodes.CANCEL)
+            await client.flush()
+        elif how == "lost connection":
+            client.writer.close()
+        await asyncio.wait_for(ended.wait(), 3)
+
+
 async def test_client_that_reads_nothing_is_cut_off(path: Path, serve: Serve, servicer: Servicer) -> None:
     settings: dict[SettingCodes | int, int] = {SettingCodes.INITIAL_WINDOW_SIZE: 2**30}
     async with serve(servicer, stall_timeout=0.3) as server, await RawClient.connect(path, settings=settings) as client:

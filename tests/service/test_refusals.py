@@ -180,7 +180,7 @@ def test_centroids_are_not_implemented_yet(qwen_daemon: RunningDaemon) -> None:
 
 
 def test_deadline_is_honoured(qwen_daemon: RunningDaemon) -> None:
-    request = EmbedBatchRequest(texts=["some text of a few words " * 20] * 2000)
+    request = EmbedBatchRequest(texts=[f"{number} some text of a few words " * 20 for number in range(2000)])
     with grpc.insecure_channel(f"unix:{qwen_daemon.socket}", options=GRPC_OPTIONS) as channel:
         stub = raw_stub(channel, f"{SERVICE}/EmbedBatch")
         with pytest.raises(grpc.RpcError) as caught:

@@ -21,7 +21,7 @@ from connectrpc.protocol import ProtocolType
 from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DEFAULT_READ_MAX_BYTES, Endpoint, EndpointSync
 from pyqwest import Client, SyncClient
 
-from .runed_pb2 import EmbedBatchRequest, EmbedBatchResponse, EmbedRequest, EmbedResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, SetCentroidsRequest, SetCentroidsResponse, ShutdownRequest, ShutdownResponse
+from .runed_pb2 import CountTokensRequest, CountTokensResponse, EmbedBatchRequest, EmbedBatchResponse, EmbedRequest, EmbedResponse, EmbedStreamRequest, EmbedStreamResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, SetCentroidsRequest, SetCentroidsResponse, ShutdownRequest, ShutdownResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -49,7 +49,22 @@ class RunedService(Protocol):
 
     async def embed_batch(self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse], /) -> EmbedBatchResponse:
         """
-        Embeds many texts; all of them succeed, or the call fails and names the first text at fault.
+        Embeds many texts; all of them succeed, or the call fails and names the first text at fault, unless per_item_errors is set.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def embed_stream(self, request: AsyncIterator[EmbedStreamRequest], ctx: RequestContext[EmbedStreamRequest, EmbedStreamResponse], /) -> AsyncIterator[EmbedStreamResponse]:
+        """
+        Embeds any number of texts: texts go in with ids, vectors come out with the same ids as they are ready, in any order.
+
+        The daemon reads no more than it has room for, so that the sender waits instead of being refused. A text that cannot be
+        embedded has an error of its own in its result; the stream goes on. Needs HTTP/2, as every bidirectional stream does.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def count_tokens(self, request: CountTokensRequest, ctx: RequestContext[CountTokensRequest, CountTokensResponse], /) -> CountTokensResponse:
+        """
+        Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -112,6 +127,28 @@ class RunedServiceASGIApplication(ConnectASGIApplication[RunedService]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.embed_batch,
+                ),
+                "/runed.v1.RunedService/EmbedStream": Endpoint.bidi_stream(
+                    method=MethodInfo(
+                        name="EmbedStream",
+                        service_name="runed.v1.RunedService",
+                        input=EmbedStreamRequest,
+                        output=EmbedStreamResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.BIDI_STREAM,
+                    ),
+                    function=svc.embed_stream,
+                ),
+                "/runed.v1.RunedService/CountTokens": Endpoint.unary(
+                    method=MethodInfo(
+                        name="CountTokens",
+                        service_name="runed.v1.RunedService",
+                        input=CountTokensRequest,
+                        output=CountTokensResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.count_tokens,
                 ),
                 "/runed.v1.RunedService/Info": Endpoint.unary(
                     method=MethodInfo(
@@ -229,7 +266,7 @@ class RunedServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> EmbedBatchResponse:
         """
-        Embeds many texts; all of them succeed, or the call fails and names the first text at fault.
+        Embeds many texts; all of them succeed, or the call fails and names the first text at fault, unless per_item_errors is set.
         """
         return await self.execute_unary(
             request=request,
@@ -238,6 +275,55 @@ class RunedServiceClient(ConnectClient):
                 service_name="runed.v1.RunedService",
                 input=EmbedBatchRequest,
                 output=EmbedBatchResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def embed_stream(
+        self,
+        request: AsyncIterator[EmbedStreamRequest],
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[EmbedStreamResponse]:
+        """
+        Embeds any number of texts: texts go in with ids, vectors come out with the same ids as they are ready, in any order.
+
+        The daemon reads no more than it has room for, so that the sender waits instead of being refused. A text that cannot be
+        embedded has an error of its own in its result; the stream goes on. Needs HTTP/2, as every bidirectional stream does.
+        """
+        return self.execute_bidi_stream(
+            request=request,
+            method=MethodInfo(
+                name="EmbedStream",
+                service_name="runed.v1.RunedService",
+                input=EmbedStreamRequest,
+                output=EmbedStreamResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.BIDI_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def count_tokens(
+        self,
+        request: CountTokensRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> CountTokensResponse:
+        """
+        Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="CountTokens",
+                service_name="runed.v1.RunedService",
+                input=CountTokensRequest,
+                output=CountTokensResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),
@@ -353,7 +439,22 @@ class RunedServiceSync(Protocol):
 
     def embed_batch(self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse], /) -> EmbedBatchResponse:
         """
-        Embeds many texts; all of them succeed, or the call fails and names the first text at fault.
+        Embeds many texts; all of them succeed, or the call fails and names the first text at fault, unless per_item_errors is set.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def embed_stream(self, request: Iterator[EmbedStreamRequest], ctx: RequestContext[EmbedStreamRequest, EmbedStreamResponse], /) -> Iterator[EmbedStreamResponse]:
+        """
+        Embeds any number of texts: texts go in with ids, vectors come out with the same ids as they are ready, in any order.
+
+        The daemon reads no more than it has room for, so that the sender waits instead of being refused. A text that cannot be
+        embedded has an error of its own in its result; the stream goes on. Needs HTTP/2, as every bidirectional stream does.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def count_tokens(self, request: CountTokensRequest, ctx: RequestContext[CountTokensRequest, CountTokensResponse], /) -> CountTokensResponse:
+        """
+        Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -414,6 +515,28 @@ class RunedServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.embed_batch,
+                ),
+                "/runed.v1.RunedService/EmbedStream": EndpointSync.bidi_stream(
+                    method=MethodInfo(
+                        name="EmbedStream",
+                        service_name="runed.v1.RunedService",
+                        input=EmbedStreamRequest,
+                        output=EmbedStreamResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.BIDI_STREAM,
+                    ),
+                    function=service.embed_stream,
+                ),
+                "/runed.v1.RunedService/CountTokens": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="CountTokens",
+                        service_name="runed.v1.RunedService",
+                        input=CountTokensRequest,
+                        output=CountTokensResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.count_tokens,
                 ),
                 "/runed.v1.RunedService/Info": EndpointSync.unary(
                     method=MethodInfo(
@@ -531,7 +654,7 @@ class RunedServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> EmbedBatchResponse:
         """
-        Embeds many texts; all of them succeed, or the call fails and names the first text at fault.
+        Embeds many texts; all of them succeed, or the call fails and names the first text at fault, unless per_item_errors is set.
         """
         return self.execute_unary(
             request=request,
@@ -540,6 +663,55 @@ class RunedServiceClientSync(ConnectClientSync):
                 service_name="runed.v1.RunedService",
                 input=EmbedBatchRequest,
                 output=EmbedBatchResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def embed_stream(
+        self,
+        request: Iterator[EmbedStreamRequest],
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[EmbedStreamResponse]:
+        """
+        Embeds any number of texts: texts go in with ids, vectors come out with the same ids as they are ready, in any order.
+
+        The daemon reads no more than it has room for, so that the sender waits instead of being refused. A text that cannot be
+        embedded has an error of its own in its result; the stream goes on. Needs HTTP/2, as every bidirectional stream does.
+        """
+        return self.execute_bidi_stream(
+            request=request,
+            method=MethodInfo(
+                name="EmbedStream",
+                service_name="runed.v1.RunedService",
+                input=EmbedStreamRequest,
+                output=EmbedStreamResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.BIDI_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def count_tokens(
+        self,
+        request: CountTokensRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> CountTokensResponse:
+        """
+        Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="CountTokens",
+                service_name="runed.v1.RunedService",
+                input=CountTokensRequest,
+                output=CountTokensResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),

@@ -7,44 +7,190 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Lane(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LANE_UNSPECIFIED: _ClassVar[Lane]
+    LANE_INTERACTIVE: _ClassVar[Lane]
+    LANE_BULK: _ClassVar[Lane]
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_QUERY: _ClassVar[Role]
+    ROLE_DOCUMENT: _ClassVar[Role]
+
+class Truncate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRUNCATE_UNSPECIFIED: _ClassVar[Truncate]
+    TRUNCATE_NONE: _ClassVar[Truncate]
+    TRUNCATE_END: _ClassVar[Truncate]
+    TRUNCATE_START: _ClassVar[Truncate]
+LANE_UNSPECIFIED: Lane
+LANE_INTERACTIVE: Lane
+LANE_BULK: Lane
+ROLE_UNSPECIFIED: Role
+ROLE_QUERY: Role
+ROLE_DOCUMENT: Role
+TRUNCATE_UNSPECIFIED: Truncate
+TRUNCATE_NONE: Truncate
+TRUNCATE_END: Truncate
+TRUNCATE_START: Truncate
+
 class EmbedRequest(_message.Message):
-    __slots__ = ("text", "with_route")
+    __slots__ = ("text", "with_route", "lane", "role", "instruction", "dimensions", "truncate")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     WITH_ROUTE_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     text: str
     with_route: bool
-    def __init__(self, text: _Optional[str] = ..., with_route: _Optional[bool] = ...) -> None: ...
+    lane: Lane
+    role: Role
+    instruction: str
+    dimensions: int
+    truncate: Truncate
+    def __init__(self, text: _Optional[str] = ..., with_route: _Optional[bool] = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
-    __slots__ = ("vector", "cluster_id", "centroid_set_version")
+    __slots__ = ("vector", "cluster_id", "centroid_set_version", "token_count", "total_token_count", "truncated", "fingerprint", "prompt", "cached", "error")
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     CENTROID_SET_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     vector: _containers.RepeatedScalarFieldContainer[float]
     cluster_id: int
     centroid_set_version: str
-    def __init__(self, vector: _Optional[_Iterable[float]] = ..., cluster_id: _Optional[int] = ..., centroid_set_version: _Optional[str] = ...) -> None: ...
+    token_count: int
+    total_token_count: int
+    truncated: bool
+    fingerprint: str
+    prompt: str
+    cached: bool
+    error: ItemError
+    def __init__(self, vector: _Optional[_Iterable[float]] = ..., cluster_id: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., token_count: _Optional[int] = ..., total_token_count: _Optional[int] = ..., truncated: _Optional[bool] = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ..., cached: _Optional[bool] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
+
+class ItemError(_message.Message):
+    __slots__ = ("reason", "message", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    message: str
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class EmbedBatchRequest(_message.Message):
-    __slots__ = ("texts", "with_route")
+    __slots__ = ("texts", "with_route", "lane", "role", "instruction", "dimensions", "truncate", "per_item_errors")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     WITH_ROUTE_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    PER_ITEM_ERRORS_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
     with_route: bool
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., with_route: _Optional[bool] = ...) -> None: ...
+    lane: Lane
+    role: Role
+    instruction: str
+    dimensions: int
+    truncate: Truncate
+    per_item_errors: bool
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., with_route: _Optional[bool] = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ..., per_item_errors: _Optional[bool] = ...) -> None: ...
 
 class EmbedBatchResponse(_message.Message):
-    __slots__ = ("embeddings",)
+    __slots__ = ("embeddings", "fingerprint", "prompt")
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     embeddings: _containers.RepeatedCompositeFieldContainer[EmbedResponse]
-    def __init__(self, embeddings: _Optional[_Iterable[_Union[EmbedResponse, _Mapping]]] = ...) -> None: ...
+    fingerprint: str
+    prompt: str
+    def __init__(self, embeddings: _Optional[_Iterable[_Union[EmbedResponse, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
+
+class EmbedStreamRequest(_message.Message):
+    __slots__ = ("items", "lane", "role", "instruction", "dimensions", "truncate")
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[EmbedStreamItem]
+    lane: Lane
+    role: Role
+    instruction: str
+    dimensions: int
+    truncate: Truncate
+    def __init__(self, items: _Optional[_Iterable[_Union[EmbedStreamItem, _Mapping]]] = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ...) -> None: ...
+
+class EmbedStreamItem(_message.Message):
+    __slots__ = ("id", "text")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    text: str
+    def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class EmbedStreamResponse(_message.Message):
+    __slots__ = ("results", "fingerprint", "prompt")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[EmbedStreamResult]
+    fingerprint: str
+    prompt: str
+    def __init__(self, results: _Optional[_Iterable[_Union[EmbedStreamResult, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
+
+class EmbedStreamResult(_message.Message):
+    __slots__ = ("id", "embedding")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    embedding: EmbedResponse
+    def __init__(self, id: _Optional[str] = ..., embedding: _Optional[_Union[EmbedResponse, _Mapping]] = ...) -> None: ...
+
+class CountTokensRequest(_message.Message):
+    __slots__ = ("texts", "role", "instruction")
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    role: Role
+    instruction: str
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ...) -> None: ...
+
+class CountTokensResponse(_message.Message):
+    __slots__ = ("token_counts", "max_text_length")
+    TOKEN_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    token_counts: _containers.RepeatedScalarFieldContainer[int]
+    max_text_length: int
+    def __init__(self, token_counts: _Optional[_Iterable[int]] = ..., max_text_length: _Optional[int] = ...) -> None: ...
 
 class InfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path")
+    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes")
     DAEMON_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     VECTOR_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +203,14 @@ class InfoResponse(_message.Message):
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     SOCKET_PATH_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MIN_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
     daemon_version: str
     model_identity: str
     vector_dim: int
@@ -69,14 +223,22 @@ class InfoResponse(_message.Message):
     engine_version: str
     max_request_bytes: int
     socket_path: str
-    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ...) -> None: ...
+    fingerprint: str
+    min_dimensions: int
+    query_prompt: str
+    document_prompt: str
+    default_instruction: str
+    profile: str
+    max_queued_texts: int
+    max_queued_bytes: int
+    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class HealthResponse(_message.Message):
-    __slots__ = ("status", "uptime_seconds", "total_requests", "phase", "bytes_done", "bytes_total", "message", "pid", "engine_pid", "engine_restarts", "in_flight_requests")
+    __slots__ = ("status", "uptime_seconds", "total_requests", "phase", "bytes_done", "bytes_total", "message", "pid", "engine_pid", "engine_restarts", "in_flight_requests", "interactive", "bulk", "total_texts", "total_tokens", "tokens_per_second", "total_batches", "mean_batch_texts", "cache_hits", "shared_texts", "cache_entries", "cache_bytes", "refused_requests")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[HealthResponse.Status]
@@ -112,6 +274,18 @@ class HealthResponse(_message.Message):
     ENGINE_PID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    INTERACTIVE_FIELD_NUMBER: _ClassVar[int]
+    BULK_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    MEAN_BATCH_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_HITS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     status: HealthResponse.Status
     uptime_seconds: int
     total_requests: int
@@ -123,7 +297,33 @@ class HealthResponse(_message.Message):
     engine_pid: int
     engine_restarts: int
     in_flight_requests: int
-    def __init__(self, status: _Optional[_Union[HealthResponse.Status, str]] = ..., uptime_seconds: _Optional[int] = ..., total_requests: _Optional[int] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., engine_pid: _Optional[int] = ..., engine_restarts: _Optional[int] = ..., in_flight_requests: _Optional[int] = ...) -> None: ...
+    interactive: LaneHealth
+    bulk: LaneHealth
+    total_texts: int
+    total_tokens: int
+    tokens_per_second: float
+    total_batches: int
+    mean_batch_texts: float
+    cache_hits: int
+    shared_texts: int
+    cache_entries: int
+    cache_bytes: int
+    refused_requests: int
+    def __init__(self, status: _Optional[_Union[HealthResponse.Status, str]] = ..., uptime_seconds: _Optional[int] = ..., total_requests: _Optional[int] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., engine_pid: _Optional[int] = ..., engine_restarts: _Optional[int] = ..., in_flight_requests: _Optional[int] = ..., interactive: _Optional[_Union[LaneHealth, _Mapping]] = ..., bulk: _Optional[_Union[LaneHealth, _Mapping]] = ..., total_texts: _Optional[int] = ..., total_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., total_batches: _Optional[int] = ..., mean_batch_texts: _Optional[float] = ..., cache_hits: _Optional[int] = ..., shared_texts: _Optional[int] = ..., cache_entries: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., refused_requests: _Optional[int] = ...) -> None: ...
+
+class LaneHealth(_message.Message):
+    __slots__ = ("queued_texts", "queued_bytes", "total_texts", "wait_p50_seconds", "wait_p99_seconds")
+    QUEUED_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_P50_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_P99_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    queued_texts: int
+    queued_bytes: int
+    total_texts: int
+    wait_p50_seconds: float
+    wait_p99_seconds: float
+    def __init__(self, queued_texts: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., total_texts: _Optional[int] = ..., wait_p50_seconds: _Optional[float] = ..., wait_p99_seconds: _Optional[float] = ...) -> None: ...
 
 class ShutdownRequest(_message.Message):
     __slots__ = ("grace_seconds",)

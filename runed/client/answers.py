@@ -1,0 +1,147 @@
+"""The daemon's messages, turned into the plain data that callers get."""
+
+from __future__ import annotations
+
+import numpy as np
+from runed_proto.runed.v1.runed_pb2 import (
+    EmbedBatchResponse,
+    EmbedResponse,
+    EmbedStreamResponse,
+    HealthResponse,
+    InfoResponse,
+)
+from runed_proto.runed.v1.runed_pb2 import LaneHealth as LaneHealthMessage
+
+from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Status
+from runed.errors import BackendFaultError, RunedError, error_for_reason
+
+_FALLBACK_BATCH_SIZE = 32
+_FALLBACK_REQUEST_BYTES = 4 * 1024 * 1024
+"""For a daemon that tells no limits of its own."""
+
+
+class SpaceGuard:
+    """Sees to it that all vectors of one result lie in the same space, though they come by several answers."""
+
+    def __init__(self) -> None:
+        self._first: str | None = None
+
+    def check(self, fingerprint: str) -> None:
+        """Take note of the space of an answer.
+
+        Raises:
+            RunedError: It is another one than before: the daemon was restarted with another model or engine meanwhile.
+        """
+        if self._first is None:
+            self._first = fingerprint
+        elif fingerprint != self._first:
+            raise RunedError(
+                f'the daemon changed its model or engine on the way: the fingerprint was "{self._first}", now it is '
+                f'"{fingerprint}"; their vectors cannot be compared, so embed all of the texts again',
+                metadata={"before": self._first, "now": fingerprint},
+            )
+
+
+def outcome(
+    item: EmbedResponse, answer: EmbedBatchResponse | EmbedStreamResponse, index: int | None = None
+) -> Embedding | RunedError:
+    """Read what became of one text of several.
+
+    Args:
+        item: The message about the text.
+        answer: The message that it is part of.
+        index: The place of the text in the caller's batch; None if it has none.
+
+    Returns:
+        The embedding, or the reason why there is none, as the class that it was raised as.
+
+    Raises:
+        BackendFaultError: There is neither.
+    """
+    if item.HasField("error"):
+        # The place that the daemon tells is that in one request, which the caller does not know.
+        metadata = {name: value for name, value in item.error.metadata.items() if name != "index"}
+        where = {} if index is None else {"index": str(index)}
+        return error_for_reason(item.error.reason)(item.error.message, metadata=metadata | where)
+    if not item.vector:
+        raise no_vector()
+    return Embedding(
+        vector=np.array(item.vector, dtype=np.float32),
+        token_count=item.token_count,
+        total_token_count=item.total_token_count,
+        truncated=item.truncated,
+        fingerprint=answer.fingerprint,
+        prompt=answer.prompt,
+        cached=item.cached,
+    )
+
+
+def no_vector() -> BackendFaultError:
+    """Describe an answer that lacks what was asked for."""
+    return BackendFaultError("the daemon answered other vectors than were asked for; send the texts again")
+
+
+def info(response: InfoResponse) -> Info:
+    """Read what the daemon and its model are."""
+    return Info(
+        daemon_version=response.daemon_version,
+        socket_path=response.socket_path,
+        max_batch_size=response.max_batch_size or _FALLBACK_BATCH_SIZE,
+        max_request_bytes=response.max_request_bytes or _FALLBACK_REQUEST_BYTES,
+        model_identity=response.model_identity,
+        model_name=response.model_name,
+        model_variant=response.model_variant,
+        vector_dim=response.vector_dim,
+        max_text_length=response.max_text_length,
+        pooling=response.pooling,
+        engine_version=response.engine_version,
+        centroid_set_version=response.centroid_set_version,
+        fingerprint=response.fingerprint,
+        min_dimensions=response.min_dimensions,
+        query_prompt=response.query_prompt,
+        document_prompt=response.document_prompt,
+        default_instruction=response.default_instruction,
+        profile=response.profile,
+        max_queued_texts=response.max_queued_texts,
+        max_queued_bytes=response.max_queued_bytes,
+    )
+
+
+def health(response: HealthResponse) -> Health:
+    """Read what the daemon is doing."""
+    status = Status(response.status)
+    return Health(
+        status=status,
+        phase=Phase(response.phase) if status is Status.LOADING else None,
+        bytes_done=response.bytes_done,
+        bytes_total=response.bytes_total,
+        message=response.message,
+        uptime_seconds=response.uptime_seconds,
+        total_requests=response.total_requests,
+        in_flight_requests=response.in_flight_requests,
+        pid=response.pid,
+        engine_pid=response.engine_pid,
+        engine_restarts=response.engine_restarts,
+        interactive=_lane(response.interactive),
+        bulk=_lane(response.bulk),
+        total_texts=response.total_texts,
+        total_tokens=response.total_tokens,
+        tokens_per_second=response.tokens_per_second,
+        total_batches=response.total_batches,
+        mean_batch_texts=response.mean_batch_texts,
+        cache_hits=response.cache_hits,
+        shared_texts=response.shared_texts,
+        cache_entries=response.cache_entries,
+        cache_bytes=response.cache_bytes,
+        refused_requests=response.refused_requests,
+    )
+
+
+def _lane(message: LaneHealthMessage) -> LaneHealth:
+    return LaneHealth(
+        queued_texts=message.queued_texts,
+        queued_bytes=message.queued_bytes,
+        total_texts=message.total_texts,
+        wait_p50_seconds=message.wait_p50_seconds,
+        wait_p99_seconds=message.wait_p99_seconds,
+    )

@@ -1,0 +1,145 @@
+"""What a caller may ask of an embedding besides the text: checked here, before anything is sent."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict
+
+from runed_proto.runed.v1.runed_pb2 import (
+    LANE_BULK,
+    LANE_INTERACTIVE,
+    LANE_UNSPECIFIED,
+    ROLE_DOCUMENT,
+    ROLE_QUERY,
+    ROLE_UNSPECIFIED,
+    TRUNCATE_END,
+    TRUNCATE_START,
+    TRUNCATE_UNSPECIFIED,
+    CountTokensRequest,
+    EmbedBatchRequest,
+    EmbedRequest,
+    EmbedStreamRequest,
+)
+from runed_proto.runed.v1.runed_pb2 import Lane as LaneValue
+from runed_proto.runed.v1.runed_pb2 import Role as RoleValue
+from runed_proto.runed.v1.runed_pb2 import Truncate as TruncateValue
+
+from runed.errors import BadDimensionsError, BadInstructionError, InvalidRequestError, UnimplementedError
+
+Role: TypeAlias = Literal["query", "document"]
+Truncate: TypeAlias = Literal["none", "end", "start"]
+Lane: TypeAlias = Literal["interactive", "bulk"]
+
+_ROLES: dict[str | None, RoleValue] = {None: ROLE_UNSPECIFIED, "query": ROLE_QUERY, "document": ROLE_DOCUMENT}
+_TRUNCATES: dict[str | None, TruncateValue] = {"none": TRUNCATE_UNSPECIFIED, "end": TRUNCATE_END, "start": TRUNCATE_START}
+_LANES: dict[str | None, LaneValue] = {None: LANE_UNSPECIFIED, "interactive": LANE_INTERACTIVE, "bulk": LANE_BULK}
+
+_MAX_DIMENSIONS = 2**32 - 1
+"""What the field of the request holds; the daemon knows the model's own limits."""
+
+
+class EmbedOptions(TypedDict, total=False):
+    """The keyword arguments that all methods share which embed.
+
+    Attributes:
+        role: What the text is for: "query", "document", or None for the text as it is. The daemon puts the model's own prompt
+            in front; never write one yourself.
+        instruction: What a query is asked for, in one English sentence; only with role "query". Empty: the model's default.
+        dimensions: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
+        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, "end" and "start" leave out
+            what is too much there. By default "none".
+        lane: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the daemon
+            choose by the size of the request.
+    """
+
+    role: Role | None
+    instruction: str
+    dimensions: int | None
+    truncate: Truncate
+    lane: Lane | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """`EmbedOptions`, checked and with their defaults.
+
+    Raises:
+        InvalidRequestError: A value is none of those that are accepted; the message names them.
+        BadDimensionsError: There are no vectors of so many values.
+        BadInstructionError: An instruction was given without the role of a query, or it is not valid Unicode.
+    """
+
+    role: Role | None = None
+    instruction: str = ""
+    dimensions: int | None = None
+    truncate: Truncate = "none"
+    lane: Lane | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("role", self.role, _ROLES)
+        _check_choice("truncate", self.truncate, _TRUNCATES)
+        _check_choice("lane", self.lane, _LANES)
+        if self.dimensions is not None and not 1 <= operator.index(self.dimensions) <= _MAX_DIMENSIONS:
+            raise BadDimensionsError(
+                f"dimensions is {self.dimensions}; give a number from Info.min_dimensions to Info.vector_dim, or None for all",
+                metadata={"dimensions": str(self.dimensions)},
+            )
+        if not isinstance(self.instruction, str):
+            raise TypeError(f"instruction is a {type(self.instruction).__name__}, but must be a str")
+        if self.instruction and self.role != "query":
+            raise BadInstructionError('an instruction is for queries; give role="query" too, or no instruction')
+        try:
+            self.instruction.encode()
+        except UnicodeEncodeError:
+            raise BadInstructionError("instruction is not valid Unicode: it has half of a surrogate pair") from None
+
+    def set_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest) -> None:
+        """Write them into a request; what has its default takes no room there."""
+        self.set_prompt_on(request)
+        request.dimensions = self.dimensions or 0
+        request.truncate = _TRUNCATES[self.truncate]
+        request.lane = _LANES[self.lane]
+
+    def set_prompt_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest | CountTokensRequest) -> None:
+        """Write only those into a request that tell what stands in front of the text."""
+        request.role = _ROLES[self.role]
+        request.instruction = self.instruction
+
+    def check_known(self, fingerprint: str) -> None:
+        """Make sure that the daemon knew the options of the call that it has answered.
+
+        One from before there were options ignores them and answers another vector than was asked for. It is told by its
+        answers, which have no fingerprint.
+
+        Args:
+            fingerprint: That of the answer.
+
+        Raises:
+            UnimplementedError: The answer must not be used.
+        """
+        asked = [
+            name
+            for name, is_set in (
+                ("role", self.role is not None),
+                ("instruction", bool(self.instruction)),
+                ("dimensions", self.dimensions is not None),
+                ("truncate", self.truncate != "none"),
+            )
+            if is_set
+        ]
+        if asked and not fingerprint:
+            raise too_old(f"does not know {' and '.join(asked)}")
+
+
+def too_old(lack: str) -> UnimplementedError:
+    """Describe a daemon of an earlier version that lacks something."""
+    return UnimplementedError(f"the daemon is too old: it {lack}; stop it with `runed stop`, so that a newer one is started")
+
+
+def _check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
+    # A list or another value that cannot be a key would else raise a TypeError that says nothing.
+    if not isinstance(value, (str, type(None))) or value not in choices:
+        accepted = ", ".join("None" if choice is None else f'"{choice}"' for choice in choices)
+        raise InvalidRequestError(f"{name} is {value!r}, but must be one of {accepted}")

@@ -1,0 +1,136 @@
+"""Vectors that were computed before: least recently used first out of memory and, if the user wants it, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
+
+if TYPE_CHECKING:  # disk_cache needs CachedVector from here; and who keeps nothing on disk loads no sqlite3
+    from runed.engine.disk_cache import DiskCache
+
+DEFAULT_MEMORY_BYTES = 64 * 1024 * 1024
+"""The default of `VectorCache`'s `memory_bytes`."""
+
+ENTRY_OVERHEAD_BYTES = 720
+"""What an entry takes beside the values of its vector: key, object headers, two integers and its places in the three tables of
+`LRUCache`. Measured: 380 to 790 bytes, by how full the tables are at the moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedVector:
+    """What is known of a text that was computed before.
+
+    Attributes:
+        vector: Little-endian float32 values of L2 norm 1, in the model's native dimensions.
+        tokens: The number of tokens that the model read, those of the prompt and special ones included.
+        total_tokens: The number of tokens before anything was cut off.
+    """
+
+    vector: bytes
+    tokens: int
+    total_tokens: int
+
+    @property
+    def size(self) -> int:
+        """The bytes of memory that it takes in a cache, key and tables included."""
+        return len(self.vector) + ENTRY_OVERHEAD_BYTES
+
+
+def cache_key(fingerprint: str, prompt: str, truncate: str, text: str) -> bytes:
+    """Name a vector by all that it depends on.
+
+    Lone surrogates are taken as they are, each a value of its own: a text that holds one is refused elsewhere, not here.
+
+    Args:
+        fingerprint: Names the model and everything else that is the same for all texts.
+        prompt: What is put in front of the text.
+        truncate: How a text that is too long is cut.
+        text: The text.
+
+    Returns:
+        A SHA-256 of 32 bytes; different arguments give different keys, also where their concatenations are equal.
+    """
+    digest = hashlib.sha256()
+    for part in (fingerprint, prompt, truncate, text):
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()
+
+
+class VectorCache:
+    """The vectors used last, in memory, in front of a cache on disk. For use in one event loop.
+
+    Args:
+        memory_bytes: The bound of the memory that the entries take, overhead included; 0 keeps nothing in memory.
+        disk: Where vectors are kept beyond the life of this process; the cache owns it from now on.
+    """
+
+    def __init__(self, memory_bytes: int, disk: DiskCache | None = None) -> None:
+        self._memory: LRUCache[bytes, CachedVector] = LRUCache(memory_bytes, getsizeof=attrgetter("size"))
+        self._disk = disk
+
+    @property
+    def entries(self) -> int:
+        """The number of vectors in memory."""
+        return len(self._memory)
+
+    @property
+    def size(self) -> int:
+        """The bytes of memory that they take, overhead included."""
+        return int(self._memory.currsize)
+
+    async def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVector]:
+        """Look vectors up, in memory first; what only the disk has is in memory too from then on.
+
+        Never raises and never waits long: what the disk cannot give soon is not there.
+
+        Args:
+            keys: As `cache_key` gives them; a key may come several times.
+
+        Returns:
+            What is there.
+        """
+        found: dict[bytes, CachedVector] = {}
+        missing: list[bytes] = []
+        for key in keys:
+            value = self._memory.get(key)
+            if value is None:
+                missing.append(key)
+            else:
+                found[key] = value
+        if self._disk is None:
+            return found
+        # Else the texts that are asked for most, which memory answers, would be the first to go from the disk.
+        self._disk.touch(found)
+        if missing:
+            from_disk = await self._disk.get(missing)
+            for key, value in from_disk.items():
+                self._remember(key, value)
+            found |= from_disk
+        return found
+
+    def put(self, key: bytes, value: CachedVector) -> None:
+        """Keep a vector: in memory at once, on disk soon.
+
+        Args:
+            key: As `cache_key` gives it.
+            value: The vector.
+        """
+        self._remember(key, value)
+        if self._disk is not None:
+            self._disk.put(key, value)
+
+    async def close(self) -> None:
+        """Write what the disk has not got yet, and close it."""
+        if self._disk is not None:
+            await self._disk.close()
+
+    def _remember(self, key: bytes, value: CachedVector) -> None:
+        if value.size <= self._memory.maxsize:
+            self._memory[key] = value

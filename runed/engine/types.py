@@ -1,0 +1,138 @@
+"""What callers ask of the engine and what it answers: plain data between the service and the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from runed.errors import RunedError
+
+
+class Lane(Enum):
+    """The queues of the daemon; documented in runed.proto."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+class Role(Enum):
+    """What a text is for; documented in runed.proto."""
+
+    NONE = "none"
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+class Truncate(Enum):
+    """What to do with a text that is longer than the model reads; documented in runed.proto."""
+
+    NONE = "none"
+    END = "end"
+    START = "start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """How the texts of one call are to be embedded.
+
+    Attributes:
+        lane: The queue to wait in; None lets the engine choose by the size of the call.
+        role: What the texts are for.
+        instruction: What a query is asked for; empty means the model's default task.
+        dimensions: The number of values of a vector; 0 means the model's own.
+        truncate: What to do with a text that is too long.
+    """
+
+    lane: Lane | None = None
+    role: Role = Role.NONE
+    instruction: str = ""
+    dimensions: int = 0
+    truncate: Truncate = Truncate.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """The vector of one text.
+
+    Attributes:
+        vector: Little-endian float32 values of L2 norm 1, as many as were asked for.
+        tokens: The number of tokens that the model read, those of the prompt and special ones included.
+        total_tokens: The number of tokens before anything was cut off.
+        cached: Whether the vector was there already, in the cache or in flight for another caller.
+    """
+
+    vector: bytes
+    tokens: int
+    total_tokens: int
+    cached: bool = False
+
+    @property
+    def truncated(self) -> bool:
+        """Whether something was cut off."""
+        return self.tokens < self.total_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What holds for all vectors of one call.
+
+    Attributes:
+        fingerprint: Names the space that they lie in.
+        prompt: What was put in front of each text; may be empty.
+    """
+
+    fingerprint: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedAnswer:
+    """The answer to one call.
+
+    Attributes:
+        items: An embedding a text, in their order, or the reason why there is none, where the caller takes errors by the item.
+        space: What holds for all of them.
+    """
+
+    items: Sequence[Embedding | RunedError]
+    space: Space
+
+
+@dataclass(frozen=True, slots=True)
+class StreamItem:
+    """One text of a stream.
+
+    Attributes:
+        id: The caller's name of it.
+        text: The text.
+    """
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamResult:
+    """What became of one text of a stream.
+
+    Attributes:
+        id: The caller's name of it.
+        outcome: Its embedding, or the reason why there is none.
+    """
+
+    id: str
+    outcome: Embedding | RunedError
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAnswer:
+    """What became ready of a stream.
+
+    Attributes:
+        results: The texts that are done, in no particular order.
+        space: What holds for all of them.
+    """
+
+    results: Sequence[StreamResult]
+    space: Space

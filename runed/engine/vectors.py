@@ -1,0 +1,30 @@
+"""Vectors of fewer dimensions than the model's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from runed.errors import BackendFaultError
+
+
+def shorten(vector: bytes, dimensions: int) -> bytes:
+    """Give the first values of a vector, scaled to L2 norm 1 again (Matryoshka).
+
+    Args:
+        vector: Little-endian float32 values of L2 norm 1.
+        dimensions: How many of them to keep; all of them leaves the vector as it is.
+
+    Returns:
+        Little-endian float32 values.
+
+    Raises:
+        BackendFaultError: The values to keep are all 0, so that they point nowhere.
+    """
+    values = np.frombuffer(vector, "<f4")
+    if dimensions == len(values):
+        return vector
+    head = values[:dimensions].astype(np.float64)
+    norm = np.linalg.norm(head)
+    if norm == 0:
+        raise BackendFaultError(f"the first {dimensions} values of the vector are all 0; ask for more dimensions")
+    return (head / norm).astype("<f4").tobytes()

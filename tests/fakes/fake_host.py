@@ -1,0 +1,245 @@
+"""A `Host` of the service whose work is arranged by the test: the vector of a text is a function of the text.
+
+Texts that do more: "wait" waits until it is let go; "fail:REASON" fails for a reason; "break:REASON" fails its whole stream.
+A token is a word, and two special ones.
+
+    python -m tests.fakes.fake_host SOCKET      serves one until SIGTERM
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from connectrpc.errors import ConnectError
+
+from runed.engine.metrics import EngineStats, LaneStats
+from runed.engine.status import Health, Info, Load, Status
+from runed.engine.types import (
+    EmbedAnswer,
+    Embedding,
+    EmbedOptions,
+    Lane,
+    Space,
+    StreamAnswer,
+    StreamItem,
+    StreamResult,
+    Truncate,
+)
+from runed.errors import EmptyBatchError, EmptyTextError, RunedError, TextTooLongError, error_for_reason
+from runed.server import Server
+from runed.service.app import build_app
+
+WAIT = "wait"
+DIM = 8
+MAX_TOKENS = 12
+METRICS = b"# HELP fake A number.\n# TYPE fake gauge\nfake 7.0\n"
+
+LOAD = Load(
+    stats=EngineStats(
+        total_texts=1,
+        total_tokens=2,
+        tokens_per_second=3.5,
+        total_batches=4,
+        mean_batch_texts=5.5,
+        cache_hits=6,
+        shared_texts=7,
+        refused_requests=8,
+        interactive=LaneStats(total_texts=9, wait_p50_seconds=0.25, wait_p99_seconds=0.5),
+        bulk=LaneStats(total_texts=10, wait_p50_seconds=0.75, wait_p99_seconds=1.5),
+    ),
+    queued={Lane.INTERACTIVE: (11, 12), Lane.BULK: (13, 14)},
+    cache_entries=15,
+    cache_bytes=16,
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call that reached the host."""
+
+    texts: list[str]
+    options: EmbedOptions
+    client: str
+    per_item_errors: bool
+
+
+@dataclass
+class FakeHost:
+    """See the module.
+
+    Attributes:
+        asked: The calls of `embed`, of `embed_stream` (without texts) and of `count_tokens`.
+        taken: How many texts were taken from streams.
+        waiting: How many calls wait.
+        cancelled: How many calls were cancelled, and how many streams were cancelled, closed or broken before their end.
+        busy: How many calls are being served.
+        load: What Health tells.
+        grace: What the last `Shutdown` asked for.
+    """
+
+    asked: list[Asked] = field(default_factory=list)
+    taken: int = 0
+    waiting: int = 0
+    cancelled: int = 0
+    busy: int = 0
+    load: Load | None = None
+    grace: float | None = None
+    _go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def embed(
+        self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
+    ) -> EmbedAnswer:
+        self.asked.append(Asked(list(texts), options, client, per_item_errors))
+        if not texts:
+            raise EmptyBatchError("the batch holds no text; send at least one")
+        with self._serving():
+            if WAIT in texts:
+                await self._wait()
+            items = [self._embed(text, options) for text in texts]
+        if not per_item_errors:
+            for item in items:
+                if isinstance(item, RunedError):
+                    raise item
+        return EmbedAnswer(items=items, space=_space(options))
+
+    async def embed_stream(
+        self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
+    ) -> AsyncGenerator[StreamAnswer, None]:
+        self.asked.append(Asked([], options, client, per_item_errors=True))
+        with self._serving():
+            async for chunk in chunks:
+                self.taken += len(chunk)
+                if any(item.text == WAIT for item in chunk):
+                    await self._wait()
+                for item in chunk:
+                    if item.text.startswith("break:"):
+                        raise _arranged(item.text)
+                results = [StreamResult(item.id, self._embed(item.text, options)) for item in chunk]
+                yield StreamAnswer(results, _space(options))
+
+    async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
+        self.asked.append(Asked(list(texts), options, "", per_item_errors=False))
+        return [len(text.split()) + 2 for text in texts]
+
+    def info(self) -> Info:
+        return Info(
+            daemon_version="1.2.3",
+            socket_path="/s",
+            max_batch_size=2048,
+            max_request_bytes=4 * 1024 * 1024,
+            model_identity="sha256:1",
+            vector_dim=DIM,
+            max_text_length=MAX_TOKENS,
+            model_name="fake",
+            model_variant="fake.f32",
+            pooling="mean",
+            engine_version="b1",
+            fingerprint="fp",
+            min_dimensions=4,
+            query_prompt="Q: {instruction} ",
+            document_prompt="D: ",
+            default_instruction="find",
+            profile="balanced",
+            max_queued_texts=17,
+            max_queued_bytes=18,
+        )
+
+    def health(self) -> Health:
+        return Health(
+            status=Status.OK,
+            phase=None,
+            bytes_done=0,
+            bytes_total=0,
+            message="",
+            uptime_seconds=1,
+            total_requests=len(self.asked),
+            in_flight_requests=self.busy,
+            pid=2,
+            engine_pid=3,
+            engine_restarts=4,
+            load=self.load,
+        )
+
+    def metrics(self) -> bytes:
+        return METRICS
+
+    def shut_down(self, grace: float | None) -> None:
+        self.grace = grace
+
+    def let_go(self) -> None:
+        """Let the calls that wait go on."""
+        self._go.set()
+        self._go = asyncio.Event()
+
+    async def _wait(self) -> None:
+        self.waiting += 1
+        try:
+            await self._go.wait()
+        finally:
+            self.waiting -= 1
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        self.busy += 1
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit, ConnectError):  # the last is what reading raises when the client goes
+            self.cancelled += 1
+            raise
+        finally:
+            self.busy -= 1
+
+    def _embed(self, text: str, options: EmbedOptions) -> Embedding | RunedError:
+        if not text:
+            return EmptyTextError("the text is empty; leave it out", metadata={"index": "0"})
+        if text.startswith("fail:"):
+            return _arranged(text)
+        total = len(text.split()) + 2
+        if total > MAX_TOKENS and options.truncate is Truncate.NONE:
+            return TextTooLongError("too long", metadata={"tokens": str(total), "limit": str(MAX_TOKENS)})
+        return Embedding(
+            vector=vector_of(text, options.dimensions or DIM),
+            tokens=min(total, MAX_TOKENS),
+            total_tokens=total,
+            cached=text.startswith("cached"),
+        )
+
+
+def vector_of(text: str, dimensions: int = DIM) -> bytes:
+    """Give the vector of a text."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    values = np.random.default_rng(seed).normal(size=dimensions)
+    return (values / np.linalg.norm(values)).astype("<f4").tobytes()
+
+
+def _arranged(text: str) -> RunedError:
+    reason = text.partition(":")[2]
+    return error_for_reason(reason)("arranged to fail", metadata={"limit_texts": "7"}, retry_after=1.5)
+
+
+def _space(options: EmbedOptions) -> Space:
+    return Space(fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else "")
+
+
+async def _main(path: str) -> None:
+    asked_to_stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked_to_stop.set)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        sock.listen()
+        server = Server(build_app(FakeHost()), sock)
+        await server.start()
+        await asked_to_stop.wait()
+        await server.stop(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1]))

@@ -1,0 +1,54 @@
+"""A process that fills a disk cache as fast as it can, to be killed: `vector_writer.py <directory> <start> [<max file size>]`.
+
+Writes after each flush up to which number everything is on disk. With a largest file size, the kernel lets no file grow beyond
+it; the process then ends by itself, as soon as the cache was written three times as large.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import resource
+import sys
+from pathlib import Path
+
+from runed.engine.cache import CachedVector, cache_key
+from runed.engine.disk_cache import MIN_DISK_BYTES, DiskCache
+
+STEP = 128
+DIM = 384
+
+
+def key_of(number: int) -> bytes:
+    return cache_key("fingerprint", "", "none", f"text {number}")
+
+
+def value_of(number: int, dim: int = DIM) -> CachedVector:
+    return CachedVector(hashlib.shake_128(f"vector {number}".encode()).digest(4 * dim), number, number + 1)
+
+
+def open_cache(directory: Path, *, fingerprint: str = "fingerprint", max_bytes: int = MIN_DISK_BYTES) -> DiskCache:
+    return DiskCache(directory / "cache" / "vectors.sqlite", directory / "secret", fingerprint=fingerprint, max_bytes=max_bytes)
+
+
+async def main(directory: Path, start: int, max_file_size: int) -> None:
+    if max_file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
+    disk = open_cache(directory)
+    for number in itertools.count(start, STEP):
+        for each in range(number, number + STEP):
+            disk.put(key_of(each), value_of(each))
+        await disk.flush()
+        sys.stdout.write(f"{number + STEP}\n")
+        sys.stdout.flush()
+        if max_file_size and (number - start) * DIM * 4 > 3 * max_file_size:
+            break
+    found = await disk.get([key_of(number)])
+    assert found in ({}, {key_of(number): value_of(number)})
+    assert disk.active
+    await disk.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if sys.argv[3:] else 0))
