@@ -21,6 +21,7 @@ COMMANDS = {
     "status": "show what the daemon is doing",
     "stop": "let the daemon finish its work and exit",
     "install": "fetch engine and model ahead of time",
+    "bench": "measure how fast it is, or find the engine settings that suit this machine",
     "logs": "show the daemon's or the engine's log",
     "version": "show the version",
 }

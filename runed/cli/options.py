@@ -13,6 +13,13 @@ def whole_number(value: str) -> int:
     return int(value)
 
 
+def positive_number(value: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not (number := whole_number(value)):
+        raise argparse.ArgumentTypeError("0 is not a whole number of at least 1")
+    return number
+
+
 def seconds(value: str) -> float:
     """Parse a number of seconds above 0."""
     try:

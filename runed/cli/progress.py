@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from runed.cli.boundary import complain
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, Task, TaskID
 
 _MEGABYTE = 1_000_000
 _DIGITS = re.compile(r"\d+")
@@ -43,7 +43,7 @@ class ProgressDisplay:
             step: What goes on; each step has a bar of its own.
             done: How much of it is done, in units.
             total: How much there is in all; 0 if unknown.
-            unit: What is counted.
+            unit: What is counted; of other things than bytes the rate is shown too.
             detail: What exactly goes on, to be shown instead of the step.
         """
         if not self.live:
@@ -52,7 +52,7 @@ class ProgressDisplay:
         if self._bars is None:
             self._bars = _make_bars(keep=self._keep)
             self._bars.start()
-        amount = _amount(done, total, unit) if total else ""
+        amount = self._amount(done, total, unit)
         # rich cannot take a total back: a bar that was full would stay full while something without an end goes on.
         if (step, total > 0) != (self._step, self._counted) or self._task is None:
             self._end_step()
@@ -68,17 +68,29 @@ class ProgressDisplay:
             self._bars.stop()
             self._bars = None
 
+    def _amount(self, done: int, total: int, unit: str) -> str:
+        if unit == "bytes":
+            return f"{done / _MEGABYTE:,.1f}/{total / _MEGABYTE:,.1f} MB" if total else ""
+        amount = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
+        speed = self._task_now().speed if self._bars is not None and self._task is not None and total else None
+        return f"{amount}, {speed:,.0f}/s" if speed else amount
+
     def _print(self, line: str) -> None:
         # What differs in its numbers alone is progress of the same, which would fill a log.
         if _DIGITS.sub("", line) != _DIGITS.sub("", self._line):
             complain(line)
         self._line = line
 
+    def _task_now(self) -> Task:
+        assert self._bars is not None
+        assert self._task is not None
+        return self._bars.tasks[self._bars.task_ids.index(self._task)]
+
     def _end_step(self) -> None:
         """Mark the step as done, or remove it if it was left before its end."""
         if self._bars is None or self._task is None:
             return
-        task = self._bars.tasks[self._bars.task_ids.index(self._task)]
+        task = self._task_now()
         if task.total is not None and task.completed < task.total:
             self._bars.remove_task(self._task)
         else:
@@ -97,12 +109,6 @@ class ProgressDisplay:
             self._bars.remove_task(self._task)
             self._task = None
         self.close()
-
-
-def _amount(done: int, total: int, unit: str) -> str:
-    if unit == "bytes":
-        return f"{done / _MEGABYTE:,.1f}/{total / _MEGABYTE:,.1f} MB"
-    return f"{done:,}/{total:,} {unit}"
 
 
 def _make_bars(*, keep: bool) -> Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import runed
 from runed.cli.boundary import ExitCode
@@ -86,31 +86,14 @@ def _why_not(paths: Paths) -> str:
 
 
 def _as_dict(report: Report) -> dict[str, object]:
-    info, health = report.info, report.health
+    health = report.health
     return {
+        **asdict(health),
         "status": health.status.name,
         "phase": health.phase.name if health.phase else None,
-        "bytes_done": health.bytes_done,
-        "bytes_total": health.bytes_total,
-        "message": health.message,
-        "uptime_seconds": health.uptime_seconds,
-        "total_requests": health.total_requests,
-        "in_flight_requests": health.in_flight_requests,
-        "pid": health.pid,
-        "engine_pid": health.engine_pid,
-        "engine_restarts": health.engine_restarts,
         "daemon_memory_bytes": report.daemon_memory,
         "engine_memory_bytes": report.engine_memory,
-        "daemon_version": info.daemon_version,
-        "engine_version": info.engine_version,
-        "model_identity": info.model_identity,
-        "model_name": info.model_name,
-        "model_variant": info.model_variant,
-        "vector_dim": info.vector_dim,
-        "pooling": info.pooling,
-        "max_text_length": info.max_text_length,
-        "max_batch_size": info.max_batch_size,
-        "max_request_bytes": info.max_request_bytes,
+        **asdict(report.info),
     }
 
 
@@ -124,14 +107,26 @@ def _as_lines(report: Report) -> dict[str, str]:
         "vectors": f"{info.vector_dim} dimensions, of texts of at most {info.max_text_length} tokens"
         if info.vector_dim
         else "-",
-        "engine": f"{engine}, pid {health.engine_pid}, {_megabytes(report.engine_memory)}"
+        "engine": f"{engine}, profile {info.profile}, pid {health.engine_pid}, {_megabytes(report.engine_memory)}"
         if health.engine_pid
-        else f"{engine}, not running",
+        else f"{engine}, profile {info.profile}, not running",
         "daemon": f"runed {info.daemon_version}, pid {health.pid}, {_megabytes(report.daemon_memory)}, "
         f"up {_duration(health.uptime_seconds)}",
         "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
-        f"{health.engine_restarts} engine restarts",
+        f"{health.refused_requests} refused, {health.engine_restarts} engine restarts",
+        "queues": f"interactive {_lane(health.interactive)}; bulk {_lane(health.bulk)}",
+        "speed": f"in the last minute {health.tokens_per_second:,.0f} tokens/s, {health.mean_batch_texts:.1f} texts a batch; "
+        f"{health.total_texts:,} texts in all",
+        "cache": f"{health.cache_entries:,} vectors, {_megabytes(health.cache_bytes)}; {health.cache_hits:,} found there, "
+        f"{health.shared_texts:,} shared in flight",
     }
+
+
+def _lane(lane: runed.LaneHealth) -> str:
+    if not lane.wait_p99_seconds:
+        return f"{lane.queued_texts:,} waiting"
+    waits = f"p50 {_milliseconds(lane.wait_p50_seconds)}, p99 {_milliseconds(lane.wait_p99_seconds)}"
+    return f"{lane.queued_texts:,} waiting ({waits})"
 
 
 def _state(health: runed.Health) -> str:
@@ -141,6 +136,10 @@ def _state(health: runed.Health) -> str:
     if health.bytes_total:
         state += f", {health.bytes_done / health.bytes_total:.0%} of {_megabytes(health.bytes_total)}"
     return f"{state}: {health.message}" if health.message else state
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.1f} ms"
 
 
 def _megabytes(size: int) -> str:

@@ -55,9 +55,9 @@ def test_vectors_are_those_of_the_reference_implementation(served: Cli, tiny_qwe
 def test_one_text_and_many_have_the_same_shape(served: Cli) -> None:
     one = embed(served, "first")
     two = embed(served, "first", "second")
-    assert one.keys() == two.keys() == {"model_identity", "dim", "embeddings"}
+    assert one.keys() == two.keys() == {"model_identity", "fingerprint", "dim", "embeddings"}
     assert [entry["index"] for entry in two["embeddings"]] == [0, 1]
-    assert one["embeddings"][0].keys() == {"index", "embedding"}
+    assert one["embeddings"][0].keys() == {"index", "token_count", "embedding"}
 
 
 def test_all_formats_hold_the_same_bits(served: Cli, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_every_jsonl_line_names_its_model(served: Cli) -> None:
     done = served.run("embed", "--format", "jsonl", "one", "two")
     for index, line in enumerate(done.stdout.splitlines()):
         record = json.loads(line)
-        assert list(record) == ["index", "model_identity", "embedding"]
+        assert list(record) == ["index", "model_identity", "fingerprint", "token_count", "embedding"]
         assert record["index"] == index
         assert record["model_identity"].startswith("sha256:")
 
@@ -218,7 +218,7 @@ def test_text_refused_in_the_middle_is_named_and_output_is_visibly_incomplete(
     assert errors.count("\n") == 1
     if output_format == "jsonl":
         *complete, last = [json.loads(line) for line in done.stdout.splitlines()]
-        assert 0 < len(complete) < 59
+        assert [record["index"] for record in complete] == list(range(59))
         assert last == {"error": {"reason": "TEXT_TOO_LONG", "message": errors.removeprefix("runed: ").rstrip("\n")}}
     elif output_format == "json":
         with pytest.raises(json.JSONDecodeError):
@@ -243,6 +243,25 @@ def test_daemon_says_why_it_cannot_embed(cli: Cli) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "/nonexistent/llama-server" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_role_dimensions_and_truncation_reach_the_model(served: Cli) -> None:
+    plain = embed(served, "what is a daemon?")
+    query = embed(served, "--role", "query", "--dimensions", "32", "what is a daemon?")
+    assert (plain["dim"], query["dim"]) == (64, 32)
+    assert not np.allclose(rows(plain)[0, :32], rows(query)[0], atol=0.1)
+    assert query["embeddings"][0]["token_count"] > plain["embeddings"][0]["token_count"]
+    (cut,) = embed(served, "--truncate", "end", TOO_LONG)["embeddings"]
+    assert cut["token_count"] < cut["total_token_count"] == 12001
+
+
+def test_refusal_of_an_option_names_no_text(served: Cli) -> None:
+    done = served.run("embed", "--dimensions", "65", "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "65" in done.stderr
+    assert "argument 1" not in done.stderr
+    done = served.run("embed", "--dimensions", "0", "x")
+    assert (done.returncode, "0 is not a whole number of at least 1" in done.stderr) == (2, True)
 
 
 # On a terminal
@@ -299,7 +318,7 @@ def test_first_run_shows_what_it_waits_for_and_gives_the_terminal_back(cli: Cli,
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_in_the_middle_leaves_no_file(served: Cli, tmp_path: Path, number: int, code: int) -> None:
     source = tmp_path / "many.txt"
-    source.write_text("a text that takes a moment\n" * 20_000)
+    source.write_text("".join(f"text {number} takes a moment\n" for number in range(20_000)))
     path = tmp_path / "out.npy"
     process = served.start("embed", "-f", str(source), "-o", str(path))
     wait_until(lambda: any(entry.stat().st_size for entry in tmp_path.glob(".out.npy.*")), what="the first vectors")
@@ -310,7 +329,7 @@ def test_signal_in_the_middle_leaves_no_file(served: Cli, tmp_path: Path, number
 
 def test_ctrl_c_in_the_middle_marks_the_lines_as_incomplete(served: Cli, tmp_path: Path) -> None:
     source = tmp_path / "many.txt"
-    source.write_text("a text that takes a moment\n" * 20_000)
+    source.write_text("".join(f"text {number} takes a moment\n" for number in range(20_000)))
     process = served.start("embed", "-f", str(source), "--format", "jsonl")
     assert process.stdout is not None
     assert process.stdout.readline().startswith(b'{"index":0,')

@@ -1,0 +1,301 @@
+"""`runed bench`: how fast the daemon is here; with --tune, how its engine is best run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import runed
+from runed.cli.boundary import ExitCode, complain
+from runed.cli.options import seconds
+from runed.cli.progress import ProgressDisplay
+from runed.cli.waiting import ANSWER_SECONDS, connect
+from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
+from runed.paths import Paths, ensure_private_dir
+from runed.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from runed.backend.profile import Tuning
+
+SECONDS = 3.0
+TUNE_SECONDS = 2.0
+"""How long one part of a measurement takes."""
+
+TUNE_LIMIT = 240.0
+"""Seconds after which `--tune` makes do with what it has measured."""
+
+SHORT_TEXT_WORDS = 12
+LONG_TEXT_WORDS = 40
+TUNE_TEXTS = 256
+FIRST_BATCH_TEXTS = 32
+MAX_BULK_TEXTS = 20_000
+FEWEST_CALLS = 5
+
+DESCRIPTION = """\
+Measure how fast the daemon embeds on this machine, through the client, in about
+ten seconds: one short text after the other, many at once, and one that is in
+the cache. Starts the daemon if none runs.
+
+With --tune, try the engine in several ways instead (texts at once, tokens at
+once, threads), and keep the best for each profile of RUNED_PROFILE:
+  memory      one text at once
+  balanced    the most texts per second of those ways where a single text waits
+              for no more than the time of three; this is the default
+  throughput  the most texts per second
+That takes about half a minute for a small model and up to four minutes for a
+large one, in which the machine should do nothing else. The daemon goes on
+meanwhile, and runs its engine by the result from its next start on.
+"""
+
+EPILOG = """\
+with --json, standard output is one JSON object; times are in seconds.
+
+examples:
+  runed bench
+  runed bench --tune && runed stop    the next client starts a daemon that knows
+"""
+
+_WORDS = (  # noqa: SIM905 # words read best as words
+    "time year people way day man thing woman life child world school state family student group country problem hand part "
+    "place case week company system program question work government number night point home water room mother area money "
+    "story fact month lot right study book eye job word business issue side kind head house service friend father power hour"
+).split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast a daemon is; times in seconds, rates per second.
+
+    Attributes:
+        short_text_p50: Of a call with one short text.
+        short_text_p99: As `short_text_p50`.
+        cached_text_p50: Of a call with a text that was embedded before; None if there is no cache.
+        texts_per_second: Of many short texts in one call.
+        tokens_per_second: As `texts_per_second`.
+        texts: How many texts were embedded for that.
+    """
+
+    short_text_p50: float
+    short_text_p99: float
+    cached_text_p50: float | None
+    texts_per_second: float
+    tokens_per_second: float
+    texts: int
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.add_argument("--tune", action="store_true", help="find and keep the engine settings that suit this machine")
+    parser.add_argument(
+        "--seconds",
+        type=seconds,
+        metavar="S",
+        help=f"how long each part takes; default: {SECONDS:g}, with --tune {TUNE_SECONDS:g} of which there are a dozen",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and print what was measured."""
+    if arguments.tune:
+        _tune(arguments.seconds or TUNE_SECONDS, as_json=arguments.json)
+    else:
+        _measure(arguments.seconds or SECONDS, as_json=arguments.json)
+    return ExitCode.OK
+
+
+def sample_texts(count: int, words: int) -> list[str]:
+    """Make texts of so many common English words, which nobody has embedded before."""
+    return [" ".join(random.choices(_WORDS, k=words)) for _ in range(count)]  # noqa: S311 # no secret
+
+
+# The daemon as it is
+
+
+def _measure(part_seconds: float, *, as_json: bool) -> None:
+    with ProgressDisplay() as display, connect(display) as client:
+        client.embed(sample_texts(1, SHORT_TEXT_WORDS)[0])  # wakes the engine
+        others = client.health().in_flight_requests
+        speed = _measure_speed(client, part_seconds, display)
+        info = client.info()
+    if others:
+        complain("other clients were embedding meanwhile, so the figures are too low")
+    if as_json:
+        about = {"model_identity": info.model_identity, "model_name": info.model_name, "profile": info.profile}
+        print(json.dumps(about | asdict(speed), indent=2))
+        return
+    table = _table("", "", "")
+    table.show_header = False
+    alone, worst, cached = map(_milliseconds, (speed.short_text_p50, speed.short_text_p99, speed.cached_text_p50))
+    table.add_row("one short text", f"p50 {alone}", f"p99 {worst}")
+    table.add_row("a cached text", f"p50 {cached}")
+    table.add_row(
+        f"{speed.texts:,} texts at once", f"{speed.texts_per_second:,.1f} texts/s", f"{speed.tokens_per_second:,.0f} tokens/s"
+    )
+    print(f"{info.model_name}, profile {info.profile}, texts of {SHORT_TEXT_WORDS} words")
+    _print(table)
+
+
+def _measure_speed(client: runed.Client, part_seconds: float, display: ProgressDisplay) -> Speed:
+    display.update("one text after the other")
+    alone = _time_calls(lambda: client.embed(sample_texts(1, SHORT_TEXT_WORDS)[0]), part_seconds)
+    display.update("many texts at once")
+    # A first look tells how many texts fill the time.
+    _, took, _ = _embed_many(client, FIRST_BATCH_TEXTS)
+    texts, took, tokens = _embed_many(client, min(math.ceil(FIRST_BATCH_TEXTS * part_seconds / took), MAX_BULK_TEXTS))
+    display.update("a cached text")
+    known = sample_texts(1, SHORT_TEXT_WORDS)
+    client.embed(known[0])
+    kept = _vector(client.embed_items(known)[0]).cached
+    again = _time_calls(lambda: client.embed(known[0]), part_seconds / 10) if kept else None
+    return Speed(
+        short_text_p50=statistics.median(alone),
+        short_text_p99=sorted(alone)[math.ceil(len(alone) * 0.99) - 1],
+        cached_text_p50=statistics.median(again) if again else None,
+        texts_per_second=texts / took,
+        tokens_per_second=tokens / took,
+        texts=texts,
+    )
+
+
+def _time_calls(call: Callable[[], object], part_seconds: float) -> list[float]:
+    """Call until the time is over, but at least some times, and give the seconds of each."""
+    end = time.monotonic() + part_seconds
+    times: list[float] = []
+    while len(times) < FEWEST_CALLS or time.monotonic() < end:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def _embed_many(client: runed.Client, count: int) -> tuple[int, float, int]:
+    """Embed new texts in one call, and give their number, the seconds and the tokens."""
+    texts = sample_texts(count, SHORT_TEXT_WORDS)
+    started = time.perf_counter()
+    answers = client.embed_items(texts, lane="bulk")
+    took = time.perf_counter() - started
+    return count, took, sum(_vector(each).token_count for each in answers)
+
+
+def _vector(answer: runed.Embedding | RunedError) -> runed.Embedding:
+    if isinstance(answer, RunedError):
+        raise answer
+    return answer
+
+
+# The engine as it could be
+
+
+def _tune(part_seconds: float, *, as_json: bool) -> None:
+    settings = load_settings()
+    os.umask(0o077)  # as the daemon, which writes the same files
+    paths = Paths(settings.home)
+    ensure_private_dir(paths.home)
+    ensure_private_dir(paths.logs)
+    if _daemon_is_busy(paths):
+        complain("the daemon is embedding now, so the figures will be too low; measure again when it is idle")
+    with ProgressDisplay() as display:
+        tuning = _tune_installed(settings, paths, part_seconds, display)
+    if as_json:
+        print(json.dumps({"stored": str(paths.tuning)} | asdict(tuning), indent=2))
+        return
+    _print(_tuning_table(tuning))
+    for remark in tuning.remarks:
+        complain(remark)
+    print(f"kept in {paths.tuning} for the next start; `runed stop` ends a daemon that runs without it")
+    print(f"RUNED_PROFILE chooses among them, now {settings.profile}; without the file the built-in settings are back")
+
+
+def _daemon_is_busy(paths: Paths) -> bool:
+    try:
+        with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
+            return client.health().in_flight_requests > 0
+    except (DaemonUnavailableError, DeadlineExceededError):
+        return False
+
+
+def _tune_installed(settings: Settings, paths: Paths, part_seconds: float, display: ProgressDisplay) -> Tuning:
+    # Only here, since the figures of a daemon need none of it.
+    from runed.backend import check_model  # noqa: PLC0415
+    from runed.backend.tuning import tune  # noqa: PLC0415
+    from runed.bootstrap import Progress, install  # noqa: PLC0415
+    from runed.log import configure_logging  # noqa: PLC0415
+
+    # In a file of its own, as two processes cannot rotate one file; the user sees the progress instead.
+    configure_logging(paths.logs / "bench.log")
+
+    def show_install(progress: Progress) -> None:
+        display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)
+
+    def show_tuning(done: int, total: int, what: str) -> None:
+        display.update("measuring the engine", done, total, unit="ways", detail=f"measuring the engine: {what}")
+
+    installation = asyncio.run(install(settings, paths, report=show_install, check_model=check_model))
+    for warning in installation.warnings:
+        complain(warning)
+    return tune(
+        executable=installation.llama_server,
+        model=installation.model,
+        model_sha256=installation.model_sha256,
+        paths=paths,
+        ctx_size=settings.ctx_size,
+        texts=sample_texts(TUNE_TEXTS, LONG_TEXT_WORDS),
+        seconds=part_seconds,
+        limit=TUNE_LIMIT,
+        report=show_tuning,
+    )
+
+
+def _tuning_table(tuning: Tuning) -> Table:
+    table = _table("texts", "tokens", "threads", "alone", "together", "texts/s", "tokens/s", "best for")
+    best_for: dict[tuple[int, int, int], list[str]] = {}
+    for profile in tuning.profiles:
+        best_for.setdefault((profile.slots, profile.batch_tokens, profile.threads), []).append(profile.name)
+    for each in sorted(tuning.measurements, key=lambda each: (each.slots, each.batch_tokens, each.threads)):
+        table.add_row(
+            str(each.slots),
+            str(each.batch_tokens),
+            str(each.threads),
+            _milliseconds(each.lone_seconds),
+            _milliseconds(each.batch_seconds),
+            f"{each.texts_per_second:,.1f}",
+            f"{each.tokens_per_second:,.0f}",
+            ", ".join(best_for.get((each.slots, each.batch_tokens, each.threads), [])),
+        )
+    return table
+
+
+# What the user sees
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table  # noqa: PLC0415 # 60 ms that a command which is asked for help does not spend
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("", "best for") else "right")
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console  # noqa: PLC0415 # as above
+
+    Console(highlight=False).print(table)
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1000:,.1f} ms"
