@@ -38,6 +38,9 @@ MAX_QUEUE_TEXTS = 1_000_000
 MIN_QUEUE_BYTES = 1024 * 1024
 """A stream queues up to 64 texts at once, and one text may be as large as a request."""
 
+MIN_DISK_CACHE_BYTES = 16 * 1024 * 1024
+"""Half of it is for SQLite's log."""
+
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 """Powers of 1024, with and without the "i": nobody means anything else by the size of a cache."""
@@ -189,8 +192,12 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         ),
         queue_bytes=_size(*required("RUNED_QUEUE_BYTES", "queue_bytes", DEFAULT_QUEUE_BYTES), least=MIN_QUEUE_BYTES),
         disk_cache=_one_of(CACHES, *required("RUNED_CACHE", "cache", DEFAULT_CACHE)) == "disk",
-        cache_bytes=_size(*required("RUNED_CACHE_SIZE", "cache_size", DEFAULT_CACHE_SIZE)),
-        disk_cache_bytes=_size(*required("RUNED_DISK_CACHE_SIZE", "disk_cache_size", DEFAULT_DISK_CACHE_SIZE)),
+        cache_bytes=_size(*required("RUNED_CACHE_SIZE", "cache_size", DEFAULT_CACHE_SIZE), least=1, none=True),
+        disk_cache_bytes=_size(
+            *required("RUNED_DISK_CACHE_SIZE", "disk_cache_size", DEFAULT_DISK_CACHE_SIZE),
+            least=MIN_DISK_CACHE_BYTES,
+            none=True,
+        ),
     )
 
 
@@ -303,10 +310,13 @@ def _one_of(accepted: tuple[str, ...], value: str, origin: str) -> str:
     return value.lower()
 
 
-def _size(value: str, origin: str, *, least: int = 0) -> int:
+def _size(value: str, origin: str, *, least: int, none: bool = False) -> int:
     match = _SIZE.fullmatch(value)
     size = int(match[1]) * 1024 ** _SIZE_UNITS[match[2].upper()] if match else -1
-    if size < least:
-        bound = f", at least {least}" if least else ", or 0 for none"
-        raise SettingsError(f'{origin}={value!r}: accepted is a number of bytes, such as 1000000, "64MiB" or "1GiB"{bound}')
+    if size < least and not (none and size == 0):
+        bound = f", at least {least}" if least > 1 else ""
+        alternative = ", or 0 for none" if none else ""
+        raise SettingsError(
+            f'{origin}={value!r}: accepted is a number of bytes, such as 1000000, "64MiB" or "1GiB"{bound}{alternative}'
+        )
     return size

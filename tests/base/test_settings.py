@@ -97,6 +97,7 @@ def test_settings_of_the_engine_come_from_the_file_too(home: Path) -> None:
         ("RUNED_CACHE_SIZE", "1.5GiB", "64MiB"),
         ("RUNED_CACHE_SIZE", "٣MiB", "64MiB"),
         ("RUNED_DISK_CACHE_SIZE", "5 parsecs", "1GiB"),
+        ("RUNED_DISK_CACHE_SIZE", "15MiB", "at least 16777216, or 0 for none"),
     ],
 )
 def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(

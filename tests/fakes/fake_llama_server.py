@@ -16,9 +16,8 @@ Keys of `behaviour.json`, all optional:
     on: a mapping from a text to an action for it
 
 Actions: "crash" or "crash-once" (abort), "hang" or "hang-once", "busy" (use the processor for a second, then answer), "nan",
-"zeros", "dimension" (a value too few), "too-few" (a vector too few), "batch-differs", "batch-rounds" (it differs a little), "500",
-"garbage" (no JSON), "not-http",
-"half" (close the connection in the middle of the answer).
+"zeros", "dimension" (a value too few), "too-few" (a vector too few), "batch-differs", "batch-rounds" (it differs a little),
+"500", "garbage" (no JSON), "not-http", "half" (close the connection in the middle of the answer).
 """
 
 from __future__ import annotations
