@@ -16,7 +16,6 @@ from runed.backend import LlamaBackend, check_model
 from runed.backend.base import BackendState, BackendStatus
 from runed.bootstrap import Installation, Phase, Progress, install
 from runed.engine.cache import VectorCache
-from runed.engine.disk_cache import DiskCache
 from runed.engine.engine import MAX_REQUEST_BYTES, Engine, EngineSettings
 from runed.engine.metrics import Metrics
 from runed.engine.queue import QueueLimits
@@ -379,6 +378,8 @@ class Daemon:
         traits = installation.traits or traits_of(model)
         disk = None
         if settings.disk_cache and settings.disk_cache_bytes:
+            from runed.engine.disk_cache import DiskCache  # noqa: PLC0415 # who keeps nothing on disk loads no SQLite
+
             space = fingerprint(model, traits, engine_version=installation.engine_version, dimensions=model.dim)
             disk = await asyncio.to_thread(
                 DiskCache,

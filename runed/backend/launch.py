@@ -7,12 +7,12 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runed.backend.base import BatchLimits, ModelInfo
 from runed.backend.gguf import GGUFMetadata
-from runed.backend.llama_http import MAX_CONNECTIONS, ConnectionLostError, Isolation, LlamaHTTP
+from runed.backend.llama_http import MAX_CONNECTIONS, ConnectionLostError, Isolation, LlamaHTTP, SlotsError
 from runed.backend.process import ChildProcess, OutputLog, reap_orphan
 from runed.backend.profile import Profile
 from runed.backend.quirks import Quirks
@@ -86,31 +86,37 @@ class Server:
         http: Its interface.
         closing: Whether it is being stopped on purpose, so that a lost connection is no accident.
         verdict: Why it had to be ended, if it did.
-        waiting_since: Since when, on the monotonic clock, it has answered nothing although it was asked; None if it was not.
     """
 
     child: ChildProcess
     http: LlamaHTTP
     closing: bool = False
     verdict: str = ""
-    waiting_since: float | None = None
-    _in_flight: int = 0
+    _asked: dict[object, float] = field(default_factory=dict)
+    _abandoned: float | None = None
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when, on the monotonic clock, it has owed an answer, also to one who went away; None if it owes none.
+
+        What counts is the oldest question: texts are counted beside the computing, also when that hangs.
+        """
+        return min(filter(None, [*self._asked.values(), self._abandoned]), default=None)
 
     @contextmanager
     def question(self) -> Iterator[None]:
         """Keep the account of questions and answers, around each."""
-        answered = True
-        self._in_flight += 1
-        self.waiting_since = self.waiting_since or time.monotonic()
+        question = object()
+        self._asked[question] = since = time.monotonic()
+        abandoned: float | None = None
         try:
             yield
         except asyncio.CancelledError:
-            answered = False  # who asked went away; that says nothing about the server
+            abandoned = self._abandoned or since  # who asked went away; that says nothing about the server
             raise
         finally:
-            self._in_flight -= 1
-            if answered:
-                self.waiting_since = time.monotonic() if self._in_flight else None
+            del self._asked[question]
+            self._abandoned = abandoned
 
     async def close(self, grace: float) -> None:
         """Stop it: connections first, since it waits for those that are open before it obeys a SIGTERM."""
@@ -238,10 +244,10 @@ class Launcher:
         self._one_slot = self._quirks.one_slot()
         try:
             return await self._launch_repacked()
-        except CompanyError as error:
+        except (CompanyError, SlotsError) as error:
             if self._slots == 1:
                 raise
-            _log.warning("vectors depend on company; trying with one slot", cosine=error.cosine)
+            _log.warning("vectors depend on company; trying with one slot", reason=error.message)
         self._one_slot = True
         server = await self._launch_repacked()
         self._quirks.remember_one_slot()
@@ -259,7 +265,7 @@ class Launcher:
         try:
             server = await self._launch_once()
         except BaseException as error:
-            self._no_repack = isinstance(error, CompanyError)
+            self._no_repack = isinstance(error, CompanyError | SlotsError)
             raise
         self._quirks.remember_no_repack()
         return server
@@ -331,7 +337,11 @@ class Launcher:
             await asyncio.wait({coming_up})
 
     def _failed_start(self, server: Server, how: str) -> BackendUnavailableError:
-        return BackendUnavailableError(f"llama-server {how} while it started{_last_words(server.child.output)}")
+        output = server.child.output
+        # llama.cpp's words for an option that this build does not have, of a program that the user chose.
+        too_old = any("invalid argument" in line or "unknown argument" in line for line in output.tail(_QUOTED_LINES))
+        remedy = "; it lacks an option that runed needs: use a newer one, or unset RUNED_LLAMA_SERVER" if too_old else ""
+        return BackendUnavailableError(f"llama-server {how} while it started{_last_words(output)}{remedy}")
 
     async def _come_up(self, server: Server) -> None:
         """Wait until the server has loaded, and check what it computes, once for each version of the program."""

@@ -82,6 +82,10 @@ class ConnectionLostError(Exception):
         self.unreachable = unreachable
 
 
+class SlotsError(BackendFaultError):
+    """The server cannot erase its slots, so that vectors would depend on company; with one slot there is none."""
+
+
 class _Embedding(msgspec.Struct):
     index: int
     embedding: bytes  # msgspec decodes base64
@@ -199,12 +203,13 @@ class LlamaHTTP:
         """Give the tokens of each text without special ones, by one question."""
         content = [part for text in texts for part in (_SEPARATOR, text)]
         answer = _decode(await self._post("/tokenize", {"content": content, "add_special": True}), _Tokens).tokens
+        answer.append(_SEPARATOR)
         result: list[list[int]] = []
-        for token in answer:
-            if token == _SEPARATOR:
-                result.append([])
-            elif result:
-                result[-1].append(token)
+        start = answer.index(_SEPARATOR) + 1
+        while start < len(answer):  # by slices: millions of tokens, taken one by one, would block the event loop for seconds
+            end = answer.index(_SEPARATOR, start)
+            result.append(answer[start:end])
+            start = end + 1
         if len(result) != len(texts):
             raise BackendFaultError(f"llama-server tokenized {len(result)} texts of {len(texts)}; use another version of it")
         return result
@@ -215,12 +220,19 @@ class LlamaHTTP:
         if len(texts) == 1 and size + _MOST_SPECIAL > isolation.micro_batch:
             # A text of several micro-batches attends to its own earlier ones, whose order in the context is theirs in the text
             # only if it starts in an empty one: every slot keeps its last text until it gets another.
-            await asyncio.gather(*(self._post(f"/slots/{slot}?action=erase", {}) for slot in range(isolation.slots)))
+            await asyncio.gather(*(self._erase(slot) for slot in range(isolation.slots)))
         if size > _FEW_BYTES:
             return []
         counted = await self.tokenize([_FILLER, *(text for text in texts if isinstance(text, str))])
         given = sum(len(text) for text in texts if not isinstance(text, str))
         return counted[:1] if given + sum(map(len, counted[1:])) < _FEW_TOKENS else []
+
+    async def _erase(self, slot: int) -> None:
+        """Forget what a slot keeps of its last text; one that is still computed is waited for."""
+        try:
+            await self._post(f"/slots/{slot}?action=erase", {})
+        except BackendFaultError as error:
+            raise SlotsError(error.message) from None
 
     async def _post(self, path: str, question: dict[str, object]) -> bytes:
         try:

@@ -13,6 +13,9 @@ from runed.paths import ensure_private_dir, write_atomically
 MAX_SLOTS = 64
 """More would not help: a micro-batch that large is busy with its tokens, not with its texts."""
 
+MAX_DISTURBANCE = 0.25
+"""With more of the machine used by others, a result is chance rather than choice, and is not kept."""
+
 MAX_TOKENS_TOGETHER = {"last": 63}
 """By pooling, the most tokens that several texts may have together; the others have no limit. From 64 query rows on, the flash
 attention of llama.cpp computes in tiles on a CPU, and then a vector depends on its company (measured: cosine 0.9994 to the one
@@ -77,6 +80,7 @@ class Tuning:
         profiles: The best of the measurements for each name.
         measurements: All that were made.
         remarks: What to know about them, for people: what failed and why, whether other work disturbed.
+        disturbance: The part of the machine that other programs used meanwhile.
     """
 
     measured_at: str
@@ -85,6 +89,12 @@ class Tuning:
     profiles: tuple[Profile, ...]
     measurements: tuple[Measurement, ...]
     remarks: tuple[str, ...] = ()
+    disturbance: float = 0.0
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether others used so much of the machine that nothing can be concluded."""
+        return self.disturbance > MAX_DISTURBANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

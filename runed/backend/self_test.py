@@ -26,13 +26,12 @@ _BROKEN_COSINE = 0.99
 class CompanyError(BackendFaultError):
     """The engine rounds a text's vector differently in company than alone; with one slot there is no company.
 
-    Attributes:
+    Args:
         cosine: Between the two, at worst.
     """
 
     def __init__(self, cosine: float) -> None:
         super().__init__(f"llama-server embeds a text differently alone and in company (cosine {cosine:.5f})")
-        self.cosine = cosine
 
 
 async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits) -> None:
@@ -45,6 +44,7 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
 
     Raises:
         CompanyError: Vectors depend a little on what else is computed, and there is more than one slot.
+        SlotsError: They would, since it cannot erase its slots.
         BackendFaultError: It computes something else that is wrong.
         ConnectionLostError: It went away.
     """

@@ -73,6 +73,7 @@ def tune(
     seconds: float,
     limit: float,
     report: Report,
+    force: bool = False,
 ) -> Tuning:
     """Measure an engine and a model in several ways, choose the best for each profile, and keep that for the next start.
 
@@ -89,6 +90,7 @@ def tune(
         seconds: How long to measure each way.
         limit: After so many seconds the rest is left out.
         report: Told how far it is.
+        force: Whether to keep the result even if others used more than `MAX_DISTURBANCE` of the machine.
 
     Returns:
         What was measured and chosen.
@@ -123,8 +125,10 @@ def tune(
         profiles=choose_profiles(measurements),
         measurements=measurements,
         remarks=tuple(trials.remarks),
+        disturbance=trials.disturbance,
     )
-    store_tuning(paths.tuning, Quirks(paths.engine_quirks, executable.absolute(), info).engine_and_model(), tuning)
+    if force or not tuning.is_chance:
+        store_tuning(paths.tuning, Quirks(paths.engine_quirks, executable.absolute(), info).engine_and_model(), tuning)
     return tuning
 
 
@@ -186,6 +190,7 @@ class _Trials:
         self._failed: set[Profile] = set()
         self.measured: dict[Profile, Measurement] = {}
         self.remarks: list[str] = []
+        self.disturbance = 0.0
 
     async def run(self, limit: float) -> None:
         """Find the best number of threads for a micro-batch of the usual size, then try the other sizes with it.
@@ -206,7 +211,7 @@ class _Trials:
             self.remarks.append(f"the time of {limit:g} s was over after {self._visits - 1} of {self._total} measurements")
         if not self.measured:
             raise BackendUnavailableError(f"the engine could not be measured in any way; {self.remarks[0]}")
-        share = (_work_of_others() - others) / (time.monotonic() - started) / (psutil.cpu_count() or 1)
+        share = self.disturbance = (_work_of_others() - others) / (time.monotonic() - started) / (psutil.cpu_count() or 1)
         if share > _QUIET:
             self.remarks.append(
                 f"other programs used {share:.0%} of the processors meanwhile, so the figures are too low; "

@@ -105,13 +105,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"how long each part takes; default: {SECONDS:g}, with --tune {TUNE_SECONDS:g} of which there are a dozen",
     )
+    parser.add_argument("--force", action="store_true", help="with --tune: keep the result though other programs disturbed it")
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print what was measured."""
     if arguments.tune:
-        _tune(arguments.seconds or TUNE_SECONDS, as_json=arguments.json)
+        _tune(arguments.seconds or TUNE_SECONDS, as_json=arguments.json, force=arguments.force)
     else:
         _measure(arguments.seconds or SECONDS, as_json=arguments.json)
     return ExitCode.OK
@@ -200,7 +201,7 @@ def _vector(answer: runed.Embedding | RunedError) -> runed.Embedding:
 # The engine as it could be
 
 
-def _tune(part_seconds: float, *, as_json: bool) -> None:
+def _tune(part_seconds: float, *, as_json: bool, force: bool) -> None:
     settings = load_settings()
     os.umask(0o077)  # as the daemon, which writes the same files
     paths = Paths(settings.home)
@@ -209,13 +210,17 @@ def _tune(part_seconds: float, *, as_json: bool) -> None:
     if _daemon_is_busy(paths):
         complain("the daemon is embedding now, so the figures will be too low; measure again when it is idle")
     with ProgressDisplay() as display:
-        tuning = _tune_installed(settings, paths, part_seconds, display)
+        tuning = _tune_installed(settings, paths, part_seconds, display, force=force)
+    kept = force or not tuning.is_chance
     if as_json:
-        print(json.dumps({"stored": str(paths.tuning)} | asdict(tuning), indent=2))
+        print(json.dumps({"stored": str(paths.tuning) if kept else None} | asdict(tuning), indent=2))
         return
     _print(_tuning_table(tuning))
     for remark in tuning.remarks:
         complain(remark)
+    if not kept:
+        print("not kept, since these figures are chance; measure again when the machine is quiet, or give --force")
+        return
     print(f"kept in {paths.tuning} for the next start; `runed stop` ends a daemon that runs without it")
     print(f"RUNED_PROFILE chooses among them, now {settings.profile}; without the file the built-in settings are back")
 
@@ -228,7 +233,7 @@ def _daemon_is_busy(paths: Paths) -> bool:
         return False
 
 
-def _tune_installed(settings: Settings, paths: Paths, part_seconds: float, display: ProgressDisplay) -> Tuning:
+def _tune_installed(settings: Settings, paths: Paths, part_seconds: float, display: ProgressDisplay, *, force: bool) -> Tuning:
     # Only here, since the figures of a daemon need none of it.
     from runed.backend import check_model  # noqa: PLC0415
     from runed.backend.tuning import tune  # noqa: PLC0415
@@ -257,6 +262,7 @@ def _tune_installed(settings: Settings, paths: Paths, part_seconds: float, displ
         seconds=part_seconds,
         limit=TUNE_LIMIT,
         report=show_tuning,
+        force=force,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runed.cli import inputs, parquet
@@ -156,10 +157,24 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("--whole is for --file and standard input, not for --batch")
     if arguments.text_column is not None and arguments.text_column == arguments.id_column:
         refuse("--text-column and --id-column name the same column")
+    if arguments.instruction and arguments.role != "query":
+        refuse("--instruction is for --role query")
+    if any(_is_same_file(path, arguments.output) for path in (arguments.batch, *arguments.file)):
+        refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:
         refuse("give --resume or --overwrite, not both")
     if (arguments.resume or arguments.overwrite) and arguments.output == STANDARD_INPUT:
         refuse("only a job with --output FILE can be resumed")
+
+
+def _is_same_file(path: str | None, output: str) -> bool:
+    """Tell whether the output would be written over an input; a device, such as a terminal, can be both."""
+    if path is None or STANDARD_INPUT in (path, output) or not Path(output).is_file():
+        return False
+    try:
+        return Path(path).samefile(output)
+    except OSError:
+        return False  # told when it is read
 
 
 def _open_source(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Source:

@@ -125,7 +125,7 @@ def _as_lines(report: Report) -> dict[str, str]:
 def _lane(lane: runed.LaneHealth) -> str:
     if not lane.wait_p99_seconds:
         return f"{lane.queued_texts:,} waiting"
-    waits = f"p50 {_milliseconds(lane.wait_p50_seconds)}, p99 {_milliseconds(lane.wait_p99_seconds)}"
+    waits = f"waited p50 {_milliseconds(lane.wait_p50_seconds)}, p99 {_milliseconds(lane.wait_p99_seconds)}"
     return f"{lane.queued_texts:,} waiting ({waits})"
 
 

@@ -81,6 +81,8 @@ class Options:
         _check_choice("role", self.role, _ROLES)
         _check_choice("truncate", self.truncate, _TRUNCATES)
         _check_choice("lane", self.lane, _LANES)
+        if self.dimensions is not None and not hasattr(self.dimensions, "__index__"):  # NumPy's integers have it, too
+            raise TypeError(f"dimensions is a {type(self.dimensions).__name__}, but must be an int")
         if self.dimensions is not None and not 1 <= operator.index(self.dimensions) <= _MAX_DIMENSIONS:
             raise BadDimensionsError(
                 f"dimensions is {self.dimensions}; give a number from Info.min_dimensions to Info.vector_dim, or None for all",

@@ -161,7 +161,10 @@ class Job(Generic[K]):
         # A text of two letters could be unpacked too.
         if isinstance(item, str):
             raise TypeError("embed_stream takes pairs of an id and a text, but got a str")
-        key, text = item
+        try:
+            key, text = item
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"embed_stream takes pairs of an id and a text: {error}") from None
         self.taken += 1
         try:
             size = encoded_length(text) + _ITEM_OVERHEAD

@@ -115,6 +115,10 @@ class VectorCache:
             found |= from_disk
         return found
 
+    def peek(self, key: bytes) -> CachedVector | None:
+        """Look one vector up, in memory only."""
+        return self._memory.get(key)
+
     def put(self, key: bytes, value: CachedVector) -> None:
         """Keep a vector: in memory at once, on disk soon.
 

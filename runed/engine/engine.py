@@ -20,8 +20,8 @@ from runed.engine.idle import IdleClock
 from runed.engine.metrics import Metrics
 from runed.engine.queue import Computed, Job, QueueLimits
 from runed.engine.status import Load
-from runed.engine.stream import Stream
-from runed.engine.texts import Prepared, Preparer, check_count, check_text, named
+from runed.engine.stream import PIECE_TEXTS, Stream
+from runed.engine.texts import Prepared, Preparer, check_count, check_text, named, portions
 from runed.engine.tickets import Computation, Plan, Ticket
 from runed.engine.traits import dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
 from runed.engine.types import EmbedAnswer, Embedding, EmbedOptions, Lane, Space, StreamAnswer, StreamItem
@@ -87,6 +87,7 @@ class Engine:
         self._idle = IdleClock(settings.idle_timeout, self._suspend)
         self._batcher = Batcher(backend, limits=settings.queue, metrics=metrics)
         self._preparer = Preparer(backend)
+        self._piece_texts = min(PIECE_TEXTS, settings.queue.bulk.texts)
         self._computations: dict[bytes, Computation] = {}
 
     @property
@@ -177,7 +178,7 @@ class Engine:
         """
         plan = self._plan(options, client, Lane.BULK, streamed=True)
         claim = partial(self._claim, strict=False)
-        return Stream(plan, claim=claim, answered=self._metrics.answered).run(chunks)
+        return Stream(plan, claim=claim, answered=self._metrics.answered, piece_texts=self._piece_texts).run(chunks)
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         """Count tokens as `embed` would see them, with prompts and special tokens.
@@ -195,7 +196,10 @@ class Engine:
         for index, text in enumerate(texts):
             check_text(text, *named(index, len(texts)))
         with self._idle.busy():
-            return [len(tokens) for tokens in await self._backend.tokenize([prompt + text for text in texts])]
+            counts: list[int] = []
+            for part in portions([prompt + text for text in texts]):
+                counts += [len(tokens) for tokens in await self._backend.tokenize(part)]
+            return counts
 
     async def close(self) -> None:
         """Stop the clock and the backend, and refuse what waits."""
@@ -280,8 +284,14 @@ class Engine:
         """Join each text with its twin in flight, or else submit it. Nothing is awaited here, so that no twin escapes."""
         tickets: dict[int, Ticket] = {}
         new: list[Job] = []
+        found = 0
         for index, item in wanted.items():
             key = keys[index]
+            # A twin may have become ready while this text was counted or waited for room.
+            if (value := self._cache.peek(key)) is not None:
+                tickets[index] = Ticket(outcome=_from_cache(value, plan))
+                found += 1
+                continue
             twin = self._computations.get(key)
             shared = twin is not None and twin.alive
             if twin is None or not shared:
@@ -299,7 +309,8 @@ class Engine:
             for ticket in tickets.values():
                 ticket.release()
             raise
-        self._metrics.shared(len(tickets) - len(new))
+        self._metrics.hit(found)
+        self._metrics.shared(len(tickets) - len(new) - found)
         return tickets
 
     def _begin(self, key: bytes, item: Prepared, plan: Plan) -> Computation:
@@ -326,8 +337,10 @@ class Engine:
             self._cache.put(key, CachedVector(vector=done.vector, tokens=done.tokens, total_tokens=total))
 
     def _key(self, text: str, plan: Plan) -> bytes:
-        # A text that is short enough anyway has one vector, however it might have been cut.
-        cut = plan.options.truncate.value if self._preparer.may_be_too_long(plan.prompt + text) else ""
+        # A text that is short enough anyway has one vector, however it might have been cut. Where one is cut depends on the
+        # context, which may be another one the next time, when the cache is on disk.
+        too_long = self._preparer.may_be_too_long(plan.prompt + text)
+        cut = f"{plan.options.truncate.value} {self._backend.model.max_tokens}" if too_long else ""
         return cache_key(self._native_fingerprint, plan.prompt, cut, text)
 
     async def _suspend(self) -> None:

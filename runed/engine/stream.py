@@ -15,8 +15,8 @@ WINDOW_BYTES = 1024 * 1024
 """What may be in flight of one stream, from its reading to the sending of its vector; a single longer text may, too. Enough to
 keep the engine busy while the client is asleep for a moment, and to sort texts by length."""
 
-_PIECE_TEXTS = 64
-"""What is queued at once."""
+PIECE_TEXTS = 64
+"""What is queued at once, unless the queue holds less."""
 
 Claim = Callable[[Sequence[str], Plan, ExitStack], Awaitable[list[Ticket]]]
 """How to begin to embed texts; see `Engine.claim`."""
@@ -29,12 +29,14 @@ class Stream:
         plan: What holds for all of its texts.
         claim: How to begin to embed some.
         answered: Told how many vectors were sent.
+        piece_texts: How many texts to queue at once.
     """
 
-    def __init__(self, plan: Plan, *, claim: Claim, answered: Callable[[int], None]) -> None:
+    def __init__(self, plan: Plan, *, claim: Claim, answered: Callable[[int], None], piece_texts: int) -> None:
         self._plan = plan
         self._claim = claim
         self._answered = answered
+        self._piece_texts = piece_texts
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready: list[tuple[StreamResult, int]] = []
         self._texts = 0
@@ -78,8 +80,8 @@ class Stream:
 
     async def _read(self, chunks: AsyncIterator[Sequence[StreamItem]]) -> None:
         async for chunk in chunks:
-            for start in range(0, len(chunk), _PIECE_TEXTS):
-                piece = chunk[start : start + _PIECE_TEXTS]
+            for start in range(0, len(chunk), self._piece_texts):
+                piece = chunk[start : start + self._piece_texts]
                 sizes = [len(item.text) for item in piece]
                 await self._wait_for_room(len(piece), sum(sizes))
                 self._spawn(self._embed(piece, sizes))

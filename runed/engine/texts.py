@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from runed.backend.base import Embedder, TextInput
@@ -22,8 +22,9 @@ _SPECIAL_TOKENS = 2
 
 
 _COUNT_TEXTS = 64
-"""How many texts are counted by one question: enough that its cost does not count, few enough for the backend to answer others
-in between."""
+_COUNT_CHARACTERS = 1024 * 1024
+"""How many texts are counted by one question, and of how many characters: enough that its cost does not count, few enough for
+the backend to answer others in between, and for the tokens, which take many times the memory of their texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,18 @@ def check_text(text: str, name: str, where: dict[str, str]) -> None:
         ) from None
 
 
+def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut texts into what is counted at once; a longer text is counted alone."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        if index > start and (index - start == _COUNT_TEXTS or size + len(text) > _COUNT_CHARACTERS):
+            yield texts[start:index]
+            start, size = index, 0
+        size += len(text)
+    if texts:
+        yield texts[start:]
+
+
 def most_tokens(text: str) -> int:
     """Give a number of tokens that a text does not exceed, special ones included."""
     return len(text.encode()) * _TOKENS_PER_BYTE + _SPECIAL_TOKENS
@@ -130,14 +143,14 @@ class Preparer:
         """
         whole = [prompt + text for text in texts]
         long = [index for index, text in enumerate(whole) if self.may_be_too_long(text)]
-        counted: dict[int, list[int]] = {}
-        for start in range(0, len(long), _COUNT_TEXTS):
-            part = long[start : start + _COUNT_TEXTS]
-            counted.update(zip(part, await self._backend.tokenize([whole[index] for index in part]), strict=True))
+        fitted: dict[int, Prepared | TextTooLongError] = {}
+        indices = iter(long)
+        for part in portions([whole[index] for index in long]):
+            for text, tokens in zip(part, await self._backend.tokenize(part), strict=True):
+                index = next(indices)
+                fitted[index] = await self._fit(text, tokens, prompt, truncate, names[index])
         return [
-            await self._fit(text, counted[index], prompt, truncate, names[index])
-            if index in counted
-            else Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
+            fitted.get(index) or Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
             for index, text in enumerate(whole)
         ]
 

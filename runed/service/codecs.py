@@ -1,19 +1,26 @@
-"""How messages are written: protobuf and JSON, by Google's runtime."""
+"""How messages are written: protobuf and JSON, by Google's runtime, but vectors in JSON by msgspec."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
+import msgspec
 from connectrpc.codec import Codec
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToDict, MessageToJson
 from google.protobuf.message import Message
+from runed_proto.runed.v1 import runed_pb2 as pb
 
 M = TypeVar("M", bound=Message)
 
 
 class CompactJsonCodec:
-    """The JSON codec of connectrpc, but on one line: a vector of 1,024 values would else have 1,024 lines."""
+    """The JSON codec of connectrpc, but compact and quick.
+
+    On one line: a vector of 1,024 values would else have 1,024 lines. And Google's runtime takes 2 microseconds or more for
+    each, which for a batch of 2,048 vectors are seconds in which the event loop serves nobody.
+    """
 
     def __init__(self) -> None:
         self._codec: Codec[Message, Message] = google_protobuf_json_codec()
@@ -24,13 +31,72 @@ class CompactJsonCodec:
 
     def encode(self, message: Message) -> bytes:
         """Write a message."""
-        return MessageToJson(message, indent=None).encode()
+        vectors = [list(embedding.vector) for embedding in _embeddings(message)]
+        if not any(vectors):
+            return MessageToJson(message, indent=None).encode()
+        rest = type(message)()
+        rest.CopyFrom(message)
+        for embedding in _embeddings(rest):
+            embedding.ClearField("vector")
+        document = MessageToDict(rest)
+        for place, vector in zip(_places(document), vectors, strict=True):
+            if vector:
+                place["vector"] = vector
+        return msgspec.json.encode(document)
 
     def decode(self, data: bytes | bytearray, message_class: type[M]) -> M:
-        """Read a message of a class."""
+        """Read a message of a class.
+
+        Raises:
+            ValueError: It is not JSON, has a field of another type, or names a value that an enum does not have.
+        """
+        _check_enums(data, message_class)
         message = self._codec.decode(data, message_class)
         assert isinstance(message, message_class)
         return message
+
+
+class _Enums(msgspec.Struct):
+    """The fields of a request that hold names of an enum; those are all at its top."""
+
+    lane: object = None
+    role: object = None
+    truncate: object = None
+
+
+def _check_enums(data: bytes | bytearray, message_class: type[Message]) -> None:
+    """Refuse an unknown name of an enum, which Google's runtime takes for none: a query would be embedded as plain text."""
+    try:
+        document = msgspec.json.decode(data, type=_Enums)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return  # it is told by whoever reads all of it
+    for field in message_class.DESCRIPTOR.fields:
+        name = getattr(document, field.name, None)
+        if field.enum_type and isinstance(name, str) and name not in field.enum_type.values_by_name:
+            known = ", ".join(field.enum_type.values_by_name)
+            raise ValueError(f"{field.name} {name[:40]!r} is unknown to this version of runed; use one of {known}")
+
+
+def _embeddings(message: Message) -> Sequence[pb.EmbedResponse]:
+    """Give the messages within one that hold a vector each."""
+    match message:
+        case pb.EmbedResponse():
+            return [message]
+        case pb.EmbedBatchResponse():
+            return message.embeddings
+        case pb.EmbedStreamResponse():
+            return [result.embedding for result in message.results]
+    return []
+
+
+def _places(document: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """Give what became of `_embeddings` in JSON."""
+    if "embeddings" in document:
+        places: list[dict[str, Any]] = document["embeddings"]
+        return places
+    if "results" in document:
+        return [result["embedding"] for result in document["results"]]
+    return [document]
 
 
 CODECS = (google_protobuf_binary_codec(), CompactJsonCodec())

@@ -77,7 +77,7 @@ async def test_engine_that_exits_is_tried_again_then_given_up_then_recovers(
 ) -> None:
     fake.behave(exit="error: unknown argument: --embeddings")
     backend = make_backend(fake.executable)
-    await fail_to_start(backend, r"exited with code 1 while it started; its last words: error: unknown argument")
+    await fail_to_start(backend, r"its last words: error: unknown argument: .*; it lacks an option that runed needs")
     assert len(fake.launches) == QUICK.max_failures
     with pytest.raises(BackendUnavailableError, match="is tried again in") as caught:
         await backend.embed(["hello"])
@@ -289,6 +289,27 @@ async def test_engine_whose_vectors_depend_on_company_is_run_with_one_slot_from_
     await later.start()
     assert len(fake.launches) == 3
     assert later.limits.texts == 1
+
+
+async def test_engine_that_cannot_erase_slots_is_run_with_one(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(no_slots=True)
+    backend = make_backend(fake.executable)
+    await backend.embed(["a text that is long enough for several micro-batches, " * 3])
+    assert backend.limits.texts == 1
+    assert len(fake.launches) == 2
+
+
+async def test_hang_shows_also_while_texts_are_counted(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"stuck": "deadlock-once"})
+    backend = make_backend(fake.executable)
+    await backend.start()
+    stuck = asyncio.create_task(backend.embed(["stuck"]))
+    async with asyncio.timeout(20):
+        while not stuck.done():
+            await backend.tokenize(["a text"])
+            await asyncio.wait({stuck}, timeout=QUICK.hang * 0.8)
+    assert (await stuck).vectors
+    assert backend.state.restarts == 1
 
 
 async def test_connection_that_the_engine_closed_in_silence_is_made_again(make_backend: MakeBackend, fake: FakeEngine) -> None:

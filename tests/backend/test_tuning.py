@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +89,9 @@ def test_vectors_that_depend_on_company_are_no_measurement() -> None:
         _check_company([one, one], [one, other])
 
 
-def run(executable: Path, model: Path, home: Path, *, limit: float = 60.0) -> tuple[Tuning, list[tuple[int, int, str]]]:
+def run(
+    executable: Path, model: Path, home: Path, *, limit: float = 60.0, force: bool = True
+) -> tuple[Tuning, list[tuple[int, int, str]]]:
     reports: list[tuple[int, int, str]] = []
     tuning = tune(
         executable=executable,
@@ -98,6 +103,7 @@ def run(executable: Path, model: Path, home: Path, *, limit: float = 60.0) -> tu
         seconds=0.02,
         limit=limit,
         report=lambda *report: reports.append(report),
+        force=force,
     )
     return tuning, reports
 
@@ -145,3 +151,17 @@ def test_a_limit_that_is_over_before_the_first_measurement_is_an_error(
     # Not even by a thread that was making the engine's directories when the time was over.
     assert list(temporary.iterdir()) == []
     assert psutil.Process().children() == []
+
+
+def test_what_was_measured_beside_other_work_is_not_kept(
+    home: Path, temporary: Path, llama_server: Path, tiny_qwen3: Path
+) -> None:
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        tuning, _ = run(llama_server, tiny_qwen3, home, force=False)
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert tuning.is_chance
+    assert not Paths(home).tuning.exists()

@@ -452,8 +452,23 @@ def test_memory_does_not_grow_with_the_job(tmp_path: Path, output_format: str) -
         (["--batch", "a", "--resume"], "only a job with --output FILE"),
         (["--batch", "a", "-o", "b", "--resume", "--overwrite"], "not both"),
         (["--batch", "a", "--text-column", "t", "--id-column", "t"], "the same column"),
+        (["--instruction", "find tea", "text"], "--instruction is for --role query"),
+        (["--instruction", "find tea", "--role", "document", "text"], "--instruction is for --role query"),
     ],
 )
 def test_options_that_make_no_sense_together_are_wrong_usage(arguments: list[str], message: str) -> None:
     with pytest.raises(jobs.WrongUsageError, match=message):
         jobs.here(*arguments)
+
+
+@pytest.mark.parametrize("option", ["--batch", "--file"])
+def test_input_is_not_written_over(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("one\ntwo\n")
+    link = tmp_path / "link.txt"
+    link.symlink_to(path)
+    for output in (path, link):
+        with pytest.raises(jobs.WrongUsageError, match="take the place of the input"):
+            jobs.here(option, path, "--output", output, "--format", "jsonl")
+    assert path.read_text() == "one\ntwo\n"
+    assert jobs.here(option, path, "--output", tmp_path / "other.jsonl") == 0

@@ -49,7 +49,7 @@ def test_tune_leaves_the_daemon_alone_and_its_next_start_runs_by_the_result(cli:
     assert daemon is not None
     (engine,) = engines(daemon.pid)
 
-    done = cli.run("bench", "--tune", "--seconds", "0.02")
+    done = cli.run("bench", "--tune", "--seconds", "0.02", "--force")
     assert done.returncode == 0, done.stderr
     assert cli.daemon() == daemon
     assert engines(daemon.pid) == [engine]

@@ -119,7 +119,7 @@ class TestResults:
         [
             (["ab"], TypeError, "pairs of an id and a text, but got a str"),
             ([("a", None)], TypeError, "the text is a NoneType"),
-            ([("a", "b", "c")], ValueError, "too many values"),
+            ([("a", "b", "c")], ValueError, "pairs of an id and a text: too many values"),
         ],
     )
     def test_what_is_no_pair_is_an_error(

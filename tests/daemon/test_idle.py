@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,6 +55,11 @@ def test_never_suspends_with_a_call_in_flight(start_daemon: StartDaemon) -> None
     daemon.wait_for("STATUS_IDLE")
     starts = [line for line in daemon.log_lines() if line["message"] == "llama-server ready"]
     assert len(starts) == 2
+
+
+def test_who_keeps_nothing_on_disk_loads_no_database() -> None:
+    program = "import sys, runed.daemon; sys.exit('sqlite3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_zero_never_suspends(start_daemon: StartDaemon) -> None:

@@ -69,6 +69,7 @@ async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> Async
         queue: QueueLimits = QueueLimits(10_000, 10_000_000),  # noqa: B008 # immutable
         cache_bytes: int = 1_000_000,
         profile: str = "balanced",
+        cache: VectorCache | None = None,
     ) -> tuple[Engine, Recorder]:
         backend = Recorder(
             LlamaBackend(
@@ -83,7 +84,7 @@ async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> Async
         engine = Engine(
             backend,
             settings=EngineSettings(idle_timeout=0, queue=queue),
-            cache=VectorCache(cache_bytes),
+            cache=cache or VectorCache(cache_bytes),
             metrics=Metrics(),
             engine_version="engine 1",
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runed.engine.cache import VectorCache
 from runed.engine.queue import QueueLimits
 from runed.engine.types import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, StreamItem, StreamResult, Truncate
 from runed.errors import (
@@ -80,6 +81,37 @@ async def test_a_text_that_was_computed_comes_from_the_cache(make_engine: MakeEn
     assert (first.vector, first.tokens, first.total_tokens) == (second.vector, second.tokens, second.total_tokens)
     assert engine.load.stats.cache_hits == 1
     assert engine.load.cache_entries == 1
+
+
+async def test_a_twin_that_became_ready_meanwhile_is_not_computed_again(make_engine: MakeEngine) -> None:
+    engine, backend = make_engine()
+    text = "t" * 200  # long enough to be counted first
+    asked, gate, tokenize = asyncio.Event(), asyncio.Event(), backend.tokenize
+
+    async def late(texts: Sequence[str]) -> list[list[int]]:
+        asked.set()
+        await gate.wait()
+        return await tokenize(texts)
+
+    backend.tokenize = late  # type: ignore[method-assign] # a backend that takes its time
+    later = asyncio.create_task(engine.embed([text], PLAIN, client=ME))
+    await asked.wait()
+    backend.tokenize = tokenize  # type: ignore[method-assign] # as it was
+    await engine.embed([text], PLAIN, client="unix:2")
+    gate.set()
+    assert embedding(await later).cached
+    assert backend.computed == [text]
+    assert (engine.load.stats.cache_hits, engine.load.stats.shared_texts) == (1, 0)
+
+
+async def test_a_text_cut_for_a_smaller_context_is_not_taken_for_one_of_a_larger(make_engine: MakeEngine) -> None:
+    options = EmbedOptions(truncate=Truncate.END)
+    cache = VectorCache(1_000_000)
+    for ctx_size in (256, 512):
+        engine, backend = make_engine(ctx_size=ctx_size, cache=cache)
+        item = embedding(await engine.embed(["x" * 600], options, client=ME))
+        assert item.tokens == backend.model.max_tokens
+        await backend.stop()
 
 
 async def test_without_a_cache_every_call_is_computed(make_engine: MakeEngine) -> None:
@@ -287,6 +319,27 @@ async def test_a_text_cut_at_its_end_is_not_taken_for_one_cut_at_its_start(make_
     assert end.vector != start.vector
 
 
+async def test_texts_are_counted_in_portions_that_let_others_in_between(make_engine: MakeEngine) -> None:
+    engine, backend = make_engine()
+    portions: list[tuple[int, int]] = []
+    tokenize = backend.tokenize
+
+    async def noted(texts: Sequence[str]) -> list[list[int]]:
+        portions.append((len(texts), sum(map(len, texts))))
+        return await tokenize(texts)
+
+    backend.tokenize = noted  # type: ignore[method-assign] # notes what it is asked
+    texts = [f"{number} " + "x" * 300 for number in range(70)] + ["y" * 600_000] * 3
+    counts = await engine.count_tokens(texts, PLAIN)
+    assert counts[70:] == [600_001] * 3
+    assert counts[0] == len((await tokenize(texts[:1]))[0])
+    assert [texts for texts, _ in portions] == [64, 7, 1, 1]
+    portions.clear()
+    answer = await engine.embed(texts, PLAIN, client=ME, per_item_errors=True)
+    assert [item.metadata["tokens"] for item in answer.items if isinstance(item, RunedError)] == list(map(str, counts))
+    assert max(size for _, size in portions) <= 2**20
+
+
 # Roles, dimensions, fingerprint
 
 
@@ -403,7 +456,7 @@ async def test_a_stream_takes_no_more_than_its_window_while_nobody_reads(make_en
 
 
 async def test_a_stream_waits_for_room_instead_of_being_refused(make_engine: MakeEngine) -> None:
-    engine, _ = make_engine(queue=QueueLimits(80, 1_000_000))
+    engine, _ = make_engine(queue=QueueLimits(64, 1_000_000))
     texts = [[f"{part} text {number}" for number in range(300)] for part in range(3)]
     results = await asyncio.gather(*(collect(engine, part) for part in texts))
     assert [len(part) for part in results] == [300, 300, 300]

@@ -11,13 +11,15 @@ Keys of `behaviour.json`, all optional:
     load_seconds: load for so long, using the processor
     ignore_sigterm: do so
     close_silently: close each connection after one answer, without saying so
+    no_slots: refuse to erase slots
     no_eos: do not end a text with the EOS token
     always: an action for each embedding
     on: a mapping from a text to an action for it
 
-Actions: "crash" or "crash-once" (abort), "hang" or "hang-once", "busy" (use the processor for a second, then answer), "nan",
-"zeros", "dimension" (a value too few), "too-few" (a vector too few), "batch-differs", "batch-rounds" (it differs a little),
-"500", "garbage" (no JSON), "not-http", "half" (close the connection in the middle of the answer).
+Actions: "crash" or "crash-once" (abort), "hang" or "hang-once", "deadlock-once" (no embedding is answered any more),
+"busy" (use the processor for a second, then answer), "nan", "zeros", "dimension" (a value too few), "too-few" (a vector too
+few), "batch-differs", "batch-rounds" (it differs a little), "500", "garbage" (no JSON), "not-http", "half" (close the
+connection in the middle of the answer).
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from typing import Any
 HERE = Path(sys.argv[0]).parent
 BEHAVIOUR: dict[str, Any] = json.loads((HERE / "behaviour.json").read_text())
 DIM, EOS = 64, 319
-LOADED = threading.Event()
+LOADED, DEADLOCKED = threading.Event(), threading.Event()
 
 
 def burn(seconds: float) -> None:
@@ -116,6 +118,10 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, json.dumps({"tokens": tokenize(question["content"])}).encode())
             return
         if self.path.startswith("/slots/"):
+            if BEHAVIOUR.get("no_slots"):
+                error = {"code": 501, "message": "This server does not support slots action.", "type": "not_supported_error"}
+                self.answer(501, json.dumps({"error": error}).encode())
+                return
             self.answer(200, b"{}")
             return
         texts = [question["input"]] if isinstance(question["input"], str) else question["input"]
@@ -128,6 +134,9 @@ class Handler(BaseHTTPRequestHandler):
         if name == "crash" and (not once or first_time(action)):
             os.abort()
         if name == "hang" and (not once or first_time(action)):
+            time.sleep(3600)
+        if DEADLOCKED.is_set() or (name == "deadlock" and (not once or first_time(action))):
+            DEADLOCKED.set()
             time.sleep(3600)
         if name == "busy":
             burn(1.0)
