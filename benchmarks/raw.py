@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runed.settings import engine_environment
+
+HTTP_THREADS = 80
+"""More than there are clients at a time: without a thread of the server's own, a connection is not read."""
+
+_TOKENS_A_SLOT = 64
+"""Room for a short text; the sum of all texts in slots must not exceed the context."""
 
 
 class UnixConnection(http.client.HTTPConnection):
     """An HTTP/1.1 connection over a UNIX socket."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=60)
+        super().__init__("localhost", timeout=300)
         self._path = path
 
     def connect(self) -> None:
@@ -28,68 +39,129 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+class RawClient:
+    """A client of a raw server with one connection, with the methods of `runed.Client` that are measured.
+
+    Args:
+        path: The server's socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._connection = UnixConnection(path)
+
+    def embed(self, text: str) -> NDArray[np.float32]:
+        """Embed one text; gives shape (dim,)."""
+        return self._ask(text)[0]
+
+    def embed_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts by one request; gives shape (n, dim)."""
+        return np.stack(self._ask(list(texts)))
+
+    def healthy(self) -> bool:
+        """Tell whether the server has loaded its model."""
+        try:
+            self._connection.request("GET", "/health")
+            response = self._connection.getresponse()
+            response.read()
+        except (http.client.HTTPException, OSError):
+            self._connection.close()
+            return False
+        return response.status == 200
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, question: str | list[str]) -> list[NDArray[np.float32]]:
+        body = json.dumps({"input": question, "encoding_format": "base64"})
+        status, answer = self._exchange(body)
+        assert status == 200, answer
+        return [np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4") for item in json.loads(answer)["data"]]
+
+    def _exchange(self, body: str) -> tuple[int, bytes]:
+        """Send a request on the kept connection, which the server closes now and then."""
+        for attempt in (1, 2):
+            try:
+                self._connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
+                response = self._connection.getresponse()
+                return response.status, response.read()
+            except (http.client.HTTPException, OSError):
+                self._connection.close()
+                if attempt == 2:
+                    raise
+        raise AssertionError
+
+
 class RawServer:
-    """A `llama-server` of our own.
+    """A `llama-server` of our own; as a context manager, it runs meanwhile.
 
     Args:
         argv: The command line of the daemon's engine.
         socket_path: Where this one listens instead.
+        slots: The number of its slots; None means as many as the daemon's engine has.
     """
 
-    def __init__(self, argv: list[str], socket_path: Path) -> None:
-        self._argv = argv[:]
-        self._argv[self._argv.index("--host") + 1] = str(socket_path)
-        self._socket = socket_path
+    def __init__(self, argv: Sequence[str], socket_path: Path, *, slots: int | None = None) -> None:
+        self.argv = list(argv)
+        self.socket = socket_path
+        self._set("--host", str(socket_path))
+        self._set("--threads-http", str(HTTP_THREADS))
+        if slots is not None:
+            self._set("--parallel", str(slots))
+            self._set("--ctx-size", str(max(int(flag(argv, "--ctx-size")), slots * _TOKENS_A_SLOT)))
+            self.argv = [part for part in self.argv if part != "--kv-unified"]
+            if slots > 1:
+                self.argv.append("--kv-unified")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:
         """Start it and give the seconds until `/health` answers 200."""
-        self._socket.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
         began = time.perf_counter()
         self._process = subprocess.Popen(
-            self._argv, env=engine_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self.argv, env=engine_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        while not self._healthy():
-            assert self._process.poll() is None, "raw llama-server exited"
-            time.sleep(0.002)
+        with self.connect() as client:
+            while not client.healthy():
+                assert self._process.poll() is None, "raw llama-server exited"
+                time.sleep(0.002)
         return time.perf_counter() - began
 
     def stop(self) -> None:
         """End it."""
         assert self._process is not None
         self._process.terminate()
-        self._process.wait(20)
-
-    def embed(self, connection: UnixConnection, text: str) -> bytes:
-        """Embed one text on a kept connection, which the server closes now and then."""
-        body = json.dumps({"input": text, "encoding_format": "base64"})
-        for attempt in (1, 2):
-            try:
-                connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
-                response = connection.getresponse()
-                answer = response.read()
-            except (http.client.HTTPException, OSError):
-                connection.close()
-                if attempt == 2:
-                    raise
-            else:
-                assert response.status == 200, answer
-                return answer
-        raise AssertionError
-
-    @contextmanager
-    def connect(self) -> Iterator[UnixConnection]:
-        """Give a connection that is closed at the end."""
-        connection = UnixConnection(self._socket)
         try:
-            yield connection
+            self._process.wait(20)
         finally:
-            connection.close()
+            self._process.kill()
+            self._process.wait()
 
-    def _healthy(self) -> bool:
-        try:
-            with self.connect() as connection:
-                connection.request("GET", "/health")
-                return connection.getresponse().status == 200
-        except OSError:
-            return False
+    def connect(self) -> RawClient:
+        """Give a client, to be closed."""
+        return RawClient(self.socket)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _set(self, flag: str, value: str) -> None:
+        self.argv[self.argv.index(flag) + 1] = value
+
+
+def flag(argv: Sequence[str], name: str) -> str:
+    """Give the value of a flag of a command line."""
+    return argv[argv.index(name) + 1]

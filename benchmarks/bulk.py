@@ -1,0 +1,124 @@
+"""One client with a large job: its speed, what it need not compute again, and what is left of it when it is given up."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from random import Random
+
+from benchmarks.lab import Lab, say
+from benchmarks.load import Cancelled, batch_job, cancelled_batch, cancelled_stream, list_job, stream_job
+from benchmarks.raw import flag
+from benchmarks.report import Row
+
+_CANCEL_TRIALS = 5
+
+
+def measure_bulk(lab: Lab) -> list[Row]:
+    """One bulk client against the best that lists of texts get from a raw server."""
+    slots, size, in_flight = _best_lists(lab)
+    texts = lab.effort.bulk_texts
+    streamed, batched, raw = [], [], []
+    with lab.raw(slots) as best:
+        for _ in range(lab.effort.slices):
+            first = lab.fresh(texts)
+            raw.append(lab.load.run(list_job, best, lab.model, first, texts=texts, size=size, in_flight=in_flight))
+            first = lab.fresh(texts)
+            streamed.append(lab.load.run(stream_job, lab.daemon.target, lab.model, range(first, first + texts)))
+            batched.append(lab.load.run(batch_job, lab.daemon.target, lab.model, lab.fresh(texts), texts=texts))
+            say(f"  bulk: raw {raw[-1]:.1f}, embed_stream {streamed[-1]:.1f}, embed_batch {batched[-1]:.1f} texts/s")
+    theirs = statistics.median(raw)
+    return [
+        Row(
+            f"one bulk client, {texts:,} texts by {name}",
+            f"{statistics.median(ours):.1f} texts/s",
+            f"{theirs:.1f} texts/s ({slots} slots, lists of {size}, {in_flight} in flight)",
+            f"x {statistics.median(ours) / theirs:.2f}",
+            "at least x 0.98",
+            statistics.median(ours) >= 0.98 * theirs,
+        )
+        for name, ours in (("embed_stream", streamed), ("embed_batch", batched))
+    ]
+
+
+def measure_reindex(lab: Lab) -> list[Row]:
+    """A job of which a tenth was computed before, against one of the new texts alone; in two halves each, in turn."""
+    texts = lab.effort.beside_texts // 2
+    repeated = texts // 10
+    alone = again = 0.0
+    computed = 0
+    for _ in range(2):
+        first = lab.fresh(texts - repeated)
+        before = range(first, first + texts - repeated)
+        alone += len(before) / lab.load.run(stream_job, lab.daemon.target, lab.model, before)
+        first = lab.fresh(texts - repeated)
+        numbers = [*range(first, first + texts - repeated), *Random(0).sample(before, repeated)]
+        Random(1).shuffle(numbers)
+        taken = lab.daemon.texts_taken()
+        again += len(numbers) / lab.load.run(stream_job, lab.daemon.target, lab.model, numbers)
+        computed += lab.daemon.texts_taken() - taken
+        say(f"  re-index: {alone:.1f} s for the new texts alone, {again:.1f} s with the repeated ones")
+    new = 2 * (texts - repeated)
+    return [
+        Row(
+            f"re-index of {2 * texts:,} texts, {2 * repeated:,} of them repeated",
+            f"{again:.1f} s, {computed:,} texts computed",
+            f"{alone:.1f} s (runed, {new:,} new texts alone)",
+            f"x {again / alone:.2f}",
+            f"{new:,} computed, at most x 1.05",
+            computed == new and again <= 1.05 * alone,
+        )
+    ]
+
+
+def measure_cancel(lab: Lab) -> list[Row]:
+    """A large job that is given up in its middle: what the engine still does for it, and when the next client has its turn."""
+    texts, after = lab.effort.beside_texts, lab.effort.bulk_texts // 4
+    with lab.daemon.connect() as client:
+        alone = []
+        for text in lab.fresh_texts(20):
+            began = time.perf_counter()
+            client.embed(text)
+            alone.append(time.perf_counter() - began)
+    single = statistics.median(alone)
+    rows = []
+    for name, job in (("embed_stream, client closed", cancelled_stream), ("embed_batch, task cancelled", cancelled_batch)):
+        spent, batches = lab.daemon.bulk_batches()
+        outcomes: list[Cancelled] = []
+        for _ in range(_CANCEL_TRIALS):
+            first = lab.fresh(texts + 1)
+            outcomes.append(lab.load.run(job, lab.daemon.target, lab.model, first, texts=texts, after=after))
+        seconds = statistics.median(outcome.seconds for outcome in outcomes)
+        late = max(outcome.late_texts for outcome in outcomes)
+        total_spent, total_batches = lab.daemon.bulk_batches()
+        batch = (total_spent - spent) / (total_batches - batches)
+        slots = int(flag(lab.argv, "--parallel"))
+        rows.append(
+            Row(
+                f"a job of {texts:,} texts given up ({name}): another client's text, p50; texts computed in vain, at most",
+                f"{seconds * 1000:.0f} ms; {late}",
+                "-",
+                f"micro-batch {batch * 1000:.0f} ms, single text {single * 1000:.0f} ms",
+                f"at most {(batch + single) * 1000:.0f} ms; one micro-batch, {slots}",
+                seconds <= batch + single and late <= slots,
+            )
+        )
+    return rows
+
+
+def _best_lists(lab: Lab) -> tuple[int, int, int]:
+    """Find the slots, the texts of a list and the lists in flight with which a raw server is fastest in bulk."""
+
+    def trial(slots: int, size: int, in_flight: int) -> float:
+        with lab.raw(slots) as target:
+            texts = lab.effort.trial_texts
+            rate = lab.load.run(list_job, target, lab.model, lab.fresh(texts), texts=texts, size=size, in_flight=in_flight)
+        say(f"  trial: {target.name}, lists of {size}, {in_flight} in flight: {rate:.1f} texts/s")
+        return rate
+
+    rates = {(slots, slots, 1): trial(slots, slots, 1) for slots in lab.effort.slot_counts}
+    slots = max(rates, key=rates.__getitem__)[0]
+    for size in lab.effort.list_sizes:
+        for in_flight in (1, 2):
+            rates[slots, size, in_flight] = trial(slots, size, in_flight)
+    return max(rates, key=rates.__getitem__)

@@ -1,0 +1,51 @@
+"""Whether a vector depends on the texts that are computed beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+
+import runed
+from benchmarks.lab import Daemon, Lab, say
+from benchmarks.report import Row
+
+_BAR = 0.9999
+
+
+def measure_company(lab: Lab) -> list[Row]:
+    """Texts of all lengths, each alone, then by concurrent calls, and in one list in another order."""
+    random = Random(lab.fresh(1))
+    texts = [lab.model.text_of(length, random) for length in lab.model.long]
+    with Daemon(lab.model, RUNED_CACHE_SIZE="0") as daemon, daemon.connect() as client:
+        tokens = client.count_tokens(texts)
+        alone = np.stack([client.embed(text) for text in texts])
+        order = list(range(len(texts)))
+        random.shuffle(order)
+        worst = {
+            "concurrent calls": _worst(alone, asyncio.run(_concurrently(daemon, texts))),
+            "one list": _worst(alone[order], client.embed_batch([texts[index] for index in order])),
+        }
+    say(f"  company: {', '.join(f'{name} {1 - cosine:.1e} below 1' for name, cosine in worst.items())}")
+    return [
+        Row(
+            f"the same text alone and in company, {len(texts)} texts of {min(tokens)} to {max(tokens)} tokens: worst cosine",
+            f"{min(worst.values()):.7f}",
+            "-",
+            "-",
+            f"at least {_BAR}",
+            min(worst.values()) >= _BAR,
+        )
+    ]
+
+
+async def _concurrently(daemon: Daemon, texts: list[str]) -> NDArray[np.float32]:
+    async with await runed.connect_async(socket_path=daemon.target.socket) as client:
+        return np.stack(await asyncio.gather(*(client.embed(text) for text in texts)))
+
+
+def _worst(alone: NDArray[np.float32], company: NDArray[np.float32]) -> float:
+    cosines = np.einsum("ij,ij->i", alone.astype(np.float64), company.astype(np.float64))
+    return float(cosines.min())

@@ -1,0 +1,104 @@
+"""Many clients at once, each with one short text after the other."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from benchmarks.lab import CLIENTS, Lab, say
+from benchmarks.load import Sample, Target, closed_loop
+from benchmarks.report import Row, percentile
+
+CURVE_CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+
+_CURVE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The times of single texts at one number of clients, in seconds."""
+
+    clients: int
+    p50: float
+    p99: float
+
+
+def measure_clients(lab: Lab) -> list[Row]:
+    """16 clients: throughput against one slot and against the best slot count, and how far apart the answers lie."""
+    slots = lab.best_slots()
+    with lab.raw(1) as one, lab.raw(slots) as best:
+        targets = [lab.daemon.target, one, best]
+        samples = _alternate(lab, targets, clients=CLIENTS, slices=lab.effort.slices, seconds=lab.effort.slice_seconds)
+    ours, lone, strongest = (_summary(samples[target]) for target in targets)
+    name = f"{CLIENTS} clients, short single texts"
+    return [
+        Row(
+            f"{name}: throughput against one slot",
+            str(ours),
+            str(lone),
+            f"x {ours.rate / lone.rate:.2f}",
+            "at least x 1.3",
+            ours.rate >= 1.3 * lone.rate,
+        ),
+        Row(
+            f"{name}: against the best slot count, {slots}",
+            str(ours),
+            str(strongest),
+            f"x {ours.rate / strongest.rate:.2f}",
+            "at least x 1.0",
+            ours.rate >= strongest.rate,
+        ),
+        Row(
+            f"{name}: p99 against p50",
+            f"x {ours.p99 / ours.p50:.1f}",
+            f"x {lone.p99 / lone.p50:.1f} with one slot, x {strongest.p99 / strongest.p50:.1f} with {slots}",
+            "-",
+            "at most x 3",
+            ours.p99 <= 3 * ours.p50,
+        ),
+    ]
+
+
+def measure_curves(lab: Lab) -> dict[str, list[Point]]:
+    """Give p50 and p99 against the number of clients: of runed, of raw with one slot and with its best slot count."""
+    seconds = min(_CURVE_SECONDS, lab.effort.slice_seconds)
+    with lab.raw(1) as one, lab.raw(lab.best_slots()) as best:
+        targets = [lab.daemon.target, one, best]
+        curves: dict[str, list[Point]] = {target.name: [] for target in targets}
+        for clients in CURVE_CLIENTS:
+            for target, [sample] in _alternate(lab, targets, clients=clients, slices=1, seconds=seconds).items():
+                point = Point(clients, percentile(sample.seconds, 0.5), percentile(sample.seconds, 0.99))
+                curves[target.name].append(point)
+    return curves
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """Several slices together: texts per second, and percentiles of single texts in seconds."""
+
+    rate: float
+    p50: float
+    p99: float
+
+    def __str__(self) -> str:
+        return f"{self.rate:.1f} texts/s, p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms"
+
+
+def _alternate(lab: Lab, targets: list[Target], *, clients: int, slices: int, seconds: float) -> dict[Target, list[Sample]]:
+    """Load one target after the other, several times, so that a drift of the machine hits all of them."""
+    samples: dict[Target, list[Sample]] = {target: [] for target in targets}
+    for _ in range(slices):
+        for target in targets:
+            sample = lab.load.run(closed_loop, target, lab.model, lab.fresh(), clients=clients, seconds=seconds)
+            samples[target].append(sample)
+            say(f"  {clients} clients, {target.name}: {_summary([sample])}")
+    return samples
+
+
+def _summary(samples: list[Sample]) -> _Summary:
+    seconds = [second for sample in samples for second in sample.seconds]
+    return _Summary(
+        rate=statistics.median(sample.rate for sample in samples),
+        p50=percentile(seconds, 0.5),
+        p99=percentile(seconds, 0.99),
+    )

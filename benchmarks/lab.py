@@ -1,0 +1,176 @@
+"""What all measurements of one model share: a daemon, yardsticks, load processes and texts that nobody has seen yet."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+import runed
+from benchmarks.load import LoadProcess, Target, closed_loop
+from benchmarks.models import Effort, Model
+from benchmarks.raw import RawServer
+from runed.processes import resident_bytes
+from tests.support import RunningDaemon, short_home
+from tools.engine import programs_folder
+
+CLIENTS = 16
+"""So many clients at a time are what a busy machine has."""
+
+_LOOP_TEXTS = 1_000_000
+"""More than any closed loop sends."""
+
+
+class Daemon:
+    """A daemon of our own, ready to embed; a context manager.
+
+    Args:
+        model: What it serves.
+        **settings: Further settings, as in `RUNED_CACHE_SIZE="0"`.
+    """
+
+    def __init__(self, model: Model, **settings: str) -> None:
+        self._home = short_home()
+        environment = {
+            "RUNED_LLAMA_SERVER": str(programs_folder() / "llama-server"),
+            "RUNED_MODEL": str(model.file),
+            "RUNED_IDLE_TIMEOUT": "0",
+        }
+        self.running = RunningDaemon(self._home, environment | settings)
+
+    @property
+    def target(self) -> Target:
+        """The daemon, to be put under load."""
+        return Target("runed", self.running.socket, raw=False)
+
+    @property
+    def engine_pid(self) -> int:
+        """The process of its `llama-server`."""
+        return int(self.running.wait_for("STATUS_OK", timeout=120)["enginePid"])
+
+    @property
+    def argv(self) -> list[str]:
+        """The command line of its `llama-server`."""
+        return Path(f"/proc/{self.engine_pid}/cmdline").read_text().rstrip("\0").split("\0")
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory of the daemon and its `llama-server` together."""
+        return resident_bytes(self.running.process.pid) + resident_bytes(self.engine_pid)
+
+    def connect(self) -> runed.Client:
+        """Give a client, to be closed."""
+        return runed.connect(socket_path=self.running.socket)
+
+    def texts_taken(self) -> int:
+        """Give how many texts went to the engine so far."""
+        with self.connect() as client:
+            health = client.health()
+        return health.interactive.total_texts + health.bulk.total_texts
+
+    def bulk_batches(self) -> tuple[float, float]:
+        """Give the seconds that the engine spent on micro-batches of bulk texts so far, and their number."""
+        with self.running.http() as http:
+            families = text_string_to_metric_families(http.get("/metrics").text)
+        samples = {
+            sample.name: sample.value for family in families for sample in family.samples if sample.labels == {"lane": "bulk"}
+        }
+        return samples["runed_batch_seconds_sum"], samples["runed_batch_seconds_count"]
+
+    def __enter__(self) -> Self:
+        try:
+            self.running.wait_for("STATUS_OK", timeout=120)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.running.stop()
+        finally:
+            self.running.remove_home()
+
+
+class Lab:
+    """The measurements of one model have this in common.
+
+    Args:
+        model: The model.
+        effort: How much is done; the model's own or less.
+        daemon: A daemon with the default settings that serves it.
+        load: A process to make load.
+        folder: Where sockets may lie.
+    """
+
+    def __init__(self, model: Model, effort: Effort, daemon: Daemon, load: LoadProcess, folder: Path) -> None:
+        self.model = model
+        self.effort = effort
+        self.daemon = daemon
+        self.load = load
+        self._folder = folder
+        self._argv = daemon.argv
+        self._next = 0
+        self._best_slots: int | None = None
+
+    @property
+    def argv(self) -> Sequence[str]:
+        """The command line of the daemon's engine."""
+        return self._argv
+
+    def fresh(self, texts: int = _LOOP_TEXTS) -> int:
+        """Give the number of the first of so many texts that were not used yet."""
+        first = self._next
+        self._next += texts
+        return first
+
+    def fresh_texts(self, texts: int) -> list[str]:
+        """Give texts that were not used yet."""
+        first = self.fresh(texts)
+        return [self.model.text(number) for number in range(first, first + texts)]
+
+    def raw_server(self, slots: int | None = None) -> RawServer:
+        """Give a raw server with so many slots, by default as many as the daemon's engine has; not started."""
+        return RawServer(self._argv, self._folder / f"raw{slots or ''}.sock", slots=slots)
+
+    @contextmanager
+    def raw(self, slots: int) -> Iterator[Target]:
+        """Run a raw server with so many slots."""
+        with self.raw_server(slots) as server:
+            yield Target(f"raw, {slots} slot{'s' * (slots > 1)}", server.socket, raw=True)
+
+    def best_slots(self) -> int:
+        """Give the slot count with which a raw server answers most single texts of `CLIENTS` clients; found out once."""
+        if self._best_slots is None:
+            rates: dict[int, float] = {}
+            for slots in self.effort.slot_counts:
+                with self.raw(slots) as target:
+                    seconds = self.effort.trial_seconds
+                    sample = self.load.run(closed_loop, target, self.model, self.fresh(), clients=CLIENTS, seconds=seconds)
+                say(f"  trial: {target.name}: {sample.rate:.1f} texts/s")
+                rates[slots] = sample.rate
+            self._best_slots = max(rates, key=rates.__getitem__)
+        return self._best_slots
+
+
+@contextmanager
+def lab(model: Model, effort: Effort) -> Iterator[Lab]:
+    """Set up a lab for one model."""
+    folder = short_home()
+    try:
+        with LoadProcess() as load, Daemon(model) as daemon:
+            yield Lab(model, effort, daemon, load, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def say(line: str) -> None:
+    """Tell whoever waits what goes on."""
+    print(line, flush=True)

@@ -1,0 +1,106 @@
+"""Starting, waking up, and what a daemon holds while nobody embeds."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+
+from benchmarks.lab import Daemon, Lab
+from benchmarks.report import Row, median_ms
+from runed import Status
+from runed.processes import resident_bytes
+from tests.support import RunningDaemon, short_home, wait_until
+
+STARTS = 7
+WAKES = 7
+
+DEPENDENCIES = (
+    "aiohttp, cachetools, connectrpc.server, google.protobuf, h2, hypercorn.asyncio.run, msgspec, numpy, prometheus_client, "
+    "psutil, structlog"
+)
+"""What the daemon imports of others before it listens; the time of this import is the yardstick of its start."""
+
+
+def measure_start(lab: Lab) -> list[Row]:
+    """From `runed` to a listening socket, against only importing what it imports of others."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(STARTS):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {DEPENDENCIES}"], check=True)
+        theirs.append(time.perf_counter() - began)
+        home = short_home()
+        began = time.perf_counter()
+        daemon = RunningDaemon(home, {"RUNED_LLAMA_SERVER": "/bin/false", "RUNED_MODEL": str(lab.model.file)})
+        while not daemon.socket.exists():
+            time.sleep(0.002)
+        ours.append(time.perf_counter() - began)
+        daemon.stop()
+        daemon.remove_home()
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    return [
+        Row(
+            "from `runed` to a listening socket, p50",
+            f"{median_ms(ours):.0f} ms",
+            f"{median_ms(theirs):.0f} ms (imports alone)",
+            f"x {ratio:.2f}",
+            "at most x 2",
+            ratio <= 2,
+        )
+    ]
+
+
+def measure_sleep(lab: Lab) -> list[Row]:
+    """The first text after the engine was suspended, against the raw server's start plus the same text; and the memory."""
+    with Daemon(lab.model, RUNED_IDLE_TIMEOUT="1500ms") as daemon:
+        return [_measure_wake(lab, daemon), _measure_idle_memory(daemon)]
+
+
+def _measure_wake(lab: Lab, daemon: Daemon) -> Row:
+    ours: list[float] = []
+    theirs: list[float] = []
+    with daemon.connect() as client:
+        for text in lab.fresh_texts(WAKES):
+            wait_until(lambda: client.health().status is Status.IDLE, what="idleness")
+            began = time.perf_counter()
+            client.embed(text)
+            ours.append(time.perf_counter() - began)
+            wait_until(lambda: client.health().status is Status.IDLE, what="idleness")
+            raw = lab.raw_server()
+            start = raw.start()
+            try:
+                with raw.connect() as connection:
+                    began = time.perf_counter()
+                    connection.embed(text)
+                    theirs.append(start + time.perf_counter() - began)
+            finally:
+                raw.stop()
+    extra = median_ms(ours) - median_ms(theirs)
+    return Row(
+        "wake from idle to the first vector, p50",
+        f"{median_ms(ours):.0f} ms",
+        f"{median_ms(theirs):.0f} ms",
+        f"{extra:+.0f} ms (x {median_ms(ours) / median_ms(theirs):.2f})",
+        "at most 150 ms over raw",
+        extra <= 150,
+    )
+
+
+def _measure_idle_memory(daemon: Daemon) -> Row:
+    health = daemon.running.wait_for("STATUS_IDLE")
+    pid = daemon.running.process.pid
+    children = subprocess.run(
+        ["ps", "--no-headers", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    assert health.get("enginePid", "0") == "0"
+    mebibytes = resident_bytes(pid) / 2**20
+    return Row(
+        "suspended daemon",
+        f"{mebibytes:.1f} MiB RSS, {len(children.splitlines())} children",
+        "-",
+        "-",
+        "at most 85 MiB, no child",
+        mebibytes <= 85 and not children,
+    )

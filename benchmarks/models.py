@@ -1,0 +1,176 @@
+"""The models that are measured, what their short texts look like, and how long each measurement may take."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+from tools.engine import programs_folder
+from tools.qwen3 import QWEN3_0_6B, write
+
+BUILD = Path(__file__).resolve().parent.parent / "build"
+
+WORDS = (  # noqa: SIM905 # a list would take a line a word
+    "a about after agent all always and answer any because before book build can city color day early every family find first "
+    "garden give good green hand house how idea inside just keep kind large last learn letter light like long machine many "
+    "memory model morning music name never new night number of often old open other paper part people place point question "
+    "quick rain read river road room same school sea search second see share short small some start story street summer table "
+    "tea text that the them time train tree turn under until use very voice wait walk warm water way we what where which white "
+    "wind window winter with without word work world write year young"
+).split()
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much is done to measure a model; seconds and numbers of texts.
+
+    Attributes:
+        slices: Yardstick and runed take turns so often.
+        slice_seconds: For so long, with clients that send one text after the other.
+        trial_seconds: The time of one trial of single texts while the yardstick's best settings are looked for.
+        trial_texts: The texts of one trial of lists.
+        slot_counts: The slot counts of the yardstick that are tried.
+        list_sizes: Its numbers of texts of a request that are tried.
+        bulk_texts: Texts of a bulk job that is measured against the yardstick; one a slice.
+        beside_texts: Texts of the bulk job beside which an interactive client is measured.
+        probe_pause: Seconds between the starts of two texts of that client.
+        lone_probes: The texts that it sends without any other load.
+        single_calls: Calls of a lone client with one text after the other.
+    """
+
+    slices: int
+    slice_seconds: float
+    trial_seconds: float
+    trial_texts: int
+    slot_counts: tuple[int, ...]
+    list_sizes: tuple[int, ...]
+    bulk_texts: int
+    beside_texts: int
+    probe_pause: float
+    lone_probes: int
+    single_calls: int
+
+    def quick(self) -> Effort:
+        """Give a tenth of it: enough to see that everything works, not to judge."""
+        return replace(
+            self,
+            slices=2,
+            slice_seconds=self.slice_seconds / 2,
+            trial_seconds=self.trial_seconds / 4,
+            trial_texts=self.trial_texts // 4,
+            slot_counts=self.slot_counts[1:3],
+            list_sizes=self.list_sizes[1:3],
+            bulk_texts=self.bulk_texts // 5,
+            beside_texts=self.beside_texts // 10,
+            lone_probes=8,
+            single_calls=self.single_calls // 2,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model to measure.
+
+    Attributes:
+        key: Its short name, as in `--model`.
+        title: Its name, for people.
+        file: The GGUF.
+        texts: What its short texts are, for people.
+        words: Whether these are words; else, letters.
+        lengths: How many of them, at least and at most.
+        long: How many of them the texts of the check of company have.
+        effort: How much is done to measure it.
+    """
+
+    key: str
+    title: str
+    file: Path
+    texts: str
+    words: bool
+    lengths: tuple[int, int]
+    long: tuple[int, ...]
+    effort: Effort
+
+    def text(self, number: int) -> str:
+        """Give a short text; another number gives another text."""
+        random = Random(number)
+        return self.text_of(random.randint(*self.lengths), random)
+
+    def text_of(self, length: int, random: Random) -> str:
+        """Give a text of so many words or letters."""
+        return (" " if self.words else "").join(random.choices(WORDS if self.words else LETTERS, k=length))
+
+
+MINILM = Model(
+    key="minilm",
+    title="all-MiniLM-L6-v2, f16",
+    file=BUILD / "all-minilm-l6-v2.f16.gguf",
+    texts="9 to 13 random words",
+    words=True,
+    lengths=(9, 13),
+    long=(1, 1, 2, 2, 3, 4, 5, 7, 10, 14, 20, 29, 41, 58, 83, 118, 168, 239, 340, 450),
+    effort=Effort(
+        slices=5,
+        slice_seconds=4,
+        trial_seconds=3,
+        trial_texts=512,
+        slot_counts=(4, 8, 16, 32),
+        list_sizes=(8, 16, 32, 64),
+        bulk_texts=1200,
+        beside_texts=10_000,
+        probe_pause=0.25,
+        lone_probes=60,
+        single_calls=300,
+    ),
+)
+
+QWEN3 = Model(
+    key="qwen3",
+    title="Random weights in the shape of Qwen3-Embedding-0.6B, q6_K",
+    file=BUILD / "qwen3-0.6b-shape.q6_K.gguf",
+    texts="8 to 24 random letters, nearly each a token",
+    words=False,
+    lengths=(8, 24),
+    long=(1, 2, 3, 4, 6, 7, 8, 11, 16, 23, 33, 47, 58, 59, 60, 61, 90, 130, 260, 420),
+    effort=Effort(
+        slices=3,
+        slice_seconds=12,
+        trial_seconds=8,
+        trial_texts=48,
+        slot_counts=(4, 8, 16, 32),
+        list_sizes=(2, 3, 4, 8),
+        bulk_texts=100,
+        beside_texts=300,
+        probe_pause=1.0,
+        lone_probes=24,
+        single_calls=40,
+    ),
+)
+
+MODELS = (MINILM, QWEN3)
+
+
+def ensure(model: Model) -> None:
+    """Make the file of a model that `make setup` does not make.
+
+    Raises:
+        FileNotFoundError: It is one that `make setup` makes.
+        CalledProcessError: It cannot be quantized.
+    """
+    if model.file.exists():
+        return
+    if model is not QWEN3:
+        raise FileNotFoundError(f"{model.file} is missing: run `make setup`")
+    print(f"making {model.file.name}; this takes a minute, once", flush=True)
+    whole, unfinished = model.file.with_suffix(".f16"), model.file.with_suffix(".part")
+    try:
+        write(whole, QWEN3_0_6B)
+        quantize = [str(programs_folder() / "llama-quantize"), str(whole), str(unfinished), "Q6_K", "2"]
+        subprocess.run(quantize, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        unfinished.rename(model.file)
+    finally:
+        whole.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""The plot of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benchmarks.concurrency import Point
+from benchmarks.report import PLOT
+
+_COLORS = ("#1b6ca8", "#c0392b", "#7f8c8d")
+
+
+def plot_curves(curves: Mapping[str, Sequence[Point]]) -> None:
+    """Draw p50 and p99 against the number of clients, by name, and write it to docs; the same numbers give the same bytes."""
+    mpl.rcParams["svg.hashsalt"] = "runed"
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, points), color in zip(curves.items(), _COLORS, strict=False):
+        clients = [point.clients for point in points]
+        axes.plot(clients, [point.p50 * 1000 for point in points], color=color, marker="o", label=f"{name}: p50")
+        axes.plot(
+            clients, [point.p99 * 1000 for point in points], color=color, marker="o", ls="--", mfc="w", label=f"{name}: p99"
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = sorted({point.clients for points in curves.values() for point in points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("clients, each with one short text after the other")
+    axes.set_ylabel("milliseconds a text")
+    axes.set_title("all-MiniLM-L6-v2, f16", fontsize="medium")
+    axes.grid(which="both", alpha=0.25)
+    axes.legend(fontsize="small")
+    figure.savefig(PLOT, format="svg", metadata={"Date": None})
