@@ -232,7 +232,9 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     names = {*_BASE_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
     # libgomp's threads wait for each other by spinning. When others want a processor, too, that wastes whole time slices:
     # beside two busy processes on two cores a short text took 184 ms (90th percentile 1.8 s), without spinning 10 ms (24 ms).
-    defaults = {"OMP_WAIT_POLICY": "passive"}
+    # A thousand turns, some microseconds, bridge the short waits between two steps: 5 ms instead of 15 for a short text on a
+    # quiet machine, 14 instead of 22 beside two busy processes.
+    defaults = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
     # Without XDG_CONFIG_HOME it reads ~/.config/llama.cpp/config.ini; below /dev/null nothing can be.
     fixed = {"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": os.devnull}
     return defaults | {name: value for name, value in env.items() if name in names} | fixed

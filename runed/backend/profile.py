@@ -21,9 +21,12 @@ MAX_TOKENS_TOGETHER = {"last": 63}
 attention of llama.cpp computes in tiles on a CPU, and then a vector depends on its company (measured: cosine 0.9994 to the one
 alone, and exactly 1 below that)."""
 
+_MAX_SLOTS_TOGETHER = 8
+"""By then the tokens are used up by the shortest of texts, and each slot is one more to be erased before a long text."""
+
 # Measured on two cores. MiniLM: 84 texts/s alone, 250 in lists of 8 (32 ms each), 285 in lists of 16 with 32 slots. A Qwen3 of
 # 0.6B: 5.7 texts/s alone, 10 in lists of 3; a text of 17 tokens takes 170 ms alone.
-_BUILT_IN = {"memory": (1, 128), "balanced": (8, 128), "throughput": (32, 512)}
+_BUILT_IN = {"memory": (1, 128), "balanced": (16, 256), "throughput": (32, 512)}
 """Slots and tokens of a micro-batch."""
 
 
@@ -113,7 +116,9 @@ def built_in_profile(name: str, *, pooling: str) -> Profile:
         pooling: "last", "mean" or "cls".
     """
     slots, batch_tokens = _BUILT_IN[name]
-    return Profile(name, slots, min(batch_tokens, MAX_TOKENS_TOGETHER.get(pooling, batch_tokens)), usable_cores())
+    if pooling in MAX_TOKENS_TOGETHER:
+        slots, batch_tokens = min(slots, _MAX_SLOTS_TOGETHER), min(batch_tokens, MAX_TOKENS_TOGETHER[pooling])
+    return Profile(name, slots, batch_tokens, usable_cores())
 
 
 def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Protocol
 
-from runed.backend.base import BackendStatus, Embedder
+from runed.backend.base import BackendStatus, BatchLimits, Embedder
 from runed.engine.queue import Computed, FairQueue, Job, QueueLimits
 from runed.engine.types import Lane
 from runed.errors import (
@@ -30,6 +30,13 @@ _FIRST_RETRY_AFTER = 1.0
 
 _PACE_WEIGHT = 0.2
 """How much the newest micro-batch counts in the measured speed."""
+
+_BULK_PATIENCE = 2.5
+"""How long a micro-batch of bulk texts may take while interactive ones come now and then, in times of one such text alone. What
+finds it in its way waits for it, and is to take no more than 4 times as long as it would alone."""
+
+_INTERACTIVE_MEMORY = 5.0
+"""Seconds for which one interactive text makes another one likely."""
 
 _log = get_logger(__name__)
 
@@ -69,6 +76,9 @@ class Batcher:
         self._counter: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._pace: float | None = None
+        self._lone_seconds: float | None = None
+        self._bulk_pace: float | None = None
+        self._interactive_until = 0.0
         self._closed = False
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -179,7 +189,7 @@ class Batcher:
     async def _work(self) -> None:
         """Compute until nothing waits."""
         try:
-            while batch := self._queue.take(self._backend.limits):
+            while batch := self._queue.take(self._backend.limits, self._bulk_limits()):
                 self._flight = batch
                 now = asyncio.get_running_loop().time()
                 for job in batch:
@@ -191,6 +201,25 @@ class Batcher:
             _fail(self._flight, _shutting_down())  # cancelled by `close`; else, all of them have their answers
             self._flight = ()
             self._worker = None
+
+    def _bulk_limits(self) -> BatchLimits:
+        """Tell what a micro-batch of bulk texts may hold: all that the backend takes, or less if others may come."""
+        limits = self._backend.limits
+        expected = asyncio.get_running_loop().time() < self._interactive_until
+        if not expected or not self._lone_seconds or not self._bulk_pace:
+            return limits
+        tokens = int(_BULK_PATIENCE * self._lone_seconds / self._bulk_pace)
+        return BatchLimits(texts=limits.texts, tokens=max(1, min(tokens, limits.tokens)))
+
+    def _measure(self, jobs: Sequence[Job], tokens: int, seconds: float) -> None:
+        """Learn from one micro-batch how fast the backend is."""
+        self._pace = _smoothed(self._pace, seconds / max(1, sum(job.size for job in jobs)))
+        if jobs[0].lane is Lane.BULK:
+            self._bulk_pace = _smoothed(self._bulk_pace, seconds / tokens)
+        else:
+            self._interactive_until = asyncio.get_running_loop().time() + _INTERACTIVE_MEMORY
+            if len(jobs) == 1:
+                self._lone_seconds = _smoothed(self._lone_seconds, seconds)
 
     async def _compute(self, jobs: Sequence[Job]) -> None:
         """Give each job its answer. One text can spoil a micro-batch; tried one by one then, only that one fails."""
@@ -238,8 +267,7 @@ class Batcher:
         _settle_tokens(jobs, answer.tokens)
         answers = [Computed(vector, job.tokens) for vector, job in zip(answer.vectors, jobs, strict=True)]
         if warm:  # the time of a start says nothing of the speed
-            pace = seconds / max(1, sum(job.size for job in jobs))
-            self._pace = pace if self._pace is None else (1 - _PACE_WEIGHT) * self._pace + _PACE_WEIGHT * pace
+            self._measure(jobs, answer.tokens, seconds)
         self._metrics.computed(jobs[0].lane, texts=len(jobs), tokens=answer.tokens, seconds=seconds)
         return answers
 
@@ -284,6 +312,10 @@ def _settle_tokens(jobs: Sequence[Job], total: int) -> None:
         raise BackendFaultError(f"llama-server read {total:,} tokens and counted {total - rest:,} before")
     for job in unknown:
         job.tokens, job.exact = rest, True
+
+
+def _smoothed(value: float | None, newest: float) -> float:
+    return newest if value is None else (1 - _PACE_WEIGHT) * value + _PACE_WEIGHT * newest
 
 
 def _fail(jobs: Sequence[Job], error: Exception) -> None:

@@ -18,6 +18,7 @@ from runed.engine.batcher import Batcher
 from runed.engine.cache import CachedVector, VectorCache, cache_key
 from runed.engine.idle import IdleClock
 from runed.engine.metrics import Metrics
+from runed.engine.packing import pack
 from runed.engine.queue import Computed, Job, QueueLimits
 from runed.engine.status import Load
 from runed.engine.stream import PIECE_TEXTS, Stream
@@ -255,6 +256,7 @@ class Engine:
             prompt=plan.prompt,
             truncate=plan.options.truncate,
             names=[names[index] for index in missing],
+            exact=plan.lane is Lane.BULK and len(missing) > 1,  # to be packed
         )
         if strict:
             _raise_first(prepared)
@@ -301,7 +303,7 @@ class Engine:
                 self._batcher.promote(twin.job)
             tickets[index] = Ticket(computation=twin, dimensions=plan.dimensions, shared=shared)
         if plan.lane is Lane.BULK:
-            new.sort(key=lambda job: job.tokens)  # texts of like length fill a micro-batch best
+            new = pack(new, self._backend.limits)
         try:
             if new:
                 self._batcher.submit(new)

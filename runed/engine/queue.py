@@ -232,17 +232,18 @@ class FairQueue:
             job.lane = Lane.INTERACTIVE
             self._add(job)
 
-    def take(self, limits: BatchLimits) -> list[Job]:
+    def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[Job]:
         """Take the next micro-batch out: texts of one lane, in fair order, as many as fit.
 
         Args:
             limits: What it may hold. A first text of more tokens is taken alone.
+            bulk_limits: What one of bulk texts may hold; None means the same.
 
         Returns:
             The jobs, for `settle` when they have been computed; empty if nothing waits.
         """
         interactive = self._lanes[Lane.INTERACTIVE].next_batch(limits)
-        bulk = self._lanes[Lane.BULK].next_batch(limits)
+        bulk = self._lanes[Lane.BULK].next_batch(bulk_limits or limits)
         self._contested = bool(interactive and bulk)
         if not bulk:
             self._owed = 0.0  # a claim is earned by waiting only

@@ -125,7 +125,13 @@ class Preparer:
         return most_tokens(text) > self._backend.model.max_tokens
 
     async def prepare(
-        self, texts: Sequence[str], *, prompt: str, truncate: Truncate, names: Sequence[tuple[str, dict[str, str]]]
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        truncate: Truncate,
+        names: Sequence[tuple[str, dict[str, str]]],
+        exact: bool = False,
     ) -> list[Prepared | TextTooLongError]:
         """Prepare texts, counting the tokens of those that may be too long.
 
@@ -134,6 +140,7 @@ class Preparer:
             prompt: What goes in front of each.
             truncate: What to do with one that is too long.
             names: How to call each in an error, as `named` gives it.
+            exact: Whether to count all of them.
 
         Returns:
             What to compute of each, or why it cannot be.
@@ -142,7 +149,7 @@ class Preparer:
             BackendError: The backend cannot count.
         """
         whole = [prompt + text for text in texts]
-        long = [index for index, text in enumerate(whole) if self.may_be_too_long(text)]
+        long = [index for index, text in enumerate(whole) if exact or self.may_be_too_long(text)]
         fitted: dict[int, Prepared | TextTooLongError] = {}
         indices = iter(long)
         for part in portions([whole[index] for index in long]):

@@ -58,12 +58,12 @@ def choose(tuned: Path, name: str = "balanced", pooling: str = "mean", key: str 
     [
         ("memory", "mean", 1, 128),
         ("memory", "last", 1, 63),
-        ("balanced", "mean", 8, 128),
-        ("balanced", "cls", 8, 128),
+        ("balanced", "mean", 16, 256),
+        ("balanced", "cls", 16, 256),
         ("balanced", "last", 8, 63),
         ("throughput", "mean", 32, 512),
         ("throughput", "cls", 32, 512),
-        ("throughput", "last", 32, 63),
+        ("throughput", "last", 8, 63),
     ],
 )
 def test_without_a_measurement_the_built_in_holds(tuned: Path, name: str, pooling: str, slots: int, tokens: int) -> None:

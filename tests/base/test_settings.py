@@ -172,5 +172,5 @@ def test_environment_of_the_engine_cannot_change_what_it_computes() -> None:
         "RUNED_MODEL": "m",
     }
     fixed = {"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": "/dev/null"}
-    assert engine_environment(env) == {"PATH": "/bin", "OMP_WAIT_POLICY": "passive"} | fixed
+    assert engine_environment(env) == {"PATH": "/bin", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"} | fixed
     assert engine_environment(env | {"OMP_WAIT_POLICY": "active"})["OMP_WAIT_POLICY"] == "active"

@@ -550,3 +550,22 @@ async def test_close_before_the_first_batch_was_taken() -> None:
     await batcher.close()
     assert [type(result) for result in await outcomes(jobs)] == [ShuttingDownError]
     assert backend.calls == []
+
+
+@virtual_time
+async def test_bulk_micro_batches_are_small_while_interactive_texts_come_and_full_otherwise() -> None:
+    backend = ScriptedBackend(texts=8, tokens=80, script=[Step(seconds=0.08), Step(seconds=0.01), *[Step(seconds=0.02)] * 4])
+    batcher = make_batcher(backend)
+
+    async def sizes_of_bulk() -> list[int]:
+        sent = len(backend.batches)
+        batcher.submit(jobs := make_jobs(*(f"{number}" for number in range(8)), lane=Lane.BULK, exact=True))
+        await outcomes(jobs)
+        return [len(batch) for batch in backend.batches[sent:]]
+
+    assert await sizes_of_bulk() == [8]  # 24 tokens in 80 ms
+    batcher.submit(lone := make_jobs("somebody"))  # 10 ms alone
+    await outcomes(lone)
+    assert await sizes_of_bulk() == [2, 2, 2, 2]  # 7 tokens, in 25 ms
+    await asyncio.sleep(10)
+    assert await sizes_of_bulk() == [8]

@@ -221,16 +221,18 @@ class Referee:
             texts, size = self.batcher.depth(lane)
             assert self.waiting(lane) <= (texts, size) <= self.waiting(lane, just_ended=True)
 
-    def take(self, limits: BatchLimits) -> list[Job]:
+    def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[Job]:
         live = {lane: [job for job in self.untaken if job.lane is lane and not job.future.done()] for lane in Lane}
-        batch = self._take(limits)
+        batch = self._take(limits, bulk_limits)
         assert bool(batch) == any(live.values()), "nobody is served though somebody waits, or the other way round"
         if not batch:
             return batch
         lane = batch[0].lane
         assert all(job.lane is lane for job in batch), "an interactive batch is made slower by a bulk text"
-        assert len(batch) <= limits.texts
-        assert len(batch) == 1 or sum(job.tokens for job in batch) <= limits.tokens
+        allowed = bulk_limits if bulk_limits and lane is Lane.BULK else limits
+        assert allowed.tokens <= limits.tokens
+        assert len(batch) <= allowed.texts
+        assert len(batch) == 1 or sum(job.tokens for job in batch) <= allowed.tokens
         for job in batch:
             assert not job.future.done(), "work for nobody"
             queue = self.queues[lane, job.client]
