@@ -12,6 +12,7 @@ import pytest
 from runed.bootstrap.manifest import (
     Manifest,
     ManifestSource,
+    ModelTraits,
     current_platform,
     manifest_source,
     parse_manifest,
@@ -71,6 +72,22 @@ def test_relative_urls_resolve_against_the_manifest_and_unknown_keys_are_ignored
 
 def test_hashes_in_capitals_are_the_same_hashes() -> None:
     assert parse(document()).model("m.q8_0").source.sha256 == HASH
+
+
+def test_a_models_traits_hold_for_what_is_derived_from_it_unless_that_has_its_own() -> None:
+    models = document()["models"]
+    assert parse(document()).model("m.q8_0").traits is None
+    models["m.q8_0"]["traits"] = {"query_prompt": "query: ", "min_dimensions": 64, "added_later": 1}
+    traits = ModelTraits(query_prompt="query: ", min_dimensions=64)
+    manifest = parse(document(models=models))
+    assert manifest.model("m.q8_0").traits == traits
+    assert manifest.model("m.q6_K").traits == traits
+    assert manifest.model("m.q6_K").source_only().traits == traits
+    models["m.q6_K"]["traits"] = {"document_prompt": "passage: "}
+    assert parse(document(models=models)).model("m.q6_K").traits == ModelTraits(document_prompt="passage: ")
+    models["m.q6_K"]["traits"] = {"min_dimensions": -1}
+    with pytest.raises(ManifestError, match="min_dimensions"):
+        parse(document(models=models))
 
 
 @pytest.mark.parametrize(

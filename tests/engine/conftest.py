@@ -9,6 +9,7 @@ import pytest
 
 from runed.backend.base import BackendState, BatchLimits, EmbeddingBatch, ModelInfo, TextInput
 from runed.backend.llama import LlamaBackend
+from runed.bootstrap import ModelTraits
 from runed.engine.cache import VectorCache
 from runed.engine.engine import Engine, EngineSettings
 from runed.engine.metrics import Metrics
@@ -69,6 +70,7 @@ async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> Async
         queue: QueueLimits = QueueLimits(10_000, 10_000_000),  # noqa: B008 # immutable
         cache_bytes: int = 1_000_000,
         profile: str = "balanced",
+        traits: ModelTraits | None = None,
         cache: VectorCache | None = None,
     ) -> tuple[Engine, Recorder]:
         backend = Recorder(
@@ -87,6 +89,7 @@ async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> Async
             cache=cache or VectorCache(cache_bytes),
             metrics=Metrics(),
             engine_version="engine 1",
+            traits=traits,
         )
         made.append(engine)
         return engine, backend

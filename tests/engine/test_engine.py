@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runed.bootstrap import ModelTraits
 from runed.engine.cache import VectorCache
 from runed.engine.queue import QueueLimits
 from runed.engine.types import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, StreamItem, StreamResult, Truncate
@@ -373,6 +374,19 @@ async def test_instructions_that_cannot_be_followed_are_refused(make_engine: Mak
     with pytest.raises(BadInstructionError, match="takes no instruction"):
         await other.embed(["text"], EmbedOptions(role=Role.QUERY, instruction="Find songs"), client=ME)
     assert (await other.embed(["text"], EmbedOptions(role=Role.QUERY), client=ME)).space.prompt == ""
+
+
+async def test_traits_of_the_manifest_take_the_place_of_the_known_ones(make_engine: MakeEngine, minilm: Path) -> None:
+    traits = ModelTraits(query_prompt="query: ", document_prompt="passage: ", min_dimensions=64)
+    engine, _ = make_engine(minilm, traits=traits)
+    for role, prompt in ((Role.QUERY, "query: "), (Role.DOCUMENT, "passage: ")):
+        answer = await engine.embed(["text"], EmbedOptions(role=role, dimensions=64), client=ME)
+        written_out = await engine.embed([prompt + "text"], EmbedOptions(dimensions=64), client=ME)
+        assert answer.space.prompt == prompt
+        assert array(answer.items[0]).shape == (64,)
+        assert cosine(answer.items[0], written_out.items[0]) >= 0.99999
+    plain, _ = make_engine(minilm)
+    assert plain.fingerprint(384) != engine.fingerprint(384)
 
 
 @pytest.mark.parametrize("dimensions", [32, 33, 63, 64])
