@@ -18,7 +18,7 @@ class _Batch:
 def pack(jobs: Sequence[Job], limits: BatchLimits) -> list[Job]:
     """Order jobs so that who takes them from the front, as many as fit, takes full micro-batches (best fit, longest first).
 
-    A micro-batch of few tokens takes nearly as long as a full one (Qwen3-0.6B, q6_K: 48 tokens 262 ms, 60 tokens 320 ms).
+    The time of a micro-batch grows more slowly than its tokens (Qwen3-0.6B, q6_K: 17 tokens 201 ms, 60 tokens about 320).
 
     Args:
         jobs: The jobs.
