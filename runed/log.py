@@ -22,6 +22,12 @@ LOG_BACKUPS = 3
 Logger = structlog.stdlib.BoundLogger
 
 
+class _RotatingFile(logging.handlers.RotatingFileHandler):
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 # the base class calls it so
+        """Tell whether a line still fits; the base class asks the file system about the file each time."""
+        return self.stream is not None and self.stream.tell() + len(self.format(record)) + 1 > self.maxBytes
+
+
 def configure_logging(file: Path | None = None, *, level: int = logging.INFO, max_bytes: int = MAX_LOG_BYTES) -> None:
     """Send the logs of this process to one place.
 
@@ -39,7 +45,7 @@ def configure_logging(file: Path | None = None, *, level: int = logging.INFO, ma
     handler: logging.Handler = (
         logging.StreamHandler(sys.stderr)
         if file is None
-        else logging.handlers.RotatingFileHandler(file, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8")
+        else _RotatingFile(file, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8")
     )
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -68,7 +74,7 @@ def configure_logging(file: Path | None = None, *, level: int = logging.INFO, ma
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=True,
     )
 
 

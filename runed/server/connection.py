@@ -126,6 +126,8 @@ class Connection:
         match event:
             case RawData() if not self._writer.is_closing():
                 self._writer.write(event.data)
+                if not self._writer.transport.get_write_buffer_size():
+                    return
                 try:
                     async with asyncio.timeout(self._context.stall_timeout):
                         await self._writer.drain()

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import h11
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.events import Body, Request, Response
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
-from hypercorn.typing import ConnectionState, TaskGroup
+from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
 
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 
@@ -39,6 +39,13 @@ class Http1Stream(RequestStream):
         while len(self._body) > BODY_LIMIT:
             self._room.clear()
             await self._room.wait()
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """Send a part of a response. Its head waits for the first part of its body, as ASGI allows."""
+        self._protocol.hold()
+        await super().app_send(message)
+        if message is None or message["type"] != "http.response.start":
+            await self._protocol.flush()
 
     def disconnect(self) -> None:
         """Give this request up; its connection's reader goes on."""
@@ -81,10 +88,12 @@ class Http1Protocol(H11Protocol):
             False,  # Hypercorn's `ssl`, which it takes by position
             client,
             None,
-            send,
+            self._write,
         )
         self._server_context = context
         self._client = client
+        self._send_now = send
+        self._held: bytearray | None = None
 
     @property
     def idle(self) -> bool:
@@ -100,6 +109,28 @@ class Http1Protocol(H11Protocol):
     def expects_input(self) -> bool:
         """Whether the client is still sending a request that is already answered, or nonsense."""
         return self.connection.their_state in {h11.SEND_BODY, h11.ERROR}
+
+    def hold(self) -> None:
+        """Gather what is written until `flush`: each write costs a system call, and wakes the client up."""
+        if self._held is None:
+            self._held = bytearray()
+
+    async def flush(self) -> None:
+        """Send what was gathered."""
+        data, self._held = self._held, None
+        if data:
+            await self._send_now(RawData(bytes(data)))
+
+    async def _write(self, event: Event) -> None:
+        if self._held is not None and isinstance(event, RawData):
+            self._held += event.data
+            if len(self._held) < WRITE_SIZE:
+                return
+            await self.flush()
+            self.hold()
+        else:
+            await self.flush()
+            await self._send_now(event)
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Send one part of a response; during a drain, say that it is the last of this connection."""

@@ -48,6 +48,22 @@ async def test_json_over_a_kept_connection(path: Path, serve: Serve, servicer: S
     assert list(servicer.clients) == ["unix:1"] * 3
 
 
+async def test_small_response_is_one_write(path: Path, serve: Serve, servicer: Servicer) -> None:
+    def ask() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(path))
+            client.sendall(head(b'{"text": "a"}'))
+            client.recv(1, socket.MSG_PEEK)  # by now the first write is here, whole, and a second one would not be yet
+            return client.recv(65536)
+
+    async with serve(servicer):
+        for _ in range(20):
+            answer = await asyncio.to_thread(ask)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b"\r\n0\r\n\r\n")
+
+
 async def test_large_bodies_pass_both_ways(path: Path, serve: Serve, servicer: Servicer) -> None:
     async with serve(servicer), client_for(path) as client:
         request = pb.EmbedBatchRequest(texts=["x" * (8 * 1024 * 1024), *["y"] * 2047])
