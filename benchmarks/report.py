@@ -19,6 +19,9 @@ from benchmarks.models import Model
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 REPORT = DOCS / "benchmarks.md"
+NOTES = Path(__file__).with_name("notes.md")
+"""What to say of the figures, by hand."""
+
 PLOT = DOCS / "benchmarks.svg"
 
 INTRODUCTION = """\
@@ -108,7 +111,7 @@ def write_report(sections: Sequence[Section]) -> None:
     ]
     for section in sections:
         lines += _section(section)
-    REPORT.write_text("\n".join(lines))
+    REPORT.write_text("\n".join([*lines, NOTES.read_text()]))
 
 
 def _section(section: Section) -> list[str]:
