@@ -20,10 +20,11 @@ from runed.version import __version__
 if TYPE_CHECKING:
     from runed.client.async_client import AsyncClient, connect_async
     from runed.client.client import Client, connect
-    from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Status
+    from runed.client.types import CentroidSet, Embedding, Health, Info, LaneHealth, Phase, Status
 
 __all__ = [
     "AsyncClient",
+    "CentroidSet",
     "Client",
     "Embedding",
     "Health",
@@ -39,6 +40,7 @@ __all__ = [
 
 _MODULES = {
     "AsyncClient": "runed.client.async_client",
+    "CentroidSet": "runed.client.types",
     "Client": "runed.client.client",
     "Embedding": "runed.client.types",
     "Health": "runed.client.types",

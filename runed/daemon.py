@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from runed.backend import LlamaBackend, check_model
 from runed.backend.base import BackendState, BackendStatus
 from runed.bootstrap import Installation, Phase, Progress, install
 from runed.engine.cache import VectorCache
+from runed.engine.centroid_store import CentroidStore
 from runed.engine.engine import MAX_REQUEST_BYTES, Engine, EngineSettings
 from runed.engine.metrics import Metrics
 from runed.engine.queue import QueueLimits
 from runed.engine.status import Health, Info, Load, LoadingPhase, Status
 from runed.engine.texts import MAX_BATCH_TEXTS
 from runed.engine.traits import fingerprint, traits_of
-from runed.engine.types import EmbedAnswer, EmbedOptions, Lane, StreamAnswer, StreamItem
+from runed.engine.types import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, Lane, StreamAnswer, StreamItem
 from runed.errors import (
     AlreadyRunningError,
     BackendUnavailableError,
@@ -32,12 +33,15 @@ from runed.errors import (
 )
 from runed.lifecycle.launch import READY
 from runed.lifecycle.listener import Listener, probe
+from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.log import configure_logging, describe_exception, get_logger, log_unobserved_exception
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.server import Server
 from runed.service.app import build_app
+from runed.service.http_guard import guarded
+from runed.service.openai import build_openai_app
 from runed.settings import Settings
 from runed.version import __version__
 
@@ -50,6 +54,9 @@ EVICTION_CHECK_INTERVAL = 1.0
 
 BOOTSTRAP_PAUSE = 5.0
 """Seconds after a failed bootstrap before a request starts the next one."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks the daemon to leave; see `Daemon.shut_down`."""
 
 _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
@@ -74,6 +81,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
 
     Raises:
         ForeignPathError: Something that is not ours is in the way; it is left untouched.
+        SettingsError: The port of `RUNED_HTTP` cannot be had.
     """
     os.umask(0o077)
     paths = Paths(settings.home)
@@ -95,14 +103,21 @@ def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
     if probe(paths.socket):
         # A daemon that holds no lock of ours; what it left here, such as a record, stays as it is.
         raise AlreadyRunningError(f"another daemon already listens on {paths.socket}")
-    record = DaemonRecord.of_this_process(paths.socket)
-    # Before the socket listens: a client that finds the socket reads the record at once.
-    record.write(paths.daemon_record)
-    try:
-        with Listener.bind(paths.socket) as listener:
-            asyncio.run(Daemon(settings, paths, listener).serve(ready_fd))
-    finally:
-        record.remove(paths.daemon_record)
+    with contextlib.ExitStack() as stack:
+        for number in _SIGNALS:  # the default would leave socket and record behind, until the event loop takes over
+            signal.signal(number, _leave)
+        # Before the record, which tells its port, and so before the socket: a port that is taken is told at the start.
+        http = stack.enter_context(Loopback.open(settings.http, paths.http_token)) if settings.http else None
+        record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "")
+        # Before the socket listens: a client that finds the socket reads the record at once.
+        record.write(paths.daemon_record)
+        stack.callback(record.remove, paths.daemon_record)
+        listener = stack.enter_context(Listener.bind(paths.socket))
+        asyncio.run(Daemon(settings, paths, listener, http).serve(ready_fd))
+
+
+def _leave(number: int, frame: object) -> None:  # noqa: ARG001 # Python calls it so
+    sys.exit(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +140,14 @@ class Daemon:
         settings: The settings.
         paths: The files of the home.
         listener: The listening socket.
+        http: The listening loopback port, if there is to be one.
     """
 
-    def __init__(self, settings: Settings, paths: Paths, listener: Listener) -> None:
+    def __init__(self, settings: Settings, paths: Paths, listener: Listener, http: Loopback | None = None) -> None:
         self._settings = settings
         self._paths = paths
         self._listener = listener
+        self._http = http
         self._started = time.monotonic()
         self._total_requests = 0
         self._in_flight = 0
@@ -153,17 +170,22 @@ class Daemon:
             ready_fd: As in `run`.
         """
         asyncio.get_running_loop().set_exception_handler(log_unobserved_exception)
-        server = Server(build_app(self), self._listener.sock)
+        servers = [Server(build_app(self), self._listener.sock)]
+        if self._http is not None:
+            openai = guarded(build_openai_app(self), token=self._http.token, port=self._http.port)
+            servers.append(Server(openai, self._http.sock))
         with self._signals():
-            await server.start()
+            for server in servers:
+                await server.start()
             if ready_fd is not None:
                 _announce(ready_fd)
-            _log.info("serving", socket=str(self._listener.path), pid=os.getpid(), version=__version__)
+            places = {"socket": str(self._listener.path)} | ({"http": self._http.url} if self._http else {})
+            _log.info("serving", **places, pid=os.getpid(), version=__version__)
             self._begin_bootstrap()
             async with self._eviction_watch():
                 await self._shutdown_asked.wait()
             _log.info("shutting down", in_flight=self._in_flight, grace_seconds=self._grace)
-            await self._drain(server)
+            await self._drain(servers)
         _log.info("stopped", uptime_seconds=round(time.monotonic() - self._started), requests=self._total_requests)
 
     async def embed(
@@ -201,6 +223,14 @@ class Daemon:
         """
         return await self._ready_engine().count_tokens(texts, options)
 
+    async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
+        """Receive a centroid set, and give what it is called.
+
+        Raises:
+            RunedError: See `CentroidStore.install`; or there is no model yet that it could be for.
+        """
+        return await self._ready_engine().centroids.install(header, batches)
+
     def metrics(self) -> bytes:
         """Give the numbers to look at, as Prometheus text."""
         return self._metrics.render()
@@ -234,6 +264,7 @@ class Daemon:
             query_prompt=self._engine.traits.query_prompt,
             document_prompt=self._engine.traits.document_prompt,
             default_instruction=self._engine.traits.default_instruction,
+            centroid_set_version=self._engine.centroids.version,
         )
 
     def health(self) -> Health:
@@ -388,11 +419,14 @@ class Daemon:
                 fingerprint=space,
                 max_bytes=settings.disk_cache_bytes,
             )
+        centroids = CentroidStore(self._paths.centroids, dim=model.dim, model=model.identity)
+        await asyncio.to_thread(centroids.restore)
         return Engine(
             backend,
             settings=EngineSettings(idle_timeout=settings.idle_timeout, queue=self._queue_limits),
             cache=VectorCache(settings.cache_bytes, disk),
             metrics=self._metrics,
+            centroids=centroids,
             engine_version=installation.engine_version,
             traits=traits,
         )
@@ -404,16 +438,16 @@ class Daemon:
     def _report(self, progress: Progress) -> None:
         self._progress = progress
 
-    async def _drain(self, server: Server) -> None:
+    async def _drain(self, servers: Sequence[Server]) -> None:
         if self._bootstrap is not None and self._engine is None:
             self._bootstrap.cancel()
         assert self._grace is not None
-        stopping = asyncio.create_task(server.stop(self._grace))
+        stopping = asyncio.create_task(_stop(servers, self._grace))
         hurry = asyncio.create_task(self._hurry_asked.wait())
         await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         if not stopping.done():
-            await server.stop(0)
+            await _stop(servers, 0)
         await stopping
         if self._bootstrap is not None:
             self._bootstrap.cancel()
@@ -424,13 +458,12 @@ class Daemon:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        for number in handled:
+        for number in _SIGNALS:
             loop.add_signal_handler(number, self.shut_down)
         try:
             yield
         finally:
-            for number in handled:
+            for number in _SIGNALS:
                 loop.remove_signal_handler(number)
                 # The default would end this process between here and the removal of its socket and record.
                 signal.signal(number, signal.SIG_IGN)
@@ -451,6 +484,10 @@ class Daemon:
         finally:
             task.cancel()
             await asyncio.wait([task])
+
+
+async def _stop(servers: Sequence[Server], grace: float) -> None:
+    await asyncio.gather(*(server.stop(grace) for server in servers))
 
 
 def _announce(ready_fd: int) -> None:

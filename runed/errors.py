@@ -7,8 +7,6 @@ these; the client turns an answer's reason back into the same class.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 WINDOWS_UNSUPPORTED = "Windows is not supported; run runed on Linux, on macOS or inside WSL 2"
 
 
@@ -21,7 +19,7 @@ class RunedError(Exception):
         retry_after: Seconds after which trying again can help, or None if it cannot.
     """
 
-    reason: ClassVar[str] = "INTERNAL"
+    reason: str = "INTERNAL"
 
     def __init__(self, message: str, *, metadata: dict[str, str] | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -97,6 +95,12 @@ class BadInstructionError(InvalidRequestError):
     reason = "BAD_INSTRUCTION"
 
 
+class BadCentroidsError(InvalidRequestError):
+    """A centroid set is not one: of another dimension than the model, too large, incomplete, or not what its version says."""
+
+    reason = "BAD_CENTROIDS"
+
+
 class RequestTooLargeError(RunedError):
     """A request message has more bytes than the daemon reads; metadata holds `limit`."""
 
@@ -122,6 +126,18 @@ class BootstrappingError(RunedError):
     """The engine or the model is not there yet; it is being fetched or started."""
 
     reason = "BOOTSTRAPPING"
+
+
+class NoCentroidSetError(RunedError):
+    """There is no centroid set to route by; push one."""
+
+    reason = "NO_CENTROID_SET"
+
+
+class CentroidStoreError(RunedError):
+    """A centroid set could not be written to the disk; the one before it stays."""
+
+    reason = "CENTROIDS_NOT_STORED"
 
 
 class ShuttingDownError(RunedError):
@@ -233,6 +249,30 @@ class DaemonUnavailableError(LifecycleError):
     """No daemon answers on the socket, and none was to be started or it went away again."""
 
     reason = "DAEMON_UNAVAILABLE"
+
+
+def error_of_reason(
+    reason: str,
+    message: str,
+    *,
+    metadata: dict[str, str] | None = None,
+    retry_after: float | None = None,
+    otherwise: type[RunedError] = RunedError,
+) -> RunedError:
+    """Give the error that came over the wire.
+
+    Args:
+        reason: The name, as in `RunedError.reason`; a newer daemon may have names that are unknown here, and they are kept.
+        message: The sentence for people.
+        metadata: As in `RunedError.metadata`.
+        retry_after: As in `RunedError.retry_after`.
+        otherwise: The class of an error whose reason is unknown here.
+    """
+    cls = error_for_reason(reason)
+    error = (otherwise if cls is RunedError else cls)(message, metadata=metadata, retry_after=retry_after)
+    if reason:
+        error.reason = reason
+    return error
 
 
 def error_for_reason(reason: str) -> type[RunedError]:

@@ -71,9 +71,19 @@ class Paths:
         return self.home / "cache" / "vectors.sqlite"
 
     @property
+    def centroids(self) -> Path:
+        """The centroid set that is installed."""
+        return self.home / "cache" / "centroids.bin"
+
+    @property
     def cache_secret(self) -> Path:
         """The secret that keeps texts from being guessed by what is in `vector_cache`."""
         return self.home / "cache.secret"
+
+    @property
+    def http_token(self) -> Path:
+        """The token that requests over the loopback port (`RUNED_HTTP`) carry."""
+        return self.home / "http.token"
 
     @property
     def spawn_lock(self) -> Path:

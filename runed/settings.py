@@ -45,6 +45,9 @@ _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 """Powers of 1024, with and without the "i": nobody means anything else by the size of a cache."""
 
+_LOOPBACK = re.compile(r"(?:(127\.0\.0\.1)|\[(::1)\]):([0-9]{1,5})")
+_MAX_PORT = 65_535
+
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
@@ -83,6 +86,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         cache: Where vectors are kept: "memory", or "disk" for both.
         cache_size: The size of the cache in memory, such as "64MiB"; "0" for none.
         disk_cache_size: The size of the cache on disk, such as "1GiB".
+        http: Where to serve the OpenAI API besides the socket, such as "127.0.0.1:8321".
     """
 
     version: int = 1
@@ -98,6 +102,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cache: str | None = None
     cache_size: str | int | None = None
     disk_cache_size: str | int | None = None
+    http: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,7 @@ class Settings:
         disk_cache: Whether vectors are kept on disk too (`RUNED_CACHE=disk`).
         cache_bytes: The size of the cache in memory (`RUNED_CACHE_SIZE`, default 64 MiB); 0 for none.
         disk_cache_bytes: The size of the cache on disk (`RUNED_DISK_CACHE_SIZE`, default 1 GiB).
+        http: The loopback address and port of the OpenAI API (`RUNED_HTTP`), such as ("127.0.0.1", 8321); None for none.
     """
 
     home: Path
@@ -137,6 +143,7 @@ class Settings:
     disk_cache: bool = False
     cache_bytes: int = 64 * 1024 * 1024
     disk_cache_bytes: int = 1024 * 1024 * 1024
+    http: tuple[str, int] | None = None
 
 
 def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -174,6 +181,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     model, _ = choose("RUNED_MODEL", "model")
     variant, _ = choose("RUNED_MODEL_VARIANT", "model_variant")
     keep = _get(env, "RUNED_KEEP_SOURCE")
+    http, http_origin = choose("RUNED_HTTP", "http")
     return Settings(
         home=home_path,
         manifest=_get(env, "RUNED_MANIFEST"),
@@ -198,6 +206,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
             least=MIN_DISK_CACHE_BYTES,
             none=True,
         ),
+        http=_loopback(http, http_origin) if http else None,
     )
 
 
@@ -322,3 +331,13 @@ def _size(value: str, origin: str, *, least: int, none: bool = False) -> int:
             f'{origin}={value!r}: accepted is a number of bytes, such as 1000000, "64MiB" or "1GiB"{bound}{alternative}'
         )
     return size
+
+
+def _loopback(value: str, origin: str) -> tuple[str, int]:
+    match = _LOOPBACK.fullmatch(value)
+    if match is None or int(match[3]) > _MAX_PORT:
+        raise SettingsError(
+            f"{origin}={value!r}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect; port 0 lets "
+            "the system choose one, which `runed status` tells"
+        )
+    return match[1] or match[2], int(match[3])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Golden, RunningDaemon, short_home
+from tests.support import Golden, RunningDaemon, running_daemon, short_home
 from tools.engine import programs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,24 +50,15 @@ def minilm_golden() -> Golden:
 @pytest.fixture(scope="session")
 def qwen_daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]:
     """One daemon with `tiny_qwen3` for all tests that leave it as it is."""
-    yield from _serve(llama_server, tiny_qwen3)
+    with running_daemon(llama_server, tiny_qwen3) as daemon:
+        yield daemon
 
 
 @pytest.fixture(scope="session")
 def minilm_daemon(llama_server: Path, minilm: Path) -> Iterator[RunningDaemon]:
     """One daemon with `minilm` for all tests that leave it as it is."""
-    yield from _serve(llama_server, minilm)
-
-
-def _serve(llama_server: Path, model: Path) -> Iterator[RunningDaemon]:
-    daemon = RunningDaemon(short_home(), {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(model)})
-    try:
-        daemon.wait_for("STATUS_OK")
+    with running_daemon(llama_server, minilm) as daemon:
         yield daemon
-        assert daemon.stop() == 0, daemon.log()
-    finally:
-        daemon.close()
-        daemon.remove_home()
 
 
 @pytest.fixture

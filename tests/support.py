@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,6 +22,7 @@ import grpc
 import httpx
 import numpy as np
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.json_format import MessageToJson, Parse
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -45,6 +46,12 @@ def clean_environment(**changes: str) -> dict[str, str]:
     """Give this process's environment without any setting of runed, and with `changes`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RUNED_")}
     return env | changes
+
+
+def http_over(socket: Path, *, timeout: float = 30.0) -> httpx.Client:
+    """Give an HTTP/1.1 client on a UNIX socket, to be closed."""
+    transport = httpx.HTTPTransport(uds=str(socket), verify=False)  # it would else load certificates, for 30 ms
+    return httpx.Client(transport=transport, base_url="http://runed", timeout=timeout)
 
 
 def short_home() -> Path:
@@ -123,7 +130,7 @@ class RunningDaemon:
 
     def http(self, *, timeout: float = 30.0) -> httpx.Client:
         """Give an HTTP/1.1 client on the socket, to be closed."""
-        return httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://runed", timeout=timeout)
+        return http_over(self.socket, timeout=timeout)
 
     def call(self, method: str, body: Mapping[str, object] | None = None, **kwargs: float) -> dict[str, Any]:
         """Call a method by Connect with JSON and give the decoded answer, whatever its status."""
@@ -181,6 +188,20 @@ class RunningDaemon:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+@contextmanager
+def running_daemon(llama_server: Path, model: Path, **settings: str) -> Iterator[RunningDaemon]:
+    """Run a daemon that is ready, in a home of its own; it must end well."""
+    env = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(model)}
+    daemon = RunningDaemon(short_home(), env | settings)
+    try:
+        daemon.wait_for("STATUS_OK")
+        yield daemon
+        assert daemon.stop() == 0, daemon.log()
+    finally:
+        daemon.close()
+        daemon.remove_home()
+
+
 @dataclass(frozen=True)
 class Refusal:
     """An error of the contract, as any protocol carries it."""
@@ -203,21 +224,29 @@ class Answer:
 PROTOCOLS = ("connect+proto", "connect+json", "grpc", "grpc-web")
 
 
-def call(protocol: str, socket: Path, method: str, request: Message, *, timeout: float = 30.0) -> Answer:
-    """Call a method of RunedService in one protocol.
+def call(
+    protocol: str,
+    socket: Path,
+    method: str,
+    request: Message,
+    *,
+    timeout: float = 30.0,
+    contract: FileDescriptor = DESCRIPTOR,
+) -> Answer:
+    """Call a method of RunedService in one protocol, as a client with that contract.
 
     gRPC goes by grpcio, JSON by plain HTTP, gRPC-Web and Connect by the generated client over httpx.
     """
-    descriptor = DESCRIPTOR.services_by_name["RunedService"].methods_by_name[method]
+    descriptor = contract.services_by_name["RunedService"].methods_by_name[method]
     output = GetMessageClass(descriptor.output_type)
     if protocol == "grpc":
         return _call_grpc(socket, method, request, output, timeout)
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://runed", timeout=timeout) as http:
+    with http_over(socket, timeout=timeout) as http:
         path = f"/runed.v1.RunedService/{method}"
         if protocol == "connect+json":
             response = http.post(path, content=MessageToJson(request), headers={"content-type": "application/json"})
             if response.status_code == 200:
-                return Answer(message=Parse(response.text, output()))
+                return Answer(message=Parse(response.text, output(), ignore_unknown_fields=True))
             return Answer(refusal=refusal_of_json(response.json()))
         if protocol == "connect+proto":
             body = request.SerializeToString()

@@ -27,6 +27,8 @@ Info and Health (see runed.proto), and:
                        log are there besides
   daemon_memory_bytes  resident memory of the daemon
   engine_memory_bytes  resident memory of llama-server, 0 while none runs
+  http, http_token     the URL of the OpenAI API and the file of its token, if
+                       RUNED_HTTP is set
   home                 the directory of everything
   log                  the log of a daemon that a client started
 """
@@ -54,12 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
     paths = Paths(load_settings().home)
     places = {"socket": str(paths.socket), "home": str(paths.home), "log": str(paths.daemon_log)}
     report = _ask(paths)
+    http = _http(paths) if report else {}
     if arguments.json:
-        print(json.dumps({"running": report is not None} | (_as_dict(report) if report else {}) | places, indent=2))
+        print(json.dumps({"running": report is not None} | (_as_dict(report) if report else {}) | places | http, indent=2))
     elif report is None:
         print(_why_not(paths))
     else:
         lines = _as_lines(report) | places
+        if http:
+            lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
         print("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
     return ExitCode.OK if report else ExitCode.NOT_RUNNING
 
@@ -76,6 +81,14 @@ def _ask(paths: Paths) -> Report | None:
             f"a daemon listens on {paths.socket} but does not answer within {ANSWER_SECONDS:g} s; "
             "see `runed logs`, or end it with `runed stop`"
         ) from None
+
+
+def _http(paths: Paths) -> dict[str, str]:
+    """Give where the OpenAI API is and what its token is in, if it is served besides the socket."""
+    record = DaemonRecord.read(paths.daemon_record)
+    if record is None or not record.http:
+        return {}
+    return {"http": f"{record.http}/v1", "http_token": str(paths.http_token)}
 
 
 def _why_not(paths: Paths) -> str:
@@ -107,6 +120,7 @@ def _as_lines(report: Report) -> dict[str, str]:
         "vectors": f"{info.vector_dim} dimensions, of texts of at most {info.max_text_length} tokens"
         if info.vector_dim
         else "-",
+        "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
         "engine": f"{engine}, profile {info.profile}, pid {health.engine_pid}, {_megabytes(report.engine_memory)}"
         if health.engine_pid
         else f"{engine}, profile {info.profile}, not running",

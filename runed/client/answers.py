@@ -13,7 +13,7 @@ from runed_proto.runed.v1.runed_pb2 import (
 from runed_proto.runed.v1.runed_pb2 import LaneHealth as LaneHealthMessage
 
 from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Status
-from runed.errors import BackendFaultError, RunedError, error_for_reason
+from runed.errors import BackendFaultError, RunedError, error_of_reason
 
 _FALLBACK_BATCH_SIZE = 32
 _FALLBACK_REQUEST_BYTES = 4 * 1024 * 1024
@@ -62,7 +62,7 @@ def outcome(
         # The place that the daemon tells is that in one request, which the caller does not know.
         metadata = {name: value for name, value in item.error.metadata.items() if name != "index"}
         where = {} if index is None else {"index": str(index)}
-        return error_for_reason(item.error.reason)(item.error.message, metadata=metadata | where)
+        return error_of_reason(item.error.reason, item.error.message, metadata=metadata | where)
     if not item.vector:
         raise no_vector()
     return Embedding(
@@ -73,6 +73,8 @@ def outcome(
         fingerprint=answer.fingerprint,
         prompt=answer.prompt,
         cached=item.cached,
+        cluster_id=item.cluster_id if item.centroid_set_version else None,
+        centroid_set_version=item.centroid_set_version,
     )
 
 

@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from google.protobuf.message import Message
+from numpy.typing import ArrayLike
 
 from runed.client.async_transport import AsyncTransport
 from runed.client.flow import Ensure, Flow, Flows, Send, Sleep
 from runed.client.options import EmbedOptions, Options, Role
 from runed.client.target import Target
-from runed.client.types import Embedding, Health, Info, Vectors
+from runed.client.types import CentroidSet, Embedding, Health, Info, Vectors
 from runed.client.waiting import Deadline
 from runed.errors import RunedError
 
@@ -98,6 +99,7 @@ class AsyncClient:
         self,
         texts: Iterable[str],
         *,
+        with_route: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 # as above
         **options: Unpack[EmbedOptions],
     ) -> list[Embedding | RunedError]:
@@ -107,7 +109,8 @@ class AsyncClient:
 
             outcomes = await client.embed_items(texts, truncate="end")
         """
-        return await self._run(self._flows.embed_items(texts, Options(**options), self._deadline(timeout)))
+        flow = self._flows.embed_items(texts, Options(**options), self._deadline(timeout), with_route=with_route)
+        return await self._run(flow)
 
     def embed_stream(
         self,
@@ -149,6 +152,28 @@ class AsyncClient:
         """
         options = Options(role=role, instruction=instruction)
         return await self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
+
+    async def set_centroids(
+        self,
+        vectors: ArrayLike,
+        preset: str = "",
+        version: str = "",
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 # as above
+    ) -> CentroidSet:
+        """Replace the daemon's centroid set.
+
+        As `Client.set_centroids`:
+
+            installed = await client.set_centroids(kmeans.cluster_centers_, preset="k1024")
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.async_stream_transport import run_upload  # noqa: PLC0415
+        from runed.client.centroids import set_centroids_flow  # noqa: PLC0415
+
+        self._transport.check_open()
+        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))
+        return await run_upload(flow, self._target.socket, self._perform)
 
     async def wait_until_ready(self, *, timeout: float | None = None) -> Info:  # noqa: ASYNC109 # as above
         """Wait while the daemon fetches its engine and model; see `Client.wait_until_ready`."""

@@ -11,11 +11,12 @@ from typing import Any, Generic, TypeVar
 from runed.client.async_transport import open_socket
 from runed.client.flow import Ensure, Send, Sleep
 from runed.client.http2 import StreamExchange
-from runed.client.stream import Connect, Give, Job, Outcome, StreamFlow, Turn
+from runed.client.stream import Connect, Give, Job, Outcome, StreamFlow, Turn, UploadFlow
 from runed.client.transport import CHUNK, too_late
 from runed.errors import RunedError
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 _LONGEST_TURN = 0.005
 """Seconds for which texts of a blocking iterator are taken before other tasks have their turn."""
@@ -175,17 +176,56 @@ async def run_stream(
             await connection.wait_closed()
 
 
+async def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]]) -> T:
+    """Do the steps of a call that sends many messages and gets one; arguments as for `stream_transport.run_upload`."""
+    result: Any = None
+    error: RunedError | None = None
+    news = asyncio.Event()
+    connections: list[AsyncStreamConnection] = []
+    try:
+        while True:
+            try:
+                step = flow.throw(error) if error else flow.send(result)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            result = error = None
+            try:
+                match step:
+                    case Connect():
+                        result = await _connect(path, step, news)
+                        connections.append(result)
+                    case Turn(connection=AsyncStreamConnection() as connection):
+                        connection.write()
+                        await _wait(news, step.timeout)
+                        result = connection.take()
+                    case Turn():
+                        pass
+                    case _:
+                        result = await perform(step)
+            except RunedError as raised:
+                error = raised
+    finally:
+        flow.close()
+        for connection in connections:
+            await connection.wait_closed()
+
+
 async def _turn(step: Turn, feeder: Feeder[K], news: asyncio.Event) -> bytes | None:
     connection = step.connection
     if isinstance(connection, AsyncStreamConnection):
         connection.write()
     feeder.check()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(step.timeout):
-            await news.wait()
-    news.clear()
+    await _wait(news, step.timeout)
     feeder.check()
     return connection.take() if isinstance(connection, AsyncStreamConnection) else None
+
+
+async def _wait(news: asyncio.Event, seconds: float | None) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await news.wait()
+    news.clear()
 
 
 async def _connect(path: Path, step: Connect, news: asyncio.Event) -> AsyncStreamConnection:

@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from google.protobuf.message import Message
+from numpy.typing import ArrayLike
 
 from runed.client.flow import Ensure, Flow, Flows, Send, Sleep
 from runed.client.options import EmbedOptions, Options, Role
 from runed.client.target import Target
 from runed.client.transport import Transport
-from runed.client.types import Embedding, Health, Info, Vectors
+from runed.client.types import CentroidSet, Embedding, Health, Info, Vectors
 from runed.client.waiting import Deadline
 from runed.errors import RunedError
 
@@ -132,7 +133,12 @@ class Client:
         return self._run(self._flows.embed_batch(texts, Options(**options), self._deadline(timeout)))
 
     def embed_items(
-        self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+        self,
+        texts: Iterable[str],
+        *,
+        with_route: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[EmbedOptions],
     ) -> list[Embedding | RunedError]:
         """Embed many texts with all that the daemon tells about each; one that cannot be embedded leaves the others alone.
 
@@ -142,6 +148,8 @@ class Client:
 
         Args:
             texts: As for `embed_batch`.
+            with_route: Whether to tell the nearest centroid of each vector too, as `Embedding.cluster_id`; it is that of the
+                whole vector, whatever `dimensions` are asked for.
             timeout: As for `embed_batch`.
             **options: As for the class.
 
@@ -149,9 +157,11 @@ class Client:
             One outcome a text, in their order: the embedding, or the error that says why there is none.
 
         Raises:
+            NoCentroidSetError: `with_route` was asked for, and the daemon has no centroid set; see `set_centroids`.
             RunedError: As for `embed_batch`, where it does not belong to a single text.
         """
-        return self._run(self._flows.embed_items(texts, Options(**options), self._deadline(timeout)))
+        flow = self._flows.embed_items(texts, Options(**options), self._deadline(timeout), with_route=with_route)
+        return self._run(flow)
 
     def embed_stream(
         self, items: Iterable[tuple[K, str]], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
@@ -207,6 +217,40 @@ class Client:
         """
         options = Options(role=role, instruction=instruction)
         return self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
+
+    def set_centroids(
+        self, vectors: ArrayLike, preset: str = "", version: str = "", *, timeout: float | None = None
+    ) -> CentroidSet:
+        """Replace the daemon's centroid set, by which `with_route` tells the nearest centroid of a vector.
+
+            installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
+
+        The set is for all clients of the daemon, which keeps it over its restarts. One that fails to arrive leaves the one
+        before in its place.
+
+        Args:
+            vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
+                is its id.
+            preset: The name of the parameters that the set was built with.
+            version: What the set is called. With a preset, the daemon checks that it is the hash of the content (see
+                docs/protocol.md); empty leaves it to the daemon, which takes that hash.
+            timeout: As for `embed`.
+
+        Returns:
+            What the daemon has installed.
+
+        Raises:
+            BadCentroidsError: The set is none, or cannot be one of this model; the message says why.
+            CentroidStoreError: The daemon cannot keep it, such as on a full disk.
+            RunedError: As for `embed`.
+        """
+        # As in `embed_stream`.
+        from runed.client.centroids import set_centroids_flow  # noqa: PLC0415
+        from runed.client.stream_transport import run_upload  # noqa: PLC0415
+
+        self._transport.check_open()
+        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))
+        return run_upload(flow, self._target.socket, self._perform)
 
     def wait_until_ready(self, *, timeout: float | None = None) -> Info:
         """Wait while the daemon fetches its engine and model.

@@ -200,12 +200,14 @@ class Flows:
         assert vectors is not None
         return vectors
 
-    def embed_items(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[list[Embedding | RunedError]]:
+    def embed_items(
+        self, texts: Iterable[str], options: Options, deadline: Deadline, *, with_route: bool
+    ) -> Flow[list[Embedding | RunedError]]:
         """Embed many texts, and leave the others alone where one cannot be embedded; gives one outcome a text."""
         texts = listed(texts)
         if not texts:
             return []
-        common = EmbedBatchRequest(per_item_errors=True)
+        common = EmbedBatchRequest(per_item_errors=True, with_route=with_route)
         options.set_on(common)
         max_texts, max_bytes = yield from self._room_beside(common, deadline)
         outcomes: dict[int, Embedding | RunedError] = {}

@@ -24,6 +24,7 @@ from runed.client.waiting import Deadline
 from runed.errors import BootstrappingError, InvalidTextError, RequestTooLargeError, RunedError, ShuttingDownError
 
 K = TypeVar("K")
+T = TypeVar("T")
 Outcome: TypeAlias = Embedding | RunedError
 
 METHOD = "EmbedStream"
@@ -102,6 +103,7 @@ class Give(Generic[K]):
     results: list[tuple[K, Outcome]]
 
 
+UploadFlow: TypeAlias = Generator[Send | Sleep | Ensure | Connect | Turn, Any, T]
 StreamFlow: TypeAlias = Generator[Send | Sleep | Ensure | Connect | Turn | Give[K], Any, None]
 
 

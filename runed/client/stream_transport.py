@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from runed.client.flow import Ensure, Send, Sleep
 from runed.client.http2 import StreamExchange
-from runed.client.stream import Connect, Give, Job, Outcome, StreamFlow, Turn
+from runed.client.stream import Connect, Give, Job, Outcome, StreamFlow, Turn, UploadFlow
 from runed.client.transport import CHUNK, open_socket
 from runed.errors import RunedError
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 _GATHER = 0.02
 """Seconds for which texts are gathered for one message while more come at once."""
@@ -132,6 +133,43 @@ def run_stream(
                 _feed(job, source)
     finally:
         flow.close()
+
+
+def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep | Ensure], Any]) -> T:
+    """Do the steps of a call that sends many messages and gets one.
+
+    Args:
+        flow: The steps.
+        path: The daemon's socket.
+        perform: Does the steps that uploads share with other calls.
+
+    Returns:
+        The call's result.
+    """
+    result: Any = None
+    error: RunedError | None = None
+    try:
+        while True:
+            try:
+                step = flow.throw(error) if error else flow.send(result)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            result = error = None
+            try:
+                match step:
+                    case Connect():
+                        result = StreamConnection(path, step)
+                    case Turn(connection=StreamConnection() as connection):
+                        result = connection.transfer(step.timeout)
+                    case Turn():
+                        pass
+                    case _:
+                        result = perform(step)
+            except RunedError as raised:
+                error = raised
+    finally:
+        flow.close()  # whatever broke it off, such as Ctrl-C, the daemon is told
 
 
 def _feed(job: Job[K], source: Iterator[tuple[K, str]]) -> None:

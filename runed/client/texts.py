@@ -111,8 +111,10 @@ def relocated(error: InvalidRequestError, start: int, count: int) -> InvalidRequ
     """Say where in the caller's batch a text stands that the daemon refused as part of one request."""
     if not start or "index" not in error.metadata:
         return error
-    return type(error)(
+    moved = type(error)(
         f"in the request that starts with text {start} of the batch, {count} texts long: {error.message}",
         metadata=error.metadata | {"index": str(start + int(error.metadata["index"]))},
         retry_after=error.retry_after,
     )
+    moved.reason = error.reason
+    return moved

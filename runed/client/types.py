@@ -62,6 +62,8 @@ class Embedding:
         fingerprint: Names the space that the vector lies in; see `Info.fingerprint`.
         prompt: What was put in front of the text, such as the model's instruction for queries; may be empty.
         cached: Whether the vector was there already: from the cache, or from the same text in flight.
+        cluster_id: The nearest centroid of the daemon's set; None unless `with_route` asked for it.
+        centroid_set_version: The set that `cluster_id` belongs to; empty without one.
     """
 
     vector: Vectors
@@ -71,6 +73,21 @@ class Embedding:
     fingerprint: str
     prompt: str
     cached: bool
+    cluster_id: int | None = None
+    centroid_set_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CentroidSet:
+    """The centroid set that the daemon has installed.
+
+    Attributes:
+        version: What it is called: unless its sender said otherwise, "sha256:" and 64 hexadecimal digits of its content.
+        nlist: The number of its centroids.
+    """
+
+    version: str
+    nlist: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,4 +102,6 @@ class Patience:
         if self._began is None or self._tries <= 1:
             return error
         tried = f"tried {self._tries} times in {now - self._began:.1f} s"
-        return type(error)(f"{error.message} ({tried})", metadata=error.metadata, retry_after=error.retry_after)
+        extended = type(error)(f"{error.message} ({tried})", metadata=error.metadata, retry_after=error.retry_after)
+        extended.reason = error.reason
+        return extended

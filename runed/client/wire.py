@@ -22,7 +22,7 @@ from runed.errors import (
     RequestTooLargeError,
     RunedError,
     UnimplementedError,
-    error_for_reason,
+    error_of_reason,
 )
 
 SERVICE = "runed.v1.RunedService"
@@ -161,10 +161,13 @@ def error_of(document: object) -> RunedError:
         reason, metadata, retry_after = _read_details(details if isinstance(details, list) else [])
     except (KeyError, TypeError, AttributeError):
         raise ValueError("no error") from None
-    cls = error_for_reason(reason)
-    if cls is RunedError:
-        cls = _CLASSES.get(code, RunedError)
-    return cls(message or f"the daemon answered {code}", metadata=metadata, retry_after=retry_after)
+    return error_of_reason(
+        reason,
+        message or f"the daemon answered {code}",
+        metadata=metadata,
+        retry_after=retry_after,
+        otherwise=_CLASSES.get(code, RunedError),
+    )
 
 
 def _read_details(details: list[dict[str, Any]]) -> tuple[str, dict[str, str], float | None]:

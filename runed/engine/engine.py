@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from runed.backend.base import Embedder
 from runed.bootstrap import ModelTraits
 from runed.engine.batcher import Batcher
 from runed.engine.cache import CachedVector, VectorCache, cache_key
+from runed.engine.centroid_store import CentroidStore
 from runed.engine.idle import IdleClock
 from runed.engine.metrics import Metrics
 from runed.engine.packing import pack
 from runed.engine.queue import Computed, Job, QueueLimits
+from runed.engine.routing import Router
 from runed.engine.status import Load
 from runed.engine.stream import PIECE_TEXTS, Stream
 from runed.engine.texts import Prepared, Preparer, check_count, check_text, named, portions
@@ -64,6 +66,7 @@ class Engine:
         settings: What the user says.
         cache: Where vectors are kept; the engine owns it from now on.
         metrics: What counts and measures.
+        centroids: What vectors are routed by.
         engine_version: What the backend's program calls itself.
         traits: How the model wants to be used; None means as its file says.
     """
@@ -75,6 +78,7 @@ class Engine:
         settings: EngineSettings,
         cache: VectorCache,
         metrics: Metrics,
+        centroids: CentroidStore,
         engine_version: str = "",
         traits: ModelTraits | None = None,
     ) -> None:
@@ -82,6 +86,8 @@ class Engine:
         self._idle_timeout = settings.idle_timeout
         self._cache = cache
         self._metrics = metrics
+        self._centroids = centroids
+        self._router = Router()
         self._engine_version = engine_version
         self._traits = traits or traits_of(backend.model)
         self._native_fingerprint = self.fingerprint(backend.model.dim)
@@ -100,6 +106,11 @@ class Engine:
     def traits(self) -> ModelTraits:
         """How the model wants to be used."""
         return self._traits
+
+    @property
+    def centroids(self) -> CentroidStore:
+        """What vectors are routed by."""
+        return self._centroids
 
     @property
     def min_dimensions(self) -> int:
@@ -146,20 +157,30 @@ class Engine:
 
         Raises:
             InvalidRequestError: The call, or without `per_item_errors` one of its texts, cannot be served; says which and why.
+            NoCentroidSetError: A route was asked for, and there is no set to route by; nothing was computed.
             QueueFullError: Too much waits already.
             BackendError: The backend failed; with `per_item_errors` only if it could not even count tokens.
         """
         check_count(texts)
+        strict = not per_item_errors
         plan = self._plan(options, client, Lane.INTERACTIVE if len(texts) <= INTERACTIVE_BATCH else Lane.BULK)
+        # One set for all of the call, though another one may be installed meanwhile.
+        centroids = self._centroids.current() if options.with_route else None
+        # A route is that of the whole vector, which is cut afterwards.
+        claimed = plan if centroids is None else replace(plan, dimensions=self._backend.model.dim)
         with contextlib.ExitStack() as awake:
-            tickets = await self._claim(texts, plan, awake, strict=not per_item_errors)
+            tickets = await self._claim(texts, claimed, awake, strict=strict)
             try:
-                items = await _redeem(tickets, strict=not per_item_errors)
+                items = await _redeem(tickets, strict=strict)
             finally:
                 for ticket in tickets:
                     ticket.release()
+        if centroids is not None:
+            items = await self._router.route(items, centroids, plan.dimensions)
+            if strict:
+                _raise_first(items)
         self._metrics.answered(sum(isinstance(item, Embedding) for item in items))
-        return EmbedAnswer(items=items, space=plan.space)
+        return EmbedAnswer(items=items, space=plan.space, centroid_set_version=centroids.version if centroids else "")
 
     def embed_stream(
         self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
@@ -206,6 +227,7 @@ class Engine:
         """Stop the clock and the backend, and refuse what waits."""
         await self._idle.close()
         await self._batcher.close()
+        self._router.close()
         await self._backend.stop()
         await self._cache.close()
 

@@ -86,3 +86,4 @@ class Info:
     profile: str = ""
     max_queued_texts: int = 0
     max_queued_bytes: int = 0
+    centroid_set_version: str = ""

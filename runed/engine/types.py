@@ -42,6 +42,7 @@ class EmbedOptions:
         instruction: What a query is asked for; empty means the model's default task.
         dimensions: The number of values of a vector; 0 means the model's own.
         truncate: What to do with a text that is too long.
+        with_route: Whether to tell the nearest centroid of each text too.
     """
 
     lane: Lane | None = None
@@ -49,6 +50,7 @@ class EmbedOptions:
     instruction: str = ""
     dimensions: int = 0
     truncate: Truncate = Truncate.NONE
+    with_route: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +62,14 @@ class Embedding:
         tokens: The number of tokens that the model read, those of the prompt and special ones included.
         total_tokens: The number of tokens before anything was cut off.
         cached: Whether the vector was there already, in the cache or in flight for another caller.
+        cluster_id: The nearest centroid, if that was asked for.
     """
 
     vector: bytes
     tokens: int
     total_tokens: int
     cached: bool = False
+    cluster_id: int = 0
 
     @property
     def truncated(self) -> bool:
@@ -93,10 +97,12 @@ class EmbedAnswer:
     Attributes:
         items: An embedding a text, in their order, or the reason why there is none, where the caller takes errors by the item.
         space: What holds for all of them.
+        centroid_set_version: The set that they were routed by; empty if that was not asked for.
     """
 
     items: Sequence[Embedding | RunedError]
     space: Space
+    centroid_set_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +142,33 @@ class StreamAnswer:
 
     results: Sequence[StreamResult]
     space: Space
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CentroidHeader:
+    """What the sender of a centroid set says of it, unchecked.
+
+    Attributes:
+        version: What the set is called; empty leaves that to the daemon.
+        dim: The number of values of each centroid.
+        nlist: The number of centroids.
+        preset: The name of the parameters that it was built with; with one, the version must be the hash of the content.
+    """
+
+    version: str
+    dim: int
+    nlist: int
+    preset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Centroid:
+    """One centroid of a set, unchecked.
+
+    Attributes:
+        id: Its position in the set.
+        values: Little-endian float32 values.
+    """
+
+    id: int
+    values: bytes

@@ -14,7 +14,7 @@ from runed.processes import ProcessIdentity, identify, is_alive
 from runed.version import __version__
 
 
-class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The document `daemon.json`.
 
     Attributes:
@@ -22,19 +22,21 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True):
         start_time: When that process started, as `ProcessIdentity` has it; with the pid it names one process for good.
         version: The daemon's version, as in "0.1.0".
         socket: The path it listens on.
+        http: The URL of its loopback port, such as "http://127.0.0.1:8321"; empty if it has none.
     """
 
     pid: int
     start_time: float
     version: str
     socket: str
+    http: str = ""
 
     @classmethod
-    def of_this_process(cls, socket: Path) -> Self:
-        """Describe the calling process as the daemon on a socket."""
+    def of_this_process(cls, socket: Path, *, http: str = "") -> Self:
+        """Describe the calling process as the daemon on a socket, and on a loopback port if it has one."""
         identity = identify(os.getpid())
         assert identity is not None
-        return cls(pid=identity.pid, start_time=identity.start_time, version=__version__, socket=os.fspath(socket))
+        return cls(pid=identity.pid, start_time=identity.start_time, version=__version__, socket=os.fspath(socket), http=http)
 
     @classmethod
     def read(cls, path: Path) -> Self | None:

@@ -24,7 +24,8 @@ _log = get_logger(__name__)
 class Connection:
     """Serves one client until it goes or the server stops.
 
-    A client of a UNIX socket that dies is reported by the kernel at once, so an idle connection needs no time limit.
+    A client of a UNIX socket or of loopback that dies is reported by the kernel at once, so an idle connection needs no time
+    limit.
 
     Args:
         context: What all connections share.
@@ -35,7 +36,7 @@ class Connection:
 
     def __init__(self, context: ServerContext, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._context = context
-        self._client = ("unix", number)
+        self._client = (context.transport, number)
         self._reader = reader
         self._writer = writer
         self._protocol: Http1Protocol | Http2Connection | None = None

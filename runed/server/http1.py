@@ -133,8 +133,11 @@ class Http1Protocol(H11Protocol):
             await self._send_now(event)
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send one part of a response; during a drain, say that it is the last of this connection."""
-        if isinstance(event, Response) and self.context.terminated.is_set():
+        """Send one part of a response; during a drain, or before its request has ended, say that it is the connection's last.
+
+        A client that is not told sends its next request on the connection, which by then is closed.
+        """
+        if isinstance(event, Response) and (self.context.terminated.is_set() or self.expects_input):
             await super().stream_send(replace(event, headers=[*event.headers, (b"connection", b"close")]))
         elif isinstance(event, Body):
             for start in range(0, len(event.data), WRITE_SIZE):

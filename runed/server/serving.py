@@ -21,15 +21,15 @@ _log = get_logger(__name__)
 
 
 class Server:
-    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX socket.
+    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket.
 
-    Each connection has a number of its own, and the app sees it in each request as `scope["client"] == ("unix", number)`. A
-    client that goes, or gives a request up, shows as `http.disconnect`. The app gets no lifespan events: whoever calls `start`
-    and `stop` knows better. An exception of the app ends only its own request, and is logged without its text.
+    Each connection has a number of its own, and the app sees it in each request as `scope["client"] == ("unix", number)`, or
+    "tcp". A client that goes, or gives a request up, shows as `http.disconnect`. The app gets no lifespan events: whoever calls
+    `start` and `stop` knows better. An exception of the app ends only its own request, and is logged without its text.
 
     Args:
         app: The application.
-        sock: A bound and listening UNIX socket. The server closes it at `stop`, and leaves its path alone.
+        sock: A bound and listening socket. The server closes it at `stop`, and leaves the path of a UNIX socket alone.
         max_streams: Requests that one HTTP/2 connection may have open at a time; one more is refused so that the client can
             try again.
         max_connections: Connections at a time; one more closes that which has been idle for longest, or is closed itself.
@@ -48,7 +48,15 @@ class Server:
         head_timeout: float = 30.0,
         stall_timeout: float = 60.0,
     ) -> None:
-        self._context = ServerContext(app, _hypercorn_config(), WorkerContext(None), max_streams, head_timeout, stall_timeout)
+        self._context = ServerContext(
+            app,
+            _hypercorn_config(),
+            WorkerContext(None),
+            max_streams,
+            head_timeout,
+            stall_timeout,
+            "unix" if sock.family is socket.AF_UNIX else "tcp",
+        )
         self._sock = sock
         self._max_connections = max_connections
         self._numbers = itertools.count(1)
@@ -57,7 +65,9 @@ class Server:
 
     async def start(self) -> None:
         """Begin to accept connections."""
-        if sys.version_info >= (3, 13):
+        if self._context.transport == "tcp":
+            self._listener = await asyncio.start_server(self._accept, sock=self._sock, backlog=socket.SOMAXCONN)
+        elif sys.version_info >= (3, 13):
             # From 3.13 on asyncio would unlink the path, which may by then be another daemon's.
             self._listener = await asyncio.start_unix_server(
                 self._accept, sock=self._sock, backlog=socket.SOMAXCONN, cleanup_socket=False

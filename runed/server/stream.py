@@ -49,6 +49,7 @@ class ServerContext:
         max_streams: Requests that one HTTP/2 connection may have open at a time.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
         stall_timeout: Seconds for which a request may wait for a peer that neither sends nor takes a byte.
+        transport: What the connections come by, "unix" or "tcp".
     """
 
     app: Application
@@ -57,6 +58,7 @@ class ServerContext:
     max_streams: int
     head_timeout: float
     stall_timeout: float
+    transport: str
 
 
 class RequestStream(HTTPStream):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from connectrpc.codec import Codec
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
-from google.protobuf.json_format import MessageToDict, MessageToJson
+from google.protobuf.json_format import MessageToDict, MessageToJson, ParseError
 from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 M = TypeVar("M", bound=Message)
+
+_FIELD_AT_FAULT = re.compile(r"Failed to parse (\w+) field: ")
+"""How an error of Google's runtime begins; what comes after may quote the caller."""
 
 
 class CompactJsonCodec:
@@ -48,10 +52,16 @@ class CompactJsonCodec:
         """Read a message of a class.
 
         Raises:
-            ValueError: It is not JSON, has a field of another type, or names a value that an enum does not have.
+            ValueError: It is not JSON, has a field of another type, or names a value that an enum does not have; in words of
+                ours, since those of Google's runtime quote what was sent.
         """
         _check_enums(data, message_class)
-        message = self._codec.decode(data, message_class)
+        try:
+            message = self._codec.decode(data, message_class)
+        except ParseError as error:
+            raise ValueError(
+                f"the JSON is no {message_class.DESCRIPTOR.name}: {_what_is_wrong(error, message_class)}"
+            ) from None
         assert isinstance(message, message_class)
         return message
 
@@ -68,13 +78,24 @@ def _check_enums(data: bytes | bytearray, message_class: type[Message]) -> None:
     """Refuse an unknown name of an enum, which Google's runtime takes for none: a query would be embedded as plain text."""
     try:
         document = msgspec.json.decode(data, type=_Enums)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return  # it is told by whoever reads all of it
+    except msgspec.DecodeError as error:  # its words tell types and places only
+        raise ValueError(f"the request is no JSON object: {error}") from None
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
     for field in message_class.DESCRIPTOR.fields:
         name = getattr(document, field.name, None)
         if field.enum_type and isinstance(name, str) and name not in field.enum_type.values_by_name:
             known = ", ".join(field.enum_type.values_by_name)
             raise ValueError(f"{field.name} {name[:40]!r} is unknown to this version of runed; use one of {known}")
+
+
+def _what_is_wrong(error: ParseError, message_class: type[Message]) -> str:
+    """Tell which field at the top of a message Google's runtime could not read."""
+    found = _FIELD_AT_FAULT.match(str(error))
+    names = {name for field in message_class.DESCRIPTOR.fields for name in (field.name, field.json_name)}
+    if found and found[1] in names:
+        return f"its field {found[1]} has a value of another type or range than runed.proto gives it"
+    return "a field or a oneof is there twice, or a value is of another type than runed.proto gives it"
 
 
 def _embeddings(message: Message) -> Sequence[pb.EmbedResponse]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -27,8 +27,7 @@ from runed_proto.runed.v1.runed_pb2 import (
 )
 
 from runed.engine.status import Health, Info
-from runed.engine.types import EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
-from runed.errors import UnimplementedError
+from runed.engine.types import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.service import messages
 from runed.service.observe import Call, current_call
 
@@ -67,6 +66,18 @@ class Host(Protocol):
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         """Count the tokens of each text, with its prompt and special ones; raises `RunedError`."""
+        ...
+
+    async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
+        """Replace the set of routing centroids; raises `RunedError`.
+
+        Args:
+            header: What the sender says of the set, unchecked.
+            batches: The centroids in the order in which they come; a batch is of no use once the next one is asked for.
+
+        Returns:
+            What the set is called.
+        """
         ...
 
     def info(self) -> Info:
@@ -149,8 +160,10 @@ class RunedServicer:
     async def set_centroids(
         self, request: AsyncIterator[SetCentroidsRequest], ctx: RequestContext[SetCentroidsRequest, SetCentroidsResponse], /
     ) -> SetCentroidsResponse:
-        """Refuse: routing is not there yet."""
-        raise UnimplementedError("this version of runed cannot route by centroids; embed without a centroid set")
+        """Replace the set of routing centroids."""
+        header = messages.centroid_header(await anext(request, None))
+        version = await self._host.set_centroids(header, _batches(request))
+        return SetCentroidsResponse(version=version, nlist=header.nlist)
 
     async def _embed(
         self,
@@ -162,8 +175,6 @@ class RunedServicer:
     ) -> EmbedAnswer:
         call = current_call()
         call.texts = len(texts)
-        if request.with_route:
-            raise UnimplementedError("this version of runed cannot route by centroids; send the request without with_route")
         options = messages.embed_options(request)
         call.lane = options.lane
         answer = await self._host.embed(texts, options, client=_client(ctx), per_item_errors=per_item_errors)
@@ -192,3 +203,10 @@ async def _chunks(
 
 def _items(message: EmbedStreamRequest) -> list[StreamItem]:
     return [StreamItem(item.id, item.text) for item in message.items]
+
+
+async def _batches(request: AsyncIterator[SetCentroidsRequest]) -> AsyncIterator[Iterable[Centroid]]:
+    """Give the centroids of a set, message by message."""
+    async for message in request:
+        yield messages.centroids(message)
+        del message  # of megabytes, which would stay until the next one is here

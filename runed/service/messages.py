@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
@@ -10,8 +11,18 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.engine.metrics import LaneStats
 from runed.engine.status import Health, Info, Load, LoadingPhase, Status
-from runed.engine.types import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, StreamAnswer, Truncate
-from runed.errors import InvalidRequestError, RunedError
+from runed.engine.types import (
+    Centroid,
+    CentroidHeader,
+    EmbedAnswer,
+    Embedding,
+    EmbedOptions,
+    Lane,
+    Role,
+    StreamAnswer,
+    Truncate,
+)
+from runed.errors import BadCentroidsError, InvalidRequestError, RunedError
 
 T = TypeVar("T")
 
@@ -52,13 +63,16 @@ def embed_options(request: pb.EmbedRequest | pb.EmbedBatchRequest | pb.EmbedStre
     Raises:
         InvalidRequestError: An option has a value that the contract does not know.
     """
-    return EmbedOptions(
+    options = EmbedOptions(
         lane=_member(_LANE, pb.Lane, "lane", request.lane),
         role=_member(_ROLE, pb.Role, "role", request.role),
         instruction=request.instruction,
         dimensions=request.dimensions,
         truncate=_member(_TRUNCATE, pb.Truncate, "truncate", request.truncate),
     )
+    if isinstance(request, pb.EmbedStreamRequest):  # which has no routes
+        return options
+    return replace(options, with_route=request.with_route)
 
 
 def count_options(request: pb.CountTokensRequest) -> EmbedOptions:
@@ -98,7 +112,7 @@ def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
     [item] = answer.items
     if isinstance(item, RunedError):
         raise item
-    response = _embedding(item)
+    response = _embedding(item, answer.centroid_set_version)
     response.fingerprint = answer.space.fingerprint
     response.prompt = answer.space.prompt
     return response
@@ -107,7 +121,7 @@ def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
 def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
     """Give the response to a call with several texts."""
     return pb.EmbedBatchResponse(
-        embeddings=[_outcome(item) for item in answer.items],
+        embeddings=[_outcome(item, answer.centroid_set_version) for item in answer.items],
         fingerprint=answer.space.fingerprint,
         prompt=answer.space.prompt,
     )
@@ -125,6 +139,35 @@ def embed_stream_responses(answer: StreamAnswer) -> Iterator[pb.EmbedStreamRespo
             results, size = [], 0
     if results:
         yield _stream_response(results, answer)
+
+
+def centroid_header(request: pb.SetCentroidsRequest | None) -> CentroidHeader:
+    """Read the first message of a centroid set.
+
+    Raises:
+        BadCentroidsError: It is something else, or there is none.
+    """
+    if request is None or request.WhichOneof("payload") != "header":
+        raise BadCentroidsError("the first message of a centroid set is its header, with dim and nlist; send that first")
+    header = request.header
+    return CentroidHeader(version=header.version, dim=header.dim, nlist=header.nlist, preset=header.preset)
+
+
+def centroids(request: pb.SetCentroidsRequest) -> Iterator[Centroid]:
+    """Read a later message of a centroid set, which is used up by it.
+
+    Raises:
+        BadCentroidsError: It is something else.
+    """
+    if request.WhichOneof("payload") != "batch":
+        raise BadCentroidsError("every message of a centroid set but the first is a batch of centroids; send no second header")
+    request.DiscardUnknownFields()  # they could come after the values
+    for centroid in request.batch.centroids:
+        number, size = centroid.id, 4 * len(centroid.vec)
+        centroid.ClearField("id")
+        # What is left is a tag, a length and the packed values: 20 times faster than by Python floats.
+        encoded = centroid.SerializeToString()
+        yield Centroid(number, encoded[len(encoded) - size :])
 
 
 def info_response(info: Info) -> pb.InfoResponse:
@@ -149,6 +192,7 @@ def info_response(info: Info) -> pb.InfoResponse:
         profile=info.profile,
         max_queued_texts=info.max_queued_texts,
         max_queued_bytes=info.max_queued_bytes,
+        centroid_set_version=info.centroid_set_version,
     )
 
 
@@ -205,13 +249,13 @@ def _stream_response(results: list[pb.EmbedStreamResult], answer: StreamAnswer) 
     return pb.EmbedStreamResponse(results=results, fingerprint=answer.space.fingerprint, prompt=answer.space.prompt)
 
 
-def _outcome(item: Embedding | RunedError) -> pb.EmbedResponse:
+def _outcome(item: Embedding | RunedError, centroid_set_version: str = "") -> pb.EmbedResponse:
     if isinstance(item, RunedError):
         return pb.EmbedResponse(error=pb.ItemError(reason=item.reason, message=item.message, metadata=item.metadata))
-    return _embedding(item)
+    return _embedding(item, centroid_set_version)
 
 
-def _embedding(item: Embedding) -> pb.EmbedResponse:
+def _embedding(item: Embedding, centroid_set_version: str) -> pb.EmbedResponse:
     """Encode a vector: its packed field is the float32 bytes as they are, 30 times faster than by Python floats."""
     response = pb.EmbedResponse.FromString(_VECTOR_TAG + _varint(len(item.vector)) + item.vector)
     response.token_count = item.tokens
@@ -220,6 +264,9 @@ def _embedding(item: Embedding) -> pb.EmbedResponse:
         response.truncated = True
     if item.cached:
         response.cached = True
+    if centroid_set_version:
+        response.cluster_id = item.cluster_id
+        response.centroid_set_version = centroid_set_version
     return response
 
 

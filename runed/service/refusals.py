@@ -28,9 +28,14 @@ def content_type(scope: Scope) -> str:
     return value.decode("latin-1")
 
 
+def is_any_grpc(scope: Scope) -> bool:
+    """Tell whether a request is one of gRPC or of gRPC-Web."""
+    return content_type(scope).startswith("application/grpc")
+
+
 def is_grpc(scope: Scope) -> bool:
     """Tell whether a request is one of gRPC itself, whose trailers only HTTP/2 has, and not of gRPC-Web."""
-    return _is_any_grpc(scope) and not content_type(scope).startswith("application/grpc-web")
+    return is_any_grpc(scope) and not content_type(scope).startswith("application/grpc-web")
 
 
 async def refuse(scope: Scope, send: Send, status: int, error: RunedError) -> None:
@@ -42,7 +47,7 @@ async def refuse(scope: Scope, send: Send, status: int, error: RunedError) -> No
         status: The HTTP status for a caller to whom it means more than an error of its protocol.
         error: What is wrong and what to do.
     """
-    if _is_any_grpc(scope) and not (is_grpc(scope) and scope["http_version"] != "2"):
+    if is_any_grpc(scope) and not (is_grpc(scope) and scope["http_version"] != "2"):
         await respond(send, 200, _grpc_headers(content_type(scope), error))
     elif content_type(scope).startswith("application/connect+"):
         end = json.dumps({"error": _connect_error(error)}).encode()
@@ -61,10 +66,6 @@ async def respond(send: Send, status: int, headers: list[tuple[bytes, bytes]], b
     """Send a whole response."""
     await send({"type": "http.response.start", "status": status, "headers": headers, "trailers": False})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _is_any_grpc(scope: Scope) -> bool:
-    return content_type(scope).startswith("application/grpc")
 
 
 def _grpc_headers(content_type: str, error: RunedError) -> list[tuple[bytes, bytes]]:

@@ -20,14 +20,36 @@ class MalformedRequestError(errors.InvalidRequestError):
     reason = "MALFORMED_REQUEST"
 
 
+class CanceledError(errors.RunedError):
+    """The caller gave up, or has gone."""
+
+    reason = "CANCELED"
+
+
+class UnknownServiceError(errors.InvalidRequestError):
+    """The name of a service that the daemon does not have, where `grpc.health.v1` asks for one."""
+
+    reason = "UNKNOWN_SERVICE"
+
+
+class TooManyWatchesError(errors.RunedError):
+    """As many clients watch the daemon's health as may; metadata holds `limit`."""
+
+    reason = "TOO_MANY_WATCHES"
+
+
 _CODES: dict[type[errors.RunedError], Code] = {
     errors.InvalidRequestError: Code.INVALID_ARGUMENT,
+    UnknownServiceError: Code.NOT_FOUND,
+    TooManyWatchesError: Code.RESOURCE_EXHAUSTED,
     errors.RequestTooLargeError: Code.RESOURCE_EXHAUSTED,
     errors.QueueFullError: Code.RESOURCE_EXHAUSTED,
     errors.UnimplementedError: Code.UNIMPLEMENTED,
     errors.BootstrappingError: Code.FAILED_PRECONDITION,
+    errors.NoCentroidSetError: Code.FAILED_PRECONDITION,
     errors.ShuttingDownError: Code.UNAVAILABLE,
     errors.DeadlineExceededError: Code.DEADLINE_EXCEEDED,
+    CanceledError: Code.CANCELED,
     errors.BackendUnavailableError: Code.UNAVAILABLE,
     errors.RunedError: Code.INTERNAL,
 }
@@ -37,7 +59,8 @@ _FOREIGN: dict[Code, str] = {
     Code.RESOURCE_EXHAUSTED: errors.RequestTooLargeError.reason,
     Code.UNIMPLEMENTED: errors.UnimplementedError.reason,
     Code.DEADLINE_EXCEEDED: errors.DeadlineExceededError.reason,
-    Code.CANCELED: "CANCELED",
+    Code.CANCELED: CanceledError.reason,
+    Code.INTERNAL: MalformedRequestError.reason,  # gRPC's code for what breaks its framing
 }
 """The reasons of errors that the RPC library finds by itself, before or beside the handler."""
 

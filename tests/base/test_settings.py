@@ -73,6 +73,16 @@ def test_settings_of_the_engine_come_from_the_file_too(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "address"),
+    [("127.0.0.1:8321", ("127.0.0.1", 8321)), ("[::1]:65535", ("::1", 65535)), ("127.0.0.1:0", ("127.0.0.1", 0)), ("", None)],
+)
+def test_loopback_addresses(value: str, address: tuple[str, int] | None, home: Path) -> None:
+    assert load_settings(home=home, environ={"RUNED_HTTP": value}).http == address
+    write_config(home, http=value)
+    assert load_settings(home=home, environ={}).http == address
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "accepted"),
     [
         ("RUNED_IDLE_TIMEOUT", "10", '"10m"'),
@@ -98,6 +108,15 @@ def test_settings_of_the_engine_come_from_the_file_too(home: Path) -> None:
         ("RUNED_CACHE_SIZE", "٣MiB", "64MiB"),
         ("RUNED_DISK_CACHE_SIZE", "5 parsecs", "1GiB"),
         ("RUNED_DISK_CACHE_SIZE", "15MiB", "at least 16777216, or 0 for none"),
+        ("RUNED_HTTP", "0.0.0.0:8321", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "[::]:8321", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "::1:8321", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "localhost:8321", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "8321", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "127.0.0.1", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "127.0.0.1:65536", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "127.0.0.1:8321\n", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "127.0.0.1:٣٣", "127.0.0.1:PORT or [::1]:PORT"),
     ],
 )
 def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(

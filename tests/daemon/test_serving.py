@@ -183,3 +183,14 @@ def test_home_with_a_long_path_is_served_through_the_alias(tmp_path: Path, llama
         assert not alias.exists()
     finally:
         daemon.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_before_the_event_loop_listens_to_it_leaves_nothing_behind(home: Path, number: int) -> None:
+    slow = "import time, runed.daemon as d, runed.cli.main as m; d.build_app = lambda host: time.sleep(30); m.main(['serve'])"
+    starting = subprocess.Popen([sys.executable, "-c", slow], env=clean_environment(RUNED_HOME=str(home)))
+    wait_until((home / "embedding.sock").exists, what="the socket")
+    starting.send_signal(number)
+    assert starting.wait(20) == 0
+    assert not (home / "embedding.sock").exists()
+    assert not (home / "daemon.json").exists()

@@ -11,6 +11,7 @@ from runed.backend.base import BackendState, BatchLimits, EmbeddingBatch, ModelI
 from runed.backend.llama import LlamaBackend
 from runed.bootstrap import ModelTraits
 from runed.engine.cache import VectorCache
+from runed.engine.centroid_store import CentroidStore
 from runed.engine.engine import Engine, EngineSettings
 from runed.engine.metrics import Metrics
 from runed.engine.queue import QueueLimits
@@ -88,6 +89,7 @@ async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> Async
             settings=EngineSettings(idle_timeout=0, queue=queue),
             cache=cache or VectorCache(cache_bytes),
             metrics=Metrics(),
+            centroids=CentroidStore(Paths(home).centroids, dim=backend.model.dim, model=backend.model.identity),
             engine_version="engine 1",
             traits=traits,
         )

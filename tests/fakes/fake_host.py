@@ -13,16 +13,18 @@ import hashlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from connectrpc.errors import ConnectError
 
 from runed.engine.metrics import EngineStats, LaneStats
-from runed.engine.status import Health, Info, Load, Status
+from runed.engine.status import Health, Info, Load, LoadingPhase, Status
 from runed.engine.types import (
+    Centroid,
+    CentroidHeader,
     EmbedAnswer,
     Embedding,
     EmbedOptions,
@@ -33,7 +35,14 @@ from runed.engine.types import (
     StreamResult,
     Truncate,
 )
-from runed.errors import EmptyBatchError, EmptyTextError, RunedError, TextTooLongError, error_for_reason
+from runed.errors import (
+    EmptyBatchError,
+    EmptyTextError,
+    NoCentroidSetError,
+    RunedError,
+    TextTooLongError,
+    error_for_reason,
+)
 from runed.server import Server
 from runed.service.app import build_app
 
@@ -82,7 +91,10 @@ class FakeHost:
         cancelled: How many calls were cancelled, and how many streams were cancelled, closed or broken before their end.
         busy: How many calls are being served.
         load: What Health tells.
+        status: What Health tells.
+        phase: What Health tells.
         grace: What the last `Shutdown` asked for.
+        pushed: The centroid sets that came whole: their headers, and their centroids by the message.
     """
 
     asked: list[Asked] = field(default_factory=list)
@@ -91,13 +103,18 @@ class FakeHost:
     cancelled: int = 0
     busy: int = 0
     load: Load | None = None
+    status: Status = Status.OK
+    phase: LoadingPhase | None = None
     grace: float | None = None
+    pushed: list[tuple[CentroidHeader, list[list[Centroid]]]] = field(default_factory=list)
     _go: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def embed(
         self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
     ) -> EmbedAnswer:
         self.asked.append(Asked(list(texts), options, client, per_item_errors))
+        if options.with_route and not self.pushed:
+            raise NoCentroidSetError("there is no centroid set to route by")
         if not texts:
             raise EmptyBatchError("the batch holds no text; send at least one")
         with self._serving():
@@ -108,7 +125,15 @@ class FakeHost:
             for item in items:
                 if isinstance(item, RunedError):
                     raise item
-        return EmbedAnswer(items=items, space=_space(options))
+        if options.with_route:
+            items = [
+                replace(item, cluster_id=number) if isinstance(item, Embedding) else item for number, item in enumerate(items)
+            ]
+        return EmbedAnswer(
+            items=items,
+            space=_space(options),
+            centroid_set_version=self.pushed[-1][0].version if options.with_route else "",
+        )
 
     async def embed_stream(
         self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
@@ -128,6 +153,14 @@ class FakeHost:
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         self.asked.append(Asked(list(texts), options, "", per_item_errors=False))
         return [len(text.split()) + 2 for text in texts]
+
+    async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
+        with self._serving():
+            received = [list(batch) async for batch in batches]
+            if header.preset.startswith("fail:"):
+                raise _arranged(header.preset)
+        self.pushed.append((header, received))
+        return header.version
 
     def info(self) -> Info:
         return Info(
@@ -150,12 +183,13 @@ class FakeHost:
             profile="balanced",
             max_queued_texts=17,
             max_queued_bytes=18,
+            centroid_set_version=self.pushed[-1][0].version if self.pushed else "",
         )
 
     def health(self) -> Health:
         return Health(
-            status=Status.OK,
-            phase=None,
+            status=self.status,
+            phase=self.phase,
             bytes_done=0,
             bytes_total=0,
             message="",

@@ -3,16 +3,19 @@
     fake_service.py OPTIONS serve --log-file FILE --ready-fd N
 
 OPTIONS is a JSON object, see `Options`. The vector of a text is `[length, pid, number of the request, texts in the request]`,
-cut or filled up to the dimensions asked for. Texts that do more: "fail:REASON", "undetailed:CODE", "die", "slow", "drain",
-"busy-once", "hold", which waits for a file `release` in the home. What happens is appended to `events` of the home.
+cut or filled up to the dimensions asked for. Its cluster is its length, once a centroid set was pushed. Texts, and presets of
+such a set, that do more: "fail:REASON", "undetailed:CODE", "die", "slow", "drain", "busy-once", "hold", which waits for a file
+`release` in the home. What happens is appended to `events` of the home.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import os
 import signal
+import struct
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -43,6 +46,8 @@ from runed_proto.runed.v1.runed_pb2 import (
     InfoResponse,
     ItemError,
     LaneHealth,
+    SetCentroidsRequest,
+    SetCentroidsResponse,
     ShutdownRequest,
     ShutdownResponse,
 )
@@ -50,6 +55,7 @@ from runed_proto.runed.v1.runed_pb2 import (
 from runed.errors import (
     BackendUnavailableError,
     BootstrappingError,
+    NoCentroidSetError,
     QueueFullError,
     RunedError,
     ShuttingDownError,
@@ -111,6 +117,7 @@ class Service(RunedService):
         self._draining = False
         self._streamed = 0
         self._noted: set[str] = set()
+        self._centroid_set = ""
         self._starts = len((paths.home / "pids").read_text().split())
         self.end = asyncio.Event()
 
@@ -125,6 +132,8 @@ class Service(RunedService):
             raise to_connect(RunedError("the client sent more than the limits allow"))
         if request.per_item_errors and not self._options.old:
             self._admit()
+            if request.with_route and not self._centroid_set:
+                raise to_connect(NoCentroidSetError("fake: no set"))
             embeddings = [await self._embed_item(text, request, len(request.texts)) for text in request.texts]
         else:
             embeddings = [self._response(vector, request) for vector in await self._embed(request.texts, request)]
@@ -161,6 +170,24 @@ class Service(RunedService):
         self._note("count")
         prompt = len(self._prompt(request).split())
         return CountTokensResponse(token_counts=[len(text.split()) + prompt for text in request.texts], max_text_length=512)
+
+    async def set_centroids(
+        self, request: AsyncIterator[SetCentroidsRequest], ctx: RequestContext[SetCentroidsRequest, SetCentroidsResponse], /
+    ) -> SetCentroidsResponse:
+        if self._options.old:
+            raise ConnectError(Code.UNIMPLEMENTED, "fake: no centroids")
+        header = (await anext(request)).header
+        self._admit()
+        await self._obey(header.preset, 0)
+        largest, digest = 0, hashlib.sha256()
+        async for message in request:
+            largest = max(largest, message.ByteSize())
+            for centroid in message.batch.centroids:
+                digest.update(struct.pack(f"<I{header.dim}f", centroid.id, *centroid.vec))
+        await self._obey(header.preset.removeprefix("late "), 0)
+        self._note(f"centroids {header.dim} {header.nlist} {header.preset} {header.version} {digest.hexdigest()} {largest}")
+        self._centroid_set = f"set {header.nlist}"
+        return SetCentroidsResponse(version=self._centroid_set, nlist=header.nlist)
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         self._note("info")
@@ -238,6 +265,8 @@ class Service(RunedService):
             response.token_count, response.total_token_count = 4, int(vector[0])
             response.truncated = request.truncate != TRUNCATE_UNSPECIFIED
             response.cached = request.lane == LANE_BULK
+            if not isinstance(request, EmbedStreamRequest) and request.with_route:
+                response.cluster_id, response.centroid_set_version = int(vector[0]), self._centroid_set
         return response
 
     def _admit(self) -> None:

@@ -35,6 +35,13 @@ def test_a_record_is_read_back_as_written_and_only_by_its_owner(paths: Paths, ow
     assert [path.name for path in paths.home.iterdir()] == ["daemon.json"], "no temporary file may stay behind"
 
 
+def test_a_loopback_port_is_told_too(paths: Paths) -> None:
+    record = DaemonRecord.of_this_process(paths.socket, http="http://127.0.0.1:8321")
+    record.write(paths.daemon_record)
+    assert json.loads(paths.daemon_record.read_text())["http"] == "http://127.0.0.1:8321"
+    assert DaemonRecord.read(paths.daemon_record) == record
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "12"}', b'{"pid": 12}', b"\xff\xfe"])
 def test_a_broken_record_is_as_good_as_none(paths: Paths, content: bytes) -> None:
     paths.daemon_record.write_bytes(content)

@@ -131,10 +131,18 @@ class RawClient:
         self.writer.transport.abort()
         await asyncio.gather(self.writer.wait_closed(), return_exceptions=True)
 
-    def open(self, path: bytes, body: bytes = b"", *, end: bool = True, headers: Mapping[bytes, bytes] | None = None) -> int:
+    def open(
+        self,
+        path: bytes,
+        body: bytes = b"",
+        *,
+        method: bytes = b"POST",
+        end: bool = True,
+        headers: Mapping[bytes, bytes] | None = None,
+    ) -> int:
         """Send a request, or the beginning of one, by default a gRPC one; `flush` puts it on the wire."""
         stream_id = self.h2.get_next_available_stream_id()
-        pseudo = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"localhost"}
+        pseudo = {b":method": method, b":scheme": b"http", b":path": path, b":authority": b"localhost"}
         own = {b"te": b"trailers", b"content-type": b"application/grpc+proto"} | dict(headers or {})
         self.exchanges[stream_id] = Exchange()
         self.h2.send_headers(stream_id, [*pseudo.items(), *own.items()], end_stream=end and not body)

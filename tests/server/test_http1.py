@@ -101,6 +101,23 @@ async def test_oversize_request_is_told_why(path: Path, serve: Serve, servicer: 
         await eventually(lambda: not server._connections)
 
 
+@pytest.mark.parametrize(("sent", "ends"), [(len('{"text": ""}'), False), (3, True)], ids=["all of it", "a part of it"])
+async def test_early_answer_says_that_the_connection_ends(path: Path, serve: Serve, sent: int, *, ends: bool) -> None:
+    async def refuse(scope: dict[str, Any], receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    # A client that was not told would send its next request on this connection, and lose it.
+    body = b'{"text": ""}'
+    async with serve(refuse):
+        reader, writer = await asyncio.open_unix_connection(path)
+        request = head(body)
+        writer.write(request[: len(request) - len(body) + sent])
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 3)
+        assert (b"connection: close" in answer.lower()) == ends
+        writer.close()
+
+
 async def test_lost_client_reaches_the_handler(path: Path, serve: Serve, servicer: Servicer) -> None:
     async with serve(servicer) as server:
         _, writer = await asyncio.open_unix_connection(path)

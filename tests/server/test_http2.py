@@ -32,8 +32,8 @@ SET_CENTROIDS = f"{SERVICE}/SetCentroids".encode()
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds; fails after 3 seconds."""
-    async with asyncio.timeout(3):
+    """Wait until the condition holds; fails after 10 seconds, which a busy machine may need."""
+    async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 # what is waited for has no event
             await asyncio.sleep(0.01)
 

@@ -1,13 +1,14 @@
-"""A client of EmbedStream over raw HTTP/2, in each protocol; it breaks off, stalls and is silent as a test wants it to."""
+"""A client of streams over raw HTTP/2, in each protocol; it breaks off, stalls and is silent as a test wants it to."""
 
 from __future__ import annotations
 
 import json
 import struct
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from google.protobuf.json_format import MessageToJson, Parse
+from google.protobuf.message import Message
 from h2.settings import SettingCodes
 from runed_proto.runed.v1 import runed_pb2 as pb
 
@@ -41,12 +42,15 @@ def request(*texts: str, **options: object) -> pb.EmbedStreamRequest:
 
 
 class StreamClient:
-    """One stream, on a connection of its own."""
+    """One stream, on a connection of its own; by default one of EmbedStream."""
 
-    def __init__(self, client: RawClient, protocol: str, headers: dict[bytes, bytes]) -> None:
+    def __init__(
+        self, client: RawClient, protocol: str, headers: dict[bytes, bytes], method: str, output: type[Message]
+    ) -> None:
         self.client = client
         self._protocol = protocol
-        self.stream_id = client.open(PATH.encode(), end=False, headers={b"content-type": CONTENT_TYPES[protocol]} | headers)
+        self._output = output
+        self.stream_id = client.open(method.encode(), end=False, headers={b"content-type": CONTENT_TYPES[protocol]} | headers)
         self.exchange = client.exchanges[self.stream_id]
 
     @classmethod
@@ -58,10 +62,12 @@ class StreamClient:
         headers: dict[bytes, bytes] | None = None,
         settings: dict[SettingCodes | int, int] | None = None,
         takes_bodies: bool = True,
+        method: str = PATH,
+        output: type[Message] = pb.EmbedStreamResponse,
     ) -> StreamClient:
         """Connect and begin a stream; a client that takes no bodies never opens its window again."""
         client = await RawClient.connect(path, settings=settings, takes_bodies=takes_bodies)
-        return cls(client, protocol, headers or {})
+        return cls(client, protocol, headers or {}, method, output)
 
     async def __aenter__(self) -> Self:
         await self.client.flush()
@@ -70,7 +76,7 @@ class StreamClient:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.client.__aexit__()
 
-    async def send(self, *messages: pb.EmbedStreamRequest, end: bool = False) -> None:
+    async def send(self, *messages: Message, end: bool = False) -> None:
         """Send messages, and maybe the end of the client's side."""
         for message in messages:
             data = MessageToJson(message).encode() if self._protocol == "connect+json" else message.SerializeToString()
@@ -93,6 +99,13 @@ class StreamClient:
         assert len(results) >= count, self.exchange
         return results
 
+    async def received(self, count: int) -> list[Any]:
+        """Wait until so many messages are there, and give all."""
+        await self.client.until(lambda: self.exchange.over or len(self._frames()) >= count)
+        messages = self.messages()
+        assert len(messages) >= count, self.exchange
+        return messages
+
     async def outcome(self, *, within: float = TIMEOUT) -> Refusal | None:
         """Wait for the end, and give the error that the stream ended with, if it did."""
         await self.client.over(self.stream_id, within=within)
@@ -108,12 +121,12 @@ class StreamClient:
         error = json.loads(payload).get("error")
         return refusal_of_json(error) if error else None
 
-    def messages(self) -> list[pb.EmbedStreamResponse]:
+    def messages(self) -> list[Any]:
         """Give the complete messages that have come."""
         payloads = [payload for flags, payload in self._frames() if not flags]
         if self._protocol == "connect+json":
-            return [Parse(payload, pb.EmbedStreamResponse()) for payload in payloads]
-        return [pb.EmbedStreamResponse.FromString(payload) for payload in payloads]
+            return [Parse(payload, self._output()) for payload in payloads]
+        return [self._output.FromString(payload) for payload in payloads]
 
     def _results(self) -> dict[str, pb.EmbedResponse]:
         return {result.id: result.embedding for message in self.messages() for result in message.results}

@@ -14,8 +14,6 @@ from runed_proto.runed.v1.runed_pb2 import (
     EmbedResponse,
     InfoRequest,
     InfoResponse,
-    SetCentroidsRequest,
-    SetCentroidsResponse,
 )
 
 from tests.support import GRPC_OPTIONS, PROTOCOLS, RunningDaemon, call, raw_stub, refusal_of_json
@@ -49,7 +47,13 @@ CASES: dict[str, tuple[str, Message, str, str, str]] = {
         "REQUEST_TOO_LARGE",
         "33554432 bytes",
     ),
-    "routing": ("Embed", EmbedRequest(text="x", with_route=True), "unimplemented", "UNIMPLEMENTED", "centroid"),
+    "no centroids": (
+        "Embed",
+        EmbedRequest(text="x", with_route=True),
+        "failed_precondition",
+        "NO_CENTROID_SET",
+        "push one with SetCentroids",
+    ),
 }
 
 
@@ -163,19 +167,6 @@ def test_cut_grpc_frame_is_refused(qwen_daemon: RunningDaemon) -> None:
     with qwen_daemon.http() as http:
         response = http.post(f"{SERVICE}/Embed", content=frame, headers={"content-type": "application/grpc-web+proto"})
     assert b"grpc-status: 3" in response.content or response.headers.get("grpc-status") == "3"
-    assert_alive(qwen_daemon)
-
-
-def test_centroids_are_not_implemented_yet(qwen_daemon: RunningDaemon) -> None:
-    with grpc.insecure_channel(f"unix:{qwen_daemon.socket}", options=GRPC_OPTIONS) as channel:
-        stub = channel.stream_unary(
-            f"{SERVICE}/SetCentroids",
-            request_serializer=SetCentroidsRequest.SerializeToString,
-            response_deserializer=SetCentroidsResponse.FromString,
-        )
-        with pytest.raises(grpc.RpcError) as caught:
-            stub(iter([SetCentroidsRequest()] * 3), timeout=10)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert_alive(qwen_daemon)
 
 

@@ -1,0 +1,151 @@
+"""Centroid sets: what names their content, and which centroid is the nearest to a vector."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runed.errors import BadCentroidsError
+
+Matrix: TypeAlias = NDArray[np.float32]
+"""Float32 values, little-endian, shape (n, dim)."""
+
+MAX_SET_BYTES = 256 * 1024 * 1024
+"""The most that the values of a set may take, such as 65,536 centroids of 1,024 values."""
+
+BLOCK_BYTES = 1024 * 1024
+"""Bytes of centroids that are worked on at a time. Small: in float64 a whole set would take twice its size."""
+
+_SCORES = 256 * 1024
+"""Inner products that are computed at a time. Few: others wait meanwhile for the one thread that does this."""
+
+_UNIT_ROUNDOFF = 2.0**-53
+"""The largest relative error of one operation in float64."""
+
+
+def block_rows(dim: int) -> int:
+    """Give how many centroids are worked on at a time."""
+    return max(1, BLOCK_BYTES // (4 * dim))
+
+
+def raw(block: Matrix) -> memoryview:
+    """Give the bytes of centroids, without a copy."""
+    return block.reshape(-1).view(np.uint8).data
+
+
+class Content:
+    """What is known of a set's content as it passes by, block after block.
+
+    Args:
+        dim: The number of values of each centroid.
+        nlist: The number of centroids.
+        preset: The name of the parameters that the set was built with.
+
+    Attributes:
+        max_norm: The largest L2 norm of a centroid so far.
+    """
+
+    def __init__(self, *, dim: int, nlist: int, preset: str) -> None:
+        self._hash = hashlib.sha256(struct.pack("<II", dim, nlist) + preset.encode() + b"\0")
+        self._rows = 0
+        self.max_norm = 0.0
+
+    def update(self, block: Matrix) -> None:
+        """Take the next centroids.
+
+        Raises:
+            BadCentroidsError: A value is not finite.
+        """
+        wide = block.astype(np.float64)
+        squares = np.einsum("ij,ij->i", wide, wide)  # of float32 values, none of which overflows in float64
+        if (bad := np.flatnonzero(~np.isfinite(squares))).size:
+            number = self._rows + int(bad[0])
+            raise BadCentroidsError(
+                f"centroid {number} has a value that is infinite or not a number; a centroid is made of finite values",
+                metadata={"id": str(number)},
+            )
+        self._hash.update(raw(block))
+        self._rows += len(block)
+        self.max_norm = max(self.max_norm, float(np.sqrt(squares.max(initial=0.0))))
+
+    @property
+    def version(self) -> str:
+        """The name of the content: "sha256:" and 64 hexadecimal digits."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def checksum(self, *rest: str) -> str:
+        """Give 64 hexadecimal digits that stand for the content and for some strings beside it."""
+        whole = self._hash.copy()
+        whole.update("\0".join(rest).encode())
+        return whole.hexdigest()
+
+
+class CentroidSet:
+    """A set to route by; never changes, and may be used by any thread.
+
+    Args:
+        values: The centroids.
+        version: What the set is called.
+        max_norm: The largest L2 norm of a centroid.
+    """
+
+    def __init__(self, values: Matrix, *, version: str, max_norm: float) -> None:
+        self._values = values
+        self._rows = block_rows(values.shape[1])
+        # A sum, in any order, is off by at most `dim` roundings of the product of the norms. Two sums each of two centroids are
+        # compared, so that four times as much may decide; twice that, as this bound is rounded itself.
+        self._doubt = 8 * values.shape[1] * _UNIT_ROUNDOFF * max_norm
+        self.version = version
+
+    @property
+    def nlist(self) -> int:
+        """The number of centroids."""
+        return len(self._values)
+
+    @property
+    def portion(self) -> int:
+        """How many vectors to give `nearest` at a time, to keep it short and its memory small."""
+        return max(1, _SCORES // self.nlist)
+
+    def nearest(self, vectors: Matrix) -> list[int]:
+        """Find the centroids with the largest inner product.
+
+        The products, which float64 holds exactly, count as added up in float64 one after another, so that anybody who does just
+        that finds the same centroid. Of several that are equally near, it is the one with the lowest id.
+
+        Args:
+            vectors: The vectors, of as many values as the centroids.
+
+        Returns:
+            One id a vector.
+        """
+        # BLAS is quick, but adds in an order of its own, which may differ from row to row: it only tells which ones to look at.
+        wide = vectors.astype(np.float64)
+        scores = np.empty((len(vectors), self.nlist))
+        for rows in self._blocks(self.nlist):
+            scores[:, rows] = wide @ self._values[rows].astype(np.float64).T
+        least = scores.max(axis=1) - self._doubt * np.linalg.norm(wide, axis=1)
+        return [
+            self._choose(vector, np.flatnonzero(row >= bound)) for vector, row, bound in zip(wide, scores, least, strict=True)
+        ]
+
+    def _choose(self, vector: NDArray[np.float64], candidates: NDArray[np.intp]) -> int:
+        """Find the nearest of some centroids, given by their ids in order."""
+        winner, best = int(candidates[0]), -np.inf
+        if len(candidates) == 1:
+            return winner
+        for some in self._blocks(len(candidates)):
+            ids = candidates[some]
+            sums = np.add.accumulate(self._values[ids].astype(np.float64) * vector, axis=1)[:, -1]
+            place = int(sums.argmax())  # the first of those that are equal
+            if sums[place] > best:
+                winner, best = int(ids[place]), sums[place]
+        return winner
+
+    def _blocks(self, count: int) -> Iterator[slice]:
+        return (slice(start, start + self._rows) for start in range(0, count, self._rows))

@@ -1,0 +1,26 @@
+"""Errors that came over the wire."""
+
+from __future__ import annotations
+
+from runed.client.texts import relocated
+from runed.errors import BackendUnavailableError, EmptyTextError, InvalidRequestError, RunedError, error_of_reason
+
+
+def test_known_reason_gives_its_class_whatever_else_is_told() -> None:
+    error = error_of_reason("EMPTY_TEXT", "told", metadata={"index": "0"}, otherwise=BackendUnavailableError)
+    assert type(error) is EmptyTextError
+    assert (error.reason, error.message, error.metadata) == ("EMPTY_TEXT", "told", {"index": "0"})
+
+
+def test_reason_of_a_newer_daemon_is_kept() -> None:
+    error = error_of_reason("OF_TOMORROW", "told", metadata={"index": "1"}, otherwise=InvalidRequestError)
+    assert isinstance(error, InvalidRequestError)
+    assert error.reason == "OF_TOMORROW"
+    moved = relocated(error, 10, 5)
+    assert (moved.reason, moved.metadata) == ("OF_TOMORROW", {"index": "11"})
+    assert InvalidRequestError.reason == "INVALID_REQUEST"
+
+
+def test_error_without_a_reason_has_that_of_its_class() -> None:
+    assert error_of_reason("", "told").reason == RunedError.reason == "INTERNAL"
+    assert error_of_reason("", "told", otherwise=BackendUnavailableError).reason == "BACKEND_UNAVAILABLE"
