@@ -1,0 +1,121 @@
+"""runed as an embedding function of Chroma; needs the extra `runed[chroma]`."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any, cast
+
+from runed.client.options import Lane, Role, Truncate
+from runed.integrations.connection import Connection, missing
+
+try:
+    from chromadb.api.types import Documents, Embeddable, EmbeddingFunction, Embeddings, Space
+    from chromadb.utils.embedding_functions import register_embedding_function
+except ModuleNotFoundError as error:
+    raise missing("chromadb", "chroma") from error
+
+
+class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
+    """Embeddings of the daemon of this machine, which is started if none runs.
+
+        collection = client.create_collection("notes", embedding_function=RunedEmbeddingFunction())
+
+    What is added is embedded as documents, and `query_texts` as queries: the daemon puts the model's own prompts in front.
+    Vectors have length 1, so the space is that of the cosine unless a collection says otherwise. Chroma keeps the arguments in
+    the collection, and makes the function again where this module was imported before.
+
+    An object may be used by any number of threads and forked processes; it connects when the first text comes. Errors are those
+    of `runed.Client`, for arguments when the object is made, else when texts are embedded.
+
+    Args:
+        dimensions: The number of values of a vector; None means all.
+        instruction: What queries are asked for, in one English sentence; empty: the model's default.
+        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, so that no vector stands for
+            half of a passage unnoticed; "end" and "start" leave out what is too much there.
+        lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
+        home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
+        socket_path: The socket of a daemon that is looked after by others; it is never started.
+        timeout: Seconds that a call may take, waiting included; None: as long as it takes.
+
+    Raises:
+        RunedError: An argument has a value that is none of those that are accepted.
+    """
+
+    def __init__(
+        self,
+        *,
+        dimensions: int | None = None,
+        instruction: str = "",
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        home: str | os.PathLike[str] | None = None,
+        socket_path: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self._config: dict[str, Any] = {
+            "dimensions": dimensions,
+            "instruction": instruction,
+            "truncate": truncate,
+            "lane": lane,
+            "home": None if home is None else os.fspath(home),
+            "socket_path": None if socket_path is None else os.fspath(socket_path),
+            "timeout": timeout,
+        }
+        self._connection = _connection(**self._config)
+
+    def __call__(self, input: Embeddable) -> Embeddings:  # noqa: A002 # Chroma's name
+        """Embed documents, in their order."""
+        return self._embed(input, "document")
+
+    def embed_query(self, input: Embeddable) -> Embeddings:  # noqa: A002 # Chroma's name
+        """Embed queries, in their order."""
+        return self._embed(input, "query")
+
+    @staticmethod
+    def name() -> str:
+        """Give the name that stands in a collection."""
+        return "runed"
+
+    def default_space(self) -> Space:
+        """Give the space of a collection that names none."""
+        return "cosine"
+
+    def supported_spaces(self) -> list[Space]:
+        """Give the spaces in which vectors of length 1 can be compared: all of them, with the same order."""
+        return ["cosine", "l2", "ip"]
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> RunedEmbeddingFunction:
+        """Make the function of a collection again, from what `get_config` gave."""
+        return RunedEmbeddingFunction(**config)
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the arguments, which Chroma keeps in the collection."""
+        return dict(self._config)
+
+    def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
+        """Make sure that a collection that gets other arguments can still compare its vectors.
+
+        Raises:
+            ValueError: Their dimensions would differ.
+        """
+        if new_config.get("dimensions") != old_config.get("dimensions"):
+            raise ValueError(
+                f"the vectors of the collection have dimensions={old_config.get('dimensions')} and are not comparable to those "
+                f"of dimensions={new_config.get('dimensions')}; make another collection"
+            )
+
+    def close(self) -> None:
+        """Close the connections, which functions of the same arguments share; a later call makes new ones."""
+        self._connection.close()
+
+    def _embed(self, texts: Embeddable, role: Role) -> Embeddings:
+        # Chroma's methods take functions of texts and images alike. An image is refused as everything that is no str.
+        return list(self._connection.embed_batch(cast("Documents", texts), role))
+
+
+# Chroma makes the function of a collection again for each query. Connecting anew each time took 5 ms more.
+_connection = lru_cache(maxsize=16)(Connection)
+
+register_embedding_function(RunedEmbeddingFunction)  # type: ignore[no-untyped-call] # Chroma's has no types

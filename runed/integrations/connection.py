@@ -1,0 +1,189 @@
+"""What all adapters share: a connection to the daemon that is made when the first text comes.
+
+Frameworks make their embedding objects long before they use them, copy and pickle them, and call them from any thread, event
+loop or forked worker. Nobody tells such an object when it is no longer needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from runed.client.async_client import AsyncClient, connect_async
+from runed.client.client import Client, connect
+from runed.client.options import EmbedOptions, Lane, Options, Role, Truncate
+from runed.client.types import Vectors
+
+_MAX_CALLS = 4
+"""Batches of one event loop that are with the daemon at a time. Frameworks start all batches of a job at once: each would take
+a connection, and together they would fill the daemon's queue, so that it refuses some of them."""
+
+
+class Connection:
+    """A daemon as an adapter uses it, from any number of threads, event loops and forked children.
+
+    Nothing is connected, started or waited for until the first text comes. Errors are those of `runed.Client`.
+
+    Args:
+        dimensions: As for `runed.Client`.
+        instruction: As for `runed.Client`; used for queries.
+        truncate: As for `runed.Client`.
+        lane: As for `runed.Client`.
+        home: As for `runed.connect`.
+        socket_path: As for `runed.connect`.
+        timeout: As for `runed.connect`.
+
+    Raises:
+        RunedError: An option has a value that is none of those that are accepted.
+    """
+
+    def __init__(
+        self,
+        *,
+        dimensions: int | None = None,
+        instruction: str = "",
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        home: str | os.PathLike[str] | None = None,
+        socket_path: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        if home is not None and socket_path is not None:
+            raise TypeError("give home or socket_path, not both")
+        self._remake = partial(
+            Connection,
+            dimensions=dimensions,
+            instruction=instruction,
+            truncate=truncate,
+            lane=lane,
+            home=home,
+            socket_path=socket_path,
+            timeout=timeout,
+        )
+        self._connect = partial(connect, home=home, socket_path=socket_path, timeout=timeout)
+        self._connect_async = partial(connect_async, home=home, socket_path=socket_path, timeout=timeout)
+        self._common: EmbedOptions = {"dimensions": dimensions, "truncate": truncate, "lane": lane}
+        self._instruction = instruction
+        # A wrong option is told where it was given, and not by the first text.
+        Options(**self.options("query"))
+        # No lock guards these two: in a child that was forked while another thread held it, nobody would ever release it.
+        self._blocking: dict[None, Client] = {}
+        self._loops: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
+        weakref.finalize(self, _close_all, self._blocking)
+
+    def options(self, role: Role | None) -> EmbedOptions:
+        """Give the keyword arguments of a call; `role` as for `runed.Client`."""
+        if role != "query":
+            return {"role": role, **self._common}
+        return {"role": role, "instruction": self._instruction, **self._common}
+
+    def client(self) -> Client:
+        """Give the client of blocking calls; it is made by the first call."""
+        if client := self._blocking.get(None):
+            return client
+        # Threads may come here at once. All but one of their clients are dropped before they have opened a connection.
+        return self._blocking.setdefault(None, self._connect())
+
+    def embed(self, text: str, role: Role | None) -> Vectors:
+        """Embed one text; gives float32, shape (dim,)."""
+        return self.client().embed(text, **self.options(role))
+
+    def embed_batch(self, texts: Sequence[str], role: Role | None) -> Vectors:
+        """Embed many texts, in their order; gives float32, shape (n, dim)."""
+        return self.client().embed_batch(texts, **self.options(role))
+
+    async def aembed(self, text: str, role: Role | None) -> Vectors:
+        """Embed one text without blocking the event loop; see `embed`."""
+        return await (await self._loop_client()).client.embed(text, **self.options(role))
+
+    async def aembed_batch(self, texts: Sequence[str], role: Role | None) -> Vectors:
+        """Embed many texts without blocking the event loop; see `embed_batch`."""
+        loop_client = await self._loop_client()
+        async with loop_client.room:
+            return await loop_client.client.embed_batch(texts, **self.options(role))
+
+    def close(self) -> None:
+        """Close the connections of blocking calls; a later call makes new ones. Happens by itself when nothing uses this."""
+        _close_all(self._blocking)
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop too. Happens by itself when the loop ends."""
+        self.close()
+        if loop_client := self._loops.pop(asyncio.get_running_loop(), None):
+            await loop_client.guard.aclose()
+
+    def __reduce__(self) -> tuple[partial[Connection], tuple[()]]:
+        # A copy, in this process or another, makes connections of its own.
+        return self._remake, ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Connection) and self._remake.keywords == other._remake.keywords
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._remake.keywords.values()))
+
+    async def _loop_client(self) -> _LoopClient:
+        """Give the client of the running event loop: its connections belong to that loop."""
+        loop = asyncio.get_running_loop()
+        if loop_client := self._loops.get(loop):
+            return loop_client
+        for other in list(self._loops):
+            if other.is_closed():
+                self._loops.pop(other, None)
+        client = await self._connect_async()
+        # As in `client`: tasks may come here at once.
+        loop_client = self._loops.setdefault(loop, _LoopClient(client, _guard(client), asyncio.Semaphore(_MAX_CALLS)))
+        if loop_client.client is client:
+            await anext(loop_client.guard)
+        return loop_client
+
+
+@dataclass(frozen=True, slots=True)
+class _LoopClient:
+    client: AsyncClient
+    guard: AsyncGenerator[None, None]
+    room: asyncio.Semaphore
+
+
+async def _guard(client: AsyncClient) -> AsyncGenerator[None, None]:
+    """Close a client when its event loop ends: `asyncio.run` and the like close all asynchronous generators before."""
+    try:
+        yield
+    finally:
+        await client.close()
+
+
+def _close_all(clients: dict[None, Client]) -> None:
+    while clients:
+        clients.popitem()[1].close()
+
+
+def as_text(path: object) -> object:
+    """Give a path as the string that a framework can write into its files; anything else is left to its own checks."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def floats(vector: Vectors) -> list[float]:
+    """Give a vector as the list that most frameworks want."""
+    values: list[float] = vector.tolist()
+    return values
+
+
+def lists_of_floats(vectors: Vectors) -> list[list[float]]:
+    """Give many vectors as the lists that most frameworks want."""
+    values: list[list[float]] = vectors.tolist()
+    return values
+
+
+def missing(package: str, extra: str) -> ImportError:
+    """Describe a package that an adapter needs and that is not installed.
+
+    Args:
+        package: Its name.
+        extra: The extra of runed that installs it.
+    """
+    return ImportError(f'{package} is not installed; run: pip install "runed[{extra}]"')

@@ -1,0 +1,82 @@
+"""runed as an embedding model of LangChain; needs the extra `runed[langchain]`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, TypeAlias
+
+from runed.client.options import Lane, Truncate
+from runed.integrations.connection import Connection, as_text, floats, lists_of_floats, missing
+
+try:
+    from langchain_core.embeddings import Embeddings
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
+except ModuleNotFoundError as error:
+    raise missing("langchain-core", "langchain") from error
+
+_Path: TypeAlias = Annotated[str | os.PathLike[str] | None, BeforeValidator(as_text)]
+
+
+class RunedEmbeddings(BaseModel, Embeddings):
+    """Embeddings of the daemon of this machine, which is started if none runs.
+
+        embeddings = RunedEmbeddings()
+        store = InMemoryVectorStore(embeddings)
+
+    Documents and queries are embedded as such: the daemon puts the model's own prompts in front. An object may be used by any
+    number of threads, event loops and forked processes, and copied and pickled; it connects when the first text comes.
+
+    Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded. An empty text is
+    refused as every text that has no vector.
+
+    Attributes:
+        dimensions: The number of values of a vector; None means all.
+        instruction: What queries are asked for, in one English sentence; empty: the model's default.
+        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, so that no vector stands for
+            half of a passage unnoticed; "end" and "start" leave out what is too much there.
+        lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
+        home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
+        socket_path: The socket of a daemon that is looked after by others; it is never started.
+        timeout: Seconds that a call may take, waiting included; None: as long as it takes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dimensions: int | None = None
+    instruction: str = ""
+    truncate: Truncate = "none"
+    lane: Lane | None = None
+    home: _Path = None
+    socket_path: _Path = None
+    timeout: float | None = None
+
+    _connection: Connection = PrivateAttr()
+
+    def model_post_init(self, context: object, /) -> None:
+        """Check the options, as pydantic's constructor asks for."""
+        super().model_post_init(context)
+        self._connection = Connection(**self.model_dump())
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents, as many as there are, in their order."""
+        return lists_of_floats(self._connection.embed_batch(texts, "document"))
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a query."""
+        return floats(self._connection.embed(text, "query"))
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents without blocking the event loop."""
+        return lists_of_floats(await self._connection.aembed_batch(texts, "document"))
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Embed a query without blocking the event loop."""
+        return floats(await self._connection.aembed(text, "query"))
+
+    def close(self) -> None:
+        """Close the connections of blocking calls; happens by itself when the object goes."""
+        self._connection.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop too; happens by itself when the loop ends."""
+        await self._connection.aclose()

@@ -1,0 +1,106 @@
+"""runed as an embedding model of LlamaIndex; needs the extra `runed[llama-index]`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, TypeAlias
+
+from runed.client.options import Lane, Truncate
+from runed.integrations.connection import Connection, as_text, floats, lists_of_floats, missing
+
+try:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.bridge.pydantic import Field, PrivateAttr
+    from pydantic import BeforeValidator
+except ModuleNotFoundError as error:
+    raise missing("llama-index-core", "llama-index") from error
+
+_Path: TypeAlias = Annotated[str | os.PathLike[str] | None, BeforeValidator(as_text)]
+
+
+class RunedEmbedding(BaseEmbedding):
+    """Embeddings of the daemon of this machine, which is started if none runs.
+
+        Settings.embed_model = RunedEmbedding()
+
+    Texts of nodes are embedded as documents and queries as queries: the daemon puts the model's own prompts in front. An object
+    may be used by any number of threads, event loops and forked processes, and copied and pickled; it connects when the first
+    text comes. Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded.
+
+    What LlamaIndex has cut into nodes fits the model as a rule: its own splitters make 1,024 tokens, runed reads 2,048.
+    """
+
+    model_name: str = Field(default="runed", description="A name to show; the daemon alone knows its model.")
+    embed_batch_size: int = Field(
+        default=256,
+        description="The number of texts of a request. Not of a batch in the engine, which the daemon makes by itself.",
+        gt=0,
+        le=2048,
+    )
+    dimensions: int | None = Field(default=None, frozen=True, description="The number of values of a vector; None means all.")
+    instruction: str = Field(
+        default="", frozen=True, description="What queries are asked for, in one English sentence; empty: the model's default."
+    )
+    truncate: Truncate = Field(
+        default="none",
+        frozen=True,
+        description='What becomes of a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
+    )
+    lane: Lane | None = Field(
+        default=None, frozen=True, description='The queue to wait in, "interactive" or "bulk"; None: by the number of texts.'
+    )
+    home: _Path = Field(
+        default=None, frozen=True, description="The directory of the daemon, instead of RUNED_HOME or ~/.runed."
+    )
+    socket_path: _Path = Field(
+        default=None, frozen=True, description="The socket of a daemon that is looked after by others; it is never started."
+    )
+    timeout: float | None = Field(
+        default=None, frozen=True, description="Seconds that a call may take, waiting included; None: as long as it takes."
+    )
+
+    _connection: Connection = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:  # noqa: ANN401 # pydantic's signature
+        """Check the options, as pydantic's constructor asks for."""
+        super().model_post_init(context)
+        self._connection = Connection(
+            dimensions=self.dimensions,
+            instruction=self.instruction,
+            truncate=self.truncate,
+            lane=self.lane,
+            home=self.home,
+            socket_path=self.socket_path,
+            timeout=self.timeout,
+        )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Give the name that stands in serialized settings."""
+        return "RunedEmbedding"
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return floats(self._connection.embed(query, "query"))
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return floats(self._connection.embed(text, "document"))
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return lists_of_floats(self._connection.embed_batch(texts, "document"))
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return floats(await self._connection.aembed(query, "query"))
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return floats(await self._connection.aembed(text, "document"))
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return lists_of_floats(await self._connection.aembed_batch(texts, "document"))
+
+    def close(self) -> None:
+        """Close the connections of blocking calls; happens by itself when the object goes."""
+        self._connection.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop too; happens by itself when the loop ends."""
+        await self._connection.aclose()

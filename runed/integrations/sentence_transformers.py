@@ -1,0 +1,262 @@
+"""The daemon with the interface of sentence-transformers, which is not needed for it, and neither is PyTorch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Literal, Self, TypeAlias, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runed.client.client import Client
+from runed.client.options import EmbedOptions, Lane, Truncate
+from runed.client.types import Vectors
+from runed.errors import RunedError
+from runed.integrations.connection import Connection
+
+PromptName: TypeAlias = Literal["query", "document"]
+Sentences: TypeAlias = str | Sequence[str] | NDArray[np.str_]
+
+
+class EncodeOptions(TypedDict, total=False):
+    """The keyword arguments of `SentenceTransformer.encode` that `encode_query` and `encode_document` take as well."""
+
+    batch_size: int
+    show_progress_bar: bool | None
+    output_value: Literal["sentence_embedding"]
+    precision: Literal["float32"]
+    convert_to_numpy: Literal[True]
+    convert_to_tensor: Literal[False]
+    device: object
+    normalize_embeddings: bool
+    truncate_dim: int | None
+
+
+class SentenceTransformer:
+    """Stands in for `sentence_transformers.SentenceTransformer`; the daemon is started if none runs.
+
+        from runed.integrations.sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer()
+        similarities = model.similarity(model.encode_query(question), model.encode_document(passages))
+
+    Three things differ. The daemon has its model, so that none is named. Vectors always have length 1, those of fewer
+    dimensions too. And a text that is longer than the model reads is refused, unless `truncate` is "end", which is what
+    sentence-transformers does without a word.
+
+    Whatever else it cannot do it refuses, instead of giving other vectors than were asked for. An object may be used by any
+    number of threads and forked processes, and copied and pickled; it connects when the first text comes. Errors are those of
+    `runed.Client`.
+
+    Args:
+        model_name_or_path: None; there is no choice here.
+        truncate_dim: The number of values of a vector; None means all.
+        instruction: What queries are asked for, in one English sentence; empty: the model's default.
+        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, "end" and "start" leave out
+            what is too much there.
+        lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
+        home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
+        socket_path: The socket of a daemon that is looked after by others; it is never started.
+        timeout: Seconds that a call may take, waiting included; None: as long as it takes.
+
+    Raises:
+        ValueError: A model was named.
+        RunedError: An argument has a value that is none of those that are accepted.
+    """
+
+    similarity_fn_name = "cosine"
+
+    def __init__(
+        self,
+        model_name_or_path: None = None,
+        *,
+        truncate_dim: int | None = None,
+        instruction: str = "",
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        home: str | os.PathLike[str] | None = None,
+        socket_path: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        if model_name_or_path is not None:
+            raise ValueError(
+                "the daemon serves one model for the whole machine, chosen by RUNED_MODEL_VARIANT or RUNED_MODEL; "
+                "leave the name out, or embed with sentence-transformers itself"
+            )
+        self.truncate_dim = truncate_dim
+        self._instruction = instruction
+        self._connection = Connection(
+            dimensions=truncate_dim,
+            instruction=instruction,
+            truncate=truncate,
+            lane=lane,
+            home=home,
+            socket_path=socket_path,
+            timeout=timeout,
+        )
+
+    def encode(
+        self,
+        sentences: Sentences,
+        *,
+        prompt_name: PromptName | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,  # noqa: ARG002 # see the docstring
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: Literal["float32"] = "float32",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        device: object = None,  # noqa: ARG002 # as above
+        normalize_embeddings: bool = True,  # noqa: ARG002 # as above
+        truncate_dim: int | None = None,
+    ) -> Vectors:
+        """Embed one text or many.
+
+        `batch_size`, `device` and `normalize_embeddings` are taken for the sake of existing programs and change nothing: the
+        daemon makes batches by itself, where its engine runs, and its vectors have length 1 in any case.
+
+        Args:
+            sentences: A text, or a sequence of texts.
+            prompt_name: What the texts are for, "query" or "document"; None for the texts as they are.
+            prompt: What to put in front of each text, instead of what the model was trained with.
+            batch_size: Without effect.
+            show_progress_bar: Whether to show on standard error how far the work is. None means no.
+            output_value: "sentence_embedding"; there are no others.
+            precision: "float32"; there are no others.
+            convert_to_numpy: True; there are no tensors.
+            convert_to_tensor: False; there are no tensors.
+            device: Without effect.
+            normalize_embeddings: Without effect.
+            truncate_dim: The number of values of a vector, instead of the object's own.
+
+        Returns:
+            Vectors of length 1, float32: shape (dim,) for a text, shape (n, dim) for a sequence, in its order.
+
+        Raises:
+            ValueError: An argument asks for something that the daemon does not give.
+            RunedError: As for `runed.Client.embed_batch`; `metadata["index"]` tells the text at fault.
+        """
+        _refuse_unless("output_value", output_value, "sentence_embedding", "the daemon gives no vectors of tokens")
+        _refuse_unless("precision", precision, "float32", "quantize what encode returns")
+        _refuse_unless("convert_to_numpy", convert_to_numpy, True, "use torch.from_numpy on what encode returns")
+        _refuse_unless("convert_to_tensor", convert_to_tensor, False, "use torch.from_numpy on what encode returns")
+        if prompt_name is not None and prompt is not None:
+            raise ValueError("give prompt_name or prompt, not both")
+        if prompt_name not in {None, "query", "document"}:
+            raise ValueError(f'prompt_name is {prompt_name!r}, but must be "query", "document" or None')
+        options = self._connection.options(prompt_name)
+        if truncate_dim is not None:
+            options["dimensions"] = truncate_dim
+        client = self._connection.client()
+        prefix = prompt or ""
+        if isinstance(sentences, str):
+            return client.embed(prefix + sentences, **options)
+        texts = [prefix + text if prefix else text for text in sentences]
+        if not show_progress_bar or not texts:
+            return client.embed_batch(texts, **options)
+        return _encode_visibly(client, texts, options)
+
+    def encode_query(
+        self,
+        sentences: Sentences,
+        *,
+        prompt_name: PromptName | None = None,
+        prompt: str | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Vectors:
+        """Embed one query or many: `encode` with the prompt of queries, unless another one is asked for."""
+        if prompt is None:
+            prompt_name = prompt_name or "query"
+        return self.encode(sentences, prompt_name=prompt_name, prompt=prompt, **options)
+
+    def encode_document(
+        self,
+        sentences: Sentences,
+        *,
+        prompt_name: PromptName | None = None,
+        prompt: str | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Vectors:
+        """Embed one document or many: `encode` with the prompt of documents, unless another one is asked for."""
+        if prompt is None:
+            prompt_name = prompt_name or "document"
+        return self.encode(sentences, prompt_name=prompt_name, prompt=prompt, **options)
+
+    def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
+        """Give the cosine of each vector of one side with each of the other, shape (n, m); a lone vector counts as one row."""
+        return _unit_rows(embeddings1) @ _unit_rows(embeddings2).T
+
+    def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
+        """Give the cosine of each vector of one side with its counterpart on the other, shape (n,)."""
+        cosines: Vectors = np.sum(_unit_rows(embeddings1) * _unit_rows(embeddings2), axis=1)
+        return cosines
+
+    def get_embedding_dimension(self) -> int:
+        """Give the number of values of a vector; waits while the daemon fetches its model."""
+        return self.truncate_dim or self._connection.client().wait_until_ready().vector_dim
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Give the same as `get_embedding_dimension`, which is its name in newer versions."""
+        return self.get_embedding_dimension()
+
+    def get_max_seq_length(self) -> int:
+        """Give the largest number of tokens of one text; waits while the daemon fetches its model."""
+        return self._connection.client().wait_until_ready().max_text_length
+
+    @property
+    def max_seq_length(self) -> int:
+        """The largest number of tokens of one text; waits while the daemon fetches its model."""
+        return self.get_max_seq_length()
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What the daemon puts in front of queries and documents; waits while it fetches its model."""
+        info = self._connection.client().wait_until_ready()
+        query = info.query_prompt.replace("{instruction}", self._instruction or info.default_instruction)
+        return {"query": query, "document": info.document_prompt}
+
+    def close(self) -> None:
+        """Close the connections; a later call makes new ones. Happens by itself when the object goes."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _refuse_unless(name: str, value: object, only: object, hint: str) -> None:
+    if value != only:
+        raise ValueError(f"{name} is {value!r}, but can only be {only!r} here: {hint}")
+
+
+def _encode_visibly(client: Client, texts: list[str], options: EmbedOptions) -> Vectors:
+    """Embed by a stream, which tells how far it is, and show that on standard error."""
+    # Here and not above: few ask for a bar, and rich takes long to import.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import track  # noqa: PLC0415
+
+    vectors: dict[int, Vectors] = {}
+    with closing(client.embed_stream(enumerate(texts), **options)) as results:
+        for index, outcome in track(results, "Embedding", total=len(texts), console=Console(stderr=True)):
+            if isinstance(outcome, RunedError):
+                raise type(outcome)(
+                    f"text {index} of the batch cannot be embedded: {outcome.message}",
+                    metadata=outcome.metadata | {"index": str(index)},
+                    retry_after=outcome.retry_after,
+                )
+            vectors[index] = outcome.vector
+    return np.stack([vectors[index] for index in range(len(texts))])
+
+
+def _unit_rows(embeddings: ArrayLike) -> Vectors:
+    rows = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return unit

@@ -1,0 +1,123 @@
+"""The adapter for LangChain, with LangChain."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests
+from langchain_tests.unit_tests import EmbeddingsUnitTests
+from pydantic import ValidationError
+
+import runed
+from runed import errors
+from runed.integrations.langchain import RunedEmbeddings
+from tests.support import RunningDaemon
+
+TEXTS = ["green tea", "black tea", "a train"]
+
+
+class TestUnit(EmbeddingsUnitTests):
+    """LangChain's own tests of every embedding model, those without a network."""
+
+    @property
+    def embeddings_class(self) -> type[RunedEmbeddings]:
+        return RunedEmbeddings
+
+
+class TestIntegration(EmbeddingsIntegrationTests):
+    """LangChain's own tests of every embedding model, those that embed."""
+
+    @pytest.fixture(autouse=True)
+    def _daemon(self, qwen_daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RUNED_HOME", str(qwen_daemon.home))
+
+    @property
+    def embeddings_class(self) -> type[RunedEmbeddings]:
+        return RunedEmbeddings
+
+
+@pytest.fixture
+def client(qwen_daemon: RunningDaemon) -> Iterator[runed.Client]:
+    with runed.connect(socket_path=qwen_daemon.socket) as client:
+        yield client
+
+
+@pytest.fixture
+def embeddings(qwen_daemon: RunningDaemon) -> Iterator[RunedEmbeddings]:
+    embeddings = RunedEmbeddings(socket_path=qwen_daemon.socket)
+    yield embeddings
+    embeddings.close()
+
+
+def test_documents_and_queries_are_embedded_as_such(embeddings: RunedEmbeddings, client: runed.Client) -> None:
+    documents = embeddings.embed_documents(TEXTS)
+    assert isinstance(documents[0][0], float)
+    assert np.array_equal(documents, client.embed_batch(TEXTS, role="document"))
+    query = embeddings.embed_query("green tea")
+    assert isinstance(query[0], float)
+    assert np.array_equal(query, client.embed("green tea", role="query"))
+    assert not np.allclose(query, documents[0])
+    assert embeddings.embed_documents([]) == []
+
+
+async def test_so_are_they_in_an_event_loop_without_a_thread(
+    embeddings: RunedEmbeddings, client: runed.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await embeddings.aembed_query("the first call may start a daemon")
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", None)
+    documents, query = await asyncio.gather(embeddings.aembed_documents(TEXTS), embeddings.aembed_query("green tea"))
+    assert np.array_equal(documents, client.embed_batch(TEXTS, role="document"))
+    assert np.array_equal(query, client.embed("green tea", role="query"))
+    await embeddings.aclose()
+
+
+def test_options_are_applied(qwen_daemon: RunningDaemon, client: runed.Client) -> None:
+    options: dict[str, Any] = {"dimensions": 32, "truncate": "end", "lane": "interactive", "timeout": 30}
+    embeddings = RunedEmbeddings(instruction="Find teas", home=qwen_daemon.home, **options)
+    expected = client.embed("green", role="query", instruction="Find teas", dimensions=32)
+    assert np.array_equal(embeddings.embed_query("green"), expected)
+    assert len(embeddings.embed_documents(["word " * 3000])[0]) == 32
+
+
+def test_errors_are_those_of_runed(embeddings: RunedEmbeddings) -> None:
+    with pytest.raises(errors.TextTooLongError) as raised:
+        embeddings.embed_documents(["a", "word " * 3000])
+    assert raised.value.metadata["index"] == "1"
+    with pytest.raises(errors.EmptyTextError):
+        embeddings.embed_query("")
+    with pytest.raises(errors.BadDimensionsError):
+        RunedEmbeddings(dimensions=0)
+
+
+def test_a_misspelt_option_is_refused() -> None:
+    with pytest.raises(ValidationError, match="dimension"):
+        RunedEmbeddings(dimension=32)  # type: ignore[call-arg] # on purpose
+    with pytest.raises(ValidationError, match="truncate"):
+        RunedEmbeddings(truncate="middle")  # type: ignore[arg-type] # on purpose
+    with pytest.raises(ValidationError, match="frozen"):
+        RunedEmbeddings().dimensions = 32
+
+
+def test_copies_and_pickles_embed(embeddings: RunedEmbeddings) -> None:
+    vector = embeddings.embed_query("green tea")
+    for twin in (copy.deepcopy(embeddings), embeddings.model_copy(), pickle.loads(pickle.dumps(embeddings))):
+        assert twin == embeddings
+        assert twin.embed_query("green tea") == vector
+    assert RunedEmbeddings.model_validate_json(embeddings.model_dump_json()).embed_query("green tea") == vector
+
+
+async def test_a_vector_store_ranks_by_meaning(minilm_daemon: RunningDaemon) -> None:
+    store = InMemoryVectorStore(RunedEmbeddings(socket_path=minilm_daemon.socket))
+    store.add_documents([Document("Green tea is steeped at 80 degrees."), Document("The night train leaves at ten.")])
+    await store.aadd_documents([Document("A violin has four strings.")])
+    assert store.similarity_search("When does it depart?", k=1)[0].page_content == "The night train leaves at ten."
+    found = await store.as_retriever(search_kwargs={"k": 1}).ainvoke("musical instruments")
+    assert found[0].page_content == "A violin has four strings."
