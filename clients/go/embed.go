@@ -1,0 +1,326 @@
+package runed
+
+import (
+	"context"
+	"maps"
+	"math"
+
+	"google.golang.org/protobuf/proto"
+	runedv1 "runed.dev/gen/go/runed/v1"
+)
+
+// Embedding is the vector of one text, and what the daemon tells about it.
+type Embedding struct {
+	// Vector has L2 norm 1, and Info's vector_dim values, or as many as WithDimensions asked for.
+	Vector []float32
+	// TokenCount is the number of tokens that the model read: those of the text, of its prompt and special ones.
+	TokenCount int
+	// TotalTokenCount is the number of tokens before anything was cut off.
+	TotalTokenCount int
+	// Truncated tells whether something was cut off, as WithTruncate allowed.
+	Truncated bool
+	// Fingerprint names the space that the vector lies in: keep it beside stored vectors, and compare only those of the same one.
+	Fingerprint string
+	// Prompt is what was put in front of the text; may be empty.
+	Prompt string
+	// Cached tells whether the vector was there already: from the cache, or from the same text in flight.
+	Cached bool
+	// ClusterID is the id of the nearest centroid; only with WithRoute.
+	ClusterID uint32
+	// CentroidSetVersion is the version of the set that ClusterID belongs to; only with WithRoute.
+	CentroidSetVersion string
+}
+
+// Item is what became of one of several texts: its embedding, or the error that says why there is none.
+type Item struct {
+	// ID is the caller's name of the text; only in EmbedStream.
+	ID string
+	// Embedding is the embedding, if Err is nil.
+	Embedding
+	// Err is a *Error, or nil.
+	Err error
+}
+
+// Embed embeds one text: not empty, and at most Info's max_text_length tokens long unless WithTruncate allows more.
+//
+// It waits while the daemon fetches its engine and model, which takes minutes the first time.
+func (c *Client) Embed(ctx context.Context, text string, options ...EmbedOption) (*Embedding, error) {
+	o, err := resolve(options)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := c.limit(ctx)
+	defer cancel()
+	if err := checkText(text, theText); err != nil {
+		return nil, err
+	}
+	request := &runedv1.EmbedRequest{
+		WithRoute: o.route, Lane: o.lane, Role: o.role, Instruction: o.instruction, Dimensions: o.dimensions, Truncate: o.truncate,
+	}
+	if len(text) > largeText {
+		limits, err := c.askLimits(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkLength(len(text)+textOverhead, limits.bytes-proto.Size(request), theText); err != nil {
+			return nil, err
+		}
+	}
+	request.Text = text
+	response, err := call(ctx, c, c.unary.Embed, request)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.checkKnown(response.GetFingerprint()); err != nil {
+		return nil, err
+	}
+	if len(response.GetVector()) == 0 {
+		return nil, noVector()
+	}
+	result := embeddingOf(response, response.GetFingerprint(), response.GetPrompt())
+	return &result, nil
+}
+
+// EmbedBatch embeds many texts, by as many requests as the daemon's limits demand, and gives the embeddings in their order.
+//
+// If a text cannot be embedded, the call fails; the error's metadata has its "index".
+func (c *Client) EmbedBatch(ctx context.Context, texts []string, options ...EmbedOption) ([]Embedding, error) {
+	o, err := resolve(options)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := c.limit(ctx)
+	defer cancel()
+	result := make([]Embedding, 0, len(texts))
+	var space spaceGuard
+	err = c.inParts(ctx, texts, o.batchRequest(), func(start int, part []string) error {
+		response, err := c.embedBatch(ctx, o, part, false)
+		if err != nil {
+			return relocated(err, start, len(part))
+		}
+		if err := o.checkKnown(response.GetFingerprint()); err != nil {
+			return err
+		}
+		if err := space.check(response.GetFingerprint()); err != nil {
+			return err
+		}
+		for _, embedding := range response.GetEmbeddings() {
+			if len(embedding.GetVector()) == 0 {
+				return noVector()
+			}
+			result = append(result, embeddingOf(embedding, response.GetFingerprint(), response.GetPrompt()))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return result, nil
+}
+
+// EmbedItems embeds many texts as EmbedBatch does, but one that cannot be embedded leaves the others alone.
+//
+// It gives one item a text, in their order; the error is of what is no single text's fault.
+func (c *Client) EmbedItems(ctx context.Context, texts []string, options ...EmbedOption) ([]Item, error) {
+	o, err := resolve(options)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := c.limit(ctx)
+	defer cancel()
+	result := make([]Item, len(texts))
+	common := o.batchRequest()
+	common.PerItemErrors = true
+	limits, err := c.roomBeside(ctx, texts, common)
+	if err != nil {
+		return nil, err
+	}
+	var sendable []int
+	var part []string
+	for index, text := range texts {
+		if err := measure(text, index, limits.bytes); err != nil {
+			result[index].Err = err
+			continue
+		}
+		sendable, part = append(sendable, index), append(part, text)
+	}
+	var space spaceGuard
+	for start, end := range split(part, limits) {
+		response, err := c.embedBatch(ctx, o, part[start:end], true)
+		if err != nil {
+			return nil, err
+		}
+		if response.GetFingerprint() == "" {
+			return nil, tooOld("gives no details of an embedding")
+		}
+		if err := space.check(response.GetFingerprint()); err != nil {
+			return nil, err
+		}
+		for place, embedding := range response.GetEmbeddings() {
+			index := sendable[start+place]
+			if result[index], err = itemOf(embedding, response.GetFingerprint(), response.GetPrompt()); err != nil {
+				return nil, err
+			}
+			if failure, ok := result[index].Err.(*Error); ok {
+				maps.Copy(failure.Metadata, placeInBatch(index).metadata)
+			}
+		}
+	}
+	return result, nil
+}
+
+// CountTokens counts the tokens of texts as embedding them would, without embedding them: those of the text, those of its prompt,
+// and special ones. A text may be longer than the model reads. Of the options, the role and the instruction count.
+func (c *Client) CountTokens(ctx context.Context, texts []string, options ...EmbedOption) ([]int, error) {
+	o, err := resolve(options)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := c.limit(ctx)
+	defer cancel()
+	result := make([]int, 0, len(texts))
+	common := &runedv1.CountTokensRequest{Role: o.role, Instruction: o.instruction}
+	err = c.inParts(ctx, texts, common, func(start int, part []string) error {
+		request := &runedv1.CountTokensRequest{Texts: part, Role: o.role, Instruction: o.instruction}
+		response, err := call(ctx, c, c.unary.CountTokens, request)
+		if err != nil {
+			return relocated(err, start, len(part))
+		}
+		if len(response.GetTokenCounts()) != len(part) {
+			return newError(ErrInternal, nil, "the daemon counted the tokens of other texts than were asked for; send them again")
+		}
+		for _, count := range response.GetTokenCounts() {
+			result = append(result, int(count))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return result, nil
+}
+
+// inParts calls a function with as many texts at a time as fit into a request beside the fields that all requests share.
+func (c *Client) inParts(ctx context.Context, texts []string, common proto.Message, do func(start int, part []string) error) error {
+	limits, err := c.roomBeside(ctx, texts, common)
+	if err != nil {
+		return err
+	}
+	for index, text := range texts {
+		if err := measure(text, index, limits.bytes); err != nil {
+			return err
+		}
+	}
+	for start, end := range split(texts, limits) {
+		if err := do(start, texts[start:end]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) embedBatch(ctx context.Context, o *wireOptions, texts []string, perItem bool) (*runedv1.EmbedBatchResponse, error) {
+	request := o.batchRequest()
+	request.Texts, request.PerItemErrors = texts, perItem
+	response, err := call(ctx, c, c.unary.EmbedBatch, request)
+	if err == nil && len(response.GetEmbeddings()) != len(texts) {
+		return nil, noVector()
+	}
+	return response, err
+}
+
+func (o *wireOptions) batchRequest() *runedv1.EmbedBatchRequest {
+	return &runedv1.EmbedBatchRequest{
+		WithRoute: o.route, Lane: o.lane, Role: o.role, Instruction: o.instruction, Dimensions: o.dimensions, Truncate: o.truncate,
+	}
+}
+
+// itemOf reads what became of one text of several. The place of the text that the daemon tells is left out: it is that in one
+// request, which the caller does not know.
+func itemOf(message *runedv1.EmbedResponse, fingerprint, prompt string) (Item, error) {
+	if failure := message.GetError(); failure != nil {
+		metadata := map[string]string{}
+		maps.Copy(metadata, failure.GetMetadata())
+		delete(metadata, "index")
+		return Item{Err: newError(Reason(failure.GetReason()), metadata, "%s", failure.GetMessage())}, nil
+	}
+	if len(message.GetVector()) == 0 {
+		return Item{}, noVector()
+	}
+	return Item{Embedding: embeddingOf(message, fingerprint, prompt)}, nil
+}
+
+func embeddingOf(message *runedv1.EmbedResponse, fingerprint, prompt string) Embedding {
+	return Embedding{
+		Vector:             message.GetVector(),
+		TokenCount:         int(message.GetTokenCount()),
+		TotalTokenCount:    int(message.GetTotalTokenCount()),
+		Truncated:          message.GetTruncated(),
+		Fingerprint:        fingerprint,
+		Prompt:             prompt,
+		Cached:             message.GetCached(),
+		ClusterID:          message.GetClusterId(),
+		CentroidSetVersion: message.GetCentroidSetVersion(),
+	}
+}
+
+func noVector() error {
+	return newError(ErrBackendFault, nil, "the daemon answered other vectors than were asked for; send the texts again")
+}
+
+// spaceGuard sees to it that all vectors of one result lie in the same space, though they come by several answers.
+type spaceGuard struct{ first *string }
+
+func (g *spaceGuard) check(fingerprint string) error {
+	if g.first == nil {
+		g.first = &fingerprint
+	}
+	if *g.first != fingerprint {
+		return newError(ErrInternal, map[string]string{"before": *g.first, "now": fingerprint},
+			"the daemon changed its model or engine on the way: the fingerprint was %q, now it is %q; "+
+				"their vectors cannot be compared, so embed all of the texts again", *g.first, fingerprint)
+	}
+	return nil
+}
+
+// limits are those of one request.
+type limits struct {
+	texts int
+	bytes int
+}
+
+const (
+	// fallbackTexts and fallbackBytes are for a daemon that tells no limits of its own.
+	fallbackTexts = 32
+	fallbackBytes = 4 << 20
+)
+
+// askLimits asks for the limits of a request, once for each daemon.
+func (c *Client) askLimits(ctx context.Context) (limits, error) {
+	if known := c.limits.Load(); known != nil {
+		return *known, nil
+	}
+	info, err := c.Info(ctx)
+	if err != nil {
+		return limits{}, err
+	}
+	told := limits{texts: fallbackTexts, bytes: fallbackBytes}
+	if info.GetMaxBatchSize() > 0 {
+		told.texts = int(info.GetMaxBatchSize())
+	}
+	if info.GetMaxRequestBytes() > 0 {
+		told.bytes = int(min(info.GetMaxRequestBytes(), math.MaxInt32))
+	}
+	c.limits.Store(&told)
+	return told, nil
+}
+
+// roomBeside gives how many texts, and bytes of texts, one request may have beside the fields that all requests of a call share.
+func (c *Client) roomBeside(ctx context.Context, texts []string, common proto.Message) (limits, error) {
+	if len(texts) == 0 {
+		return limits{}, nil
+	}
+	room, err := c.askLimits(ctx)
+	room.bytes -= proto.Size(common)
+	return room, err
+}

@@ -1,0 +1,212 @@
+package runed
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	runedv1 "runed.dev/gen/go/runed/v1"
+)
+
+// Option changes how [Connect] finds the daemon and how the [Client] talks to it.
+type Option func(*config)
+
+type config struct {
+	home     string
+	socket   string
+	noSpawn  bool
+	timeout  time.Duration
+	protocol Protocol
+	progress func(*Health)
+}
+
+// WithHome names the directory of the daemon, instead of RUNED_HOME or ~/.runed.
+func WithHome(path string) Option { return func(c *config) { c.home = path } }
+
+// WithSocket names the socket of a daemon that is looked after by others; it is never started.
+func WithSocket(path string) Option { return func(c *config) { c.socket = path } }
+
+// WithoutSpawn keeps the client from starting a daemon, now and when it went away later.
+func WithoutSpawn() Option { return func(c *config) { c.noSpawn = true } }
+
+// WithTimeout limits each call, waiting included, except EmbedStream. An earlier deadline of a call's context counts.
+func WithTimeout(limit time.Duration) Option { return func(c *config) { c.timeout = limit } }
+
+// WithProgress has a function called with each change of Health while a call waits for engine and model, in the goroutine
+// of that call.
+func WithProgress(report func(*Health)) Option { return func(c *config) { c.progress = report } }
+
+// WithProtocol chooses what is spoken on the socket; [ProtocolConnect] by default.
+func WithProtocol(protocol Protocol) Option { return func(c *config) { c.protocol = protocol } }
+
+// Protocol is one of the protocols that the daemon answers. There is no difference in what they can do.
+type Protocol string
+
+// The protocols of the daemon.
+const (
+	ProtocolConnect Protocol = "connect"
+	ProtocolGRPC    Protocol = "grpc"
+	ProtocolGRPCWeb Protocol = "grpcweb"
+)
+
+// EmbedOption says what is wanted of an embedding besides the text.
+type EmbedOption func(*embedOptions)
+
+type embedOptions struct {
+	role        Role
+	instruction string
+	dimensions  *int
+	truncate    Truncate
+	lane        Lane
+	route       bool
+}
+
+// Role is what a text is for.
+type Role string
+
+// The roles. Models that were trained with prompts get theirs put in front of the text; never write one yourself.
+const (
+	// RoleQuery is that of a question or search phrase, to be compared with documents.
+	RoleQuery Role = "query"
+	// RoleDocument is that of a passage to be found.
+	RoleDocument Role = "document"
+)
+
+// Truncate is what becomes of a text that is longer than the model reads.
+type Truncate string
+
+// The ways to deal with a text that is too long.
+const (
+	// TruncateNone refuses it with ErrTextTooLong; the default.
+	TruncateNone Truncate = "none"
+	// TruncateEnd leaves out what is too much at its end.
+	TruncateEnd Truncate = "end"
+	// TruncateStart leaves out what is too much at its start.
+	TruncateStart Truncate = "start"
+)
+
+// Lane is the queue that a call waits in.
+type Lane string
+
+// The lanes. Without one, the daemon chooses by the size of the request; a stream is bulk.
+const (
+	// LaneInteractive is served first.
+	LaneInteractive Lane = "interactive"
+	// LaneBulk is for jobs that take their time.
+	LaneBulk Lane = "bulk"
+)
+
+// WithRole says what the texts are for; without it, they are embedded as they are.
+func WithRole(role Role) EmbedOption { return func(o *embedOptions) { o.role = role } }
+
+// WithInstruction says what a query is asked for, in one English sentence, instead of the model's default; only with RoleQuery.
+func WithInstruction(instruction string) EmbedOption {
+	return func(o *embedOptions) { o.instruction = instruction }
+}
+
+// WithDimensions asks for vectors of fewer values, from Info's min_dimensions to its vector_dim, of length 1 again.
+func WithDimensions(dimensions int) EmbedOption {
+	return func(o *embedOptions) { o.dimensions = &dimensions }
+}
+
+// WithTruncate says what becomes of a text that is longer than the model reads.
+func WithTruncate(truncate Truncate) EmbedOption {
+	return func(o *embedOptions) { o.truncate = truncate }
+}
+
+// WithLane chooses the queue to wait in.
+func WithLane(lane Lane) EmbedOption { return func(o *embedOptions) { o.lane = lane } }
+
+// WithRoute asks for the nearest centroid of the installed set, too; not for streams.
+func WithRoute() EmbedOption { return func(o *embedOptions) { o.route = true } }
+
+var (
+	roles     = map[Role]runedv1.Role{"": 0, RoleQuery: runedv1.Role_ROLE_QUERY, RoleDocument: runedv1.Role_ROLE_DOCUMENT}
+	truncates = map[Truncate]runedv1.Truncate{
+		"": 0, TruncateNone: 0, TruncateEnd: runedv1.Truncate_TRUNCATE_END, TruncateStart: runedv1.Truncate_TRUNCATE_START,
+	}
+	lanes = map[Lane]runedv1.Lane{"": 0, LaneInteractive: runedv1.Lane_LANE_INTERACTIVE, LaneBulk: runedv1.Lane_LANE_BULK}
+)
+
+// wireOptions are checked options as requests have them.
+type wireOptions struct {
+	role        runedv1.Role
+	instruction string
+	dimensions  uint32
+	truncate    runedv1.Truncate
+	lane        runedv1.Lane
+	route       bool
+}
+
+// resolve checks the options, so that a wrong one is refused before anything is sent.
+func resolve(options []EmbedOption) (*wireOptions, error) {
+	var o embedOptions
+	for _, option := range options {
+		option(&o)
+	}
+	result := &wireOptions{instruction: o.instruction, route: o.route}
+	var ok bool
+	if result.role, ok = roles[o.role]; !ok {
+		return nil, unknownChoice("role", string(o.role), `"query", "document"`)
+	}
+	if result.truncate, ok = truncates[o.truncate]; !ok {
+		return nil, unknownChoice("truncate", string(o.truncate), `"none", "end", "start"`)
+	}
+	if result.lane, ok = lanes[o.lane]; !ok {
+		return nil, unknownChoice("lane", string(o.lane), `"interactive", "bulk"`)
+	}
+	if o.dimensions != nil {
+		if n := *o.dimensions; n < 1 || n > math.MaxUint32 {
+			return nil, newError(ErrBadDimensions, map[string]string{"dimensions": strconv.Itoa(n)},
+				"dimensions is %d; give a number from Info's min_dimensions to its vector_dim, or leave the option out for all", n)
+		}
+		result.dimensions = uint32(*o.dimensions)
+	}
+	if o.instruction != "" && o.role != RoleQuery {
+		return nil, newError(ErrBadInstruction, nil, "an instruction is for queries; give WithRole(RoleQuery) too, or no instruction")
+	}
+	if !utf8.ValidString(o.instruction) {
+		return nil, newError(ErrBadInstruction, nil, "instruction is not valid UTF-8")
+	}
+	return result, nil
+}
+
+func unknownChoice(name, value, accepted string) error {
+	return newError(ErrInvalidRequest, nil, "%s is %q, but must be one of %s", name, value, accepted)
+}
+
+// checkKnown makes sure that the daemon knew the options of a call that it has answered.
+//
+// One from before there were options ignores them and answers another vector than was asked for. It is told by its answers,
+// which have no fingerprint.
+func (o *wireOptions) checkKnown(fingerprint string) error {
+	if fingerprint != "" {
+		return nil
+	}
+	var asked []string
+	for _, option := range []struct {
+		name  string
+		isSet bool
+	}{
+		{"role", o.role != 0},
+		{"instruction", o.instruction != ""},
+		{"dimensions", o.dimensions != 0},
+		{"truncate", o.truncate != 0},
+	} {
+		if option.isSet {
+			asked = append(asked, option.name)
+		}
+	}
+	if len(asked) > 0 {
+		return tooOld(fmt.Sprintf("does not know %s", strings.Join(asked, " and ")))
+	}
+	return nil
+}
+
+func tooOld(lack string) error {
+	return newError(ErrUnimplemented, nil,
+		"the daemon is too old: it %s; stop it with `runed stop`, so that a newer one is started", lack)
+}
