@@ -1,0 +1,178 @@
+/** The daemon's messages, turned into the plain data that callers get. */
+
+import type { Message } from "@bufbuild/protobuf";
+import { RunedError } from "./errors.js";
+import {
+  type EmbedResponse,
+  type HealthResponse,
+  HealthResponse_Phase,
+  HealthResponse_Status,
+  type InfoResponse,
+} from "./gen/runed/v1/runed_pb.js";
+
+/** For a daemon that tells no limits of its own. */
+const FALLBACK_BATCH_SIZE = 32;
+const FALLBACK_REQUEST_BYTES = 4 * 1024 * 1024;
+
+/** The fields of a message with numbers as numbers; the largest ones are bytes and fit by far. */
+export type Plain<T> = T extends bigint
+  ? number
+  : T extends Message
+    ? { readonly [F in keyof T as F extends `$${string}` ? never : F]: Plain<T[F]> }
+    : T;
+
+/** What the daemon and its model are; what is not known until the model is installed is empty or 0 before. */
+export type Info = Plain<InfoResponse>;
+
+/** What the daemon can do for a caller; UNSPECIFIED is a state that only a newer daemon knows. */
+export type Status = keyof typeof HealthResponse_Status;
+
+/** The part of the start that the status LOADING is in; UNSPECIFIED is one that only a newer daemon knows. */
+export type Phase = keyof typeof HealthResponse_Phase;
+
+/** What the daemon is doing right now. */
+export type Health = Omit<Plain<HealthResponse>, "status" | "phase"> & {
+  /** What the daemon can do for a caller. */
+  readonly status: Status;
+  /** The part of the start that the daemon is in; undefined unless `status` is LOADING. */
+  readonly phase: Phase | undefined;
+};
+
+/** The vector of one text, and what the daemon tells about it. */
+export interface Embedding {
+  /** Values of L2 norm 1. */
+  readonly vector: Float32Array;
+  /** The number of tokens that the model read: those of the text, of its prompt and special ones. */
+  readonly tokenCount: number;
+  /** The number of tokens before anything was cut off. */
+  readonly totalTokenCount: number;
+  /** Whether something was cut off, as `truncate` allowed. */
+  readonly truncated: boolean;
+  /** Names the space that the vector lies in; see `Info.fingerprint`. */
+  readonly fingerprint: string;
+  /** What was put in front of the text, such as the model's instruction for queries; may be empty. */
+  readonly prompt: string;
+  /** Whether the vector was there already: from the cache, or from the same text in flight. */
+  readonly cached: boolean;
+  /** The nearest centroid of the daemon's set; undefined unless `withRoute` asked for it. */
+  readonly clusterId: number | undefined;
+  /** The set that `clusterId` belongs to; empty without one. */
+  readonly centroidSetVersion: string;
+}
+
+/** What became of one text of several: its embedding, or the reason why there is none. */
+export type Outcome = Embedding | RunedError;
+
+/** Sees to it that all vectors of one result lie in the same space, though they come by several answers. */
+export class SpaceGuard {
+  #first: string | undefined;
+
+  /**
+   * Takes note of the space of an answer.
+   *
+   * @throws RunedError It is another one than before: the daemon was restarted with another model or engine meanwhile.
+   */
+  check(fingerprint: string): void {
+    this.#first ??= fingerprint;
+    if (fingerprint !== this.#first) {
+      throw new RunedError(
+        "INTERNAL",
+        `the daemon changed its model or engine on the way: the fingerprint was "${this.#first}", now it is ` +
+          `"${fingerprint}"; their vectors cannot be compared, so embed all of the texts again`,
+        { metadata: { before: this.#first, now: fingerprint } },
+      );
+    }
+  }
+}
+
+/**
+ * Reads what became of one text of several.
+ *
+ * @param item - The message about the text.
+ * @param answer - The message that it is part of.
+ * @param index - The place of the text in the caller's batch, if it has one.
+ * @throws RunedError BACKEND_FAULT: There is neither a vector nor an error.
+ */
+export function readOutcome(
+  item: EmbedResponse | undefined,
+  answer: { fingerprint: string; prompt: string },
+  index?: number,
+): Outcome {
+  if (item === undefined) {
+    throw noVector();
+  }
+  if (item.error !== undefined) {
+    // The place that the daemon tells is that in one request, which the caller does not know.
+    const { index: _, ...metadata } = item.error.metadata;
+    if (index !== undefined) {
+      metadata.index = String(index);
+    }
+    return new RunedError(item.error.reason, item.error.message, { metadata });
+  }
+  const { tokenCount, totalTokenCount, truncated, cached, centroidSetVersion } = item;
+  return {
+    vector: readVector(item),
+    tokenCount,
+    totalTokenCount,
+    truncated,
+    fingerprint: answer.fingerprint,
+    prompt: answer.prompt,
+    cached,
+    clusterId: centroidSetVersion === "" ? undefined : item.clusterId,
+    centroidSetVersion,
+  };
+}
+
+/**
+ * Reads the vector of a text.
+ *
+ * @throws RunedError BACKEND_FAULT: There is none.
+ */
+export function readVector(item: EmbedResponse): Float32Array {
+  if (item.vector.length === 0) {
+    throw noVector();
+  }
+  return new Float32Array(item.vector);
+}
+
+/** Describes an answer that lacks what was asked for. */
+export function noVector(): RunedError {
+  return new RunedError("BACKEND_FAULT", "the daemon answered other vectors than were asked for; send the texts again");
+}
+
+/** Reads what the daemon and its model are. */
+export function readInfo(response: InfoResponse): Info {
+  const info = plain(response);
+  return {
+    ...info,
+    maxBatchSize: info.maxBatchSize || FALLBACK_BATCH_SIZE,
+    maxRequestBytes: info.maxRequestBytes || FALLBACK_REQUEST_BYTES,
+  };
+}
+
+/** Reads what the daemon is doing. */
+export function readHealth(response: HealthResponse): Health {
+  // A newer daemon may send numbers that have no name here.
+  const status: Status | undefined = HealthResponse_Status[response.status] as Status | undefined;
+  const phase: Phase | undefined = HealthResponse_Phase[response.phase] as Phase | undefined;
+  return {
+    ...plain(response),
+    status: status ?? "UNSPECIFIED",
+    phase: status === "LOADING" ? (phase ?? "UNSPECIFIED") : undefined,
+  };
+}
+
+function plain<T>(value: T): Plain<T>;
+function plain(value: unknown): unknown {
+  if (typeof value === "bigint") {
+    return Number(value);
+  }
+  if (typeof value !== "object" || value === null) {
+    return value;
+  }
+  return Object.fromEntries(
+    Object.entries(value)
+      .filter(([name]) => !name.startsWith("$"))
+      .map(([name, field]) => [name, plain(field)]),
+  );
+}

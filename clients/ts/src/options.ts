@@ -1,0 +1,139 @@
+/** What a caller may ask of a call: checked here, before anything is sent. */
+
+import { RunedError } from "./errors.js";
+import { Lane as LaneValue, Role as RoleValue, Truncate as TruncateValue } from "./gen/runed/v1/runed_pb.js";
+
+/** What a text is for. */
+export type Role = "query" | "document";
+
+/** What becomes of a text that is longer than the model reads. */
+export type Truncate = "none" | "end" | "start";
+
+/** The queues of the daemon. */
+export type Lane = "interactive" | "bulk";
+
+/** What every call takes. */
+export interface CallOptions {
+  /** Milliseconds that the call may take, waiting included, at most a day; by default the client's own limit. */
+  timeoutMs?: number | undefined;
+  /** Breaks the call off; it then rejects with the signal's reason, as `fetch` does. */
+  signal?: AbortSignal | undefined;
+}
+
+/** What stands in front of a text. */
+export interface PromptOptions {
+  /**
+   * What the text is for; without one, the text is embedded as it is. The daemon puts the model's own prompt in front; never
+   * write one yourself.
+   */
+  role?: Role | undefined;
+  /** What a query is asked for, in one English sentence; only with role "query". By default the model's own instruction. */
+  instruction?: string | undefined;
+}
+
+/** What all methods take that embed. */
+export interface EmbedOptions extends CallOptions, PromptOptions {
+  /** The number of values of a vector, from `Info.minDimensions` on; by default all, `Info.vectorDim`. */
+  dimensions?: number | undefined;
+  /** "none", the default, refuses a text that is longer than the model reads; "end" and "start" leave out what is too much. */
+  truncate?: Truncate | undefined;
+  /** "interactive" is served first, "bulk" is for jobs that take their time; by default the daemon goes by the request's size. */
+  lane?: Lane | undefined;
+}
+
+/** What `Client.embedItems` takes. */
+export interface ItemOptions extends EmbedOptions {
+  /**
+   * Whether to tell the nearest centroid of each vector, too; it is that of the whole vector, whatever `dimensions` are asked
+   * for. Fails with NO_CENTROID_SET if there is none.
+   */
+  withRoute?: boolean | undefined;
+}
+
+const ROLES: Record<Role, RoleValue> = { query: RoleValue.QUERY, document: RoleValue.DOCUMENT };
+const TRUNCATES: Record<Truncate, TruncateValue> = {
+  none: TruncateValue.UNSPECIFIED,
+  end: TruncateValue.END,
+  start: TruncateValue.START,
+};
+const LANES: Record<Lane, LaneValue> = { interactive: LaneValue.INTERACTIVE, bulk: LaneValue.BULK };
+
+/** What the field of the request holds; the daemon knows the model's own limits. */
+const MAX_DIMENSIONS = 2 ** 32 - 1;
+
+/**
+ * Gives the fields of a request that tell what stands in front of a text.
+ *
+ * @throws RunedError INVALID_REQUEST or BAD_INSTRUCTION: An option cannot be used.
+ */
+export function promptFields({ role, instruction = "" }: PromptOptions) {
+  if (typeof instruction !== "string") {
+    throw new TypeError(`instruction is of type ${typeof instruction}, but must be a string`);
+  }
+  if (instruction !== "" && role !== "query") {
+    throw new RunedError("BAD_INSTRUCTION", 'an instruction is for queries; give role: "query" too, or no instruction');
+  }
+  if (!instruction.isWellFormed()) {
+    throw new RunedError("BAD_INSTRUCTION", "instruction is not valid Unicode: it has half of a surrogate pair");
+  }
+  return { role: choose("role", role, ROLES) ?? RoleValue.UNSPECIFIED, instruction };
+}
+
+/**
+ * Gives the fields of a request that embeds; what has its default takes no room there.
+ *
+ * @throws RunedError INVALID_REQUEST, BAD_INSTRUCTION or BAD_DIMENSIONS: An option cannot be used.
+ */
+export function embedFields(options: EmbedOptions) {
+  const { dimensions } = options;
+  if (dimensions !== undefined && !(Number.isInteger(dimensions) && dimensions >= 1 && dimensions <= MAX_DIMENSIONS)) {
+    throw new RunedError(
+      "BAD_DIMENSIONS",
+      `dimensions is ${dimensions}; give a whole number from Info.minDimensions to Info.vectorDim, or none for all`,
+      { metadata: { dimensions: String(dimensions) } },
+    );
+  }
+  return {
+    ...promptFields(options),
+    dimensions: dimensions ?? 0,
+    truncate: choose("truncate", options.truncate, TRUNCATES) ?? TruncateValue.UNSPECIFIED,
+    lane: choose("lane", options.lane, LANES) ?? LaneValue.UNSPECIFIED,
+  };
+}
+
+/**
+ * Makes sure that the daemon knew the options of the call that it has answered.
+ *
+ * One from before there were options ignores them and answers another vector than was asked for. It is told by its answers,
+ * which have no fingerprint.
+ *
+ * @throws RunedError UNIMPLEMENTED: The answer must not be used.
+ */
+export function checkKnown(options: EmbedOptions, fingerprint: string): void {
+  const { role, instruction, dimensions, truncate = "none" } = options;
+  const asked = Object.entries({ role, instruction, dimensions, truncate: truncate !== "none" })
+    .filter(([, value]) => Boolean(value))
+    .map(([name]) => name);
+  if (asked.length > 0 && fingerprint === "") {
+    throw tooOld(`does not know ${asked.join(" and ")}`);
+  }
+}
+
+/** Describes a daemon of an earlier version that lacks something. */
+export function tooOld(lack: string): RunedError {
+  return new RunedError(
+    "UNIMPLEMENTED",
+    `the daemon is too old: it ${lack}; stop it with \`runed stop\`, so that a newer one is started`,
+  );
+}
+
+function choose<N extends string, V>(option: string, name: N | undefined, values: Record<N, V>): V | undefined {
+  if (name === undefined) {
+    return undefined;
+  }
+  if (!Object.hasOwn(values, name)) {
+    const accepted = Object.keys(values).map((key) => `"${key}"`);
+    throw new RunedError("INVALID_REQUEST", `${option} is none of ${accepted.join(", ")}`, { metadata: { field: option } });
+  }
+  return values[name];
+}

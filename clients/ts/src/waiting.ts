@@ -1,0 +1,143 @@
+/** How long a call may take, and when one that was refused for the moment is tried again. */
+
+import { setMaxListeners } from "node:events";
+import { setTimeout as delay } from "node:timers/promises";
+import { RunedError } from "./errors.js";
+
+/** Milliseconds for which a call without a deadline is tried again in all. */
+export const MAX_PATIENCE_MS = 60_000;
+
+/** The longest `timeoutMs`: a day. Beyond some days, timers of Node.js and the header of gRPC overflow. */
+export const MAX_TIMEOUT_MS = 86_400_000;
+
+/** By how much each pause is longer than the one before, on average. */
+const GROWTH = 1.5;
+
+/** Limits of a pause in milliseconds, before the jitter; a longer time that the daemon tells is kept to. */
+const SHORTEST_MS = 50;
+const LONGEST_MS = 10_000;
+
+/** The end of a call: by its time, which counts from the construction, or by its caller. */
+export class Deadline {
+  readonly timeoutMs: number | undefined;
+  readonly signal: AbortSignal | undefined;
+  readonly #what: string;
+  #end: number | undefined;
+
+  /**
+   * @param timeoutMs - Milliseconds from now on, waiting included; undefined and Infinity mean no limit.
+   * @param signal - Ends the call early.
+   * @param what - What has to happen in that time, for the error.
+   * @throws RunedError INVALID_REQUEST: `timeoutMs` cannot be used.
+   */
+  constructor(timeoutMs: number | undefined, signal: AbortSignal | undefined, what = "the call did not succeed") {
+    if (timeoutMs !== undefined && timeoutMs !== Infinity && !(timeoutMs > 0 && timeoutMs <= MAX_TIMEOUT_MS)) {
+      throw new RunedError("INVALID_REQUEST", `timeoutMs is ${timeoutMs}; give more than 0 and at most ${MAX_TIMEOUT_MS}`);
+    }
+    this.timeoutMs = timeoutMs === Infinity ? undefined : timeoutMs;
+    this.signal = signal;
+    this.#what = what;
+    if (signal !== undefined) {
+      // Many calls may share a signal; Node.js would warn of a leak from the eleventh on.
+      setMaxListeners(0, signal);
+    }
+    this.restart();
+  }
+
+  /** Begins again, with the whole time. */
+  restart(): void {
+    this.#end = this.timeoutMs === undefined ? undefined : performance.now() + this.timeoutMs;
+  }
+
+  /** The milliseconds that remain, negative where the time is over; undefined means no limit. */
+  left(): number | undefined {
+    return this.#end === undefined ? undefined : this.#end - performance.now();
+  }
+
+  /**
+   * Gives the milliseconds that remain; undefined means no limit.
+   *
+   * @throws RunedError DEADLINE_EXCEEDED: There are none. What `signal` was aborted with: It was.
+   */
+  remaining(): number | undefined {
+    this.signal?.throwIfAborted();
+    const left = this.left();
+    if (left !== undefined && left <= 0) {
+      throw this.exceeded();
+    }
+    return left;
+  }
+
+  /** Describes the call whose time is over. */
+  exceeded(): RunedError {
+    return new RunedError(
+      "DEADLINE_EXCEEDED",
+      `${this.#what} within ${this.timeoutMs} ms; give it more time, or send less at once`,
+    );
+  }
+
+  /** Lets time pass, at most what remains; throws as `remaining`. */
+  async sleep(ms: number): Promise<void> {
+    const remaining = this.remaining();
+    try {
+      await delay(remaining === undefined ? ms : Math.min(ms, remaining), undefined, { signal: this.signal });
+    } catch (error) {
+      this.signal?.throwIfAborted();
+      throw error;
+    }
+  }
+}
+
+/**
+ * The pauses of one call between its tries.
+ *
+ * The daemon tells when trying again can help; each caller waits half to one and a half times as long, so that those who were
+ * refused together do not come back together, and longer each time.
+ */
+export class Patience {
+  readonly #deadline: Deadline;
+  #began: number | undefined;
+  #tries = 0;
+
+  /** @param deadline - The end of the call. Without a limit it is tried for `MAX_PATIENCE_MS` from the first refusal on. */
+  constructor(deadline: Deadline) {
+    this.#deadline = deadline;
+  }
+
+  /**
+   * Gives the milliseconds to wait before the next try.
+   *
+   * @param error - Why the last one was refused.
+   * @throws RunedError `error`, extended by how long was tried: Another try is of no use or comes too late.
+   */
+  pause(error: RunedError): number {
+    const now = performance.now();
+    if (error.retryAfterMs === undefined) {
+      throw this.#givenUp(error, now);
+    }
+    this.#began ??= now;
+    const told = Math.max(error.retryAfterMs, SHORTEST_MS);
+    const grown = Math.min(told * GROWTH ** this.#tries, Math.max(told, LONGEST_MS));
+    const ms = grown * (0.5 + Math.random());
+    this.#tries += 1;
+    if (ms >= (this.#deadline.left() ?? this.#began + MAX_PATIENCE_MS - now)) {
+      throw this.#givenUp(error, now);
+    }
+    return ms;
+  }
+
+  /** Begins again, after a try that brought the work forward. */
+  reset(): void {
+    this.#began = undefined;
+    this.#tries = 0;
+  }
+
+  #givenUp(error: RunedError, now: number): RunedError {
+    if (this.#began === undefined || this.#tries <= 1) {
+      return error;
+    }
+    const { reason, code, metadata, retryAfterMs } = error;
+    const tried = `tried ${this.#tries} times in ${((now - this.#began) / 1000).toFixed(1)} s`;
+    return new RunedError(reason, `${error.message} (${tried})`, { code, metadata, retryAfterMs });
+  }
+}

@@ -1,0 +1,41 @@
+/** What is published, and what is said about it. */
+
+import assert from "node:assert/strict";
+import { readdirSync, readFileSync } from "node:fs";
+import { basename, join } from "node:path";
+import { after, it } from "node:test";
+import { Home, PACKAGE, ROOT, run } from "./support.js";
+
+const home = new Home();
+after(() => home.stop());
+
+const read = (...path: string[]) => readFileSync(join(...path), "utf8");
+const example = read(PACKAGE, "test", "example.ts");
+
+it("holds the compiled modules, their types, the README and the licence, and nothing else", async () => {
+  const { stdout } = await run("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], { cwd: PACKAGE });
+  const [{ files }] = JSON.parse(stdout) as [{ files: { path: string }[] }];
+  const modules = readdirSync(join(PACKAGE, "src"))
+    .filter((name) => name.endsWith(".ts"))
+    .map((name) => basename(name, ".ts"));
+  const compiled = [...modules, "gen/runed/v1/runed_pb"].flatMap((name) => [`dist/${name}.js`, `dist/${name}.d.ts`]);
+  assert.deepEqual(files.map(({ path }) => path).sort(), [...compiled, "LICENSE", "README.md", "package.json"].sort());
+});
+
+it("names no place that packages come from, and has the licence and the version of the project", () => {
+  const lock = read(PACKAGE, "package-lock.json");
+  assert.ok(!lock.includes('"resolved"'));
+  assert.ok(!lock.includes("/-/"), "the path of an archive");
+  assert.equal(read(PACKAGE, "LICENSE"), read(ROOT, "LICENSE"));
+  const version = /__version__ = "(.*)"/.exec(read(ROOT, "runed", "version.py"))?.[1];
+  assert.equal((JSON.parse(read(PACKAGE, "package.json")) as { version: string }).version, version);
+});
+
+it("has the same example in the documentation and the README, and it works", async () => {
+  for (const text of [read(ROOT, "docs", "clients.md"), read(PACKAGE, "README.md")]) {
+    assert.ok(text.includes(`\`\`\`ts\n${example}\`\`\``), "the example differs from test/example.ts");
+  }
+  const program = join(PACKAGE, "build", "test", "example.js");
+  const { stdout } = await run(process.execPath, [program], { env: { ...process.env, RUNED_HOME: home.path } });
+  assert.deepEqual(stdout.trim().split("\n").sort(), ["384 2", "a 384", "b EMPTY_TEXT"]);
+});
