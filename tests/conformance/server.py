@@ -1,0 +1,259 @@
+"""The server that Connect's conformance suite tries: its service, on the server, the RPC library and the codecs of the daemon.
+
+    python -m tests.conformance.server DESCRIPTORS
+
+The suite starts one for each protocol, HTTP version and limit. It writes a `ServerCompatRequest` to the standard input and
+reads from the standard output where the server listens; what the service has to do stands in each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError, ErrorDetail
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import RequestContext
+from connectrpc.server import ConnectASGIApplication, Endpoint
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet, MethodOptions
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message_factory import GetMessageClass
+from protobuf.wkt import Any as AnyDetail
+
+from runed.errors import UnimplementedError
+from runed.server import Server
+from runed.service import app
+from runed.service.codecs import CODECS
+from runed.service.refusals import Scope, Send, refuse
+
+PACKAGE = "connectrpc.conformance.v1"
+
+_KINDS: Mapping[tuple[bool, bool], tuple[StreamType, Callable[..., Any]]] = {
+    (False, False): (StreamType.UNARY, Endpoint.unary),
+    (True, False): (StreamType.CLIENT_STREAM, Endpoint.client_stream),
+    (False, True): (StreamType.SERVER_STREAM, Endpoint.server_stream),
+    (True, True): (StreamType.BIDI_STREAM, Endpoint.bidi_stream),
+}
+"""By whether the client streams and whether the server does."""
+
+Message = Any
+"""A message of the suite, whose class is made at run time."""
+
+Context = RequestContext[Any, Any]
+AnyEndpoint = Any  # connectrpc has a type for each kind, and none for all
+
+
+class Conformance:
+    """The service of the suite; its own documentation says what each method does.
+
+    Args:
+        service: Its descriptor.
+    """
+
+    def __init__(self, service: ServiceDescriptor) -> None:
+        self._methods = service.methods_by_name
+        self._payload = message_class("ConformancePayload")
+
+    async def unary(self, request: Message, ctx: Context) -> Message:
+        return await self._answer("Unary", request.response_definition, [request], ctx)
+
+    async def idempotent_unary(self, request: Message, ctx: Context) -> Message:
+        return await self._answer("IdempotentUnary", request.response_definition, [request], ctx)
+
+    async def unimplemented(self, request: Message, ctx: Context) -> Message:
+        raise ConnectError(Code.UNIMPLEMENTED, "this is not implemented")
+
+    async def client_stream(self, requests: AsyncIterator[Message], ctx: Context) -> Message:
+        messages = [message async for message in requests]
+        definition = messages[0].response_definition if messages else message_class("UnaryResponseDefinition")()
+        return await self._answer("ClientStream", definition, messages, ctx)
+
+    async def server_stream(self, request: Message, ctx: Context) -> AsyncIterator[Message]:
+        async for response in self._answers("ServerStream", request.response_definition, [request], ctx):
+            yield response
+
+    async def bidi_stream(self, requests: AsyncIterator[Message], ctx: Context) -> AsyncIterator[Message]:
+        first = await anext(requests, None)
+        if first is None:
+            return
+        if not first.full_duplex:
+            messages = [first, *[message async for message in requests]]
+            async for response in self._answers("BidiStream", first.response_definition, messages, ctx):
+                yield response
+            return
+        definition = first.response_definition
+        left: Iterator[bytes] = iter(definition.response_data)
+        _add_metadata(definition, ctx)
+        request, answered = first, False
+        while request is not None and (data := next(left, None)) is not None:
+            await asyncio.sleep(definition.response_delay_ms / 1000)
+            info = self._observed([request], None if answered else ctx)
+            yield self._response("BidiStream", data, info)
+            answered = True
+            request = await anext(requests, None)
+        for data in left:
+            await asyncio.sleep(definition.response_delay_ms / 1000)
+            yield self._response("BidiStream", data)
+        if definition.HasField("error"):
+            raise _error(definition.error, None if answered else self._observed([first], ctx))
+
+    async def _answer(self, method: str, definition: Message, requests: list[Message], ctx: Context) -> Message:
+        """Give the one response, or the error, that a request defines."""
+        _add_metadata(definition, ctx)
+        info = self._observed(requests, ctx)
+        await asyncio.sleep(definition.response_delay_ms / 1000)
+        if definition.HasField("error"):
+            raise _error(definition.error, info)
+        return self._response(method, definition.response_data, info)
+
+    async def _answers(self, method: str, definition: Message, requests: list[Message], ctx: Context) -> AsyncIterator[Message]:
+        """Give the responses, and the error at their end, that a request defines."""
+        _add_metadata(definition, ctx)
+        info = self._observed(requests, ctx)
+        for data in definition.response_data:
+            await asyncio.sleep(definition.response_delay_ms / 1000)
+            yield self._response(method, data, info)
+            info = None
+        if definition.HasField("error"):
+            raise _error(definition.error, info)
+
+    def _response(self, method: str, data: bytes, info: Message | None = None) -> Message:
+        payload = self._payload(data=data, request_info=info)
+        return GetMessageClass(self._methods[method].output_type)(payload=payload)
+
+    def _observed(self, requests: list[Message], ctx: Context | None) -> Message:
+        """Tell what was seen of a call; its headers, deadline and HTTP method only with its context."""
+        info = self._payload.RequestInfo()
+        for request in requests:
+            info.requests.add().Pack(request)
+        if ctx is not None:
+            names = dict.fromkeys(name for name, _ in ctx.request_headers.allitems())
+            for name in names:
+                info.request_headers.add(name=name, value=ctx.request_headers.getall(name))
+            if (timeout := ctx.timeout_ms) is not None:
+                info.timeout_ms = int(timeout)
+            if ctx.http_method == "GET":
+                info.connect_get_info.SetInParent()
+        return info
+
+
+class SuiteApplication(ConnectASGIApplication[Conformance]):
+    """What protoc's plugin would generate for the service, made of its descriptor."""
+
+    def __init__(self, service: ServiceDescriptor, read_max_bytes: int | None) -> None:
+        self._full_name = service.full_name
+        super().__init__(
+            service=Conformance(service),
+            endpoints=lambda servicer: {
+                f"{self.path}/{method.name}": _endpoint(method, getattr(servicer, _snake_case(method.name)))
+                for method in service.methods
+            },
+            read_max_bytes=read_max_bytes,
+            codecs=CODECS,
+        )
+
+    @property
+    def path(self) -> str:
+        return f"/{self._full_name}"
+
+
+def load(descriptors: Path) -> ServiceDescriptor:
+    """Make the messages of the suite known, and give its service."""
+    pool = Default()
+    for file in FileDescriptorSet.FromString(descriptors.read_bytes()).file:
+        if file.package == PACKAGE:
+            pool.AddSerializedFile(file.SerializeToString())
+    service: ServiceDescriptor = pool.FindServiceByName(f"{PACKAGE}.ConformanceService")
+    return service
+
+
+def message_class(name: str) -> Any:  # noqa: ANN401 # a class that is made at run time
+    """Give the class of a message of the suite."""
+    return GetMessageClass(Default().FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
+def _endpoint(method: MethodDescriptor, function: Callable[..., Any]) -> AnyEndpoint:
+    stream_type, make = _KINDS[method.client_streaming, method.server_streaming]
+    safe = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
+    info = MethodInfo(
+        name=method.name,
+        service_name=method.containing_service.full_name,
+        input=GetMessageClass(method.input_type),
+        output=GetMessageClass(method.output_type),
+        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS if safe else IdempotencyLevel.UNKNOWN,
+        stream_type=stream_type,
+    )
+    endpoint: AnyEndpoint = make(method=info, function=function)
+    return endpoint
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")
+
+
+def _add_metadata(definition: Message, ctx: Context) -> None:
+    """Set the headers and trailers that a definition asks for."""
+    for headers, wanted in (
+        (ctx.response_headers, definition.response_headers),
+        (ctx.response_trailers, definition.response_trailers),
+    ):
+        for header in wanted:
+            for value in header.value:
+                headers.add(header.name, value)
+
+
+def _error(definition: Message, info: Message | None) -> ConnectError:
+    """Give the error that a definition asks for; it carries what was seen of the call if no response did."""
+    details: list[AnyMessage] = list(definition.details)
+    if info is not None:
+        details.append(AnyMessage())
+        details[-1].Pack(info)
+    name = definition.DESCRIPTOR.fields_by_name["code"].enum_type.values_by_number[definition.code].name
+    return ConnectError(
+        Code[name.removeprefix("CODE_")],
+        definition.message,
+        [ErrorDetail(AnyDetail(type_url=detail.type_url, value=detail.value)) for detail in details],
+    )
+
+
+def _app(service: ServiceDescriptor, read_max_bytes: int | None) -> app.Application:
+    """Serve the methods of the suite's service as the daemon serves those of its own."""
+    routes = app._routes(service, SuiteApplication(service, read_max_bytes))
+
+    async def serve(scope: Scope, receive: app.Receive, send: Send) -> None:
+        if (route := routes.get(scope["path"])) is None:
+            await refuse(scope, send, 404, UnimplementedError("there is no such method"))
+        else:
+            await route(scope, receive, send)
+
+    return serve
+
+
+async def _serve(descriptors: Path) -> None:
+    asked_to_stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked_to_stop.set)
+    service = load(descriptors)
+    (size,) = struct.unpack(">I", sys.stdin.buffer.read(4))
+    request = message_class("ServerCompatRequest").FromString(sys.stdin.buffer.read(size))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = Server(_app(service, request.message_receive_limit or None), sock)
+        await server.start()
+        host, port = sock.getsockname()
+        answer = message_class("ServerCompatResponse")(host=host, port=port).SerializeToString()
+        sys.stdout.buffer.write(struct.pack(">I", len(answer)) + answer)
+        sys.stdout.buffer.flush()
+        await asked_to_stop.wait()
+        await server.stop(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Path(sys.argv[1])))

@@ -1,0 +1,66 @@
+"""What programs do with the official `openai` package; prints what they got as one JSON object.
+
+Standard input is a JSON object with `url`, `token`, `socket` and `texts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+
+import httpx2
+import openai
+
+given = json.load(sys.stdin)
+texts: list[str] = given["texts"]
+
+
+async def ask_async() -> list[list[float]]:
+    async with openai.AsyncOpenAI(base_url=given["url"], api_key=given["token"]) as client:
+        answers = await asyncio.gather(*(client.embeddings.create(input=text, model="m") for text in texts))
+        return [answer.data[0].embedding for answer in answers]
+
+
+def refusals(client: openai.OpenAI) -> list[list[str | None]]:
+    """Give class, code and parameter of each error that bad calls raise."""
+    wrong = client.with_options(api_key="wrong")
+    calls: list[Callable[[], object]] = [
+        lambda: client.embeddings.create(input=[1, 2, 3], model="m"),
+        lambda: client.embeddings.create(input=["fine", ""], model="m"),
+        lambda: client.embeddings.create(input="x", model="m", dimensions=100_000),
+        lambda: client.models.retrieve("no-such-model"),
+        lambda: client.chat.completions.create(messages=[], model="m"),
+        lambda: wrong.embeddings.create(input="x", model="m"),
+    ]
+    result: list[list[str | None]] = []
+    for call in calls:
+        try:
+            call()
+        except openai.APIStatusError as error:
+            result.append([type(error).__name__, error.code, error.param])
+    return result
+
+
+with openai.OpenAI(base_url=given["url"], api_key=given["token"]) as client:
+    answer = client.embeddings.create(input=texts, model="text-embedding-3-small")
+    [model] = client.models.list().data
+    output = {
+        "base64": [item.embedding for item in answer.data],
+        "floats": [item.embedding for item in client.embeddings.create(input=texts, model="m", encoding_format="float").data],
+        "short": [item.embedding for item in client.embeddings.create(input=texts, model="m", dimensions=32).data],
+        "query": client.embeddings.create(input=texts[0], model="m", extra_body={"role": "query"}).data[0].embedding,
+        "async": asyncio.run(ask_async()),
+        "models": [answer.model, model.id, client.models.retrieve(model.id).id],
+        "tokens": answer.usage.prompt_tokens,
+        "refusals": refusals(client),
+    }
+
+transport = httpx2.HTTPTransport(uds=given["socket"])
+with openai.OpenAI(
+    base_url="http://localhost/v1", api_key="any", http_client=openai.DefaultHttpxClient(transport=transport)
+) as client:
+    output["socket"] = [item.embedding for item in client.embeddings.create(input=texts, model="m").data]
+
+json.dump(output, sys.stdout)
