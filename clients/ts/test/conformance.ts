@@ -9,7 +9,7 @@
 
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
-import { type Client, connect, type EmbedOptions, type Outcome, type Protocol, RunedError } from "runed";
+import { type Client, connect, type EmbedOptions, type Outcome, type Protocol, RunedError } from "runed-client";
 
 type Text = string | { repeat: string; times: number };
 

@@ -7,7 +7,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
-import { type Client, connect, type Embedding, type Health, type Outcome, type Protocol, RunedError } from "runed";
+import { type Client, connect, type Embedding, type Health, type Outcome, type Protocol, RunedError } from "runed-client";
 import { cosine, golden, Home, refusal } from "./support.js";
 
 const home = new Home();

@@ -1,4 +1,4 @@
-import { connect, RunedError } from "runed";
+import { connect, RunedError } from "runed-client";
 
 const client = await connect(); // starts the daemon if none runs
 const vector = await client.embed("how do I brew tea?", { role: "query" }); // a Float32Array

@@ -5,7 +5,7 @@ import { createHash } from "node:crypto";
 import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
-import { connect, type RunedError } from "runed";
+import { connect, type RunedError } from "runed-client";
 import { Home, refusal, run, shortHome, TINY_MODEL, until } from "./support.js";
 
 const short = shortHome();
@@ -20,7 +20,7 @@ after(async () => {
 /** Runs a program of its own with the package; gives what it printed. */
 async function script(source: string, variables: Record<string, string> = {}): Promise<string> {
   const env = { ...process.env, RUNED_HOME: home.path, ...variables };
-  const program = `import { connect } from "runed";\n${source}`;
+  const program = `import { connect } from "runed-client";\n${source}`;
   const { stdout } = await run(process.execPath, ["--input-type=module", "--eval", program], { env, timeout: 60_000 });
   return stdout.trim();
 }

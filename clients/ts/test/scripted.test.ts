@@ -9,7 +9,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { BinaryWriter } from "@bufbuild/protobuf/wire";
 import type { ServiceImpl } from "@connectrpc/connect";
-import { type Client, connect, type Health, RunedError } from "runed";
+import { type Client, connect, type Health, RunedError } from "runed-client";
 import {
   EmbedBatchResponseSchema,
   EmbedResponseSchema,

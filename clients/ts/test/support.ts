@@ -10,7 +10,7 @@ import { promisify } from "node:util";
 import { BinaryWriter } from "@bufbuild/protobuf/wire";
 import { Code, ConnectError, type ServiceImpl } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
-import { RunedError } from "runed";
+import { RunedError } from "runed-client";
 import { RunedService } from "#gen/runed/v1/runed_pb.js";
 
 export const run = promisify(execFile);

@@ -1,6 +1,15 @@
 /** What the compiler must accept and refuse of the public types; nothing here runs. */
 
-import { type Client, connect, type Embedding, type ErrorCode, type Health, type Info, type Outcome, RunedError } from "runed";
+import {
+  type Client,
+  connect,
+  type Embedding,
+  type ErrorCode,
+  type Health,
+  type Info,
+  type Outcome,
+  RunedError,
+} from "runed-client";
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 const same = <A, B>(_: Same<A, B>): void => {};
