@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -218,7 +219,12 @@ def test_status_shows_the_set(routing_daemon: RunningDaemon) -> None:
 
 def partial_files(home: Path) -> list[Path]:
     """Give the sets that are being received and have begun to be written."""
-    return [path for path in (home / "cache").glob(".centroids.bin.*.tmp") if path.stat().st_size]
+    begun = []
+    for path in (home / "cache").glob(".centroids.bin.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # it went between the two looks
+            if path.stat().st_size:
+                begun.append(path)
+    return begun
 
 
 def begun_or_done(home: Path, sending: Future[pb.SetCentroidsResponse]) -> bool:
