@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench gen
+.PHONY: help setup demo test test-go test-ts bench gen
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-6s %s\n' "$$name" "$$text"; done
@@ -39,11 +39,17 @@ test: setup ## Check everything: format, lint, types, import borders, contract, 
 	buf generate --output build/gen
 	for part in python go/runed ts; do diff --recursive --exclude=__pycache__ build/gen/gen/$$part gen/$$part || exit 1; done
 	test -z "$$(gofmt -l $(GO_MODULES) | tee /dev/stderr)"
-	engine="$$(python -c 'from tools.engine import programs_folder; print(programs_folder())')" && \
-		export RUNED_LLAMA_SERVER="$$engine/llama-server" RUNED_MODEL='$(CURDIR)/$(MINILM)' && \
-		for module in $(GO_MODULES); do (cd $$module && go vet ./... && go test -race ./...) || exit 1; done && \
-		npm --prefix clients/ts test
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
 	pytest
+
+test-go test-ts: export RUNED_LLAMA_SERVER = $(shell python -c 'from tools.engine import programs_folder; print(programs_folder())')/llama-server
+test-go test-ts: export RUNED_MODEL = $(CURDIR)/$(MINILM)
+
+test-go: setup
+	for module in $(GO_MODULES); do (cd $$module && go vet ./... && go test -race ./...) || exit 1; done
+
+test-ts: setup
+	npm --prefix clients/ts test
 
 bench: setup ## Measure runed against the raw engine
 	python -m benchmarks
