@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import stat
@@ -184,7 +185,10 @@ def test_port_that_is_taken_is_refused_at_the_start(start_daemon: Callable[..., 
 def test_without_the_setting_there_is_neither_port_nor_token(qwen_daemon: RunningDaemon) -> None:
     assert url_of(qwen_daemon) == ""
     assert not (qwen_daemon.home / "http.token").exists()
-    inodes = {str(path.readlink()) for path in Path(f"/proc/{qwen_daemon.process.pid}/fd").iterdir()}
+    inodes = set()
+    for path in Path(f"/proc/{qwen_daemon.process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed between the two looks
+            inodes.add(str(path.readlink()))
     for table in ("tcp", "tcp6"):
         lines = Path(f"/proc/{qwen_daemon.process.pid}/net/{table}").read_text().splitlines()[1:]
         assert not inodes & {f"socket:[{line.split()[9]}]" for line in lines}
