@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from runed.backend.base import BackendStatus
 from runed.backend.launch import Timings
 from runed.backend.llama import LlamaBackend
 from runed.paths import Paths
@@ -32,6 +33,8 @@ async def make_backend(paths: Paths, llama_server: Path, tiny_qwen3: Path) -> As
     def make(
         executable: Path = llama_server, model: Path = tiny_qwen3, *, ctx_size: int = 256, timings: Timings = QUICK
     ) -> LlamaBackend:
+        # Two that run in one home would each end the other's engine as one that an earlier daemon left behind.
+        assert all(earlier.state.status is BackendStatus.STOPPED for earlier in made), "stop the earlier backend first"
         backend = LlamaBackend(
             executable=executable, model=model, model_sha256="ab" * 32, paths=paths, ctx_size=ctx_size, timings=timings
         )

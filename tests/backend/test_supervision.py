@@ -195,7 +195,9 @@ async def test_illegal_instruction_is_met_without_repacking_and_remembered(
 
 async def test_updated_engine_is_tried_with_repacking_again(make_backend: MakeBackend, fake: FakeEngine) -> None:
     fake.behave(needs_no_repack=True)
-    await make_backend(fake.executable).start()
+    backend = make_backend(fake.executable)
+    await backend.start()
+    await backend.stop()
     os.utime(fake.executable, (1e9, 1e9))
     fake.behave()
     backend = make_backend(fake.executable)
