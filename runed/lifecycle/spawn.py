@@ -151,10 +151,12 @@ class _Search:
         Starting another beside it would be in vain: it holds the daemon's lock until its last call is answered.
         """
         asked = False
+        record = None
         while True:
             if handle := self.find():
                 return handle
-            record = DaemonRecord.read(self._paths.daemon_record)
+            # A daemon removes its record a moment before it ends and gives up its lock, so what was read once stays in force.
+            record = DaemonRecord.read(self._paths.daemon_record) or record
             if record is None or not record.is_alive():
                 return None
             if not asked and self._must_restart(record):

@@ -177,8 +177,7 @@ def test_a_draining_daemon_is_waited_for_and_then_followed_by_a_new_one(fake: Fa
     second = ensure_daemon(settings)
     assert second.started
     assert process_gone(first.pid)
-    # Once, a start may fall between the old daemon's last two steps: its record is gone, and its lock not yet.
-    assert len(starts(paths.home)) <= 3, "nothing may be started in vain while the old daemon drains"
+    assert len(starts(paths.home)) == 2, "nothing may be started in vain while the old daemon drains"
 
 
 def test_a_recorded_daemon_that_is_stuck_without_listening_is_named_in_the_error(fake: Fake, paths: Paths) -> None:
