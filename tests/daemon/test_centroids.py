@@ -25,15 +25,16 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 
 import runed
 from runed import errors
-from tests.support import RunningDaemon, clean_environment, short_home, wait_until
+from tests.support import RunningDaemon, clean_environment, running_daemon, wait_until
+from tools.qwen3 import Shape, write
 
 StartDaemon = Callable[..., RunningDaemon]
 Matrix = NDArray[np.float32]
 
 MIB = 1024 * 1024
-DIM = 384
-NLIST = 64 * MIB // (4 * DIM)
-"""As many bytes as 16,384 centroids of 1,024 values."""
+DIM = 1024
+NLIST = 16_384
+"""64 MiB, at the dimensions of Qwen3-Embedding-0.6B."""
 
 TEXTS = ["green tea", "a fast car", "the old harbour at night", "how to sharpen a knife", "sunflowers"]
 
@@ -114,20 +115,16 @@ def large() -> Matrix:
 
 
 @pytest.fixture(scope="module")
-def routing_daemon(llama_server: Path, minilm: Path) -> Iterator[RunningDaemon]:
-    """A daemon of 384 dimensions, for tests that leave it with a set of their own."""
-    daemon = RunningDaemon(short_home(), {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(minilm)})
-    try:
-        daemon.wait_for("STATUS_OK")
+def routing_daemon(llama_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    """A daemon of 1,024 dimensions, for tests that leave it with a set of their own."""
+    model = tmp_path_factory.mktemp("model") / "qwen3-1024.f16.gguf"
+    write(model, Shape(dim=DIM, layers=1))
+    with running_daemon(llama_server, model) as daemon:
         with runed.connect(socket_path=daemon.socket) as client:  # what is imported late is there
             client.set_centroids(matrix(100, DIM))
             client.embed_items(TEXTS, with_route=True)
         push(daemon, messages(matrix(100, DIM)))
         yield daemon
-        assert daemon.stop() == 0, daemon.log()
-    finally:
-        daemon.close()
-        daemon.remove_home()
 
 
 def push_large(protocol: str, daemon: RunningDaemon, client: runed.Client, values: Matrix, preset: str) -> str:
@@ -155,10 +152,10 @@ def test_large_set_takes_little_memory(protocol: str, routing_daemon: RunningDae
 
 
 def test_message_of_the_largest_size_is_taken(routing_daemon: RunningDaemon) -> None:
-    values = matrix(16_000, DIM)
+    values = matrix(8_000, DIM)
     parts = list(messages(values, size=32 * MIB))
     assert len(parts) == 2
-    assert push(routing_daemon, iter(parts)).nlist == 16_000
+    assert push(routing_daemon, iter(parts)).nlist == 8_000
 
 
 def test_pushes_at_once_are_installed_one_after_another(routing_daemon: RunningDaemon) -> None:

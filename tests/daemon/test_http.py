@@ -20,7 +20,7 @@ import pytest
 from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest, EmbedBatchResponse
 
 from runed.lifecycle.record import DaemonRecord
-from tests.support import RunningDaemon, call, clean_environment, short_home, wait_until
+from tests.support import RunningDaemon, call, clean_environment, running_daemon, wait_until
 
 TEXTS = ["a cat sat on the mat", "le chat", "Stromausfall in der Nacht", "zweihundert " * 30]
 
@@ -28,15 +28,8 @@ TEXTS = ["a cat sat on the mat", "le chat", "Stromausfall in der Nacht", "zweihu
 @pytest.fixture(scope="module")
 def daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]:
     """One daemon for all tests that leave it as it is."""
-    env = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3), "RUNED_HTTP": "127.0.0.1:0"}
-    daemon = RunningDaemon(short_home(), env)
-    try:
-        daemon.wait_for("STATUS_OK")
+    with running_daemon(llama_server, tiny_qwen3, RUNED_HTTP="127.0.0.1:0") as daemon:
         yield daemon
-        assert daemon.stop() == 0, daemon.log()
-    finally:
-        daemon.close()
-        daemon.remove_home()
 
 
 def url_of(daemon: RunningDaemon) -> str:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runed.lifecycle.record import DaemonRecord
-from tests.support import RunningDaemon, clean_environment, short_home, wait_until
+from tests.support import RunningDaemon, clean_environment, running_daemon, wait_until
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -30,15 +30,8 @@ QUIET = clean_environment(PYTHONWARNINGS="ignore", LANGCHAIN_TRACING_V2="false",
 
 @pytest.fixture(scope="module")
 def daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]:
-    env = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3), "RUNED_HTTP": "127.0.0.1:0"}
-    daemon = RunningDaemon(short_home(), env)
-    try:
-        daemon.wait_for("STATUS_OK")
+    with running_daemon(llama_server, tiny_qwen3, RUNED_HTTP="127.0.0.1:0") as daemon:
         yield daemon
-        assert daemon.stop() == 0, daemon.log()
-    finally:
-        daemon.close()
-        daemon.remove_home()
 
 
 @pytest.fixture(scope="module")
