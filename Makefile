@@ -11,6 +11,10 @@ DEMO_ROOT := build/demo-root/manifest.json
 GO_MODULES := clients/go tests/interop/go
 NODE_PACKAGES := clients/ts tests/interop/openai-node
 
+# For a shell, which asks for the engine when it is installed.
+ENGINE_AND_MODEL = RUNED_LLAMA_SERVER="$$(python -c 'from tools.engine import programs_folder; print(programs_folder())')/llama-server" \
+	RUNED_MODEL='$(CURDIR)/$(MINILM)'
+
 SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -42,14 +46,11 @@ test: setup ## Check everything: format, lint, types, import borders, contract, 
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
 	pytest
 
-test-go test-ts: export RUNED_LLAMA_SERVER = $(shell python -c 'from tools.engine import programs_folder; print(programs_folder())')/llama-server
-test-go test-ts: export RUNED_MODEL = $(CURDIR)/$(MINILM)
-
 test-go: setup
-	for module in $(GO_MODULES); do (cd $$module && go vet ./... && go test -race ./...) || exit 1; done
+	export $(ENGINE_AND_MODEL); for module in $(GO_MODULES); do (cd $$module && go vet ./... && go test -race ./...) || exit 1; done
 
 test-ts: setup
-	npm --prefix clients/ts test
+	export $(ENGINE_AND_MODEL); npm --prefix clients/ts test
 
 bench: setup ## Measure runed against the raw engine
 	python -m benchmarks
