@@ -113,7 +113,7 @@ def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
         record.write(paths.daemon_record)
         stack.callback(record.remove, paths.daemon_record)
         listener = stack.enter_context(Listener.bind(paths.socket))
-        asyncio.run(Daemon(settings, paths, listener, http).serve(ready_fd))
+        asyncio.run(Daemon(settings, paths, record, listener, http).serve(ready_fd))
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 # Python calls it so
@@ -139,13 +139,17 @@ class Daemon:
     Args:
         settings: The settings.
         paths: The files of the home.
+        record: What the home says of this process.
         listener: The listening socket.
         http: The listening loopback port, if there is to be one.
     """
 
-    def __init__(self, settings: Settings, paths: Paths, listener: Listener, http: Loopback | None = None) -> None:
+    def __init__(
+        self, settings: Settings, paths: Paths, record: DaemonRecord, listener: Listener, http: Loopback | None = None
+    ) -> None:
         self._settings = settings
         self._paths = paths
+        self._record = record
         self._listener = listener
         self._http = http
         self._started = time.monotonic()
@@ -298,6 +302,8 @@ class Daemon:
             return
         self._grace = DEFAULT_GRACE if grace is None else min(grace, MAX_GRACE)
         self._shutdown_asked.set()
+        with contextlib.suppress(OSError):  # whoever looks for a daemon then finds this one, and is refused
+            self._record.tell_draining(self._paths.daemon_record)
 
     def _situation(self) -> tuple[Status, LoadingPhase | None, str]:
         if self._shutdown_asked.is_set():

@@ -73,7 +73,7 @@ def process_gone(pid: int) -> bool:
     """Tell whether there is no process of that pid, or only its zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends between the opening and the reading
         return True
 
 
@@ -113,11 +113,12 @@ class RunningDaemon:
 
     def __init__(self, home: Path, env: Mapping[str, str]) -> None:
         self.home = home
+        self.environment = clean_environment(RUNED_HOME=str(home), **env)
         self.log_path = home / "foreground.log"
         self._log = self.log_path.open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "runed"],
-            env=clean_environment(RUNED_HOME=str(home), **env),
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

@@ -23,6 +23,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         version: The daemon's version, as in "0.1.0".
         socket: The path it listens on.
         http: The URL of its loopback port, such as "http://127.0.0.1:8321"; empty if it has none.
+        draining: Whether it only finishes what it has begun, and then ends.
     """
 
     pid: int
@@ -30,6 +31,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     version: str
     socket: str
     http: str = ""
+    draining: bool = False
 
     @classmethod
     def of_this_process(cls, socket: Path, *, http: str = "") -> Self:
@@ -50,10 +52,19 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """Write the record in one step; its directory must exist."""
         write_atomically(path, msgspec.json.encode(self) + b"\n")
 
+    def tell_draining(self, path: Path) -> None:
+        """Let the file tell that this daemon takes no new work, if it still is this daemon's and not a successor's."""
+        if self._is_in(path):
+            msgspec.structs.replace(self, draining=True).write(path)
+
     def remove(self, path: Path) -> None:
-        """Remove the file if it still holds this very record and not a successor's."""
-        if type(self).read(path) == self:
+        """Remove the file if it still is this daemon's and not a successor's."""
+        if self._is_in(path):
             path.unlink(missing_ok=True)
+
+    def _is_in(self, path: Path) -> bool:
+        found = type(self).read(path)
+        return found is not None and (found.pid, found.start_time) == (self.pid, self.start_time)
 
     def is_alive(self) -> bool:
         """Tell whether the recorded process still lives; another process with a reused pid does not count."""

@@ -102,11 +102,13 @@ class _Search:
         self._minimum_version = minimum_version
 
     def find(self) -> DaemonHandle | None:
-        """Give the daemon that listens, unless there is none or it has to make room for a newer one."""
+        """Give the daemon that listens, unless there is none, or it is about to end or has to make room for a newer one."""
         if not probe(self._paths.socket):
             return None
         record = DaemonRecord.read(self._paths.daemon_record)
-        return None if record and self._must_restart(record) else self._handle(record, started=False)
+        if record and ((record.draining and record.is_alive()) or self._must_restart(record)):
+            return None
+        return self._handle(record, started=False)
 
     def start(self) -> DaemonHandle:
         """Start a daemon under the spawn lock, unless somebody else does."""
@@ -159,9 +161,10 @@ class _Search:
             record = DaemonRecord.read(self._paths.daemon_record) or record
             if record is None or not record.is_alive():
                 return None
-            if not asked and self._must_restart(record):
+            # One that drains already would take it for the wish to drop what it is finishing.
+            if not asked and not record.draining and self._must_restart(record):
                 asked = record.terminate()
-            self._pause(f"its daemon, pid {record.pid}, takes no connections and does not end; end it with `kill {record.pid}`")
+            self._pause(f"its daemon, pid {record.pid}, takes no calls and does not end; end it with `kill {record.pid}`")
 
     def _pause(self, reason: str) -> None:
         if time.monotonic() >= self._deadline:

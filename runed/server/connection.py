@@ -87,7 +87,7 @@ class Connection:
 
     async def _serve_http2(self, tasks: TaskGroup, data: bytes) -> None:
         self._protocol = protocol = Http2Connection(self._context, tasks, self._client, self._writer)
-        if self._context.worker.terminated.is_set():
+        if self._draining:
             protocol.drain()
         tasks.spawn(protocol.write)
         try:

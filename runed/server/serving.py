@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 import sys
+from collections.abc import Set as AbstractSet
 
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
@@ -16,6 +17,9 @@ from runed.server.stream import Application, ServerContext
 
 CANCEL_TIMEOUT = 5.0
 """Seconds that calls of the app get to clean up after they were cancelled."""
+
+LATE_GRACE = 1.0
+"""Seconds for what came on connections that were made during a drain: no work, but questions and refusals."""
 
 _log = get_logger(__name__)
 
@@ -61,6 +65,8 @@ class Server:
         self._max_connections = max_connections
         self._numbers = itertools.count(1)
         self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._late: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -76,42 +82,56 @@ class Server:
             self._listener = await asyncio.start_unix_server(self._accept, sock=self._sock, backlog=socket.SOMAXCONN)
 
     async def stop(self, grace: float) -> None:
-        """Stop accepting, let what is in flight end, and then end the rest.
+        """Let what is in flight end, and then end the rest.
 
+        Connections that are there take no new requests. Until the last of them has ended, new ones are served, so that the app
+        can be asked how it is, but not waited for: what the app does not want to begin any more, it has to refuse itself.
         May be called again, also while it runs: the shorter grace counts.
 
         Args:
             grace: Seconds that what is in flight may take.
         """
+        await self._context.worker.terminated.set()
+        for task, connection in self._connections.items():
+            if task not in self._late:
+                connection.drain()
+        left = await self._wait(self._connections.keys() - self._late, grace)
+        self._closed = True
         if self._listener is not None:
             self._listener.close()
-        await self._context.worker.terminated.set()
-        for connection in self._connections.values():
-            connection.drain()
-        if not (left := await self._wait(grace)):
+        for task in self._late:
+            self._connections[task].drain()
+        left += await self._wait(self._late, 0 if left else min(grace, LATE_GRACE))
+        if not left:
             return
         _log.warning("cutting off what is still in flight", connections=left)
         for task, connection in self._connections.items():
             connection.abort()
             task.cancel()
-        if left := await self._wait(CANCEL_TIMEOUT):
+        if left := await self._wait(self._connections.keys(), CANCEL_TIMEOUT):
             _log.error("requests ignore their cancellation", connections=left)
 
-    async def _wait(self, seconds: float) -> int:
-        """Wait for the end of all connections, and tell how many have not ended."""
-        if not self._connections:
+    async def _wait(self, connections: AbstractSet[asyncio.Task[None]], seconds: float) -> int:
+        """Wait for the end of connections, and tell how many have not ended."""
+        if not connections:
             return 0
-        _, pending = await asyncio.wait(self._connections, timeout=seconds)
+        _, pending = await asyncio.wait(connections, timeout=seconds)
         return len(pending)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._context.worker.terminated.is_set() or not self._make_room():
+        if self._closed or not self._make_room():
             writer.transport.abort()
             return
         connection = Connection(self._context, next(self._numbers), reader, writer)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._connections[task] = connection
-        task.add_done_callback(self._connections.pop)
+        if self._context.worker.terminated.is_set():
+            self._late.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._connections[task]
+        self._late.discard(task)
 
     def _make_room(self) -> bool:
         """Make sure that one more connection fits: clients that leave connections open must not lock others out."""

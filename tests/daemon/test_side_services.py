@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -68,6 +71,12 @@ def side_client(daemon: RunningDaemon) -> Iterator[SideClient]:
         yield SideClient(channel)
 
 
+def run_cli(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `runed` for the daemon's home, with its settings."""
+    command = [sys.executable, "-m", "runed", *arguments]
+    return subprocess.run(command, env=daemon.environment, capture_output=True, text=True, check=True, timeout=60)
+
+
 @pytest.fixture
 def silent_site() -> Iterator[str]:
     """The URL of a manifest that never comes."""
@@ -127,7 +136,19 @@ def test_while_draining(start_daemon: StartDaemon) -> None:
         assert daemon.call("Shutdown", {"graceSeconds": 60}) == {"accepted": True}
         assert list(watch) == [NOT_SERVING]
         assert client.services() == 4
+        with side_client(daemon) as newcomer:
+            assert (newcomer.check(), newcomer.services(), list(newcomer.watch())) == (NOT_SERVING, 4, [NOT_SERVING])
+        assert daemon.call("Embed", {"text": "too late"})["code"] == "unavailable"
+        health = daemon.health()
+        assert (health["status"], health["inFlightRequests"]) == ("STATUS_SHUTTING_DOWN", "1")
+        assert "shutting down" in run_cli(daemon, "status").stdout
+        ensured = pool.submit(run_cli, daemon, "ensure", "--json")
         assert not call.done()
         assert len(call.result(60)["embeddings"]) == 600
         assert client.reflection_ended_well()
     assert daemon.process.wait(30) == 0
+    successor = json.loads(ensured.result(60).stdout)
+    assert successor["started"]
+    assert successor["pid"] != daemon.process.pid
+    assert run_cli(daemon, "stop").returncode == 0
+    assert process_gone(successor["pid"])

@@ -41,7 +41,7 @@ def note_start(paths: Paths) -> None:
         file.write(json.dumps(start) + "\n")
 
 
-def serve(paths: Paths, version: str, ready_fd: int, *, drain: float) -> None:
+def serve(paths: Paths, version: str, ready_fd: int, *, drain: float, openly: bool) -> None:
     with LockFile(paths.daemon_lock) as lock:
         if not lock.try_acquire():
             sys.stderr.write(f"pid {lock.holder()} serves\n")
@@ -57,7 +57,11 @@ def serve(paths: Paths, version: str, ready_fd: int, *, drain: float) -> None:
                     while True:
                         connection, _ = listener.sock.accept()
                         connection.close()
-                listener.sock.close()
+                if openly:
+                    signal.signal(signal.SIGTERM, lambda *_: (paths.home / "hurried").touch())
+                    record.tell_draining(paths.daemon_record)
+                else:
+                    listener.sock.close()
                 time.sleep(drain)
         finally:
             record.remove(paths.daemon_record)
@@ -100,8 +104,8 @@ def main() -> None:
     paths = Paths(Path(os.environ["RUNED_HOME"]))
     note_start(paths)
     if arguments.behaviour.startswith("serves"):
-        drain = DRAIN if arguments.behaviour == "serves, drains slowly" else 0
-        serve(paths, arguments.version, arguments.ready_fd, drain=drain)
+        drain = DRAIN if "drains" in arguments.behaviour else 0
+        serve(paths, arguments.version, arguments.ready_fd, drain=drain, openly="openly" in arguments.behaviour)
     else:
         fail(arguments.behaviour, arguments.log_file)
 

@@ -54,6 +54,23 @@ def test_a_missing_record_or_a_directory_in_its_place_is_none(paths: Paths) -> N
     assert DaemonRecord.read(paths.daemon_record) is None
 
 
+def test_a_drain_is_told_and_the_record_then_still_removed(paths: Paths, own: DaemonRecord) -> None:
+    own.write(paths.daemon_record)
+    own.tell_draining(paths.daemon_record)
+    assert DaemonRecord.read(paths.daemon_record) == msgspec.structs.replace(own, draining=True)
+    own.remove(paths.daemon_record)
+    assert not paths.daemon_record.exists()
+
+
+def test_a_drain_is_not_told_in_a_successors_record_or_in_none(paths: Paths, own: DaemonRecord) -> None:
+    own.tell_draining(paths.daemon_record)
+    assert not paths.daemon_record.exists()
+    successor = msgspec.structs.replace(own, pid=own.pid + 1)
+    successor.write(paths.daemon_record)
+    own.tell_draining(paths.daemon_record)
+    assert DaemonRecord.read(paths.daemon_record) == successor
+
+
 def test_a_successors_record_is_not_removed(paths: Paths, own: DaemonRecord) -> None:
     successor = msgspec.structs.replace(own, pid=own.pid + 1)
     successor.write(paths.daemon_record)

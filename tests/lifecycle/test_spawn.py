@@ -168,12 +168,18 @@ def test_a_stale_record_does_not_orphan_a_live_daemon(fake: Fake, paths: Paths) 
     assert not process_gone(first.pid)
 
 
-def test_a_draining_daemon_is_waited_for_and_then_followed_by_a_new_one(fake: Fake, paths: Paths) -> None:
-    settings = fake("serves, drains slowly")
+def drains(paths: Paths) -> bool:
+    record = DaemonRecord.read(paths.daemon_record)
+    return record is not None and record.draining
+
+
+@pytest.mark.parametrize("openly", [False, True])
+def test_a_draining_daemon_is_waited_for_and_then_followed_by_a_new_one(fake: Fake, paths: Paths, *, openly: bool) -> None:
+    settings = fake("serves, drains openly" if openly else "serves, drains slowly")
     first = ensure_daemon(settings)
     assert first.pid
     os.kill(first.pid, signal.SIGTERM)
-    wait_until(lambda: not probe(paths.socket))
+    wait_until(lambda: drains(paths) if openly else not probe(paths.socket))
     second = ensure_daemon(settings)
     assert second.started
     assert process_gone(first.pid)
@@ -183,7 +189,7 @@ def test_a_draining_daemon_is_waited_for_and_then_followed_by_a_new_one(fake: Fa
 def test_a_recorded_daemon_that_is_stuck_without_listening_is_named_in_the_error(fake: Fake, paths: Paths) -> None:
     settings = fake()
     DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
-    with pytest.raises(DaemonStartError, match=rf"pid {os.getpid()}, takes no connections.*kill {os.getpid()}"):
+    with pytest.raises(DaemonStartError, match=rf"pid {os.getpid()}, takes no calls.*kill {os.getpid()}"):
         ensure_daemon(settings, timeout=0.3)
     assert starts(paths.home) == []
 
@@ -204,6 +210,17 @@ def test_a_newer_client_restarts_an_older_daemon_after_its_drain(fake: Fake, pat
     assert old.pid
     assert process_gone(old.pid)
     assert len(starts(paths.home)) == 2
+
+
+def test_a_newer_client_does_not_hurry_an_older_daemon_that_drains_already(fake: Fake, paths: Paths) -> None:
+    old = ensure_daemon(fake("serves, drains openly", "0.9.0"))
+    assert old.pid
+    os.kill(old.pid, signal.SIGTERM)
+    wait_until(lambda: drains(paths))
+    new = ensure_daemon(fake("serves", "0.10.0"), minimum_version="0.10.0")
+    assert (new.started, new.version) == (True, "0.10.0")
+    assert process_gone(old.pid)
+    assert not (paths.home / "hurried").exists()
 
 
 def test_many_newer_clients_restart_an_older_daemon_once(fake: Fake, paths: Paths) -> None:

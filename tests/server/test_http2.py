@@ -93,8 +93,9 @@ async def test_body_that_was_under_way_when_it_was_refused_ends_no_other_call(
 
 async def test_bodies_that_nobody_reads_do_not_use_up_the_connection(path: Path, serve: Serve, servicer: Servicer) -> None:
     header = envelope(pb.SetCentroidsRequest(header=pb.CentroidSetHeader(preset=IGNORE)))
-    async with serve(servicer, max_streams=4), await RawClient.connect(path) as client:
+    async with serve(servicer, max_streams=4) as server, await RawClient.connect(path) as client:
         assert (await client.over(client.call("Info", pb.InfoRequest()))).succeeded
+        [connection] = server._connections.values()
         for _ in range(20):  # each takes a fifth of the connection's window
             stream = client.open(SET_CENTROIDS, header, end=False)
             await client.flush()
@@ -105,7 +106,7 @@ async def test_bodies_that_nobody_reads_do_not_use_up_the_connection(path: Path,
             client.h2.reset_stream(stream, ErrorCodes.CANCEL)
             assert await client.until(lambda: client.h2.outbound_flow_control_window > 500_000)
             servicer.let_go()
-            await eventually(lambda: servicer.waiting == 0)
+            await eventually(lambda: connection.idle)
 
 
 async def test_small_answer_is_not_behind_a_large_one(path: Path, serve: Serve, servicer: Servicer) -> None:

@@ -17,8 +17,9 @@ from h2.settings import SettingCodes
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.server import Server
+from runed.server.serving import LATE_GRACE
 from tests.server.app import WAIT, Servicer, build_app
-from tests.server.clients import GrpcClient, RawClient, stop_reading
+from tests.server.clients import SERVICE, GrpcClient, RawClient, stop_reading
 from tests.server.conftest import Serve
 from tests.server.test_http1 import EMBED, client_for
 from tests.server.test_http2 import eventually
@@ -31,16 +32,40 @@ async def test_every_call_in_flight_survives_a_drain(path: Path, serve: Serve, s
         await eventually(lambda: servicer.waiting == 80)
         stopping = asyncio.create_task(server.stop(10))
         await asyncio.sleep(0.1)
-        late = http2.embed(pb.EmbedRequest(text="late"), timeout=5)
-        assert await late.code() is grpc.StatusCode.UNAVAILABLE
-        with pytest.raises(httpx.ConnectError):
-            await http1.post(EMBED, json={"text": "late"})
+        assert await http2.embed(pb.EmbedRequest(text="late"), timeout=5).code() is grpc.StatusCode.OK, "on a new connection"
+        late = await http1.post(EMBED, json={"text": "late"})
+        assert (late.status_code, late.headers["connection"]) == (200, "close")
         assert not stopping.done()
         servicer.let_go()
         assert {await call.code() for call in calls} == {grpc.StatusCode.OK}
         responses = await asyncio.gather(*posts)
         assert {(response.status_code, response.headers["connection"]) for response in responses} == {(200, "close")}
         await asyncio.wait_for(stopping, 3)
+        with pytest.raises(httpx.ConnectError):
+            await http1.post(EMBED, json={"text": "too late"})
+
+
+async def test_what_came_during_a_drain_does_not_make_it_longer(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer) as server, GrpcClient(path) as client:
+        call = client.embed(pb.EmbedRequest(text=WAIT), timeout=20)
+        await eventually(lambda: servicer.waiting == 1)
+        stopping = asyncio.create_task(server.stop(60))
+        await asyncio.sleep(0)
+        silent = await asyncio.open_unix_connection(path)
+        stalled = await asyncio.open_unix_connection(path)
+        head = f"POST {SERVICE}/Embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
+        stalled[1].write(head.encode())
+        await eventually(lambda: len(server._connections) == 3 and sum(not c.idle for c in server._connections.values()) == 2)
+        servicer.let_go()
+        assert await call.code() is grpc.StatusCode.OK
+        begun = time.monotonic()
+        assert await silent[0].read() == b""
+        assert time.monotonic() - begun < LATE_GRACE / 2
+        await asyncio.wait_for(stopping, 10)
+        assert time.monotonic() - begun == pytest.approx(LATE_GRACE, abs=0.5)
+        assert await stalled[0].read() == b""
+        for _, writer in (silent, stalled):
+            writer.close()
 
 
 async def test_large_answer_under_way_survives_a_drain(path: Path, serve: Serve, servicer: Servicer) -> None:
