@@ -159,6 +159,10 @@ class _Lane:
                 break
         return batch
 
+    def fills(self, limits: BatchLimits) -> bool:
+        """Tell whether what waits leaves no room in the next micro-batch."""
+        return self.texts >= limits.texts or len(self.next_batch(limits)) < self.texts
+
     def settle(self, batch: Sequence[Job]) -> None:
         """Charge a batch that was taken to its clients."""
         for job in batch:
@@ -200,6 +204,10 @@ class FairQueue:
     def depth(self, lane: Lane) -> tuple[int, int]:
         """Give the number of texts that wait in a lane, and their bytes."""
         return self._lanes[lane].texts, self._lanes[lane].bytes
+
+    def fills(self, lane: Lane, limits: BatchLimits) -> bool:
+        """Tell whether what waits in a lane fills a micro-batch."""
+        return self._lanes[lane].fills(limits)
 
     def excess(self, lane: Lane, *, texts: int, size: int) -> float:
         """Tell what part of what waits would have to leave before so much more may wait.

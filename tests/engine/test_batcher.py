@@ -149,6 +149,65 @@ async def test_nobody_to_wait_for_is_nothing_to_do() -> None:
     assert backend.calls == []
 
 
+# Those who come back
+
+
+async def ask_on(batcher: Batcher, client: str, *, calls: int, pause: float) -> None:
+    """Send one text after the other, each so many seconds after the answer to the last."""
+    for number in range(calls):
+        batcher.submit(jobs := make_jobs(f"{client} {number}", client=client, exact=True))
+        await jobs[0].future
+        await asyncio.sleep(pause)
+
+
+@pytest.mark.parametrize(
+    ("pause", "sizes"),
+    [
+        pytest.param(0.002, [1, *[3] * 9, 2], id="at once: they share every micro-batch"),
+        pytest.param(0.004, [1, *[2, 1] * 9, 2], id="too late: the others do not wait for them"),
+    ],
+)
+@virtual_time
+async def test_clients_that_come_back_at_once_share_micro_batches(pause: float, sizes: list[int]) -> None:
+    backend = ScriptedBackend()
+    batcher = make_batcher(backend)
+    clients = []
+    for number in range(3):
+        clients.append(asyncio.create_task(ask_on(batcher, f"unix:{number}", calls=10, pause=pause)))
+        await settle()
+    await asyncio.gather(*clients)
+    assert list(map(len, backend.batches)) == sizes
+
+
+@virtual_time
+async def test_a_lone_client_is_never_waited_for() -> None:
+    backend = ScriptedBackend()
+    await ask_on(make_batcher(backend), "unix:1", calls=10, pause=0.001)
+    assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [
+        pytest.approx(0.011 * number) for number in range(10)
+    ]
+
+
+@virtual_time
+async def test_a_full_micro_batch_waits_for_nobody() -> None:
+    backend = ScriptedBackend(texts=4)
+    batcher = make_batcher(backend)
+    jobs = [make_job(f"text {number}", client=f"unix:{number}", exact=True) for number in range(12)]
+    for job in jobs:
+        batcher.submit([job])
+    await outcomes(jobs)
+    assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.01, 0.02]
+
+
+@virtual_time
+async def test_bulk_texts_wait_for_nobody() -> None:
+    backend = ScriptedBackend(texts=2)
+    batcher = make_batcher(backend)
+    batcher.submit(jobs := make_jobs(*"abc", lane=Lane.BULK, exact=True))
+    await outcomes(jobs)
+    assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.01]
+
+
 # Tokens
 
 
@@ -200,7 +259,7 @@ async def test_slow_counting_holds_nothing_up() -> None:
     backend = ScriptedBackend(tokens=80, counts=[Step(seconds=10.0)])
     batcher = make_batcher(backend)
     texts = [f"{'long' * 10} {number}" for number in range(5)]
-    batcher.submit(jobs := make_jobs(*texts))
+    batcher.submit(jobs := make_jobs(*texts, lane=Lane.BULK))
     assert await outcomes(jobs) == right(*texts)
     assert [len(batch) for batch in backend.batches] == [1] * 5
     assert backend.calls[-1].began - backend.calls[0].began == pytest.approx(0.04)
