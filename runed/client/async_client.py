@@ -78,7 +78,7 @@ class AsyncClient:
 
             vector = await client.embed("how do I brew tea?", role="query")
         """
-        return await self._run(self._flows.embed(text, Options(**options), self._deadline(timeout)))
+        return await self._run(self._flows.embed(text, Options.of(options), self._deadline(timeout)))
 
     async def embed_batch(
         self,
@@ -93,7 +93,7 @@ class AsyncClient:
 
             vectors = await client.embed_batch(["green tea", "black tea"], role="document")
         """
-        return await self._run(self._flows.embed_batch(texts, Options(**options), self._deadline(timeout)))
+        return await self._run(self._flows.embed_batch(texts, Options.of(options), self._deadline(timeout)))
 
     async def embed_items(
         self,
@@ -109,7 +109,7 @@ class AsyncClient:
 
             outcomes = await client.embed_items(texts, truncate="end")
         """
-        flow = self._flows.embed_items(texts, Options(**options), self._deadline(timeout), with_route=with_route)
+        flow = self._flows.embed_items(texts, Options.of(options), self._deadline(timeout), with_route=with_route)
         return await self._run(flow)
 
     def embed_stream(
@@ -133,7 +133,7 @@ class AsyncClient:
         from runed.client.stream import stream_flow  # noqa: PLC0415
 
         self._transport.check_open()
-        job, flow = stream_flow(self._flows, Options(**options), self._timeout if timeout is None else timeout)
+        job, flow = stream_flow(self._flows, Options.of(options), self._timeout if timeout is None else timeout)
         return run_stream(flow, job, items, self._target.socket, self._perform)
 
     async def count_tokens(

@@ -111,7 +111,7 @@ class Client:
             DeadlineExceededError: The time was over first.
             UnimplementedError: The daemon is too old for the options.
         """
-        return self._run(self._flows.embed(text, Options(**options), self._deadline(timeout)))
+        return self._run(self._flows.embed(text, Options.of(options), self._deadline(timeout)))
 
     def embed_batch(self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]) -> Vectors:
         """Embed many texts, by as many requests as the daemon's limits demand.
@@ -130,7 +130,7 @@ class Client:
             InvalidRequestError: As for `embed`; `metadata["index"]` tells the first text at fault.
             RunedError: As for `embed`; also if the daemon was restarted with another model on the way.
         """
-        return self._run(self._flows.embed_batch(texts, Options(**options), self._deadline(timeout)))
+        return self._run(self._flows.embed_batch(texts, Options.of(options), self._deadline(timeout)))
 
     def embed_items(
         self,
@@ -160,7 +160,7 @@ class Client:
             NoCentroidSetError: `with_route` was asked for, and the daemon has no centroid set; see `set_centroids`.
             RunedError: As for `embed_batch`, where it does not belong to a single text.
         """
-        flow = self._flows.embed_items(texts, Options(**options), self._deadline(timeout), with_route=with_route)
+        flow = self._flows.embed_items(texts, Options.of(options), self._deadline(timeout), with_route=with_route)
         return self._run(flow)
 
     def embed_stream(
@@ -193,7 +193,7 @@ class Client:
         from runed.client.stream_transport import run_stream  # noqa: PLC0415
 
         self._transport.check_open()
-        job, flow = stream_flow(self._flows, Options(**options), self._timeout if timeout is None else timeout)
+        job, flow = stream_flow(self._flows, Options.of(options), self._timeout if timeout is None else timeout)
         return run_stream(flow, job, iter(items), self._target.socket, self._perform)
 
     def count_tokens(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, Self, TypeAlias, TypedDict
 
 from runed_proto.runed.v1.runed_pb2 import (
     LANE_BULK,
@@ -96,6 +96,19 @@ class Options:
             self.instruction.encode()
         except UnicodeEncodeError:
             raise BadInstructionError("instruction is not valid Unicode: it has half of a surrogate pair") from None
+
+    @classmethod
+    def of(cls, options: EmbedOptions) -> Self:
+        """Check the keyword arguments of a method.
+
+        Raises:
+            TypeError: There is no option of that name.
+            RunedError: As for the class.
+        """
+        known = EmbedOptions.__annotations__
+        if unknown := options.keys() - known:
+            raise TypeError(f"there is no option {min(unknown)!r}; the options are {', '.join(known)}")
+        return cls(**options)
 
     def set_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest) -> None:
         """Write them into a request; what has its default takes no room there."""

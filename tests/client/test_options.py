@@ -43,7 +43,11 @@ class TestChecks:
             ({"instruction": "find it", "role": "document"}, errors.BadInstructionError, 'give role="query" too'),
             ({"instruction": "\ud800", "role": "query"}, errors.BadInstructionError, "not valid Unicode"),
             ({"instruction": b"find", "role": "query"}, TypeError, "instruction is a bytes"),
-            ({"size": 3}, TypeError, "unexpected keyword argument 'size'"),
+            (
+                {"size": 3},
+                TypeError,
+                "there is no option 'size'; the options are role, instruction, dimensions, truncate, lane",
+            ),
         ],
     )
     def test_of_every_method_and_both_clients(
@@ -62,7 +66,7 @@ class TestChecks:
                 with pytest.raises(cls, match=message):
                     call()
         with pytest.raises(cls, match=message):
-            Options(**options)
+            Options.of(EmbedOptions(**options))
 
     def test_numbers_of_numpy_are_numbers(self, shared: Path) -> None:
         with runed.connect(home=shared) as client:
