@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ class TestChecks:
                 with pytest.raises(cls, match=message):
                     call()
         with pytest.raises(cls, match=message):
-            Options.of(EmbedOptions(**options))
+            Options.of(cast("EmbedOptions", options))
 
     def test_numbers_of_numpy_are_numbers(self, shared: Path) -> None:
         with runed.connect(home=shared) as client:
