@@ -126,7 +126,7 @@ def test_while_idle_wakes_nobody_and_keeps_nobody_awake(start_daemon: StartDaemo
 def test_while_draining(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     daemon.wait_for("STATUS_OK")
-    texts = [f"text number {number} of a call that takes long, so that there is time to look around" for number in range(2000)]
+    texts = [f"text number {number} of a call that takes long, so that there is time to look around" for number in range(600)]
     with side_client(daemon) as client, ThreadPoolExecutor() as pool:
         watch = client.watch()
         assert next(watch) == SERVING
@@ -144,7 +144,7 @@ def test_while_draining(start_daemon: StartDaemon) -> None:
         assert "shutting down" in run_cli(daemon, "status").stdout
         ensured = pool.submit(run_cli, daemon, "ensure", "--json")
         assert not call.done()
-        assert len(call.result(60)["embeddings"]) == 2000
+        assert len(call.result(60)["embeddings"]) == 600
         assert client.reflection_ended_well()
     assert daemon.process.wait(30) == 0
     successor = json.loads(ensured.result(60).stdout)
