@@ -357,6 +357,7 @@ class Daemon:
         )
         watch("runed_cache_entries", "Vectors in the cache of the memory.", load(lambda load: load.cache_entries))
         watch("runed_cache_bytes", "The memory that cached vectors take.", load(lambda load: load.cache_bytes))
+        watch("runed_disk_cache_bytes", "The size of the cache on disk.", load(lambda load: load.disk_cache_bytes))
         for lane in Lane:
             watch("runed_queued_texts", "Texts that wait.", queued(lane, 0), lane=lane.value)
             watch("runed_queued_bytes", "Bytes of text that wait.", queued(lane, 1), lane=lane.value)

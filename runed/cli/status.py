@@ -131,7 +131,9 @@ def _as_lines(report: Report) -> dict[str, str]:
         "queues": f"interactive {_lane(health.interactive)}; bulk {_lane(health.bulk)}",
         "speed": f"in the last minute {health.tokens_per_second:,.0f} tokens/s, {health.mean_batch_texts:.1f} texts a batch; "
         f"{health.total_texts:,} texts in all",
-        "cache": f"{health.cache_entries:,} vectors, {_megabytes(health.cache_bytes)}; {health.cache_hits:,} found there, "
+        "cache": f"{health.cache_entries:,} vectors, {_megabytes(health.cache_bytes)}"
+        f"{f', and {_megabytes(health.disk_cache_bytes)} on disk' if health.disk_cache_bytes else ''}; "
+        f"{health.cache_hits:,} found there, "
         f"{health.shared_texts:,} shared in flight",
     }
 

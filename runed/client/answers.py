@@ -136,6 +136,7 @@ def health(response: HealthResponse) -> Health:
         cache_entries=response.cache_entries,
         cache_bytes=response.cache_bytes,
         refused_requests=response.refused_requests,
+        disk_cache_bytes=response.disk_cache_bytes,
     )
 
 

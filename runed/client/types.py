@@ -138,6 +138,7 @@ class Health:
         cache_entries: Vectors in the cache of the memory.
         cache_bytes: The bytes that they take.
         refused_requests: Calls that were refused since the daemon started because the queue was full.
+        disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or if it cannot be used.
     """
 
     status: Status
@@ -163,6 +164,7 @@ class Health:
     cache_entries: int
     cache_bytes: int
     refused_requests: int
+    disk_cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

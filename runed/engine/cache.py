@@ -85,6 +85,11 @@ class VectorCache:
         """The bytes of memory that they take, overhead included."""
         return int(self._memory.currsize)
 
+    @property
+    def disk_size(self) -> int:
+        """The bytes of the cache on disk, as of the last writing; 0 if there is none, or it was given up."""
+        return self._disk.size if self._disk is not None and self._disk.active else 0
+
     async def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVector]:
         """Look vectors up, in memory first; what only the disk has is in memory too from then on.
 

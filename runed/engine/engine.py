@@ -125,6 +125,7 @@ class Engine:
             queued={lane: self._batcher.depth(lane) for lane in Lane},
             cache_entries=self._cache.entries,
             cache_bytes=self._cache.size,
+            disk_cache_bytes=self._cache.disk_size,
         )
 
     def fingerprint(self, dimensions: int) -> str:

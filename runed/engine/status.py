@@ -37,12 +37,14 @@ class Load:
         queued: The texts that wait in each lane, and their bytes.
         cache_entries: Vectors in the cache of the memory.
         cache_bytes: The bytes that they take.
+        disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or it was given up.
     """
 
     stats: EngineStats
     queued: Mapping[Lane, tuple[int, int]]
     cache_entries: int
     cache_bytes: int
+    disk_cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

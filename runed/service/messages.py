@@ -230,6 +230,7 @@ def _load(load: Load) -> pb.HealthResponse:
         shared_texts=stats.shared_texts,
         cache_entries=load.cache_entries,
         cache_bytes=load.cache_bytes,
+        disk_cache_bytes=load.disk_cache_bytes,
         refused_requests=stats.refused_requests,
     )
 

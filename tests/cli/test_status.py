@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import runed
 from runed.cli.status import Report, _as_dict, _as_lines
@@ -33,6 +33,7 @@ HEALTH = runed.Health(
     cache_entries=20_000,
     cache_bytes=64_000_000,
     refused_requests=2,
+    disk_cache_bytes=0,
 )
 
 
@@ -47,6 +48,8 @@ def test_a_busy_daemon_for_people(served: Cli) -> None:
     assert lines["queues"] == "interactive 0 waiting (waited p50 12.4 ms, p99 1,500.0 ms); bulk 9,876 waiting"
     assert lines["speed"] == "in the last minute 3,432 tokens/s, 7.8 texts a batch; 123,456 texts in all"
     assert lines["cache"] == "20,000 vectors, 64 MB; 1,000 found there, 17 shared in flight"
+    on_disk = replace(report(served), health=replace(HEALTH, disk_cache_bytes=5_000_000))
+    assert _as_lines(on_disk)["cache"].startswith("20,000 vectors, 64 MB, and 5 MB on disk; ")
     assert "profile balanced" in lines["engine"]
     assert lines["routing"] == "no centroid set"
 

@@ -224,7 +224,7 @@ class TestDaemon:
         assert (health.total_texts, health.total_tokens, health.tokens_per_second) == (7, 8, 9.5)
         assert (health.total_batches, health.mean_batch_texts) == (10, 11.5)
         assert (health.cache_hits, health.shared_texts, health.cache_entries, health.cache_bytes) == (12, 13, 14, 15)
-        assert health.refused_requests == 16
+        assert (health.refused_requests, health.disk_cache_bytes) == (16, 17)
 
 
 async def test_the_client_for_asyncio_does_the_same(shared: Path) -> None:

@@ -67,6 +67,7 @@ LOAD = Load(
     queued={Lane.INTERACTIVE: (11, 12), Lane.BULK: (13, 14)},
     cache_entries=15,
     cache_bytes=16,
+    disk_cache_bytes=17,
 )
 
 

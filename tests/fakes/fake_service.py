@@ -236,6 +236,7 @@ class Service(RunedService):
             cache_entries=14,
             cache_bytes=15,
             refused_requests=16,
+            disk_cache_bytes=17,
         )
 
     async def shutdown(

@@ -185,6 +185,7 @@ async def test_health_tells_the_load_once_there_is_an_engine(served: Served) -> 
             cache_entries=15,
             cache_bytes=16,
             refused_requests=8,
+            disk_cache_bytes=17,
         )
     )
     assert health == expected

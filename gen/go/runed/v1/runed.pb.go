@@ -1500,8 +1500,10 @@ type HealthResponse struct {
 	CacheBytes   int64 `protobuf:"varint,30,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
 	// Calls that were refused since the daemon started because the queue was full.
 	RefusedRequests int64 `protobuf:"varint,31,opt,name=refused_requests,json=refusedRequests,proto3" json:"refused_requests,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The bytes of the cache on disk; 0 if there is none, or if it cannot be used.
+	DiskCacheBytes int64 `protobuf:"varint,32,opt,name=disk_cache_bytes,json=diskCacheBytes,proto3" json:"disk_cache_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *HealthResponse) Reset() {
@@ -1691,6 +1693,13 @@ func (x *HealthResponse) GetCacheBytes() int64 {
 func (x *HealthResponse) GetRefusedRequests() int64 {
 	if x != nil {
 		return x.RefusedRequests
+	}
+	return 0
+}
+
+func (x *HealthResponse) GetDiskCacheBytes() int64 {
+	if x != nil {
+		return x.DiskCacheBytes
 	}
 	return 0
 }
@@ -2281,7 +2290,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\aprofile\x18\x1b \x01(\tR\aprofile\x12(\n" +
 	"\x10max_queued_texts\x18\x1c \x01(\rR\x0emaxQueuedTexts\x12(\n" +
 	"\x10max_queued_bytes\x18\x1d \x01(\x03R\x0emaxQueuedBytes\"\x0f\n" +
-	"\rHealthRequest\"\x85\t\n" +
+	"\rHealthRequest\"\xaf\t\n" +
 	"\x0eHealthResponse\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.runed.v1.HealthResponse.StatusR\x06status\x12%\n" +
 	"\x0euptime_seconds\x18\x02 \x01(\x03R\ruptimeSeconds\x12%\n" +
@@ -2311,7 +2320,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\rcache_entries\x18\x1d \x01(\x03R\fcacheEntries\x12\x1f\n" +
 	"\vcache_bytes\x18\x1e \x01(\x03R\n" +
 	"cacheBytes\x12)\n" +
-	"\x10refused_requests\x18\x1f \x01(\x03R\x0frefusedRequests\"\x83\x01\n" +
+	"\x10refused_requests\x18\x1f \x01(\x03R\x0frefusedRequests\x12(\n" +
+	"\x10disk_cache_bytes\x18  \x01(\x03R\x0ediskCacheBytes\"\x83\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tSTATUS_OK\x10\x01\x12\x12\n" +
