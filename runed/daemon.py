@@ -106,14 +106,25 @@ def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
     with contextlib.ExitStack() as stack:
         for number in _SIGNALS:  # the default would leave socket and record behind, until the event loop takes over
             signal.signal(number, _leave)
-        # Before the record, which tells its port, and so before the socket: a port that is taken is told at the start.
-        http = stack.enter_context(Loopback.open(settings.http, paths.http_token)) if settings.http else None
-        record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "")
-        # Before the socket listens: a client that finds the socket reads the record at once.
-        record.write(paths.daemon_record)
-        stack.callback(record.remove, paths.daemon_record)
-        listener = stack.enter_context(Listener.bind(paths.socket))
+        with _signals_held_back():
+            # Before the record, which tells its port, and so before the socket: a port that is taken is told at the start.
+            http = stack.enter_context(Loopback.open(settings.http, paths.http_token)) if settings.http else None
+            record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "")
+            # Before the socket listens: a client that finds the socket reads the record at once.
+            record.write(paths.daemon_record)
+            stack.callback(record.remove, paths.daemon_record)
+            listener = stack.enter_context(Listener.bind(paths.socket))
         asyncio.run(Daemon(settings, paths, record, listener, http).serve(ready_fd))
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let a signal wait: between the making of a file and the note that it is to be removed, it would leave the file behind."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 # Python calls it so
