@@ -104,8 +104,6 @@ def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
         # A daemon that holds no lock of ours; what it left here, such as a record, stays as it is.
         raise AlreadyRunningError(f"another daemon already listens on {paths.socket}")
     with contextlib.ExitStack() as stack:
-        for number in _SIGNALS:  # the default would leave socket and record behind, until the event loop takes over
-            signal.signal(number, _leave)
         with _signals_held_back():
             # Before the record, which tells its port, and so before the socket: a port that is taken is told at the start.
             http = stack.enter_context(Loopback.open(settings.http, paths.http_token)) if settings.http else None
@@ -119,12 +117,18 @@ def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Let a signal wait: between the making of a file and the note that it is to be removed, it would leave the file behind."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    """Let signals wait: one between the making of a file and the note that it is to be removed would leave the file behind.
+
+    Not by a mask, since the threads of numpy's BLAS would take the signal then.
+    """
+    came: list[int] = []
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _: came.append(number))
+    yield
+    for number in _SIGNALS:  # the default would leave socket and record behind, until the event loop takes over
+        signal.signal(number, _leave)
+    if came:
+        sys.exit(0)
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 # Python calls it so
