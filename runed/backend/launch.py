@@ -126,7 +126,9 @@ class Server:
 
     def obituary(self) -> str:
         """Say how it ended, with its last words."""
-        how = self.verdict or f"llama-server {describe_exit(self.child.exited.result())}"
+        code = self.child.exited.result()
+        # One that died by itself before it could be killed has a better reason of its own.
+        how = self.verdict if self.verdict and code == -signal.SIGKILL else f"llama-server {describe_exit(code)}"
         return f"{how}{_last_words(self.child.output)}"
 
 
