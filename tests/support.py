@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,19 @@ def wait_until(condition: Callable[[], T], *, timeout: float = 30.0, what: str =
             return result
         assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
         time.sleep(0.02)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds; fails after 10 seconds, which a busy machine may need."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 # what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+async def no_task_but(before: AbstractSet[asyncio.Task[Any]]) -> None:
+    """Wait until no other task runs than the caller's and those before; a generator that was dropped is closed by one yet."""
+    known = before | {asyncio.current_task()}
+    await eventually(lambda: asyncio.all_tasks() <= known)
 
 
 def process_gone(pid: int) -> bool:

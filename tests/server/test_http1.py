@@ -19,7 +19,7 @@ from runed.server.http2 import PREFACE
 from tests.server.app import MAX_REQUEST_BYTES, WAIT, Servicer
 from tests.server.clients import SERVICE, stop_reading
 from tests.server.conftest import Serve
-from tests.server.test_http2 import eventually
+from tests.support import eventually
 
 JSON = {"content-type": "application/json"}
 EMBED = f"http://runed{SERVICE}/Embed"

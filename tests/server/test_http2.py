@@ -23,19 +23,13 @@ from runed.server.http2 import PREFACE
 from tests.server.app import FAIL, IGNORE, SECRET, WAIT, Servicer
 from tests.server.clients import SERVICE, GrpcClient, RawClient, envelope, stop_reading
 from tests.server.conftest import Serve
+from tests.support import eventually
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 SET_CENTROIDS = f"{SERVICE}/SetCentroids".encode()
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds; fails after 10 seconds, which a busy machine may need."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 # what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 async def test_every_connection_has_its_own_number(path: Path, serve: Serve, servicer: Servicer) -> None:

@@ -12,7 +12,7 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 from tests.server.app import WAIT, Servicer
 from tests.server.clients import RawClient
 from tests.server.conftest import Serve
-from tests.server.test_http2 import eventually
+from tests.support import eventually
 
 PINGS = 360
 """One hour of keepalive. Servers that punish PINGs, as grpc-go's own does, tolerate two before they say ENHANCE_YOUR_CALM."""

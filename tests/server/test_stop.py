@@ -22,7 +22,7 @@ from tests.server.app import WAIT, Servicer, build_app
 from tests.server.clients import SERVICE, GrpcClient, RawClient, stop_reading
 from tests.server.conftest import Serve
 from tests.server.test_http1 import EMBED, client_for
-from tests.server.test_http2 import eventually
+from tests.support import eventually
 
 
 async def test_every_call_in_flight_survives_a_drain(path: Path, serve: Serve, servicer: Servicer) -> None:

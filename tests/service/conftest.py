@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from runed.server import Server
 from runed.service.app import build_app
 from tests.fakes.fake_host import FakeHost
-from tests.support import Answer, call
+from tests.support import Answer, call, no_task_but
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def serve(home: Path) -> Serve:
                 yield Served(host, home / "s", server)
             finally:
                 await server.stop(0)
-        assert asyncio.all_tasks() - {asyncio.current_task()} <= before
+        await no_task_but(before)
         assert host.busy == 0
 
     return run

@@ -14,10 +14,9 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 
 from tests.fakes.fake_host import WAIT
 from tests.server.clients import SERVICE, Exchange, RawClient, envelope
-from tests.server.test_http2 import eventually
 from tests.service.conftest import Serve, Served
 from tests.service.streams import CONTENT_TYPES, StreamClient, deadline_headers, request
-from tests.support import PROTOCOLS
+from tests.support import PROTOCOLS, eventually
 
 EMBED = f"{SERVICE}/Embed"
 REQUEST = pb.EmbedRequest(text=WAIT)

@@ -15,10 +15,9 @@ from runed_proto.grpc.health.v1 import health_pb2 as pb
 
 from runed.engine.status import LoadingPhase, Status
 from runed.service import health
-from tests.server.test_http2 import eventually
 from tests.service.conftest import Serve, Served
 from tests.service.streams import CONTENT_TYPES, StreamClient
-from tests.support import refusal_of_json
+from tests.support import eventually, refusal_of_json
 
 SERVICE = "/grpc.health.v1.Health"
 NAMES = [

@@ -21,7 +21,7 @@ from runed.server import Server
 from runed.service.http_guard import guarded
 from runed.service.openai import build_openai_app
 from tests.fakes.fake_host import WAIT, FakeHost
-from tests.server.test_http2 import eventually
+from tests.support import eventually, no_task_but
 
 PATHS = [
     ("POST", "/v1/embeddings"),
@@ -61,7 +61,7 @@ async def port(tmp_path: Path) -> AsyncIterator[Port]:
             yield Port(host, http, server)
         finally:
             await server.stop(0)
-    assert asyncio.all_tasks() - {asyncio.current_task()} <= before
+    await no_task_but(before)
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from runed.engine.types import EmbedAnswer, Embedding, EmbedOptions, Lane, Role,
 from runed.service.openai import _encode
 from tests.fakes.fake_host import DIM, WAIT, vector_of
 from tests.server.clients import RawClient
-from tests.server.test_http2 import eventually
 from tests.service.conftest import Serve, Served
+from tests.support import eventually
 
 EMBEDDINGS = "/v1/embeddings"
 LIMIT = 4 * 1024 * 1024

@@ -18,10 +18,9 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 from runed.engine.status import Status
 from runed.service import reflection
 from tests.fakes.fake_host import WAIT
-from tests.server.test_http2 import eventually
 from tests.service.conftest import Serve, Served
 from tests.service.streams import CONTENT_TYPES, StreamClient
-from tests.support import refusal_of_json
+from tests.support import eventually, refusal_of_json
 
 METHODS: dict[Any, str] = {
     v1: "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

@@ -15,10 +15,9 @@ from google.protobuf.json_format import MessageToJson, Parse
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.engine.types import Centroid, CentroidHeader
-from tests.server.test_http2 import eventually
 from tests.service.conftest import Serve, Served
 from tests.service.streams import CONTENT_TYPES, StreamClient
-from tests.support import PROTOCOLS, Refusal, refusal_of_json
+from tests.support import PROTOCOLS, Refusal, eventually, refusal_of_json
 
 PATH = "/runed.v1.RunedService/SetCentroids"
 HEADER = pb.CentroidSetHeader(version="sha256:1", dim=3, nlist=5, preset="k5")

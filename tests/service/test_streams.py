@@ -16,10 +16,9 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.engine.types import EmbedOptions, Lane, Role, Truncate
 from tests.fakes.fake_host import MAX_TOKENS, WAIT, vector_of
-from tests.server.test_http2 import eventually
 from tests.service.conftest import Serve, Served
 from tests.service.streams import CONTENT_TYPES, PATH, StreamClient, request
-from tests.support import refusal_of_json, refusal_of_trailers
+from tests.support import eventually, refusal_of_json, refusal_of_trailers
 
 LONG = "word " * (MAX_TOKENS + 1)
 
