@@ -105,6 +105,7 @@ func TestOneThatMayNotSpawnSaysWhatToDo(t *testing.T) {
 	}
 	// One that ran, and went away.
 	spawning := connect(t)
+	must(spawning.Health(t.Context()))(t) // the last test may have killed the daemon just now, which then still takes connections
 	client := connect(t, runed.WithoutSpawn())
 	pid := killDaemon(t, client)
 	waitUntil(t, "its end", func() bool { return processGone(pid) })
