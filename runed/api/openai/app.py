@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from runed.api.call_log import logged_call
+from runed.api.error_codes import CanceledError, MalformedRequestError
 from runed.api.host import Host
 from runed.api.openai.errors import ModelNotFoundError, UnsupportedTypeError, error_response
-from runed.api.rpc.error_codes import CanceledError, MalformedRequestError
-from runed.api.rpc.observation import logged_call
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate
 from runed.domain.status import Info, Status
 from runed.errors import (

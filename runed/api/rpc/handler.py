@@ -26,9 +26,10 @@ from runed_proto.runed.v1.runed_pb2 import (
     ShutdownResponse,
 )
 
+from runed.api.call_log import Call
 from runed.api.host import Host
 from runed.api.rpc import messages
-from runed.api.rpc.observation import Call, current_call
+from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
 
 

@@ -14,8 +14,8 @@ from runed_proto.grpc.health.v1.health_pb2 import (
     HealthListResponse,
 )
 
+from runed.api.error_codes import TooManyWatchesError, UnknownServiceError
 from runed.api.host import Host
-from runed.api.rpc.error_codes import TooManyWatchesError, UnknownServiceError
 from runed.domain.status import Health, LoadingPhase, Status
 
 POLL_INTERVAL = 0.25
