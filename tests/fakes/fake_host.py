@@ -94,6 +94,7 @@ class FakeHost:
         status: What Health tells.
         phase: What Health tells.
         grace: What the last `Shutdown` asked for.
+        unsettled: Whether the model is being looked up until the test lets go.
         pushed: The centroid sets that came whole: their headers, and their centroids by the message.
     """
 
@@ -106,6 +107,7 @@ class FakeHost:
     status: Status = Status.OK
     phase: LoadingPhase | None = None
     grace: float | None = None
+    unsettled: bool = False
     pushed: list[tuple[CentroidHeader, list[list[Centroid]]]] = field(default_factory=list)
     _go: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -154,6 +156,10 @@ class FakeHost:
         self.asked.append(Asked(list(texts), options, "", per_item_errors=False))
         return [len(text.split()) + 2 for text in texts]
 
+    async def settle(self) -> None:
+        if self.unsettled:
+            await self._wait()
+
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         with self._serving():
             received = [list(batch) async for batch in batches]
@@ -163,11 +169,11 @@ class FakeHost:
         return header.version
 
     def info(self) -> Info:
-        return Info(
-            daemon_version="1.2.3",
-            socket_path="/s",
-            max_batch_size=2048,
-            max_request_bytes=4 * 1024 * 1024,
+        facts = Info(daemon_version="1.2.3", socket_path="/s", max_batch_size=2048, max_request_bytes=4 * 1024 * 1024)
+        if self.unsettled:
+            return facts
+        return replace(
+            facts,
             model_identity="sha256:1",
             vector_dim=DIM,
             max_text_length=MAX_TOKENS,
@@ -200,6 +206,7 @@ class FakeHost:
             engine_pid=3,
             engine_restarts=4,
             load=self.load,
+            downloading=self.phase in {LoadingPhase.FETCHING_LLAMA_SERVER, LoadingPhase.FETCHING_MODEL} and not self.unsettled,
         )
 
     def metrics(self) -> bytes:
@@ -210,6 +217,7 @@ class FakeHost:
 
     def let_go(self) -> None:
         """Let the calls that wait go on."""
+        self.unsettled = False
         self._go.set()
         self._go = asyncio.Event()
 
