@@ -93,8 +93,8 @@ class FakeHost:
         load: What Health tells.
         status: What Health tells.
         phase: What Health tells.
+        downloading: Whether what is fetched in that phase is downloaded.
         grace: What the last `Shutdown` asked for.
-        unsettled: Whether the model is being looked up until the test lets go.
         pushed: The centroid sets that came whole: their headers, and their centroids by the message.
     """
 
@@ -106,8 +106,8 @@ class FakeHost:
     load: Load | None = None
     status: Status = Status.OK
     phase: LoadingPhase | None = None
+    downloading: bool = True
     grace: float | None = None
-    unsettled: bool = False
     pushed: list[tuple[CentroidHeader, list[list[Centroid]]]] = field(default_factory=list)
     _go: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -157,8 +157,7 @@ class FakeHost:
         return [len(text.split()) + 2 for text in texts]
 
     async def settle(self) -> None:
-        if self.unsettled:
-            await self._wait()
+        pass
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         with self._serving():
@@ -169,11 +168,11 @@ class FakeHost:
         return header.version
 
     def info(self) -> Info:
-        facts = Info(daemon_version="1.2.3", socket_path="/s", max_batch_size=2048, max_request_bytes=4 * 1024 * 1024)
-        if self.unsettled:
-            return facts
-        return replace(
-            facts,
+        return Info(
+            daemon_version="1.2.3",
+            socket_path="/s",
+            max_batch_size=2048,
+            max_request_bytes=4 * 1024 * 1024,
             model_identity="sha256:1",
             vector_dim=DIM,
             max_text_length=MAX_TOKENS,
@@ -206,7 +205,7 @@ class FakeHost:
             engine_pid=3,
             engine_restarts=4,
             load=self.load,
-            downloading=self.phase in {LoadingPhase.FETCHING_LLAMA_SERVER, LoadingPhase.FETCHING_MODEL} and not self.unsettled,
+            downloading=self.downloading and self.phase is not LoadingPhase.STARTING_LLAMA_SERVER,
         )
 
     def metrics(self) -> bytes:
@@ -217,7 +216,6 @@ class FakeHost:
 
     def let_go(self) -> None:
         """Let the calls that wait go on."""
-        self.unsettled = False
         self._go.set()
         self._go = asyncio.Event()
 
@@ -256,7 +254,7 @@ class FakeHost:
 
 
 def vector_of(text: str, dimensions: int = DIM) -> bytes:
-    """Give the vector of a text."""
+    """Return the vector of a text."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     values = np.random.default_rng(seed).normal(size=dimensions)
     return (values / np.linalg.norm(values)).astype("<f4").tobytes()
