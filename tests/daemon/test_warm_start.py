@@ -33,14 +33,17 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 
 @dataclass(frozen=True)
 class SlowEngine:
-    """The real engine, which does not tell its version, and so keeps a bootstrap busy, until it may."""
+    """The real engine, which takes a second to tell its version, and then does so only when it may.
+
+    A bootstrap asks for it, and takes as long.
+    """
 
     script: str
     gate: Path
 
     @classmethod
     def of(cls, llama_server: Path, gate: Path) -> SlowEngine:
-        wait = f'[ "$1" = --version ] && while [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.02; done'
+        wait = f'[ "$1" = --version ] && sleep 1 && while [ ! -e {shlex.quote(str(gate))} ]; do sleep 0.02; done'
         return cls(f'#!/bin/sh\n{wait}\nexec {shlex.quote(str(llama_server))} "$@"\n', gate)
 
     def go_on(self) -> None:
@@ -55,14 +58,20 @@ def slow(llama_server: Path, tmp_path: Path) -> Iterator[SlowEngine]:
 
 
 @pytest.fixture
-def start_slowly(slow: SlowEngine, start_daemon: StartDaemon, tmp_path: Path) -> StartDaemon:
-    """Starts daemons with engine and model of the user's own, the engine slow; they listen already."""
+def own(slow: SlowEngine, tiny_qwen3: Path, tmp_path: Path) -> dict[str, str]:
+    """The settings of a home with engine and model of the user's own; the engine is slow."""
     program = tmp_path / "llama-server"
     program.write_text(slow.script)
     program.chmod(0o755)
+    return {"RUNED_LLAMA_SERVER": str(program), "RUNED_MODEL": str(tiny_qwen3)}
+
+
+@pytest.fixture
+def start_slowly(own: dict[str, str], start_daemon: StartDaemon) -> StartDaemon:
+    """Starts daemons with engine and model of the user's own, the engine slow; they listen already."""
 
     def start(**env: str) -> RunningDaemon:
-        return listening(start_daemon(**({"RUNED_LLAMA_SERVER": str(program)} | env)))
+        return listening(start_daemon(**(own | env)))
 
     return start
 
@@ -160,19 +169,11 @@ def waiting(pool: ThreadPoolExecutor, daemon: RunningDaemon, method: str = "Embe
 # The sequence of README
 
 
-@pytest.fixture(params=["files of the user", "manifest"])
-def everything(
-    request: pytest.FixtureRequest, installed: dict[str, str], slow: SlowEngine, llama_server: Path, tiny_qwen3: Path
-) -> dict[str, str]:
-    """The settings of a home in which nothing has to be downloaded, and nothing is slow."""
+@pytest.mark.parametrize("what", ["own", "installed"])
+def test_first_call_after_ensure_is_answered(what: str, request: pytest.FixtureRequest, home: Path, slow: SlowEngine) -> None:
+    settings: dict[str, str] = request.getfixturevalue(what)
     slow.go_on()
-    if request.param == "manifest":
-        return installed
-    return {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)}
-
-
-def test_first_call_after_ensure_is_answered(home: Path, everything: dict[str, str]) -> None:
-    env = clean_environment(RUNED_HOME=str(home), **everything)
+    env = clean_environment(RUNED_HOME=str(home), **settings)
 
     def run(command: str) -> None:
         subprocess.run([sys.executable, "-m", "runed", command], env=env, capture_output=True, check=True, timeout=60)
