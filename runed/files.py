@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
@@ -42,6 +41,8 @@ async def run_in_thread(function: Callable[[], T]) -> T:
     Args:
         function: What to run; it should not take much longer than a second.
     """
+    import asyncio  # noqa: PLC0415 # the blocking client writes files too, and needs no event loop
+
     work = asyncio.ensure_future(asyncio.to_thread(function))
     try:
         return await asyncio.shield(work)
