@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import signal
 import sys
@@ -82,11 +81,6 @@ def guarded(command: Callable[[], int]) -> int:
     if code != ExitCode.OK:
         _discard_output()
     return code
-
-
-def error_document(reason: str, message: str) -> bytes:
-    """Give an error as the line of JSON that programs read: `{"error": {"reason": ..., "message": ...}}`."""
-    return json.dumps({"error": {"reason": reason, "message": message}}).encode() + b"\n"
 
 
 def complain(message: str) -> None:

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import chain
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
-from runed.errors import EmptyBatchError
-from runed.jobs import inputs, parquet
+from runed.jobs import inputs
 from runed.jobs.formats import ENCODERS
-from runed.jobs.inputs import INPUT_FORMATS, STANDARD_INPUT, Columns, InputFile, Item, Source
-from runed.jobs.job import Job
-from runed.jobs.ordering import survey
-from runed.jobs.outputs import choose_format, open_output
-
-if TYPE_CHECKING:
-    from runed.client.options import EmbedOptions
+from runed.jobs.inputs import INPUT_FORMATS, STANDARD_STREAM, Columns, Source
+from runed.jobs.runner import run_job
 
 BAR_TEXTS = 32
-"""Up to how many texts are done before a bar could be read."""
-
-INTERACTIVE_TEXTS = 8
-"""Up to how many texts somebody is thought to wait for, as the daemon thinks of batches."""
-
-_READING_STEP = 5000
-"""Texts between two looks at how far the first reading is."""
+"""Texts of the largest job without a bar, since it is done before a bar can be read."""
 
 DESCRIPTION = """\
 Turn texts into vectors, starting the daemon if none runs.
@@ -107,7 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--truncate", choices=("none", "end", "start"), default="none", help="cut a text that is too long (default: refuse it)")
     add("--keep-going", action="store_true", help="record texts that cannot be embedded instead of stopping at the first")
     add("--format", choices=ENCODERS, help="default: by the extension of --output, else json")
-    add("-o", "--output", default=STANDARD_INPUT, metavar="FILE", help="default: - , standard output")
+    add("-o", "--output", default=STANDARD_STREAM, metavar="FILE", help="default: - , standard output")
     add("--resume", action="store_true", help="go on with an interrupted --batch to FILE; no text is done twice or lost")
     add("--overwrite", action="store_true", help="throw away what an interrupted --batch left, and start anew")
     parser.set_defaults(usage_error=parser.error)
@@ -116,29 +101,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Embed all texts and write the vectors."""
     _check_usage(arguments)
-    output_format = choose_format(arguments.format, arguments.output)
-    if output_format == "parquet":
-        parquet.pyarrow()  # its absence is told before any work
-    with contextlib.ExitStack() as stack:
-        source = _open_source(arguments, stack)
-        keep = {"keep": arguments.batch is not None, "resume": arguments.resume, "overwrite": arguments.overwrite}
-        output = stack.enter_context(open_output(arguments.output, **keep))
-        if output.complete:
-            complain(f"{arguments.output} is complete already; leave out --resume to make it anew")
-            return ExitCode.OK
-        display = stack.enter_context(ProgressDisplay())
-        # A bar would mix with vectors on the same terminal.
-        shown = display if display.live and not (arguments.output == STANDARD_INPUT and sys.stdout.isatty()) else None
-        surveyed = survey(_shown_reading(source, shown), done=output.mark.done, keep_going=arguments.keep_going)
-        if not surveyed.count:
-            raise EmptyBatchError("the input holds no text; give at least one")
-        chosen = _chosen(arguments) | {"format": output_format}
-        output.check(chosen, surveyed.inputs_done.hex())
-        client = stack.enter_context(connect(display))
-        job = Job(client, output, ENCODERS[output_format], surveyed, chosen=chosen, keep_going=arguments.keep_going)
-        failed = job.run(source, _options(arguments, surveyed.count), _shown_work(display, shown, surveyed.count))
-    if failed:
-        complain(f"{failed:,} of {surveyed.count:,} texts have no vector")
+    with _open_source(arguments) as source, ProgressDisplay() as display:
+        result = run_job(
+            source,
+            arguments.output,
+            connect=lambda: connect(display),
+            output_format=arguments.format,
+            role=arguments.role,
+            instruction=arguments.instruction,
+            dimensions=arguments.dimensions,
+            truncate=arguments.truncate,
+            keep_going=arguments.keep_going,
+            keep=arguments.batch is not None,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            on_progress=_shown_on(display, to_terminal=arguments.output == STANDARD_STREAM and sys.stdout.isatty()),
+            on_complaint=complain,
+        )
+    if result.failed:
+        complain(f"{result.failed:,} of {result.count:,} texts have no vector")
         return ExitCode.FAILED
     return ExitCode.OK
 
@@ -163,13 +144,13 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:
         refuse("give --resume or --overwrite, not both")
-    if (arguments.resume or arguments.overwrite) and arguments.output == STANDARD_INPUT:
+    if (arguments.resume or arguments.overwrite) and arguments.output == STANDARD_STREAM:
         refuse("only a job with --output FILE can be resumed")
 
 
 def _is_same_file(path: str | None, output: str) -> bool:
     """Tell whether the output would be written over an input; a device, such as a terminal, can be both."""
-    if path is None or STANDARD_INPUT in (path, output) or not Path(output).is_file():
+    if path is None or STANDARD_STREAM in (path, output) or not Path(output).is_file():
         return False
     try:
         return Path(path).samefile(output)
@@ -177,57 +158,24 @@ def _is_same_file(path: str | None, output: str) -> bool:
         return False  # told when it is read
 
 
-def _open_source(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Source:
-    def opened(path: str) -> InputFile:
-        file = InputFile(path)
-        stack.callback(file.close)
-        return file
-
-    columns = Columns(arguments.text_column or Columns().text, arguments.id_column)
+def _open_source(arguments: argparse.Namespace) -> AbstractContextManager[Source]:
     if arguments.batch is not None:
-        input_format = arguments.input_format or inputs.choose_input_format(arguments.batch)
-        return partial(inputs.from_file, opened(arguments.batch), input_format, columns)
-    if arguments.texts and arguments.texts != [STANDARD_INPUT]:
-        return partial(inputs.from_arguments, arguments.texts)
-    files = [opened(path) for path in arguments.file or [STANDARD_INPUT]]
-    read = inputs.from_whole_file if arguments.whole else partial(inputs.from_file, input_format="lines", columns=columns)
-    return lambda: chain.from_iterable(read(file) for file in files)
+        columns = Columns(arguments.text_column or Columns().text, arguments.id_column)
+        return inputs.open_batch(arguments.batch, arguments.input_format, columns)
+    if arguments.texts and arguments.texts != [STANDARD_STREAM]:
+        return nullcontext(lambda: inputs.from_arguments(arguments.texts))
+    return inputs.open_files(arguments.file or [STANDARD_STREAM], whole=arguments.whole)
 
 
-def _chosen(arguments: argparse.Namespace) -> dict[str, str]:
-    names = ("role", "instruction", "dimensions", "truncate")
-    return {name: str(value) if (value := getattr(arguments, name)) else "" for name in names}
+def _shown_on(display: ProgressDisplay, *, to_terminal: bool) -> Callable[[int, int], None]:
+    """Return a callback that shows the progress of a job; `to_terminal` tells whether vectors go to a terminal."""
+    # A bar would mix with vectors on the same terminal.
+    has_bar = display.live and not to_terminal
 
-
-def _options(arguments: argparse.Namespace, count: int) -> EmbedOptions:
-    return {
-        "role": arguments.role,
-        "instruction": arguments.instruction,
-        "dimensions": arguments.dimensions,
-        "truncate": arguments.truncate,
-        "lane": "interactive" if count <= INTERACTIVE_TEXTS else None,
-    }
-
-
-def _shown_reading(source: Source, display: ProgressDisplay | None) -> Source:
-    """Give a source that shows how far its reading is."""
-
-    def items() -> Iterator[Item]:
-        for number, item in enumerate(source()):
-            if display and number and number % _READING_STEP == 0:
-                display.update("reading", number, unit="texts")
-            yield item
-
-    return items
-
-
-def _shown_work(display: ProgressDisplay, shown: ProgressDisplay | None, count: int) -> Callable[[int], None]:
-    """Give what shows how many texts are done, and before that ends what was shown of a start."""
-
-    def show(done: int) -> None:
-        if shown and count > BAR_TEXTS:
-            shown.update("embedding", done, count, unit="texts")
+    def show(done: int, total: int) -> None:
+        if has_bar and (not total or total > BAR_TEXTS):
+            display.update("embedding" if total else "reading", done, total, unit="texts")
         else:
-            display.close()
+            display.close()  # ends the bar of a daemon's start
 
     return show

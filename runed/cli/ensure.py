@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 
-from runed.cli.boundary import ExitCode, error_document
+from runed.cli.boundary import ExitCode
 from runed.cli.options import seconds
 from runed.errors import RunedError, SettingsError
 from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     except RunedError as error:
         if not arguments.json:
             raise
-        sys.stdout.write(error_document(error.reason, error.message).decode())
+        print(json.dumps({"error": {"reason": error.reason, "message": error.message}}))
         return ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
     print(_as_json(handle) if arguments.json else _as_text(handle))
     return ExitCode.OK

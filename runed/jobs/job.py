@@ -1,4 +1,4 @@
-"""One run of `runed embed`: from the texts of a source to the rows of an output."""
+"""The work of a job: from the texts of a source to the rows of an output."""
 
 from __future__ import annotations
 
@@ -8,38 +8,42 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import runed
-from runed.cli.boundary import complain
 from runed.errors import RunedError
-from runed.jobs.formats import Encoder, Row, Space
+from runed.jobs.formats import Encoder
 from runed.jobs.inputs import Source
 from runed.jobs.ordering import OF_THE_TEXT, InOrder, Survey
 from runed.jobs.outputs import Output
+from runed.jobs.row import Row, VectorSpace
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions
     from runed.client.types import Embedding
 
 HOLD_ROWS = 256
+"""Rows that are written at once."""
+
 HOLD_SECONDS = 0.1
-"""How many rows are written at once, and for how long they are held for that."""
+"""Seconds after which fewer rows are written, too."""
 
 SHOWN_FAILURES = 10
-"""How many texts that have no vector are named to the user; the output names all of them."""
+"""Texts without a vector that the user is told of. The output names all of them."""
 
 _PROBE = "runed"
-"""A text that tells the space of vectors where the input's own first text has none."""
+"""A text that is embedded to learn the space of the vectors, if the first text of the input has no vector."""
 
 
 class Job:
     """Embeds the texts that an output lacks.
 
     Args:
-        client: Embeds.
-        output: Where to.
-        encoder_type: The format.
-        surveyed: What the first reading of the input told.
-        chosen: What the user chose that the output depends on, as for `Output.check`.
-        keep_going: Whether a text that cannot be embedded is recorded, instead of ending the job.
+        client: The client that embeds.
+        output: The output.
+        encoder_type: The format of the output.
+        surveyed: The result of the first reading of the input.
+        chosen: The options that the output depends on, as for `Output.check`.
+        keep_going: Whether a text that cannot be embedded is recorded; otherwise it ends the job.
+        on_progress: Called now and then with the number of texts that are done and of all texts.
+        on_complaint: Called with a sentence for each of the first texts that have no vector.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Job:
         *,
         chosen: Mapping[str, str],
         keep_going: bool,
+        on_progress: Callable[[int, int], None],
+        on_complaint: Callable[[str], None],
     ) -> None:
         self._client = client
         self._output = output
@@ -58,27 +64,28 @@ class Job:
         self._surveyed = surveyed
         self._chosen = chosen
         self._keep_going = keep_going
+        self._on_progress = on_progress
+        self._on_complaint = on_complaint
         self._encoder: Encoder | None = None
         self._fingerprint = ""
         self._done = output.mark.done
         self._failed = output.mark.failed
         self._written = 0.0
 
-    def run(self, source: Source, options: EmbedOptions, show: Callable[[int], None]) -> int:
-        """Do the work.
+    def run(self, source: Source, options: EmbedOptions) -> int:
+        """Embed the texts and finish the output.
 
         Args:
             source: The input.
-            options: How the texts are to be embedded.
-            show: Called with the number of texts that are done, now and then.
+            options: The options of all texts.
 
         Returns:
             The number of texts that have no vector.
 
         Raises:
-            RunedError: The first text that cannot be embedded, or what keeps all of them from it. What comes before is written.
+            RunedError: A text cannot be embedded, or none can. All rows before it are written.
         """
-        show(self._done)
+        self._show()
         held: list[Row] = []
         in_order = InOrder(self._client, source, self._surveyed, done=self._done)
         try:
@@ -86,21 +93,25 @@ class Job:
                 for row in rows:
                     self._check(row)
                     if self._encoder is None:
-                        show(self._done)
+                        self._show()
                         self._begin(self._space(row.outcome, options))
                     held.append(row)
                     if len(held) == HOLD_ROWS or time.monotonic() - self._written > HOLD_SECONDS:
                         held, ready = [], held
                         self._write(ready)
-                        show(self._done)
+                        self._show()
         finally:
-            # Whatever ended the job, these rows are good.
+            # An error does not make the rows before it bad.
             if held:
                 self._write(held)
         if self._encoder is None and self._output.space:
             self._begin(self._output.space)
+        self._show()
         self._output.finish()
         return self._failed
+
+    def _show(self) -> None:
+        self._on_progress(self._done, self._surveyed.count)
 
     def _check(self, row: Row) -> None:
         outcome = row.outcome
@@ -109,23 +120,23 @@ class Job:
                 raise outcome
             self._failed += 1
             if self._failed <= SHOWN_FAILURES:
-                complain(outcome.message)
+                self._on_complaint(outcome.message)
         elif self._encoder and outcome.fingerprint != self._fingerprint:
             raise RunedError(
                 f'the model changed while embedding: the fingerprint was "{self._fingerprint}" and is "{outcome.fingerprint}"; '
                 "start again"
             )
 
-    def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> Space:
-        """Find out what holds for all vectors; the first comes when the model is there, and only then there is one to name."""
+    def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> VectorSpace:
+        """Find the space of the vectors. It is known only from an answer, since the model may have to be installed first."""
         if isinstance(outcome, RunedError):
             (outcome,) = self._client.embed_items([_PROBE], **options)
             if isinstance(outcome, RunedError):
                 raise outcome
         identity = self._output.space.model_identity if self._output.space else self._client.info().model_identity
-        return Space(outcome.fingerprint, identity, len(outcome.vector))
+        return VectorSpace(outcome.fingerprint, identity, len(outcome.vector))
 
-    def _begin(self, space: Space) -> None:
+    def _begin(self, space: VectorSpace) -> None:
         encoder = self._encoder_type(space, self._surveyed.count)
         self._output.begin(encoder, space, self._chosen)
         self._encoder, self._fingerprint = encoder, space.fingerprint
