@@ -24,14 +24,14 @@ DESCRIPTION = """\
 Turn texts into vectors, starting the daemon if none runs.
 
 Texts are the arguments, or the lines of files or of standard input (UTF-8, one
-text a line), or with --batch what a file of JSON lines, CSV, TSV, Parquet or
-lines holds, which may be of any size. An empty text is refused, since line and
-row numbers would no longer agree. All of the input is read and checked before
-the first text is embedded.
+text a line). With --batch, they are read from a file of JSON lines, CSV, TSV,
+Parquet or lines, which may be of any size. An empty text is refused, since line
+and row numbers would no longer agree. All of the input is read and checked
+before the first text is embedded.
 """
 
 EPILOG = """\
-input of --batch, told by the extension or --input-format:
+input of --batch, chosen by the extension or --input-format:
   jsonl    a JSON string a line, or an object with "text" and maybe "id"
   csv      a header, then rows; .tsv is the same with tabs
   parquet  needs `pip install 'runed[parquet]'`
@@ -52,16 +52,16 @@ output:
   "total_token_count" follows "token_count" where a text was truncated.
   Vectors have L2 norm 1. Those of different fingerprints cannot be compared.
 
-  FILE appears under its name only when it is complete. On standard output,
-  what ends early does not parse (json, npy, parquet), or ends with the line
+  FILE appears under its name only when it is complete. Incomplete vectors on
+  standard output cannot be parsed (json, npy, parquet), or end with the line
   {"error": {"reason": ..., "message": ...}} (jsonl); the exit code is not 0.
   With --keep-going, a text without a vector has "error" instead of "embedding"
   (json, jsonl), a row of NaN (npy) or null (parquet); the exit code is 1.
 
 long jobs:
-  What --batch has done of FILE when it is interrupted, by Ctrl-C, a crash or a
-  power failure, stays in FILE.part. The same command with --resume goes on from
-  there; it begins where there is nothing to go on with.
+  If --batch to FILE is interrupted, by Ctrl-C, a crash or a power failure, the
+  finished vectors stay in FILE.part. The same command with --resume goes on
+  from there. Without a FILE.part, it begins.
 
 examples:
   runed embed "first text" "second text"
@@ -83,18 +83,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-f", "--file", action="append", default=[], metavar="FILE", help="a file with one text a line, or - ; may be repeated")
     add("-w", "--whole", action="store_true", help="take each file, and standard input, as one text")
     add("--batch", metavar="FILE", help="a file of any size, or -; JSON lines unless its extension says otherwise")
-    add("--input-format", choices=INPUT_FORMATS, help="what --batch holds")
+    add("--input-format", choices=INPUT_FORMATS, help="the format of the --batch file")
     add("--text-column", metavar="NAME", help="where --batch has the texts (default: text)")
     add("--id-column", metavar="NAME", help="where --batch has ids (default: id, if there)")
-    add("--role", choices=("query", "document"), help="what the texts are for: models that have prompts put theirs in front")
-    add("--instruction", default="", metavar="TEXT", help="what a query is asked for, in one English sentence")
+    add("--role", choices=("query", "document"), help="the purpose of the texts; the model's own prompt for it is put in front")
+    add("--instruction", default="", metavar="TEXT", help="the task of a query, in one English sentence")
     add("--dimensions", type=positive_number, metavar="N", help="shorten the vectors to N values, where the model allows it")
     add("--truncate", choices=("none", "end", "start"), default="none", help="cut a text that is too long (default: refuse it)")
     add("--keep-going", action="store_true", help="record texts that cannot be embedded instead of stopping at the first")
     add("--format", choices=ENCODERS, help="default: by the extension of --output, else json")
     add("-o", "--output", default=STANDARD_STREAM, metavar="FILE", help="default: - , standard output")
     add("--resume", action="store_true", help="go on with an interrupted --batch to FILE; no text is done twice or lost")
-    add("--overwrite", action="store_true", help="throw away what an interrupted --batch left, and start anew")
+    add("--overwrite", action="store_true", help="throw away the FILE.part of an interrupted --batch, and start anew")
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -149,13 +149,13 @@ def _check_usage(arguments: argparse.Namespace) -> None:
 
 
 def _is_same_file(path: str | None, output: str) -> bool:
-    """Tell whether the output would be written over an input; a device, such as a terminal, can be both."""
+    """Return whether the output would replace an input. A device, such as a terminal, can be both."""
     if path is None or STANDARD_STREAM in (path, output) or not Path(output).is_file():
         return False
     try:
         return Path(path).samefile(output)
     except OSError:
-        return False  # told when it is read
+        return False  # the reading of the input will fail with the reason
 
 
 def _open_source(arguments: argparse.Namespace) -> AbstractContextManager[Source]:

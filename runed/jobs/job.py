@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import runed
@@ -32,10 +33,11 @@ _PROBE = "runed"
 """A text that is embedded to learn the space of the vectors, if the first text of the input has no vector."""
 
 
+@dataclass(kw_only=True)
 class Job:
     """Embeds the texts that an output lacks.
 
-    Args:
+    Attributes:
         client: The client that embeds.
         output: The output.
         encoder_type: The format of the output.
@@ -46,30 +48,20 @@ class Job:
         on_complaint: Called with a sentence for each of the first texts that have no vector.
     """
 
-    def __init__(
-        self,
-        client: runed.Client,
-        output: Output,
-        encoder_type: type[Encoder],
-        surveyed: Survey,
-        *,
-        chosen: Mapping[str, str],
-        keep_going: bool,
-        on_progress: Callable[[int, int], None],
-        on_complaint: Callable[[str], None],
-    ) -> None:
-        self._client = client
-        self._output = output
-        self._encoder_type = encoder_type
-        self._surveyed = surveyed
-        self._chosen = chosen
-        self._keep_going = keep_going
-        self._on_progress = on_progress
-        self._on_complaint = on_complaint
+    client: runed.Client
+    output: Output
+    encoder_type: type[Encoder]
+    surveyed: Survey
+    chosen: Mapping[str, str]
+    keep_going: bool
+    on_progress: Callable[[int, int], None]
+    on_complaint: Callable[[str], None]
+
+    def __post_init__(self) -> None:
         self._encoder: Encoder | None = None
         self._fingerprint = ""
-        self._done = output.mark.done
-        self._failed = output.mark.failed
+        self._done = self.output.mark.done
+        self._failed = self.output.mark.failed
         self._written = 0.0
 
     def run(self, source: Source, options: EmbedOptions) -> int:
@@ -87,7 +79,7 @@ class Job:
         """
         self._show()
         held: list[Row] = []
-        in_order = InOrder(self._client, source, self._surveyed, done=self._done)
+        in_order = InOrder(self.client, source, self.surveyed, done=self._done)
         try:
             with closing(in_order.rows(**options)) as rows:
                 for row in rows:
@@ -104,23 +96,23 @@ class Job:
             # An error does not make the rows before it bad.
             if held:
                 self._write(held)
-        if self._encoder is None and self._output.space:
-            self._begin(self._output.space)
+        if self._encoder is None and self.output.space:
+            self._begin(self.output.space)
         self._show()
-        self._output.finish()
+        self.output.finish()
         return self._failed
 
     def _show(self) -> None:
-        self._on_progress(self._done, self._surveyed.count)
+        self.on_progress(self._done, self.surveyed.count)
 
     def _check(self, row: Row) -> None:
         outcome = row.outcome
         if isinstance(outcome, RunedError):
-            if not (self._keep_going and isinstance(outcome, OF_THE_TEXT)):
+            if not (self.keep_going and isinstance(outcome, OF_THE_TEXT)):
                 raise outcome
             self._failed += 1
             if self._failed <= SHOWN_FAILURES:
-                self._on_complaint(outcome.message)
+                self.on_complaint(outcome.message)
         elif self._encoder and outcome.fingerprint != self._fingerprint:
             raise RunedError(
                 f'the model changed while embedding: the fingerprint was "{self._fingerprint}" and is "{outcome.fingerprint}"; '
@@ -130,20 +122,20 @@ class Job:
     def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> VectorSpace:
         """Find the space of the vectors. It is known only from an answer, since the model may have to be installed first."""
         if isinstance(outcome, RunedError):
-            (outcome,) = self._client.embed_items([_PROBE], **options)
+            (outcome,) = self.client.embed_items([_PROBE], **options)
             if isinstance(outcome, RunedError):
                 raise outcome
-        identity = self._output.space.model_identity if self._output.space else self._client.info().model_identity
+        identity = self.output.space.model_identity if self.output.space else self.client.info().model_identity
         return VectorSpace(outcome.fingerprint, identity, len(outcome.vector))
 
     def _begin(self, space: VectorSpace) -> None:
-        encoder = self._encoder_type(space, self._surveyed.count)
-        self._output.begin(encoder, space, self._chosen)
+        encoder = self.encoder_type(space, self.surveyed.count)
+        self.output.begin(encoder, space, self.chosen)
         self._encoder, self._fingerprint = encoder, space.fingerprint
 
     def _write(self, rows: list[Row]) -> None:
         assert self._encoder is not None
         last = rows[-1]
-        self._output.append(self._encoder.rows(rows), done=last.index + 1, failed=self._failed, inputs=last.inputs.hex())
+        self.output.append(self._encoder.rows(rows), done=last.index + 1, failed=self._failed, inputs=last.inputs.hex())
         self._done = last.index + 1
         self._written = time.monotonic()

@@ -105,10 +105,10 @@ def run_job(
         options["lane"] = "interactive" if lane is None and surveyed.count <= INTERACTIVE_TEXTS else lane
         with (connect or runed.connect)() as client:
             job = Job(
-                client,
-                opened,
-                ENCODERS[output_format],
-                surveyed,
+                client=client,
+                output=opened,
+                encoder_type=ENCODERS[output_format],
+                surveyed=surveyed,
                 chosen=chosen,
                 keep_going=keep_going,
                 on_progress=on_progress,
