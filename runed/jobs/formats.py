@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runed.errors import RunedError
 from runed.jobs import parquet
-from runed.jobs.row import Row, VectorSpace
+from runed.jobs.row import Row, JobSpace
 
 
 class Encoder(ABC):
@@ -29,7 +29,7 @@ class Encoder(ABC):
     convert: Callable[[IO[bytes], IO[bytes]], None] | None = None
     """A last step that some formats need: it reads the concatenated bytes from one file and writes the output to another."""
 
-    def __init__(self, space: VectorSpace, count: int) -> None:
+    def __init__(self, space: JobSpace, count: int) -> None:
         self._space = space
         self._count = count
 
@@ -73,7 +73,7 @@ class JsonEncoder(Encoder):
 class JsonLinesEncoder(Encoder):
     """One object a line: `{"index": ..., "model_identity": ..., "embedding": [...]}`. A line can be used without the others."""
 
-    def __init__(self, space: VectorSpace, count: int) -> None:
+    def __init__(self, space: JobSpace, count: int) -> None:
         super().__init__(space, count)
         identity, fingerprint = msgspec.json.encode(space.model_identity), msgspec.json.encode(space.fingerprint)
         self._common = b'"model_identity":%b,"fingerprint":%b,' % (identity, fingerprint)
@@ -112,7 +112,7 @@ class NpyEncoder(Encoder):
 class ParquetEncoder(Encoder):
     """A table with a row a text, see `runed.jobs.parquet.Schema`. The rows are an Arrow stream until the job is done."""
 
-    def __init__(self, space: VectorSpace, count: int) -> None:
+    def __init__(self, space: JobSpace, count: int) -> None:
         super().__init__(space, count)
         metadata = {"runed.fingerprint": space.fingerprint, "runed.model_identity": space.model_identity}
         self._schema = parquet.Schema(space.dim, metadata)

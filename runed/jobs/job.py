@@ -14,7 +14,7 @@ from runed.jobs.formats import Encoder
 from runed.jobs.inputs import Source
 from runed.jobs.ordering import OF_THE_TEXT, InOrder, Survey
 from runed.jobs.outputs import Output
-from runed.jobs.row import Row, VectorSpace
+from runed.jobs.row import Row, JobSpace
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions
@@ -119,16 +119,16 @@ class Job:
                 "start again"
             )
 
-    def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> VectorSpace:
+    def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> JobSpace:
         """Find the space of the vectors. It is known only from an answer, since the model may have to be installed first."""
         if isinstance(outcome, RunedError):
             (outcome,) = self.client.embed_items([_PROBE], **options)
             if isinstance(outcome, RunedError):
                 raise outcome
         identity = self.output.space.model_identity if self.output.space else self.client.info().model_identity
-        return VectorSpace(outcome.fingerprint, identity, len(outcome.vector))
+        return JobSpace(outcome.fingerprint, identity, len(outcome.vector))
 
-    def _begin(self, space: VectorSpace) -> None:
+    def _begin(self, space: JobSpace) -> None:
         encoder = self.encoder_type(space, self.surveyed.count)
         self.output.begin(encoder, space, self.chosen)
         self._encoder, self._fingerprint = encoder, space.fingerprint

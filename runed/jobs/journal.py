@@ -20,7 +20,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from runed.errors import RunedError, SettingsError
-from runed.jobs.row import VectorSpace
+from runed.jobs.row import JobSpace
 
 SYNC_SECONDS = 10.0
 """Seconds of work that a power failure may cost. Any other interruption costs only the rows that are not written yet."""
@@ -46,7 +46,7 @@ class JobRecord(msgspec.Struct, frozen=True):
 
     version: int
     options: dict[str, str]
-    space: VectorSpace
+    space: JobSpace
     head: int
 
 

@@ -15,7 +15,7 @@ from runed.errors import RunedError, SettingsError
 from runed.jobs.formats import BINARY, ENCODERS, Encoder
 from runed.jobs.inputs import STANDARD_STREAM
 from runed.jobs.journal import VERSION, JobRecord, Journal, Mark, sync_directory
-from runed.jobs.row import VectorSpace
+from runed.jobs.row import JobSpace
 
 
 class Output(ABC):
@@ -28,7 +28,7 @@ class Output(ABC):
     """
 
     mark = Mark()
-    space: VectorSpace | None = None
+    space: JobSpace | None = None
     complete = False
 
     def check(self, _options: Mapping[str, str], _inputs: str, /) -> None:
@@ -44,7 +44,7 @@ class Output(ABC):
         return
 
     @abstractmethod
-    def begin(self, encoder: Encoder, space: VectorSpace, options: Mapping[str, str]) -> None:
+    def begin(self, encoder: Encoder, space: JobSpace, options: Mapping[str, str]) -> None:
         """Write the bytes before the first row, or go on with the file of an earlier run.
 
         Args:
@@ -91,7 +91,7 @@ class StreamOutput(Output):
         self._encoder: Encoder | None = None
         self._torn = False
 
-    def begin(self, encoder: Encoder, _space: VectorSpace, _options: Mapping[str, str]) -> None:
+    def begin(self, encoder: Encoder, _space: JobSpace, _options: Mapping[str, str]) -> None:
         """Write the bytes before the first row."""
         if encoder.convert:
             self._rows = tempfile.TemporaryFile()  # noqa: SIM115 # closed by `close`
@@ -170,7 +170,7 @@ class FileOutput(Output):
         if self.mark.inputs != inputs:
             raise self._other_job(f"of another input: its first {self.mark.done:,} texts or ids are not the same any more")
 
-    def begin(self, encoder: Encoder, space: VectorSpace, options: Mapping[str, str]) -> None:
+    def begin(self, encoder: Encoder, space: JobSpace, options: Mapping[str, str]) -> None:
         """Begin the part, or go on with that of an earlier run."""
         self._encoder = encoder
         head = encoder.head()

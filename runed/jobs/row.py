@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from runed.client.types import Embedding
 
 
-class VectorSpace(msgspec.Struct, frozen=True):
+class JobSpace(msgspec.Struct, frozen=True):
     """The space that all vectors of a job lie in.
 
     Attributes:
