@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runed.errors import RunedError
 from runed.jobs import parquet
-from runed.jobs.row import Row, JobSpace
+from runed.jobs.row import JobSpace, Row
 
 
 class Encoder(ABC):

@@ -14,7 +14,7 @@ from runed.jobs.formats import Encoder
 from runed.jobs.inputs import Source
 from runed.jobs.ordering import OF_THE_TEXT, InOrder, Survey
 from runed.jobs.outputs import Output
-from runed.jobs.row import Row, JobSpace
+from runed.jobs.row import JobSpace, Row
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions
