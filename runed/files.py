@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
-
-from runed.errors import BootstrapError, DiskSpaceError, RunedError
-
-_HASH_STEP = 1024 * 1024
-"""How much is read and hashed at once: little memory, and a cancel waits for no more than this."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""No room, no quota, or over the limit of a file's size (`ulimit -f`)."""
+from typing import TypeVar
 
 T = TypeVar("T")
-
-
-class Digest(Protocol):
-    """What hashlib gives."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take in more bytes."""
-
-    def hexdigest(self) -> str:
-        """Give the hash as hexadecimal digits."""
-        ...
 
 
 async def run_in_thread(function: Callable[[], T]) -> T:
@@ -48,31 +25,6 @@ async def run_in_thread(function: Callable[[], T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([work])
         raise
-
-
-async def hash_into(digest: Digest, file: BinaryIO) -> None:
-    """Take a file into a digest, from its current position to its end.
-
-    Args:
-        digest: The digest to go on with.
-        file: The open file.
-    """
-
-    def step() -> int:
-        data = file.read(_HASH_STEP)
-        digest.update(data)
-        return len(data)
-
-    while await run_in_thread(step):
-        pass
-
-
-async def sha256_of(path: Path) -> str:
-    """Give the SHA-256 of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        await hash_into(digest, file)
-    return digest.hexdigest()
 
 
 def sync_file(path: Path) -> None:
@@ -94,83 +46,6 @@ def replace_durably(temporary: Path, target: Path) -> None:
     sync_file(temporary)
     temporary.replace(target)
     sync_file(target.parent)
-
-
-def partial_path(target: Path) -> Path:
-    """Give the path of what is there of a file so far."""
-    return target.with_name(f"{target.name}.partial")
-
-
-def sidecar_path(target: Path) -> Path:
-    """Give the path of the note on what the partial file is a part of."""
-    return target.with_name(f"{target.name}.partial.json")
-
-
-def partial_size(target: Path) -> int:
-    """Give the bytes that are there of a file so far."""
-    try:
-        return partial_path(target).stat().st_size
-    except OSError:
-        return 0
-
-
-def discard_partial(target: Path) -> None:
-    """Remove what is there of a file so far."""
-    partial_path(target).unlink(missing_ok=True)
-    sidecar_path(target).unlink(missing_ok=True)
-
-
-def require_space(directory: Path, needed: int, purpose: str) -> None:
-    """Check that there is room before a long work begins.
-
-    Args:
-        directory: Where the room is needed.
-        needed: The bytes.
-        purpose: What they are for, such as "the model".
-
-    Raises:
-        DiskSpaceError: There is not enough.
-    """
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"{purpose} needs {megabytes(needed)} in {directory}, but only {megabytes(free)} are free; "
-            "make room, or set RUNED_HOME to a larger disk"
-        )
-
-
-@contextmanager
-def file_errors(action: str) -> Iterator[None]:
-    """Turn an error of the file system into one that says what to do.
-
-    Args:
-        action: What was being done, such as "write the model".
-
-    Raises:
-        DiskSpaceError: The disk is full.
-        BootstrapError: Any other error of the file system.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise describe_file_error(error, action) from error
-
-
-def describe_file_error(error: OSError, action: str) -> RunedError:
-    """Give the error that `file_errors` raises."""
-    place = error.filename2 or error.filename or "RUNED_HOME"
-    if error.errno in _FULL:
-        return DiskSpaceError(
-            f"cannot {action}: {error.strerror} ({place}); make room or raise the limit, and try again: what is there is kept"
-        )
-    return BootstrapError(
-        f"cannot {action}: {error.strerror or type(error).__name__} ({place}); check the permissions of RUNED_HOME"
-    )
-
-
-def megabytes(count: int) -> str:
-    """Give a number of bytes for people, in MB of 1,000,000 bytes as disks are sold."""
-    return f"{count / 1e6:,.1f} MB"
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -14,8 +14,9 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from runed.bootstrap.disk import require_space
 from runed.errors import ArchiveError
-from runed.files import require_space, sync_file
+from runed.files import sync_file
 
 
 def extract(archive: Path, folder: Path) -> None:
