@@ -12,15 +12,15 @@ from runed.api.app import build_app
 from runed.api.openai.app import build_openai_app
 from runed.api.openai.token_guard import guarded
 from runed.backends.llama import LlamaBackend, check_model
-from runed.bootstrap import Installation, Progress, install
+from runed.bootstrap import Progress, install
 from runed.caching.cache import VectorCache
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
 from runed.daemon.gauges import add_gauges
 from runed.daemon.host import DaemonHost
 from runed.daemon.model import ServedModel
-from runed.domain.model import fingerprint, traits_of
 from runed.domain.status import Info
+from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
@@ -98,13 +98,12 @@ async def _build_model(
         ctx_size=settings.ctx_size,
         profile=settings.profile,
     )
-    cache = await _build_cache(settings, paths, installation, backend)
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
-    await asyncio.to_thread(centroids.restore)
+    await run_in_thread(centroids.restore)
     scheduler = Engine(
         backend,
         settings=EngineSettings(idle_timeout=settings.idle_timeout, queue=queue),
-        cache=cache,
+        cache=_build_cache(settings, paths),
         metrics=metrics,
         centroids=centroids,
         engine_version=installation.engine_version,
@@ -113,15 +112,10 @@ async def _build_model(
     return ServedModel(scheduler, installation)
 
 
-async def _build_cache(settings: Settings, paths: Paths, installation: Installation, backend: LlamaBackend) -> VectorCache:
-    if not (settings.disk_cache and settings.disk_cache_bytes):
-        return VectorCache(settings.cache_bytes, None)
-    from runed.caching.disk_cache import DiskCache  # noqa: PLC0415 # a daemon that keeps nothing on disk loads no SQLite
+def _build_cache(settings: Settings, paths: Paths) -> VectorCache:
+    disk = None
+    if settings.disk_cache and settings.disk_cache_bytes:
+        from runed.caching.disk_cache import DiskCache  # noqa: PLC0415 # a daemon that keeps nothing on disk loads no SQLite
 
-    model = backend.model
-    traits = installation.traits or traits_of(model)
-    space = fingerprint(model, traits, engine_version=installation.engine_version, dimensions=model.dim)
-    disk = await asyncio.to_thread(
-        DiskCache, paths.vector_cache, paths.cache_secret, fingerprint=space, max_bytes=settings.disk_cache_bytes
-    )
+        disk = DiskCache(paths.vector_cache, paths.cache_secret, max_bytes=settings.disk_cache_bytes)
     return VectorCache(settings.cache_bytes, disk)
