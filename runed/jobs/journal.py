@@ -20,6 +20,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from runed.errors import RunedError, SettingsError
+from runed.files import sync_file, sync_path
 from runed.jobs.row import JobSpace
 
 SYNC_SECONDS = 10.0
@@ -111,8 +112,8 @@ class Journal:
         self._file.seek(0)
         self._file.truncate()
         self._append(record)
-        self._sync(self._file)
-        sync_directory(self.path.parent)
+        sync_file(self._file)
+        sync_path(self.path.parent)
         self.mark = Mark(size=record.head)
 
     def add(self, data: bytes, *, done: int, failed: int, inputs: str) -> None:
@@ -123,14 +124,14 @@ class Journal:
     def sync(self, part: BinaryIO, *, now: bool = False) -> None:
         """Write part and journal to the disk, if the last time is `SYNC_SECONDS` ago or `now` is set."""
         if now or time.monotonic() - self._synced >= SYNC_SECONDS:
-            self._sync(part)
-            self._sync(self._file)
+            sync_file(part)
+            sync_file(self._file)
             self._synced = time.monotonic()
 
     def finish(self) -> None:
         """Write the mark that the part becomes the output next, so that a crash after that does not repeat the job."""
         self._note(msgspec.structs.replace(self.mark, complete=True))
-        self._sync(self._file)
+        sync_file(self._file)
 
     def remove(self) -> None:
         """Remove the file of the journal."""
@@ -205,20 +206,6 @@ class Journal:
     def _append(self, entry: msgspec.Struct) -> None:
         self._file.write(msgspec.json.encode(entry) + b"\n")
         self._file.flush()
-
-    @staticmethod
-    def _sync(file: BinaryIO) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(directory: Path) -> None:
-    """Write the names in a directory to the disk, since syncing a file need not do that."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum(file: BinaryIO, length: int, checksum: int) -> int:
