@@ -111,13 +111,13 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
 
 
 def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Give the environment for a daemon that a client starts.
+    """Return the environment for a daemon that a client starts.
 
-    A daemon outlives the process that happened to start it, so only what it reads is handed on. Relative paths are made
+    The daemon outlives the process that starts it, so only variables that it reads are handed on. Relative paths are made
     absolute, since the daemon works in another directory.
 
     Args:
-        environ: The environment to take it from, instead of the process's own.
+        environ: The environment of the client, instead of the process's own.
     """
     env = os.environ if environ is None else environ
     names = {*_BASE_ENVIRONMENT, *_NETWORK_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
@@ -129,40 +129,38 @@ def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
 
 
 def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Give the environment for `llama-server`.
+    """Return the environment for `llama-server`.
 
     It reads `LLAMA_ARG_*`, `LLAMA_API_KEY`, `AIP_*` and a configuration file under `XDG_CONFIG_HOME` or else `~/.config`
     any of which would silently change what it computes.
 
     Args:
-        environ: The environment to take it from, instead of the process's own.
+        environ: The environment of the daemon, instead of the process's own.
     """
     env = os.environ if environ is None else environ
     names = {*_BASE_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
-    # libgomp's threads wait for each other by spinning. When others want a processor, too, that wastes whole time slices:
+    # libgomp's threads wait for each other by spinning. If other processes want the processors, too, that wastes time slices:
     # beside two busy processes on two cores a short text took 184 ms (90th percentile 1.8 s), without spinning 10 ms (24 ms).
-    # A thousand turns, some microseconds, bridge the short waits between two steps: 5 ms instead of 15 for a short text on a
-    # quiet machine, 14 instead of 22 beside two busy processes.
+    # A thousand turns take some microseconds and bridge the waits between two steps: a short text took 5 ms instead of 15 on a
+    # quiet machine, 14 ms instead of 22 beside two busy processes.
     defaults = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
-    # Without XDG_CONFIG_HOME it reads ~/.config/llama.cpp/config.ini; below /dev/null nothing can be.
+    # Without XDG_CONFIG_HOME it reads ~/.config/llama.cpp/config.ini. Below /dev/null there can be no file.
     fixed = {"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": os.devnull}
     return defaults | {name: value for name, value in env.items() if name in names} | fixed
 
 
-def search_path(environ: Mapping[str, str] | None = None) -> str:
-    """Give the `PATH` to look for programs in."""
-    env = os.environ if environ is None else environ
-    return env.get("PATH", os.defpath)
+def search_path() -> str:
+    """Return the `PATH` in which programs are looked for."""
+    return os.environ.get("PATH", os.defpath)
 
 
-def debug_enabled(environ: Mapping[str, str] | None = None) -> bool:
+def debug_enabled() -> bool:
     """Tell whether commands show a stack trace with an error (`RUNED_DEBUG`)."""
-    env = os.environ if environ is None else environ
-    return _BOOLEANS.get(env.get("RUNED_DEBUG", "").lower(), False)
+    return _BOOLEANS.get(os.environ.get("RUNED_DEBUG", "").lower(), False)
 
 
 def _get(env: Mapping[str, str], name: str) -> str | None:
-    """Read a variable; one that is set to nothing counts as not set, as shells make it hard to tell them apart."""
+    """Read a variable. An empty one counts as not set, since shells make it hard to tell them apart."""
     return env.get(name) or None
 
 
@@ -187,7 +185,7 @@ def _text(value: str, _origin: str) -> str:
 
 
 def _read_config(path: Path, *, required: bool) -> object:
-    """Read `config.json`; return an object with a key of `SETTINGS` an attribute, None if it is not there."""
+    """Read `config.json`; return an object that has each key of `SETTINGS` as an attribute, or None if there is no file."""
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):  # a home that is a file is refused where it is used, in better words
@@ -208,7 +206,7 @@ def _read_config(path: Path, *, required: bool) -> object:
 
 
 def _whole_number(value: str, origin: str, *, least: int, most: int, what: str) -> int:
-    # Counted first, since int() refuses thousands of digits by an error of its own.
+    # The digits are counted first: int() refuses thousands of digits by another error.
     if value.isascii() and value.isdigit() and len(value) <= len(str(most)) and least <= int(value) <= most:
         return int(value)
     raise SettingsError(f"{origin}={value!r}: accepted is a whole number of {what} from {least} to {most}")
