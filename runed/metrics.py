@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from runed.domain.requests import Lane
-from runed.domain.status import EngineStats, LaneStats
+from runed.domain.status import LaneStats, SchedulerStats
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 """The media type of `Metrics.render`."""
@@ -111,14 +111,14 @@ class Metrics(Collector):
         reading = self._readings.setdefault(name, _Reading(help))
         reading.sources[tuple(sorted(labels.items()))] = read
 
-    def stats(self) -> EngineStats:
+    def stats(self) -> SchedulerStats:
         """Give the totals, and the last minute."""
         recent = _Batches()
         for batches in self._batches.slices():
             recent.count += batches.count
             recent.texts += batches.texts
             recent.tokens += batches.tokens
-        return EngineStats(
+        return SchedulerStats(
             total_texts=self._answered,
             total_tokens=int(sum(counts.batch_tokens.sum for counts in self._lanes.values())),
             tokens_per_second=recent.tokens / self._batches.seconds(),
