@@ -58,5 +58,5 @@ class Ticket:
         except RunedError:
             raise
         except Exception:  # noqa: BLE001 # the batcher has logged it, and its text may quote the caller's
-            raise RunedError("the daemon failed at this text; its log says where, please report it") from None
+            raise RunedError("the daemon failed at this call; its log says where, please report it") from None
         return Embedding(vector=done.vector, tokens=done.tokens, total_tokens=self._total_tokens or done.tokens, cached=shared)

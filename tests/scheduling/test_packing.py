@@ -55,6 +55,24 @@ def test_short_texts_fill_what_long_ones_leave() -> None:
     assert sum(map(sum, batches)) / (60 * len(batches)) >= 0.93
 
 
+def test_a_text_that_fits_exactly_is_packed_and_one_that_does_not_is_not() -> None:
+    limits = BatchLimits(8, 60)
+    assert taken(pack(entries_of(30, 20, 41, 20, 19, 20, 30), limits), limits) == [[41, 19], [30, 30], [20, 20, 20]]
+    assert taken(pack(entries_of(41, 20, 60, 61), limits), limits) == [[61], [60], [41], [20]]
+    assert taken(pack(entries_of(1, 1, 60), limits), limits) == [[60], [1, 1]]
+
+
+def test_a_batch_takes_as_many_texts_as_may_be_and_not_one_more() -> None:
+    limits = BatchLimits(2, 100)
+    assert taken(pack(entries_of(50, 30, 25, 20), limits), limits) == [[50, 30], [25, 20]]
+    assert taken(pack(entries_of(5, 4, 3, 2, 1), limits), limits) == [[5, 4], [3, 2], [1]]
+
+
+def test_texts_of_one_length_stay_in_their_order() -> None:
+    entries = entries_of(10, 10, 10)
+    assert pack(entries, BatchLimits(8, 60)) == entries
+
+
 def test_a_large_batch_is_packed_in_no_time_that_others_would_notice() -> None:
     source = random.Random(7)
     entries = entries_of(*(source.randint(3, 400) for _ in range(2048)))
