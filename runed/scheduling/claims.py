@@ -284,5 +284,5 @@ class ClaimDesk:
             del self._tickets[key]
         # Asking for the exception also tells asyncio that somebody has seen it, should all callers have gone.
         if not future.cancelled() and future.exception() is None:
-            item = ticket.redeem()
+            item = ticket.redeem(shared=False)
             self._cache.put(key, CachedVector(item.vector, item.tokens, item.total_tokens))

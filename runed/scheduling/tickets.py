@@ -44,7 +44,7 @@ class Ticket:
         if self._holders == 0:
             self.future.cancel()
 
-    def redeem(self, *, shared: bool = False) -> Embedding:
+    def redeem(self, *, shared: bool) -> Embedding:
         """Return the embedding, of all of the model's dimensions, once the future is done.
 
         Args:

@@ -200,6 +200,25 @@ async def test_a_lone_client_is_never_waited_for() -> None:
 
 
 @virtual_time
+async def test_a_pair_of_clients_is_gathered_and_not_for_longer_than_both_need() -> None:
+    backend = ScriptedBackend()
+    batcher = make_batcher(backend)
+    await asyncio.gather(*(ask_on(batcher, f"unix:{number}", calls=4, pause=0.001) for number in range(2)))
+    assert [len(batch) for batch in backend.batches] == [2] * 4
+    assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.011, 0.022, 0.033]
+
+
+@virtual_time
+async def test_nobody_is_gathered_behind_a_lone_text() -> None:
+    backend = ScriptedBackend()
+    batcher = make_batcher(backend)
+    batcher.submit(lone := make_entries("lone", exact=True))
+    batcher.submit(bulk := make_entries("bulk", lane=Lane.BULK, exact=True))
+    await outcomes([*lone, *bulk])
+    assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.01]
+
+
+@virtual_time
 async def test_a_full_micro_batch_waits_for_nobody() -> None:
     backend = ScriptedBackend(texts=4)
     batcher = make_batcher(backend)
@@ -263,6 +282,20 @@ async def test_what_comes_while_a_batch_is_in_flight_is_counted_too() -> None:
     await outcomes(entries)
     assert backend.batches == [["first"], texts]
     assert await outcomes(first) == right("first")
+
+
+@virtual_time
+async def test_texts_are_counted_ahead_again_and_again() -> None:
+    backend = ScriptedBackend(texts=8, tokens=80)
+    batcher = make_batcher(backend)
+    for wave in range(3):
+        batcher.submit(first := make_entries(f"first {wave}", exact=True))
+        await asyncio.sleep(0.002)
+        texts = [f"{'long' * 10} {wave} {number}" for number in range(8)]
+        batcher.submit(entries := make_entries(*texts))
+        await outcomes([*first, *entries])
+        assert backend.batches[-1] == texts
+        assert backend.counted[-1] == texts
 
 
 @virtual_time
@@ -401,6 +434,51 @@ async def test_an_exception_that_nobody_foresaw_does_not_end_the_work(outcome: O
     assert "a bug" not in str(logs)
 
 
+@virtual_time
+async def test_each_caller_has_an_error_of_its_own_that_tells_the_same() -> None:
+    backend = ScriptedBackend(script=[Step("unavailable")])
+    batcher = make_batcher(backend)
+    batcher.submit(entries := make_entries("a", "b"))
+    one, other = await outcomes(entries)
+    assert isinstance(one, RunedError)
+    assert isinstance(other, RunedError)
+    assert one.message == other.message == "it died"
+    assert one.metadata == other.metadata == {}
+    assert one.metadata is not other.metadata
+
+
+@virtual_time
+async def test_a_failed_micro_batch_is_logged_with_its_size_and_reason() -> None:
+    backend = ScriptedBackend(script=[Step("fault"), Step(), Step(), Step("stray")])
+    batcher = make_batcher(backend)
+    with capture_logs() as logs:
+        batcher.submit(entries := make_entries("a", "b"))
+        await outcomes(entries)
+        batcher.submit(entries := make_entries("c"))
+        await outcomes(entries)
+    assert logs[0] == {
+        "event": "micro-batch failed, its texts are tried one by one",
+        "log_level": "warning",
+        "texts": 2,
+        "reason": "BACKEND_FAULT",
+    }
+    assert logs[1].items() >= {"event": "micro-batch failed unexpectedly", "texts": 1}.items()
+    assert "RuntimeError" in str(logs[1])
+
+
+@virtual_time
+async def test_interruption_and_shutdown_say_what_to_do() -> None:
+    backend = ScriptedBackend(texts=1, script=[Step("interrupted"), Step(seconds=1.0)])
+    batcher = make_batcher(backend)
+    batcher.submit(entries := make_entries("a", "b"))
+    await asyncio.sleep(0.5)
+    await batcher.close()
+    assert [str(error) for error in await outcomes(entries)] == [
+        "the engine was interrupted; try again",
+        "the daemon is shutting down; try again, and a new one will be started",
+    ]
+
+
 # Callers that go
 
 
@@ -526,6 +604,20 @@ async def test_what_never_has_room_is_not_told_to_come_again(texts: list[str]) -
     assert refusal.value.metadata["limit_bytes"] == "100"
     with pytest.raises(BatchTooLargeError):
         await batcher.room(texts=len(texts), size=sum(map(len, texts)))
+
+
+@virtual_time
+async def test_exactly_as_much_as_may_wait_is_taken_and_what_never_fits_is_told_in_numbers() -> None:
+    batcher = make_batcher(ScriptedBackend(), QueueLimits(texts=4, bytes=100))
+    batcher.submit(entries := make_entries("x" * 25, "x" * 25, "x" * 25, "x" * 25))
+    await outcomes(entries)
+    with pytest.raises(BatchTooLargeError) as refusal:
+        batcher.submit(make_entries("x" * 100, "y"))
+    assert refusal.value.message == (
+        "2 texts of 101 bytes can never wait at once: the limits are 4 texts (RUNED_QUEUE_TEXTS) and 100 bytes "
+        "(RUNED_QUEUE_BYTES); send less at once, or raise these settings of the daemon"
+    )
+    assert refusal.value.metadata == {"texts": "2", "limit": "4", "bytes": "101", "limit_bytes": "100"}
 
 
 @virtual_time

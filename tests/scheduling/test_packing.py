@@ -62,6 +62,11 @@ def test_a_text_that_fits_exactly_is_packed_and_one_that_does_not_is_not() -> No
     assert taken(pack(entries_of(1, 1, 60), limits), limits) == [[60], [1, 1]]
 
 
+def test_the_last_token_of_a_batch_is_used() -> None:
+    limits = BatchLimits(8, 60)
+    assert taken(pack(entries_of(59, 40, 1), limits), limits) == [[59, 1], [40]]
+
+
 def test_a_batch_takes_as_many_texts_as_may_be_and_not_one_more() -> None:
     limits = BatchLimits(2, 100)
     assert taken(pack(entries_of(50, 30, 25, 20), limits), limits) == [[50, 30], [25, 20]]

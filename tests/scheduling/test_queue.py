@@ -353,3 +353,33 @@ async def test_ties_are_broken_by_arrival() -> None:
         queue.push([entry(f"{number}", client=f"unix:{8 - number}")])
     taken = [int(str(name)) for _ in range(2) for name in names(take(queue))]
     assert all(one < other for one, other in pairwise(taken))
+
+
+@virtual_time
+async def test_a_client_that_comes_back_while_another_is_computed_saves_up_no_claim_either() -> None:
+    queue = FairQueue(PLENTY)
+    one = BatchLimits(1, 100)
+    queue.push([entry("early", 50, client="unix:2"), *(entry(f"many {number}", 90) for number in range(5))])
+    assert names(take(queue, one)) == ["early"]
+    assert names(take(queue, one)) == ["many 0"]
+    flight = queue.take(one)
+    queue.push([entry(f"late {number}", 90, client="unix:2") for number in range(2)])
+    queue.settle(flight)
+    assert [names(take(queue, one))[0] for _ in range(4)] == ["late 0", "many 2", "late 1", "many 3"]
+
+
+@virtual_time
+async def test_bulk_has_its_turn_as_soon_as_it_can_pay() -> None:
+    queue = FairQueue(PLENTY)
+    queue.push([entry("interactive", 80) for _ in range(4)])
+    queue.push([entry("bulk", 20, lane=Lane.BULK) for _ in range(4)])
+    turns = [take(queue, BatchLimits(1, 100))[0].lane for _ in range(4)]
+    assert turns == [Lane.INTERACTIVE, Lane.BULK, Lane.INTERACTIVE, Lane.BULK]
+
+
+@virtual_time
+async def test_the_room_beside_one_small_text_is_told_exactly() -> None:
+    queue = FairQueue(QueueLimits(texts=10, bytes=100))
+    queue.push([entry("x")])
+    assert queue.excess(Lane.INTERACTIVE, texts=11, size=1) == 2
+    assert queue.excess(Lane.INTERACTIVE, texts=1, size=102) == 3
