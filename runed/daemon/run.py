@@ -41,7 +41,7 @@ from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.routing.store import CentroidStore
 from runed.scheduling.preparing import MAX_BATCH_TEXTS
 from runed.scheduling.queue import QueueLimits
-from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Engine, EngineSettings
+from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Scheduler, SchedulerSettings
 from runed.server import Server
 from runed.settings import Settings
 from runed.version import __version__
@@ -178,7 +178,7 @@ class Daemon:
         self._bootstrap: asyncio.Task[None] | None = None
         self._failure: _Failure | None = None
         self._installation: Installation | None = None
-        self._engine: Engine | None = None
+        self._engine: Scheduler | None = None
         self._grace: float | None = None
         self._shutdown_asked = asyncio.Event()
         self._hurry_asked = asyncio.Event()
@@ -214,7 +214,7 @@ class Daemon:
         """Embed the texts of one call.
 
         Raises:
-            RunedError: See `Engine.embed`; or there is no engine yet, or no longer.
+            RunedError: See `Scheduler.embed`; or there is no engine yet, or no longer.
         """
         with self._serving() as engine:
             return await engine.embed(texts, options, client=client, per_item_errors=per_item_errors)
@@ -225,7 +225,7 @@ class Daemon:
         """Embed the texts of one stream.
 
         Raises:
-            RunedError: See `Engine.embed_stream`; or there is no engine yet, or no longer.
+            RunedError: See `Scheduler.embed_stream`; or there is no engine yet, or no longer.
         """
         with self._serving() as engine:
             source = _Drainable(chunks, self._shutdown_asked)
@@ -239,7 +239,7 @@ class Daemon:
         """Count the tokens of texts.
 
         Raises:
-            RunedError: See `Engine.count_tokens`; or there is no engine yet, or no longer.
+            RunedError: See `Scheduler.count_tokens`; or there is no engine yet, or no longer.
         """
         return await self._ready_engine().count_tokens(texts, options)
 
@@ -341,7 +341,7 @@ class Daemon:
                 return Status.DEGRADED, None, state.reason
 
     @contextlib.contextmanager
-    def _serving(self) -> Iterator[Engine]:
+    def _serving(self) -> Iterator[Scheduler]:
         """Count a call, and give it the engine."""
         self._total_requests += 1
         engine = self._ready_engine()
@@ -382,7 +382,7 @@ class Daemon:
         if self._shutdown_asked.is_set():
             raise ShuttingDownError("the daemon is shutting down; connect again to start a new one")
 
-    def _ready_engine(self) -> Engine:
+    def _ready_engine(self) -> Scheduler:
         self._check_serving()
         if self._engine is not None:
             return self._engine
@@ -427,7 +427,7 @@ class Daemon:
         with contextlib.suppress(RunedError):
             await self._engine.start()
 
-    async def _build_engine(self, backend: LlamaBackend, installation: Installation) -> Engine:
+    async def _build_engine(self, backend: LlamaBackend, installation: Installation) -> Scheduler:
         settings, model = self._settings, backend.model
         traits = installation.traits or traits_of(model)
         disk = None
@@ -437,9 +437,9 @@ class Daemon:
             disk = DiskCache(self._paths.vector_cache, self._paths.cache_secret, max_bytes=settings.disk_cache_bytes)
         centroids = CentroidStore(self._paths.centroids, dim=model.dim, model=model.identity)
         await run_in_thread(centroids.restore)
-        return Engine(
+        return Scheduler(
             backend,
-            settings=EngineSettings(idle_timeout=settings.idle_timeout, queue=self._queue_limits),
+            settings=SchedulerSettings(idle_timeout=settings.idle_timeout, queue=self._queue_limits),
             cache=VectorCache(settings.cache_bytes, disk),
             metrics=self._metrics,
             centroids=centroids,

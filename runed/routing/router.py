@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 
 from runed.domain.requests import Embedding
-from runed.domain.vectors import shorten
 from runed.errors import RunedError
 from runed.routing.centroids import CentroidSet
 
@@ -34,20 +33,17 @@ class Router:
             max_workers=1, thread_name_prefix="runed-routing", initializer=keep_blas_to_one_thread
         )
 
-    async def route(
-        self, items: Sequence[Embedding | RunedError], centroids: CentroidSet, dimensions: int
-    ) -> list[Embedding | RunedError]:
-        """Find the nearest centroid of each embedding, and cut its vector afterwards.
+    async def route(self, items: Sequence[Embedding | RunedError], centroids: CentroidSet) -> list[Embedding | RunedError]:
+        """Find the nearest centroid of each embedding.
 
         Calls take turns after each portion, so that a single vector does not wait for a whole batch of another call.
 
         Args:
             items: Embeddings of all of the model's dimensions. Errors are passed on.
             centroids: The set to route by.
-            dimensions: The number of values that each vector is to have.
 
         Returns:
-            The embeddings with their cluster ids; an error for one that cannot be cut.
+            The embeddings with their cluster ids.
         """
         routed = list(items)
         embedded = [(index, item) for index, item in enumerate(items) if isinstance(item, Embedding)]
@@ -56,16 +52,9 @@ class Router:
             vectors = np.frombuffer(b"".join(item.vector for _, item in portion), "<f4").reshape(len(portion), -1)
             ids = await asyncio.get_running_loop().run_in_executor(self._thread, centroids.nearest, vectors)
             for (index, item), cluster_id in zip(portion, ids, strict=True):
-                routed[index] = _finish(item, cluster_id, dimensions)
+                routed[index] = replace(item, cluster_id=cluster_id)
         return routed
 
     def close(self) -> None:
         """End the thread after its present portion."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _finish(item: Embedding, cluster_id: int, dimensions: int) -> Embedding | RunedError:
-    try:
-        return replace(item, vector=shorten(item.vector, dimensions), cluster_id=cluster_id)
-    except RunedError as error:
-        return error
