@@ -189,16 +189,16 @@ class _Search:
         """
         asked = False
         while True:
-            match self._look():
-                case _Running(running):
-                    return self._handle(running, started=False)
-                case _Absent():
-                    return None
-                case _Older(record) if not asked:
-                    asked = record.terminate()
-                case _Older(record) | _Draining(record):
-                    pass  # a second SIGTERM would tell it to drop what it is finishing
-            self._pause(f"its daemon, pid {record.pid}, takes no calls and does not end; end it with `kill {record.pid}`")
+            look = self._look()
+            if isinstance(look, _Running):
+                return self._handle(look.record, started=False)
+            if isinstance(look, _Absent):
+                return None
+            # Not twice: a second SIGTERM would tell it to drop what it is finishing.
+            if isinstance(look, _Older) and not asked:
+                asked = look.record.terminate()
+            pid = look.record.pid
+            self._pause(f"its daemon, pid {pid}, takes no calls and does not end; end it with `kill {pid}`")
 
     def _pause(self, reason: str) -> None:
         if time.monotonic() >= self._deadline:

@@ -113,7 +113,9 @@ async def test_an_error_that_is_no_texts_fault_fails_the_call_and_drops_the_rest
         await scheduler.embed(texts, EmbedOptions(lane=lane), client=ME, per_item_errors=per_item_errors)
     assert type(caught.value) is error
     assert caught.value.retry_after == retry_after
-    told = {BackendUnavailableError: ("it died", "the engine was interrupted; try again")}
+    told: dict[type[RunedError], tuple[str, ...]] = {
+        BackendUnavailableError: ("it died", "the engine was interrupted; try again")
+    }
     assert str(caught.value) in told.get(error, ("the daemon failed at this call; its log says where, please report it",))
     await settle()
     assert scheduler.load.queued[lane] == (0, 0)
