@@ -18,6 +18,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from runed.errors import RunedError, SettingsError
+from runed.files import sync_file, sync_path
 from runed.jobs.formats import Space
 
 SYNC_SECONDS = 10.0
@@ -112,8 +113,8 @@ class Journal:
         self._file.seek(0)
         self._file.truncate()
         self._append(record)
-        self._sync(self._file)
-        sync_directory(self.path.parent)
+        sync_file(self._file)
+        sync_path(self.path.parent)
         self.mark = Mark(size=record.head)
 
     def add(self, data: bytes, *, done: int, failed: int, inputs: str) -> None:
@@ -131,14 +132,14 @@ class Journal:
     def sync(self, part: BinaryIO, *, now: bool = False) -> None:
         """Bring part and journal to the disk, if that was long ago."""
         if now or time.monotonic() - self._synced >= SYNC_SECONDS:
-            self._sync(part)
-            self._sync(self._file)
+            sync_file(part)
+            sync_file(self._file)
             self._synced = time.monotonic()
 
     def finish(self) -> None:
         """Note that the part is about to become the output, so that nobody does the work again if that was the last we did."""
         self._note(msgspec.structs.replace(self.mark, complete=True))
-        self._sync(self._file)
+        sync_file(self._file)
 
     def remove(self) -> None:
         """Remove the journal."""
@@ -213,20 +214,6 @@ class Journal:
     def _append(self, entry: msgspec.Struct) -> None:
         self._file.write(msgspec.json.encode(entry) + b"\n")
         self._file.flush()
-
-    @staticmethod
-    def _sync(file: BinaryIO) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk, which syncing a file need not do."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum(file: BinaryIO, length: int, checksum: int) -> int:

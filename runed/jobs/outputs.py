@@ -13,9 +13,10 @@ from typing import BinaryIO
 
 from runed.cli.boundary import complain
 from runed.errors import RunedError, SettingsError
+from runed.files import sync_file, sync_path
 from runed.jobs.formats import BINARY, ENCODERS, Encoder, Space
 from runed.jobs.inputs import STANDARD_INPUT
-from runed.jobs.journal import VERSION, JobRecord, Journal, Mark, sync_directory
+from runed.jobs.journal import VERSION, JobRecord, Journal, Mark
 
 
 class Output(ABC):
@@ -204,20 +205,20 @@ class FileOutput(Output):
         assert self._encoder is not None
         assert self._file is not None
         self._file.write(self._encoder.tail())
-        _sync(self._file)
+        sync_file(self._file)
         source = self._part
         if self._encoder.convert:
             source = self._converted
             with self._part.open("rb") as rows, source.open("wb") as result:
                 self._encoder.convert(rows, result)
-                _sync(result)
+                sync_file(result)
         if self._target.exists():
             source.chmod(self._target.stat().st_mode & 0o7777)
         if self._journal:
             self._journal.finish()
         source.replace(self._target)
         self._finished = True
-        sync_directory(self._target.parent)
+        sync_path(self._target.parent)
         self._remove()
 
     def abandon(self, _reason: str, _message: str) -> None:
@@ -318,8 +319,3 @@ def _beside(target: Path, extension: str) -> Path:
 
 def _shown(value: str) -> str:
     return f'"{value}"' if value else "not given"
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

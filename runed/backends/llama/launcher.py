@@ -18,6 +18,7 @@ from runed.backends.llama.self_test import CompanyError, check_engine
 from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.timings import Timings
 from runed.errors import BackendUnavailableError, ForeignPathError
+from runed.files import run_in_thread
 from runed.log import get_logger
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
@@ -103,7 +104,7 @@ class Launcher:
     async def _launch_once(self) -> LlamaServer:
         command, output = self._command, OutputLog(self._paths.engine_log)
         with self._as_unavailable():
-            await asyncio.to_thread(self._make_room)
+            await run_in_thread(self._make_room)
             child = await ChildProcess.spawn(
                 command.argv(),
                 env=engine_environment(),
