@@ -101,12 +101,17 @@ def swap_in(fresh: Path, place: Path, retired: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def recover(fresh: Path, place: Path, retired: Path) -> None:
-    """Clean up after a process that died while it extracted or swapped; see `swap_in`."""
-    if retired.exists() and not place.exists():
+def recover(fresh: Path, place: Path, retired: Path) -> bool:
+    """Clean up after a process that died while it extracted or swapped; see `swap_in`.
+
+    Returns:
+        Whether the old folder is back in its place.
+    """
+    if interrupted := retired.exists() and not place.exists():
         retired.rename(place)
     shutil.rmtree(retired, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
+    return interrupted
 
 
 def _extract(tar: tarfile.TarFile, members: list[tarfile.TarInfo], folder: Path) -> None:
