@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from collections.abc import Callable
@@ -28,6 +27,8 @@ async def run_in_thread(function: Callable[[], T], executor: Executor | None = N
         function: The work. It should take about a second at most, since a cancel waits for it.
         executor: The threads to use; None means those of the event loop.
     """
+    import asyncio  # noqa: PLC0415 # the blocking client writes files too, and needs no event loop
+
     # A future, not a task: at its end, `asyncio.run` cancels all tasks.
     work = asyncio.get_running_loop().run_in_executor(executor, function)
     try:

@@ -23,7 +23,7 @@ def test_the_install_lock_is_held_until_the_engine_is_unpacked(start_daemon: Sta
     with running_site() as site, LockFile(paths.install_lock) as lock:
         release = Release(site, engine=archive(("llama-b1/llama-server", VERSION_SCRIPT), *files))
         daemon = start_daemon(RUNED_LLAMA_SERVER="", RUNED_MODEL="", RUNED_MANIFEST=release.publish())
-        wait_until(lambda: (fresh / "llama-b1" / "licence-10").exists(), what="the unpacking")
+        wait_until((fresh / "llama-b1" / "licence-10").exists, what="the unpacking")
         daemon.process.send_signal(signal.SIGTERM)
         wait_until(lock.try_acquire, what="the lock")
         assert not fresh.exists()
