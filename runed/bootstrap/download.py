@@ -371,4 +371,4 @@ def _exhausted(url: str, error: _PassingError, hint: str) -> DownloadError:
 
 
 def _ignore(_: str) -> None:
-    """Tell nobody."""
+    """Do nothing."""
