@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 
 from runed.bootstrap.disk import sha256_of
-from runed.bootstrap.manifest import ManifestSource
+from runed.bootstrap.manifest import manifest_source
 from runed.files import write_atomically
 from runed.log import get_logger
 from runed.paths import Paths
+from runed.settings import Settings
 from runed.version import __version__
 
 _log = get_logger(__name__)
@@ -93,13 +94,15 @@ class Audit:
 
     Args:
         path: The file. One that is missing or damaged counts as empty: all that it says can be found out again.
+        settings: The settings, which tell the place of the manifest.
 
     Attributes:
         installed: The document; `save` after a change.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
+        self._settings = settings
         self.installed = self._load()
 
     def reload(self) -> bool:
@@ -107,11 +110,11 @@ class Audit:
         before, self.installed = self.installed, self._load()
         return self.installed != before
 
-    def save(self, manifest: ManifestSource) -> None:
-        """Write the file in one step; `manifest` is the one that was followed."""
+    def save(self) -> None:
+        """Write the file in one step."""
         installed = self.installed
         installed.version, installed.runed_version = 1, __version__
-        installed.updated_at, installed.manifest = now(), str(manifest)
+        installed.updated_at, installed.manifest = now(), str(manifest_source(self._settings))
         write_atomically(self._path, msgspec.json.format(msgspec.json.encode(installed), indent=2) + b"\n")
 
     def _load(self) -> Installed:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runed.bootstrap.audit import Audit
-from runed.bootstrap.download import download
-from runed.bootstrap.manifest import Artefact, manifest_source
+from runed.bootstrap.manifest import Artefact
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.progress import Phase, ProgressReporter
 from runed.paths import Paths
@@ -24,11 +23,9 @@ class InstallContext:
     reporter: ProgressReporter
     policy: DownloadPolicy
 
-    def save_audit(self) -> None:
-        """Write what is installed, after a change."""
-        self.audit.save(manifest_source(self.settings))
-
     async def download(self, artefact: Artefact, target: Path, phase: Phase, name: str) -> None:
         """Download a file and report the progress. See `runed.bootstrap.download.download`; `name` is for people."""
+        from runed.bootstrap.download import download  # noqa: PLC0415 # httpx is memory that most starts never need
+
         self.reporter.begin(phase, artefact.size, f"downloading {name} ({artefact.size / 1e6:,.0f} MB)")
         await download(artefact, target, policy=self.policy, on_bytes=self.reporter.advance, on_retry=self.reporter.say)

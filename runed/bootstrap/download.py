@@ -14,11 +14,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
+import httpx
 import msgspec
+import tenacity
 
-from runed.bootstrap.disk import Digest, file_errors, hash_into
+from runed.bootstrap.disk import file_errors, hash_rest
 from runed.bootstrap.manifest import Artefact, printable_url
 from runed.bootstrap.partial import discard_partial, partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
@@ -26,10 +28,6 @@ from runed.errors import DownloadError, VerificationError
 from runed.files import replace_durably, run_in_thread, write_atomically
 from runed.log import get_logger
 from runed.version import __version__
-
-if TYPE_CHECKING:  # functions import them: a start that downloads nothing does not need this memory
-    import httpx
-    import tenacity
 
 MAX_REDIRECTS = 10
 
@@ -116,7 +114,7 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy) -> bytes:
 
     async with _client(policy) as client:
         try:
-            return await _retrying(policy, _ignore)(attempt, client)
+            return await _retrying(policy, lambda _: None)(attempt, client)
         except _PassingError as error:
             raise _exhausted(url, error, "check the network and RUNED_MANIFEST") from error
 
@@ -149,7 +147,7 @@ class _Transfer:
         self._file = file
         self._sidecar = sidecar
         self._on_bytes = on_bytes
-        self._digest: Digest = hashlib.sha256()
+        self._digest = hashlib.sha256()
         self._done = 0
         self._etag = ""
 
@@ -177,7 +175,7 @@ class _Transfer:
             sidecar = msgspec.json.decode(self._sidecar.read_bytes(), type=_Sidecar)
         except (OSError, msgspec.DecodeError):
             sidecar = None
-        await hash_into(self._digest, self._file)
+        self._digest = await hash_rest(self._file)
         self._done = self._file.tell()
         if sidecar is None or sidecar.sha256 != self._artefact.sha256 or self._done > self._artefact.size:
             self._start_over()
@@ -261,8 +259,6 @@ class _Transfer:
 
 
 def _client(policy: DownloadPolicy) -> httpx.AsyncClient:
-    import httpx  # noqa: PLC0415 # see the top
-
     timeout = httpx.Timeout(policy.stall_timeout, connect=policy.connect_timeout)
     try:
         return httpx.AsyncClient(timeout=timeout, headers={"User-Agent": f"runed/{__version__}"})
@@ -279,8 +275,6 @@ async def _get(client: httpx.AsyncClient, url: str, headers: dict[str, str]) -> 
 
     An exception of httpx becomes a `_PassingError` if another try may succeed, else a `DownloadError`.
     """
-    import httpx  # noqa: PLC0415 # see the top
-
     shown = printable_url(url)
     try:
         request = client.build_request("GET", url, headers=headers)
@@ -340,8 +334,6 @@ def _is_certificate_error(error: BaseException | None) -> bool:
 
 def _retrying(policy: DownloadPolicy, on_retry: Callable[[str], None]) -> tenacity.AsyncRetrying:
     """Return the retries of a policy. Nothing else in runed tries a download again."""
-    import tenacity  # noqa: PLC0415 # see the top
-
     backoff = tenacity.wait_exponential(multiplier=policy.first_wait, max=policy.max_wait)
     jitter = tenacity.wait_random(0, policy.first_wait)
 
@@ -368,7 +360,3 @@ def _retrying(policy: DownloadPolicy, on_retry: Callable[[str], None]) -> tenaci
 
 def _exhausted(url: str, error: _PassingError, hint: str) -> DownloadError:
     return DownloadError(f"{printable_url(url)} could not be downloaded: {error}; {hint}")
-
-
-def _ignore(_: str) -> None:
-    """Do nothing."""

@@ -54,10 +54,6 @@ class EngineInstaller:
             self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
         return self._found[choice]
 
-    def forget(self) -> None:
-        """Let `current` look again."""
-        self._found.clear()
-
     async def recover(self) -> bool:
         """Clean up after a process that died while it installed. Return whether the old engine is back in its place."""
         return await run_in_thread(lambda: archive.recover(self._fresh, self._paths.llama_cpp, self._retired))
@@ -86,15 +82,10 @@ class EngineInstaller:
             version=engine.version,
             installed_at=now(),
         )
-        self._context.save_audit()
+        self._context.audit.save()
         file.unlink()
         _log.info("engine installed", version=engine.version, sha256=artefact.sha256)
         return engine
-
-    def remove_leftovers(self) -> None:
-        """Remove downloads that no later installation goes on with."""
-        for path in self._paths.cache.glob("llama-server-*.download*"):
-            path.unlink()
 
     async def _look(self, choice: EngineChoice) -> Engine | None:
         executable = self._paths.llama_cpp / choice.executable

@@ -87,7 +87,7 @@ async def install(
     for directory in (paths.home, paths.bin, paths.models, paths.cache, paths.licenses):
         ensure_private_dir(directory)
     with file_errors("install engine and model"):
-        context = InstallContext(settings, paths, Audit(paths.installed), ProgressReporter(report), policy)
+        context = InstallContext(settings, paths, Audit(paths.installed, settings), ProgressReporter(report), policy)
         return await _run(context, check_model)
 
 
@@ -108,8 +108,7 @@ async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> 
             waited = await _wait_for(lock, context.reporter)
             recovered = await engines.recover()
             if context.audit.reload() or waited or recovered:
-                engines.forget()
-                models.forget()
+                engines, models = EngineInstaller(context), ModelInstaller(context, check_model)
                 engine, model = await current(plan)
             needed = engines.missing_bytes(plan.engine) if plan.engine and not engine else 0
             needed += await models.missing_bytes(plan.model) if plan.model and not model else 0
@@ -122,8 +121,7 @@ async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> 
                 assert plan.model is not None
                 model = await models.install(plan.model, engine)
             _write_licences(plan, engine, context.paths.licenses)
-            engines.remove_leftovers()
-            models.remove_leftovers()
+            _remove_leftovers(context.paths)
     planner.keep_manifest()
     return Installation(
         llama_server=engine.executable,
@@ -149,6 +147,16 @@ async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
             reporter.say(message)
         await asyncio.sleep(_LOCK_INTERVAL)
     return waited
+
+
+def _remove_leftovers(paths: Paths) -> None:
+    """Remove parts of downloads that no later installation goes on with."""
+    for path in (
+        *paths.models.glob("*.partial"),
+        *paths.models.glob("*.partial.json"),
+        *paths.cache.glob("llama-server-*.download*"),
+    ):
+        path.unlink()
 
 
 def _write_licences(plan: Plan, engine: Engine, folder: Path) -> None:

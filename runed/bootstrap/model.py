@@ -61,10 +61,6 @@ class ModelInstaller:
             self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
         return self._found[choice]
 
-    def forget(self) -> None:
-        """Let `current` look again."""
-        self._found.clear()
-
     async def missing_bytes(self, choice: ModelChoice) -> int:
         """Return about how many bytes an installation needs on the disk."""
         if choice.quantization is None:
@@ -96,12 +92,6 @@ class ModelInstaller:
                 "the next start tries again"
             )
             return source
-
-    def remove_leftovers(self) -> None:
-        """Remove partial files that no later installation goes on with."""
-        for pattern in ("*.partial", "*.partial.json"):
-            for path in self._paths.models.glob(pattern):
-                path.unlink()
 
     @property
     def _installed(self) -> dict[str, ModelRecord]:
@@ -162,14 +152,14 @@ class ModelInstaller:
         if not self._context.settings.keep_source:
             source.path.unlink()
             self._installed.pop(source.variant, None)
-            self._context.save_audit()
+            self._context.audit.save()
         return model
 
     def _record(self, choice: ModelChoice, path: Path, sha256: str, made: Derivation | None) -> Model:
         self._verified.remember(path, sha256)
         url, size = printable_url(choice.source.url), path.stat().st_size
         self._installed[choice.variant] = ModelRecord(url, sha256, size, now(), derived_from=made)
-        self._context.save_audit()
+        self._context.audit.save()
         _log.info("model installed", variant=choice.variant, sha256=sha256)
         return Model(path, choice.variant, sha256)
 

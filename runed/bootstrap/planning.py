@@ -11,7 +11,6 @@ import msgspec
 from runed.bootstrap import manifest
 from runed.bootstrap.archive import is_executable
 from runed.bootstrap.context import InstallContext
-from runed.bootstrap.download import fetch
 from runed.bootstrap.manifest import EngineChoice, Manifest, ManifestSource, ModelChoice
 from runed.bootstrap.policy import QUICK_LOOK, DownloadPolicy
 from runed.errors import DownloadError, ManifestError, SettingsError
@@ -120,6 +119,8 @@ class Planner:
             return None
 
     async def _fetch(self, source: ManifestSource, policy: DownloadPolicy) -> Manifest:
+        from runed.bootstrap.download import fetch  # noqa: PLC0415 # as in `InstallContext.download`
+
         if source.location.startswith("http:"):
             _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
         self._context.reporter.say(f"fetching {source}")

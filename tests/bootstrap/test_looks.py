@@ -132,7 +132,7 @@ async def test_a_start_that_waited_for_another_looks_again(watched: Watched) -> 
 
 
 async def test_the_audit_tells_what_another_process_wrote(watched: Watched) -> None:
-    audit = Audit(watched.machine.paths.installed)
+    audit = Audit(watched.machine.paths.installed, watched.machine.settings)
     await watched.machine.install(watched.manifest("file"))
     assert audit.reload()
     assert "tiny" in audit.installed.models

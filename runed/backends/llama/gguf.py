@@ -150,20 +150,16 @@ class _Reader:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._data = b""
-        self._position = 0
+        self.position = 0
         self.size = size
-
-    @property
-    def position(self) -> int:
-        return self._position
 
     def skip(self, count: int) -> int:
         """Step over `count` bytes. Return their position in `_data`."""
-        start = self._position
+        start = self.position
         end = start + count
         if end > len(self._data):
             self._fetch(end)
-        self._position = end
+        self.position = end
         return start
 
     def _fetch(self, end: int) -> int:
@@ -209,12 +205,12 @@ class _Reader:
 
     def _skip_strings(self, count: int) -> None:
         """Step over a vocabulary. The loop calls no method, since it takes nearly all of the time of reading a file."""
-        position, available, length_at = self._position, len(self._data), _UINT64.unpack_from
+        position, available, length_at = self.position, len(self._data), _UINT64.unpack_from
         for _ in range(count):  # a false count ends soon, since each turn consumes bytes of a bounded header
             if position + 8 > available:
                 available = self._fetch(position + 8)
             position += 8 + length_at(self._data, position)[0]
-        self._position = position
+        self.position = position
         self.skip(0)
 
 

@@ -66,11 +66,7 @@ class LlamaServer:
         return self.child.exited.done()
 
     async def close(self, grace: float) -> None:
-        """Stop the server.
-
-        Args:
-            grace: Seconds between SIGTERM and SIGKILL.
-        """
+        """Stop the server, with `grace` seconds between SIGTERM and SIGKILL."""
         self.closing = True
         await self.http.close()  # first, since it obeys SIGTERM only when all connections are closed
         await self.child.terminate(grace)

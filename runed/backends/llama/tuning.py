@@ -7,8 +7,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -112,7 +111,7 @@ def tune(
             )
 
         info = make(Profile("measured", *_USUAL_SIZE, usable_cores())).model
-        trials = _Trials(_Bench(make, texts, seconds), info.pooling, report)
+        trials = _Trials(lambda way: _measure(make(way), way, texts, seconds), info.pooling, report)
         asyncio.run(trials.run(limit))
     measurements = tuple(trials.measured.values())
     tuning = Tuning(
@@ -161,7 +160,7 @@ class _Trials:
     """Measures an engine in all ways that are worth a try, several times each.
 
     Args:
-        bench: Measures one way.
+        measure: Measures one way.
         pooling: The pooling of the model, which decides on the sizes to try.
         report: As for `tune`.
 
@@ -170,13 +169,13 @@ class _Trials:
         remarks: As in `Tuning`, and so is `disturbance`.
     """
 
-    def __init__(self, bench: _Bench, pooling: str, report: Report) -> None:
+    def __init__(self, measure: Callable[[Profile], Awaitable[Measurement]], pooling: str, report: Report) -> None:
         bounded = pooling in MAX_TOKENS_TOGETHER
         self._usual_size = _USUAL_SIZE_BOUNDED if bounded else _USUAL_SIZE
         self._other_sizes = _OTHER_SIZES_BOUNDED if bounded else _OTHER_SIZES
         self._threads = _numbers_of_threads(usable_cores())
         self._total = _ROUNDS * (len(self._threads) + len(self._other_sizes))
-        self._bench = bench
+        self._measure = measure
         self._report = report
         self._visits = 0
         self._failed: set[Profile] = set()
@@ -216,7 +215,7 @@ class _Trials:
             if way in self._failed:
                 continue
             try:
-                measurement = await self._bench.measure(way)
+                measurement = await self._measure(way)
             except BackendError as error:
                 # The other ways may work: perhaps the memory is too small for this number of slots.
                 self._failed.add(way)
@@ -249,59 +248,51 @@ def _numbers_of_threads(cores: int) -> list[int]:
     return sorted({cores, max(cores - 1, 1), max(cores // 2, 1)}, reverse=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """Runs an engine in one way after another. `texts` and `seconds` are those of `tune`."""
+async def _measure(backend: LlamaBackend, profile: Profile, texts: Sequence[str], seconds: float) -> Measurement:
+    """Start a backend with a profile, measure its speed, and stop it.
 
-    make: Callable[[Profile], LlamaBackend]
-    texts: Sequence[str]
-    seconds: float
+    Raises:
+        BackendError: The engine does not run, or its vectors are wrong.
+    """
+    try:
+        await backend.start()
+        if backend.limits.texts < profile.slots:
+            raise BackendUnavailableError(backend.state.reason)
+        return await _measure_running(backend, profile, texts, seconds)
+    finally:
+        await backend.stop()
 
-    async def measure(self, profile: Profile) -> Measurement:
-        """Run the engine in one way and measure its speed.
 
-        Raises:
-            BackendError: It does not run, or its vectors are wrong.
-        """
-        backend = self.make(profile)
-        try:
-            await backend.start()
-            if backend.limits.texts < profile.slots:
-                raise BackendUnavailableError(backend.state.reason)
-            return await self._measure(backend, profile)
-        finally:
-            await backend.stop()
-
-    async def _measure(self, backend: LlamaBackend, profile: Profile) -> Measurement:
-        texts = [_cut(tokens, length) for tokens, length in zip(await backend.tokenize(self.texts), cycle(_LENGTHS))]
-        lone_times: list[float] = []
-        lone_vectors: list[bytes] = []
-        for text in _while_time_is_left(texts, self.seconds * _LONE_SHARE):
-            started = time.perf_counter()
-            answer = await backend.embed([text])
-            lone_times.append(time.perf_counter() - started)
-            lone_vectors += answer.vectors
-        times: list[float] = []
-        sizes: list[int] = []
-        tokens = 0
-        batches = cycle(_micro_batches([len(text) for text in texts], backend.limits))
-        for batch in _while_time_is_left(batches, self.seconds * (1.0 - _LONE_SHARE)):
-            started = time.perf_counter()
-            answer = await backend.embed(texts[batch.start : batch.stop])
-            times.append(time.perf_counter() - started)
-            _check_company(lone_vectors[batch.start : batch.stop], answer.vectors)
-            sizes.append(len(batch))
-            tokens += answer.tokens
-        return Measurement(
-            slots=profile.slots,
-            batch_tokens=profile.batch_tokens,
-            threads=profile.threads,
-            batch_texts=statistics.mean(sizes),
-            batch_seconds=statistics.median(times),
-            lone_seconds=statistics.median(lone_times),
-            texts_per_second=sum(sizes) / sum(times),
-            tokens_per_second=tokens / sum(times),
-        )
+async def _measure_running(backend: LlamaBackend, profile: Profile, samples: Sequence[str], seconds: float) -> Measurement:
+    texts = [_cut(tokens, length) for tokens, length in zip(await backend.tokenize(samples), cycle(_LENGTHS))]
+    lone_times: list[float] = []
+    lone_vectors: list[bytes] = []
+    for text in _while_time_is_left(texts, seconds * _LONE_SHARE):
+        started = time.perf_counter()
+        answer = await backend.embed([text])
+        lone_times.append(time.perf_counter() - started)
+        lone_vectors += answer.vectors
+    times: list[float] = []
+    sizes: list[int] = []
+    tokens = 0
+    batches = cycle(_micro_batches([len(text) for text in texts], backend.limits))
+    for batch in _while_time_is_left(batches, seconds * (1.0 - _LONE_SHARE)):
+        started = time.perf_counter()
+        answer = await backend.embed(texts[batch.start : batch.stop])
+        times.append(time.perf_counter() - started)
+        _check_company(lone_vectors[batch.start : batch.stop], answer.vectors)
+        sizes.append(len(batch))
+        tokens += answer.tokens
+    return Measurement(
+        slots=profile.slots,
+        batch_tokens=profile.batch_tokens,
+        threads=profile.threads,
+        batch_texts=statistics.mean(sizes),
+        batch_seconds=statistics.median(times),
+        lone_seconds=statistics.median(lone_times),
+        texts_per_second=sum(sizes) / sum(times),
+        tokens_per_second=tokens / sum(times),
+    )
 
 
 def _cut(tokens: Sequence[int], length: int) -> Sequence[int]:
