@@ -144,7 +144,7 @@ async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
             told = holder
             message = f"waiting for process {holder}, which installs engine and model"
             _log.info("bootstrap", step=message)
-            reporter.say(message)
+            reporter.say(message, downloading=True)
         await asyncio.sleep(_LOCK_INTERVAL)
     return waited
 

@@ -123,7 +123,7 @@ class Planner:
 
         if source.location.startswith("http:"):
             _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
-        self._context.reporter.say(f"fetching {source}")
+        self._context.reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
         content = await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy)
         self._fetched = _KeptManifest(source.location, content)
         return manifest.parse_manifest(content, source)

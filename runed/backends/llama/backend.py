@@ -33,7 +33,6 @@ class LlamaBackend:
         executable: The `llama-server`.
         model: The GGUF.
         model_sha256: The SHA-256 of the GGUF, in hexadecimal.
-        engine_version: The name that the engine gives itself, or "".
         paths: The home. Only one backend at a time may use it, as its daemon's lock ensures.
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
         profile: The number of texts at once and of threads, or the name of a profile.
@@ -49,7 +48,6 @@ class LlamaBackend:
         executable: Path,
         model: Path,
         model_sha256: str,
-        engine_version: str = "",
         paths: Paths,
         ctx_size: int,
         profile: str | Profile = "balanced",
@@ -69,7 +67,6 @@ class LlamaBackend:
             file_type=metadata.file_type,
             sha256=model_sha256,
         )
-        self._engine_version = engine_version
         executable = executable.absolute()  # the child works in another directory
         quirks = Quirks(paths.engine_quirks, executable, self._model)
         if isinstance(profile, str):
@@ -99,7 +96,6 @@ class LlamaBackend:
             reason=self._supervisor.reason or self._launcher.command.remark,
             pid=self._supervisor.pid,
             restarts=self._supervisor.restarts,
-            engine_version=self._engine_version,
         )
 
     @property
