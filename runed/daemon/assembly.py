@@ -29,7 +29,7 @@ from runed.paths import Paths
 from runed.routing.store import CentroidStore
 from runed.scheduling.preparing import MAX_BATCH_TEXTS
 from runed.scheduling.queue import QueueLimits
-from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Engine, EngineSettings
+from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Scheduler, SchedulerSettings
 from runed.server import Server
 from runed.settings import Settings
 from runed.version import __version__
@@ -93,16 +93,15 @@ async def _build_model(
         executable=installation.llama_server,
         model=installation.model,
         model_sha256=installation.model_sha256,
-        engine_version=installation.engine_version,
         paths=paths,
         ctx_size=settings.ctx_size,
         profile=settings.profile,
     )
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
     await run_in_thread(centroids.restore)
-    scheduler = Engine(
+    scheduler = Scheduler(
         backend,
-        settings=EngineSettings(idle_timeout=settings.idle_timeout, queue=queue),
+        settings=SchedulerSettings(idle_timeout=settings.idle_timeout, queue=queue),
         cache=_build_cache(settings, paths),
         metrics=metrics,
         centroids=centroids,

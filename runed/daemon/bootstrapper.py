@@ -14,7 +14,7 @@ from runed.daemon.model import ServedModel, Situation
 from runed.domain.status import LoadingPhase, Status
 from runed.errors import BackendUnavailableError, BootstrappingError, RunedError
 from runed.log import describe_exception, get_logger
-from runed.scheduling.scheduler import Engine
+from runed.scheduling.scheduler import Scheduler
 
 BOOTSTRAP_PAUSE = 5.0
 """Seconds after a failed bootstrap before a call starts the next one."""
@@ -92,7 +92,7 @@ class Bootstrapper:
             async with asyncio.timeout(MAX_WAIT):
                 await self._settled.wait()
 
-    async def scheduler(self) -> Engine:
+    async def scheduler(self) -> Scheduler:
         """Return the scheduler of the model, as soon as it is there.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from runed.backends.base import BackendState, BackendStatus
 from runed.bootstrap import Installation
 from runed.domain.status import Info, LoadingPhase, Status
-from runed.scheduling.scheduler import Engine
+from runed.scheduling.scheduler import Scheduler
 
 Situation: TypeAlias = tuple[Status, LoadingPhase | None, str]
 """The status, phase and message of `Health`."""
@@ -23,7 +23,7 @@ class ServedModel:
         installation: The files of engine and model.
     """
 
-    scheduler: Engine
+    scheduler: Scheduler
     installation: Installation
 
     @property

@@ -28,13 +28,13 @@ from runed.domain.requests import (
     Embedding,
     EmbedOptions,
     Lane,
-    Space,
     StreamAnswer,
     StreamItem,
     StreamResult,
     Truncate,
+    VectorSpace,
 )
-from runed.domain.status import EngineStats, Health, Info, LaneStats, Load, LoadingPhase, Status
+from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, SchedulerStats, Status
 from runed.errors import (
     EmptyBatchError,
     EmptyTextError,
@@ -51,7 +51,7 @@ MAX_TOKENS = 12
 METRICS = b"# HELP fake A number.\n# TYPE fake gauge\nfake 7.0\n"
 
 LOAD = Load(
-    stats=EngineStats(
+    stats=SchedulerStats(
         total_texts=1,
         total_tokens=2,
         tokens_per_second=3.5,
@@ -265,8 +265,8 @@ def _arranged(text: str) -> RunedError:
     return error_for_reason(reason)("arranged to fail", metadata={"limit_texts": "7"}, retry_after=1.5)
 
 
-def _space(options: EmbedOptions) -> Space:
-    return Space(fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else "")
+def _space(options: EmbedOptions) -> VectorSpace:
+    return VectorSpace(fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else "")
 
 
 async def _main(path: str) -> None:
