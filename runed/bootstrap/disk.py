@@ -1,4 +1,4 @@
-"""The disk that an installation goes to: the hash of a large file, free space, and errors that say what to do."""
+"""The disk that an installation goes to: the hash of a large file, free space, and errors with a remedy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def require_space(directory: Path, needed: int, purpose: str) -> None:
 
 @contextmanager
 def file_errors(action: str) -> Iterator[None]:
-    """Turn an `OSError` of the block into an error that says what to do.
+    """Turn an `OSError` of the block into an error with a remedy.
 
     Args:
         action: The work of the block, such as "write the model".

@@ -1,4 +1,4 @@
-"""Downloads files: resumes what was interrupted, tries again, verifies while the bytes arrive, and puts the file in place.
+"""Downloads files: resumes an interrupted download, tries again, verifies while the bytes arrive, puts the file in place.
 
 The bytes go to `<target>.partial`, and `<target>.partial.json` names the whole file. Only a wrong hash removes the two; after
 any other end of a download, the next one resumes it.

@@ -1,4 +1,4 @@
-"""What an installation needs: the engine and the model that the manifest names, except those that the user brings."""
+"""Plans an installation: it needs the engine and the model that the manifest names, except those that the user brings."""
 
 from __future__ import annotations
 

@@ -271,7 +271,7 @@ def _tuning_table(tuning: Tuning) -> Table:
     return table
 
 
-# What the user sees
+# Tables
 
 
 def _table(*columns: str) -> Table:
