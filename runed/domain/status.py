@@ -106,6 +106,8 @@ class Health:
     engine_pid: int
     engine_restarts: int
     load: Load | None = None
+    downloading: bool = False
+    """Whether `Status.LOADING` is a download, for which calls do not wait."""
 
 
 @dataclass(frozen=True, slots=True)

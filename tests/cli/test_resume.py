@@ -47,7 +47,7 @@ def journal_of(output: Path) -> Path:
 
 
 def done_rows(output: Path) -> int:
-    """Give how many rows the journal of a job tells as done; 0 without one."""
+    """Return the number of rows that the journal of a job has as done; 0 without a journal."""
     try:
         lines = journal_of(output).read_bytes().split(b"\n")[1:-1]
     except FileNotFoundError:
@@ -80,8 +80,9 @@ def test_job_that_is_killed_again_and_again_gives_the_same_file(texts: Path, tmp
         assert not output.exists()
         assert done_rows(output) >= done, "work was lost"
         done = done_rows(output)
-    last = jobs.run("--batch", texts, "-o", output, "--resume", options=options)
-    assert (last.returncode, last.stdout) == (0, b"")
+    else:  # on a busy machine, the job may have ended before it could be killed; another run would begin anew
+        last = jobs.run("--batch", texts, "-o", output, "--resume", options=options)
+        assert (last.returncode, last.stdout) == (0, b"")
     assert killed >= 2
     assert output.read_bytes() == whole.read_bytes()
     asked = log.read_text().splitlines()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest
 
-from runed.daemon.run import BOOTSTRAP_PAUSE
+from runed.daemon.bootstrapper import BOOTSTRAP_PAUSE
 from tests.support import PROTOCOLS, RunningDaemon, call, refusal_of_json, wait_until
 
 StartDaemon = Callable[..., RunningDaemon]
