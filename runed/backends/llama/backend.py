@@ -102,15 +102,15 @@ class LlamaBackend:
         return self._launcher.command.limits
 
     async def start(self) -> None:
-        """See `Embedder.start`."""
+        """See `Managed.start`."""
         await self._supervisor.ready()
 
     async def stop(self) -> None:
-        """See `Embedder.stop`."""
+        """See `Managed.stop`."""
         await self._supervisor.stop()
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Embedder.tokenize`."""
+        """See `Tokenizer.tokenize`."""
         return await self._ask(lambda http: http.tokenize(texts))
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
