@@ -211,14 +211,14 @@ func answered[Message any](message *Message, err error) (*connectrpc.Response[Me
 	return connectrpc.NewResponse(message), nil
 }
 
-// start has the script answer, and connects to it.
+// start starts the daemon of a script, and connects to it.
 func (s *script) start(t *testing.T, options ...runed.Option) *runed.Client {
 	t.Helper()
 	_, handler := runedv1connect.NewRunedServiceHandler(s)
 	return connect(t, append(options, runed.WithSocket(serve(t, handler)))...)
 }
 
-// once fails with an error the first time.
+// once returns a method that fails the first time.
 func once[Message any](failure error, then *Message) func() (*Message, error) {
 	var calls atomic.Int32
 	return func() (*Message, error) {
@@ -588,7 +588,7 @@ func testFullBacklog(t *testing.T) {
 	}
 }
 
-// servedHome makes a home with a daemon, its daemon.json, and a `runed` that notes that it was asked and then does as told.
+// servedHome makes a home with a daemon, its daemon.json, and a `runed` that notes each run and then runs the given commands.
 func servedHome(t *testing.T, record, program string) (home string, asked func() int) {
 	home = asRuned(t, `echo asked >> "$RUNED_HOME/asked"`+"\n"+program)
 	_, handler := runedv1connect.NewRunedServiceHandler(&script{})
