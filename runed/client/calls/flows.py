@@ -170,8 +170,8 @@ class Flows:
         """Ask the daemon to drain and exit; a daemon that is gone already is not started for that."""
         yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())
 
-    def ask_limits(self, deadline: Deadline) -> Flow[Info]:
-        """Ask for the limits of a request; the rest of this Info may be incomplete."""
+    def present_info(self, deadline: Deadline) -> Flow[Info]:
+        """Ask what the daemon knows of itself and its model by now; its limits are always there."""
         response = yield from self._send_when_ready("Info", InfoRequest(), InfoResponse, deadline)
         self._limits = answers.info(response)
         return self._limits
@@ -193,13 +193,13 @@ class Flows:
         limits from before the call, they are asked for again.
         """
         known = self._limits
-        limits = known or (yield from self.ask_limits(deadline))
+        limits = known or (yield from self.present_info(deadline))
         try:
             return (yield from call(limits))
         except (BatchTooLargeError, RequestTooLargeError):
             if known is None:
                 raise
-            limits = yield from self.ask_limits(deadline)
+            limits = yield from self.present_info(deadline)
             if (limits.max_batch_size, limits.max_request_bytes) == (known.max_batch_size, known.max_request_bytes):
                 raise
         return (yield from call(limits))

@@ -84,7 +84,7 @@ class Streaming(Generic[K]):
         pending = self._pending
         options = EmbedStreamRequest()
         self._options.set_on(options)
-        max_bytes = (yield from self._flows.ask_limits(self._deadline)).max_request_bytes - options.ByteSize()
+        max_bytes = (yield from self._flows.present_info(self._deadline)).max_request_bytes - options.ByteSize()
         connection: StreamConnection = yield Connect(StreamExchange(METHOD), self._deadline.remaining())
         exchange = connection.exchange
         try:
