@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         Status,
         connect,
         connect_async,
+        http_client,
+        http_client_async,
     )
 
 RunedError = errors.RunedError
@@ -51,6 +53,8 @@ __all__ = [
     "connect",
     "connect_async",
     "errors",
+    "http_client",
+    "http_client_async",
 ]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from runed.client.async_client import AsyncClient, connect_async
     from runed.client.client import Client, connect
     from runed.client.options import EmbedOptions, Lane, Role, Truncate
+    from runed.client.stubs import http_client, http_client_async
     from runed.client.types import CentroidSet, Embedding, Health, Info, LaneHealth, Phase, Status, Vectors
 
 __all__ = [
@@ -31,12 +32,15 @@ __all__ = [
     "Vectors",
     "connect",
     "connect_async",
+    "http_client",
+    "http_client_async",
 ]
 
 _MODULES = {
     "async_client": ("AsyncClient", "connect_async"),
     "client": ("Client", "connect"),
     "options": ("EmbedOptions", "Lane", "Role", "Truncate"),
+    "stubs": ("http_client", "http_client_async"),
     "types": ("CentroidSet", "Embedding", "Health", "Info", "LaneHealth", "Phase", "Status", "Vectors"),
 }
 

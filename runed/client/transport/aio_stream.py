@@ -13,8 +13,10 @@ from runed.client.calls.pending import PendingTexts
 from runed.client.calls.steps import Connect, Ensure, Outcome, Send, Sleep, StreamFlow, Turn, UploadFlow
 from runed.client.transport.aio import open_socket
 from runed.client.transport.blocking import CHUNK
+from runed.client.wire.http2 import Http2Request
 from runed.client.wire.stream import StreamExchange
 
+E = TypeVar("E", bound=StreamExchange | Http2Request)
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -22,21 +24,42 @@ _LONGEST_TURN = 0.005
 """Seconds for which texts of a blocking iterator are taken before other tasks have their turn."""
 
 
-class AsyncStreamConnection(asyncio.Protocol):
-    """A connection that carries one stream.
+class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
+    """A connection that carries one stream; `open` makes it.
 
     Args:
         exchange: The state that it begins with.
         news: Set when something can be received.
     """
 
-    def __init__(self, exchange: StreamExchange, news: asyncio.Event) -> None:
+    def __init__(self, exchange: E, news: asyncio.Event) -> None:
         self.exchange = exchange
         self._news = news
         self._received = bytearray()
         self._at_end = False
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        exchange: E,
+        news: asyncio.Event,
+        timeout: float | None,  # noqa: ASYNC109 # a time limit has its own error
+    ) -> AsyncStreamConnection[E]:
+        """Connect to the daemon; errors as for `blocking.open_socket`.
+
+        Args:
+            path: The daemon's socket.
+            exchange: As for the class.
+            news: As for the class.
+            timeout: Seconds that the connect may take; None means `DIAL_PATIENCE`.
+        """
+        sock = await open_socket(path, timeout)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_unix_connection(lambda: cls(exchange, news), sock=sock)
+        return connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -158,12 +181,14 @@ class _StreamSteps:
         self._perform = perform
         self._news = news
         self._feeder = feeder
-        self._connections: list[AsyncStreamConnection] = []
+        self._connections: list[AsyncStreamConnection[StreamExchange]] = []
 
     async def perform(self, step: Any) -> Any:  # noqa: ANN401 # any step, and its result
         match step:
             case Connect():
-                return await self._connect(step)
+                connection = await AsyncStreamConnection.open(self._path, step.exchange, self._news, step.timeout)
+                self._connections.append(connection)
+                return connection
             case Turn(connection=AsyncStreamConnection() as connection):
                 connection.write()
                 await self._wait(step.timeout)
@@ -179,13 +204,6 @@ class _StreamSteps:
             await self._feeder.close()
         for connection in self._connections:
             await connection.wait_closed()
-
-    async def _connect(self, step: Connect) -> AsyncStreamConnection:
-        sock = await open_socket(self._path, step.timeout)
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_unix_connection(lambda: AsyncStreamConnection(step.exchange, self._news), sock=sock)
-        self._connections.append(connection)
-        return connection
 
     async def _wait(self, seconds: float | None) -> None:
         if self._feeder is not None:

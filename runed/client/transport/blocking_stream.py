@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from runed.client.calls.drive import drive
 from runed.client.calls.pending import PendingTexts
 from runed.client.calls.steps import Connect, Ensure, Outcome, Send, Sleep, StreamFlow, Turn, UploadFlow
 from runed.client.transport.blocking import CHUNK, open_socket
+from runed.client.wire.http2 import Http2Request
 from runed.client.wire.stream import StreamExchange
 
+E = TypeVar("E", bound=StreamExchange | Http2Request)
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -22,17 +24,18 @@ _GATHER = 0.02
 """Seconds for which texts are gathered for one message while more come at once."""
 
 
-class BlockingStreamConnection:
+class BlockingStreamConnection(Generic[E]):
     """A connection that carries one stream.
 
     Args:
         path: The daemon's socket.
-        step: The step that asks for it.
+        exchange: The state that it begins with.
+        timeout: Seconds that the connect may take; None means `DIAL_PATIENCE`.
     """
 
-    def __init__(self, path: Path, step: Connect) -> None:
-        self.exchange: StreamExchange = step.exchange
-        self._socket = open_socket(path, step.timeout)
+    def __init__(self, path: Path, exchange: E, timeout: float | None) -> None:
+        self.exchange = exchange
+        self._socket = open_socket(path, timeout)
         self._socket.setblocking(False)
         self._unwritten = memoryview(b"")
 
@@ -139,7 +142,7 @@ def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep 
 
 
 def _perform(step: Any, path: Path, perform: Callable[[Send | Sleep | Ensure], Any]) -> object:  # noqa: ANN401 # any step
-    return BlockingStreamConnection(path, step) if isinstance(step, Connect) else perform(step)
+    return BlockingStreamConnection(path, step.exchange, step.timeout) if isinstance(step, Connect) else perform(step)
 
 
 def _turn(step: Turn, timeout: float | None) -> bytes | None:
