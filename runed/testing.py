@@ -38,11 +38,11 @@ from runed.domain.requests import (
     Embedding,
     Lane,
     Role,
-    Space,
     StreamAnswer,
     StreamItem,
     StreamResult,
     Truncate,
+    VectorSpace,
 )
 from runed.domain.requests import EmbedOptions as Asked
 from runed.domain.status import Health, Info, LoadingPhase, Status
@@ -160,7 +160,7 @@ class DaemonDouble:
         self._refusals += [error] * times
 
     @contextmanager
-    def downloading(self, bytes_done: int = 0, bytes_total: int = 1_000_000) -> Iterator[None]:
+    def bootstrapping(self, bytes_done: int = 0, bytes_total: int = 1_000_000) -> Iterator[None]:
         """Behave as a daemon that downloads its model: embeddings wait, and `info` raises `BootstrappingError`."""
         self._download = (bytes_done, bytes_total)
         try:
@@ -184,9 +184,8 @@ class DaemonDouble:
         items = [self._outcome(text, options) for text in texts]
         for index, item in enumerate(items):
             if isinstance(item, RunedError) and not per_item_errors:
-                item.metadata.setdefault("index", str(index))
-                raise item
-        return EmbedAnswer(items=items, space=_space(options), centroid_set_version=self._centroid_version)
+                raise _placed(item, index)
+        return EmbedAnswer(items=items, space=self._space(options), centroid_set_version=self._centroid_version)
 
     async def embed_stream(
         self,
@@ -201,7 +200,9 @@ class DaemonDouble:
         self._admit(options)
         async for chunk in chunks:
             call.texts.extend(item.text for item in chunk)
-            yield StreamAnswer([StreamResult(item.id, self._outcome(item.text, options)) for item in chunk], _space(options))
+            yield StreamAnswer(
+                [StreamResult(item.id, self._outcome(item.text, options)) for item in chunk], self._space(options)
+            )
 
     async def count_tokens(self, texts: Sequence[str], options: Asked) -> list[int]:
         """Count words and two special tokens; see `Host.count_tokens`."""
@@ -249,6 +250,7 @@ class DaemonDouble:
             phase=LoadingPhase.FETCHING_MODEL if loading else None,
             bytes_done=done,
             bytes_total=total,
+            downloading=loading,
             message="downloading the model" if loading else "",
             uptime_seconds=1,
             total_requests=len(self.calls),
@@ -294,6 +296,9 @@ class DaemonDouble:
             cluster_id=self._nearest(text) if options.with_route else 0,
         )
 
+    def _space(self, options: Asked) -> VectorSpace:
+        return VectorSpace(fingerprint=_FINGERPRINT, prompt="" if options.role is Role.NONE else f"{options.role.value}: ")
+
     def _nearest(self, text: str) -> int:
         assert self._centroids is not None
         if self._centroids.shape[1] != self.dimensions:
@@ -309,12 +314,15 @@ def vector_of(text: str, dimensions: int) -> NDArray[np.float32]:
     return unit
 
 
+def _placed(error: RunedError, index: int) -> RunedError:
+    """Say which text of a batch an error belongs to."""
+    placed = type(error)(error.message, metadata=error.metadata | {"index": str(index)}, retry_after=error.retry_after)
+    placed.reason = error.reason
+    return placed
+
+
 def _count(text: str) -> int:
     return len(text.split()) + 2
-
-
-def _space(options: Asked) -> Space:
-    return Space(fingerprint=_FINGERPRINT, prompt="" if options.role is Role.NONE else f"{options.role.value}: ")
 
 
 def _as_given(options: Asked) -> EmbedOptions:

@@ -117,7 +117,7 @@ class TestFaults:
     def test_a_download(self, daemon: DaemonDouble) -> None:
         told: list[runed.Health] = []
         with runed.connect(home=daemon.home, on_progress=told.append) as client:
-            with daemon.downloading(bytes_done=10, bytes_total=100):
+            with daemon.bootstrapping(bytes_done=10, bytes_total=100):
                 with pytest.raises(errors.BootstrappingError, match="10 of 100 bytes"):
                     client.info()
                 with pytest.raises(errors.DeadlineExceededError, match="not ready yet: downloading the model"):
