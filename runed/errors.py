@@ -252,6 +252,12 @@ class DaemonUnavailableError(LifecycleError):
     reason = "DAEMON_UNAVAILABLE"
 
 
+class ClosedError(RunedError):
+    """A client was used after it had been closed."""
+
+    reason = "CLOSED"
+
+
 def error_of_reason(
     reason: str,
     message: str,

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from runed.client.options import Lane, Role, Truncate
-from runed.integrations.connection import Connection, missing
+from runed.integrations.lazy_client import LazyClient, missing
 
 try:
     from chromadb.api.types import Documents, Embeddable, EmbeddingFunction, Embeddings, Space
@@ -62,7 +62,7 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
             "socket_path": None if socket_path is None else os.fspath(socket_path),
             "timeout": timeout,
         }
-        self._connection = _connection(**self._config)
+        self._client = _shared_client(**self._config)
 
     def __call__(self, input: Embeddable) -> Embeddings:  # noqa: A002 # Chroma's name
         """Embed documents, in their order."""
@@ -108,14 +108,14 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
 
     def close(self) -> None:
         """Close the connections, which functions of the same arguments share; a later call makes new ones."""
-        self._connection.close()
+        self._client.close()
 
     def _embed(self, texts: Embeddable, role: Role) -> Embeddings:
         # Chroma's methods take functions of texts and images alike. An image is refused as everything that is no str.
-        return list(self._connection.embed_batch(cast("Documents", texts), role))
+        return list(self._client.embed_batch(cast("Documents", texts), role))
 
 
 # Chroma makes the function of a collection again for each query. Connecting anew each time took 5 ms more.
-_connection = lru_cache(maxsize=16)(Connection)
+_shared_client = lru_cache(maxsize=16)(LazyClient)
 
 register_embedding_function(RunedEmbeddingFunction)  # type: ignore[no-untyped-call] # Chroma's has no types

@@ -6,7 +6,7 @@ import os
 from typing import Annotated, TypeAlias
 
 from runed.client.options import Lane, Truncate
-from runed.integrations.connection import Connection, as_text, floats, lists_of_floats, missing
+from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats, missing
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -50,33 +50,33 @@ class RunedEmbeddings(BaseModel, Embeddings):
     socket_path: _Path = None
     timeout: float | None = None
 
-    _connection: Connection = PrivateAttr()
+    _client: LazyClient = PrivateAttr()
 
     def model_post_init(self, context: object, /) -> None:
         """Check the options, as pydantic's constructor asks for."""
         super().model_post_init(context)
-        self._connection = Connection(**self.model_dump())
+        self._client = LazyClient(**self.model_dump())
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents, as many as there are, in their order."""
-        return lists_of_floats(self._connection.embed_batch(texts, "document"))
+        return lists_of_floats(self._client.embed_batch(texts, "document"))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query."""
-        return floats(self._connection.embed(text, "query"))
+        return floats(self._client.embed(text, "query"))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents without blocking the event loop."""
-        return lists_of_floats(await self._connection.aembed_batch(texts, "document"))
+        return lists_of_floats(await self._client.aembed_batch(texts, "document"))
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without blocking the event loop."""
-        return floats(await self._connection.aembed(text, "query"))
+        return floats(await self._client.aembed(text, "query"))
 
     def close(self) -> None:
         """Close the connections of blocking calls; happens by itself when the object goes."""
-        self._connection.close()
+        self._client.close()
 
     async def aclose(self) -> None:
         """Close the connections of this event loop too; happens by itself when the loop ends."""
-        await self._connection.aclose()
+        await self._client.aclose()

@@ -6,7 +6,7 @@ import os
 from typing import Annotated, Any, TypeAlias
 
 from runed.client.options import Lane, Truncate
-from runed.integrations.connection import Connection, as_text, floats, lists_of_floats, missing
+from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats, missing
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -59,12 +59,12 @@ class RunedEmbedding(BaseEmbedding):
         default=None, frozen=True, description="Seconds that a call may take, waiting included; None: as long as it takes."
     )
 
-    _connection: Connection = PrivateAttr()
+    _client: LazyClient = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:  # noqa: ANN401 # pydantic's signature
         """Check the options, as pydantic's constructor asks for."""
         super().model_post_init(context)
-        self._connection = Connection(
+        self._client = LazyClient(
             dimensions=self.dimensions,
             instruction=self.instruction,
             truncate=self.truncate,
@@ -80,27 +80,27 @@ class RunedEmbedding(BaseEmbedding):
         return "RunedEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return floats(self._connection.embed(query, "query"))
+        return floats(self._client.embed(query, "query"))
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return floats(self._connection.embed(text, "document"))
+        return floats(self._client.embed(text, "document"))
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return lists_of_floats(self._connection.embed_batch(texts, "document"))
+        return lists_of_floats(self._client.embed_batch(texts, "document"))
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return floats(await self._connection.aembed(query, "query"))
+        return floats(await self._client.aembed(query, "query"))
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return floats(await self._connection.aembed(text, "document"))
+        return floats(await self._client.aembed(text, "document"))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return lists_of_floats(await self._connection.aembed_batch(texts, "document"))
+        return lists_of_floats(await self._client.aembed_batch(texts, "document"))
 
     def close(self) -> None:
         """Close the connections of blocking calls; happens by itself when the object goes."""
-        self._connection.close()
+        self._client.close()
 
     async def aclose(self) -> None:
         """Close the connections of this event loop too; happens by itself when the loop ends."""
-        await self._connection.aclose()
+        await self._client.aclose()

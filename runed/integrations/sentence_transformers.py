@@ -15,7 +15,7 @@ from runed.client.client import Client
 from runed.client.options import EmbedOptions, Lane, Truncate
 from runed.client.types import Vectors
 from runed.errors import RunedError
-from runed.integrations.connection import Connection
+from runed.integrations.lazy_client import LazyClient
 
 PromptName: TypeAlias = Literal["query", "document"]
 Sentences: TypeAlias = str | Sequence[str] | NDArray[np.str_]
@@ -88,7 +88,7 @@ class SentenceTransformer:
             )
         self.truncate_dim = truncate_dim
         self._instruction = instruction
-        self._connection = Connection(
+        self._client = LazyClient(
             dimensions=truncate_dim,
             instruction=instruction,
             truncate=truncate,
@@ -148,10 +148,10 @@ class SentenceTransformer:
             raise ValueError("give prompt_name or prompt, not both")
         if prompt_name not in {None, "query", "document"}:
             raise ValueError(f'prompt_name is {prompt_name!r}, but must be "query", "document" or None')
-        options = self._connection.options(prompt_name)
+        options = self._client.options(prompt_name)
         if truncate_dim is not None:
             options["dimensions"] = truncate_dim
-        client = self._connection.client()
+        client = self._client.client()
         prefix = prompt or ""
         if isinstance(sentences, str):
             return client.embed(prefix + sentences, **options)
@@ -197,7 +197,7 @@ class SentenceTransformer:
 
     def get_embedding_dimension(self) -> int:
         """Give the number of values of a vector; waits while the daemon fetches its model."""
-        return self.truncate_dim or self._connection.client().wait_until_ready().vector_dim
+        return self.truncate_dim or self._client.client().wait_until_ready().vector_dim
 
     def get_sentence_embedding_dimension(self) -> int:
         """Give the same as `get_embedding_dimension`, which is its name in newer versions."""
@@ -205,7 +205,7 @@ class SentenceTransformer:
 
     def get_max_seq_length(self) -> int:
         """Give the largest number of tokens of one text; waits while the daemon fetches its model."""
-        return self._connection.client().wait_until_ready().max_text_length
+        return self._client.client().wait_until_ready().max_text_length
 
     @property
     def max_seq_length(self) -> int:
@@ -215,13 +215,13 @@ class SentenceTransformer:
     @property
     def prompts(self) -> dict[str, str]:
         """What the daemon puts in front of queries and documents; waits while it fetches its model."""
-        info = self._connection.client().wait_until_ready()
+        info = self._client.client().wait_until_ready()
         query = info.query_prompt.replace("{instruction}", self._instruction or info.default_instruction)
         return {"query": query, "document": info.document_prompt}
 
     def close(self) -> None:
         """Close the connections; a later call makes new ones. Happens by itself when the object goes."""
-        self._connection.close()
+        self._client.close()
 
     def __enter__(self) -> Self:
         return self

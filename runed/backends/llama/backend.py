@@ -21,8 +21,6 @@ from runed.paths import Paths
 
 _T = TypeVar("_T")
 
-_DEFAULT_TIMINGS = Timings()
-
 
 class LlamaBackend:
     """Embeds with a `llama-server` child, which is started when it is needed and replaced when it dies.
@@ -51,7 +49,7 @@ class LlamaBackend:
         paths: Paths,
         ctx_size: int,
         profile: str | Profile = "balanced",
-        timings: Timings = _DEFAULT_TIMINGS,
+        timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
         metadata = read_gguf(model)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP

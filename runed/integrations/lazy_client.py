@@ -23,7 +23,7 @@ _MAX_CALLS = 4
 a connection, and together they would fill the daemon's queue, so that it refuses some of them."""
 
 
-class Connection:
+class LazyClient:
     """A daemon as an adapter uses it, from any number of threads, event loops and forked children.
 
     Nothing is connected, started or waited for until the first text comes. Errors are those of `runed.Client`.
@@ -55,7 +55,7 @@ class Connection:
         if home is not None and socket_path is not None:
             raise TypeError("give home or socket_path, not both")
         self._remake = partial(
-            Connection,
+            LazyClient,
             dimensions=dimensions,
             instruction=instruction,
             truncate=truncate,
@@ -116,12 +116,12 @@ class Connection:
         if loop_client := self._loops.pop(asyncio.get_running_loop(), None):
             await loop_client.guard.aclose()
 
-    def __reduce__(self) -> tuple[partial[Connection], tuple[()]]:
+    def __reduce__(self) -> tuple[partial[LazyClient], tuple[()]]:
         # A copy, in this process or another, makes connections of its own.
         return self._remake, ()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Connection) and self._remake.keywords == other._remake.keywords
+        return isinstance(other, LazyClient) and self._remake.keywords == other._remake.keywords
 
     def __hash__(self) -> int:
         return hash(tuple(self._remake.keywords.values()))
