@@ -372,8 +372,8 @@ async def test_death_that_shows_long_after_the_connection_broke_is_told_as_a_dea
 
 
 async def test_deaths_between_answers_never_end_in_failure(make_backend: MakeBackend, fake: FakeEngine) -> None:
-    backend = make_backend(fake.executable)
-    for deaths in range(QUICK.max_failures + 1):
+    backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=2))
+    for deaths in range(3):
         await backend.embed(["hello"])
         assert backend.state.restarts == deaths
         os.kill(backend.state.pid, signal.SIGKILL)
