@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runed.client.calls.daemon_flows import DaemonFlows
 from runed.client.calls.drive import drive
-from runed.client.calls.flows import Flows
 from runed.client.calls.patience import Deadline
 from runed.client.target import Target
 from runed.client.transport.blocking import Transport
@@ -27,7 +27,7 @@ def look(home: Path, *, timeout: float) -> tuple[Info, Health]:
     """
     target = Target.resolve(home=home, socket_path=None, spawn=False)
     target.ensure(timeout)
-    flows, transport = Flows(spawn=False, on_progress=None), Transport(target)
+    flows, transport = DaemonFlows(spawn=False, on_progress=None), Transport(target)
     try:
         health = drive(flows.health(Deadline(timeout)), transport.perform)
         return drive(flows.present_info(Deadline(timeout)), transport.perform), health

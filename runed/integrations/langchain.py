@@ -31,13 +31,13 @@ class RunedEmbeddings(BaseModel, Embeddings):
 
     Attributes:
         dimensions: The number of values of a vector; None means all.
-        instruction: What queries are asked for, in one English sentence; empty: the model's default.
-        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, so that no vector stands for
-            half of a passage unnoticed; "end" and "start" leave out what is too much there.
+        instruction: The task of queries, in one English sentence; empty: the model's default.
+        truncate: What happens to a text that is longer than the model reads: "none" refuses it, so that no vector stands for
+            half of a passage unnoticed; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that is looked after by others; it is never started.
-        timeout: Seconds that a call may take, waiting included; None: as long as it takes.
+        socket_path: The socket of a daemon that others look after; it is never started.
+        timeout: Seconds that a call may take, waiting included; None: no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

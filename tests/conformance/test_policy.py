@@ -33,7 +33,7 @@ import runed.testing
 from runed import errors
 from runed.api.error_codes import code_of
 from runed.client import target
-from runed.client.calls import answers, centroids, flows, patience, pending, texts
+from runed.client.calls import answers, centroids, daemon_flows, patience, pending, texts
 from runed.client.calls.flows import Flows
 from runed.client.calls.patience import Deadline, Patience
 from runed.client.calls.pending import PendingTexts
@@ -52,12 +52,12 @@ CONSTANTS = {
     "retry_growth": patience._GROWTH,
     "retry_shortest_seconds": patience._SHORTEST,
     "retry_longest_seconds": patience._LONGEST,
-    "lost_tries": flows._MAX_RETRIES,
-    "lost_pause_seconds": flows._RETRY_PAUSE,
-    "drain_poll_seconds": flows._DRAIN_POLL,
-    "drain_patience_seconds": flows._MAX_DRAIN,
-    "bootstrap_first_poll_seconds": flows._POLL_FIRST,
-    "bootstrap_longest_poll_seconds": flows._POLL_MOST,
+    "lost_tries": daemon_flows._MAX_RETRIES,
+    "lost_pause_seconds": daemon_flows._RETRY_PAUSE,
+    "drain_poll_seconds": daemon_flows._DRAIN_POLL,
+    "drain_patience_seconds": daemon_flows._MAX_DRAIN,
+    "bootstrap_first_poll_seconds": daemon_flows._POLL_FIRST,
+    "bootstrap_longest_poll_seconds": daemon_flows._POLL_MOST,
     "dial_pause_seconds": blocking.DIAL_PAUSE,
     "dial_patience_seconds": blocking.DIAL_PATIENCE,
     "start_patience_seconds": target._START_TIMEOUT,

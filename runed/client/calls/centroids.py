@@ -15,7 +15,7 @@ from runed_proto.runed.v1.runed_pb2 import (
     SetCentroidsResponse,
 )
 
-from runed.client.calls.flows import PASSING, Flows, Tries
+from runed.client.calls.daemon_flows import PASSING, DaemonFlows, Tries
 from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Connect, StreamConnection, Turn, UploadFlow
 from runed.client.types import CentroidSet, Vectors
@@ -29,7 +29,7 @@ MESSAGE_BYTES = 1024 * 1024
 
 
 def set_centroids_flow(
-    flows: Flows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline
+    flows: DaemonFlows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline
 ) -> UploadFlow[CentroidSet]:
     """Replace the set, again if the daemon cannot take it for the moment.
 

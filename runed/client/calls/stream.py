@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from runed_proto.runed.v1.runed_pb2 import EmbedStreamRequest, EmbedStreamResponse
 
 from runed.client.calls import answers
-from runed.client.calls.flows import PASSING, Flows, Tries
+from runed.client.calls.daemon_flows import PASSING, DaemonFlows, Tries
 from runed.client.calls.patience import Deadline
 from runed.client.calls.pending import PendingTexts
 from runed.client.calls.steps import Connect, Flow, Give, StreamConnection, StreamFlow, Turn
@@ -39,7 +39,7 @@ class Streaming(Generic[K]):
         timeout: Seconds that may pass without an outcome while texts wait for one; None means no limit.
     """
 
-    def __init__(self, flows: Flows, pending: PendingTexts[K], options: Options, timeout: float | None) -> None:
+    def __init__(self, flows: DaemonFlows, pending: PendingTexts[K], options: Options, timeout: float | None) -> None:
         self._flows = flows
         self._pending = pending
         self._options = options
@@ -159,7 +159,7 @@ class Streaming(Generic[K]):
         return []
 
 
-def stream_flow(flows: Flows, options: Options, timeout: float | None) -> tuple[PendingTexts[Any], StreamFlow[Any]]:
+def stream_flow(flows: DaemonFlows, options: Options, timeout: float | None) -> tuple[PendingTexts[Any], StreamFlow[Any]]:
     """Begin a stream.
 
     Args:
