@@ -233,26 +233,3 @@ def ensure_socket_dir(socket: Path) -> None:
         check_socket_dir(socket)
     else:
         ensure_private_dir(socket.parent)
-
-
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace a file in one step, so that a reader or a crash sees the old or the new one, whole.
-
-    Args:
-        path: The file; its directory must exist.
-        data: The new content.
-        mode: The permissions of the new file.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None  # a full disk names no file, the rest one that nobody knows
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,8 +14,8 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from runed.bootstrap.files import require_space, sync_file
 from runed.errors import ArchiveError
+from runed.files import require_space, sync_file
 
 
 def extract(archive: Path, folder: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from runed.bootstrap.files import sha256_of
+from runed.files import sha256_of, write_atomically
 from runed.log import get_logger
-from runed.paths import Paths, write_atomically
+from runed.paths import Paths
 from runed.version import __version__
 
 _log = get_logger(__name__)

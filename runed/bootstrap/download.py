@@ -20,7 +20,10 @@ import httpx
 import msgspec
 import tenacity
 
-from runed.bootstrap.files import (
+from runed.bootstrap.manifest import Artefact, printable_url
+from runed.bootstrap.policy import DownloadPolicy
+from runed.errors import DownloadError, VerificationError
+from runed.files import (
     Digest,
     discard_partial,
     file_errors,
@@ -29,12 +32,9 @@ from runed.bootstrap.files import (
     replace_durably,
     run_in_thread,
     sidecar_path,
+    write_atomically,
 )
-from runed.bootstrap.manifest import Artefact, printable_url
-from runed.bootstrap.policy import DownloadPolicy
-from runed.errors import DownloadError, VerificationError
 from runed.log import get_logger
-from runed.paths import write_atomically
 from runed.version import __version__
 
 MAX_REDIRECTS = 10

@@ -27,15 +27,6 @@ from runed.bootstrap.audit import (
     now,
     save_installed,
 )
-from runed.bootstrap.files import (
-    file_errors,
-    partial_path,
-    partial_size,
-    replace_durably,
-    require_space,
-    run_in_thread,
-    sha256_of,
-)
 from runed.bootstrap.manifest import (
     MAX_MANIFEST_BYTES,
     Artefact,
@@ -43,7 +34,6 @@ from runed.bootstrap.manifest import (
     Manifest,
     ManifestSource,
     ModelChoice,
-    ModelTraits,
     current_platform,
     manifest_source,
     parse_manifest,
@@ -52,10 +42,21 @@ from runed.bootstrap.manifest import (
 )
 from runed.bootstrap.policy import QUICK_LOOK, DownloadPolicy
 from runed.bootstrap.progress import Phase, Progress, ProgressReporter
+from runed.domain.model import ModelTraits
 from runed.errors import BootstrapError, DownloadError, ManifestError, RunedError, SettingsError
+from runed.files import (
+    file_errors,
+    partial_path,
+    partial_size,
+    replace_durably,
+    require_space,
+    run_in_thread,
+    sha256_of,
+    write_atomically,
+)
 from runed.locking import LockFile
 from runed.log import get_logger
-from runed.paths import Paths, ensure_private_dir, write_atomically
+from runed.paths import Paths, ensure_private_dir
 from runed.settings import Settings
 
 __all__ = ["DownloadPolicy", "Installation", "Phase", "Progress", "install"]

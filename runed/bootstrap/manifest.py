@@ -27,6 +27,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import msgspec
 
 from runed.bootstrap.baked import MANIFEST_URL
+from runed.domain.model import ModelTraits
 from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
 from runed.settings import Settings
 
@@ -62,23 +63,6 @@ class _Platform(msgspec.Struct, frozen=True):
 class _Derive(msgspec.Struct, frozen=True, rename={"source": "from"}):
     source: VariantName
     type: QuantizationType
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelTraits:
-    """How a model wants to be used, which its file does not tell.
-
-    Attributes:
-        query_prompt: What goes in front of a query; "{instruction}" stands for the instruction, if the model takes one.
-        document_prompt: What goes in front of a document.
-        default_instruction: The instruction of a query that names none.
-        min_dimensions: The fewest leading values that are a vector of their own (Matryoshka); 0 if only all of them are.
-    """
-
-    query_prompt: str = ""
-    document_prompt: str = ""
-    default_instruction: str = ""
-    min_dimensions: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class _Model(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ from runed.settings import Settings, load_settings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from runed.backend.profile import Tuning
+    from runed.backends.llama.profile import Tuning
 
 SECONDS = 3.0
 TUNE_SECONDS = 2.0
@@ -235,8 +235,8 @@ def _daemon_is_busy(paths: Paths) -> bool:
 
 def _tune_installed(settings: Settings, paths: Paths, part_seconds: float, display: ProgressDisplay, *, force: bool) -> Tuning:
     # Only here, since the figures of a daemon need none of it.
-    from runed.backend import check_model  # noqa: PLC0415
-    from runed.backend.tuning import tune  # noqa: PLC0415
+    from runed.backends.llama import check_model  # noqa: PLC0415
+    from runed.backends.llama.tuning import tune  # noqa: PLC0415
     from runed.bootstrap import Progress, install  # noqa: PLC0415
     from runed.log import configure_logging  # noqa: PLC0415
 

@@ -11,17 +11,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runed.cli import inputs, parquet
 from runed.cli.boundary import ExitCode, complain
-from runed.cli.formats import ENCODERS
-from runed.cli.inputs import INPUT_FORMATS, STANDARD_INPUT, Columns, InputFile, Item, Source
-from runed.cli.job import Job
 from runed.cli.options import positive_number
-from runed.cli.ordering import survey
-from runed.cli.outputs import choose_format, open_output
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
 from runed.errors import EmptyBatchError
+from runed.jobs import inputs, parquet
+from runed.jobs.formats import ENCODERS
+from runed.jobs.inputs import INPUT_FORMATS, STANDARD_INPUT, Columns, InputFile, Item, Source
+from runed.jobs.job import Job
+from runed.jobs.ordering import survey
+from runed.jobs.outputs import choose_format, open_output
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions

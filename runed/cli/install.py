@@ -9,12 +9,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from runed.backend import check_model
+from runed.backends.llama import check_model
 from runed.bootstrap import Progress, install
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.progress import ProgressDisplay
+from runed.files import write_atomically
 from runed.log import configure_logging
-from runed.paths import Paths, ensure_private_dir, write_atomically
+from runed.paths import Paths, ensure_private_dir
 from runed.settings import load_settings
 
 DESCRIPTION = """\

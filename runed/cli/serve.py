@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runed import daemon
+from runed.daemon import run as daemon
 from runed.settings import load_settings
 
 DESCRIPTION = """\

@@ -11,12 +11,12 @@ from typing import Self, TypeVar, Unpack
 from google.protobuf.message import Message
 from numpy.typing import ArrayLike
 
-from runed.client.async_transport import AsyncTransport
-from runed.client.flow import Ensure, Flow, Flows, Send, Sleep
+from runed.client.calls.flows import Ensure, Flow, Flows, Send, Sleep
+from runed.client.calls.patience import Deadline
 from runed.client.options import EmbedOptions, Options, Role
 from runed.client.target import Target
+from runed.client.transport.aio import AsyncTransport
 from runed.client.types import CentroidSet, Embedding, Health, Info, Vectors
-from runed.client.waiting import Deadline
 from runed.errors import RunedError
 
 K = TypeVar("K")
@@ -129,8 +129,8 @@ class AsyncClient:
         `contextlib.aclosing` does, or cancel the task.
         """
         # As in `Client.embed_stream`.
-        from runed.client.async_stream_transport import run_stream  # noqa: PLC0415
-        from runed.client.stream import stream_flow  # noqa: PLC0415
+        from runed.client.calls.stream import stream_flow  # noqa: PLC0415
+        from runed.client.transport.aio_stream import run_stream  # noqa: PLC0415
 
         self._transport.check_open()
         job, flow = stream_flow(self._flows, Options.of(options), self._timeout if timeout is None else timeout)
@@ -168,8 +168,8 @@ class AsyncClient:
             installed = await client.set_centroids(kmeans.cluster_centers_, preset="k1024")
         """
         # As in `Client.embed_stream`.
-        from runed.client.async_stream_transport import run_upload  # noqa: PLC0415
-        from runed.client.centroids import set_centroids_flow  # noqa: PLC0415
+        from runed.client.calls.centroids import set_centroids_flow  # noqa: PLC0415
+        from runed.client.transport.aio_stream import run_upload  # noqa: PLC0415
 
         self._transport.check_open()
         flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))

@@ -9,7 +9,7 @@ from typing import Self
 
 import msgspec
 
-from runed.paths import write_atomically
+from runed.files import write_atomically
 from runed.processes import ProcessIdentity, identify, is_alive
 from runed.version import __version__
 

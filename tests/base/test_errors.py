@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runed.client.texts import relocated
+from runed.client.calls.texts import relocated
 from runed.errors import BackendUnavailableError, EmptyTextError, InvalidRequestError, RunedError, error_of_reason
 
 

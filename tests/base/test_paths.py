@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from runed.errors import ForeignPathError
-from runed.paths import Paths, ensure_private_dir, short_socket_path, write_atomically
+from runed.files import write_atomically
+from runed.paths import Paths, ensure_private_dir, short_socket_path
 
 
 def test_short_path_stays() -> None:

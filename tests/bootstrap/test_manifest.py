@@ -12,13 +12,13 @@ import pytest
 from runed.bootstrap.manifest import (
     Manifest,
     ManifestSource,
-    ModelTraits,
     current_platform,
     manifest_source,
     parse_manifest,
     printable_url,
     read_local_manifest,
 )
+from runed.domain.model import ModelTraits
 from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
 from runed.settings import Settings
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from runed.cli import inputs, ordering, parquet
-from runed.cli.inputs import Item
 from runed.errors import EmptyTextError, InvalidRequestError, RunedError, SettingsError
+from runed.jobs import inputs, ordering, parquet
+from runed.jobs.inputs import Item
 from tests.cli import jobs
 from tests.cli.stand_in import DIM, Options, StandIn
 

@@ -17,8 +17,8 @@ import pytest
 
 import runed
 from runed import errors
-from runed.client import waiting
-from runed.client.waiting import Deadline, Patience
+from runed.client.calls import patience as waiting
+from runed.client.calls.patience import Deadline, Patience
 from tests.client.conftest import Arrange, events
 from tests.support import wait_until
 

@@ -18,7 +18,7 @@ import pytest
 
 import runed
 from runed import errors
-from runed.client import stream
+from runed.client.calls import stream
 from runed.client.options import EmbedOptions
 from tests.client.conftest import Arrange, events, live_descriptors, pids
 from tests.support import process_gone, wait_until

@@ -27,12 +27,12 @@ from runed_proto.runed.v1.runed_pb2 import (
 )
 
 from runed import errors
-from runed.client import stream
-from runed.client.flow import Ensure, Flows, Send, Sleep
-from runed.client.http2 import MAX_MESSAGE, RECEIVE_WINDOW, StreamExchange
+from runed.client.calls import stream
+from runed.client.calls.flows import Ensure, Flows, Send, Sleep
+from runed.client.calls.stream import Connect, Give, Job, Turn, stream_flow
 from runed.client.options import Options
-from runed.client.stream import Connect, Give, Job, Turn, stream_flow
 from runed.client.types import Embedding
+from runed.client.wire.stream import MAX_MESSAGE, RECEIVE_WINDOW, StreamExchange
 
 
 def enveloped(message: bytes, flags: int = 0) -> bytes:

@@ -29,11 +29,11 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 from protobuf.wkt import Any as AnyDetail
 
+from runed.api import app
+from runed.api.rpc.codecs import CODECS
+from runed.api.rpc.refusals import Scope, Send, refuse
 from runed.errors import UnimplementedError
 from runed.server import Server
-from runed.service import app
-from runed.service.codecs import CODECS
-from runed.service.refusals import Scope, Send, refuse
 
 PACKAGE = "connectrpc.conformance.v1"
 

@@ -16,11 +16,11 @@ import pytest
 from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
+from runed.api import app as service_app
+from runed.api.rpc.codecs import CODECS
+from runed.api.rpc.refusals import Scope, Send
 from runed.errors import InvalidRequestError
 from runed.server import Server
-from runed.service import app as service_app
-from runed.service.codecs import CODECS
-from runed.service.refusals import Scope, Send
 from tests.conformance.contracts import class_of, newer, older
 from tests.conformance.drivers import DRIVERS, Drivers
 from tests.fakes.fake_host import DIM, FakeHost, vector_of

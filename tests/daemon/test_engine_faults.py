@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from runed.daemon import BOOTSTRAP_PAUSE
+from runed.daemon.run import BOOTSTRAP_PAUSE
 from tests.support import RunningDaemon, refusal_of_json, wait_until
 
 StartDaemon = Callable[..., RunningDaemon]

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from runed.backend.llama import LlamaBackend
+from runed.backends.llama.backend import LlamaBackend
 from runed.log import configure_logging
 from runed.paths import Paths
 

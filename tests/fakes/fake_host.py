@@ -20,9 +20,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from connectrpc.errors import ConnectError
 
-from runed.engine.metrics import EngineStats, LaneStats
-from runed.engine.status import Health, Info, Load, LoadingPhase, Status
-from runed.engine.types import (
+from runed.api.app import build_app
+from runed.domain.requests import (
     Centroid,
     CentroidHeader,
     EmbedAnswer,
@@ -35,6 +34,7 @@ from runed.engine.types import (
     StreamResult,
     Truncate,
 )
+from runed.domain.status import EngineStats, Health, Info, LaneStats, Load, LoadingPhase, Status
 from runed.errors import (
     EmptyBatchError,
     EmptyTextError,
@@ -44,7 +44,6 @@ from runed.errors import (
     error_for_reason,
 )
 from runed.server import Server
-from runed.service.app import build_app
 
 WAIT = "wait"
 DIM = 8

@@ -52,6 +52,7 @@ from runed_proto.runed.v1.runed_pb2 import (
     ShutdownResponse,
 )
 
+from runed.api.rpc.error_codes import to_connect
 from runed.errors import (
     BackendUnavailableError,
     BootstrappingError,
@@ -66,7 +67,6 @@ from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.paths import Paths
 from runed.server.serving import Server
-from runed.service.wire import to_connect
 
 DRAIN = 0.5
 

@@ -13,8 +13,8 @@ import resource
 import sys
 from pathlib import Path
 
-from runed.engine.cache import CachedVector, cache_key
-from runed.engine.disk_cache import MIN_DISK_BYTES, DiskCache
+from runed.caching.disk_cache import MIN_DISK_BYTES, DiskCache
+from runed.caching.entry import CachedVector, cache_key
 
 STEP = 128
 DIM = 384

@@ -1,0 +1,1 @@
+"""The embeddings part of OpenAI's API on top of the host."""

@@ -1,0 +1,66 @@
+"""What stands before everything on the loopback port: only who knows the token, and means this host, comes through."""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from runed.api.openai.errors import ForeignHostError, UnauthenticatedError, error_response
+from runed.errors import RunedError
+from runed.log import get_logger
+
+_HTTP_PORT = 80
+
+_log = get_logger(__name__)
+
+
+def guarded(app: ASGIApp, *, token: str, port: int) -> ASGIApp:
+    """Put an application behind a token.
+
+    No path is open without it, not even to a browser's `OPTIONS`, and no answer has a CORS header, so that a web page can
+    neither ask nor read.
+
+    Args:
+        app: What to serve to those who come through.
+        token: The token.
+        port: The port that it is served on.
+    """
+    names = ("127.0.0.1", "localhost", "[::1]")
+    hosts = {f"{name}:{port}".encode() for name in names}
+    if port == _HTTP_PORT:  # the one that clients leave out
+        hosts |= {name.encode() for name in names}
+
+    async def app_behind_the_token(scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = _check_host(scope, hosts, port) or _check_token(scope, token.encode())
+        if refusal is None:
+            await app(scope, receive, send)
+            return
+        _log.warning("request over the loopback port refused", connection=scope["client"], reason=refusal.reason)
+        headers = {"www-authenticate": "Bearer"} if isinstance(refusal, UnauthenticatedError) else None
+        await error_response(refusal, headers=headers)(scope, receive, send)
+
+    return app_behind_the_token
+
+
+def _check_host(scope: Scope, hosts: set[bytes], port: int) -> RunedError | None:
+    values = _values(scope, b"host")
+    if len(values) == 1 and values[0].lower() in hosts:
+        return None
+    return ForeignHostError(f"this Host is not served here; use http://127.0.0.1:{port}/v1, or localhost or [::1] in its place")
+
+
+def _check_token(scope: Scope, token: bytes) -> RunedError | None:
+    values = _values(scope, b"authorization")
+    scheme, _, credentials = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+    # In constant time: how long a comparison takes must not tell how much of a guess is right.
+    if hmac.compare_digest(credentials.strip(), token) and scheme.lower() == b"bearer":
+        return None
+    return UnauthenticatedError(
+        "no valid token came with the request; send the content of http.token, in the home of runed (~/.runed), as the API "
+        "key, which is the header Authorization: Bearer TOKEN"
+    )
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key == name]

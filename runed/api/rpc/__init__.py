@@ -1,0 +1,1 @@
+"""The contract of proto/runed/v1 on top of the host."""

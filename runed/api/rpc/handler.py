@@ -1,0 +1,147 @@
+"""The handlers of `RunedService`: messages to domain and back, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from connectrpc.request import RequestContext
+from runed_proto.runed.v1.runed_pb2 import (
+    CountTokensRequest,
+    CountTokensResponse,
+    EmbedBatchRequest,
+    EmbedBatchResponse,
+    EmbedRequest,
+    EmbedResponse,
+    EmbedStreamRequest,
+    EmbedStreamResponse,
+    HealthRequest,
+    HealthResponse,
+    InfoRequest,
+    InfoResponse,
+    SetCentroidsRequest,
+    SetCentroidsResponse,
+    ShutdownRequest,
+    ShutdownResponse,
+)
+
+from runed.api.host import Host
+from runed.api.rpc import messages
+from runed.api.rpc.observation import Call, current_call
+from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
+
+
+class RunedServicer:
+    """Implements the generated `RunedService`.
+
+    Args:
+        host: The daemon.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def embed(self, request: EmbedRequest, ctx: RequestContext[EmbedRequest, EmbedResponse], /) -> EmbedResponse:
+        """Embed one text."""
+        return messages.embed_response(await self._embed([request.text], request, ctx))
+
+    async def embed_batch(
+        self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse], /
+    ) -> EmbedBatchResponse:
+        """Embed many texts."""
+        answer = await self._embed(list(request.texts), request, ctx, per_item_errors=request.per_item_errors)
+        return messages.embed_batch_response(answer)
+
+    async def embed_stream(
+        self, request: AsyncIterator[EmbedStreamRequest], ctx: RequestContext[EmbedStreamRequest, EmbedStreamResponse], /
+    ) -> AsyncIterator[EmbedStreamResponse]:
+        """Embed texts as they come."""
+        first = await anext(request, None)
+        if first is None:
+            return
+        call = current_call()
+        options = messages.embed_options(first)
+        call.lane = options.lane
+        answers = self._host.embed_stream(_chunks(first, request, call), options, client=_client(ctx))
+        async with aclosing(answers):
+            async for answer in answers:
+                call.count(result.outcome for result in answer.results)
+                for response in messages.embed_stream_responses(answer):
+                    yield response
+
+    async def count_tokens(
+        self, request: CountTokensRequest, ctx: RequestContext[CountTokensRequest, CountTokensResponse], /
+    ) -> CountTokensResponse:
+        """Count the tokens of many texts."""
+        counts = await self._host.count_tokens(list(request.texts), messages.count_options(request))
+        return CountTokensResponse(token_counts=counts, max_text_length=self._host.info().max_text_length)
+
+    async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
+        """Describe daemon and model."""
+        return messages.info_response(self._host.info())
+
+    async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
+        """Tell what the daemon is doing."""
+        return messages.health_response(self._host.health())
+
+    async def shutdown(
+        self, request: ShutdownRequest, ctx: RequestContext[ShutdownRequest, ShutdownResponse], /
+    ) -> ShutdownResponse:
+        """Begin to drain."""
+        self._host.shut_down(request.grace_seconds if request.grace_seconds > 0 else None)
+        return ShutdownResponse(accepted=True)
+
+    async def set_centroids(
+        self, request: AsyncIterator[SetCentroidsRequest], ctx: RequestContext[SetCentroidsRequest, SetCentroidsResponse], /
+    ) -> SetCentroidsResponse:
+        """Replace the set of routing centroids."""
+        header = messages.centroid_header(await anext(request, None))
+        version = await self._host.set_centroids(header, _batches(request))
+        return SetCentroidsResponse(version=version, nlist=header.nlist)
+
+    async def _embed(
+        self,
+        texts: Sequence[str],
+        request: EmbedRequest | EmbedBatchRequest,
+        ctx: RequestContext[Any, Any],
+        *,
+        per_item_errors: bool = False,
+    ) -> EmbedAnswer:
+        call = current_call()
+        call.texts = len(texts)
+        options = messages.embed_options(request)
+        call.lane = options.lane
+        answer = await self._host.embed(texts, options, client=_client(ctx), per_item_errors=per_item_errors)
+        call.count(answer.items)
+        return answer
+
+
+def _client(ctx: RequestContext[Any, Any]) -> str:
+    """Tell callers apart, by their connection."""
+    return ctx.client_address or ""
+
+
+async def _chunks(
+    first: EmbedStreamRequest, later: AsyncIterator[EmbedStreamRequest], call: Call
+) -> AsyncIterator[list[StreamItem]]:
+    """Give the texts of a stream, message by message."""
+    if first.items:
+        call.texts += len(first.items)
+        yield _items(first)
+    async for message in later:
+        messages.check_same_options(first, message)
+        if message.items:
+            call.texts += len(message.items)
+            yield _items(message)
+
+
+def _items(message: EmbedStreamRequest) -> list[StreamItem]:
+    return [StreamItem(item.id, item.text) for item in message.items]
+
+
+async def _batches(request: AsyncIterator[SetCentroidsRequest]) -> AsyncIterator[Iterable[Centroid]]:
+    """Give the centroids of a set, message by message."""
+    async for message in request:
+        yield messages.centroids(message)
+        del message  # of megabytes, which would stay until the next one is here

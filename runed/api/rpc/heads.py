@@ -1,0 +1,65 @@
+"""What can be wrong with the head of a request.
+
+The RPC library refuses such a request before any interceptor sees it: without the reason that every error of the contract has,
+a stream of the Connect protocol outside of its protocol, and a header that is not text as a fault of the daemon's.
+"""
+
+from __future__ import annotations
+
+import re
+
+from runed.api.rpc.error_codes import MalformedRequestError
+from runed.api.rpc.refusals import Scope, content_type, is_any_grpc
+from runed.errors import RunedError, UnimplementedError
+
+_GRPC_TYPE = re.compile(r"application/grpc(-web)?(\+(proto|json))?")
+
+_FORMS: dict[bytes, tuple[re.Pattern[bytes], MalformedRequestError]] = {
+    b"connect-protocol-version": (
+        re.compile(rb"1"),
+        MalformedRequestError("the header Connect-Protocol-Version can only be 1; send that, or leave it out"),
+    ),
+    b"connect-timeout-ms": (
+        re.compile(rb"\d{0,10}"),
+        MalformedRequestError("the header Connect-Timeout-Ms is not a number of milliseconds of at most 10 digits"),
+    ),
+    b"grpc-timeout": (
+        re.compile(rb"\d{1,8}[HMSmun]"),
+        MalformedRequestError("the header Grpc-Timeout is not a number of at most 8 digits and a unit, H, M, S, m, u or n"),
+    ),
+}
+"""What a header has to look like, and the refusal of one that does not."""
+
+_NOT_TEXT = MalformedRequestError("a header is not UTF-8; send its bytes in base64")
+_GRPC_METHOD = UnimplementedError("gRPC knows no HTTP method but POST; send that")
+_GRPC_CODEC = UnimplementedError(
+    "this Content-Type cannot be used for gRPC; send application/grpc+proto or application/grpc+json, for gRPC-Web "
+    "application/grpc-web+proto or application/grpc-web+json"
+)
+
+
+def fault_of(scope: Scope) -> RunedError | None:
+    """Give what is wrong with the method and the headers of a request, so that it has to be refused.
+
+    Args:
+        scope: The request, of whatever protocol.
+    """
+    for name, value in scope["headers"]:
+        if name in _FORMS and not (form := _FORMS[name])[0].fullmatch(value):
+            return form[1]
+        if not (name.isascii() and value.isascii()) and not _is_text(name + value):
+            return _NOT_TEXT
+    if is_any_grpc(scope):
+        if scope["method"] != "POST":
+            return _GRPC_METHOD
+        if not _GRPC_TYPE.fullmatch(content_type(scope)):
+            return _GRPC_CODEC
+    return None
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""`grpc.health.v1.Health`: whether embeddings are answered, as the tools of gRPC ask for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from connectrpc.request import RequestContext
+from runed_proto.grpc.health.v1.health_pb2 import (
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthListRequest,
+    HealthListResponse,
+)
+
+from runed.api.host import Host
+from runed.api.rpc.error_codes import TooManyWatchesError, UnknownServiceError
+from runed.domain.status import Health, LoadingPhase, Status
+
+POLL_INTERVAL = 0.25
+"""Seconds between two looks of a Watch at the daemon, and so the most by which one holds up a drain."""
+
+MAX_WATCHES = 256
+"""Watch calls at a time: each lasts for as long as its client likes."""
+
+_Served = HealthCheckResponse.ServingStatus
+
+
+class HealthServicer:
+    """Implements the generated `Health`. Asking neither wakes the engine nor keeps it awake.
+
+    Args:
+        host: The daemon.
+        services: The full names of all services. They share one state, as does "", the whole server.
+    """
+
+    def __init__(self, host: Host, services: Iterable[str]) -> None:
+        self._host = host
+        self._names = ("", *services)
+        self._watches = 0
+
+    async def check(self, request: HealthCheckRequest, ctx: RequestContext[Any, Any], /) -> HealthCheckResponse:
+        """Tell the state of a service.
+
+        Raises:
+            UnknownServiceError: There is no service of that name.
+        """
+        if request.service not in self._names:
+            known = ", ".join(filter(None, self._names))
+            raise UnknownServiceError(f"there is no such service; ask for {known}, or leave the name empty for all of them")
+        return HealthCheckResponse(status=serving_status(self._host.health()))
+
+    async def list(self, request: HealthListRequest, ctx: RequestContext[Any, Any], /) -> HealthListResponse:
+        """Tell the states of all services."""
+        status = serving_status(self._host.health())
+        return HealthListResponse(statuses={name: HealthCheckResponse(status=status) for name in self._names})
+
+    async def watch(self, request: HealthCheckRequest, ctx: RequestContext[Any, Any], /) -> AsyncIterator[HealthCheckResponse]:
+        """Tell the state of a service now and at each change, until the client goes or the daemon drains.
+
+        Raises:
+            TooManyWatchesError: As many clients watch as may.
+        """
+        if self._watches >= MAX_WATCHES:
+            raise TooManyWatchesError(
+                f"{MAX_WATCHES} Watch calls are open, and no more may be; end one of them, or ask Check now and then",
+                metadata={"limit": str(MAX_WATCHES)},
+            )
+        self._watches += 1
+        try:
+            told: int | None = None
+            while True:
+                health = self._host.health()
+                status = serving_status(health) if request.service in self._names else _Served.SERVICE_UNKNOWN
+                if status != told:
+                    told = status
+                    yield HealthCheckResponse(status=status)
+                if health.status is Status.SHUTTING_DOWN:  # the drain waits for this very call
+                    return
+                await asyncio.sleep(POLL_INTERVAL)
+        finally:
+            self._watches -= 1
+
+
+def serving_status(health: Health) -> _Served:
+    """Tell whether an embedding that came now would be answered.
+
+    It would while the engine sleeps or starts, since the call wakes it and waits. To tell otherwise would make a client that
+    heeds the state drop a connection on which others are about to be answered.
+    """
+    match health.status:
+        case Status.OK | Status.IDLE:
+            return _Served.SERVING
+        case Status.LOADING if health.phase is LoadingPhase.STARTING_LLAMA_SERVER:
+            return _Served.SERVING
+        case _:
+            return _Served.NOT_SERVING

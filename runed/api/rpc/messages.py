@@ -1,0 +1,291 @@
+"""The tables between messages and domain: options in, embeddings and what the daemon tells of itself out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from runed_proto.runed.v1 import runed_pb2 as pb
+
+from runed.domain.requests import (
+    Centroid,
+    CentroidHeader,
+    EmbedAnswer,
+    Embedding,
+    EmbedOptions,
+    Lane,
+    Role,
+    StreamAnswer,
+    Truncate,
+)
+from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, Status
+from runed.errors import BadCentroidsError, InvalidRequestError, RunedError
+
+T = TypeVar("T")
+
+_LANE: Mapping[int, Lane | None] = {pb.LANE_UNSPECIFIED: None, pb.LANE_INTERACTIVE: Lane.INTERACTIVE, pb.LANE_BULK: Lane.BULK}
+_ROLE: Mapping[int, Role] = {pb.ROLE_UNSPECIFIED: Role.NONE, pb.ROLE_QUERY: Role.QUERY, pb.ROLE_DOCUMENT: Role.DOCUMENT}
+_TRUNCATE: Mapping[int, Truncate] = {
+    pb.TRUNCATE_UNSPECIFIED: Truncate.NONE,
+    pb.TRUNCATE_NONE: Truncate.NONE,
+    pb.TRUNCATE_END: Truncate.END,
+    pb.TRUNCATE_START: Truncate.START,
+}
+_STATUS = {
+    Status.OK: pb.HealthResponse.STATUS_OK,
+    Status.LOADING: pb.HealthResponse.STATUS_LOADING,
+    Status.DEGRADED: pb.HealthResponse.STATUS_DEGRADED,
+    Status.SHUTTING_DOWN: pb.HealthResponse.STATUS_SHUTTING_DOWN,
+    Status.IDLE: pb.HealthResponse.STATUS_IDLE,
+}
+_PHASE = {
+    None: pb.HealthResponse.PHASE_UNSPECIFIED,
+    LoadingPhase.FETCHING_LLAMA_SERVER: pb.HealthResponse.PHASE_FETCHING_LLAMA_SERVER,
+    LoadingPhase.FETCHING_MODEL: pb.HealthResponse.PHASE_FETCHING_MODEL,
+    LoadingPhase.STARTING_LLAMA_SERVER: pb.HealthResponse.PHASE_STARTING_LLAMA_SERVER,
+}
+
+STREAM_MESSAGE_BYTES = 1024 * 1024
+"""About the largest message of a stream's results; gRPC clients refuse more than 4 MiB unless they are told otherwise."""
+
+_VECTOR_TAG = b"\x0a"
+"""Field 1, wire type 2 (length-delimited): the tag of `EmbedResponse.vector` in the protobuf encoding."""
+_VARINT_MORE = 0x80
+"""The bit of a varint's byte that says that another one follows."""
+
+
+def embed_options(request: pb.EmbedRequest | pb.EmbedBatchRequest | pb.EmbedStreamRequest) -> EmbedOptions:
+    """Read how a request wants its texts embedded.
+
+    Raises:
+        InvalidRequestError: An option has a value that the contract does not know.
+    """
+    options = EmbedOptions(
+        lane=_member(_LANE, pb.Lane, "lane", request.lane),
+        role=_member(_ROLE, pb.Role, "role", request.role),
+        instruction=request.instruction,
+        dimensions=request.dimensions,
+        truncate=_member(_TRUNCATE, pb.Truncate, "truncate", request.truncate),
+    )
+    if isinstance(request, pb.EmbedStreamRequest):  # which has no routes
+        return options
+    return replace(options, with_route=request.with_route)
+
+
+def count_options(request: pb.CountTokensRequest) -> EmbedOptions:
+    """Read how a request wants its texts counted.
+
+    Raises:
+        InvalidRequestError: An option has a value that the contract does not know.
+    """
+    return EmbedOptions(role=_member(_ROLE, pb.Role, "role", request.role), instruction=request.instruction)
+
+
+def check_same_options(first: pb.EmbedStreamRequest, later: pb.EmbedStreamRequest) -> None:
+    """Refuse options that come too late to count.
+
+    Args:
+        first: The first message of a stream, whose options hold for all of it.
+        later: Another one; may repeat these options or leave them out.
+
+    Raises:
+        InvalidRequestError: It asks for something else.
+    """
+    for field in ("lane", "role", "instruction", "dimensions", "truncate"):
+        if (value := getattr(later, field)) and value != getattr(first, field):
+            raise InvalidRequestError(
+                f"a later message of the stream has another {field} than the first one, whose options hold for the whole "
+                "stream; open a stream for each set of options",
+                metadata={"field": field},
+            )
+
+
+def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
+    """Give the response to a call with one text.
+
+    Raises:
+        RunedError: The text has no vector.
+    """
+    [item] = answer.items
+    if isinstance(item, RunedError):
+        raise item
+    response = _embedding(item, answer.centroid_set_version)
+    response.fingerprint = answer.space.fingerprint
+    response.prompt = answer.space.prompt
+    return response
+
+
+def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
+    """Give the response to a call with several texts."""
+    return pb.EmbedBatchResponse(
+        embeddings=[_outcome(item, answer.centroid_set_version) for item in answer.items],
+        fingerprint=answer.space.fingerprint,
+        prompt=answer.space.prompt,
+    )
+
+
+def embed_stream_responses(answer: StreamAnswer) -> Iterator[pb.EmbedStreamResponse]:
+    """Give what became ready of a stream, in messages of about `STREAM_MESSAGE_BYTES` at most."""
+    results: list[pb.EmbedStreamResult] = []
+    size = 0
+    for result in answer.results:
+        results.append(pb.EmbedStreamResult(id=result.id, embedding=_outcome(result.outcome)))
+        size += results[-1].ByteSize()
+        if size >= STREAM_MESSAGE_BYTES:
+            yield _stream_response(results, answer)
+            results, size = [], 0
+    if results:
+        yield _stream_response(results, answer)
+
+
+def centroid_header(request: pb.SetCentroidsRequest | None) -> CentroidHeader:
+    """Read the first message of a centroid set.
+
+    Raises:
+        BadCentroidsError: It is something else, or there is none.
+    """
+    if request is None or request.WhichOneof("payload") != "header":
+        raise BadCentroidsError("the first message of a centroid set is its header, with dim and nlist; send that first")
+    header = request.header
+    return CentroidHeader(version=header.version, dim=header.dim, nlist=header.nlist, preset=header.preset)
+
+
+def centroids(request: pb.SetCentroidsRequest) -> Iterator[Centroid]:
+    """Read a later message of a centroid set, which is used up by it.
+
+    Raises:
+        BadCentroidsError: It is something else.
+    """
+    if request.WhichOneof("payload") != "batch":
+        raise BadCentroidsError("every message of a centroid set but the first is a batch of centroids; send no second header")
+    request.DiscardUnknownFields()  # they could come after the values
+    for centroid in request.batch.centroids:
+        number, size = centroid.id, 4 * len(centroid.vec)
+        centroid.ClearField("id")
+        # What is left is a tag, a length and the packed values: 20 times faster than by Python floats.
+        encoded = centroid.SerializeToString()
+        yield Centroid(number, encoded[len(encoded) - size :])
+
+
+def info_response(info: Info) -> pb.InfoResponse:
+    """Describe daemon and model."""
+    return pb.InfoResponse(
+        daemon_version=info.daemon_version,
+        model_identity=info.model_identity,
+        vector_dim=info.vector_dim,
+        max_text_length=info.max_text_length,
+        max_batch_size=info.max_batch_size,
+        model_name=info.model_name,
+        model_variant=info.model_variant,
+        pooling=info.pooling,
+        engine_version=info.engine_version,
+        max_request_bytes=info.max_request_bytes,
+        socket_path=info.socket_path,
+        fingerprint=info.fingerprint,
+        min_dimensions=info.min_dimensions,
+        query_prompt=info.query_prompt,
+        document_prompt=info.document_prompt,
+        default_instruction=info.default_instruction,
+        profile=info.profile,
+        max_queued_texts=info.max_queued_texts,
+        max_queued_bytes=info.max_queued_bytes,
+        centroid_set_version=info.centroid_set_version,
+    )
+
+
+def health_response(health: Health) -> pb.HealthResponse:
+    """Tell what the daemon is doing; the numbers of the engine are 0 until there is one."""
+    response = pb.HealthResponse(
+        status=_STATUS[health.status],
+        uptime_seconds=health.uptime_seconds,
+        total_requests=health.total_requests,
+        phase=_PHASE[health.phase],
+        bytes_done=health.bytes_done,
+        bytes_total=health.bytes_total,
+        message=health.message,
+        pid=health.pid,
+        engine_pid=health.engine_pid,
+        engine_restarts=health.engine_restarts,
+        in_flight_requests=health.in_flight_requests,
+    )
+    if health.load is not None:
+        response.MergeFrom(_load(health.load))
+    return response
+
+
+def _load(load: Load) -> pb.HealthResponse:
+    stats = load.stats
+    return pb.HealthResponse(
+        interactive=_lane_health(stats.interactive, load.queued[Lane.INTERACTIVE]),
+        bulk=_lane_health(stats.bulk, load.queued[Lane.BULK]),
+        total_texts=stats.total_texts,
+        total_tokens=stats.total_tokens,
+        tokens_per_second=stats.tokens_per_second,
+        total_batches=stats.total_batches,
+        mean_batch_texts=stats.mean_batch_texts,
+        cache_hits=stats.cache_hits,
+        shared_texts=stats.shared_texts,
+        cache_entries=load.cache_entries,
+        cache_bytes=load.cache_bytes,
+        disk_cache_bytes=load.disk_cache_bytes,
+        refused_requests=stats.refused_requests,
+    )
+
+
+def _lane_health(stats: LaneStats, queued: tuple[int, int]) -> pb.LaneHealth:
+    texts, size = queued
+    return pb.LaneHealth(
+        queued_texts=texts,
+        queued_bytes=size,
+        total_texts=stats.total_texts,
+        wait_p50_seconds=stats.wait_p50_seconds,
+        wait_p99_seconds=stats.wait_p99_seconds,
+    )
+
+
+def _stream_response(results: list[pb.EmbedStreamResult], answer: StreamAnswer) -> pb.EmbedStreamResponse:
+    return pb.EmbedStreamResponse(results=results, fingerprint=answer.space.fingerprint, prompt=answer.space.prompt)
+
+
+def _outcome(item: Embedding | RunedError, centroid_set_version: str = "") -> pb.EmbedResponse:
+    if isinstance(item, RunedError):
+        return pb.EmbedResponse(error=pb.ItemError(reason=item.reason, message=item.message, metadata=item.metadata))
+    return _embedding(item, centroid_set_version)
+
+
+def _embedding(item: Embedding, centroid_set_version: str) -> pb.EmbedResponse:
+    """Encode a vector: its packed field is the float32 bytes as they are, 30 times faster than by Python floats."""
+    response = pb.EmbedResponse.FromString(_VECTOR_TAG + _varint(len(item.vector)) + item.vector)
+    response.token_count = item.tokens
+    response.total_token_count = item.total_tokens
+    if item.truncated:
+        response.truncated = True
+    if item.cached:
+        response.cached = True
+    if centroid_set_version:
+        response.cluster_id = item.cluster_id
+        response.centroid_set_version = centroid_set_version
+    return response
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number >= _VARINT_MORE:
+        encoded.append(number % _VARINT_MORE | _VARINT_MORE)
+        number //= _VARINT_MORE
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _member(table: Mapping[int, T], enum: EnumTypeWrapper, field: str, value: int) -> T:
+    """Read an enum's number; proto3 lets any number through."""
+    try:
+        return table[value]
+    except KeyError:
+        known = ", ".join(f"{name} ({number})" for name, number in enum.items())
+        raise InvalidRequestError(
+            f"{field} {value} is unknown to this version of runed; use one of {known}",
+            metadata={"field": field, "value": str(value)},
+        ) from None

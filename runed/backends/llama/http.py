@@ -1,0 +1,320 @@
+"""The part of `llama-server`'s HTTP interface that runed uses, over its UNIX socket; foreign errors end here.
+
+A text is never quoted in an error, and so neither is a body of the server, which may quote one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+import numpy as np
+
+from runed.backends.base import EmbeddingBatch, TextInput
+from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
+
+_KEEP_ALIVE = 3.0
+"""Seconds after which an unused connection is closed on this side; the server closes it after 5, under a request at worst."""
+
+MAX_CONNECTIONS = 8
+"""More requests wait here. The server gives each open connection a thread, even while it is not used: with more connections
+than threads, a request waited 5 s for the keep-alive time of an idle one to pass (measured)."""
+
+_HEALTH_TIMEOUT = 1.0
+
+_OK = 200
+
+_NORM_TOLERANCE = 1e-3
+"""How far the square of a vector's norm may be from 1."""
+
+_SEPARATOR = -1
+"""Stands between texts in a question to `/tokenize`, which passes numbers through as they are; no token has a negative id."""
+
+_TOKENIZE_BYTES = 256 * 1024
+"""About how many bytes of text one question to `/tokenize` holds; its answer is several times as large."""
+
+_FEW_TOKENS = 8
+"""Up to 7 rows are multiplied by other kernels than more are, which round differently. With quantized weights this shows: texts
+of 2 to 7 tokens had cosines down to 0.9996 between alone and in company, longer ones exactly 1 (Qwen3-0.6B's shape, q6_K)."""
+
+_FEW_BYTES = 32 * _FEW_TOKENS
+"""A batch of more bytes is taken to have more than `_FEW_TOKENS` tokens without counting them."""
+
+_MOST_SPECIAL = 2
+"""The most special tokens of a text."""
+
+_FILLER = "a b c d e f g h"
+"""A text of at least `_FEW_TOKENS` tokens."""
+
+_TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What has to be known to keep vectors independent of company, where several slots share the context of the model.
+
+    Attributes:
+        slots: The number of slots.
+        micro_batch: The tokens that the engine computes at once.
+    """
+
+    slots: int
+    micro_batch: int
+
+
+class ConnectionLostError(Exception):
+    """The connection to the server ended before its answer did.
+
+    Attributes:
+        unreachable: Whether there was nobody to connect to, so that no later request can succeed either.
+    """
+
+    def __init__(self, *, unreachable: bool) -> None:
+        super().__init__("connection lost")
+        self.unreachable = unreachable
+
+
+class SlotsError(BackendFaultError):
+    """The server cannot erase its slots, so that vectors would depend on company; with one slot there is none."""
+
+
+class _Embedding(msgspec.Struct):
+    index: int
+    embedding: bytes  # msgspec decodes base64
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
+    usage: _Usage
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Error(msgspec.Struct):
+    type: str = ""
+    message: str = ""
+    n_prompt_tokens: int | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error
+
+
+class LlamaHTTP:
+    """Talks to one `llama-server`. Must be made inside the event loop that uses it.
+
+    Args:
+        socket: The server's UNIX socket.
+        dim: The number of values that each vector must have.
+        max_tokens: The largest number of tokens of one text, told in errors.
+        isolation: What to heed so that vectors do not depend on company; None if nothing.
+    """
+
+    def __init__(self, socket: Path, *, dim: int, max_tokens: int, isolation: Isolation | None = None) -> None:
+        self._dim = dim
+        self._max_tokens = max_tokens
+        self._isolation = isolation
+        self._special: tuple[list[int], list[int]] | None = None
+        self._session = aiohttp.ClientSession(
+            base_url="http://engine",  # a name for the Host header; the socket is the address
+            connector=aiohttp.UnixConnector(str(socket), limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Content-Type": "application/json"},
+            timeout=aiohttp.ClientTimeout(total=None),  # a busy server is not a dead one: `Supervisor` tells them apart
+        )
+
+    async def close(self) -> None:
+        """Close all connections; requests on their way get `ConnectionLostError`."""
+        await self._session.close()
+
+    async def healthy(self) -> bool:
+        """Tell whether the server has loaded its model."""
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT), self._session.get("/health") as response:
+                return response.status == _OK
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Give the tokens of each text as `embed` would see it, special tokens included.
+
+        Args:
+            texts: The texts.
+
+        Raises:
+            InvalidTextError: A text is not valid Unicode.
+            BackendFaultError: The answer is not what was asked for.
+            ConnectionLostError: There was no complete answer.
+        """
+        if self._special is None:
+            self._special = await self._find_special_tokens()
+        first, last = self._special
+        return [[*first, *tokens, *last] for part in _parts(texts) for tokens in await self._tokenize(part)]
+
+    async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
+        """Embed a batch.
+
+        Args:
+            texts: The texts, or their tokens.
+
+        Returns:
+            One vector a text, in their order, each checked.
+
+        Raises:
+            InvalidTextError: A text is not valid Unicode.
+            TextTooLongError: A text has more tokens than the server takes.
+            BackendFaultError: The answer is not one unit vector of the right length for each text.
+            ConnectionLostError: There was no complete answer.
+        """
+        filler = await self._isolate(texts, self._isolation) if self._isolation else []
+        question = [*texts, *filler]
+        body = await self._post("/v1/embeddings", {"input": question, "encoding_format": "base64"})
+        answer = _decode(body, _Embeddings)
+        if sorted(item.index for item in answer.data) != list(range(len(question))):
+            raise BackendFaultError(f"llama-server answered {len(answer.data)} vectors to {len(question)} texts")
+        vectors = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
+        _check_vectors(vectors, self._dim)
+        return EmbeddingBatch(vectors[: len(texts)], answer.usage.prompt_tokens - sum(map(len, filler)))
+
+    async def _find_special_tokens(self) -> tuple[list[int], list[int]]:
+        """Give the tokens that the server puts before and after each text."""
+        whole = _decode(await self._post("/tokenize", {"content": _FILLER, "add_special": True}), _Tokens).tokens
+        [text] = await self._tokenize([_FILLER])
+        for start in range(len(whole) - len(text) + 1):
+            if whole[start : start + len(text)] == text:
+                return whole[:start], whole[start + len(text) :]
+        raise BackendFaultError("llama-server tokenizes a text differently alone and among others; use another version of it")
+
+    async def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Give the tokens of each text without special ones, by one question."""
+        content = [part for text in texts for part in (_SEPARATOR, text)]
+        answer = _decode(await self._post("/tokenize", {"content": content, "add_special": True}), _Tokens).tokens
+        answer.append(_SEPARATOR)
+        result: list[list[int]] = []
+        start = answer.index(_SEPARATOR) + 1
+        while start < len(answer):  # by slices: millions of tokens, taken one by one, would block the event loop for seconds
+            end = answer.index(_SEPARATOR, start)
+            result.append(answer[start:end])
+            start = end + 1
+        if len(result) != len(texts):
+            raise BackendFaultError(f"llama-server tokenized {len(result)} texts of {len(texts)}; use another version of it")
+        return result
+
+    async def _isolate(self, texts: Sequence[TextInput], isolation: Isolation) -> list[list[int]]:
+        """Make ready for a batch, and give the filler that it needs to be computed by the same kernels as larger ones."""
+        size = sum(map(_least_size, texts))
+        if len(texts) == 1 and size + _MOST_SPECIAL > isolation.micro_batch:
+            # A text of several micro-batches attends to its own earlier ones, whose order in the context is theirs in the text
+            # only if it starts in an empty one: every slot keeps its last text until it gets another.
+            await asyncio.gather(*(self._erase(slot) for slot in range(isolation.slots)))
+        if size > _FEW_BYTES:
+            return []
+        counted = await self.tokenize([_FILLER, *(text for text in texts if isinstance(text, str))])
+        given = sum(len(text) for text in texts if not isinstance(text, str))
+        return counted[:1] if given + sum(map(len, counted[1:])) < _FEW_TOKENS else []
+
+    async def _erase(self, slot: int) -> None:
+        """Forget what a slot keeps of its last text; one that is still computed is waited for."""
+        try:
+            await self._post(f"/slots/{slot}?action=erase", {})
+        except BackendFaultError as error:
+            raise SlotsError(error.message) from None
+
+    async def _post(self, path: str, question: dict[str, object]) -> bytes:
+        try:
+            data = msgspec.json.encode(question)
+        except UnicodeEncodeError:  # its message quotes the text
+            raise InvalidTextError("a text is not valid Unicode (it has a lone surrogate); replace or remove it") from None
+        try:
+            status, body = await self._exchange(path, data)
+        except ConnectionLostError as error:
+            if error.unreachable:
+                raise
+            # The server closes a connection that it kept alive just as the next request comes; nothing was computed then.
+            status, body = await self._exchange(path, data)
+        if status != _OK:
+            raise self._explain(path, status, body)
+        return body
+
+    async def _exchange(self, path: str, data: bytes) -> tuple[int, bytes]:
+        try:
+            async with self._session.post(path, data=data) as response:
+                return response.status, await response.read()
+        except aiohttp.ClientResponseError:
+            raise BackendFaultError("llama-server answered something that is not HTTP") from None
+        except aiohttp.ClientConnectorError as error:
+            gone = isinstance(error.os_error, FileNotFoundError | ConnectionRefusedError)
+            raise ConnectionLostError(unreachable=gone) from None
+        except (aiohttp.ClientError, OSError, RuntimeError):  # RuntimeError: the session was closed by `close`
+            raise ConnectionLostError(unreachable=False) from None
+
+    def _explain(self, path: str, status: int, body: bytes) -> TextTooLongError | BackendFaultError:
+        """Turn an error answer into ours."""
+        try:
+            error = msgspec.json.decode(body, type=_ErrorBody).error
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            error = _Error()
+        tokens = error.n_prompt_tokens
+        if match := _TOO_LARGE.match(error.message):
+            tokens = int(match[1])
+        if tokens is None:
+            # Only a plain name is repeated: anything else may hold a text.
+            kind = f" ({error.type})" if error.type.isidentifier() else ""
+            return BackendFaultError(
+                f"llama-server answered {path} with HTTP status {status}{kind}; logs/llama-server.log may say why"
+            )
+        return TextTooLongError(
+            f"a text has {tokens:,} tokens and at most {self._max_tokens:,} are read at once; shorten or split it",
+            metadata={"tokens": str(tokens), "limit": str(self._max_tokens)},
+        )
+
+
+def _least_size(text: TextInput) -> int:
+    """Give the bytes of a text, of which each is at most one token, or of tokens a number to compare with those."""
+    return len(text.encode(errors="replace")) if isinstance(text, str) else _FEW_BYTES // _FEW_TOKENS * len(text)
+
+
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut texts into questions of about `_TOKENIZE_BYTES`."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        if size and size + len(text) > _TOKENIZE_BYTES:
+            yield texts[start:index]
+            start, size = index, 0
+        size += len(text)
+    if start < len(texts):
+        yield texts[start:]
+
+
+def _decode(body: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BackendFaultError("llama-server answered something that is not what was asked for") from None
+
+
+def _check_vectors(vectors: list[bytes], dim: int) -> None:
+    """Refuse what is no embedding: the server answers NaN and zeros, of which no caller could know, with status 200."""
+    for vector in vectors:
+        if len(vector) != 4 * dim:
+            raise BackendFaultError(f"llama-server answered a vector of {len(vector)} bytes, and the model's have {4 * dim}")
+    matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, dim)
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.abs(np.einsum("ij,ij->i", matrix, matrix) - 1.0)
+    if not (off < _NORM_TOLERANCE).all():  # false for NaN and infinity, too
+        what = "not finite" if not np.isfinite(matrix).all() else "not of unit norm"
+        raise BackendFaultError(f"llama-server answered a vector that is {what}; the text's vector cannot be trusted")

@@ -1,0 +1,353 @@
+"""Measures how the engine is best run on this machine, for `runed bench --tune`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import numpy as np
+import psutil
+
+from runed.backends.base import BatchLimits
+from runed.backends.llama.backend import LlamaBackend
+from runed.backends.llama.cores import usable_cores
+from runed.backends.llama.profile import MAX_TOKENS_TOGETHER, Measurement, Profile, Tuning, store_tuning
+from runed.backends.llama.quirks import Quirks
+from runed.backends.llama.self_test import MIN_COSINE, CompanyError
+from runed.errors import BackendError, BackendUnavailableError
+from runed.paths import Paths, ensure_private_dir
+
+MAX_BALANCED_RATIO = 3.0
+"""The longest micro-batch of the profile "balanced", in times of a single text: so long may an interactive text wait for it."""
+
+_WORTH_IT = 0.97
+"""A smaller micro-batch that gives this share of the best rate is preferred: less is noise, and it costs memory and waits."""
+
+_USUAL_SIZE = (8, 128)
+_OTHER_SIZES = ((1, 128), (4, 64), (16, 256), (32, 512))
+_USUAL_SIZE_BOUNDED = (8, MAX_TOKENS_TOGETHER["last"])
+_OTHER_SIZES_BOUNDED = ((1, _USUAL_SIZE_BOUNDED[1]), (8, 32), (8, 48), (32, _USUAL_SIZE_BOUNDED[1]))
+"""Slots and tokens of the micro-batches to try, without and with a bound on the tokens."""
+
+_LENGTHS = (6, 12, 16, 20, 26)
+"""The tokens of the texts to embed, in turn: queries and sentences, which gain by company. A long text gains nothing."""
+
+_ROUNDS = 2
+"""How often each way is measured; the faster time counts, since other work on the machine only ever slows it down."""
+
+_CLEARLY_BETTER = 1.1
+"""What fewer threads than cores must gain: other work on the machine hits them less, which is no merit of theirs."""
+
+_QUIET = 0.1
+"""The part of the machine that others may use meanwhile."""
+
+_LONE_SHARE = 0.25
+"""The part of a measurement's time that goes to texts alone."""
+
+_FEWEST = 3
+
+_T = TypeVar("_T")
+
+Report = Callable[[int, int, str], None]
+"""Told before each measurement: how many are done, how many there are in all, and what is measured next, for people."""
+
+
+def tune(
+    *,
+    executable: Path,
+    model: Path,
+    model_sha256: str,
+    paths: Paths,
+    ctx_size: int,
+    texts: Sequence[str],
+    seconds: float,
+    limit: float,
+    report: Report,
+    force: bool = False,
+) -> Tuning:
+    """Measure an engine and a model in several ways, choose the best for each profile, and keep that for the next start.
+
+    It runs engines of its own, one after another, in a temporary home, beside a daemon that may be running. Blocks; must be
+    called on the main thread, and not within an event loop.
+
+    Args:
+        executable: The `llama-server`.
+        model: The GGUF.
+        model_sha256: Its SHA-256, in hexadecimal.
+        paths: The home that the result is kept in.
+        ctx_size: The context in tokens, as for `LlamaBackend`.
+        texts: What to embed: some hundreds, of 26 tokens at least, to be cut to several lengths.
+        seconds: How long to measure each way.
+        limit: After so many seconds the rest is left out.
+        report: Told how far it is.
+        force: Whether to keep the result even if others used more than `MAX_DISTURBANCE` of the machine.
+
+    Returns:
+        What was measured and chosen.
+
+    Raises:
+        BackendError: The engine cannot be run at all, or nothing could be measured within the limit.
+        ModelFileError: The GGUF cannot be used.
+    """
+    # Outside of the event loop, whose end waits for threads that may still make files after a Ctrl-C.
+    with TemporaryDirectory(prefix="runed-bench-") as directory:
+        workshop = Paths(Path(directory))
+        _copy_quirks(paths, workshop)
+
+        def make(profile: Profile) -> LlamaBackend:
+            return LlamaBackend(
+                executable=executable,
+                model=model,
+                model_sha256=model_sha256,
+                paths=workshop,
+                ctx_size=ctx_size,
+                profile=profile,
+            )
+
+        info = make(Profile("measured", *_USUAL_SIZE, usable_cores())).model
+        trials = _Trials(_Bench(make, texts, seconds), info.pooling, report)
+        asyncio.run(trials.run(limit))
+    measurements = tuple(trials.measured.values())
+    tuning = Tuning(
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        method=f"runed bench --tune: {len(texts)} texts of {min(_LENGTHS)} to {max(_LENGTHS)} tokens, {seconds:g} s each way",
+        cores=usable_cores(),
+        profiles=choose_profiles(measurements),
+        measurements=measurements,
+        remarks=tuple(trials.remarks),
+        disturbance=trials.disturbance,
+    )
+    if force or not tuning.is_chance:
+        store_tuning(paths.tuning, Quirks(paths.engine_quirks, executable.absolute(), info).engine_and_model(), tuning)
+    return tuning
+
+
+def choose_profiles(measurements: Sequence[Measurement]) -> tuple[Profile, ...]:
+    """Choose the best of what was measured for each profile.
+
+    Args:
+        measurements: At least one.
+
+    Returns:
+        "memory" is one slot; "balanced" has the most texts per second of those whose micro-batch takes at most
+        `MAX_BALANCED_RATIO` times as long as a single text; "throughput" has the most of all. A profile that nothing measured
+        is fit for is missing.
+    """
+    candidates = {
+        "memory": [each for each in measurements if each.slots == 1],
+        "balanced": [each for each in measurements if each.batch_seconds <= MAX_BALANCED_RATIO * each.lone_seconds],
+        "throughput": list(measurements),
+    }
+    return tuple(_fastest(name, fit) for name, fit in candidates.items() if fit)
+
+
+def _fastest(name: str, measurements: Sequence[Measurement]) -> Profile:
+    worth_it = _WORTH_IT * _rate(max(measurements, key=_rate))
+    good = (each for each in measurements if each.texts_per_second >= worth_it)
+    best = min(good, key=lambda each: (each.slots, each.batch_tokens, -each.texts_per_second))
+    return Profile(name, best.slots, best.batch_tokens, best.threads)
+
+
+def _copy_quirks(paths: Paths, workshop: Paths) -> None:
+    """Let what is known of the engine, such as that it needs `--no-repack`, not be learned by a crash again."""
+    ensure_private_dir(workshop.cache)
+    if paths.engine_quirks.exists():
+        shutil.copy(paths.engine_quirks, workshop.engine_quirks)
+
+
+class _Trials:
+    """Measures an engine in all ways that are worth a try, several times each.
+
+    Args:
+        bench: Measures one.
+        pooling: How the model pools; decides about the sizes to try.
+        report: As for `tune`.
+
+    Attributes:
+        measured: The best measurement of each way.
+        remarks: What to know about them, for people.
+    """
+
+    def __init__(self, bench: _Bench, pooling: str, report: Report) -> None:
+        bounded = pooling in MAX_TOKENS_TOGETHER
+        self._usual_size = _USUAL_SIZE_BOUNDED if bounded else _USUAL_SIZE
+        self._other_sizes = _OTHER_SIZES_BOUNDED if bounded else _OTHER_SIZES
+        self._threads = _numbers_of_threads(usable_cores())
+        self._total = _ROUNDS * (len(self._threads) + len(self._other_sizes))
+        self._bench = bench
+        self._report = report
+        self._visits = 0
+        self._failed: set[Profile] = set()
+        self.measured: dict[Profile, Measurement] = {}
+        self.remarks: list[str] = []
+        self.disturbance = 0.0
+
+    async def run(self, limit: float) -> None:
+        """Find the best number of threads for a micro-batch of the usual size, then try the other sizes with it.
+
+        Args:
+            limit: As for `tune`.
+
+        Raises:
+            BackendUnavailableError: Nothing could be measured.
+        """
+        started, others = time.monotonic(), _work_of_others()
+        try:
+            async with asyncio.timeout(limit):
+                await self._measure_each([(*self._usual_size, threads) for threads in self._threads])
+                threads = self._best_threads()
+                await self._measure_each([(*size, threads) for size in self._other_sizes])
+        except TimeoutError:
+            self.remarks.append(f"the time of {limit:g} s was over after {self._visits - 1} of {self._total} measurements")
+        if not self.measured:
+            raise BackendUnavailableError(f"the engine could not be measured in any way; {self.remarks[0]}")
+        share = self.disturbance = (_work_of_others() - others) / (time.monotonic() - started) / (psutil.cpu_count() or 1)
+        if share > _QUIET:
+            self.remarks.append(
+                f"other programs used {share:.0%} of the processors meanwhile, so the figures are too low; "
+                "measure again when the machine is quiet"
+            )
+
+    async def _measure_each(self, ways: Sequence[tuple[int, int, int]]) -> None:
+        for slots, batch_tokens, threads in [*ways] * _ROUNDS:
+            way = Profile("measured", slots, batch_tokens, threads)
+            what = f"{slots} slots, {batch_tokens} tokens, {threads} threads"
+            self._report(self._visits, self._total, what)
+            self._visits += 1
+            if way in self._failed:
+                continue
+            try:
+                measurement = await self._bench.measure(way)
+            except BackendError as error:
+                # Whatever is wrong, such as too little memory for many slots, the others may be all right.
+                self._failed.add(way)
+                self.measured.pop(way, None)
+                self.remarks.append(f"{what}: {error}")
+            else:
+                self.measured[way] = max(measurement, self.measured.get(way, measurement), key=_rate)
+
+    def _best_threads(self) -> int:
+        all_cores = self._threads[0]
+        return max(
+            self.measured.values(),
+            key=lambda each: _rate(each) * (_CLEARLY_BETTER if each.threads == all_cores else 1.0),
+            default=Profile("none", 1, 1, all_cores),
+        ).threads
+
+
+def _rate(measurement: Measurement) -> float:
+    return measurement.texts_per_second
+
+
+def _work_of_others() -> float:
+    """Give the processor seconds of all programs but this one and the engines that it ran and that have ended."""
+    machine = psutil.cpu_times()
+    return float(machine.user + machine.nice + machine.system) - sum(os.times()[:4])
+
+
+def _numbers_of_threads(cores: int) -> list[int]:
+    """Give what is worth a try: all cores; all but one, which is left to the clients; one a core of two hardware threads."""
+    return sorted({cores, max(cores - 1, 1), max(cores // 2, 1)}, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Runs an engine in any number of ways, one after another.
+
+    Attributes:
+        make: Makes a backend.
+        texts: As for `tune`.
+        seconds: As for `tune`.
+    """
+
+    make: Callable[[Profile], LlamaBackend]
+    texts: Sequence[str]
+    seconds: float
+
+    async def measure(self, profile: Profile) -> Measurement:
+        """Run the engine in one way and see how fast it is.
+
+        Raises:
+            BackendError: It does not run, or not so that its vectors can be trusted.
+        """
+        backend = self.make(profile)
+        try:
+            await backend.start()
+            if backend.limits.texts < profile.slots:
+                raise BackendUnavailableError(backend.state.reason)
+            return await self._measure(backend, profile)
+        finally:
+            await backend.stop()
+
+    async def _measure(self, backend: LlamaBackend, profile: Profile) -> Measurement:
+        texts = [_cut(tokens, length) for tokens, length in zip(await backend.tokenize(self.texts), cycle(_LENGTHS))]
+        lone_times: list[float] = []
+        lone_vectors: list[bytes] = []
+        for text in _while_time_is_left(texts, self.seconds * _LONE_SHARE):
+            started = time.perf_counter()
+            answer = await backend.embed([text])
+            lone_times.append(time.perf_counter() - started)
+            lone_vectors += answer.vectors
+        times: list[float] = []
+        sizes: list[int] = []
+        tokens = 0
+        batches = cycle(_micro_batches([len(text) for text in texts], backend.limits))
+        for batch in _while_time_is_left(batches, self.seconds * (1.0 - _LONE_SHARE)):
+            started = time.perf_counter()
+            answer = await backend.embed(texts[batch.start : batch.stop])
+            times.append(time.perf_counter() - started)
+            _check_company(lone_vectors[batch.start : batch.stop], answer.vectors)
+            sizes.append(len(batch))
+            tokens += answer.tokens
+        return Measurement(
+            slots=profile.slots,
+            batch_tokens=profile.batch_tokens,
+            threads=profile.threads,
+            batch_texts=statistics.mean(sizes),
+            batch_seconds=statistics.median(times),
+            lone_seconds=statistics.median(lone_times),
+            texts_per_second=sum(sizes) / sum(times),
+            tokens_per_second=tokens / sum(times),
+        )
+
+
+def _cut(tokens: Sequence[int], length: int) -> Sequence[int]:
+    """Shorten a text, but leave it its last token, which is a special one."""
+    return tokens if len(tokens) <= length else [*tokens[: length - 1], tokens[-1]]
+
+
+def _while_time_is_left(items: Iterable[_T], seconds: float) -> Iterator[_T]:
+    """Give items until the time is over, but at least a few."""
+    end = time.monotonic() + seconds
+    for number, item in enumerate(items):
+        if number >= _FEWEST and time.monotonic() > end:
+            return
+        yield item
+
+
+def _micro_batches(lengths: Sequence[int], limits: BatchLimits) -> Iterator[range]:
+    """Cut texts of these numbers of tokens into micro-batches, in their order."""
+    start = tokens = 0
+    for end, length in enumerate(lengths):
+        if end > start and (end - start == limits.texts or tokens + length > limits.tokens):
+            yield range(start, end)
+            start, tokens = end, 0
+        tokens += length
+    yield range(start, len(lengths))
+
+
+def _check_company(alone: Sequence[bytes], together: Sequence[bytes]) -> None:
+    """Compare the vectors of a micro-batch with those that some of its texts had alone."""
+    for one, other in zip(alone, together, strict=False):
+        if not (cosine := float(np.frombuffer(one, "<f4") @ np.frombuffer(other, "<f4"))) >= MIN_COSINE:
+            raise CompanyError(cosine)

@@ -1,0 +1,1 @@
+"""What a call takes, step by step and without input or output."""

@@ -1,0 +1,1 @@
+"""The steps of a call over a socket, blocking and on asyncio."""

@@ -1,0 +1,144 @@
+"""Calls over the daemon's UNIX socket with asyncio; the twin of `transport`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from runed.client.transport.blocking import BLOCKED, BROKEN, CHUNK, CONNECT_PAUSE, MAX_IDLE, broken, closed, too_late
+from runed.client.wire.unary import Answer, Exchange
+from runed.lifecycle.listener import dial
+
+
+class AsyncTransport:
+    """Calls with asyncio, from any number of tasks; each call in flight has a connection of its own.
+
+    Args:
+        path: The daemon's socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: list[_AsyncConnection] = []
+        self._abandoned: list[_AsyncConnection] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def call(self, method: str, message: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109 # the daemon is told too
+        """Call a method; cancelling it ends the call in the daemon too.
+
+        Args:
+            method: Its name, as in "Embed".
+            message: The encoded request.
+            timeout: Seconds that the call may take; None means no limit.
+
+        Returns:
+            The encoded response.
+
+        Raises:
+            DaemonUnavailableError: Nobody listens, or the connection broke before the answer.
+            DeadlineExceededError: The time was over first.
+            RunedError: What the daemon answered.
+        """
+        self.check_open()
+        try:
+            async with asyncio.timeout(timeout):
+                while connection := self._take_idle():
+                    with suppress(*BROKEN):
+                        return await self._use(connection, method, message, timeout)
+                    self._discard_idle()
+                return await self._use(await _AsyncConnection.open(self._path), method, message, timeout)
+        except TimeoutError:
+            raise too_late(timeout) from None
+        except BROKEN:
+            raise broken(self._path) from None
+
+    async def close(self) -> None:
+        """Close all idle connections; a connection in use is closed when its call ends."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        for connection in idle:
+            await connection.wait_closed()
+
+    def check_open(self) -> None:
+        """Make sure that calls can be made.
+
+        Raises:
+            RunedError: `close` was called.
+        """
+        if self._closed:
+            raise closed()
+
+    def _take_idle(self) -> _AsyncConnection | None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            # Another loop: most likely that of a child after a fork. Closing a connection, or just letting it go, would take
+            # it out of the selector that the child still shares with its parent.
+            self._loop = loop
+            self._abandoned += self._idle
+            self._idle = []
+        return self._idle.pop() if self._idle else None
+
+    async def _use(
+        self,
+        connection: _AsyncConnection,
+        method: str,
+        message: bytes,
+        timeout: float | None,  # noqa: ASYNC109 # it is sent, not waited for
+    ) -> bytes:
+        try:
+            answer = await connection.call(method, message, timeout)
+        except BaseException:
+            # As in `Transport`; a cancelled task comes here too.
+            connection.close()
+            raise
+        if connection.exchange.start_next() and not self._closed and len(self._idle) < MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return answer.message()
+
+    def _discard_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+
+class _AsyncConnection:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.exchange = Exchange()
+
+    @classmethod
+    async def open(cls, path: Path) -> _AsyncConnection:
+        return cls(*await asyncio.open_unix_connection(sock=await open_socket(path), limit=CHUNK))
+
+    async def call(self, method: str, message: bytes, timeout: float | None) -> Answer:  # noqa: ASYNC109 # as in `_use`
+        self._writer.write(self.exchange.request(method, message, timeout))
+        # As in `_Connection.call`.
+        with suppress(BrokenPipeError):
+            await self._writer.drain()
+        while True:
+            if answer := self.exchange.receive(await self._reader.read(CHUNK)):
+                return answer
+
+    def close(self) -> None:
+        self._writer.close()
+
+    async def wait_closed(self) -> None:
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+
+async def open_socket(path: Path) -> socket.socket:
+    """Connect to the daemon, as `transport.open_socket` but for as long as it is not cancelled."""
+    while True:
+        try:
+            # A UNIX socket connects at once or not at all.
+            return dial(path, timeout=0)
+        except BLOCKED:
+            await asyncio.sleep(CONNECT_PAUSE)

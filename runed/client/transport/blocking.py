@@ -1,0 +1,182 @@
+"""Blocking calls over the daemon's UNIX socket: connections, their reuse, and time limits."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import h11
+
+from runed.client.calls.patience import Deadline
+from runed.client.wire.unary import Answer, Exchange
+from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
+from runed.lifecycle.listener import dial
+
+CHUNK = 64 * 1024
+"""Bytes received at once at most."""
+
+MAX_IDLE = 16
+"""Connections kept for later calls; a burst of threads or tasks must not hold more for good."""
+
+BLOCKED = (BlockingIOError, TimeoutError)
+"""What `dial` raises while more connections than fit wait to be accepted."""
+
+CONNECT_PAUSE = 0.02
+"""Seconds between two tries to connect to such a daemon."""
+
+BROKEN = (OSError, h11.RemoteProtocolError)
+"""What a connection raises that ended before the answer."""
+
+
+class Transport:
+    """Blocking calls, from any number of threads; each call in flight has a connection of its own.
+
+    Args:
+        path: The daemon's socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: list[_Connection] = []
+        self._pid = os.getpid()
+        self._closed = False
+
+    def call(self, method: str, message: bytes, timeout: float | None) -> bytes:
+        """Call a method.
+
+        Args:
+            method: Its name, as in "Embed".
+            message: The encoded request.
+            timeout: Seconds that the call may take; None means no limit.
+
+        Returns:
+            The encoded response.
+
+        Raises:
+            DaemonUnavailableError: Nobody listens, or the connection broke before the answer.
+            DeadlineExceededError: The time was over first.
+            RunedError: What the daemon answered.
+        """
+        self.check_open()
+        while connection := self._take_idle():
+            with suppress(*BROKEN):
+                return self._use(connection, method, message, timeout)
+            # The daemon closes idle connections after a while, and all of them when it ends.
+            self._discard_idle()
+        try:
+            return self._use(_Connection(self._path, timeout), method, message, timeout)
+        except BROKEN:
+            raise broken(self._path) from None
+
+    def close(self) -> None:
+        """Close all idle connections; a connection in use is closed when its call ends."""
+        self._closed = True
+        self._discard_idle()
+
+    def check_open(self) -> None:
+        """Make sure that calls can be made.
+
+        Raises:
+            RunedError: `close` was called.
+        """
+        if self._closed:
+            raise closed()
+
+    def _take_idle(self) -> _Connection | None:
+        if self._pid != os.getpid():
+            # After a fork, parent and child would read each other's answers. Closing the child's copy leaves the parent's open.
+            self._pid = os.getpid()
+            self._discard_idle()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _use(self, connection: _Connection, method: str, message: bytes, timeout: float | None) -> bytes:
+        try:
+            answer = connection.call(method, message, timeout)
+        except BaseException:
+            # Whatever broke off the call, such as Ctrl-C: the rest of its answer must not become the answer to the next one.
+            connection.close()
+            raise
+        if connection.exchange.start_next() and not self._closed and len(self._idle) < MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return answer.message()
+
+    def _discard_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+
+class _Connection:
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        self._socket = open_socket(path, timeout)
+        self.exchange = Exchange()
+
+    def call(self, method: str, message: bytes, timeout: float | None) -> Answer:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            self._limit(deadline)
+            # A daemon that refuses a large request answers before it has read it all.
+            with suppress(BrokenPipeError):
+                self._socket.sendall(self.exchange.request(method, message, timeout))
+            while True:
+                self._limit(deadline)
+                if answer := self.exchange.receive(self._socket.recv(CHUNK)):
+                    return answer
+        except TimeoutError:
+            raise too_late(timeout) from None
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _limit(self, deadline: float | None) -> None:
+        if deadline is not None:
+            if (remaining := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            self._socket.settimeout(remaining)
+        else:
+            self._socket.settimeout(None)
+
+
+def open_socket(path: Path, timeout: float | None) -> socket.socket:
+    """Connect to the daemon.
+
+    Args:
+        path: Its socket.
+        timeout: Seconds that it may take; None means no limit.
+
+    Raises:
+        DaemonUnavailableError: Nobody listens.
+        DeadlineExceededError: The daemon did not accept the connection in time.
+    """
+    deadline = Deadline(timeout)
+    while True:
+        try:
+            return dial(path, timeout=0)
+        except BLOCKED:
+            # A blocking connect would wait for ever for a frozen daemon, whatever the socket's timeout.
+            if (left := deadline.left()) is not None and left <= 0:
+                raise too_late(timeout) from None
+            time.sleep(CONNECT_PAUSE)
+
+
+def broken(path: Path) -> DaemonUnavailableError:
+    """Describe a connection that ended before the answer."""
+    return DaemonUnavailableError(f"the connection to {path} broke before the answer; the daemon ended or is overloaded")
+
+
+def too_late(timeout: float | None) -> DeadlineExceededError:
+    """Describe a call whose time was over before the answer."""
+    return DeadlineExceededError(f"the daemon did not answer within {timeout} s")
+
+
+def closed() -> RunedError:
+    """Describe a call after `close`."""
+    return RunedError("this client is closed; connect again")

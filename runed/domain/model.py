@@ -1,0 +1,141 @@
+"""How a model wants to be used: prompts by role, dimensions, and the name of the space that its vectors lie in."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from runed.domain.requests import EmbedOptions, Role
+from runed.errors import BadDimensionsError, BadInstructionError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model that a backend serves.
+
+    Attributes:
+        identity: "sha256:" and the first 16 hexadecimal digits of the file's SHA-256.
+        name: The name that the file gives itself, for people.
+        architecture: The GGUF architecture, such as "qwen3" or "bert".
+        dim: The number of values of a vector.
+        max_tokens: The largest number of tokens of one text that the backend takes, special tokens included.
+        pooling: "last", "mean" or "cls".
+        file_type: The quantization, such as "Q6_K" or "F16".
+        sha256: The SHA-256 of the file, in hexadecimal.
+    """
+
+    identity: str
+    name: str
+    architecture: str
+    dim: int
+    max_tokens: int
+    pooling: str
+    file_type: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTraits:
+    """How a model wants to be used, which its file does not tell.
+
+    Attributes:
+        query_prompt: What goes in front of a query; "{instruction}" stands for the instruction, if the model takes one.
+        document_prompt: What goes in front of a document.
+        default_instruction: The instruction of a query that names none.
+        min_dimensions: The fewest leading values that are a vector of their own (Matryoshka); 0 if only all of them are.
+    """
+
+    query_prompt: str = ""
+    document_prompt: str = ""
+    default_instruction: str = ""
+    min_dimensions: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+PROMPTS_VERSION = 1
+"""Raised when the way in which prompts are put together changes, since that changes vectors."""
+
+_PLACE = "{instruction}"
+
+_QWEN3_EMBEDDING = ModelTraits(
+    query_prompt=f"Instruct: {_PLACE}\nQuery:",
+    default_instruction="Given a web search query, retrieve relevant passages that answer the query",
+    min_dimensions=32,
+)
+"""As the model card of Qwen3-Embedding gives it; facts.md, section 3."""
+
+
+def traits_of(model: ModelInfo) -> ModelTraits:
+    """Give the traits of a model by what its file says of itself; those of an unknown one are none."""
+    if model.architecture == "qwen3" and model.pooling == "last":
+        return _QWEN3_EMBEDDING
+    return ModelTraits()
+
+
+def prompt_for(options: EmbedOptions, traits: ModelTraits) -> str:
+    """Give what goes in front of each text of a call.
+
+    Args:
+        options: What the caller asked for.
+        traits: The traits of the model.
+
+    Raises:
+        BadInstructionError: There is an instruction that nothing can be done with.
+    """
+    template = {Role.NONE: "", Role.QUERY: traits.query_prompt, Role.DOCUMENT: traits.document_prompt}[options.role]
+    if options.instruction:
+        if options.role is not Role.QUERY:
+            raise BadInstructionError("an instruction is for queries; set the role to query, or leave the instruction out")
+        if _PLACE not in template:
+            raise BadInstructionError("this model takes no instruction (Info.query_prompt has no place for it); leave it out")
+        if options.instruction.isspace() or "\0" in options.instruction:
+            raise BadInstructionError("the instruction is only white space or has a NUL; write one sentence, or leave it out")
+    return template.replace(_PLACE, options.instruction or traits.default_instruction)
+
+
+def dimensions_for(options: EmbedOptions, model: ModelInfo, traits: ModelTraits) -> int:
+    """Give the number of values of each vector of a call.
+
+    Args:
+        options: What the caller asked for.
+        model: The model.
+        traits: Its traits.
+
+    Raises:
+        BadDimensionsError: The model has no vectors of so many values.
+    """
+    wanted, least = options.dimensions or model.dim, min_dimensions(model, traits)
+    if least <= wanted <= model.dim:
+        return wanted
+    facts = {"dimensions": str(wanted), "min": str(least), "max": str(model.dim)}
+    if least == model.dim:
+        message = f"this model gives vectors of {model.dim} values and no others, not of {wanted}; leave dimensions out"
+    else:
+        message = f"this model gives vectors of {least} to {model.dim} values, not of {wanted}"
+    raise BadDimensionsError(message, metadata=facts)
+
+
+def min_dimensions(model: ModelInfo, traits: ModelTraits) -> int:
+    """Give the fewest values of a vector of this model."""
+    return min(traits.min_dimensions or model.dim, model.dim)
+
+
+def fingerprint(model: ModelInfo, traits: ModelTraits, *, engine_version: str, dimensions: int) -> str:
+    """Name the space of vectors: the same string means that vectors can be compared, another one that they cannot.
+
+    Args:
+        model: The model.
+        traits: Its traits.
+        engine_version: What the engine calls itself.
+        dimensions: The number of values of a vector.
+
+    Returns:
+        "fp1-" and 24 hexadecimal digits.
+    """
+    parts = (
+        *(model.sha256, model.file_type, model.pooling, str(dimensions), engine_version),
+        *(str(PROMPTS_VERSION), traits.query_prompt, traits.document_prompt),
+    )
+    return f"fp1-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}"

@@ -1,0 +1,134 @@
+"""What the daemon tells of itself: plain data between the daemon, which knows it, and the service, which sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from runed.domain.requests import Lane
+
+
+class Status(Enum):
+    """What the daemon can do for a caller; documented in runed.proto."""
+
+    OK = "ok"
+    LOADING = "loading"
+    DEGRADED = "degraded"
+    SHUTTING_DOWN = "shutting down"
+    IDLE = "idle"
+
+
+class LoadingPhase(Enum):
+    """The part of the start that `Status.LOADING` is in; documented in runed.proto."""
+
+    FETCHING_LLAMA_SERVER = "fetching llama-server"
+    FETCHING_MODEL = "fetching the model"
+    STARTING_LLAMA_SERVER = "starting llama-server"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStats:
+    """What became of the texts of one lane; fields as in `LaneHealth` of runed.proto.
+
+    Attributes:
+        total_texts: Texts that were taken from its queue.
+        wait_p50_seconds: The median wait of those of the last minute; 0 if there was none.
+        wait_p99_seconds: The 99th percentile.
+    """
+
+    total_texts: int
+    wait_p50_seconds: float
+    wait_p99_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """What the engine did; fields as in `HealthResponse` of runed.proto.
+
+    Attributes:
+        total_texts: Texts that were answered with a vector, those from the cache included.
+        total_tokens: Tokens that were computed.
+        tokens_per_second: Tokens that were computed per second of the last minute, idle time included.
+        total_batches: Micro-batches that were computed.
+        mean_batch_texts: Texts of a micro-batch, on average of the last minute; 0 if there was none.
+        cache_hits: Texts whose vector was in the cache.
+        shared_texts: Texts whose vector was being computed for another caller already.
+        refused_requests: Calls that were refused because the queue was full.
+        interactive: The lane of what somebody waits for.
+        bulk: The lane of jobs that take their time.
+    """
+
+    total_texts: int
+    total_tokens: int
+    tokens_per_second: float
+    total_batches: int
+    mean_batch_texts: float
+    cache_hits: int
+    shared_texts: int
+    refused_requests: int
+    interactive: LaneStats
+    bulk: LaneStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much the engine has to do and has done.
+
+    Attributes:
+        stats: What was counted and measured.
+        queued: The texts that wait in each lane, and their bytes.
+        cache_entries: Vectors in the cache of the memory.
+        cache_bytes: The bytes that they take.
+        disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or it was given up.
+    """
+
+    stats: EngineStats
+    queued: Mapping[Lane, tuple[int, int]]
+    cache_entries: int
+    cache_bytes: int
+    disk_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the daemon is doing right now; units as in runed.proto."""
+
+    status: Status
+    phase: LoadingPhase | None
+    bytes_done: int
+    bytes_total: int
+    message: str
+    uptime_seconds: int
+    total_requests: int
+    in_flight_requests: int
+    pid: int
+    engine_pid: int
+    engine_restarts: int
+    load: Load | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What the daemon and its model are; units as in runed.proto, and as empty there until the model is installed."""
+
+    daemon_version: str
+    socket_path: str
+    max_batch_size: int
+    max_request_bytes: int
+    model_identity: str = ""
+    vector_dim: int = 0
+    max_text_length: int = 0
+    model_name: str = ""
+    model_variant: str = ""
+    pooling: str = ""
+    engine_version: str = ""
+    fingerprint: str = ""
+    min_dimensions: int = 0
+    query_prompt: str = ""
+    document_prompt: str = ""
+    default_instruction: str = ""
+    profile: str = ""
+    max_queued_texts: int = 0
+    max_queued_bytes: int = 0
+    centroid_set_version: str = ""

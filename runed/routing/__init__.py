@@ -1,0 +1,1 @@
+"""Finding the nearest centroid of a vector, and keeping the set of centroids."""

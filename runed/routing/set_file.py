@@ -1,0 +1,186 @@
+"""The file of a centroid set: one page that describes it, then the values as they are, to be mapped into memory.
+
+A mapped set costs memory only while it is used, and what is used can be taken back by the kernel, as the engine's model.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from runed.domain.requests import CentroidHeader
+from runed.errors import BadCentroidsError
+from runed.routing.centroids import CentroidSet, Content, Matrix, block_rows, raw
+
+FORMAT = 1
+"""Another number in a file means that it is not for this version of runed."""
+
+PAGE_BYTES = 4096
+"""The bytes before the values: the description as JSON, filled up with spaces."""
+
+_VALUE_BYTES = 4
+
+
+class UnusableFileError(Exception):
+    """A file holds no set that can be served; the text says why."""
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The first page.
+
+    Attributes:
+        format: `FORMAT`.
+        model: The identity of the model whose vectors the set is for.
+        version: What the set is called.
+        dim: The number of values of each centroid.
+        nlist: The number of centroids.
+        preset: The name of the parameters that it was built with.
+        checksum: `Content.checksum` of version and model.
+    """
+
+    format: int
+    model: str
+    version: str
+    dim: int
+    nlist: int
+    preset: str
+    checksum: str
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of a file that is whole."""
+        return PAGE_BYTES + self.nlist * self.dim * _VALUE_BYTES
+
+
+class IncomingFile:
+    """A set that is being received, in a temporary file beside the one that it will replace. For one thread at a time.
+
+    Args:
+        path: The file to replace; its directory must exist.
+        header: What the sender says of the set.
+        model: The identity of the model whose vectors the set is for.
+
+    Attributes:
+        content: What is known of the centroids received so far.
+
+    Raises:
+        OSError: The file cannot be made.
+    """
+
+    def __init__(self, path: Path, header: CentroidHeader, *, model: str) -> None:
+        self.content = Content(dim=header.dim, nlist=header.nlist, preset=header.preset)
+        self._path = path
+        self._header = header
+        self._model = model
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._file: BinaryIO = os.fdopen(descriptor, "w+b")
+        self._file.seek(PAGE_BYTES)
+
+    def append(self, block: Matrix) -> None:
+        """Take the next centroids.
+
+        Raises:
+            BadCentroidsError: A value is not finite.
+            OSError: They cannot be written.
+        """
+        self.content.update(block)
+        self._file.write(raw(block))
+
+    def publish(self, version: str) -> CentroidSet:
+        """Put the complete set into its place, where a reader or a crash sees the old or the new one, whole.
+
+        Args:
+            version: What it is called.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        description = Description(
+            format=FORMAT,
+            model=self._model,
+            version=version,
+            dim=self._header.dim,
+            nlist=self._header.nlist,
+            preset=self._header.preset,
+            checksum=self.content.checksum(version, self._model),
+        )
+        self._file.seek(0)
+        self._file.write(msgspec.json.encode(description).ljust(PAGE_BYTES))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        centroids = _map(self._file, description, self.content)
+        self._temporary.replace(self._path)
+        return centroids
+
+    def discard(self) -> None:
+        """Let go of the file; what was not published is gone."""
+        with suppress(OSError):  # what is still to be written is not wanted any more
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a daemon that was killed has left half written beside a file."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def load(path: Path, *, dim: int, model: str) -> CentroidSet:
+    """Read and verify a set.
+
+    Args:
+        path: The file.
+        dim: The number of values of the model's vectors.
+        model: The model's identity.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UnusableFileError: It is damaged, or for another model or version of runed.
+        OSError: It cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        description = _describe(file, dim=dim, model=model)
+        content = Content(dim=dim, nlist=description.nlist, preset=description.preset)
+        rows = block_rows(dim)
+        for start in range(0, description.nlist, rows):
+            count = min(rows, description.nlist - start)
+            data = file.read(count * dim * _VALUE_BYTES)
+            if len(data) < count * dim * _VALUE_BYTES:
+                raise UnusableFileError("it is cut short")
+            try:
+                content.update(np.frombuffer(data, "<f4").reshape(count, dim))
+            except BadCentroidsError:
+                raise UnusableFileError("a value is not finite") from None
+        if content.checksum(description.version, model) != description.checksum:
+            raise UnusableFileError("its checksum is wrong")
+        return _map(file, description, content)
+
+
+def _describe(file: BinaryIO, *, dim: int, model: str) -> Description:
+    """Read the first page."""
+    try:
+        description = msgspec.json.decode(file.read(PAGE_BYTES), type=Description)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnusableFileError("its description cannot be read") from None
+    if description.format != FORMAT:
+        raise UnusableFileError("it is for another version of runed")
+    if (description.model, description.dim) != (model, dim):
+        raise UnusableFileError("it is for another model")
+    if description.nlist < 1 or os.fstat(file.fileno()).st_size != description.file_bytes:
+        raise UnusableFileError("its size is wrong")
+    return description
+
+
+def _map(file: BinaryIO, description: Description, content: Content) -> CentroidSet:
+    mapped = mmap.mmap(file.fileno(), description.file_bytes, access=mmap.ACCESS_READ)
+    # The array keeps the mapping alive, and the mapping the file, even if its name has become another one's.
+    values = np.frombuffer(mapped, "<f4", offset=PAGE_BYTES).reshape(description.nlist, description.dim)
+    return CentroidSet(values, version=description.version, max_norm=content.max_norm)

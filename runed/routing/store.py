@@ -1,0 +1,242 @@
+"""The centroid set of one model: received whole or not at all, kept on disk, restored at the start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from runed.domain.requests import Centroid, CentroidHeader
+from runed.errors import (
+    BadCentroidsError,
+    CentroidStoreError,
+    DeadlineExceededError,
+    NoCentroidSetError,
+    QueueFullError,
+)
+from runed.log import get_logger
+from runed.paths import ensure_private_dir
+from runed.processes import release_free_memory
+from runed.routing.centroids import MAX_SET_BYTES, CentroidSet, block_rows
+from runed.routing.set_file import IncomingFile, UnusableFileError, load, remove_unfinished
+
+MAX_NAME_BYTES = 256
+"""The most that a version, or the name of a preset, may have in UTF-8."""
+
+RECEIVE_SECONDS = 120.0
+"""How long a sender may take over a set, so that one that only trickles keeps nobody else waiting for ever."""
+
+TURN_SECONDS = 30.0
+"""How long a sender waits while another one's set is being received, before it is told to come back."""
+
+RETRY_SECONDS = 5.0
+"""After how many seconds."""
+
+T = TypeVar("T")
+
+_log = get_logger(__name__)
+
+
+class CentroidStore:
+    """The set that is installed, and its replacement. For use in one event loop.
+
+    Args:
+        path: Where the set is kept; the directory is made with the first set.
+        dim: The number of values of the model's vectors.
+        model: The model's identity: centroids of another model's vectors say nothing of these.
+    """
+
+    def __init__(self, path: Path, *, dim: int, model: str) -> None:
+        self._path = path
+        self._dim = dim
+        self._model = model
+        self._installed: CentroidSet | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def version(self) -> str:
+        """What the installed set is called; empty if there is none."""
+        return self._installed.version if self._installed else ""
+
+    def current(self) -> CentroidSet:
+        """Give the installed set, which stays as it is when another one takes its place.
+
+        Raises:
+            NoCentroidSetError: There is none.
+        """
+        if self._installed is None:
+            raise NoCentroidSetError(
+                "there is no centroid set to route by; push one with SetCentroids, or leave with_route out"
+            )
+        return self._installed
+
+    def restore(self) -> None:
+        """Install what is on disk, if it is whole and for this model; else it is removed. Blocks while it is verified."""
+        try:
+            remove_unfinished(self._path)
+            try:
+                self._installed = load(self._path, dim=self._dim, model=self._model)
+            except FileNotFoundError:
+                return
+            except UnusableFileError as error:
+                _log.warning("the centroid set on disk is removed", problem=str(error))
+                self._path.unlink()
+                return
+        except OSError as error:
+            _log.warning("the centroid set on disk cannot be used", problem=error.strerror)
+            return
+        _log.info("centroid set restored", version=self.version, nlist=self._installed.nlist)
+
+    async def install(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
+        """Receive a set and put it in the place of the one before, which stays if anything goes wrong.
+
+        Args:
+            header: What the sender says of the set.
+            batches: The centroids in the order of their ids; what it raises is passed on.
+
+        Returns:
+            What the set is called.
+
+        Raises:
+            BadCentroidsError: The set is none, or cannot be one of this model; says why.
+            QueueFullError: Others were being received for all of `TURN_SECONDS`.
+            DeadlineExceededError: The sender took longer than `RECEIVE_SECONDS`.
+            CentroidStoreError: The set cannot be written to the disk.
+        """
+        self._check(header)
+        async with self._one_at_a_time():
+            try:
+                await self._install(header, batches)
+            except TimeoutError:
+                raise DeadlineExceededError(
+                    f"the centroid set did not come within {RECEIVE_SECONDS:g} s; send it faster, in messages of up to 4 MiB"
+                ) from None
+            except OSError as error:
+                raise CentroidStoreError(
+                    f"the centroid set cannot be kept in {self._path.parent}: {error.strerror}; the set before it stays; "
+                    "see to it that there is room, and push it again"
+                ) from None
+        _log.info("centroid set installed", version=self.version, nlist=header.nlist)
+        release_free_memory()  # the messages are gone, what they took would stay
+        return self.version
+
+    def _check(self, header: CentroidHeader) -> None:
+        facts = {"dim": str(header.dim), "model_dim": str(self._dim)}
+        if header.dim != self._dim:
+            raise BadCentroidsError(
+                f"the centroids have {header.dim} values each, but the vectors of this model have {self._dim}", metadata=facts
+            )
+        limit = MAX_SET_BYTES // (4 * self._dim)
+        if not 1 <= header.nlist <= limit:
+            raise BadCentroidsError(
+                f"a set of this model has 1 to {limit} centroids, not {header.nlist}",
+                metadata={"nlist": str(header.nlist), "limit": str(limit)},
+            )
+        for name, value in (("version", header.version), ("preset", header.preset)):
+            if len(value.encode()) > MAX_NAME_BYTES or "\0" in value:
+                raise BadCentroidsError(
+                    f"the {name} of the set is too long or has a NUL; it may have {MAX_NAME_BYTES} bytes",
+                    metadata={"limit": str(MAX_NAME_BYTES)},
+                )
+
+    @asynccontextmanager
+    async def _one_at_a_time(self) -> AsyncGenerator[None]:
+        """Wait for the turn of this sender: several at once would take several times the memory and the disk."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise QueueFullError(
+                f"other centroid sets have been coming for {TURN_SECONDS:g} s; try again later", retry_after=RETRY_SECONDS
+            ) from None
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _install(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> None:
+        ensure_private_dir(self._path.parent)
+        incoming = IncomingFile(self._path, header, model=self._model)
+        try:
+            async with asyncio.timeout(RECEIVE_SECONDS):
+                await self._receive(header, batches, incoming)
+            await _in_thread(partial(self._publish, incoming, _version(header, incoming.content.version)))
+        finally:
+            await _in_thread(incoming.discard)
+
+    async def _receive(
+        self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]], incoming: IncomingFile
+    ) -> None:
+        """Gather centroids to blocks of a size that does not depend on the sender's messages."""
+        block = np.empty((block_rows(self._dim), self._dim), "<f4")
+        filled = count = 0
+        async for batch in batches:
+            for centroid in batch:
+                self._check_next(centroid, count, header.nlist)
+                block[filled] = np.frombuffer(centroid.values, "<f4")
+                filled += 1
+                count += 1
+                if filled == len(block):
+                    await _in_thread(partial(incoming.append, block))
+                    filled = 0
+        if count < header.nlist:
+            raise BadCentroidsError(
+                f"the set ended after {count} of {header.nlist} centroids; send all that the header tells",
+                metadata={"nlist": str(header.nlist), "received": str(count)},
+            )
+        if filled:
+            await _in_thread(partial(incoming.append, block[:filled]))
+
+    def _check_next(self, centroid: Centroid, count: int, nlist: int) -> None:
+        """Refuse a centroid that is not the next one of the set."""
+        if count == nlist:
+            raise BadCentroidsError(
+                f"more centroids came than the {nlist} that the header tells", metadata={"nlist": str(nlist)}
+            )
+        if centroid.id != count:
+            raise BadCentroidsError(
+                f"centroid {centroid.id} came where {count} was next; send them in the order of their ids, from 0 on",
+                metadata={"id": str(centroid.id), "expected": str(count)},
+            )
+        if len(centroid.values) != 4 * self._dim:
+            raise BadCentroidsError(
+                f"centroid {centroid.id} has {len(centroid.values) // 4} values, not {self._dim}",
+                metadata={"id": str(centroid.id), "values": str(len(centroid.values) // 4), "dim": str(self._dim)},
+            )
+
+    def _publish(self, incoming: IncomingFile, version: str) -> None:
+        # Both in one step that no cancellation can come between: what is served is what the next start restores.
+        self._installed = incoming.publish(version)
+
+
+def _version(header: CentroidHeader, computed: str) -> str:
+    """Give what a complete set is called.
+
+    Raises:
+        BadCentroidsError: The sender calls it something else than its content is called.
+    """
+    if header.preset and header.version and header.version != computed:
+        raise BadCentroidsError(
+            f"the version {header.version} is not that of what came, {computed}: the set was changed on its way, or is hashed "
+            "in another way than docs/protocol.md tells",
+            metadata={"version": header.version, "computed": computed},
+        )
+    return header.version or computed
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Run something beside the event loop, to its end: a cancelled caller must not close a file that a thread still writes."""
+    task = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # of a caller who is cancelled twice
+                await asyncio.wait([task])
+        task.exception()  # it comes too late to matter, but asyncio wants it to be seen
+        raise

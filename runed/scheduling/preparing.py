@@ -1,0 +1,209 @@
+"""Texts before they are computed: checked, counted and, where the caller allows it, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from runed.backends.base import Embedder, TextInput
+from runed.domain.requests import Truncate
+from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, TextTooLongError
+
+MAX_BATCH_TEXTS = 2048
+"""The most texts of one call."""
+
+_TOKENS_PER_BYTE = 2
+"""No text has more tokens than this times its UTF-8 bytes, plus the special tokens. A byte-level tokenizer (Qwen3) makes at
+most one token of a byte; WordPiece (BERT) at most one of a code point of the decomposed text, and canonical decomposition makes
+at most three code points of two bytes."""
+
+_SPECIAL_TOKENS = 2
+"""The most special tokens that a tokenizer adds to a text (BERT: CLS and SEP)."""
+
+
+_COUNT_TEXTS = 64
+_COUNT_CHARACTERS = 1024 * 1024
+"""How many texts are counted by one question, and of how many characters: enough that its cost does not count, few enough for
+the backend to answer others in between, and for the tokens, which take many times the memory of their texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A text as it goes to the backend.
+
+    Attributes:
+        input: The text with its prompt, or what is left of its tokens.
+        tokens: The number of its tokens, special ones included: exactly, or at most.
+        exact: Whether `tokens` is exact.
+        total_tokens: The number of tokens before anything was cut off, or 0 if nothing was.
+        size: The UTF-8 bytes of the text with its prompt.
+    """
+
+    input: TextInput
+    tokens: int
+    exact: bool
+    total_tokens: int
+    size: int
+
+
+def check_count(texts: Sequence[str]) -> None:
+    """Refuse a batch of no text or of too many.
+
+    Raises:
+        EmptyBatchError: There is no text.
+        BatchTooLargeError: There are more than `MAX_BATCH_TEXTS`.
+    """
+    if not texts:
+        raise EmptyBatchError("the batch holds no text; send at least one")
+    if len(texts) > MAX_BATCH_TEXTS:
+        raise BatchTooLargeError(
+            f"the batch holds {len(texts)} texts, the limit is {MAX_BATCH_TEXTS}; send several batches",
+            metadata={"texts": str(len(texts)), "limit": str(MAX_BATCH_TEXTS)},
+        )
+
+
+def check_text(text: str, name: str, where: dict[str, str]) -> None:
+    """Refuse a text of which a vector would mean nothing.
+
+    Args:
+        text: The text.
+        name: How to call it in an error, such as "text 3 of the batch".
+        where: Facts that tell where it is, for programs.
+
+    Raises:
+        EmptyTextError: It is empty or only white space.
+        InvalidTextError: It has a NUL, or is not valid Unicode.
+    """
+    if not text or text.isspace():
+        raise EmptyTextError(
+            f"{name} is empty or only white space, so that its vector would mean nothing; leave it out", metadata=where
+        )
+    if (position := text.find("\0")) >= 0:
+        raise InvalidTextError(
+            f"{name} has a NUL character at position {position}; remove it, or check that this is text",
+            metadata=where | {"position": str(position)},
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # its message would quote the text
+        raise InvalidTextError(
+            f"{name} is not valid Unicode (it has half of a surrogate pair at position {error.start}); replace or remove that",
+            metadata=where | {"position": str(error.start)},
+        ) from None
+
+
+def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut texts into what is counted at once; a longer text is counted alone."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        if index > start and (index - start == _COUNT_TEXTS or size + len(text) > _COUNT_CHARACTERS):
+            yield texts[start:index]
+            start, size = index, 0
+        size += len(text)
+    if texts:
+        yield texts[start:]
+
+
+def most_tokens(text: str) -> int:
+    """Give a number of tokens that a text does not exceed, special ones included."""
+    return len(text.encode()) * _TOKENS_PER_BYTE + _SPECIAL_TOKENS
+
+
+class Preparer:
+    """Prepares texts for one backend.
+
+    Args:
+        backend: The backend.
+    """
+
+    def __init__(self, backend: Embedder) -> None:
+        self._backend = backend
+        self._special: tuple[int, int] | None = None
+
+    def may_be_too_long(self, text: str) -> bool:
+        """Tell whether a text, with its prompt, has to be counted before it is known to be short enough."""
+        return most_tokens(text) > self._backend.model.max_tokens
+
+    async def prepare(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str,
+        truncate: Truncate,
+        names: Sequence[tuple[str, dict[str, str]]],
+        exact: bool = False,
+    ) -> list[Prepared | TextTooLongError]:
+        """Prepare texts, counting the tokens of those that may be too long.
+
+        Args:
+            texts: The texts, checked by `check_text`.
+            prompt: What goes in front of each.
+            truncate: What to do with one that is too long.
+            names: How to call each in an error, as `named` gives it.
+            exact: Whether to count all of them.
+
+        Returns:
+            What to compute of each, or why it cannot be.
+
+        Raises:
+            BackendError: The backend cannot count.
+        """
+        whole = [prompt + text for text in texts]
+        long = [index for index, text in enumerate(whole) if exact or self.may_be_too_long(text)]
+        fitted: dict[int, Prepared | TextTooLongError] = {}
+        indices = iter(long)
+        for part in portions([whole[index] for index in long]):
+            for text, tokens in zip(part, await self._backend.tokenize(part), strict=True):
+                index = next(indices)
+                fitted[index] = await self._fit(text, tokens, prompt, truncate, names[index])
+        return [
+            fitted.get(index) or Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
+            for index, text in enumerate(whole)
+        ]
+
+    async def _fit(
+        self, text: str, tokens: list[int], prompt: str, truncate: Truncate, named: tuple[str, dict[str, str]]
+    ) -> Prepared | TextTooLongError:
+        limit = self._backend.model.max_tokens
+        if len(tokens) <= limit:
+            return Prepared(text, len(tokens), exact=True, total_tokens=0, size=len(text.encode()))
+        name, where = named
+        facts = {"tokens": str(len(tokens)), "limit": str(limit)} | where
+        if truncate is Truncate.NONE:
+            return TextTooLongError(
+                f"{name} has {len(tokens)} tokens, the limit is {limit}; split or shorten it, or ask for truncation",
+                metadata=facts,
+            )
+        cut = await self._cut(tokens, prompt, truncate)
+        if cut is None:
+            return TextTooLongError(
+                f"the instruction leaves no room for {name} within the limit of {limit} tokens; shorten it", metadata=facts
+            )
+        return Prepared(cut, limit, exact=True, total_tokens=len(tokens), size=len(text.encode()))
+
+    async def _cut(self, tokens: list[int], prompt: str, truncate: Truncate) -> list[int] | None:
+        """Leave out what is too much, but never the prompt or the special tokens; None if nothing of the text would be left."""
+        if self._special is None:
+            self._special = await self._count_special_tokens()
+        first, last = self._special
+        prompt_tokens = len((await self._backend.tokenize([prompt]))[0]) - first - last if prompt else 0
+        head = tokens[: first + prompt_tokens]
+        tail = tokens[len(tokens) - last :]
+        room = self._backend.model.max_tokens - len(head) - len(tail)
+        if room < 1:
+            return None
+        text = tokens[len(head) : len(tokens) - last]
+        return head + (text[:room] if truncate is Truncate.END else text[-room:]) + tail
+
+    async def _count_special_tokens(self) -> tuple[int, int]:
+        """Give how many tokens the backend puts before and after each text."""
+        none, some = await self._backend.tokenize(["", "a"])
+        # The last match, and the sample is a plain letter: it cannot be one of the special tokens itself.
+        first = next(count for count in range(len(none) + 1) if some[count : count + 1] != none[count : count + 1])
+        return first, len(none) - first
+
+
+def named(index: int, count: int) -> tuple[str, dict[str, str]]:
+    """Give how to call one text of a call in an error, in words and for programs."""
+    where = {"index": str(index)}
+    return ("the text" if count == 1 else f"text {index} of the batch (counted from 0)"), where

@@ -1,0 +1,101 @@
+"""Fake engines and small GGUF files for tests of the backend."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runed.backends.llama.backend import LlamaBackend
+from runed.backends.llama.launcher import Timings
+
+FAKES = Path(__file__).resolve().parent.parent / "fakes"
+
+QUICK = Timings(
+    start_stall=5.0, start_limit=20.0, term_grace=5.0, hang=0.3, backoff=0.02, backoff_limit=0.1, max_failures=3, pause=0.3
+)
+"""Timings under which a test of a failure takes about a second."""
+
+MakeBackend = Callable[..., LlamaBackend]
+
+
+class FakeEngine:
+    """A copy of the fake `llama-server` in a directory of its own, with its behaviour beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.executable = directory / "llama-server"
+        source = (FAKES / "fake_llama_server.py").read_text()
+        self.executable.write_text(f"#!{sys.executable} -ESs\n{source}")
+        self.executable.chmod(0o700)
+        self.behave()
+
+    def behave(self, **behaviour: Any) -> None:  # noqa: ANN401 # the keys that fake_llama_server.py lists
+        """Say how the next start shall misbehave."""
+        self.executable.with_name("behaviour.json").write_text(json.dumps(behaviour))
+
+    @property
+    def launches(self) -> list[dict[str, Any]]:
+        """What each start had as `argv`, `environment` and `pid`."""
+        log = self.executable.with_name("launches.jsonl")
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def gguf_string(value: str) -> bytes:
+    """Write a string as GGUF stores it."""
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def gguf_value(value: bool | int | float | str | list[str]) -> bytes:  # noqa: FBT001, PYI041 # a GGUF tells these types apart
+    """Write a type and a value."""
+    match value:
+        case bool():
+            return struct.pack("<I?", 7, value)
+        case int():
+            return struct.pack("<II", 4, value)
+        case float():
+            return struct.pack("<If", 6, value)
+        case str():
+            return struct.pack("<I", 8) + gguf_string(value)
+        case list():
+            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(gguf_string, value))
+
+
+QWEN3: dict[str, Any] = {
+    "general.architecture": "qwen3",
+    "general.name": "small",
+    "qwen3.embedding_length": 64,
+    "qwen3.context_length": 2048,
+    "qwen3.pooling_type": 3,
+    "qwen3.rope.freq_base": 1e6,
+    "tokenizer.ggml.tokens": ["a", "b", "c"],
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.add_eos_token": True,
+    "general.file_type": 18,
+}
+"""The metadata of a model that is all right."""
+
+TENSORS = (("token_embd.weight", (64, 3), 0, 0),)
+"""Name, shape, type and offset of its tensors."""
+
+DATA_SIZE = 64 * 3 * 4
+
+
+def build_gguf(
+    pairs: Mapping[str, Any] = QWEN3,
+    tensors: Sequence[tuple[str, Sequence[int], int, int]] = TENSORS,
+    *,
+    version: int = 3,
+    data_size: int = DATA_SIZE,
+) -> bytes:
+    """Write a GGUF; nothing is checked, so that it can be wrong in any way."""
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
+    for name, value in pairs.items():
+        head += gguf_string(name) + gguf_value(value)
+    for name, shape, kind, offset in tensors:
+        head += gguf_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+    return head + bytes(-len(head) % 32) + bytes(data_size)

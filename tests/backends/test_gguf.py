@@ -1,0 +1,237 @@
+"""A broken, cut or hostile GGUF is refused with a sentence, in bounded time, and never crashes the daemon."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+
+import pytest
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runed.backends.llama import gguf
+from runed.backends.llama.gguf import check_model, read_gguf
+from runed.errors import ModelFileError
+from tests.backends.support import QWEN3, TENSORS, build_gguf, gguf_string
+
+TINY = Path(__file__).resolve().parent.parent / "fixtures" / "tiny-qwen3.f32.gguf"
+TINY_HEADER = 12_000
+"""More than the bytes before the tensor data of the tiny Qwen3."""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "model.gguf"
+
+
+def refuse(file: Path, data: bytes) -> str:
+    file.write_bytes(data)
+    with pytest.raises(ModelFileError) as caught:
+        check_model(file)
+    assert str(file) in caught.value.message
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_tiny_qwen3_is_read_whole(tiny_qwen3: Path) -> None:
+    assert read_gguf(tiny_qwen3) == gguf.GGUFMetadata(
+        architecture="qwen3",
+        name="qwen3-embedding-random-tiny",
+        dim=64,
+        context_length=2048,
+        pooling="last",
+        file_type="F32",
+        add_eos=True,
+        eos_id=319,
+        rope_freq_base=1e6,
+    )
+
+
+def test_minilm_is_read_whole(minilm: Path) -> None:
+    metadata = read_gguf(minilm)
+    assert (metadata.architecture, metadata.dim, metadata.context_length) == ("bert", 384, 512)
+    assert (metadata.pooling, metadata.file_type) == ("mean", "F16")
+
+
+def test_both_versions_are_read(file: Path) -> None:
+    for version in (2, 3):
+        file.write_bytes(build_gguf(version=version))
+        assert read_gguf(file).file_type == "Q6_K"
+
+
+def test_missing_file_is_told() -> None:
+    with pytest.raises(ModelFileError, match=r"/nowhere/model.gguf cannot be read: No such file"):
+        check_model(Path("/nowhere/model.gguf"))
+
+
+def test_directory_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="Is a directory"):
+        check_model(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"GG", b"<html>404 Not Found</html>", b"\x80\x02ctorch"])
+def test_other_file_is_no_gguf(file: Path, data: bytes) -> None:
+    assert "not a GGUF" in refuse(file, data)
+
+
+def test_other_versions_and_byte_orders_are_refused(file: Path) -> None:
+    assert "version 1" in refuse(file, build_gguf(version=1))
+    assert "version 4" in refuse(file, build_gguf(version=4))
+    assert "big-endian" in refuse(file, b"GGUF" + struct.pack(">IQQ", 3, 1, 1))
+
+
+def test_interrupted_download_is_seen_though_its_header_is_whole(file: Path) -> None:
+    whole = build_gguf()
+    assert "cut short" in refuse(file, whole[:-1])
+    file.write_bytes(whole)
+    check_model(file)
+
+
+def test_every_cut_of_a_real_file_is_refused(file: Path) -> None:
+    whole = TINY.read_bytes()
+    for length in [*range(0, TINY_HEADER, 97), *range(TINY_HEADER, len(whole), 50_000), len(whole) - 1]:
+        refuse(file, whole[:length])
+
+
+@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, TINY_HEADER), st.integers(0, 255)), min_size=1, max_size=8))
+def test_flipped_bytes_are_refused_or_harmless(file: Path, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(TINY.read_bytes())
+    for position, value in changes:
+        data[position] = value
+    file.write_bytes(data)
+    try:
+        metadata = read_gguf(file)
+    except ModelFileError:
+        return
+    assert 0 < metadata.dim <= 65_536
+    assert metadata.context_length > 0
+
+
+@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=2000))
+def test_garbage_after_the_magic_is_refused(file: Path, garbage: bytes) -> None:
+    refuse(file, b"GGUF" + struct.pack("<I", 3) + garbage)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "pairs"),
+    [(2**63, 1), (1, 2**63), (100_001, 1), (1, 10_001)],
+    ids=["tensors", "pairs", "too many tensors", "too many pairs"],
+)
+def test_absurd_counts_are_refused(file: Path, tensors: int, pairs: int) -> None:
+    assert "claims" in refuse(file, b"GGUF" + struct.pack("<IQQ", 3, tensors, pairs) + bytes(1000))
+
+
+@pytest.mark.parametrize("kind", [0, 8, 10], ids=["bytes", "strings", "integers"])
+def test_array_longer_than_the_file_is_refused(file: Path, kind: int) -> None:
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + gguf_string("a") + struct.pack("<IIQ", 9, kind, 2**62)
+    assert "cut short" in refuse(file, head + bytes(10_000))
+
+
+def test_sparse_file_of_empty_strings_ends_in_bounded_time_and_memory(file: Path) -> None:
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + gguf_string("a") + struct.pack("<IIQ", 9, 8, 2**40)
+    file.write_bytes(head)
+    with file.open("r+b") as handle:
+        handle.truncate(2**40)  # a terabyte of zeros that takes no room
+    started = time.monotonic()
+    with pytest.raises(ModelFileError, match="header claims more than 67,108,864 bytes"):
+        check_model(file)
+    assert time.monotonic() - started < 20
+
+
+def test_nested_and_unknown_types_are_refused(file: Path) -> None:
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + gguf_string("a")
+    assert "unknown type 9" in refuse(file, head + struct.pack("<IIQ", 9, 9, 1) + bytes(100))
+    assert "unknown type 13" in refuse(file, head + struct.pack("<I", 13) + bytes(100))
+
+
+def test_metadata_given_twice_is_refused(file: Path) -> None:
+    pair = gguf_string("a") + struct.pack("<II", 4, 1)
+    assert "'a' twice" in refuse(file, b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + pair + pair + bytes(100))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("general.architecture", 7),
+        ("general.alignment", 0),
+        ("general.alignment", "32"),
+        ("qwen3.embedding_length", 0),
+        ("qwen3.embedding_length", 2**31),
+        ("qwen3.context_length", "many"),
+        ("qwen3.context_length", True),
+        ("general.file_type", 1.5),
+        ("tokenizer.ggml.eos_token_id", "end"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(file: Path, key: str, value: object) -> None:
+    assert "download it again" in refuse(file, build_gguf(QWEN3 | {key: value}))
+
+
+@pytest.mark.parametrize("key", ["general.architecture", "qwen3.embedding_length", "qwen3.context_length"])
+def test_missing_values_are_named(file: Path, key: str) -> None:
+    pairs = {name: value for name, value in QWEN3.items() if name != key}
+    assert key.rpartition(".")[2] in refuse(file, build_gguf(pairs))
+
+
+@pytest.mark.parametrize("pooling", [0, 4, 9], ids=["none", "rank", "unknown"])
+def test_model_that_gives_no_embedding_is_refused(file: Path, pooling: int) -> None:
+    assert f"pooling type {pooling}" in refuse(file, build_gguf(QWEN3 | {"qwen3.pooling_type": pooling}))
+
+
+def test_chat_model_is_refused_and_early_qwen3_embedding_is_not(file: Path) -> None:
+    pairs = {name: value for name, value in QWEN3.items() if name != "qwen3.pooling_type"}
+    assert "does not say how it pools" in refuse(file, build_gguf(pairs | {"general.name": "Qwen3 0.6B"}))
+    file.write_bytes(build_gguf(pairs | {"general.name": "Qwen3 Embedding 0.6B"}))
+    assert read_gguf(file).pooling == "last"
+
+
+def test_old_conversion_that_appends_no_eos_is_refused(file: Path) -> None:
+    assert "add_eos_token" in refuse(file, build_gguf(QWEN3 | {"tokenizer.ggml.add_eos_token": False}))
+
+
+def test_qwen3_without_its_rope_base_is_refused(file: Path) -> None:
+    pairs = {name: value for name, value in QWEN3.items() if name != "qwen3.rope.freq_base"}
+    assert "qwen3.rope.freq_base" in refuse(file, build_gguf(pairs))
+
+
+def test_file_with_only_a_vocabulary_is_refused(file: Path) -> None:
+    assert "holds no tensors" in refuse(file, build_gguf(tensors=()))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (("misplaced", (64,), 0, 8), "alignment"),
+        (("ragged", (100, 3), 14, 0), "does not fit its type"),
+        (("deep", (1, 1, 1, 1, 1), 0, 0), "5 dimensions"),
+        (("vast", (2**62, 2**62, 2**62, 2**62), 0, 0), "cut short"),
+        (("away", (1,), 0, 2**62), "cut short"),
+        (("of an unknown type, away", (1,), 999, 2**40), "cut short"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_tensor_that_does_not_fit_is_refused(file: Path, tensor: tuple[str, tuple[int, ...], int, int], told: str) -> None:
+    assert told in refuse(file, build_gguf(tensors=[*TENSORS, tensor]))
+
+
+def test_tensor_of_a_type_that_is_newer_than_runed_is_left_to_the_engine(file: Path) -> None:
+    file.write_bytes(build_gguf(tensors=[*TENSORS, ("new", (64,), 999, 512)]))
+    check_model(file)
+
+
+def test_tables_agree_with_the_gguf_package() -> None:
+    for kind, size in gguf._TENSOR_TYPES.items():
+        assert GGML_QUANT_SIZES[GGMLQuantizationType(kind)] == size
+    for kind, name in gguf._FILE_TYPES.items():
+        assert LlamaFileType(kind).name in {f"MOSTLY_{name}", f"ALL_{name}"}
+
+
+def test_large_vocabulary_is_read_quickly(file: Path) -> None:
+    file.write_bytes(build_gguf(QWEN3 | {"tokenizer.ggml.tokens": [f"token {number}" for number in range(150_000)]}))
+    started = time.monotonic()
+    read_gguf(file)
+    assert time.monotonic() - started < 2

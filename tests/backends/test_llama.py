@@ -1,0 +1,334 @@
+"""The backend with the real engine and real models: right vectors, exact limits, and life with sockets and processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from runed.backends.base import BackendStatus
+from runed.errors import BackendUnavailableError, InvalidTextError, TextTooLongError
+from runed.paths import Paths
+from tests.backends.support import FAKES, MakeBackend
+from tests.support import Golden, wait_until
+
+
+def as_array(vectors: list[bytes]) -> NDArray[np.float32]:
+    return np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), -1)
+
+
+def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
+
+
+async def test_tiny_qwen3_agrees_with_transformers(make_backend: MakeBackend, tiny_golden: Golden) -> None:
+    backend = make_backend(ctx_size=2048)
+    assert [len(tokens) for tokens in await backend.tokenize(tiny_golden.texts)] == tiny_golden.tokens
+    for text, tokens in zip(tiny_golden.texts, tiny_golden.tokens, strict=True):
+        assert (await backend.embed([text])).tokens == tokens
+    batch = await backend.embed(tiny_golden.texts)
+    assert tiny_golden.cosines(as_array(batch.vectors)).min() >= 0.9999
+    assert batch.tokens == sum(tiny_golden.tokens)
+
+
+async def test_minilm_agrees_with_sentence_transformers(make_backend: MakeBackend, minilm: Path, minilm_golden: Golden) -> None:
+    backend = make_backend(model=minilm, ctx_size=2048)
+    batch = await backend.embed(minilm_golden.texts)
+    assert minilm_golden.cosines(as_array(batch.vectors)).min() >= 0.9999
+    assert [len(tokens) for tokens in await backend.tokenize(minilm_golden.texts)] == minilm_golden.tokens
+
+
+async def test_model_is_known_before_the_engine_runs(make_backend: MakeBackend) -> None:
+    backend = make_backend(ctx_size=1024)
+    assert backend.model.identity == "sha256:" + "ab" * 8
+    assert (backend.model.dim, backend.model.pooling, backend.model.max_tokens) == (64, "last", 1023)
+    assert backend.state.status is BackendStatus.STOPPED
+    assert backend.state.pid == 0
+
+
+@pytest.mark.parametrize("ctx_size", [64, 256, 300, 100_000])
+async def test_last_pooling_takes_max_tokens_and_not_one_more(make_backend: MakeBackend, ctx_size: int) -> None:
+    backend = make_backend(ctx_size=ctx_size)
+    limit = backend.model.max_tokens
+    assert limit == {64: 255, 256: 255, 300: 511, 100_000: 2047}[ctx_size]
+    longest = "z" * (limit - 1)  # each is a token, and the EOS is one
+    assert [len(tokens) for tokens in await backend.tokenize([longest])] == [limit]
+    assert (await backend.embed([longest])).tokens == limit
+    with pytest.raises(TextTooLongError) as caught:
+        await backend.embed(["short", longest + "z"])
+    assert caught.value.metadata == {"tokens": str(limit + 1), "limit": str(limit)}
+    assert "zz" not in caught.value.message
+
+
+async def test_context_that_is_no_multiple_of_256_is_clamped_exactly(
+    make_backend: MakeBackend, copy_of_tiny_qwen3: Path
+) -> None:
+    key = b"qwen3.context_length"
+    replace_bytes(copy_of_tiny_qwen3, key + struct.pack("<II", 4, 2048), key + struct.pack("<II", 4, 300))
+    backend = make_backend(model=copy_of_tiny_qwen3, ctx_size=2048)
+    assert backend.model.max_tokens == 299
+    assert (await backend.embed(["z" * 298])).tokens == 299
+    with pytest.raises(TextTooLongError):
+        await backend.embed(["z" * 299])
+
+
+@pytest.mark.parametrize("ctx_size", [256, 2048])
+async def test_mean_pooling_takes_max_tokens_and_not_one_more(make_backend: MakeBackend, minilm: Path, ctx_size: int) -> None:
+    backend = make_backend(model=minilm, ctx_size=ctx_size)
+    limit = backend.model.max_tokens
+    assert limit == min(ctx_size, 512)
+    longest = "the " * (limit - 2)  # with CLS and SEP
+    assert (await backend.embed([longest])).tokens == limit
+    with pytest.raises(TextTooLongError) as caught:
+        await backend.embed([longest + "the"])
+    assert caught.value.metadata == {"tokens": str(limit + 1), "limit": str(limit)}
+
+
+@pytest.mark.parametrize("text", ["", "a\x00b", "<|endoftext|> inside", "naïve 北京 🙂", "\ufffd\u200b", '{}"\\\n'])
+async def test_odd_texts_are_counted_as_they_are_embedded(make_backend: MakeBackend, text: str) -> None:
+    backend = make_backend()
+    first, tokens, last = await backend.tokenize(["before", text, "after"])
+    assert len(tokens) == (await backend.embed([text])).tokens
+    assert [first, last] == [*await backend.tokenize(["before"]), *await backend.tokenize(["after"])]
+
+
+@pytest.mark.parametrize("model", ["tiny_qwen3", "minilm"])
+async def test_tokens_embed_as_their_text_does(make_backend: MakeBackend, model: str, request: pytest.FixtureRequest) -> None:
+    backend = make_backend(model=request.getfixturevalue(model))
+    texts = ["a text", "<|endoftext|> inside", "naïve 北京 🙂"]
+    by_text = await backend.embed(texts)
+    by_tokens = await backend.embed(await backend.tokenize(texts))
+    assert by_tokens.tokens == by_text.tokens
+    assert (np.sum(as_array(by_tokens.vectors) * as_array(by_text.vectors), axis=1) >= 0.999999).all()
+
+
+async def test_many_texts_are_tokenized_by_several_questions(make_backend: MakeBackend) -> None:
+    backend = make_backend()
+    texts = ["z" * (index * 37 % 4000) for index in range(300)]
+    assert [len(tokens) for tokens in await backend.tokenize(texts)] == [len(text) + 1 for text in texts]
+    assert await backend.tokenize([]) == []
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "abc", "abcdef", "abcdefg", "a b c d"])
+async def test_a_very_short_text_is_counted_without_what_fills_its_batch(make_backend: MakeBackend, text: str) -> None:
+    batch = await make_backend().embed([text])
+    assert (len(batch.vectors), batch.tokens) == (1, len(text) + 1)
+
+
+async def test_a_long_text_finds_room_although_all_slots_were_used(make_backend: MakeBackend) -> None:
+    backend = make_backend()
+    limits = backend.limits
+    for start in range(3):
+        await backend.embed([f"{start} text {index}"[: limits.tokens // limits.texts - 1] for index in range(limits.texts)])
+        assert (await backend.embed(["z" * (backend.model.max_tokens - 1)])).tokens == backend.model.max_tokens
+    assert backend.state.restarts == 0
+
+
+async def test_lone_surrogate_is_refused_without_quoting_the_text(make_backend: MakeBackend) -> None:
+    backend = make_backend()
+    with pytest.raises(InvalidTextError) as caught:
+        await backend.embed(["my secret \ud800"])
+    assert "secret" not in caught.value.message
+
+
+async def test_engine_closes_each_connection_after_100_requests_unnoticed(make_backend: MakeBackend) -> None:
+    backend = make_backend()
+    first = await backend.embed(["hello"])
+    for _ in range(230):
+        assert await backend.embed(["hello"]) == first
+    batches = await asyncio.gather(*(backend.embed([f"text {number}"]) for number in range(64)))
+    assert len({batch.vectors[0] for batch in batches}) == 64
+    assert backend.state.restarts == 0
+
+
+async def test_every_flag_is_known_to_the_engine_and_memory_is_bounded(make_backend: MakeBackend, llama_server: Path) -> None:
+    backend = make_backend(ctx_size=2048)
+    argv = backend._launcher.command()
+    text = await asyncio.to_thread(lambda: subprocess.run([llama_server, "--help"], capture_output=True, text=True, check=True))
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.stdout))
+    assert {argument for argument in [*argv, "--no-repack"] if argument.startswith("-")} <= known
+    options = dict(pairwise(argv))
+    assert (options["--cache-ram"], options["--parallel"], options["--ctx-size"]) == ("0", "8", "2048")
+    assert "--kv-unified" in argv
+    assert options["--ubatch-size"] == options["--batch-size"] == "60"
+
+
+async def test_engine_listens_on_a_private_socket_and_no_port(make_backend: MakeBackend, paths: Paths) -> None:
+    backend = make_backend()
+    await backend.start()
+    assert stat.S_IMODE(paths.engine_socket.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(paths.engine_socket.stat().st_mode) == 0o700
+    assert [item for item in psutil.Process(backend.state.pid).net_connections("inet") if item.status == "LISTEN"] == []
+
+
+async def test_stale_socket_of_a_killed_engine_does_not_stop_the_next(make_backend: MakeBackend, paths: Paths) -> None:
+    paths.engine_socket.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(paths.engine_socket))
+    backend = make_backend()
+    await backend.start()
+    assert backend.state.status is BackendStatus.READY
+
+
+async def test_long_home_gets_a_socket_that_the_kernel_takes(home: Path, llama_server: Path, tiny_qwen3: Path) -> None:
+    from runed.backends.llama import LlamaBackend  # noqa: PLC0415 # the fixture's backends all live in `home` itself
+
+    paths = Paths(home / ("long" * 30))
+    backend = LlamaBackend(executable=llama_server, model=tiny_qwen3, model_sha256="0" * 64, paths=paths, ctx_size=256)
+    try:
+        assert len((await backend.embed(["hello"])).vectors) == 1
+    finally:
+        await backend.stop()
+    assert len(os.fsencode(paths.engine_socket)) < 104
+    assert not paths.engine_socket.exists()
+
+
+async def test_concurrent_first_requests_start_one_engine(make_backend: MakeBackend, paths: Paths) -> None:
+    backend = make_backend()
+    batches = await asyncio.gather(
+        *(backend.embed([f"text {number}"]) for number in range(16)), backend.start(), backend.start()
+    )
+    assert len(batches) == 18
+    assert len([child for child in psutil.Process().children() if str(paths.engine_socket) in child.cmdline()]) == 1
+
+
+async def test_stopped_engine_is_gone_and_comes_back_by_itself(make_backend: MakeBackend) -> None:
+    backend = make_backend()
+    before = await backend.embed(["hello"])
+    pid = backend.state.pid
+    await backend.stop()
+    assert not psutil.pid_exists(pid)
+    assert backend.state.status is BackendStatus.STOPPED
+    assert await backend.embed(["hello"]) == before
+    assert backend.state.pid not in {0, pid}
+    assert backend.state.restarts == 0
+
+
+async def test_wake_is_no_slower_than_the_bare_engine_by_150_ms(
+    make_backend: MakeBackend, paths: Paths, llama_server: Path, tiny_qwen3: Path
+) -> None:
+    backend = make_backend()
+    await backend.start()
+    command = backend._launcher.command()
+    await backend.stop()
+
+    async def wake() -> float:
+        started = time.perf_counter()
+        await backend.start()
+        taken = time.perf_counter() - started
+        await backend.stop()
+        return taken
+
+    async def bare() -> float:
+        paths.engine_socket.unlink(missing_ok=True)
+        started = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            await asyncio.to_thread(_wait_until_healthy, paths.engine_socket)
+            return time.perf_counter() - started
+        finally:
+            process.kill()
+            await process.wait()
+
+    # The best of several: other work on the machine only ever adds time.
+    bare_best = min([await bare() for _ in range(3)])
+    assert min([await wake() for _ in range(5)]) <= bare_best + 0.150
+
+
+def _wait_until_healthy(path: Path) -> None:
+    answer = b""
+    while not answer.startswith(b"HTTP/1.1 200"):
+        time.sleep(0.005)
+        with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+            connection.settimeout(1)
+            connection.connect(str(path))
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
+            answer = connection.recv(64)
+
+
+async def test_killed_engine_is_replaced_and_the_request_in_flight_succeeds(make_backend: MakeBackend) -> None:
+    backend = make_backend(ctx_size=2048)
+    expected = await backend.embed(["z" * 2000])
+    running = asyncio.create_task(backend.embed(["z" * 2000]))
+    await asyncio.sleep(0.005)  # so that it is on its way; it is right wherever the kill meets it
+    os.kill(backend.state.pid, signal.SIGKILL)
+    assert await running == expected
+    assert backend.state.restarts == 1
+
+
+async def test_engine_killed_while_idle_comes_back_without_being_asked(make_backend: MakeBackend) -> None:
+    backend = make_backend()
+    await backend.start()
+    pid = backend.state.pid
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.to_thread(wait_until, lambda: backend.state.pid not in {0, pid})
+    assert backend.state.reason == ""
+
+
+async def test_stop_meets_a_request_in_flight(make_backend: MakeBackend) -> None:
+    backend = make_backend(ctx_size=2048)
+    await backend.start()
+    running = asyncio.create_task(backend.embed(["z" * 2000] * 20))
+    await asyncio.sleep(0.1)
+    started = time.monotonic()
+    await backend.stop()
+    assert time.monotonic() - started < 4  # the engine waits for open connections, so they are closed before SIGTERM
+    with pytest.raises(BackendUnavailableError, match="was stopped"):
+        await running
+    assert backend.state.status is BackendStatus.STOPPED
+
+
+async def test_model_that_the_engine_cannot_load_is_told_with_its_words(
+    make_backend: MakeBackend, copy_of_tiny_qwen3: Path
+) -> None:
+    replace_bytes(copy_of_tiny_qwen3, b"blk.1.attn_q.weight", b"blk.1.attn_X.weight")
+    backend = make_backend(model=copy_of_tiny_qwen3)
+    with pytest.raises(BackendUnavailableError, match=r"exited with code 1 while it started; its last words: .*failed to load"):
+        await backend.start()
+    assert backend.state.status is BackendStatus.FAILED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's; elsewhere the next start reaps")
+def test_engine_dies_with_a_daemon_that_is_killed(home: Path, llama_server: Path, tiny_qwen3: Path) -> None:
+    arguments = [FAKES / "daemon_with_engine.py", llama_server, tiny_qwen3, home]
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, cwd=FAKES.parent.parent) as daemon:
+        assert daemon.stdout is not None
+        pid = int(daemon.stdout.readline())
+        record = json.loads(Paths(home).engine_record.read_text())
+        assert record["pid"] == pid
+        daemon.kill()
+    wait_until(lambda: not psutil.pid_exists(pid), timeout=10, what="the engine's death")
+
+
+async def test_vectors_do_not_depend_on_company(make_backend: MakeBackend, minilm: Path) -> None:
+    for model in (None, minilm):
+        backend = make_backend(**({"model": model} if model else {}))
+        limits = backend.limits
+        assert limits.texts > 1
+        texts = ["z" * length for length in (1, 2, 4, 6, 7, 11, 13)] + ["two words"]
+        long = "the quick brown fox jumps " * 9
+        alone = [(await backend.embed([text])).vectors[0] for text in [*texts, long]]
+        for order in (texts, texts[::-1], texts[3:] + texts[:3]):
+            together = dict(zip(order, (await backend.embed(order)).vectors, strict=True))
+            together[long] = (await backend.embed([long])).vectors[0]
+            pairs = zip(as_array(alone), as_array([together[text] for text in [*texts, long]]), strict=True)
+            assert min(float(one @ other) for one, other in pairs) >= 0.9999
+        await backend.stop()

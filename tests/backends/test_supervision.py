@@ -1,0 +1,559 @@
+"""Engines that misbehave: each gives a clear error, hurts nobody else, and leaves a state from which the next try works."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from runed.backends.base import BackendState, BackendStatus
+from runed.backends.llama.backend import LlamaBackend
+from runed.errors import BackendFaultError, BackendUnavailableError
+from runed.paths import Paths
+from runed.processes import identify
+from tests.backends.support import QUICK, FakeEngine, MakeBackend
+from tests.support import process_gone, wait_until
+
+SECRET = "a text that must not be told"
+
+
+async def until(backend: LlamaBackend, status: BackendStatus) -> BackendState:
+    await asyncio.to_thread(wait_until, lambda: backend.state.status is status)
+    return backend.state
+
+
+async def fail_to_start(backend: LlamaBackend, match: str) -> None:
+    with pytest.raises(BackendUnavailableError, match=match) as caught:
+        await backend.start()
+    assert caught.value.retry_after == pytest.approx(QUICK.pause, abs=0.3)
+    assert backend.state.status is BackendStatus.FAILED
+    assert backend.state.reason in caught.value.message
+
+
+async def test_fake_engine_passes_for_a_good_one(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable)
+    batch = await backend.embed(["one", "two words"])
+    assert batch.tokens == 5
+    assert (await backend.embed(["two words"])).vectors == batch.vectors[1:]
+
+
+def freeze(pid: int) -> None:
+    """Stop all threads of an engine, so that it lives, but neither answers nor works, as in a deadlock."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+
+
+# Starting
+
+
+async def test_missing_engine_is_named(make_backend: MakeBackend, home: Path) -> None:
+    await fail_to_start(make_backend(home / "nothing"), r"nothing: No such file or directory; run `runed install`")
+
+
+async def test_engine_that_is_not_executable_is_named(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.executable.chmod(0o600)
+    await fail_to_start(make_backend(fake.executable), r"llama-server: Permission denied")
+
+
+async def test_engine_that_is_no_program_is_named(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.executable.write_bytes(b"\x00\x01\x02")
+    await fail_to_start(make_backend(fake.executable), r"llama-server: Exec format error")
+
+
+async def test_engine_that_exits_is_tried_again_then_given_up_then_recovers(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    fake.behave(exit="error: unknown argument: --embeddings")
+    backend = make_backend(fake.executable)
+    await fail_to_start(backend, r"its last words: error: unknown argument: .*; it lacks an option that runed needs")
+    assert len(fake.launches) == QUICK.max_failures
+    with pytest.raises(BackendUnavailableError, match="is tried again in") as caught:
+        await backend.embed(["hello"])
+    assert len(fake.launches) == QUICK.max_failures
+    fake.behave()
+    assert caught.value.retry_after is not None
+    await asyncio.sleep(caught.value.retry_after)
+    await backend.embed(["hello"])
+    assert backend.state.status is BackendStatus.READY
+    assert backend.state.reason == ""
+
+
+async def test_model_that_was_replaced_is_not_served_under_the_identity_of_the_old_one(
+    make_backend: MakeBackend, fake: FakeEngine, copy_of_tiny_qwen3: Path
+) -> None:
+    backend = make_backend(fake.executable, copy_of_tiny_qwen3)
+    await backend.start()
+    await backend.stop()
+    replacement = shutil.copyfile(copy_of_tiny_qwen3, copy_of_tiny_qwen3.with_name("new.gguf"))
+    replacement.replace(copy_of_tiny_qwen3)
+    await fail_to_start(backend, r"model.gguf was replaced or removed while the daemon ran; run `runed stop`")
+    assert len(fake.launches) == 1
+
+
+@pytest.mark.parametrize("where", ["before-listening", "after-listening", "loading"])
+async def test_engine_that_hangs_at_its_start_is_given_up(make_backend: MakeBackend, fake: FakeEngine, where: str) -> None:
+    fake.behave(hang=where)
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=0.5, max_failures=1))
+    await fail_to_start(backend, r"made no progress for 0.5 seconds while it started")
+    assert not psutil.pid_exists(fake.launches[0]["pid"])
+
+
+async def test_engine_that_hangs_in_its_self_test_is_given_up(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(always="hang")
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=0.5, max_failures=1))
+    await fail_to_start(backend, r"made no progress for 0.5 seconds while it started")
+
+
+async def test_engine_that_dies_in_its_self_test_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(always="crash")
+    await fail_to_start(make_backend(fake.executable), r"was ended by SIGABRT while it started")
+
+
+async def test_slow_load_is_waited_for_as_long_as_it_makes_progress(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(load_seconds=2.5)
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=1.0, max_failures=1))
+    started = time.monotonic()
+    await backend.start()
+    assert time.monotonic() - started > 2.5
+
+
+async def test_load_without_end_is_given_up_in_spite_of_progress(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(load_seconds=60)
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_limit=1.0, max_failures=1))
+    await fail_to_start(backend, r"was not ready after 1 seconds")
+
+
+async def test_megabyte_of_output_blocks_nothing_and_is_kept_bounded(
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+) -> None:
+    fake.behave(stderr_bytes=1_000_000)
+    backend = make_backend(fake.executable)
+    await backend.embed(["hello"])
+    await backend.stop()
+    assert paths.engine_log.stat().st_size == 1_000_000
+    fake.behave(stderr_bytes=5_000_000)
+    await backend.start()
+    await backend.stop()
+    older = paths.engine_log.with_name("llama-server.log.1")
+    assert paths.engine_log.stat().st_size + older.stat().st_size == 6_000_000
+    assert max(paths.engine_log.stat().st_size, older.stat().st_size) <= 5 * 1024 * 1024
+
+
+async def test_engine_is_given_nothing_of_the_environment_that_could_change_its_answers(
+    make_backend: MakeBackend, fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LLAMA_ARG_CTX_SIZE", "LLAMA_API_KEY", "AIP_MODE", "XDG_CONFIG_HOME", "RUNED_HOME", "SECRET_TOKEN"):
+        monkeypatch.setenv(name, "leaked")
+    await make_backend(fake.executable).start()
+    environment = fake.launches[0]["environment"]
+    assert "leaked" not in environment.values()
+    assert environment["XDG_CONFIG_HOME"] == "/dev/null"
+    assert environment["GGML_NO_BACKTRACE"] == "1"
+
+
+async def test_users_llama_cpp_config_does_not_reach_the_engine(
+    make_backend: MakeBackend, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = home / ".config" / "llama.cpp" / "config.ini"
+    config.parent.mkdir(parents=True)
+    config.write_text("api-key = locked-out\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    assert len((await make_backend().embed(["hello"])).vectors) == 1
+
+
+# Illegal instructions
+
+
+async def test_illegal_instruction_is_met_without_repacking_and_remembered(
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+) -> None:
+    fake.behave(needs_no_repack=True)
+    backend = make_backend(fake.executable)
+    await backend.start()
+    assert ["--no-repack" in launch["argv"] for launch in fake.launches] == [False, True]
+    assert "--no-repack" in backend.state.reason
+    assert backend.state.restarts == 0
+    await backend.stop()
+    another = make_backend(fake.executable)
+    assert "--no-repack" in another.state.reason
+    await another.start()
+    assert ["--no-repack" in launch["argv"] for launch in fake.launches] == [False, True, True]
+
+
+async def test_updated_engine_is_tried_with_repacking_again(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(needs_no_repack=True)
+    backend = make_backend(fake.executable)
+    await backend.start()
+    await backend.stop()
+    os.utime(fake.executable, (1e9, 1e9))
+    fake.behave()
+    backend = make_backend(fake.executable)
+    await backend.start()
+    assert "--no-repack" not in fake.launches[-1]["argv"]
+    assert backend.state.reason == ""
+
+
+async def test_damaged_memory_of_quirks_is_as_good_as_none(make_backend: MakeBackend, fake: FakeEngine, paths: Paths) -> None:
+    paths.cache.mkdir()
+    paths.engine_quirks.write_text("[")
+    await make_backend(fake.executable).start()
+    assert "--no-repack" not in fake.launches[0]["argv"]
+
+
+async def test_engine_for_another_processor_is_told(make_backend: MakeBackend, home: Path) -> None:
+    script = home / "llama-server"
+    script.write_text("#!/bin/sh\nkill -ILL $$\n")
+    script.chmod(0o700)
+    await fail_to_start(make_backend(script), r"SIGILL while it started: it was built for another processor")
+    assert not Paths(home).engine_quirks.exists()
+
+
+# Wrong answers
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        ("nan", "not finite"),
+        ("zeros", "not of unit norm"),
+        ("dimension", "252 bytes"),
+        ("too-few", "0 vectors to 1 texts"),
+        ("500", "HTTP status 500"),
+        ("garbage", "not what was asked for"),
+        ("not-http", "not HTTP"),
+        ("half", "broke off its answer"),
+    ],
+)
+async def test_wrong_answer_is_a_fault_and_hurts_no_other_text(
+    make_backend: MakeBackend, fake: FakeEngine, action: str, told: str
+) -> None:
+    fake.behave(on={SECRET: action})
+    backend = make_backend(fake.executable)
+    with pytest.raises(BackendFaultError, match=told) as caught:
+        await backend.embed([SECRET])
+    assert SECRET not in caught.value.message
+    assert len((await backend.embed(["hello"])).vectors) == 1
+    assert backend.state.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [
+        ({"no_eos": True}, r"does not end a text with the model's end-of-text token 319 \(it ends with \[0\]\)"),
+        ({"always": "nan"}, "not finite"),
+        ({"always": "zeros"}, "not of unit norm"),
+        ({"always": "dimension"}, "252 bytes"),
+        ({"always": "batch-differs"}, "differently alone and in a batch"),
+        ({"always": "500"}, "HTTP status 500"),
+    ],
+    ids=str,
+)
+async def test_engine_that_computes_wrongly_fails_its_self_test(
+    make_backend: MakeBackend, fake: FakeEngine, behaviour: dict[str, object], told: str
+) -> None:
+    fake.behave(**behaviour)
+    backend = make_backend(fake.executable)
+    with pytest.raises(BackendFaultError, match=told):
+        await backend.start()
+    assert backend.state.status is BackendStatus.FAILED
+    assert len(fake.launches) == 1
+    assert not psutil.pid_exists(fake.launches[0]["pid"])
+    with pytest.raises(BackendUnavailableError, match=told):
+        await backend.embed(["hello"])
+
+
+async def test_engine_whose_vectors_depend_on_company_is_run_with_one_slot_from_then_on(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    fake.behave(always="batch-rounds")
+    backend = make_backend(fake.executable)
+    await backend.start()
+    slots = [launch["argv"][launch["argv"].index("--parallel") + 1] for launch in fake.launches]
+    assert slots == ["8", "1"]
+    assert backend.limits.texts == 1
+    assert "one by one" in backend.state.reason
+    assert backend.state.restarts == 0
+    await backend.stop()
+    later = make_backend(fake.executable)
+    await later.start()
+    assert len(fake.launches) == 3
+    assert later.limits.texts == 1
+
+
+async def test_engine_that_cannot_erase_slots_is_run_with_one(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(no_slots=True)
+    backend = make_backend(fake.executable)
+    await backend.embed(["a text that is long enough for several micro-batches, " * 3])
+    assert backend.limits.texts == 1
+    assert len(fake.launches) == 2
+
+
+async def test_hang_shows_also_while_texts_are_counted(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"stuck": "deadlock-once"})
+    backend = make_backend(fake.executable)
+    await backend.start()
+    stuck = asyncio.create_task(backend.embed(["stuck"]))
+    async with asyncio.timeout(20):
+        while not stuck.done():
+            await backend.tokenize(["a text"])
+            await asyncio.wait({stuck}, timeout=QUICK.hang * 0.8)
+    assert (await stuck).vectors
+    assert backend.state.restarts == 1
+
+
+async def test_connection_that_the_engine_closed_in_silence_is_made_again(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(close_silently=True)
+    backend = make_backend(fake.executable)
+    for _ in range(10):
+        await backend.embed(["hello"])
+    assert backend.state.restarts == 0
+
+
+# Deaths
+
+
+async def test_text_whose_engine_dies_is_tried_once_more(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"boom": "crash-once"})
+    backend = make_backend(fake.executable)
+    assert len((await backend.embed(["boom"])).vectors) == 1
+    assert backend.state.restarts == 1
+    assert len(fake.launches) == 2
+
+
+async def test_text_that_kills_every_engine_is_told_and_the_next_text_works(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    fake.behave(on={"boom": "crash"})
+    backend = make_backend(fake.executable)
+    with pytest.raises(BackendUnavailableError, match="was ended by SIGABRT") as caught:
+        await backend.embed(["boom"])
+    assert caught.value.retry_after is not None
+    assert "boom" not in caught.value.message
+    assert len((await backend.embed(["hello"])).vectors) == 1
+    assert backend.state.restarts == 2
+
+
+async def test_crashes_in_a_row_end_in_failure_and_a_pause(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"boom": "crash"})
+    backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=2, pause=0.5))
+    with pytest.raises(BackendUnavailableError):
+        await backend.embed(["boom"])
+    state = await until(backend, BackendStatus.FAILED)
+    assert "SIGABRT" in state.reason
+    with pytest.raises(BackendUnavailableError, match="is tried again in"):
+        await backend.embed(["hello"])
+    await asyncio.sleep(0.5)
+    await backend.embed(["hello"])
+
+
+async def test_all_requests_of_a_dead_engine_share_one_restart(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"wait": "busy", "boom": "crash-once"})
+    backend = make_backend(fake.executable)
+    await backend.start()
+    batches = await asyncio.gather(*(backend.embed([text]) for text in ["wait", "wait", "boom", "hello", "wait"]))
+    assert len(batches) == 5
+    assert backend.state.restarts == 1
+    assert len(fake.launches) == 2
+
+
+async def test_removed_socket_gets_a_new_engine(make_backend: MakeBackend, fake: FakeEngine, paths: Paths) -> None:
+    fake.behave(close_silently=True)  # so that no open connection hides that the socket is gone
+    backend = make_backend(fake.executable)
+    await backend.start()
+    paths.engine_socket.unlink()
+    assert len((await backend.embed(["hello"])).vectors) == 1
+    assert backend.state.restarts == 1
+
+
+async def test_busy_engine_is_not_a_dead_engine(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"long": "busy"})
+    backend = make_backend(fake.executable, timings=replace(QUICK, hang=0.1))
+    await backend.start()
+    pid = backend.state.pid
+    await backend.embed(["long"])
+    assert (backend.state.pid, backend.state.restarts) == (pid, 0)
+
+
+async def test_hung_engine_is_replaced_and_the_request_succeeds(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable)
+    await backend.start()
+    pid = backend.state.pid
+    freeze(pid)
+    assert len((await backend.embed(["hello"])).vectors) == 1
+    assert backend.state.restarts == 1
+    assert not psutil.pid_exists(pid)
+
+
+async def test_hung_engine_is_noticed_though_every_caller_loses_patience(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable)
+    await backend.start()
+    freeze(backend.state.pid)
+    deadline = time.monotonic() + 15
+    while backend.state.restarts == 0:
+        assert time.monotonic() < deadline
+        try:
+            async with asyncio.timeout(0.1):
+                await backend.embed(["hello"])
+        except TimeoutError:
+            pass
+    await backend.embed(["hello"])
+
+
+async def test_one_lost_request_of_a_healthy_engine_replaces_nothing(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"stuck": "hang"})
+    backend = make_backend(fake.executable, timings=replace(QUICK, hang=0.1))
+    await backend.start()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await backend.embed(["stuck"])
+    await backend.embed(["hello"])
+    assert backend.state.restarts == 0
+
+
+# Stopping
+
+
+async def test_engine_that_ignores_sigterm_is_killed(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(ignore_sigterm=True)
+    backend = make_backend(fake.executable, timings=replace(QUICK, term_grace=0.2))
+    await backend.start()
+    pid = backend.state.pid
+    await asyncio.gather(backend.stop(), backend.stop())
+    assert not psutil.pid_exists(pid)
+
+
+async def test_engine_that_outlives_its_launcher_script_is_ended_all_the_same(
+    make_backend: MakeBackend, fake: FakeEngine, home: Path
+) -> None:
+    launcher = home / "launcher"
+    launcher.write_text(f'#!/bin/sh\n{fake.executable} "$@"\nexit $?\n')
+    launcher.chmod(0o700)
+    backend = make_backend(launcher)
+    await backend.start()
+    os.kill(backend.state.pid, signal.SIGKILL)
+    await backend.embed(["hello"])
+    async with asyncio.timeout(20):
+        await backend.stop()
+    assert process_gone(fake.launches[0]["pid"])
+
+
+async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(hang="loading")
+    backend = make_backend(fake.executable)
+    waiting = asyncio.create_task(backend.embed(["hello"]))
+    await asyncio.to_thread(wait_until, lambda: fake.launches)
+    await backend.stop()
+    with pytest.raises(BackendUnavailableError, match="was stopped while it started"):
+        await waiting
+    assert not psutil.pid_exists(fake.launches[0]["pid"])
+    assert backend.state.status is BackendStatus.STOPPED
+
+
+async def test_start_during_a_stop_waits_for_it(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(ignore_sigterm=True)
+    backend = make_backend(fake.executable, timings=replace(QUICK, term_grace=0.2))
+    await backend.start()
+    first = backend.state.pid
+    stopping = asyncio.create_task(backend.stop())
+    await asyncio.sleep(0)
+    await backend.start()
+    assert stopping.done()
+    assert not psutil.pid_exists(first)
+    assert backend.state.status is BackendStatus.READY
+
+
+async def test_caller_that_gives_up_does_not_end_the_start_of_the_others(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(load_seconds=0.5)
+    backend = make_backend(fake.executable)
+    impatient = asyncio.create_task(backend.start())
+    patient = asyncio.create_task(backend.start())
+    await asyncio.sleep(0.1)
+    impatient.cancel()
+    await patient
+    assert impatient.cancelled()
+    assert len(fake.launches) == 1
+
+
+async def test_stop_and_start_at_random_leave_one_engine_or_none(
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+) -> None:
+    fake.behave(on={"boom": "crash"})
+    backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=100, backoff=0.001))
+
+    async def disturb(number: int) -> None:
+        for turn in range(6):
+            await asyncio.sleep(0.013 * ((number * 7 + turn * 3) % 11))
+            try:
+                if number == 0:
+                    await backend.stop()
+                else:
+                    await backend.embed(["boom" if number == 1 else "hello"])
+            except BackendUnavailableError:
+                pass
+
+    await asyncio.gather(*(disturb(number) for number in range(5)))
+    await backend.embed(["hello"])
+    children = [child.pid for child in psutil.Process().children() if str(paths.engine_socket) in child.cmdline()]
+    assert children == [backend.state.pid]
+
+
+# Orphans
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, as an engine is."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+async def test_engine_of_a_dead_daemon_is_ended_before_a_new_one_starts(
+    make_backend: MakeBackend, paths: Paths, stranger: subprocess.Popen[bytes]
+) -> None:
+    paths.engine_record.parent.mkdir(parents=True)
+    paths.engine_record.write_bytes(msgspec.json.encode(identify(stranger.pid)))
+    await make_backend().start()
+    stranger.wait(5)
+    assert not psutil.pid_exists(stranger.pid)
+
+
+async def test_process_that_got_the_pid_of_a_dead_engine_is_left_alone(
+    make_backend: MakeBackend, paths: Paths, stranger: subprocess.Popen[bytes]
+) -> None:
+    paths.engine_record.parent.mkdir(parents=True)
+    identity = identify(stranger.pid)
+    assert identity is not None
+    earlier = msgspec.structs.replace(identity, start_time=identity.start_time - 60)
+    paths.engine_record.write_bytes(msgspec.json.encode(earlier))
+    await make_backend().start()
+    assert stranger.poll() is None
+
+
+@pytest.mark.parametrize("record", ["", "{", '{"pid": -1, "start_time": 0}', '{"pid": 0, "start_time": 0}', '{"pid": "me"}'])
+async def test_damaged_record_is_as_good_as_none(make_backend: MakeBackend, paths: Paths, record: str) -> None:
+    paths.engine_record.parent.mkdir(parents=True)
+    paths.engine_record.write_text(record)
+    backend = make_backend()
+    await backend.start()
+    assert json.loads(paths.engine_record.read_text())["pid"] == backend.state.pid
+
+
+async def test_file_in_the_place_of_the_socket_is_left_alone(make_backend: MakeBackend, paths: Paths) -> None:
+    paths.engine_socket.parent.mkdir(parents=True)
+    paths.engine_socket.write_text("precious")
+    await fail_to_start(make_backend(), "engine.sock is not a socket; move it away")
+    assert paths.engine_socket.read_text() == "precious"

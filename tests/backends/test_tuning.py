@@ -1,0 +1,167 @@
+"""Tuning measures a real engine in several ways, leaves out what fails, and chooses by what it measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from runed.backends.base import BatchLimits
+from runed.backends.llama.cores import usable_cores
+from runed.backends.llama.profile import Measurement, Profile, Tuning
+from runed.backends.llama.self_test import CompanyError
+from runed.backends.llama.tuning import _check_company, _cut, _micro_batches, choose_profiles, tune
+from runed.errors import BackendUnavailableError
+from runed.paths import Paths
+
+TEXTS = [f"text number {number} of some length, as {number * 7919} words are: time year people way day" for number in range(64)]
+
+
+def measurement(slots: int, rate: float, batch_seconds: float, **changes: int) -> Measurement:
+    return replace(
+        Measurement(
+            slots=slots,
+            batch_tokens=slots * 16,
+            threads=2,
+            batch_texts=float(slots),
+            batch_seconds=batch_seconds,
+            lone_seconds=0.010,
+            texts_per_second=rate,
+            tokens_per_second=rate * 16,
+        ),
+        **changes,
+    )
+
+
+ALONE, FOUR, EIGHT, SIXTEEN = (
+    measurement(1, 90.0, 0.011),
+    measurement(4, 190.0, 0.018),
+    measurement(8, 250.0, 0.030),
+    measurement(16, 300.0, 0.050),
+)
+
+
+def chosen_slots(*measurements: Measurement) -> dict[str, int]:
+    return {profile.name: profile.slots for profile in choose_profiles(measurements)}
+
+
+def test_each_profile_gets_what_it_is_for() -> None:
+    assert chosen_slots(SIXTEEN, ALONE, EIGHT, FOUR) == {"memory": 1, "balanced": 8, "throughput": 16}
+    assert choose_profiles([EIGHT])[0] == Profile("balanced", 8, 128, 2)
+
+
+def test_balanced_lets_a_single_text_wait_for_three_at_most() -> None:
+    assert chosen_slots(ALONE, FOUR, replace(EIGHT, batch_seconds=0.0301))["balanced"] == 4
+    assert chosen_slots(ALONE, replace(FOUR, batch_seconds=0.04), replace(EIGHT, batch_seconds=0.05))["balanced"] == 1
+
+
+def test_more_than_noise_is_asked_of_a_larger_batch() -> None:
+    assert chosen_slots(EIGHT, replace(SIXTEEN, texts_per_second=255.0))["throughput"] == 8
+    assert chosen_slots(EIGHT, replace(SIXTEEN, texts_per_second=260.0))["throughput"] == 16
+
+
+def test_a_profile_that_nothing_fits_is_left_to_the_built_in() -> None:
+    assert chosen_slots(SIXTEEN) == {"throughput": 16}
+
+
+def test_micro_batches_keep_the_limits_and_lose_nothing() -> None:
+    batches = list(_micro_batches([10, 20, 33, 1, 1, 1, 1, 90, 5], BatchLimits(texts=3, tokens=63)))
+    assert batches == [range(3), range(3, 6), range(6, 7), range(7, 8), range(8, 9)]
+
+
+def test_a_text_is_cut_before_its_last_token() -> None:
+    assert _cut([101, 7, 8, 9, 102], 4) == [101, 7, 8, 102]
+    assert _cut([101, 7, 102], 4) == [101, 7, 102]
+
+
+def test_vectors_that_depend_on_company_are_no_measurement() -> None:
+    one, other = (bytes.fromhex(each) for each in ("0000803f00000000", "000000000000803f"))
+    _check_company([one], [one, other])
+    with pytest.raises(CompanyError):
+        _check_company([one, one], [one, other])
+
+
+def run(
+    executable: Path, model: Path, home: Path, *, limit: float = 60.0, force: bool = True
+) -> tuple[Tuning, list[tuple[int, int, str]]]:
+    reports: list[tuple[int, int, str]] = []
+    tuning = tune(
+        executable=executable,
+        model=model,
+        model_sha256="ab" * 32,
+        paths=Paths(home),
+        ctx_size=256,
+        texts=TEXTS,
+        seconds=0.02,
+        limit=limit,
+        report=lambda *report: reports.append(report),
+        force=force,
+    )
+    return tuning, reports
+
+
+@pytest.fixture
+def temporary(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of temporary files, of which none must be left."""
+    path = home / "tmp"
+    path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    return path
+
+
+def test_a_way_that_fails_is_left_out_and_nothing_is_left_behind(
+    home: Path, llama_server: Path, tiny_qwen3: Path, temporary: Path
+) -> None:
+    picky = home / "llama-server"
+    real = shlex.quote(str(llama_server))
+    picky.write_text(f'#!/bin/sh\ncase "$*" in *"--parallel 32"*) echo too many >&2; exit 1;; esac\nexec {real} "$@"\n')
+    picky.chmod(0o700)
+
+    tuning, reports = run(picky, tiny_qwen3, home)
+
+    assert {(each.slots, each.batch_tokens) for each in tuning.measurements} == {(1, 63), (8, 32), (8, 48), (8, 63)}
+    assert {each.threads for each in tuning.measurements} <= set(range(1, usable_cores() + 1))
+    assert any("32 slots" in remark and "too many" in remark for remark in tuning.remarks)
+    assert all(each.texts_per_second > 0 and each.batch_seconds > 0 and each.lone_seconds > 0 for each in tuning.measurements)
+    assert next(each.batch_texts for each in tuning.measurements if each.slots == 1) == 1.0
+    assert all(1.0 < each.batch_texts <= 8.0 for each in tuning.measurements if each.slots == 8)
+    assert next(profile.slots for profile in tuning.profiles if profile.name == "memory") == 1
+    assert [done for done, _, _ in reports] == list(range(len(reports)))
+    assert {total for _, total, _ in reports} == {len(reports)}
+    (stored,) = json.loads(Paths(home).tuning.read_text())["tunings"].values()
+    assert stored["measured_at"] == tuning.measured_at
+    assert list(temporary.iterdir()) == []
+    assert psutil.Process().children() == []
+
+
+def test_a_limit_that_is_over_before_the_first_measurement_is_an_error(
+    home: Path, llama_server: Path, tiny_qwen3: Path, temporary: Path
+) -> None:
+    with pytest.raises(BackendUnavailableError, match=r"could not be measured .* the time of 0\.001 s was over after 0 of"):
+        run(llama_server, tiny_qwen3, home, limit=0.001)
+    assert not Paths(home).tuning.exists()
+    # Not even by a thread that was making the engine's directories when the time was over.
+    assert list(temporary.iterdir()) == []
+    assert psutil.Process().children() == []
+
+
+def test_what_was_measured_beside_other_work_is_not_kept(
+    home: Path, temporary: Path, llama_server: Path, tiny_qwen3: Path
+) -> None:
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        tuning, _ = run(llama_server, tiny_qwen3, home, force=False)
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert tuning.is_chance
+    assert not Paths(home).tuning.exists()

@@ -1,0 +1,101 @@
+"""Engines over the real `llama-server`, which note what is computed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput
+from runed.backends.llama.backend import LlamaBackend
+from runed.caching.cache import VectorCache
+from runed.domain.model import ModelInfo, ModelTraits
+from runed.metrics import Metrics
+from runed.paths import Paths
+from runed.routing.store import CentroidStore
+from runed.scheduling.queue import QueueLimits
+from runed.scheduling.scheduler import Engine, EngineSettings
+
+
+class Recorder:
+    """A backend that passes everything on and notes each micro-batch."""
+
+    def __init__(self, backend: LlamaBackend) -> None:
+        self._backend = backend
+        self.batches: list[list[TextInput]] = []
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._backend.model
+
+    @property
+    def state(self) -> BackendState:
+        return self._backend.state
+
+    @property
+    def limits(self) -> BatchLimits:
+        return self._backend.limits
+
+    @property
+    def computed(self) -> list[TextInput]:
+        """Every text that was computed, in order."""
+        return [text for batch in self.batches for text in batch]
+
+    async def start(self) -> None:
+        await self._backend.start()
+
+    async def stop(self) -> None:
+        await self._backend.stop()
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        return await self._backend.tokenize(texts)
+
+    async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
+        self.batches.append(list(texts))
+        return await self._backend.embed(texts)
+
+
+MakeEngine = Callable[..., tuple[Engine, Recorder]]
+
+
+@pytest.fixture
+async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> AsyncIterator[MakeEngine]:
+    """Makes engines, by default of the tiny Qwen3 with a context of 256 tokens; each is closed."""
+    made: list[Engine] = []
+
+    def make(
+        model: Path = tiny_qwen3,
+        *,
+        ctx_size: int = 256,
+        queue: QueueLimits = QueueLimits(10_000, 10_000_000),  # noqa: B008 # immutable
+        cache_bytes: int = 1_000_000,
+        profile: str = "balanced",
+        traits: ModelTraits | None = None,
+        cache: VectorCache | None = None,
+    ) -> tuple[Engine, Recorder]:
+        backend = Recorder(
+            LlamaBackend(
+                executable=llama_server,
+                model=model,
+                model_sha256="ab" * 32,
+                paths=Paths(home),
+                ctx_size=ctx_size,
+                profile=profile,
+            )
+        )
+        engine = Engine(
+            backend,
+            settings=EngineSettings(idle_timeout=0, queue=queue),
+            cache=cache or VectorCache(cache_bytes),
+            metrics=Metrics(),
+            centroids=CentroidStore(Paths(home).centroids, dim=backend.model.dim, model=backend.model.identity),
+            engine_version="engine 1",
+            traits=traits,
+        )
+        made.append(engine)
+        return engine, backend
+
+    yield make
+    for engine in made:
+        await engine.close()

@@ -1,0 +1,224 @@
+"""What the tests of queue and batcher share: time that passes when nothing else happens, and a backend that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import selectors
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec
+
+from runed.backends.base import BackendState, BackendStatus, BatchLimits, EmbeddingBatch, TextInput
+from runed.domain.model import ModelInfo
+from runed.domain.requests import Lane
+from runed.errors import BackendFaultError, BackendUnavailableError, InvalidTextError, TextTooLongError
+from runed.scheduling.queue import Computed, Job
+
+_P = ParamSpec("_P")
+
+
+class _Clockwork(selectors.SelectSelector):
+    """Moves the clock instead of waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise RuntimeError("everybody waits for ever")
+        self.now += max(0.0, timeout)
+        return super().select(0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in which a sleep takes no time, and in which it is an error if everybody waits for ever."""
+
+    def __init__(self) -> None:
+        self._clockwork = _Clockwork()
+        super().__init__(self._clockwork)
+
+    def time(self) -> float:
+        return self._clockwork.now
+
+
+def virtual_time(test: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, None]:
+    """Runs a coroutine function as a test in virtual time; whatever is reported to the loop fails it."""
+
+    @functools.wraps(test)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        failures: list[dict[str, Any]] = []
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.get_loop().set_exception_handler(lambda _, context: failures.append(context))
+            runner.run(test(*args, **kwargs))
+        assert not failures
+
+    return run
+
+
+async def settle() -> None:
+    """Let everything happen that happens at this moment."""
+    await asyncio.sleep(1e-9)
+
+
+Outcome = Literal["answer", "unavailable", "fault", "invalid", "too long", "stray", "interrupted", "miscount", "one too few"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the backend does with one call: how, and after how many seconds; with less than 0, it does not even wait a round."""
+
+    outcome: Outcome = "answer"
+    seconds: float = 0.01
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of `embed`, and what came of it."""
+
+    inputs: list[TextInput]
+    began: float
+    outcome: Outcome | Literal["poisoned", "broken off"] = "broken off"
+
+
+class ScriptedBackend:
+    """An Embedder of 32-byte vectors that depend on the text alone; it notes what it is asked, and fails as it is told.
+
+    A text that begins with "poison" spoils every batch that it is in. A text has as many tokens as words, and two more.
+    """
+
+    def __init__(
+        self,
+        *,
+        texts: int = 4,
+        tokens: int = 100,
+        script: Iterable[Step] = (),
+        counts: Iterable[Step] = (),
+        status: BackendStatus = BackendStatus.READY,
+    ) -> None:
+        self._limits = BatchLimits(texts, tokens)
+        self._script = iter(script)
+        self._counts = iter(counts)
+        self.state = BackendState(status)
+        self.calls: list[Call] = []
+        self.counted: list[list[str]] = []
+        self.uncounted: set[str] = set()
+        self.active = 0
+        self.on_embed: Callable[[Sequence[TextInput]], None] = lambda _: None
+        self.on_tokenize: Callable[[Sequence[str]], None] = lambda _: None
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo("sha256:0", "scripted", "bert", 8, 512, "mean", "F32", "0")
+
+    @property
+    def limits(self) -> BatchLimits:
+        return self._limits
+
+    async def start(self) -> None:
+        raise AssertionError("the batcher never starts the backend itself")
+
+    async def stop(self) -> None:
+        raise AssertionError("the batcher never stops the backend")
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        self.on_tokenize(texts)
+        self.counted.append(list(texts))
+        step = next(self._counts, Step(seconds=0.001))
+        if step.outcome != "answer":
+            self.uncounted.update(texts)
+        await self._wait(step)
+        self._fail(step.outcome)
+        tokens = [list(range(tokens_of(text))) for text in texts]
+        if step.outcome == "one too few":
+            tokens.pop()
+        if step.outcome == "miscount":
+            tokens[0].append(0)
+        return tokens
+
+    async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
+        tokens = sum(map(tokens_of, texts))
+        call = Call(list(texts), asyncio.get_running_loop().time())
+        self.calls.append(call)
+        self.on_embed(texts)
+        step = next(self._script, Step())
+        self.active += 1
+        try:
+            await self._wait(step)
+        finally:
+            self.active -= 1
+        call.outcome = step.outcome
+        self._fail(step.outcome)
+        if any(isinstance(text, str) and text.startswith("poison") for text in texts):
+            call.outcome = "poisoned"
+            self._fail("fault")
+        vectors = [vector_of(text) for text in texts]
+        if step.outcome == "one too few":
+            vectors.pop()
+        return EmbeddingBatch(vectors, tokens + (step.outcome == "miscount"))
+
+    @property
+    def batches(self) -> list[list[TextInput]]:
+        """What it was asked to embed."""
+        return [call.inputs for call in self.calls]
+
+    @staticmethod
+    async def _wait(step: Step) -> None:
+        if step.seconds >= 0:
+            await asyncio.sleep(step.seconds)
+
+    @staticmethod
+    def _fail(outcome: Outcome) -> None:
+        match outcome:
+            case "unavailable":
+                raise BackendUnavailableError("it died", retry_after=1.0)
+            case "fault":
+                raise BackendFaultError("it answered nonsense")
+            case "invalid":
+                raise InvalidTextError("it is not text")
+            case "too long":
+                raise TextTooLongError("it is too long", metadata={"tokens": "600", "limit": "512"})
+            case "stray":
+                raise RuntimeError("a bug")
+            case "interrupted":
+                raise asyncio.CancelledError
+            case _:
+                pass
+
+
+def tokens_of(text: TextInput) -> int:
+    """The true number of tokens."""
+    return len(text.split()) + 2 if isinstance(text, str) else len(text)
+
+
+def vector_of(text: TextInput) -> bytes:
+    """The vector, which nothing but the text decides."""
+    return hashlib.sha256(repr(text).encode()).digest()
+
+
+def make_job(
+    text: TextInput, *, lane: Lane = Lane.INTERACTIVE, client: str = "unix:1", exact: bool = False, tokens: int | None = None
+) -> Job:
+    """A job as the engine makes it: with the exact number of its tokens, or with the bound that its bytes give."""
+    exact = exact or not isinstance(text, str)
+    size = len(text.encode()) if isinstance(text, str) else 4 * len(text)
+    if tokens is None:
+        tokens = tokens_of(text) if exact else 2 * size + 2
+    future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+    return Job(input=text, tokens=tokens, exact=exact, size=size, lane=lane, client=client, future=future)
+
+
+class Notes:
+    """Notes what the batcher tells its metrics."""
+
+    def __init__(self) -> None:
+        self.waits: list[tuple[Lane, float]] = []
+        self.batches: list[tuple[Lane, int, int, float]] = []
+
+    def waited(self, lane: Lane, seconds: float) -> None:
+        self.waits.append((lane, seconds))
+
+    def computed(self, lane: Lane, *, texts: int, tokens: int, seconds: float) -> None:
+        self.batches.append((lane, texts, tokens, seconds))
