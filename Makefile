@@ -58,6 +58,10 @@ bench: setup ## Measure runed against the raw engine
 gen: setup ## Generate the stubs in gen/ from proto/
 	buf generate
 
+.PHONY: picture
+picture: setup ## Draw the rooms and their imports into docs/architecture.md
+	python -m tools.picture
+
 $(STAMPS)/venv:
 	@PATH='$(SYSTEM_PATH)' $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 		f"runed needs Python 3.11 or newer, not {v[0]}.{v[1]}; name one, as in: make setup PYTHON=python3.12")'

@@ -1,82 +1,54 @@
-"""Work on large files: hashing, syncing and disk space, without blocking the event loop."""
+"""Files that a crash or a power cut leaves whole, and threads whose work is always finished."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, TypeVar
 
-from runed.errors import BootstrapError, DiskSpaceError, RunedError
+from runed.errors import ForeignPathError
 
-_HASH_STEP = 1024 * 1024
-"""How much is read and hashed at once: little memory, and a cancel waits for no more than this."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""No room, no quota, or over the limit of a file's size (`ulimit -f`)."""
+_MAX_SECRET_BYTES = 4096
+"""Bytes that are read of a secret's file."""
 
 T = TypeVar("T")
 
 
-class Digest(Protocol):
-    """What hashlib gives."""
+async def run_in_thread(function: Callable[[], T], executor: Executor | None = None) -> T:
+    """Run a function in a thread to its end, however often the caller is cancelled; the cancel is delivered afterwards.
 
-    def update(self, data: bytes, /) -> None:
-        """Take in more bytes."""
-
-    def hexdigest(self) -> str:
-        """Give the hash as hexadecimal digits."""
-        ...
-
-
-async def run_in_thread(function: Callable[[], T]) -> T:
-    """Run a function in a thread; a cancel waits for its end.
-
-    `asyncio.to_thread` abandons the thread, which then would go on writing after the install lock was given back.
+    `asyncio.to_thread` returns at a cancel while the thread goes on: it would write to files whose lock the caller gives back.
 
     Args:
-        function: What to run; it should not take much longer than a second.
+        function: The work. It should take about a second at most, since a cancel waits for it.
+        executor: The threads to use; None means those of the event loop.
     """
-    work = asyncio.ensure_future(asyncio.to_thread(function))
+    import asyncio  # noqa: PLC0415 # the blocking client writes files too, and needs no event loop
+
+    # A future, not a task: at its end, `asyncio.run` cancels all tasks.
+    work = asyncio.get_running_loop().run_in_executor(executor, function)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([work])
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        work.exception()  # marks an error as seen, which asyncio would log otherwise
         raise
 
 
-async def hash_into(digest: Digest, file: BinaryIO) -> None:
-    """Take a file into a digest, from its current position to its end.
-
-    Args:
-        digest: The digest to go on with.
-        file: The open file.
-    """
-
-    def step() -> int:
-        data = file.read(_HASH_STEP)
-        digest.update(data)
-        return len(data)
-
-    while await run_in_thread(step):
-        pass
+def sync_file(file: BinaryIO) -> None:
+    """Flush an open file and bring its content to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
-async def sha256_of(path: Path) -> str:
-    """Give the SHA-256 of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        await hash_into(digest, file)
-    return digest.hexdigest()
-
-
-def sync_file(path: Path) -> None:
-    """Bring a file's content, or a directory's entries, to the disk, so that a power cut cannot undo them."""
+def sync_path(path: Path) -> None:
+    """Bring the content of a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -85,112 +57,133 @@ def sync_file(path: Path) -> None:
 
 
 def replace_durably(temporary: Path, target: Path) -> None:
-    """Put a finished file in its place in one step that survives a power cut.
+    """Rename a complete file in one step that survives a power cut.
 
     Args:
-        temporary: The file, in the same directory.
-        target: Its place; what is there is replaced.
+        temporary: The file, in the directory of `target`.
+        target: The new name. A file of that name is replaced.
     """
-    sync_file(temporary)
+    sync_path(temporary)
     temporary.replace(target)
-    sync_file(target.parent)
+    sync_path(target.parent)
 
 
-def partial_path(target: Path) -> Path:
-    """Give the path of what is there of a file so far."""
-    return target.with_name(f"{target.name}.partial")
+class NewFile:
+    """A file that is written beside its place, and gets its name when it is complete.
 
-
-def sidecar_path(target: Path) -> Path:
-    """Give the path of the note on what the partial file is a part of."""
-    return target.with_name(f"{target.name}.partial.json")
-
-
-def partial_size(target: Path) -> int:
-    """Give the bytes that are there of a file so far."""
-    try:
-        return partial_path(target).stat().st_size
-    except OSError:
-        return 0
-
-
-def discard_partial(target: Path) -> None:
-    """Remove what is there of a file so far."""
-    partial_path(target).unlink(missing_ok=True)
-    sidecar_path(target).unlink(missing_ok=True)
-
-
-def require_space(directory: Path, needed: int, purpose: str) -> None:
-    """Check that there is room before a long work begins.
+    Call `discard` at the end in any case.
 
     Args:
-        directory: Where the room is needed.
-        needed: The bytes.
-        purpose: What they are for, such as "the model".
+        path: The place. Its directory must exist.
+        mode: The permissions of the file.
+
+    Attributes:
+        file: The open file, for reading and writing.
 
     Raises:
-        DiskSpaceError: There is not enough.
+        OSError: The file cannot be made.
     """
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"{purpose} needs {megabytes(needed)} in {directory}, but only {megabytes(free)} are free; "
-            "make room, or set RUNED_HOME to a larger disk"
-        )
+
+    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.file: BinaryIO = os.fdopen(os.open(self._temporary, flags, mode), "w+b")
+
+    def publish(self, *, replace: bool = True) -> None:
+        """Give the file its name, in one step that survives a power cut.
+
+        Args:
+            replace: Whether to replace a file of that name; otherwise that file stays.
+
+        Raises:
+            OSError: The file cannot be written or renamed.
+        """
+        sync_file(self.file)
+        if replace:
+            self._temporary.replace(self._path)
+        else:
+            # A renaming would replace the file that another process has just made.
+            with suppress(FileExistsError):
+                os.link(self._temporary, self._path)
+        sync_path(self._path.parent)
+
+    def discard(self) -> None:
+        """Close the file, and remove it unless it was published."""
+        with suppress(OSError):  # what is still in the buffer may not fit on the disk, and is not wanted any more
+            self.file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def file_errors(action: str) -> Iterator[None]:
-    """Turn an error of the file system into one that says what to do.
-
-    Args:
-        action: What was being done, such as "write the model".
-
-    Raises:
-        DiskSpaceError: The disk is full.
-        BootstrapError: Any other error of the file system.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise describe_file_error(error, action) from error
-
-
-def describe_file_error(error: OSError, action: str) -> RunedError:
-    """Give the error that `file_errors` raises."""
-    place = error.filename2 or error.filename or "RUNED_HOME"
-    if error.errno in _FULL:
-        return DiskSpaceError(
-            f"cannot {action}: {error.strerror} ({place}); make room or raise the limit, and try again: what is there is kept"
-        )
-    return BootstrapError(
-        f"cannot {action}: {error.strerror or type(error).__name__} ({place}); check the permissions of RUNED_HOME"
-    )
-
-
-def megabytes(count: int) -> str:
-    """Give a number of bytes for people, in MB of 1,000,000 bytes as disks are sold."""
-    return f"{count / 1e6:,.1f} MB"
+def remove_unfinished(path: Path) -> None:
+    """Remove every `NewFile` that a killed process left beside a path."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace a file in one step, so that a reader or a crash sees the old or the new one, whole.
+    """Write a file in one step: a reader, a crash or a power cut finds the old content or the new, whole.
 
     Args:
-        path: The file; its directory must exist.
+        path: The file. Its directory must exist.
         data: The new content.
         mode: The permissions of the new file.
+
+    Raises:
+        OSError: The file cannot be written; its `filename` is `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        new = NewFile(path, mode=mode)
+        try:
+            new.file.write(data)
+            new.publish()
+        finally:
+            new.discard()
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None  # a full disk names no file, the rest one that nobody knows
+        # A full disk names no file, and other errors name the temporary one.
+        error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+def load_secret(path: Path, make: Callable[[], bytes]) -> bytes:
+    """Read a secret, and make it first if there is none. Processes that do so at once get the same secret.
+
+    Args:
+        path: The file, in a private directory that exists. The mode of the file becomes 0600.
+        make: Returns a new secret.
+
+    Returns:
+        The content of the file, at most 4,096 bytes.
+
+    Raises:
+        ForeignPathError: The path is no file of this user, or cannot be read. It is left as it is.
+        OSError: The file cannot be made.
+    """
+    with suppress(FileNotFoundError):
+        return _read_secret(path)
+    new = NewFile(path)
+    try:
+        new.file.write(make())
+        new.publish(replace=False)
     finally:
-        temporary.unlink(missing_ok=True)
+        new.discard()
+    return _read_secret(path)
+
+
+def _read_secret(path: Path) -> bytes:
+    try:
+        # O_NONBLOCK: a pipe would keep the daemon waiting for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ForeignPathError(f"{path} cannot be read: {error.strerror}; remove it, and the next start makes one") from None
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.getuid():
+            raise ForeignPathError(f"{path} is not a file of yours; remove it, and the next start makes one")
+        if stat.S_IMODE(info.st_mode) & 0o077:
+            os.fchmod(descriptor, 0o600)
+        return os.read(descriptor, _MAX_SECRET_BYTES)
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,8 @@
-"""The main job of runed, on this machine alone: download, verify, start, embed, rank by meaning, stop.
+"""The demo of runed, on this machine alone: download, verify, start, embed, rank by meaning, stop.
 
-It plays both sides. As the network, it serves the document root of `tools.docroot` on loopback. As a user, it has a
-`RUNED_HOME` that is empty at first, calls `runed.connect()`, and finds out that this is all there is to do. The home is kept,
-so a second run shows what a user sees every day: nothing is fetched any more.
+The demo plays two parts. As the network, it serves the document root of `tools.docroot` on loopback. As a user, it has a
+`RUNED_HOME` that is empty at first, and only calls `runed.connect()`. The home is kept, so that a second run shows the everyday
+case: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ FURTHER_TEXTS = 20
 IDLE_TIMEOUT = "2s"
 
 IDLE_SECONDS = 30.0
-"""How long the engine may take to be suspended, on a slow machine."""
+"""Seconds that the suspension of the engine may take on a slow machine."""
 
 EXIT_SECONDS = 20.0
-"""How long the daemon and its engine may take to be gone."""
+"""Seconds that the daemon and its engine may take to end."""
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -67,13 +67,13 @@ def main() -> int:
             console.print(f"[red]✗[/] {error.message}")
             return 1
         finally:
-            # After a failure or Ctrl-C the daemon would live on; otherwise there is none any more and this does nothing.
+            # After a failure or Ctrl-C, the daemon still runs. Otherwise this does nothing.
             subprocess.run(["runed", "stop"], check=False, capture_output=True, timeout=60)
     return 0
 
 
 def _be_a_fresh_user(manifest: str) -> None:
-    """Give this process, and so the daemon that it starts, an environment with nothing of the caller's own runed in it."""
+    """Remove the caller's settings of runed from the environment, which the daemon inherits, and set those of the demo."""
     for name in [name for name in os.environ if name.startswith("RUNED_")]:
         del os.environ[name]
     os.environ["RUNED_HOME"] = str(HOME)
@@ -118,7 +118,7 @@ def _tell_the_story(site: Site) -> None:
 
 
 def _connect(display: ProgressDisplay) -> runed.Client:
-    """Connect, starting the daemon; show what is waited for, now and in later calls."""
+    """Connect and start the daemon. Each message of a call that waits gets a bar of its own."""
 
     def show(health: runed.Health) -> None:
         if health.phase:
@@ -134,7 +134,7 @@ def _what_it_took(site: Site) -> str:
 
 
 def _median_seconds(client: runed.Client) -> float:
-    """Embed further texts one at a time, and give the median of the times."""
+    """Embed further texts one at a time, and return the median of the times in seconds."""
     seconds = []
     for number in range(FURTHER_TEXTS):
         started = time.monotonic()
@@ -178,7 +178,7 @@ def _wait_for_end(processes: list[ProcessIdentity]) -> None:
 
 
 def _run_command(*argv: str) -> str:
-    """Run a command of runed's as a user would, and give what it printed."""
+    """Run a command as a user would, and return its output."""
     result = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     if result.returncode != 0:
         raise RunedError(f"`{' '.join(argv)}` failed: {result.stderr.strip()}")

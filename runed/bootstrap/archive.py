@@ -14,8 +14,9 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from runed.bootstrap.disk import require_space
 from runed.errors import ArchiveError
-from runed.files import require_space, sync_file
+from runed.files import sync_path
 
 
 def extract(archive: Path, folder: Path) -> None:
@@ -96,7 +97,7 @@ def swap_in(fresh: Path, place: Path, retired: Path) -> None:
         if had_old:
             retired.rename(place)
         raise
-    sync_file(place.parent)
+    sync_path(place.parent)
     shutil.rmtree(retired, ignore_errors=True)
 
 
@@ -157,5 +158,5 @@ def _sync_tree(folder: Path) -> None:
         for name in files:
             path = Path(root, name)
             if stat.S_ISREG(path.lstat().st_mode):
-                sync_file(path)
-        sync_file(Path(root))
+                sync_path(path)
+        sync_path(Path(root))

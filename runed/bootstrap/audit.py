@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from runed.files import sha256_of, write_atomically
+from runed.bootstrap.disk import sha256_of
+from runed.files import write_atomically
 from runed.log import get_logger
 from runed.paths import Paths
 from runed.version import __version__

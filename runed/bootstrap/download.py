@@ -20,20 +20,12 @@ import httpx
 import msgspec
 import tenacity
 
+from runed.bootstrap.disk import Digest, file_errors, hash_into
 from runed.bootstrap.manifest import Artefact, printable_url
+from runed.bootstrap.partial import discard_partial, partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
 from runed.errors import DownloadError, VerificationError
-from runed.files import (
-    Digest,
-    discard_partial,
-    file_errors,
-    hash_into,
-    partial_path,
-    replace_durably,
-    run_in_thread,
-    sidecar_path,
-    write_atomically,
-)
+from runed.files import replace_durably, run_in_thread, write_atomically
 from runed.log import get_logger
 from runed.version import __version__
 

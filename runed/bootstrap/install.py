@@ -27,6 +27,7 @@ from runed.bootstrap.audit import (
     now,
     save_installed,
 )
+from runed.bootstrap.disk import file_errors, require_space, sha256_of
 from runed.bootstrap.manifest import (
     MAX_MANIFEST_BYTES,
     Artefact,
@@ -40,20 +41,12 @@ from runed.bootstrap.manifest import (
     printable_url,
     read_local_manifest,
 )
+from runed.bootstrap.partial import partial_path, partial_size
 from runed.bootstrap.policy import QUICK_LOOK, DownloadPolicy
 from runed.bootstrap.progress import Phase, Progress, ProgressReporter
 from runed.domain.model import ModelTraits
 from runed.errors import BootstrapError, DownloadError, ManifestError, RunedError, SettingsError
-from runed.files import (
-    file_errors,
-    partial_path,
-    partial_size,
-    replace_durably,
-    require_space,
-    run_in_thread,
-    sha256_of,
-    write_atomically,
-)
+from runed.files import replace_durably, run_in_thread, write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
 from runed.paths import Paths, ensure_private_dir

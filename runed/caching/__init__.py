@@ -1,1 +1,1 @@
-"""Vectors that were computed before, in memory and on disk."""
+"""The cache of vectors, in memory and on disk."""

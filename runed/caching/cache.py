@@ -1,4 +1,4 @@
-"""Vectors that were computed before: least recently used first out of memory and, if the user wants it, on disk."""
+"""The cache of vectors: in memory and, if the user wants it, on disk; the least recently used go first."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from cachetools import LRUCache
 
 from runed.caching.entry import CachedVector
 
-if TYPE_CHECKING:  # disk_cache needs CachedVector from here; and who keeps nothing on disk loads no sqlite3
+if TYPE_CHECKING:  # a daemon that keeps nothing on disk loads no sqlite3
     from runed.caching.disk_cache import DiskCache
-
-DEFAULT_MEMORY_BYTES = 64 * 1024 * 1024
-"""The default of `VectorCache`'s `memory_bytes`."""
 
 
 class VectorCache:
     """The vectors used last, in memory, in front of a cache on disk. For use in one event loop.
 
     Args:
-        memory_bytes: The bound of the memory that the entries take, overhead included; 0 keeps nothing in memory.
-        disk: Where vectors are kept beyond the life of this process; the cache owns it from now on.
+        memory_bytes: The bound of the bytes that the entries take in memory, overhead included; 0 keeps nothing in memory.
+        disk: The cache on disk, which outlives this process; None for none. `close` closes it.
     """
 
     def __init__(self, memory_bytes: int, disk: DiskCache | None = None) -> None:
@@ -36,24 +33,24 @@ class VectorCache:
 
     @property
     def size(self) -> int:
-        """The bytes of memory that they take, overhead included."""
+        """The bytes that the vectors take in memory, overhead included."""
         return int(self._memory.currsize)
 
     @property
     def disk_size(self) -> int:
-        """The bytes of the cache on disk, as of the last writing; 0 if there is none, or it was given up."""
+        """The bytes of the cache on disk at its last writing; 0 if there is none, or it was given up."""
         return self._disk.size if self._disk is not None and self._disk.active else 0
 
     async def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVector]:
-        """Look vectors up, in memory first; what only the disk has is in memory too from then on.
+        """Look vectors up, in memory first. A vector that only the disk has is copied to memory.
 
-        Never raises and never waits long: what the disk cannot give soon is not there.
+        It never raises and never waits long: a vector that the disk cannot read soon counts as missing.
 
         Args:
-            keys: As `cache_key` gives them; a key may come several times.
+            keys: Keys from `cache_key`. A key may come several times.
 
         Returns:
-            What is there.
+            The vectors that were found, by key.
         """
         found: dict[bytes, CachedVector] = {}
         missing: list[bytes] = []
@@ -65,7 +62,7 @@ class VectorCache:
                 found[key] = value
         if self._disk is None:
             return found
-        # Else the texts that are asked for most, which memory answers, would be the first to go from the disk.
+        # Memory answers the texts that are asked for most. Without this they would be the first to go from the disk.
         self._disk.touch(found)
         if missing:
             from_disk = await self._disk.get(missing)
@@ -79,10 +76,10 @@ class VectorCache:
         return self._memory.get(key)
 
     def put(self, key: bytes, value: CachedVector) -> None:
-        """Keep a vector: in memory at once, on disk soon.
+        """Store a vector: in memory at once, on disk soon.
 
         Args:
-            key: As `cache_key` gives it.
+            key: A key from `cache_key`.
             value: The vector.
         """
         self._remember(key, value)
@@ -90,7 +87,7 @@ class VectorCache:
             self._disk.put(key, value)
 
     async def close(self) -> None:
-        """Write what the disk has not got yet, and close it."""
+        """Write the vectors that wait to be written, and close the cache on disk."""
         if self._disk is not None:
             await self._disk.close()
 

@@ -1,4 +1,4 @@
-"""Vectors on disk, for the event loop: a thread of their own reads and writes them, and no trouble with it reaches a caller."""
+"""The cache of vectors on disk: a thread of its own reads and writes the file, and no trouble with it reaches a caller."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from typing import TypeVar
 from runed.caching.entry import CachedVector
 from runed.caching.vector_file import SPARE_BYTES, VectorFile, is_damage
 from runed.errors import RunedError
+from runed.files import run_in_thread
 from runed.log import describe_exception, get_logger
 
 MIN_DISK_BYTES = 2 * SPARE_BYTES
-"""The smallest bound of a disk cache."""
+"""The smallest bound of a disk cache, in bytes."""
 
 MAX_PENDING_BYTES = 8 * 1024 * 1024
-"""What may wait to be written, in memory; beyond it the oldest is not written at all."""
+"""Bytes of vectors that may wait in memory to be written. Beyond it the oldest is dropped."""
 
 MAX_USED_KEYS = 4096
-"""How many keys may wait to be noted as used; what comes beyond them is noted another time."""
+"""Keys that may wait for their time of use to be written. A key beyond them waits for its next use."""
 
 WRITE_DELAY = 0.5
-"""Seconds that a vector waits for others to be written with it; as much as a crash can cost."""
+"""Seconds that a vector waits for others to be written with it. A crash costs the vectors of that time."""
 
 WRITE_ROWS = 64
+"""Vectors that are written at a time. Readers wait meanwhile, and a transaction swells the write-ahead log."""
+
 WRITE_BYTES = 1024 * 1024
-"""What is written at a time: little, because readers wait for it, and because a transaction swells the write-ahead log."""
+"""Bytes that are written at a time, for the same reasons."""
 
 READ_SECONDS = 0.5
-"""How long a reader waits for the disk, before it is quicker to compute."""
+"""Seconds that a reader waits for the disk. Computing is quicker then."""
 
 _log = get_logger(__name__)
 
@@ -41,21 +44,20 @@ _Result = TypeVar("_Result")
 
 
 class DiskCache:
-    """A `VectorFile` in a worker thread. For use in one event loop; whatever happens to the file, callers see a miss.
+    """A `VectorFile` in a worker thread. For use in one event loop. Whatever happens to the file, callers see a miss.
 
-    A problem is logged once. A file that cannot be opened is given up; a damaged one is replaced, and given up the second time.
+    A problem is logged once. A file that cannot be opened is given up. A damaged file is replaced once, and then given up.
 
     Args:
-        path: The file; see `VectorFile`. Opening it begins at once, in the thread.
-        secret: The file of the secret, made if it is missing.
-        fingerprint: The space of the vectors; those of another one are thrown away.
-        max_bytes: The bound of what the cache takes on disk.
+        path: The file; see `VectorFile`. The thread opens it at once.
+        secret: The file of the secret; see `VectorFile`.
+        max_bytes: The bound of the bytes that the cache takes on disk.
 
     Raises:
         ValueError: `max_bytes` is less than `MIN_DISK_BYTES`.
     """
 
-    def __init__(self, path: Path, secret: Path, *, fingerprint: str, max_bytes: int) -> None:
+    def __init__(self, path: Path, secret: Path, *, max_bytes: int) -> None:
         if max_bytes < MIN_DISK_BYTES:
             raise ValueError(f"a disk cache of {max_bytes} bytes is too small; give it at least {MIN_DISK_BYTES}")
         self._file: VectorFile | None = None  # only the thread uses it
@@ -71,26 +73,26 @@ class DiskCache:
         self._closed = False
         self._stall: Future[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="runed-disk-cache")
-        self._thread.submit(self._open, partial(VectorFile, path, secret, fingerprint=fingerprint, max_bytes=max_bytes))
+        self._thread.submit(self._open, partial(VectorFile, path, secret, max_bytes=max_bytes))
 
     @property
     def active(self) -> bool:
-        """Whether the file is in use; False after it was given up or closed."""
+        """Whether the file is in use: it was neither given up nor closed."""
         return self._on and not self._closed
 
     @property
     def size(self) -> int:
-        """The bytes on disk, as of the last writing."""
+        """The bytes on disk at the last writing."""
         return self._size
 
     async def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVector]:
-        """Look vectors up, those that wait to be written included.
+        """Look vectors up. Those that wait to be written are found, too.
 
         Args:
-            keys: As `cache_key` gives them; a key may come several times.
+            keys: Keys from `cache_key`. A key may come several times.
 
         Returns:
-            What is there and could be read within `READ_SECONDS`.
+            The vectors that could be read within `READ_SECONDS`, by key.
         """
         found: dict[bytes, CachedVector] = {}
         missing: list[bytes] = []
@@ -114,10 +116,10 @@ class DiskCache:
         return found
 
     def put(self, key: bytes, value: CachedVector) -> None:
-        """Keep a vector soon; never blocks.
+        """Store a vector soon. Never blocks.
 
         Args:
-            key: As `cache_key` gives it.
+            key: A key from `cache_key`.
             value: The vector.
         """
         if not self.active:
@@ -130,10 +132,10 @@ class DiskCache:
         self._wake()
 
     def touch(self, keys: Iterable[bytes]) -> None:
-        """Note that vectors were used, so that others go first; never blocks.
+        """Note that vectors were used, so that others go first. Never blocks.
 
         Args:
-            keys: As `cache_key` gives them. They are written with the next vectors.
+            keys: Keys from `cache_key`. Their time of use is written with the next vectors.
         """
         if self.active:
             self._used.update(islice(keys, MAX_USED_KEYS - len(self._used)))
@@ -141,7 +143,7 @@ class DiskCache:
                 self._wake()
 
     async def flush(self) -> None:
-        """Write all that waits, now."""
+        """Write now what waits to be written."""
         if self._pending or self._used:
             self._wake()
         if self._writer is not None and not self._writer.done():
@@ -149,20 +151,23 @@ class DiskCache:
             await asyncio.wait([self._writer])  # unlike await, does not cancel the writer with the caller
 
     async def close(self) -> None:
-        """Write all that waits and close the file; afterwards nothing is there."""
+        """Write what waits and close the file; a cancel costs what waits, never the closing. Afterwards the cache is empty."""
         if self._closed:
             return
         self._closed = True  # first, so that nothing comes behind what is flushed
-        await self.flush()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._give_up)
-        self._thread.shutdown(wait=False)
+        try:
+            await self.flush()
+        finally:
+            # To its end: the next daemon gets the file when this thread has let go of it.
+            await run_in_thread(self._give_up, self._thread)
+            self._thread.shutdown(wait=False)
 
     def _drop_pending(self, key: bytes) -> None:
         if (value := self._pending.pop(key, None)) is not None:
             self._pending_bytes -= value.size
 
     def _stalled(self) -> bool:
-        """Whether the thread has not yet caught up since a reader lost its patience."""
+        """Tell whether the thread is still busy with what made the last reader give up."""
         return self._stall is not None and not self._stall.done()
 
     def _wake(self) -> None:
@@ -177,9 +182,9 @@ class DiskCache:
         except TimeoutError:
             pass
         used = list(self._used)
-        self._used.clear()  # now, since readers that go on and on would never let it become empty
+        self._used.clear()  # now, since readers add to it all the time
         while self._pending or used:
-            # What is taken is not missed meanwhile: a reader's turn in the thread comes behind it.
+            # No reader misses what is taken here: the thread serves readers after this write.
             write = partial(VectorFile.write, values=self._take_pending(), used=used[:WRITE_ROWS])
             await self._in_thread(write, None)
             del used[:WRITE_ROWS]
@@ -211,7 +216,7 @@ class DiskCache:
         self._attempt(VectorFile.shrink, None)
 
     def _attempt(self, work: Callable[[VectorFile], _Result], otherwise: _Result) -> _Result:
-        """Do something with the file, or give `otherwise` where that fails."""
+        """Do some work with the file; return `otherwise` if it fails."""
         if self._file is None:
             return otherwise
         try:
@@ -246,7 +251,7 @@ class DiskCache:
         self._size = 0
 
     def _report(self, what: str, error: Exception | None = None) -> None:
-        """Log a problem, the first time."""
+        """Log a problem, unless it was logged before."""
         if what in self._reported:
             return
         self._reported.add(what)

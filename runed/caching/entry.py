@@ -1,4 +1,4 @@
-"""A vector that was computed before, and the key that it is kept under."""
+"""A cached vector, and its key."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import hashlib
 from dataclasses import dataclass
 
 ENTRY_OVERHEAD_BYTES = 720
-"""What an entry takes beside the values of its vector: key, object headers, two integers and its places in the three tables of
-`LRUCache`. Measured: 380 to 790 bytes, by how full the tables are at the moment."""
+"""Bytes of memory of an entry beside the values of its vector: key, object headers, two integers and its places in the three
+tables of `LRUCache`. Measured: 380 to 790 bytes, depending on how full the tables are."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedVector:
-    """What is known of a text that was computed before.
+    """The vector of a text, and how long the text was.
 
     Attributes:
         vector: Little-endian float32 values of L2 norm 1, in the model's native dimensions.
         tokens: The number of tokens that the model read, those of the prompt and special ones included.
-        total_tokens: The number of tokens before anything was cut off.
+        total_tokens: The number of tokens before the text was cut.
     """
 
     vector: bytes
@@ -26,23 +26,23 @@ class CachedVector:
 
     @property
     def size(self) -> int:
-        """The bytes of memory that it takes in a cache, key and tables included."""
+        """The bytes that the entry takes in memory, key and tables included."""
         return len(self.vector) + ENTRY_OVERHEAD_BYTES
 
 
 def cache_key(fingerprint: str, prompt: str, truncate: str, text: str) -> bytes:
-    """Name a vector by all that it depends on.
+    """Return a key that covers everything that a vector depends on.
 
-    Lone surrogates are taken as they are, each a value of its own: a text that holds one is refused elsewhere, not here.
+    A lone surrogate is encoded as it is. A text that holds one is refused elsewhere.
 
     Args:
-        fingerprint: Names the model and everything else that is the same for all texts.
-        prompt: What is put in front of the text.
-        truncate: How a text that is too long is cut.
+        fingerprint: The name of the vector space: the model, and everything else that is the same for all texts.
+        prompt: The prompt, which stands in front of the text.
+        truncate: The way in which a text that is too long is cut.
         text: The text.
 
     Returns:
-        A SHA-256 of 32 bytes; different arguments give different keys, also where their concatenations are equal.
+        A SHA-256 of 32 bytes. Different arguments give different keys, even if their concatenations are equal.
     """
     digest = hashlib.sha256()
     for part in (fingerprint, prompt, truncate, text):

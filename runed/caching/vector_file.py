@@ -1,14 +1,12 @@
-"""The SQLite file of the disk cache: which vector is known under which key, least recently used first out.
+"""The SQLite file of the disk cache: vectors by key, of any number of models; the least recently used go first.
 
-Whoever reads the file without the secret learns how many vectors it holds and how long they are, no more. A key is stored as
-its HMAC. A vector is stored masked, since whoever guesses a text could embed it too and look for the same values.
+A key covers the model, so models need no column of their own. A key is stored as its HMAC: without the secret nobody can look
+up a text that they guess.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import hmac
 import os
 import secrets
@@ -18,38 +16,41 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from runed.caching.entry import CachedVector
+from runed.files import load_secret, write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
 from runed.paths import ensure_private_dir
 
-SCHEMA_VERSION = 1
-"""Another number in a file's `user_version` means that it is not for this version of runed."""
+SCHEMA_VERSION = 2
+"""The `user_version` of the file. A file with another number is for another version of runed, and is replaced."""
 
 SECRET_BYTES = 32
+"""The length of the secret."""
 
 PAGE_BYTES = 4096
+"""The size of a page of the file."""
+
 WAL_PAGES = 1000
-"""The pages after which the write-ahead log is written back and begins anew."""
+"""Pages in the write-ahead log at which SQLite writes it back and begins it anew."""
 
 SPARE_BYTES = 8 * 1024 * 1024
-"""What is kept free below the bound: for the write-ahead log, and for what one transaction adds to both."""
+"""Bytes kept free below the bound: for the write-ahead log, and for what one transaction adds to file and log."""
 
 RECENCY_SECONDS = 600
-"""How far the order of use may be off. An entry's time is not written more often, as each writing costs up to three pages."""
+"""Seconds by which the order of use may be off. A time of use costs up to three pages, so newer ones are not written."""
 
 READ_KEYS = 100
-"""How many keys one query looks up; SQLite takes up to 999 everywhere."""
+"""Keys that one query looks up. Every SQLite accepts 999."""
 
 EVICTION_ROWS = 64
-"""How many entries go at a time: few, because readers wait for it."""
+"""Entries that go at a time. Readers wait meanwhile."""
 
 BUSY_SECONDS = 0.1
-"""How long to wait for another program that has locked the file; runed's own daemons do not meet here (`LockFile`)."""
+"""Seconds to wait for a foreign program that has locked the file. Daemons of runed exclude each other by `LockFile`."""
 
 _SCHEMA = """
 CREATE TABLE about (identity BLOB NOT NULL);
@@ -75,7 +76,6 @@ _DAMAGE = {
     sqlite3.SQLITE_MISMATCH,
     sqlite3.SQLITE_NOTADB,
 }
-_NONCE_BYTES = 16
 _CHECKSUM = struct.Struct("<I")
 _COUNTS = struct.Struct("<II")
 
@@ -83,66 +83,39 @@ _log = get_logger(__name__)
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether SQLite complains of what is in the file, so that only a new one helps."""
+    """Tell whether SQLite complains of the content of the file, so that only a new file helps."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _DAMAGE  # the low byte is the primary code
-
-
-def load_secret(path: Path) -> bytes:
-    """Give the secret of this installation; the first who asks makes it.
-
-    Args:
-        path: The file, of mode 0600; its directory must exist. A file of another length is made anew.
-
-    Returns:
-        `SECRET_BYTES` random bytes, the same for all who ask.
-
-    Raises:
-        OSError: The file cannot be read or written.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "r+b", buffering=0) as file:
-        # Two who ask at once must agree; and what a crash has left half written is completed by the next.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        os.fchmod(file.fileno(), 0o600)
-        secret = os.pread(file.fileno(), SECRET_BYTES + 1, 0)
-        if len(secret) != SECRET_BYTES:
-            secret = secrets.token_bytes(SECRET_BYTES)
-            os.ftruncate(file.fileno(), 0)
-            os.pwrite(file.fileno(), secret, 0)
-            os.fsync(file.fileno())
-        return secret
 
 
 class VectorFile:
     """The open file; for one thread. Each method may raise `sqlite3.Error` or `OSError`, and leaves no half transaction.
 
     Args:
-        path: The file; its directory is made if need be, private. A lock file stands beside it.
-        secret: The file of the secret; its directory likewise.
-        fingerprint: The space of the vectors; a file of another one, or one that cannot be used, is replaced by an empty one.
+        path: The file. Its directory is made if it is missing, private. A lock file stands beside it.
+        secret: The file of the secret, made if it is missing; so is its directory.
         max_bytes: The bound of the file and its write-ahead log together; more than `SPARE_BYTES`.
 
     Raises:
-        ForeignPathError: A directory belongs to somebody else.
+        ForeignPathError: A directory, or the secret, belongs to another user.
         BlockingIOError: Another process has the file open.
         OSError, sqlite3.Error: The file cannot be made or opened.
     """
 
-    def __init__(self, path: Path, secret: Path, *, fingerprint: str, max_bytes: int) -> None:
+    def __init__(self, path: Path, secret: Path, *, max_bytes: int) -> None:
         self._path = path
         self._max_pages = (max_bytes - SPARE_BYTES) // PAGE_BYTES
         ensure_private_dir(path.parent)
         ensure_private_dir(secret.parent)
         self._lock = LockFile(path.with_name(f"{path.name}.lock"))
-        # SQLite's own locks are not enough: they go with the file where it is replaced.
+        # SQLite's own locks are not enough: they go with the file when it is replaced.
         if not self._lock.try_acquire():
             raise BlockingIOError(errno.EWOULDBLOCK, "another process has the cache open")
         with ExitStack() as stack:
             stack.callback(self._lock.release)
-            self._secret = load_secret(secret)
-            # Of the secret too: with another one, no key would ever be found again.
-            self._identity = hmac.digest(self._secret, b"fingerprint:" + fingerprint.encode(), "sha256")
+            self._secret = _load_secret(secret)
+            # With another secret, no key of the file would be found again.
+            self._identity = self._name(b"about")
             self._connection = self._open() or self._create()
             stack.pop_all()
 
@@ -156,7 +129,7 @@ class VectorFile:
         return size
 
     def shrink(self) -> None:
-        """Give back what is beyond the bound, for a file that was made with a larger one."""
+        """Free the bytes beyond the bound, for a file that was made with a larger one."""
         self._evict()
         if self._pragma("page_count") <= self._max_pages:
             return
@@ -168,24 +141,24 @@ class VectorFile:
         """Look vectors up.
 
         Returns:
-            What is there, whole.
+            The vectors that are there, undamaged, by key.
         """
         found: dict[bytes, CachedVector] = {}
         for start in range(0, len(keys), READ_KEYS):
             names = {self._name(key): key for key in keys[start : start + READ_KEYS]}
             marks = ",".join("?" * len(names))
             rows = self._connection.execute(f"SELECT key, value FROM vector WHERE key IN ({marks})", list(names))  # noqa: S608 # nothing but marks
-            for name, sealed in rows.fetchall():
-                if name in names and (value := self._unseal(name, sealed)) is not None:
+            for name, row in rows.fetchall():
+                if name in names and (value := _decode(name, row)) is not None:
                     found[names[name]] = value
         return found
 
     def write(self, values: Mapping[bytes, CachedVector], used: Iterable[bytes]) -> None:
-        """Keep vectors and note which others were used, in one transaction; the vectors used longest ago make room.
+        """Store vectors and times of use in one transaction. The vectors used longest ago make room.
 
         Args:
-            values: The vectors; what is there under the same key is replaced.
-            used: The keys of those used; who is not there is no matter.
+            values: The vectors by key. A vector of the same key is replaced.
+            used: Keys whose last use is set to now. Unknown keys are ignored.
         """
         self._evict()
         now = int(time.time())
@@ -194,7 +167,7 @@ class VectorFile:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(
                 "INSERT OR REPLACE INTO vector (key, used, value) VALUES (?, ?, ?)",
-                [(name, now, self._seal(name, value)) for name, value in names],
+                [(name, now, _encode(name, value)) for name, value in names],
             )
             self._connection.executemany(
                 "UPDATE vector SET used = ? WHERE key = ? AND used < ?",
@@ -212,7 +185,7 @@ class VectorFile:
         self._lock.release()
 
     def _open(self) -> sqlite3.Connection | None:
-        """Open what is there, or give None if it is of no use."""
+        """Open the file; return None if there is none, or it must be replaced."""
         if not self._path.exists():
             return None
         try:
@@ -229,7 +202,7 @@ class VectorFile:
                 raise
             _log.warning("the disk cache is damaged and begins anew", problem=error.sqlite_errorname)
         else:
-            _log.info("the disk cache is of another model or version of runed and begins anew")
+            _log.info("the disk cache is of another version of runed, or of another secret, and begins anew")
         return None
 
     def _create(self) -> sqlite3.Connection:
@@ -249,7 +222,7 @@ class VectorFile:
         return connection
 
     def _connect(self) -> sqlite3.Connection:
-        # SQLite would make the file with the mode of the umask; its companions get the file's.
+        # SQLite would make the file with the mode of the umask; its companions get the mode of the file.
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(descriptor, 0o600)
@@ -258,14 +231,14 @@ class VectorFile:
         with ExitStack() as stack:
             connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
             stack.callback(connection.close)
-            connection.text_factory = bytes  # no text is stored: what is read as one is damage, not to be decoded
+            connection.text_factory = bytes  # the file holds no text: a text in it is damage, not to be decoded
             for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}").fetchall()
             stack.pop_all()
         return connection
 
     def _evict(self) -> None:
-        """Drop entries until what comes next fits."""
+        """Delete entries until the next transaction fits."""
         while self._pragma("page_count") - self._pragma("freelist_count") > self._max_pages:
             dropped = self._connection.execute(
                 "DELETE FROM vector WHERE id IN (SELECT id FROM vector ORDER BY used, id LIMIT ?)", (EVICTION_ROWS,)
@@ -279,26 +252,31 @@ class VectorFile:
     def _name(self, key: bytes) -> bytes:
         return hmac.digest(self._secret, key, "sha256")
 
-    def _seal(self, name: bytes, value: CachedVector) -> bytes:
-        content = _COUNTS.pack(value.tokens, value.total_tokens) + value.vector
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._mask(nonce, _CHECKSUM.pack(_checksum(name, content)) + content)
 
-    def _unseal(self, name: bytes, sealed: object) -> CachedVector | None:
-        """Give what was sealed under the same name, or None if it is not whole."""
-        if not isinstance(sealed, bytes) or len(sealed) < _NONCE_BYTES + _CHECKSUM.size + _COUNTS.size:
-            return None
-        opened = self._mask(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:])
-        content = opened[_CHECKSUM.size :]
-        if _CHECKSUM.unpack_from(opened)[0] != _checksum(name, content):
-            return None
-        tokens, total_tokens = _COUNTS.unpack_from(content)
-        return CachedVector(content[_COUNTS.size :], tokens, total_tokens)
+def _load_secret(path: Path) -> bytes:
+    """Read the secret, and make it if it is missing or has another length, as a crash of an older runed could leave it."""
+    make = partial(secrets.token_bytes, SECRET_BYTES)
+    secret = load_secret(path, make)
+    if len(secret) != SECRET_BYTES:
+        secret = make()
+        write_atomically(path, secret)
+    return secret
 
-    def _mask(self, nonce: bytes, data: bytes) -> bytes:
-        """Hide data, or uncover it: XOR with a stream that nobody can make without the secret, another for each nonce."""
-        stream = hashlib.shake_128(self._secret + nonce).digest(len(data))
-        return (np.frombuffer(data, np.uint8) ^ np.frombuffer(stream, np.uint8)).tobytes()
+
+def _encode(name: bytes, value: CachedVector) -> bytes:
+    content = _COUNTS.pack(value.tokens, value.total_tokens) + value.vector
+    return _CHECKSUM.pack(_checksum(name, content)) + content
+
+
+def _decode(name: bytes, row: object) -> CachedVector | None:
+    """Decode the value of a row; return None if it is damaged."""
+    if not isinstance(row, bytes) or len(row) < _CHECKSUM.size + _COUNTS.size:
+        return None
+    content = row[_CHECKSUM.size :]
+    if _CHECKSUM.unpack_from(row)[0] != _checksum(name, content):
+        return None
+    tokens, total_tokens = _COUNTS.unpack_from(content)
+    return CachedVector(content[_COUNTS.size :], tokens, total_tokens)
 
 
 def _checksum(name: bytes, content: bytes) -> int:

@@ -1,10 +1,9 @@
-"""Where a command meets its user: every ending becomes an exit code and at most one line on standard error."""
+"""The end of every command: an exit code, and at most one line on standard error."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import signal
 import sys
@@ -17,17 +16,17 @@ from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError
 
 
 class ExitCode(IntEnum):
-    """What the commands of runed exit with."""
+    """The exit codes of all commands."""
 
     OK = 0
     FAILED = 1
-    """Something was refused or went wrong; standard error says what."""
+    """The command was refused or failed; standard error says why."""
     USAGE = 2
     """The command line, an environment variable or `config.json` cannot be used."""
     NOT_RUNNING = 3
-    """No daemon runs, and the command does not start one."""
+    """No daemon runs, and the command starts none."""
     INTERRUPTED = 130
-    """Ctrl-C; another signal gives 128 and its number, as shells do."""
+    """Ctrl-C. The code of another signal is 128 plus its number, as in shells."""
 
 
 EXIT_CODES_HELP = """\
@@ -41,12 +40,12 @@ exit codes:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command so that no ending of it shows a stack trace (unless `RUNED_DEBUG=1`).
+    """Run a command; show no stack trace if it fails, unless `RUNED_DEBUG=1`.
 
-    Windows is refused before the command imports anything, since much of runed needs `fcntl` and UNIX sockets.
+    Windows is refused before the command imports anything, since many modules need `fcntl` and UNIX sockets.
 
     Args:
-        command: Does the work and returns an exit code.
+        command: The command, which returns an exit code.
 
     Returns:
         The exit code for the process.
@@ -58,12 +57,12 @@ def guarded(command: Callable[[], int]) -> int:
         _prepare_output()
         _clean_up_on_signals()
         code = _run(command)
-        sys.stdout.flush()  # while a failure of it can still become an exit code
+        sys.stdout.flush()  # now, while a failure can still become an exit code
     except BrokenPipeError:
-        # The reader (`head`) has seen enough, which is no reason for a message.
+        # The reader, such as `head`, has read enough. That is no error to tell.
         code = ExitCode.FAILED
     except KeyboardInterrupt:
-        # From here on a second Ctrl-C ends the process at once, instead of tracing through the interpreter's own shutdown.
+        # A second Ctrl-C ends the process at once, instead of showing a trace of the interpreter's shutdown.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         code = ExitCode.INTERRUPTED
     except RunedError as error:
@@ -84,11 +83,6 @@ def guarded(command: Callable[[], int]) -> int:
     return code
 
 
-def error_document(reason: str, message: str) -> bytes:
-    """Give an error as the line of JSON that programs read: `{"error": {"reason": ..., "message": ...}}`."""
-    return json.dumps({"error": {"reason": reason, "message": message}}).encode() + b"\n"
-
-
 def complain(message: str) -> None:
     """Print one line for the user on standard error."""
     if sys.stderr is not None:
@@ -105,7 +99,7 @@ def _run(command: Callable[[], int]) -> int:
 
 
 def _prepare_output() -> None:
-    """Let no command fail for a standard output that is closed, or that cannot show a character of a path."""
+    """Prevent the failure of a command whose standard output is closed, or cannot show a character of a path."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 # stays open as long as the process
     elif isinstance(sys.stdout, io.TextIOWrapper):
@@ -113,9 +107,9 @@ def _prepare_output() -> None:
 
 
 def _clean_up_on_signals() -> None:
-    """Let SIGTERM and SIGHUP unwind the command as Ctrl-C does, so that no temporary file stays behind.
+    """Make SIGTERM and SIGHUP unwind the command as Ctrl-C does, so that no temporary file is left.
 
-    A signal that the parent had ignored stays so: `nohup` works by that.
+    A signal that the parent process ignored stays ignored, since `nohup` works in that way.
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:
@@ -127,7 +121,7 @@ def _clean_up_on_signals() -> None:
 
 
 def _discard_output() -> None:
-    """Keep the interpreter from trying, at its exit, to flush into a pipe or disk that has just failed."""
+    """Prevent the interpreter from flushing, at its exit, to a pipe or disk that has failed."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -135,7 +129,7 @@ def _discard_output() -> None:
 
 
 def _show_trace() -> None:
-    from runed.settings import debug_enabled  # noqa: PLC0415 # the way without an error stays free of its 50 ms
+    from runed.settings import debug_enabled  # noqa: PLC0415 # 50 ms that a command without an error does not spend
 
     if debug_enabled():
         import traceback  # noqa: PLC0415 # as above
@@ -144,7 +138,7 @@ def _show_trace() -> None:
 
 
 def _describe(error: Exception) -> str:
-    """Name the type and place of a bug; its message stays out, since a library may quote a user's text in it."""
+    """Return the type and place of a bug, but not its message, since a library may quote a user's text there."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

@@ -1,13 +1,12 @@
-"""`runed ensure`: what a client in any language runs when it finds no daemon."""
+"""`runed ensure`: find or start the daemon. Clients of all languages run it when none listens."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 
-from runed.cli.boundary import ExitCode, error_document
+from runed.cli.boundary import ExitCode
 from runed.cli.options import seconds
 from runed.errors import RunedError, SettingsError
 from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
@@ -17,8 +16,8 @@ from runed.version import __version__
 DESCRIPTION = """\
 Make sure that a daemon of at least this version listens, and say where. Any
 number of processes may run this at once: one daemon is started. It may still be
-fetching its engine and model; `runed status` and the call Health tell how far
-it is.
+fetching its engine and model; `runed status` and the call Health show its
+progress.
 """
 
 EPILOG = """\
@@ -26,9 +25,9 @@ with --json, standard output is one line of JSON, whatever happens:
   {"socket": "/home/me/.runed/embedding.sock", "pid": 4711, "version": "0.1.0",
    "started": true}
   {"error": {"reason": "DAEMON_START_FAILED", "message": "..."}}
-the exit code is 0, 1 or, for a bad setting, 2. pid and version are null where a
-daemon listens that left no record of itself; started tells whether this call
-started it.
+the exit code is 0, 1 or, for a bad setting, 2. pid and version are null if the
+daemon that listens has left no record. started is true if this call started the
+daemon.
 """
 
 
@@ -37,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     parser.add_argument("--json", action="store_true", help="for programs: one line of JSON on standard output")
-    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="SECONDS", help="when to give up (default: 60)")
+    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="SECONDS", help="how long to try (default: 60)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     except RunedError as error:
         if not arguments.json:
             raise
-        sys.stdout.write(error_document(error.reason, error.message).decode())
+        print(json.dumps({"error": {"reason": error.reason, "message": error.message}}))
         return ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
     print(_as_json(handle) if arguments.json else _as_text(handle))
     return ExitCode.OK

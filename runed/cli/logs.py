@@ -1,4 +1,4 @@
-"""`runed logs`: the end of a log, and what comes after it."""
+"""`runed logs`: show the end of a log, and follow it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from runed.paths import Paths
 from runed.settings import load_settings
 
 POLL_SECONDS = 0.2
+"""Seconds between two looks at a log that is followed."""
+
 _BLOCK = 64 * 1024
+"""Bytes that are read at once."""
 
 DESCRIPTION = """\
 Show the end of the log of the daemon that clients start. Each line is a JSON
@@ -28,8 +31,8 @@ foreground logs to its own standard error instead.
 EPILOG = """\
 examples:
   runed logs -n 200
-  runed logs -f              keep showing what is added, until Ctrl-C
-  runed logs --engine        what llama-server said
+  runed logs -f              keep showing new lines, until Ctrl-C
+  runed logs --engine        the log of llama-server
 """
 
 
@@ -38,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     parser.add_argument("-n", "--lines", type=whole_number, default=50, metavar="N", help="how many lines (default: 50)")
-    parser.add_argument("-f", "--follow", action="store_true", help="keep showing what is added, through rotations too")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep showing new lines, across rotations too")
     parser.add_argument("--engine", action="store_true", help="the log of llama-server instead of the daemon's")
 
 
@@ -62,11 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def seek_last_lines(file: BinaryIO, lines: int, *, block_size: int = _BLOCK) -> None:
-    """Move to the start of the last `lines` lines of a file, reading only its end, in blocks of `block_size` bytes."""
+    """Move to the start of the last `lines` lines of a file. Only its end is read, in blocks of `block_size` bytes."""
     position = file.seek(0, io.SEEK_END)
     if position and lines:
         file.seek(position - 1)
-        # A file that ends in the middle of a line has one line more than it has line ends.
+        # If the last line has no end, there is one line more than line ends.
         missing = lines + 1 if file.read(1) == b"\n" else lines
         while position and missing:
             size = min(block_size, position)
@@ -82,18 +85,18 @@ def seek_last_lines(file: BinaryIO, lines: int, *, block_size: int = _BLOCK) -> 
 
 
 def follow(path: Path, lines: int) -> Iterator[bytes]:
-    """Give the last lines of a log and then, for ever, what is added to it.
+    """Yield the last lines of a log and then, for ever, the lines that are added to it.
 
     Args:
-        path: The log; it need not exist yet. When it is rotated away, the rest of the old file comes before the new one.
-        lines: How many lines of what exists already to give first.
+        path: The log, which need not exist yet. After a rotation, the rest of the old file comes before the new one.
+        lines: The number of existing lines to yield first.
     """
     first = True
     while True:
         try:
             file = path.open("rb")
         except FileNotFoundError:
-            # What appears later is new in whole.
+            # All lines of a file that appears later are new.
             first = False
             time.sleep(POLL_SECONDS)
             continue
@@ -102,7 +105,7 @@ def follow(path: Path, lines: int) -> Iterator[bytes]:
                 seek_last_lines(file, lines)
                 first = False
             while True:
-                # Looked at before reading: what was written up to a rotation is in this file, and is read below.
+                # Asked before reading, so that all lines that were written before a rotation are read below.
                 rotated = _is_replaced(path, file)
                 while block := file.read(_BLOCK):
                     yield block

@@ -1,8 +1,4 @@
-"""The command `runed`: finds the command's file, parses the arguments, runs it.
-
-Exit codes: 0 done; 1 refused or failed; 2 wrong usage or a setting that cannot be used; 3 no daemon runs and the command does
-not start one; 130 interrupted by Ctrl-C; 128 + N ended by signal N.
-"""
+"""The program `runed`: parse the arguments and run the command that they name."""
 
 from __future__ import annotations
 
@@ -42,10 +38,10 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `runed`.
+    """Run the program.
 
     Args:
-        arguments: The command line without the program's name; None takes the process's own.
+        arguments: The command line without the program's name; None means that of the process.
 
     Returns:
         The exit code.
@@ -71,7 +67,7 @@ def _run(arguments: list[str]) -> int:
             name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
         if name == chosen:
-            # Only the chosen command's file is imported, so that no command pays for another's libraries.
+            # Only the chosen command's module is imported, since others import libraries that it does not need.
             module = importlib.import_module(f"runed.cli.{name}")
             module.configure(subparser)
     parsed = parser.parse_args(arguments)

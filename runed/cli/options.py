@@ -1,4 +1,4 @@
-"""Types of options that several commands share; argparse turns their errors into a usage message."""
+"""Types of options that several commands share. argparse turns their errors into a usage message."""
 
 from __future__ import annotations
 

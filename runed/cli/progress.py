@@ -1,4 +1,4 @@
-"""What a waiting user sees on standard error: bars on a terminal, one line a step elsewhere; nothing on standard output."""
+"""The progress of long work on standard error: bars on a terminal, elsewhere one line a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIGITS = re.compile(r"\d+")
 
 
 class ProgressDisplay:
-    """Shows the steps of a longer work, one after another. Costs nothing until the first step.
+    """Shows the steps of long work, one after another. Costs nothing until the first step.
 
     Args:
         keep: Whether the bars of completed steps stay on the terminal.
@@ -33,18 +33,18 @@ class ProgressDisplay:
 
     @property
     def live(self) -> bool:
-        """Whether there is a terminal to show bars on."""
+        """Whether standard error is a terminal, which can show bars."""
         return sys.stderr is not None and sys.stderr.isatty()
 
     def update(self, step: str, done: int = 0, total: int = 0, *, unit: str = "bytes", detail: str = "") -> None:
-        """Show how far a step is; another step than the last one ends that.
+        """Show the progress of a step. A new step ends the last one.
 
         Args:
-            step: What goes on; each step has a bar of its own.
-            done: How much of it is done, in units.
-            total: How much there is in all; 0 if unknown.
-            unit: What is counted; of other things than bytes the rate is shown too.
-            detail: What exactly goes on, to be shown instead of the step.
+            step: The name of the step; each step has a bar of its own.
+            done: The number of units that are done.
+            total: The number of all units; 0 if unknown.
+            unit: The name of the units. If they are not bytes, the rate is shown too.
+            detail: A sentence about the step, which is shown instead of its name.
         """
         if not self.live:
             self._print(detail or step)
@@ -53,7 +53,7 @@ class ProgressDisplay:
             self._bars = _make_bars(keep=self._keep)
             self._bars.start()
         amount = self._amount(done, total, unit)
-        # rich cannot take a total back: a bar that was full would stay full while something without an end goes on.
+        # rich cannot remove a total: a full bar would stay full during work of unknown length. So that work gets a new bar.
         if (step, total > 0) != (self._step, self._counted) or self._task is None:
             self._end_step()
             self._step, self._counted = step, total > 0
@@ -62,7 +62,7 @@ class ProgressDisplay:
             self._bars.update(self._task, description=detail or step, completed=done, total=total or None, amount=amount)
 
     def close(self) -> None:
-        """End the last step and give the terminal back; a further update begins anew."""
+        """End the last step and release the terminal. A later update begins anew."""
         if self._bars is not None:
             self._end_step()
             self._bars.stop()
@@ -76,7 +76,7 @@ class ProgressDisplay:
         return f"{amount}, {speed:,.0f}/s" if speed else amount
 
     def _print(self, line: str) -> None:
-        # What differs in its numbers alone is progress of the same, which would fill a log.
+        # Lines that differ only in their numbers would fill a log.
         if _DIGITS.sub("", line) != _DIGITS.sub("", self._line):
             complain(line)
         self._line = line
@@ -87,7 +87,7 @@ class ProgressDisplay:
         return self._bars.tasks[self._bars.task_ids.index(self._task)]
 
     def _end_step(self) -> None:
-        """Mark the step as done, or remove it if it was left before its end."""
+        """Mark the step as done, or remove its bar if it is not done."""
         if self._bars is None or self._task is None:
             return
         task = self._task_now()
@@ -105,14 +105,14 @@ class ProgressDisplay:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if exc is not None and self._bars is not None and self._task is not None:
-            # What failed or was interrupted must not be marked as done.
+            # A step that failed or was interrupted must not be marked as done.
             self._bars.remove_task(self._task)
             self._task = None
         self.close()
 
 
 def _make_bars(*, keep: bool) -> Progress:
-    from rich.console import Console  # noqa: PLC0415 # 60 ms that a command which never waits does not spend
+    from rich.console import Console  # noqa: PLC0415 # 60 ms that a command which does not wait does not spend
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415 # as above
 
     return Progress(

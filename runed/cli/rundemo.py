@@ -1,4 +1,4 @@
-"""`rundemo [TEXT]`: one text through everything, to see that runed works."""
+"""`rundemo [TEXT]`: embed one text, to see that runed works."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN_VALUES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `rundemo`; arguments and exit code as `runed.cli.main.main`."""
+    """Run the program. Arguments and exit code are those of `runed.cli.main.main`."""
     return guarded(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -1,4 +1,4 @@
-"""`runed status`: what the daemon does and what it costs; never starts one."""
+"""`runed status`: show the state and the cost of the daemon. Never starts one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ wakes a suspended engine. Exits with 3 if none runs.
 EPILOG = """\
 with --json, standard output is one JSON object with the fields of the calls
 Info and Health (see runed.proto), and:
-  running              whether a daemon answers; if not, only home, socket and
-                       log are there besides
+  running              whether a daemon answers; if not, the only other fields
+                       are home, socket and log
   daemon_memory_bytes  resident memory of the daemon
   engine_memory_bytes  resident memory of llama-server, 0 while none runs
   http, http_token     the URL of the OpenAI API and the file of its token, if
@@ -36,7 +36,7 @@ Info and Health (see runed.proto), and:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a running daemon tells of itself, and its resident memory and llama-server's in bytes."""
+    """The answers of a running daemon, and the resident memory of daemon and `llama-server` in bytes."""
 
     info: runed.Info
     health: runed.Health
@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask the daemon and print what it says."""
+    """Ask the daemon and print its answers."""
     paths = Paths(load_settings().home)
     places = {"socket": str(paths.socket), "home": str(paths.home), "log": str(paths.daemon_log)}
     report = _ask(paths)
@@ -84,7 +84,7 @@ def _ask(paths: Paths) -> Report | None:
 
 
 def _http(paths: Paths) -> dict[str, str]:
-    """Give where the OpenAI API is and what its token is in, if it is served besides the socket."""
+    """Return the URL of the OpenAI API and the file of its token, if a loopback port serves it."""
     record = DaemonRecord.read(paths.daemon_record)
     if record is None or not record.http:
         return {}

@@ -1,4 +1,4 @@
-"""`runed stop`: a clean end of the daemon."""
+"""`runed stop`: end the daemon, and wait for its end."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from runed.processes import ProcessIdentity, identify, is_alive
 from runed.settings import load_settings
 
 DEFAULT_GRACE = 10.0
-"""As the daemon's own."""
+"""Seconds that calls in flight may take. The daemon has the same default."""
 
 EXIT_SECONDS = 20.0
-"""What a daemon may need beyond the grace: to end llama-server, by force if need be, and to exit."""
+"""Seconds that a daemon may need after the grace, to end `llama-server`, by force if necessary, and to exit."""
 
 _POLL = 0.05
+"""Seconds between two looks whether the daemon has ended."""
 
 DESCRIPTION = """\
-Let the daemon finish the calls it is serving and exit, and wait until it is
-gone. New calls are refused meanwhile. Engine and model stay installed. If no
-daemon runs, it says so and exits with 0.
+Let the daemon finish its calls in flight and exit, and wait for its end. New
+calls are refused meanwhile. Engine and model stay installed. If no daemon runs,
+the command says so and exits with 0.
 """
 
 
@@ -44,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Stop the daemon, and say what happened."""
+    """Stop the daemon and print the result."""
     paths = Paths(load_settings().home)
     started = time.monotonic()
     if _stop(paths, arguments.grace):
@@ -55,14 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _stop(paths: Paths, grace: float) -> bool:
-    """Stop the daemon and tell whether there was one."""
+    """Stop the daemon. Return whether there was one."""
     patience = grace + EXIT_SECONDS
     try:
         with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
             daemon = identify(client.health().pid)
             client.shutdown(grace_seconds=math.ceil(grace))
     except (DaemonUnavailableError, DeadlineExceededError):
-        # Nobody listens, but one may be draining; or it listens and is stuck, and still may obey a signal.
+        # A daemon that does not answer may be draining, or may be stuck and still obey a signal.
         return stop_daemon(paths, timeout=patience)
     if daemon is not None:
         _wait_for_end(daemon, patience)

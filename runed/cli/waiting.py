@@ -1,4 +1,4 @@
-"""The connection of a command, and what its user sees until the daemon can answer."""
+"""The client of a command, which shows the user why the daemon cannot answer yet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import runed
 from runed.cli.progress import ProgressDisplay
 
 ANSWER_SECONDS = 5.0
-"""How long a daemon may take to tell of itself, which costs it next to nothing."""
+"""Seconds that a daemon may take to answer `Info` or `Health`, which cost it next to nothing."""
 
 PHASES = {
     runed.Phase.FETCHING_LLAMA_SERVER: "fetching the engine",
@@ -16,7 +16,7 @@ PHASES = {
 
 
 def connect(display: ProgressDisplay) -> runed.Client:
-    """Give a client of the daemon, which is started if need be; each call shows on the display what it is waiting for."""
+    """Connect to the daemon; start it if necessary. Each call shows on the display the phase that it waits for."""
 
     def show(health: runed.Health) -> None:
         if health.phase:

@@ -19,7 +19,7 @@ from runed.backends.base import BackendState, BackendStatus
 from runed.backends.llama import LlamaBackend, check_model
 from runed.bootstrap import Installation, Phase, Progress, install
 from runed.caching.cache import VectorCache
-from runed.domain.model import fingerprint, traits_of
+from runed.domain.model import traits_of
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, Lane, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info, Load, LoadingPhase, Status
 from runed.errors import (
@@ -29,6 +29,7 @@ from runed.errors import (
     RunedError,
     ShuttingDownError,
 )
+from runed.files import run_in_thread
 from runed.lifecycle.launch import READY
 from runed.lifecycle.listener import Listener, probe
 from runed.lifecycle.loopback import Loopback
@@ -433,16 +434,9 @@ class Daemon:
         if settings.disk_cache and settings.disk_cache_bytes:
             from runed.caching.disk_cache import DiskCache  # noqa: PLC0415 # who keeps nothing on disk loads no SQLite
 
-            space = fingerprint(model, traits, engine_version=installation.engine_version, dimensions=model.dim)
-            disk = await asyncio.to_thread(
-                DiskCache,
-                self._paths.vector_cache,
-                self._paths.cache_secret,
-                fingerprint=space,
-                max_bytes=settings.disk_cache_bytes,
-            )
+            disk = DiskCache(self._paths.vector_cache, self._paths.cache_secret, max_bytes=settings.disk_cache_bytes)
         centroids = CentroidStore(self._paths.centroids, dim=model.dim, model=model.identity)
-        await asyncio.to_thread(centroids.restore)
+        await run_in_thread(centroids.restore)
         return Engine(
             backend,
             settings=EngineSettings(idle_timeout=settings.idle_timeout, queue=self._queue_limits),

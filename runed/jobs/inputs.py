@@ -1,7 +1,7 @@
-"""Where the texts to embed come from: arguments, or files of lines, JSON lines, CSV, TSV or Parquet.
+"""The input of a job: arguments, or files of lines, JSON lines, CSV, TSV or Parquet.
 
-All of the input is read and checked before the first text is embedded, so that a bad line 90,000 is told in the first second,
-and the number of vectors is known before the first is written. Then it is read again, text by text: no input is too large.
+A job reads its input twice. The first reading checks and counts all texts, before any is embedded: the user learns of a bad
+line 90,000 in the first second. The second reading embeds text by text, so that no input is too large for the memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,14 +27,14 @@ import msgspec
 from runed.errors import EmptyTextError, InvalidRequestError, InvalidTextError, SettingsError
 from runed.jobs import parquet
 
-STANDARD_INPUT = "-"
-"""The name of standard input where a file is expected."""
+STANDARD_STREAM = "-"
+"""The name of standard input, or of standard output, in the place of a file's path."""
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
-"""What a line, a field or a whole file may have, so that a file of another kind fills no memory; the daemon takes less."""
+"""Bytes of the longest line, field or whole file, so that a file of another kind does not fill the memory."""
 
 _SPOOLED_BYTES = 1024 * 1024
-"""How much of a pipe is kept in memory; what is larger goes to a temporary file."""
+"""Bytes of a pipe that are kept in memory. A longer one is copied to a temporary file."""
 
 _SHOWN_COLUMNS = 20
 
@@ -43,9 +45,10 @@ class Item:
 
     Attributes:
         text: The text; empty if there is a problem with it.
-        origin: Where it stands, for errors, as in "notes.txt, line 4".
-        id: The caller's own name of it, as JSON, to be echoed; empty if there is none.
-        problem: Why it cannot be embedded, as far as that is plain without the daemon; its message begins with the origin.
+        origin: The place of the text in the input, for error messages, as in "notes.txt, line 4".
+        id: The caller's name of the text, as JSON, which the output repeats; empty if it has none.
+        problem: The reason why the text cannot be embedded, if that is plain without the daemon. Its message begins with the
+            origin.
     """
 
     text: str
@@ -55,16 +58,16 @@ class Item:
 
 
 Source = Callable[[], Iterator[Item]]
-"""Gives all items of the input, each time from the start."""
+"""Reads the input: each call yields all items from the start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a table, or members of a JSON object, are read.
+    """The columns of a table, or members of a JSON object, that are read.
 
     Attributes:
         text: The name of the column of the texts.
-        id: The name of the column of the ids; None means "id" where there is such a column.
+        id: The name of the column of the ids. None means "id" if there is such a column.
     """
 
     text: str = "text"
@@ -72,18 +75,18 @@ class Columns:
 
     @property
     def id_or_default(self) -> str:
-        """The name of the column of the ids, which need not be there; empty if the one of that name has the texts."""
+        """The name of the column of the ids, which need not exist; empty if the column "id" has the texts."""
         return self.id or ("id" if self.text != "id" else "")
 
     def places(self, name: str, header: Sequence[str]) -> tuple[int, int | None]:
-        """Give the positions of text and id among the columns of a table.
+        """Return the positions of the columns of texts and ids in a table.
 
         Args:
-            name: What the table is called.
+            name: The name of the table in error messages.
             header: The names of its columns.
 
         Raises:
-            SettingsError: A column is not there.
+            SettingsError: A column does not exist.
         """
         for option, column in (("--text-column", self.text), ("--id-column", self.id)):
             if column is not None and column not in header:
@@ -94,24 +97,24 @@ class Columns:
 
 
 class InputFile:
-    """A file, a pipe or standard input, which can be read from its start any number of times.
+    """A file, a pipe or standard input, which can be read any number of times.
 
     Args:
-        path: Its path, or "-" for standard input.
+        path: The path, or "-" for standard input.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.name = "standard input" if path == STANDARD_INPUT else path
+        self.name = "standard input" if path == STANDARD_STREAM else path
         self._spool: IO[bytes] | None = None
         self._offset: int | None = None
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Give the file, at its start; what can be read only once is copied to a temporary file first.
+        """Open the file at its start. A pipe is first copied to a temporary file, since it can be read only once.
 
         Raises:
-            SettingsError: It cannot be read.
+            SettingsError: The file cannot be read.
         """
         if self._spool is None:
             try:
@@ -134,26 +137,59 @@ class InputFile:
             self._spool.close()
 
     def _open(self) -> IO[bytes]:
-        if self._path != STANDARD_INPUT:
+        if self._path != STANDARD_STREAM:
             return open(self._path, "rb")  # noqa: PTH123 # also reads /dev/fd/63, which a shell passes for <(command)
         if sys.stdin is None:
             return open(os.devnull, "rb")  # noqa: PTH123 # as above
         file = open(os.dup(sys.stdin.fileno()), "rb")  # noqa: PTH123, SIM115 # a descriptor has no path; `open` closes it
         if file.seekable():
-            # Whoever redirected a file may have read from it; where we begin is where it stood at first.
+            # The shell may have read a part of the file already: our start is the position at the first opening.
             self._offset = file.tell() if self._offset is None else file.seek(self._offset)
         return file
 
 
 def from_arguments(texts: Sequence[str]) -> Iterator[Item]:
-    """Take each argument as one text."""
+    """Yield each argument as one text."""
     for position, text in enumerate(texts, start=1):
-        # The bytes that were no UTF-8 arrive as lone surrogates (PEP 383).
+        # Python decodes bytes of the command line that are no UTF-8 to lone surrogates (PEP 383).
         yield _item(os.fsencode(text), f"argument {position}")
 
 
-def from_whole_file(source: InputFile) -> Iterator[Item]:
-    """Take a file as one text."""
+@contextlib.contextmanager
+def open_files(paths: Sequence[str], *, whole: bool = False) -> Iterator[Source]:
+    """Make a source of the texts of files, for the time of a `with` block.
+
+    Nothing is opened before the source is read. Reading it raises `SettingsError` for a file that cannot be read, and
+    `InvalidRequestError` for one that is no text.
+
+    Args:
+        paths: The paths, each may be "-" for standard input.
+        whole: Whether each file is one text; else each line is.
+    """
+    read = _from_whole_file if whole else partial(_from_file, input_format="lines", columns=Columns())
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(contextlib.closing(InputFile(path))) for path in paths]
+        yield lambda: chain.from_iterable(map(read, files))
+
+
+@contextlib.contextmanager
+def open_batch(path: str, input_format: str | None = None, columns: Columns | None = None) -> Iterator[Source]:
+    """Make a source of the texts of one file of any size, for the time of a `with` block.
+
+    Nothing is opened before the source is read. Reading it raises `SettingsError` for a file that cannot be read or lacks a
+    column, and `InvalidRequestError` for a file of another format.
+
+    Args:
+        path: The path, or "-" for standard input.
+        input_format: A key of `INPUT_FORMATS`. None chooses by the file's extension, and JSON lines for an unknown one.
+        columns: The columns to read; None means the default ones.
+    """
+    chosen = input_format or _EXTENSIONS.get(Path(path).suffix.lower(), "jsonl")
+    with contextlib.closing(InputFile(path)) as file:
+        yield lambda: _from_file(file, chosen, columns or Columns())
+
+
+def _from_whole_file(source: InputFile) -> Iterator[Item]:
     with source.open() as file:
         data = file.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
@@ -161,20 +197,9 @@ def from_whole_file(source: InputFile) -> Iterator[Item]:
     yield _item(data.removeprefix(codecs.BOM_UTF8), source.name)
 
 
-def from_file(source: InputFile, input_format: str, columns: Columns) -> Iterator[Item]:
-    """Take the texts that a file of one of `INPUT_FORMATS` holds.
-
-    Raises:
-        SettingsError: The file cannot be read, or has not the columns.
-        InvalidRequestError: The file is not of that format, so that there is no telling where a text ends.
-    """
+def _from_file(source: InputFile, input_format: str, columns: Columns) -> Iterator[Item]:
     with source.open() as file:
         yield from INPUT_FORMATS[input_format](file, source.name, columns)
-
-
-def choose_input_format(path: str) -> str:
-    """Give the format of a file by its extension; JSON lines if that tells nothing."""
-    return _EXTENSIONS.get(Path(path).suffix.lower(), "jsonl")
 
 
 def _from_lines(file: IO[bytes], name: str, _columns: Columns) -> Iterator[Item]:
@@ -183,7 +208,7 @@ def _from_lines(file: IO[bytes], name: str, _columns: Columns) -> Iterator[Item]
 
 
 def _from_json_lines(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
-    """Take each line as a JSON string, or as an object with a text and, optionally, an id."""
+    """Yield the texts of lines that are JSON strings, or JSON objects with a text and, optionally, an id."""
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [("text", str)]
     if columns.id_or_default:
         fields.append(("id", msgspec.Raw, msgspec.Raw(b"")))
@@ -214,11 +239,11 @@ def _from_tsv(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
 
 
 def _from_delimited(file: IO[bytes], name: str, columns: Columns, delimiter: str) -> Iterator[Item]:
-    """Take a column of a table with a header; blank lines between the rows are none."""
+    """Yield the texts of a column of a table with a header. Blank lines between the rows are ignored."""
     csv.field_size_limit(MAX_TEXT_BYTES)
-    # What is no UTF-8 in a column that is not read is no concern; in the others it shows as lone surrogates.
+    # A column that is not read may hold other bytes than UTF-8. In the columns that are read, they become lone surrogates.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    # strict: a quote that is never closed must not swallow the rest of the file as one text.
+    # strict: otherwise a quote that is never closed makes one text of the rest of the file.
     reader = csv.reader(_bounded_lines(text, name), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
@@ -249,7 +274,7 @@ def _from_delimited(file: IO[bytes], name: str, columns: Columns, delimiter: str
             f"{name}, line {reader.line_num}: {error}; quotes must be closed, and doubled inside"
         ) from None
     finally:
-        text.detach()  # which would close the file with it
+        text.detach()  # otherwise the wrapper closes the file
 
 
 def _from_parquet(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
@@ -268,7 +293,7 @@ INPUT_FORMATS: dict[str, Callable[[IO[bytes], str, Columns], Iterator[Item]]] = 
     "tsv": _from_tsv,
     "parquet": _from_parquet,
 }
-"""What reads a format, by the format's name: takes the file, its name and the columns, gives the items."""
+"""The reader of each format: it takes the file, its name in error messages and the columns, and yields the items."""
 
 _EXTENSIONS = {
     ".txt": "lines",
@@ -280,7 +305,7 @@ _EXTENSIONS = {
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
-    """Give origin and bytes of every line; only LF and CR LF end one, as other separators may stand inside of a text."""
+    """Yield origin and bytes of every line. Only LF and CR LF end a line, since a text may contain other separators."""
     number = 0
     while line := file.readline(MAX_TEXT_BYTES + 1):
         number += 1
@@ -318,7 +343,7 @@ def _not_utf8(origin: str, error: UnicodeDecodeError) -> InvalidTextError:
 
 
 def _checked(item: Item) -> Item:
-    """Find here what the daemon would refuse anyway: a blank line must not cost an hour's work before it."""
+    """Find the problems that the daemon would find: a blank line must not end a job after an hour of work."""
     if not item.text or item.text.isspace():
         problem = f"{item.origin} is empty or only white space, so that its vector would mean nothing; leave it out"
         return _bad(item.origin, EmptyTextError(problem), item.id)

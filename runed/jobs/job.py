@@ -1,138 +1,141 @@
-"""One run of `runed embed`: from the texts of a source to the rows of an output."""
+"""The work of a job: from the texts of a source to the rows of an output."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import runed
-from runed.cli.boundary import complain
 from runed.errors import RunedError
-from runed.jobs.formats import Encoder, Row, Space
+from runed.jobs.formats import Encoder
 from runed.jobs.inputs import Source
 from runed.jobs.ordering import OF_THE_TEXT, InOrder, Survey
 from runed.jobs.outputs import Output
+from runed.jobs.row import JobSpace, Row
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions
     from runed.client.types import Embedding
 
 HOLD_ROWS = 256
+"""Rows that are written at once."""
+
 HOLD_SECONDS = 0.1
-"""How many rows are written at once, and for how long they are held for that."""
+"""Seconds after which fewer rows are written, too."""
 
 SHOWN_FAILURES = 10
-"""How many texts that have no vector are named to the user; the output names all of them."""
+"""Texts without a vector that the user is told of. The output names all of them."""
 
 _PROBE = "runed"
-"""A text that tells the space of vectors where the input's own first text has none."""
+"""A text that is embedded to learn the space of the vectors, if the first text of the input has no vector."""
 
 
+@dataclass(kw_only=True)
 class Job:
     """Embeds the texts that an output lacks.
 
-    Args:
-        client: Embeds.
-        output: Where to.
-        encoder_type: The format.
-        surveyed: What the first reading of the input told.
-        chosen: What the user chose that the output depends on, as for `Output.check`.
-        keep_going: Whether a text that cannot be embedded is recorded, instead of ending the job.
+    Attributes:
+        client: The client that embeds.
+        output: The output.
+        encoder_type: The format of the output.
+        surveyed: The result of the first reading of the input.
+        chosen: The options that the output depends on, as for `Output.check`.
+        keep_going: Whether a text that cannot be embedded is recorded; otherwise it ends the job.
+        on_progress: Called now and then with the number of texts that are done and of all texts.
+        on_complaint: Called with a sentence for each of the first texts that have no vector.
     """
 
-    def __init__(
-        self,
-        client: runed.Client,
-        output: Output,
-        encoder_type: type[Encoder],
-        surveyed: Survey,
-        *,
-        chosen: Mapping[str, str],
-        keep_going: bool,
-    ) -> None:
-        self._client = client
-        self._output = output
-        self._encoder_type = encoder_type
-        self._surveyed = surveyed
-        self._chosen = chosen
-        self._keep_going = keep_going
+    client: runed.Client
+    output: Output
+    encoder_type: type[Encoder]
+    surveyed: Survey
+    chosen: Mapping[str, str]
+    keep_going: bool
+    on_progress: Callable[[int, int], None]
+    on_complaint: Callable[[str], None]
+
+    def __post_init__(self) -> None:
         self._encoder: Encoder | None = None
         self._fingerprint = ""
-        self._done = output.mark.done
-        self._failed = output.mark.failed
+        self._done = self.output.mark.done
+        self._failed = self.output.mark.failed
         self._written = 0.0
 
-    def run(self, source: Source, options: EmbedOptions, show: Callable[[int], None]) -> int:
-        """Do the work.
+    def run(self, source: Source, options: EmbedOptions) -> int:
+        """Embed the texts and finish the output.
 
         Args:
             source: The input.
-            options: How the texts are to be embedded.
-            show: Called with the number of texts that are done, now and then.
+            options: The options of all texts.
 
         Returns:
             The number of texts that have no vector.
 
         Raises:
-            RunedError: The first text that cannot be embedded, or what keeps all of them from it. What comes before is written.
+            RunedError: A text cannot be embedded, or none can. All rows before it are written.
         """
-        show(self._done)
+        self._show()
         held: list[Row] = []
-        in_order = InOrder(self._client, source, self._surveyed, done=self._done)
+        in_order = InOrder(self.client, source, self.surveyed, done=self._done)
         try:
             with closing(in_order.rows(**options)) as rows:
                 for row in rows:
                     self._check(row)
                     if self._encoder is None:
-                        show(self._done)
+                        self._show()
                         self._begin(self._space(row.outcome, options))
                     held.append(row)
                     if len(held) == HOLD_ROWS or time.monotonic() - self._written > HOLD_SECONDS:
                         held, ready = [], held
                         self._write(ready)
-                        show(self._done)
+                        self._show()
         finally:
-            # Whatever ended the job, these rows are good.
+            # An error does not make the rows before it bad.
             if held:
                 self._write(held)
-        if self._encoder is None and self._output.space:
-            self._begin(self._output.space)
-        self._output.finish()
+        if self._encoder is None and self.output.space:
+            self._begin(self.output.space)
+        self._show()
+        self.output.finish()
         return self._failed
+
+    def _show(self) -> None:
+        self.on_progress(self._done, self.surveyed.count)
 
     def _check(self, row: Row) -> None:
         outcome = row.outcome
         if isinstance(outcome, RunedError):
-            if not (self._keep_going and isinstance(outcome, OF_THE_TEXT)):
+            if not (self.keep_going and isinstance(outcome, OF_THE_TEXT)):
                 raise outcome
             self._failed += 1
             if self._failed <= SHOWN_FAILURES:
-                complain(outcome.message)
+                self.on_complaint(outcome.message)
         elif self._encoder and outcome.fingerprint != self._fingerprint:
             raise RunedError(
                 f'the model changed while embedding: the fingerprint was "{self._fingerprint}" and is "{outcome.fingerprint}"; '
                 "start again"
             )
 
-    def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> Space:
-        """Find out what holds for all vectors; the first comes when the model is there, and only then there is one to name."""
+    def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> JobSpace:
+        """Find the space of the vectors. It is known only from an answer, since the model may have to be installed first."""
         if isinstance(outcome, RunedError):
-            (outcome,) = self._client.embed_items([_PROBE], **options)
+            (outcome,) = self.client.embed_items([_PROBE], **options)
             if isinstance(outcome, RunedError):
                 raise outcome
-        identity = self._output.space.model_identity if self._output.space else self._client.info().model_identity
-        return Space(outcome.fingerprint, identity, len(outcome.vector))
+        identity = self.output.space.model_identity if self.output.space else self.client.info().model_identity
+        return JobSpace(outcome.fingerprint, identity, len(outcome.vector))
 
-    def _begin(self, space: Space) -> None:
-        encoder = self._encoder_type(space, self._surveyed.count)
-        self._output.begin(encoder, space, self._chosen)
+    def _begin(self, space: JobSpace) -> None:
+        encoder = self.encoder_type(space, self.surveyed.count)
+        self.output.begin(encoder, space, self.chosen)
         self._encoder, self._fingerprint = encoder, space.fingerprint
 
     def _write(self, rows: list[Row]) -> None:
         assert self._encoder is not None
         last = rows[-1]
-        self._output.append(self._encoder.rows(rows), done=last.index + 1, failed=self._failed, inputs=last.inputs.hex())
+        self.output.append(self._encoder.rows(rows), done=last.index + 1, failed=self._failed, inputs=last.inputs.hex())
         self._done = last.index + 1
         self._written = time.monotonic()

@@ -1,9 +1,11 @@
-"""The journal of a long job: how far it is, so that an interrupted one can go on where it ended.
+"""The journal of a long job, by which an interrupted job goes on where it ended.
 
-Beside `FILE.part`, the output as far as it is complete, lies `FILE.part.journal`: lines of JSON, first what the job is, then a
-mark for each piece that was appended to the part, with the checksum of all bytes up to there. Neither Ctrl-C, `kill -9` nor a
-power failure can make a mark true of bytes that are not on the disk, since the checksum is compared: what does not agree is cut
-off, in the part and in the journal, and done again.
+`FILE.part` holds the rows of the incomplete output. `FILE.part.journal` lies beside it and has lines of JSON. The first line is
+the record of the job. Each further line is a mark: the position of the job after a piece was appended to the part, and the
+checksum of all bytes up to there.
+
+A resumed job compares the checksums with the part. It cuts off both files after the last mark that agrees, and goes on there.
+So no mark stands for bytes that Ctrl-C, `kill -9` or a power failure has lost.
 """
 
 from __future__ import annotations
@@ -18,45 +20,47 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from runed.errors import RunedError, SettingsError
-from runed.jobs.formats import Space
+from runed.files import sync_file, sync_path
+from runed.jobs.row import JobSpace
 
 SYNC_SECONDS = 10.0
-"""How much work a power failure may cost; everything else costs only what is not written yet."""
+"""Seconds of work that a power failure may cost. Any other interruption costs only the rows that are not written yet."""
 
 VERSION = 1
-"""The version of the journal's format; another one is not read."""
+"""The version of the journal's format. A journal of another version is refused."""
 
 _PIECE = 1024 * 1024
+"""Bytes of the part that are read at once."""
 
 T = TypeVar("T")
 
 
 class JobRecord(msgspec.Struct, frozen=True):
-    """What a job is.
+    """The record of a job, by which a resumed job is known to be the same.
 
     Attributes:
         version: The version of the journal's format.
-        options: What the user chose that the output depends on; the same choice gives the same output.
-        space: What holds for all vectors.
-        head: The bytes before the first row, which no checksum covers.
+        options: The options that the output depends on.
+        space: The space of all vectors.
+        head: The number of bytes before the first row. No checksum covers them.
     """
 
     version: int
     options: dict[str, str]
-    space: Space
+    space: JobSpace
     head: int
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """How far a job is.
+    """A position of a job.
 
     Attributes:
         done: The number of rows that are complete.
-        failed: How many of them hold an error instead of a vector.
-        inputs: Stands for the texts and ids of these rows, see `runed.jobs.ordering.link`.
-        size: The bytes of the part that they end at.
+        failed: The number of these rows that hold an error instead of a vector.
+        inputs: The hash of the texts and ids of these rows, see `runed.jobs.ordering.link`.
+        size: The number of bytes of the part up to the end of these rows.
         checksum: The CRC-32 of these bytes, from the first row on.
-        complete: Whether this was all, so that the part was to be made the output next.
+        complete: Whether these are all rows, so that the part becomes the output next.
     """
 
     done: int = 0
@@ -68,21 +72,21 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Journal:
-    """The journal of one job, held by a lock for as long as the object lives.
+    """The journal of one job. The object holds a lock until it is closed.
 
     Args:
-        part: The file with the output as far as it is complete.
+        part: The file with the rows of the incomplete output.
         resume: Whether to go on where an earlier run ended.
-        overwrite: Whether to throw away what an earlier run left.
+        overwrite: Whether to throw away the part of an earlier run.
 
     Attributes:
-        record: What the earlier run was; None if there is nothing to go on with.
-        mark: How far it came.
-        complete: Whether nothing is left to do, as the part has become the output already.
+        record: The record of the earlier run; None if there is no work to go on with.
+        mark: The position that the earlier run reached.
+        complete: Whether the earlier run has finished, so that the part has become the output already.
 
     Raises:
-        SettingsError: An earlier run left something, and neither was asked for; or it cannot be resumed.
-        RunedError: Another process is at work on this part.
+        SettingsError: There is a part, and neither `resume` nor `overwrite` is set; or it cannot be resumed.
+        RunedError: Another process writes this part.
         OSError: The journal cannot be written.
     """
 
@@ -104,48 +108,37 @@ class Journal:
             raise
 
     def begin(self, record: JobRecord) -> None:
-        """Note what the job is, before the part is made: a part without a journal is somebody else's file.
-
-        Args:
-            record: What it is.
-        """
+        """Write the record of the job. It comes before the part: a part without a journal is taken for a file of others."""
         self._file.seek(0)
         self._file.truncate()
         self._append(record)
-        self._sync(self._file)
-        sync_directory(self.path.parent)
+        sync_file(self._file)
+        sync_path(self.path.parent)
         self.mark = Mark(size=record.head)
 
     def add(self, data: bytes, *, done: int, failed: int, inputs: str) -> None:
-        """Note what has been appended to the part.
-
-        Args:
-            data: The bytes.
-            done: The number of rows that are complete now.
-            failed: As in `Mark`.
-            inputs: As in `Mark`.
-        """
+        """Write the mark that follows bytes which were appended to the part. The other arguments are those of `Mark`."""
         size, checksum = self.mark.size + len(data), zlib.crc32(data, self.mark.checksum)
         self._note(Mark(done, failed, inputs, size, checksum))
 
     def sync(self, part: BinaryIO, *, now: bool = False) -> None:
-        """Bring part and journal to the disk, if that was long ago."""
+        """Write part and journal to the disk, if the last time is `SYNC_SECONDS` ago or `now` is set."""
         if now or time.monotonic() - self._synced >= SYNC_SECONDS:
-            self._sync(part)
-            self._sync(self._file)
+            sync_file(part)
+            sync_file(self._file)
             self._synced = time.monotonic()
 
     def finish(self) -> None:
-        """Note that the part is about to become the output, so that nobody does the work again if that was the last we did."""
+        """Write the mark that the part becomes the output next, so that a crash after that does not repeat the job."""
         self._note(msgspec.structs.replace(self.mark, complete=True))
-        self._sync(self._file)
+        sync_file(self._file)
 
     def remove(self) -> None:
-        """Remove the journal."""
+        """Remove the file of the journal."""
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._file.close()
 
     def _size(self) -> int:
@@ -156,7 +149,7 @@ class Journal:
             file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Its last holder may have removed it between our open and our lock.
+                # The last holder may have removed the file between our open and our lock.
                 if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                     return file
             except BlockingIOError:
@@ -182,7 +175,7 @@ class Journal:
                 "add --resume to go on with it, or --overwrite to start anew"
             )
         self.record, self.mark = record, mark
-        # What follows the last good mark would stand between it and the next.
+        # A bad line after the last good mark would hide the marks that this run adds.
         self._file.truncate(end)
         self._file.seek(end)
 
@@ -193,7 +186,7 @@ class Journal:
         return mark
 
     def _verify(self, record: JobRecord, end: int, *, read_part: bool) -> tuple[Mark, int]:
-        """Find the last mark that is true of the part, and where its line ends in the journal."""
+        """Return the last mark that agrees with the part, and the position in the journal after its line."""
         good = Mark(size=record.head)
         with self._part.open("rb") as part:
             available = os.fstat(part.fileno()).st_size
@@ -214,20 +207,6 @@ class Journal:
         self._file.write(msgspec.json.encode(entry) + b"\n")
         self._file.flush()
 
-    @staticmethod
-    def _sync(file: BinaryIO) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk, which syncing a file need not do."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
 
 def _checksum(file: BinaryIO, length: int, checksum: int) -> int:
     while length:
@@ -240,7 +219,7 @@ def _checksum(file: BinaryIO, length: int, checksum: int) -> int:
 
 
 def _decode(line: bytes, type_: type[T]) -> T | None:
-    """Give a line of the journal; None if it is none, or was never written to its end."""
+    """Return the entry of a line of the journal; None if the line is incomplete or no such entry."""
     if not line.endswith(b"\n"):
         return None
     try:

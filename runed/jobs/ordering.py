@@ -1,4 +1,4 @@
-"""The way of the texts of a job through the daemon and back into their order, in constant memory."""
+"""The order of rows: the daemon answers the texts of a job in any order, and the rows leave in the order of the input."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Unpack
 
 from runed.errors import BackendFaultError, InvalidRequestError, RequestTooLargeError, RunedError
-from runed.jobs.formats import Row
 from runed.jobs.inputs import Item, Source
+from runed.jobs.row import Row
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions
     from runed.client.types import Embedding
 
 WINDOW = 4096
-"""How many texts may be between the first one that is not answered and the last one sent; their vectors wait in memory. The
-daemon answers those of like length together and each of them soon, so that few are ever waited for."""
+"""Texts between the first unanswered text and the last text sent, at most. Their vectors wait in memory. The limit is hardly
+ever reached, since the daemon answers every text soon, and those of like length together."""
 
 OF_THE_TEXT = (InvalidRequestError, RequestTooLargeError, BackendFaultError)
-"""Errors that a single text can be the cause of, so that the others are worth going on with."""
+"""Errors of which a single text can be the cause, so that other texts may succeed."""
 
 NOTHING = b""
-"""Stands for no texts at all."""
+"""The hash of no texts, see `link`."""
 
 
 class Streaming(Protocol):
@@ -37,12 +37,12 @@ class Streaming(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a first reading of the input tells.
+    """The result of the first reading of the input.
 
     Attributes:
         count: The number of texts.
-        inputs: Stands for all of them and their ids.
-        inputs_done: Stands for as many as are done already; empty if there are not so many.
+        inputs: The hash of all texts and ids.
+        inputs_done: The hash of the texts and ids that an earlier run has done; empty if the input has fewer.
     """
 
     count: int
@@ -51,11 +51,11 @@ class Survey:
 
 
 def link(previous: bytes, item: Item) -> bytes:
-    """Give what stands for all items up to and with one, so that two inputs can be compared up to any text.
+    """Return the hash of all items up to this one, by which two inputs can be compared up to any text.
 
     Args:
-        previous: What stands for those before.
-        item: The one.
+        previous: The hash of the items before.
+        item: The item.
     """
     problem = item.problem.reason if item.problem else ""
     sizes = f"{len(item.id)},{problem},".encode()
@@ -63,15 +63,15 @@ def link(previous: bytes, item: Item) -> bytes:
 
 
 def survey(source: Source, *, done: int, keep_going: bool) -> Survey:
-    """Read all of the input.
+    """Read and check all of the input.
 
     Args:
         source: The input.
-        done: The number of texts that are done already.
-        keep_going: Whether a text that cannot be embedded is no reason to stop.
+        done: The number of texts that an earlier run has done.
+        keep_going: Whether a text that cannot be embedded is accepted.
 
     Raises:
-        InvalidRequestError: There is one, and it is.
+        InvalidRequestError: A text cannot be embedded, and `keep_going` is not set.
     """
     inputs = inputs_done = NOTHING
     count = 0
@@ -86,16 +86,16 @@ def survey(source: Source, *, done: int, keep_going: bool) -> Survey:
 
 
 class InOrder:
-    """Gives the rows of a job in the order of its texts.
+    """Embeds the texts of a job and yields its rows in the order of the texts.
 
-    A stream ends where the results lag so far behind that no more of them should wait in memory; another one goes on with the
-    texts that follow.
+    If `WINDOW` texts wait behind an unanswered one, no more are sent until the stream has answered all of them. Another stream
+    then embeds the texts that follow.
 
     Args:
-        client: Embeds the texts.
+        client: The client that embeds.
         source: The input.
-        surveyed: What its first reading told.
-        done: The number of texts to leave out, since they are done already.
+        surveyed: The result of its first reading.
+        done: The number of texts to skip, since an earlier run has done them.
     """
 
     def __init__(self, client: Streaming, source: Source, surveyed: Survey, *, done: int) -> None:
@@ -112,13 +112,13 @@ class InOrder:
             self._next_item()
 
     def rows(self, **options: Unpack[EmbedOptions]) -> Generator[Row]:
-        """Give the rows.
+        """Yield the rows.
 
         Args:
-            options: As of `runed.Client.embed_stream`.
+            options: The options of `runed.Client.embed_stream`.
 
         Raises:
-            RunedError: The daemon failed, or the input is not what it was at its first reading.
+            RunedError: The daemon failed, or the input was changed after its first reading.
         """
         while not self._exhausted:
             for index, outcome in self._client.embed_stream(self._feed(), **options):
@@ -133,9 +133,9 @@ class InOrder:
             raise RunedError("the input was changed while it was read; do so when nobody writes to it")
 
     def _feed(self) -> Iterator[tuple[int, str]]:
-        """Give the texts to the stream."""
+        """Yield the texts that the stream sends."""
         while self._read - self._given < WINDOW:
-            # What was appended to a file since the first reading is left for another time.
+            # Texts that were appended to a file after the first reading are ignored.
             item = self._next_item() if self._read < self._surveyed.count else None
             if item is None:
                 self._exhausted = True
@@ -163,7 +163,7 @@ class InOrder:
 
 
 def _located(outcome: Embedding | RunedError, origin: str) -> Embedding | RunedError:
-    """Say which text an error is about; the daemon only knows a number of ours."""
+    """Add the place of the text to an error, since the daemon knows only its number."""
     if isinstance(outcome, OF_THE_TEXT):
         return type(outcome)(f"{origin}: {outcome.message}", metadata=outcome.metadata, retry_after=outcome.retry_after)
     return outcome

@@ -1,4 +1,4 @@
-"""Where vectors go: standard output or a device as they come, or a file that takes its name only when it is complete."""
+"""The output of a job: standard output or a device, written row by row, or a file that gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -7,49 +7,50 @@ import os
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from runed.cli.boundary import complain
 from runed.errors import RunedError, SettingsError
-from runed.jobs.formats import BINARY, ENCODERS, Encoder, Space
-from runed.jobs.inputs import STANDARD_INPUT
-from runed.jobs.journal import VERSION, JobRecord, Journal, Mark, sync_directory
+from runed.files import sync_file, sync_path
+from runed.jobs.formats import BINARY, ENCODERS, Encoder
+from runed.jobs.inputs import STANDARD_STREAM
+from runed.jobs.journal import VERSION, JobRecord, Journal, Mark
+from runed.jobs.row import JobSpace
 
 
 class Output(ABC):
-    """Where the bytes of one job go.
+    """Takes the encoded rows of one job.
 
     Attributes:
-        mark: How far an earlier run came; nothing is done where there was none.
-        space: What holds for the vectors of the earlier run; None where there was none.
-        complete: Whether an earlier run left nothing to do.
+        mark: The position that an earlier run reached; 0 rows without one.
+        space: The space of the earlier run's vectors; None without one.
+        complete: Whether an earlier run has done all the work.
     """
 
     mark = Mark()
-    space: Space | None = None
+    space: JobSpace | None = None
     complete = False
 
     def check(self, _options: Mapping[str, str], _inputs: str, /) -> None:
-        """Make sure that an earlier run, if there was one, was of the same job.
+        """Check that an earlier run, if there was one, was of the same job.
 
         Args:
-            _options: What the user chose that the output depends on.
-            _inputs: Stands for as many texts and ids of the input as an earlier run has done; see `ordering.link`.
+            _options: The options that the output depends on.
+            _inputs: The hash of as many texts and ids of the input as the earlier run has done, see `ordering.link`.
 
         Raises:
-            RunedError: It was another one.
+            RunedError: The earlier run was of another job.
         """
         return
 
     @abstractmethod
-    def begin(self, encoder: Encoder, space: Space, options: Mapping[str, str]) -> None:
-        """Write what comes before the first row, or take up what an earlier run wrote.
+    def begin(self, encoder: Encoder, space: JobSpace, options: Mapping[str, str]) -> None:
+        """Write the bytes before the first row, or go on with the file of an earlier run.
 
         Args:
-            encoder: Gives the bytes.
-            space: What holds for all vectors.
+            encoder: The encoder of the rows.
+            space: The space of all vectors.
             options: As for `check`.
 
         Raises:
@@ -58,31 +59,31 @@ class Output(ABC):
 
     @abstractmethod
     def append(self, data: bytes, *, done: int, failed: int, inputs: str) -> None:
-        """Write rows, and hand them on at once; the other arguments tell how far the job is then, as in `Mark`."""
+        """Write rows at once. The other arguments are the position of the job after them, as in `Mark`."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Write what comes after the last row; now the output is complete."""
+        """Write the bytes after the last row. The output is complete then."""
 
     @abstractmethod
     def abandon(self, reason: str, message: str) -> None:
-        """Leave the output as one that is not complete; does nothing where it is.
+        """Mark the output as incomplete, unless it is complete.
 
         Args:
-            reason: The stable name of what happened.
+            reason: The stable name of the error, as of `RunedError`.
             message: The sentence for people.
         """
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Close files and release locks."""
         return
 
 
 class StreamOutput(Output):
-    """Writes as the rows come, or where the format needs them all, at the end.
+    """Writes rows to a stream at once, or all rows at the end if the format needs that.
 
     Args:
-        stream: Where to.
+        stream: The stream.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -91,8 +92,8 @@ class StreamOutput(Output):
         self._encoder: Encoder | None = None
         self._torn = False
 
-    def begin(self, encoder: Encoder, _space: Space, _options: Mapping[str, str]) -> None:
-        """Write what comes before the first row."""
+    def begin(self, encoder: Encoder, _space: JobSpace, _options: Mapping[str, str]) -> None:
+        """Write the bytes before the first row."""
         if encoder.convert:
             self._rows = tempfile.TemporaryFile()  # noqa: SIM115 # closed by `close`
         self._encoder = encoder
@@ -106,7 +107,7 @@ class StreamOutput(Output):
         self._torn = False
 
     def finish(self) -> None:
-        """Write what comes after the last row."""
+        """Write the bytes after the last row."""
         assert self._encoder is not None
         self._rows.write(self._encoder.tail())
         if self._encoder.convert:
@@ -115,32 +116,34 @@ class StreamOutput(Output):
         self._stream.flush()
 
     def abandon(self, reason: str, message: str) -> None:
-        """Write what keeps the output from being taken for complete."""
+        """Write the mark of incomplete output, if the format has one."""
         if self._encoder and (last := self._encoder.failure(reason, message)):
-            with contextlib.suppress(OSError):  # as where the reader has gone; what happened first is what is told
+            with contextlib.suppress(OSError):  # as where the reader has gone: the user is told of the first error
                 self._stream.write(b"\n" * self._torn + last)
 
     def close(self) -> None:
-        """Close what is no standard stream."""
+        """Close the files, but not standard output."""
         for stream in {self._rows, self._stream} - {sys.stdout.buffer}:
             stream.close()
 
 
 class FileOutput(Output):
-    """Writes a file beside the target, which becomes the target when it is complete.
+    """Writes a file beside the target, the part, and renames it to the target when it is complete.
 
     Args:
         target: The file.
-        journal: If given, what was written outlives an interruption.
+        journal: The journal that keeps the part after an interruption; None removes the part then.
+        on_complaint: Called with a sentence for the user, if a part is kept.
 
     Raises:
         OSError: The file cannot be written.
     """
 
-    def __init__(self, target: Path, journal: Journal | None = None) -> None:
+    def __init__(self, target: Path, journal: Journal | None, on_complaint: Callable[[str], None]) -> None:
         self._target = target
         self._journal = journal
-        # Nobody else writes beside the journal that we hold, so that the next run finds and removes what a crash leaves.
+        self._on_complaint = on_complaint
+        # With a journal, fixed names let the next run find and remove the files of a crash; its lock keeps other writers away.
         self._part = part_of(target) if journal else _beside(target, "tmp")
         self._converted = target.with_name(f"{target.name}.part.tmp") if journal else _beside(target, "converted.tmp")
         self._file: BinaryIO | None = None
@@ -151,10 +154,10 @@ class FileOutput(Output):
             self.mark, self.complete = journal.mark, journal.complete and target.exists()
             self.space = journal.record.space if journal.record else None
         else:
-            self._file = self._part.open("xb")  # now, so that a target that cannot be written is told before any work
+            self._file = self._part.open("xb")  # now, so that a target that cannot be written is an error before any work
 
     def check(self, options: Mapping[str, str], inputs: str, /) -> None:
-        """Make sure that the part is of the same options and texts."""
+        """Check that the part is of the same options and texts."""
         record = self._journal and self._journal.record
         if not record:
             return
@@ -168,8 +171,8 @@ class FileOutput(Output):
         if self.mark.inputs != inputs:
             raise self._other_job(f"of another input: its first {self.mark.done:,} texts or ids are not the same any more")
 
-    def begin(self, encoder: Encoder, space: Space, options: Mapping[str, str]) -> None:
-        """Begin the file, or take up the part."""
+    def begin(self, encoder: Encoder, space: JobSpace, options: Mapping[str, str]) -> None:
+        """Begin the part, or go on with that of an earlier run."""
         self._encoder = encoder
         head = encoder.head()
         if self._journal and (record := self._journal.record):
@@ -190,7 +193,7 @@ class FileOutput(Output):
         self._file.write(head)
 
     def append(self, data: bytes, *, done: int, failed: int, inputs: str) -> None:
-        """Write rows, and note in the journal that they are there."""
+        """Write rows, and record them in the journal."""
         assert self._file is not None
         self._file.write(data)
         self._file.flush()
@@ -200,28 +203,28 @@ class FileOutput(Output):
         self._added += 1
 
     def finish(self) -> None:
-        """Write what comes after the last row, and let the file appear under its name."""
+        """Write the bytes after the last row, and rename the part to the target."""
         assert self._encoder is not None
         assert self._file is not None
         self._file.write(self._encoder.tail())
-        _sync(self._file)
+        sync_file(self._file)
         source = self._part
         if self._encoder.convert:
             source = self._converted
             with self._part.open("rb") as rows, source.open("wb") as result:
                 self._encoder.convert(rows, result)
-                _sync(result)
+                sync_file(result)
         if self._target.exists():
             source.chmod(self._target.stat().st_mode & 0o7777)
         if self._journal:
             self._journal.finish()
         source.replace(self._target)
         self._finished = True
-        sync_directory(self._target.parent)
+        sync_path(self._target.parent)
         self._remove()
 
     def abandon(self, _reason: str, _message: str) -> None:
-        """Leave what can be gone on with, and say so; else nothing."""
+        """Keep the part if the job can be resumed from it, and tell the user; otherwise delete it."""
         if self._finished:
             return
         self._converted.unlink(missing_ok=True)
@@ -230,10 +233,12 @@ class FileOutput(Output):
         elif self._added and self._file is not None:
             self._journal.sync(self._file, now=True)
             done = self._journal.mark.done
-            complain(f"the first {done:,} vectors are kept in {self._part}; add --resume to the same command to go on")
+            self._on_complaint(
+                f"the first {done:,} vectors are kept in {self._part}; add --resume to the same command to go on"
+            )
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and release the lock of the journal."""
         if self._file is not None:
             self._file.close()
         if self._journal:
@@ -252,62 +257,69 @@ class FileOutput(Output):
 
 
 def choose_format(name: str | None, output: str) -> str:
-    """Give the format: the one asked for, else that of the file's extension, else JSON.
+    """Return the name of the output format.
+
+    Args:
+        name: The name if the user chose one. None means the format of the file's extension, and JSON for an unknown one.
+        output: The path, or "-" for standard output.
 
     Raises:
-        SettingsError: The format is binary and would go to a terminal.
+        SettingsError: The format is binary, and standard output is a terminal.
     """
     suffix = Path(output).suffix.removeprefix(".")
     chosen = name or (suffix if suffix in ENCODERS else "json")
-    if chosen in BINARY and output == STANDARD_INPUT and sys.stdout.isatty():
+    if chosen in BINARY and output == STANDARD_STREAM and sys.stdout.isatty():
         raise SettingsError(f"--format {chosen} is binary and standard output is a terminal; add `-o FILE` or redirect it")
     return chosen
 
 
 @contextlib.contextmanager
-def open_output(output: str, *, keep: bool = False, resume: bool = False, overwrite: bool = False) -> Iterator[Output]:
-    """Give what to write to; the block ends with `finish`, or the output is left as one that is not complete.
+def open_output(
+    output: str, *, keep: bool, resume: bool, overwrite: bool, on_complaint: Callable[[str], None]
+) -> Iterator[Output]:
+    """Open the output for the time of a `with` block. The block calls `finish`; otherwise the output is marked as incomplete.
 
     Args:
         output: A path, or "-" for standard output. A device or pipe is written to directly.
-        keep: Whether what is done of a file that was interrupted stays, to be resumed.
-        resume: Whether to go on with what an earlier run kept; nothing of the kind means to begin.
-        overwrite: Whether to throw away what an earlier run kept.
+        keep: Whether the part of a file is kept after an interruption, to be resumed.
+        resume: Whether to go on with the part that an earlier run kept; without one, the job begins.
+        overwrite: Whether to throw away the part that an earlier run kept.
+        on_complaint: Called with a sentence for the user, if a part is kept.
 
     Raises:
-        SettingsError: The file cannot be written or resumed, or an earlier run kept something and neither was asked for.
+        SettingsError: The file cannot be written or resumed, or there is a part and neither `resume` nor `overwrite` is set.
         RunedError: Another process writes the same file.
     """
-    opened = _open(output, keep=keep, resume=resume, overwrite=overwrite)
+    opened = _open(output, on_complaint, keep=keep, resume=resume, overwrite=overwrite)
     try:
         yield opened
     except RunedError as error:
         opened.abandon(error.reason, error.message)
         raise
     except (KeyboardInterrupt, SystemExit):
-        opened.abandon("INTERRUPTED", "the command was ended by Ctrl-C or a signal")
+        opened.abandon("INTERRUPTED", "the job was ended by Ctrl-C or a signal")
         raise
     except Exception:
-        opened.abandon("INTERNAL", "the command failed; its last line on standard error says why")
+        opened.abandon("INTERNAL", "the job failed unexpectedly; standard error says why")
         raise
     finally:
         opened.close()
 
 
 def part_of(target: Path) -> Path:
-    """Give the file that holds a job's output as far as it is complete."""
+    """Return the path of the part: the file that holds the rows of an incomplete output."""
     return target.with_name(f"{target.name}.part")
 
 
-def _open(output: str, *, keep: bool, resume: bool, overwrite: bool) -> Output:
-    if output == STANDARD_INPUT:
+def _open(output: str, on_complaint: Callable[[str], None], *, keep: bool, resume: bool, overwrite: bool) -> Output:
+    if output == STANDARD_STREAM:
         return StreamOutput(sys.stdout.buffer)
     target = Path(output).resolve()
     try:
         if target.exists() and not target.is_file():
             return StreamOutput(target.open("wb"))
         journal = Journal(part_of(target), resume=resume, overwrite=overwrite) if keep else None
-        return FileOutput(target, journal)
+        return FileOutput(target, journal, on_complaint)
     except OSError as error:
         raise SettingsError(f"--output {output} cannot be written: {error.strerror}") from None
 
@@ -318,8 +330,3 @@ def _beside(target: Path, extension: str) -> Path:
 
 def _shown(value: str) -> str:
     return f'"{value}"' if value else "not given"
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

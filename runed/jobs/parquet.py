@@ -1,4 +1,4 @@
-"""Parquet in and out, by pyarrow: an optional extra, since it has ten times the size of runed."""
+"""Parquet files as input and output. They need pyarrow, an optional extra, since it is ten times as large as runed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 from runed.errors import InvalidRequestError, SettingsError
 
 _READ_ROWS = 1024
-"""Rows that are in memory at once while a file is read."""
+"""Rows of an input file that are in memory at once."""
 
 _READ_BUFFER = 1024 * 1024
-"""Bytes that are read at once of each column, instead of all of it within a row group."""
+"""Bytes of a column that are read at once. The default of pyarrow is the whole column of a row group."""
 
 _GROUP_ROWS = 8192
 _GROUP_BYTES = 16 * 1024 * 1024
-"""Rows, and bytes of vectors, that one row group of a written file holds; so much is in memory at once."""
+"""Rows, and bytes of vectors, of one row group of an output file. One row group is in memory at once."""
 
 
 def pyarrow(module: str = "pyarrow") -> Any:  # noqa: ANN401 # pyarrow has no type information
-    """Give pyarrow or a module of it.
+    """Import pyarrow or a module of it.
 
     Raises:
-        SettingsError: It is not installed.
+        SettingsError: pyarrow is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -37,33 +37,33 @@ def pyarrow(module: str = "pyarrow") -> Any:  # noqa: ANN401 # pyarrow has no ty
 
 
 def column_names(file: IO[bytes], name: str) -> list[str]:
-    """Give the names of the columns of a Parquet file.
+    """Return the names of the columns of a Parquet file.
 
     Args:
         file: The file, seekable.
-        name: What it is called in an error.
+        name: The name of the file in error messages.
 
     Raises:
-        InvalidRequestError: It is no Parquet file.
-        SettingsError: There is no pyarrow.
+        InvalidRequestError: The file is no Parquet file.
+        SettingsError: pyarrow is not installed.
     """
     names: list[str] = _open(file, name).schema_arrow.names
     return names
 
 
 def read_columns(file: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[tuple[bytes, object]]:
-    """Give the rows of a Parquet file, a bounded number of them in memory at once.
+    """Read the rows of a Parquet file, with a bounded number of them in memory at once.
 
     Args:
         file: The file, seekable.
-        name: What it is called in an error.
-        columns: The names of the column of texts and, optionally, of one of other values.
+        name: The name of the file in error messages.
+        columns: The name of the column of texts and, optionally, of a column of other values.
 
     Yields:
-        The text as UTF-8, empty where it is null, and the other value as Python has it, or None.
+        The text as UTF-8, empty where it is null, and the other value as a Python object, or None.
 
     Raises:
-        InvalidRequestError: The column of texts has something else, or the file is damaged.
+        InvalidRequestError: The column of texts has no strings, or the file is damaged.
     """
     arrow = pyarrow()
     table = _open(file, name)
@@ -74,7 +74,7 @@ def read_columns(file: IO[bytes], name: str, columns: Sequence[str]) -> Iterator
         raise InvalidRequestError(f'{name}: the column "{columns[0]}" holds {text_type} instead of strings')
     try:
         for batch in table.iter_batches(_READ_ROWS, columns=list(columns), use_threads=False):
-            # As bytes, since a string that is no UTF-8 must not hide which row it is in.
+            # As bytes, since a decoding error of pyarrow does not tell the row.
             texts = batch.column(columns[0]).cast(arrow.string()).cast(arrow.binary()).to_pylist()
             values = batch.column(columns[1]).to_pylist() if len(columns) > 1 else [None] * len(texts)
             for text, value in zip(texts, values, strict=True):
@@ -98,13 +98,13 @@ def _damaged(name: str, error: Exception) -> InvalidRequestError:
 class Schema:
     """The table of a job's vectors.
 
-    Columns are `index`, `id` (a string: the id if it is one, else its JSON), `token_count`, `error` and `embedding`, a list of
-    `dim` float32. A text without a vector has null for token count and embedding, and the error instead. What holds for the
-    whole file is in its metadata, under "runed.fingerprint" and "runed.model_identity".
+    The columns are `index`, `id`, `token_count`, `error` and `embedding`. The id is a string: the id itself if it is a string,
+    else its JSON. The embedding is a list of `dim` float32. A text without a vector has an error, and null as token count and
+    embedding.
 
     Args:
         dim: The number of values of a vector.
-        metadata: What is written beside the table.
+        metadata: The metadata of the file.
     """
 
     def __init__(self, dim: int, metadata: dict[str, str]) -> None:
@@ -122,7 +122,7 @@ class Schema:
         )
 
     def head(self) -> bytes:
-        """Give the beginning of an Arrow stream, which rows can be appended to at any time, as they cannot to Parquet."""
+        """Return the beginning of an Arrow stream. Rows can be appended to it at any time, which Parquet does not allow."""
         head: bytes = self._schema.serialize().to_pybytes()
         return head
 
@@ -134,7 +134,7 @@ class Schema:
         errors: Sequence[str | None],
         vectors: Sequence[np.ndarray[Any, np.dtype[np.float32]] | None],
     ) -> bytes:
-        """Give rows as a part of an Arrow stream; all arguments have one entry a row, ids as JSON."""
+        """Return rows as a part of an Arrow stream. All arguments have one entry a row; ids are JSON."""
         arrow = self._arrow
         values = np.zeros((len(vectors), self._dim), dtype=np.float32)
         for row, vector in enumerate(vectors):
@@ -154,11 +154,11 @@ class Schema:
         return part
 
     def convert(self, source: IO[bytes], target: IO[bytes]) -> None:
-        """Write a whole Arrow stream as Parquet, the same bytes however its rows came into the stream.
+        """Write a whole Arrow stream as Parquet. The bytes do not depend on how the rows were split into parts.
 
         Args:
-            source: The stream, at its start.
-            target: Where to; need not be seekable.
+            source: The file with the stream, at its start.
+            target: The file for the Parquet; need not be seekable.
         """
         parquet = pyarrow("pyarrow.parquet")
         group = min(_GROUP_ROWS, max(1, _GROUP_BYTES // (4 * self._dim)))

@@ -5,24 +5,22 @@ Any user and any web page of this machine can reach a loopback port, so unlike t
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import secrets
 import socket
-import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from runed.errors import ForeignPathError, SettingsError
+from runed.files import load_secret
 from runed.lifecycle.listener import BACKLOG
 
 _TOKEN_BYTES = 32
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
-"""What a `Bearer` header can carry (RFC 6750), and nobody guesses."""
+"""Random bytes in a new token."""
 
-_MOST_READ = 4096
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
+"""The characters that a `Bearer` header can carry (RFC 6750), and enough of them that nobody guesses a token."""
 
 
 class Loopback:
@@ -70,27 +68,29 @@ class Loopback:
 
 
 def load_token(path: Path) -> str:
-    """Read the token, or make one if there is none; whoever does so at the same time gets the same one.
+    """Read the token, and make it first if there is none; see `load_secret`.
 
     Args:
-        path: Its file, in a directory that is ours. It may be written by hand, with a token of one's own.
+        path: The file, in a private directory that exists. A user may have written a token of their own into it.
+
+    Returns:
+        16 to 512 characters that a `Bearer` header can carry.
 
     Raises:
         ForeignPathError: The file is not ours, or holds no token.
     """
-    with contextlib.suppress(FileNotFoundError):
-        return _read(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
-        # Unlike a renaming, this never replaces the token that somebody else has just made.
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return _read(path)
+    secret = load_secret(path, _new_token)
+    token = secret.decode("latin-1").strip()
+    if not _TOKEN.fullmatch(token):
+        raise ForeignPathError(
+            f"{path} holds no token, which is 16 to 512 letters, digits or any of ._~+/=-; remove it, and the next start makes "
+            "one"
+        )
+    return token
+
+
+def _new_token() -> bytes:
+    return f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n".encode()
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
@@ -114,28 +114,3 @@ def _listen(address: tuple[str, int]) -> socket.socket:
 
 def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _read(path: Path) -> str:
-    # O_NONBLOCK: a pipe in its place must not hold the daemon up.
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ForeignPathError(f"{path} cannot be read: {error.strerror}; remove it, and the next start makes one") from None
-    try:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.getuid():
-            raise ForeignPathError(f"{path} is not a file of yours; remove it, and the next start makes one")
-        if stat.S_IMODE(info.st_mode) & 0o077:
-            os.fchmod(descriptor, 0o600)
-        token = os.read(descriptor, _MOST_READ).decode("latin-1").strip()
-    finally:
-        os.close(descriptor)
-    if not _TOKEN.fullmatch(token):
-        raise ForeignPathError(
-            f"{path} holds no token, which is 16 to 512 letters, digits or any of ._~+/=-; remove it, and the next start makes "
-            "one"
-        )
-    return token

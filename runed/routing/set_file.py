@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from runed.domain.requests import CentroidHeader
 from runed.errors import BadCentroidsError
+from runed.files import NewFile
 from runed.routing.centroids import CentroidSet, Content, Matrix, block_rows, raw
 
 FORMAT = 1
@@ -75,13 +75,10 @@ class IncomingFile:
 
     def __init__(self, path: Path, header: CentroidHeader, *, model: str) -> None:
         self.content = Content(dim=header.dim, nlist=header.nlist, preset=header.preset)
-        self._path = path
         self._header = header
         self._model = model
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self._file: BinaryIO = os.fdopen(descriptor, "w+b")
-        self._file.seek(PAGE_BYTES)
+        self._new = NewFile(path)
+        self._new.file.seek(PAGE_BYTES)
 
     def append(self, block: Matrix) -> None:
         """Take the next centroids.
@@ -91,7 +88,7 @@ class IncomingFile:
             OSError: They cannot be written.
         """
         self.content.update(block)
-        self._file.write(raw(block))
+        self._new.file.write(raw(block))
 
     def publish(self, version: str) -> CentroidSet:
         """Put the complete set into its place, where a reader or a crash sees the old or the new one, whole.
@@ -111,25 +108,16 @@ class IncomingFile:
             preset=self._header.preset,
             checksum=self.content.checksum(version, self._model),
         )
-        self._file.seek(0)
-        self._file.write(msgspec.json.encode(description).ljust(PAGE_BYTES))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        centroids = _map(self._file, description, self.content)
-        self._temporary.replace(self._path)
+        self._new.file.seek(0)
+        self._new.file.write(msgspec.json.encode(description).ljust(PAGE_BYTES))
+        self._new.file.flush()
+        centroids = _map(self._new.file, description, self.content)
+        self._new.publish()
         return centroids
 
     def discard(self) -> None:
-        """Let go of the file; what was not published is gone."""
-        with suppress(OSError):  # what is still to be written is not wanted any more
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what a daemon that was killed has left half written beside a file."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+        """Close the file, and remove it unless it was published."""
+        self._new.discard()
 
 
 def load(path: Path, *, dim: int, model: str) -> CentroidSet:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,11 +18,12 @@ from runed.errors import (
     NoCentroidSetError,
     QueueFullError,
 )
+from runed.files import remove_unfinished, run_in_thread
 from runed.log import get_logger
 from runed.paths import ensure_private_dir
 from runed.processes import release_free_memory
 from runed.routing.centroids import MAX_SET_BYTES, CentroidSet, block_rows
-from runed.routing.set_file import IncomingFile, UnusableFileError, load, remove_unfinished
+from runed.routing.set_file import IncomingFile, UnusableFileError, load
 
 MAX_NAME_BYTES = 256
 """The most that a version, or the name of a preset, may have in UTF-8."""
@@ -36,8 +36,6 @@ TURN_SECONDS = 30.0
 
 RETRY_SECONDS = 5.0
 """After how many seconds."""
-
-T = TypeVar("T")
 
 _log = get_logger(__name__)
 
@@ -165,9 +163,9 @@ class CentroidStore:
         try:
             async with asyncio.timeout(RECEIVE_SECONDS):
                 await self._receive(header, batches, incoming)
-            await _in_thread(partial(self._publish, incoming, _version(header, incoming.content.version)))
+            await run_in_thread(partial(self._publish, incoming, _version(header, incoming.content.version)))
         finally:
-            await _in_thread(incoming.discard)
+            await run_in_thread(incoming.discard)
 
     async def _receive(
         self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]], incoming: IncomingFile
@@ -182,7 +180,7 @@ class CentroidStore:
                 filled += 1
                 count += 1
                 if filled == len(block):
-                    await _in_thread(partial(incoming.append, block))
+                    await run_in_thread(partial(incoming.append, block))
                     filled = 0
         if count < header.nlist:
             raise BadCentroidsError(
@@ -190,7 +188,7 @@ class CentroidStore:
                 metadata={"nlist": str(header.nlist), "received": str(count)},
             )
         if filled:
-            await _in_thread(partial(incoming.append, block[:filled]))
+            await run_in_thread(partial(incoming.append, block[:filled]))
 
     def _check_next(self, centroid: Centroid, count: int, nlist: int) -> None:
         """Refuse a centroid that is not the next one of the set."""
@@ -227,16 +225,3 @@ def _version(header: CentroidHeader, computed: str) -> str:
             metadata={"version": header.version, "computed": computed},
         )
     return header.version or computed
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Run something beside the event loop, to its end: a cancelled caller must not close a file that a thread still writes."""
-    task = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):  # of a caller who is cancelled twice
-                await asyncio.wait([task])
-        task.exception()  # it comes too late to matter, but asyncio wants it to be seen
-        raise

@@ -158,6 +158,54 @@ def test_the_exposition_holds_what_was_counted(metrics: Metrics) -> None:
     assert CONTENT_TYPE == "text/plain; version=0.0.4; charset=utf-8"
 
 
+HISTOGRAMS = {
+    "runed_queue_wait_seconds": (
+        0.001,
+        0.0025,
+        0.005,
+        0.01,
+        0.025,
+        0.05,
+        0.1,
+        0.25,
+        0.5,
+        1.0,
+        2.5,
+        5.0,
+        10.0,
+        30.0,
+        60.0,
+        300.0,
+    ),
+    "runed_batch_seconds": (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    "runed_batch_texts": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
+    "runed_batch_tokens": (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 8192.0),
+}
+"""The buckets that dashboards know."""
+
+
+def test_names_labels_and_buckets_stay_as_dashboards_know_them(metrics: Metrics) -> None:
+    metrics.watch("runed_cache_bytes", "Bytes.", lambda: 1)
+    metrics.watch("runed_requests_total", "Calls.", lambda: 1)
+    expected = {(name, "", "") for name in ("runed_cache_bytes", "runed_requests_total")}
+    expected |= {(f"runed_{name}_total", "", "") for name in ("texts", "cache_hits", "shared_texts", "refused_requests")}
+    for lane in ("interactive", "bulk"):
+        expected.add(("runed_tokens_total", lane, ""))
+        for name, bounds in HISTOGRAMS.items():
+            expected |= {(f"{name}_bucket", lane, le) for le in [*map(str, bounds), "+Inf"]}
+            expected |= {(f"{name}_count", lane, ""), (f"{name}_sum", lane, "")}
+    samples = [sample for family in scrape(metrics).values() for sample in family.samples]
+    assert not [sample.name for sample in samples if sample.name.endswith("_created")]
+    assert all(sample.labels.keys() <= {"lane", "le"} for sample in samples)
+    found = [(sample.name, sample.labels.get("lane", ""), sample.labels.get("le", "")) for sample in samples]
+    assert len(found) == len(set(found))
+    assert {sample for sample in found if sample[0].startswith("runed_")} == expected
+    assert {sample[0] for sample in found if not sample[0].startswith("runed_")} == {
+        *("process_cpu_seconds_total", "process_max_fds", "process_open_fds", "process_resident_memory_bytes"),
+        *("process_start_time_seconds", "process_virtual_memory_bytes"),
+    }
+
+
 def test_watched_numbers_are_read_at_each_scrape(metrics: Metrics) -> None:
     depth = {"interactive": 0, "bulk": 7}
     for lane in depth:
@@ -192,7 +240,7 @@ def test_an_hour_at_any_rate_takes_bounded_memory_and_little_time(metrics: Metri
         metrics.computed(Lane.BULK, texts=1, tokens=10, seconds=0.01)
     each = (time.process_time() - started) / observations
     assert each < 50e-6  # measured: 3 microseconds; this much only where something grows with what was counted
-    recent = metrics._lanes[Lane.BULK].recent_waits._slices
+    recent = metrics._recent_waits[Lane.BULK]._slices
     assert len(recent) == 12
     assert all(len(counts) <= 520 for _, counts in recent)
     assert metrics.stats().bulk.total_texts == observations

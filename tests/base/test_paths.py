@@ -1,17 +1,15 @@
-"""Private directories, short aliases and writes in one step."""
+"""Private directories and short aliases."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import stat
 from pathlib import Path
 
 import pytest
 
 from runed.errors import ForeignPathError
-from runed.files import write_atomically
 from runed.paths import Paths, ensure_private_dir, short_socket_path
 
 
@@ -53,27 +51,3 @@ def test_directory_of_somebody_else_is_refused(home: Path) -> None:
     with pytest.raises(ForeignPathError, match="12345"):
         ensure_private_dir(directory)
     assert directory.stat().st_uid == 12345
-
-
-def test_atomic_write_that_a_full_disk_refused_names_the_file_and_leaves_the_old_one(home: Path) -> None:
-    path = home / "file.json"
-    write_atomically(path, b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow, as on a full disk
-    try:
-        with pytest.raises(OSError, match=r"file\.json'") as caught:
-            write_atomically(path, b"new")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caught.value.filename == str(path)
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in home.iterdir()] == ["file.json"]
-
-
-def test_atomic_write_replaces_and_leaves_nothing_beside(home: Path) -> None:
-    path = home / "file.json"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [entry.name for entry in home.iterdir()] == ["file.json"]

@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from runed.bootstrap.archive import extract
-from runed.files import file_errors
+from runed.bootstrap.disk import file_errors
 from runed.errors import DiskSpaceError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, {resource.RLIM_INFINITY}))
 try:

@@ -146,15 +146,16 @@ def test_the_bound_holds_for_real_memory(dim: int, memory_bytes: int) -> None:
 def test_the_bound_holds_for_the_process() -> None:
     code = """
 import os, psutil
-from runed.caching.cache import CachedVector, DEFAULT_MEMORY_BYTES, VectorCache
-cache = VectorCache(DEFAULT_MEMORY_BYTES)
+from runed.caching.cache import CachedVector, VectorCache
+MEMORY_BYTES = 64 * 1024 * 1024
+cache = VectorCache(MEMORY_BYTES)
 def put(count):
     for number in range(count):
         cache.put(os.urandom(32), CachedVector(os.urandom(1536), 1000 + number, 2000 + number))
 put(10)
 before = psutil.Process().memory_info().rss
 put(60_000)
-print((psutil.Process().memory_info().rss - before) / DEFAULT_MEMORY_BYTES)
+print((psutil.Process().memory_info().rss - before) / MEMORY_BYTES)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert 0.7 <= float(done.stdout) <= 1.1

@@ -23,7 +23,7 @@ from runed.caching import disk_cache
 from runed.caching.cache import VectorCache
 from runed.caching.disk_cache import MAX_PENDING_BYTES, MAX_USED_KEYS, MIN_DISK_BYTES, DiskCache
 from runed.caching.entry import CachedVector
-from runed.caching.vector_file import EVICTION_ROWS, PAGE_BYTES, RECENCY_SECONDS, SPARE_BYTES, load_secret
+from runed.caching.vector_file import EVICTION_ROWS, PAGE_BYTES, RECENCY_SECONDS, SPARE_BYTES
 from tests.fakes import vector_writer
 from tests.fakes.vector_writer import key_of, open_cache, value_of
 
@@ -227,61 +227,87 @@ async def test_modes_that_are_too_wide_are_narrowed(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-async def test_neither_keys_nor_vectors_can_be_found_in_the_file(tmp_path: Path) -> None:
+async def test_no_key_can_be_found_in_the_file(tmp_path: Path) -> None:
     disk = open_cache(tmp_path)
     put(disk, *range(50))
-    disk.put(key_of(50), value_of(0))  # another text with the vector of the first
     await disk.flush()
     stored = b"".join(path.read_bytes() for path in file_of(tmp_path).parent.iterdir())
     assert len(stored) > 50 * 1536
-    for number in range(50):
-        assert key_of(number) not in stored
-        vector = value_of(number).vector
-        assert not any(vector[start : start + 8] in stored for start in range(0, len(vector), 8))
+    assert not any(key_of(number) in stored for number in range(50))
     assert (tmp_path / "secret").read_bytes() not in stored
     await disk.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"half a secret", bytes(33)])
+async def test_a_secret_that_is_not_whole_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(content)
+    await make(tmp_path, 1)
+    secret = path.read_bytes()
+    assert len(secret) == 32
+    assert secret != content
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    disk = open_cache(tmp_path)
+    assert await numbers_in(disk, range(3)) == {1}
+    await disk.close()
+    assert path.read_bytes() == secret
+
+
+# Several spaces
+
+
+async def test_vectors_of_several_models_stay_and_go_by_their_use_alone(tmp_path: Path) -> None:
+    disk = open_cache(tmp_path)
+    for fingerprint, value in (("one", 0), ("another", 1)):
+        for number in range(1500):
+            disk.put(key_of(number, fingerprint), value_of(number + value))
+        await disk.flush()
+    await disk.close()
+    assert edit(tmp_path, "UPDATE vector SET used = used - ?", RECENCY_SECONDS + 1) == 3000
+
+    disk = open_cache(tmp_path)  # of the first model again
+    assert await disk.get([key_of(7, "one")]) == {key_of(7, "one"): value_of(7)}
+    assert await disk.get([key_of(7, "another")]) == {key_of(7, "another"): value_of(8)}
+    disk.touch([key_of(number, fingerprint) for number in range(100) for fingerprint in ("one", "another")])
+    await disk.flush()
+    for start in range(5000, 7000, 500):
+        put(disk, *range(start, start + 500))
+        await disk.flush()
+    assert bytes_on_disk(tmp_path) <= MIN_DISK_BYTES
+    used = [key_of(number, fingerprint) for number in range(100) for fingerprint in ("one", "another")]
+    assert set(await disk.get(used)) == set(used)
+    old = [key_of(number, fingerprint) for number in range(100, 700) for fingerprint in ("one", "another")]
+    assert {key for key in await disk.get(old) if key in old[::2]} == set(), "the older model's go first"
+    assert await numbers_in(disk, range(5000, 7000)) == set(range(5000, 7000))
+    await disk.close()
+
+
+VERSION_1 = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE about (identity BLOB NOT NULL);
+CREATE TABLE vector (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, value BLOB NOT NULL);
+CREATE INDEX vector_used ON vector (used);
+INSERT INTO about VALUES (randomblob(32));
+INSERT INTO vector (key, used, value) VALUES (randomblob(32), 1, randomblob(1564)), (randomblob(32), 2, randomblob(1564));
+PRAGMA user_version = 1;
+"""
+"""A file of the version that masked vectors and held those of one model only."""
+
+
+async def test_a_file_of_version_1_begins_anew_without_an_error(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o700)
     with closing(sqlite3.connect(file_of(tmp_path))) as connection:
-        values = [row[0] for row in connection.execute("SELECT value FROM vector")]
-    pieces = [value[start : start + 8] for value in values for start in range(0, len(value) - 8, 8)]
-    assert len(set(pieces)) == len(pieces), "equal vectors look equal"
-
-
-def test_all_who_ask_for_the_secret_at_once_get_the_same(tmp_path: Path) -> None:
-    for attempt in range(20):
-        path = tmp_path / str(attempt)
-        if attempt % 2:
-            path.write_bytes(b"half a secret")
-        barrier, secrets = threading.Barrier(8), list[bytes]()
-
-        def ask(path: Path = path, barrier: threading.Barrier = barrier, secrets: list[bytes] = secrets) -> None:
-            barrier.wait()
-            secrets.append(load_secret(path))
-
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert secrets == [path.read_bytes()] * 8
-        assert len(secrets[0]) == 32
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert len({(tmp_path / str(attempt)).read_bytes() for attempt in range(20)}) == 20
-
-
-# Another space
-
-
-async def test_another_fingerprint_empties_it_and_gives_the_space_back(tmp_path: Path) -> None:
-    await make(tmp_path, *range(2000))
-    assert bytes_on_disk(tmp_path) > 2000 * 1536
-    disk = open_cache(tmp_path, fingerprint="another")
-    assert await numbers_in(disk, range(2000)) == set()
-    assert bytes_on_disk(tmp_path) < 100_000
-    put(disk, 1)
-    await disk.close()
-    disk = open_cache(tmp_path, fingerprint="another")
-    assert await numbers_in(disk, range(2000)) == {1}
-    await disk.close()
+        connection.executescript(VERSION_1)
+    with capture_logs() as logs:
+        disk = open_cache(tmp_path)
+        put(disk, 1)
+        await disk.flush()
+        assert await numbers_in(disk, range(3)) == {1}
+        assert disk.active
+        await disk.close()
+    assert [line["log_level"] for line in logs] == ["info"]
+    with closing(sqlite3.connect(file_of(tmp_path))) as connection:
+        assert connection.execute("SELECT count(*) FROM vector").fetchone() == (1,)
 
 
 async def test_another_secret_empties_it(tmp_path: Path) -> None:
@@ -530,13 +556,12 @@ async def test_a_second_opener_goes_without(tmp_path: Path) -> None:
     first = open_cache(tmp_path)
     put(first, 1)
     await first.flush()
-    for fingerprint in ("fingerprint", "another"):
-        with capture_logs() as logs:
-            second = open_cache(tmp_path, fingerprint=fingerprint)
-            assert await numbers_in(second, range(3)) == set()
-            put(second, 2)
-            await second.close()
-        assert [line["event"] for line in logs] == ["the disk cache cannot be opened"]
+    with capture_logs() as logs:
+        second = open_cache(tmp_path)
+        assert await numbers_in(second, range(3)) == set()
+        put(second, 2)
+        await second.close()
+    assert [line["event"] for line in logs] == ["the disk cache cannot be opened"]
     put(first, 2)
     await first.flush()
     assert await numbers_in(first, range(3)) == {1, 2}

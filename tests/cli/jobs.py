@@ -1,4 +1,4 @@
-"""Running jobs of `runed embed` with the stand-in of `stand_in.py`, as a process or, quicker, within the test."""
+"""Run jobs of `runed embed` with the stand-in of `stand_in.py`, as a process or, quicker, within the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROGRAM = Path(__file__).with_name("stand_in.py")
 
 
 class WrongUsageError(Exception):
-    """What argparse would exit for."""
+    """An error for which argparse would exit."""
 
 
 def here(*arguments: str | os.PathLike[str], options: Options | None = None) -> int:
@@ -40,7 +40,7 @@ def here(*arguments: str | os.PathLike[str], options: Options | None = None) -> 
 
 
 def command(*arguments: str | os.PathLike[str], options: Options | None = None) -> list[str | os.PathLike[str]]:
-    """Give the command line of `runed embed` with a stand-in."""
+    """Return the command line of `runed embed` with a stand-in."""
     return [sys.executable, PROGRAM, msgspec.json.encode(options or Options()).decode(), "embed", *arguments]
 
 

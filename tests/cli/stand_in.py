@@ -55,7 +55,7 @@ class Options(msgspec.Struct):
 
 
 class StandIn:
-    """What `runed embed` needs of `runed.Client`."""
+    """The part of `runed.Client` that `runed embed` needs."""
 
     def __init__(self, options: Options) -> None:
         self._options = options

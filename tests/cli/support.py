@@ -24,7 +24,7 @@ SCRIPTS = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Terminal:
-    """What a command on a terminal left: its exit code, what the terminal showed, and what went to standard output."""
+    """The result of a command on a terminal: exit code, content of the terminal, and standard output."""
 
     returncode: int
     screen: str
@@ -48,7 +48,7 @@ class Cli:
     def run(
         self, *arguments: str | bytes, stdin: bytes | None = b"", program: str = "runed"
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end and give its output as text."""
+        """Run a command to its end and return its output as text."""
         done = subprocess.run(
             [SCRIPTS / program, *arguments],
             env=self._environment(),
@@ -105,7 +105,7 @@ class Cli:
             return Terminal(returncode, screen.decode(), output.read())
 
     def daemon(self) -> ProcessIdentity | None:
-        """Give the daemon that serves the home."""
+        """Return the daemon that serves the home."""
         record = DaemonRecord.read(self.paths.daemon_record)
         return ProcessIdentity(record.pid, record.start_time) if record else None
 
@@ -121,7 +121,7 @@ class Cli:
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    """Wait for a command and give its exit code, output and errors."""
+    """Wait for a command and return its exit code, output and errors."""
     stdout, stderr = process.communicate(timeout=60)
     return process.returncode, stdout.decode(), stderr.decode()
 

@@ -13,7 +13,7 @@ from tests.support import wait_until
 
 
 def engines(pid: int) -> list[psutil.Process]:
-    """Give the engines that a process runs."""
+    """Return the engines that a process runs."""
     try:
         return [child for child in psutil.Process(pid).children() if "--parallel" in child.cmdline()]
     except psutil.Error:  # one that ended just now

@@ -1,4 +1,4 @@
-"""Whatever happens, a user sees an exit code that is documented and at most a line, never a stack trace."""
+"""Every ending of a command has a documented exit code and at most one line for the user, never a stack trace."""
 
 from __future__ import annotations
 

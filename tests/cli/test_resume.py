@@ -47,7 +47,7 @@ def journal_of(output: Path) -> Path:
 
 
 def done_rows(output: Path) -> int:
-    """Give how many rows the journal of a job tells as done; 0 without one."""
+    """Return the number of rows that the journal of a job has as done; 0 without a journal."""
     try:
         lines = journal_of(output).read_bytes().split(b"\n")[1:-1]
     except FileNotFoundError:

@@ -20,9 +20,7 @@ def embeddings(client: runed.Client) -> list[runed.Embedding]:
     return [item for item in client.embed_items(TEXTS) if isinstance(item, runed.Embedding)]
 
 
-def test_vectors_outlive_a_killed_daemon_and_another_model_throws_them_away(
-    start_daemon: StartDaemon, home: Path, minilm: Path
-) -> None:
+def test_vectors_outlive_a_killed_daemon_and_another_model(start_daemon: StartDaemon, home: Path, minilm: Path) -> None:
     daemon = start_daemon(RUNED_CACHE="disk")
     daemon.wait_for("STATUS_OK")
     with runed.connect(socket_path=daemon.socket) as client:
@@ -50,6 +48,12 @@ def test_vectors_outlive_a_killed_daemon_and_another_model_throws_them_away(
     daemon.wait_for("STATUS_OK")
     with runed.connect(socket_path=daemon.socket) as client:
         assert not any(item.cached for item in embeddings(client))
+    assert daemon.stop() == 0
+
+    daemon = start_daemon(RUNED_CACHE="disk")
+    daemon.wait_for("STATUS_OK")
+    with runed.connect(socket_path=daemon.socket) as client:
+        assert all(item.cached for item in embeddings(client))
     assert daemon.stop() == 0
 
 

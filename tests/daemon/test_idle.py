@@ -58,7 +58,7 @@ def test_never_suspends_with_a_call_in_flight(start_daemon: StartDaemon) -> None
 
 
 def test_who_keeps_nothing_on_disk_loads_no_database() -> None:
-    program = "import sys, runed.daemon; sys.exit('sqlite3' in sys.modules)"
+    program = "import sys, runed.daemon.run; sys.exit('sqlite3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

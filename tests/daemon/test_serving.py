@@ -188,13 +188,13 @@ def test_home_with_a_long_path_is_served_through_the_alias(tmp_path: Path, llama
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_in_the_midst_of_binding_leaves_nothing_behind(home: Path, number: int) -> None:
     code = f"""
-import os, runed.cli.main, runed.daemon
-bind = runed.daemon.Listener.bind
+import os, runed.cli.main, runed.daemon.run
+bind = runed.daemon.run.Listener.bind
 def interrupted(path):
     listener = bind(path)
     os.kill(os.getpid(), {int(number)})
     return listener
-runed.daemon.Listener.bind = interrupted
+runed.daemon.run.Listener.bind = interrupted
 runed.cli.main.main(["serve"])
 """
     subprocess.run([sys.executable, "-c", code], env=clean_environment(RUNED_HOME=str(home)), check=True, timeout=20)
@@ -204,7 +204,11 @@ runed.cli.main.main(["serve"])
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_before_the_event_loop_listens_to_it_leaves_nothing_behind(home: Path, number: int) -> None:
-    slow = "import time, runed.daemon as d, runed.cli.main as m; d.build_app = lambda host: time.sleep(30); m.main(['serve'])"
+    slow = """
+import time, runed.cli.main, runed.daemon.run
+runed.daemon.run.build_app = lambda host: time.sleep(30)
+runed.cli.main.main(["serve"])
+"""
     starting = subprocess.Popen([sys.executable, "-c", slow], env=clean_environment(RUNED_HOME=str(home)))
     wait_until((home / "embedding.sock").exists, what="the socket")
     starting.send_signal(number)

@@ -20,16 +20,16 @@ STEP = 128
 DIM = 384
 
 
-def key_of(number: int) -> bytes:
-    return cache_key("fingerprint", "", "none", f"text {number}")
+def key_of(number: int, fingerprint: str = "fingerprint") -> bytes:
+    return cache_key(fingerprint, "", "none", f"text {number}")
 
 
 def value_of(number: int, dim: int = DIM) -> CachedVector:
     return CachedVector(hashlib.shake_128(f"vector {number}".encode()).digest(4 * dim), number, number + 1)
 
 
-def open_cache(directory: Path, *, fingerprint: str = "fingerprint", max_bytes: int = MIN_DISK_BYTES) -> DiskCache:
-    return DiskCache(directory / "cache" / "vectors.sqlite", directory / "secret", fingerprint=fingerprint, max_bytes=max_bytes)
+def open_cache(directory: Path, *, max_bytes: int = MIN_DISK_BYTES) -> DiskCache:
+    return DiskCache(directory / "cache" / "vectors.sqlite", directory / "secret", max_bytes=max_bytes)
 
 
 async def main(directory: Path, start: int, max_file_size: int) -> None:

@@ -395,7 +395,7 @@ async def test_what_a_killed_daemon_left_is_swept_up(open_store: Open, path: Pat
     kept = await install(open_store(), values())
     incoming = IncomingFile(path, header(), model=MODEL)
     incoming.append(values(seed=2)[:7])
-    incoming._file.close()
+    incoming._new.file.close()
     assert len(files(path)) == 2
     assert open_store().version == kept
     assert files(path) == ["centroids.bin"]

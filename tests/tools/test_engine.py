@@ -1,4 +1,4 @@
-"""What is built for a machine, and under which name it is kept."""
+"""The engine that is built for a machine, and the name under which it is kept."""
 
 from __future__ import annotations
 

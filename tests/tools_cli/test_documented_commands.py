@@ -24,7 +24,7 @@ EXPECTED = {
 
 
 def commands(heading: str) -> str:
-    """Give the commands of a section."""
+    """Return the commands of a section."""
     section = re.split(r"^## ", DOCUMENT.read_text(), flags=re.MULTILINE)
     [body] = [text for text in section if text.startswith(f"{heading}\n")]
     return "\n".join(re.findall(r"^```sh\n(.*?)^```", body, flags=re.MULTILINE | re.DOTALL))

@@ -28,14 +28,14 @@ def run(program: str, *arguments: str | Path, text: str = "") -> subprocess.Comp
 
 
 def tool(name: str) -> str:
-    """Give a tool that `make setup` has installed."""
+    """Return a tool that `make setup` has installed."""
     path = Path(sys.executable).parent / name
     assert path.exists(), f"{path} is missing: run `make setup`"
     return str(path)
 
 
 def output(result: subprocess.CompletedProcess[str]) -> str:
-    """Give what a tool printed that must have succeeded."""
+    """Run a tool that must succeed, and return its output."""
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

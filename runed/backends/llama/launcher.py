@@ -19,6 +19,7 @@ from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.self_test import CompanyError, check_engine
 from runed.domain.model import ModelInfo
 from runed.errors import BackendUnavailableError, ForeignPathError
+from runed.files import run_in_thread
 from runed.log import get_logger
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
@@ -276,7 +277,7 @@ class Launcher:
     async def _launch_once(self) -> Server:
         output = OutputLog(self._paths.engine_log)
         with self._as_unavailable():
-            await asyncio.to_thread(self._make_room)
+            await run_in_thread(self._make_room)
             child = await ChildProcess.spawn(
                 self.command(),
                 env=engine_environment(),

@@ -1,0 +1,105 @@
+"""The disk that an installation goes to: the hash of a large file, free space, and errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from runed.errors import BootstrapError, DiskSpaceError
+from runed.files import run_in_thread
+
+_HASH_BYTES = 1024 * 1024
+"""Bytes that are read and hashed at once. A cancel waits for one such step."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers for no room, no quota, and a file over the limit of its size (`ulimit -f`)."""
+
+
+class Digest(Protocol):
+    """A hash object of hashlib."""
+
+    def update(self, data: bytes, /) -> None:
+        """Hash more bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the hash as hexadecimal digits."""
+        ...
+
+
+async def hash_into(digest: Digest, file: BinaryIO) -> None:
+    """Hash an open file from its current position to its end.
+
+    Args:
+        digest: The digest, which may have hashed something already.
+        file: The open file.
+    """
+
+    def step() -> int:
+        data = file.read(_HASH_BYTES)
+        digest.update(data)
+        return len(data)
+
+    while await run_in_thread(step):
+        pass
+
+
+async def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        await hash_into(digest, file)
+    return digest.hexdigest()
+
+
+def require_space(directory: Path, needed: int, purpose: str) -> None:
+    """Check that there is room, before a long work begins.
+
+    Args:
+        directory: A directory on the disk that is written to.
+        needed: The bytes that will be written.
+        purpose: The work, such as "extracting the engine".
+
+    Raises:
+        DiskSpaceError: There is less room.
+    """
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"{purpose} needs {_megabytes(needed)} in {directory}, but only {_megabytes(free)} are free; "
+            "make room, or set RUNED_HOME to a larger disk"
+        )
+
+
+@contextmanager
+def file_errors(action: str) -> Iterator[None]:
+    """Turn an `OSError` of the block into an error that says what to do.
+
+    Args:
+        action: The work of the block, such as "write the model".
+
+    Raises:
+        DiskSpaceError: The disk is full.
+        BootstrapError: The file system refused something else.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = error.filename2 or error.filename or "RUNED_HOME"
+        if error.errno in _FULL:
+            raise DiskSpaceError(
+                f"cannot {action}: {error.strerror} ({place}); make room or raise the limit, and try again: "
+                "what is there is kept"
+            ) from error
+        raise BootstrapError(
+            f"cannot {action}: {error.strerror or type(error).__name__} ({place}); check the permissions of RUNED_HOME"
+        ) from error
+
+
+def _megabytes(count: int) -> str:
+    """Format bytes in MB of 1,000,000 bytes, as disks are sold."""
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,129 @@
+"""Run one job: read and check the input, connect, embed, write the output, and count the texts without a vector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import runed
+from runed.errors import EmptyBatchError
+from runed.jobs import parquet
+from runed.jobs.formats import ENCODERS
+from runed.jobs.inputs import Item, Source
+from runed.jobs.job import Job
+from runed.jobs.ordering import survey
+from runed.jobs.outputs import choose_format, open_output
+
+if TYPE_CHECKING:
+    from runed.client.options import EmbedOptions, Lane, Role, Truncate
+
+INTERACTIVE_TEXTS = 8
+"""Texts of the largest job that a person is expected to wait for, as the daemon expects of a batch."""
+
+_READING_STEP = 5000
+"""Texts between two reports of progress during the first reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """The result of a job.
+
+    Attributes:
+        count: The number of texts; 0 if an earlier run had completed the output.
+        failed: The number of texts that have no vector.
+    """
+
+    count: int
+    failed: int
+
+
+def run_job(
+    source: Source,
+    output: str | os.PathLike[str],
+    *,
+    connect: Callable[[], AbstractContextManager[runed.Client]] | None = None,
+    output_format: str | None = None,
+    role: Role | None = None,
+    instruction: str = "",
+    dimensions: int | None = None,
+    truncate: Truncate = "none",
+    lane: Lane | None = None,
+    keep_going: bool = False,
+    keep: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    on_complaint: Callable[[str], None] = lambda _message: None,
+) -> JobResult:
+    """Embed all texts of a source and write their vectors to an output.
+
+    Messages name these parameters as `runed embed` does: `resume=True` here is "--resume" in a message.
+
+    Args:
+        source: The input, from `runed.jobs.inputs`, or any callable that yields the same items at each call.
+        output: A path, or "-" for standard output. A file gets its name only when it is complete.
+        connect: Called for a client once the input is checked; None means `runed.connect`. The client is closed at the end.
+        output_format: A key of `runed.jobs.formats.ENCODERS`; None chooses by the extension of the output, else "json".
+        role: As in `runed.EmbedOptions`, and so are the next three.
+        instruction: The task of a query.
+        dimensions: The number of values of each vector.
+        truncate: The treatment of a text that is too long.
+        lane: The queue. None means "interactive" for at most 8 texts, and the choice of the daemon for more.
+        keep_going: Whether a text that cannot be embedded is recorded in the output; otherwise it ends the job.
+        keep: Whether an interrupted job leaves a part of the output, from which it can be resumed.
+        resume: Whether to go on with such a part; without one, the job begins.
+        overwrite: Whether to throw such a part away.
+        on_progress: Called now and then with the number of texts that are done and of all texts. The latter is 0 during the
+            first reading of the input, which counts them.
+        on_complaint: Called with a sentence for the user: a text without a vector, a part that is kept, a job that is done.
+
+    Returns:
+        The number of texts, and of those without a vector.
+
+    Raises:
+        SettingsError: The input cannot be read, the output cannot be written or resumed, or pyarrow is missing.
+        EmptyBatchError: The input holds no text.
+        RunedError: A text cannot be embedded, the daemon failed, or the part to resume is of another job.
+    """
+    output = os.fspath(output)
+    output_format = choose_format(output_format, output)
+    if output_format == "parquet":
+        parquet.pyarrow()  # so that its absence is an error before any work
+    options: EmbedOptions = {"role": role, "instruction": instruction, "dimensions": dimensions, "truncate": truncate}
+    chosen = {name: str(value or "") for name, value in options.items()} | {"format": output_format}
+    with open_output(output, keep=keep, resume=resume, overwrite=overwrite, on_complaint=on_complaint) as opened:
+        if opened.complete:
+            on_complaint(f"{output} is complete already; leave out --resume to make it anew")
+            return JobResult(count=0, failed=0)
+        surveyed = survey(_reported(source, on_progress), done=opened.mark.done, keep_going=keep_going)
+        if not surveyed.count:
+            raise EmptyBatchError("the input holds no text; give at least one")
+        opened.check(chosen, surveyed.inputs_done.hex())
+        options["lane"] = "interactive" if lane is None and surveyed.count <= INTERACTIVE_TEXTS else lane
+        with (connect or runed.connect)() as client:
+            job = Job(
+                client=client,
+                output=opened,
+                encoder_type=ENCODERS[output_format],
+                surveyed=surveyed,
+                chosen=chosen,
+                keep_going=keep_going,
+                on_progress=on_progress,
+                on_complaint=on_complaint,
+            )
+            return JobResult(count=surveyed.count, failed=job.run(source, options))
+
+
+def _reported(source: Source, on_progress: Callable[[int, int], None]) -> Source:
+    """Return a source that reports how many items were read."""
+
+    def items() -> Iterator[Item]:
+        for number, item in enumerate(source()):
+            if number and number % _READING_STEP == 0:
+                on_progress(number, 0)
+            yield item
+
+    return items
