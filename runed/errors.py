@@ -1,13 +1,14 @@
-"""Every exception that runed raises on purpose; nothing here knows the wire.
+"""The exceptions that runed raises on purpose. This module does not know the wire.
 
-A `RunedError` is an answer to a user: its text says what was wrong, which limit applies and what to do now. Its `reason` is the
-stable, machine-readable name that travels in `google.rpc.ErrorInfo`, and its `metadata` the facts beside it. The daemon raises
-these; the client turns an answer's reason back into the same class.
+A `RunedError` is an answer to a user: its text says what was wrong, which limit applies and what to do now. Its `reason` is a
+stable name for programs, and its `metadata` are facts for programs; both travel in `google.rpc.ErrorInfo`. The daemon raises an
+error, and the client raises the class of the same reason.
 """
 
 from __future__ import annotations
 
 WINDOWS_UNSUPPORTED = "Windows is not supported; run runed on Linux, on macOS or inside WSL 2"
+"""The text of the error on Windows, which several modules raise."""
 
 
 class RunedError(Exception):
@@ -16,7 +17,7 @@ class RunedError(Exception):
     Attributes:
         reason: The stable name of the kind of error, in capitals.
         metadata: Facts for programs, such as `{"tokens": "600", "limit": "512"}`.
-        retry_after: Seconds after which trying again can help, or None if it cannot.
+        retry_after: Seconds after which another try can help; None if none can.
     """
 
     reason: str = "INTERNAL"
@@ -39,7 +40,7 @@ class SettingsError(RunedError):
 
 
 class UnsupportedPlatformError(RunedError):
-    """This operating system or processor is not one that runed runs on."""
+    """runed does not run on this operating system or processor."""
 
     reason = "UNSUPPORTED_PLATFORM"
 
@@ -48,13 +49,13 @@ class UnsupportedPlatformError(RunedError):
 
 
 class InvalidRequestError(RunedError):
-    """The request itself is wrong; sending it again will not help."""
+    """The request itself is wrong. Another try does not help."""
 
     reason = "INVALID_REQUEST"
 
 
 class EmptyTextError(InvalidRequestError):
-    """A text is empty or only white space, so that a vector of it would mean nothing."""
+    """A text is empty or only white space. Its vector would mean nothing."""
 
     reason = "EMPTY_TEXT"
 
@@ -66,7 +67,7 @@ class InvalidTextError(InvalidRequestError):
 
 
 class TextTooLongError(InvalidRequestError):
-    """A text has more tokens than the model reads; metadata holds `tokens`, `limit` and, in a batch, `index`."""
+    """A text has more tokens than the model reads; `metadata` has `tokens`, `limit` and, in a batch, `index`."""
 
     reason = "TEXT_TOO_LONG"
 
@@ -78,43 +79,43 @@ class EmptyBatchError(InvalidRequestError):
 
 
 class BatchTooLargeError(InvalidRequestError):
-    """A batch holds more texts than one request, or more bytes than the queue, may; metadata holds what and the limits."""
+    """A batch has more texts than one request may have, or more bytes than the queue may; `metadata` has sizes and limits."""
 
     reason = "BATCH_TOO_LARGE"
 
 
 class BadDimensionsError(InvalidRequestError):
-    """The model gives no vectors of so many values; metadata holds `dimensions`, `min` and `max`."""
+    """The model has no vectors of the requested dimensions; `metadata` has `dimensions`, `min` and `max`."""
 
     reason = "BAD_DIMENSIONS"
 
 
 class BadInstructionError(InvalidRequestError):
-    """An instruction was given where none can be used."""
+    """An instruction was given to a text or model that uses none."""
 
     reason = "BAD_INSTRUCTION"
 
 
 class BadCentroidsError(InvalidRequestError):
-    """A centroid set is not one: of another dimension than the model, too large, incomplete, or not what its version says."""
+    """A centroid set has other dimensions than the model, is too large or incomplete, or its version is wrong."""
 
     reason = "BAD_CENTROIDS"
 
 
 class RequestTooLargeError(RunedError):
-    """A request message has more bytes than the daemon reads; metadata holds `limit`."""
+    """A request message has more bytes than the daemon reads; `metadata` has `limit`."""
 
     reason = "REQUEST_TOO_LARGE"
 
 
 class QueueFullError(RunedError):
-    """As much waits already as may wait; metadata holds `limit_texts` and `limit_bytes`, `retry_after` when to try again."""
+    """The queue is full; `metadata` has `limit_texts` and `limit_bytes`, and `retry_after` is set."""
 
     reason = "QUEUE_FULL"
 
 
 class UnimplementedError(RunedError):
-    """This version of the daemon does not know the method or cannot do what was asked."""
+    """This version of the daemon does not know the method, or cannot do what was asked."""
 
     reason = "UNIMPLEMENTED"
 
@@ -123,31 +124,31 @@ class UnimplementedError(RunedError):
 
 
 class BootstrappingError(RunedError):
-    """The engine or the model is not there yet; it is being fetched or started."""
+    """Engine or model are not there yet: they are being downloaded or started."""
 
     reason = "BOOTSTRAPPING"
 
 
 class NoCentroidSetError(RunedError):
-    """There is no centroid set to route by; push one."""
+    """There is no centroid set to route by."""
 
     reason = "NO_CENTROID_SET"
 
 
 class CentroidStoreError(RunedError):
-    """A centroid set could not be written to the disk; the one before it stays."""
+    """A centroid set could not be written to the disk. The set before it stays."""
 
     reason = "CENTROIDS_NOT_STORED"
 
 
 class ShuttingDownError(RunedError):
-    """The daemon takes nothing new because it is about to exit."""
+    """The daemon takes no new calls because it is about to exit."""
 
     reason = "SHUTTING_DOWN"
 
 
 class DeadlineExceededError(RunedError):
-    """The caller's time was over before the answer was there."""
+    """The caller's deadline passed before the answer was there."""
 
     reason = "DEADLINE_EXCEEDED"
 
@@ -156,7 +157,7 @@ class DeadlineExceededError(RunedError):
 
 
 class BackendError(RunedError):
-    """The engine, `llama-server`, did not do its work."""
+    """The engine, `llama-server`, failed."""
 
     reason = "BACKEND_ERROR"
 
@@ -168,13 +169,13 @@ class BackendUnavailableError(BackendError):
 
 
 class BackendFaultError(BackendError):
-    """The engine answered something that is not an embedding, such as NaN or zeros."""
+    """The engine answered a vector that is no embedding, such as NaN or zeros."""
 
     reason = "BACKEND_FAULT"
 
 
 class ModelFileError(BackendError):
-    """A model file is not a GGUF, is cut short, or is not an embedding model that runed can serve."""
+    """A model file is no GGUF, is cut short, or is no embedding model that runed can serve."""
 
     reason = "BAD_MODEL_FILE"
 
@@ -189,31 +190,31 @@ class BootstrapError(RunedError):
 
 
 class ManifestError(BootstrapError):
-    """The manifest is not JSON, has another version, or lacks the platform or the variant."""
+    """The manifest is no JSON, has another version, or lacks the platform or the variant."""
 
     reason = "BAD_MANIFEST"
 
 
 class DownloadError(BootstrapError):
-    """A file could not be downloaded in spite of all retries."""
+    """A file could not be downloaded, in spite of all retries."""
 
     reason = "DOWNLOAD_FAILED"
 
 
 class VerificationError(BootstrapError):
-    """A downloaded file has not the size or the SHA-256 that the manifest gives."""
+    """A downloaded file has another size or SHA-256 than the manifest says."""
 
     reason = "VERIFICATION_FAILED"
 
 
 class DiskSpaceError(BootstrapError):
-    """There is not enough room on the disk for what has to be installed."""
+    """The disk has not enough room for an installation."""
 
     reason = "DISK_FULL"
 
 
 class ArchiveError(BootstrapError):
-    """An archive is broken, or holds a member that would leave the folder it is extracted to."""
+    """An archive is broken, or holds a member that would leave its folder."""
 
     reason = "BAD_ARCHIVE"
 
@@ -228,25 +229,25 @@ class LifecycleError(RunedError):
 
 
 class AlreadyRunningError(LifecycleError):
-    """Another daemon serves this home; metadata holds `pid`."""
+    """Another daemon serves this home."""
 
     reason = "ALREADY_RUNNING"
 
 
 class ForeignPathError(LifecycleError):
-    """Something that is not ours stands where a file, directory or socket of runed belongs; it is left untouched."""
+    """A path of runed belongs to another user or program. It is left untouched."""
 
     reason = "FOREIGN_PATH"
 
 
 class DaemonStartError(LifecycleError):
-    """The daemon ended, or did not listen in time, after it was started; the message ends with the tail of its log."""
+    """A started daemon ended, or did not listen in time. The message ends with the tail of its log."""
 
     reason = "DAEMON_START_FAILED"
 
 
 class DaemonUnavailableError(LifecycleError):
-    """No daemon answers on the socket, and none was to be started or it went away again."""
+    """No daemon answers on the socket: none was to be started, or it has ended again."""
 
     reason = "DAEMON_UNAVAILABLE"
 
@@ -259,10 +260,10 @@ def error_of_reason(
     retry_after: float | None = None,
     otherwise: type[RunedError] = RunedError,
 ) -> RunedError:
-    """Give the error that came over the wire.
+    """Return the error that came over the wire.
 
     Args:
-        reason: The name, as in `RunedError.reason`; a newer daemon may have names that are unknown here, and they are kept.
+        reason: The reason, as in `RunedError.reason`. It is kept, also if it is a newer daemon's and unknown here.
         message: The sentence for people.
         metadata: As in `RunedError.metadata`.
         retry_after: As in `RunedError.retry_after`.
@@ -276,14 +277,7 @@ def error_of_reason(
 
 
 def error_for_reason(reason: str) -> type[RunedError]:
-    """Give the class of a reason that came over the wire.
-
-    Args:
-        reason: The name, as in `RunedError.reason`.
-
-    Returns:
-        The class with that reason, or `RunedError` for a reason of a newer daemon.
-    """
+    """Return the class of a reason that came over the wire; `RunedError` for an unknown one of a newer daemon."""
     pending = [RunedError]
     while pending:
         cls = pending.pop()

@@ -69,12 +69,12 @@ def replace_durably(temporary: Path, target: Path) -> None:
 
 
 class NewFile:
-    """A file that is written beside its place, and gets its name when it is complete.
+    """A file that is written under a temporary name, and renamed when it is complete.
 
     Call `discard` at the end in any case.
 
     Args:
-        path: The place. Its directory must exist.
+        path: The final path. Its directory must exist.
         mode: The permissions of the file.
 
     Attributes:
@@ -91,7 +91,7 @@ class NewFile:
         self.file: BinaryIO = os.fdopen(os.open(self._temporary, flags, mode), "w+b")
 
     def publish(self, *, replace: bool = True) -> None:
-        """Give the file its name, in one step that survives a power cut.
+        """Rename the complete file, in one step that survives a power cut.
 
         Args:
             replace: Whether to replace a file of that name; otherwise that file stays.

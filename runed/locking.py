@@ -1,4 +1,4 @@
-"""A lock between processes that the kernel releases however its holder ends."""
+"""A lock between processes that the kernel releases at any end of its holder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Self
 
 
 class LockFile:
-    """An exclusive `flock` on a file that holds its holder's pid as text.
+    """An exclusive `flock` on a file that holds the pid of the holder as text.
 
-    The file is never unlinked: a process that waits on an unlinked file would lock something that nobody else can see.
+    The file is never unlinked: a process that waits for an unlinked file would get a lock that excludes nobody.
 
     Args:
         path: The lock file; its directory must exist.
@@ -23,11 +23,7 @@ class LockFile:
         self._descriptor: int | None = None
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free.
-
-        Returns:
-            Whether this object holds the lock now.
-        """
+        """Take the lock if it is free; return whether this object holds it now."""
         if self._descriptor is not None:
             return True
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -39,7 +35,7 @@ class LockFile:
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:  # the disk is full; left open, the descriptor would hold the lock as long as the process lives
+        except OSError as error:  # the disk is full; an open descriptor would hold the lock for the life of the process
             os.close(descriptor)
             error.filename = os.fspath(self._path)
             raise
@@ -47,14 +43,14 @@ class LockFile:
         return True
 
     def holder(self) -> int | None:
-        """Give the pid that the file names: the holder's, or where nobody holds the lock, the last one's."""
+        """Return the pid in the file: of the holder, or of the last holder if the lock is free. None if there is none."""
         try:
             return int(self._path.read_text())
         except (OSError, ValueError):
             return None
 
     def release(self) -> None:
-        """Give the lock back; does nothing if it is not held."""
+        """Release the lock, if it is held."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,7 +1,7 @@
 """Structured logs: one JSON object a line, on standard error or in a file that is rotated by size.
 
-A log never holds a user's text. An unexpected exception is logged by `describe_exception`, which leaves its message out, since
-a library may quote its input there.
+A log never holds a user's text. `describe_exception` logs an unexpected exception without its message, in which a library may
+quote its input.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from typing import Any
 import structlog
 
 MAX_LOG_BYTES = 5 * 1024 * 1024
+"""Bytes at which a log file is rotated."""
+
 LOG_BACKUPS = 3
+"""Older log files that are kept."""
 
 Logger = structlog.stdlib.BoundLogger
 
 
 class _RotatingFile(logging.handlers.RotatingFileHandler):
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 # the base class calls it so
-        """Tell whether a line still fits; the base class asks the file system about the file each time."""
+        """Tell whether a line does not fit any more. The base class asks the file system about the file each time."""
         return self.stream is not None and self.stream.tell() + len(self.format(record)) + 1 > self.maxBytes
 
 
-def configure_logging(file: Path | None = None, *, level: int = logging.INFO, max_bytes: int = MAX_LOG_BYTES) -> None:
-    """Send the logs of this process to one place.
+def configure_logging(file: Path | None = None, *, max_bytes: int = MAX_LOG_BYTES) -> None:
+    """Send the logs of this process to one place: those of runed from INFO on, those of libraries from WARNING on.
 
     Args:
-        file: The log file, rotated by size with three older ones kept; None means standard error.
-        level: The lowest level of runed's own messages; libraries are heard from WARNING on.
-        max_bytes: The largest size of the file, in bytes; 5 MiB by default.
+        file: The log file; None means standard error.
+        max_bytes: Bytes at which the file is rotated.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -65,7 +67,7 @@ def configure_logging(file: Path | None = None, *, level: int = logging.INFO, ma
         old.close()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("runed").setLevel(level)
+    logging.getLogger("runed").setLevel(logging.INFO)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -79,20 +81,20 @@ def configure_logging(file: Path | None = None, *, level: int = logging.INFO, ma
 
 
 def log_unobserved_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG001 # asyncio calls it so
-    """Log what failed where nobody waited for it; for `loop.set_exception_handler`, as asyncio's own handler quotes exceptions.
+    """Log a failure that no caller waited for. For `loop.set_exception_handler`: asyncio's own handler quotes exceptions.
 
     Args:
         loop: The event loop.
-        context: What asyncio knows of it.
+        context: asyncio's description of the failure.
     """
     error = context.get("exception")
-    # With an exception, asyncio's message may quote the arguments of a callback.
+    # If there is an exception, asyncio's message may quote the arguments of a callback.
     details = {"problem": str(context["message"])} if error is None else describe_exception(error)
     get_logger(__name__).error("failure in the event loop", **details)
 
 
 def _describe_exc_info(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ARG001 # structlog calls it so
-    """Keep the message of an exception that a library logs out of the line."""
+    """Replace an exception that a library logs by a description without its message."""
     exc_info = event.pop("exc_info", None)
     if isinstance(exc_info, tuple) and exc_info[1] is not None:
         event.update(describe_exception(exc_info[1]))
@@ -100,25 +102,25 @@ def _describe_exc_info(logger: object, method: str, event: structlog.typing.Even
 
 
 def _order_keys(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ARG001 # structlog calls it so
-    """Put what every line has first, so that people can read a log too."""
+    """Put the keys that every line has first, so that people can read a log, too."""
     first = ("timestamp", "level", "message")
     return {key: event[key] for key in first} | {key: value for key, value in event.items() if key not in first}
 
 
 def get_logger(name: str) -> Logger:
-    """Give the logger of a module; `name` is its `__name__`."""
+    """Return the logger of a module; `name` is its `__name__`."""
     logger: Logger = structlog.stdlib.get_logger(name)
     return logger
 
 
 def describe_exception(error: BaseException) -> dict[str, str]:
-    """Describe an unexpected exception for a log: its type and where it was raised, without its message.
+    """Describe an unexpected exception for a log: its type and its place, without its message.
 
     Args:
         error: The exception.
 
     Returns:
-        Keys `error_type` and `where`, the innermost frames first.
+        The keys `error_type` and `where`: the last frames, the innermost first.
     """
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))

@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from runed.domain.requests import Lane
-from runed.domain.status import EngineStats, LaneStats
+from runed.domain.status import LaneStats, SchedulerStats
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 """The media type of `Metrics.render`."""
@@ -142,14 +142,14 @@ class Metrics:
         """
         self._watched.add(name, help, read, labels)
 
-    def stats(self) -> EngineStats:
+    def stats(self) -> SchedulerStats:
         """Return the totals, and the last minute."""
         recent = _Batches()
         for batches in self._recent_batches.slices():
             recent.count += batches.count
             recent.texts += batches.texts
             recent.tokens += batches.tokens
-        return EngineStats(
+        return SchedulerStats(
             total_texts=_total(self._answered),
             total_tokens=_total(self._tokens),
             tokens_per_second=recent.tokens / self._recent_batches.seconds(),

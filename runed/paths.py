@@ -1,4 +1,4 @@
-"""Every path under `RUNED_HOME`, and the short alias of a socket whose path is too long for the kernel."""
+"""The paths under `RUNED_HOME`, and the short alias of a socket whose path is too long for the kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_SOCKET_PATH = 103
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The files of one home; constructing it touches nothing.
+    """The paths of one home. No file is touched.
 
     Attributes:
         home: The directory, absolute.
@@ -37,32 +37,32 @@ class Paths:
 
     @property
     def config(self) -> Path:
-        """The user's configuration, optional."""
+        """The user's configuration. The file is optional."""
         return self.home / "config.json"
 
     @property
     def daemon_lock(self) -> Path:
-        """Locked by the daemon for as long as it lives."""
+        """The lock that a daemon holds for its whole life."""
         return self.home / "daemon.lock"
 
     @property
     def daemon_record(self) -> Path:
-        """Who serves: pid, start time, version and socket."""
+        """The record of the daemon that serves: pid, start time, version and socket."""
         return self.home / "daemon.json"
 
     @property
     def engine_record(self) -> Path:
-        """The running `llama-server`: pid and start time, so that an orphan can be ended."""
+        """The pid and start time of the running `llama-server`, so that an orphan can be ended."""
         return self.home / "run" / "engine.json"
 
     @property
     def engine_quirks(self) -> Path:
-        """What was learned about the engine on this machine, such as that it needs `--no-repack`."""
+        """The peculiarities of the engine on this machine, such as that it needs `--no-repack`."""
         return self.home / "cache" / "engine-quirks.json"
 
     @property
     def tuning(self) -> Path:
-        """What `runed bench --tune` measured of the engine on this machine."""
+        """The measurements of `runed bench --tune` on this machine."""
         return self.home / "cache" / "tuning.json"
 
     @property
@@ -72,62 +72,62 @@ class Paths:
 
     @property
     def centroids(self) -> Path:
-        """The centroid set that is installed."""
+        """The installed centroid set."""
         return self.home / "cache" / "centroids.bin"
 
     @property
     def cache_secret(self) -> Path:
-        """The secret that keeps texts from being guessed by what is in `vector_cache`."""
+        """The secret without which nobody can look a guessed text up in `vector_cache`."""
         return self.home / "cache.secret"
 
     @property
     def http_token(self) -> Path:
-        """The token that requests over the loopback port (`RUNED_HTTP`) carry."""
+        """The token that each request over the loopback port (`RUNED_HTTP`) carries."""
         return self.home / "http.token"
 
     @property
     def spawn_lock(self) -> Path:
-        """Locked while a client starts a daemon."""
+        """The lock that a client holds while it starts a daemon."""
         return self.home / "spawn.lock"
 
     @property
     def install_lock(self) -> Path:
-        """Locked while engine or model are being installed."""
+        """The lock that a process holds while it installs engine or model."""
         return self.home / "install.lock"
 
     @property
     def installed(self) -> Path:
-        """What is installed, from where and with which hashes."""
+        """The record of the installed files, their origins and their hashes."""
         return self.home / "installed.json"
 
     @property
     def bin(self) -> Path:
-        """Holds the `runed` launcher and the engine."""
+        """The directory of the `runed` launcher and the engine."""
         return self.home / "bin"
 
     @property
     def llama_cpp(self) -> Path:
-        """The extracted engine archive."""
+        """The directory of the extracted engine."""
         return self.bin / "llama-cpp"
 
     @property
     def llama_cpp_marker(self) -> Path:
-        """The SHA-256 of the archive that `llama_cpp` was extracted from."""
+        """The file with the SHA-256 of the archive that `llama_cpp` was extracted from."""
         return self.llama_cpp / ".llama_server.sha256"
 
     @property
     def models(self) -> Path:
-        """The models, one `<variant>.gguf` each."""
+        """The directory of the models, each a `<variant>.gguf`."""
         return self.home / "models"
 
     @property
     def cache(self) -> Path:
-        """What can be fetched or computed again."""
+        """The directory of files that can be fetched or computed again."""
         return self.home / "cache"
 
     @property
     def logs(self) -> Path:
-        """The logs."""
+        """The directory of the logs."""
         return self.home / "logs"
 
     @property
@@ -137,21 +137,21 @@ class Paths:
 
     @property
     def engine_log(self) -> Path:
-        """What `llama-server` wrote to its standard output and error."""
+        """The log of the standard output and error of `llama-server`."""
         return self.logs / "llama-server.log"
 
     @property
     def licenses(self) -> Path:
-        """The licences of engine and model."""
+        """The directory of the licences of engine and model."""
         return self.home / "licenses"
 
     def model(self, variant: str) -> Path:
-        """Give the path of a model; `variant` is a name of the manifest, checked there to be a plain file name."""
+        """Return the path of a model; `variant` is a name of the manifest, which was checked to be a plain file name."""
         return self.models / f"{variant}.gguf"
 
 
 def short_socket_path(path: Path) -> Path:
-    """Give the path itself, or where it is too long, the alias that daemon and clients agree on.
+    """Return the path of a socket, or its alias if the path is too long. Daemon and clients agree on the alias.
 
     Args:
         path: The absolute path of a socket.
@@ -172,13 +172,13 @@ def _alias_dir() -> Path:
 def ensure_private_dir(path: Path) -> None:
     """Make a directory that only this user can enter, or check that it is one.
 
-    A directory of ours with a wider mode is narrowed to 0700, since whoever can enter it can talk to the sockets in it.
+    The mode of a directory of this user becomes 0700: a user who can enter it can talk to the sockets in it.
 
     Args:
-        path: The directory; missing parents are made too.
+        path: The directory. Missing parents are made, too.
 
     Raises:
-        ForeignPathError: The path is not a directory, or belongs to somebody else.
+        ForeignPathError: The path is not a directory, or belongs to another user.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -194,15 +194,15 @@ def ensure_private_dir(path: Path) -> None:
 
 
 def check_socket_dir(socket: Path) -> None:
-    """Refuse an alias directory that somebody else laid out in the world-writable `/tmp`, such as a link to elsewhere.
+    """Refuse an alias directory that another user made in the world-writable `/tmp`, such as a link to elsewhere.
 
-    Whoever owns it could listen there in the daemon's place and read every text. A missing directory is fine: nobody listens.
+    Its owner could listen there in the daemon's place and read every text. A missing directory is fine: nobody listens there.
 
     Args:
-        socket: The path of a socket, as `Paths` gives it.
+        socket: The path of a socket from `Paths`.
 
     Raises:
-        ForeignPathError: The socket's directory is the alias's, but a link, not a directory, not ours, or open to others.
+        ForeignPathError: The socket is in the alias directory, and that is no directory of this user with mode 0700.
     """
     path = socket.parent
     if path != _alias_dir():
@@ -222,7 +222,7 @@ def ensure_socket_dir(socket: Path) -> None:
     """Make and check the directory of a socket, as strictly as its place demands.
 
     Args:
-        socket: The path of a socket, as `Paths` gives it.
+        socket: The path of a socket from `Paths`.
 
     Raises:
         ForeignPathError: See `ensure_private_dir` and `check_socket_dir`.

@@ -1,6 +1,6 @@
-"""Who a process is, and how a child dies with its parent.
+"""The identity of a process, its memory, and the end of a child with its parent.
 
-A pid alone is reused by the kernel, a pid with its start time is not.
+The kernel reuses a pid. A pid together with a start time names one process.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Any
 import msgspec
 
 _PR_SET_PDEATHSIG = 1
+"""The option of prctl(2) that sets the parent-death signal."""
 
 _START_TIME_FIELD = 22
-"""Of /proc/<pid>/stat, counted from 1; in clock ticks since the machine's start."""
+"""The field of /proc/<pid>/stat, counted from 1, with the start time in clock ticks since the machine's start."""
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
-    """One process for good.
+    """The identity of one process, which no later process has.
 
     Attributes:
         pid: The process id.
-        start_time: When it started, in seconds: on Linux since the machine's start, so that it stays the same when the clock is
-            set; on macOS since the epoch, as the kernel noted it then.
+        start_time: The start time in seconds: on Linux since the machine's start, so that setting the clock does not change it;
+            on macOS since the epoch, as the kernel noted it then.
     """
 
     pid: int
@@ -36,7 +37,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """Give the identity of a live process, or None if there is none of that pid (a zombie counts as none)."""
+    """Return the identity of a live process; None if no process has that pid. A zombie is no live process."""
     if sys.platform == "linux":
         return _identify_on_linux(pid)
     import psutil  # noqa: PLC0415 # 20 ms that a client which finds a daemon running never spends
@@ -51,17 +52,17 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Tell whether that very process still lives."""
+    """Tell whether a process still lives; another process of the same pid does not count."""
     return identify(identity.pid) == identity
 
 
 def _identify_on_linux(pid: int) -> ProcessIdentity | None:
-    """Read proc(5): psutil's start time is one of the clock, which moves with every correction of it."""
+    """Read /proc. psutil's start time is a time of the clock, which moves with every correction of the clock."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # The program's name, field 2, may hold spaces and brackets itself; the last bracket ends it.
+    # The name of the program, field 2, may hold spaces and brackets. The last bracket ends it.
     state, *others = stat.rpartition(b")")[2].split()
     if state in {b"Z", b"X"}:
         return None
@@ -70,7 +71,7 @@ def _identify_on_linux(pid: int) -> ProcessIdentity | None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Give the resident memory of a process in bytes, or 0 if it is gone."""
+    """Return the resident memory of a process in bytes; 0 if it is gone."""
     import psutil  # noqa: PLC0415 # as in `identify`
 
     try:
@@ -81,28 +82,31 @@ def resident_bytes(pid: int) -> int:
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """Give a `preexec_fn` for a child that is killed when this process ends, even by `kill -9`; None where there is none such.
+    """Return a `preexec_fn` that lets the kernel kill the child when this process ends, even by `kill -9`. Linux only.
 
-    The kernel sends the signal when the thread that forked ends, so children must be started on the main thread. Linux only.
+    The kernel sends the signal when the thread that forked ends, so children must be started on the main thread.
+
+    Returns:
+        The function; None on other systems.
     """
     if sys.platform != "linux":
         return None
-    # Everything is looked up before the fork: between fork and exec, another thread's locks may be held for ever.
+    # All names are looked up before the fork: between fork and exec, a lock of another thread may be held for ever.
     prctl, kill, getppid, leave, parent = ctypes.CDLL(None).prctl, signal.SIGKILL.value, os.getppid, os._exit, os.getpid()
 
     def arrange() -> None:
         prctl(_PR_SET_PDEATHSIG, kill)
-        if getppid() != parent:  # it died before the signal was arranged
+        if getppid() != parent:  # it died before prctl was called
             leave(1)
 
     return arrange
 
 
 def describe_exit(code: int) -> str:
-    """Say how a process ended, as "exited with code 1" or "was ended by SIGKILL".
+    """Describe the end of a process, as in "exited with code 1" or "was ended by SIGKILL".
 
     Args:
-        code: The exit code as `subprocess` gives it: negative is the number of the signal that ended it.
+        code: The exit code of `subprocess`. A negative one is the number of the signal that ended the process.
     """
     if code >= 0:
         return f"exited with code {code}"
@@ -113,10 +117,9 @@ def describe_exit(code: int) -> str:
 
 
 def release_free_memory() -> None:
-    """Hand memory that this process holds but does not use back to the kernel.
+    """Return memory that this process holds but does not use to the kernel.
 
-    glibc keeps what was freed for later; after a large batch that is tens of MiB. Other C libraries have no such call, and
-    nothing is done there.
+    glibc keeps freed memory: tens of MiB after a large batch. Other C libraries have no such call, and nothing is done there.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

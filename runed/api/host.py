@@ -1,4 +1,4 @@
-"""What every face of the daemon asks of it."""
+"""The interface of the daemon that all its faces use."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from runed.domain.status import Health, Info
 
 
 class Host(Protocol):
-    """What the service asks of the daemon.
+    """One daemon.
 
-    A caller that goes, gives up or whose deadline passes has its coroutine cancelled, or its generator closed.
+    The four calls that need a model (`embed`, `embed_stream`, `count_tokens`, `set_centroids`) raise `RunedError`. While the
+    model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
+    `BootstrappingError` at once. If a caller goes, gives up or passes its deadline, its coroutine is cancelled or its generator
+    closed.
     """
 
     async def embed(
         self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
     ) -> EmbedAnswer:
-        """Embed the texts of one call; raises `RunedError`.
+        """Embed the texts of one call.
 
         Args:
             texts: The texts, unchecked.
-            options: How to embed them.
-            client: Tells callers apart.
+            options: The options of the call.
+            client: The name of the caller's connection; texts of different clients take turns.
             per_item_errors: Whether a text that cannot be embedded has its error in the answer, instead of failing the call.
         """
         ...
@@ -31,44 +34,52 @@ class Host(Protocol):
     def embed_stream(
         self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
     ) -> AsyncGenerator[StreamAnswer, None]:
-        """Embed texts as they come and give their vectors as they are ready; raises `RunedError`.
+        """Embed texts as they come, and yield their vectors as they are ready.
 
         Args:
-            chunks: The texts, unchecked. Not to be read further than there is room for; what it raises ends the stream. Nobody
-                may read it any more once the generator is closed.
-            options: How to embed them.
-            client: Tells callers apart.
+            chunks: The texts, unchecked. They are read only as far as there is room for them, and no longer once the generator
+                is closed. An error that they raise ends the stream.
+            options: The options of the stream.
+            client: As for `embed`.
         """
         ...
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
-        """Count the tokens of each text, with its prompt and special ones; raises `RunedError`."""
+        """Count the tokens of each text, those of its prompt and special ones included."""
         ...
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
-        """Replace the set of routing centroids; raises `RunedError`.
+        """Replace the set of routing centroids.
 
         Args:
-            header: What the sender says of the set, unchecked.
+            header: The sender's description of the set, unchecked.
             batches: The centroids in the order in which they come; a batch is of no use once the next one is asked for.
 
         Returns:
-            What the set is called.
+            The version of the set.
         """
         ...
 
+    async def settle(self) -> None:
+        """Wait while the model is being looked up; return at once while something is being downloaded, or after a failure."""
+        ...
+
     def info(self) -> Info:
-        """Tell what the daemon and its model are."""
+        """Describe the daemon and, once it is known, its model."""
         ...
 
     def health(self) -> Health:
-        """Tell what the daemon is doing right now."""
+        """Describe the present state of the daemon."""
         ...
 
     def metrics(self) -> bytes:
-        """Give the numbers of the engine as `runed.metrics.CONTENT_TYPE`."""
+        """Return the metrics as `runed.metrics.CONTENT_TYPE`."""
         ...
 
     def shut_down(self, grace: float | None) -> None:
-        """Begin to drain; `grace` in seconds, None for the default."""
+        """Begin to drain.
+
+        Args:
+            grace: Seconds that the calls in flight may take; None means the default.
+        """
         ...

@@ -1,4 +1,4 @@
-"""What the engine asks of a backend: one model that turns small batches of texts into vectors."""
+"""Protocols of backends: one model that turns small batches of texts into vectors, and two capabilities beside that."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Protocol, TypeAlias
 from runed.domain.model import ModelInfo
 
 TextInput: TypeAlias = str | Sequence[int]
-"""A text, or its tokens as `Embedder.tokenize` gives them, special ones included."""
+"""A text, or its tokens as `Tokenizer.tokenize` returns them, special ones included."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one call of `Embedder.embed` may hold: so much, or a single text of any length that the model reads.
+    """Limits of one call of `Embedder.embed`. A single text of any length that the model reads may exceed them.
 
     Within these limits, the vector of a text does not depend on the others of its batch.
 
@@ -42,28 +42,28 @@ class EmbeddingBatch:
 
 
 class BackendStatus(Enum):
-    """What a backend is doing."""
+    """The phase of life that a backend is in."""
 
     STOPPED = "stopped"
-    """No process; the next embedding starts one."""
+    """No process runs; the next embedding starts one."""
     STARTING = "starting"
     """A process loads the model."""
     READY = "ready"
     """A process answers."""
     FAILED = "failed"
-    """The process died too often in a row; `BackendState.reason` says why, the next embedding after a pause tries again."""
+    """The process died too often in a row; `BackendState.reason` says why. The next embedding after a pause tries again."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """What a backend is doing, at one moment.
+    """The state of a backend at one moment.
 
     Attributes:
-        status: What it is doing.
+        status: The phase of life that it is in.
         reason: One sentence: why it failed, or what is unusual though it works (a fallback); empty if all is well.
-        pid: The process id of the running child, or 0.
-        restarts: How many times a child that died was replaced, since the backend was made.
-        engine_version: What the engine calls itself, or "".
+        pid: The process id of the engine; 0 while none runs, and for a backend that is not `Managed`.
+        restarts: The number of times that a dead engine was replaced, since the backend was made.
+        engine_version: The version that the engine names, or "".
     """
 
     status: BackendStatus
@@ -74,49 +74,27 @@ class BackendState:
 
 
 class Embedder(Protocol):
-    """A backend. All methods are safe to call from many tasks at once."""
+    """Turns micro-batches of texts into vectors. All methods are safe to call from many tasks at once."""
 
     @property
     def model(self) -> ModelInfo:
-        """The model, known before the child runs (from the file's metadata)."""
-        ...
-
-    @property
-    def state(self) -> BackendState:
-        """What the backend is doing right now; reading it costs nothing and wakes nothing."""
-        ...
-
-    async def start(self) -> None:
-        """Start the child if none runs, and wait until it is ready; concurrent calls share one start.
-
-        Raises:
-            BackendUnavailableError: It did not come up.
-            BackendFaultError: It came up, but failed its self-test.
-        """
-        ...
-
-    async def stop(self) -> None:
-        """End the child, if one runs, and give its memory back; the next `start`, `embed` or `tokenize` brings it up."""
+        """The model. It is known before an engine runs, from the metadata of the model's file."""
         ...
 
     @property
     def limits(self) -> BatchLimits:
-        """What one micro-batch may hold."""
+        """The limits of one micro-batch."""
         ...
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Give the tokens of each text exactly as `embed` would see it, special tokens included.
-
-        Raises:
-            InvalidTextError: A text is not valid Unicode.
-            BackendUnavailableError: As `embed`.
-        """
+    @property
+    def state(self) -> BackendState:
+        """The state right now. Reading it costs nothing and wakes nothing."""
         ...
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
-        """Embed one micro-batch, starting or restarting the child if need be.
+        """Embed one micro-batch, and start or restart the engine if need be.
 
-        Calls at once are allowed, but make vectors depend on each other's texts; the engine makes one at a time.
+        Several calls at once are allowed, but vectors then depend on each other's texts; the scheduler makes one at a time.
 
         Args:
             texts: The texts, within `limits`; each has at most `ModelInfo.max_tokens` tokens (the caller counted).
@@ -125,7 +103,48 @@ class Embedder(Protocol):
             The vectors, every one checked to be finite and of unit norm.
 
         Raises:
-            BackendUnavailableError: The child died or cannot be reached; `retry_after` says when to try again.
-            BackendFaultError: The child answered something that is not an embedding.
+            BackendUnavailableError: The engine died or cannot be reached; `retry_after` says when to try again.
+            BackendFaultError: The engine answered something that is not an embedding.
         """
         ...
+
+
+class Tokenizer(Protocol):
+    """A capability of a backend: it knows the exact tokens of a text."""
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text exactly as `Embedder.embed` would see it, special tokens included.
+
+        Raises:
+            InvalidTextError: A text is not valid Unicode.
+            BackendUnavailableError: As `Embedder.embed`.
+        """
+        ...
+
+
+class Managed(Protocol):
+    """A capability of a backend: this daemon starts and stops its engine. `BackendState` tells its pid and restarts."""
+
+    async def start(self) -> None:
+        """Start the engine if none runs, and wait until it is ready; concurrent calls share one start.
+
+        Raises:
+            BackendUnavailableError: It did not come up.
+            BackendFaultError: It came up, but failed its self-test.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """End the engine, if one runs, to free its memory. The next `start`, `embed` or `tokenize` starts it again."""
+        ...
+
+
+class CountingEmbedder(Embedder, Tokenizer, Protocol):
+    """An Embedder that is a Tokenizer.
+
+    Without exact tokens nobody could refuse or cut a text that is too long, pack a batch, or tell the tokens of one text.
+    """
+
+
+class LocalBackend(CountingEmbedder, Managed, Protocol):
+    """A backend with both capabilities, which the scheduler needs: it counts tokens, and stops the engine of an idle daemon."""

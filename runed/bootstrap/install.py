@@ -244,7 +244,7 @@ class _Bootstrap:
 
         if source.location.startswith("http:"):
             _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
-        self._reporter.say(f"fetching {source}")
+        self._reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
         content = await fetch(source.location, limit=MAX_MANIFEST_BYTES, policy=policy)
         self._fetched = _CachedManifest(source.location, content)
         return parse_manifest(content, source)
@@ -316,7 +316,7 @@ class _Bootstrap:
                 told = holder
                 message = f"waiting for process {holder}, which installs engine and model"
                 _log.info("bootstrap", step=message)
-                self._reporter.say(message)
+                self._reporter.say(message, downloading=True)
             await asyncio.sleep(_LOCK_INTERVAL)
 
     async def _complete(self, plan: _Plan) -> tuple[_Engine, _Model]:

@@ -31,12 +31,14 @@ class Progress:
         bytes_done: The bytes that are there.
         bytes_total: The bytes of the download, or 0 if they are not known yet.
         message: One sentence for people.
+        downloading: Whether something had to be downloaded since the bootstrap began, here or by another process.
     """
 
     phase: Phase
     bytes_done: int
     bytes_total: int
     message: str
+    downloading: bool = False
 
 
 class ProgressReporter:
@@ -52,12 +54,14 @@ class ProgressReporter:
         self._step = ""
         self._done = 0
         self._total = 0
+        self._downloading = False
         self._logged_tenth = 0
         self._reported_at = 0.0
 
     def begin(self, phase: Phase, total: int, step: str) -> None:
         """Begin a download of `total` bytes, or with 0 something that counts none; `step` describes it."""
         self._phase, self._step, self._done, self._total, self._logged_tenth = phase, step, 0, total, 0
+        self._downloading |= total > 0
         _log.info("bootstrap", step=step, bytes_total=total)
         self.say(step)
 
@@ -76,10 +80,11 @@ class ProgressReporter:
         if self._is_due():
             self.say(step)
 
-    def say(self, message: str) -> None:
-        """Tell in words what is going on, at once."""
+    def say(self, message: str, *, downloading: bool = False) -> None:
+        """Tell in words what is going on, at once; `downloading` if that is a download without bytes to count."""
+        self._downloading |= downloading
         self._reported_at = time.monotonic()
-        self._report(Progress(self._phase, self._done, self._total, message))
+        self._report(Progress(self._phase, self._done, self._total, message, self._downloading))
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._reported_at >= _INTERVAL

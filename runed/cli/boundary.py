@@ -16,17 +16,13 @@ from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError
 
 
 class ExitCode(IntEnum):
-    """The exit codes of all commands."""
+    """The exit codes of all commands; `EXIT_CODES_HELP` has their meaning."""
 
     OK = 0
     FAILED = 1
-    """The command was refused or failed; standard error says why."""
     USAGE = 2
-    """The command line, an environment variable or `config.json` cannot be used."""
     NOT_RUNNING = 3
-    """No daemon runs, and the command starts none."""
     INTERRUPTED = 130
-    """Ctrl-C. The code of another signal is 128 plus its number, as in shells."""
 
 
 EXIT_CODES_HELP = """\

@@ -78,7 +78,7 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
+class VectorSpace:
     """What holds for all vectors of one call.
 
     Attributes:
@@ -101,7 +101,7 @@ class EmbedAnswer:
     """
 
     items: Sequence[Embedding | RunedError]
-    space: Space
+    space: VectorSpace
     centroid_set_version: str = ""
 
 
@@ -141,7 +141,7 @@ class StreamAnswer:
     """
 
     results: Sequence[StreamResult]
-    space: Space
+    space: VectorSpace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

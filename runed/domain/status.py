@@ -43,7 +43,7 @@ class LaneStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
+class SchedulerStats:
     """What the engine did; fields as in `HealthResponse` of runed.proto.
 
     Attributes:
@@ -83,7 +83,7 @@ class Load:
         disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or it was given up.
     """
 
-    stats: EngineStats
+    stats: SchedulerStats
     queued: Mapping[Lane, tuple[int, int]]
     cache_entries: int
     cache_bytes: int
@@ -106,6 +106,8 @@ class Health:
     engine_pid: int
     engine_restarts: int
     load: Load | None = None
+    downloading: bool = False
+    """Whether `Status.LOADING` is a download, for which calls do not wait."""
 
 
 @dataclass(frozen=True, slots=True)

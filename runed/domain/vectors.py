@@ -1,4 +1,4 @@
-"""Vectors of fewer dimensions than the model's."""
+"""The shortening of vectors to fewer dimensions than the model's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from runed.errors import BackendFaultError
 
 
 def shorten(vector: bytes, dimensions: int) -> bytes:
-    """Give the first values of a vector, scaled to L2 norm 1 again (Matryoshka).
+    """Keep the first values of a vector, scaled to L2 norm 1 again (Matryoshka).
 
     Args:
         vector: Little-endian float32 values of L2 norm 1.
-        dimensions: How many of them to keep; all of them leaves the vector as it is.
+        dimensions: The number of values to keep; all of them leaves the vector as it is.
 
     Returns:
         Little-endian float32 values.
@@ -20,10 +20,9 @@ def shorten(vector: bytes, dimensions: int) -> bytes:
     Raises:
         BackendFaultError: The values to keep are all 0, so that they point nowhere.
     """
-    values = np.frombuffer(vector, "<f4")
-    if dimensions == len(values):
+    if 4 * dimensions == len(vector):
         return vector
-    head = values[:dimensions].astype(np.float64)
+    head = np.frombuffer(vector, "<f4", dimensions).astype(np.float64)
     norm = np.linalg.norm(head)
     if norm == 0:
         raise BackendFaultError(f"the first {dimensions} values of the vector are all 0; ask for more dimensions")

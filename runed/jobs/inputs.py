@@ -230,14 +230,6 @@ def _from_json_lines(file: IO[bytes], name: str, columns: Columns) -> Iterator[I
                 yield _checked(Item(record.text, origin, bytes(getattr(record, "id", b""))))
 
 
-def _from_csv(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
-    return _from_delimited(file, name, columns, ",")
-
-
-def _from_tsv(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
-    return _from_delimited(file, name, columns, "\t")
-
-
 def _from_delimited(file: IO[bytes], name: str, columns: Columns, delimiter: str) -> Iterator[Item]:
     """Yield the texts of a column of a table with a header. Blank lines between the rows are ignored."""
     csv.field_size_limit(MAX_TEXT_BYTES)
@@ -289,8 +281,8 @@ def _from_parquet(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item
 INPUT_FORMATS: dict[str, Callable[[IO[bytes], str, Columns], Iterator[Item]]] = {
     "lines": _from_lines,
     "jsonl": _from_json_lines,
-    "csv": _from_csv,
-    "tsv": _from_tsv,
+    "csv": partial(_from_delimited, delimiter=","),
+    "tsv": partial(_from_delimited, delimiter="\t"),
     "parquet": _from_parquet,
 }
 """The reader of each format: it takes the file, its name in error messages and the columns, and yields the items."""

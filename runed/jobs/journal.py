@@ -102,7 +102,7 @@ class Journal:
             if not overwrite:
                 self._load(resume=resume)
         except BaseException:
-            if not self._size():
+            if not os.fstat(self._file.fileno()).st_size:
                 self.remove()
             self.close()
             raise
@@ -140,9 +140,6 @@ class Journal:
     def close(self) -> None:
         """Release the lock."""
         self._file.close()
-
-    def _size(self) -> int:
-        return os.fstat(self._file.fileno()).st_size
 
     def _lock(self) -> BinaryIO:
         while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Unpack
 
@@ -21,6 +21,9 @@ ever reached, since the daemon answers every text soon, and those of like length
 
 OF_THE_TEXT = (InvalidRequestError, RequestTooLargeError, BackendFaultError)
 """Errors of which a single text can be the cause, so that other texts may succeed."""
+
+_READING_STEP = 5000
+"""Texts between two reports of progress during the first reading."""
 
 NOTHING = b""
 """The hash of no texts, see `link`."""
@@ -62,13 +65,16 @@ def link(previous: bytes, item: Item) -> bytes:
     return hashlib.sha256(previous + sizes + item.id + item.text.encode()).digest()
 
 
-def survey(source: Source, *, done: int, keep_going: bool) -> Survey:
+def survey(
+    source: Source, *, done: int, keep_going: bool, on_progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> Survey:
     """Read and check all of the input.
 
     Args:
         source: The input.
         done: The number of texts that an earlier run has done.
         keep_going: Whether a text that cannot be embedded is accepted.
+        on_progress: Called now and then with the number of texts that were read, and 0.
 
     Raises:
         InvalidRequestError: A text cannot be embedded, and `keep_going` is not set.
@@ -82,6 +88,8 @@ def survey(source: Source, *, done: int, keep_going: bool) -> Survey:
         count += 1
         if count == done:
             inputs_done = inputs
+        if count % _READING_STEP == 0:
+            on_progress(count, 0)
     return Survey(count, inputs, inputs_done)
 
 

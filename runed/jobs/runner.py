@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import runed
 from runed.errors import EmptyBatchError
 from runed.jobs import parquet
 from runed.jobs.formats import ENCODERS
-from runed.jobs.inputs import Item, Source
+from runed.jobs.inputs import Source
 from runed.jobs.job import Job
 from runed.jobs.ordering import survey
 from runed.jobs.outputs import choose_format, open_output
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 INTERACTIVE_TEXTS = 8
 """Texts of the largest job that a person is expected to wait for, as the daemon expects of a batch."""
-
-_READING_STEP = 5000
-"""Texts between two reports of progress during the first reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +95,7 @@ def run_job(
         if opened.complete:
             on_complaint(f"{output} is complete already; leave out --resume to make it anew")
             return JobResult(count=0, failed=0)
-        surveyed = survey(_reported(source, on_progress), done=opened.mark.done, keep_going=keep_going)
+        surveyed = survey(source, done=opened.mark.done, keep_going=keep_going, on_progress=on_progress)
         if not surveyed.count:
             raise EmptyBatchError("the input holds no text; give at least one")
         opened.check(chosen, surveyed.inputs_done.hex())
@@ -115,15 +112,3 @@ def run_job(
                 on_complaint=on_complaint,
             )
             return JobResult(count=surveyed.count, failed=job.run(source, options))
-
-
-def _reported(source: Source, on_progress: Callable[[int, int], None]) -> Source:
-    """Return a source that reports how many items were read."""
-
-    def items() -> Iterator[Item]:
-        for number, item in enumerate(source()):
-            if number and number % _READING_STEP == 0:
-                on_progress(number, 0)
-            yield item
-
-    return items

@@ -1,1 +1,1 @@
-"""Being the one daemon of a home: the lock, the socket, the record, and starting it."""
+"""Being the one daemon of a home: its socket, its record, and its start."""

@@ -1,4 +1,4 @@
-"""One attempt to start a daemon: which program, detached how, and what it had to say when it failed."""
+"""One attempt to start a daemon: the choice of the program, its start, and the tail of its log if it fails."""
 
 from __future__ import annotations
 
@@ -24,30 +24,40 @@ from runed.settings import Settings, daemon_environment, search_path
 from runed.version import __version__
 
 READY = b"ready\n"
-"""What a daemon writes to its `--ready-fd` once it listens."""
+"""The bytes that a daemon writes to its `--ready-fd` once it listens."""
 
 _EXIT_GRACE = 3.0
+"""Seconds that a daemon has to end after a signal, or after it has closed its pipe."""
+
 _VERSION_TIMEOUT = 10.0
+"""Seconds that `runed version` may take."""
+
 _TAIL_LINES = 20
+"""Lines of the log that an error quotes."""
+
 _TAIL_BYTES = 64 * 1024
+"""Bytes of the log that are searched for these lines."""
 
 
 def find_command(settings: Settings) -> list[str]:
     """Find the `runed` to start.
 
-    In this order: `runed_binary` of `config.json`, this very interpreter where runed is installed in it, `runed` on the `PATH`,
-    and the one that `runed install` left in the home.
+    The first of these is taken: `runed_binary` of `config.json`; this interpreter, if runed is installed in it; `runed` on the
+    `PATH`; and the launcher that `runed install` left in the home.
 
     Args:
-        settings: Tells `runed_binary` and the home.
+        settings: The settings, of which `runed_binary` and the home count.
+
+    Returns:
+        The command, without arguments of its own.
 
     Raises:
-        DaemonStartError: There is none.
+        DaemonStartError: There is no `runed`.
     """
     if settings.runed_binary:
         return [str(settings.runed_binary)]
     if _is_installed_here():
-        # -P: the daemon starts in "/", where a folder "runed", as containers like to have one, would hide the package.
+        # -P: the daemon starts in "/", and containers like to have a folder "/runed", which would hide the package.
         return [sys.executable, "-P", "-m", "runed"]
     if found := shutil.which("runed", path=search_path()):
         return [found]
@@ -64,10 +74,10 @@ def command_version(command: list[str]) -> str:
     """Ask a `runed` for its version.
 
     Args:
-        command: As `find_command` gives it.
+        command: A command from `find_command`.
 
     Returns:
-        The version as in "0.1.0", or "" if it does not tell one.
+        The version, as in "0.1.0"; "" if the command does not tell one.
     """
     if command[0] == sys.executable:
         return __version__
@@ -87,13 +97,13 @@ def command_version(command: list[str]) -> str:
 
 
 class Launch:
-    """A daemon that was just started, with the pipe that tells when it listens and the log that tells why it does not.
+    """A daemon that was just started, the pipe that tells that it listens, and the log that tells why it does not.
 
-    Leaving the context gives up the pipe and the log, not the daemon.
+    The end of the context closes the pipe and the log. The daemon goes on.
 
     Args:
-        command: As `find_command` gives it.
-        paths: The home; its directory for logs must exist.
+        command: A command from `find_command`.
+        paths: The paths of the home. Its directory for logs must exist.
 
     Raises:
         OSError: The program cannot be run, or the log cannot be written.
@@ -120,7 +130,7 @@ class Launch:
                     start_new_session=True,
                 )
             self._resources = on_error.pop_all()
-        # Reaps the daemon whenever it ends; a client that lives longer would keep a zombie without it.
+        # A client that lives longer than the daemon would keep a zombie without this thread.
         self._reaper = threading.Thread(target=self._process.wait, name="runed-reaper", daemon=True)
         self._reaper.start()
 
@@ -133,10 +143,10 @@ class Launch:
         self._resources.close()
 
     def wait_until_ready(self, deadline: float) -> bool:
-        """Wait until the daemon listens, ends, or the time is over; in the last case it is ended.
+        """Wait until the daemon listens or has ended. It is ended if it does not listen at the deadline.
 
         Args:
-            deadline: On the clock of `time.monotonic`.
+            deadline: The deadline on the clock of `time.monotonic`.
 
         Returns:
             Whether it listens.
@@ -146,7 +156,7 @@ class Launch:
         heard = b""
         while heard != READY and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             if not (chunk := self._ready.read(len(READY) - len(heard))):
-                # The end of the pipe is the end of the process, or nearly so.
+                # The pipe is closed at the end of the process, or a moment before.
                 self._reaper.join(_EXIT_GRACE)
                 break
             heard += chunk
@@ -156,11 +166,11 @@ class Launch:
 
     @property
     def exit_code(self) -> int | None:
-        """How the daemon ended, as `subprocess` tells it; None while it lives."""
+        """The exit code of the daemon, as `subprocess` has it; None while it lives."""
         return self._process.returncode
 
     def failure(self) -> DaemonStartError:
-        """Describe why a daemon that is not ready is not, with the last lines that this very start wrote to the log."""
+        """Return the error of a daemon that does not listen, with the last lines that this start wrote to the log."""
         code = self.exit_code
         if code is None or self._given_up:
             how = "did not listen in time and was ended"
@@ -175,7 +185,7 @@ class Launch:
             if self._process.poll() is not None:
                 return
             self._given_up = True
-            # The whole session, since `runed` may be a shell script around the daemon.
+            # The signal goes to the whole session, since `runed` may be a shell script around the daemon.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, ending)
             self._reaper.join(_EXIT_GRACE)
@@ -185,7 +195,7 @@ class Launch:
         start = max(self._log_start, size - _TAIL_BYTES)
         data = os.pread(self._log.fileno(), _TAIL_BYTES, start)
         with contextlib.suppress(OSError):
-            # If the daemon rotated its log, standard error went on into the old file and the log into a new one.
+            # A daemon that rotated its log writes standard error to the old file and the log to the new one.
             if not os.path.samestat(os.fstat(self._log.fileno()), self._log_path.stat()):
                 data += self._log_path.read_bytes()[-_TAIL_BYTES:]
         return "\n".join(data.decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]).strip()
@@ -194,7 +204,7 @@ class Launch:
 def _is_installed_here() -> bool:
     """Tell whether a fresh start of this interpreter, without our environment and `sys.path`, finds runed.
 
-    It may not: the process can be frozen, embed Python, or have runed on its `PYTHONPATH` alone.
+    A frozen process, one that embeds Python, and one that has runed only on its `PYTHONPATH` do not.
     """
     import importlib.metadata  # noqa: PLC0415 # 30 ms that a client which finds a daemon running never spends
 

@@ -1,4 +1,4 @@
-"""The daemon's socket: to see whether somebody listens, to bind without harm to anybody, to know whether it still is ours."""
+"""The daemon's socket: connecting to it, binding it without harm to others, and noticing that its path was replaced."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from runed.errors import AlreadyRunningError, DaemonUnavailableError, ForeignPat
 from runed.paths import check_socket_dir, ensure_socket_dir
 
 BACKLOG = 1024
-"""Connections that wait to be accepted; the kernel may hold fewer (`net.core.somaxconn`, `kern.ipc.somaxconn`)."""
+"""Connections that may wait to be accepted. The kernel may hold fewer (`net.core.somaxconn`, `kern.ipc.somaxconn`)."""
 
 _PROBE_TIMEOUT = 1.0
+"""Seconds that a probe waits for a connection."""
 
 
 def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
     """Connect to a daemon's socket.
 
     Args:
-        path: The socket, as `Paths.socket` gives it.
-        timeout: Seconds that the returned socket waits in any one operation; None waits for ever.
+        path: A socket from `Paths`.
+        timeout: Seconds that one operation of the returned socket may take; None means no limit.
 
     Returns:
         The connected socket.
 
     Raises:
-        DaemonUnavailableError: Nobody listens there.
-        ForeignPathError: The alias directory is not ours, or what stands at the path cannot be talked to.
-        BlockingIOError: Somebody listens, but more connections than fit wait to be accepted.
-        TimeoutError: As `BlockingIOError`, on macOS.
+        DaemonUnavailableError: No process listens there.
+        ForeignPathError: The alias directory is another user's, or the path is no socket that this user may connect to.
+        BlockingIOError: A process listens, but its backlog is full.
+        TimeoutError: The same on macOS.
     """
     check_socket_dir(path)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -52,10 +53,10 @@ def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
 
 
 def probe(path: Path) -> bool:
-    """Tell whether somebody accepts connections at a path.
+    """Tell whether a process accepts connections at a path.
 
     Args:
-        path: The socket, as `Paths.socket` gives it.
+        path: A socket from `Paths`.
 
     Raises:
         ForeignPathError: See `dial`.
@@ -65,7 +66,7 @@ def probe(path: Path) -> bool:
     except DaemonUnavailableError:
         return False
     except (BlockingIOError, TimeoutError):
-        # A full backlog is the mark of a busy daemon; taking it for a dead one would unlink a live socket.
+        # A busy daemon has a full backlog. Taking it for a dead one would unlink a live socket.
         return True
     return True
 
@@ -75,7 +76,7 @@ class Listener:
 
     Attributes:
         sock: The listening socket, for the server.
-        path: Where it is bound.
+        path: The path of the socket.
     """
 
     def __init__(self, sock: socket.socket, path: Path) -> None:
@@ -85,17 +86,17 @@ class Listener:
 
     @classmethod
     def bind(cls, path: Path) -> Self:
-        """Bind and listen; a dead socket of ours in the way is removed, nothing else is.
+        """Bind and listen. A dead socket of this user is removed, nothing else is.
 
-        Call it with the daemon's lifetime lock held, so that nobody else probes and unlinks at the same time, and before there
-        are threads, since the umask belongs to the whole process for a moment.
+        The caller must hold the daemon's lock, so that no other daemon probes and unlinks at the same time. It must have no
+        other threads, since the umask of the whole process changes for a moment.
 
         Args:
-            path: Where to listen, as `Paths.socket` gives it.
+            path: A socket from `Paths`.
 
         Raises:
-            AlreadyRunningError: Somebody accepts connections there.
-            ForeignPathError: Something else than a socket of ours stands there, or the directory cannot be trusted.
+            AlreadyRunningError: A process accepts connections there.
+            ForeignPathError: The path is no socket of this user, or its directory cannot be trusted.
         """
         ensure_socket_dir(path)
         _clear(path)
@@ -116,16 +117,16 @@ class Listener:
             raise
 
     def is_ours(self) -> bool:
-        """Tell whether the path still leads to this socket: not removed, not replaced by another's.
+        """Tell whether the path still leads to this socket: it was neither removed nor replaced.
 
-        The kernel keeps the inode for as long as the socket is open, so its number cannot come back for another file.
+        The kernel keeps the inode while the socket is open, so no other file can get its number.
         """
         return self._identity is not None and _identity(self.path) == self._identity
 
     def close(self) -> None:
-        """Close the socket and remove its path if that still is ours; closing twice does nothing."""
+        """Close the socket, and remove its path if that still leads to it. A second close does nothing."""
         if self.is_ours():
-            # Before the close: afterwards the inode number could be another daemon's.
+            # Before the close, after which another daemon's socket could get the inode number.
             self.path.unlink(missing_ok=True)
         self._identity = None
         self.sock.close()
@@ -140,7 +141,7 @@ class Listener:
 
 
 def _clear(path: Path) -> None:
-    """Make room for a new socket, or say why there is none."""
+    """Remove a dead socket of this user; raise if the path is anything else."""
     try:
         info = path.lstat()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """The loopback port, for programs that cannot reach a UNIX socket, and the token that each of their requests must carry.
 
-Any user and any web page of this machine can reach a loopback port, so unlike the socket it needs a secret.
+Every user and every web page of this machine can reach a loopback port. Unlike the socket, it needs a secret.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Loopback:
     Attributes:
         sock: The listening socket, for the server.
         port: Its port.
-        url: Where it is, such as "http://127.0.0.1:8321".
-        token: What a request has to carry.
+        url: Its URL, such as "http://127.0.0.1:8321".
+        token: The token that a request must carry.
     """
 
     def __init__(self, sock: socket.socket, token: str) -> None:
@@ -41,14 +41,14 @@ class Loopback:
 
     @classmethod
     def open(cls, address: tuple[str, int], token: Path) -> Self:
-        """Listen on a port; the token is read, or made on the first use.
+        """Listen on a port, and read the token; the first use makes it.
 
         Args:
-            address: Host and port, as `Settings.http` has them; port 0 lets the system choose one.
+            address: Host and port, as in `Settings.http`. Port 0 lets the system choose one.
             token: The file of the token.
 
         Raises:
-            SettingsError: The port cannot be had.
+            SettingsError: The port cannot be listened on.
             ForeignPathError: See `load_token`.
         """
         sock = _listen(address)
@@ -98,7 +98,7 @@ def _listen(address: tuple[str, int]) -> socket.socket:
     sock: socket.socket | None = None
     try:
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        # Connections of the last daemon that are still winding up would else keep the port from this one.
+        # Without this, connections of the last daemon that are still being closed would block the port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(BACKLOG)

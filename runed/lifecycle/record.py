@@ -1,4 +1,4 @@
-"""Who serves a home, as a file: a hint for people and for clients that bring a newer version, never a proof of life."""
+"""The record of the daemon that serves a home: a hint for people and for newer clients, never a proof of life."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """The document `daemon.json`.
 
     Attributes:
-        pid: The daemon's process id.
-        start_time: When that process started, as `ProcessIdentity` has it; with the pid it names one process for good.
-        version: The daemon's version, as in "0.1.0".
-        socket: The path it listens on.
-        http: The URL of its loopback port, such as "http://127.0.0.1:8321"; empty if it has none.
-        draining: Whether it only finishes what it has begun, and then ends.
+        pid: The process id of the daemon.
+        start_time: The start time of that process, as in `ProcessIdentity`.
+        version: The version of the daemon, as in "0.1.0".
+        socket: The path that it listens on.
+        http: The URL of its loopback port, such as "http://127.0.0.1:8321"; "" if it has none.
+        draining: Whether it takes no new work, and ends once its calls are answered.
     """
 
     pid: int
@@ -35,30 +35,30 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @classmethod
     def of_this_process(cls, socket: Path, *, http: str = "") -> Self:
-        """Describe the calling process as the daemon on a socket, and on a loopback port if it has one."""
+        """Return the record of the calling process as the daemon on a socket, and on a loopback port if it has one."""
         identity = identify(os.getpid())
         assert identity is not None
         return cls(pid=identity.pid, start_time=identity.start_time, version=__version__, socket=os.fspath(socket), http=http)
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read a record; None if there is none or it is broken, which is as good as none."""
+        """Read a record; return None if there is none, or it is broken."""
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError):
             return None
 
     def write(self, path: Path) -> None:
-        """Write the record in one step; its directory must exist."""
+        """Write the record in one step. Its directory must exist."""
         write_atomically(path, msgspec.json.encode(self) + b"\n")
 
     def tell_draining(self, path: Path) -> None:
-        """Let the file tell that this daemon takes no new work, if it still is this daemon's and not a successor's."""
+        """Write that this daemon drains, unless the record is a successor's."""
         if self._is_in(path):
             msgspec.structs.replace(self, draining=True).write(path)
 
     def remove(self, path: Path) -> None:
-        """Remove the file if it still is this daemon's and not a successor's."""
+        """Remove the record, unless it is a successor's."""
         if self._is_in(path):
             path.unlink(missing_ok=True)
 
@@ -67,15 +67,11 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return found is not None and (found.pid, found.start_time) == (self.pid, self.start_time)
 
     def is_alive(self) -> bool:
-        """Tell whether the recorded process still lives; another process with a reused pid does not count."""
+        """Tell whether the recorded process still lives. Another process of the same pid does not count."""
         return is_alive(ProcessIdentity(self.pid, self.start_time))
 
     def terminate(self) -> bool:
-        """Ask the recorded process to drain and exit (SIGTERM).
-
-        Returns:
-            Whether it still lived.
-        """
+        """Ask the recorded process to drain and exit (SIGTERM); return whether it still lived."""
         if not self.is_alive():
             return False
         try:

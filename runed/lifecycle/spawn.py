@@ -1,4 +1,4 @@
-"""Finding the daemon of a home, or starting it: one at a time, whoever asks."""
+"""Finding the daemon of a home, or starting it: one at a time, however many processes ask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from runed.paths import Paths, ensure_private_dir
 from runed.settings import Settings
 
 _POLL = 0.05
+"""Seconds between two looks."""
+
 _MAX_LAUNCHES = 3
+"""Daemons that one call starts at most; each but the last may meet another daemon that holds the home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,10 @@ class DaemonHandle:
     """A daemon that listens.
 
     Attributes:
-        pid: Its process id, or None where it left no record of itself.
+        pid: Its process id; None if it left no record.
         socket: The path to connect to.
-        version: Its version as in "0.1.0", or None where it left no record of itself.
-        started: Whether this very call started it.
+        version: Its version, as in "0.1.0"; None if it left no record.
+        started: Whether this call started it.
     """
 
     pid: int | None
@@ -44,9 +47,10 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
     belongs to no terminal and outlives its caller.
 
     Args:
-        settings: Tells the home and, if set, the `runed` to start.
-        timeout: Seconds after which to give up, the drain of an older daemon included.
-        minimum_version: Restart a daemon that is older than this, after its drain, if a newer one can be started.
+        settings: The settings, of which home and `runed_binary` count.
+        timeout: Seconds after which to give up. The drain of an older daemon counts.
+        minimum_version: The oldest version that may stay. An older daemon is replaced after its drain, if a newer one can be
+            started.
 
     Returns:
         The daemon. It listens, but may still be fetching its engine and model.
@@ -64,14 +68,14 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
 
 
 def stop_daemon(paths: Paths, *, timeout: float = 30.0) -> bool:
-    """Ask the recorded daemon to end by SIGTERM and wait until it has; for one that does not answer a Shutdown.
+    """Ask the recorded daemon to end by SIGTERM and wait until it has. For a daemon that does not answer a Shutdown.
 
     Args:
         paths: The home.
         timeout: Seconds to wait for its drain.
 
     Returns:
-        Whether there was one to stop.
+        Whether there was a daemon to stop.
 
     Raises:
         LifecycleError: It did not end in time.
@@ -86,12 +90,38 @@ def stop_daemon(paths: Paths, *, timeout: float = 30.0) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A daemon listens and takes calls; it may have left no record."""
+
+    record: DaemonRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Older:
+    """A daemon lives that is older than wanted, and a newer one can be started."""
+
+    record: DaemonRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Draining:
+    """A daemon lives but takes no calls: it drains, or it does not listen."""
+
+    record: DaemonRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Absent:
+    """No daemon lives."""
+
+
 class _Search:
     """One call of `ensure_daemon`.
 
     Args:
         settings: As there.
-        deadline: When to give up, on the clock of `time.monotonic`.
+        deadline: The end of the search, on the clock of `time.monotonic`.
         minimum_version: As there.
     """
 
@@ -100,18 +130,15 @@ class _Search:
         self._paths = Paths(settings.home)
         self._deadline = deadline
         self._minimum_version = minimum_version
+        self._record: DaemonRecord | None = None
 
     def find(self) -> DaemonHandle | None:
-        """Give the daemon that listens, unless there is none, or it is about to end or has to make room for a newer one."""
-        if not probe(self._paths.socket):
-            return None
-        record = DaemonRecord.read(self._paths.daemon_record)
-        if record and ((record.draining and record.is_alive()) or self._must_restart(record)):
-            return None
-        return self._handle(record, started=False)
+        """Return the daemon, or None if none is running that may stay."""
+        found = self._look()
+        return self._handle(found.record, started=False) if isinstance(found, _Running) else None
 
     def start(self) -> DaemonHandle:
-        """Start a daemon under the spawn lock, unless somebody else does."""
+        """Start a daemon under the spawn lock, unless another process does."""
         ensure_private_dir(self._paths.home)
         ensure_private_dir(self._paths.logs)
         with LockFile(self._paths.spawn_lock) as lock:
@@ -131,40 +158,47 @@ class _Search:
                 self._pause("another daemon holds this home but does not listen")
         raise AssertionError("the last launch returns or raises")
 
-    def _must_restart(self, record: DaemonRecord) -> bool:
-        """Tell whether the daemon is older than wanted and a newer one can be started in its place.
-
-        Without the second condition, an old program named by `runed_binary` would be restarted at every connect for ever.
-        """
-        return (
-            self._minimum_version is not None
-            and _release(record.version) < _release(self._minimum_version)
-            and record.is_alive()
-            and _release(record.version) < _release(self._available_version)
-        )
+    def _look(self) -> _Running | _Older | _Draining | _Absent:
+        """Look at the socket and at `daemon.json`, once each."""
+        listens = probe(self._paths.socket)
+        present = DaemonRecord.read(self._paths.daemon_record)
+        if present is None and listens:
+            return _Running(None)
+        # A daemon removes its record a moment before it ends and gives up its lock, so the last one that was read counts.
+        self._record = record = present or self._record
+        if record is None:
+            return _Absent()
+        new_enough = self._minimum_version is None or _release(record.version) >= _release(self._minimum_version)
+        if listens and new_enough and not record.draining:
+            return _Running(record)
+        if not record.is_alive():
+            return _Running(record) if listens else _Absent()
+        # Without the last condition, an old program named by `runed_binary` would be restarted at every connect for ever.
+        if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):
+            return _Older(record)
+        return _Running(record) if listens and not record.draining else _Draining(record)
 
     @functools.cached_property
     def _available_version(self) -> str:
         return command_version(find_command(self._settings))
 
     def _outlast_predecessor(self) -> DaemonHandle | None:
-        """Wait for a daemon that is draining, and make one that is too old drain; give one that listens after all.
+        """Wait until no daemon lives, and ask one that is too old to drain. Return a daemon that listens after all.
 
-        Starting another beside it would be in vain: it holds the daemon's lock until its last call is answered.
+        Another daemon beside it could not serve: it holds the daemon's lock until its last call is answered.
         """
         asked = False
-        record = None
         while True:
-            if handle := self.find():
-                return handle
-            # A daemon removes its record a moment before it ends and gives up its lock, so what was read once stays in force.
-            record = DaemonRecord.read(self._paths.daemon_record) or record
-            if record is None or not record.is_alive():
+            look = self._look()
+            if isinstance(look, _Running):
+                return self._handle(look.record, started=False)
+            if isinstance(look, _Absent):
                 return None
-            # One that drains already would take it for the wish to drop what it is finishing.
-            if not asked and not record.draining and self._must_restart(record):
-                asked = record.terminate()
-            self._pause(f"its daemon, pid {record.pid}, takes no calls and does not end; end it with `kill {record.pid}`")
+            # Not twice: a second SIGTERM would tell it to drop what it is finishing.
+            if isinstance(look, _Older) and not asked:
+                asked = look.record.terminate()
+            pid = look.record.pid
+            self._pause(f"its daemon, pid {pid}, takes no calls and does not end; end it with `kill {pid}`")
 
     def _pause(self, reason: str) -> None:
         if time.monotonic() >= self._deadline:
@@ -181,7 +215,7 @@ class _Search:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Give the numbers that order versions; pre-releases count as their release, so that they never restart each other."""
+    """Return the numbers that order versions. A pre-release counts as its release, so that the two never restart each other."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 

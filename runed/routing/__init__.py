@@ -1,1 +1,1 @@
-"""Finding the nearest centroid of a vector, and keeping the set of centroids."""
+"""The search for the centroid nearest to a vector, and the store of the centroid set."""

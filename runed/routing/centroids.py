@@ -1,4 +1,4 @@
-"""Centroid sets: what names their content, and which centroid is the nearest to a vector."""
+"""Centroid sets: the name of their content, and the search for the centroid nearest to a vector."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ Matrix: TypeAlias = NDArray[np.float32]
 """Float32 values, little-endian, shape (n, dim)."""
 
 MAX_SET_BYTES = 256 * 1024 * 1024
-"""The most that the values of a set may take, such as 65,536 centroids of 1,024 values."""
+"""Bytes that the values of a set may have, such as those of 65,536 centroids of 1,024 values."""
 
 BLOCK_BYTES = 1024 * 1024
-"""Bytes of centroids that are worked on at a time. Small: in float64 a whole set would take twice its size."""
+"""Bytes of centroids that are worked on at a time. In float64, a whole set would take twice its size."""
 
 _SCORES = 256 * 1024
-"""Inner products that are computed at a time. Few: others wait meanwhile for the one thread that does this."""
+"""Inner products that are computed at a time. Other calls wait meanwhile for the one thread."""
 
 _UNIT_ROUNDOFF = 2.0**-53
 """The largest relative error of one operation in float64."""
 
 
 def block_rows(dim: int) -> int:
-    """Give how many centroids are worked on at a time."""
+    """Return the number of centroids that are worked on at a time."""
     return max(1, BLOCK_BYTES // (4 * dim))
 
 
 def raw(block: Matrix) -> memoryview:
-    """Give the bytes of centroids, without a copy."""
+    """Return the bytes of centroids, without a copy."""
     return block.reshape(-1).view(np.uint8).data
 
 
 class Content:
-    """What is known of a set's content as it passes by, block after block.
+    """The hash of a set and its largest norm, computed block after block.
 
     Args:
         dim: The number of values of each centroid.
@@ -56,13 +56,13 @@ class Content:
         self.max_norm = 0.0
 
     def update(self, block: Matrix) -> None:
-        """Take the next centroids.
+        """Add the next centroids.
 
         Raises:
             BadCentroidsError: A value is not finite.
         """
         wide = block.astype(np.float64)
-        squares = np.einsum("ij,ij->i", wide, wide)  # of float32 values, none of which overflows in float64
+        squares = np.einsum("ij,ij->i", wide, wide)  # the square of a float32 value does not overflow in float64
         if (bad := np.flatnonzero(~np.isfinite(squares))).size:
             number = self._rows + int(bad[0])
             raise BadCentroidsError(
@@ -79,26 +79,26 @@ class Content:
         return f"sha256:{self._hash.hexdigest()}"
 
     def checksum(self, *rest: str) -> str:
-        """Give 64 hexadecimal digits that stand for the content and for some strings beside it."""
+        """Return the hash, 64 hexadecimal digits, of the content and of some strings beside it."""
         whole = self._hash.copy()
         whole.update("\0".join(rest).encode())
         return whole.hexdigest()
 
 
 class CentroidSet:
-    """A set to route by; never changes, and may be used by any thread.
+    """A set to route by. It never changes, and any thread may use it.
 
     Args:
         values: The centroids.
-        version: What the set is called.
+        version: The name of the set.
         max_norm: The largest L2 norm of a centroid.
     """
 
     def __init__(self, values: Matrix, *, version: str, max_norm: float) -> None:
         self._values = values
         self._rows = block_rows(values.shape[1])
-        # A sum, in any order, is off by at most `dim` roundings of the product of the norms. Two sums each of two centroids are
-        # compared, so that four times as much may decide; twice that, as this bound is rounded itself.
+        # A sum in any order is off by at most `dim` roundings of the product of the norms. The scores of two centroids are
+        # compared, and each has two sums, so the bound is four times as large. It is doubled, as it is rounded itself.
         self._doubt = 8 * values.shape[1] * _UNIT_ROUNDOFF * max_norm
         self.version = version
 
@@ -109,14 +109,14 @@ class CentroidSet:
 
     @property
     def portion(self) -> int:
-        """How many vectors to give `nearest` at a time, to keep it short and its memory small."""
+        """The number of vectors to give `nearest` at a time, which keeps it short and its memory small."""
         return max(1, _SCORES // self.nlist)
 
     def nearest(self, vectors: Matrix) -> list[int]:
         """Find the centroids with the largest inner product.
 
-        The products, which float64 holds exactly, count as added up in float64 one after another, so that anybody who does just
-        that finds the same centroid. Of several that are equally near, it is the one with the lowest id.
+        The sum in float64 of the products, added one after another, decides. float64 holds each product exactly, so every
+        program that adds in this order finds the same centroid. Of several centroids that are equally near, the lowest id wins.
 
         Args:
             vectors: The vectors, of as many values as the centroids.
@@ -124,7 +124,7 @@ class CentroidSet:
         Returns:
             One id a vector.
         """
-        # BLAS is quick, but adds in an order of its own, which may differ from row to row: it only tells which ones to look at.
+        # BLAS is fast, but its order of adding may differ from row to row. So it only finds the candidates.
         wide = vectors.astype(np.float64)
         scores = np.empty((len(vectors), self.nlist))
         for rows in self._blocks(self.nlist):
@@ -135,14 +135,19 @@ class CentroidSet:
         ]
 
     def _choose(self, vector: NDArray[np.float64], candidates: NDArray[np.intp]) -> int:
-        """Find the nearest of some centroids, given by their ids in order."""
+        """Find the nearest of some centroids.
+
+        Args:
+            vector: The vector.
+            candidates: The ids of the centroids, growing.
+        """
         winner, best = int(candidates[0]), -np.inf
         if len(candidates) == 1:
             return winner
         for some in self._blocks(len(candidates)):
             ids = candidates[some]
             sums = np.add.accumulate(self._values[ids].astype(np.float64) * vector, axis=1)[:, -1]
-            place = int(sums.argmax())  # the first of those that are equal
+            place = int(sums.argmax())  # the first of equal ones
             if sums[place] > best:
                 winner, best = int(ids[place]), sums[place]
         return winner

@@ -1,4 +1,4 @@
-"""The way from a vector to the nearest centroid, beside the event loop."""
+"""The search for the nearest centroid, in a thread beside the event loop."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from dataclasses import replace
 import numpy as np
 
 from runed.domain.requests import Embedding
-from runed.domain.vectors import shorten
 from runed.errors import RunedError
 from runed.routing.centroids import CentroidSet
 
 
 def keep_blas_to_one_thread() -> None:
-    """Let matrix products use the thread that asks for them and no others.
+    """Let matrix products use the calling thread alone.
 
-    BLAS has threads of its own that spin while they wait for each other. Where the engine wants the processors too, that takes
-    20 times as long (16 vectors, 16,384 x 1,024 centroids, two busy cores: 2.5 s instead of 0.13 s).
+    BLAS has its own threads, which spin while they wait for each other. If the engine wants the processors, too, a product
+    takes 20 times as long: 2.5 s instead of 0.13 s for 16 vectors and 16,384 x 1,024 centroids on two busy cores.
     """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 # 20 ms that only routing needs
 
@@ -27,27 +26,24 @@ def keep_blas_to_one_thread() -> None:
 
 
 class Router:
-    """Finds the nearest centroids in a thread: only one, so that routing takes a bounded share of memory and processors."""
+    """Finds the nearest centroids in one thread, so that routing takes a bounded share of memory and processors."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="runed-routing", initializer=keep_blas_to_one_thread
         )
 
-    async def route(
-        self, items: Sequence[Embedding | RunedError], centroids: CentroidSet, dimensions: int
-    ) -> list[Embedding | RunedError]:
-        """Find the nearest centroid of each embedding, and cut its vector afterwards.
+    async def route(self, items: Sequence[Embedding | RunedError], centroids: CentroidSet) -> list[Embedding | RunedError]:
+        """Find the nearest centroid of each embedding.
 
-        Calls take turns by the portion, so that a single vector does not wait for all of somebody's batch.
+        Calls take turns after each portion, so that a single vector does not wait for a whole batch of another call.
 
         Args:
-            items: Embeddings of all of the model's dimensions; errors stay what they are.
+            items: Embeddings of all of the model's dimensions. Errors are passed on.
             centroids: The set to route by.
-            dimensions: The number of values that each vector is to have.
 
         Returns:
-            The embeddings with their cluster ids; an error for one that cannot be cut.
+            The embeddings with their cluster ids.
         """
         routed = list(items)
         embedded = [(index, item) for index, item in enumerate(items) if isinstance(item, Embedding)]
@@ -56,16 +52,9 @@ class Router:
             vectors = np.frombuffer(b"".join(item.vector for _, item in portion), "<f4").reshape(len(portion), -1)
             ids = await asyncio.get_running_loop().run_in_executor(self._thread, centroids.nearest, vectors)
             for (index, item), cluster_id in zip(portion, ids, strict=True):
-                routed[index] = _finish(item, cluster_id, dimensions)
+                routed[index] = replace(item, cluster_id=cluster_id)
         return routed
 
     def close(self) -> None:
-        """End the thread once it has done what it does."""
+        """End the thread after its present portion."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _finish(item: Embedding, cluster_id: int, dimensions: int) -> Embedding | RunedError:
-    try:
-        return replace(item, vector=shorten(item.vector, dimensions), cluster_id=cluster_id)
-    except RunedError as error:
-        return error

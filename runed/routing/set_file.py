@@ -1,6 +1,6 @@
-"""The file of a centroid set: one page that describes it, then the values as they are, to be mapped into memory.
+"""The file of a centroid set: one page with a description, then the values, which are mapped into memory.
 
-A mapped set costs memory only while it is used, and what is used can be taken back by the kernel, as the engine's model.
+A mapped set takes memory only while it is used, and the kernel can take that memory back.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from runed.files import NewFile
 from runed.routing.centroids import CentroidSet, Content, Matrix, block_rows, raw
 
 FORMAT = 1
-"""Another number in a file means that it is not for this version of runed."""
+"""The number of this format. A file with another number is for another version of runed."""
 
 PAGE_BYTES = 4096
-"""The bytes before the values: the description as JSON, filled up with spaces."""
+"""Bytes before the values: the description as JSON, padded with spaces."""
 
 _VALUE_BYTES = 4
 
 
 class UnusableFileError(Exception):
-    """A file holds no set that can be served; the text says why."""
+    """A file holds no set that can be served. The text says why."""
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,10 +37,10 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         format: `FORMAT`.
         model: The identity of the model whose vectors the set is for.
-        version: What the set is called.
+        version: The name of the set.
         dim: The number of values of each centroid.
         nlist: The number of centroids.
-        preset: The name of the parameters that it was built with.
+        preset: The name of the parameters that the set was built with.
         checksum: `Content.checksum` of version and model.
     """
 
@@ -54,7 +54,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def file_bytes(self) -> int:
-        """The size of a file that is whole."""
+        """The size of a complete file."""
         return PAGE_BYTES + self.nlist * self.dim * _VALUE_BYTES
 
 
@@ -63,11 +63,11 @@ class IncomingFile:
 
     Args:
         path: The file to replace; its directory must exist.
-        header: What the sender says of the set.
+        header: The sender's description of the set.
         model: The identity of the model whose vectors the set is for.
 
     Attributes:
-        content: What is known of the centroids received so far.
+        content: The hash and norm of the centroids so far.
 
     Raises:
         OSError: The file cannot be made.
@@ -81,7 +81,7 @@ class IncomingFile:
         self._new.file.seek(PAGE_BYTES)
 
     def append(self, block: Matrix) -> None:
-        """Take the next centroids.
+        """Write the next centroids.
 
         Raises:
             BadCentroidsError: A value is not finite.
@@ -91,13 +91,13 @@ class IncomingFile:
         self._new.file.write(raw(block))
 
     def publish(self, version: str) -> CentroidSet:
-        """Put the complete set into its place, where a reader or a crash sees the old or the new one, whole.
+        """Put the complete set in its place in one step.
 
         Args:
-            version: What it is called.
+            version: The name of the set.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The set cannot be written.
         """
         description = Description(
             format=FORMAT,
@@ -169,6 +169,6 @@ def _describe(file: BinaryIO, *, dim: int, model: str) -> Description:
 
 def _map(file: BinaryIO, description: Description, content: Content) -> CentroidSet:
     mapped = mmap.mmap(file.fileno(), description.file_bytes, access=mmap.ACCESS_READ)
-    # The array keeps the mapping alive, and the mapping the file, even if its name has become another one's.
+    # The array keeps the mapping alive, and the mapping keeps the file, also after another file has got its name.
     values = np.frombuffer(mapped, "<f4", offset=PAGE_BYTES).reshape(description.nlist, description.dim)
     return CentroidSet(values, version=description.version, max_norm=content.max_norm)

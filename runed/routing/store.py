@@ -1,4 +1,4 @@
-"""The centroid set of one model: received whole or not at all, kept on disk, restored at the start."""
+"""The centroid set of one model: received whole or not at all, stored on disk, and restored at the start."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from runed.routing.centroids import MAX_SET_BYTES, CentroidSet, block_rows
 from runed.routing.set_file import IncomingFile, UnusableFileError, load
 
 MAX_NAME_BYTES = 256
-"""The most that a version, or the name of a preset, may have in UTF-8."""
+"""Bytes that a version, or the name of a preset, may have in UTF-8."""
 
 RECEIVE_SECONDS = 120.0
-"""How long a sender may take over a set, so that one that only trickles keeps nobody else waiting for ever."""
+"""Seconds that a sender may take for a set. Another sender waits meanwhile."""
 
 TURN_SECONDS = 30.0
-"""How long a sender waits while another one's set is being received, before it is told to come back."""
+"""Seconds that a sender waits while another set is being received. Then it is told to try again."""
 
 RETRY_SECONDS = 5.0
-"""After how many seconds."""
+"""Seconds after which such a sender is told to try again."""
 
 _log = get_logger(__name__)
 
@@ -44,9 +44,9 @@ class CentroidStore:
     """The set that is installed, and its replacement. For use in one event loop.
 
     Args:
-        path: Where the set is kept; the directory is made with the first set.
+        path: The file of the set. Its directory is made with the first set.
         dim: The number of values of the model's vectors.
-        model: The model's identity: centroids of another model's vectors say nothing of these.
+        model: The identity of the model. Centroids of another model mean nothing to its vectors.
     """
 
     def __init__(self, path: Path, *, dim: int, model: str) -> None:
@@ -58,11 +58,11 @@ class CentroidStore:
 
     @property
     def version(self) -> str:
-        """What the installed set is called; empty if there is none."""
+        """The name of the installed set; "" if there is none."""
         return self._installed.version if self._installed else ""
 
     def current(self) -> CentroidSet:
-        """Give the installed set, which stays as it is when another one takes its place.
+        """Return the installed set. It can be used on when another set takes its place.
 
         Raises:
             NoCentroidSetError: There is none.
@@ -74,7 +74,7 @@ class CentroidStore:
         return self._installed
 
     def restore(self) -> None:
-        """Install what is on disk, if it is whole and for this model; else it is removed. Blocks while it is verified."""
+        """Install the set on disk, or remove it if it is damaged or for another model. Blocks while the set is verified."""
         try:
             remove_unfinished(self._path)
             try:
@@ -91,18 +91,18 @@ class CentroidStore:
         _log.info("centroid set restored", version=self.version, nlist=self._installed.nlist)
 
     async def install(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
-        """Receive a set and put it in the place of the one before, which stays if anything goes wrong.
+        """Receive a set and put it in the place of the set before, which stays if anything fails.
 
         Args:
-            header: What the sender says of the set.
-            batches: The centroids in the order of their ids; what it raises is passed on.
+            header: The sender's description of the set.
+            batches: The centroids in the order of their ids. Its errors are passed on.
 
         Returns:
-            What the set is called.
+            The name of the set.
 
         Raises:
-            BadCentroidsError: The set is none, or cannot be one of this model; says why.
-            QueueFullError: Others were being received for all of `TURN_SECONDS`.
+            BadCentroidsError: The set is not complete, or not for this model; the text says why.
+            QueueFullError: Other sets were being received for `TURN_SECONDS`.
             DeadlineExceededError: The sender took longer than `RECEIVE_SECONDS`.
             CentroidStoreError: The set cannot be written to the disk.
         """
@@ -120,7 +120,7 @@ class CentroidStore:
                     "see to it that there is room, and push it again"
                 ) from None
         _log.info("centroid set installed", version=self.version, nlist=header.nlist)
-        release_free_memory()  # the messages are gone, what they took would stay
+        release_free_memory()  # the memory of the messages
         return self.version
 
     def _check(self, header: CentroidHeader) -> None:
@@ -144,7 +144,7 @@ class CentroidStore:
 
     @asynccontextmanager
     async def _one_at_a_time(self) -> AsyncGenerator[None]:
-        """Wait for the turn of this sender: several at once would take several times the memory and the disk."""
+        """Wait for the turn of this sender. Several sets at once would take several times the memory and the disk."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turn.acquire()
@@ -170,7 +170,7 @@ class CentroidStore:
     async def _receive(
         self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]], incoming: IncomingFile
     ) -> None:
-        """Gather centroids to blocks of a size that does not depend on the sender's messages."""
+        """Gather centroids into blocks whose size does not depend on the sender's messages."""
         block = np.empty((block_rows(self._dim), self._dim), "<f4")
         filled = count = 0
         async for batch in batches:
@@ -208,15 +208,15 @@ class CentroidStore:
             )
 
     def _publish(self, incoming: IncomingFile, version: str) -> None:
-        # Both in one step that no cancellation can come between: what is served is what the next start restores.
+        # No cancel can come between the two, so the set that is served is the set that the next start restores.
         self._installed = incoming.publish(version)
 
 
 def _version(header: CentroidHeader, computed: str) -> str:
-    """Give what a complete set is called.
+    """Return the name of a complete set.
 
     Raises:
-        BadCentroidsError: The sender calls it something else than its content is called.
+        BadCentroidsError: The sender's name is not that of the content.
     """
     if header.preset and header.version and header.version != computed:
         raise BadCentroidsError(

@@ -1,4 +1,4 @@
-"""Feeds the backend: takes micro-batches from the queue, one at a time, and gives every job its answer, exactly once."""
+"""The feeder of the backend: it takes micro-batches from the queue, one at a time, and answers every entry exactly once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import Protocol
 
-from runed.backends.base import BackendStatus, BatchLimits, Embedder
+from runed.backends.base import BackendStatus, CountingEmbedder
 from runed.domain.requests import Lane
 from runed.errors import (
     BackendFaultError,
@@ -20,24 +20,9 @@ from runed.errors import (
     TextTooLongError,
 )
 from runed.log import describe_exception, get_logger
-from runed.scheduling.queue import Computed, FairQueue, Job, QueueLimits
-
-MIN_RETRY_AFTER = 0.05
-MAX_RETRY_AFTER = 30.0
-"""Between these lies what a caller is told to wait, in seconds, when the queue is full."""
-
-_FIRST_RETRY_AFTER = 1.0
-"""What it is told while no speed has been measured yet."""
-
-_PACE_WEIGHT = 0.2
-"""How much the newest micro-batch counts in the measured speed."""
-
-_BULK_PATIENCE = 2.5
-"""How long a micro-batch of bulk texts may take while interactive ones come now and then, in times of one such text alone. What
-finds it in its way waits for it, and is to take no more than 4 times as long as it would alone."""
-
-_INTERACTIVE_MEMORY = 5.0
-"""Seconds for which one interactive text makes another one likely."""
+from runed.scheduling.counting import count, settle_tokens
+from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
+from runed.scheduling.queue import Computed, FairQueue, QueueEntry, QueueLimits
 
 _GATHERING = 0.003
 """Seconds that a micro-batch waits at most for the callers of the last one, who mostly send their next text at once: batches
@@ -48,70 +33,67 @@ _log = get_logger(__name__)
 
 
 class BatchObserver(Protocol):
-    """Who is told what became of texts and micro-batches."""
+    """Is told of texts and micro-batches."""
 
     def waited(self, lane: Lane, seconds: float) -> None:
-        """Take note that a text was taken from its lane's queue, in which it waited so long."""
+        """Note that a text was taken from its lane's queue, in which it waited for the given time."""
         ...
 
     def computed(self, lane: Lane, *, texts: int, tokens: int, seconds: float) -> None:
-        """Take note that a micro-batch came back."""
+        """Note that a micro-batch came back."""
         ...
 
 
 class Batcher:
-    """Computes the jobs of all callers. All methods must be called in one event loop.
+    """Computes the queue entries of all callers. All methods must be called in one event loop.
 
     One micro-batch is in flight at a time: a second one would make vectors depend on each other's texts and gain nothing. It
-    is never broken off when its callers go, since the backend would go on with it for a while, beside the next one; its
-    vectors are dropped then.
+    is not broken off when its callers go, since the backend would go on with it for a while, beside the next one; its vectors
+    are dropped then.
 
     Args:
-        backend: What computes. It is asked for nothing unless a job waits.
-        limits: What may wait at most.
-        metrics: Who is told.
+        backend: The backend. It is asked for nothing unless an entry waits.
+        limits: Bounds of what may wait.
+        metrics: Is told of texts and micro-batches.
     """
 
-    def __init__(self, backend: Embedder, *, limits: QueueLimits, metrics: BatchObserver) -> None:
+    def __init__(self, backend: CountingEmbedder, *, limits: QueueLimits, metrics: BatchObserver) -> None:
         self._backend = backend
         self._metrics = metrics
         self._queue = FairQueue(limits)
+        self._pace = Pace()
         self._entrance = asyncio.Lock()  # asyncio's lock is given to its waiters in the order in which they came
-        self._flight: Sequence[Job] = ()
+        self._flight: Sequence[QueueEntry] = ()
         self._worker: asyncio.Task[None] | None = None
         self._counter: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pace: float | None = None
-        self._lone_seconds: float | None = None
-        self._bulk_pace: float | None = None
-        self._interactive_until = 0.0
-        self._wanted = 0  # while callers are waited for: so many texts
+        self._wanted = 0  # the number of texts to be gathered; 0 while nobody gathers
         self._gathered = asyncio.Event()
         self._closed = False
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Let jobs wait for their turn; either all of them or, with an error, none.
+    def submit(self, entries: Sequence[QueueEntry]) -> None:
+        """Let entries wait for their turn; either all of them or, with an error, none.
 
         Args:
-            jobs: The jobs, all of one lane. Their futures get a `Computed` or an exception; who cancels a future abandons the
-                job, which is not computed then unless it is already being so.
+            entries: The entries, all of one lane. Their futures get a `Computed` or an exception. Cancelling a future drops
+                its entry, unless its micro-batch has already been sent.
 
         Raises:
             QueueFullError: There is no room now; `retry_after` estimates when there will be.
-            BatchTooLargeError: There never is room for so much at once.
+            BatchTooLargeError: There is never room for so many at once.
             ShuttingDownError: The batcher is closed.
         """
-        if not jobs:
+        if not entries:
             return
-        lane, texts, size = jobs[0].lane, len(jobs), sum(job.size for job in jobs)
+        lane, texts, size = entries[0].lane, len(entries), sum(entry.size for entry in entries)
         self._check_open()
         self._check_fits(lane, texts, size)
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(lane, excess)
         now = asyncio.get_running_loop().time()
-        for job in jobs:
-            job.since = now
-        self._queue.push(jobs)
+        for entry in entries:
+            entry.since = now
+        self._queue.push(entries)
         if self._wanted and self._has_gathered():
             self._gathered.set()
         if self._worker is None:
@@ -120,17 +102,17 @@ class Batcher:
         self._count_ahead()
 
     async def room(self, *, texts: int, size: int) -> None:
-        """Wait until so much may be submitted to the bulk lane; callers who wait are let in in the order in which they came.
+        """Wait until some texts may be submitted to the bulk lane. Callers that wait are let in in the order of their coming.
 
-        Nothing is reserved: the caller must submit before it awaits anything else, or others may take its place. Nor do those
-        who do not wait here stand back, so that much smaller submissions can delay this one.
+        Nothing is reserved: the caller must submit before it awaits anything else, or others may take its place. Callers that
+        submit without waiting here do not stand back, so that their much smaller submissions can delay this one.
 
         Args:
             texts: The number of texts.
             size: Their bytes in UTF-8.
 
         Raises:
-            BatchTooLargeError: There never is room for so much at once.
+            BatchTooLargeError: There is never room for so many at once.
             ShuttingDownError: The batcher is closed.
         """
         self._check_fits(Lane.BULK, texts, size)
@@ -140,18 +122,18 @@ class Batcher:
                 await self._queue.vacated.wait()
         self._check_open()
 
-    def promote(self, job: Job) -> None:
-        """Move a bulk job for which an interactive caller waits, too, to that lane; nothing happens if it was taken already."""
-        self._queue.promote(job)
+    def promote(self, entry: QueueEntry) -> None:
+        """Move a bulk entry that an interactive caller waits for, too, to that lane. An entry taken already stays."""
+        self._queue.promote(entry)
 
     def depth(self, lane: Lane) -> tuple[int, int]:
-        """Give the number of texts that wait in a lane, and their bytes in UTF-8; those in flight do not count."""
+        """Return the number of texts that wait in a lane, and their bytes in UTF-8; those in flight do not count."""
         return self._queue.depth(lane)
 
     async def close(self) -> None:
-        """Take nothing new, and give all jobs that wait or are in flight a `ShuttingDownError`.
+        """Refuse new entries, and fail all that wait or are in flight with a `ShuttingDownError`.
 
-        What is in flight is broken off: the backend must be stopped next. Drain before, if answers are still wanted.
+        The micro-batch in flight is broken off: the backend must be stopped next. Drain before, if answers are still wanted.
         """
         self._closed = True
         _fail(self._queue.drain(), _shutting_down())
@@ -182,12 +164,11 @@ class Batcher:
         limits = self._queue.limits(lane)
         waiting = [self._queue.depth(lane) for lane in Lane]
         texts, size = (sum(amounts) for amounts in zip(*waiting, strict=True))
-        seconds = _FIRST_RETRY_AFTER if self._pace is None else excess * size * self._pace
         return QueueFullError(
             f"the queue is full: {texts:,} texts of {size:,} bytes wait, and the limits for {lane.value} texts are "
             f"{_describe(limits)}; try again later, send less at once, or raise these settings of the daemon",
             metadata={"limit_texts": str(limits.texts), "limit_bytes": str(limits.bytes)},
-            retry_after=min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER),
+            retry_after=self._pace.retry_after(excess * size),
         )
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -199,23 +180,23 @@ class Batcher:
     async def _work(self) -> None:
         """Compute until nothing waits."""
         try:
-            while batch := self._queue.take(self._backend.limits, self._bulk_limits()):
+            while batch := self._queue.take(limits := self._backend.limits, self._pace.bulk_limits(limits)):
                 self._flight = batch
                 now = asyncio.get_running_loop().time()
-                for job in batch:
-                    self._metrics.waited(job.lane, now - job.since)
+                for entry in batch:
+                    self._metrics.waited(entry.lane, now - entry.since)
                 self._count_ahead()
                 await self._compute(batch)
                 self._queue.settle(batch)
                 if batch[0].lane is Lane.INTERACTIVE:
-                    await self._gather(sum(not job.future.cancelled() for job in batch))
+                    await self._gather(sum(not entry.future.cancelled() for entry in batch))
         finally:
             _fail(self._flight, _shutting_down())  # cancelled by `close`; else, all of them have their answers
             self._flight = ()
             self._worker = None
 
     async def _gather(self, answered: int) -> None:
-        """Let those who have their answers now, and may come back at once, share a micro-batch with those who wait."""
+        """Let callers that were answered just now, and may come back at once, share a micro-batch with those that wait."""
         self._wanted = answered + self._queue.depth(Lane.INTERACTIVE)[0]
         if self._wanted > 1 and not self._has_gathered():
             self._gathered.clear()
@@ -230,56 +211,37 @@ class Batcher:
             Lane.INTERACTIVE, self._backend.limits
         )
 
-    def _bulk_limits(self) -> BatchLimits:
-        """Tell what a micro-batch of bulk texts may hold: all that the backend takes, or less if others may come."""
-        limits = self._backend.limits
-        expected = asyncio.get_running_loop().time() < self._interactive_until
-        if not expected or not self._lone_seconds or not self._bulk_pace:
-            return limits
-        tokens = int(_BULK_PATIENCE * self._lone_seconds / self._bulk_pace)
-        return BatchLimits(texts=limits.texts, tokens=max(1, min(tokens, limits.tokens)))
-
-    def _measure(self, jobs: Sequence[Job], tokens: int, seconds: float) -> None:
-        """Learn from one micro-batch how fast the backend is."""
-        self._pace = _smoothed(self._pace, seconds / max(1, sum(job.size for job in jobs)))
-        if jobs[0].lane is Lane.BULK:
-            self._bulk_pace = _smoothed(self._bulk_pace, seconds / tokens)
-        else:
-            self._interactive_until = asyncio.get_running_loop().time() + _INTERACTIVE_MEMORY
-            if len(jobs) == 1:
-                self._lone_seconds = _smoothed(self._lone_seconds, seconds)
-
-    async def _compute(self, jobs: Sequence[Job]) -> None:
-        """Give each job its answer. One text can spoil a micro-batch; tried one by one then, only that one fails."""
+    async def _compute(self, batch: Sequence[QueueEntry]) -> None:
+        """Answer each entry. One text can spoil a micro-batch; tried one by one then, only that one fails."""
         try:
-            answers = await self._embed(jobs)
+            answers = await self._embed(batch)
         except (BackendFaultError, InvalidTextError, TextTooLongError) as error:
-            if len(jobs) == 1:
-                _fail(jobs, error)
+            if len(batch) == 1:
+                _fail(batch, error)
                 return
-            _log.warning("micro-batch failed, its texts are tried one by one", texts=len(jobs), reason=error.reason)
-            for job in jobs:
-                if not job.future.done():
-                    await self._compute([job])
-        except Exception as error:  # noqa: BLE001 # whatever it is, the jobs must not wait for ever, nor the next ones
+            _log.warning("micro-batch failed, its texts are tried one by one", texts=len(batch), reason=error.reason)
+            for entry in batch:
+                if not entry.future.done():
+                    await self._compute([entry])
+        except Exception as error:  # noqa: BLE001 # neither these entries nor the next ones may wait for ever
             if not isinstance(error, RunedError):
-                _log.error("micro-batch failed unexpectedly", texts=len(jobs), **describe_exception(error))
-            _fail(jobs, error)
+                _log.error("micro-batch failed unexpectedly", texts=len(batch), **describe_exception(error))
+            _fail(batch, error)
         else:
-            for job, answer in zip(jobs, answers, strict=True):
-                if not job.future.done():
-                    job.future.set_result(answer)
+            for entry, answer in zip(batch, answers, strict=True):
+                if not entry.future.done():
+                    entry.future.set_result(answer)
 
-    async def _embed(self, jobs: Sequence[Job]) -> list[Computed]:
+    async def _embed(self, batch: Sequence[QueueEntry]) -> list[Computed]:
         """Send one micro-batch, and find out how many tokens each of its texts has."""
         clock = asyncio.get_running_loop().time
         warm = self._backend.state.status is BackendStatus.READY
         began = clock()
-        unknown = [job for job in jobs if not job.exact]
+        unknown = [entry for entry in batch if not entry.exact]
         # The answer tells the sum only, which is enough for one that is not known.
         counting = self._spawn(self._count(unknown)) if len(unknown) > 1 else None
         try:
-            answer = await self._backend.embed([job.input for job in jobs])
+            answer = await self._backend.embed([entry.input for entry in batch])
             seconds = clock() - began
             if counting is not None:
                 await asyncio.wait({counting})
@@ -288,16 +250,19 @@ class Batcher:
             if task is None or task.cancelling():
                 raise
             # Not the worker was cancelled but what the backend waited for.
-            raise BackendUnavailableError("the engine was interrupted; try again", retry_after=_FIRST_RETRY_AFTER) from None
+            raise BackendUnavailableError("the engine was interrupted; try again", retry_after=FIRST_RETRY_AFTER) from None
         finally:
             if counting is not None:
                 counting.cancel()  # after a failure, it would only wake the backend up
-        _settle_tokens(jobs, answer.tokens)
-        answers = [Computed(vector, job.tokens) for vector, job in zip(answer.vectors, jobs, strict=True)]
+        settle_tokens(batch, answer.tokens)
+        answers = [Computed(vector, entry.tokens) for vector, entry in zip(answer.vectors, batch, strict=True)]
         if warm:  # the time of a start says nothing of the speed
-            self._measure(jobs, answer.tokens, seconds)
-        self._metrics.computed(jobs[0].lane, texts=len(jobs), tokens=answer.tokens, seconds=seconds)
+            self._pace.learn(batch, answer.tokens, seconds)
+        self._metrics.computed(batch[0].lane, texts=len(batch), tokens=answer.tokens, seconds=seconds)
         return answers
+
+    async def _count(self, entries: Sequence[QueueEntry]) -> None:
+        await count(entries, self._backend)
 
     def _count_ahead(self) -> None:
         """Count texts that wait for the micro-batch in flight, so that more of them fit into the next one."""
@@ -306,55 +271,22 @@ class Batcher:
 
     async def _count_waiting(self) -> None:
         try:
-            while self._flight and (jobs := self._queue.uncounted(self._backend.limits)):
-                await self._count(jobs)
-                if not all(job.exact for job in jobs):
+            while self._flight and (entries := self._queue.uncounted(self._backend.limits)):
+                if not await count(entries, self._backend):
                     break  # or a backend that cannot count would be asked over and over
         finally:
             self._counter = None
 
-    async def _count(self, jobs: Sequence[Job]) -> None:
-        """Replace bounds by exact numbers; where that fails, they stay, which is safe."""
-        texts = [job.input for job in jobs if isinstance(job.input, str)]
-        try:
-            tokens = await self._backend.tokenize(texts)
-            for job, its_tokens in list(zip(jobs, tokens, strict=True)):
-                if not job.exact:
-                    job.tokens, job.exact = len(its_tokens), True
-        except Exception as error:  # noqa: BLE001 # no text fails because it could not be counted
-            _log.warning("texts could not be counted", texts=len(jobs), **describe_exception(error))
 
-
-def _settle_tokens(jobs: Sequence[Job], total: int) -> None:
-    """Take the number of tokens of the one text that is not known from the sum of all, or check the sum.
-
-    Raises:
-        BackendFaultError: The numbers contradict each other, so that the vectors may not be those of the texts.
-    """
-    unknown = [job for job in jobs if not job.exact]
-    rest = total - sum(job.tokens for job in jobs if job.exact)
-    if len(unknown) > 1:
-        raise BackendFaultError(f"the tokens of {len(unknown)} texts could not be counted")
-    if (rest < 1) if unknown else (rest != 0):
-        _log.warning("llama-server counts tokens in two ways", texts=len(jobs), tokens=total, known=total - rest)
-        raise BackendFaultError(f"llama-server read {total:,} tokens and counted {total - rest:,} before")
-    for job in unknown:
-        job.tokens, job.exact = rest, True
-
-
-def _smoothed(value: float | None, newest: float) -> float:
-    return newest if value is None else (1 - _PACE_WEIGHT) * value + _PACE_WEIGHT * newest
-
-
-def _fail(jobs: Sequence[Job], error: Exception) -> None:
-    for job in jobs:
-        if not job.future.done():
-            job.future.set_exception(_copy(error))
-            job.future.exception()  # looked at, so that asyncio reports no failure when the caller goes before it looks
+def _fail(entries: Sequence[QueueEntry], error: Exception) -> None:
+    for entry in entries:
+        if not entry.future.done():
+            entry.future.set_exception(_copy(error))
+            entry.future.exception()  # looked at, so that asyncio reports no failure when the caller goes before it looks
 
 
 def _copy(error: Exception) -> Exception:
-    """Give each caller an error of its own: one that several raise would collect the traces, and the notes, of all of them."""
+    """Copy an error for one caller: one that several raise would collect the traces, and the notes, of all of them."""
     if not isinstance(error, RunedError):
         return error
     duplicate = type(error).__new__(type(error), *error.args)  # not by __init__, whose arguments a subclass may choose

@@ -1,4 +1,4 @@
-"""Puts the texts of one bulk call into an order in which micro-batches come out full."""
+"""The order of the texts of one bulk call, in which micro-batches come out full."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runed.backends.base import BatchLimits
-from runed.scheduling.queue import Job
+from runed.scheduling.queue import QueueEntry
 
 
 @dataclass(slots=True)
 class _Batch:
     left: int
-    jobs: list[Job] = field(default_factory=list)
+    entries: list[QueueEntry] = field(default_factory=list)
 
 
-def pack(jobs: Sequence[Job], limits: BatchLimits) -> list[Job]:
-    """Order jobs so that who takes them from the front, as many as fit, takes full micro-batches (best fit, longest first).
+def pack(entries: Sequence[QueueEntry], limits: BatchLimits) -> list[QueueEntry]:
+    """Order entries so that taking as many as fit from the front fills micro-batches (best fit, longest first).
 
     The time of a micro-batch grows more slowly than its tokens (Qwen3-0.6B, q6_K: 17 tokens 201 ms, 60 tokens about 320).
 
     Args:
-        jobs: The jobs.
-        limits: What a micro-batch may hold.
+        entries: The entries.
+        limits: The limits of a micro-batch.
 
     Returns:
-        The same jobs.
+        The same entries.
     """
     batches: list[_Batch] = []
     by_room: list[list[_Batch]] = [[] for _ in range(limits.tokens + 1)]
-    for job in sorted(jobs, key=lambda job: job.tokens, reverse=True):
-        fitting = next((room for room in by_room[job.tokens :] if room), None)
+    for entry in sorted(entries, key=lambda entry: entry.tokens, reverse=True):
+        fitting = next((room for room in by_room[entry.tokens :] if room), None)
         if fitting is None:
             batch = _Batch(limits.tokens)
             batches.append(batch)
         else:
             batch = fitting.pop()
-        batch.jobs.append(job)
-        batch.left -= job.tokens
-        if batch.left > 0 and len(batch.jobs) < limits.texts:
+        batch.entries.append(entry)
+        batch.left -= entry.tokens
+        if batch.left > 0 and len(batch.entries) < limits.texts:
             by_room[batch.left].append(batch)
-    return [job for batch in batches for job in batch.jobs]
+    return [entry for batch in batches for entry in batch.entries]

@@ -1,11 +1,12 @@
-"""Texts before they are computed: checked, counted and, where the caller allows it, cut."""
+"""The preparation of texts: each is checked, counted and, where the caller allows it, cut."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from runed.backends.base import Embedder, TextInput
+from runed.backends.base import CountingEmbedder, TextInput
 from runed.domain.requests import Truncate
 from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, TextTooLongError
 
@@ -20,16 +21,24 @@ at most three code points of two bytes."""
 _SPECIAL_TOKENS = 2
 """The most special tokens that a tokenizer adds to a text (BERT: CLS and SEP)."""
 
-
 _COUNT_TEXTS = 64
+"""The most texts that are counted by one question: enough that its cost does not count, few enough for the backend to answer
+others in between."""
+
 _COUNT_CHARACTERS = 1024 * 1024
-"""How many texts are counted by one question, and of how many characters: enough that its cost does not count, few enough for
-the backend to answer others in between, and for the tokens, which take many times the memory of their texts."""
+"""The most characters that are counted by one question, unless one text has more. The tokens take many times the memory of
+their texts."""
+
+Name: TypeAlias = tuple[str, dict[str, str]]
+"""The name of a text in errors: for people, such as "text 3 of the batch", and as facts for programs, such as its index."""
+
+STREAMED: Name = ("the text", {})
+"""The name of a text of a stream; its error travels beside its id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A text as it goes to the backend.
+    """A text in the form that goes to the backend.
 
     Attributes:
         input: The text with its prompt, or what is left of its tokens.
@@ -67,8 +76,8 @@ def check_text(text: str, name: str, where: dict[str, str]) -> None:
 
     Args:
         text: The text.
-        name: How to call it in an error, such as "text 3 of the batch".
-        where: Facts that tell where it is, for programs.
+        name: Its name in errors, for people.
+        where: Its place, as facts for programs.
 
     Raises:
         EmptyTextError: It is empty or only white space.
@@ -93,7 +102,7 @@ def check_text(text: str, name: str, where: dict[str, str]) -> None:
 
 
 def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut texts into what is counted at once; a longer text is counted alone."""
+    """Yield the texts in portions that are counted at once; a longer text is counted alone."""
     start = size = 0
     for index, text in enumerate(texts):
         if index > start and (index - start == _COUNT_TEXTS or size + len(text) > _COUNT_CHARACTERS):
@@ -105,7 +114,7 @@ def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def most_tokens(text: str) -> int:
-    """Give a number of tokens that a text does not exceed, special ones included."""
+    """Compute an upper bound of the tokens of a text, special ones included."""
     return len(text.encode()) * _TOKENS_PER_BYTE + _SPECIAL_TOKENS
 
 
@@ -116,7 +125,7 @@ class Preparer:
         backend: The backend.
     """
 
-    def __init__(self, backend: Embedder) -> None:
+    def __init__(self, backend: CountingEmbedder) -> None:
         self._backend = backend
         self._special: tuple[int, int] | None = None
 
@@ -130,20 +139,20 @@ class Preparer:
         *,
         prompt: str,
         truncate: Truncate,
-        names: Sequence[tuple[str, dict[str, str]]],
+        names: Sequence[Name],
         exact: bool = False,
     ) -> list[Prepared | TextTooLongError]:
         """Prepare texts, counting the tokens of those that may be too long.
 
         Args:
             texts: The texts, checked by `check_text`.
-            prompt: What goes in front of each.
-            truncate: What to do with one that is too long.
-            names: How to call each in an error, as `named` gives it.
+            prompt: The text in front of each.
+            truncate: The way to cut one that is too long.
+            names: The name of each in errors.
             exact: Whether to count all of them.
 
         Returns:
-            What to compute of each, or why it cannot be.
+            The prepared form of each, or the reason why there is none.
 
         Raises:
             BackendError: The backend cannot count.
@@ -162,27 +171,27 @@ class Preparer:
         ]
 
     async def _fit(
-        self, text: str, tokens: list[int], prompt: str, truncate: Truncate, named: tuple[str, dict[str, str]]
+        self, text: str, tokens: list[int], prompt: str, truncate: Truncate, name: Name
     ) -> Prepared | TextTooLongError:
         limit = self._backend.model.max_tokens
         if len(tokens) <= limit:
             return Prepared(text, len(tokens), exact=True, total_tokens=0, size=len(text.encode()))
-        name, where = named
+        words, where = name
         facts = {"tokens": str(len(tokens)), "limit": str(limit)} | where
         if truncate is Truncate.NONE:
             return TextTooLongError(
-                f"{name} has {len(tokens)} tokens, the limit is {limit}; split or shorten it, or ask for truncation",
+                f"{words} has {len(tokens)} tokens, the limit is {limit}; split or shorten it, or ask for truncation",
                 metadata=facts,
             )
         cut = await self._cut(tokens, prompt, truncate)
         if cut is None:
             return TextTooLongError(
-                f"the instruction leaves no room for {name} within the limit of {limit} tokens; shorten it", metadata=facts
+                f"the instruction leaves no room for {words} within the limit of {limit} tokens; shorten it", metadata=facts
             )
         return Prepared(cut, limit, exact=True, total_tokens=len(tokens), size=len(text.encode()))
 
     async def _cut(self, tokens: list[int], prompt: str, truncate: Truncate) -> list[int] | None:
-        """Leave out what is too much, but never the prompt or the special tokens; None if nothing of the text would be left."""
+        """Drop the tokens over the limit, but none of the prompt or special ones. None if nothing of the text would be left."""
         if self._special is None:
             self._special = await self._count_special_tokens()
         first, last = self._special
@@ -196,14 +205,14 @@ class Preparer:
         return head + (text[:room] if truncate is Truncate.END else text[-room:]) + tail
 
     async def _count_special_tokens(self) -> tuple[int, int]:
-        """Give how many tokens the backend puts before and after each text."""
+        """Count the special tokens that the backend puts before and after each text."""
         none, some = await self._backend.tokenize(["", "a"])
         # The last match, and the sample is a plain letter: it cannot be one of the special tokens itself.
         first = next(count for count in range(len(none) + 1) if some[count : count + 1] != none[count : count + 1])
         return first, len(none) - first
 
 
-def named(index: int, count: int) -> tuple[str, dict[str, str]]:
-    """Give how to call one text of a call in an error, in words and for programs."""
+def named(index: int, count: int) -> Name:
+    """Name one text of a call that has `count` texts."""
     where = {"index": str(index)}
     return ("the text" if count == 1 else f"text {index} of the batch (counted from 0)"), where

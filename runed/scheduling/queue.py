@@ -1,4 +1,4 @@
-"""Who is next: a bounded queue of texts, with two lanes, that is fair between clients by the tokens that their texts cost."""
+"""The bounded queue of texts, with two lanes. It is fair between clients by the tokens that their texts cost."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BULK_SHARE = 0.2
 keep a bulk job waiting for ever; with much more, a bulk job would be felt in every interactive answer."""
 
 INTERACTIVE_RESERVE = 8
-"""One in so many places, and bytes, of the queue is kept from bulk texts, so that they never shut interactive ones out."""
+"""One in this many places, and bytes, of the queue is kept from bulk texts, so that they never shut interactive ones out."""
 
 COUNT_AHEAD = 128
-"""How many texts beyond the next micro-batch are counted with it: enough that a request pays, few enough that little counting
-is lost when their caller goes."""
+"""Number of texts beyond the next micro-batch that are counted with it: enough that a request pays, few enough that little
+counting is lost when their caller goes."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """What may wait at most.
+    """Bounds of what may wait.
 
     Attributes:
         texts: The number of texts.
@@ -39,13 +39,13 @@ class QueueLimits:
 
     @property
     def bulk(self) -> QueueLimits:
-        """What of it bulk texts may take: all but the reserve for interactive ones."""
+        """The part of it that bulk texts may take: all but the reserve for interactive ones."""
         return QueueLimits(self.texts - self.texts // INTERACTIVE_RESERVE, self.bytes - self.bytes // INTERACTIVE_RESERVE)
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What a job gives.
+    """The result of a queue entry.
 
     Attributes:
         vector: Little-endian float32 values of L2 norm 1, as many as the model has.
@@ -57,8 +57,8 @@ class Computed:
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class Job:
-    """One text to compute. Whoever made it waits for its future; when that is done early (cancelled), the job is abandoned.
+class QueueEntry:
+    """One text to compute. Its maker waits for its future, and may cancel it: the entry is abandoned then.
 
     Attributes:
         input: The text, or its tokens.
@@ -66,9 +66,11 @@ class Job:
         exact: Whether `tokens` is the number itself. It must be for an input of tokens.
         size: The bytes of the text in UTF-8.
         lane: The lane that it waits in.
-        client: Whose it is, such as "unix:7".
-        future: Gets the answer, or an exception, exactly once.
+        client: The client whose text it is, such as "unix:7".
+        future: Gets the result, or an exception, exactly once.
         since: When it was submitted, in seconds of the event loop's clock; the batcher sets it.
+        number: Its place in the order of arrival; the queue sets it.
+        flow: The texts of its client, while it waits or is computed; the queue sets it.
     """
 
     input: TextInput
@@ -85,19 +87,19 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class _Flow:
-    """The jobs of one client in one lane.
+    """The entries of one client in one lane.
 
     Attributes:
         served: Its virtual time: the tokens that it was given, or would have been had it been there from the beginning.
-        jobs: What waits, the oldest first. Ordered and keyed, because the jobs of a caller that goes leave from the middle.
+        entries: Those that wait, the oldest first. Ordered and keyed, because entries of a caller that goes leave the middle.
     """
 
     served: int
-    jobs: OrderedDict[Job, None] = field(default_factory=OrderedDict)
+    entries: OrderedDict[QueueEntry, None] = field(default_factory=OrderedDict)
 
 
 class _Lane:
-    """The jobs of one lane, fair between clients: the next job is of the client that was served the fewest tokens."""
+    """The entries of one lane, fair between clients: the next one is of the client that was served the fewest tokens."""
 
     def __init__(self) -> None:
         self.texts = 0
@@ -105,88 +107,88 @@ class _Lane:
         self._flows: dict[str, _Flow] = {}
         self._clock = 0
 
-    def add(self, job: Job) -> None:
-        flow = self._flows.get(job.client)
+    def add(self, entry: QueueEntry) -> None:
+        flow = self._flows.get(entry.client)
         if flow is None:
-            flow = self._flows[job.client] = _Flow(self._clock)
-        elif not flow.jobs:
+            flow = self._flows[entry.client] = _Flow(self._clock)
+        elif not flow.entries:
             # A client that pauses saves up no claim; one that was served more than the others still waits for them.
             flow.served = max(flow.served, self._clock)
-        flow.jobs[job] = None
-        job.flow = flow
+        flow.entries[entry] = None
+        entry.flow = flow
         self.texts += 1
-        self.bytes += job.size
+        self.bytes += entry.size
 
-    def remove(self, job: Job) -> None:
-        assert job.flow is not None
-        del job.flow.jobs[job]
+    def remove(self, entry: QueueEntry) -> None:
+        assert entry.flow is not None
+        del entry.flow.entries[entry]
         self.texts -= 1
-        self.bytes -= job.size
+        self.bytes -= entry.size
 
-    def take(self, batch: Sequence[Job]) -> None:
+    def take(self, batch: Sequence[QueueEntry]) -> None:
         """Remove a `next_batch`."""
         assert batch[0].flow is not None
         self._clock = batch[0].flow.served  # the smallest of all that wait, so it never goes back
-        for job in batch:
-            self.remove(job)
+        for entry in batch:
+            self.remove(entry)
 
-    def in_order(self) -> Iterator[Job]:
-        """Give the jobs that somebody waits for in the order in which they would be taken, and leave them where they are."""
-        heap: list[tuple[int, int, Job, Iterator[Job]]] = []
+    def in_order(self) -> Iterator[QueueEntry]:
+        """Yield the entries that somebody waits for, in the order in which they would be taken, and take none."""
+        heap: list[tuple[int, int, QueueEntry, Iterator[QueueEntry]]] = []
         for flow in self._flows.values():
-            jobs: Iterator[Job] = (job for job in flow.jobs if not job.future.done())
-            if (job := next(jobs, None)) is not None:
-                heap.append((flow.served, job.number, job, jobs))
+            entries: Iterator[QueueEntry] = (entry for entry in flow.entries if not entry.future.done())
+            if (entry := next(entries, None)) is not None:
+                heap.append((flow.served, entry.number, entry, entries))
         heapq.heapify(heap)
         while heap:
-            served, _, job, jobs = heap[0]
-            yield job
-            if (following := next(jobs, None)) is None:
+            served, _, entry, entries = heap[0]
+            yield entry
+            if (following := next(entries, None)) is None:
                 heapq.heappop(heap)
             else:
-                heapq.heapreplace(heap, (served + job.tokens, following.number, following, jobs))
+                heapq.heapreplace(heap, (served + entry.tokens, following.number, following, entries))
 
-    def next_batch(self, limits: BatchLimits) -> list[Job]:
-        """Give what would be the next micro-batch; empty if nothing waits."""
-        batch: list[Job] = []
+    def next_batch(self, limits: BatchLimits) -> list[QueueEntry]:
+        """Return the entries that would be the next micro-batch; empty if nothing waits."""
+        batch: list[QueueEntry] = []
         tokens = 0
-        for job in self.in_order():
-            tokens += job.tokens
+        for entry in self.in_order():
+            tokens += entry.tokens
             if batch and tokens > limits.tokens:
                 break
-            batch.append(job)
+            batch.append(entry)
             if len(batch) == limits.texts:
                 break
         return batch
 
     def fills(self, limits: BatchLimits) -> bool:
-        """Tell whether what waits leaves no room in the next micro-batch."""
+        """Tell whether the waiting entries leave no room in the next micro-batch."""
         return self.texts >= limits.texts or len(self.next_batch(limits)) < self.texts
 
-    def settle(self, batch: Sequence[Job]) -> None:
+    def settle(self, batch: Sequence[QueueEntry]) -> None:
         """Charge a batch that was taken to its clients."""
-        for job in batch:
-            assert job.flow is not None
-            job.flow.served += job.tokens
-            job.flow = None
-        # A client that has nothing waiting is forgotten as soon as it may come back like a new one.
+        for entry in batch:
+            assert entry.flow is not None
+            entry.flow.served += entry.tokens
+            entry.flow = None
+        # A client with nothing waiting is forgotten as soon as it would be treated like a new one.
         self._flows = {
-            client: flow for client, flow in self._flows.items() if flow.jobs or (self.texts and flow.served > self._clock)
+            client: flow for client, flow in self._flows.items() if flow.entries or (self.texts and flow.served > self._clock)
         }
 
 
 class FairQueue:
     """The texts that wait for the engine.
 
-    Interactive texts go first, but while they do, bulk texts earn `BULK_SHARE` of the tokens, and have their turn as soon as
-    they can pay for their next micro-batch. Within a lane, clients share the tokens equally; within a client, the oldest text
-    goes first. A job whose future is done is not given out any more, and leaves in the next round of the event loop.
+    Interactive texts go first. While they do, bulk texts earn `BULK_SHARE` of the tokens, and have their turn as soon as they
+    can pay for their next micro-batch. Within a lane, clients share the tokens equally; within a client, the oldest text goes
+    first. An entry whose future is done is not taken any more, and leaves in the next round of the event loop.
 
     Args:
-        limits: What may wait at most. The queue tells whether there is room, its owner decides (`excess`).
+        limits: Bounds of what may wait. The queue tells whether there is room; its owner decides (`excess`).
 
     Attributes:
-        vacated: Is set whenever a job has left.
+        vacated: Set whenever an entry has left.
     """
 
     def __init__(self, limits: QueueLimits) -> None:
@@ -198,19 +200,19 @@ class FairQueue:
         self.vacated = asyncio.Event()
 
     def limits(self, lane: Lane) -> QueueLimits:
-        """Tell what may wait at most: in both lanes, and for `Lane.BULK`, in that lane."""
+        """Return the bounds for a lane. Those of `Lane.INTERACTIVE` hold for both lanes together."""
         return self._limits if lane is Lane.INTERACTIVE else self._limits.bulk
 
     def depth(self, lane: Lane) -> tuple[int, int]:
-        """Give the number of texts that wait in a lane, and their bytes."""
+        """Return the number of texts that wait in a lane, and their bytes."""
         return self._lanes[lane].texts, self._lanes[lane].bytes
 
     def fills(self, lane: Lane, limits: BatchLimits) -> bool:
-        """Tell whether what waits in a lane fills a micro-batch."""
+        """Tell whether the texts that wait in a lane fill a micro-batch."""
         return self._lanes[lane].fills(limits)
 
     def excess(self, lane: Lane, *, texts: int, size: int) -> float:
-        """Tell what part of what waits would have to leave before so much more may wait.
+        """Compute the part of the waiting texts that would have to leave before some more may wait.
 
         Args:
             lane: The lane that they would wait in.
@@ -227,28 +229,28 @@ class FairQueue:
             excess = max(excess, _excess((bulk.texts, bulk.bytes), texts, size, self.limits(lane)))
         return excess
 
-    def push(self, jobs: Sequence[Job]) -> None:
-        """Let jobs wait, each in its lane behind those of its client; the caller has looked for room."""
-        for job in jobs:
-            self._add(job)
-            job.future.add_done_callback(partial(self._leave, job))
+    def push(self, entries: Sequence[QueueEntry]) -> None:
+        """Let entries wait, each in its lane behind those of its client. The caller has looked for room."""
+        for entry in entries:
+            self._add(entry)
+            entry.future.add_done_callback(partial(self._leave, entry))
 
-    def promote(self, job: Job) -> None:
-        """Move a job from bulk to interactive, behind its client's jobs there; nothing happens if it does not wait any more."""
-        if job.lane is Lane.BULK and _waits(job):
-            self._lanes[Lane.BULK].remove(job)
-            job.lane = Lane.INTERACTIVE
-            self._add(job)
+    def promote(self, entry: QueueEntry) -> None:
+        """Move a bulk entry to the interactive lane, behind those of its client. One that does not wait any more stays."""
+        if entry.lane is Lane.BULK and _waits(entry):
+            self._lanes[Lane.BULK].remove(entry)
+            entry.lane = Lane.INTERACTIVE
+            self._add(entry)
 
-    def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[Job]:
+    def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[QueueEntry]:
         """Take the next micro-batch out: texts of one lane, in fair order, as many as fit.
 
         Args:
-            limits: What it may hold. A first text of more tokens is taken alone.
-            bulk_limits: What one of bulk texts may hold; None means the same.
+            limits: Its limits. A first text of more tokens is taken alone.
+            bulk_limits: Its limits if it is of bulk texts; None means the same.
 
         Returns:
-            The jobs, for `settle` when they have been computed; empty if nothing waits.
+            The entries, for `settle` when they have been computed; empty if nothing waits.
         """
         interactive = self._lanes[Lane.INTERACTIVE].next_batch(limits)
         bulk = self._lanes[Lane.BULK].next_batch(bulk_limits or limits)
@@ -256,58 +258,59 @@ class FairQueue:
         if not bulk:
             self._owed = 0.0  # a claim is earned by waiting only
         batch = interactive or bulk
-        if self._contested and self._owed >= sum(job.tokens for job in bulk):
+        if self._contested and self._owed >= sum(entry.tokens for entry in bulk):
             batch = bulk
         if batch:
             self._lanes[batch[0].lane].take(batch)
             self.vacated.set()
         return batch
 
-    def settle(self, batch: Sequence[Job]) -> None:
+    def settle(self, batch: Sequence[QueueEntry]) -> None:
         """Charge the last batch taken to its clients and its lane, by the tokens that are known by now.
 
-        Only now, because bounds are several times the numbers: who was charged by bounds would wait for those who were not.
+        They are not charged earlier, because bounds are several times the numbers: a client charged by bounds would wait for
+        the clients charged by numbers.
         """
         lane = batch[0].lane
         self._lanes[lane].settle(batch)
         if self._contested:
-            cost = sum(job.tokens for job in batch)
+            cost = sum(entry.tokens for entry in batch)
             self._owed += -cost if lane is Lane.BULK else cost * BULK_SHARE / (1 - BULK_SHARE)
 
-    def uncounted(self, limits: BatchLimits) -> list[Job]:
-        """Give jobs to be counted: those that come next in a lane whose next micro-batch is kept small by bounds alone."""
+    def uncounted(self, limits: BatchLimits) -> list[QueueEntry]:
+        """Return the entries to be counted: those that come next in a lane whose next micro-batch only bounds keep small."""
         for lane in self._lanes.values():
             order = lane.in_order()
             first = list(islice(order, limits.texts))
-            if sum(job.tokens for job in first) > limits.tokens and not all(job.exact for job in first):
-                return [job for job in chain(first, islice(order, COUNT_AHEAD)) if not job.exact]
+            if sum(entry.tokens for entry in first) > limits.tokens and not all(entry.exact for entry in first):
+                return [entry for entry in chain(first, islice(order, COUNT_AHEAD)) if not entry.exact]
         return []
 
-    def drain(self) -> list[Job]:
-        """Take everything out that somebody waits for."""
-        jobs = [job for lane in self._lanes.values() for job in lane.in_order()]
-        for job in jobs:
-            self._leave(job)
-        return jobs
+    def drain(self) -> list[QueueEntry]:
+        """Take all entries out that somebody waits for."""
+        entries = [entry for lane in self._lanes.values() for entry in lane.in_order()]
+        for entry in entries:
+            self._leave(entry)
+        return entries
 
-    def _add(self, job: Job) -> None:
-        job.number = next(self._numbers)
-        self._lanes[job.lane].add(job)
+    def _add(self, entry: QueueEntry) -> None:
+        entry.number = next(self._numbers)
+        self._lanes[entry.lane].add(entry)
 
-    def _leave(self, job: Job, _: object = None) -> None:
-        """Give the place of a job back, once; the done-callback of every job's future ends here, too."""
-        if _waits(job):
-            self._lanes[job.lane].remove(job)
-            job.flow = None
+    def _leave(self, entry: QueueEntry, _: object = None) -> None:
+        """Free the place of an entry, once. The done-callback of every entry's future ends here, too."""
+        if _waits(entry):
+            self._lanes[entry.lane].remove(entry)
+            entry.flow = None
             self.vacated.set()
 
 
-def _waits(job: Job) -> bool:
-    return job.flow is not None and job in job.flow.jobs
+def _waits(entry: QueueEntry) -> bool:
+    return entry.flow is not None and entry in entry.flow.entries
 
 
 def _excess(waiting: tuple[int, int], texts: int, size: int, limits: QueueLimits) -> float:
-    """Give the part of what waits that is too much for so much more, by texts or by bytes."""
+    """Compute the part of the waiting texts, or of their bytes, that is too much for some more."""
     by_texts = (waiting[0] + texts - limits.texts) / max(1, waiting[0])
     by_bytes = (waiting[1] + size - limits.bytes) / max(1, waiting[1])
     return max(0.0, by_texts, by_bytes)

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 
 from runed.domain.requests import Embedding, StreamAnswer, StreamItem, StreamResult
-from runed.errors import BackendFaultError, InvalidRequestError, RunedError
-from runed.scheduling.tickets import Plan, Ticket
+from runed.scheduling.claims import Claim, ClaimDesk, Terms
+from runed.scheduling.preparing import STREAMED
 
 WINDOW_TEXTS = 512
+"""The most texts of one stream in flight, from their reading to the sending of their vectors. Enough to keep the engine busy
+while the client is asleep for a moment, and to sort texts by length."""
+
 WINDOW_BYTES = 1024 * 1024
-"""What may be in flight of one stream, from its reading to the sending of its vector; a single longer text may, too. Enough to
-keep the engine busy while the client is asleep for a moment, and to sort texts by length."""
+"""The most bytes of one stream in flight; a single longer text may exceed it."""
 
 PIECE_TEXTS = 64
-"""What is queued at once, unless the queue holds less."""
-
-Claim = Callable[[Sequence[str], Plan, ExitStack], Awaitable[list[Ticket]]]
-"""How to begin to embed texts; see `Engine.claim`."""
+"""The number of texts that are queued at once, unless the queue holds less."""
 
 
 class Stream:
     """One stream of one caller.
 
     Args:
-        plan: What holds for all of its texts.
-        claim: How to begin to embed some.
-        answered: Told how many vectors were sent.
-        piece_texts: How many texts to queue at once.
+        terms: The terms of all of its texts.
+        desk: Takes claims to their tickets.
+        answered: Is told the number of vectors that were sent.
+        piece_texts: The number of texts to queue at once.
     """
 
-    def __init__(self, plan: Plan, *, claim: Claim, answered: Callable[[int], None], piece_texts: int) -> None:
-        self._plan = plan
-        self._claim = claim
+    def __init__(self, terms: Terms, *, desk: ClaimDesk, answered: Callable[[int], None], piece_texts: int) -> None:
+        self._terms = terms
+        self._desk = desk
         self._answered = answered
         self._piece_texts = piece_texts
         self._tasks: set[asyncio.Task[None]] = set()
@@ -46,16 +44,16 @@ class Stream:
         self._room = asyncio.Event()
 
     async def run(self, chunks: AsyncIterator[Sequence[StreamItem]]) -> AsyncGenerator[StreamAnswer]:
-        """Embed what comes.
+        """Embed the texts of a stream.
 
         Args:
             chunks: The texts; more are taken only when there is room for them.
 
         Yields:
-            What became ready.
+            The results that became ready.
 
         Raises:
-            RunedError: What failed was not a text's fault; whatever was not answered may be sent again.
+            RunedError: A failure that is no text's fault. The texts that were not answered may be sent again.
         """
         self._spawn(self._read(chunks))
         try:
@@ -64,7 +62,7 @@ class Stream:
                 self._news.clear()
                 if ready := self._ready:
                     self._ready = []
-                    yield StreamAnswer([result for result, _ in ready], self._plan.space)
+                    yield StreamAnswer([result for result, _ in ready], self._terms.space)
                     # Only now: a client that reads no results gets no further texts in.
                     self._texts -= len(ready)
                     self._bytes -= sum(size for _, size in ready)
@@ -94,29 +92,20 @@ class Stream:
         self._bytes += size
 
     async def _embed(self, piece: Sequence[StreamItem], sizes: Sequence[int]) -> None:
-        """Embed a piece, and hand each of its results on as soon as it is there."""
-        with ExitStack() as awake:
-            tickets = await self._claim([item.text for item in piece], self._plan, awake)
-            try:
-                pending = list(zip(piece, sizes, tickets, strict=True))
-                while pending:
-                    for item, size, ticket in pending:
-                        if ticket.ready:
-                            self._finish(item, size, ticket.redeem())
-                    pending = [entry for entry in pending if not entry[2].ready]
-                    if pending:
-                        futures = {ticket.future for _, _, ticket in pending if ticket.future is not None}
-                        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for ticket in tickets:
-                    ticket.release()
-
-    def _finish(self, item: StreamItem, size: int, outcome: Embedding | RunedError) -> None:
-        if isinstance(outcome, RunedError) and not isinstance(outcome, InvalidRequestError | BackendFaultError):
-            self._failure = self._failure or outcome
-        else:
-            self._ready.append((StreamResult(item.id, outcome), size))
-        self._news.set()
+        """Embed a piece, and hand on each of its results as soon as it is there."""
+        claims = [Claim(item.text, STREAMED) for item in piece]
+        async with self._desk.claimed(claims, self._terms):
+            pending = list(zip(piece, sizes, claims, strict=True))
+            while pending:
+                for item, size, claim in pending:
+                    if claim.ready:
+                        outcome = self._terms.finish(claim.outcome(self._terms))
+                        self._ready.append((StreamResult(item.id, outcome), size))
+                self._news.set()
+                pending = [entry for entry in pending if not entry[2].ready]
+                if pending:
+                    futures = {claim.future for _, _, claim in pending if claim.future is not None}
+                    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)

@@ -13,25 +13,24 @@ from runed.server.http2 import PREFACE, Http2Connection
 from runed.server.stream import ServerContext
 
 READ_SIZE = 64 * 1024
-"""Bytes taken from the kernel at a time."""
+"""Bytes that are read from the kernel at a time."""
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds in which a client must take the last bytes, or end a request that is already answered, before it is cut off."""
+"""Seconds that a client has to read the last bytes, or to end a request that is already answered. It is cut off then."""
 
 _log = get_logger(__name__)
 
 
 class Connection:
-    """Serves one client until it goes or the server stops.
+    """Serves one client until it disconnects or the server stops.
 
-    A client of a UNIX socket or of loopback that dies is reported by the kernel at once, so an idle connection needs no time
-    limit.
+    The kernel reports at once that a client on this machine has died, so an idle connection needs no time limit.
 
     Args:
-        context: What all connections share.
-        number: The number that tells this connection from all others of the server.
-        reader: What the client sends.
-        writer: What the client gets.
+        context: The state of the server.
+        number: The number of this connection, which no other connection of the server has.
+        reader: The bytes of the client.
+        writer: The bytes for the client.
     """
 
     def __init__(self, context: ServerContext, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,23 +45,23 @@ class Connection:
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being answered, and more may come."""
+        """Whether no request is being answered, and another may come."""
         return not self._draining and (self._protocol is None or self._protocol.idle)
 
     async def run(self) -> None:
-        """Serve until the connection is over and all calls of the app on it have ended."""
+        """Serve until the connection is closed and all its calls of the app have ended."""
         try:
             async with TaskGroup(asyncio.get_running_loop()) as tasks:
                 try:
                     await self._serve(tasks)
                 finally:
                     await self._close()
-        except* Exception as group:  # noqa: BLE001 # a fault of ours may cost this connection, but not the server
+        except* Exception as group:  # noqa: BLE001 # a defect here may end this connection, but not the server
             for error in group.exceptions:
                 _log.error("connection failed", connection=self._client, **describe_exception(error))
 
     def drain(self) -> None:
-        """Take no new requests and close when the open ones have been answered; an idle connection closes at once."""
+        """Take no new requests, and close when the open ones have been answered. An idle connection closes at once."""
         if isinstance(self._protocol, Http2Connection):
             self._protocol.drain()
         elif self.idle:
@@ -70,7 +69,7 @@ class Connection:
         self._draining = True
 
     def abort(self) -> None:
-        """Close at once, whatever is in flight."""
+        """Close at once, also while a request is in flight."""
         self._writer.transport.abort()
 
     async def _serve(self, tasks: TaskGroup) -> None:
@@ -113,7 +112,7 @@ class Connection:
         return asyncio.get_running_loop().time() + self._context.head_timeout
 
     async def _read(self, deadline: float | None = None) -> bytes:
-        """Give the next bytes, or none when the client has gone, has been cut off, or was too slow."""
+        """Return the next bytes; none if the client has disconnected, was cut off, or missed the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
                 data = await self._reader.read(READ_SIZE)
@@ -123,7 +122,7 @@ class Connection:
         return data
 
     async def _send(self, event: Event) -> None:
-        """Take what the HTTP/1.1 protocol has for the client."""
+        """Send bytes of the HTTP/1.1 protocol to the client, or close the connection."""
         match event:
             case RawData() if not self._writer.is_closing():
                 self._writer.write(event.data)
@@ -132,7 +131,7 @@ class Connection:
                 try:
                     async with asyncio.timeout(self._context.stall_timeout):
                         await self._writer.drain()
-                except OSError:  # the client has gone, or (TimeoutError) takes nothing any more
+                except OSError:  # the client has disconnected, or (TimeoutError) reads no more
                     self.abort()
             case Closed():
                 self._finish()
@@ -140,7 +139,7 @@ class Connection:
                 pass  # Hypercorn's `Updated` drives its idle timer
 
     def _finish(self) -> None:
-        """Close after the last response; one that is still sending must end that first, or it would not see the response."""
+        """Close after the last response. A client that still sends must stop first, or it would miss the response."""
         assert isinstance(self._protocol, Http1Protocol)
         if self._protocol.expects_input and not self._lingering and self._writer.can_write_eof():
             self._writer.write_eof()
@@ -149,7 +148,7 @@ class Connection:
             self._writer.close()
 
     async def _close(self) -> None:
-        """Free the descriptor, even if the client does not take what is left for it."""
+        """Free the descriptor, also if the client does not read its last bytes."""
         if self._lingering is not None:
             self._lingering.cancel()
         self._writer.close()

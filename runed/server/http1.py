@@ -1,4 +1,4 @@
-"""HTTP/1.1: Hypercorn's protocol on h11, with streams of our own and without upgrades."""
+"""HTTP/1.1: Hypercorn's protocol on h11, with our own streams and without upgrades."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 
 WRITE_SIZE = 64 * 1024
-"""Bytes of a response handed to the transport at a time, so that a slow client holds up the app and not memory."""
+"""Bytes of a response that are given to the transport at a time, so that a slow client costs time and no memory."""
 
 
 class Http1Stream(RequestStream):
@@ -34,21 +34,21 @@ class Http1Stream(RequestStream):
         self._room = asyncio.Event()
 
     async def handle(self, event: StreamEvent) -> None:
-        """Take what came from the connection, and hold its reader up while the app has enough to read."""
+        """Take an event of the connection, and hold up its reader while the app has enough to read."""
         await super().handle(event)
         while len(self._body) > BODY_LIMIT:
             self._room.clear()
             await self._room.wait()
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
-        """Send a part of a response. Its head waits for the first part of its body, as ASGI allows."""
+        """Send a part of a response. The head waits for the first part of the body, as ASGI allows."""
         self._protocol.hold()
         await super().app_send(message)
         if message is None or message["type"] != "http.response.start":
             await self._protocol.flush()
 
     def disconnect(self) -> None:
-        """Give this request up; its connection's reader goes on."""
+        """Give this request up, and let the reader of the connection go on."""
         super().disconnect()
         self._room.set()
 
@@ -66,10 +66,10 @@ class Http1Protocol(H11Protocol):
     """One HTTP/1.1 connection.
 
     Args:
-        context: What all connections share.
-        tasks: Where the app's calls run.
-        client: The client's name and connection number.
-        send: Takes bytes for the client, or the wish to close.
+        context: The state of the server.
+        tasks: The tasks of the app's calls.
+        client: The name of the transport, and the number of the connection.
+        send: Sends bytes to the client, or closes the connection.
     """
 
     def __init__(
@@ -102,21 +102,21 @@ class Http1Protocol(H11Protocol):
 
     @property
     def in_head(self) -> bool:
-        """Whether a part of a request's head is here, and the rest is not."""
+        """Whether the head of a request has begun but not ended."""
         return self.idle and bool(self.connection.trailing_data[0])
 
     @property
     def expects_input(self) -> bool:
-        """Whether the client is still sending a request that is already answered, or nonsense."""
+        """Whether the client still sends a request that is already answered, or something that is no request."""
         return self.connection.their_state in {h11.SEND_BODY, h11.ERROR}
 
     def hold(self) -> None:
-        """Gather what is written until `flush`: each write costs a system call, and wakes the client up."""
+        """Gather the bytes that are written until `flush`: each write costs a system call, and wakes the client up."""
         if self._held is None:
             self._held = bytearray()
 
     async def flush(self) -> None:
-        """Send what was gathered."""
+        """Send the gathered bytes."""
         data, self._held = self._held, None
         if data:
             await self._send_now(RawData(bytes(data)))
@@ -133,9 +133,9 @@ class Http1Protocol(H11Protocol):
             await self._send_now(event)
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send one part of a response; during a drain, or before its request has ended, say that it is the connection's last.
+        """Send one part of a response. During a drain, or before the request has ended, tell that the connection closes.
 
-        A client that is not told sends its next request on the connection, which by then is closed.
+        A client that is not told would send its next request on a connection that is closed by then.
         """
         if isinstance(event, Response) and (self.context.terminated.is_set() or self.expects_input):
             await super().stream_send(replace(event, headers=[*event.headers, (b"connection", b"close")]))
@@ -146,10 +146,10 @@ class Http1Protocol(H11Protocol):
             await super().stream_send(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        """Ignore `Upgrade: h2c`, which RFC 9113 has given up: HTTP/2 is chosen by its preface alone."""
+        """Ignore `Upgrade: h2c`, which RFC 9113 dropped: the preface alone chooses HTTP/2."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """Start a request; a WebSocket handshake is an ordinary GET here."""
+        """Start a request. A WebSocket handshake is an ordinary GET here."""
         self.stream = Http1Stream(self._server_context, self.task_group, self._client, self)
         await self.stream.handle(
             Request(

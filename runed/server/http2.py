@@ -1,8 +1,8 @@
 """HTTP/2 on h2, in place of Hypercorn's own.
 
-Hypercorn 0.18.0 loses whole connections, and all calls on them, to events that concern a single request: a body that arrives
-after the answer, a handler that does not read, one stream too many, 1,000 requests. Here nothing that happens to one stream
-reaches another, every buffer has a limit in bytes, and the end of a connection frees all that it held.
+Hypercorn 0.18.0 loses a whole connection, with all its calls, to events of a single request: a body that arrives after the
+answer, a handler that does not read, one stream too many, 1,000 requests. Here no event of a stream reaches another stream,
+every buffer has a limit in bytes, and the end of a connection frees all its memory.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from hyperframe.frame import Frame, GoAwayFrame
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What a client with prior knowledge of HTTP/2 sends first; no HTTP/1.1 request begins so (RFC 9113 section 3.4)."""
+"""The first bytes of an HTTP/2 client (RFC 9113 section 3.4). No HTTP/1.1 request begins with them."""
 
 MAX_HEADERS = 64 * 1024
-"""Bytes that the headers of one request may have, names and values."""
+"""Bytes that the headers of one request may have, names and values together."""
 
 WRITE_LIMIT = 64 * 1024
-"""Bytes of responses that are framed ahead of the transport; what is beyond waits with its handler."""
+"""Bytes of responses that are framed ahead of the transport. Further bytes wait, and so do their handlers."""
 
 READ_SLICE = 16 * 1024
-"""Bytes of frames worked off before other connections get their turn: tiny frames cost the most time a byte."""
+"""Bytes of frames that are handled before other connections get their turn. Tiny frames cost the most time a byte."""
 
 UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
-"""Bytes that may come without completing a frame or a header block; a greater number is an attack on the memory."""
+"""Bytes that may come without completing a frame or a header block. More are an attack on the memory."""
 
 _CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
-"""Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2); Hypercorn puts `connection` into its own error responses."""
+"""Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2). Hypercorn's own error responses have `connection`."""
 
 
 class _Protocol(H2Connection):
-    """h2's connection, but what the peer does to one stream, or says about the future, does not end the others."""
+    """h2's connection, changed so that a fault of one stream, or a GOAWAY of the client, does not end other streams."""
 
-    # h2 remembers how streams ended, to answer late frames. Its 65,536 cost megabytes a connection; late frames come soon.
+    # h2 remembers how streams ended, to answer late frames, which come soon. Its 65,536 cost megabytes a connection.
     MAX_CLOSED_STREAMS = 1024
 
     def __init__(self, max_streams: int) -> None:
@@ -54,7 +54,7 @@ class _Protocol(H2Connection):
             H2Configuration(
                 client_side=False,
                 header_encoding=None,
-                # A check that fails in the midst of a header block would leave both sides with different compression tables.
+                # A check that fails inside a header block would leave both sides with different compression tables.
                 validate_outbound_headers=False,
                 normalize_outbound_headers=False,
             )
@@ -69,26 +69,26 @@ class _Protocol(H2Connection):
         )
         self.frames_received = 0
         self.initiate_connection()
-        # The windows of all streams together, so that a body that nobody reads uses up no window but its own.
+        # The sum of the windows of all streams, so that a body that nobody reads uses up only its own window.
         self.increment_flow_control_window(max_streams * BODY_LIMIT)
 
     @property
     def open_inbound_streams(self) -> int:
-        """Always 0: `Http2Connection` refuses one stream too many; h2 would end the connection."""
+        """Always 0: `Http2Connection` itself refuses one stream too many, for which h2 would end the connection."""
         super().open_inbound_streams  # noqa: B018 # forgets the streams that are closed
         return 0
 
     def send_goaway(self) -> None:
-        """Tell the client which request is the last; unlike `close_connection`, let the open ones go on."""
+        """Tell the client which request is the last. Open requests go on, unlike after `close_connection`."""
         self._prepare_for_sending([GoAwayFrame(last_stream_id=self.highest_inbound_stream_id)])
 
     def _receive_frame(self, frame: Frame) -> list[Event]:
-        """Count what is complete: not every frame gives an event, such as a body that comes after its stream was reset."""
+        """Count complete frames. Not every frame gives an event: a body after the reset of its stream gives none."""
         self.frames_received += 1
         return super()._receive_frame(frame)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
-        """Let the open streams go on, as RFC 9113 section 6.8 wants; h2 would drop what they have yet to say."""
+        """Let open streams go on, as RFC 9113 section 6.8 demands. h2 would drop the rest of their responses."""
         return [], [ConnectionTerminated()]
 
 
@@ -96,10 +96,10 @@ class Http2Stream(RequestStream):
     """A request over HTTP/2.
 
     Attributes:
-        head: The headers of a response that waits for its first part, or its end.
-        unsent: The rest of a response's part that waits for the client's flow-control window.
-        sent: Set when `unsent` has shrunk to nothing, or will never be sent.
-        response_ended: Whether the client knows that the response is complete.
+        head: The headers of the response, which wait for its first part or its end.
+        unsent: The bytes of the response that wait for the client's flow-control window.
+        sent: Set when `unsent` is empty, or will never be sent.
+        response_ended: Whether the end of the response was framed.
     """
 
     def __init__(self, context: ServerContext, client: tuple[str, int], connection: Http2Connection, stream_id: int) -> None:
@@ -111,7 +111,7 @@ class Http2Stream(RequestStream):
         self._connection = connection
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
-        """Take a part of the response; None says that the app has ended, and with it this stream."""
+        """Take a part of the response. None means that the app has ended, which ends this stream."""
         try:
             await super().app_send(message)
         finally:
@@ -120,7 +120,7 @@ class Http2Stream(RequestStream):
 
     def disconnect(self) -> None:
         """Give this request up."""
-        self.body_was_read(len(self._body))  # or the connection's window would shrink for good
+        self.body_was_read(len(self._body))  # otherwise the window of the connection would shrink for good
         super().disconnect()
         self.unsent = memoryview(b"")
         self.sent.set()
@@ -134,7 +134,7 @@ class Http2Stream(RequestStream):
         self._connection.reset(self, ErrorCodes.CANCEL)
 
     async def flushed(self) -> None:
-        """Wait until everything sent so far is framed, or the client has stalled for too long."""
+        """Wait until all bytes so far are framed, or the client has stalled for too long."""
         while self.unsent:
             before = len(self.unsent)
             self.sent.clear()
@@ -150,15 +150,15 @@ class Http2Connection:
     """One HTTP/2 connection.
 
     Args:
-        context: What all connections share.
-        tasks: Where the app's calls run.
-        client: The client's name and connection number.
+        context: The state of the server.
+        tasks: The tasks of the app's calls.
+        client: The name of the transport, and the number of the connection.
         writer: The transport.
 
     Attributes:
         tasks: As above.
         streams: The requests whose app has not ended, by stream id.
-        closed: Whether the connection is over, by the client's doing or ours.
+        closed: Whether one side has ended the connection.
     """
 
     def __init__(self, context: ServerContext, tasks: TaskGroup, client: tuple[str, int], writer: asyncio.StreamWriter) -> None:
@@ -184,18 +184,18 @@ class Http2Connection:
         return not self.streams
 
     async def receive(self, data: bytes) -> None:
-        """Work off what the client sent, and wait for it to take the answers."""
+        """Handle bytes of the client, and wait until it reads the answers."""
         for start in range(0, len(data), READ_SLICE):
             if start:
                 await asyncio.sleep(0)
             if self.closed:
                 return
             await self._receive_slice(data[start : start + READ_SLICE])
-            # A client that reads no answers gets no more of its frames read, or their answers would pile up.
+            # No more frames are read from a client that reads no answers: the answers would pile up.
             await self._writable.wait()
 
     async def write(self) -> None:
-        """Send what is framed, all at once, until the connection is over; closes the transport then."""
+        """Send framed bytes, all that are there at once, until the connection ends; then close the transport."""
         try:
             while not self.closed:
                 await self._has_output.wait()
@@ -208,21 +208,21 @@ class Http2Connection:
                     self._writable.set()
                 if self._draining and self.idle:
                     break
-        except OSError:  # the client has gone, or (TimeoutError) takes nothing any more
+        except OSError:  # the client has disconnected, or (TimeoutError) reads no more
             self._writer.transport.abort()
         finally:
             self._writable.set()
             self._writer.close()
 
     def drain(self) -> None:
-        """Take no new requests; the connection closes when the open ones have been answered."""
+        """Take no new requests, and close when the open ones have been answered."""
         if not self._draining:
             self._draining = True
             self._h2.send_goaway()
             self._has_output.set()
 
     def close(self) -> None:
-        """Give up all requests; sends what is framed, if there is anybody left to take it."""
+        """Give up all requests, and send the framed bytes if the client is still there."""
         self.closed = True
         for stream in self.streams.values():
             stream.disconnect()
@@ -232,7 +232,7 @@ class Http2Connection:
         self._has_output.set()
 
     async def send(self, event: StreamEvent) -> None:
-        """Send one part of a response, as far as the client lets us; wait for the rest."""
+        """Send one part of a response as far as the client's window allows, and wait until the rest is sent."""
         stream = self.streams[event.stream_id]
         await stream.flushed()
         if stream.closed:
@@ -268,7 +268,7 @@ class Http2Connection:
     def _send_head(self, stream: Http2Stream, *, end_stream: bool = False) -> bool:
         """Frame the head of a response if it still waits, and tell whether it did.
 
-        It waits for what comes after it: gRPC's clients take an error without a body only as headers that end the stream.
+        The head waits for the next part: gRPC's clients accept an error without a body only as headers that end the stream.
         """
         head, stream.head = stream.head, None
         if head is not None:
@@ -287,7 +287,7 @@ class Http2Connection:
         stream.disconnect()
 
     def forget(self, stream: Http2Stream) -> None:
-        """Let go of a request whose app has ended."""
+        """Remove a request whose app has ended."""
         del self.streams[stream.stream_id]
         self._has_output.set()
 
@@ -295,7 +295,7 @@ class Http2Connection:
         frames = self._h2.frames_received
         try:
             events = self._h2.receive_data(data)
-        except ProtocolError:  # h2 has framed a GOAWAY that says why
+        except ProtocolError:  # h2 has framed a GOAWAY with the reason
             self.close()
             return
         self._unparsed = 0 if self._h2.frames_received > frames else self._unparsed + len(data)
@@ -314,7 +314,7 @@ class Http2Connection:
                 case StreamReset() if stream := self.streams.get(event.stream_id):
                     stream.disconnect()
                 case _:
-                    pass  # a window that has opened is seen when `write` frames the bodies
+                    pass  # `write` looks at the windows when it frames bodies
         self._has_output.set()
 
     async def _open(self, event: RequestReceived) -> None:
@@ -347,7 +347,7 @@ class Http2Connection:
         self.acknowledge(event.stream_id, event.flow_controlled_length - len(event.data))  # its padding
 
     def _finish(self, stream: Http2Stream) -> None:
-        """Close the stream of a response that is complete, or of an app that has failed halfway."""
+        """Close the stream of a response that is complete, or of an app that has failed before its end."""
         if not stream.response_ended:
             self._reset(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
         elif not stream.request_ended:

@@ -16,10 +16,10 @@ from runed.server.connection import Connection
 from runed.server.stream import Application, ServerContext
 
 CANCEL_TIMEOUT = 5.0
-"""Seconds that calls of the app get to clean up after they were cancelled."""
+"""Seconds that calls of the app have to clean up after they were cancelled."""
 
 LATE_GRACE = 1.0
-"""Seconds for what came on connections that were made during a drain: no work, but questions and refusals."""
+"""Seconds for the calls of connections that were made during a drain. These are questions and refusals, no work."""
 
 _log = get_logger(__name__)
 
@@ -27,19 +27,20 @@ _log = get_logger(__name__)
 class Server:
     """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket.
 
-    Each connection has a number of its own, and the app sees it in each request as `scope["client"] == ("unix", number)`, or
-    "tcp". A client that goes, or gives a request up, shows as `http.disconnect`. The app gets no lifespan events: whoever calls
-    `start` and `stop` knows better. An exception of the app ends only its own request, and is logged without its text.
+    Each connection has its own number; the app sees it in each request as `scope["client"] == ("unix", number)`, or "tcp". A
+    client that disconnects, or gives a request up, shows as `http.disconnect`. The app gets no lifespan events: the caller of
+    `start` and `stop` has no use for them. An exception of the app ends only its own request, and is logged without its text.
 
     Args:
         app: The application.
-        sock: A bound and listening socket. The server closes it at `stop`, and leaves the path of a UNIX socket alone.
-        max_streams: Requests that one HTTP/2 connection may have open at a time; one more is refused so that the client can
-            try again.
-        max_connections: Connections at a time; one more closes that which has been idle for longest, or is closed itself.
+        sock: A bound and listening socket. `stop` closes it, and leaves the path of a UNIX socket alone.
+        max_streams: Requests that one HTTP/2 connection may have open at a time. One more is refused, and the client may try
+            again.
+        max_connections: Connections at a time. One more closes the connection that has been idle for longest; if none is idle,
+            it is closed itself.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
-        stall_timeout: Seconds for which a request may wait for a peer that neither sends nor takes a byte of it; the request is
-            then given up. It does not limit how long the app may take. Common web servers wait as long.
+        stall_timeout: Seconds for which a request waits for a client that neither sends nor reads a byte of it. It is given up
+            then. The time of the app is not limited. Common web servers wait as long.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Server:
         if self._context.transport == "tcp":
             self._listener = await asyncio.start_server(self._accept, sock=self._sock, backlog=socket.SOMAXCONN)
         elif sys.version_info >= (3, 13):
-            # From 3.13 on asyncio would unlink the path, which may by then be another daemon's.
+            # From Python 3.13 on, asyncio would unlink the path, which may be another daemon's by then.
             self._listener = await asyncio.start_unix_server(
                 self._accept, sock=self._sock, backlog=socket.SOMAXCONN, cleanup_socket=False
             )
@@ -82,14 +83,14 @@ class Server:
             self._listener = await asyncio.start_unix_server(self._accept, sock=self._sock, backlog=socket.SOMAXCONN)
 
     async def stop(self, grace: float) -> None:
-        """Let what is in flight end, and then end the rest.
+        """Wait for the requests in flight, then cut off the rest.
 
-        Connections that are there take no new requests. Until the last of them has ended, new ones are served, so that the app
-        can be asked how it is, but not waited for: what the app does not want to begin any more, it has to refuse itself.
-        May be called again, also while it runs: the shorter grace counts.
+        Present connections take no new requests. Until the last of them has ended, new connections are served, so that a client
+        can ask for the state of the app; they are not waited for. The app itself has to refuse new work. This may be called
+        again, also while it runs: the shorter grace counts.
 
         Args:
-            grace: Seconds that what is in flight may take.
+            grace: Seconds that the requests in flight may take.
         """
         await self._context.worker.terminated.set()
         for task, connection in self._connections.items():
@@ -112,7 +113,7 @@ class Server:
             _log.error("requests ignore their cancellation", connections=left)
 
     async def _wait(self, connections: AbstractSet[asyncio.Task[None]], seconds: float) -> int:
-        """Wait for the end of connections, and tell how many have not ended."""
+        """Wait for the end of connections; return how many have not ended."""
         if not connections:
             return 0
         _, pending = await asyncio.wait(connections, timeout=seconds)
@@ -134,7 +135,10 @@ class Server:
         self._late.discard(task)
 
     def _make_room(self) -> bool:
-        """Make sure that one more connection fits: clients that leave connections open must not lock others out."""
+        """Close an idle connection if there are too many, and tell whether one more fits.
+
+        Clients that leave connections open must not lock others out.
+        """
         if len(self._connections) < self._max_connections:
             return True
         idle = min((c for c in self._connections.values() if c.idle), key=lambda c: c.last_heard, default=None)

@@ -24,32 +24,32 @@ from hypercorn.typing import (
 from runed.log import describe_exception, get_logger
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application, as `await app(scope, receive, send)`; each framework has its own types for the three."""
+"""An ASGI application: `await app(scope, receive, send)`. Each framework has its own types for the three."""
 
 BODY_LIMIT = 256 * 1024
-"""Bytes of one request's body that wait for the app; a client that sends faster than the app reads has to wait."""
+"""Bytes of the body of one request that wait for the app. A client that sends faster than the app reads has to wait."""
 
 _OFFERED_EXTENSIONS = ("http.response.trailers",)
-"""What the app may use of that which Hypercorn offers: its server push and early hints have no client here."""
+"""Extensions of Hypercorn that the app may use. Server push and early hints have no client here."""
 
 DUPLEX = "runed.duplex"
-"""An ASGI extension of ours, see `RequestStream.begin_duplex`; HTTP/2 only."""
+"""Our own ASGI extension, for HTTP/2 only; see `RequestStream.begin_duplex`."""
 
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerContext:
-    """What all connections of one server share.
+    """The state that all connections of one server share.
 
     Attributes:
         app: The ASGI application.
         config: Hypercorn's settings.
-        worker: Hypercorn's state of the process; its event `terminated` is set when a drain begins.
+        worker: Hypercorn's state of the process. Its event `terminated` is set when a drain begins.
         max_streams: Requests that one HTTP/2 connection may have open at a time.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
-        stall_timeout: Seconds for which a request may wait for a peer that neither sends nor takes a byte.
-        transport: What the connections come by, "unix" or "tcp".
+        stall_timeout: Seconds for which a request waits for a client that neither sends nor reads a byte.
+        transport: The name of the transport, "unix" or "tcp".
     """
 
     app: Application
@@ -62,10 +62,10 @@ class ServerContext:
 
 
 class RequestStream(HTTPStream):
-    """Hypercorn's HTTP stream, but the body of the request waits in one buffer until the app reads it.
+    """Hypercorn's HTTP stream, with one buffer in which the body of the request waits until the app reads it.
 
-    Hypercorn hands a body over through a queue of messages: bounded, it blocks the reader of the whole connection, for ever
-    once the app has ended; unbounded, it holds whatever a client sends. A buffer has a size in bytes, which can be bounded.
+    Hypercorn has a queue of messages there. A bounded queue blocks the reader of the whole connection, for ever once the app
+    has ended. An unbounded queue holds all that a client sends. A buffer has a size in bytes, which can be bounded.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class RequestStream(HTTPStream):
         self._duplex = False
 
     async def handle(self, event: StreamEvent) -> None:
-        """Take what came from the connection: the request's head, its body, its end, or the loss of its client."""
+        """Take an event of the connection: the head of the request, its body, its end, or the loss of the client."""
         match event:
             case Body():
                 self._body += event.data
@@ -110,21 +110,21 @@ class RequestStream(HTTPStream):
                 await super().handle(event)
 
     def disconnect(self) -> None:
-        """Give this request up: the app reads `http.disconnect`, and what it still sends goes nowhere."""
+        """Give this request up: the app reads `http.disconnect`, and what it still sends is dropped."""
         self.closed = True
         self._body.clear()
         self._changed.set()
         self._disconnected.set()
 
     def begin_duplex(self) -> asyncio.Event:
-        """Serve this request as a conversation of both sides; `scope["extensions"]["runed.duplex"]["begin"]` for the app.
+        """Let both sides send at the same time. The app calls this as `scope["extensions"]["runed.duplex"]["begin"]`.
 
-        From now on the client may be silent for as long as it likes, since it may wait for an answer or for its next input. It
-        still has to take what is sent to it within the stall timeout.
+        From now on the client may be silent for any time, since it may wait for an answer or for its next input. It still has
+        to read its answers within the stall timeout.
 
         Returns:
-            Set when the client has gone or gives the request up. ASGI tells that only after all of the body, which an app that
-            holds its client back does not read.
+            An event that is set when the client disconnects or gives the request up. ASGI tells that only after the whole body,
+            which an app that holds its client back does not read.
         """
         self._duplex = True
         return self._disconnected
@@ -153,7 +153,7 @@ class RequestStream(HTTPStream):
 
     @abstractmethod
     async def give_up(self) -> None:
-        """Tell a client that stalls that its request is over, and `disconnect`."""
+        """Tell a client that stalls that its request has ended, and `disconnect`."""
 
     async def _run_app(
         self,
@@ -163,7 +163,7 @@ class RequestStream(HTTPStream):
         sync_spawn: Callable[..., Any],  # noqa: ARG002 # for WSGI
         call_soon: Callable[..., Any],  # noqa: ARG002 # for WSGI
     ) -> None:
-        """Call the app; Hypercorn, which runs this as a task, would log an exception with its text."""
+        """Call the app, and log an exception without its text. Hypercorn, which runs this as a task, would log the text."""
         assert scope["type"] == "http"
         extensions: dict[str, dict[Any, Any]] = {name: {} for name in _OFFERED_EXTENSIONS if name in scope["extensions"]}
         if scope["http_version"] == "2":  # HTTP/1.1 has one direction after the other
@@ -171,5 +171,5 @@ class RequestStream(HTTPStream):
         scope["extensions"] = extensions
         try:
             await self.server_context.app(scope, self.receive, send)
-        except Exception as error:  # noqa: BLE001 # whatever the app did, only its own request may suffer
+        except Exception as error:  # noqa: BLE001 # a failure of the app ends only its own request
             _log.error("request failed", connection=scope["client"], **describe_exception(error))

@@ -84,6 +84,13 @@ async def test_check_and_list_follow_the_daemon(
     assert served.host.asked == []
 
 
+async def test_start_that_downloads_nothing_is_serving(served: Served) -> None:
+    served.host.status, served.host.phase = Status.LOADING, LoadingPhase.FETCHING_LLAMA_SERVER
+    served.host.downloading = False
+    checked = await ask_grpc(served, "Check", pb.HealthCheckRequest(), pb.HealthCheckResponse)
+    assert checked == pb.HealthCheckResponse(status=SERVING)
+
+
 async def test_check_of_an_unknown_service_names_the_known_ones(served: Served) -> None:
     async with http1(served) as client:
         response = await client.post(f"{SERVICE}/Check", json={"service": "no.such.Service"})

@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToJson
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.api.openai.app import _encode
-from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Space, Truncate
+from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate, VectorSpace
 from tests.api.conftest import Serve, Served
 from tests.fakes.fake_host import DIM, WAIT, vector_of
 from tests.server.clients import RawClient
@@ -364,7 +364,7 @@ async def test_others_get_their_turn_while_a_large_answer_is_written() -> None:
 
     items = [Embedding(vector=vector_of("x", 1024), tokens=3, total_tokens=3)] * 50
     taking = asyncio.create_task(take_turns())
-    content = await _encode(EmbedAnswer(items=items, space=Space(fingerprint="fp", prompt="")), "m", as_base64=False)
+    content = await _encode(EmbedAnswer(items=items, space=VectorSpace(fingerprint="fp", prompt="")), "m", as_base64=False)
     taking.cancel()
     assert len(json.loads(content)["data"]) == 50
     assert turns >= 50

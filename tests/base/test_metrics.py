@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from runed.domain.requests import Lane
-from runed.domain.status import EngineStats, LaneStats
+from runed.domain.status import LaneStats, SchedulerStats
 from runed.metrics import CONTENT_TYPE, Metrics
 
 
@@ -50,7 +50,7 @@ def value(family: Metric, suffix: str = "", **labels: str) -> float:
 
 def test_an_engine_that_did_nothing_has_zeros_and_no_fault(metrics: Metrics) -> None:
     nothing = LaneStats(total_texts=0, wait_p50_seconds=0.0, wait_p99_seconds=0.0)
-    assert metrics.stats() == EngineStats(
+    assert metrics.stats() == SchedulerStats(
         total_texts=0,
         total_tokens=0,
         tokens_per_second=0.0,

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import pwd
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from runed.errors import SettingsError
-from runed.settings import daemon_environment, engine_environment, load_settings
+from runed.settings import (
+    SETTINGS,
+    Setting,
+    Settings,
+    _boolean,
+    _loopback,
+    _path,
+    _text,
+    daemon_environment,
+    engine_environment,
+    load_settings,
+)
 
 
 def write_config(home: Path, **values: object) -> None:
@@ -193,3 +207,63 @@ def test_environment_of_the_engine_cannot_change_what_it_computes() -> None:
     fixed = {"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": "/dev/null"}
     assert engine_environment(env) == {"PATH": "/bin", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"} | fixed
     assert engine_environment(env | {"OMP_WAIT_POLICY": "active"})["OMP_WAIT_POLICY"] == "active"
+
+
+def test_documentation_shows_the_table_of_settings() -> None:
+    def code(word: str) -> str:
+        return f" `{word}` " if word else " "
+
+    rows = [
+        f"|{code(setting.variable)}|{code(name if setting.type else '')}|{code(setting.default)}| {setting.meaning} |"
+        for name, setting in SETTINGS.items()
+    ]
+    lines = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text().splitlines()
+    start = lines.index("| variable | key | default | meaning |") + 2
+    assert lines[start : start + len(rows) + 1] == [*rows, ""]
+
+
+def test_each_field_of_the_settings_is_one_of_the_table_with_the_same_default(home: Path) -> None:
+    assert load_settings(home=home, environ={}) == Settings(home)
+    fields = {field.name for field in dataclasses.fields(Settings)} - {"home"}
+    assert sorted(setting.field for setting in SETTINGS.values() if setting.field) == sorted(fields)
+    assert all(setting.variable in {"", f"RUNED_{name.upper()}"} for name, setting in SETTINGS.items())
+
+
+@pytest.mark.parametrize(("name", "setting"), SETTINGS.items())
+def test_each_setting_can_be_set_where_the_table_says(name: str, setting: Setting, home: Path) -> None:
+    text = {_path: "/a/file", _loopback: "127.0.0.1:80", _text: "a-name", _boolean: "yes"}.get(setting.parse, setting.default)
+    if not setting.field or not text:
+        return
+    expected = setting.parse(text, "")
+    if setting.variable:
+        assert getattr(load_settings(home=home, environ={setting.variable: text}), setting.field) == expected
+    if setting.type:
+        write_config(home, **{name: setting.type(text) if setting.type in {int, bool} else text})
+        assert getattr(load_settings(home=home, environ={}), setting.field) == expected
+
+
+# The home of the user
+
+
+def test_an_empty_home_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = pwd.getpwuid(os.getuid()).pw_dir
+    for change in (partial(monkeypatch.setenv, "HOME", ""), partial(monkeypatch.delenv, "HOME")):
+        change()
+        assert load_settings(environ={}).home == Path(own, ".runed")
+        assert load_settings(environ={"RUNED_MODEL": "~"}).model == Path(own)
+        assert daemon_environment({"RUNED_MODEL": "~/m.gguf"})["RUNED_MODEL"] == str(Path(own, "m.gguf"))
+
+
+def test_home_beats_the_user_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere/else")
+    assert load_settings(environ={}).home == Path("/somewhere/else/.runed")
+
+
+def test_the_home_of_another_user_can_be_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere/else")
+    user = next(entry for entry in pwd.getpwall() if entry.pw_uid != os.getuid() and entry.pw_dir.startswith("/"))
+    write_config(home, model=f"~{user.pw_name}/model.gguf")
+    settings = load_settings(home=home, environ={"RUNED_MANIFEST": f"~{user.pw_name}", "RUNED_LLAMA_SERVER": "x/~y"})
+    assert settings.model == Path(os.path.normpath(user.pw_dir), "model.gguf")
+    assert settings.manifest == os.path.normpath(user.pw_dir)
+    assert settings.llama_server == Path.cwd() / "x" / "~y"

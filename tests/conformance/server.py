@@ -29,9 +29,9 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 from protobuf.wkt import Any as AnyDetail
 
-from runed.api import app
+from runed.api.rpc import app
 from runed.api.rpc.codecs import CODECS
-from runed.api.rpc.refusals import Scope, Send, refuse
+from runed.api.rpc.refusals import Application, Receive, Scope, Send, refuse
 from runed.errors import UnimplementedError
 from runed.server import Server
 
@@ -225,11 +225,11 @@ def _error(definition: Message, info: Message | None) -> ConnectError:
     )
 
 
-def _app(service: ServiceDescriptor, read_max_bytes: int | None) -> app.Application:
+def _app(service: ServiceDescriptor, read_max_bytes: int | None) -> Application:
     """Serve the methods of the suite's service as the daemon serves those of its own."""
     routes = app._routes(service, SuiteApplication(service, read_max_bytes))
 
-    async def serve(scope: Scope, receive: app.Receive, send: Send) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if (route := routes.get(scope["path"])) is None:
             await refuse(scope, send, 404, UnimplementedError("there is no such method"))
         else:

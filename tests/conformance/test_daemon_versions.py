@@ -16,9 +16,10 @@ import pytest
 from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
-from runed.api import app as service_app
+from runed.api.app import build_app
+from runed.api.rpc import app as rpc_app
 from runed.api.rpc.codecs import CODECS
-from runed.api.rpc.refusals import Scope, Send
+from runed.api.rpc.refusals import Receive, Scope, Send
 from runed.errors import InvalidRequestError
 from runed.server import Server
 from tests.conformance.contracts import class_of, newer, older
@@ -110,10 +111,10 @@ def _without_ours(message: Message) -> Message:
 @asynccontextmanager
 async def other_daemon(path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Serve a fake host as a daemon of another version would."""
-    monkeypatch.setattr(service_app, "CODECS", [codec(known) for known in CODECS])
-    app = service_app.build_app(FakeHost())
+    monkeypatch.setattr(rpc_app, "CODECS", [codec(known) for known in CODECS])
+    app = build_app(FakeHost())
 
-    async def without_our_methods(scope: Scope, receive: service_app.Receive, send: Send) -> None:
+    async def without_our_methods(scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["path"].rpartition("/")[2]
         known = method in OLD.services_by_name["RunedService"].methods_by_name
         await app(scope if known else scope | {"path": "/unknown"}, receive, send)

@@ -8,8 +8,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from runed.daemon.run import BOOTSTRAP_PAUSE
-from tests.support import RunningDaemon, refusal_of_json, wait_until
+from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest
+
+from runed.daemon.bootstrapper import BOOTSTRAP_PAUSE
+from tests.support import PROTOCOLS, RunningDaemon, call, refusal_of_json, wait_until
 
 StartDaemon = Callable[..., RunningDaemon]
 
@@ -57,3 +59,21 @@ def test_engine_that_cannot_run_is_told_with_its_own_words(start_daemon: StartDa
     refusal = refusal_of_json(daemon.call("Embed", {"text": "hello"}))
     assert refusal.reason == "BACKEND_UNAVAILABLE"
     assert "libgomp.so.1" in refusal.message
+
+
+def test_dead_engine_fails_the_whole_call_even_where_errors_are_told_by_the_item(start_daemon: StartDaemon, home: Path) -> None:
+    engine = home / "llama-server"
+    engine.write_text("#!/bin/sh\nexit 127\n")
+    engine.chmod(0o755)
+    daemon = start_daemon(RUNED_LLAMA_SERVER=str(engine))
+    daemon.wait_for("STATUS_DEGRADED", timeout=60)
+    few, many = ["a", "", "b"], [f"text {number}" for number in range(20)]  # many are counted first
+    for protocol, texts in [*((protocol, few) for protocol in PROTOCOLS), ("connect+json", many)]:
+        answer = call(protocol, daemon.socket, "EmbedBatch", EmbedBatchRequest(texts=texts, per_item_errors=True))
+        assert answer.refusal is not None, answer
+        assert (answer.refusal.code, answer.refusal.reason) == ("unavailable", "BACKEND_UNAVAILABLE")
+        assert answer.refusal.retry_seconds
+    with daemon.http() as http:
+        response = http.post("/v1/embeddings", json={"input": ["a", "b"]})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "BACKEND_UNAVAILABLE")
+    assert int(response.headers["retry-after"]) >= 1

@@ -204,11 +204,10 @@ runed.cli.main.main(["serve"])
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_before_the_event_loop_listens_to_it_leaves_nothing_behind(home: Path, number: int) -> None:
-    slow = """
-import time, runed.cli.main, runed.daemon.run
-runed.daemon.run.build_app = lambda host: time.sleep(30)
-runed.cli.main.main(["serve"])
-"""
+    slow = (
+        "import time, runed.daemon.assembly as d, runed.cli.main as m; "
+        "d.build_app = lambda host: time.sleep(30); m.main(['serve'])"
+    )
     starting = subprocess.Popen([sys.executable, "-c", slow], env=clean_environment(RUNED_HOME=str(home)))
     wait_until((home / "embedding.sock").exists, what="the socket")
     starting.send_signal(number)

@@ -28,13 +28,13 @@ from runed.domain.requests import (
     Embedding,
     EmbedOptions,
     Lane,
-    Space,
     StreamAnswer,
     StreamItem,
     StreamResult,
     Truncate,
+    VectorSpace,
 )
-from runed.domain.status import EngineStats, Health, Info, LaneStats, Load, LoadingPhase, Status
+from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, SchedulerStats, Status
 from runed.errors import (
     EmptyBatchError,
     EmptyTextError,
@@ -51,7 +51,7 @@ MAX_TOKENS = 12
 METRICS = b"# HELP fake A number.\n# TYPE fake gauge\nfake 7.0\n"
 
 LOAD = Load(
-    stats=EngineStats(
+    stats=SchedulerStats(
         total_texts=1,
         total_tokens=2,
         tokens_per_second=3.5,
@@ -93,6 +93,7 @@ class FakeHost:
         load: What Health tells.
         status: What Health tells.
         phase: What Health tells.
+        downloading: Whether what is fetched in that phase is downloaded.
         grace: What the last `Shutdown` asked for.
         pushed: The centroid sets that came whole: their headers, and their centroids by the message.
     """
@@ -105,6 +106,7 @@ class FakeHost:
     load: Load | None = None
     status: Status = Status.OK
     phase: LoadingPhase | None = None
+    downloading: bool = True
     grace: float | None = None
     pushed: list[tuple[CentroidHeader, list[list[Centroid]]]] = field(default_factory=list)
     _go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -154,6 +156,9 @@ class FakeHost:
         self.asked.append(Asked(list(texts), options, "", per_item_errors=False))
         return [len(text.split()) + 2 for text in texts]
 
+    async def settle(self) -> None:
+        pass
+
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         with self._serving():
             received = [list(batch) async for batch in batches]
@@ -200,6 +205,7 @@ class FakeHost:
             engine_pid=3,
             engine_restarts=4,
             load=self.load,
+            downloading=self.downloading and self.phase is not LoadingPhase.STARTING_LLAMA_SERVER,
         )
 
     def metrics(self) -> bytes:
@@ -248,7 +254,7 @@ class FakeHost:
 
 
 def vector_of(text: str, dimensions: int = DIM) -> bytes:
-    """Give the vector of a text."""
+    """Return the vector of a text."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     values = np.random.default_rng(seed).normal(size=dimensions)
     return (values / np.linalg.norm(values)).astype("<f4").tobytes()
@@ -259,8 +265,8 @@ def _arranged(text: str) -> RunedError:
     return error_for_reason(reason)("arranged to fail", metadata={"limit_texts": "7"}, retry_after=1.5)
 
 
-def _space(options: EmbedOptions) -> Space:
-    return Space(fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else "")
+def _space(options: EmbedOptions) -> VectorSpace:
+    return VectorSpace(fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else "")
 
 
 async def _main(path: str) -> None:

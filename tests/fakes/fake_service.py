@@ -52,7 +52,7 @@ from runed_proto.runed.v1.runed_pb2 import (
     ShutdownResponse,
 )
 
-from runed.api.rpc.error_codes import to_connect
+from runed.api.rpc.errors import to_connect
 from runed.errors import (
     BackendUnavailableError,
     BootstrappingError,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -101,8 +101,11 @@ def test_a_dead_process_is_not_alive(own: DaemonRecord) -> None:
 
 def test_a_failed_write_leaves_the_old_record_whole(paths: Paths, own: DaemonRecord) -> None:
     own.write(paths.daemon_record)
-    temporary = Path(f"{paths.home}/.daemon.json.{os.getpid()}.tmp")
-    temporary.mkdir()
-    with pytest.raises(OSError, match=r"daemon\.json"):
-        msgspec.structs.replace(own, version="9").write(paths.daemon_record)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may grow, as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"daemon\.json"):
+            msgspec.structs.replace(own, version="9").write(paths.daemon_record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert DaemonRecord.read(paths.daemon_record) == own

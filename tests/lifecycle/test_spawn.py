@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from runed.errors import DaemonStartError, ForeignPathError, LifecycleError
+from runed.lifecycle import spawn
 from runed.lifecycle.launch import find_command
 from runed.lifecycle.listener import probe
 from runed.lifecycle.record import DaemonRecord
@@ -221,6 +222,28 @@ def test_a_newer_client_does_not_hurry_an_older_daemon_that_drains_already(fake:
     assert (new.started, new.version) == (True, "0.10.0")
     assert process_gone(old.pid)
     assert not (paths.home / "hurried").exists()
+
+
+def test_each_look_reads_the_record_once(fake: Fake, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_daemon(fake("serves, drains slowly", "0.9.0"))
+    steps: list[str] = []
+    read = DaemonRecord.read
+
+    def note_read(path: Path) -> DaemonRecord | None:
+        steps.append("read")
+        return read(path)
+
+    def note_probe(path: Path) -> bool:
+        steps.append("probe")
+        return probe(path)
+
+    monkeypatch.setattr(DaemonRecord, "read", note_read)
+    monkeypatch.setattr(spawn, "probe", note_probe)
+    assert ensure_daemon(fake("serves", "0.10.0"), minimum_version="0.10.0").started
+    *looks, last = steps
+    assert last == "read", "of the daemon that was started"
+    assert len(looks) >= 4
+    assert looks == ["probe", "read"] * (len(looks) // 2)
 
 
 def test_many_newer_clients_restart_an_older_daemon_once(fake: Fake, paths: Paths) -> None:

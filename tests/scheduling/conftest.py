@@ -15,7 +15,7 @@ from runed.metrics import Metrics
 from runed.paths import Paths
 from runed.routing.store import CentroidStore
 from runed.scheduling.queue import QueueLimits
-from runed.scheduling.scheduler import Engine, EngineSettings
+from runed.scheduling.scheduler import Scheduler, SchedulerSettings
 
 
 class Recorder:
@@ -56,13 +56,13 @@ class Recorder:
         return await self._backend.embed(texts)
 
 
-MakeEngine = Callable[..., tuple[Engine, Recorder]]
+MakeEngine = Callable[..., tuple[Scheduler, Recorder]]
 
 
 @pytest.fixture
 async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> AsyncIterator[MakeEngine]:
     """Makes engines, by default of the tiny Qwen3 with a context of 256 tokens; each is closed."""
-    made: list[Engine] = []
+    made: list[Scheduler] = []
 
     def make(
         model: Path = tiny_qwen3,
@@ -73,7 +73,7 @@ async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> Async
         profile: str = "balanced",
         traits: ModelTraits | None = None,
         cache: VectorCache | None = None,
-    ) -> tuple[Engine, Recorder]:
+    ) -> tuple[Scheduler, Recorder]:
         backend = Recorder(
             LlamaBackend(
                 executable=llama_server,
@@ -84,9 +84,9 @@ async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> Async
                 profile=profile,
             )
         )
-        engine = Engine(
+        engine = Scheduler(
             backend,
-            settings=EngineSettings(idle_timeout=0, queue=queue),
+            settings=SchedulerSettings(idle_timeout=0, queue=queue),
             cache=cache or VectorCache(cache_bytes),
             metrics=Metrics(),
             centroids=CentroidStore(Paths(home).centroids, dim=backend.model.dim, model=backend.model.identity),

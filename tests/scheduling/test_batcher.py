@@ -24,9 +24,20 @@ from runed.errors import (
     TextTooLongError,
 )
 from runed.paths import Paths
-from runed.scheduling.batcher import MAX_RETRY_AFTER, MIN_RETRY_AFTER, Batcher
-from runed.scheduling.queue import Computed, Job, QueueLimits
-from tests.scheduling.virtual import Notes, Outcome, ScriptedBackend, Step, make_job, settle, tokens_of, vector_of, virtual_time
+from runed.scheduling.batcher import Batcher
+from runed.scheduling.pace import MAX_RETRY_AFTER, MIN_RETRY_AFTER
+from runed.scheduling.queue import Computed, QueueEntry, QueueLimits
+from tests.scheduling.virtual import (
+    Notes,
+    Outcome,
+    ScriptedBackend,
+    Step,
+    make_entry,
+    settle,
+    tokens_of,
+    vector_of,
+    virtual_time,
+)
 
 PLENTY = QueueLimits(texts=100_000, bytes=10**9)
 
@@ -35,12 +46,12 @@ def make_batcher(backend: ScriptedBackend, limits: QueueLimits = PLENTY) -> Batc
     return Batcher(backend, limits=limits, metrics=Notes())
 
 
-def make_jobs(*texts: str, lane: Lane = Lane.INTERACTIVE, client: str = "unix:1", exact: bool = False) -> list[Job]:
-    return [make_job(text, lane=lane, client=client, exact=exact) for text in texts]
+def make_entries(*texts: str, lane: Lane = Lane.INTERACTIVE, client: str = "unix:1", exact: bool = False) -> list[QueueEntry]:
+    return [make_entry(text, lane=lane, client=client, exact=exact) for text in texts]
 
 
-async def outcomes(jobs: Sequence[Job]) -> list[Computed | BaseException]:
-    return await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+async def outcomes(entries: Sequence[QueueEntry]) -> list[Computed | BaseException]:
+    return await asyncio.gather(*(entry.future for entry in entries), return_exceptions=True)
 
 
 def right(*texts: TextInput) -> list[Computed]:
@@ -57,14 +68,14 @@ async def test_with_the_real_engine_tokens_are_exact_and_vectors_do_not_depend_o
     notes = Notes()
     batcher = Batcher(backend, limits=PLENTY, metrics=notes)
     texts = [f"{number} {'go ' * (number * 7 % 12)}" for number in range(60)]
-    jobs = [
-        make_job(text, lane=Lane.BULK if number % 3 else Lane.INTERACTIVE, client=f"unix:{number % 4}")
+    entries = [
+        make_entry(text, lane=Lane.BULK if number % 3 else Lane.INTERACTIVE, client=f"unix:{number % 4}")
         for number, text in enumerate(texts)
     ]
     try:
-        for job in jobs:
-            batcher.submit([job])
-        answers = await asyncio.gather(*(job.future for job in jobs))
+        for entry in entries:
+            batcher.submit([entry])
+        answers = await asyncio.gather(*(entry.future for entry in entries))
         assert [answer.tokens for answer in answers] == [len(tokens) for tokens in await backend.tokenize(texts)]
         for text, answer in zip(texts, answers, strict=True):
             alone = np.frombuffer((await backend.embed([text])).vectors[0], dtype="<f4")
@@ -82,11 +93,11 @@ async def test_with_the_real_engine_tokens_are_exact_and_vectors_do_not_depend_o
 async def test_a_lone_text_on_an_idle_engine_goes_at_once_and_uncounted() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    jobs = make_jobs("just one")
-    batcher.submit(jobs)
+    entries = make_entries("just one")
+    batcher.submit(entries)
     await settle()
     assert backend.batches == [["just one"]]
-    assert await outcomes(jobs) == right("just one")
+    assert await outcomes(entries) == right("just one")
     assert backend.counted == []
 
 
@@ -94,10 +105,10 @@ async def test_a_lone_text_on_an_idle_engine_goes_at_once_and_uncounted() -> Non
 async def test_texts_that_come_at_the_same_moment_share_a_batch() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    jobs = [make_job(f"text {number}", client=f"unix:{number}") for number in range(4)]
-    for job in jobs:
-        batcher.submit([job])
-    assert await outcomes(jobs) == right(*(job.input for job in jobs))
+    entries = [make_entry(f"text {number}", client=f"unix:{number}") for number in range(4)]
+    for entry in entries:
+        batcher.submit([entry])
+    assert await outcomes(entries) == right(*(entry.input for entry in entries))
     assert len(backend.calls) == 1
 
 
@@ -105,9 +116,9 @@ async def test_texts_that_come_at_the_same_moment_share_a_batch() -> None:
 async def test_one_batch_is_in_flight_at_a_time_and_the_next_follows_at_once() -> None:
     backend = ScriptedBackend(texts=2)
     batcher = make_batcher(backend)
-    jobs = make_jobs(*"abcdef", exact=True)
-    batcher.submit(jobs)
-    await outcomes(jobs)
+    entries = make_entries(*"abcdef", exact=True)
+    batcher.submit(entries)
+    await outcomes(entries)
     assert backend.batches == [["a", "b"], ["c", "d"], ["e", "f"]]
     assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.01, 0.02]
 
@@ -116,10 +127,10 @@ async def test_one_batch_is_in_flight_at_a_time_and_the_next_follows_at_once() -
 async def test_an_interactive_text_waits_for_one_batch_of_a_bulk_job_at_most() -> None:
     backend = ScriptedBackend(texts=2)
     batcher = make_batcher(backend)
-    bulk = make_jobs(*(f"bulk {number}" for number in range(100)), lane=Lane.BULK)
+    bulk = make_entries(*(f"bulk {number}" for number in range(100)), lane=Lane.BULK)
     batcher.submit(bulk)
     await asyncio.sleep(0.055)
-    urgent = make_jobs("now", client="unix:2")
+    urgent = make_entries("now", client="unix:2")
     batcher.submit(urgent)
     assert await outcomes(urgent) == right("now")
     assert backend.batches[6] == ["now"]
@@ -132,8 +143,8 @@ async def test_the_metrics_are_told() -> None:
     backend = ScriptedBackend(texts=2)
     notes = Notes()
     batcher = Batcher(backend, limits=PLENTY, metrics=notes)
-    batcher.submit(jobs := make_jobs("a", "b", "c c", lane=Lane.BULK))
-    await outcomes(jobs)
+    batcher.submit(entries := make_entries("a", "b", "c c", lane=Lane.BULK))
+    await outcomes(entries)
     assert [lane for lane, _ in notes.waits] == [Lane.BULK] * 3
     assert [seconds for _, seconds in notes.waits] == pytest.approx([0, 0, 0.01])
     assert [batch[:3] for batch in notes.batches] == [(Lane.BULK, 2, 6), (Lane.BULK, 1, 4)]
@@ -155,8 +166,8 @@ async def test_nobody_to_wait_for_is_nothing_to_do() -> None:
 async def ask_on(batcher: Batcher, client: str, *, calls: int, pause: float) -> None:
     """Send one text after the other, each so many seconds after the answer to the last."""
     for number in range(calls):
-        batcher.submit(jobs := make_jobs(f"{client} {number}", client=client, exact=True))
-        await jobs[0].future
+        batcher.submit(entries := make_entries(f"{client} {number}", client=client, exact=True))
+        await entries[0].future
         await asyncio.sleep(pause)
 
 
@@ -189,13 +200,32 @@ async def test_a_lone_client_is_never_waited_for() -> None:
 
 
 @virtual_time
+async def test_a_pair_of_clients_is_gathered_and_not_for_longer_than_both_need() -> None:
+    backend = ScriptedBackend()
+    batcher = make_batcher(backend)
+    await asyncio.gather(*(ask_on(batcher, f"unix:{number}", calls=4, pause=0.001) for number in range(2)))
+    assert [len(batch) for batch in backend.batches] == [2] * 4
+    assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.011, 0.022, 0.033]
+
+
+@virtual_time
+async def test_nobody_is_gathered_behind_a_lone_text() -> None:
+    backend = ScriptedBackend()
+    batcher = make_batcher(backend)
+    batcher.submit(lone := make_entries("lone", exact=True))
+    batcher.submit(bulk := make_entries("bulk", lane=Lane.BULK, exact=True))
+    await outcomes([*lone, *bulk])
+    assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.01]
+
+
+@virtual_time
 async def test_a_full_micro_batch_waits_for_nobody() -> None:
     backend = ScriptedBackend(texts=4)
     batcher = make_batcher(backend)
-    jobs = [make_job(f"text {number}", client=f"unix:{number}", exact=True) for number in range(12)]
-    for job in jobs:
-        batcher.submit([job])
-    await outcomes(jobs)
+    entries = [make_entry(f"text {number}", client=f"unix:{number}", exact=True) for number in range(12)]
+    for entry in entries:
+        batcher.submit([entry])
+    await outcomes(entries)
     assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.01, 0.02]
 
 
@@ -203,8 +233,8 @@ async def test_a_full_micro_batch_waits_for_nobody() -> None:
 async def test_bulk_texts_wait_for_nobody() -> None:
     backend = ScriptedBackend(texts=2)
     batcher = make_batcher(backend)
-    batcher.submit(jobs := make_jobs(*"abc", lane=Lane.BULK, exact=True))
-    await outcomes(jobs)
+    batcher.submit(entries := make_entries(*"abc", lane=Lane.BULK, exact=True))
+    await outcomes(entries)
     assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.01]
 
 
@@ -215,8 +245,8 @@ async def test_bulk_texts_wait_for_nobody() -> None:
 async def test_several_texts_that_are_not_counted_are_so_while_they_are_computed() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    batcher.submit(jobs := [*make_jobs("a", "b b"), make_job([1, 2, 3]), *make_jobs("c", exact=True)])
-    assert await outcomes(jobs) == right("a", "b b", [1, 2, 3], "c")
+    batcher.submit(entries := [*make_entries("a", "b b"), make_entry([1, 2, 3]), *make_entries("c", exact=True)])
+    assert await outcomes(entries) == right("a", "b b", [1, 2, 3], "c")
     assert backend.counted == [["a", "b b"]]
     assert backend.batches == [["a", "b b", [1, 2, 3], "c"]]
 
@@ -225,8 +255,8 @@ async def test_several_texts_that_are_not_counted_are_so_while_they_are_computed
 async def test_the_one_text_that_is_not_counted_has_the_rest_of_the_sum() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    batcher.submit(jobs := [*make_jobs("a a a a"), make_job([1, 2, 3]), *make_jobs("c", exact=True)])
-    assert await outcomes(jobs) == right("a a a a", [1, 2, 3], "c")
+    batcher.submit(entries := [*make_entries("a a a a"), make_entry([1, 2, 3]), *make_entries("c", exact=True)])
+    assert await outcomes(entries) == right("a a a a", [1, 2, 3], "c")
     assert backend.counted == []
 
 
@@ -235,8 +265,8 @@ async def test_waiting_texts_are_counted_ahead_and_packed_tightly() -> None:
     backend = ScriptedBackend(texts=8, tokens=80)
     batcher = make_batcher(backend)
     texts = [f"{'long' * 10} {number}" for number in range(17)]  # a bound of 86 tokens or more each, but 4 in truth
-    batcher.submit(jobs := make_jobs(*texts))
-    assert await outcomes(jobs) == right(*texts)
+    batcher.submit(entries := make_entries(*texts))
+    assert await outcomes(entries) == right(*texts)
     assert [len(batch) for batch in backend.batches] == [1, 8, 8]
     assert backend.counted == [texts[1:]]  # one request
 
@@ -245,13 +275,27 @@ async def test_waiting_texts_are_counted_ahead_and_packed_tightly() -> None:
 async def test_what_comes_while_a_batch_is_in_flight_is_counted_too() -> None:
     backend = ScriptedBackend(texts=8, tokens=80)
     batcher = make_batcher(backend)
-    batcher.submit(first := make_jobs("first"))
+    batcher.submit(first := make_entries("first"))
     await asyncio.sleep(0.002)
     texts = [f"{'long' * 10} {number}" for number in range(8)]
-    batcher.submit(jobs := make_jobs(*texts))
-    await outcomes(jobs)
+    batcher.submit(entries := make_entries(*texts))
+    await outcomes(entries)
     assert backend.batches == [["first"], texts]
     assert await outcomes(first) == right("first")
+
+
+@virtual_time
+async def test_texts_are_counted_ahead_again_and_again() -> None:
+    backend = ScriptedBackend(texts=8, tokens=80)
+    batcher = make_batcher(backend)
+    for wave in range(3):
+        batcher.submit(first := make_entries(f"first {wave}", exact=True))
+        await asyncio.sleep(0.002)
+        texts = [f"{'long' * 10} {wave} {number}" for number in range(8)]
+        batcher.submit(entries := make_entries(*texts))
+        await outcomes([*first, *entries])
+        assert backend.batches[-1] == texts
+        assert backend.counted[-1] == texts
 
 
 @virtual_time
@@ -259,8 +303,8 @@ async def test_slow_counting_holds_nothing_up() -> None:
     backend = ScriptedBackend(tokens=80, counts=[Step(seconds=10.0)])
     batcher = make_batcher(backend)
     texts = [f"{'long' * 10} {number}" for number in range(5)]
-    batcher.submit(jobs := make_jobs(*texts, lane=Lane.BULK))
-    assert await outcomes(jobs) == right(*texts)
+    batcher.submit(entries := make_entries(*texts, lane=Lane.BULK))
+    assert await outcomes(entries) == right(*texts)
     assert [len(batch) for batch in backend.batches] == [1] * 5
     assert backend.calls[-1].began - backend.calls[0].began == pytest.approx(0.04)
 
@@ -270,9 +314,9 @@ async def test_slow_counting_holds_nothing_up() -> None:
 async def test_no_text_fails_because_it_could_not_be_counted(outcome: Outcome) -> None:
     backend = ScriptedBackend(counts=[Step(outcome)] * 2)
     batcher = make_batcher(backend)
-    batcher.submit(jobs := make_jobs("a", "b", "c"))
+    batcher.submit(entries := make_entries("a", "b", "c"))
     with capture_logs() as logs:
-        assert await outcomes(jobs) == right("a", "b", "c")
+        assert await outcomes(entries) == right("a", "b", "c")
     assert logs[0]["event"] == "texts could not be counted"
 
 
@@ -281,8 +325,8 @@ async def test_a_backend_that_cannot_count_is_not_asked_over_and_over() -> None:
     backend = ScriptedBackend(tokens=80, script=[Step(seconds=1.0)], counts=[Step("unavailable", 0.0)] * 1000)
     batcher = make_batcher(backend)
     with capture_logs():
-        batcher.submit(jobs := make_jobs(*(f"{'long' * 10} {number}" for number in range(5))))
-        await outcomes(jobs)
+        batcher.submit(entries := make_entries(*(f"{'long' * 10} {number}" for number in range(5))))
+        await outcomes(entries)
     assert len(backend.counted) <= len(backend.calls)
 
 
@@ -290,8 +334,8 @@ async def test_a_backend_that_cannot_count_is_not_asked_over_and_over() -> None:
 async def test_nothing_is_counted_when_nothing_waits_any_more() -> None:
     backend = ScriptedBackend(script=[Step("unavailable", seconds=-1)])
     batcher = make_batcher(backend)
-    batcher.submit(jobs := make_jobs("a", "b"))
-    await outcomes(jobs)
+    batcher.submit(entries := make_entries("a", "b"))
+    await outcomes(entries)
     await settle()
     assert backend.counted == []
 
@@ -301,8 +345,8 @@ async def test_counts_that_contradict_the_answer_are_a_fault_and_logged_without_
     backend = ScriptedBackend(script=[Step("miscount")] * 3)
     batcher = make_batcher(backend)
     with capture_logs() as logs:
-        batcher.submit(jobs := make_jobs("secret words", "secret too", exact=True))
-        results = await outcomes(jobs)
+        batcher.submit(entries := make_entries("secret words", "secret too", exact=True))
+        results = await outcomes(entries)
     assert [type(result) for result in results] == [BackendFaultError] * 2
     assert any(entry["event"] == "llama-server counts tokens in two ways" for entry in logs)
     assert "secret" not in str(logs)
@@ -314,8 +358,8 @@ async def test_a_count_ahead_that_was_wrong_is_found_out() -> None:
     backend = ScriptedBackend(counts=[Step("miscount", 0.001)])
     batcher = make_batcher(backend)
     with capture_logs():
-        batcher.submit(jobs := make_jobs("a", "b"))
-        results = await outcomes(jobs)
+        batcher.submit(entries := make_entries("a", "b"))
+        results = await outcomes(entries)
     assert isinstance(results[0], BackendFaultError)
     assert results[1:] == right("b")
 
@@ -328,8 +372,8 @@ async def test_a_count_ahead_that_was_wrong_is_found_out() -> None:
 async def test_a_dead_backend_fails_its_batch_and_the_others_go_on(outcome: Outcome) -> None:
     backend = ScriptedBackend(texts=2, script=[Step(outcome)])
     batcher = make_batcher(backend)
-    batcher.submit(jobs := make_jobs(*"abcd"))
-    results = await outcomes(jobs)
+    batcher.submit(entries := make_entries(*"abcd"))
+    results = await outcomes(entries)
     assert [type(result) for result in results[:2]] == [BackendUnavailableError] * 2
     assert results[0] is not results[1]  # each may raise its own
     assert isinstance(results[0], RunedError)
@@ -342,8 +386,8 @@ async def test_only_the_text_that_spoils_a_batch_fails() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
     with capture_logs():
-        batcher.submit(jobs := make_jobs("a", "poison", "b", "c"))
-        results = await outcomes(jobs)
+        batcher.submit(entries := make_entries("a", "poison", "b", "c"))
+        results = await outcomes(entries)
     assert isinstance(results.pop(1), BackendFaultError)
     assert results == right("a", "b", "c")
     assert backend.batches == [["a", "poison", "b", "c"], ["a"], ["poison"], ["b"], ["c"]]
@@ -357,8 +401,8 @@ async def test_whatever_spoils_a_batch_concerns_the_text_that_fails_alone(outcom
     backend = ScriptedBackend(script=[Step(outcome), Step(), Step(outcome), Step("unavailable")])
     batcher = make_batcher(backend)
     with capture_logs():
-        batcher.submit(jobs := make_jobs(*"abcd"))
-        results = await outcomes(jobs)
+        batcher.submit(entries := make_entries(*"abcd"))
+        results = await outcomes(entries)
     assert type(results[1]) is error
     assert type(results[2]) is BackendUnavailableError
     assert [results[0], results[3]] == right("a", "d")
@@ -369,10 +413,10 @@ async def test_nothing_is_tried_again_for_a_caller_that_went() -> None:
     backend = ScriptedBackend(script=[Step("fault")])
     batcher = make_batcher(backend)
     with capture_logs():
-        batcher.submit(jobs := make_jobs(*"abc"))
+        batcher.submit(entries := make_entries(*"abc"))
         await settle()
-        jobs[1].future.cancel()
-        await outcomes(jobs)
+        entries[1].future.cancel()
+        await outcomes(entries)
     assert backend.batches == [["a", "b", "c"], ["a"], ["c"]]
 
 
@@ -382,12 +426,57 @@ async def test_an_exception_that_nobody_foresaw_does_not_end_the_work(outcome: O
     backend = ScriptedBackend(texts=2, script=[Step(outcome)])
     batcher = make_batcher(backend)
     with capture_logs() as logs:
-        batcher.submit(jobs := make_jobs(*"abcd"))
-        results = await outcomes(jobs)
+        batcher.submit(entries := make_entries(*"abcd"))
+        results = await outcomes(entries)
     assert [type(result) for result in results[:2]] == [error] * 2
     assert results[2:] == right("c", "d")
     assert logs[0]["event"] == "micro-batch failed unexpectedly"
     assert "a bug" not in str(logs)
+
+
+@virtual_time
+async def test_each_caller_has_an_error_of_its_own_that_tells_the_same() -> None:
+    backend = ScriptedBackend(script=[Step("unavailable")])
+    batcher = make_batcher(backend)
+    batcher.submit(entries := make_entries("a", "b"))
+    one, other = await outcomes(entries)
+    assert isinstance(one, RunedError)
+    assert isinstance(other, RunedError)
+    assert one.message == other.message == "it died"
+    assert one.metadata == other.metadata == {}
+    assert one.metadata is not other.metadata
+
+
+@virtual_time
+async def test_a_failed_micro_batch_is_logged_with_its_size_and_reason() -> None:
+    backend = ScriptedBackend(script=[Step("fault"), Step(), Step(), Step("stray")])
+    batcher = make_batcher(backend)
+    with capture_logs() as logs:
+        batcher.submit(entries := make_entries("a", "b"))
+        await outcomes(entries)
+        batcher.submit(entries := make_entries("c"))
+        await outcomes(entries)
+    assert logs[0] == {
+        "event": "micro-batch failed, its texts are tried one by one",
+        "log_level": "warning",
+        "texts": 2,
+        "reason": "BACKEND_FAULT",
+    }
+    assert logs[1].items() >= {"event": "micro-batch failed unexpectedly", "texts": 1}.items()
+    assert "RuntimeError" in str(logs[1])
+
+
+@virtual_time
+async def test_interruption_and_shutdown_say_what_to_do() -> None:
+    backend = ScriptedBackend(texts=1, script=[Step("interrupted"), Step(seconds=1.0)])
+    batcher = make_batcher(backend)
+    batcher.submit(entries := make_entries("a", "b"))
+    await asyncio.sleep(0.5)
+    await batcher.close()
+    assert [str(error) for error in await outcomes(entries)] == [
+        "the engine was interrupted; try again",
+        "the daemon is shutting down; try again, and a new one will be started",
+    ]
 
 
 # Callers that go
@@ -397,11 +486,11 @@ async def test_an_exception_that_nobody_foresaw_does_not_end_the_work(outcome: O
 async def test_the_rest_of_an_abandoned_job_is_never_computed() -> None:
     backend = ScriptedBackend(texts=2)
     batcher = make_batcher(backend)
-    batcher.submit(bulk := make_jobs(*(f"{number}" for number in range(10_000)), lane=Lane.BULK, exact=True))
+    batcher.submit(bulk := make_entries(*(f"{number}" for number in range(10_000)), lane=Lane.BULK, exact=True))
     await asyncio.sleep(0.015)
-    for job in bulk:
-        job.future.cancel()
-    batcher.submit(other := make_jobs("other", lane=Lane.BULK, client="unix:2"))
+    for entry in bulk:
+        entry.future.cancel()
+    batcher.submit(other := make_entries("other", lane=Lane.BULK, client="unix:2"))
     assert await outcomes(other) == right("other")
     assert backend.batches == [["0", "1"], ["2", "3"], ["other"]]
     assert batcher.depth(Lane.BULK) == (0, 0)
@@ -411,10 +500,10 @@ async def test_the_rest_of_an_abandoned_job_is_never_computed() -> None:
 async def test_a_batch_in_flight_for_nobody_comes_to_its_end_before_the_next() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    batcher.submit(gone := make_jobs("gone"))
+    batcher.submit(gone := make_entries("gone"))
     await settle()
     gone[0].future.cancel()
-    batcher.submit(next_one := make_jobs("next"))
+    batcher.submit(next_one := make_entries("next"))
     assert await outcomes(next_one) == right("next")
     assert [call.outcome for call in backend.calls] == ["answer", "answer"]
     assert backend.calls[1].began - backend.calls[0].began == pytest.approx(0.01)
@@ -424,9 +513,9 @@ async def test_a_batch_in_flight_for_nobody_comes_to_its_end_before_the_next() -
 async def test_a_deadline_that_passes_in_the_queue_costs_the_engine_nothing() -> None:
     backend = ScriptedBackend(script=[Step(seconds=1.0)])
     batcher = make_batcher(backend)
-    batcher.submit(first := make_jobs("first"))
+    batcher.submit(first := make_entries("first"))
     await settle()
-    batcher.submit(late := make_jobs("late"))
+    batcher.submit(late := make_entries("late"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await late[0].future
@@ -442,15 +531,15 @@ async def test_a_deadline_that_passes_in_the_queue_costs_the_engine_nothing() ->
 async def test_a_full_queue_refuses_at_once_and_takes_all_or_nothing() -> None:
     backend = ScriptedBackend(texts=1)
     batcher = make_batcher(backend, QueueLimits(texts=4, bytes=1000))
-    batcher.submit(accepted := make_jobs(*"abc", exact=True))
+    batcher.submit(accepted := make_entries(*"abc", exact=True))
     with pytest.raises(QueueFullError) as refusal:
-        batcher.submit(refused := make_jobs(*"de"))
+        batcher.submit(refused := make_entries(*"de"))
     assert batcher.depth(Lane.INTERACTIVE) == (3, 3)
     assert refusal.value.metadata == {"limit_texts": "4", "limit_bytes": "1000"}
     for part in ("3 texts of 3 bytes wait", "RUNED_QUEUE_TEXTS", "RUNED_QUEUE_BYTES", "4 texts", "1,000 bytes", "try again"):
         assert part in refusal.value.message
     assert await outcomes(accepted) == right("a", "b", "c")
-    assert not any(job.future.done() for job in refused)
+    assert not any(entry.future.done() for entry in refused)
     batcher.submit(refused)
     assert await outcomes(refused) == right("d", "e")
 
@@ -465,10 +554,10 @@ async def test_a_full_queue_tells_when_there_will_be_room() -> None:
     await asyncio.sleep(0.505)  # 50 texts of a byte at 100 texts a second
     assert batcher.depth(Lane.INTERACTIVE) == (49, 49)
     with pytest.raises(QueueFullError) as measured:
-        batcher.submit(make_jobs("x" * 91))
+        batcher.submit(make_entries("x" * 91))
     assert measured.value.retry_after == pytest.approx(0.4)
     with pytest.raises(QueueFullError) as soon:
-        batcher.submit(make_jobs("x" * 52))
+        batcher.submit(make_entries("x" * 52))
     assert soon.value.retry_after == MIN_RETRY_AFTER
     await batcher.close()
 
@@ -477,11 +566,11 @@ async def test_a_full_queue_tells_when_there_will_be_room() -> None:
 async def test_nobody_is_told_to_wait_for_ever() -> None:
     backend = ScriptedBackend(texts=1, script=[Step(seconds=100.0)] * 9)
     batcher = make_batcher(backend, QueueLimits(texts=3, bytes=100))
-    batcher.submit(make_jobs("a", "b"))
+    batcher.submit(make_entries("a", "b"))
     await asyncio.sleep(101)
-    batcher.submit(make_jobs("c", "d"))
+    batcher.submit(make_entries("c", "d"))
     with pytest.raises(QueueFullError) as refusal:
-        batcher.submit(make_jobs("e", "f", "g"))
+        batcher.submit(make_entries("e", "f", "g"))
     assert refusal.value.retry_after == MAX_RETRY_AFTER
     await batcher.close()
 
@@ -490,18 +579,18 @@ async def test_nobody_is_told_to_wait_for_ever() -> None:
 async def test_the_time_of_a_start_is_not_taken_for_the_speed() -> None:
     backend = ScriptedBackend(texts=1, status=BackendStatus.STOPPED, script=[Step(seconds=60.0)])
     batcher = make_batcher(backend, QueueLimits(texts=2, bytes=100))
-    batcher.submit(jobs := make_jobs("a"))
-    await outcomes(jobs)
-    batcher.submit(make_jobs("a", "b"))
+    batcher.submit(entries := make_entries("a"))
+    await outcomes(entries)
+    batcher.submit(make_entries("a", "b"))
     with pytest.raises(QueueFullError) as refusal:
-        batcher.submit(make_jobs("c"))
+        batcher.submit(make_entries("c"))
     assert refusal.value.retry_after == 1.0
     await batcher.close()
 
 
 def submit_until_full(batcher: Batcher) -> None:
     while True:
-        batcher.submit(make_jobs("x", exact=True))
+        batcher.submit(make_entries("x", exact=True))
 
 
 @pytest.mark.parametrize("texts", [["a"] * 5, ["x" * 101]])
@@ -509,7 +598,7 @@ def submit_until_full(batcher: Batcher) -> None:
 async def test_what_never_has_room_is_not_told_to_come_again(texts: list[str]) -> None:
     batcher = make_batcher(ScriptedBackend(), QueueLimits(texts=4, bytes=100))
     with pytest.raises(BatchTooLargeError, match=r"RUNED_QUEUE_TEXTS.*send less") as refusal:
-        batcher.submit(make_jobs(*texts))
+        batcher.submit(make_entries(*texts))
     assert refusal.value.retry_after is None
     assert refusal.value.metadata["limit"] == "4"
     assert refusal.value.metadata["limit_bytes"] == "100"
@@ -518,13 +607,27 @@ async def test_what_never_has_room_is_not_told_to_come_again(texts: list[str]) -
 
 
 @virtual_time
+async def test_exactly_as_much_as_may_wait_is_taken_and_what_never_fits_is_told_in_numbers() -> None:
+    batcher = make_batcher(ScriptedBackend(), QueueLimits(texts=4, bytes=100))
+    batcher.submit(entries := make_entries("x" * 25, "x" * 25, "x" * 25, "x" * 25))
+    await outcomes(entries)
+    with pytest.raises(BatchTooLargeError) as refusal:
+        batcher.submit(make_entries("x" * 100, "y"))
+    assert refusal.value.message == (
+        "2 texts of 101 bytes can never wait at once: the limits are 4 texts (RUNED_QUEUE_TEXTS) and 100 bytes "
+        "(RUNED_QUEUE_BYTES); send less at once, or raise these settings of the daemon"
+    )
+    assert refusal.value.metadata == {"texts": "2", "limit": "4", "bytes": "101", "limit_bytes": "100"}
+
+
+@virtual_time
 async def test_bulk_jobs_that_fill_their_part_do_not_shut_interactive_texts_out() -> None:
     backend = ScriptedBackend(texts=1)
     batcher = make_batcher(backend, QueueLimits(texts=8, bytes=1000))
-    batcher.submit(bulk := make_jobs(*"abcdefg", lane=Lane.BULK))
+    batcher.submit(bulk := make_entries(*"abcdefg", lane=Lane.BULK))
     with pytest.raises(QueueFullError, match="limits for bulk texts are 7 texts"):
-        batcher.submit(make_jobs("h", lane=Lane.BULK))
-    batcher.submit(urgent := make_jobs("now"))
+        batcher.submit(make_entries("h", lane=Lane.BULK))
+    batcher.submit(urgent := make_entries("now"))
     assert await outcomes(urgent) == right("now")
     await outcomes(bulk)
 
@@ -538,9 +641,9 @@ async def test_those_who_wait_for_room_are_let_in_in_turn_and_never_too_many() -
     async def stream(number: int, texts: int) -> None:
         await batcher.room(texts=texts, size=texts)
         order.append(number)
-        jobs = [make_job("x", lane=Lane.BULK, client=f"unix:{number}", exact=True) for _ in range(texts)]
-        batcher.submit(jobs)  # never refused
-        assert await outcomes(jobs) == right("x") * texts
+        entries = [make_entry("x", lane=Lane.BULK, client=f"unix:{number}", exact=True) for _ in range(texts)]
+        batcher.submit(entries)  # never refused
+        assert await outcomes(entries) == right("x") * texts
 
     async with asyncio.TaskGroup() as group:
         for number, texts in enumerate([3, 1, 4, 1, 2, 4, 1, 3]):
@@ -552,7 +655,7 @@ async def test_those_who_wait_for_room_are_let_in_in_turn_and_never_too_many() -
 async def test_one_who_gives_up_waiting_for_room_lets_the_next_in() -> None:
     backend = ScriptedBackend(texts=1, script=[Step(seconds=1.0)] * 2)
     batcher = make_batcher(backend, QueueLimits(texts=2, bytes=1000))
-    batcher.submit(jobs := make_jobs("a", "b", lane=Lane.BULK))
+    batcher.submit(entries := make_entries("a", "b", lane=Lane.BULK))
     impatient = asyncio.create_task(batcher.room(texts=2, size=2))
     patient = asyncio.create_task(batcher.room(texts=1, size=1))
     await asyncio.sleep(0.5)
@@ -560,7 +663,7 @@ async def test_one_who_gives_up_waiting_for_room_lets_the_next_in() -> None:
     impatient.cancel()
     await asyncio.sleep(0.1)
     assert patient.done()
-    await outcomes(jobs)
+    await outcomes(entries)
 
 
 # Lanes and the end
@@ -570,12 +673,12 @@ async def test_one_who_gives_up_waiting_for_room_lets_the_next_in() -> None:
 async def test_a_promoted_text_overtakes_the_other_bulk_ones() -> None:
     backend = ScriptedBackend(texts=1)
     batcher = make_batcher(backend)
-    batcher.submit(jobs := make_jobs(*"abcd", lane=Lane.BULK))
+    batcher.submit(entries := make_entries(*"abcd", lane=Lane.BULK))
     await settle()
-    batcher.promote(jobs[3])
-    batcher.promote(jobs[0])  # in flight: nothing to be done
+    batcher.promote(entries[3])
+    batcher.promote(entries[0])  # in flight: nothing to be done
     assert batcher.depth(Lane.INTERACTIVE) == (1, 1)
-    await outcomes(jobs)
+    await outcomes(entries)
     assert backend.batches == [["a"], ["d"], ["b"], ["c"]]
 
 
@@ -583,18 +686,18 @@ async def test_a_promoted_text_overtakes_the_other_bulk_ones() -> None:
 async def test_close_fails_what_waits_and_what_is_in_flight_and_takes_nothing_new() -> None:
     backend = ScriptedBackend(texts=2, script=[Step(seconds=1.0)])
     batcher = make_batcher(backend, QueueLimits(texts=4, bytes=1000))
-    batcher.submit(jobs := make_jobs(*"abcd", lane=Lane.BULK))
+    batcher.submit(entries := make_entries(*"abcd", lane=Lane.BULK))
     waiting = asyncio.create_task(batcher.room(texts=3, size=3))
     await settle()
-    jobs[3].future.cancel()
+    entries[3].future.cancel()
     await batcher.close()
-    results = await outcomes(jobs)
+    results = await outcomes(entries)
     assert [type(result) for result in results] == [ShuttingDownError] * 3 + [asyncio.CancelledError]
     assert [call.outcome for call in backend.calls] == ["broken off"]
     with pytest.raises(ShuttingDownError):
         await waiting
     with pytest.raises(ShuttingDownError):
-        batcher.submit(make_jobs("late"))
+        batcher.submit(make_entries("late"))
     with pytest.raises(ShuttingDownError):
         await batcher.room(texts=1, size=1)
     await batcher.close()
@@ -605,9 +708,9 @@ async def test_close_fails_what_waits_and_what_is_in_flight_and_takes_nothing_ne
 async def test_close_before_the_first_batch_was_taken() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    batcher.submit(jobs := make_jobs("a"))
+    batcher.submit(entries := make_entries("a"))
     await batcher.close()
-    assert [type(result) for result in await outcomes(jobs)] == [ShuttingDownError]
+    assert [type(result) for result in await outcomes(entries)] == [ShuttingDownError]
     assert backend.calls == []
 
 
@@ -618,12 +721,12 @@ async def test_bulk_micro_batches_are_small_while_interactive_texts_come_and_ful
 
     async def sizes_of_bulk() -> list[int]:
         sent = len(backend.batches)
-        batcher.submit(jobs := make_jobs(*(f"{number}" for number in range(8)), lane=Lane.BULK, exact=True))
-        await outcomes(jobs)
+        batcher.submit(entries := make_entries(*(f"{number}" for number in range(8)), lane=Lane.BULK, exact=True))
+        await outcomes(entries)
         return [len(batch) for batch in backend.batches[sent:]]
 
     assert await sizes_of_bulk() == [8]  # 24 tokens in 80 ms
-    batcher.submit(lone := make_jobs("somebody"))  # 10 ms alone
+    batcher.submit(lone := make_entries("somebody"))  # 10 ms alone
     await outcomes(lone)
     assert await sizes_of_bulk() == [2, 2, 2, 2]  # 7 tokens, in 25 ms
     await asyncio.sleep(10)

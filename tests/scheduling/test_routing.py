@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from runed.domain.requests import Centroid, CentroidHeader, Embedding, EmbedOptions
-from runed.errors import BackendFaultError, EmptyTextError, NoCentroidSetError, RunedError
+from runed.errors import EmptyTextError, NoCentroidSetError, RunedError
 from runed.routing.centroids import CentroidSet, Matrix
 from runed.routing.router import Router
-from runed.scheduling.scheduler import Engine
+from runed.scheduling.scheduler import Scheduler
 from tests.scheduling.conftest import MakeEngine
 
 DIM = 64
@@ -26,7 +26,7 @@ def matrix(count: int, *, seed: int = 1) -> Matrix:
     return np.random.default_rng(seed).normal(size=(count, DIM)).astype("<f4")
 
 
-async def install(engine: Engine, centroids: Matrix, version: str = "") -> str:
+async def install(engine: Scheduler, centroids: Matrix, version: str = "") -> str:
     async def batches() -> AsyncIterator[Iterable[Centroid]]:
         yield [Centroid(number, row.tobytes()) for number, row in enumerate(centroids)]
 
@@ -147,19 +147,8 @@ async def test_event_loop_goes_on_while_routes_are_found() -> None:
             turns += 1
 
     beside = asyncio.create_task(others())
-    routed = await router.route(items, centroids, DIM)
+    routed = await router.route(items, centroids)
     beside.cancel()
     router.close()
     assert ids(routed) == nearest(vectors(items), matrix(40_000))
     assert turns > 100
-
-
-async def test_vector_that_cannot_be_cut_has_an_error_of_its_own() -> None:
-    headless = np.array([0] * 32 + [1] * 32, "<f4") / np.sqrt(np.float32(32))
-    items = [Embedding(vector=row.tobytes(), tokens=1, total_tokens=1) for row in (headless, matrix(1)[0])]
-    router = Router()
-    first, second = await router.route(items, CentroidSet(matrix(3), version="three", max_norm=20.0), 32)
-    router.close()
-    assert isinstance(first, BackendFaultError)
-    assert isinstance(second, Embedding)
-    assert len(second.vector) == 4 * 32

@@ -420,7 +420,7 @@ async def chunks(*parts: Sequence[str]) -> AsyncIterator[Sequence[StreamItem]]:
 
 
 async def collect(engine: object, *parts: Sequence[str]) -> list[StreamResult]:
-    answers = engine.embed_stream(chunks(*parts), PLAIN, client=ME)  # type: ignore[attr-defined] # an Engine
+    answers = engine.embed_stream(chunks(*parts), PLAIN, client=ME)  # type: ignore[attr-defined] # an Scheduler
     return [result async for answer in answers for result in answer.results]
 
 

@@ -1,7 +1,7 @@
 """Whatever comes, goes and fails, and whenever it does: every text has one answer, in turn, and within all bounds.
 
 Hypothesis makes up what callers and the backend do, the batcher runs in virtual time, and a `Referee` that keeps its own books
-watches each job on its way.
+watches each entry on its way.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from runed.errors import (
     ShuttingDownError,
     TextTooLongError,
 )
-from runed.scheduling.batcher import MAX_RETRY_AFTER, MIN_RETRY_AFTER, Batcher
-from runed.scheduling.queue import BULK_SHARE, INTERACTIVE_RESERVE, Job, QueueLimits
-from tests.scheduling.virtual import Call, Notes, Outcome, ScriptedBackend, Step, make_job, tokens_of, vector_of, virtual_time
+from runed.scheduling.batcher import Batcher
+from runed.scheduling.pace import MAX_RETRY_AFTER, MIN_RETRY_AFTER
+from runed.scheduling.queue import BULK_SHARE, INTERACTIVE_RESERVE, QueueEntry, QueueLimits
+from tests.scheduling.virtual import Call, Notes, Outcome, ScriptedBackend, Step, make_entry, tokens_of, vector_of, virtual_time
 
 ERROR_OF: dict[str, type[Exception]] = {
     "unavailable": BackendUnavailableError,
@@ -42,7 +43,7 @@ ERROR_OF: dict[str, type[Exception]] = {
     "stray": RuntimeError,
     "one too few": ValueError,
 }
-"""What a job gets when the last call that it was in came to this."""
+"""What an entry gets when the last call that it was in came to this."""
 
 SPOILS_ALL = {"unavailable", "interrupted", "stray", "one too few"}
 """What need not be one text's fault, so that all texts of the batch fail by it."""
@@ -133,10 +134,10 @@ class Referee:
         self.batcher = batcher
         self.backend = backend
         self.limits = limits
-        self.queues: dict[tuple[Lane, str], list[Job]] = {}
-        self.jobs: list[Job] = []
-        self.ended_at: dict[Job, float] = {}
-        self.untaken: set[Job] = set()
+        self.queues: dict[tuple[Lane, str], list[QueueEntry]] = {}
+        self.entries: list[QueueEntry] = []
+        self.ended_at: dict[QueueEntry, float] = {}
+        self.untaken: set[QueueEntry] = set()
         self.interactive_ahead = 0.0
         self.contested = dict.fromkeys(Lane, 0)
         self._take = batcher._queue.take
@@ -146,12 +147,12 @@ class Referee:
         backend.on_embed = self.sent
         backend.on_tokenize = self.counted
 
-    def submitted(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self.jobs.append(job)
-            self.untaken.add(job)
-            self.queues.setdefault((job.lane, job.client), []).append(job)
-            job.future.add_done_callback(lambda _, job=job: self.ended(job))  # type: ignore[misc] # it knows no default
+    def submitted(self, entries: Sequence[QueueEntry]) -> None:
+        for entry in entries:
+            self.entries.append(entry)
+            self.untaken.add(entry)
+            self.queues.setdefault((entry.lane, entry.client), []).append(entry)
+            entry.future.add_done_callback(lambda _, entry=entry: self.ended(entry))  # type: ignore[misc] # it knows no default
         self.check_bounds()
 
     async def let_in(self, number: int, room: Coroutine[None, None, None]) -> None:
@@ -163,13 +164,13 @@ class Referee:
         finally:
             self.entrants.remove(number)
 
-    def ended(self, job: Job) -> None:
-        assert job not in self.ended_at
-        self.ended_at[job] = asyncio.get_running_loop().time()
+    def ended(self, entry: QueueEntry) -> None:
+        assert entry not in self.ended_at
+        self.ended_at[entry] = asyncio.get_running_loop().time()
 
-    def refused(self, caller: Caller, jobs: Sequence[Job], error: RunedError) -> None:
+    def refused(self, caller: Caller, entries: Sequence[QueueEntry], error: RunedError) -> None:
         """Check that a refusal was not for nothing."""
-        texts, size = len(jobs), sum(job.size for job in jobs)
+        texts, size = len(entries), sum(entry.size for entry in entries)
         lane = Lane.BULK if caller.waits_for_room else caller.lane
         whole, most = self.limits, self.most(lane)
         if isinstance(error, QueueFullError):
@@ -191,10 +192,10 @@ class Referee:
         else:
             assert isinstance(error, ShuttingDownError)
 
-    def promoted(self, job: Job) -> None:
-        if job in self.untaken and not job.future.done() and job.lane is Lane.BULK:
-            self.queues[Lane.BULK, job.client].remove(job)
-            self.queues.setdefault((Lane.INTERACTIVE, job.client), []).append(job)
+    def promoted(self, entry: QueueEntry) -> None:
+        if entry in self.untaken and not entry.future.done() and entry.lane is Lane.BULK:
+            self.queues[Lane.BULK, entry.client].remove(entry)
+            self.queues.setdefault((Lane.INTERACTIVE, entry.client), []).append(entry)
 
     def most(self, lane: Lane) -> QueueLimits:
         part = 0 if lane is Lane.INTERACTIVE else 1
@@ -205,12 +206,12 @@ class Referee:
 
     def waiting(self, *lanes: Lane, just_ended: bool = False) -> tuple[int, int]:
         now = asyncio.get_running_loop().time()
-        jobs = [
-            job
-            for job in self.untaken
-            if job.lane in lanes and (not job.future.done() or (just_ended and self.ended_at.get(job, now) == now))
+        entries = [
+            entry
+            for entry in self.untaken
+            if entry.lane in lanes and (not entry.future.done() or (just_ended and self.ended_at.get(entry, now) == now))
         ]
-        return len(jobs), sum(job.size for job in jobs)
+        return len(entries), sum(entry.size for entry in entries)
 
     def check_bounds(self) -> None:
         for lanes, limits in (((Lane.BULK,), self.most(Lane.BULK)), (tuple(Lane), self.limits)):
@@ -221,43 +222,45 @@ class Referee:
             texts, size = self.batcher.depth(lane)
             assert self.waiting(lane) <= (texts, size) <= self.waiting(lane, just_ended=True)
 
-    def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[Job]:
-        live = {lane: [job for job in self.untaken if job.lane is lane and not job.future.done()] for lane in Lane}
+    def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[QueueEntry]:
+        live = {lane: [entry for entry in self.untaken if entry.lane is lane and not entry.future.done()] for lane in Lane}
         batch = self._take(limits, bulk_limits)
         assert bool(batch) == any(live.values()), "nobody is served though somebody waits, or the other way round"
         if not batch:
             return batch
         lane = batch[0].lane
-        assert all(job.lane is lane for job in batch), "an interactive batch is made slower by a bulk text"
+        assert all(entry.lane is lane for entry in batch), "an interactive batch is made slower by a bulk text"
         allowed = bulk_limits if bulk_limits and lane is Lane.BULK else limits
         assert allowed.tokens <= limits.tokens
         assert len(batch) <= allowed.texts
-        assert len(batch) == 1 or sum(job.tokens for job in batch) <= allowed.tokens
-        for job in batch:
-            assert not job.future.done(), "work for nobody"
-            queue = self.queues[lane, job.client]
+        assert len(batch) == 1 or sum(entry.tokens for entry in batch) <= allowed.tokens
+        for entry in batch:
+            assert not entry.future.done(), "work for nobody"
+            queue = self.queues[lane, entry.client]
             while queue[0].future.done():
                 queue.pop(0)
-            assert queue.pop(0) is job, "a client's texts were taken out of turn"
-            self.untaken.remove(job)
+            assert queue.pop(0) is entry, "a client's texts were taken out of turn"
+            self.untaken.remove(entry)
         self._check_lanes(lane, batch, live, limits)
         self.check_bounds()
         return batch
 
-    def _check_lanes(self, lane: Lane, batch: list[Job], live: dict[Lane, list[Job]], limits: BatchLimits) -> None:
+    def _check_lanes(
+        self, lane: Lane, batch: list[QueueEntry], live: dict[Lane, list[QueueEntry]], limits: BatchLimits
+    ) -> None:
         """Check that bulk texts have their share, and not more, where both lanes wait."""
         ratio = BULK_SHARE / (1 - BULK_SHARE)
-        true_cost = sum(tokens_of(job.input) for job in batch)
+        true_cost = sum(tokens_of(entry.input) for entry in batch)
         if not live[Lane.BULK] or lane is Lane.BULK:
             self.interactive_ahead = 0.0
         if not all(live.values()):
             return
         event("both lanes wait")
         if lane is Lane.INTERACTIVE:
-            dearest = max(limits.tokens, *(job.tokens for job in live[Lane.BULK]))
+            dearest = max(limits.tokens, *(entry.tokens for entry in live[Lane.BULK]))
             assert self.interactive_ahead * ratio <= dearest, "bulk starves"
             self.interactive_ahead += true_cost
-            self.contested[lane] += sum(job.tokens for job in batch)
+            self.contested[lane] += sum(entry.tokens for entry in batch)
         else:
             self.contested[lane] += true_cost
             assert self.contested[Lane.BULK] <= ratio * self.contested[Lane.INTERACTIVE] + 1e-6, "bulk has more than its share"
@@ -270,7 +273,7 @@ class Referee:
             len(inputs) > self.backend.limits.texts or sum(map(tokens_of, inputs)) > self.backend.limits.tokens
         ):
             self.offences.append("more than a micro-batch may hold")
-        if any(job.future.done() for job in self._find(inputs)):
+        if any(entry.future.done() for entry in self._find(inputs)):
             self.offences.append("sent although nobody waits any more")
 
     def counted(self, texts: Sequence[str]) -> None:
@@ -279,67 +282,67 @@ class Referee:
         if not self.batcher._flight:
             self.offences.append("counted though nothing is in flight, which wakes an engine that sleeps")
 
-    def _find(self, inputs: Sequence[TextInput]) -> list[Job]:
+    def _find(self, inputs: Sequence[TextInput]) -> list[QueueEntry]:
         wanted = {str(text) for text in inputs}
-        return [job for job in self.jobs if str(job.input) in wanted]
+        return [entry for entry in self.entries if str(entry.input) in wanted]
 
 
 async def act(caller: Caller, number: int, batcher: Batcher, referee: Referee) -> None:
     """Do what a caller does."""
     loop = asyncio.get_running_loop()
     await asyncio.sleep(caller.at)
-    jobs = []
+    entries = []
     for index, text in enumerate(caller.texts):
         name = f"{'poison' if text.poison else 'text'}-{number}-{index}"
         words: TextInput = " ".join([name, *["word"] * (text.words - 1)])
         if text.form == "tokens":
             words = [number, index, *range(text.words)]
-        jobs.append(make_job(words, lane=caller.lane, client=caller.client, exact=text.form != "bound"))
+        entries.append(make_entry(words, lane=caller.lane, client=caller.client, exact=text.form != "bound"))
     try:
         async with asyncio.timeout(caller.deadline):
             if caller.waits_for_room:
-                await referee.let_in(number, batcher.room(texts=len(jobs), size=sum(job.size for job in jobs)))
-            batcher.submit(jobs)
-            referee.submitted(jobs)
+                await referee.let_in(number, batcher.room(texts=len(entries), size=sum(entry.size for entry in entries)))
+            batcher.submit(entries)
+            referee.submitted(entries)
             if caller.cancels is not None:
                 delay, how_many = caller.cancels
-                loop.call_later(delay, lambda: [job.future.cancel() for job in jobs[-how_many:]])
+                loop.call_later(delay, lambda: [entry.future.cancel() for entry in entries[-how_many:]])
             if caller.promotes is not None:
-                loop.call_later(caller.promotes, promote, batcher, referee, jobs[len(jobs) // 2])
-            await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
+                loop.call_later(caller.promotes, promote, batcher, referee, entries[len(entries) // 2])
+            await asyncio.gather(*(entry.future for entry in entries), return_exceptions=True)
     except TimeoutError:
         event("deadline passed")
     except RunedError as error:
         event(f"refused: {error.reason}")
-        referee.refused(caller, jobs, error)
-        assert not any(job.future.done() for job in jobs), "refused and answered"
+        referee.refused(caller, entries, error)
+        assert not any(entry.future.done() for entry in entries), "refused and answered"
 
 
-def promote(batcher: Batcher, referee: Referee, job: Job) -> None:
-    referee.promoted(job)
-    batcher.promote(job)
+def promote(batcher: Batcher, referee: Referee, entry: QueueEntry) -> None:
+    referee.promoted(entry)
+    batcher.promote(entry)
 
 
-def check_end(job: Job, calls: list[Call], uncounted: set[str]) -> None:
-    """Check that what became of a job follows from what the backend did with it."""
-    assert job.future.done(), "no answer"
-    its_calls = [call for call in calls if job.input in call.inputs]
+def check_end(entry: QueueEntry, calls: list[Call], uncounted: set[str]) -> None:
+    """Check that what became of an entry follows from what the backend did with it."""
+    assert entry.future.done(), "no answer"
+    its_calls = [call for call in calls if entry.input in call.inputs]
     good = [call for call in its_calls if call.outcome == "answer"]
     event(its_calls[-1].outcome if its_calls else "never sent")
     # Once with others at most, and then once alone.
     assert len(its_calls) <= 2
     assert [len(call.inputs) == 1 for call in its_calls] in ([], [False], [True], [False, True])
     assert not any(call.outcome in SPOILS_ALL for call in its_calls[:-1]), "tried again though its answer was known"
-    if job.future.cancelled():
+    if entry.future.cancelled():
         return
-    error = job.future.exception()
+    error = entry.future.exception()
     last = its_calls[-1] if its_calls else None
     if error is None:
         assert last is not None
-        computed = job.future.result()
-        assert computed.vector == vector_of(job.input)
+        computed = entry.future.result()
+        assert computed.vector == vector_of(entry.input)
         # What a miscount adds goes unnoticed to the one text whose number was not known.
-        assert 0 <= computed.tokens - tokens_of(job.input) <= (last.outcome == "miscount")
+        assert 0 <= computed.tokens - tokens_of(entry.input) <= (last.outcome == "miscount")
         if last.outcome != "miscount":
             assert good[-1] is last
             assert len(good) == 1 or uncounted.intersection(map(str, good[0].inputs)), "computed twice"
@@ -369,12 +372,12 @@ async def test_every_text_has_one_answer_in_turn_and_within_bounds(story: Story)
         await asyncio.sleep(10)  # what is in flight for nobody comes to its end, and all that was planned has happened
     assert not referee.offences
     assert not any("word" in str(entry) for entry in logs), "a text in the log"
-    for job in referee.jobs:
-        check_end(job, backend.calls, backend.uncounted)
+    for entry in referee.entries:
+        check_end(entry, backend.calls, backend.uncounted)
     assert [batcher.depth(lane) for lane in Lane] == [(0, 0), (0, 0)]
     assert not batcher._tasks
-    assert len(notes.waits) == len(referee.jobs) - len(referee.untaken)
-    assert all(job.future.cancelled() or closings for job in referee.untaken)
+    assert len(notes.waits) == len(referee.entries) - len(referee.untaken)
+    assert all(entry.future.cancelled() or closings for entry in referee.untaken)
     await batcher.close()
     with pytest.raises(ShuttingDownError):
-        batcher.submit([make_job("late")])
+        batcher.submit([make_entry("late")])

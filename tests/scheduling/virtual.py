@@ -14,7 +14,7 @@ from runed.backends.base import BackendState, BackendStatus, BatchLimits, Embedd
 from runed.domain.model import ModelInfo
 from runed.domain.requests import Lane
 from runed.errors import BackendFaultError, BackendUnavailableError, InvalidTextError, TextTooLongError
-from runed.scheduling.queue import Computed, Job
+from runed.scheduling.queue import Computed, QueueEntry
 
 _P = ParamSpec("_P")
 
@@ -198,16 +198,16 @@ def vector_of(text: TextInput) -> bytes:
     return hashlib.sha256(repr(text).encode()).digest()
 
 
-def make_job(
+def make_entry(
     text: TextInput, *, lane: Lane = Lane.INTERACTIVE, client: str = "unix:1", exact: bool = False, tokens: int | None = None
-) -> Job:
-    """A job as the engine makes it: with the exact number of its tokens, or with the bound that its bytes give."""
+) -> QueueEntry:
+    """An entry as the scheduler makes it: with the exact number of its tokens, or with the bound that its bytes give."""
     exact = exact or not isinstance(text, str)
     size = len(text.encode()) if isinstance(text, str) else 4 * len(text)
     if tokens is None:
         tokens = tokens_of(text) if exact else 2 * size + 2
     future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
-    return Job(input=text, tokens=tokens, exact=exact, size=size, lane=lane, client=client, future=future)
+    return QueueEntry(input=text, tokens=tokens, exact=exact, size=size, lane=lane, client=client, future=future)
 
 
 class Notes:

@@ -1,4 +1,4 @@
-"""The part of the OpenAI API that is about embeddings, so that programs written for it need no change but their base URL."""
+"""The part of the OpenAI API that is about embeddings: a program that is written for it only changes its base URL."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from runed.api.call_log import logged_call
+from runed.api.error_codes import CanceledError, MalformedRequestError
 from runed.api.host import Host
 from runed.api.openai.errors import ModelNotFoundError, UnsupportedTypeError, error_response
-from runed.api.rpc.error_codes import CanceledError, MalformedRequestError
-from runed.api.rpc.observation import logged_call
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate
 from runed.domain.status import Info, Status
 from runed.errors import (
@@ -28,26 +28,27 @@ from runed.errors import (
     InvalidRequestError,
     RequestTooLargeError,
     RunedError,
+    ShuttingDownError,
     UnimplementedError,
 )
 
 T = TypeVar("T")
 
 PREFIX = "/v1/"
-"""How every path of the API begins, also those that are not there."""
+"""The start of every path of the API, also of a path that is not there."""
 
 _EMBEDDINGS = f"{PREFIX}embeddings"
 _MODELS = f"{PREFIX}models"
 
 _TOKENS = re.compile(rb"\s*\[\s*[\[\d-]")
-"""How a list of tokens, or of lists of tokens, begins."""
+"""The start of a list of tokens, or of lists of tokens."""
 
 _FIELD = re.compile(r"\$\.(\w+)")
-"""How msgspec names the field that it cannot use; those that the request below does not have are skipped, and never named."""
+"""The name that msgspec gives the field that it cannot use. Unknown fields are skipped, and never named."""
 
 
 class _EmbeddingsRequest(msgspec.Struct):
-    """The body of `POST /v1/embeddings`; the last four are those of `EmbedRequest` in runed.proto, unknown ones are ignored."""
+    """The body of `POST /v1/embeddings`; the last four fields are those of `EmbedRequest` in runed.proto."""
 
     input: msgspec.Raw = msgspec.Raw()  # left as it is, to tell what is wrong with it
     model: str | None = None
@@ -59,7 +60,7 @@ class _EmbeddingsRequest(msgspec.Struct):
     lane: Lane | None = None
 
     def options(self) -> EmbedOptions:
-        """Give how the texts are to be embedded."""
+        """Return the options of the call."""
         return EmbedOptions(
             lane=self.lane,
             role=self.role or Role.NONE,
@@ -95,21 +96,21 @@ def build_openai_app(host: Host) -> Starlette:
         with logged_call("OpenAI") as call:
             try:
                 wanted = _decode(await _read(request, limit))
-                texts = _texts(wanted.input)
-                options = wanted.options()
-                call.texts, call.lane = len(texts), options.lane
-                answer = await _while_connected(request, host.embed(texts, options, client=_client(request)))
-                call.count(answer.items)
-                content = await _encode(answer, _model_id(host.info()), as_base64=wanted.encoding_format == "base64")
             except ClientDisconnect:
-                raise CanceledError("the client has gone") from None
+                raise _gone() from None
+            texts = _texts(wanted.input)
+            options = wanted.options()
+            call.texts, call.lane = len(texts), options.lane
+            answer = await _while_connected(request, host.embed(texts, options, client=_client(request)))
+            call.count(answer.items)
+            content = await _encode(answer, _model_id(host.info()), as_base64=wanted.encoding_format == "base64")
         return Response(content, media_type="application/json")
 
-    async def models(_: Request) -> Response:
-        return _json({"object": "list", "data": [_describe(_installed(host))]})
+    async def models(request: Request) -> Response:
+        return _json({"object": "list", "data": [_describe(await _installed(host, request))]})
 
     async def model(request: Request) -> Response:
-        info = _installed(host)
+        info = await _installed(host, request)
         # A model of the user's own has no variant, which must not make it answer to an empty name.
         if request.path_params["id"] not in {info.model_variant, info.model_name, info.model_identity} - {""}:
             raise ModelNotFoundError(f"there is no such model here, only {_model_id(info)}; GET {_MODELS} lists it")
@@ -128,7 +129,7 @@ def build_openai_app(host: Host) -> Starlette:
 
 
 async def _read(request: Request, limit: int) -> bytearray:
-    """Read the body, but no more of it than may be."""
+    """Read the body, up to `limit` bytes."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedTypeError("this Content-Type cannot be used here; send the header Content-Type: application/json")
@@ -186,19 +187,29 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do some work, and drop it when the client goes.
 
     Raises:
-        ClientDisconnect: The client has gone.
+        CanceledError: The client has gone.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(request.receive())  # after the body, only the end of the connection is left to come
+    watching = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientDisconnect
+            raise _gone()
         return working.result()
     finally:
         working.cancel()
         watching.cancel()
         await asyncio.wait({working, watching})
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client goes; what it still sends is dropped."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _gone() -> CanceledError:
+    return CanceledError("the client has gone")
 
 
 async def _encode(answer: EmbedAnswer, model: str, *, as_base64: bool) -> bytes:
@@ -215,23 +226,32 @@ async def _encode(answer: EmbedAnswer, model: str, *, as_base64: bool) -> bytes:
     return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
 
 
-def _installed(host: Host) -> Info:
-    """Give what is known of the model, or say why it is not there yet."""
+async def _installed(host: Host, request: Request) -> Info:
+    """Return the Info of an installed model; waits as long as an embedding would.
+
+    Raises:
+        RunedError: The reason why there is no model yet.
+    """
+    await _while_connected(request, host.settle())
     info, health = host.info(), host.health()
     if info.model_identity:
         return info
-    if health.status is Status.DEGRADED:
-        raise BackendUnavailableError(health.message)
-    raise BootstrappingError(f"the model is not there yet: {health.message}")
+    match health.status:
+        case Status.DEGRADED:
+            raise BackendUnavailableError(health.message)
+        case Status.SHUTTING_DOWN:
+            raise ShuttingDownError(health.message)
+        case _:
+            raise BootstrappingError(f"the model is not there yet: {health.message}")
 
 
 def _model_id(info: Info) -> str:
-    """Give the name by which the model is listed: that of the manifest, or what a model of the user's own calls itself."""
+    """Return the name by which the model is listed: that of the manifest, or for a user's own model that of its file."""
     return info.model_variant or info.model_name or info.model_identity
 
 
 def _describe(info: Info) -> dict[str, object]:
-    return {"id": _model_id(info), "object": "model", "created": 0, "owned_by": "runed"}  # when it was made, nobody knows
+    return {"id": _model_id(info), "object": "model", "created": 0, "owned_by": "runed"}  # the time of its making is unknown
 
 
 def _json(document: object) -> Response:
@@ -239,7 +259,7 @@ def _json(document: object) -> Response:
 
 
 def _client(request: Request) -> str:
-    """Tell callers apart, by their connection, with the name that it has for the RPC library too."""
+    """Return the name of a caller's connection, which is the same as for the RPC library."""
     return f"{request.client.host}:{request.client.port}" if request.client else ""
 
 

@@ -9,7 +9,7 @@ import msgspec
 from starlette.responses import Response
 
 from runed import errors
-from runed.api.rpc.error_codes import CanceledError, MalformedRequestError
+from runed.api.error_codes import CanceledError, MalformedRequestError
 
 
 class UnauthenticatedError(errors.RunedError):

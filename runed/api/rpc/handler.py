@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from connectrpc.request import RequestContext
@@ -26,10 +27,14 @@ from runed_proto.runed.v1.runed_pb2 import (
     ShutdownResponse,
 )
 
+from runed.api.call_log import Call
 from runed.api.host import Host
 from runed.api.rpc import messages
-from runed.api.rpc.observation import Call, current_call
+from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
+
+_SHARE_OF_DEADLINE = 0.8
+"""The part of its deadline that `Info` waits for the model at most, so that its answer comes in time even without a model."""
 
 
 class RunedServicer:
@@ -78,11 +83,15 @@ class RunedServicer:
         return CountTokensResponse(token_counts=counts, max_text_length=self._host.info().max_text_length)
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
-        """Describe daemon and model."""
+        """Describe the daemon and its model; waits until the model is known, unless it is being downloaded."""
+        limit = None if ctx.timeout_ms is None else ctx.timeout_ms / 1000 * _SHARE_OF_DEADLINE
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self._host.settle()
         return messages.info_response(self._host.info())
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
-        """Tell what the daemon is doing."""
+        """Tell the present state."""
         return messages.health_response(self._host.health())
 
     async def shutdown(
@@ -118,14 +127,14 @@ class RunedServicer:
 
 
 def _client(ctx: RequestContext[Any, Any]) -> str:
-    """Tell callers apart, by their connection."""
+    """Return the name of a caller, which is that of its connection."""
     return ctx.client_address or ""
 
 
 async def _chunks(
     first: EmbedStreamRequest, later: AsyncIterator[EmbedStreamRequest], call: Call
 ) -> AsyncIterator[list[StreamItem]]:
-    """Give the texts of a stream, message by message."""
+    """Yield the texts of a stream, message by message."""
     if first.items:
         call.texts += len(first.items)
         yield _items(first)
@@ -141,7 +150,7 @@ def _items(message: EmbedStreamRequest) -> list[StreamItem]:
 
 
 async def _batches(request: AsyncIterator[SetCentroidsRequest]) -> AsyncIterator[Iterable[Centroid]]:
-    """Give the centroids of a set, message by message."""
+    """Yield the centroids of a set, message by message."""
     async for message in request:
         yield messages.centroids(message)
-        del message  # of megabytes, which would stay until the next one is here
+        del message  # it has megabytes, which would stay until the next one comes

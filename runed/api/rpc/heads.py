@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from runed.api.rpc.error_codes import MalformedRequestError
+from runed.api.error_codes import MalformedRequestError
 from runed.api.rpc.refusals import Scope, content_type, is_any_grpc
 from runed.errors import RunedError, UnimplementedError
 

@@ -1,4 +1,4 @@
-"""`grpc.health.v1.Health`: whether embeddings are answered, as the tools of gRPC ask for it."""
+"""`grpc.health.v1.Health`: tells the tools of gRPC whether embeddings are answered."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from runed_proto.grpc.health.v1.health_pb2 import (
     HealthListResponse,
 )
 
+from runed.api.error_codes import TooManyWatchesError, UnknownServiceError
 from runed.api.host import Host
-from runed.api.rpc.error_codes import TooManyWatchesError, UnknownServiceError
-from runed.domain.status import Health, LoadingPhase, Status
+from runed.domain.status import Health, Status
 
 POLL_INTERVAL = 0.25
-"""Seconds between two looks of a Watch at the daemon, and so the most by which one holds up a drain."""
+"""Seconds between two looks of a Watch at the daemon. A Watch delays a drain by as much at most."""
 
 MAX_WATCHES = 256
-"""Watch calls at a time: each lasts for as long as its client likes."""
+"""The most Watch calls at a time. Each lasts for as long as its client likes."""
 
 _Served = HealthCheckResponse.ServingStatus
 
@@ -52,7 +52,7 @@ class HealthServicer:
         return HealthCheckResponse(status=serving_status(self._host.health()))
 
     async def list(self, request: HealthListRequest, ctx: RequestContext[Any, Any], /) -> HealthListResponse:
-        """Tell the states of all services."""
+        """Tell the state of every service."""
         status = serving_status(self._host.health())
         return HealthListResponse(statuses={name: HealthCheckResponse(status=status) for name in self._names})
 
@@ -60,11 +60,11 @@ class HealthServicer:
         """Tell the state of a service now and at each change, until the client goes or the daemon drains.
 
         Raises:
-            TooManyWatchesError: As many clients watch as may.
+            TooManyWatchesError: `MAX_WATCHES` clients watch already.
         """
         if self._watches >= MAX_WATCHES:
             raise TooManyWatchesError(
-                f"{MAX_WATCHES} Watch calls are open, and no more may be; end one of them, or ask Check now and then",
+                f"{MAX_WATCHES} Watch calls are open, which is the limit; end one of them, or ask Check now and then",
                 metadata={"limit": str(MAX_WATCHES)},
             )
         self._watches += 1
@@ -76,7 +76,7 @@ class HealthServicer:
                 if status != told:
                     told = status
                     yield HealthCheckResponse(status=status)
-                if health.status is Status.SHUTTING_DOWN:  # the drain waits for this very call
+                if health.status is Status.SHUTTING_DOWN:  # the drain waits for this call
                     return
                 await asyncio.sleep(POLL_INTERVAL)
         finally:
@@ -84,15 +84,15 @@ class HealthServicer:
 
 
 def serving_status(health: Health) -> _Served:
-    """Tell whether an embedding that came now would be answered.
+    """Return whether an embedding that came now would be answered.
 
-    It would while the engine sleeps or starts, since the call wakes it and waits. To tell otherwise would make a client that
+    It would while the engine sleeps or starts, since the call wakes it and waits. NOT_SERVING would make a client that
     heeds the state drop a connection on which others are about to be answered.
     """
     match health.status:
         case Status.OK | Status.IDLE:
             return _Served.SERVING
-        case Status.LOADING if health.phase is LoadingPhase.STARTING_LLAMA_SERVER:
+        case Status.LOADING if not health.downloading:
             return _Served.SERVING
         case _:
             return _Served.NOT_SERVING

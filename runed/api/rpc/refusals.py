@@ -12,29 +12,32 @@ from typing import Any
 from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
 
-from runed.api.rpc.error_codes import code_of, error_info
+from runed.api.error_codes import code_of
+from runed.api.rpc.errors import error_info
 from runed.errors import RunedError
 
 Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _END_OF_STREAM = 0b10
 """The flag of the message of the Connect protocol that ends a stream."""
 
 
 def content_type(scope: Scope) -> str:
-    """Give the content type of a request, or ""."""
+    """Return the content type of a request, or ""."""
     value: bytes = dict(scope["headers"]).get(b"content-type", b"")
     return value.decode("latin-1")
 
 
 def is_any_grpc(scope: Scope) -> bool:
-    """Tell whether a request is one of gRPC or of gRPC-Web."""
+    """Return whether a request is one of gRPC or of gRPC-Web."""
     return content_type(scope).startswith("application/grpc")
 
 
 def is_grpc(scope: Scope) -> bool:
-    """Tell whether a request is one of gRPC itself, whose trailers only HTTP/2 has, and not of gRPC-Web."""
+    """Return whether a request is one of gRPC itself, whose trailers only HTTP/2 has, and not of gRPC-Web."""
     return is_any_grpc(scope) and not content_type(scope).startswith("application/grpc-web")
 
 
@@ -44,8 +47,8 @@ async def refuse(scope: Scope, send: Send, status: int, error: RunedError) -> No
     Args:
         scope: The request.
         send: ASGI's.
-        status: The HTTP status for a caller to whom it means more than an error of its protocol.
-        error: What is wrong and what to do.
+        status: The HTTP status of the answer in a protocol whose errors have one.
+        error: The reason, and the advice on what to do.
     """
     if is_any_grpc(scope) and not (is_grpc(scope) and scope["http_version"] != "2"):
         await respond(send, 200, _grpc_headers(content_type(scope), error))
@@ -58,7 +61,7 @@ async def refuse(scope: Scope, send: Send, status: int, error: RunedError) -> No
 
 
 def connect_body(error: RunedError) -> bytes:
-    """Give an error as the Connect protocol writes it."""
+    """Return an error as the Connect protocol writes it."""
     return json.dumps(_connect_error(error)).encode()
 
 

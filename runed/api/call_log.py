@@ -1,0 +1,94 @@
+"""One line in the log for each embedding call, whichever face it came by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from connectrpc.code import Code
+
+from runed.api.error_codes import code_of
+from runed.domain.requests import Embedding, Lane
+from runed.errors import RunedError
+from runed.log import get_logger
+
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Call:
+    """The facts about one call that its line in the log tells.
+
+    Attributes:
+        lane: The lane that was asked for; None if the choice was left to the daemon.
+        texts: The number of texts that were read.
+        tokens: The number of tokens of the texts that were embedded.
+        hits: The number of texts whose vector was there already, in the cache or in flight.
+        truncated: The number of texts of which something was cut off.
+        refused: The number of texts that have an error of their own in the answer.
+        started: The start of the call, in seconds of the monotonic clock.
+    """
+
+    lane: Lane | None = None
+    texts: int = 0
+    tokens: int = 0
+    hits: int = 0
+    truncated: int = 0
+    refused: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def count(self, outcomes: Iterable[Embedding | RunedError]) -> None:
+        """Count the outcomes of texts."""
+        for outcome in outcomes:
+            if isinstance(outcome, RunedError):
+                self.refused += 1
+            else:
+                self.tokens += outcome.tokens
+                self.hits += outcome.cached
+                self.truncated += outcome.truncated
+
+    def log(self, method: str, code: str) -> None:
+        """Write the line.
+
+        Args:
+            method: The name of the method.
+            code: "ok", or the code of the error that the call ended with, such as "invalid_argument".
+        """
+        _log.info(
+            "embedding call",
+            method=method,
+            lane="auto" if self.lane is None else self.lane.value,
+            texts=self.texts,
+            tokens=self.tokens,
+            hits=self.hits,
+            truncated=self.truncated,
+            refused=self.refused,
+            duration_ms=round((time.monotonic() - self.started) * 1000, 1),
+            code=code,
+        )
+
+
+@contextmanager
+def logged_call(method: str) -> Iterator[Call]:
+    """Serve a call, and write its line at the end; the code is that of the error that leaves the block.
+
+    Args:
+        method: The name of the method in the log.
+    """
+    call = Call()
+    code = "ok"
+    try:
+        yield call
+    except RunedError as error:
+        code = code_of(error).value
+        raise
+    except Exception:
+        code = Code.INTERNAL.value
+        raise
+    except BaseException:  # a cancellation
+        code = Code.CANCELED.value
+        raise
+    finally:
+        call.log(method, code)

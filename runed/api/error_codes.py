@@ -1,0 +1,53 @@
+"""The table from an error of runed to its code in the contract, and the errors that a face of the daemon finds by itself."""
+
+from __future__ import annotations
+
+from connectrpc.code import Code
+
+from runed import errors
+
+
+class MalformedRequestError(errors.InvalidRequestError):
+    """The request is no message of the contract, or came by a wrong HTTP method, version or content type."""
+
+    reason = "MALFORMED_REQUEST"
+
+
+class CanceledError(errors.RunedError):
+    """The caller gave up, or its connection is gone."""
+
+    reason = "CANCELED"
+
+
+class UnknownServiceError(errors.InvalidRequestError):
+    """`grpc.health.v1` was asked for a service that the daemon does not have."""
+
+    reason = "UNKNOWN_SERVICE"
+
+
+class TooManyWatchesError(errors.RunedError):
+    """The limit of clients that watch the daemon's health is reached; metadata holds `limit`."""
+
+    reason = "TOO_MANY_WATCHES"
+
+
+_CODES: dict[type[errors.RunedError], Code] = {
+    errors.InvalidRequestError: Code.INVALID_ARGUMENT,
+    UnknownServiceError: Code.NOT_FOUND,
+    TooManyWatchesError: Code.RESOURCE_EXHAUSTED,
+    errors.RequestTooLargeError: Code.RESOURCE_EXHAUSTED,
+    errors.QueueFullError: Code.RESOURCE_EXHAUSTED,
+    errors.UnimplementedError: Code.UNIMPLEMENTED,
+    errors.BootstrappingError: Code.FAILED_PRECONDITION,
+    errors.NoCentroidSetError: Code.FAILED_PRECONDITION,
+    errors.ShuttingDownError: Code.UNAVAILABLE,
+    errors.DeadlineExceededError: Code.DEADLINE_EXCEEDED,
+    CanceledError: Code.CANCELED,
+    errors.BackendUnavailableError: Code.UNAVAILABLE,
+    errors.RunedError: Code.INTERNAL,
+}
+
+
+def code_of(error: errors.RunedError) -> Code:
+    """Return the code of an error."""
+    return next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)

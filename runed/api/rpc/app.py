@@ -1,0 +1,171 @@
+"""The services in every protocol of RPC: Connect with protobuf or JSON, gRPC and gRPC-Web."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from runed_proto.grpc.health.v1 import health_pb2
+from runed_proto.grpc.health.v1.health_connect import HealthASGIApplication
+from runed_proto.grpc.reflection.v1 import reflection_pb2
+from runed_proto.grpc.reflection.v1.reflection_connect import ServerReflectionASGIApplication
+from runed_proto.grpc.reflection.v1alpha import reflection_pb2 as alpha_reflection_pb2
+from runed_proto.grpc.reflection.v1alpha.reflection_connect import (
+    ServerReflectionASGIApplication as AlphaServerReflectionASGIApplication,
+)
+from runed_proto.runed.v1 import runed_pb2
+from runed_proto.runed.v1.runed_connect import RunedServiceASGIApplication
+
+from runed.api.error_codes import MalformedRequestError
+from runed.api.host import Host
+from runed.api.rpc.codecs import CODECS
+from runed.api.rpc.handler import RunedServicer
+from runed.api.rpc.heads import fault_of
+from runed.api.rpc.health import HealthServicer
+from runed.api.rpc.observation import Observer
+from runed.api.rpc.reflection import AlphaReflectionServicer, ReflectionServicer
+from runed.api.rpc.refusals import Application, Receive, Scope, Send, connect_body, is_grpc, refuse
+from runed.errors import UnimplementedError
+
+_RUNED = runed_pb2.DESCRIPTOR.services_by_name["RunedService"]
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+_ALPHA_REFLECTION = alpha_reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+_SERVICES = (_RUNED, _HEALTH, _REFLECTION, _ALPHA_REFLECTION)
+
+_INSTEAD = {
+    "runed.v1.RunedService.EmbedStream": ", or send the texts by EmbedBatch instead",
+    "grpc.health.v1.Health.Watch": ", or ask Check now and then instead",
+}
+"""Advice on how to do without a stream, by the full name of a method."""
+
+_GRPC_NEEDS_HTTP2 = MalformedRequestError(
+    "gRPC needs HTTP/2; speak it without TLS (h2c by prior knowledge), or use Connect or gRPC-Web instead"
+)
+_WRONG_METHOD = MalformedRequestError("this HTTP method cannot be used here; send a POST")
+_WRONG_TYPE = MalformedRequestError(
+    "this Content-Type cannot be used here; for JSON, send the header Content-Type: application/json"
+)
+
+
+def build_rpc_app(host: Host) -> Application:
+    """Build the application that serves the methods of all services.
+
+    Args:
+        host: The daemon.
+
+    Returns:
+        An ASGI application that refuses every other path in the protocol of its caller. A request over HTTP/2 has to offer the
+        extension "runed.duplex" of `runed.server`.
+    """
+    limit = host.info().max_request_bytes
+    options: dict[str, Any] = {
+        "interceptors": [Observer(max_request_bytes=limit)],
+        "read_max_bytes": limit,
+        "codecs": CODECS,
+    }
+    names = [service.full_name for service in _SERVICES]
+    reflection = ReflectionServicer(host, names)
+    routes: dict[str, Application] = {
+        **_routes(_RUNED, RunedServiceASGIApplication(RunedServicer(host), **options)),
+        **_routes(_HEALTH, HealthASGIApplication(HealthServicer(host, names), **options)),
+        **_routes(_REFLECTION, ServerReflectionASGIApplication(reflection, **options)),
+        **_routes(_ALPHA_REFLECTION, AlphaServerReflectionASGIApplication(AlphaReflectionServicer(reflection), **options)),
+    }
+    unknown = UnimplementedError(f"there is no such method; {_methods_of(_SERVICES)}")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if (route := routes.get(scope["path"])) is None:
+            await refuse(scope, send, 404, unknown)
+        else:
+            await route(scope, receive, send)
+
+    return app
+
+
+def _methods_of(services: Iterable[ServiceDescriptor]) -> str:
+    return "; ".join(f"{service.full_name} has {', '.join(method.name for method in service.methods)}" for service in services)
+
+
+def _routes(service: ServiceDescriptor, application: Any) -> dict[str, Application]:  # noqa: ANN401 # the library's types for ASGI are others
+    """Return the application of each path of a service."""
+    return {f"/{service.full_name}/{method.name}": _route(method, application) for method in service.methods}
+
+
+def _route(method: MethodDescriptor, application: Application) -> Application:
+    """Serve a method; a caller that the RPC library cannot serve is told what it needs."""
+    both_ways = method.client_streaming and method.server_streaming
+    instead = _INSTEAD.get(method.full_name, "")
+    needs_http2 = MalformedRequestError(
+        f"{method.name} needs HTTP/2, as it goes both ways at once; speak it without TLS (h2c by prior knowledge){instead}"
+    )
+    wrong_type = _WRONG_TYPE
+    if method.client_streaming or method.server_streaming:
+        wrong_type = MalformedRequestError(
+            "this Content-Type cannot be used for a stream; for JSON, send the header Content-Type: application/connect+json "
+            f"and frame each message as the Connect protocol wants it{instead}"
+        )
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if is_grpc(scope) and scope["http_version"] != "2":
+            await refuse(scope, send, 505, _GRPC_NEEDS_HTTP2)
+        elif both_ways and scope["http_version"] != "2":
+            await refuse(scope, send, 505, needs_http2)
+        elif fault := fault_of(scope):
+            await refuse(scope, send, 400, fault)
+        elif both_ways:
+            await _serve_stream(application, scope, receive, _with_hint(send, wrong_type=wrong_type))
+        else:
+            await application(scope, receive, _with_hint(send, wrong_type=wrong_type))
+
+    return serve
+
+
+async def _serve_stream(service: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve a stream until its client goes or gives it up.
+
+    The RPC library sees that only once it has read all of the request. While the engine has no room, a stream is not read.
+    """
+    disconnected: asyncio.Event = scope["extensions"]["runed.duplex"]["begin"]()
+    all_read = False
+
+    async def receive_and_look() -> dict[str, Any]:
+        nonlocal all_read
+        message = await receive()
+        all_read = message["type"] == "http.request" and not message["more_body"]
+        return message
+
+    async def watch() -> None:
+        await disconnected.wait()
+        if not all_read:  # else the library has noticed, and a second cancellation would hit the handler as it cleans up
+            presence.reschedule(asyncio.get_running_loop().time())
+
+    presence = asyncio.timeout(None)
+    try:
+        async with presence:
+            watching = asyncio.create_task(watch())
+            try:
+                await service(scope, receive_and_look, send)
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not presence.expired():
+            raise
+
+
+def _with_hint(send: Send, *, wrong_type: MalformedRequestError) -> Send:
+    """Add advice to the refusals that the RPC library answers with a bare status."""
+    body = b""
+
+    async def send_with_hint(message: dict[str, Any]) -> None:
+        nonlocal body
+        if error := {405: _WRONG_METHOD, 415: wrong_type}.get(message.get("status", 0)):
+            body = connect_body(error)
+            message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}
+        elif body and message["type"] == "http.response.body":
+            message |= {"body": body}
+        await send(message)
+
+    return send_with_hint

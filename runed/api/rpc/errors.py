@@ -1,0 +1,58 @@
+"""Errors as the RPC protocols carry them, with the details that every error of the contract has."""
+
+from __future__ import annotations
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError, ErrorDetail
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from protobuf.wkt import Any
+
+from runed import errors
+from runed.api.error_codes import CanceledError, MalformedRequestError, code_of
+
+DOMAIN = "runed.v1"
+"""The domain of every `google.rpc.ErrorInfo` that the daemon sends."""
+
+_FOREIGN: dict[Code, str] = {
+    Code.INVALID_ARGUMENT: MalformedRequestError.reason,
+    Code.RESOURCE_EXHAUSTED: errors.RequestTooLargeError.reason,
+    Code.UNIMPLEMENTED: errors.UnimplementedError.reason,
+    Code.DEADLINE_EXCEEDED: errors.DeadlineExceededError.reason,
+    Code.CANCELED: CanceledError.reason,
+    Code.INTERNAL: MalformedRequestError.reason,  # gRPC's code for a broken framing
+}
+"""Reasons of the errors that the RPC library finds by itself, before or beside the handler."""
+
+
+def error_info(error: errors.RunedError) -> ErrorInfo:
+    """Return the detail that names the error's reason."""
+    return ErrorInfo(domain=DOMAIN, reason=error.reason, metadata=error.metadata)
+
+
+def to_connect(error: errors.RunedError) -> ConnectError:
+    """Return the error as it travels: code, message, `ErrorInfo` and, where trying again can help, `RetryInfo`."""
+    details = [_detail(error_info(error))]
+    if error.retry_after is not None:
+        retry = RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+        details.append(_detail(retry))
+    return ConnectError(code_of(error), error.message, details)
+
+
+def complete(error: ConnectError, metadata: dict[str, str] | None = None) -> ConnectError:
+    """Return an error of the RPC library with the `ErrorInfo` that every error of the contract carries.
+
+    Args:
+        error: The error; one that has details already is returned as it is.
+        metadata: Facts for programs.
+    """
+    if error.details:
+        return error
+    reason = _FOREIGN.get(error.code, errors.RunedError.reason)
+    return ConnectError(error.code, error.message, [_detail(ErrorInfo(domain=DOMAIN, reason=reason, metadata=metadata or {}))])
+
+
+def _detail(message: Message) -> ErrorDetail:
+    # connectrpc packs details by its own protobuf runtime; ours is Google's, so the packing is done here.
+    return ErrorDetail(Any(type_url=f"type.googleapis.com/{message.DESCRIPTOR.full_name}", value=message.SerializeToString()))

@@ -1,0 +1,121 @@
+"""The composition root: only this module constructs the parts that a daemon is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from runed.api.app import build_app
+from runed.api.openai.app import build_openai_app
+from runed.api.openai.token_guard import guarded
+from runed.backends.llama import LlamaBackend, check_model
+from runed.bootstrap import Progress, install
+from runed.caching.cache import VectorCache
+from runed.daemon.bootstrapper import Bootstrapper
+from runed.daemon.draining import Draining
+from runed.daemon.gauges import add_gauges
+from runed.daemon.host import DaemonHost
+from runed.daemon.model import ServedModel
+from runed.domain.status import Info
+from runed.files import run_in_thread
+from runed.lifecycle.listener import Listener
+from runed.lifecycle.loopback import Loopback
+from runed.lifecycle.record import DaemonRecord
+from runed.metrics import Metrics
+from runed.paths import Paths
+from runed.routing.store import CentroidStore
+from runed.scheduling.preparing import MAX_BATCH_TEXTS
+from runed.scheduling.queue import QueueLimits
+from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Scheduler, SchedulerSettings
+from runed.server import Server
+from runed.settings import Settings
+from runed.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """The parts of a daemon that its process runs."""
+
+    host: DaemonHost
+    bootstrapper: Bootstrapper
+    draining: Draining
+    servers: Sequence[Server]
+
+
+def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener: Listener, http: Loopback | None) -> Daemon:
+    """Construct a daemon that serves one home; nothing of it runs yet.
+
+    Args:
+        settings: The settings.
+        paths: The files of the home.
+        record: The home's record of this process.
+        listener: The listening socket.
+        http: The listening loopback port, if there is to be one.
+    """
+
+    def announce_drain() -> None:
+        with contextlib.suppress(OSError):  # a client that looks for a daemon then finds this one, and is refused
+            record.tell_draining(paths.daemon_record)
+
+    queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
+    metrics = Metrics()
+    draining = Draining(announce_drain)
+    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, queue, metrics), draining)
+    facts = Info(
+        daemon_version=__version__,
+        socket_path=str(listener.path),
+        # A batch that can never wait would be refused for ever.
+        max_batch_size=min(MAX_BATCH_TEXTS, queue.bulk.texts),
+        max_request_bytes=min(MAX_REQUEST_BYTES, queue.bulk.bytes),
+        profile=settings.profile,
+        max_queued_texts=settings.queue_texts,
+        max_queued_bytes=settings.queue_bytes,
+    )
+    host = DaemonHost(facts, bootstrapper=bootstrapper, draining=draining, metrics=metrics)
+    add_gauges(metrics, host, bootstrapper)
+    servers = [Server(build_app(host), listener.sock)]
+    if http is not None:
+        servers.append(Server(guarded(build_openai_app(host), token=http.token, port=http.port), http.sock))
+    return Daemon(host, bootstrapper, draining, servers)
+
+
+async def _build_model(
+    settings: Settings, paths: Paths, queue: QueueLimits, metrics: Metrics, report: Callable[[Progress], None]
+) -> ServedModel:
+    """Get engine and model, and construct everything that serves them; the engine is not started."""
+    installation = await install(settings, paths, report=report, check_model=check_model)
+    # In a thread, since reading the metadata of a large vocabulary takes 0.1 s.
+    backend = await asyncio.to_thread(
+        LlamaBackend,
+        executable=installation.llama_server,
+        model=installation.model,
+        model_sha256=installation.model_sha256,
+        engine_version=installation.engine_version,
+        paths=paths,
+        ctx_size=settings.ctx_size,
+        profile=settings.profile,
+    )
+    centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
+    await run_in_thread(centroids.restore)
+    scheduler = Scheduler(
+        backend,
+        settings=SchedulerSettings(idle_timeout=settings.idle_timeout, queue=queue),
+        cache=_build_cache(settings, paths),
+        metrics=metrics,
+        centroids=centroids,
+        engine_version=installation.engine_version,
+        traits=installation.traits,
+    )
+    return ServedModel(scheduler, installation)
+
+
+def _build_cache(settings: Settings, paths: Paths) -> VectorCache:
+    disk = None
+    if settings.disk_cache and settings.disk_cache_bytes:
+        from runed.caching.disk_cache import DiskCache  # noqa: PLC0415 # a daemon that keeps nothing on disk loads no SQLite
+
+        disk = DiskCache(paths.vector_cache, paths.cache_secret, max_bytes=settings.disk_cache_bytes)
+    return VectorCache(settings.cache_bytes, disk)

@@ -1,0 +1,163 @@
+"""Getting engine and model in the background, while calls wait for them or are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from runed.bootstrap import Phase, Progress
+from runed.daemon.draining import Draining
+from runed.daemon.model import ServedModel, Situation
+from runed.domain.status import LoadingPhase, Status
+from runed.errors import BackendUnavailableError, BootstrappingError, RunedError
+from runed.log import describe_exception, get_logger
+from runed.scheduling.scheduler import Scheduler
+
+BOOTSTRAP_PAUSE = 5.0
+"""Seconds after a failed bootstrap before a call starts the next one."""
+
+MAX_WAIT = 60.0
+"""The most seconds that a call waits for engine and model while nothing is downloaded."""
+
+_RETRY_SECONDS = 1.0
+"""Seconds after which a call that a bootstrap refuses may be tried again."""
+
+_LOADING_PHASES = {
+    Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
+    Phase.FETCHING_MODEL: LoadingPhase.FETCHING_MODEL,
+}
+
+_NOTHING_DONE = Progress(Phase.FETCHING_LLAMA_SERVER, 0, 0, "looking for engine and model")
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A bootstrap that failed.
+
+    Attributes:
+        message: The reason, for people.
+        retry_at: The time of the monotonic clock from which on a call may start the next bootstrap.
+    """
+
+    message: str
+    retry_at: float
+
+
+class Bootstrapper:
+    """Gets engine and model, and tries again after a failure when a call needs them.
+
+    Args:
+        build: Gets engine and model and returns them ready to be started; it is handed a function to report its progress to.
+        draining: Tells whether calls are taken.
+
+    Attributes:
+        model: The model, once it is there.
+        progress: The progress of the bootstrap that runs, or of the last one.
+    """
+
+    def __init__(self, build: Callable[[Callable[[Progress], None]], Awaitable[ServedModel]], draining: Draining) -> None:
+        self.model: ServedModel | None = None
+        self.progress = _NOTHING_DONE
+        self._build = build
+        self._draining = draining
+        self._failure: _Failure | None = None
+        self._bootstrap: asyncio.Task[None] | None = None
+        # Set unless a bootstrap runs that has found nothing to download.
+        self._settled = asyncio.Event()
+
+    @property
+    def situation(self) -> Situation:
+        """The status, phase and message of `Health`."""
+        if self.model is not None:
+            return self.model.situation
+        if self._failure is not None:
+            return Status.DEGRADED, None, self._failure.message
+        return Status.LOADING, _LOADING_PHASES[self.progress.phase], self.progress.message
+
+    def begin(self) -> None:
+        """Begin a bootstrap."""
+        self._failure = None
+        self.progress = _NOTHING_DONE
+        self._settled.clear()
+        self._bootstrap = asyncio.create_task(self._run())
+
+    async def settle(self) -> None:
+        """Wait while a bootstrap runs that downloads nothing, for at most `MAX_WAIT` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MAX_WAIT):
+                await self._settled.wait()
+
+    async def scheduler(self) -> Scheduler:
+        """Return the scheduler of the model, as soon as it is there.
+
+        Raises:
+            BootstrappingError: Engine or model are being downloaded, or were not found within `MAX_WAIT` seconds.
+            BackendUnavailableError: Engine or model cannot be had.
+            ShuttingDownError: The daemon drains.
+        """
+        self._draining.check()
+        if self.model is None:
+            if self._failure is not None and self._failure.retry_at <= time.monotonic():
+                self.begin()
+            await self.settle()
+            self._draining.check()
+        if self.model is None:
+            raise self._refusal()
+        return self.model.scheduler
+
+    def interrupt(self) -> None:
+        """End a bootstrap that has not got its model yet; the calls that wait for it go on at once."""
+        self._settled.set()
+        if self._bootstrap is not None and self.model is None:
+            self._bootstrap.cancel()
+
+    async def close(self) -> None:
+        """End everything that was begun, the engine included."""
+        if self._bootstrap is not None:
+            # Not twice: the first cancel may be waiting for a thread that still writes.
+            if not self._bootstrap.cancelling():
+                self._bootstrap.cancel()
+            await asyncio.wait([self._bootstrap])
+        if self.model is not None:
+            await self.model.scheduler.close()
+
+    async def _run(self) -> None:
+        try:
+            self.model = await self._build(self._report)
+        except RunedError as error:
+            self._fail(error.message)
+        except Exception as error:  # noqa: BLE001 # the daemon must live on to tell what went wrong
+            _log.error("bootstrap failed unexpectedly", **describe_exception(error))
+            self._fail(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")
+        finally:
+            self._settled.set()
+        if self.model is not None:
+            # A failed start shows in the backend's state, and the next call tries again.
+            with contextlib.suppress(RunedError):
+                await self.model.scheduler.start()
+
+    def _report(self, progress: Progress) -> None:
+        self.progress = progress
+        if progress.downloading:
+            self._settled.set()
+
+    def _fail(self, message: str) -> None:
+        _log.error("bootstrap failed", reason=message)
+        self._failure = _Failure(message, time.monotonic() + BOOTSTRAP_PAUSE)
+
+    def _refusal(self) -> RunedError:
+        if self._failure is not None:
+            pause = self._failure.retry_at - time.monotonic()
+            return BackendUnavailableError(self._failure.message, retry_after=max(pause, 0.0))
+        progress = self.progress
+        step = progress.message
+        if progress.bytes_total:
+            step += f", {progress.bytes_done:,} of {progress.bytes_total:,} bytes are done"
+        return BootstrappingError(
+            f"engine and model are not there yet: {step}; Health tells the progress", retry_after=_RETRY_SECONDS
+        )

@@ -1,0 +1,38 @@
+"""The metrics that are read when somebody asks for them, since they are counted elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runed.backends.base import BackendState, BackendStatus
+from runed.daemon.bootstrapper import Bootstrapper
+from runed.daemon.host import DaemonHost
+from runed.domain.requests import Lane
+from runed.domain.status import Load
+from runed.metrics import Metrics
+
+
+def add_gauges(metrics: Metrics, host: DaemonHost, bootstrapper: Bootstrapper) -> None:
+    """Add the numbers of the host, of its engine and of its queues to the metrics; they are 0 until there is a model."""
+
+    def state(read: Callable[[BackendState], float]) -> Callable[[], float]:
+        return lambda: read(bootstrapper.model.state) if bootstrapper.model else 0
+
+    def load(read: Callable[[Load], float]) -> Callable[[], float]:
+        return lambda: read(bootstrapper.model.scheduler.load) if bootstrapper.model else 0
+
+    def queued(lane: Lane, part: int) -> Callable[[], float]:
+        return load(lambda load: load.queued[lane][part])
+
+    watch = metrics.watch
+    watch("runed_uptime_seconds", "Seconds since the daemon started.", lambda: host.uptime)
+    watch("runed_requests_total", "Embedding calls that could be read, failed ones included.", lambda: host.total_requests)
+    watch("runed_requests_in_flight", "Embedding calls being served.", lambda: host.in_flight)
+    watch("runed_engine_up", "Whether llama-server is ready.", state(lambda state: state.status is BackendStatus.READY))
+    watch("runed_engine_restarts_total", "How often llama-server died and was replaced.", state(lambda state: state.restarts))
+    watch("runed_cache_entries", "Vectors in the cache of the memory.", load(lambda load: load.cache_entries))
+    watch("runed_cache_bytes", "The memory that cached vectors take.", load(lambda load: load.cache_bytes))
+    watch("runed_disk_cache_bytes", "The size of the cache on disk.", load(lambda load: load.disk_cache_bytes))
+    for lane in Lane:
+        watch("runed_queued_texts", "Texts that wait.", queued(lane, 0), lane=lane.value)
+        watch("runed_queued_bytes", "Bytes of text that wait.", queued(lane, 1), lane=lane.value)

@@ -1,0 +1,121 @@
+"""The daemon as its faces see it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+
+from runed.daemon.bootstrapper import Bootstrapper
+from runed.daemon.draining import DrainableStream, Draining
+from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
+from runed.domain.status import Health, Info, Status
+from runed.metrics import Metrics
+
+
+class DaemonHost:
+    """Implements `runed.api.host.Host`: counts each call, and passes it to the scheduler of its model.
+
+    Args:
+        daemon: The facts about the daemon alone.
+        bootstrapper: Has the model, or gets it.
+        draining: Tells whether calls are taken.
+        metrics: Counts and measures.
+
+    Attributes:
+        total_requests: Embedding calls that could be read, failed ones included.
+        in_flight: Embedding calls that are being served.
+    """
+
+    def __init__(self, daemon: Info, *, bootstrapper: Bootstrapper, draining: Draining, metrics: Metrics) -> None:
+        self.total_requests = 0
+        self.in_flight = 0
+        self._daemon = daemon
+        self._bootstrapper = bootstrapper
+        self._draining = draining
+        self._metrics = metrics
+        self._started = time.monotonic()
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the daemon started."""
+        return time.monotonic() - self._started
+
+    async def embed(
+        self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
+    ) -> EmbedAnswer:
+        """Embed the texts of one call; see `Host.embed`."""
+        with self._counted():
+            scheduler = await self._bootstrapper.scheduler()
+            return await scheduler.embed(texts, options, client=client, per_item_errors=per_item_errors)
+
+    async def embed_stream(
+        self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
+    ) -> AsyncGenerator[StreamAnswer]:
+        """Embed the texts of one stream; see `Host.embed_stream`."""
+        with self._counted():
+            scheduler = await self._bootstrapper.scheduler()
+            source = DrainableStream(chunks, self._draining)
+            async with contextlib.aclosing(scheduler.embed_stream(source.chunks(), options, client=client)) as answers:
+                async for answer in answers:
+                    yield answer
+            if source.was_cut_off:
+                self._draining.check()
+
+    async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
+        """Count the tokens of texts; see `Host.count_tokens`."""
+        return await (await self._bootstrapper.scheduler()).count_tokens(texts, options)
+
+    async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
+        """Replace the centroid set; see `Host.set_centroids`."""
+        return await (await self._bootstrapper.scheduler()).centroids.install(header, batches)
+
+    async def settle(self) -> None:
+        """Wait until the model is known, but not for a download; see `Host.settle`."""
+        await self._bootstrapper.settle()
+
+    def metrics(self) -> bytes:
+        """Return the metrics; see `Host.metrics`."""
+        return self._metrics.render()
+
+    def info(self) -> Info:
+        """Describe the daemon and its model; see `Host.info`."""
+        model = self._bootstrapper.model
+        return self._daemon if model is None else model.describe(self._daemon)
+
+    def health(self) -> Health:
+        """Describe the present state; see `Host.health`."""
+        model, progress = self._bootstrapper.model, self._bootstrapper.progress
+        status, phase, message = self._bootstrapper.situation
+        if self._draining.begun:
+            status, phase, message = Status.SHUTTING_DOWN, None, f"finishing {self.in_flight} requests in flight"
+        installing = status is Status.LOADING and model is None
+        return Health(
+            status=status,
+            phase=phase,
+            bytes_done=progress.bytes_done if installing else 0,
+            bytes_total=progress.bytes_total if installing else 0,
+            downloading=progress.downloading if installing else False,
+            message=message,
+            uptime_seconds=int(self.uptime),
+            total_requests=self.total_requests,
+            in_flight_requests=self.in_flight,
+            pid=os.getpid(),
+            engine_pid=model.state.pid if model else 0,
+            engine_restarts=model.state.restarts if model else 0,
+            load=model.scheduler.load if model else None,
+        )
+
+    def shut_down(self, grace: float | None) -> None:
+        """Begin to drain; see `Host.shut_down`."""
+        self._draining.begin(grace)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.total_requests += 1
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1

@@ -1,0 +1,71 @@
+"""A model that is being served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from runed.backends.base import BackendState, BackendStatus
+from runed.bootstrap import Installation
+from runed.domain.status import Info, LoadingPhase, Status
+from runed.scheduling.scheduler import Scheduler
+
+Situation: TypeAlias = tuple[Status, LoadingPhase | None, str]
+"""The status, phase and message of `Health`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that is being served.
+
+    Attributes:
+        scheduler: Shares the model's engine among callers.
+        installation: The files of engine and model.
+    """
+
+    scheduler: Scheduler
+    installation: Installation
+
+    @property
+    def state(self) -> BackendState:
+        """The state of the model's backend."""
+        return self.scheduler.backend.state
+
+    @property
+    def situation(self) -> Situation:
+        """The status, phase and message of `Health`."""
+        state = self.state
+        warnings = "; ".join(filter(None, [state.reason, *self.installation.warnings]))
+        match state.status:
+            case BackendStatus.READY:
+                return Status.OK, None, warnings
+            case BackendStatus.STARTING:
+                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, "llama-server loads the model"
+            case BackendStatus.STOPPED:
+                return Status.IDLE, None, warnings
+            case BackendStatus.FAILED:
+                return Status.DEGRADED, None, state.reason
+
+    def describe(self, daemon: Info) -> Info:
+        """Return the Info of a daemon that serves this model.
+
+        Args:
+            daemon: The facts about the daemon alone.
+        """
+        scheduler, model = self.scheduler, self.scheduler.backend.model
+        return replace(
+            daemon,
+            model_identity=model.identity,
+            vector_dim=model.dim,
+            max_text_length=model.max_tokens,
+            model_name=model.name,
+            model_variant=self.installation.variant,
+            pooling=model.pooling,
+            engine_version=self.installation.engine_version,
+            fingerprint=scheduler.fingerprint(model.dim),
+            min_dimensions=scheduler.min_dimensions,
+            query_prompt=scheduler.traits.query_prompt,
+            document_prompt=scheduler.traits.document_prompt,
+            default_instruction=scheduler.traits.default_instruction,
+            centroid_set_version=scheduler.centroids.version,
+        )

@@ -1,0 +1,288 @@
+"""One pass from texts to tickets: each claim is checked, keyed, looked up, prepared, and joined with its twin or queued."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from runed.backends.base import CountingEmbedder
+from runed.caching.cache import VectorCache
+from runed.caching.entry import CachedVector, cache_key
+from runed.domain.requests import Embedding, Lane, Truncate, VectorSpace
+from runed.domain.vectors import shorten
+from runed.errors import BackendFaultError, InvalidRequestError, QueueFullError, RunedError
+from runed.metrics import Metrics
+from runed.scheduling.batcher import Batcher
+from runed.scheduling.packing import pack
+from runed.scheduling.preparing import Name, Prepared, Preparer, check_text
+from runed.scheduling.queue import Computed, QueueEntry
+from runed.scheduling.tickets import Ticket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The terms that all claims of one call or stream have in common.
+
+    Attributes:
+        lane: The queue to wait in.
+        client: The caller's name; texts of different clients take turns.
+        prompt: The text in front of each text.
+        truncate: The way to cut a text that is too long.
+        dimensions: The number of values of each vector.
+        space: The space of all vectors, for the answer.
+        strict: Whether a text that cannot be embedded fails the whole call.
+        streamed: Whether the texts wait for room in the queue instead of being refused.
+    """
+
+    lane: Lane
+    client: str
+    prompt: str
+    truncate: Truncate
+    dimensions: int
+    space: VectorSpace
+    strict: bool = False
+    streamed: bool = False
+
+    def tolerate(self, error: RunedError) -> RunedError:
+        """Return an error that stays with its text; raise one that fails the whole call.
+
+        An error that is no text's fault (no engine, a daemon that shuts down, a bug) always fails the call: its caller may
+        send the same texts again, and must be told when.
+        """
+        if self.strict or not isinstance(error, InvalidRequestError | BackendFaultError):
+            raise error
+        return error
+
+    def finish(self, item: Embedding | RunedError) -> Embedding | RunedError:
+        """Shorten the vector of an embedding to the dimensions asked for; return an error as it is.
+
+        Raises:
+            BackendFaultError: If `strict`: the values to keep are all 0.
+        """
+        if isinstance(item, RunedError):
+            return item
+        try:
+            vector = shorten(item.vector, self.dimensions)
+        except BackendFaultError as error:
+            return self.tolerate(error)
+        return item if vector is item.vector else replace(item, vector=vector)
+
+
+@dataclass(eq=False, slots=True)
+class Claim:
+    """The claim of one caller to the vector of one text.
+
+    Attributes:
+        text: The text, without its prompt.
+        name: The name of the text in errors.
+        key: The key of its vector in the cache, once the text is checked.
+        state: None at first; then its error, its vector from the cache, or its prepared text and the ticket that it got.
+        shared: Whether another claim to the same ticket came first.
+    """
+
+    text: str
+    name: Name
+    key: bytes = b""
+    state: RunedError | CachedVector | Prepared | Ticket | None = None
+    shared: bool = False
+
+    @property
+    def future(self) -> asyncio.Future[Computed] | None:
+        """The future to wait for, or None if the outcome is known already. Do not cancel it: others may wait for it, too."""
+        return self.state.future if isinstance(self.state, Ticket) else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the outcome is known."""
+        return not isinstance(self.state, Ticket) or self.state.future.done()
+
+    def outcome(self, terms: Terms) -> Embedding | RunedError:
+        """Return the embedding, of all of the model's dimensions, or the reason why there is none; `ready` must be true.
+
+        Raises:
+            RunedError: The reason fails the whole call by its terms.
+        """
+        state = self.state
+        if isinstance(state, CachedVector):
+            return Embedding(vector=state.vector, tokens=state.tokens, total_tokens=state.total_tokens, cached=True)
+        if isinstance(state, RunedError):
+            return state
+        assert isinstance(state, Ticket)
+        try:
+            return state.redeem(shared=self.shared)
+        except RunedError as error:
+            return terms.tolerate(error)
+
+    def join(self, ticket: Ticket, *, shared: bool) -> None:
+        """Hold a ticket."""
+        ticket.hold()
+        self.state, self.shared = ticket, shared
+
+    def release(self) -> None:
+        """Give up the ticket, if this claim holds one; there is no outcome afterwards."""
+        if isinstance(self.state, Ticket):
+            self.state.release()
+            self.state = None
+
+
+async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | RunedError]:
+    """Wait for the outcomes of all claims, but no longer than until an error fails the call.
+
+    Raises:
+        RunedError: An error fails the call by its terms.
+    """
+    pending = {claim.future for claim in claims if claim.future is not None}
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+        if pending:  # something failed: does it fail the call?
+            for claim in claims:
+                if claim.future in done:
+                    claim.outcome(terms)
+    return [claim.outcome(terms) for claim in claims]
+
+
+class ClaimDesk:
+    """Takes claims to their tickets. All methods must be called in one event loop.
+
+    Args:
+        backend: The backend that counts and computes.
+        fingerprint: The name of the space of its whole vectors.
+        cache: The vectors that were computed before.
+        batcher: Computes the texts whose vectors are in no cache.
+        busy: Keeps the engine awake for the length of a block.
+        metrics: Counts hits, twins and refusals.
+    """
+
+    def __init__(
+        self,
+        backend: CountingEmbedder,
+        *,
+        fingerprint: str,
+        cache: VectorCache,
+        batcher: Batcher,
+        busy: Callable[[], contextlib.AbstractContextManager[None]],
+        metrics: Metrics,
+    ) -> None:
+        self._backend = backend
+        self._fingerprint = fingerprint
+        self._cache = cache
+        self._batcher = batcher
+        self._busy = busy
+        self._metrics = metrics
+        self._preparer = Preparer(backend)
+        self._tickets: dict[bytes, Ticket] = {}
+
+    @contextlib.asynccontextmanager
+    async def claimed(self, claims: Sequence[Claim], terms: Terms) -> AsyncIterator[None]:
+        """Take claims through all steps; within the block, each has its outcome or a ticket, which the end of it gives up.
+
+        Raises:
+            InvalidRequestError: If `terms.strict`: a text cannot be embedded.
+            QueueFullError: Too much waits already, unless `terms.streamed`.
+            BackendError: The backend cannot count tokens.
+        """
+        with contextlib.ExitStack() as awake:
+            try:
+                self._check(claims, terms)
+                await self._look_up(claims)
+                if missing := [claim for claim in claims if claim.state is None]:
+                    awake.enter_context(self._busy())  # only now: a text from the cache needs no engine, and wakes none
+                    await self._prepare(missing, terms)
+                    await self._queue(missing, terms)
+                self._metrics.hit(sum(isinstance(claim.state, CachedVector) for claim in claims))
+                self._metrics.shared(sum(claim.shared for claim in claims))
+                yield
+            finally:
+                for claim in claims:
+                    claim.release()
+
+    def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
+        """Check each text, and name its vector."""
+        for claim in claims:
+            try:
+                check_text(claim.text, *claim.name)
+            except InvalidRequestError as error:
+                claim.state = terms.tolerate(error)
+            else:
+                claim.key = self._key(claim.text, terms)
+
+    def _key(self, text: str, terms: Terms) -> bytes:
+        # A text that is short enough anyway has one vector, however it might have been cut. Where one is cut depends on the
+        # context, which may be another one the next time, when the cache is on disk.
+        too_long = self._preparer.may_be_too_long(terms.prompt + text)
+        cut = f"{terms.truncate.value} {self._backend.model.max_tokens}" if too_long else ""
+        return cache_key(self._fingerprint, terms.prompt, cut, text)
+
+    async def _look_up(self, claims: Sequence[Claim]) -> None:
+        cached = await self._cache.get([claim.key for claim in claims if claim.state is None])
+        for claim in claims:
+            if claim.state is None:
+                claim.state = cached.get(claim.key)
+
+    async def _prepare(self, missing: Sequence[Claim], terms: Terms) -> None:
+        prepared = await self._preparer.prepare(
+            [claim.text for claim in missing],
+            prompt=terms.prompt,
+            truncate=terms.truncate,
+            names=[claim.name for claim in missing],
+            exact=terms.lane is Lane.BULK and len(missing) > 1,  # to be packed
+        )
+        for claim, item in zip(missing, prepared, strict=True):
+            claim.state = terms.tolerate(item) if isinstance(item, RunedError) else item
+
+    async def _queue(self, missing: Sequence[Claim], terms: Terms) -> None:
+        """Take prepared claims to their tickets, and wait for room first if the terms say so."""
+        sizes = [claim.state.size for claim in missing if isinstance(claim.state, Prepared)]
+        if terms.streamed and sizes:
+            await self._batcher.room(texts=len(sizes), size=sum(sizes))
+        # Nothing is awaited from here on, so that neither a twin nor the room escapes.
+        new = self._join(missing, terms)
+        try:
+            self._batcher.submit(pack(new, self._backend.limits) if terms.lane is Lane.BULK else new)
+        except QueueFullError:
+            self._metrics.refused()
+            raise
+
+    def _join(self, missing: Sequence[Claim], terms: Terms) -> list[QueueEntry]:
+        """Join each prepared claim with its twin in flight, or else make it an entry, to be submitted."""
+        new: list[QueueEntry] = []
+        for claim in missing:
+            if not isinstance(prepared := claim.state, Prepared):
+                continue
+            # A twin may have become ready while this text was counted or waited for room.
+            if (value := self._cache.peek(claim.key)) is not None:
+                claim.state = value
+            elif (twin := self._tickets.get(claim.key)) is not None and twin.alive:
+                if terms.lane is Lane.INTERACTIVE:
+                    self._batcher.promote(twin.entry)
+                claim.join(twin, shared=True)
+            else:
+                ticket = self._issue(claim.key, prepared, terms)
+                new.append(ticket.entry)
+                claim.join(ticket, shared=False)
+        return new
+
+    def _issue(self, key: bytes, prepared: Prepared, terms: Terms) -> Ticket:
+        entry = QueueEntry(
+            input=prepared.input,
+            tokens=prepared.tokens,
+            exact=prepared.exact,
+            size=prepared.size,
+            lane=terms.lane,
+            client=terms.client,
+            future=asyncio.get_running_loop().create_future(),
+        )
+        ticket = self._tickets[key] = Ticket(entry, prepared.total_tokens)
+        entry.future.add_done_callback(partial(self._end, key, ticket))
+        return ticket
+
+    def _end(self, key: bytes, ticket: Ticket, future: asyncio.Future[Computed]) -> None:
+        if self._tickets.get(key) is ticket:
+            del self._tickets[key]
+        # Asking for the exception also tells asyncio that somebody has seen it, should all callers have gone.
+        if not future.cancelled() and future.exception() is None:
+            item = ticket.redeem(shared=False)
+            self._cache.put(key, CachedVector(item.vector, item.tokens, item.total_tokens))

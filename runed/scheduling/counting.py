@@ -1,0 +1,54 @@
+"""The exact number of tokens of each text in the queue, instead of an upper bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runed.backends.base import Tokenizer
+from runed.errors import BackendFaultError
+from runed.log import describe_exception, get_logger
+from runed.scheduling.queue import QueueEntry
+
+_log = get_logger(__name__)
+
+
+async def count(entries: Sequence[QueueEntry], tokenizer: Tokenizer) -> bool:
+    """Replace bounds by exact numbers. After a failure the bounds stay, which is safe.
+
+    Args:
+        entries: Entries whose input is a text.
+        tokenizer: The backend that computes them.
+
+    Returns:
+        Whether all of them have exact numbers now.
+    """
+    texts = [entry.input for entry in entries if isinstance(entry.input, str)]
+    try:
+        tokens = await tokenizer.tokenize(texts)
+        for entry, its_tokens in list(zip(entries, tokens, strict=True)):
+            if not entry.exact:
+                entry.tokens, entry.exact = len(its_tokens), True
+    except Exception as error:  # noqa: BLE001 # no text fails because it could not be counted
+        _log.warning("texts could not be counted", texts=len(entries), **describe_exception(error))
+    return all(entry.exact for entry in entries)
+
+
+def settle_tokens(batch: Sequence[QueueEntry], total: int) -> None:
+    """Derive the one unknown number of tokens of a micro-batch from the sum, or check the sum if all numbers are known.
+
+    Args:
+        batch: The entries that were computed.
+        total: The sum of their tokens, as the backend tells it.
+
+    Raises:
+        BackendFaultError: The numbers contradict each other, so that the vectors may not be those of the texts.
+    """
+    unknown = [entry for entry in batch if not entry.exact]
+    rest = total - sum(entry.tokens for entry in batch if entry.exact)
+    if len(unknown) > 1:
+        raise BackendFaultError(f"the tokens of {len(unknown)} texts could not be counted")
+    if (rest < 1) if unknown else (rest != 0):
+        _log.warning("llama-server counts tokens in two ways", texts=len(batch), tokens=total, known=total - rest)
+        raise BackendFaultError(f"llama-server read {total:,} tokens and counted {total - rest:,} before")
+    for entry in unknown:
+        entry.tokens, entry.exact = rest, True

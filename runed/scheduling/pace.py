@@ -1,0 +1,72 @@
+"""The measured speed of a backend, and what follows from it: when to try again, and how large a bulk batch may be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from runed.backends.base import BatchLimits
+from runed.domain.requests import Lane
+from runed.scheduling.queue import QueueEntry
+
+MIN_RETRY_AFTER = 0.05
+"""The shortest time in seconds that a caller is told to wait when the queue is full."""
+
+MAX_RETRY_AFTER = 30.0
+"""The longest time in seconds that a caller is told to wait when the queue is full."""
+
+FIRST_RETRY_AFTER = 1.0
+"""The time in seconds that a caller is told to wait while no speed has been measured yet."""
+
+_WEIGHT = 0.2
+"""The weight of the newest micro-batch in the measured speed."""
+
+_BULK_PATIENCE = 2.5
+"""The longest time of a micro-batch of bulk texts while interactive ones come now and then, in times of one such text alone. An
+interactive text that finds it in its way waits for it, and is to take at most 4 times as long as it would alone."""
+
+_INTERACTIVE_MEMORY = 5.0
+"""Seconds for which one interactive text makes another one likely."""
+
+
+class Pace:
+    """Learns from each micro-batch how fast the backend is."""
+
+    def __init__(self) -> None:
+        self._seconds_per_byte: float | None = None
+        self._bulk_seconds_per_token: float | None = None
+        self._lone_seconds: float | None = None
+        self._interactive_until = 0.0
+
+    def learn(self, batch: Sequence[QueueEntry], tokens: int, seconds: float) -> None:
+        """Take one micro-batch into account.
+
+        Args:
+            batch: Its entries, all of one lane.
+            tokens: The number of their tokens.
+            seconds: The time that the backend took, without a start.
+        """
+        self._seconds_per_byte = _smoothed(self._seconds_per_byte, seconds / max(1, sum(entry.size for entry in batch)))
+        if batch[0].lane is Lane.BULK:
+            self._bulk_seconds_per_token = _smoothed(self._bulk_seconds_per_token, seconds / tokens)
+        else:
+            self._interactive_until = asyncio.get_running_loop().time() + _INTERACTIVE_MEMORY
+            if len(batch) == 1:
+                self._lone_seconds = _smoothed(self._lone_seconds, seconds)
+
+    def retry_after(self, size: float) -> float:
+        """Estimate the seconds until the given number of bytes has been computed, within `MIN_` and `MAX_RETRY_AFTER`."""
+        seconds = FIRST_RETRY_AFTER if self._seconds_per_byte is None else size * self._seconds_per_byte
+        return min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
+
+    def bulk_limits(self, limits: BatchLimits) -> BatchLimits:
+        """Return the limits of a micro-batch of bulk texts: those of the backend, or lower ones if others may come."""
+        expected = asyncio.get_running_loop().time() < self._interactive_until
+        if not expected or not self._lone_seconds or not self._bulk_seconds_per_token:
+            return limits
+        tokens = int(_BULK_PATIENCE * self._lone_seconds / self._bulk_seconds_per_token)
+        return BatchLimits(texts=limits.texts, tokens=max(1, min(tokens, limits.tokens)))
+
+
+def _smoothed(value: float | None, newest: float) -> float:
+    return newest if value is None else (1 - _WEIGHT) * value + _WEIGHT * newest

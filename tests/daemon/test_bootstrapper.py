@@ -1,0 +1,83 @@
+"""The bootstrapper by itself, with a bootstrap that takes as long as the test likes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from runed.bootstrap import Phase, Progress
+from runed.daemon import bootstrapper as module
+from runed.daemon.bootstrapper import Bootstrapper
+from runed.daemon.draining import Draining
+from runed.daemon.model import ServedModel
+from runed.domain.status import Status
+from runed.errors import BackendUnavailableError, BootstrappingError, DownloadError
+
+
+class Site:
+    """A bootstrap that ends in a failure once it may, and has reported before as the test asks."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self.report: Callable[[Progress], None] = lambda _: None
+        self.broken = asyncio.Event()
+
+    async def build(self, report: Callable[[Progress], None]) -> ServedModel:
+        self.tries += 1
+        self.report = report
+        await self.broken.wait()
+        raise DownloadError("the site is gone")
+
+
+async def test_call_gives_up_after_a_while_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAIT", 0.2)
+    site = Site()
+    bootstrapper = Bootstrapper(site.build, Draining(lambda: None))
+    bootstrapper.begin()
+    with pytest.raises(BootstrappingError, match="looking for engine and model; Health tells the progress") as caught:
+        await bootstrapper.scheduler()
+    assert caught.value.retry_after == 1.0
+    await bootstrapper.close()
+
+
+async def test_step_after_a_download_does_not_make_calls_wait_again() -> None:
+    site = Site()
+    bootstrapper = Bootstrapper(site.build, Draining(lambda: None))
+    bootstrapper.begin()
+    await asyncio.sleep(0)
+    site.report(Progress(Phase.FETCHING_LLAMA_SERVER, 5, 10, "downloading", downloading=True))
+    site.report(Progress(Phase.FETCHING_LLAMA_SERVER, 0, 0, "unpacking", downloading=True))
+    async with asyncio.timeout(5):
+        with pytest.raises(BootstrappingError, match="not there yet: unpacking; Health"):
+            await bootstrapper.scheduler()
+    await bootstrapper.close()
+
+
+async def test_call_after_the_pause_starts_the_next_try_and_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BOOTSTRAP_PAUSE", 0.2)
+    site = Site()
+    bootstrapper = Bootstrapper(site.build, Draining(lambda: None))
+    bootstrapper.begin()
+    call = asyncio.ensure_future(bootstrapper.scheduler())
+    site.broken.set()
+    with pytest.raises(BackendUnavailableError, match="the site is gone"):
+        await call
+    with pytest.raises(BackendUnavailableError) as early:
+        await bootstrapper.scheduler()
+    assert early.value.retry_after is not None
+    assert (site.tries, bootstrapper.situation[0]) == (1, Status.DEGRADED)
+    site.broken.clear()
+    await asyncio.sleep(early.value.retry_after + 0.05)
+    await bootstrapper.settle()
+    assert site.tries == 1, "only a call that needs the model starts the next try"
+    again = [asyncio.ensure_future(bootstrapper.scheduler()) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    assert (site.tries, bootstrapper.situation[0]) == (2, Status.LOADING)
+    site.broken.set()
+    for call in again:
+        with pytest.raises(BackendUnavailableError):
+            await call
+    assert site.tries == 2
+    await bootstrapper.close()
