@@ -7,15 +7,12 @@ import (
 	runedv1 "runed.dev/gen/go/runed/v1"
 )
 
-// centroidBytes is about how many bytes of centroids go into one message.
-const centroidBytes = 1 << 20
-
-// SetCentroids replaces the set of centroids that WithRoute finds the nearest of, and gives the version of the new one, the hash of
-// its content.
+// SetCentroids replaces the daemon's set of centroids, in which WithRoute finds the nearest one. It returns the version of the new
+// set, which is the hash of its content.
 //
-// Each centroid has as many values as a vector of the model, and its place is its id. The set is for all clients of the daemon,
-// which keeps it over its restarts; one that fails to arrive leaves the one before in its place. The preset is the name of the
-// parameters that the set was built with; may be empty.
+// Each centroid has as many values as a vector of the model. Its place in the set is its id. All clients of the daemon share the
+// set, and the daemon keeps it over its restarts. A set that does not arrive whole leaves the one before in its place. The preset
+// names the parameters that the set was built with; may be empty.
 func (c *Client) SetCentroids(ctx context.Context, centroids [][]float32, preset string) (version string, err error) {
 	if len(centroids) == 0 || len(centroids[0]) == 0 {
 		return "", newError(ErrBadCentroids, nil, "a set needs one centroid at least, and a centroid one value")
@@ -64,7 +61,7 @@ func (c *Client) sendCentroids(
 		}
 		err = stream.Send(&runedv1.SetCentroidsRequest{Payload: &runedv1.SetCentroidsRequest_Batch{Batch: batch}})
 	}
-	// Why the daemon reads no more is told by its answer; the error of the sending itself says nothing.
+	// If the daemon stopped reading, its answer says why. The error of the sending itself says nothing.
 	response, err := stream.CloseAndReceive()
 	if err != nil {
 		return nil, errorOf(ctx, c.daemon.socket, err)

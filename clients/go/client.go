@@ -9,18 +9,18 @@ import (
 	"runed.dev/gen/go/runed/v1/runedv1connect"
 )
 
-// Info is what the daemon and its model are; what is not known until the model is installed is empty or 0 before.
+// Info describes the daemon and its model.
 type Info = runedv1.InfoResponse
 
-// Health is what the daemon is doing right now.
+// Health tells what the daemon is doing at this moment.
 type Health = runedv1.HealthResponse
 
-// Client is a connection to the daemon, for any number of goroutines; [Connect] makes it.
+// Client is a connection to the daemon. Any number of goroutines may use it. [Connect] makes it.
 //
-// Every method that fails gives a [*Error], whose message says what to do. If the daemon went away since the last call, it is
-// started again, unless the client was told not to, and the call is repeated once. If the daemon or its engine is too busy for
-// the moment, the call is repeated in growing pauses until its context ends, without a deadline for a minute; the error is then
-// the daemon's own.
+// Every method fails with an [*Error], whose message says what to do. If the daemon has gone away since the last call, the client
+// starts it again, unless it was told not to, and sends the call once more. If the daemon or its engine is too busy for the
+// moment, the client sends the call again in growing pauses until the call's context ends. Without a deadline it does so for a
+// minute. The error is then the daemon's own.
 type Client struct {
 	daemon    *daemon
 	timeout   time.Duration
@@ -28,15 +28,17 @@ type Client struct {
 	transport *transport
 	unary     runedv1connect.RunedServiceClient
 	streams   runedv1connect.RunedServiceClient
+	service   runedv1connect.RunedServiceClient
 	limits    atomic.Pointer[limits] // asked for once for each daemon
 	closed    atomic.Bool
 }
 
-// Connect connects to the daemon, which is started if none runs, by the command "runed": runed_binary of config.json, else the
-// one of the PATH, else bin/runed in the home.
+// Connect connects to the daemon. If none runs, it starts one by the command "runed": the runed_binary of config.json, else the
+// "runed" on the PATH, else bin/runed in the home. A daemon that is older than this client is replaced, after it has finished what
+// is in flight, if the installed "runed" is newer.
 //
-// It returns as soon as the daemon listens; embeddings then wait while it fetches its engine and model. The context is that of
-// the connecting alone.
+// Connect returns as soon as the daemon listens. Embeddings then wait while the daemon fetches its engine and model. The context
+// limits the connecting alone.
 func Connect(ctx context.Context, options ...Option) (*Client, error) {
 	var c config
 	for _, option := range options {
@@ -46,8 +48,9 @@ func Connect(ctx context.Context, options ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	client := &Client{daemon: daemon, timeout: c.timeout, progress: c.progress, transport: newTransport(daemon.dial, c.protocol)}
-	if client.unary, client.streams, err = client.transport.clients(c.protocol); err != nil {
+	client := &Client{daemon: daemon, timeout: c.timeout, progress: c.progress}
+	client.transport = newTransport(daemon.dial, client.dialService, c.protocol)
+	if client.unary, client.streams, client.service, err = client.transport.clients(c.protocol); err != nil {
 		return nil, err
 	}
 	ctx, cancel := client.limit(ctx)
@@ -58,7 +61,15 @@ func Connect(ctx context.Context, options ...Option) (*Client, error) {
 	return client, nil
 }
 
-// Close closes the connections; the daemon goes on for others. Calls in flight are finished, later ones fail with ErrClosed.
+// Service returns the generated client of the contract, for programs that prefer its messages to this package's methods. It
+// speaks the client's protocol over the daemon's socket. When it opens a connection, it starts the daemon if none runs, as
+// [Connect] does.
+//
+// Its errors are those of connectrpc.com/connect. It sends each call once: it waits for no bootstrap and no busy daemon.
+// [Client.Close] ends it too.
+func (c *Client) Service() runedv1connect.RunedServiceClient { return c.service }
+
+// Close closes the connections. The daemon goes on for others. Calls in flight are finished, later ones fail with ErrClosed.
 func (c *Client) Close() error {
 	c.closed.Store(true)
 	c.transport.closeIdle()
@@ -88,38 +99,38 @@ func (c *Client) limit(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, c.timeout)
 }
 
-// Info asks what the daemon and its model are, at any stage.
-func (c *Client) Info(ctx context.Context) (*Info, error) {
-	ctx, cancel := c.limit(ctx)
-	defer cancel()
-	return call(ctx, c, c.unary.Info, &runedv1.InfoRequest{})
-}
+// Info describes the daemon and its model. It waits while the daemon prepares an engine and a model that are already there, and
+// fails with ErrBootstrapping while the daemon downloads one of them.
+func (c *Client) Info(ctx context.Context) (*Info, error) { return c.readyInfo(ctx, true) }
 
-// Health asks what the daemon is doing right now, at any stage; it never wakes a suspended engine.
-func (c *Client) Health(ctx context.Context) (*Health, error) {
-	ctx, cancel := c.limit(ctx)
-	defer cancel()
-	return call(ctx, c, c.unary.Health, &runedv1.HealthRequest{})
-}
+// WaitReady waits while the daemon fetches its engine and model, and then describes both.
+func (c *Client) WaitReady(ctx context.Context) (*Info, error) { return c.readyInfo(ctx, false) }
 
-// WaitReady waits while the daemon fetches its engine and model, and gives the complete Info.
-func (c *Client) WaitReady(ctx context.Context) (*Info, error) {
+// readyInfo asks for Info until the daemon knows its model.
+func (c *Client) readyInfo(ctx context.Context, refuseDownload bool) (*Info, error) {
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
 	for {
-		info, err := c.Info(ctx)
+		info, err := call(ctx, tries{client: c, refuseDownload: refuseDownload}, c.unary.Info, &runedv1.InfoRequest{})
 		if err != nil || info.GetVectorDim() != 0 {
 			return info, err
 		}
-		if err := c.waitOutBootstrap(ctx); err != nil {
+		if err := c.waitOutBootstrap(ctx, refuseDownload); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// Shutdown asks the daemon to finish what is in flight and to exit; it returns before it has, and starts none for that.
+// Health tells what the daemon is doing at this moment, at any stage. It never wakes a suspended engine.
+func (c *Client) Health(ctx context.Context) (*Health, error) {
+	ctx, cancel := c.limit(ctx)
+	defer cancel()
+	return call(ctx, tries{client: c}, c.unary.Health, &runedv1.HealthRequest{})
+}
+
+// Shutdown asks the daemon to finish what is in flight and to exit. It returns before the daemon has ended, and never starts one.
 //
-// The grace is how long what is in flight may take, in whole seconds; 0 means the daemon's own 10 seconds, 5 minutes is the most.
+// The grace is the time that calls in flight may take, in whole seconds, 5 minutes at most. 0 means the daemon's own 10 seconds.
 func (c *Client) Shutdown(ctx context.Context, grace time.Duration) error {
 	ctx, cancel := c.limit(ctx)
 	defer cancel()

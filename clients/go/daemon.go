@@ -8,26 +8,22 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 )
 
-const (
-	// dialPause is the time between two tries to connect to a daemon whose queue of connections is full.
-	dialPause = 20 * time.Millisecond
-	// dialPatience is how long to try so.
-	dialPatience = 30 * time.Second
-	// ensureGrace is how long "runed ensure" may clean up after it was told to stop.
-	ensureGrace = 5 * time.Second
-)
+// ensureGrace is how long "runed ensure" may go on after its time is over, and again after it was told to stop.
+const ensureGrace = 5 * time.Second
 
 // daemon is a daemon, running or not.
 type daemon struct {
 	home     string
 	socket   string
 	maySpawn bool
-	spawning chan struct{} // holds one element while somebody runs "runed ensure"
+	spawning chan struct{} // holds one element while a goroutine looks for the daemon or starts it
+	asked    record        // the older daemon that "runed ensure" was asked to replace; guarded by spawning
 }
 
 func newDaemon(c *config) (*daemon, error) {
@@ -38,40 +34,51 @@ func newDaemon(c *config) (*daemon, error) {
 	return &daemon{home: home, socket: socket, maySpawn: home != "" && !c.noSpawn, spawning: make(chan struct{}, 1)}, nil
 }
 
-// dial connects to the daemon's socket.
+// dial connects to the daemon's socket. It waits while more connections than fit wait to be accepted.
 func (d *daemon) dial(ctx context.Context) (net.Conn, error) {
-	if err := checkSocketDir(d.socket); err != nil {
-		return nil, err
-	}
-	// net/http lets a dial outlive the call that asked for it, so the context alone may never end.
-	ctx, cancel := context.WithTimeout(ctx, dialPatience)
+	// The context alone is no limit: net/http lets a dial outlive the call that asked for it.
+	limited, cancel := context.WithTimeout(ctx, dialPatience)
 	defer cancel()
-	var dialer net.Dialer
 	for {
-		connection, err := dialer.DialContext(ctx, "unix", d.socket)
-		if err == nil {
-			return connection, nil
+		connection, err := d.dialOnce(limited)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return connection, err
 		}
-		switch {
-		case errors.Is(err, syscall.EAGAIN): // more connections than fit wait to be accepted
-			if pause(ctx, dialPause) != nil {
-				return nil, newError(ErrDaemonUnavailable, nil, "the daemon on %s takes no connections; it is overloaded or stopped", d.socket)
-			}
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
-			return nil, newError(ErrDaemonUnavailable, nil,
-				"no daemon listens on %s; start one with `runed ensure` or `runed`", d.socket)
-		case ctx.Err() != nil:
+		if pause(limited, dialPause) == nil {
+			continue
+		}
+		if ctx.Err() != nil {
 			return nil, errorOfContext(ctx)
-		default:
-			var cause syscall.Errno
-			errors.As(err, &cause)
-			return nil, newError(ErrForeignPath, nil,
-				"%s cannot be connected to: %s; set RUNED_HOME to another place", d.socket, cause)
 		}
+		return nil, newError(ErrDeadlineExceeded, nil,
+			"the daemon on %s took no connection within %v; it is overloaded or stopped", d.socket, dialPatience)
 	}
 }
 
-// ensure sees to it that a daemon listens, and tells whether one was started for that.
+// dialOnce connects to the daemon's socket. The error is EAGAIN if more connections than fit wait to be accepted.
+func (d *daemon) dialOnce(ctx context.Context) (net.Conn, error) {
+	if err := checkSocketDir(d.socket); err != nil {
+		return nil, err
+	}
+	var dialer net.Dialer
+	connection, err := dialer.DialContext(ctx, "unix", d.socket)
+	switch {
+	case err == nil:
+		return connection, nil
+	case errors.Is(err, syscall.EAGAIN):
+		return nil, syscall.EAGAIN
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
+		return nil, newError(ErrDaemonUnavailable, nil,
+			"no daemon listens on %s; start one with `runed ensure` or `runed`", d.socket)
+	case ctx.Err() != nil:
+		return nil, errorOfContext(ctx)
+	}
+	var cause syscall.Errno
+	errors.As(err, &cause)
+	return nil, newError(ErrForeignPath, nil, "%s cannot be connected to: %s; set RUNED_HOME to another place", d.socket, cause)
+}
+
+// ensure makes sure that a daemon listens, and returns whether it started one.
 func (d *daemon) ensure(ctx context.Context) (started bool, err error) {
 	select {
 	case d.spawning <- struct{}{}:
@@ -79,25 +86,76 @@ func (d *daemon) ensure(ctx context.Context) (started bool, err error) {
 	case <-ctx.Done():
 		return false, errorOfContext(ctx)
 	}
-	connection, err := d.dial(ctx)
-	if err == nil {
-		return false, connection.Close()
-	}
-	if !d.maySpawn || !errors.Is(err, ErrDaemonUnavailable) {
+	err = d.probe(ctx)
+	if !d.maySpawn || (err != nil && !errors.Is(err, ErrDaemonUnavailable)) {
 		return false, err
 	}
-	return d.spawn(ctx)
+	if err != nil {
+		return d.spawn(ctx)
+	}
+	if !d.mustMakeRoom(readRecord(d.home)) {
+		return false, nil
+	}
+	started, err = d.spawn(ctx)
+	if err != nil && d.probe(ctx) == nil {
+		return false, nil // an older daemon is better than none
+	}
+	return started, err
 }
 
-// spawn runs "runed ensure --json", which starts the daemon unless somebody else does, and waits until it listens.
+// probe returns nil if a daemon listens, and otherwise the error that says why it cannot be talked to.
+func (d *daemon) probe(ctx context.Context) error {
+	connection, err := d.dialOnce(ctx)
+	if errors.Is(err, syscall.EAGAIN) {
+		return nil // it listens, and has much to do
+	}
+	if err == nil {
+		connection.Close()
+	}
+	return err
+}
+
+// mustMakeRoom tells whether "runed ensure" has something to do although a daemon listens: that daemon is about to end, or is
+// older than this client. An older one is told once: the installed "runed" may be as old, and then leaves it.
+func (d *daemon) mustMakeRoom(found record) bool {
+	if found.Draining {
+		return true
+	}
+	if found == d.asked || found.Version == "" || !isOlder(found.Version, version) {
+		return false
+	}
+	d.asked = found
+	return true
+}
+
+// record is what daemon.json tells about the daemon of a home.
+type record struct {
+	PID       int64   `json:"pid"`
+	StartTime float64 `json:"start_time"`
+	Version   string  `json:"version"`
+	Draining  bool    `json:"draining"`
+}
+
+// readRecord reads daemon.json. A missing or broken file is an empty record: the file is a hint, and no proof of life.
+func readRecord(home string) (found record) {
+	data, err := os.ReadFile(filepath.Join(home, "daemon.json"))
+	if err != nil || json.Unmarshal(data, &found) != nil {
+		return record{}
+	}
+	return found
+}
+
+// spawn runs "runed ensure --json". That starts the daemon, unless another process does, and waits until it listens.
 func (d *daemon) spawn(ctx context.Context) (started bool, err error) {
 	program, err := findProgram(d.home)
 	if err != nil {
 		return false, err
 	}
-	command := exec.CommandContext(ctx, program, "ensure", "--json")
+	limited, cancel := context.WithTimeout(ctx, startPatience+ensureGrace)
+	defer cancel()
+	command := exec.CommandContext(limited, program, "ensure", "--json")
 	command.Env = append(os.Environ(), "RUNED_HOME="+d.home)
-	// A killed one could leave a daemon behind that it had started but not heard of yet.
+	// A kill at once could leave a daemon behind that the command has started and not heard of yet.
 	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
 	command.WaitDelay = ensureGrace
 	output, failure := command.Output()
@@ -107,22 +165,22 @@ func (d *daemon) spawn(ctx context.Context) (started bool, err error) {
 	var answer struct {
 		Socket  string
 		Started bool
-		Error   struct {
+		Error   *struct {
 			Reason  Reason
 			Message string
 		}
 	}
 	switch err := json.Unmarshal(output, &answer); {
-	case err == nil && answer.Error.Reason != "":
+	case err == nil && answer.Error != nil && answer.Error.Reason != "":
 		return false, newError(answer.Error.Reason, nil, "%s", answer.Error.Message)
 	case failure != nil:
 		return false, newError(ErrDaemonStartFailed, nil, "`%s ensure --json` failed: %s", program, describe(failure))
 	case err != nil || answer.Socket == "":
 		return false, newError(ErrDaemonStartFailed, nil,
-			"`%s ensure --json` answered something else than where the daemon is; is it another program's?", program)
+			"`%s ensure --json` did not answer where the daemon is; is it another program's?", program)
 	case answer.Socket != d.socket:
 		return false, newError(ErrDaemonStartFailed, nil,
-			"`%s` serves %s instead of %s; use a version of it that fits this client", program, answer.Socket, d.socket)
+			"`%s ensure --json` serves %s instead of %s; use a version of it that fits this client", program, answer.Socket, d.socket)
 	}
 	return answer.Started, nil
 }

@@ -9,21 +9,21 @@ import (
 	runedv1 "runed.dev/gen/go/runed/v1"
 )
 
-// Embedding is the vector of one text, and what the daemon tells about it.
+// Embedding is the vector of one text, with facts about it.
 type Embedding struct {
-	// Vector has L2 norm 1, and Info's vector_dim values, or as many as WithDimensions asked for.
+	// Vector has the L2 norm 1. It has as many values as Info's vector_dim says, or as WithDimensions asked for.
 	Vector []float32
-	// TokenCount is the number of tokens that the model read: those of the text, of its prompt and special ones.
+	// TokenCount is the number of tokens that the model read: those of the text, those of its prompt, and special ones.
 	TokenCount int
 	// TotalTokenCount is the number of tokens before anything was cut off.
 	TotalTokenCount int
-	// Truncated tells whether something was cut off, as WithTruncate allowed.
+	// Truncated tells whether something was cut off, which WithTruncate allows.
 	Truncated bool
-	// Fingerprint names the space that the vector lies in: keep it beside stored vectors, and compare only those of the same one.
+	// Fingerprint names the space that the vector lies in. Keep it beside stored vectors, and compare only vectors of the same one.
 	Fingerprint string
-	// Prompt is what was put in front of the text; may be empty.
+	// Prompt is the words that were put in front of the text; may be empty.
 	Prompt string
-	// Cached tells whether the vector was there already: from the cache, or from the same text in flight.
+	// Cached tells whether the vector came from the cache, or from the same text in flight.
 	Cached bool
 	// ClusterID is the id of the nearest centroid; only with WithRoute.
 	ClusterID uint32
@@ -31,9 +31,9 @@ type Embedding struct {
 	CentroidSetVersion string
 }
 
-// Item is what became of one of several texts: its embedding, or the error that says why there is none.
+// Item is the outcome of one of several texts: its embedding, or the error that says why there is none.
 type Item struct {
-	// ID is the caller's name of the text; only in EmbedStream.
+	// ID is the caller's name for the text; only in EmbedStream.
 	ID string
 	// Embedding is the embedding, if Err is nil.
 	Embedding
@@ -41,9 +41,10 @@ type Item struct {
 	Err error
 }
 
-// Embed embeds one text: not empty, and at most Info's max_text_length tokens long unless WithTruncate allows more.
+// Embed embeds one text. The text must not be empty, nor have more tokens than Info's max_text_length, unless WithTruncate
+// allows it.
 //
-// It waits while the daemon fetches its engine and model, which takes minutes the first time.
+// Embed waits while the daemon fetches its engine and model, which takes minutes the first time.
 func (c *Client) Embed(ctx context.Context, text string, options ...EmbedOption) (*Embedding, error) {
 	o, err := resolve(options)
 	if err != nil {
@@ -67,7 +68,7 @@ func (c *Client) Embed(ctx context.Context, text string, options ...EmbedOption)
 		}
 	}
 	request.Text = text
-	response, err := call(ctx, c, c.unary.Embed, request)
+	response, err := call(ctx, tries{client: c}, c.unary.Embed, request)
 	if err != nil {
 		return nil, err
 	}
@@ -81,9 +82,10 @@ func (c *Client) Embed(ctx context.Context, text string, options ...EmbedOption)
 	return &result, nil
 }
 
-// EmbedBatch embeds many texts, by as many requests as the daemon's limits demand, and gives the embeddings in their order.
+// EmbedBatch embeds many texts and returns the embeddings in the order of the texts. It sends as many requests as the daemon's
+// limits demand.
 //
-// If a text cannot be embedded, the call fails; the error's metadata has its "index".
+// If a text cannot be embedded, the call fails. The error's metadata then has the text's "index".
 func (c *Client) EmbedBatch(ctx context.Context, texts []string, options ...EmbedOption) ([]Embedding, error) {
 	o, err := resolve(options)
 	if err != nil {
@@ -105,7 +107,8 @@ func (c *Client) EmbedBatch(ctx context.Context, texts []string, options ...Embe
 			return err
 		}
 		for _, embedding := range response.GetEmbeddings() {
-			if len(embedding.GetVector()) == 0 {
+			length := len(embedding.GetVector())
+			if length == 0 || (len(result) > 0 && length != len(result[0].Vector)) {
 				return noVector()
 			}
 			result = append(result, embeddingOf(embedding, response.GetFingerprint(), response.GetPrompt()))
@@ -118,9 +121,9 @@ func (c *Client) EmbedBatch(ctx context.Context, texts []string, options ...Embe
 	return result, nil
 }
 
-// EmbedItems embeds many texts as EmbedBatch does, but one that cannot be embedded leaves the others alone.
+// EmbedItems embeds many texts as EmbedBatch does, but a text that cannot be embedded does not fail the others.
 //
-// It gives one item a text, in their order; the error is of what is no single text's fault.
+// It returns one item for each text, in their order. It returns an error if the fault is not that of a single text.
 func (c *Client) EmbedItems(ctx context.Context, texts []string, options ...EmbedOption) ([]Item, error) {
 	o, err := resolve(options)
 	if err != nil {
@@ -169,8 +172,8 @@ func (c *Client) EmbedItems(ctx context.Context, texts []string, options ...Embe
 	return result, nil
 }
 
-// CountTokens counts the tokens of texts as embedding them would, without embedding them: those of the text, those of its prompt,
-// and special ones. A text may be longer than the model reads. Of the options, the role and the instruction count.
+// CountTokens counts the tokens that embedding each text would take: those of the text, those of its prompt, and special ones. It
+// embeds nothing. A text may be longer than the model reads. Only the options for role and instruction matter.
 func (c *Client) CountTokens(ctx context.Context, texts []string, options ...EmbedOption) ([]int, error) {
 	o, err := resolve(options)
 	if err != nil {
@@ -182,7 +185,7 @@ func (c *Client) CountTokens(ctx context.Context, texts []string, options ...Emb
 	common := &runedv1.CountTokensRequest{Role: o.role, Instruction: o.instruction}
 	err = c.inParts(ctx, texts, common, func(start int, part []string) error {
 		request := &runedv1.CountTokensRequest{Texts: part, Role: o.role, Instruction: o.instruction}
-		response, err := call(ctx, c, c.unary.CountTokens, request)
+		response, err := call(ctx, tries{client: c}, c.unary.CountTokens, request)
 		if err != nil {
 			return relocated(err, start, len(part))
 		}
@@ -200,7 +203,8 @@ func (c *Client) CountTokens(ctx context.Context, texts []string, options ...Emb
 	return result, nil
 }
 
-// inParts calls a function with as many texts at a time as fit into a request beside the fields that all requests share.
+// inParts cuts texts into parts, and calls a function with each. A part fits into one request beside the fields that all
+// requests share.
 func (c *Client) inParts(ctx context.Context, texts []string, common proto.Message, do func(start int, part []string) error) error {
 	limits, err := c.roomBeside(ctx, texts, common)
 	if err != nil {
@@ -222,7 +226,7 @@ func (c *Client) inParts(ctx context.Context, texts []string, common proto.Messa
 func (c *Client) embedBatch(ctx context.Context, o *wireOptions, texts []string, perItem bool) (*runedv1.EmbedBatchResponse, error) {
 	request := o.batchRequest()
 	request.Texts, request.PerItemErrors = texts, perItem
-	response, err := call(ctx, c, c.unary.EmbedBatch, request)
+	response, err := call(ctx, tries{client: c}, c.unary.EmbedBatch, request)
 	if err == nil && len(response.GetEmbeddings()) != len(texts) {
 		return nil, noVector()
 	}
@@ -235,8 +239,8 @@ func (o *wireOptions) batchRequest() *runedv1.EmbedBatchRequest {
 	}
 }
 
-// itemOf reads what became of one text of several. The place of the text that the daemon tells is left out: it is that in one
-// request, which the caller does not know.
+// itemOf reads the outcome of one text of several. It drops the place that the daemon tells: that is the place in one request,
+// which the caller does not know.
 func itemOf(message *runedv1.EmbedResponse, fingerprint, prompt string) (Item, error) {
 	if failure := message.GetError(); failure != nil {
 		metadata := map[string]string{}
@@ -268,7 +272,7 @@ func noVector() error {
 	return newError(ErrBackendFault, nil, "the daemon answered other vectors than were asked for; send the texts again")
 }
 
-// spaceGuard sees to it that all vectors of one result lie in the same space, though they come by several answers.
+// spaceGuard makes sure that all vectors of one result lie in the same space, though they come in several answers.
 type spaceGuard struct{ first *string }
 
 func (g *spaceGuard) check(fingerprint string) error {
@@ -283,24 +287,19 @@ func (g *spaceGuard) check(fingerprint string) error {
 	return nil
 }
 
-// limits are those of one request.
+// limits are the limits of one request.
 type limits struct {
 	texts int
 	bytes int
 }
-
-const (
-	// fallbackTexts and fallbackBytes are for a daemon that tells no limits of its own.
-	fallbackTexts = 32
-	fallbackBytes = 4 << 20
-)
 
 // askLimits asks for the limits of a request, once for each daemon.
 func (c *Client) askLimits(ctx context.Context) (limits, error) {
 	if known := c.limits.Load(); known != nil {
 		return *known, nil
 	}
-	info, err := c.Info(ctx)
+	// Not Client.Info: the limits are known before the model is.
+	info, err := call(ctx, tries{client: c}, c.unary.Info, &runedv1.InfoRequest{})
 	if err != nil {
 		return limits{}, err
 	}
@@ -315,7 +314,8 @@ func (c *Client) askLimits(ctx context.Context) (limits, error) {
 	return told, nil
 }
 
-// roomBeside gives how many texts, and bytes of texts, one request may have beside the fields that all requests of a call share.
+// roomBeside returns how many texts, and how many bytes of texts, one request may have. The fields that all requests of a call
+// share take the rest.
 func (c *Client) roomBeside(ctx context.Context, texts []string, common proto.Message) (limits, error) {
 	if len(texts) == 0 {
 		return limits{}, nil

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 )
 
-// Reason is the stable name of a kind of error. Each is an error to compare with:
+// Reason is the stable name of a kind of error. Each reason is an error to compare with:
 //
 //	if errors.Is(err, runed.ErrTextTooLong) {
 type Reason string
@@ -32,19 +32,22 @@ const (
 	ErrBadDimensions Reason = "BAD_DIMENSIONS"
 	// ErrBadInstruction: an instruction without RoleQuery, or for a model that takes none.
 	ErrBadInstruction Reason = "BAD_INSTRUCTION"
-	// ErrInvalidRequest: an option has a value that is not known.
+	// ErrInvalidRequest: an option has an unknown value.
 	ErrInvalidRequest Reason = "INVALID_REQUEST"
 	// ErrRequestTooLarge: a text is larger than a whole request may be; metadata has "limit", in bytes.
 	ErrRequestTooLarge Reason = "REQUEST_TOO_LARGE"
-	// ErrBadCentroids: a set of centroids is not one, or not one of this model.
+	// ErrBadCentroids: a set of centroids is malformed, or does not fit the model.
 	ErrBadCentroids Reason = "BAD_CENTROIDS"
+	// ErrCentroidsNotStored: the daemon cannot write a set of centroids to its disk.
+	ErrCentroidsNotStored Reason = "CENTROIDS_NOT_STORED"
 	// ErrNoCentroidSet: WithRoute, but no set of centroids is installed.
 	ErrNoCentroidSet Reason = "NO_CENTROID_SET"
 	// ErrQueueFull: the daemon had too much to do, for as long as the call was tried.
 	ErrQueueFull Reason = "QUEUE_FULL"
 	// ErrUnimplemented: the daemon is too old for the call or an option.
 	ErrUnimplemented Reason = "UNIMPLEMENTED"
-	// ErrBootstrapping: engine or model are still being fetched or started. The client waits this out.
+	// ErrBootstrapping: the engine or the model is still being fetched; from Info during a download, metadata has "bytes_done" and
+	// "bytes_total". Embeddings wait instead.
 	ErrBootstrapping Reason = "BOOTSTRAPPING"
 	// ErrBackendUnavailable: the engine died and is being restarted, or could not be installed.
 	ErrBackendUnavailable Reason = "BACKEND_UNAVAILABLE"
@@ -56,14 +59,14 @@ const (
 	ErrDeadlineExceeded Reason = "DEADLINE_EXCEEDED"
 	// ErrCanceled: the caller gave up. errors.Is finds context.Canceled, too.
 	ErrCanceled Reason = "CANCELED"
-	// ErrInternal: a bug of the daemon, whose log says where, or an answer that is none of its own.
+	// ErrInternal: a bug of the daemon, whose log says where, or an answer that is not one of runed.
 	ErrInternal Reason = "INTERNAL"
 
-	// ErrDaemonUnavailable: no daemon answers, and none was to be started or it went away again.
+	// ErrDaemonUnavailable: no daemon answers, and the client may not start one, or the daemon went away again.
 	ErrDaemonUnavailable Reason = "DAEMON_UNAVAILABLE"
 	// ErrDaemonStartFailed: the daemon could not be started; the message says why.
 	ErrDaemonStartFailed Reason = "DAEMON_START_FAILED"
-	// ErrForeignPath: what stands in the place of the socket cannot be trusted, or not be talked to.
+	// ErrForeignPath: something stands in the place of the socket that cannot be trusted, or not be connected to.
 	ErrForeignPath Reason = "FOREIGN_PATH"
 	// ErrBadSetting: a setting or an option of Connect cannot be used.
 	ErrBadSetting Reason = "BAD_SETTING"
@@ -71,10 +74,10 @@ const (
 	ErrClosed Reason = "CLOSED"
 )
 
-// Error gives the name itself.
+// Error returns the name itself.
 func (r Reason) Error() string { return "runed: " + string(r) }
 
-// Error is what every method of this package fails with. It never holds a text that was to be embedded.
+// Error is the error of every method of this package. It never holds a text that was to be embedded.
 type Error struct {
 	// Code is the code of the Connect protocol, the same as in gRPC.
 	Code connect.Code
@@ -84,14 +87,15 @@ type Error struct {
 	Message string
 	// Metadata has facts for programs, such as "limit" and "index"; may be nil.
 	Metadata map[string]string
-	// RetryAfter is how long to wait before trying again, or 0 if that cannot help.
+	// RetryAfter is the time after which another try can help; 0 if it cannot.
 	RetryAfter time.Duration
 }
 
-// Error gives the message with the reason.
+// Error returns the message with the reason.
 func (e *Error) Error() string { return fmt.Sprintf("runed: %s (%s)", e.Message, string(e.Reason)) }
 
-// Is tells whether the error has a [Reason], or is that of an ended context.
+// Is tells whether the error has a [Reason], or is that of an ended context. A reason that only a newer daemon knows counts as
+// that of its code, too.
 func (e *Error) Is(target error) bool {
 	switch target {
 	case context.DeadlineExceeded:
@@ -100,13 +104,27 @@ func (e *Error) Is(target error) bool {
 		return e.Code == connect.CodeCanceled
 	}
 	reason, ok := target.(Reason)
-	return ok && reason == e.Reason
+	return ok && (reason == e.Reason || reason == e.kind())
+}
+
+// kind returns the reason that says what is done about the error: its own if this client knows it, otherwise that of its code.
+func (e *Error) kind() Reason {
+	if _, known := codeOfReason[e.Reason]; known {
+		return e.Reason
+	}
+	if e.Code == connect.CodeResourceExhausted && e.RetryAfter > 0 {
+		return ErrQueueFull
+	}
+	if reason, ok := reasonOfCode[e.Code]; ok {
+		return reason
+	}
+	return ErrInternal
 }
 
 // domain is that of every google.rpc.ErrorInfo of the daemon.
 const domain = "runed.v1"
 
-// reasonOfCode names the kind of an error that carries no reason, as from a daemon of another make.
+// reasonOfCode has the reasons of errors that carry none. The other codes are ErrInternal.
 var reasonOfCode = map[connect.Code]Reason{
 	connect.CodeInvalidArgument:   ErrInvalidRequest,
 	connect.CodeResourceExhausted: ErrRequestTooLarge,
@@ -116,26 +134,35 @@ var reasonOfCode = map[connect.Code]Reason{
 	connect.CodeCanceled:          ErrCanceled,
 }
 
-// codeOfReason gives the code of errors that come without one: those of single texts, and of "runed ensure".
+// codeOfReason has the reasons that this client knows, with the codes of those errors that come without one: the errors of single
+// texts, of "runed ensure" and of the client itself.
 var codeOfReason = map[Reason]connect.Code{
 	ErrEmptyText:          connect.CodeInvalidArgument,
 	ErrInvalidText:        connect.CodeInvalidArgument,
 	ErrTextTooLong:        connect.CodeInvalidArgument,
+	ErrEmptyBatch:         connect.CodeInvalidArgument,
+	ErrBatchTooLarge:      connect.CodeInvalidArgument,
 	ErrBadDimensions:      connect.CodeInvalidArgument,
 	ErrBadInstruction:     connect.CodeInvalidArgument,
 	ErrInvalidRequest:     connect.CodeInvalidArgument,
 	ErrBadCentroids:       connect.CodeInvalidArgument,
 	ErrBadSetting:         connect.CodeInvalidArgument,
 	ErrRequestTooLarge:    connect.CodeResourceExhausted,
+	ErrQueueFull:          connect.CodeResourceExhausted,
+	ErrBootstrapping:      connect.CodeFailedPrecondition,
+	ErrNoCentroidSet:      connect.CodeFailedPrecondition,
+	ErrForeignPath:        connect.CodeFailedPrecondition,
+	ErrClosed:             connect.CodeFailedPrecondition,
 	ErrUnimplemented:      connect.CodeUnimplemented,
 	ErrBackendUnavailable: connect.CodeUnavailable,
 	ErrShuttingDown:       connect.CodeUnavailable,
 	ErrDaemonUnavailable:  connect.CodeUnavailable,
 	ErrDaemonStartFailed:  connect.CodeUnavailable,
-	ErrForeignPath:        connect.CodeFailedPrecondition,
-	ErrClosed:             connect.CodeFailedPrecondition,
 	ErrDeadlineExceeded:   connect.CodeDeadlineExceeded,
 	ErrCanceled:           connect.CodeCanceled,
+	ErrBackendFault:       connect.CodeInternal,
+	ErrCentroidsNotStored: connect.CodeInternal,
+	ErrInternal:           connect.CodeInternal,
 }
 
 // newError makes an error of the client's own, or of a single text.
@@ -147,7 +174,7 @@ func newError(reason Reason, metadata map[string]string, format string, args ...
 	return &Error{Code: code, Reason: reason, Message: fmt.Sprintf(format, args...), Metadata: metadata}
 }
 
-// errorOf turns what a call failed with into an [Error].
+// errorOf turns the error of a failed call into an [Error].
 func errorOf(ctx context.Context, socket string, err error) *Error {
 	var own *Error
 	if errors.As(err, &own) {
@@ -169,6 +196,10 @@ func errorOf(ctx context.Context, socket string, err error) *Error {
 
 // errorOfContext describes a call whose context has ended.
 func errorOfContext(ctx context.Context) *Error {
+	var own *Error
+	if errors.As(context.Cause(ctx), &own) {
+		return own // of a stream that ended its own context
+	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return newError(ErrCanceled, nil, "the caller gave up")
 	}
@@ -189,14 +220,12 @@ func errorOfDaemon(failure *connect.Error) *Error {
 				result.Reason, result.Metadata = Reason(value.GetReason()), value.GetMetadata()
 			}
 		case *errdetails.RetryInfo:
-			result.RetryAfter = value.GetRetryDelay().AsDuration()
+			// A daemon that says "at once" does not say "never", which is 0.
+			result.RetryAfter = max(value.GetRetryDelay().AsDuration(), time.Nanosecond)
 		}
 	}
 	if result.Reason == "" {
-		result.Reason = ErrInternal
-		if reason, ok := reasonOfCode[result.Code]; ok {
-			result.Reason = reason
-		}
+		result.Reason = result.kind()
 	}
 	if result.Message == "" {
 		result.Message = "the daemon answered " + result.Code.String()

@@ -11,7 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	connectrpc "connectrpc.com/connect"
 	runed "runed.dev/clients/go"
+	runedv1 "runed.dev/gen/go/runed/v1"
 )
 
 func Example() {
@@ -53,18 +55,45 @@ func Example() {
 	// b 0 true
 }
 
-// The body of Example is also what the documents show.
-func TestDocumentsShowTheExample(t *testing.T) {
-	source := string(must(os.ReadFile("example_test.go"))(t))
-	_, body, _ := strings.Cut(source, "func Example() {\n")
-	body, _, found := strings.Cut(body, "\t// Unordered output:\n")
-	if !found {
-		t.Fatal("there is no Example")
+func ExampleClient_Service() {
+	ctx := context.Background()
+	client, err := runed.Connect(ctx) // starts the daemon if none runs
+	if err != nil {
+		log.Fatal(err)
 	}
-	shown := "```go\n" + strings.TrimPrefix(strings.ReplaceAll("\n"+body, "\n\t", "\n"), "\n") + "```\n"
-	for _, path := range []string{"README.md", filepath.Join("..", "..", "docs", "clients.md")} {
-		if document := string(must(os.ReadFile(path))(t)); !strings.Contains(document, shown) {
-			t.Errorf("%s does not show what Example does; it should have\n%s", path, shown)
+	defer client.Close()
+
+	service := client.Service() // the generated runedv1connect.RunedServiceClient
+	request := connectrpc.NewRequest(&runedv1.EmbedRequest{Text: "green tea", Role: runedv1.Role_ROLE_DOCUMENT})
+	response, err := service.Embed(ctx, request)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(response.Msg.Vector), response.Msg.TokenCount)
+	// Output: 384 4
+}
+
+// The bodies of the examples are also what the documents show.
+func TestDocumentsShowTheExamples(t *testing.T) {
+	source := string(must(os.ReadFile("example_test.go"))(t))
+	clients := filepath.Join("..", "..", "docs", "clients.md")
+	for _, example := range []struct {
+		name, end string
+		documents []string
+	}{
+		{"Example", "\t// Unordered output:\n", []string{"README.md", clients}},
+		{"ExampleClient_Service", "\t// Output:", []string{clients}},
+	} {
+		_, body, _ := strings.Cut(source, "func "+example.name+"() {\n")
+		body, _, found := strings.Cut(body, example.end)
+		if !found {
+			t.Fatalf("there is no %s", example.name)
+		}
+		shown := "```go\n" + strings.TrimPrefix(strings.ReplaceAll("\n"+body, "\n\t", "\n"), "\n") + "```\n"
+		for _, path := range example.documents {
+			if document := string(must(os.ReadFile(path))(t)); !strings.Contains(document, shown) {
+				t.Errorf("%s does not show what %s does; it should have\n%s", path, example.name, shown)
+			}
 		}
 	}
 }

@@ -15,17 +15,14 @@ import (
 	"syscall"
 )
 
-// maxSocketPath is the longest socket path in bytes: macOS holds 104 with the closing NUL, Linux 108.
-const maxSocketPath = 103
-
-// locate tells where the daemon's home and socket are; there is no home if others look after the daemon.
+// locate returns the daemon's home and socket. The home is empty if others look after the daemon.
 func locate(c *config) (home, socket string, err error) {
 	if c.socket != "" {
 		if c.home != "" {
 			return "", "", newError(ErrBadSetting, nil, "give WithHome or WithSocket, not both")
 		}
 		socket, err = absolute(c.socket)
-		return "", socket, err
+		return "", shortSocketPath(socket), err
 	}
 	home = c.home
 	if home == "" {
@@ -40,7 +37,7 @@ func locate(c *config) (home, socket string, err error) {
 	return home, shortSocketPath(filepath.Join(home, "embedding.sock")), nil
 }
 
-// absolute expands a leading ~ and gives the absolute path, as the daemon does.
+// absolute expands a leading ~ and returns the absolute path, as the daemon does.
 func absolute(path string) (string, error) {
 	if rest, ok := strings.CutPrefix(path, "~"); ok {
 		name, below, _ := strings.Cut(rest, "/")
@@ -58,6 +55,7 @@ func absolute(path string) (string, error) {
 	return result, nil
 }
 
+// homeOf returns the home directory of a user; of this one if the name is empty.
 func homeOf(name string) (string, error) {
 	if directory := os.Getenv("HOME"); name == "" && directory != "" {
 		return directory, nil
@@ -73,7 +71,7 @@ func homeOf(name string) (string, error) {
 	return found.HomeDir, nil
 }
 
-// shortSocketPath gives the path itself or, where it is too long, the alias that daemon and clients agree on.
+// shortSocketPath returns the path itself or, if it is too long, the alias that daemon and clients agree on.
 func shortSocketPath(path string) string {
 	if len(path) <= maxSocketPath {
 		return path
@@ -84,8 +82,8 @@ func shortSocketPath(path string) string {
 
 func aliasDir() string { return fmt.Sprintf("/tmp/runed-%d", os.Getuid()) }
 
-// checkSocketDir refuses an alias directory that somebody else laid out in the world-writable /tmp, such as a link to elsewhere:
-// whoever owns it could listen there in the daemon's place and read every text. A missing one is fine: nobody listens.
+// checkSocketDir refuses an alias directory that another user laid out in the world-writable /tmp, such as a link to elsewhere.
+// Its owner could listen there in the daemon's place and read every text. A missing directory is fine: nobody listens.
 func checkSocketDir(socket string) error {
 	directory := filepath.Dir(socket)
 	if directory != aliasDir() {
@@ -104,7 +102,7 @@ func checkSocketDir(socket string) error {
 		"remove it, or set RUNED_HOME to a shorter path", directory)
 }
 
-// findProgram finds the "runed" to start: runed_binary of config.json, else that of the PATH, else that in the home.
+// findProgram finds the "runed" to start: the runed_binary of config.json, else the one on the PATH, else the one in the home.
 func findProgram(home string) (string, error) {
 	if configured := configuredProgram(home); configured != "" {
 		return absolute(configured)
@@ -120,8 +118,8 @@ func findProgram(home string) (string, error) {
 		"run `pip install runed`, or name one as runed_binary in %s", filepath.Join(home, "config.json"))
 }
 
-// configuredProgram gives runed_binary of config.json. A file that cannot be read says nothing here: any "runed" that is found
-// otherwise tells what is wrong with it.
+// configuredProgram returns the runed_binary of config.json. It ignores a file that cannot be read: the "runed" that is found
+// otherwise says what is wrong with that file.
 func configuredProgram(home string) string {
 	path := os.Getenv("RUNED_CONFIG")
 	if path == "" {

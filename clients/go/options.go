@@ -23,26 +23,27 @@ type config struct {
 	progress func(*Health)
 }
 
-// WithHome names the directory of the daemon, instead of RUNED_HOME or ~/.runed.
+// WithHome names the directory of the daemon. By default it is RUNED_HOME, or else ~/.runed.
 func WithHome(path string) Option { return func(c *config) { c.home = path } }
 
-// WithSocket names the socket of a daemon that is looked after by others; it is never started.
+// WithSocket names the socket of a daemon that others look after. The client never starts or replaces that daemon.
 func WithSocket(path string) Option { return func(c *config) { c.socket = path } }
 
-// WithoutSpawn keeps the client from starting a daemon, now and when it went away later.
+// WithoutSpawn keeps the client from starting or replacing a daemon, now and later.
 func WithoutSpawn() Option { return func(c *config) { c.noSpawn = true } }
 
-// WithTimeout limits each call, waiting included, except EmbedStream. An earlier deadline of a call's context counts.
+// WithTimeout limits the time of each call, waiting included. An earlier deadline of the call's context counts. For EmbedStream
+// it limits the time without a result while texts wait for one.
 func WithTimeout(limit time.Duration) Option { return func(c *config) { c.timeout = limit } }
 
-// WithProgress has a function called with each change of Health while a call waits for engine and model, in the goroutine
-// of that call.
+// WithProgress names a function that is called with each change of Health while a call waits for engine and model. It runs in the
+// goroutine of that call.
 func WithProgress(report func(*Health)) Option { return func(c *config) { c.progress = report } }
 
-// WithProtocol chooses what is spoken on the socket; [ProtocolConnect] by default.
+// WithProtocol chooses the protocol on the socket. The default is [ProtocolConnect].
 func WithProtocol(protocol Protocol) Option { return func(c *config) { c.protocol = protocol } }
 
-// Protocol is one of the protocols that the daemon answers. There is no difference in what they can do.
+// Protocol is one of the protocols that the daemon answers. All can do the same.
 type Protocol string
 
 // The protocols of the daemon.
@@ -52,7 +53,7 @@ const (
 	ProtocolGRPCWeb Protocol = "grpcweb"
 )
 
-// EmbedOption says what is wanted of an embedding besides the text.
+// EmbedOption changes how a text is embedded.
 type EmbedOption func(*embedOptions)
 
 type embedOptions struct {
@@ -64,27 +65,28 @@ type embedOptions struct {
 	route       bool
 }
 
-// Role is what a text is for.
+// Role is the purpose of a text.
 type Role string
 
-// The roles. Models that were trained with prompts get theirs put in front of the text; never write one yourself.
+// The roles. For a model that was trained with prompts, the daemon puts the prompt of the role in front of the text. Never write
+// one yourself.
 const (
-	// RoleQuery is that of a question or search phrase, to be compared with documents.
+	// RoleQuery is for a question or a search phrase, to be compared with documents.
 	RoleQuery Role = "query"
-	// RoleDocument is that of a passage to be found.
+	// RoleDocument is for a passage to be found.
 	RoleDocument Role = "document"
 )
 
-// Truncate is what becomes of a text that is longer than the model reads.
+// Truncate is the way to deal with a text that is longer than the model reads.
 type Truncate string
 
-// The ways to deal with a text that is too long.
+// The ways to deal with a text that is longer than the model reads.
 const (
-	// TruncateNone refuses it with ErrTextTooLong; the default.
+	// TruncateNone refuses the text with ErrTextTooLong; the default.
 	TruncateNone Truncate = "none"
-	// TruncateEnd leaves out what is too much at its end.
+	// TruncateEnd cuts the end of the text off.
 	TruncateEnd Truncate = "end"
-	// TruncateStart leaves out what is too much at its start.
+	// TruncateStart cuts the start of the text off.
 	TruncateStart Truncate = "start"
 )
 
@@ -99,28 +101,28 @@ const (
 	LaneBulk Lane = "bulk"
 )
 
-// WithRole says what the texts are for; without it, they are embedded as they are.
+// WithRole tells the purpose of the texts. Without it, they are embedded as they are.
 func WithRole(role Role) EmbedOption { return func(o *embedOptions) { o.role = role } }
 
-// WithInstruction says what a query is asked for, in one English sentence, instead of the model's default; only with RoleQuery.
+// WithInstruction tells the purpose of a query in one English sentence. It replaces the model's default, and needs RoleQuery.
 func WithInstruction(instruction string) EmbedOption {
 	return func(o *embedOptions) { o.instruction = instruction }
 }
 
-// WithDimensions asks for vectors of fewer values, from Info's min_dimensions to its vector_dim, of length 1 again.
+// WithDimensions asks for vectors of fewer values, from Info's min_dimensions to its vector_dim. Their L2 norm is 1 again.
 func WithDimensions(dimensions int) EmbedOption {
 	return func(o *embedOptions) { o.dimensions = &dimensions }
 }
 
-// WithTruncate says what becomes of a text that is longer than the model reads.
+// WithTruncate chooses how to deal with a text that is longer than the model reads.
 func WithTruncate(truncate Truncate) EmbedOption {
 	return func(o *embedOptions) { o.truncate = truncate }
 }
 
-// WithLane chooses the queue to wait in.
+// WithLane chooses the queue that the call waits in.
 func WithLane(lane Lane) EmbedOption { return func(o *embedOptions) { o.lane = lane } }
 
-// WithRoute asks for the nearest centroid of the installed set, too; not for streams.
+// WithRoute asks for the nearest centroid of the installed set, too. Streams have no routes.
 func WithRoute() EmbedOption { return func(o *embedOptions) { o.route = true } }
 
 var (
@@ -131,7 +133,7 @@ var (
 	lanes = map[Lane]runedv1.Lane{"": 0, LaneInteractive: runedv1.Lane_LANE_INTERACTIVE, LaneBulk: runedv1.Lane_LANE_BULK}
 )
 
-// wireOptions are checked options as requests have them.
+// wireOptions are options that were checked, in the form of a request.
 type wireOptions struct {
 	role        runedv1.Role
 	instruction string
@@ -180,8 +182,8 @@ func unknownChoice(name, value, accepted string) error {
 
 // checkKnown makes sure that the daemon knew the options of a call that it has answered.
 //
-// One from before there were options ignores them and answers another vector than was asked for. It is told by its answers,
-// which have no fingerprint.
+// A daemon from before there were options ignores them, and answers another vector than was asked for. Its answers have no
+// fingerprint.
 func (o *wireOptions) checkKnown(fingerprint string) error {
 	if fingerprint != "" {
 		return nil

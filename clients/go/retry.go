@@ -6,64 +6,46 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	runedv1 "runed.dev/gen/go/runed/v1"
 )
 
-const (
-	// maxPatience is how long a call without a deadline is tried again in all.
-	maxPatience = time.Minute
-	// growth is by how much each pause is longer than the one before, on average.
-	growth = 1.5
-	// shortestPause and longestPause limit a pause before the jitter; a longer time that the daemon tells is kept to.
-	shortestPause = 50 * time.Millisecond
-	longestPause  = 10 * time.Second
-
-	// lostPause is the time from a broken connection to the next try. A dying daemon closes its connections a moment before its
-	// listening socket, so that it may seem to live on; this is why there are more tries than one.
-	lostPause = 50 * time.Millisecond
-	maxLost   = 3
-
-	// drainPoll and maxDrain tell how often and how long to look whether a draining daemon made room for its successor.
-	drainPoll = 200 * time.Millisecond
-	maxDrain  = 30 * time.Second
-
-	// firstPoll and mostPoll are the times between two looks at Health during a bootstrap, at first and later.
-	firstPoll = 100 * time.Millisecond
-	mostPoll  = 250 * time.Millisecond
-)
-
 // tries is what one call has tried so far.
 type tries struct {
-	client    *Client
-	reconnect bool // whether to look for a daemon that broke a connection even if none may be started
-	restarted bool
-	lost      int
-	drained   time.Duration
-	refused   int
-	firstTime time.Time // of a refusal
+	client         *Client
+	reconnect      bool // whether to look for the daemon again even if none may be started
+	refuseDownload bool // whether to fail during a download instead of waiting for its end
+	restarted      bool
+	lost           int
+	drained        time.Duration
+	refused        int
+	firstTime      time.Time // of a refusal
 }
 
-// reset begins again, after a try that brought the work forward.
-func (t *tries) reset() { *t = tries{client: t.client, reconnect: t.reconnect} }
+// reset forgets what was tried, after a try that brought the work forward.
+func (t *tries) reset() {
+	*t = tries{client: t.client, reconnect: t.reconnect, refuseDownload: t.refuseDownload}
+}
 
-// recover does what is to be done before another try, or gives the reason why that would be of no use.
+// recover prepares another try after a failure. It returns an error if another try is of no use.
 func (t *tries) recover(ctx context.Context, failure *Error) error {
-	switch failure.Reason {
+	switch failure.kind() {
 	case ErrBootstrapping:
-		return t.client.waitOutBootstrap(ctx)
+		return t.client.waitOutBootstrap(ctx, t.refuseDownload)
 	case ErrQueueFull, ErrBackendUnavailable:
 		return t.comeBack(ctx, failure)
 	case ErrShuttingDown:
-		if !t.mayReconnect() || t.drained >= maxDrain {
+		if !t.mayReconnect() || t.drained >= drainPatience {
 			return failure
 		}
 		t.drained += drainPoll
 		return t.findDaemon(ctx, drainPoll)
 	case ErrDaemonUnavailable:
-		if !t.mayReconnect() || t.restarted || t.lost == maxLost {
+		if !t.mayReconnect() || t.restarted || t.lost == lostTries {
 			return failure
 		}
 		t.lost++
@@ -74,19 +56,18 @@ func (t *tries) recover(ctx context.Context, failure *Error) error {
 
 func (t *tries) mayReconnect() bool { return t.client.daemon.maySpawn || t.reconnect }
 
-// findDaemon sees to it that a daemon listens.
+// findDaemon waits a moment, and makes sure that a daemon listens.
 func (t *tries) findDaemon(ctx context.Context, wait time.Duration) error {
 	if err := pause(ctx, wait); err != nil {
 		return err
 	}
-	t.client.limits.Store(nil) // the next one may have others
+	t.client.limits.Store(nil) // the next daemon may have others
 	var err error
 	t.restarted, err = t.client.daemon.ensure(ctx)
 	return err
 }
 
-// comeBack waits as long as the daemon asks for. Each caller waits half to one and a half times as long, so that those who were
-// refused together do not come back together, and longer each time.
+// comeBack waits until the daemon may have room. It returns the failure if that comes too late.
 func (t *tries) comeBack(ctx context.Context, failure *Error) error {
 	now := time.Now()
 	if failure.RetryAfter == 0 {
@@ -95,18 +76,24 @@ func (t *tries) comeBack(ctx context.Context, failure *Error) error {
 	if t.refused == 0 {
 		t.firstTime = now
 	}
-	told := max(failure.RetryAfter, shortestPause)
-	grown := min(time.Duration(float64(told)*math.Pow(growth, float64(t.refused))), max(told, longestPause))
-	wait := time.Duration(float64(grown) * (0.5 + rand.Float64()))
+	wait := retryPause(failure.RetryAfter, t.refused)
 	t.refused++
 	end, limited := ctx.Deadline()
 	if !limited {
-		end = t.firstTime.Add(maxPatience)
+		end = t.firstTime.Add(retryPatience)
 	}
 	if now.Add(wait).After(end) {
 		return t.givenUp(failure, now)
 	}
 	return pause(ctx, wait)
+}
+
+// retryPause returns the pause before a try. The daemon told a time, and refused so many tries before this one. Each caller
+// waits half to one and a half times as long, so that callers that were refused together do not come back together.
+func retryPause(told time.Duration, refused int) time.Duration {
+	told = max(told, retryShortest)
+	grown := math.Min(float64(told)*math.Pow(retryGrowth, float64(refused)), float64(max(told, retryLongest)))
+	return time.Duration(grown * (0.5 + rand.Float64()))
 }
 
 func (t *tries) givenUp(failure *Error, now time.Time) error {
@@ -130,18 +117,17 @@ func pause(ctx context.Context, wait time.Duration) error {
 	}
 }
 
-// call sends a request until it is answered, refused for good, or its time is over.
+// call sends a request until the daemon answers it or refuses it for good, or until the context ends.
 //
-// All requests that come here may be repeated: an embedding that is computed twice is the same embedding.
+// All requests that come here may be sent twice: the same text has the same embedding.
 func call[Request, Response any](
 	ctx context.Context,
-	client *Client,
+	attempts tries,
 	method func(context.Context, *connect.Request[Request]) (*connect.Response[Response], error),
 	request *Request,
 ) (*Response, error) {
-	attempts := tries{client: client}
 	for {
-		response, err := send(ctx, client, method, request)
+		response, err := send(ctx, attempts.client, method, request)
 		if err == nil {
 			return response, nil
 		}
@@ -169,8 +155,9 @@ func send[Request, Response any](
 	return response.Msg, nil
 }
 
-// waitOutBootstrap watches Health until the daemon no longer loads, and reports what changes.
-func (c *Client) waitOutBootstrap(ctx context.Context) error {
+// waitOutBootstrap watches Health until the daemon no longer loads, and reports changes to the caller's WithProgress. With
+// refuseDownload it fails as soon as something is being downloaded.
+func (c *Client) waitOutBootstrap(ctx context.Context, refuseDownload bool) error {
 	type news struct {
 		status      runedv1.HealthResponse_Status
 		phase       runedv1.HealthResponse_Phase
@@ -186,7 +173,7 @@ func (c *Client) waitOutBootstrap(ctx context.Context) error {
 		}
 		return err
 	}
-	for wait := firstPoll; ; wait = min(wait*5/4, mostPoll) {
+	for wait := bootstrapFirstPoll; ; wait = min(wait*5/4, bootstrapLongestPoll) {
 		health, err := c.Health(ctx)
 		if err != nil {
 			return late(err)
@@ -203,6 +190,9 @@ func (c *Client) waitOutBootstrap(ctx context.Context) error {
 			}
 			return newError(ErrBackendUnavailable, nil, "%s", message)
 		}
+		if refuseDownload && isDownload(health) {
+			return downloading(health)
+		}
 		if err := pause(ctx, wait); err != nil {
 			return late(err)
 		}
@@ -210,4 +200,19 @@ func (c *Client) waitOutBootstrap(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// isDownload tells whether the daemon downloads its engine or its model. Other work of these phases, such as computing a hash,
+// has no bytes to count.
+func isDownload(health *Health) bool {
+	fetching := health.GetPhase() == runedv1.HealthResponse_PHASE_FETCHING_LLAMA_SERVER ||
+		health.GetPhase() == runedv1.HealthResponse_PHASE_FETCHING_MODEL
+	return health.GetStatus() == runedv1.HealthResponse_STATUS_LOADING && fetching && health.GetBytesTotal() > 0
+}
+
+func downloading(health *Health) error {
+	done, total := strconv.FormatInt(health.GetBytesDone(), 10), strconv.FormatInt(health.GetBytesTotal(), 10)
+	what := strings.TrimSpace("engine and model are not there yet: " + health.GetMessage())
+	return newError(ErrBootstrapping, map[string]string{"bytes_done": done, "bytes_total": total},
+		"%s: %s of %s bytes are done; wait with WaitReady, or ask again later", what, done, total)
 }

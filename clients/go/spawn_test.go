@@ -13,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	connectrpc "connectrpc.com/connect"
 	runed "runed.dev/clients/go"
+	runedv1 "runed.dev/gen/go/runed/v1"
 )
 
 func TestAKilledDaemonIsStartedAgainOnce(t *testing.T) {
@@ -51,6 +53,52 @@ func TestAStoppedDaemonIsStartedAgain(t *testing.T) {
 	must(client.Embed(t.Context(), "green tea"))(t)
 	if now := must(client.Health(t.Context()))(t).GetPid(); now == pid {
 		t.Error("it was not stopped")
+	}
+}
+
+func TestTheGeneratedClientStartsTheDaemon(t *testing.T) {
+	for _, protocol := range protocols {
+		t.Run(string(protocol), func(t *testing.T) {
+			client := connect(t, runed.WithProtocol(protocol))
+			must(client.WaitReady(t.Context()))(t)
+			service := client.Service()
+			embed := func() ([]float32, error) {
+				response, err := service.Embed(t.Context(), connectrpc.NewRequest(&runedv1.EmbedRequest{Text: "green tea"}))
+				if err != nil {
+					return nil, err
+				}
+				return response.Msg.GetVector(), nil
+			}
+			before := must(embed())(t)
+			pid := must(client.Health(t.Context()))(t).GetPid()
+			if output, err := exec.Command("runed", "stop").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, output)
+			}
+			after, err := embed()
+			if connectrpc.CodeOf(err) == connectrpc.CodeFailedPrecondition { // it sends each call once, so a start may be in its way
+				must(client.WaitReady(t.Context()))(t)
+				after, err = embed()
+			}
+			if err != nil || !(cosine(before, after) > 0.9999) {
+				t.Error(err)
+			}
+			if now := must(client.Health(t.Context()))(t).GetPid(); now == pid {
+				t.Error("it was not stopped")
+			}
+			stream := service.EmbedStream(t.Context())
+			sent := &runedv1.EmbedStreamRequest{Items: []*runedv1.EmbedStreamItem{{Id: "a", Text: "green tea"}}}
+			if err := errors.Join(stream.Send(sent), stream.CloseRequest()); err != nil {
+				t.Error(err)
+			}
+			if answer, err := stream.Receive(); err != nil || answer.GetResults()[0].GetId() != "a" {
+				t.Error(answer, err)
+			}
+			stream.CloseResponse()
+			client.Close()
+			if _, err := embed(); !errors.Is(err, runed.ErrClosed) {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sync/semaphore"
@@ -15,34 +16,21 @@ import (
 	runedv1 "runed.dev/gen/go/runed/v1"
 )
 
-const (
-	// windowTexts and windowBytes limit what a stream holds: texts taken from the caller whose outcome he has not got yet. Enough for
-	// the daemon to put texts of like length together, and little enough to be computed again where a daemon dies.
-	windowTexts = 512
-	windowBytes = 4 << 20
-
-	// messageTexts and messageBytes limit one message; a longer text goes alone.
-	messageTexts = 64
-	messageBytes = 64 << 10
-
-	// itemOverhead is what a text takes of a message beside itself at most: tags, lengths and the number.
-	itemOverhead = 40
-)
-
-// EmbedStream embeds any number of texts in constant memory, and gives each as it is ready, in no particular order.
+// EmbedStream embeds any number of texts in constant memory. It yields each as it is ready, in no particular order.
 //
 //	for item, err := range client.EmbedStream(ctx, maps.All(texts)) {
 //		if err != nil {
-//			return err // of what is no single text's fault; the stream ends with it
+//			return err // not the fault of a single text; the stream ends with it
 //		}
 //		store(item.ID, item.Vector, item.Err)
 //	}
 //
-// The texts come as pairs of an id, which need not be unique, and a text. They are taken in another goroutine while there is room
-// for them, 512 texts or 4 MiB at most, and the loop waits for that goroutine when it ends: a sequence that may wait for long
-// should give up at the end of a context, which a body that leaves the loop early ends before that.
+// The texts are pairs of an id, which need not be unique, and a text. Another goroutine takes them from the sequence, at most 512
+// texts or 4 MiB ahead. The loop waits for that goroutine when it ends. So a sequence that may block for long should watch a
+// context, and a body that leaves the loop early should end that context first.
 //
-// If the daemon goes away on the way, it is started again and gets what was not answered; each text has exactly one outcome.
+// If the daemon goes away on the way, the client starts it again and sends the unanswered texts once more. Each text has exactly
+// one outcome. [WithTimeout] limits the time without a result while texts wait for one.
 func (c *Client) EmbedStream(ctx context.Context, texts iter.Seq2[string, string], options ...EmbedOption) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
 		o, err := resolve(options)
@@ -56,16 +44,19 @@ func (c *Client) EmbedStream(ctx context.Context, texts iter.Seq2[string, string
 		s := &stream{
 			client:     c,
 			options:    o,
-			room:       semaphore.NewWeighted(windowBytes),
-			queue:      make(chan *entry, windowTexts),
-			ready:      make(chan outcome, windowTexts),
+			room:       semaphore.NewWeighted(streamBytes),
+			queue:      make(chan *entry, streamTexts),
+			ready:      make(chan outcome, streamTexts),
 			unanswered: map[uint64]*entry{},
 		}
-		ctx, cancel := context.WithCancel(ctx)
+		ctx, cancel := context.WithCancelCause(ctx)
 		var workers sync.WaitGroup
 		defer workers.Wait()
-		defer cancel()
+		defer cancel(nil)
 		workers.Go(func() { s.feed(ctx, texts) })
+		if c.timeout > 0 {
+			workers.Go(func() { s.watch(ctx, c.timeout, cancel) })
+		}
 		workers.Go(func() { err = s.work(ctx); close(s.ready) })
 		for done := range s.ready {
 			if !yield(done.item, nil) {
@@ -79,7 +70,7 @@ func (c *Client) EmbedStream(ctx context.Context, texts iter.Seq2[string, string
 	}
 }
 
-// entry is a text that was taken from the caller. It lives until it is answered, also over the end of a connection.
+// entry is a text that was taken from the caller. It lives until it is answered, over the ends of connections.
 type entry struct {
 	id   string
 	text string
@@ -87,9 +78,9 @@ type entry struct {
 
 func (e *entry) size() int { return len(e.text) + itemOverhead }
 
-// weight is what the text counts of windowBytes, so that neither these nor windowTexts are exceeded.
+// weight is the share of streamBytes that the text takes: never so little that more than streamTexts fit.
 func (e *entry) weight() int64 {
-	return int64(min(max(e.size(), windowBytes/windowTexts), windowBytes))
+	return int64(min(max(e.size(), streamBytes/streamTexts), streamBytes))
 }
 
 type outcome struct {
@@ -99,18 +90,39 @@ type outcome struct {
 
 type bidi = connect.BidiStreamForClient[runedv1.EmbedStreamRequest, runedv1.EmbedStreamResponse]
 
-// stream is one call of EmbedStream. Nothing ever waits to put something into queue or ready: room sees to it that it fits.
+// stream is one call of EmbedStream. No goroutine ever waits to put something into queue or ready: room limits both.
 type stream struct {
 	client  *Client
 	options *wireOptions
 	room    *semaphore.Weighted
-	queue   chan *entry  // taken and not sent; closed at the end of the caller's texts
-	ready   chan outcome // what the caller has yet to get
+	queue   chan *entry  // texts that were taken and not sent; closed at the end of the caller's texts
+	ready   chan outcome // outcomes that the caller has yet to get
 	space   spaceGuard
 
 	mutex      sync.Mutex
 	unanswered map[uint64]*entry // by the number that stands for the caller's id on the wire
 	taken      uint64
+	moved      time.Time // when the last text was taken or answered
+}
+
+// watch ends a stream in which texts wait longer than the limit without any result.
+func (s *stream) watch(ctx context.Context, limit time.Duration, end context.CancelCauseFunc) {
+	for left := limit; pause(ctx, left) == nil; {
+		if left = s.patienceLeft(limit); left <= 0 {
+			end(newError(ErrDeadlineExceeded, nil,
+				"no embedding of the stream came within %v; give it more time, or send less at once", limit))
+			return
+		}
+	}
+}
+
+func (s *stream) patienceLeft(limit time.Duration) time.Duration {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if len(s.unanswered) == 0 {
+		return limit
+	}
+	return limit - time.Since(s.moved)
 }
 
 // feed takes the caller's texts while there is room.
@@ -125,7 +137,7 @@ func (s *stream) feed(ctx context.Context, texts iter.Seq2[string, string]) {
 	}
 }
 
-// work goes on until all texts are answered, over as many connections as it takes.
+// work exchanges texts for outcomes until all texts are answered, over as many connections as it takes.
 func (s *stream) work(ctx context.Context) error {
 	attempts := &tries{client: s.client, reconnect: true}
 	for {
@@ -173,9 +185,9 @@ func (s *stream) converse(ctx context.Context, attempts *tries) error {
 	return err
 }
 
-// send sends first what an earlier connection left unanswered, then the caller's texts as they come.
+// send sends the texts that an earlier connection left unanswered, and then the caller's texts as they come.
 //
-// It ignores errors of the connection: whoever receives meets them, too, and knows more.
+// It ignores errors of the connection: receive meets them too, and knows more.
 func (s *stream) send(ctx context.Context, connection *bidi, limit int) {
 	defer func() { _ = connection.CloseRequest() }()
 	o := s.options
@@ -224,7 +236,7 @@ func (e *entry) check(limit int) error {
 	return checkLength(e.size(), limit, theText)
 }
 
-// receive settles what the daemon answers until it ends the stream.
+// receive settles texts as the daemon answers them, until the daemon ends the stream.
 func (s *stream) receive(ctx context.Context, connection *bidi, attempts *tries) error {
 	for {
 		answer, err := connection.Receive()
@@ -252,7 +264,7 @@ func (s *stream) receive(ctx context.Context, connection *bidi, attempts *tries)
 	}
 }
 
-// checkSpace makes sure that the vectors of an answer are what was asked for.
+// checkSpace makes sure that the vectors of an answer are those that were asked for, and comparable with those before.
 func (s *stream) checkSpace(fingerprint string) error {
 	if err := s.options.checkKnown(fingerprint); err != nil {
 		return err
@@ -260,8 +272,8 @@ func (s *stream) checkSpace(fingerprint string) error {
 	return s.space.check(fingerprint)
 }
 
-// next takes a text from the queue and gives its number, or 0 if there is none: at the end of the caller's texts, at the end of
-// the context, and, unless it waits for one, at this moment.
+// next takes a text from the queue and returns its number. It returns 0 at the end of the caller's texts and at the end of the
+// context; without wait, also if the queue is empty at this moment.
 func (s *stream) next(ctx context.Context, wait bool) uint64 {
 	var found *entry
 	if wait {
@@ -281,15 +293,17 @@ func (s *stream) next(ctx context.Context, wait bool) uint64 {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	s.taken++
+	s.moved = time.Now()
 	s.unanswered[s.taken] = found
 	return s.taken
 }
 
-// settle gives the caller what became of a text.
+// settle hands the outcome of a text over to the caller.
 func (s *stream) settle(number uint64, item Item) {
 	s.mutex.Lock()
 	settled := s.unanswered[number]
 	delete(s.unanswered, number)
+	s.moved = time.Now()
 	s.mutex.Unlock()
 	item.ID = settled.id
 	s.ready <- outcome{item, settled.weight()}
@@ -301,7 +315,7 @@ func (s *stream) get(number uint64) *entry {
 	return s.unanswered[number]
 }
 
-// numbers gives those of the unanswered texts, in the order in which they were taken.
+// numbers returns the numbers of the unanswered texts, in the order in which they were taken.
 func (s *stream) numbers() []uint64 {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()

@@ -11,14 +11,7 @@ import (
 	"connectrpc.com/connect"
 )
 
-const (
-	// largeText is the length in bytes from which on a single text is compared with the daemon's limit before it is sent.
-	largeText = 1 << 20
-	// textOverhead is what a text takes of an encoded batch beside itself at most: the tag and the length.
-	textOverhead = 6
-)
-
-// place is what an error says of where a text stands.
+// place says in an error where a text stands.
 type place struct {
 	name     string
 	metadata map[string]string
@@ -50,11 +43,11 @@ func checkLength(length, limit int, where place) error {
 		"%s has %d bytes, but one request may have %d; no model reads as much, so cut it into passages", where.name, length, limit)
 }
 
-// measure makes sure that a text of a batch can be sent in a request of so many bytes.
+// measure makes sure that a text of a batch fits into a request whose texts may have maxBytes.
 func measure(text string, index, maxBytes int) error {
 	length := len(text) + textOverhead
 	if utf8.ValidString(text) && length <= maxBytes {
-		return nil // without the cost of telling where it stands
+		return nil // before the place costs anything
 	}
 	where := placeInBatch(index)
 	if err := checkText(text, where); err != nil {
@@ -63,7 +56,7 @@ func measure(text string, index, maxBytes int) error {
 	return checkLength(length, maxBytes, where)
 }
 
-// split cuts a batch into requests that keep to the limits, and gives where each starts and ends, as for a slice.
+// split cuts a batch into requests that keep to the limits. It yields where each starts and ends, as for a slice.
 func split(texts []string, limits limits) iter.Seq2[int, int] {
 	return func(yield func(int, int) bool) {
 		start, size := 0, 0
@@ -83,7 +76,7 @@ func split(texts []string, limits limits) iter.Seq2[int, int] {
 	}
 }
 
-// relocated says where in the caller's batch a text stands that the daemon refused as part of one request.
+// relocated tells the place in the caller's batch of a text that the daemon refused as part of one request.
 func relocated(err error, start, count int) error {
 	var failure *Error
 	if start == 0 || !errors.As(err, &failure) || failure.Code != connect.CodeInvalidArgument {

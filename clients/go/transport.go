@@ -14,35 +14,42 @@ import (
 )
 
 const (
-	// baseURL has the host that requests name; on a UNIX socket it means nothing.
+	// baseURL has the host that requests name. On a UNIX socket it means nothing.
 	baseURL = "http://runed"
-	// maxIdle is the number of connections that are kept for later calls; a burst of goroutines must not hold more for good.
+	// maxIdle is the number of connections that are kept for later calls. A burst of goroutines must not hold more for good.
 	maxIdle = 16
-	// idleTimeout is less than the daemon's own, so that a call hardly ever meets a connection that is just being closed.
+	// idleTimeout is shorter than the daemon's own, so that a call hardly ever meets a connection that is just being closed.
 	idleTimeout = 50 * time.Second
 )
 
-// errLost marks an error of a connection, and not of an answer.
+// errLost marks an error of a connection, as opposed to an answer.
 var errLost = errors.New("the connection broke")
+
+type dialFunc = func(context.Context) (net.Conn, error)
 
 // transport carries calls to one socket.
 type transport struct {
 	unary   *http.Transport
 	streams *http.Transport
+	service *http.Transport
 }
 
-// newTransport makes the connections ready; none is opened.
+// newTransport prepares the connections and opens none.
 //
-// Unary calls go over HTTP/1.1 where the protocol can: as fast as over HTTP/2, for a third less processor time of both sides.
-func newTransport(dial func(context.Context) (net.Conn, error), protocol Protocol) *transport {
-	streams := newHTTP(dial, (*http.Protocols).SetUnencryptedHTTP2)
-	if protocol == ProtocolGRPC {
-		return &transport{unary: streams, streams: streams}
+// Unary calls go over HTTP/1.1 where the protocol allows it: that is as fast as HTTP/2, for a third less processor time of both
+// sides.
+func newTransport(dial, dialService dialFunc, protocol Protocol) *transport {
+	result := &transport{
+		streams: newHTTP(dial, (*http.Protocols).SetUnencryptedHTTP2),
+		service: newHTTP(dialService, (*http.Protocols).SetUnencryptedHTTP2),
 	}
-	return &transport{unary: newHTTP(dial, (*http.Protocols).SetHTTP1), streams: streams}
+	if result.unary = result.streams; protocol != ProtocolGRPC {
+		result.unary = newHTTP(dial, (*http.Protocols).SetHTTP1)
+	}
+	return result
 }
 
-func newHTTP(dial func(context.Context) (net.Conn, error), choose func(*http.Protocols, bool)) *http.Transport {
+func newHTTP(dial dialFunc, choose func(*http.Protocols, bool)) *http.Transport {
 	protocols := new(http.Protocols)
 	choose(protocols, true)
 	return &http.Transport{
@@ -55,8 +62,8 @@ func newHTTP(dial func(context.Context) (net.Conn, error), choose func(*http.Pro
 	}
 }
 
-// clients gives the generated clients for unary calls and for streams.
-func (t *transport) clients(protocol Protocol) (unary, streams runedv1connect.RunedServiceClient, err error) {
+// clients returns the generated clients: for this package's unary calls and streams, and for [Client.Service].
+func (t *transport) clients(protocol Protocol) (unary, streams, service runedv1connect.RunedServiceClient, err error) {
 	// Compression costs time and saves nothing between two processes of one machine.
 	options := []connect.ClientOption{connect.WithAcceptCompression("gzip", nil, nil)}
 	switch protocol {
@@ -66,17 +73,30 @@ func (t *transport) clients(protocol Protocol) (unary, streams runedv1connect.Ru
 	case ProtocolGRPCWeb:
 		options = append(options, connect.WithGRPCWeb())
 	default:
-		return nil, nil, newError(ErrBadSetting, nil, `protocol is %q, but must be one of "connect", "grpc", "grpcweb"`, protocol)
+		return nil, nil, nil, newError(ErrBadSetting, nil, `protocol is %q, but must be one of "connect", "grpc", "grpcweb"`, protocol)
 	}
-	unary = runedv1connect.NewRunedServiceClient(&http.Client{Transport: marking{t.unary}}, baseURL, options...)
-	streams = runedv1connect.NewRunedServiceClient(&http.Client{Transport: marking{t.streams}}, baseURL, options...)
-	return unary, streams, nil
+	over := func(carrier http.RoundTripper) runedv1connect.RunedServiceClient {
+		return runedv1connect.NewRunedServiceClient(&http.Client{Transport: carrier}, baseURL, options...)
+	}
+	return over(marking{t.unary}), over(marking{t.streams}), over(t.service), nil
+}
+
+// dialService opens a connection for [Client.Service], to a daemon that it starts if none runs.
+func (c *Client) dialService(ctx context.Context) (net.Conn, error) {
+	if err := c.begin(); err != nil {
+		return nil, err
+	}
+	if _, err := c.daemon.ensure(ctx); err != nil {
+		return nil, err
+	}
+	return c.daemon.dial(ctx)
 }
 
 // closeIdle closes the connections that carry no call.
 func (t *transport) closeIdle() {
 	t.unary.CloseIdleConnections()
 	t.streams.CloseIdleConnections()
+	t.service.CloseIdleConnections()
 }
 
 // marking marks errors of the connection with errLost.
@@ -101,7 +121,7 @@ func (b markingBody) Read(buffer []byte) (int, error) {
 	return n, err
 }
 
-// lost marks an error. io.EOF must not be among its causes: connect takes that for something else, and drops the mark.
+// lost marks an error. It replaces io.EOF, which connect takes for the end of a stream, dropping the mark.
 func lost(err error) error {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF

@@ -63,14 +63,12 @@ class BackendState:
         reason: One sentence: why it failed, or what is unusual though it works (a fallback); empty if all is well.
         pid: The process id of the engine; 0 while none runs, and for a backend that is not `Managed`.
         restarts: The number of times that a dead engine was replaced, since the backend was made.
-        engine_version: The version that the engine names, or "".
     """
 
     status: BackendStatus
     reason: str = ""
     pid: int = 0
     restarts: int = 0
-    engine_version: str = ""
 
 
 class Embedder(Protocol):

@@ -1,6 +1,6 @@
-"""The engine's archive: extracted where it can do no harm, and swapped in whole.
+"""Extracts the engine's archive without harm to other files, and swaps the folder in as a whole.
 
-The hash of an archive is verified before it is opened. It is checked even so: a manifest of one's own may name any archive.
+The hash of an archive was verified before. Its members are checked even so: the user's own manifest may name any archive.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from runed.files import sync_path
 def extract(archive: Path, folder: Path) -> None:
     """Extract a tar.gz into a new folder and bring it to the disk.
 
-    Links are kept, since the official archives need theirs (`libllama.so -> libllama.so.0`, facts.md, section 2).
+    Links are kept, since the official archives need theirs (`libllama.so -> libllama.so.0`).
 
     Args:
         archive: The archive.
         folder: The folder to make; its parent must exist.
 
     Raises:
-        ArchiveError: It is no tar.gz, is cut short, or a member is neither file, directory nor link or would leave the folder.
+        ArchiveError: It is no tar.gz or is cut short; or a member is no file, directory or link, or would leave the folder.
         DiskSpaceError: There is no room for its content.
     """
     folder.mkdir(mode=0o700)
@@ -60,14 +60,14 @@ def place_program(file: Path, folder: Path, executable: PurePosixPath) -> None:
 
 
 def check_executable(folder: Path, executable: PurePosixPath) -> Path:
-    """Give the path of the program in an extracted folder.
+    """Return the path of the program in an extracted folder.
 
     Args:
         folder: The folder.
-        executable: The program's path in it, as the manifest says.
+        executable: The program's path in the folder.
 
     Raises:
-        ArchiveError: There is no such program.
+        ArchiveError: The folder does not hold the program.
     """
     path = folder / executable
     if not is_executable(path):
@@ -81,12 +81,12 @@ def is_executable(path: Path) -> bool:
 
 
 def swap_in(fresh: Path, place: Path, retired: Path) -> None:
-    """Put a finished folder in the place of an old one, which comes back if that fails.
+    """Put a finished folder in the place of an old one. If that fails, the old one is put back.
 
     Args:
         fresh: The finished folder.
-        place: Where it goes.
-        retired: Where the old one goes meanwhile; `recover` brings it back if this process dies in between.
+        place: Its place.
+        retired: The place of the old folder meanwhile. `recover` puts it back if this process dies in between.
     """
     had_old = place.exists()
     if had_old:
@@ -101,16 +101,17 @@ def swap_in(fresh: Path, place: Path, retired: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def recover(fresh: Path, place: Path, retired: Path) -> None:
-    """Clean up after a process that died while it extracted or swapped; see `swap_in`."""
-    if retired.exists() and not place.exists():
+def recover(fresh: Path, place: Path, retired: Path) -> bool:
+    """Clean up after a process that died in `extract` or `swap_in`. Return whether the old folder was put back."""
+    if interrupted := retired.exists() and not place.exists():
         retired.rename(place)
     shutil.rmtree(retired, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
+    return interrupted
 
 
 def _extract(tar: tarfile.TarFile, members: list[tarfile.TarInfo], folder: Path) -> None:
-    """Extract checked members as files of this user, with no rights for others, whatever the archive says."""
+    """Extract checked members as files of this user, without rights for others."""
     for member in members:
         member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
         member.mode = 0o700 if member.isdir() or member.mode & stat.S_IXUSR else 0o600
@@ -121,10 +122,9 @@ def _extract(tar: tarfile.TarFile, members: list[tarfile.TarInfo], folder: Path)
 
 
 def _check_members(members: list[tarfile.TarInfo]) -> None:
-    """Refuse what would leave the folder.
+    """Refuse a member that would leave the folder, or whose path leads through a link of the archive.
 
-    This is stricter than `filter="data"`, which followed links wrongly in several releases of Python (CVE-2025-4517): no path
-    may lead through a link of the archive, so that what a path says is where it leads.
+    This is stricter than `filter="data"`, which followed links wrongly in several releases of Python (CVE-2025-4517).
     """
     links = {posixpath.normpath(member.name) for member in members if member.issym()}
     for member in members:
@@ -135,13 +135,13 @@ def _check_members(members: list[tarfile.TarInfo]) -> None:
             _check_path(member.name, posixpath.join(posixpath.dirname(member.name), member.linkname), links)
         elif member.islnk():
             _check_path(member.name, member.linkname, links)
-            # A second name for a link is the same link in another folder, where it leads elsewhere.
+            # A hard link to a symbolic link is that link in another folder, from where it leads elsewhere.
             if posixpath.normpath(member.linkname) in links:
                 raise _leaving(member.name)
 
 
 def _check_path(name: str, path: str, links: set[str]) -> None:
-    """Refuse a path that leaves the folder or leads through a link; `name` is the member that has it."""
+    """Refuse a path that leaves the folder or leads through a link. The member `name` has this path."""
     plain = PurePosixPath(posixpath.normpath(path))
     through = {posixpath.normpath(parent) for parent in PurePosixPath(path).parents} | {str(parent) for parent in plain.parents}
     if path.startswith("/") or plain.parts[:1] == ("..",) or through & links:
@@ -153,7 +153,7 @@ def _leaving(name: str) -> ArchiveError:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Bring a folder to the disk, so that its marker never outlives a power cut that its files did not."""
+    """Bring a folder to the disk: after a power cut, its marker must not be there without its files."""
     for root, _, files in os.walk(folder):
         for name in files:
             path = Path(root, name)

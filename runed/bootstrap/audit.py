@@ -1,4 +1,4 @@
-"""What is installed: `installed.json`, the audit for people and for the next bootstrap; and which files were verified when."""
+"""Records for the next installation: `installed.json`, which people read too, and the hashes of files that were verified."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from pathlib import Path
 import msgspec
 
 from runed.bootstrap.disk import sha256_of
+from runed.bootstrap.manifest import manifest_source
 from runed.files import write_atomically
 from runed.log import get_logger
 from runed.paths import Paths
+from runed.settings import Settings
 from runed.version import __version__
 
 _log = get_logger(__name__)
 
 
 def now() -> str:
-    """Give the time as an audit has it: UTC, ISO 8601, whole seconds."""
+    """Return the time for a record: UTC, ISO 8601, whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class EngineRecord(msgspec.Struct, frozen=True):
-    """The installed engine.
+    """The record of the engine.
 
     Attributes:
-        url: Where it was downloaded, without secrets.
-        sha256: The hash of what was downloaded.
-        size: Its size in bytes.
+        url: The source of the download, without secrets.
+        sha256: The hash of the download.
+        size: The size of the download in bytes.
         executable: The program's path under the home.
-        version: What it calls itself.
-        installed_at: When.
+        version: The version that it tells, or "".
+        installed_at: The time; see `now`.
     """
 
     url: str
@@ -43,12 +45,12 @@ class EngineRecord(msgspec.Struct, frozen=True):
 
 
 class Derivation(msgspec.Struct, frozen=True):
-    """How a model was made.
+    """The way in which a model was derived.
 
     Attributes:
-        variant: The variant it was made from.
-        sha256: The hash of that file.
-        type: What `llama-quantize` was asked for.
+        variant: The variant of the source.
+        sha256: The hash of the source.
+        type: The quantization, as `llama-quantize` names it.
         engine_version: The version of the engine that `llama-quantize` belongs to.
     """
 
@@ -59,14 +61,14 @@ class Derivation(msgspec.Struct, frozen=True):
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
-    """An installed model.
+    """The record of a model.
 
     Attributes:
-        url: Where it, or what it was made from, was downloaded, without secrets.
+        url: The source of the download, of the model or of the file that it was derived from, without secrets.
         sha256: The hash of the file.
-        size: Its size in bytes.
-        installed_at: When.
-        derived_from: How it was made, or None for a download.
+        size: The size of the file in bytes.
+        installed_at: The time; see `now`.
+        derived_from: The derivation, or None for a download.
     """
 
     url: str
@@ -77,16 +79,7 @@ class ModelRecord(msgspec.Struct, frozen=True):
 
 
 class Installed(msgspec.Struct, omit_defaults=True):
-    """The document `installed.json`.
-
-    Attributes:
-        version: The version of the format, 1.
-        runed_version: The version of runed that wrote it.
-        updated_at: When it was written.
-        manifest: Where the manifest was that was followed last.
-        llama_server: The engine, or None if the user's own is used.
-        models: The models by variant.
-    """
+    """The document: the engine, unless the user brings one, and the models by variant."""
 
     version: int = 1
     runed_version: str = ""
@@ -96,27 +89,46 @@ class Installed(msgspec.Struct, omit_defaults=True):
     models: dict[str, ModelRecord] = msgspec.field(default_factory=dict)
 
 
-def load_installed(paths: Paths) -> Installed:
-    """Read `installed.json`; one that is missing or damaged is as good as empty, as all it says can be found out again."""
-    try:
-        return msgspec.json.decode(paths.installed.read_bytes(), type=Installed)
-    except FileNotFoundError:
-        return Installed()
-    except (OSError, msgspec.DecodeError) as error:
-        _log.warning("installed.json cannot be read and is made anew", problem=str(error))
-        return Installed()
+class Audit:
+    """The file `installed.json`.
 
+    Args:
+        path: The file. One that is missing or damaged counts as empty: all that it says can be found out again.
+        settings: The settings, which tell the place of the manifest.
 
-def save_installed(paths: Paths, installed: Installed) -> None:
-    """Write `installed.json` in one step."""
-    installed.version = 1
-    installed.runed_version = __version__
-    installed.updated_at = now()
-    write_atomically(paths.installed, msgspec.json.format(msgspec.json.encode(installed), indent=2) + b"\n")
+    Attributes:
+        installed: The document; `save` after a change.
+    """
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self._path = path
+        self._settings = settings
+        self.installed = self._load()
+
+    def reload(self) -> bool:
+        """Read the file again. Return whether another process changed it."""
+        before, self.installed = self.installed, self._load()
+        return self.installed != before
+
+    def save(self) -> None:
+        """Write the file in one step."""
+        installed = self.installed
+        installed.version, installed.runed_version = 1, __version__
+        installed.updated_at, installed.manifest = now(), str(manifest_source(self._settings))
+        write_atomically(self._path, msgspec.json.format(msgspec.json.encode(installed), indent=2) + b"\n")
+
+    def _load(self) -> Installed:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Installed)
+        except FileNotFoundError:
+            return Installed()
+        except (OSError, msgspec.DecodeError) as error:
+            _log.warning("installed.json cannot be read and is made anew", problem=str(error))
+            return Installed()
 
 
 class _Verified(msgspec.Struct, frozen=True):
-    """A file as it was when its hash was computed."""
+    """The state of a file when its hash was computed."""
 
     size: int
     mtime_ns: int
@@ -130,13 +142,13 @@ class _Verified(msgspec.Struct, frozen=True):
 
 
 class VerifiedFiles:
-    """The hashes of files that need not be computed again while size, time of change and inode are the same.
+    """Remembers the hashes of files, as hashing a model takes seconds that every start of the daemon would take longer.
 
-    They are kept in `cache/verified.json`: hashing a model takes seconds, which every start of the daemon would take longer.
+    A hash is valid while size, time of change and inode of its file stay the same.
 
     Args:
         paths: The paths; the cache directory must exist.
-        announce: Told before a hash is computed, which may take seconds.
+        announce: Called with a sentence before a hash is computed.
     """
 
     def __init__(self, paths: Paths, *, announce: Callable[[str], None]) -> None:
@@ -144,7 +156,7 @@ class VerifiedFiles:
         self._announce = announce
 
     async def sha256(self, path: Path) -> str:
-        """Give the SHA-256 of a file, from memory if the file is the same as when it was computed."""
+        """Return the SHA-256 of a file, remembered or computed."""
         known = self._load().get(str(path))
         if known is not None and known == _Verified.of(path, known.sha256):
             return known.sha256
@@ -157,7 +169,7 @@ class VerifiedFiles:
         return sha256
 
     def remember(self, path: Path, sha256: str) -> None:
-        """Note the SHA-256 of a file that was just computed while it was written; files that are gone are forgotten."""
+        """Remember the SHA-256 of a file, and forget files that are gone."""
         entries = {name: entry for name, entry in self._load().items() if Path(name).exists()}
         entries[str(path)] = _Verified.of(path, sha256)
         write_atomically(self._file, msgspec.json.encode(entries))

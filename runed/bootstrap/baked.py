@@ -1,8 +1,8 @@
-"""What a distributor's build may write into the package."""
+"""The values that a distributor's build may write into the package."""
 
 from __future__ import annotations
 
 from typing import Final
 
 MANIFEST_URL: Final[str] = ""
-"""The manifest of this build, used unless `RUNED_MANIFEST` names another; empty means the pinned one in the package."""
+"""URL of the manifest, used unless `RUNED_MANIFEST` names another; "" means the pinned one in the package."""

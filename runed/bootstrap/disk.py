@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from runed.errors import BootstrapError, DiskSpaceError
 from runed.files import run_in_thread
@@ -20,24 +20,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers for no room, no quota, and a file over the limit of its size (`ulimit -f`)."""
 
 
-class Digest(Protocol):
-    """A hash object of hashlib."""
-
-    def update(self, data: bytes, /) -> None:
-        """Hash more bytes."""
-
-    def hexdigest(self) -> str:
-        """Return the hash as hexadecimal digits."""
-        ...
-
-
-async def hash_into(digest: Digest, file: BinaryIO) -> None:
-    """Hash an open file from its current position to its end.
-
-    Args:
-        digest: The digest, which may have hashed something already.
-        file: The open file.
-    """
+async def hash_rest(file: BinaryIO) -> hashlib._Hash:
+    """Return the SHA-256 of an open file from its current position to its end."""
+    digest = hashlib.sha256()
 
     def step() -> int:
         data = file.read(_HASH_BYTES)
@@ -46,14 +31,13 @@ async def hash_into(digest: Digest, file: BinaryIO) -> None:
 
     while await run_in_thread(step):
         pass
+    return digest
 
 
 async def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        await hash_into(digest, file)
-    return digest.hexdigest()
+        return (await hash_rest(file)).hexdigest()
 
 
 def require_space(directory: Path, needed: int, purpose: str) -> None:

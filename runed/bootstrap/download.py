@@ -1,7 +1,7 @@
-"""Downloads that survive: resumed, retried, verified while they stream, and put in place in one step.
+"""Downloads files: resumes what was interrupted, tries again, verifies while the bytes arrive, and puts the file in place.
 
-A download goes to `<target>.partial`; `<target>.partial.json` beside it says what it is a part of. Whatever ends a download,
-except a wrong hash, leaves both, and the next one goes on from there.
+The bytes go to `<target>.partial`, and `<target>.partial.json` names the whole file. Only a wrong hash removes the two; after
+any other end of a download, the next one resumes it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import httpx
 import msgspec
 import tenacity
 
-from runed.bootstrap.disk import Digest, file_errors, hash_into
+from runed.bootstrap.disk import file_errors, hash_rest
 from runed.bootstrap.manifest import Artefact, printable_url
 from runed.bootstrap.partial import discard_partial, partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
@@ -32,16 +32,16 @@ from runed.version import __version__
 MAX_REDIRECTS = 10
 
 _IDENTITY = {"Accept-Encoding": "identity"}
-"""A server that compresses on the fly would send other bytes than the manifest's hash is of."""
+"""Keeps a server from compressing on the fly: the manifest's hash is that of the plain bytes."""
 
 _log = get_logger(__name__)
 
 
 class _PassingError(Exception):
-    """A failure that may be gone at the next try.
+    """A failure that the next try may not meet.
 
     Attributes:
-        retry_after: The seconds that the server asked to wait, or None.
+        retry_after: Seconds that the server asks to wait, or None.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -60,15 +60,15 @@ async def download(
     """Download a file and verify it.
 
     Args:
-        artefact: What to download.
-        target: Where to put it; its directory must exist, and nobody else may download to it at the same time.
+        artefact: The file to download.
+        target: The place for it. Its directory must exist, and no other process may download to it at the same time.
         policy: When to try again.
-        on_bytes: Told how many bytes are there, after each piece.
-        on_retry: Told why there is a pause and how long it is.
+        on_bytes: Called with the number of bytes so far, after each piece.
+        on_retry: Called before each pause with a sentence that tells its reason and length.
 
     Raises:
-        DownloadError: It cannot be had, in spite of all retries.
-        VerificationError: What the server gives has another size or hash.
+        DownloadError: The download failed, in spite of all retries.
+        VerificationError: The file of the server has another size or hash.
         DiskSpaceError: The disk is full.
         BootstrapError: The file cannot be written.
     """
@@ -95,12 +95,12 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy) -> bytes:
     """Fetch a small document.
 
     Args:
-        url: Where it is.
+        url: The URL of the document.
         limit: The largest size that is accepted, in bytes.
         policy: When to try again.
 
     Raises:
-        DownloadError: It cannot be had, in spite of all retries, or it is larger than `limit`.
+        DownloadError: The fetch failed, in spite of all retries, or the document is larger than `limit`.
     """
 
     async def attempt(client: httpx.AsyncClient) -> bytes:
@@ -114,16 +114,16 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy) -> bytes:
 
     async with _client(policy) as client:
         try:
-            return await _retrying(policy, _ignore)(attempt, client)
+            return await _retrying(policy, lambda _: None)(attempt, client)
         except _PassingError as error:
             raise _exhausted(url, error, "check the network and RUNED_MANIFEST") from error
 
 
 class _Sidecar(msgspec.Struct, frozen=True):
-    """What a partial file is a part of.
+    """The whole file that a partial file is a part of.
 
     Attributes:
-        url: Where it came from.
+        url: The source of the bytes.
         sha256: The hash of the whole file.
         etag: The server's strong ETag of the whole file, or "".
     """
@@ -134,7 +134,7 @@ class _Sidecar(msgspec.Struct, frozen=True):
 
 
 class _Transfer:
-    """One file on its way to `<target>.partial`, over as many connections as it takes.
+    """The transfer of one file to `<target>.partial`, over several connections if need be.
 
     The digest always covers exactly the first `_done` bytes of the partial file.
     """
@@ -147,17 +147,17 @@ class _Transfer:
         self._file = file
         self._sidecar = sidecar
         self._on_bytes = on_bytes
-        self._digest: Digest = hashlib.sha256()
+        self._digest = hashlib.sha256()
         self._done = 0
         self._etag = ""
 
     async def run(self, policy: DownloadPolicy, on_retry: Callable[[str], None]) -> str:
-        """Fetch what is missing and give the SHA-256 of the whole.
+        """Fetch the missing bytes and return the SHA-256 of the whole file.
 
-        A row of failed attempts ends the transfer only if it brought next to nothing, so that a large file gets through a
-        line that breaks every minute.
+        Failed attempts in a row end the transfer only if they brought fewer than `worthwhile` bytes: a large file gets through
+        a line that breaks every minute.
         """
-        await self._take_up()
+        await self._resume()
         while True:
             before = self._done
             try:
@@ -169,13 +169,13 @@ class _Transfer:
             else:
                 return self._digest.hexdigest()
 
-    async def _take_up(self) -> None:
-        """Go on with the partial file of an earlier try if it is a part of this file, else start over."""
+    async def _resume(self) -> None:
+        """Go on after the bytes of an earlier download if they are a part of this file; else start over."""
         try:
             sidecar = msgspec.json.decode(self._sidecar.read_bytes(), type=_Sidecar)
         except (OSError, msgspec.DecodeError):
             sidecar = None
-        await hash_into(self._digest, self._file)
+        self._digest = await hash_rest(self._file)
         self._done = self._file.tell()
         if sidecar is None or sidecar.sha256 != self._artefact.sha256 or self._done > self._artefact.size:
             self._start_over()
@@ -213,7 +213,7 @@ class _Transfer:
         return headers | {"If-Range": self._etag} if self._etag else headers
 
     def _check_size(self, response: httpx.Response) -> None:
-        """Refuse a file of another size before the first byte of it."""
+        """Refuse a file of another size before its first byte."""
         match response.status_code:
             case HTTPStatus.OK:
                 told = response.headers.get("Content-Length", "")
@@ -273,7 +273,7 @@ def _client(policy: DownloadPolicy) -> httpx.AsyncClient:
 async def _get(client: httpx.AsyncClient, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
     """Open a response with status 200, 206 or 416, following redirects.
 
-    Foreign exceptions end here: what may pass becomes a `_PassingError`, what will not a `DownloadError`.
+    An exception of httpx becomes a `_PassingError` if another try may succeed, else a `DownloadError`.
     """
     shown = printable_url(url)
     try:
@@ -333,7 +333,7 @@ def _is_certificate_error(error: BaseException | None) -> bool:
 
 
 def _retrying(policy: DownloadPolicy, on_retry: Callable[[str], None]) -> tenacity.AsyncRetrying:
-    """Give the retries of a policy: the one place where runed tries a download again."""
+    """Return the retries of a policy. Nothing else in runed tries a download again."""
     backoff = tenacity.wait_exponential(multiplier=policy.first_wait, max=policy.max_wait)
     jitter = tenacity.wait_random(0, policy.first_wait)
 
@@ -360,7 +360,3 @@ def _retrying(policy: DownloadPolicy, on_retry: Callable[[str], None]) -> tenaci
 
 def _exhausted(url: str, error: _PassingError, hint: str) -> DownloadError:
     return DownloadError(f"{printable_url(url)} could not be downloaded: {error}; {hint}")
-
-
-def _ignore(_: str) -> None:
-    """Tell nobody."""

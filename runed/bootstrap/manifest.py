@@ -1,6 +1,6 @@
-"""The manifest: which engine and which models there are, where, and with which hashes.
+"""Reads the manifest, which lists the engines and the models with their URLs and hashes.
 
-A manifest is JSON (design.md, section 2):
+A manifest is JSON:
 
     {"version": 1,
      "platforms": {"linux-amd64": {"llama_server": {"url", "sha256", "size", "extract", "exec"}}},
@@ -9,8 +9,8 @@ A manifest is JSON (design.md, section 2):
 
 A model may have "traits": {"query_prompt", "document_prompt", "default_instruction", "min_dimensions"}; see `ModelTraits`.
 
-Types are checked for the whole document, but what an entry means only for the entries that are used: a manifest may grow kinds
-of platforms and models that this version does not know.
+All types are checked, but the values only of the entries that are used: a later manifest may hold kinds of platforms and models
+that this version does not know.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
 from runed.settings import Settings
 
 VERSION = 1
-"""The version of the format that this module reads."""
+"""Version of the format that this module reads."""
 
 MAX_MANIFEST_BYTES = 1024 * 1024
-"""The pinned manifest has 3 KB; what is larger than this is not a manifest."""
+"""Bytes of a manifest at most. The pinned one has 3 KB, so a larger document is something else."""
 
 _OPERATING_SYSTEMS = {"linux": "linux", "darwin": "darwin"}
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
@@ -43,9 +43,9 @@ _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm6
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
 ByteCount = Annotated[int, msgspec.Meta(gt=0)]
 VariantName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-"""A variant's name becomes a file name, so it holds no separator and does not begin with a dot or a dash."""
+"""Name of a variant. It becomes a file name, so it holds no separator and does not begin with a dot or a dash."""
 QuantizationType = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_]{1,32}$")]
-"""A quantization becomes an argument of `llama-quantize`, so it must not look like an option."""
+"""Name of a quantization. It becomes an argument of `llama-quantize`, so it must not look like an option."""
 
 
 class _Engine(msgspec.Struct, frozen=True):
@@ -88,7 +88,7 @@ class Artefact:
     """A file to download.
 
     Attributes:
-        url: Where it is, absolute, http or https.
+        url: Its absolute URL, http or https.
         sha256: Its hash, 64 lower-case hexadecimal digits.
         size: Its size in bytes.
     """
@@ -105,7 +105,7 @@ class EngineChoice:
     Attributes:
         artefact: The archive, or the program itself.
         is_archive: Whether the artefact is a tar.gz to extract.
-        executable: The path of `llama-server` in the folder of the engine, relative and without "..".
+        executable: The relative path of `llama-server` in the folder of the engine, without "..".
     """
 
     artefact: Artefact
@@ -119,10 +119,10 @@ class ModelChoice:
 
     Attributes:
         variant: Its name, which is a plain file name.
-        source_variant: The name of the variant that is downloaded: `variant` itself, or what it is derived from.
+        source_variant: The name of the variant that is downloaded: `variant` itself, or the one that it is derived from.
         source: The file that is downloaded.
-        quantization: What `llama-quantize` makes of the source, or None if the source is the model.
-        traits: How it wants to be used, or None if the manifest does not tell.
+        quantization: The type that `llama-quantize` makes of the source, or None if the source is the model.
+        traits: Its prompts and dimensions, or None if the manifest does not tell.
     """
 
     variant: str
@@ -132,13 +132,13 @@ class ModelChoice:
     traits: ModelTraits | None = None
 
     def source_only(self) -> ModelChoice:
-        """Give the choice of the source as it is."""
+        """Return the choice of the source without a quantization."""
         return ModelChoice(self.source_variant, self.source_variant, self.source, None, self.traits)
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestSource:
-    """Where a manifest comes from.
+    """The place of a manifest.
 
     Attributes:
         location: A URL, the path of a file, or "" for the pinned manifest in the package.
@@ -154,23 +154,20 @@ class ManifestSource:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest whose types are checked; made by `parse_manifest`.
+    """A manifest whose types are checked. Made by `parse_manifest`.
 
     Attributes:
-        source: Where it came from; relative URLs resolve against it.
+        source: Its place, against which relative URLs resolve.
     """
 
     source: ManifestSource
     _document: _Document
 
     def engine(self, platform_name: str) -> EngineChoice:
-        """Choose the engine.
-
-        Args:
-            platform_name: Such as "linux-amd64".
+        """Choose the engine for a platform, such as "linux-amd64".
 
         Raises:
-            ManifestError: There is none for this platform, or the entry makes no sense.
+            ManifestError: There is none, or its entry makes no sense.
         """
         entry = self._document.platforms.get(platform_name)
         engine = entry.llama_server if entry else None
@@ -189,13 +186,10 @@ class Manifest:
         return EngineChoice(artefact, is_archive=engine.extract == "tar.gz", executable=executable)
 
     def model(self, variant: str | None) -> ModelChoice:
-        """Choose the model.
-
-        Args:
-            variant: The variant that the user wants, or None for the manifest's default.
+        """Choose a variant of the model, or with None the manifest's default.
 
         Raises:
-            ManifestError: There is no such variant, or the entry makes no sense.
+            ManifestError: There is none of this name, or its entry makes no sense.
         """
         name = variant or self._document.default_model
         entry = self._document.models.get(name)
@@ -206,7 +200,7 @@ class Manifest:
             return ModelChoice(name, name, self._download(name), None, entry.traits)
         source = entry.derive.source
         if source not in self._document.models:
-            raise self._error(f"{source!r} at $.models['{name}'].derive.from is no model of it")
+            raise self._error(f"{source!r} at $.models['{name}'].derive.from is not among its models")
         traits = entry.traits or self._document.models[source].traits
         return ModelChoice(name, source, self._download(source), entry.derive.type, traits)
 
@@ -232,10 +226,10 @@ def parse_manifest(data: bytes, source: ManifestSource) -> Manifest:
 
     Args:
         data: The JSON document.
-        source: Where it came from, for errors and relative URLs.
+        source: Its place, for errors and relative URLs.
 
     Raises:
-        ManifestError: It is not JSON, has another version, or a value of a wrong type (told with its path in the document).
+        ManifestError: It is not JSON, has another version, or holds a value of a wrong type, whose path the error tells.
     """
     try:
         version = msgspec.json.decode(data, type=_Versioned).version
@@ -250,11 +244,7 @@ def parse_manifest(data: bytes, source: ManifestSource) -> Manifest:
 
 
 def manifest_source(settings: Settings, *, baked_url: str = MANIFEST_URL) -> ManifestSource:
-    """Decide where the manifest comes from: `RUNED_MANIFEST`, else the build's URL, else the package.
-
-    Args:
-        settings: The settings.
-        baked_url: The build's URL, or "".
+    """Return the place of the manifest: `RUNED_MANIFEST`, else the URL of the build unless it is "", else the package.
 
     Raises:
         SettingsError: `RUNED_MANIFEST` is a URL that is neither http nor https.
@@ -270,13 +260,10 @@ def manifest_source(settings: Settings, *, baked_url: str = MANIFEST_URL) -> Man
 
 
 def read_local_manifest(source: ManifestSource) -> Manifest:
-    """Read a manifest that is a file or the one in the package.
-
-    Args:
-        source: A source that is no URL.
+    """Read a manifest from a file or from the package; `source` must be no URL.
 
     Raises:
-        ManifestError: See `parse_manifest`; or the file cannot be read.
+        ManifestError: The file cannot be read; or as `parse_manifest`.
     """
     if not source.location:
         return parse_manifest(resources.files(__package__).joinpath("default_manifest.json").read_bytes(), source)
@@ -293,14 +280,10 @@ def read_local_manifest(source: ManifestSource) -> Manifest:
 
 
 def current_platform(system: str = sys.platform, machine: str | None = None) -> str:
-    """Name this platform as manifests do, such as "linux-amd64".
-
-    Args:
-        system: As `sys.platform`.
-        machine: As `platform.machine()`, which is the default.
+    """Return the name of this platform in manifests, such as "linux-amd64"; `machine` is by default `platform.machine()`.
 
     Raises:
-        UnsupportedPlatformError: No manifest can have an engine for it.
+        UnsupportedPlatformError: Manifests have no name for it.
     """
     machine = platform.machine() if machine is None else machine
     operating_system, architecture = _OPERATING_SYSTEMS.get(system), _ARCHITECTURES.get(machine.lower())
@@ -321,7 +304,7 @@ def is_web_url(url: str) -> bool:
 
 
 def printable_url(url: str) -> str:
-    """Give a URL without user, password and query, any of which may hold a secret, for messages, logs and the audit."""
+    """Return a URL without user, password and query, which may hold secrets, for messages, logs and the audit."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,4 +1,4 @@
-"""When a download is tried again."""
+"""The policy for downloads: when one is tried again, and how long it may stall."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DownloadPolicy:
-    """How patient a download is; tests make it impatient.
+    """The patience of a download.
 
-    Only what can pass is tried again: connection errors, stalls, and the statuses 408, 429 and 5xx.
+    Only failures that may pass are tried again: connection errors, stalls, and the statuses 408, 429 and 5xx.
 
     Attributes:
-        attempts: How many attempts are made in a row.
-        worthwhile: How many new bytes these must have brought for as many more to follow.
-        first_wait: Seconds before the second attempt, plus a random part of as much; each further wait is twice as long.
+        attempts: The number of attempts in a row.
+        worthwhile: The number of new bytes in these attempts after which as many more follow.
+        first_wait: Seconds before the second attempt, plus up to as much by chance; each further wait is twice as long.
         max_wait: The longest of these waits in seconds.
         max_retry_after: The longest wait in seconds that a server may ask for by Retry-After.
         connect_timeout: Seconds for a connection to be made.
@@ -31,4 +31,4 @@ class DownloadPolicy:
 
 
 QUICK_LOOK = DownloadPolicy(attempts=1, connect_timeout=3.0, stall_timeout=3.0)
-"""For what can be done without: the manifest, when everything it named last time is installed."""
+"""Policy for the manifest when everything that it named last time is installed."""

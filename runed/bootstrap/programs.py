@@ -1,4 +1,4 @@
-"""Running the programs of the engine's archive: `llama-server --version` and `llama-quantize`."""
+"""Runs the programs of the engine's archive to their end: `llama-server --version` and `llama-quantize`."""
 
 from __future__ import annotations
 
@@ -8,54 +8,38 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from runed.errors import BootstrapError
 from runed.processes import describe_exit, die_with_parent
 from runed.settings import engine_environment
 
-VERSION_TIMEOUT = 20.0
-"""Seconds; the first start of a program may wait for a slow disk or for the check of a downloaded program on macOS."""
+_VERSION_TIMEOUT = 20.0
+"""Seconds. The first start of a program may wait for a slow disk, or on macOS until the system has checked it."""
 
-QUANTIZE_TIMEOUT = 1800.0
-"""Seconds; 20 are usual, so this ends only what hangs."""
+_QUANTIZE_TIMEOUT = 1800.0
+"""Seconds. 20 are usual, so only a hang takes this long."""
 
 _TAIL_BYTES = 4096
 _TENSOR = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
 _VERSION = re.compile(r"^version: *(.+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """How a program ended.
-
-    Attributes:
-        status: Its exit status, or minus the signal that ended it.
-        tail: The last of what it wrote, standard output and error together.
-    """
-
-    status: int
-    tail: str
-
-
-async def engine_version(executable: Path, *, timeout: float = VERSION_TIMEOUT) -> str:  # noqa: ASYNC109 # a part of the error
+async def engine_version(executable: Path, *, timeout: float = _VERSION_TIMEOUT) -> str:  # noqa: ASYNC109 # a part of the error
     """Run `llama-server --version`, which also proves that the program runs on this machine.
 
     Args:
         executable: The engine.
-        timeout: Seconds to wait for it.
+        timeout: Seconds to wait for its end.
 
     Returns:
-        What it calls itself, such as "11194 (abc1234)", or "" if it does not say.
+        The version, such as "11194 (abc1234)", or "" if it tells none.
 
     Raises:
-        BootstrapError: It cannot be started, fails or hangs; the message quotes what it wrote.
+        BootstrapError: It cannot be started, fails or hangs; the message quotes its output.
     """
-    result = await _run([str(executable), "--version"], timeout)
-    if result.status != 0:
-        raise BootstrapError(f"{executable} --version {_ending(result)}{_hint(result.tail)}")
-    match = _VERSION.search(result.tail)
+    argv = [str(executable), "--version"]
+    match = _VERSION.search(await _run(argv, " ".join(argv), timeout))
     return match.group(1).strip() if match else ""
 
 
@@ -68,11 +52,11 @@ async def quantize(
         program: The `llama-quantize`.
         source: The GGUF to read.
         target: The GGUF to write.
-        quantization: What to make, such as "Q6_K".
-        on_tensor: Told the number of the tensor at work and of all tensors.
+        quantization: The type to make, such as "Q6_K".
+        on_tensor: Called with the number of the tensor at work and the number of all tensors.
 
     Raises:
-        BootstrapError: It cannot be started, fails or hangs; the message quotes what it wrote.
+        BootstrapError: It cannot be started, fails or hangs; the message quotes its output.
     """
 
     def on_output(tail: bytes) -> None:
@@ -81,13 +65,21 @@ async def quantize(
 
     # The flag permits a quantized source such as Q8_0 and changes nothing for any other.
     argv = [str(program), "--allow-requantize", str(source), str(target), quantization]
-    result = await _run(argv, QUANTIZE_TIMEOUT, on_output)
-    if result.status != 0:
-        raise BootstrapError(f"{program.name} to {quantization} {_ending(result)}{_hint(result.tail)}")
+    await _run(argv, f"{program.name} to {quantization}", _QUANTIZE_TIMEOUT, on_output)
 
 
-async def _run(argv: list[str], seconds: float, on_output: Callable[[bytes], None] | None = None) -> _Result:
-    """Run a program to its end, which comes with a cancel, with the timeout, and on Linux with this process's death."""
+async def _run(argv: list[str], name: str, seconds: float, on_output: Callable[[bytes], None] | None = None) -> str:
+    """Run a program and return the end of its output. A cancel, the timeout, or on Linux our own death ends it.
+
+    Args:
+        argv: The program and its arguments.
+        name: The name of this run in an error.
+        seconds: The timeout.
+        on_output: Called with the end of the output so far.
+
+    Raises:
+        BootstrapError: It cannot be started, fails or hangs.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -120,24 +112,22 @@ async def _run(argv: list[str], seconds: float, on_output: Callable[[bytes], Non
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-    return _Result(status, _text(tail))
+    if status != 0:
+        lines = "; ".join(line.strip() for line in _text(tail).splitlines()[-6:])
+        quoted = f": {lines}" if lines else " without a word"
+        raise BootstrapError(f"{name} {describe_exit(status)}{quoted}{_hint(tail)}")
+    return _text(tail)
 
 
 def _text(output: bytes) -> str:
     return output.decode("utf-8", "replace").strip()
 
 
-def _ending(result: _Result) -> str:
-    lines = "; ".join(line.strip() for line in result.tail.splitlines()[-6:])
-    quoted = f": {lines}" if lines else " without a word"
-    return f"{describe_exit(result.status)}{quoted}"
-
-
-def _hint(output: str) -> str:
-    """Say what to do about the usual reasons why a program from elsewhere does not run."""
-    if "libgomp" in output:
+def _hint(output: bytes) -> str:
+    """Return the remedy for a usual reason why a program from elsewhere does not run, or ""."""
+    if b"libgomp" in output:
         return ". Install libgomp (package libgomp1 or libgomp)"
-    if "GLIBC" in output:
+    if b"GLIBC" in output:
         return (
             ". This system's C library is too old (glibc 2.35 is needed): set RUNED_LLAMA_SERVER to a llama-server of your own"
         )

@@ -1,4 +1,4 @@
-"""Progress of a bootstrap: for whoever watches, a few times a second, and for the log, every tenth."""
+"""Reports the progress of an installation: to a callback a few times a second, and to the log at every tenth."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from enum import Enum
 from runed.log import get_logger
 
 _INTERVAL = 0.2
-"""Seconds between two reports of what changes all the time."""
+"""Seconds between two reports of a number that changes all the time."""
 
 _log = get_logger(__name__)
 
 
 class Phase(Enum):
-    """What a bootstrap is fetching."""
+    """The part that is being installed."""
 
     FETCHING_LLAMA_SERVER = "fetching llama-server"
     FETCHING_MODEL = "fetching model"
@@ -24,10 +24,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a bootstrap is.
+    """The progress of an installation.
 
     Attributes:
-        phase: What is being fetched.
+        phase: The part that is being installed.
         bytes_done: The bytes that are there.
         bytes_total: The bytes of the download, or 0 if they are not known yet.
         message: One sentence for people.
@@ -45,7 +45,7 @@ class ProgressReporter:
     """Passes progress on, but not too often.
 
     Args:
-        report: Told the progress.
+        report: Called with the progress.
     """
 
     def __init__(self, report: Callable[[Progress], None]) -> None:
@@ -59,14 +59,14 @@ class ProgressReporter:
         self._reported_at = 0.0
 
     def begin(self, phase: Phase, total: int, step: str) -> None:
-        """Begin a download of `total` bytes, or with 0 something that counts none; `step` describes it."""
+        """Begin a step: a download of `total` bytes, or with 0 other work. `step` describes it."""
         self._phase, self._step, self._done, self._total, self._logged_tenth = phase, step, 0, total, 0
         self._downloading |= total > 0
         _log.info("bootstrap", step=step, bytes_total=total)
         self.say(step)
 
     def advance(self, done: int) -> None:
-        """Tell how many bytes are there."""
+        """Report the number of bytes that are there."""
         self._done = done
         tenth = done * 10 // self._total
         if tenth > self._logged_tenth:
@@ -76,12 +76,12 @@ class ProgressReporter:
             self.say(self._step)
 
     def work(self, step: str) -> None:
-        """Tell in words how far something is that reports too often."""
+        """Report in words, unless the last report was a moment ago."""
         if self._is_due():
             self.say(step)
 
     def say(self, message: str, *, downloading: bool = False) -> None:
-        """Tell in words what is going on, at once; `downloading` if that is a download without bytes to count."""
+        """Report in words, at once; `downloading` is for a download without bytes to count."""
         self._downloading |= downloading
         self._reported_at = time.monotonic()
         self._report(Progress(self._phase, self._done, self._total, message, self._downloading))

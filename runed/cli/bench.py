@@ -1,12 +1,10 @@
-"""`runed bench`: how fast the daemon is here; with --tune, how its engine is best run on this machine."""
+"""`runed bench`: measures the speed of the daemon; with --tune, finds the best profiles for this machine."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import math
-import os
 import random
 import statistics
 import time
@@ -20,8 +18,8 @@ from runed.cli.options import seconds
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import ANSWER_SECONDS, connect
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
-from runed.paths import Paths, ensure_private_dir
-from runed.settings import Settings, load_settings
+from runed.paths import Paths
+from runed.settings import Settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,10 +28,10 @@ if TYPE_CHECKING:
 
 SECONDS = 3.0
 TUNE_SECONDS = 2.0
-"""How long one part of a measurement takes."""
+"""Seconds of one part of a measurement."""
 
 TUNE_LIMIT = 240.0
-"""Seconds after which `--tune` makes do with what it has measured."""
+"""Seconds after which `--tune` leaves out the other measurements."""
 
 SHORT_TEXT_WORDS = 12
 LONG_TEXT_WORDS = 40
@@ -75,15 +73,14 @@ _WORDS = (  # noqa: SIM905 # words read best as words
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """How fast a daemon is; times in seconds, rates per second.
+    """The speed of a daemon; times in seconds, rates per second.
 
     Attributes:
-        short_text_p50: Of a call with one short text.
-        short_text_p99: As `short_text_p50`.
-        cached_text_p50: Of a call with a text that was embedded before; None if there is no cache.
-        texts_per_second: Of many short texts in one call.
-        tokens_per_second: As `texts_per_second`.
-        texts: How many texts were embedded for that.
+        short_text_p50: The median time of a call with one short text; `short_text_p99` is the 99th percentile.
+        cached_text_p50: The median time of a call with a text in the cache; None if there is no cache.
+        texts_per_second: The rate of many short texts in one call.
+        tokens_per_second: The rate of their tokens.
+        texts: The number of these texts.
     """
 
     short_text_p50: float
@@ -110,7 +107,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, and print what was measured."""
+    """Measure, and print the results."""
     if arguments.tune:
         _tune(arguments.seconds or TUNE_SECONDS, as_json=arguments.json, force=arguments.force)
     else:
@@ -119,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sample_texts(count: int, words: int) -> list[str]:
-    """Make texts of so many common English words, which nobody has embedded before."""
+    """Make texts of `words` common English words, which are new to the cache."""
     return [" ".join(random.choices(_WORDS, k=words)) for _ in range(count)]  # noqa: S311 # no secret
 
 
@@ -173,7 +170,7 @@ def _measure_speed(client: runed.Client, part_seconds: float, display: ProgressD
 
 
 def _time_calls(call: Callable[[], object], part_seconds: float) -> list[float]:
-    """Call until the time is over, but at least some times, and give the seconds of each."""
+    """Call until the time is over, but at least `FEWEST_CALLS` times. Return the seconds of each call."""
     end = time.monotonic() + part_seconds
     times: list[float] = []
     while len(times) < FEWEST_CALLS or time.monotonic() < end:
@@ -184,7 +181,7 @@ def _time_calls(call: Callable[[], object], part_seconds: float) -> list[float]:
 
 
 def _embed_many(client: runed.Client, count: int) -> tuple[int, float, int]:
-    """Embed new texts in one call, and give their number, the seconds and the tokens."""
+    """Embed new texts in one call. Return their number, the seconds and the tokens."""
     texts = sample_texts(count, SHORT_TEXT_WORDS)
     started = time.perf_counter()
     answers = client.embed_items(texts, lane="bulk")
@@ -202,11 +199,9 @@ def _vector(answer: runed.Embedding | RunedError) -> runed.Embedding:
 
 
 def _tune(part_seconds: float, *, as_json: bool, force: bool) -> None:
-    settings = load_settings()
-    os.umask(0o077)  # as the daemon, which writes the same files
-    paths = Paths(settings.home)
-    ensure_private_dir(paths.home)
-    ensure_private_dir(paths.logs)
+    from runed.cli.install import open_home  # noqa: PLC0415 # the figures of a daemon need none of its imports
+
+    settings, paths = open_home("bench.log")
     if _daemon_is_busy(paths):
         complain("the daemon is embedding now, so the figures will be too low; measure again when it is idle")
     with ProgressDisplay() as display:
@@ -234,22 +229,13 @@ def _daemon_is_busy(paths: Paths) -> bool:
 
 
 def _tune_installed(settings: Settings, paths: Paths, part_seconds: float, display: ProgressDisplay, *, force: bool) -> Tuning:
-    # Only here, since the figures of a daemon need none of it.
-    from runed.backends.llama import check_model  # noqa: PLC0415
-    from runed.backends.llama.tuning import tune  # noqa: PLC0415
-    from runed.bootstrap import Progress, install  # noqa: PLC0415
-    from runed.log import configure_logging  # noqa: PLC0415
-
-    # In a file of its own, as two processes cannot rotate one file; the user sees the progress instead.
-    configure_logging(paths.logs / "bench.log")
-
-    def show_install(progress: Progress) -> None:
-        display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)
+    from runed.backends.llama.tuning import tune  # noqa: PLC0415 # as above
+    from runed.cli.install import install_shown  # noqa: PLC0415 # as above
 
     def show_tuning(done: int, total: int, what: str) -> None:
         display.update("measuring the engine", done, total, unit="ways", detail=f"measuring the engine: {what}")
 
-    installation = asyncio.run(install(settings, paths, report=show_install, check_model=check_model))
+    installation = install_shown(settings, paths, display)
     for warning in installation.warnings:
         complain(warning)
     return tune(

@@ -1,4 +1,4 @@
-"""`runed install`: everything that would be fetched at the first start, ahead of it."""
+"""`runed install`: downloads engine and model ahead of the first start."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from runed.backends.llama import check_model
-from runed.bootstrap import Progress, install
+from runed.bootstrap import Installation, Progress, install
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.progress import ProgressDisplay
 from runed.files import write_atomically
 from runed.log import configure_logging
 from runed.paths import Paths, ensure_private_dir
-from runed.settings import load_settings
+from runed.settings import Settings, load_settings
 
 DESCRIPTION = """\
 Fetch and verify the engine and the model now, so that the first start needs no
@@ -39,20 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_arguments: argparse.Namespace) -> int:
-    """Install, and say what is where."""
-    settings = load_settings()
-    os.umask(0o077)  # as the daemon, which writes the same files
-    paths = Paths(settings.home)
-    ensure_private_dir(paths.home)
-    ensure_private_dir(paths.logs)
-    # In a file of its own, as two processes cannot rotate one file; the user sees the progress instead.
-    configure_logging(paths.logs / "install.log")
+    """Install, and print the paths of all parts."""
+    settings, paths = open_home("install.log")
     with ProgressDisplay(keep=True) as display:
-
-        def report(progress: Progress) -> None:
-            display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)
-
-        installation = asyncio.run(install(settings, paths, report=report, check_model=check_model))
+        installation = install_shown(settings, paths, display)
     launcher = _write_launcher(paths)
     for warning in installation.warnings:
         complain(warning)
@@ -62,12 +52,34 @@ def run(_arguments: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _write_launcher(paths: Paths) -> Path:
-    """Write a script that starts this very installation of runed, whatever is on PATH, and give its path.
+def open_home(log: str) -> tuple[Settings, Paths]:
+    """Prepare the home as the daemon does. Return the settings and the paths.
 
-    `-P` keeps Python from importing a `runed` of the directory that the script happens to be called in.
+    Args:
+        log: The name of the log file of this command. Two processes cannot rotate one file.
     """
+    settings = load_settings()
+    os.umask(0o077)
+    paths = Paths(settings.home)
+    ensure_private_dir(paths.home)
+    ensure_private_dir(paths.logs)
+    configure_logging(paths.logs / log)
+    return settings, paths
+
+
+def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay) -> Installation:
+    """Install engine and model, and show the progress."""
+
+    def report(progress: Progress) -> None:
+        display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)
+
+    return asyncio.run(install(settings, paths, report=report, check_model=check_model))
+
+
+def _write_launcher(paths: Paths) -> Path:
+    """Write a script that starts this installation of runed, and return its path."""
     ensure_private_dir(paths.bin)
+    # -P: else Python would import a `runed` of the current directory.
     script = f'#!/bin/sh\n# Written by `runed install`.\nexec {shlex.quote(sys.executable)} -P -m runed "$@"\n'
     launcher = paths.bin / "runed"
     write_atomically(launcher, script.encode(), mode=0o700)

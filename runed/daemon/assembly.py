@@ -93,7 +93,6 @@ async def _build_model(
         executable=installation.llama_server,
         model=installation.model,
         model_sha256=installation.model_sha256,
-        engine_version=installation.engine_version,
         paths=paths,
         ctx_size=settings.ctx_size,
         profile=settings.profile,

@@ -131,7 +131,7 @@ class Bootstrapper:
             self.model = await self._build(self._report)
         except RunedError as error:
             self._fail(error.message)
-        except Exception as error:  # noqa: BLE001 # the daemon must live on to tell what went wrong
+        except Exception as error:  # noqa: BLE001 # the daemon must live on to tell the failure
             _log.error("bootstrap failed unexpectedly", **describe_exception(error))
             self._fail(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")
         finally:

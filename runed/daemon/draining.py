@@ -79,7 +79,7 @@ async def _stop(servers: Sequence[Server], grace: float) -> None:
 
 
 class DrainableStream:
-    """The texts of a stream until the daemon drains: what was read is still answered, the rest is for the next daemon.
+    """The texts of a stream until the daemon drains. Texts that were read are answered; later ones are for the next daemon.
 
     Args:
         chunks: The texts.

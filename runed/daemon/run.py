@@ -64,7 +64,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
 def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
     ensure_socket_dir(paths.socket)
     if probe(paths.socket):
-        # A daemon that holds no lock of ours; what it left here, such as a record, stays as it is.
+        # This daemon holds no lock of ours. Its files here, such as a record, stay as they are.
         raise AlreadyRunningError(f"another daemon already listens on {paths.socket}")
     with contextlib.ExitStack() as stack:
         with _signals_held_back():

@@ -10,7 +10,7 @@ import pytest
 
 from runed.backends.base import BackendStatus
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.launcher import Timings
+from runed.backends.llama.timings import Timings
 from runed.paths import Paths
 from tests.backends.support import QUICK, FakeEngine, MakeBackend
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.launcher import Timings
+from runed.backends.llama.timings import Timings
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 

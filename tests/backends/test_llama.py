@@ -161,7 +161,7 @@ async def test_engine_closes_each_connection_after_100_requests_unnoticed(make_b
 
 async def test_every_flag_is_known_to_the_engine_and_memory_is_bounded(make_backend: MakeBackend, llama_server: Path) -> None:
     backend = make_backend(ctx_size=2048)
-    argv = backend._launcher.command()
+    argv = backend._launcher.command.argv()
     text = await asyncio.to_thread(lambda: subprocess.run([llama_server, "--help"], capture_output=True, text=True, check=True))
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.stdout))
     assert {argument for argument in [*argv, "--no-repack"] if argument.startswith("-")} <= known
@@ -227,7 +227,7 @@ async def test_wake_is_no_slower_than_the_bare_engine_by_150_ms(
 ) -> None:
     backend = make_backend()
     await backend.start()
-    command = backend._launcher.command()
+    command = backend._launcher.command.argv()
     await backend.stop()
 
     async def wake() -> float:

@@ -229,6 +229,8 @@ async def test_engine_for_another_processor_is_told(make_backend: MakeBackend, h
     [
         ("nan", "not finite"),
         ("zeros", "not of unit norm"),
+        ("norm-1.001", "not of unit norm"),
+        ("norm-0.999", "not of unit norm"),
         ("dimension", "252 bytes"),
         ("too-few", "0 vectors to 1 texts"),
         ("500", "HTTP status 500"),
@@ -247,6 +249,14 @@ async def test_wrong_answer_is_a_fault_and_hurts_no_other_text(
     assert SECRET not in caught.value.message
     assert len((await backend.embed(["hello"])).vectors) == 1
     assert backend.state.restarts == 0
+
+
+@pytest.mark.parametrize("action", ["norm-1.0004", "norm-0.9996"])
+async def test_rounding_of_a_half_precision_engine_is_no_fault(
+    make_backend: MakeBackend, fake: FakeEngine, action: str
+) -> None:
+    fake.behave(on={"rounded": action})
+    assert len((await make_backend(fake.executable).embed(["rounded"])).vectors) == 1
 
 
 @pytest.mark.parametrize(
@@ -344,6 +354,26 @@ async def test_text_that_kills_every_engine_is_told_and_the_next_text_works(
     assert "boom" not in caught.value.message
     assert len((await backend.embed(["hello"])).vectors) == 1
     assert backend.state.restarts == 2
+
+
+async def test_death_that_shows_long_after_the_connection_broke_is_told_as_a_death(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    fake.behave(on={"boom": "slow-death"})
+    backend = make_backend(fake.executable)
+    with pytest.raises(BackendUnavailableError, match="was ended by SIGABRT"):
+        await backend.embed(["boom"])
+    await backend.embed(["hello"])
+    assert backend.state.restarts == 2
+
+
+async def test_deaths_between_answers_never_end_in_failure(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable)
+    for deaths in range(QUICK.max_failures + 1):
+        await backend.embed(["hello"])
+        assert backend.state.restarts == deaths
+        os.kill(backend.state.pid, signal.SIGKILL)
+        await asyncio.to_thread(wait_until, lambda deaths=deaths: backend.state.restarts > deaths, what="the replacement")
 
 
 async def test_crashes_in_a_row_end_in_failure_and_a_pause(make_backend: MakeBackend, fake: FakeEngine) -> None:

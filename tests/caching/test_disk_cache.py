@@ -158,6 +158,26 @@ async def test_a_caller_that_goes_takes_nothing_with_it(tmp_path: Path) -> None:
     await disk.close()
 
 
+async def test_a_close_that_is_cancelled_again_and_again_still_lets_go_of_the_file(tmp_path: Path) -> None:
+    disk = open_cache(tmp_path)
+    put(disk, 1)
+    await disk.flush()
+    with hanging(disk):
+        closing_it = asyncio.create_task(disk.close())
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            closing_it.cancel()
+        await asyncio.sleep(0.01)
+        assert not closing_it.done(), "the file is still open"
+    await asyncio.wait([closing_it])
+    assert closing_it.cancelled()
+    with capture_logs() as logs:
+        successor = open_cache(tmp_path)
+        assert await numbers_in(successor, range(3)) == {1}
+        await successor.close()
+    assert logs == []
+
+
 def test_a_bound_that_is_too_small_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=str(MIN_DISK_BYTES)):
         open_cache(tmp_path, max_bytes=MIN_DISK_BYTES - 1)

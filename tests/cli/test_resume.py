@@ -80,8 +80,9 @@ def test_job_that_is_killed_again_and_again_gives_the_same_file(texts: Path, tmp
         assert not output.exists()
         assert done_rows(output) >= done, "work was lost"
         done = done_rows(output)
-    last = jobs.run("--batch", texts, "-o", output, "--resume", options=options)
-    assert (last.returncode, last.stdout) == (0, b"")
+    else:  # on a busy machine, the job may have ended before it could be killed; another run would begin anew
+        last = jobs.run("--batch", texts, "-o", output, "--resume", options=options)
+        assert (last.returncode, last.stdout) == (0, b"")
     assert killed >= 2
     assert output.read_bytes() == whole.read_bytes()
     asked = log.read_text().splitlines()

@@ -16,10 +16,11 @@ Keys of `behaviour.json`, all optional:
     always: an action for each embedding
     on: a mapping from a text to an action for it
 
-Actions: "crash" or "crash-once" (abort), "hang" or "hang-once", "deadlock-once" (no embedding is answered any more),
-"busy" (use the processor for a second, then answer), "nan", "zeros", "dimension" (a value too few), "too-few" (a vector too
-few), "batch-differs", "batch-rounds" (it differs a little), "500", "garbage" (no JSON), "not-http", "half" (close the
-connection in the middle of the answer).
+Actions: "crash" or "crash-once" (abort), "slow-death" (break off the answer, abort half a second later), "hang" or
+"hang-once", "deadlock-once" (no embedding is answered any more), "busy" (use the processor for a second, then answer), "nan",
+"zeros", "norm-0.999", "norm-0.9996", "norm-1.0004", "norm-1.001" (the norm of each vector), "dimension" (a value too few),
+"too-few" (a vector too few), "batch-differs", "batch-rounds" (it differs a little), "500", "garbage" (no JSON), "not-http",
+"half" (close the connection in the middle of the answer).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,15 @@ def round_batch(vectors: list[list[float]]) -> None:
         vectors[0] = [value / norm for value in mixed]
 
 
+def scale_to(norm: float, vectors: list[list[float]]) -> None:
+    vectors[:] = [[norm * value for value in vector] for vector in vectors]
+
+
+def die_slowly(_: list[list[float]]) -> None:
+    threading.Timer(0.5, os.abort).start()
+    raise ConnectionError("the end of this connection")
+
+
 FAULTS: dict[str, Callable[[list[list[float]]], object]] = {
     "nan": lambda vectors: vectors[0].__setitem__(3, math.nan),
     "zeros": lambda vectors: vectors[-1].__setitem__(slice(None), [0.0] * DIM),
@@ -95,6 +106,8 @@ FAULTS: dict[str, Callable[[list[list[float]]], object]] = {
     "too-few": lambda vectors: vectors.pop(),
     "batch-differs": spoil_batch,
     "batch-rounds": round_batch,
+    "slow-death": die_slowly,
+    **{f"norm-{norm}": partial(scale_to, norm) for norm in (0.999, 0.9996, 1.0004, 1.001)},
 }
 
 

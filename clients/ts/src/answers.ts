@@ -9,50 +9,47 @@ import {
   HealthResponse_Status,
   type InfoResponse,
 } from "./gen/runed/v1/runed_pb.js";
+import { FALLBACK_BYTES, FALLBACK_TEXTS } from "./policy.js";
 
-/** For a daemon that tells no limits of its own. */
-const FALLBACK_BATCH_SIZE = 32;
-const FALLBACK_REQUEST_BYTES = 4 * 1024 * 1024;
-
-/** The fields of a message with numbers as numbers; the largest ones are bytes and fit by far. */
+/** The fields of a message, with every number as `number`. The largest ones count bytes, and fit by far. */
 export type Plain<T> = T extends bigint
   ? number
   : T extends Message
     ? { readonly [F in keyof T as F extends `$${string}` ? never : F]: Plain<T[F]> }
     : T;
 
-/** What the daemon and its model are; what is not known until the model is installed is empty or 0 before. */
+/** A description of the daemon and its model. */
 export type Info = Plain<InfoResponse>;
 
-/** What the daemon can do for a caller; UNSPECIFIED is a state that only a newer daemon knows. */
+/** The state of the daemon. UNSPECIFIED is a state that only a newer daemon knows. */
 export type Status = keyof typeof HealthResponse_Status;
 
-/** The part of the start that the status LOADING is in; UNSPECIFIED is one that only a newer daemon knows. */
+/** A part of the daemon's start. UNSPECIFIED is a part that only a newer daemon knows. */
 export type Phase = keyof typeof HealthResponse_Phase;
 
-/** What the daemon is doing right now. */
+/** What the daemon is doing at this moment. */
 export type Health = Omit<Plain<HealthResponse>, "status" | "phase"> & {
-  /** What the daemon can do for a caller. */
+  /** The state of the daemon. */
   readonly status: Status;
-  /** The part of the start that the daemon is in; undefined unless `status` is LOADING. */
+  /** The part of the start that goes on; undefined unless `status` is LOADING. */
   readonly phase: Phase | undefined;
 };
 
-/** The vector of one text, and what the daemon tells about it. */
+/** The vector of one text, with facts about it. */
 export interface Embedding {
-  /** Values of L2 norm 1. */
+  /** The values; their L2 norm is 1. */
   readonly vector: Float32Array;
-  /** The number of tokens that the model read: those of the text, of its prompt and special ones. */
+  /** The number of tokens that the model read: those of the text, those of its prompt, and special ones. */
   readonly tokenCount: number;
   /** The number of tokens before anything was cut off. */
   readonly totalTokenCount: number;
-  /** Whether something was cut off, as `truncate` allowed. */
+  /** Whether something was cut off, which `truncate` allows. */
   readonly truncated: boolean;
-  /** Names the space that the vector lies in; see `Info.fingerprint`. */
+  /** The name of the space that the vector lies in. Keep it beside stored vectors, and compare only vectors of the same one. */
   readonly fingerprint: string;
-  /** What was put in front of the text, such as the model's instruction for queries; may be empty. */
+  /** The words that were put in front of the text, such as the model's instruction for queries; may be empty. */
   readonly prompt: string;
-  /** Whether the vector was there already: from the cache, or from the same text in flight. */
+  /** Whether the vector came from the cache, or from the same text in flight. */
   readonly cached: boolean;
   /** The nearest centroid of the daemon's set; undefined unless `withRoute` asked for it. */
   readonly clusterId: number | undefined;
@@ -60,17 +57,17 @@ export interface Embedding {
   readonly centroidSetVersion: string;
 }
 
-/** What became of one text of several: its embedding, or the reason why there is none. */
+/** The outcome of one text of several: its embedding, or the error that says why there is none. */
 export type Outcome = Embedding | RunedError;
 
-/** Sees to it that all vectors of one result lie in the same space, though they come by several answers. */
+/** Makes sure that all vectors of one result lie in the same space, though they come in several answers. */
 export class SpaceGuard {
   #first: string | undefined;
 
   /**
-   * Takes note of the space of an answer.
+   * Compares the space of an answer with that of the answers before.
    *
-   * @throws RunedError It is another one than before: the daemon was restarted with another model or engine meanwhile.
+   * @throws RunedError INTERNAL: It is another one. The daemon was restarted with another model or engine meanwhile.
    */
   check(fingerprint: string): void {
     this.#first ??= fingerprint;
@@ -86,7 +83,7 @@ export class SpaceGuard {
 }
 
 /**
- * Reads what became of one text of several.
+ * Reads the outcome of one text of several.
  *
  * @param item - The message about the text.
  * @param answer - The message that it is part of.
@@ -102,7 +99,7 @@ export function readOutcome(
     throw noVector();
   }
   if (item.error !== undefined) {
-    // The place that the daemon tells is that in one request, which the caller does not know.
+    // The daemon tells the place in one request, which the caller does not know.
     const { index: _, ...metadata } = item.error.metadata;
     if (index !== undefined) {
       metadata.index = String(index);
@@ -135,22 +132,22 @@ export function readVector(item: EmbedResponse): Float32Array {
   return new Float32Array(item.vector);
 }
 
-/** Describes an answer that lacks what was asked for. */
+/** Describes an answer that lacks vectors. */
 export function noVector(): RunedError {
   return new RunedError("BACKEND_FAULT", "the daemon answered other vectors than were asked for; send the texts again");
 }
 
-/** Reads what the daemon and its model are. */
+/** Reads an answer to Info. */
 export function readInfo(response: InfoResponse): Info {
   const info = plain(response);
   return {
     ...info,
-    maxBatchSize: info.maxBatchSize || FALLBACK_BATCH_SIZE,
-    maxRequestBytes: info.maxRequestBytes || FALLBACK_REQUEST_BYTES,
+    maxBatchSize: info.maxBatchSize || FALLBACK_TEXTS,
+    maxRequestBytes: info.maxRequestBytes || FALLBACK_BYTES,
   };
 }
 
-/** Reads what the daemon is doing. */
+/** Reads an answer to Health. */
 export function readHealth(response: HealthResponse): Health {
   // A newer daemon may send numbers that have no name here.
   const status: Status | undefined = HealthResponse_Status[response.status] as Status | undefined;

@@ -1,40 +1,31 @@
-/** What a call to the daemon takes besides sending it: waiting out a bootstrap, trying again, starting the daemon again. */
+/** How a call reaches the daemon: it waits out a bootstrap, tries again, and starts the daemon again. */
 
 import type { CallOptions as RpcOptions } from "@connectrpc/connect";
 import { type Health, type Info, readHealth, readInfo } from "./answers.js";
-import { RunedError, translate } from "./errors.js";
+import { kindOf, RunedError, translate } from "./errors.js";
+import {
+  BOOTSTRAP_FIRST_POLL_MS,
+  BOOTSTRAP_LONGEST_POLL_MS,
+  DRAIN_PATIENCE_MS,
+  DRAIN_POLL_MS,
+  LOST_PAUSE_MS,
+  LOST_TRIES,
+} from "./policy.js";
 import type { Target } from "./target.js";
 import type { Link, Rpc } from "./transport.js";
 import { type Deadline, Patience } from "./waiting.js";
 
-/** Milliseconds between two looks at Health during a bootstrap, at first and later. */
-const POLL_FIRST_MS = 100;
-const POLL_MOST_MS = 250;
-
-/** A dying daemon closes its connections a moment before its listening socket, so that it may seem to live on. */
-const MAX_RETRIES = 3;
-const RETRY_PAUSE_MS = 50;
-
-/** Milliseconds to wait for a draining daemon to make room for its successor. */
-const DRAIN_POLL_MS = 200;
-const MAX_DRAIN_MS = 30_000;
-
-/** The reasons that another try may help against. */
-const PASSING = new Set<string>(["QUEUE_FULL", "BACKEND_UNAVAILABLE", "SHUTTING_DOWN", "DAEMON_UNAVAILABLE"]);
-
-/** Whether another try, now or after the bootstrap, may help against an error. */
-export function mayPass(error: RunedError): boolean {
-  return PASSING.has(error.reason) || error.reason === "BOOTSTRAPPING";
-}
+/** What to do while the daemon downloads its engine or its model. */
+export type DuringDownload = "wait" | "refuse";
 
 /** What a call has tried so far. */
 export class Tries {
   readonly deadline: Deadline;
-  /** Whether to look for a daemon that broke a connection even if none may be started. */
+  /** Whether to look for the daemon again even if none may be started. */
   readonly reconnect: boolean;
   readonly patience: Patience;
   restarted = false;
-  retries = 0;
+  lost = 0;
   drainedMs = 0;
 
   constructor(deadline: Deadline, { reconnect = false } = {}) {
@@ -47,7 +38,7 @@ export class Tries {
   reset(): void {
     this.patience.reset();
     this.restarted = false;
-    this.retries = 0;
+    this.lost = 0;
     this.drainedMs = 0;
   }
 }
@@ -73,13 +64,13 @@ export class Calls {
   }
 
   /**
-   * Makes a call, again if the daemon is too busy for the moment, once more if it went away and may be started again.
+   * Makes a call. Makes it again if the daemon is too busy for the moment, or if the daemon went away and may be started again.
    *
-   * All calls that come here may be repeated: an embedding that is computed twice is the same embedding.
+   * All calls that come here may be made twice: the same text has the same embedding.
    *
    * @param deadline - The end of the call.
    * @param call - Makes it.
-   * @throws RunedError What the daemon answered. What the caller's signal was aborted with.
+   * @throws RunedError What the daemon answered. If the caller's signal was aborted, its reason.
    */
   async send<T>(deadline: Deadline, call: (rpc: Rpc, options: RpcOptions) => Promise<T>): Promise<T> {
     const tries = new Tries(deadline);
@@ -93,7 +84,11 @@ export class Calls {
   }
 
   /** Makes a call as `send` does, and waits out a bootstrap that is in its way. */
-  async sendWhenReady<T>(deadline: Deadline, call: (rpc: Rpc, options: RpcOptions) => Promise<T>): Promise<T> {
+  async sendWhenReady<T>(
+    deadline: Deadline,
+    call: (rpc: Rpc, options: RpcOptions) => Promise<T>,
+    duringDownload: DuringDownload = "wait",
+  ): Promise<T> {
     for (;;) {
       try {
         return await this.send(deadline, call);
@@ -101,7 +96,7 @@ export class Calls {
         if (!(error instanceof RunedError && error.reason === "BOOTSTRAPPING")) {
           throw error;
         }
-        await this.waitOutBootstrap(deadline);
+        await this.waitOutBootstrap(deadline, duringDownload);
       }
     }
   }
@@ -121,7 +116,7 @@ export class Calls {
     }
   }
 
-  /** Gives the error that a caller gets for what a call threw. */
+  /** Returns the error that the caller gets for what a call threw. */
   explain(thrown: unknown, deadline: Deadline): unknown {
     if (deadline.signal?.aborted) {
       return deadline.signal.reason;
@@ -130,49 +125,62 @@ export class Calls {
       return new RunedError("CLOSED", "the client was closed before the answer");
     }
     const error = translate(thrown, this.#target.socket);
-    // Only the deadline knows the time of the whole call; whoever noticed its end knows what was left of it.
+    // Only the deadline knows the time of the whole call. The error knows the time of the last try.
     return error.reason === "DEADLINE_EXCEEDED" && deadline.timeoutMs !== undefined ? deadline.exceeded() : error;
   }
 
   /**
-   * Does what is to be done before another try.
+   * Prepares another try.
    *
    * @param error - Why the last try failed.
    * @param tries - What has been tried.
    * @throws `error` if another try would be of no use.
    */
   async recover(error: unknown, tries: Tries): Promise<void> {
-    const { deadline } = tries;
-    if (!(error instanceof RunedError && PASSING.has(error.reason))) {
+    if (!(error instanceof RunedError)) {
       throw error;
     }
-    if (error.reason === "QUEUE_FULL" || error.reason === "BACKEND_UNAVAILABLE") {
-      await deadline.sleep(tries.patience.pause(error));
-      return;
-    }
-    if (this.#target.home === undefined && !tries.reconnect) {
-      throw error;
-    }
-    if (error.reason === "SHUTTING_DOWN") {
-      if (tries.drainedMs >= MAX_DRAIN_MS) {
+    switch (kindOf(error)) {
+      case "QUEUE_FULL":
+      case "BACKEND_UNAVAILABLE":
+        await tries.deadline.sleep(tries.patience.pause(error));
+        return;
+      case "SHUTTING_DOWN":
+        if (!this.#mayReconnect(tries) || tries.drainedMs >= DRAIN_PATIENCE_MS) {
+          throw error;
+        }
+        tries.drainedMs += DRAIN_POLL_MS;
+        return await this.#findDaemon(tries, DRAIN_POLL_MS);
+      case "DAEMON_UNAVAILABLE":
+        if (!this.#mayReconnect(tries) || tries.restarted || tries.lost === LOST_TRIES) {
+          throw error;
+        }
+        tries.lost += 1;
+        return await this.#findDaemon(tries, LOST_PAUSE_MS);
+      default:
         throw error;
-      }
-      await deadline.sleep(DRAIN_POLL_MS);
-      tries.drainedMs += DRAIN_POLL_MS;
-    } else {
-      if (tries.restarted || tries.retries === MAX_RETRIES) {
-        throw error;
-      }
-      await deadline.sleep(RETRY_PAUSE_MS);
-      tries.retries += 1;
     }
-    this.#limits = undefined;
-    tries.restarted = await this.#target.ensure(deadline);
   }
 
-  /** Watches Health until the daemon no longer loads, and reports what changes. */
-  async waitOutBootstrap(deadline: Deadline): Promise<void> {
-    let pause = POLL_FIRST_MS;
+  #mayReconnect(tries: Tries): boolean {
+    return this.#target.home !== undefined || tries.reconnect;
+  }
+
+  /** Waits a moment, and makes sure that a daemon listens. */
+  async #findDaemon(tries: Tries, pauseMs: number): Promise<void> {
+    await tries.deadline.sleep(pauseMs);
+    this.#limits = undefined; // the next daemon may have others
+    tries.restarted = await this.#target.ensure(tries.deadline);
+  }
+
+  /**
+   * Watches Health until the daemon no longer loads, and reports what changes.
+   *
+   * @throws RunedError BACKEND_UNAVAILABLE: The bootstrap failed. BOOTSTRAPPING: The daemon downloads, and `duringDownload` is
+   * "refuse". DEADLINE_EXCEEDED: The time was over first.
+   */
+  async waitOutBootstrap(deadline: Deadline, duringDownload: DuringDownload = "wait"): Promise<void> {
+    let pause = BOOTSTRAP_FIRST_POLL_MS;
     let told = "";
     let message = "";
     try {
@@ -190,11 +198,14 @@ export class Calls {
             message || "the daemon could not install or start its engine; see its log",
           );
         }
+        if (duringDownload === "refuse" && isDownload(health)) {
+          throw downloading(health);
+        }
         await deadline.sleep(pause);
         if (health.status !== "LOADING") {
           return;
         }
-        pause = Math.min(pause * 1.25, POLL_MOST_MS);
+        pause = Math.min(pause * 1.25, BOOTSTRAP_LONGEST_POLL_MS);
       }
     } catch (error) {
       if (error instanceof RunedError && error.reason === "DEADLINE_EXCEEDED") {
@@ -204,19 +215,42 @@ export class Calls {
     }
   }
 
-  /** Asks what the daemon and its model are. */
-  async info(deadline: Deadline): Promise<Info> {
-    return readInfo(await this.send(deadline, (rpc, options) => rpc.info({}, options)));
+  /** Describes the daemon and its model as soon as the daemon knows its model. */
+  async info(deadline: Deadline, duringDownload: DuringDownload): Promise<Info> {
+    for (;;) {
+      const response = await this.sendWhenReady(deadline, (rpc, options) => rpc.info({}, options), duringDownload);
+      if (response.vectorDim > 0) {
+        return readInfo(response);
+      }
+      await this.waitOutBootstrap(deadline, duringDownload);
+    }
   }
 
-  /** Asks what the daemon is doing right now. */
+  /** Tells what the daemon is doing at this moment. */
   async health(deadline: Deadline): Promise<Health> {
     return readHealth(await this.send(deadline, (rpc, options) => rpc.health({}, options)));
   }
 
-  /** Asks for the limits of a request, once for each daemon; the rest of this Info may be out of date. */
+  /** Asks for the limits of a request, once for each daemon. The rest of this Info may be empty or out of date. */
   async limits(deadline: Deadline): Promise<Info> {
-    this.#limits ??= await this.info(deadline);
+    this.#limits ??= readInfo(await this.sendWhenReady(deadline, (rpc, options) => rpc.info({}, options)));
     return this.#limits;
   }
+}
+
+/**
+ * Tells whether the daemon downloads its engine or its model. Other work of these phases, such as computing a hash, has no bytes
+ * to count.
+ */
+function isDownload({ status, phase, bytesTotal }: Health): boolean {
+  return status === "LOADING" && (phase === "FETCHING_LLAMA_SERVER" || phase === "FETCHING_MODEL") && bytesTotal > 0;
+}
+
+function downloading({ message, bytesDone, bytesTotal }: Health): RunedError {
+  return new RunedError(
+    "BOOTSTRAPPING",
+    `engine and model are not there yet: ${message}: ${bytesDone} of ${bytesTotal} bytes are done; ` +
+      "wait with waitUntilReady, or ask again later",
+    { metadata: { bytes_done: String(bytesDone), bytes_total: String(bytesTotal) } },
+  );
 }

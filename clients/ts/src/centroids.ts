@@ -4,23 +4,21 @@ import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { RunedError } from "./errors.js";
 import { type Centroid, CentroidSchema, type SetCentroidsRequestSchema } from "./gen/runed/v1/runed_pb.js";
-
-/** Bytes of the centroids of one message. */
-const MESSAGE_BYTES = 1024 * 1024;
+import { CENTROID_BYTES } from "./policy.js";
 
 /** The number of the field `Centroid.vec`. */
 const VEC_FIELD = 2;
 
-/** What a set is called and made with. */
+/** The names of a set. */
 export interface CentroidNames {
   /** The name of the parameters that the set was built with. */
   preset?: string | undefined;
-  /** What the set is called; by default the hash of its content. With a preset, the daemon checks that it is that hash. */
+  /** The name of the set; by default the hash of its content. With a preset, the daemon checks that it is that hash. */
   version?: string | undefined;
 }
 
 /**
- * Takes the centroids that a caller gives.
+ * Checks and copies the centroids of a caller.
  *
  * @throws RunedError BAD_CENTROIDS: They differ in their number of values.
  */
@@ -37,14 +35,14 @@ export function readCentroids(vectors: Iterable<ArrayLike<number>>): Float32Arra
   return set;
 }
 
-/** Gives the messages that carry a set: its header, then its centroids in the order of their ids. */
+/** Yields the messages that carry a set: its header, then its centroids in the order of their ids. */
 export async function* centroidMessages(
   set: readonly Float32Array[],
   { preset = "", version = "" }: CentroidNames,
 ): AsyncGenerator<MessageInitShape<typeof SetCentroidsRequestSchema>> {
   const dim = set[0]?.length ?? 0;
   yield { payload: { case: "header", value: { version, dim, nlist: set.length, preset } } };
-  const step = Math.max(1, Math.floor(MESSAGE_BYTES / (4 * dim)));
+  const step = Math.max(1, Math.floor(CENTROID_BYTES / (4 * dim)));
   for (let start = 0; start < set.length; start += step) {
     const centroids = set.slice(start, start + step).map((vector, index) => centroid(start + index, vector));
     yield { payload: { case: "batch", value: { centroids } } };
@@ -54,12 +52,12 @@ export async function* centroidMessages(
 /**
  * Makes a centroid whose values are already encoded.
  *
- * A packed field of floats is their bytes. protobuf-es would make an object of each value, some gigabytes for a large set; what
- * it takes for unknown fields it writes as it is.
+ * A packed field of floats holds their bytes. protobuf-es would make an object of each value, which takes some gigabytes for a
+ * large set. It writes unknown fields as they are, so the bytes go in as one.
  */
 function centroid(id: number, vector: Float32Array): Centroid {
   const message = create(CentroidSchema, { id });
-  // Little-endian, which is how every platform of runed holds them.
+  // Every platform of runed holds them as little-endian.
   const bytes = new Uint8Array(vector.buffer, vector.byteOffset, vector.byteLength);
   const data = new BinaryWriter().bytes(bytes).finish();
   message.$unknown = [{ no: VEC_FIELD, wireType: WireType.LengthDelimited, data }];

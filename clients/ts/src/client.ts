@@ -4,7 +4,12 @@ import { type Health, type Info, noVector, type Outcome, readOutcome, readVector
 import { Calls } from "./calls.js";
 import { type CentroidNames, centroidMessages, readCentroids } from "./centroids.js";
 import { RunedError } from "./errors.js";
-import type { EmbedBatchResponse } from "./gen/runed/v1/runed_pb.js";
+import {
+  CountTokensRequestSchema,
+  EmbedBatchRequestSchema,
+  type EmbedBatchResponse,
+  EmbedRequestSchema,
+} from "./gen/runed/v1/runed_pb.js";
 import {
   type CallOptions,
   checkKnown,
@@ -15,40 +20,33 @@ import {
   promptFields,
   tooOld,
 } from "./options.js";
+import { LARGE_TEXT, TEXT_OVERHEAD } from "./policy.js";
 import { embedStream } from "./stream.js";
-import { Target } from "./target.js";
-import { checkLength, encodedLength, LARGE_TEXT, listed, measure, relocated, split, TEXT_OVERHEAD } from "./texts.js";
+import { type Place, Target } from "./target.js";
+import { checkLength, encodedLength, listed, measure, relocated, sizeOf, split } from "./texts.js";
 import { Link, type Protocol } from "./transport.js";
 import { Deadline } from "./waiting.js";
 
-/** Bytes at most of the options of a request beside the instruction. */
-const OPTIONS_OVERHEAD = 40;
-
-/** What `connect` takes. */
-export interface ConnectOptions {
-  /** The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`. */
-  home?: string | undefined;
-  /** The socket of a daemon that is looked after by others; it is never started. */
-  socketPath?: string | undefined;
-  /** Whether to start a daemon if none runs, now and when it went away later; true by default. */
-  spawn?: boolean | undefined;
+/** The options of `connect`. */
+export interface ConnectOptions extends Place {
   /** Called with each change of Health while a call waits for engine and model. */
   onProgress?: ((health: Health) => void) | undefined;
-  /** What to speak; "connect" by default. The others differ in nothing that a caller would see. */
+  /** The protocol on the socket; "connect" by default. All can do the same. */
   protocol?: Protocol | undefined;
-  /** Milliseconds that the connect, and each call, may take in all, waiting included; by default a call takes what it takes. */
+  /** Milliseconds that the connect, and each call, may take, waiting included. By default a call has no limit. */
   timeoutMs?: number | undefined;
-  /** Breaks the connect off. */
+  /** Ends the connect early. */
   signal?: AbortSignal | undefined;
 }
 
 /**
- * Connects to the daemon, which is started if none runs.
+ * Connects to the daemon, and starts it if none runs.
  *
- * Returns as soon as the daemon listens; embeddings then wait while it fetches its engine and model.
+ * Returns as soon as the daemon listens. Embeddings then wait while the daemon fetches its engine and model. A daemon that is older
+ * than this package is replaced, after it has finished what is in flight, if the installed `runed` is newer.
  *
- * @throws RunedError DAEMON_UNAVAILABLE: No daemon runs, and none was to be started. DAEMON_START_FAILED: It could not be
- * started; the message ends with the tail of its log. BAD_SETTING: A setting of the daemon cannot be used.
+ * @throws RunedError DAEMON_UNAVAILABLE: No daemon runs, and none may be started. DAEMON_START_FAILED: The daemon could not be
+ * started; the message says why. BAD_SETTING: A setting of the daemon cannot be used.
  */
 export async function connect(options: ConnectOptions = {}): Promise<Client> {
   const target = new Target(options);
@@ -57,14 +55,14 @@ export async function connect(options: ConnectOptions = {}): Promise<Client> {
 }
 
 /**
- * A connection to the daemon, for any number of calls at a time; `connect` makes it.
+ * A connection to the daemon, for any number of calls at a time. `connect` makes it.
  *
  * Every method rejects with a `RunedError`, whose message says what to do, or with the reason of an aborted signal. If the daemon
- * went away since the last call, it is started again, unless the client was told not to, and the call is repeated once. If the
- * daemon or its engine is too busy for the moment, the call is repeated in growing pauses until its time is over, without a
- * `timeoutMs` for a minute; the error is then the daemon's own.
+ * has gone away since the last call, the client starts it again, unless it was told not to, and sends the call once more. If the
+ * daemon or its engine is too busy for the moment, the client sends the call again in growing pauses until the call's time is
+ * over. Without a `timeoutMs` it does so for a minute. The error is then the daemon's own.
  *
- * A client that nobody closes does not keep the process alive.
+ * A client that is not closed does not keep the process alive.
  */
 export class Client {
   readonly #target: Target;
@@ -88,18 +86,18 @@ export class Client {
   /**
    * Embeds one text. Waits while the daemon fetches its engine and model, which takes minutes the first time.
    *
-   * @param text - The text; not empty, and at most `Info.maxTextLength` tokens long unless `truncate` allows more.
+   * @param text - The text. It must not be empty, nor have more tokens than `Info.maxTextLength` unless `truncate` allows it.
    * @returns A vector of L2 norm 1.
-   * @throws RunedError EMPTY_TEXT, INVALID_TEXT, TEXT_TOO_LONG and the like: The text or an option cannot be used.
+   * @throws RunedError EMPTY_TEXT, INVALID_TEXT, TEXT_TOO_LONG and others: The text or an option cannot be used.
    * BACKEND_UNAVAILABLE, BACKEND_FAULT: The engine cannot be installed or started, or failed. QUEUE_FULL: The daemon had too
-   * much to do for all of the time. DEADLINE_EXCEEDED: The time was over first.
+   * much to do for as long as the call was tried. DEADLINE_EXCEEDED: The time was over first.
    */
   async embed(text: string, options: EmbedOptions = {}): Promise<Float32Array> {
     const deadline = this.#deadline(options);
     const fields = embedFields(options);
     const length = encodedLength(text);
     if (length > LARGE_TEXT) {
-      checkLength(length + TEXT_OVERHEAD, (await this.#room(deadline, fields.instruction)).maxBytes);
+      checkLength(length + TEXT_OVERHEAD, (await this.#room(deadline, sizeOf(EmbedRequestSchema, fields))).maxBytes);
     }
     const request = { text, ...fields };
     const response = await this.#calls.sendWhenReady(deadline, (rpc, rpcOptions) => rpc.embed(request, rpcOptions));
@@ -108,11 +106,11 @@ export class Client {
   }
 
   /**
-   * Embeds many texts, by as many requests as the daemon's limits demand.
+   * Embeds many texts. It sends as many requests as the daemon's limits demand.
    *
    * @param texts - The texts, each as for `embed`.
    * @returns Vectors of L2 norm 1 in the order of the texts.
-   * @throws RunedError As `embed`; `metadata.index` tells the first text at fault. Also if the daemon was restarted with another
+   * @throws RunedError As `embed`; `metadata.index` tells the first text at fault. INTERNAL: The daemon was restarted with another
    * model on the way.
    */
   async embedBatch(texts: Iterable<string>, options: EmbedOptions = {}): Promise<Float32Array[]> {
@@ -122,7 +120,7 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    const { maxTexts, maxBytes } = await this.#room(deadline, fields.instruction);
+    const { maxTexts, maxBytes } = await this.#room(deadline, sizeOf(EmbedBatchRequestSchema, fields));
     const lengths = list.map((text, index) => measure(text, index, maxBytes));
     const vectors: Float32Array[] = [];
     const space = new SpaceGuard();
@@ -134,18 +132,22 @@ export class Client {
       checkKnown(options, response.fingerprint);
       space.check(response.fingerprint);
       for (const embedding of response.embeddings) {
-        vectors.push(readVector(embedding));
+        const vector = readVector(embedding);
+        if (vector.length !== (vectors[0] ?? vector).length) {
+          throw noVector();
+        }
+        vectors.push(vector);
       }
     }
     return vectors;
   }
 
   /**
-   * Embeds many texts with all that the daemon tells about each; one that cannot be embedded leaves the others alone.
+   * Embeds many texts, and tells more about each. A text that cannot be embedded does not fail the others.
    *
    * @param texts - As for `embedBatch`.
-   * @returns One outcome a text, in their order: the embedding, or the `RunedError` that says why there is none.
-   * @throws RunedError As `embedBatch`, where it does not belong to a single text.
+   * @returns One outcome for each text, in their order: the embedding, or the `RunedError` that says why there is none.
+   * @throws RunedError As `embedBatch`, if the fault is not that of a single text.
    */
   async embedItems(texts: Iterable<string>, options: ItemOptions = {}): Promise<Outcome[]> {
     const deadline = this.#deadline(options);
@@ -154,7 +156,7 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    const { maxTexts, maxBytes } = await this.#room(deadline, fields.instruction);
+    const { maxTexts, maxBytes } = await this.#room(deadline, sizeOf(EmbedBatchRequestSchema, fields));
     const outcomes: Outcome[] = [];
     const sendable: number[] = [];
     const lengths: number[] = [];
@@ -186,15 +188,15 @@ export class Client {
   }
 
   /**
-   * Embeds any number of texts in constant memory, and gives each as it is ready, in no particular order.
+   * Embeds any number of texts in constant memory. It yields each as it is ready, in no particular order.
    *
-   * Texts are taken from `items` while the daemon has room for them. If the daemon goes away on the way, it is started again and
-   * gets what was not answered; each text has exactly one outcome. To stop early, leave the loop.
+   * It takes texts from `items` while the daemon has room for them. If the daemon goes away on the way, the client starts it again
+   * and sends the unanswered texts once more. Each text has exactly one outcome. To stop early, leave the loop.
    *
    * @param items - Pairs of an id, which may be anything and need not be unique, and a text.
-   * @param options - `timeoutMs` is the time that may pass without an outcome while texts wait for one.
+   * @param options - `timeoutMs` limits the time without an outcome while texts wait for one.
    * @returns The id of a text with its embedding, or with the `RunedError` that says why there is none.
-   * @throws RunedError As `embedItems`; DEADLINE_EXCEEDED: No outcome came in time. What `items` throws comes as it is.
+   * @throws RunedError As `embedItems`. DEADLINE_EXCEEDED: No outcome came in time. An error that `items` throws comes as it is.
    */
   embedStream<K>(
     items: Iterable<readonly [K, string]> | AsyncIterable<readonly [K, string]>,
@@ -204,10 +206,11 @@ export class Client {
   }
 
   /**
-   * Counts the tokens of texts as embedding them would, prompts and special ones included, without embedding them.
+   * Counts the tokens that embedding each text would take: those of the text, those of its prompt, and special ones. It embeds
+   * nothing.
    *
-   * @param texts - The texts; each may be longer than the model reads.
-   * @returns One number a text, in their order.
+   * @param texts - The texts. Each may be longer than the model reads.
+   * @returns One number for each text, in their order.
    * @throws RunedError As `embedBatch`.
    */
   async countTokens(texts: Iterable<string>, options: CallOptions & PromptOptions = {}): Promise<number[]> {
@@ -217,7 +220,7 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    const { maxTexts, maxBytes } = await this.#room(deadline, fields.instruction);
+    const { maxTexts, maxBytes } = await this.#room(deadline, sizeOf(CountTokensRequestSchema, fields));
     const lengths = list.map((text, index) => measure(text, index, maxBytes));
     const counts: number[] = [];
     for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
@@ -236,11 +239,13 @@ export class Client {
   }
 
   /**
-   * Replaces the daemon's centroid set, by which `withRoute` tells the nearest centroid of a vector. The set is for all clients of
-   * the daemon, which keeps it over its restarts; one that fails to arrive leaves the one before in its place.
+   * Replaces the daemon's centroid set, in which `withRoute` finds the nearest centroid of a vector.
    *
-   * @param vectors - The centroids, `Info.vectorDim` values each; the number of one is its id.
-   * @returns What the daemon has installed: its version, and the number of its centroids.
+   * All clients of the daemon share the set, and the daemon keeps it over its restarts. A set that does not arrive whole leaves the
+   * one before in its place.
+   *
+   * @param vectors - The centroids, `Info.vectorDim` values each. The place of a centroid is its id.
+   * @returns The version of the installed set, and the number of its centroids.
    * @throws RunedError BAD_CENTROIDS: The set cannot be one of this model; the message says why.
    */
   async setCentroids(
@@ -256,43 +261,40 @@ export class Client {
   }
 
   /**
-   * Waits while the daemon fetches its engine and model.
+   * Waits while the daemon fetches its engine and model, and then describes both.
    *
-   * @returns What the daemon and its model are, complete.
    * @throws RunedError BACKEND_UNAVAILABLE: The engine cannot be installed or started. DEADLINE_EXCEEDED: The time was over first.
    */
   async waitUntilReady(options: CallOptions = {}): Promise<Info> {
-    const deadline = this.#deadline(options);
-    for (;;) {
-      const info = await this.#calls.info(deadline);
-      if (info.vectorDim > 0) {
-        return info;
-      }
-      await this.#calls.waitOutBootstrap(deadline);
-    }
+    return await this.#calls.info(this.#deadline(options), "wait");
   }
 
-  /** Asks what the daemon and its model are, at any stage. */
+  /**
+   * Describes the daemon and its model. Waits while the daemon prepares an engine and a model that are already there.
+   *
+   * @throws RunedError BOOTSTRAPPING: The daemon downloads one of them; `metadata` has `bytes_done` and `bytes_total`.
+   * BACKEND_UNAVAILABLE: The engine cannot be installed or started. DEADLINE_EXCEEDED: The time was over first.
+   */
   async info(options: CallOptions = {}): Promise<Info> {
-    return await this.#calls.info(this.#deadline(options));
+    return await this.#calls.info(this.#deadline(options), "refuse");
   }
 
-  /** Asks what the daemon is doing right now. */
+  /** Tells what the daemon is doing at this moment, at any stage. It never wakes a suspended engine. */
   async health(options: CallOptions = {}): Promise<Health> {
     return await this.#calls.health(this.#deadline(options));
   }
 
   /**
-   * Asks the daemon to finish what is in flight and to exit; returns before it has. It is not started for that.
+   * Asks the daemon to finish what is in flight and to exit. Returns before the daemon has ended, and never starts one.
    *
-   * @param options - `graceSeconds` is how long what is in flight may take; by default the daemon's own 10, at most 300.
+   * @param options - `graceSeconds` is the time that calls in flight may take; by default the daemon's own 10, at most 300.
    */
   async shutdown(options: CallOptions & { graceSeconds?: number | undefined } = {}): Promise<void> {
     const request = { graceSeconds: options.graceSeconds ?? 0 };
     await this.#calls.sendOnce(this.#deadline(options), (rpc, rpcOptions) => rpc.shutdown(request, rpcOptions));
   }
 
-  /** Closes the connection; calls that are under way fail with CLOSED. The daemon goes on for others. */
+  /** Closes the connection. Calls that are under way fail with CLOSED. The daemon goes on for others. */
   async close(): Promise<void> {
     this.#link.close();
   }
@@ -305,10 +307,10 @@ export class Client {
     return new Deadline(timeoutMs ?? this.#timeoutMs, signal);
   }
 
-  /** Gives how many texts, and bytes of texts, one request may have beside its options. */
-  async #room(deadline: Deadline, instruction: string): Promise<{ maxTexts: number; maxBytes: number }> {
+  /** Returns how many texts, and how many bytes of texts, one request may have besides fields of a size. */
+  async #room(deadline: Deadline, size: number): Promise<{ maxTexts: number; maxBytes: number }> {
     const { maxBatchSize, maxRequestBytes } = await this.#calls.limits(deadline);
-    return { maxTexts: maxBatchSize, maxBytes: maxRequestBytes - Buffer.byteLength(instruction) - OPTIONS_OVERHEAD };
+    return { maxTexts: maxBatchSize, maxBytes: maxRequestBytes - size };
   }
 
   async #embedBatch(

@@ -15,23 +15,24 @@ interface Session {
 }
 
 /**
- * One HTTP/2 connection for all calls, which opens with the first of them and again where it was lost.
+ * One HTTP/2 connection for all calls. It opens with the first of them, and again where it was lost.
  *
  * While no call is under way it does not keep the process alive. The `Http2SessionManager` of `@connectrpc/connect-node` does the
- * same, but of a session that breaks as it opens it lets the error through to nobody, which ends the process.
+ * same, but an error of a session that breaks as it opens reaches no listener there, which ends the process.
  */
 export class Connection implements SessionManager {
   readonly authority: string;
-  readonly #dial: () => Socket;
+  readonly #dial: (signal: AbortSignal) => Promise<Socket>;
   readonly #open = new Set<ClientHttp2Session>();
+  readonly #life = new AbortController();
   #current: Session | undefined;
   #opening: Promise<Session> | undefined;
 
   /**
    * @param authority - The origin that requests name.
-   * @param dial - Opens a socket.
+   * @param dial - Opens a socket; the signal ends its wait.
    */
-  constructor(authority: string, dial: () => Socket) {
+  constructor(authority: string, dial: (signal: AbortSignal) => Promise<Socket>) {
     this.authority = authority;
     this.#dial = dial;
   }
@@ -51,11 +52,12 @@ export class Connection implements SessionManager {
     return stream;
   }
 
-  /** Nothing to do: a socket of the same machine needs no proof that it lives. */
+  /** Does nothing: a socket of the same machine needs no proof that it lives. */
   notifyResponseByteRead(): void {}
 
   /** Closes the connection, and breaks off the requests that are under way. */
   close(): void {
+    this.#life.abort();
     for (const http2 of this.#open) {
       // Without an error, Node.js ends the streams as if they had come to their end.
       http2.destroy(new Error("the client was closed"), constants.NGHTTP2_CANCEL);
@@ -63,7 +65,7 @@ export class Connection implements SessionManager {
   }
 
   async #session(): Promise<Session> {
-    // A daemon that is about to end says so; its connection is then closed for new requests while it answers the others.
+    // A daemon that is about to end says so. Its connection is then closed for new requests while it answers the others.
     if (this.#current === undefined || this.#current.http2.closed || this.#current.http2.destroyed) {
       this.#opening ??= this.#connect().finally(() => {
         this.#opening = undefined;
@@ -73,12 +75,13 @@ export class Connection implements SessionManager {
     return this.#current;
   }
 
-  #connect(): Promise<Session> {
-    return new Promise((opened, failed) => {
+  async #connect(): Promise<Session> {
+    const socket = await this.#dial(this.#life.signal);
+    return await new Promise((opened, failed) => {
       const settings = { enablePush: false, initialWindowSize: WINDOW };
-      const http2 = connect(this.authority, { createConnection: this.#dial, settings });
+      const http2 = connect(this.authority, { createConnection: () => socket, settings });
       this.#open.add(http2);
-      // Stays: an error that nobody listens to would end the process. After the opening, each request hears of it by itself.
+      // Stays: an error without a listener would end the process. After the opening, each request hears of it by itself.
       http2.on("error", failed);
       http2.once("close", () => {
         this.#open.delete(http2);

@@ -1,9 +1,9 @@
-/** The one error of this package, and how an error of the daemon becomes it. */
+/** The one error class of this package, and how an error of the daemon becomes one. */
 
 import { fromBinary } from "@bufbuild/protobuf";
 import { BinaryReader } from "@bufbuild/protobuf/wire";
 import { DurationSchema } from "@bufbuild/protobuf/wkt";
-import { Code, ConnectError } from "@connectrpc/connect";
+import { ConnectError } from "@connectrpc/connect";
 import { codeToString } from "@connectrpc/connect/protocol-connect";
 
 const DOMAIN = "runed.v1";
@@ -36,6 +36,7 @@ const CODES = {
   BAD_DIMENSIONS: "INVALID_ARGUMENT",
   BAD_INSTRUCTION: "INVALID_ARGUMENT",
   BAD_CENTROIDS: "INVALID_ARGUMENT",
+  CENTROIDS_NOT_STORED: "INTERNAL",
   BAD_SETTING: "INVALID_ARGUMENT",
   INVALID_REQUEST: "INVALID_ARGUMENT",
   MALFORMED_REQUEST: "INVALID_ARGUMENT",
@@ -56,23 +57,23 @@ const CODES = {
   INTERNAL: "INTERNAL",
 } as const satisfies Record<string, ErrorCode>;
 
-/** The stable name of the kind of an error; a newer daemon may know more than these. */
+/** The stable name of the kind of an error. A newer daemon may have more than these. */
 export type Reason = keyof typeof CODES | (string & {});
 
-/** What an error tells besides its reason and its message. */
+/** The facts of an error besides its reason and its message. */
 export interface ErrorDetails {
-  /** The code; by default the one that belongs to the reason. */
+  /** The code; by default that of the reason. */
   code?: ErrorCode;
   /** Facts for programs. */
   metadata?: Readonly<Record<string, string>>;
-  /** Milliseconds after which trying again can help. */
+  /** Milliseconds after which another try can help. */
   retryAfterMs?: number | undefined;
-  /** What it was made from. */
+  /** The error that it was made from. */
   cause?: unknown;
 }
 
 /**
- * What was wrong, which limit applies and what to do now.
+ * The error of every method of this package: what was wrong, which limit applies and what to do now.
  *
  * The message is for people and may change; `reason` and `metadata` are for programs. Neither ever holds a text of yours.
  */
@@ -84,7 +85,7 @@ export class RunedError extends Error {
   readonly reason: Reason;
   /** Facts for programs, such as `{ tokens: "600", limit: "512" }`. */
   readonly metadata: Readonly<Record<string, string>>;
-  /** Milliseconds after which trying again can help; undefined if it cannot. */
+  /** Milliseconds after which another try can help; undefined if it cannot. */
   readonly retryAfterMs: number | undefined;
 
   constructor(reason: Reason, message: string, details: ErrorDetails = {}) {
@@ -96,19 +97,36 @@ export class RunedError extends Error {
   }
 }
 
-/** The reasons of answers that lack one, by their code; what is not here came from the transport. */
-const FOREIGN: Partial<Record<Code, Reason>> = {
-  [Code.InvalidArgument]: "INVALID_REQUEST",
-  [Code.ResourceExhausted]: "REQUEST_TOO_LARGE",
-  [Code.DeadlineExceeded]: "DEADLINE_EXCEEDED",
-  [Code.Unimplemented]: "UNIMPLEMENTED",
-  [Code.PermissionDenied]: "INTERNAL",
-  [Code.Unauthenticated]: "INTERNAL",
-  [Code.NotFound]: "INTERNAL",
+/** A reason that this client knows. */
+type KnownReason = keyof typeof CODES;
+
+/** The reasons of errors that carry none, by their code. The other codes are INTERNAL. */
+const REASONS: Partial<Record<ErrorCode, KnownReason>> = {
+  CANCELED: "CANCELED",
+  INVALID_ARGUMENT: "INVALID_REQUEST",
+  RESOURCE_EXHAUSTED: "REQUEST_TOO_LARGE",
+  UNAVAILABLE: "BACKEND_UNAVAILABLE",
+  DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
+  UNIMPLEMENTED: "UNIMPLEMENTED",
 };
 
+function reasonOfCode(code: ErrorCode, retryAfterMs: number | undefined): KnownReason {
+  if (code === "RESOURCE_EXHAUSTED" && retryAfterMs !== undefined) {
+    return "QUEUE_FULL";
+  }
+  return REASONS[code] ?? "INTERNAL";
+}
+
+/** Returns the reason that says what is done about an error: its own if this client knows it, otherwise that of its code. */
+export function kindOf(error: RunedError): KnownReason {
+  return Object.hasOwn(CODES, error.reason) ? (error.reason as KnownReason) : reasonOfCode(error.code, error.retryAfterMs);
+}
+
+/** Errors that `@connectrpc/connect` makes of an answer that breaks the contract's protocol. */
+const FOREIGN = /^(HTTP \d+$|unsupported |invalid grpc-status|invalid end stream|parse binary|failed to parse)/;
+
 /**
- * Turns what a call threw into the error that callers get.
+ * Turns the thrown value of a failed call into the error that callers get.
  *
  * @param thrown - What `@connectrpc/connect` threw.
  * @param socket - The socket that the call went to, for the message.
@@ -121,25 +139,29 @@ export function translate(thrown: unknown, socket: string): RunedError {
   if (error.cause instanceof RunedError) {
     return error.cause;
   }
-  const details = readDetails(error);
-  const code = codeToString(error.code).toUpperCase() as ErrorCode;
-  if (details.reason !== undefined) {
-    const { reason, metadata, retryAfterMs } = details;
-    return new RunedError(reason, error.rawMessage || `the daemon answered ${code}`, { code, metadata, retryAfterMs });
+  if (FOREIGN.test(error.rawMessage)) {
+    return new RunedError(
+      "INTERNAL",
+      `what listens on ${socket} does not answer as runed: ${error.rawMessage}; is it another program's socket?`,
+      { cause: error },
+    );
   }
-  const reason = FOREIGN[error.code];
-  if (reason === undefined) {
+  const code = codeToString(error.code).toUpperCase() as ErrorCode;
+  const { reason, metadata, retryAfterMs } = readDetails(error);
+  // An error of the daemon has the headers of its answer. An error without headers is the client's own.
+  const answered = reason !== undefined || !error.metadata.keys().next().done;
+  if (!answered && code !== "DEADLINE_EXCEEDED") {
     return new RunedError(
       "DAEMON_UNAVAILABLE",
       `the connection to ${socket} broke before the answer; the daemon ended or is overloaded, or it is another program's socket`,
       { cause: error },
     );
   }
-  return new RunedError(
-    reason,
-    `what answers on ${socket} said ${code} and no reason of runed; is it another program's socket?`,
-    { code, cause: error },
-  );
+  return new RunedError(reason ?? reasonOfCode(code, retryAfterMs), error.rawMessage || `the daemon answered ${code}`, {
+    code,
+    metadata,
+    retryAfterMs,
+  });
 }
 
 interface Details {
@@ -161,7 +183,7 @@ function readDetails(error: ConnectError): Details {
         readRetryInfo(detail.value, result);
       }
     } catch {
-      // A detail that cannot be read says nothing; the error itself stands.
+      // The error itself stands without a detail that cannot be read.
     }
   }
   return result;
@@ -213,7 +235,7 @@ function readRetryInfo(bytes: Uint8Array, into: Details): void {
   });
 }
 
-/** Reads a message; `read` tells whether it knew, and so consumed, a field. */
+/** Reads a message field by field. `read` tells whether it consumed the field; the others are skipped. */
 function readFields(bytes: Uint8Array, read: (field: number, reader: BinaryReader) => boolean): void {
   const reader = new BinaryReader(bytes);
   while (reader.pos < reader.len) {

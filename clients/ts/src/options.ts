@@ -1,51 +1,51 @@
-/** What a caller may ask of a call: checked here, before anything is sent. */
+/** The options of calls, and their checks before anything is sent. */
 
 import { RunedError } from "./errors.js";
 import { Lane as LaneValue, Role as RoleValue, Truncate as TruncateValue } from "./gen/runed/v1/runed_pb.js";
 
-/** What a text is for. */
+/** The purpose of a text. */
 export type Role = "query" | "document";
 
-/** What becomes of a text that is longer than the model reads. */
+/** How to deal with a text that is longer than the model reads. */
 export type Truncate = "none" | "end" | "start";
 
 /** The queues of the daemon. */
 export type Lane = "interactive" | "bulk";
 
-/** What every call takes. */
+/** The options of every call. */
 export interface CallOptions {
   /** Milliseconds that the call may take, waiting included, at most a day; by default the client's own limit. */
   timeoutMs?: number | undefined;
-  /** Breaks the call off; it then rejects with the signal's reason, as `fetch` does. */
+  /** Ends the call early. It then rejects with the signal's reason, as `fetch` does. */
   signal?: AbortSignal | undefined;
 }
 
-/** What stands in front of a text. */
+/** The options that decide what is put in front of a text. */
 export interface PromptOptions {
   /**
-   * What the text is for; without one, the text is embedded as it is. The daemon puts the model's own prompt in front; never
-   * write one yourself.
+   * The purpose of the text. Without one, the text is embedded as it is. The daemon puts the model's own prompt for it in front.
+   * Never write one yourself.
    */
   role?: Role | undefined;
-  /** What a query is asked for, in one English sentence; only with role "query". By default the model's own instruction. */
+  /** The purpose of a query in one English sentence; only with role "query". By default the model's own instruction. */
   instruction?: string | undefined;
 }
 
-/** What all methods take that embed. */
+/** The options of all methods that embed. */
 export interface EmbedOptions extends CallOptions, PromptOptions {
   /** The number of values of a vector, from `Info.minDimensions` on; by default all, `Info.vectorDim`. */
   dimensions?: number | undefined;
-  /** "none", the default, refuses a text that is longer than the model reads; "end" and "start" leave out what is too much. */
+  /** "none", the default, refuses a text that is longer than the model reads. "end" and "start" cut that part of the text off. */
   truncate?: Truncate | undefined;
-  /** "interactive" is served first, "bulk" is for jobs that take their time; by default the daemon goes by the request's size. */
+  /** "interactive" is served first, "bulk" is for jobs that take their time. By default the daemon goes by the request's size. */
   lane?: Lane | undefined;
 }
 
-/** What `Client.embedItems` takes. */
+/** The options of `Client.embedItems`. */
 export interface ItemOptions extends EmbedOptions {
   /**
-   * Whether to tell the nearest centroid of each vector, too; it is that of the whole vector, whatever `dimensions` are asked
-   * for. Fails with NO_CENTROID_SET if there is none.
+   * Whether to tell the nearest centroid of each vector, too. It is that of the whole vector, whatever `dimensions` says. The call
+   * fails with NO_CENTROID_SET if the daemon has no set.
    */
   withRoute?: boolean | undefined;
 }
@@ -58,11 +58,11 @@ const TRUNCATES: Record<Truncate, TruncateValue> = {
 };
 const LANES: Record<Lane, LaneValue> = { interactive: LaneValue.INTERACTIVE, bulk: LaneValue.BULK };
 
-/** What the field of the request holds; the daemon knows the model's own limits. */
+/** The largest number that the field of the request holds. The daemon knows the limits of the model. */
 const MAX_DIMENSIONS = 2 ** 32 - 1;
 
 /**
- * Gives the fields of a request that tell what stands in front of a text.
+ * Returns the fields of a request that decide what is put in front of a text.
  *
  * @throws RunedError INVALID_REQUEST or BAD_INSTRUCTION: An option cannot be used.
  */
@@ -80,7 +80,7 @@ export function promptFields({ role, instruction = "" }: PromptOptions) {
 }
 
 /**
- * Gives the fields of a request that embeds; what has its default takes no room there.
+ * Returns the fields of a request that embeds. An option with its default takes no room there.
  *
  * @throws RunedError INVALID_REQUEST, BAD_INSTRUCTION or BAD_DIMENSIONS: An option cannot be used.
  */
@@ -104,8 +104,8 @@ export function embedFields(options: EmbedOptions) {
 /**
  * Makes sure that the daemon knew the options of the call that it has answered.
  *
- * One from before there were options ignores them and answers another vector than was asked for. It is told by its answers,
- * which have no fingerprint.
+ * A daemon from before there were options ignores them, and answers another vector than was asked for. Its answers have no
+ * fingerprint.
  *
  * @throws RunedError UNIMPLEMENTED: The answer must not be used.
  */

@@ -1,44 +1,28 @@
 /**
- * What `embedStream` does. Three run side by side and meet at a `Job`: the feeder takes texts from the caller's iterable, the
- * talker exchanges them with the daemon for outcomes, and the caller takes the outcomes.
+ * The work of `embedStream`. Three parts run side by side and meet at a `Job`: the feeder takes texts from the caller's iterable,
+ * the talker exchanges them with the daemon for outcomes, and the caller takes the outcomes.
  */
 
 import { setImmediate as turn } from "node:timers/promises";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type Outcome, readOutcome, SpaceGuard } from "./answers.js";
-import { type Calls, mayPass, Tries } from "./calls.js";
-import { RunedError } from "./errors.js";
-import type { EmbedStreamRequestSchema, EmbedStreamResponse } from "./gen/runed/v1/runed_pb.js";
+import { type Calls, Tries } from "./calls.js";
+import { kindOf, RunedError } from "./errors.js";
+import { EmbedStreamRequestSchema, type EmbedStreamResponse } from "./gen/runed/v1/runed_pb.js";
 import { checkKnown, type EmbedOptions, embedFields } from "./options.js";
-import { checkLength, encodedLength } from "./texts.js";
+import { ITEM_OVERHEAD, MESSAGE_BYTES, MESSAGE_TEXTS, STREAM_BYTES, STREAM_TEXTS } from "./policy.js";
+import { checkLength, encodedLength, sizeOf } from "./texts.js";
 import { Deadline } from "./waiting.js";
 
 type Request = MessageInitShape<typeof EmbedStreamRequestSchema>;
 
-/** Texts that are taken from the caller and not answered yet, and their bytes. */
-const MAX_TEXTS = 512;
-const MAX_BYTES = 4 * 1024 * 1024;
-
-/** Texts of one message, and their bytes; a longer text goes alone. */
-const MESSAGE_TEXTS = 64;
-const MESSAGE_BYTES = 64 * 1024;
-
-/** How often a single text may meet an error that another try may help against, before it becomes its outcome. */
-const MAX_ITEM_TRIES = 5;
-
-/** Milliseconds before a text is sent again whose error may pass. */
-const ITEM_PAUSE_MS = 1000;
-
-/** Bytes at most beside the text itself for each text of a message: tags, lengths and the number. */
-const ITEM_OVERHEAD = 40;
-
-/** Milliseconds for which texts are taken from a blocking iterable before others have their turn. */
+/** Milliseconds for which texts are taken from a blocking iterable before other work has its turn. */
 const LONGEST_TURN_MS = 5;
 
-/** Milliseconds that a timer is late at most while nobody keeps the thread busy. */
+/** Milliseconds that a timer is late at most while the thread is free. */
 const MOST_LATE_MS = 50;
 
-/** Wakes whoever waits for a change. */
+/** Wakes all that wait for a change. */
 class Bell {
   #sleepers: (() => void)[] = [];
 
@@ -59,7 +43,6 @@ interface Entry<K> {
   key: K;
   text: string;
   size: number;
-  tries: number;
 }
 
 /** The texts of one stream that are not answered yet, and the outcomes that the caller has yet to take. */
@@ -86,8 +69,8 @@ class Job<K> {
     return (
       this.#queue.length + this.ready.length < MESSAGE_TEXTS &&
       this.#queuedBytes < MESSAGE_BYTES &&
-      this.#entries.size < MAX_TEXTS &&
-      this.#bytes < MAX_BYTES
+      this.#entries.size < STREAM_TEXTS &&
+      this.#bytes < STREAM_BYTES
     );
   }
 
@@ -95,7 +78,7 @@ class Job<K> {
     this.taken += 1;
     try {
       const size = encodedLength(text) + ITEM_OVERHEAD;
-      this.#entries.set(this.taken, { key, text, size, tries: 0 });
+      this.#entries.set(this.taken, { key, text, size });
       this.#bytes += size;
       this.#enqueue(this.taken, size);
     } catch (error) {
@@ -107,7 +90,7 @@ class Job<K> {
     this.changed.ring();
   }
 
-  /** Takes texts from the queue for one message; one that is too large for any message is answered here. */
+  /** Takes texts from the queue for one message. It answers a text that is too large for any message. */
   nextItems(maxBytes: number): { id: string; text: string }[] {
     const items: { id: string; text: string }[] = [];
     let total = 0;
@@ -145,17 +128,7 @@ class Job<K> {
     this.ready.push([entry.key, outcome]);
   }
 
-  /** Leaves a text unanswered whose error may pass, and tells whether it has another try. */
-  postpone(number: number): boolean {
-    const entry = this.#entries.get(number);
-    if (entry === undefined) {
-      return false;
-    }
-    entry.tries += 1;
-    return entry.tries < MAX_ITEM_TRIES;
-  }
-
-  /** Queues all that is unanswered, for another connection. */
+  /** Queues all unanswered texts, for another connection. */
   requeue(): void {
     this.#queue = [];
     this.#queuedBytes = 0;
@@ -215,7 +188,7 @@ class Feeder<K> {
     await this.#source.return?.();
   }
 
-  /** Ends it, without waiting for an iterable that has yet to give its next text. */
+  /** Ends the feeder. Does not wait for an iterable that is about to yield its next text. */
   async stop(running: Promise<void>): Promise<void> {
     this.#stopped = true;
     this.#job.changed.ring();
@@ -244,13 +217,13 @@ class Watch {
   /**
    * @param timeoutMs - The time; undefined means no limit.
    * @param starving - Tells whether an outcome is due.
-   * @param expire - Called when it did not come.
+   * @param expire - Called when the outcome did not come in time.
    */
   constructor(timeoutMs: number | undefined, starving: () => boolean, expire: () => void) {
     this.#timeoutMs = timeoutMs ?? 0;
     if (timeoutMs !== undefined) {
       const look = () => {
-        // A late timer says that the caller kept the thread busy, so that nothing could be read.
+        // A late timer means that the caller kept the thread busy. Nothing could be read then.
         const busy = performance.now() - this.#due > MOST_LATE_MS;
         if (busy || !starving()) {
           this.feed();
@@ -273,6 +246,9 @@ class Watch {
     clearTimeout(this.#timer);
   }
 }
+
+/** The kinds of errors of a daemon that went away. */
+const GONE = new Set(["SHUTTING_DOWN", "DAEMON_UNAVAILABLE"]);
 
 /** Exchanges the texts of a job with the daemon, over as many connections as it takes. */
 class Talker<K> {
@@ -311,7 +287,11 @@ class Talker<K> {
     }
   }
 
+  /** Prepares another connection; throws the error if that would be of no use. */
   async #overcome(error: unknown): Promise<void> {
+    if (this.#job.unanswered === 0 && error instanceof RunedError && GONE.has(kindOf(error))) {
+      return; // the next text opens another connection, if one comes
+    }
     if (error instanceof RunedError && error.reason === "BOOTSTRAPPING") {
       await this.#calls.waitOutBootstrap(this.#deadline);
     } else {
@@ -321,7 +301,8 @@ class Talker<K> {
 
   /** Sends and receives on one stream until it is over. */
   async #converse(): Promise<void> {
-    const maxBytes = (await this.#calls.limits(this.#deadline)).maxRequestBytes - requestOverhead(this.#fields.instruction);
+    const { maxRequestBytes } = await this.#calls.limits(this.#deadline);
+    const maxBytes = maxRequestBytes - sizeOf(EmbedStreamRequestSchema, this.#fields);
     const life = new AbortController();
     const parent = this.#deadline.signal as AbortSignal;
     const die = () => life.abort(parent.reason);
@@ -335,12 +316,9 @@ class Talker<K> {
       const options = new Deadline(undefined, life.signal);
       await this.#calls.sendOnce(options, async (rpc, rpcOptions) => {
         for await (const answer of rpc.embedStream(this.#requests(maxBytes, life.signal, watch), rpcOptions)) {
-          const failure = this.#receive(answer);
+          this.#receive(answer);
           watch.feed();
           this.#job.changed.ring();
-          if (failure !== undefined) {
-            throw failure;
-          }
           while (this.#job.ready.length > 0 && !life.signal.aborted) {
             await this.#job.changed.wait();
           }
@@ -363,7 +341,7 @@ class Talker<K> {
     yield this.#fields;
     while (!life.aborted) {
       if (job.hasQueued) {
-        // Whatever the iterable has at hand goes into the same message.
+        // The texts that the iterable has at hand go into the same message.
         await turn();
         if (life.aborted) {
           return;
@@ -381,34 +359,21 @@ class Talker<K> {
     }
   }
 
-  /** Settles what the daemon has answered, and gives the reason if the stream is of no more use. */
-  #receive(answer: EmbedStreamResponse): RunedError | undefined {
-    let failure: RunedError | undefined;
+  /** Settles the texts that the daemon has answered. */
+  #receive(answer: EmbedStreamResponse): void {
     for (const { id, embedding } of answer.results) {
-      const number = Number(id);
       const outcome = readOutcome(embedding, answer);
-      if (outcome instanceof RunedError && mayPass(outcome) && this.#job.postpone(number)) {
-        const { reason, message, metadata } = outcome;
-        failure = new RunedError(reason, message, { metadata, retryAfterMs: ITEM_PAUSE_MS });
-        continue;
-      }
       if (!(outcome instanceof RunedError)) {
         checkKnown(this.#options, answer.fingerprint);
         this.#space.check(answer.fingerprint);
       }
-      this.#job.answer(number, outcome);
+      this.#job.answer(Number(id), outcome);
       this.#tries.reset();
     }
-    return failure;
   }
 }
 
-/** Gives the bytes at most that the options of a stream take of its first message. */
-function requestOverhead(instruction: string): number {
-  return Buffer.byteLength(instruction) + ITEM_OVERHEAD;
-}
-
-/** Embeds the texts of an iterable and gives each as it is ready; arguments as for `Client.embedStream`. */
+/** Embeds the texts of an iterable, and yields each as it is ready; arguments as for `Client.embedStream`. */
 export async function* embedStream<K>(
   calls: Calls,
   items: Iterable<readonly [K, string]> | AsyncIterable<readonly [K, string]>,

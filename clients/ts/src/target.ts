@@ -1,31 +1,33 @@
-/** Which daemon a client talks to, and how it comes to be there. Nothing else here reads the environment. */
+/** Where the daemon is, and how it is found or started. No other module reads the environment. */
 
-import { type ExecFileException, execFile } from "node:child_process";
+import { type ExecFileException, execFile, execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { lstatSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
-import { homedir } from "node:os";
+import { userInfo } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { RunedError } from "./errors.js";
-import type { Deadline } from "./waiting.js";
+import { DIAL_PATIENCE_MS, DIAL_PAUSE_MS, MAX_SOCKET_PATH, START_PATIENCE_MS } from "./policy.js";
+import { isOlder, VERSION } from "./version.js";
+import { Deadline } from "./waiting.js";
 
-/** The longest socket path in bytes: macOS holds 104 with the closing NUL. */
-const MAX_SOCKET_PATH = 103;
+/** Milliseconds that `runed ensure` may go on after its time is over. */
+const ENSURE_GRACE_MS = 5000;
 
-/** Milliseconds that the start of a daemon may take where the caller sets no limit. */
-const START_TIMEOUT_MS = 60_000;
-
-/** What `connect` fails with while nobody listens. */
+/** The codes of a failed connect while no process listens. */
 const ABSENT = new Set(["ENOENT", "ECONNREFUSED", "ENOTDIR"]);
 
-/** What `connect` fails with while more connections wait to be accepted than fit: somebody listens. */
-const BUSY = new Set(["EAGAIN", "EWOULDBLOCK"]);
+/** The code of a failed connect while more connections wait to be accepted than fit. */
+const BUSY = "EAGAIN";
 
 /** Where a daemon is, as callers tell it. */
 export interface Place {
+  /** The directory of the daemon. By default it is `RUNED_HOME`, or else `~/.runed`. */
   home?: string | undefined;
+  /** The socket of a daemon that others look after. The client never starts or replaces that daemon. */
   socketPath?: string | undefined;
+  /** Whether to start a daemon if none runs, and to replace an older one; true by default. */
   spawn?: boolean | undefined;
 }
 
@@ -33,86 +35,149 @@ export interface Place {
 export class Target {
   /** The home of a daemon that may be started; undefined if it must not be. */
   readonly home: string | undefined;
-  #socket: string;
+  /** Where the daemon listens. */
+  readonly socket: string;
+  /** The older daemon that `runed ensure` was asked to replace. */
+  #asked = "";
 
-  /** @throws TypeError Both `home` and `socketPath` are given. */
+  /** @throws TypeError Both `home` and `socketPath` are given. RunedError BAD_SETTING: No home directory is known for `~`. */
   constructor({ home, socketPath, spawn = true }: Place) {
-    if (socketPath !== undefined) {
-      if (home !== undefined) {
+    if (socketPath) {
+      if (home) {
         throw new TypeError("give home or socketPath, not both");
       }
-      this.#socket = shortSocketPath(resolve(socketPath));
+      this.socket = shortSocketPath(absolute(socketPath));
       return;
     }
-    const directory = absolute(home ?? (process.env.RUNED_HOME || "~/.runed"));
-    this.#socket = shortSocketPath(join(directory, "embedding.sock"));
+    const directory = absolute(home || process.env.RUNED_HOME || "~/.runed");
+    this.socket = shortSocketPath(join(directory, "embedding.sock"));
     this.home = spawn ? directory : undefined;
   }
 
-  /** Where the daemon listens. */
-  get socket(): string {
-    return this.#socket;
-  }
-
   /**
-   * Opens a connection; errors come by its event "error".
+   * Connects to the socket. Waits while more connections wait to be accepted than fit.
    *
-   * @throws RunedError FOREIGN_PATH: Somebody else may listen there in the daemon's place.
+   * @param signal - Ends the wait.
+   * @throws RunedError DAEMON_UNAVAILABLE: No process listens. FOREIGN_PATH: What is there cannot be trusted or connected to.
+   * DEADLINE_EXCEEDED: The daemon took no connection in time.
    */
-  dial(): Socket {
-    checkSocketDirectory(this.#socket);
-    return connect(this.#socket);
+  async dial(signal?: AbortSignal): Promise<Socket> {
+    const deadline = new Deadline(
+      DIAL_PATIENCE_MS,
+      signal,
+      `the daemon on ${this.socket} is overloaded or stopped: no connection`,
+    );
+    for (;;) {
+      const socket = await this.#dialOnce();
+      if (socket !== undefined) {
+        return socket;
+      }
+      await deadline.sleep(DIAL_PAUSE_MS);
+    }
   }
 
   /**
-   * Sees to it that a daemon listens.
+   * Makes sure that a daemon listens.
    *
    * @returns Whether one was started for that.
-   * @throws RunedError DAEMON_UNAVAILABLE: Nobody listens, and nobody may be started. DAEMON_START_FAILED: It could not be.
+   * @throws RunedError DAEMON_UNAVAILABLE: No process listens, and none may be started. DAEMON_START_FAILED: It could not be.
    */
   async ensure(deadline: Deadline): Promise<boolean> {
-    if (await this.#listens(deadline)) {
+    const problem = await this.#probe(deadline);
+    if (this.home === undefined || (problem !== undefined && problem.reason !== "DAEMON_UNAVAILABLE")) {
+      if (problem !== undefined) {
+        throw problem;
+      }
       return false;
     }
-    if (this.home === undefined) {
-      throw new RunedError(
-        "DAEMON_UNAVAILABLE",
-        `no daemon listens on ${this.#socket}; start one with \`runed ensure\` or \`runed\``,
-      );
+    if (problem !== undefined) {
+      return await this.#start(this.home, deadline);
     }
-    return await this.#start(this.home, deadline);
+    if (!(await this.#mustMakeRoom(this.home))) {
+      return false;
+    }
+    try {
+      return await this.#start(this.home, deadline);
+    } catch (error) {
+      if ((await this.#probe(deadline)) === undefined) {
+        return false; // an older daemon is better than none
+      }
+      throw error;
+    }
   }
 
-  async #listens(deadline: Deadline): Promise<boolean> {
-    deadline.remaining();
-    const socket = this.dial();
-    try {
-      return await new Promise<boolean>((settle, fail) => {
-        socket.once("connect", () => settle(true));
-        socket.once("error", (error: NodeJS.ErrnoException) => {
-          const code = error.code ?? "";
-          if (ABSENT.has(code) || BUSY.has(code)) {
-            settle(BUSY.has(code));
-          } else {
-            fail(new RunedError("DAEMON_UNAVAILABLE", `${this.#socket} cannot be connected to: ${code}`, { cause: error }));
-          }
-        });
+  /** Connects once. Returns undefined while more connections wait to be accepted than fit. */
+  async #dialOnce(): Promise<Socket | undefined> {
+    checkSocketDirectory(this.socket);
+    return await new Promise((opened, failed) => {
+      const socket = connect(this.socket);
+      socket.once("connect", () => opened(socket));
+      // Stays: an error without a listener would end the process.
+      socket.on("error", (error: NodeJS.ErrnoException) => {
+        const code = error.code ?? error.message;
+        if (code === BUSY) {
+          opened(undefined);
+        } else if (ABSENT.has(code)) {
+          const what = `no daemon listens on ${this.socket}; start one with \`runed ensure\` or \`runed\``;
+          failed(new RunedError("DAEMON_UNAVAILABLE", what, { cause: error }));
+        } else {
+          const what = `${this.socket} cannot be connected to: ${code}; set RUNED_HOME to another place`;
+          failed(new RunedError("FOREIGN_PATH", what, { cause: error }));
+        }
       });
-    } finally {
-      socket.destroy();
+    });
+  }
+
+  /** Returns undefined if a daemon listens, and otherwise the error that says why it cannot be talked to. */
+  async #probe(deadline: Deadline): Promise<RunedError | undefined> {
+    deadline.remaining();
+    try {
+      // A full queue of connections is the mark of a daemon with much to do.
+      (await this.#dialOnce())?.destroy();
+    } catch (error) {
+      if (error instanceof RunedError) {
+        return error;
+      }
+      throw error;
     }
+    return undefined;
+  }
+
+  /**
+   * Tells whether `runed ensure` has something to do although a daemon listens: that daemon is about to end, or is older than
+   * this client. An older one is told once: the installed `runed` may be as old, and then leaves it.
+   */
+  async #mustMakeRoom(home: string): Promise<boolean> {
+    const record = await readJson(join(home, "daemon.json"));
+    const { pid, start_time: startTime, version, draining } = record;
+    const name = JSON.stringify([pid, startTime, version]);
+    if (draining === true) {
+      return true;
+    }
+    if (typeof version !== "string" || name === this.#asked || !isOlder(version, VERSION)) {
+      return false;
+    }
+    this.#asked = name;
+    return true;
   }
 
   async #start(home: string, deadline: Deadline): Promise<boolean> {
-    const timeoutMs = deadline.remaining() ?? START_TIMEOUT_MS;
+    const timeoutMs = deadline.remaining() ?? START_PATIENCE_MS;
     const configured = await configuredProgram(home);
     const programs = configured === undefined ? ["runed", join(home, "bin", "runed")] : [configured];
     for (const program of programs) {
       const result = await runEnsure(program, home, timeoutMs, deadline.signal);
-      if (result !== undefined) {
-        this.#socket = result.socket;
-        return result.started;
+      if (result === undefined) {
+        continue;
       }
+      if (result.socket !== this.socket) {
+        throw new RunedError(
+          "DAEMON_START_FAILED",
+          `\`${program} ensure --json\` serves ${result.socket} instead of ${this.socket}; ` +
+            "use a version of it that fits this client",
+        );
+      }
+      return result.started;
     }
     throw new RunedError(
       "DAEMON_START_FAILED",
@@ -123,7 +188,7 @@ export class Target {
   }
 }
 
-/** Gives the path itself or, where it is too long, the alias that daemon and clients agree on. */
+/** Returns the path itself or, if it is too long, the alias that daemon and clients agree on. */
 function shortSocketPath(path: string): string {
   if (Buffer.byteLength(path) <= MAX_SOCKET_PATH) {
     return path;
@@ -136,7 +201,11 @@ function aliasDirectory(): string {
   return `/tmp/runed-${process.getuid?.()}`;
 }
 
-/** Refuses an alias directory that somebody else laid out in the world-writable /tmp: he could listen there and read every text. */
+/**
+ * Refuses an alias directory that another user laid out in the world-writable /tmp.
+ *
+ * Its owner could listen there in the daemon's place and read every text. A missing directory is fine: nobody listens.
+ */
 function checkSocketDirectory(socket: string): void {
   const directory = dirname(socket);
   if (directory !== aliasDirectory()) {
@@ -152,22 +221,54 @@ function checkSocketDirectory(socket: string): void {
   }
 }
 
+/** Expands a leading ~ and returns the absolute path, as the daemon does. */
 function absolute(path: string): string {
-  return resolve(path === "~" || path.startsWith("~/") ? join(homedir(), path.slice(1)) : path);
+  const [, name, below = ""] = /^~([^/]*)(.*)$/s.exec(path) ?? [];
+  if (name === undefined) {
+    return resolve(path);
+  }
+  const directory = homeOf(name);
+  if (directory === undefined) {
+    throw new RunedError(
+      "BAD_SETTING",
+      `${path}: no home directory is known for ~${name}; set HOME, or RUNED_HOME to a full path`,
+    );
+  }
+  return resolve(join(directory, below));
 }
 
-/** Reads `runed_binary` of config.json; a file that cannot be read is left for `runed` itself to complain about. */
+/** Returns the home directory of a user, and of this one if the name is empty; undefined if it is not known. */
+function homeOf(name: string): string | undefined {
+  try {
+    if (name === "") {
+      return process.env.HOME || userInfo().homedir;
+    }
+    // Node.js has no look-up of other users. The shell has, and leaves a name alone that it does not know.
+    const expanded = /^[\w.-]+$/.test(name) ? execFileSync("/bin/sh", ["-c", `printf %s ~${name}`], { encoding: "utf8" }) : "";
+    return expanded.startsWith("/") ? expanded : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Reads `runed_binary` of config.json. It ignores a file that cannot be read: `runed` itself says what is wrong with that file. */
 async function configuredProgram(home: string): Promise<string | undefined> {
   const path = process.env.RUNED_CONFIG ? absolute(process.env.RUNED_CONFIG) : join(home, "config.json");
+  const { runed_binary: program } = await readJson(path);
+  return typeof program === "string" && program !== "" ? absolute(program) : undefined;
+}
+
+/** Reads a file that holds a JSON object. A missing or broken one is an empty object. */
+async function readJson(path: string): Promise<Record<string, unknown>> {
   try {
-    const config: unknown = JSON.parse(await readFile(path, "utf8"));
-    if (typeof config === "object" && config !== null && "runed_binary" in config && typeof config.runed_binary === "string") {
-      return config.runed_binary === "" ? undefined : absolute(config.runed_binary);
-    }
+    return objectOf(JSON.parse(await readFile(path, "utf8")));
   } catch {
-    // As above.
+    return {};
   }
-  return undefined;
+}
+
+function objectOf(value: unknown): Record<string, unknown> {
+  return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
 }
 
 interface Ensured {
@@ -175,7 +276,7 @@ interface Ensured {
   started: boolean;
 }
 
-/** Runs `runed ensure`; gives undefined if there is no such program. */
+/** Runs `runed ensure`; returns undefined if there is no such program. */
 async function runEnsure(
   program: string,
   home: string,
@@ -183,10 +284,11 @@ async function runEnsure(
   signal: AbortSignal | undefined,
 ): Promise<Ensured | undefined> {
   const args = ["ensure", "--json", "--timeout", (timeoutMs / 1000).toFixed(3)];
+  const env = { ...process.env, RUNED_HOME: home };
+  const options = { env, timeout: Math.ceil(timeoutMs) + ENSURE_GRACE_MS, ...(signal && { signal }) };
   const { error, stdout, stderr } = await new Promise<{ error: ExecFileException | null; stdout: string; stderr: string }>(
     (settle) => {
-      const env = { ...process.env, RUNED_HOME: home };
-      const child = execFile(program, args, { env, ...(signal && { signal }) }, (error, stdout, stderr) => {
+      const child = execFile(program, args, options, (error, stdout, stderr) => {
         settle({ error, stdout, stderr });
       });
       child.stdin?.end();
@@ -200,7 +302,7 @@ async function runEnsure(
   if (answer instanceof RunedError) {
     throw answer;
   }
-  if (answer === undefined) {
+  if (answer === undefined || error !== null) {
     const last = stderr.trim().split("\n").at(-1);
     throw new RunedError("DAEMON_START_FAILED", `\`${program} ensure --json\` gave no answer: ${last || "it said nothing"}`);
   }
@@ -208,16 +310,16 @@ async function runEnsure(
 }
 
 function parseAnswer(stdout: string): Ensured | RunedError | undefined {
-  let answer: unknown;
+  let answer: Record<string, unknown>;
   try {
-    answer = JSON.parse(stdout);
+    answer = objectOf(JSON.parse(stdout));
   } catch {
     return undefined;
   }
-  const { socket, started, error } = (answer ?? {}) as Record<string, unknown>;
-  if (typeof error === "object" && error !== null) {
-    const { reason, message } = error as Record<string, unknown>;
-    return new RunedError(String(reason), String(message));
+  const { reason, message } = objectOf(answer.error);
+  if (typeof reason === "string" && reason !== "") {
+    return new RunedError(reason, String(message));
   }
+  const { socket, started } = answer;
   return typeof socket === "string" ? { socket, started: started === true } : undefined;
 }

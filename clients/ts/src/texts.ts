@@ -1,17 +1,18 @@
-/** Texts before they are sent: whether they can be, and how many go into one request. */
+/** Checks of texts before they are sent, and how many go into one request. */
 
+import { create, type DescMessage, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { RunedError } from "./errors.js";
+import { TEXT_OVERHEAD } from "./policy.js";
 
-/** UTF-8 bytes from which on a single text is compared with the daemon's limit before it is sent. */
-export const LARGE_TEXT = 1024 * 1024;
-
-/** Bytes at most beside the text itself for each text of an encoded batch: the tag and the length. */
-export const TEXT_OVERHEAD = 6;
+/** Returns the bytes of an encoded message. */
+export function sizeOf<Desc extends DescMessage>(schema: Desc, fields: MessageInitShape<Desc>): number {
+  return toBinary(schema, create(schema, fields)).length;
+}
 
 /**
- * Gives the texts of a batch as an array.
+ * Copies the texts of a batch into an array.
  *
- * @throws TypeError It is one text and not many.
+ * @throws TypeError `texts` is one text.
  */
 export function listed(texts: Iterable<string>): string[] {
   if (typeof texts === "string") {
@@ -21,12 +22,12 @@ export function listed(texts: Iterable<string>): string[] {
 }
 
 /**
- * Gives the length of a text in UTF-8.
+ * Returns the bytes of a text in UTF-8.
  *
  * @param text - The text.
- * @param name - What an error calls it.
- * @param where - What the metadata of an error tells of its place.
- * @throws TypeError It is no text. RunedError INVALID_TEXT: It is not valid Unicode.
+ * @param name - The name of the text in an error's message.
+ * @param where - The place of the text in an error's metadata.
+ * @throws TypeError The text is not a string. RunedError INVALID_TEXT: It is not valid Unicode.
  */
 export function encodedLength(text: string, name = "the text", where: Record<string, string> = {}): number {
   if (typeof text !== "string") {
@@ -45,7 +46,7 @@ export function encodedLength(text: string, name = "the text", where: Record<str
 /**
  * Makes sure that a text fits into a request of its own.
  *
- * @throws RunedError REQUEST_TOO_LARGE: It does not.
+ * @throws RunedError REQUEST_TOO_LARGE: The text is too large.
  */
 export function checkLength(length: number, limit: number, name = "the text", where: Record<string, string> = {}): void {
   if (length > limit) {
@@ -58,7 +59,7 @@ export function checkLength(length: number, limit: number, name = "the text", wh
 }
 
 /**
- * Gives the bytes that a text of a batch takes of a request.
+ * Returns the bytes that a text of a batch takes of a request.
  *
  * @param text - The text.
  * @param index - Its place in the batch.
@@ -76,10 +77,10 @@ export function measure(text: string, index: number, maxBytes: number): number {
 /**
  * Cuts a batch into requests that keep to the daemon's limits.
  *
- * @param lengths - What `measure` gave for each text; none at all give no request.
+ * @param lengths - The result of `measure` for each text. Without texts there is no request.
  * @param maxTexts - The texts that one request may have.
  * @param maxBytes - The bytes that they may take.
- * @returns Where each request starts and where it ends, as for a slice.
+ * @returns The places where each request starts and ends, as for `slice`.
  */
 export function* split(lengths: readonly number[], maxTexts: number, maxBytes: number): Generator<[number, number]> {
   let start = 0;
@@ -96,7 +97,7 @@ export function* split(lengths: readonly number[], maxTexts: number, maxBytes: n
   }
 }
 
-/** Says where in the caller's batch a text stands that the daemon refused as part of one request. */
+/** Tells the place in the caller's batch of a text that the daemon refused as part of one request. */
 export function relocated(error: unknown, start: number, count: number): unknown {
   if (!(error instanceof RunedError) || start === 0 || error.metadata.index === undefined) {
     return error;

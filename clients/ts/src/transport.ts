@@ -1,6 +1,7 @@
 /** Calls over the daemon's UNIX socket. */
 
-import { type Client, createClient, type Transport } from "@connectrpc/connect";
+import { type Client, ConnectError, createClient, type Transport } from "@connectrpc/connect";
+import { codeFromString } from "@connectrpc/connect/protocol-connect";
 import {
   createConnectTransport,
   createGrpcTransport,
@@ -8,16 +9,18 @@ import {
   type GrpcTransportOptions,
 } from "@connectrpc/connect-node";
 import { Connection } from "./connection.js";
+import { RunedError } from "./errors.js";
 import { RunedService } from "./gen/runed/v1/runed_pb.js";
-import type { Target } from "./target.js";
+import { type Place, Target } from "./target.js";
+import { Deadline } from "./waiting.js";
 
-/** The protocols that the daemon speaks; they differ in nothing that a caller would see. */
+/** The protocols that the daemon speaks. All can do the same. */
 export type Protocol = "connect" | "grpc" | "grpcweb";
 
 /** The daemon's methods, as `@connectrpc/connect` makes them of the contract. */
 export type Rpc = Client<typeof RunedService>;
 
-/** A name has to be there for HTTP, but nobody looks it up. */
+/** The origin of requests. HTTP demands one; nothing looks it up. */
 const ORIGIN = "http://localhost";
 
 const TRANSPORTS: Record<Protocol, (options: GrpcTransportOptions) => Transport> = {
@@ -26,7 +29,16 @@ const TRANSPORTS: Record<Protocol, (options: GrpcTransportOptions) => Transport>
   grpcweb: (options) => createGrpcWebTransport({ ...options, httpVersion: "2" }),
 };
 
-/** What a client calls the daemon by. */
+/** @throws TypeError There is no such protocol. */
+function transportOver(connection: Connection, protocol: Protocol): Transport {
+  if (!Object.hasOwn(TRANSPORTS, protocol)) {
+    throw new TypeError(`protocol is none of ${Object.keys(TRANSPORTS).join(", ")}`);
+  }
+  // Compression costs time and saves nothing between two processes of one machine.
+  return TRANSPORTS[protocol]({ baseUrl: ORIGIN, sessionManager: connection, acceptCompression: [] });
+}
+
+/** The calls of one client, and their connection. */
 export class Link {
   readonly rpc: Rpc;
   readonly #connection: Connection;
@@ -34,17 +46,8 @@ export class Link {
 
   /** @throws TypeError There is no such protocol. */
   constructor(target: Target, protocol: Protocol) {
-    if (!Object.hasOwn(TRANSPORTS, protocol)) {
-      throw new TypeError(`protocol is none of ${Object.keys(TRANSPORTS).join(", ")}`);
-    }
-    this.#connection = new Connection(ORIGIN, () => target.dial());
-    const transport = TRANSPORTS[protocol]({
-      baseUrl: ORIGIN,
-      sessionManager: this.#connection,
-      // Compression costs time and saves nothing between two processes of one machine.
-      acceptCompression: [],
-    });
-    this.rpc = createClient(RunedService, transport);
+    this.#connection = new Connection(ORIGIN, (signal) => target.dial(signal));
+    this.rpc = createClient(RunedService, transportOver(this.#connection, protocol));
   }
 
   /** Whether `close` was called. */
@@ -57,4 +60,35 @@ export class Link {
     this.#closed = true;
     this.#connection.close();
   }
+}
+
+/** The options of `createRunedTransport`. */
+export interface RunedTransportOptions extends Place {
+  /** The protocol on the socket; "connect" by default. */
+  protocol?: Protocol | undefined;
+}
+
+/**
+ * Makes a Connect `Transport` over the daemon's socket, for the generated client of the contract.
+ *
+ * When it opens a connection, it starts the daemon if none runs. It does not keep the process alive, and need not be closed. It
+ * sends each call once: it waits for no bootstrap and no busy daemon.
+ *
+ * @throws TypeError There is no such protocol, or both `home` and `socketPath` are given.
+ */
+export function createRunedTransport({ protocol = "connect", ...place }: RunedTransportOptions = {}): Transport {
+  const target = new Target(place);
+  const dial = async (signal: AbortSignal) => {
+    try {
+      await target.ensure(new Deadline(undefined, signal));
+      return await target.dial(signal);
+    } catch (error) {
+      throw error instanceof RunedError ? connectError(error) : error;
+    }
+  };
+  return transportOver(new Connection(ORIGIN, dial), protocol);
+}
+
+function connectError(error: RunedError): ConnectError {
+  return new ConnectError(error.message, codeFromString(error.code.toLowerCase()), undefined, undefined, error);
 }

@@ -1,21 +1,12 @@
-/** How long a call may take, and when one that was refused for the moment is tried again. */
+/** How long a call may take, and when a call that was refused for the moment is tried again. */
 
 import { setMaxListeners } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { RunedError } from "./errors.js";
-
-/** Milliseconds for which a call without a deadline is tried again in all. */
-export const MAX_PATIENCE_MS = 60_000;
+import { RETRY_GROWTH, RETRY_LONGEST_MS, RETRY_PATIENCE_MS, RETRY_SHORTEST_MS } from "./policy.js";
 
 /** The longest `timeoutMs`: a day. Beyond some days, timers of Node.js and the header of gRPC overflow. */
 export const MAX_TIMEOUT_MS = 86_400_000;
-
-/** By how much each pause is longer than the one before, on average. */
-const GROWTH = 1.5;
-
-/** Limits of a pause in milliseconds, before the jitter; a longer time that the daemon tells is kept to. */
-const SHORTEST_MS = 50;
-const LONGEST_MS = 10_000;
 
 /** The end of a call: by its time, which counts from the construction, or by its caller. */
 export class Deadline {
@@ -27,7 +18,7 @@ export class Deadline {
   /**
    * @param timeoutMs - Milliseconds from now on, waiting included; undefined and Infinity mean no limit.
    * @param signal - Ends the call early.
-   * @param what - What has to happen in that time, for the error.
+   * @param what - What did not happen in that time, for the error.
    * @throws RunedError INVALID_REQUEST: `timeoutMs` cannot be used.
    */
   constructor(timeoutMs: number | undefined, signal: AbortSignal | undefined, what = "the call did not succeed") {
@@ -49,15 +40,15 @@ export class Deadline {
     this.#end = this.timeoutMs === undefined ? undefined : performance.now() + this.timeoutMs;
   }
 
-  /** The milliseconds that remain, negative where the time is over; undefined means no limit. */
+  /** Returns the milliseconds that remain, negative where the time is over; undefined means no limit. */
   left(): number | undefined {
     return this.#end === undefined ? undefined : this.#end - performance.now();
   }
 
   /**
-   * Gives the milliseconds that remain; undefined means no limit.
+   * Returns the milliseconds that remain; undefined means no limit.
    *
-   * @throws RunedError DEADLINE_EXCEEDED: There are none. What `signal` was aborted with: It was.
+   * @throws RunedError DEADLINE_EXCEEDED: The time is over. If `signal` was aborted, its reason.
    */
   remaining(): number | undefined {
     this.signal?.throwIfAborted();
@@ -91,24 +82,24 @@ export class Deadline {
 /**
  * The pauses of one call between its tries.
  *
- * The daemon tells when trying again can help; each caller waits half to one and a half times as long, so that those who were
- * refused together do not come back together, and longer each time.
+ * The daemon tells when another try can help. Each caller waits half to one and a half times as long, so that callers that were
+ * refused together do not come back together. The pauses grow.
  */
 export class Patience {
   readonly #deadline: Deadline;
   #began: number | undefined;
   #tries = 0;
 
-  /** @param deadline - The end of the call. Without a limit it is tried for `MAX_PATIENCE_MS` from the first refusal on. */
+  /** @param deadline - The end of the call. Without a limit it is tried for `RETRY_PATIENCE_MS` from the first refusal on. */
   constructor(deadline: Deadline) {
     this.#deadline = deadline;
   }
 
   /**
-   * Gives the milliseconds to wait before the next try.
+   * Returns the milliseconds to wait before the next try.
    *
-   * @param error - Why the last one was refused.
-   * @throws RunedError `error`, extended by how long was tried: Another try is of no use or comes too late.
+   * @param error - Why the last try was refused.
+   * @throws RunedError `error`, with the time of the tries in its message: Another try is of no use or comes too late.
    */
   pause(error: RunedError): number {
     const now = performance.now();
@@ -116,11 +107,11 @@ export class Patience {
       throw this.#givenUp(error, now);
     }
     this.#began ??= now;
-    const told = Math.max(error.retryAfterMs, SHORTEST_MS);
-    const grown = Math.min(told * GROWTH ** this.#tries, Math.max(told, LONGEST_MS));
+    const told = Math.max(error.retryAfterMs, RETRY_SHORTEST_MS);
+    const grown = Math.min(told * RETRY_GROWTH ** this.#tries, Math.max(told, RETRY_LONGEST_MS));
     const ms = grown * (0.5 + Math.random());
     this.#tries += 1;
-    if (ms >= (this.#deadline.left() ?? this.#began + MAX_PATIENCE_MS - now)) {
+    if (ms >= (this.#deadline.left() ?? this.#began + RETRY_PATIENCE_MS - now)) {
       throw this.#givenUp(error, now);
     }
     return ms;

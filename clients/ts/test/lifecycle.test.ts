@@ -5,7 +5,9 @@ import { createHash } from "node:crypto";
 import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
-import { connect, type RunedError } from "runed-client";
+import { ConnectError, createClient } from "@connectrpc/connect";
+import { connect, createRunedTransport, type Protocol, type RunedError } from "runed-client";
+import { RunedService } from "runed-client/proto";
 import { Home, refusal, run, shortHome, TINY_MODEL, until } from "./support.js";
 
 const short = shortHome();
@@ -85,6 +87,36 @@ describe("a daemon that the client starts", { concurrency: false }, () => {
     assert.equal((await client.embed("hello world")).length, 64);
     assert.notEqual((await client.health()).pid, before.pid);
     await client.close();
+  });
+
+  it("is started by the generated client, over each protocol", async () => {
+    const watcher = await connect({ home: home.path });
+    for (const protocol of ["connect", "grpc", "grpcweb"] as Protocol[]) {
+      const service = createClient(RunedService, createRunedTransport({ home: home.path, protocol }));
+      const { pid } = await service.health({});
+      await run("runed", ["stop"], { env: { ...process.env, RUNED_HOME: home.path } });
+      assert.notEqual((await service.health({})).pid, pid);
+      await watcher.waitUntilReady();
+      assert.equal((await service.embed({ text: "hello world" })).vector.length, 64);
+      const items = [{ items: [{ id: "a", text: "one" }] }];
+      for await (const { results } of service.embedStream(
+        (async function* () {
+          yield* items;
+        })(),
+      )) {
+        assert.equal(results[0]?.id, "a");
+      }
+    }
+    await watcher.close();
+    const none = createClient(RunedService, createRunedTransport({ home: short, spawn: false }));
+    await assert.rejects(none.health({}), (error) => error instanceof ConnectError && /runed ensure/.test(error.message));
+    assert.throws(() => createRunedTransport({ home: short, socketPath: short }), TypeError);
+    const source = `
+      const { createClient } = await import("@connectrpc/connect");
+      const { createRunedTransport } = await import("runed-client");
+      const { RunedService } = await import("runed-client/proto");
+      console.log((await createClient(RunedService, createRunedTransport()).embed({ text: "hello world" })).vector.length);`;
+    assert.equal(await script(source), "64", "it keeps its process alive");
   });
 
   it("refuses calls of a closed client, and breaks off those under way", async () => {

@@ -10,7 +10,6 @@ const home = new Home();
 after(() => home.stop());
 
 const read = (...path: string[]) => readFileSync(join(...path), "utf8");
-const example = read(PACKAGE, "test", "example.ts");
 
 it("holds the compiled modules, their types, the README and the licence, and nothing else", async () => {
   const { stdout } = await run("npm", ["pack", "--dry-run", "--json", "--ignore-scripts"], { cwd: PACKAGE });
@@ -31,11 +30,17 @@ it("names no place that packages come from, and has the licence and the version 
   assert.equal((JSON.parse(read(PACKAGE, "package.json")) as { version: string }).version, version);
 });
 
-it("has the same example in the documentation and the README, and it works", async () => {
-  for (const text of [read(ROOT, "docs", "clients.md"), read(PACKAGE, "README.md")]) {
-    assert.ok(text.includes(`\`\`\`ts\n${example}\`\`\``), "the example differs from test/example.ts");
+it("has the same examples in the documentation and the README, and they work", async () => {
+  for (const [name, documents, output] of [
+    ["example", [join(ROOT, "docs", "clients.md"), join(PACKAGE, "README.md")], ["384 2", "a 384", "b EMPTY_TEXT"]],
+    ["stubs", [join(ROOT, "docs", "clients.md")], ["384 4"]],
+  ] as const) {
+    const source = read(PACKAGE, "test", `${name}.ts`);
+    for (const document of documents) {
+      assert.ok(read(document).includes(`\`\`\`ts\n${source}\`\`\``), `${document} differs from test/${name}.ts`);
+    }
+    const program = join(PACKAGE, "build", "test", `${name}.js`);
+    const { stdout } = await run(process.execPath, [program], { env: { ...process.env, RUNED_HOME: home.path } });
+    assert.deepEqual(stdout.trim().split("\n").sort(), output);
   }
-  const program = join(PACKAGE, "build", "test", "example.js");
-  const { stdout } = await run(process.execPath, [program], { env: { ...process.env, RUNED_HOME: home.path } });
-  assert.deepEqual(stdout.trim().split("\n").sort(), ["384 2", "a 384", "b EMPTY_TEXT"]);
 });

@@ -193,25 +193,6 @@ describe("a stream", () => {
     assert.ok(Math.max(...sent) > 1, "each text went alone");
   });
 
-  it("sends a text again whose error may pass, and gives it up in the end", async () => {
-    let tries = 0;
-    const caller = await client({
-      embedStream: async function* (requests) {
-        for await (const request of requests) {
-          const busy = { reason: "BACKEND_UNAVAILABLE", message: "it died" };
-          tries += request.items.length;
-          yield { results: request.items.map(({ id }) => ({ id, embedding: { error: busy } })), fingerprint: "fp" };
-        }
-      },
-    });
-    const { value } = await caller
-      .embedStream([["a", "one"]], { timeoutMs: 1500 })
-      .next()
-      .catch((error) => ({ value: error }));
-    assert.ok(value instanceof RunedError && value.reason === "BACKEND_UNAVAILABLE", String(value));
-    assert.ok(tries > 1);
-  });
-
   it("from which nothing comes is ended in time; the caller's own time does not count", async () => {
     const caller = await client({
       embedStream: async function* (requests) {

@@ -50,7 +50,7 @@ _FIELD = re.compile(r"\$\.(\w+)")
 class _EmbeddingsRequest(msgspec.Struct):
     """The body of `POST /v1/embeddings`; the last four fields are those of `EmbedRequest` in runed.proto."""
 
-    input: msgspec.Raw = msgspec.Raw()  # left as it is, to tell what is wrong with it
+    input: msgspec.Raw = msgspec.Raw()  # undecoded, so that an error can name its fault
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -203,7 +203,7 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _disconnected(request: Request) -> None:
-    """Wait until the client goes; what it still sends is dropped."""
+    """Wait until the client goes, and drop everything that it still sends."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

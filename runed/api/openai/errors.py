@@ -13,13 +13,13 @@ from runed.api.error_codes import CanceledError, MalformedRequestError
 
 
 class UnauthenticatedError(errors.RunedError):
-    """The request carries no token, or a wrong one."""
+    """The request carries no token, or a wrong token."""
 
     reason = "UNAUTHENTICATED"
 
 
 class ForeignHostError(errors.RunedError):
-    """The request is for another host: a web page has let its own name lead here (DNS rebinding)."""
+    """The request names another host: a web page has made its own name lead here (DNS rebinding)."""
 
     reason = "FOREIGN_HOST"
 
@@ -31,7 +31,7 @@ class ModelNotFoundError(errors.InvalidRequestError):
 
 
 class UnsupportedTypeError(MalformedRequestError):
-    """The body is not what its path takes, by its `Content-Type` or `Content-Encoding`."""
+    """The body has a `Content-Type` or `Content-Encoding` that its path does not take."""
 
 
 _STATUS: dict[type[errors.RunedError], int] = {
@@ -47,7 +47,7 @@ _STATUS: dict[type[errors.RunedError], int] = {
     errors.ShuttingDownError: 503,
     errors.BackendUnavailableError: 503,
     errors.DeadlineExceededError: 504,
-    CanceledError: 499,  # as proxies log it: nobody is left to read it
+    CanceledError: 499,  # the status that proxies log; no caller is left to read it
     errors.RunedError: 500,
 }
 
@@ -67,17 +67,17 @@ _PARAMS: dict[type[errors.RunedError], str] = {
 }
 
 _RETRY_SECONDS = 1.0
-"""What a caller is told to wait where the error does not say."""
+"""Seconds until another try, where the error does not say."""
 
 
 def error_response(
     error: errors.RunedError, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Give the response that tells of an error.
+    """Return the response that tells of an error.
 
     Args:
-        error: What is wrong and what to do; its `field` of the metadata, if any, is the parameter that is to blame.
-        status: The HTTP status, if it is not that of this kind of error.
+        error: The error; the `field` of its metadata, if there is one, is the parameter at fault.
+        status: The HTTP status, if it differs from that of this kind of error.
         headers: Further headers.
     """
     status = status or next(_STATUS[cls] for cls in type(error).__mro__ if cls in _STATUS)
@@ -95,12 +95,12 @@ def error_response(
 
 
 def _retry_headers(error: errors.RunedError, status: int) -> dict[str, str]:
-    """Say whether to try again: without `x-should-retry`, official clients try every 5xx again, and no other refusal."""
+    """Return the headers about another try. Without `x-should-retry`, official clients try exactly every 5xx again."""
     if status not in _TRANSIENT:
         return {"x-should-retry": "false"}
     seconds = error.retry_after or _RETRY_SECONDS
     return {
         "x-should-retry": "true",
         "retry-after": str(math.ceil(seconds)),
-        "retry-after-ms": str(math.ceil(seconds * 1000)),  # what official clients read first
+        "retry-after-ms": str(math.ceil(seconds * 1000)),  # official clients read this first
     }

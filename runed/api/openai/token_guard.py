@@ -1,4 +1,4 @@
-"""What stands before everything on the loopback port: only who knows the token, and means this host, comes through."""
+"""The guard of the loopback port: a request comes through only with the token, and only if it names this host."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _log = get_logger(__name__)
 def guarded(app: ASGIApp, *, token: str, port: int) -> ASGIApp:
     """Put an application behind a token.
 
-    No path is open without it, not even to a browser's `OPTIONS`, and no answer has a CORS header, so that a web page can
-    neither ask nor read.
+    No path is open without the token, not even to a browser's `OPTIONS`. No answer has a CORS header. So a web page can neither
+    ask nor read.
 
     Args:
-        app: What to serve to those who come through.
+        app: The application to serve.
         token: The token.
-        port: The port that it is served on.
+        port: The port of the application.
     """
     names = ("127.0.0.1", "localhost", "[::1]")
     hosts = {f"{name}:{port}".encode() for name in names}
-    if port == _HTTP_PORT:  # the one that clients leave out
+    if port == _HTTP_PORT:  # clients leave this port out
         hosts |= {name.encode() for name in names}
 
     async def app_behind_the_token(scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +53,7 @@ def _check_host(scope: Scope, hosts: set[bytes], port: int) -> RunedError | None
 def _check_token(scope: Scope, token: bytes) -> RunedError | None:
     values = _values(scope, b"authorization")
     scheme, _, credentials = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
-    # In constant time: how long a comparison takes must not tell how much of a guess is right.
+    # In constant time: the duration of a comparison must not tell how much of a guess is right.
     if hmac.compare_digest(credentials.strip(), token) and scheme.lower() == b"bearer":
         return None
     return UnauthenticatedError(

@@ -95,7 +95,7 @@ def _routes(service: ServiceDescriptor, application: Any) -> dict[str, Applicati
 
 
 def _route(method: MethodDescriptor, application: Application) -> Application:
-    """Serve a method; a caller that the RPC library cannot serve is told what it needs."""
+    """Serve a method; a caller that the RPC library cannot serve gets advice."""
     both_ways = method.client_streaming and method.server_streaming
     instead = _INSTEAD.get(method.full_name, "")
     needs_http2 = MalformedRequestError(

@@ -1,4 +1,4 @@
-"""How messages are written: protobuf and JSON, by Google's runtime, but vectors in JSON by msgspec."""
+"""The codecs of messages: protobuf and JSON, by Google's runtime, but vectors in JSON by msgspec."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 M = TypeVar("M", bound=Message)
 
 _FIELD_AT_FAULT = re.compile(r"Failed to parse (\w+) field: ")
-"""How an error of Google's runtime begins; what comes after may quote the caller."""
+"""The start of an error of Google's runtime; the rest of it may quote the caller."""
 
 
 class CompactJsonCodec:
     """The JSON codec of connectrpc, but compact and quick.
 
-    On one line: a vector of 1,024 values would else have 1,024 lines. And Google's runtime takes 2 microseconds or more for
-    each, which for a batch of 2,048 vectors are seconds in which the event loop serves nobody.
+    A message is one line: otherwise a vector of 1,024 values has 1,024 lines. Google's runtime takes 2 microseconds or more for
+    each value. For a batch of 2,048 vectors these are seconds in which the event loop serves nobody.
     """
 
     def __init__(self) -> None:
         self._codec: Codec[Message, Message] = google_protobuf_json_codec()
 
     def name(self) -> str:
-        """Give the name that the content type carries."""
+        """Return the name that the content type carries."""
         return self._codec.name()
 
     def encode(self, message: Message) -> bytes:
@@ -52,8 +52,8 @@ class CompactJsonCodec:
         """Read a message of a class.
 
         Raises:
-            ValueError: It is not JSON, has a field of another type, or names a value that an enum does not have; in words of
-                ours, since those of Google's runtime quote what was sent.
+            ValueError: The data is not JSON, has a field of another type, or names a value that an enum does not have. The
+                message is ours, since that of Google's runtime quotes the caller.
         """
         _check_enums(data, message_class)
         try:
@@ -67,7 +67,7 @@ class CompactJsonCodec:
 
 
 class _Enums(msgspec.Struct):
-    """The fields of a request that hold names of an enum; those are all at its top."""
+    """The fields of a request that hold names of an enum; all of them are at its top."""
 
     lane: object = None
     role: object = None
@@ -75,10 +75,10 @@ class _Enums(msgspec.Struct):
 
 
 def _check_enums(data: bytes | bytearray, message_class: type[Message]) -> None:
-    """Refuse an unknown name of an enum, which Google's runtime takes for none: a query would be embedded as plain text."""
+    """Refuse an unknown name of an enum. Google's runtime takes it for none: a query would be embedded as plain text."""
     try:
         document = msgspec.json.decode(data, type=_Enums)
-    except msgspec.DecodeError as error:  # its words tell types and places only
+    except msgspec.DecodeError as error:  # its message names only types and places
         raise ValueError(f"the request is no JSON object: {error}") from None
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
@@ -90,7 +90,7 @@ def _check_enums(data: bytes | bytearray, message_class: type[Message]) -> None:
 
 
 def _what_is_wrong(error: ParseError, message_class: type[Message]) -> str:
-    """Tell which field at the top of a message Google's runtime could not read."""
+    """Describe the fault, with the field at the top of the message that Google's runtime could not read."""
     found = _FIELD_AT_FAULT.match(str(error))
     names = {name for field in message_class.DESCRIPTOR.fields for name in (field.name, field.json_name)}
     if found and found[1] in names:
@@ -99,7 +99,7 @@ def _what_is_wrong(error: ParseError, message_class: type[Message]) -> str:
 
 
 def _embeddings(message: Message) -> Sequence[pb.EmbedResponse]:
-    """Give the messages within one that hold a vector each."""
+    """Return the messages within one that hold a vector each."""
     match message:
         case pb.EmbedResponse():
             return [message]
@@ -111,7 +111,7 @@ def _embeddings(message: Message) -> Sequence[pb.EmbedResponse]:
 
 
 def _places(document: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """Give what became of `_embeddings` in JSON."""
+    """Return the same messages as `_embeddings`, in JSON."""
     if "embeddings" in document:
         places: list[dict[str, Any]] = document["embeddings"]
         return places

@@ -91,7 +91,7 @@ class RunedServicer:
         return messages.info_response(self._host.info())
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
-        """Tell the present state."""
+        """Describe the present state."""
         return messages.health_response(self._host.health())
 
     async def shutdown(

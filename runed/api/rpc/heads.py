@@ -1,7 +1,8 @@
-"""What can be wrong with the head of a request.
+"""Faults in the head of a request.
 
-The RPC library refuses such a request before any interceptor sees it: without the reason that every error of the contract has,
-a stream of the Connect protocol outside of its protocol, and a header that is not text as a fault of the daemon's.
+The RPC library refuses such a request before any interceptor sees it. Its refusal lacks the reason that every error of the
+contract has. It refuses a stream of the Connect protocol outside of that protocol, and calls a header that is not text a fault
+of the daemon.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _FORMS: dict[bytes, tuple[re.Pattern[bytes], MalformedRequestError]] = {
         MalformedRequestError("the header Grpc-Timeout is not a number of at most 8 digits and a unit, H, M, S, m, u or n"),
     ),
 }
-"""What a header has to look like, and the refusal of one that does not."""
+"""The form of a header, and the refusal of a header of another form."""
 
 _NOT_TEXT = MalformedRequestError("a header is not UTF-8; send its bytes in base64")
 _GRPC_METHOD = UnimplementedError("gRPC knows no HTTP method but POST; send that")
@@ -39,10 +40,10 @@ _GRPC_CODEC = UnimplementedError(
 
 
 def fault_of(scope: Scope) -> RunedError | None:
-    """Give what is wrong with the method and the headers of a request, so that it has to be refused.
+    """Return the reason to refuse a request for its method or its headers, or None.
 
     Args:
-        scope: The request, of whatever protocol.
+        scope: The request, of any protocol.
     """
     for name, value in scope["headers"]:
         if name in _FORMS and not (form := _FORMS[name])[0].fullmatch(value):

@@ -41,7 +41,7 @@ class HealthServicer:
         self._watches = 0
 
     async def check(self, request: HealthCheckRequest, ctx: RequestContext[Any, Any], /) -> HealthCheckResponse:
-        """Tell the state of a service.
+        """Answer with the state of a service.
 
         Raises:
             UnknownServiceError: There is no service of that name.
@@ -52,12 +52,12 @@ class HealthServicer:
         return HealthCheckResponse(status=serving_status(self._host.health()))
 
     async def list(self, request: HealthListRequest, ctx: RequestContext[Any, Any], /) -> HealthListResponse:
-        """Tell the state of every service."""
+        """Answer with the state of every service."""
         status = serving_status(self._host.health())
         return HealthListResponse(statuses={name: HealthCheckResponse(status=status) for name in self._names})
 
     async def watch(self, request: HealthCheckRequest, ctx: RequestContext[Any, Any], /) -> AsyncIterator[HealthCheckResponse]:
-        """Tell the state of a service now and at each change, until the client goes or the daemon drains.
+        """Yield the state of a service now and at each change, until the client goes or the daemon drains.
 
         Raises:
             TooManyWatchesError: `MAX_WATCHES` clients watch already.

@@ -1,4 +1,4 @@
-"""The tables between messages and domain: options in, embeddings and what the daemon tells of itself out."""
+"""Messages to domain and back: the options of a request, embeddings, and the description of the daemon."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ STREAM_MESSAGE_BYTES = 1024 * 1024
 _VECTOR_TAG = b"\x0a"
 """Field 1, wire type 2 (length-delimited): the tag of `EmbedResponse.vector` in the protobuf encoding."""
 _VARINT_MORE = 0x80
-"""The bit of a varint's byte that says that another one follows."""
+"""The bit of a varint's byte that announces another byte."""
 
 
 def embed_options(request: pb.EmbedRequest | pb.EmbedBatchRequest | pb.EmbedStreamRequest) -> EmbedOptions:
-    """Read how a request wants its texts embedded.
+    """Read the options of a request that embeds.
 
     Raises:
         InvalidRequestError: An option has a value that the contract does not know.
@@ -69,13 +69,13 @@ def embed_options(request: pb.EmbedRequest | pb.EmbedBatchRequest | pb.EmbedStre
         dimensions=request.dimensions,
         truncate=_member(_TRUNCATE, pb.Truncate, "truncate", request.truncate),
     )
-    if isinstance(request, pb.EmbedStreamRequest):  # which has no routes
+    if isinstance(request, pb.EmbedStreamRequest):  # it has no routes
         return options
     return replace(options, with_route=request.with_route)
 
 
 def count_options(request: pb.CountTokensRequest) -> EmbedOptions:
-    """Read how a request wants its texts counted.
+    """Read the options of a request that counts.
 
     Raises:
         InvalidRequestError: An option has a value that the contract does not know.
@@ -84,14 +84,14 @@ def count_options(request: pb.CountTokensRequest) -> EmbedOptions:
 
 
 def check_same_options(first: pb.EmbedStreamRequest, later: pb.EmbedStreamRequest) -> None:
-    """Refuse options that come too late to count.
+    """Check that a later message of a stream changes no option.
 
     Args:
-        first: The first message of a stream, whose options hold for all of it.
-        later: Another one; may repeat these options or leave them out.
+        first: The first message, whose options hold for the whole stream.
+        later: Another message; it may repeat these options or leave them out.
 
     Raises:
-        InvalidRequestError: It asks for something else.
+        InvalidRequestError: The later message has another option.
     """
     for field in ("lane", "role", "instruction", "dimensions", "truncate"):
         if (value := getattr(later, field)) and value != getattr(first, field):
@@ -103,7 +103,7 @@ def check_same_options(first: pb.EmbedStreamRequest, later: pb.EmbedStreamReques
 
 
 def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
-    """Give the response to a call with one text.
+    """Return the response to a call with one text.
 
     Raises:
         RunedError: The text has no vector.
@@ -118,7 +118,7 @@ def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
 
 
 def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
-    """Give the response to a call with several texts."""
+    """Return the response to a call with several texts."""
     return pb.EmbedBatchResponse(
         embeddings=[_outcome(item, answer.centroid_set_version) for item in answer.items],
         fingerprint=answer.space.fingerprint,
@@ -127,7 +127,7 @@ def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
 
 
 def embed_stream_responses(answer: StreamAnswer) -> Iterator[pb.EmbedStreamResponse]:
-    """Give what became ready of a stream, in messages of about `STREAM_MESSAGE_BYTES` at most."""
+    """Yield the results that became ready of a stream, in messages of about `STREAM_MESSAGE_BYTES` at most."""
     results: list[pb.EmbedStreamResult] = []
     size = 0
     for result in answer.results:
@@ -144,7 +144,7 @@ def centroid_header(request: pb.SetCentroidsRequest | None) -> CentroidHeader:
     """Read the first message of a centroid set.
 
     Raises:
-        BadCentroidsError: It is something else, or there is none.
+        BadCentroidsError: The message is no header, or there is none.
     """
     if request is None or request.WhichOneof("payload") != "header":
         raise BadCentroidsError("the first message of a centroid set is its header, with dim and nlist; send that first")
@@ -153,10 +153,10 @@ def centroid_header(request: pb.SetCentroidsRequest | None) -> CentroidHeader:
 
 
 def centroids(request: pb.SetCentroidsRequest) -> Iterator[Centroid]:
-    """Read a later message of a centroid set, which is used up by it.
+    """Read a later message of a centroid set; the message is of no use afterwards.
 
     Raises:
-        BadCentroidsError: It is something else.
+        BadCentroidsError: The message is no batch.
     """
     if request.WhichOneof("payload") != "batch":
         raise BadCentroidsError("every message of a centroid set but the first is a batch of centroids; send no second header")
@@ -164,13 +164,13 @@ def centroids(request: pb.SetCentroidsRequest) -> Iterator[Centroid]:
     for centroid in request.batch.centroids:
         number, size = centroid.id, 4 * len(centroid.vec)
         centroid.ClearField("id")
-        # What is left is a tag, a length and the packed values: 20 times faster than by Python floats.
+        # A tag, a length and the packed values are left, which is 20 times faster than Python floats.
         encoded = centroid.SerializeToString()
         yield Centroid(number, encoded[len(encoded) - size :])
 
 
 def info_response(info: Info) -> pb.InfoResponse:
-    """Describe daemon and model."""
+    """Describe the daemon and its model."""
     return pb.InfoResponse(
         daemon_version=info.daemon_version,
         model_identity=info.model_identity,
@@ -196,7 +196,7 @@ def info_response(info: Info) -> pb.InfoResponse:
 
 
 def health_response(health: Health) -> pb.HealthResponse:
-    """Tell what the daemon is doing; the numbers of the engine are 0 until there is one."""
+    """Describe the present state; the numbers of the engine are 0 until there is one."""
     response = pb.HealthResponse(
         status=_STATUS[health.status],
         uptime_seconds=health.uptime_seconds,
@@ -256,7 +256,7 @@ def _outcome(item: Embedding | RunedError, centroid_set_version: str = "") -> pb
 
 
 def _embedding(item: Embedding, centroid_set_version: str) -> pb.EmbedResponse:
-    """Encode a vector: its packed field is the float32 bytes as they are, 30 times faster than by Python floats."""
+    """Encode a vector. Its packed field is the float32 bytes as they are, which is 30 times faster than Python floats."""
     response = pb.EmbedResponse.FromString(_VECTOR_TAG + _varint(len(item.vector)) + item.vector)
     response.token_count = item.tokens
     response.total_token_count = item.total_tokens

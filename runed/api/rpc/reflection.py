@@ -27,7 +27,7 @@ from runed.api.host import Host
 from runed.domain.status import Status
 
 POLL_INTERVAL = 0.25
-"""Seconds between two looks of a silent stream at the daemon, and so the most by which one holds up a drain."""
+"""Seconds between two looks of a silent stream at the daemon. The stream delays a drain by as much at most."""
 
 
 class ReflectionServicer:
@@ -56,7 +56,7 @@ class ReflectionServicer:
 
         Args:
             question: The question.
-            sent: The names of the files that this stream has had, to be added to.
+            sent: The names of the files that this stream has sent; further names are added.
         """
         answer = ServerReflectionResponse(valid_host=question.host, original_request=question)
         pool = descriptor_pool.Default()
@@ -110,15 +110,15 @@ class AlphaReflectionServicer:
 
 
 def _declaring_file(symbol: str) -> FileDescriptor:
-    """Give the file that declares a full name; raises KeyError."""
+    """Return the file that declares a full name; raises KeyError."""
     pool = descriptor_pool.Default()
     with suppress(KeyError):
         return pool.FindFileContainingSymbol(symbol)
-    return pool.FindMethodByName(symbol).containing_service.file  # the one kind of name that the pool does not look up there
+    return pool.FindMethodByName(symbol).containing_service.file  # the only kind of name that the pool does not find there
 
 
 def _files(file: FileDescriptor, sent: set[str]) -> FileDescriptorResponse:
-    """Give a file, also if it was sent before, and then what it imports, as far as that was not."""
+    """Return a file, even if it was sent before, and the files that it imports, unless they were sent before."""
     found: list[bytes] = []
     waiting = deque([file])
     while waiting:
@@ -134,7 +134,7 @@ def _files(file: FileDescriptor, sent: set[str]) -> FileDescriptorResponse:
 async def _until_drained(
     questions: AsyncIterator[ServerReflectionRequest], host: Host
 ) -> AsyncGenerator[ServerReflectionRequest]:
-    """Give questions as they come; the drain of a daemon must not wait for a tool that asks no more and stays."""
+    """Yield questions as they come. The drain of a daemon must not wait for a tool that asks no more and stays connected."""
     while True:
         question = asyncio.ensure_future(anext(questions, None))
         try:

@@ -48,7 +48,7 @@ async def refuse(scope: Scope, send: Send, status: int, error: RunedError) -> No
         scope: The request.
         send: ASGI's.
         status: The HTTP status of the answer in a protocol whose errors have one.
-        error: The reason, and the advice on what to do.
+        error: The reason, and advice.
     """
     if is_any_grpc(scope) and not (is_grpc(scope) and scope["http_version"] != "2"):
         await respond(send, 200, _grpc_headers(content_type(scope), error))

@@ -2,6 +2,6 @@
 
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.gguf import GGUFMetadata, check_model, read_gguf
-from runed.backends.llama.launcher import Timings
+from runed.backends.llama.timings import Timings
 
 __all__ = ["GGUFMetadata", "LlamaBackend", "Timings", "check_model", "read_gguf"]

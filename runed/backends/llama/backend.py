@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput
+from runed.backends.llama.command import CONTEXT_STEP, EngineCommand
 from runed.backends.llama.gguf import read_gguf
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
-from runed.backends.llama.launcher import CONTEXT_STEP, Launcher, Timings
+from runed.backends.llama.launcher import Launcher
 from runed.backends.llama.profile import Profile, choose_profile
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.supervisor import Supervisor
+from runed.backends.llama.timings import Timings
 from runed.domain.model import ModelInfo
 from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
@@ -31,11 +33,10 @@ class LlamaBackend:
         executable: The `llama-server`.
         model: The GGUF.
         model_sha256: The SHA-256 of the GGUF, in hexadecimal.
-        engine_version: What the engine calls itself, or "".
         paths: The home. Only one backend at a time may use it, as its daemon's lock ensures.
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
-        profile: How many texts at once and by how many threads, or the name of a profile.
-        timings: How patient to be.
+        profile: The number of texts at once and of threads, or the name of a profile.
+        timings: How long to wait for the engine.
 
     Raises:
         ModelFileError: The GGUF cannot be used.
@@ -47,7 +48,6 @@ class LlamaBackend:
         executable: Path,
         model: Path,
         model_sha256: str,
-        engine_version: str = "",
         paths: Paths,
         ctx_size: int,
         profile: str | Profile = "balanced",
@@ -67,25 +67,20 @@ class LlamaBackend:
             file_type=metadata.file_type,
             sha256=model_sha256,
         )
-        self._engine_version = engine_version
         executable = executable.absolute()  # the child works in another directory
         quirks = Quirks(paths.engine_quirks, executable, self._model)
-        self._profile = (
-            choose_profile(profile, pooling=metadata.pooling, tuned=paths.tuning, key=quirks.engine_and_model())
-            if isinstance(profile, str)
-            else profile
-        )
-        self._launcher = Launcher(
+        if isinstance(profile, str):
+            profile = choose_profile(profile, pooling=metadata.pooling, tuned=paths.tuning, key=quirks.engine_and_model())
+        command = EngineCommand(
             executable=executable,
             model=model.absolute(),
-            metadata=metadata,
+            socket=paths.engine_socket,
             info=self._model,
             context=context,
-            profile=self._profile,
-            quirks=quirks,
-            paths=paths,
-            timings=timings,
+            profile=profile,
         )
+        eos_id = metadata.eos_id if metadata.pooling == "last" else None
+        self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, timings=timings)
         self._supervisor = Supervisor(self._launcher.launch, timings)
 
     @property
@@ -98,21 +93,15 @@ class LlamaBackend:
         """See `Embedder.state`."""
         return BackendState(
             status=self._supervisor.status,
-            reason=self._supervisor.reason or self._launcher.remark,
+            reason=self._supervisor.reason or self._launcher.command.remark,
             pid=self._supervisor.pid,
             restarts=self._supervisor.restarts,
-            engine_version=self._engine_version,
         )
-
-    @property
-    def profile(self) -> Profile:
-        """How the engine is run."""
-        return self._profile
 
     @property
     def limits(self) -> BatchLimits:
         """See `Embedder.limits`."""
-        return self._launcher.limits
+        return self._launcher.command.limits
 
     async def start(self) -> None:
         """See `Embedder.start`."""
@@ -133,7 +122,7 @@ class LlamaBackend:
         return batch
 
     async def _ask(self, question: Callable[[LlamaHTTP], Awaitable[_T]]) -> _T:
-        """Ask the server, and if it dies meanwhile, once more its replacement."""
+        """Ask the server; if it dies meanwhile, ask its replacement once more."""
         for another_try in (True, False):
             server = await self._supervisor.ready()
             try:

@@ -1,4 +1,4 @@
-"""How many processors the engine may really use: `llama-server` knows neither its affinity nor its container's quota."""
+"""Counts the processors that the engine may use: `llama-server` heeds neither its affinity nor the quota of its container."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def usable_cores(*, cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Count the processors that this process may use, at least 1.
-
-    A quota that is not whole is rounded up: its last part would be left unused otherwise.
+    """Count the processors that this process may use, at least 1. A quota that is not whole is rounded up.
 
     Args:
-        cgroups: Where the control groups are mounted (Linux).
-        membership: The file that says in which groups this process is.
+        cgroups: The place where the control groups are mounted (Linux).
+        membership: The file that lists the groups of this process.
     """
-    # macOS has no affinity that a process could be bound by.
+    # macOS does not bind a process to processors.
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(cgroups, membership)
     return max(1, math.ceil(min(available, quota)))
 
 
 def _cgroup_quota(cgroups: Path, membership: Path) -> float:
-    """Give the smallest quota, in processors, of this process's group and of those around it; infinity if there is none."""
+    """Return the smallest quota, in processors, of this process's group and of the groups around it; infinity without one."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:

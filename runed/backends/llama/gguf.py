@@ -1,8 +1,8 @@
-"""Reads from a GGUF file what runed must know before it starts an engine on it, and refuses a file that is broken or cut short.
+"""Reads the metadata of a GGUF file before an engine is started on it, and refuses a file that is broken or cut short.
 
 The layout is that of the GGUF specification in the ggml repository (`docs/gguf.md`): a header, key-value pairs, tensor
 descriptions, padding, tensor data; everything little-endian. Only the part before the tensor data is read. It is read as a
-stream and never mapped: a mapped file that somebody truncates would end the daemon with SIGBUS.
+stream and never mapped: if another process truncated a mapped file, SIGBUS would end the daemon.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 from runed.errors import ModelFileError
 
 MAX_METADATA_BYTES = 64 * 1024 * 1024
-"""More than any vocabulary takes (Gemma's 262,144 tokens: 7 MB); bounds what a hostile file makes us read and keep."""
+"""Bytes that are read at most, of a hostile file, too. A large vocabulary takes 7 MB (Gemma's 262,144 tokens)."""
 
 _MAX_PAIRS = 10_000
 _MAX_TENSORS = 100_000
@@ -43,7 +43,7 @@ _SCALARS = {
     11: struct.Struct("<q"),
     12: struct.Struct("<d"),
 }
-"""Of each GGUF value type with a fixed size, how it is stored."""
+"""Layout of each GGUF value type with a fixed size."""
 
 _STRING, _ARRAY = 8, 9
 
@@ -52,7 +52,7 @@ _MAGIC = int.from_bytes(b"GGUF", "little")
 _UINT32, _UINT64 = _SCALARS[4], _SCALARS[10]
 
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}
-"""`enum llama_pooling_type`, without 0 (none) and 4 (rank), which give no embedding of a text."""
+"""Values of `enum llama_pooling_type`, without 0 (none) and 4 (rank), which give no embedding of a text."""
 
 # fmt: off
 _TENSOR_TYPES = {
@@ -61,7 +61,7 @@ _TENSOR_TYPES = {
     18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
     26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
 }
-"""Of each `enum ggml_type`, the values in a block and the bytes of a block."""
+"""Values in a block and bytes of a block, for each `enum ggml_type`."""
 
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -69,7 +69,7 @@ _FILE_TYPES = {
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M",
     30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
 }
-"""The names of `enum llama_ftype`, as `llama-quantize` takes them."""
+"""Names of `enum llama_ftype`, as `llama-quantize` takes them."""
 # fmt: on
 
 _Value = int | float | bool | str
@@ -77,7 +77,7 @@ _Value = int | float | bool | str
 
 @dataclass(frozen=True, slots=True)
 class GGUFMetadata:
-    """What a GGUF says about its model.
+    """The metadata of a model.
 
     Attributes:
         architecture: `general.architecture`, such as "qwen3" or "bert".
@@ -105,23 +105,14 @@ class GGUFMetadata:
 def check_model(path: Path) -> None:
     """Check that a file is a whole GGUF of an embedding model that runed can serve.
 
-    Args:
-        path: The file.
-
     Raises:
-        ModelFileError: It is not; the message says why.
+        ModelFileError: It is not.
     """
     read_gguf(path)
 
 
 def read_gguf(path: Path) -> GGUFMetadata:
-    """Read and check a GGUF; takes time in proportion to its vocabulary (0.1 s for 150,000 tokens), so not for an event loop.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What it says about its model.
+    """Read and check a GGUF. Takes time in proportion to its vocabulary (0.1 s for 150,000 tokens), so not for an event loop.
 
     Raises:
         ModelFileError: The file cannot be read, is not a GGUF, is cut short, or its model cannot be served as it should be.
@@ -136,7 +127,7 @@ def read_gguf(path: Path) -> GGUFMetadata:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Put the file's name before, and what to do after, whatever is wrong with it."""
+    """Turn each error of the block into a ModelFileError with the name of the file."""
     try:
         yield
     except OSError as error:
@@ -146,7 +137,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 class _BadFileError(Exception):
-    """Why a file is refused."""
+    """The reason why a file is refused."""
 
 
 def _broken(what: str) -> _BadFileError:
@@ -154,29 +145,25 @@ def _broken(what: str) -> _BadFileError:
 
 
 class _Reader:
-    """Reads forward through the metadata; keeps what was read, which `MAX_METADATA_BYTES` bounds."""
+    """Reads forward through the metadata, and keeps all of it in memory, up to `MAX_METADATA_BYTES`."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._data = b""
-        self._position = 0
+        self.position = 0
         self.size = size
 
-    @property
-    def position(self) -> int:
-        return self._position
-
     def skip(self, count: int) -> int:
-        """Step over `count` bytes; gives where they begin in `_data`."""
-        start = self._position
+        """Step over `count` bytes. Return their position in `_data`."""
+        start = self.position
         end = start + count
         if end > len(self._data):
             self._fetch(end)
-        self._position = end
+        self.position = end
         return start
 
     def _fetch(self, end: int) -> int:
-        """Read on, at least to `end`; gives how many bytes are there now."""
+        """Read on, at least to `end`. Return the number of bytes in `_data`."""
         if end > self.size:
             raise _BadFileError(
                 f"it is cut short: it has {self.size:,} bytes and its header needs at least {end:,}; download it again"
@@ -217,13 +204,13 @@ class _Reader:
             raise _broken(f"its header holds an array of the unknown type {kind}")
 
     def _skip_strings(self, count: int) -> None:
-        """Step over a vocabulary; written out, since it is nearly all of the time that reading a file takes."""
-        position, available, length_at = self._position, len(self._data), _UINT64.unpack_from
-        for _ in range(count):  # each turn consumes bytes of a bounded header, so that a false count ends it, too
+        """Step over a vocabulary. The loop calls no method, since it takes nearly all of the time of reading a file."""
+        position, available, length_at = self.position, len(self._data), _UINT64.unpack_from
+        for _ in range(count):  # a false count ends soon, since each turn consumes bytes of a bounded header
             if position + 8 > available:
                 available = self._fetch(position + 8)
             position += 8 + length_at(self._data, position)[0]
-        self._position = position
+        self.position = position
         self.skip(0)
 
 
@@ -276,7 +263,7 @@ def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
             raise _broken(f"its tensor {name!r} has {dimensions:,} dimensions")
         shape = [reader.uint64() for _ in range(dimensions)]
         kind, offset = reader.uint32(), reader.uint64()
-        # A type that is newer than this table is the engine's to judge; its tensor only must begin inside the file.
+        # A type that is newer than this table is left to the engine; its tensor only must begin inside the file.
         block, block_bytes = _TENSOR_TYPES.get(kind, (1, 0))
         if offset % alignment or (shape and shape[0] % block):
             raise _broken(f"its tensor {name!r} does not fit its type or alignment")
@@ -324,7 +311,7 @@ def _interpret(values: dict[str, _Value]) -> GGUFMetadata:
 def _pooling(values: dict[str, _Value], architecture: str, name: str) -> str:
     kind = _integer(values, f"{architecture}.pooling_type")
     if kind is None and architecture == "qwen3" and "embed" in name.lower():
-        return "last"  # as early conversions of Qwen3-Embedding left it out; a chat model of that architecture is not meant
+        return "last"  # early conversions of Qwen3-Embedding lack the type; so do chat models, which the name tells apart
     if kind in _POOLINGS:
         return _POOLINGS[kind]
     told = "does not say how it pools" if kind is None else f"has pooling type {kind}"

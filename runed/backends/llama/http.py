@@ -1,6 +1,6 @@
-"""The part of `llama-server`'s HTTP interface that runed uses, over its UNIX socket; foreign errors end here.
+"""The part of `llama-server`'s HTTP interface that runed uses, over its UNIX socket. Exceptions of aiohttp end here.
 
-A text is never quoted in an error, and so neither is a body of the server, which may quote one.
+An error never quotes a text, nor a body of the server, which may quote one.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from runed.backends.base import EmbeddingBatch, TextInput
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 
 _KEEP_ALIVE = 3.0
-"""Seconds after which an unused connection is closed on this side; the server closes it after 5, under a request at worst."""
+"""Seconds until this side closes an unused connection. The server does so after 5, which might hit a request on its way."""
 
 MAX_CONNECTIONS = 8
-"""More requests wait here. The server gives each open connection a thread, even while it is not used: with more connections
-than threads, a request waited 5 s for the keep-alive time of an idle one to pass (measured)."""
+"""Connections at most; more requests wait here. The server gives each open connection a thread, even an unused one: with more
+connections than threads, a request waited 5 s until an unused one was closed (measured)."""
 
 _HEALTH_TIMEOUT = 1.0
 
 _OK = 200
 
 _NORM_TOLERANCE = 1e-3
-"""How far the square of a vector's norm may be from 1."""
+"""Largest distance of the square of a vector's norm from 1."""
 
 _SEPARATOR = -1
-"""Stands between texts in a question to `/tokenize`, which passes numbers through as they are; no token has a negative id."""
+"""Number between the texts of a question to `/tokenize`, which returns numbers as they are. No token has a negative id."""
 
 _TOKENIZE_BYTES = 256 * 1024
-"""About how many bytes of text one question to `/tokenize` holds; its answer is several times as large."""
+"""Bytes of text, about, of one question to `/tokenize`; its answer is several times as large."""
 
 _FEW_TOKENS = 8
-"""Up to 7 rows are multiplied by other kernels than more are, which round differently. With quantized weights this shows: texts
-of 2 to 7 tokens had cosines down to 0.9996 between alone and in company, longer ones exactly 1 (Qwen3-0.6B's shape, q6_K)."""
+"""Tokens from which on a batch is computed by the usual kernels. Those for up to 7 rows round differently, as quantized weights
+show: vectors of 2 to 7 tokens alone and in company had cosines down to 0.9996, those of more tokens 1 (Qwen3-0.6B, q6_K)."""
 
 _FEW_BYTES = 32 * _FEW_TOKENS
-"""A batch of more bytes is taken to have more than `_FEW_TOKENS` tokens without counting them."""
+"""Bytes of a batch beyond which its tokens are not counted, but assumed to be at least `_FEW_TOKENS`."""
 
 _MOST_SPECIAL = 2
 """The most special tokens of a text."""
 
 _FILLER = "a b c d e f g h"
-"""A text of at least `_FEW_TOKENS` tokens."""
+"""A text of at least `_FEW_TOKENS` tokens, which is added to a batch of fewer."""
 
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process")
 
@@ -59,7 +59,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What has to be known to keep vectors independent of company, where several slots share the context of the model.
+    """The facts by which vectors are kept independent of company, where several slots share the context of the model.
 
     Attributes:
         slots: The number of slots.
@@ -74,7 +74,7 @@ class ConnectionLostError(Exception):
     """The connection to the server ended before its answer did.
 
     Attributes:
-        unreachable: Whether there was nobody to connect to, so that no later request can succeed either.
+        unreachable: Whether no connection could be made at all, so that no later request can succeed either.
     """
 
     def __init__(self, *, unreachable: bool) -> None:
@@ -83,7 +83,7 @@ class ConnectionLostError(Exception):
 
 
 class SlotsError(BackendFaultError):
-    """The server cannot erase its slots, so that vectors would depend on company; with one slot there is none."""
+    """The server cannot erase its slots, so that vectors would depend on company, unless it has one slot."""
 
 
 class _Embedding(msgspec.Struct):
@@ -121,7 +121,7 @@ class LlamaHTTP:
         socket: The server's UNIX socket.
         dim: The number of values that each vector must have.
         max_tokens: The largest number of tokens of one text, told in errors.
-        isolation: What to heed so that vectors do not depend on company; None if nothing.
+        isolation: The facts for `Isolation`; None where texts do not share a context.
     """
 
     def __init__(self, socket: Path, *, dim: int, max_tokens: int, isolation: Isolation | None = None) -> None:
@@ -138,7 +138,7 @@ class LlamaHTTP:
         )
 
     async def close(self) -> None:
-        """Close all connections; requests on their way get `ConnectionLostError`."""
+        """Close all connections. Requests on their way get `ConnectionLostError`."""
         await self._session.close()
 
     async def healthy(self) -> bool:
@@ -150,14 +150,11 @@ class LlamaHTTP:
             return False
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Give the tokens of each text as `embed` would see it, special tokens included.
-
-        Args:
-            texts: The texts.
+        """Return the tokens of each text as `embed` would see it, special tokens included.
 
         Raises:
             InvalidTextError: A text is not valid Unicode.
-            BackendFaultError: The answer is not what was asked for.
+            BackendFaultError: The answer makes no sense.
             ConnectionLostError: There was no complete answer.
         """
         if self._special is None:
@@ -166,13 +163,7 @@ class LlamaHTTP:
         return [[*first, *tokens, *last] for part in _parts(texts) for tokens in await self._tokenize(part)]
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
-        """Embed a batch.
-
-        Args:
-            texts: The texts, or their tokens.
-
-        Returns:
-            One vector a text, in their order, each checked.
+        """Embed a batch of texts, or of their tokens. Return one vector a text, in their order, each checked.
 
         Raises:
             InvalidTextError: A text is not valid Unicode.
@@ -191,7 +182,7 @@ class LlamaHTTP:
         return EmbeddingBatch(vectors[: len(texts)], answer.usage.prompt_tokens - sum(map(len, filler)))
 
     async def _find_special_tokens(self) -> tuple[list[int], list[int]]:
-        """Give the tokens that the server puts before and after each text."""
+        """Return the tokens that the server puts before and after each text."""
         whole = _decode(await self._post("/tokenize", {"content": _FILLER, "add_special": True}), _Tokens).tokens
         [text] = await self._tokenize([_FILLER])
         for start in range(len(whole) - len(text) + 1):
@@ -200,13 +191,13 @@ class LlamaHTTP:
         raise BackendFaultError("llama-server tokenizes a text differently alone and among others; use another version of it")
 
     async def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Give the tokens of each text without special ones, by one question."""
+        """Return the tokens of each text without special ones, by one question."""
         content = [part for text in texts for part in (_SEPARATOR, text)]
         answer = _decode(await self._post("/tokenize", {"content": content, "add_special": True}), _Tokens).tokens
         answer.append(_SEPARATOR)
         result: list[list[int]] = []
         start = answer.index(_SEPARATOR) + 1
-        while start < len(answer):  # by slices: millions of tokens, taken one by one, would block the event loop for seconds
+        while start < len(answer):  # by slices: a loop over millions of tokens would block the event loop for seconds
             end = answer.index(_SEPARATOR, start)
             result.append(answer[start:end])
             start = end + 1
@@ -215,11 +206,11 @@ class LlamaHTTP:
         return result
 
     async def _isolate(self, texts: Sequence[TextInput], isolation: Isolation) -> list[list[int]]:
-        """Make ready for a batch, and give the filler that it needs to be computed by the same kernels as larger ones."""
+        """Prepare the engine for a batch. Return a filler text if the batch is too small for the kernels of larger ones."""
         size = sum(map(_least_size, texts))
         if len(texts) == 1 and size + _MOST_SPECIAL > isolation.micro_batch:
-            # A text of several micro-batches attends to its own earlier ones, whose order in the context is theirs in the text
-            # only if it starts in an empty one: every slot keeps its last text until it gets another.
+            # A text of several micro-batches attends to its own earlier ones. They lie in the context in the order of the text
+            # only if the context is empty at its start, but every slot keeps its last text until it gets another.
             await asyncio.gather(*(self._erase(slot) for slot in range(isolation.slots)))
         if size > _FEW_BYTES:
             return []
@@ -228,7 +219,7 @@ class LlamaHTTP:
         return counted[:1] if given + sum(map(len, counted[1:])) < _FEW_TOKENS else []
 
     async def _erase(self, slot: int) -> None:
-        """Forget what a slot keeps of its last text; one that is still computed is waited for."""
+        """Empty a slot of its last text, once that is computed."""
         try:
             await self._post(f"/slots/{slot}?action=erase", {})
         except BackendFaultError as error:
@@ -244,7 +235,7 @@ class LlamaHTTP:
         except ConnectionLostError as error:
             if error.unreachable:
                 raise
-            # The server closes a connection that it kept alive just as the next request comes; nothing was computed then.
+            # Once more: the server may have closed an unused connection just as the request came. It computed nothing then.
             status, body = await self._exchange(path, data)
         if status != _OK:
             raise self._explain(path, status, body)
@@ -263,7 +254,7 @@ class LlamaHTTP:
             raise ConnectionLostError(unreachable=False) from None
 
     def _explain(self, path: str, status: int, body: bytes) -> TextTooLongError | BackendFaultError:
-        """Turn an error answer into ours."""
+        """Return our error for an error answer."""
         try:
             error = msgspec.json.decode(body, type=_ErrorBody).error
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -272,7 +263,7 @@ class LlamaHTTP:
         if match := _TOO_LARGE.match(error.message):
             tokens = int(match[1])
         if tokens is None:
-            # Only a plain name is repeated: anything else may hold a text.
+            # Only a plain name is quoted: anything else may hold a text.
             kind = f" ({error.type})" if error.type.isidentifier() else ""
             return BackendFaultError(
                 f"llama-server answered {path} with HTTP status {status}{kind}; logs/llama-server.log may say why"
@@ -284,12 +275,12 @@ class LlamaHTTP:
 
 
 def _least_size(text: TextInput) -> int:
-    """Give the bytes of a text, of which each is at most one token, or of tokens a number to compare with those."""
+    """Return the bytes of a text, which are at least its tokens. For tokens, return a size that compares with those."""
     return len(text.encode(errors="replace")) if isinstance(text, str) else _FEW_BYTES // _FEW_TOKENS * len(text)
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut texts into questions of about `_TOKENIZE_BYTES`."""
+    """Cut texts into parts of about `_TOKENIZE_BYTES`."""
     start = size = 0
     for index, text in enumerate(texts):
         if size and size + len(text) > _TOKENIZE_BYTES:
@@ -308,13 +299,13 @@ def _decode(body: bytes, kind: type[_T]) -> _T:
 
 
 def _check_vectors(vectors: list[bytes], dim: int) -> None:
-    """Refuse what is no embedding: the server answers NaN and zeros, of which no caller could know, with status 200."""
+    """Raise a BackendFaultError for a vector that is no embedding: the server answers NaN and zeros with status 200."""
     for vector in vectors:
         if len(vector) != 4 * dim:
             raise BackendFaultError(f"llama-server answered a vector of {len(vector)} bytes, and the model's have {4 * dim}")
     matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, dim)
     with np.errstate(invalid="ignore", over="ignore"):
         off = np.abs(np.einsum("ij,ij->i", matrix, matrix) - 1.0)
-    if not (off < _NORM_TOLERANCE).all():  # false for NaN and infinity, too
+    if not (off < _NORM_TOLERANCE).all():  # also false for NaN and infinity
         what = "not finite" if not np.isfinite(matrix).all() else "not of unit norm"
         raise BackendFaultError(f"llama-server answered a vector that is {what}; the text's vector cannot be trusted")

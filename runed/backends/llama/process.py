@@ -20,48 +20,60 @@ from runed.processes import ProcessIdentity, die_with_parent, identify, is_alive
 _log = get_logger(__name__)
 
 _CHUNK = 64 * 1024
+_MAX_LOG_BYTES = 5 * 1024 * 1024
 _TAIL_BYTES = 8 * 1024
+_QUOTED_LINES = 3
+_QUOTED_LINE_LENGTH = 240
+
 _REAP_PATIENCE = 5.0
+"""Seconds until the end of a killed orphan is no longer waited for."""
 
 
 class OutputLog:
-    """What a child writes: a file of bounded size with one predecessor, and the end of it in memory.
+    """The output of a child: in a file of at most 5 MiB with one predecessor, and its end in memory.
 
     Args:
         path: The file; it is appended to, and renamed to `<name>.1` when it is full. Its directory must exist.
-        max_bytes: The largest size of the file.
+
+    Attributes:
+        written: The number of bytes so far.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int = 5 * 1024 * 1024) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._max_bytes = max_bytes
         self._recent = b""
         self.written = 0
 
     def write(self, data: bytes) -> None:
-        """Append; a disk that is full costs the lines, never the child that waits for its pipe to be read."""
+        """Append to the output. A full disk loses it: an error would leave the pipe unread, and the child blocked."""
         self.written += len(data)
         self._recent = (self._recent + data)[-_TAIL_BYTES:]
         with contextlib.suppress(OSError):
-            if self._path.exists() and self._path.stat().st_size + len(data) > self._max_bytes:
+            if self._path.exists() and self._path.stat().st_size + len(data) > _MAX_LOG_BYTES:
                 self._path.replace(self._path.with_name(f"{self._path.name}.1"))
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "ab", buffering=0) as file:
                 file.write(data)
 
-    def tail(self, lines: int = 20) -> list[str]:
-        """Give the last lines that are not blank, the oldest first."""
+    def tail(self, lines: int) -> list[str]:
+        """Return the last lines that are not blank, the oldest first."""
         text = self._recent.decode("utf-8", "replace")
         return [line for line in text.splitlines() if line.strip()][-lines:]
 
+    def last_words(self) -> str:
+        """Return the end of the output as a clause that can be appended to an error."""
+        lines = [line[:_QUOTED_LINE_LENGTH] for line in self.tail(_QUOTED_LINES)]
+        return f"; its last words: {' / '.join(lines)}" if lines else "; it said nothing"
+
 
 class ChildProcess:
-    """A running child in a session of its own. Made by `spawn`; `exited` is done when it is gone and its output is read.
+    """A running child in a session of its own. Made by `spawn`.
 
     Attributes:
         pid: Its process id, which is also its process group.
-        output: What it writes on its standard output and error.
-        exited: A task with the exit code; negative is the number of the signal that ended it.
+        output: Its standard output and error.
+        exited: A task that ends when the child is gone and its output is read. Its result is the exit code, or minus the
+            signal that ended it.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, output: OutputLog, record: Path, leftovers: Sequence[Path]) -> None:
@@ -76,19 +88,19 @@ class ChildProcess:
 
     @classmethod
     async def spawn(
-        cls, argv: Sequence[str], *, env: Mapping[str, str], output: OutputLog, record: Path, leftovers: Sequence[Path] = ()
+        cls, argv: Sequence[str], *, env: Mapping[str, str], output: OutputLog, record: Path, leftovers: Sequence[Path]
     ) -> Self:
         """Start a child.
 
-        Must be called on the thread that lives as long as the daemon, its main thread: the kernel sends the parent-death signal
-        when the thread that forked ends, not when the process does.
+        Must be called on the main thread, which lives as long as the daemon: the kernel sends the parent-death signal when
+        the thread that forked ends, not when the process does.
 
         Args:
             argv: The program, as an absolute path, and its arguments.
             env: Its whole environment.
-            output: Where its standard output and error go.
-            record: Where its identity is kept while it lives, for `reap_orphan`.
-            leftovers: Files that it makes and does not remove; they are, when it is gone.
+            output: The log for its standard output and error.
+            record: The file for its identity, which `reap_orphan` reads.
+            leftovers: Files that it makes; they are removed when it is gone, as `record` is.
 
         Raises:
             OSError: The program cannot be started, or the record cannot be written.
@@ -96,7 +108,7 @@ class ChildProcess:
         process = await asyncio.create_subprocess_exec(
             *argv,
             env=env,
-            cwd="/",  # it must not hold the directory of whoever happened to start the daemon
+            cwd="/",  # else it would keep the directory that the daemon was started in from being unmounted
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -112,7 +124,7 @@ class ChildProcess:
             raise
 
     def progress(self) -> tuple[float, int]:
-        """Give what grows while the child works: processor seconds of it and its children, and bytes of output."""
+        """Return what grows while the child works: the processor seconds of it and its children, and the bytes of output."""
         try:
             process = psutil.Process(self.pid)
             # A launcher script that does not `exec` waits, while its own child does the work.
@@ -122,11 +134,7 @@ class ChildProcess:
         return sum(time.user + time.system for time in times), self.output.written
 
     async def terminate(self, grace: float) -> None:
-        """Ask the child to end, and end it by force if it does not.
-
-        Args:
-            grace: Seconds between the two.
-        """
+        """Ask the child to end, and kill it if it still lives after `grace` seconds."""
         self._signal(signal.SIGTERM)
         done, _ = await asyncio.wait({self.exited}, timeout=grace)
         if not done:
@@ -134,12 +142,12 @@ class ChildProcess:
             await self.kill()
 
     async def kill(self) -> None:
-        """End the child by force and wait until it is gone."""
+        """Kill the child and wait until it is gone."""
         self._signal(signal.SIGKILL)
         await asyncio.wait({self.exited})
 
     def _signal(self, number: signal.Signals) -> None:
-        # Not the return code, which a launcher script may have long before the program that it started, and our pipe, are gone.
+        # Not the return code: a launcher script may have one while the program that it started still lives and holds our pipe.
         if not self.exited.done():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
@@ -155,12 +163,12 @@ class ChildProcess:
 
 
 def reap_orphan(record: Path) -> None:
-    """End the child of a daemon that died without doing so itself, if exactly that process still lives.
+    """Kill the child that a daemon left behind when it died, if exactly that process still lives.
 
-    Blocks until it is gone, so not for an event loop.
+    Blocks for up to 5 seconds, so not for an event loop.
 
     Args:
-        record: What `ChildProcess.spawn` wrote; it is removed.
+        record: The file that `ChildProcess.spawn` wrote; it is removed.
     """
     try:
         identity = msgspec.json.decode(record.read_bytes(), type=ProcessIdentity)

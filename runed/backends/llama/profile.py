@@ -1,4 +1,4 @@
-"""How the engine is run: built in for any machine, or measured on this one by `runed bench --tune`."""
+"""Profiles of the engine: built-in ones for any machine, and those that `runed bench --tune` measured on this one."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from runed.files import write_atomically
 from runed.paths import ensure_private_dir
 
 MAX_SLOTS = 64
-"""More would not help: a micro-batch that large is busy with its tokens, not with its texts."""
+"""Most slots that a tuning file may ask for. More do not help: a micro-batch of 64 texts takes its time for their tokens."""
 
 MAX_DISTURBANCE = 0.25
-"""With more of the machine used by others, a result is chance rather than choice, and is not kept."""
+"""Part of the machine that other programs may use during a measurement. With more, the result is chance and is not kept."""
 
 MAX_TOKENS_TOGETHER = {"last": 63}
-"""By pooling, the most tokens that several texts may have together; the others have no limit. From 64 query rows on, the flash
+"""Most tokens that several texts may have together, by pooling; other poolings have no limit. From 64 query rows on, the flash
 attention of llama.cpp computes in tiles on a CPU, and then a vector depends on its company (measured: cosine 0.9994 to the one
-alone, and exactly 1 below that)."""
+alone; below 64 rows 1)."""
 
 _MAX_SLOTS_TOGETHER = 8
-"""By then the tokens are used up by the shortest of texts, and each slot is one more to be erased before a long text."""
+"""Most slots where the tokens are limited: 8 of the shortest texts use them up, and before a long text each slot is erased."""
 
 # Measured on two cores. MiniLM: 84 texts/s alone, 250 in lists of 8 (32 ms each), 285 in lists of 16 with 32 slots. A Qwen3 of
 # 0.6B: 5.7 texts/s alone, 10 in lists of 3; a text of 17 tokens takes 170 ms alone.
@@ -33,7 +33,7 @@ _BUILT_IN = {"memory": (1, 128), "balanced": (16, 256), "throughput": (32, 512)}
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How the engine is run.
+    """The size of micro-batches and the number of threads.
 
     Attributes:
         name: One of `runed.settings.PROFILES`.
@@ -50,17 +50,17 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one way to run the engine gave.
+    """The speed of the engine with one profile.
 
     Attributes:
         slots: As `Profile.slots`.
         batch_tokens: As `Profile.batch_tokens`.
         threads: As `Profile.threads`.
-        batch_texts: The texts of a micro-batch, on average.
+        batch_texts: The mean number of texts of a micro-batch.
         batch_seconds: The median time of a micro-batch.
         lone_seconds: The median time of a single text, with the same threads.
-        texts_per_second: Texts embedded per second, one micro-batch after the other.
-        tokens_per_second: Their tokens.
+        texts_per_second: The texts embedded per second, one micro-batch after the other.
+        tokens_per_second: The tokens of these texts per second.
     """
 
     slots: int
@@ -78,12 +78,12 @@ class Tuning:
     """The profiles that suit one engine and model on this machine.
 
     Attributes:
-        measured_at: When it was measured, as an ISO 8601 time.
-        method: How, in a sentence for people.
-        cores: The processors that were usable; with another number, the measurement is void.
-        profiles: The best of the measurements for each name.
-        measurements: All that were made.
-        remarks: What to know about them, for people: what failed and why, whether other work disturbed.
+        measured_at: The time of the measurement, in ISO 8601.
+        method: A sentence for people on how it was measured.
+        cores: The number of usable processors. With another number, the measurement is void.
+        profiles: The best profile for each name.
+        measurements: All measurements.
+        remarks: Sentences for people on failures and disturbances.
         disturbance: The part of the machine that other programs used meanwhile.
     """
 
@@ -97,7 +97,7 @@ class Tuning:
 
     @property
     def is_chance(self) -> bool:
-        """Whether others used so much of the machine that nothing can be concluded."""
+        """Whether other programs used too much of the machine for a conclusion."""
         return self.disturbance > MAX_DISTURBANCE
 
 
@@ -110,12 +110,7 @@ class _Document:
 
 
 def built_in_profile(name: str, *, pooling: str) -> Profile:
-    """Give a profile that nothing was measured for.
-
-    Args:
-        name: One of `runed.settings.PROFILES`.
-        pooling: "last", "mean" or "cls".
-    """
+    """Return a profile for any machine. For `name` and `pooling` see `choose_profile`."""
     slots, batch_tokens = _BUILT_IN[name]
     if pooling in MAX_TOKENS_TOGETHER:
         slots, batch_tokens = min(slots, _MAX_SLOTS_TOGETHER), min(batch_tokens, MAX_TOKENS_TOGETHER[pooling])
@@ -123,13 +118,13 @@ def built_in_profile(name: str, *, pooling: str) -> Profile:
 
 
 def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile:
-    """Give the profile that was measured for this engine and model on this machine, else the built-in one.
+    """Return the profile that was measured for this engine and model on this machine, else the built-in one.
 
     Args:
         name: One of `runed.settings.PROFILES`.
         pooling: "last", "mean" or "cls".
-        tuned: The file that `store_tuning` wrote; one that is missing or unreadable is as good as none.
-        key: Names the engine, the model and the machine.
+        tuned: The file that `store_tuning` writes. One that is missing or unreadable counts as empty.
+        key: The key for the engine, the model and the machine.
     """
     built_in = built_in_profile(name, pooling=pooling)
     tuning = _read(tuned).tunings.get(key)
@@ -140,12 +135,12 @@ def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile
 
 
 def store_tuning(tuned: Path, key: str, tuning: Tuning) -> None:
-    """Keep what was measured, in the place of an earlier measurement of the same; others stay.
+    """Keep a tuning, in the place of an earlier one for the same key.
 
     Args:
-        tuned: The file; one that cannot be read is replaced.
-        key: Names the engine, the model and the machine.
-        tuning: What was measured.
+        tuned: The file. One that cannot be read is replaced.
+        key: The key for the engine, the model and the machine.
+        tuning: The tuning.
 
     Raises:
         ForeignPathError: The directory of the file cannot be made.
@@ -166,7 +161,7 @@ def _read(path: Path) -> _Document:
 
 
 def _is_safe(profile: Profile, pooling: str) -> bool:
-    """Refuse what a hand or an accident wrote, if the engine would not start by it or its vectors would be wrong."""
+    """Tell whether the engine starts with a profile from the file and computes right vectors: the file may be damaged."""
     most_tokens = MAX_TOKENS_TOGETHER.get(pooling)
     return (
         1 <= profile.slots <= MAX_SLOTS

@@ -1,4 +1,4 @@
-"""What was learned about an engine on this machine, kept in a file so that it is learned only once."""
+"""Remembers the quirks of an engine on this machine in a file, so that they are found out only once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class _Document(msgspec.Struct, kw_only=True):
 
 
 class Quirks:
-    """What is peculiar to an engine and a model on this machine.
+    """The quirks of an engine and a model on this machine.
 
     Args:
-        path: The file; one that cannot be read is as good as none.
+        path: The file. One that cannot be read counts as empty.
         executable: The engine.
         model: The model.
     """
@@ -39,7 +39,7 @@ class Quirks:
         return self.engine() in self._read().no_repack
 
     def remember_no_repack(self) -> None:
-        """Remember that it does."""
+        """Remember that the engine dies of SIGILL without `--no-repack`."""
         document = self._read()
         document.no_repack = sorted({*document.no_repack, self.engine()})
         self._write(document)
@@ -49,13 +49,13 @@ class Quirks:
         return self.engine_and_model() in self._read().one_slot
 
     def remember_one_slot(self) -> None:
-        """Remember that it does."""
+        """Remember that the engine computes this model's vectors differently in company."""
         document = self._read()
         document.one_slot = sorted({*document.one_slot, self.engine_and_model()})
         self._write(document)
 
     def engine(self) -> str:
-        """Name this very build of the engine on this kind of processor: an update may have cured it."""
+        """Return a key for this build of the engine on this kind of processor. An update, maybe without quirks, has another."""
         try:
             info = self._executable.stat()
         except OSError:
@@ -63,7 +63,7 @@ class Quirks:
         return f"{self._executable} {info.st_size} {info.st_mtime_ns} {_processor()}"
 
     def engine_and_model(self) -> str:
-        """Name the engine, as `engine` does, with the model that it serves."""
+        """Return a key for the engine, as `engine` does, and the model that it serves."""
         return f"{self.engine()} {self._model.identity}"
 
     def _read(self) -> _Document:
@@ -75,13 +75,13 @@ class Quirks:
     def _write(self, document: _Document) -> None:
         try:
             write_atomically(self._path, msgspec.json.encode(document))
-        except OSError as error:  # then it is learned again at the next start
-            _log.warning("cannot remember what is peculiar to llama-server", error=error.strerror)
+        except OSError as error:  # the next start finds them out again
+            _log.warning("cannot remember the quirks of llama-server", error=error.strerror)
 
 
 @cache
 def _processor() -> str:
-    """Name the processor, as far as the system tells."""
+    """Return the name of the processor, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Checks what an engine computes before anybody relies on it."""
+"""Checks the vectors of an engine before it serves."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from runed.backends.llama.http import LlamaHTTP
 from runed.errors import BackendFaultError
 
 _TEXTS = ("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four.")
-"""Short enough that each fits into a micro-batch of 63 tokens, were each of its bytes a token."""
+"""Texts that each fit into a micro-batch of 63 tokens, even if each byte is a token."""
 
 _LONG_TOKENS = 72
-"""More than the 60 tokens that are computed at once where texts share a context."""
+"""Tokens of a long text: more than the 60 that are computed at once where texts share a context."""
 
 MIN_COSINE = 0.9999
-"""Between the vectors that a text has alone and in company."""
+"""Least cosine between the vectors that a text has alone and in company."""
 
 _BROKEN_COSINE = 0.99
-"""Below this, a vector is not another rounding of the same one but another text's, or garbage."""
+"""Cosine below which a vector is no longer another rounding of the same one, but another text's, or garbage."""
 
 
 class CompanyError(BackendFaultError):
-    """The engine rounds a text's vector differently in company than alone; with one slot there is no company.
+    """The engine rounds a text's vector differently in company than alone. With one slot there is no company.
 
     Args:
-        cosine: Between the two, at worst.
+        cosine: The least cosine between the two.
     """
 
     def __init__(self, cosine: float) -> None:
@@ -40,13 +40,13 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
     Args:
         http: The engine.
         eos_id: The token that each text must end with, or None.
-        limits: What a micro-batch may hold.
+        limits: The most texts and tokens of a micro-batch.
 
     Raises:
-        CompanyError: Vectors depend a little on what else is computed, and there is more than one slot.
-        SlotsError: They would, since it cannot erase its slots.
-        BackendFaultError: It computes something else that is wrong.
-        ConnectionLostError: It went away.
+        CompanyError: Vectors depend a little on company, and there is more than one slot.
+        SlotsError: Vectors would depend on company, since the engine cannot erase its slots.
+        BackendFaultError: Vectors are wrong in another way.
+        ConnectionLostError: The connection ended.
     """
     tokens = await http.tokenize(_TEXTS)
     if eos_id is not None and any(text[-1:] != [eos_id] for text in tokens):
@@ -60,20 +60,20 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         raise BackendFaultError("llama-server counts other tokens than it embeds; use another version of llama-server")
     fitting = sum(np.cumsum([len(text) for text in tokens]) <= limits.tokens)
     together = await http.embed(_TEXTS[: max(min(fitting, limits.texts), 2)])
-    cosine = min(_cosine(batch.vectors[0], vector) for batch, vector in zip(alone, together.vectors, strict=False))
-    if not cosine >= _BROKEN_COSINE:
+    worst = min(cosine(batch.vectors[0], vector) for batch, vector in zip(alone, together.vectors, strict=False))
+    if not worst >= _BROKEN_COSINE:
         raise BackendFaultError(
-            f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.4f}), "
+            f"llama-server embeds a text differently alone and in a batch (cosine {worst:.4f}), "
             "so its vectors cannot be trusted; use another version of llama-server"
         )
     if limits.texts > 1:
         long = (list(itertools.chain.from_iterable(tokens)) * _LONG_TOKENS)[:_LONG_TOKENS]
         first, _, second = await http.embed([long]), await http.embed(_TEXTS[:2]), await http.embed([long])
-        cosine = min(cosine, _cosine(first.vectors[0], second.vectors[0]))
-        if cosine < MIN_COSINE:
-            raise CompanyError(cosine)
+        worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
+        if worst < MIN_COSINE:
+            raise CompanyError(worst)
 
 
-def _cosine(one: bytes, other: bytes) -> float:
-    """Give the cosine of two vectors of norm 1."""
+def cosine(one: bytes, other: bytes) -> float:
+    """Return the cosine of two float32 vectors of norm 1."""
     return float(np.frombuffer(one, "<f4") @ np.frombuffer(other, "<f4"))

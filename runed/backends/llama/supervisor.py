@@ -1,4 +1,4 @@
-"""Keeps one server running: one start for all who wait, replacement of one that died or hangs, giving up, and stopping."""
+"""Keeps one server running: starts it once for all callers, replaces it when it dies or hangs, gives up, and stops it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from collections.abc import Awaitable, Callable
 
 from runed.backends.base import BackendStatus
 from runed.backends.llama.http import ConnectionLostError
-from runed.backends.llama.launcher import Server, Timings
+from runed.backends.llama.server import LlamaServer
+from runed.backends.llama.timings import Timings
 from runed.errors import BackendError, BackendFaultError, BackendUnavailableError
 from runed.log import describe_exception, get_logger
 
 _log = get_logger(__name__)
-
-_DEATH_NOTICE = 0.05
-"""How long a death takes at most to be noticed after the connections to the child broke, in seconds."""
 
 
 class Supervisor:
@@ -24,15 +22,19 @@ class Supervisor:
 
     Args:
         launch: Starts a server.
-        timings: How patient to be.
+        timings: How long to wait, and how often to try.
+
+    Attributes:
+        reason: Why the last server died or the last start failed; "" once a server is ready again.
+        restarts: The number of servers that died and were replaced.
     """
 
-    def __init__(self, launch: Callable[[], Awaitable[Server]], timings: Timings) -> None:
+    def __init__(self, launch: Callable[[], Awaitable[LlamaServer]], timings: Timings) -> None:
         self._launch = launch
         self._timings = timings
-        self._server: Server | None = None
+        self._server: LlamaServer | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._starting: asyncio.Task[Server] | None = None
+        self._starting: asyncio.Task[LlamaServer] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._failures = 0
         self._refused_until: float | None = None
@@ -42,7 +44,7 @@ class Supervisor:
 
     @property
     def status(self) -> BackendStatus:
-        """What the server is doing."""
+        """The state of the server."""
         if self._server is not None:  # also while it is being stopped: its memory is not free yet
             return BackendStatus.READY
         if self._starting is not None:
@@ -54,8 +56,8 @@ class Supervisor:
         """The process id of the server, or 0."""
         return self._server.child.pid if self._server is not None else 0
 
-    async def ready(self) -> Server:
-        """Give the server, started if need be; a caller that is cancelled does not disturb the others.
+    async def ready(self) -> LlamaServer:
+        """Return the server, started if need be. All callers share one start, which goes on if one of them is cancelled.
 
         Raises:
             BackendUnavailableError: It did not come up, was stopped meanwhile, or was given up a moment ago.
@@ -78,41 +80,36 @@ class Supervisor:
         return task.result()
 
     async def stop(self) -> None:
-        """End the server, or the start of one; concurrent calls share one stop."""
+        """End the server, or the start of one. Concurrent calls share one stop."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._shut_down())
             self._stopping.add_done_callback(self._stop_ended)
         await asyncio.shield(self._stopping)
 
-    async def lost(self, server: Server, error: ConnectionLostError) -> bool:
-        """Find out whether a server whose connection broke is dead.
+    async def lost(self, server: LlamaServer, error: ConnectionLostError) -> bool:
+        """Find out whether a server is dead, after its connection broke. Kill it if nobody can connect to it any more.
 
         Args:
             server: The server that was asked.
-            error: What happened.
-
-        Returns:
-            Whether it is.
+            error: The loss of the connection.
         """
-        await asyncio.wait({server.child.exited}, timeout=_DEATH_NOTICE)
-        if error.unreachable and not server.child.exited.done():
-            # It lives, but its socket is gone or nobody listens on it: nobody will ever reach it again.
+        if not await server.has_died() and error.unreachable:
             server.verdict = "llama-server could not be reached any more by its socket, so it was replaced"
             await server.child.kill()
         return server.child.exited.done()
 
     def answered(self) -> None:
-        """Take note of an answer: whatever failed before, it was not for good."""
+        """Forget the failures so far, since an engine answered."""
         self._failures = 0
 
-    def unavailable(self, server: Server) -> BackendUnavailableError:
-        """Say of a dead server that, and when, its replacement can be asked."""
+    def unavailable(self, server: LlamaServer) -> BackendUnavailableError:
+        """Return the error for a server that died, with the time after which its replacement can be asked."""
         return BackendUnavailableError(
             f"{server.obituary()}; it is being replaced, so try again", retry_after=max(1.0, self._backoff())
         )
 
     def _passing(self) -> asyncio.Task[None] | None:
-        """Give what must end before anything can be said of the server: a stop, or the notice of a death."""
+        """Return the task that must end before the state of the server is known: a stop, or the notice of a death."""
         if self._stopping is None and self._server is not None and self._server.child.exited.done():
             return self._watcher
         return self._stopping
@@ -121,7 +118,7 @@ class Supervisor:
         self._starting = asyncio.create_task(self._bring_up(delay))
         self._starting.add_done_callback(self._start_ended)
 
-    async def _bring_up(self, delay: float) -> Server:
+    async def _bring_up(self, delay: float) -> LlamaServer:
         while True:
             await asyncio.sleep(delay)
             started = time.monotonic()
@@ -142,7 +139,7 @@ class Supervisor:
             return server
 
     def _give_up(self, error: BackendError) -> bool:
-        """Count a failure; give up if it is one too many, or one that another try would only repeat."""
+        """Count a failure. Return whether to give up: after too many, or where another try would fail in the same way."""
         self._failures += 1
         self.reason = error.message
         given_up = self._failures >= self._timings.max_failures or isinstance(error, BackendFaultError)
@@ -162,24 +159,25 @@ class Supervisor:
                 f"the engine failed and is tried again in {left:.0f} s: {self.reason}", retry_after=left
             )
 
-    async def _watch(self, server: Server) -> None:
-        """Wait for the end of a server, and replace it unless the end was wanted."""
+    async def _watch(self, server: LlamaServer) -> None:
+        """Wait for the end of a server, and replace it unless it was stopped on purpose."""
         try:
             await self._until_dead_or_hung(server)
-        except Exception as error:  # noqa: BLE001 # a server that nobody watches could hang, or be dead, unnoticed
+        except Exception as error:  # noqa: BLE001 # nobody would notice the death or the hang of a server without a watcher
             _log.error("llama-server cannot be watched", **describe_exception(error))
             server.verdict = "llama-server could not be watched any longer, so it was replaced"
             await server.child.kill()
         if server.closing:
             return
-        # No await before the next start has begun: a request that came in between would begin a second one.
+        # No await before the next start has begun: a request that came in between would begin another one.
         self._server = None
         self._replacing = True
         if not self._give_up(BackendUnavailableError(server.obituary())):
             self._begin_start(delay=self._backoff())
         await server.http.close()
 
-    async def _until_dead_or_hung(self, server: Server) -> None:
+    async def _until_dead_or_hung(self, server: LlamaServer) -> None:
+        """Wait until a server has died. Kill it if it hangs, by the three steps of `Timings`."""
         exited, hang = server.child.exited, self._timings.hang
         before: tuple[float, int] | None = None
         while True:
@@ -194,8 +192,9 @@ class Supervisor:
                 return
             before = progress
 
-    async def _answers(self, server: Server) -> bool:
-        """Ask a silent server something small: those whose questions it did not answer may only have gone away."""
+    async def _answers(self, server: LlamaServer) -> bool:
+        """Ask a silent server to embed a short text. Return whether it answered or worked."""
+        # It may be healthy: the callers whose answers it owes may only have gone away.
         before = server.child.progress()
         try:
             async with asyncio.timeout(self._timings.hang):
@@ -204,11 +203,11 @@ class Supervisor:
         except TimeoutError:
             return server.child.progress() != before
         except (BackendError, ConnectionLostError):
-            return True  # it answered something, or its death shows by itself
+            return True  # it answered with an error, or it died, which `exited` shows
         return True
 
     async def _shut_down(self) -> None:
-        # Once is not enough: while one of them ends, another may begin, such as the replacement of a server that just died.
+        # In a loop, because while one of them ends, another may begin, such as the replacement of a server that just died.
         while self._server is not None or self._starting is not None or not (self._watcher is None or self._watcher.done()):
             if self._starting is not None:
                 self._starting.cancel()
@@ -223,9 +222,9 @@ class Supervisor:
                 await asyncio.wait({self._watcher})
         self._replacing = False
 
-    def _start_ended(self, task: asyncio.Task[Server]) -> None:
+    def _start_ended(self, task: asyncio.Task[LlamaServer]) -> None:
         self._starting = None
-        # Whoever waits is told; this is for the case that nobody does.
+        # The callers that wait get the error; if there are none, only the log tells it.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, BackendError):
             _log.error("llama-server start failed unexpectedly", **describe_exception(error))
 

@@ -1,4 +1,4 @@
-"""Measures how the engine is best run on this machine, for `runed bench --tune`."""
+"""Measures the engine with several profiles and chooses the best, for `runed bench --tune`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-import numpy as np
 import psutil
 
 from runed.backends.base import BatchLimits
@@ -23,15 +21,15 @@ from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.cores import usable_cores
 from runed.backends.llama.profile import MAX_TOKENS_TOGETHER, Measurement, Profile, Tuning, store_tuning
 from runed.backends.llama.quirks import Quirks
-from runed.backends.llama.self_test import MIN_COSINE, CompanyError
+from runed.backends.llama.self_test import MIN_COSINE, CompanyError, cosine
 from runed.errors import BackendError, BackendUnavailableError
 from runed.paths import Paths, ensure_private_dir
 
 MAX_BALANCED_RATIO = 3.0
-"""The longest micro-batch of the profile "balanced", in times of a single text: so long may an interactive text wait for it."""
+"""Longest micro-batch of the profile "balanced", in times of a single text. An interactive text may have to wait for it."""
 
 _WORTH_IT = 0.97
-"""A smaller micro-batch that gives this share of the best rate is preferred: less is noise, and it costs memory and waits."""
+"""Share of the best rate at which a smaller micro-batch is preferred: the rest is noise, and costs memory and waiting."""
 
 _USUAL_SIZE = (8, 128)
 _OTHER_SIZES = ((1, 128), (4, 64), (16, 256), (32, 512))
@@ -40,26 +38,27 @@ _OTHER_SIZES_BOUNDED = ((1, _USUAL_SIZE_BOUNDED[1]), (8, 32), (8, 48), (32, _USU
 """Slots and tokens of the micro-batches to try, without and with a bound on the tokens."""
 
 _LENGTHS = (6, 12, 16, 20, 26)
-"""The tokens of the texts to embed, in turn: queries and sentences, which gain by company. A long text gains nothing."""
+"""Tokens of the texts to embed, in turn: queries and sentences, which gain by company. A long text gains nothing."""
 
 _ROUNDS = 2
-"""How often each way is measured; the faster time counts, since other work on the machine only ever slows it down."""
+"""Measurements of each profile. The fastest counts, since other work on the machine only slows them down."""
 
 _CLEARLY_BETTER = 1.1
-"""What fewer threads than cores must gain: other work on the machine hits them less, which is no merit of theirs."""
+"""Gain from which on fewer threads than cores are preferred: other work on the machine slows them down less in any case."""
 
 _QUIET = 0.1
-"""The part of the machine that others may use meanwhile."""
+"""Part of the machine that other programs may use without a remark."""
 
 _LONE_SHARE = 0.25
-"""The part of a measurement's time that goes to texts alone."""
+"""Part of a measurement's time for texts alone."""
 
 _FEWEST = 3
+"""Texts and micro-batches that are measured at least, however long they take."""
 
 _T = TypeVar("_T")
 
 Report = Callable[[int, int, str], None]
-"""Told before each measurement: how many are done, how many there are in all, and what is measured next, for people."""
+"""Called before each measurement with the number of those done, the number of all, and the next profile in words."""
 
 
 def tune(
@@ -77,8 +76,8 @@ def tune(
 ) -> Tuning:
     """Measure an engine and a model in several ways, choose the best for each profile, and keep that for the next start.
 
-    It runs engines of its own, one after another, in a temporary home, beside a daemon that may be running. Blocks; must be
-    called on the main thread, and not within an event loop.
+    It runs engines of its own, one after another, in a temporary home; a daemon may run beside it. Blocks; must be called on
+    the main thread, and not within an event loop.
 
     Args:
         executable: The `llama-server`.
@@ -86,20 +85,17 @@ def tune(
         model_sha256: Its SHA-256, in hexadecimal.
         paths: The home that the result is kept in.
         ctx_size: The context in tokens, as for `LlamaBackend`.
-        texts: What to embed: some hundreds, of 26 tokens at least, to be cut to several lengths.
-        seconds: How long to measure each way.
-        limit: After so many seconds the rest is left out.
-        report: Told how far it is.
-        force: Whether to keep the result even if others used more than `MAX_DISTURBANCE` of the machine.
-
-    Returns:
-        What was measured and chosen.
+        texts: Some hundred texts of at least 26 tokens, which are cut to several lengths.
+        seconds: The time of one measurement.
+        limit: The time in seconds after which the other measurements are left out.
+        report: Called before each measurement.
+        force: Whether to keep the result even if other programs used more than `MAX_DISTURBANCE` of the machine.
 
     Raises:
         BackendError: The engine cannot be run at all, or nothing could be measured within the limit.
         ModelFileError: The GGUF cannot be used.
     """
-    # Outside of the event loop, whose end waits for threads that may still make files after a Ctrl-C.
+    # Not in the event loop: its end waits for threads, which may still make files after a Ctrl-C.
     with TemporaryDirectory(prefix="runed-bench-") as directory:
         workshop = Paths(Path(directory))
         _copy_quirks(paths, workshop)
@@ -115,7 +111,7 @@ def tune(
             )
 
         info = make(Profile("measured", *_USUAL_SIZE, usable_cores())).model
-        trials = _Trials(_Bench(make, texts, seconds), info.pooling, report)
+        trials = _Trials(lambda way: _measure(make(way), way, texts, seconds), info.pooling, report)
         asyncio.run(trials.run(limit))
     measurements = tuple(trials.measured.values())
     tuning = Tuning(
@@ -133,15 +129,10 @@ def tune(
 
 
 def choose_profiles(measurements: Sequence[Measurement]) -> tuple[Profile, ...]:
-    """Choose the best of what was measured for each profile.
+    """Choose the best of at least one measurement for each profile.
 
-    Args:
-        measurements: At least one.
-
-    Returns:
-        "memory" is one slot; "balanced" has the most texts per second of those whose micro-batch takes at most
-        `MAX_BALANCED_RATIO` times as long as a single text; "throughput" has the most of all. A profile that nothing measured
-        is fit for is missing.
+    "memory" is one slot; "balanced" has the most texts per second of those whose micro-batch takes at most `MAX_BALANCED_RATIO`
+    times as long as a single text; "throughput" has the most of all. A profile that no measurement is fit for is missing.
     """
     candidates = {
         "memory": [each for each in measurements if each.slots == 1],
@@ -159,7 +150,7 @@ def _fastest(name: str, measurements: Sequence[Measurement]) -> Profile:
 
 
 def _copy_quirks(paths: Paths, workshop: Paths) -> None:
-    """Let what is known of the engine, such as that it needs `--no-repack`, not be learned by a crash again."""
+    """Copy the known quirks of the engine, so that no crash has to show again that it needs `--no-repack`."""
     ensure_private_dir(workshop.cache)
     if paths.engine_quirks.exists():
         shutil.copy(paths.engine_quirks, workshop.engine_quirks)
@@ -169,22 +160,22 @@ class _Trials:
     """Measures an engine in all ways that are worth a try, several times each.
 
     Args:
-        bench: Measures one.
-        pooling: How the model pools; decides about the sizes to try.
+        measure: Measures one way.
+        pooling: The pooling of the model, which decides on the sizes to try.
         report: As for `tune`.
 
     Attributes:
         measured: The best measurement of each way.
-        remarks: What to know about them, for people.
+        remarks: As in `Tuning`, and so is `disturbance`.
     """
 
-    def __init__(self, bench: _Bench, pooling: str, report: Report) -> None:
+    def __init__(self, measure: Callable[[Profile], Awaitable[Measurement]], pooling: str, report: Report) -> None:
         bounded = pooling in MAX_TOKENS_TOGETHER
         self._usual_size = _USUAL_SIZE_BOUNDED if bounded else _USUAL_SIZE
         self._other_sizes = _OTHER_SIZES_BOUNDED if bounded else _OTHER_SIZES
         self._threads = _numbers_of_threads(usable_cores())
         self._total = _ROUNDS * (len(self._threads) + len(self._other_sizes))
-        self._bench = bench
+        self._measure = measure
         self._report = report
         self._visits = 0
         self._failed: set[Profile] = set()
@@ -194,9 +185,6 @@ class _Trials:
 
     async def run(self, limit: float) -> None:
         """Find the best number of threads for a micro-batch of the usual size, then try the other sizes with it.
-
-        Args:
-            limit: As for `tune`.
 
         Raises:
             BackendUnavailableError: Nothing could be measured.
@@ -227,9 +215,9 @@ class _Trials:
             if way in self._failed:
                 continue
             try:
-                measurement = await self._bench.measure(way)
+                measurement = await self._measure(way)
             except BackendError as error:
-                # Whatever is wrong, such as too little memory for many slots, the others may be all right.
+                # The other ways may work: perhaps the memory is too small for this number of slots.
                 self._failed.add(way)
                 self.measured.pop(way, None)
                 self.remarks.append(f"{what}: {error}")
@@ -250,84 +238,70 @@ def _rate(measurement: Measurement) -> float:
 
 
 def _work_of_others() -> float:
-    """Give the processor seconds of all programs but this one and the engines that it ran and that have ended."""
+    """Return the processor seconds of all programs but this one and its engines that have ended."""
     machine = psutil.cpu_times()
     return float(machine.user + machine.nice + machine.system) - sum(os.times()[:4])
 
 
 def _numbers_of_threads(cores: int) -> list[int]:
-    """Give what is worth a try: all cores; all but one, which is left to the clients; one a core of two hardware threads."""
+    """Return the numbers to try: all cores; all but one, which is left to the clients; one a core of two hardware threads."""
     return sorted({cores, max(cores - 1, 1), max(cores // 2, 1)}, reverse=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """Runs an engine in any number of ways, one after another.
+async def _measure(backend: LlamaBackend, profile: Profile, texts: Sequence[str], seconds: float) -> Measurement:
+    """Start a backend with a profile, measure its speed, and stop it.
 
-    Attributes:
-        make: Makes a backend.
-        texts: As for `tune`.
-        seconds: As for `tune`.
+    Raises:
+        BackendError: The engine does not run, or its vectors are wrong.
     """
+    try:
+        await backend.start()
+        if backend.limits.texts < profile.slots:
+            raise BackendUnavailableError(backend.state.reason)
+        return await _measure_running(backend, profile, texts, seconds)
+    finally:
+        await backend.stop()
 
-    make: Callable[[Profile], LlamaBackend]
-    texts: Sequence[str]
-    seconds: float
 
-    async def measure(self, profile: Profile) -> Measurement:
-        """Run the engine in one way and see how fast it is.
-
-        Raises:
-            BackendError: It does not run, or not so that its vectors can be trusted.
-        """
-        backend = self.make(profile)
-        try:
-            await backend.start()
-            if backend.limits.texts < profile.slots:
-                raise BackendUnavailableError(backend.state.reason)
-            return await self._measure(backend, profile)
-        finally:
-            await backend.stop()
-
-    async def _measure(self, backend: LlamaBackend, profile: Profile) -> Measurement:
-        texts = [_cut(tokens, length) for tokens, length in zip(await backend.tokenize(self.texts), cycle(_LENGTHS))]
-        lone_times: list[float] = []
-        lone_vectors: list[bytes] = []
-        for text in _while_time_is_left(texts, self.seconds * _LONE_SHARE):
-            started = time.perf_counter()
-            answer = await backend.embed([text])
-            lone_times.append(time.perf_counter() - started)
-            lone_vectors += answer.vectors
-        times: list[float] = []
-        sizes: list[int] = []
-        tokens = 0
-        batches = cycle(_micro_batches([len(text) for text in texts], backend.limits))
-        for batch in _while_time_is_left(batches, self.seconds * (1.0 - _LONE_SHARE)):
-            started = time.perf_counter()
-            answer = await backend.embed(texts[batch.start : batch.stop])
-            times.append(time.perf_counter() - started)
-            _check_company(lone_vectors[batch.start : batch.stop], answer.vectors)
-            sizes.append(len(batch))
-            tokens += answer.tokens
-        return Measurement(
-            slots=profile.slots,
-            batch_tokens=profile.batch_tokens,
-            threads=profile.threads,
-            batch_texts=statistics.mean(sizes),
-            batch_seconds=statistics.median(times),
-            lone_seconds=statistics.median(lone_times),
-            texts_per_second=sum(sizes) / sum(times),
-            tokens_per_second=tokens / sum(times),
-        )
+async def _measure_running(backend: LlamaBackend, profile: Profile, samples: Sequence[str], seconds: float) -> Measurement:
+    texts = [_cut(tokens, length) for tokens, length in zip(await backend.tokenize(samples), cycle(_LENGTHS))]
+    lone_times: list[float] = []
+    lone_vectors: list[bytes] = []
+    for text in _while_time_is_left(texts, seconds * _LONE_SHARE):
+        started = time.perf_counter()
+        answer = await backend.embed([text])
+        lone_times.append(time.perf_counter() - started)
+        lone_vectors += answer.vectors
+    times: list[float] = []
+    sizes: list[int] = []
+    tokens = 0
+    batches = cycle(_micro_batches([len(text) for text in texts], backend.limits))
+    for batch in _while_time_is_left(batches, seconds * (1.0 - _LONE_SHARE)):
+        started = time.perf_counter()
+        answer = await backend.embed(texts[batch.start : batch.stop])
+        times.append(time.perf_counter() - started)
+        _check_company(lone_vectors[batch.start : batch.stop], answer.vectors)
+        sizes.append(len(batch))
+        tokens += answer.tokens
+    return Measurement(
+        slots=profile.slots,
+        batch_tokens=profile.batch_tokens,
+        threads=profile.threads,
+        batch_texts=statistics.mean(sizes),
+        batch_seconds=statistics.median(times),
+        lone_seconds=statistics.median(lone_times),
+        texts_per_second=sum(sizes) / sum(times),
+        tokens_per_second=tokens / sum(times),
+    )
 
 
 def _cut(tokens: Sequence[int], length: int) -> Sequence[int]:
-    """Shorten a text, but leave it its last token, which is a special one."""
+    """Cut a text to a number of tokens. Its last token, which is a special one, stays."""
     return tokens if len(tokens) <= length else [*tokens[: length - 1], tokens[-1]]
 
 
 def _while_time_is_left(items: Iterable[_T], seconds: float) -> Iterator[_T]:
-    """Give items until the time is over, but at least a few."""
+    """Return items until the time is over, but at least `_FEWEST`."""
     end = time.monotonic() + seconds
     for number, item in enumerate(items):
         if number >= _FEWEST and time.monotonic() > end:
@@ -336,7 +310,7 @@ def _while_time_is_left(items: Iterable[_T], seconds: float) -> Iterator[_T]:
 
 
 def _micro_batches(lengths: Sequence[int], limits: BatchLimits) -> Iterator[range]:
-    """Cut texts of these numbers of tokens into micro-batches, in their order."""
+    """Cut texts into micro-batches, in their order; `lengths` are their tokens."""
     start = tokens = 0
     for end, length in enumerate(lengths):
         if end > start and (end - start == limits.texts or tokens + length > limits.tokens):
@@ -349,5 +323,5 @@ def _micro_batches(lengths: Sequence[int], limits: BatchLimits) -> Iterator[rang
 def _check_company(alone: Sequence[bytes], together: Sequence[bytes]) -> None:
     """Compare the vectors of a micro-batch with those that some of its texts had alone."""
     for one, other in zip(alone, together, strict=False):
-        if not (cosine := float(np.frombuffer(one, "<f4") @ np.frombuffer(other, "<f4"))) >= MIN_COSINE:
-            raise CompanyError(cosine)
+        if not (similarity := cosine(one, other)) >= MIN_COSINE:
+            raise CompanyError(similarity)

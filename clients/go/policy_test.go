@@ -1,0 +1,803 @@
+package runed_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	connectrpc "connectrpc.com/connect"
+	runed "runed.dev/clients/go"
+	runedv1 "runed.dev/gen/go/runed/v1"
+	"runed.dev/gen/go/runed/v1/runedv1connect"
+)
+
+// policy is tests/conformance/policy.json, which says what the clients of all languages do alike.
+type policy struct {
+	Constants []struct {
+		Name  string
+		Value float64
+	}
+	Pauses table[struct {
+		Told, Least, Most float64
+		Refusals          int
+	}]
+	Reasons table[struct {
+		Reason runed.Reason
+		Code   code
+		Then   string
+	}]
+	Codes table[struct {
+		Code      code
+		RetryInfo bool `json:"retry_info"`
+		Reason    runed.Reason
+	}]
+	Bootstrap table[struct {
+		Name    string
+		Infos   []any
+		Healths []health
+		Info    struct {
+			VectorDim int32 `json:"vector_dim"`
+			Reason    runed.Reason
+			Metadata  map[string]string
+		}
+		Embedding struct{ Reason runed.Reason }
+	}]
+	Room table[struct {
+		Call    string
+		Options struct {
+			Role        runed.Role
+			Instruction string
+			Dimensions  int
+			Truncate    runed.Truncate
+			Lane        runed.Lane
+		}
+		Room int
+	}]
+	Places table[struct {
+		Environment map[string]string
+		Home        string
+		SocketPath  string `json:"socket_path"`
+		Socket      string
+		Reason      runed.Reason
+	}]
+	Dial table[struct {
+		Found  string
+		Reason runed.Reason
+	}]
+	Ensure table[struct {
+		Output string
+		Exit   int
+		Reason runed.Reason
+		Says   string
+	}]
+	Versions table[struct {
+		Daemon, Client string
+		Older          bool
+	}]
+	Rules table[struct {
+		Name      string
+		Languages []string
+	}]
+}
+
+type table[Row any] struct{ Rows []Row }
+
+// code is a code by its name in capitals.
+type code struct{ connectrpc.Code }
+
+func (c *code) UnmarshalText(name []byte) error {
+	return c.Code.UnmarshalText([]byte(strings.ToLower(string(name))))
+}
+
+type health struct {
+	Status, Phase, Message string
+	BytesDone              int64 `json:"bytes_done"`
+	BytesTotal             int64 `json:"bytes_total"`
+}
+
+func (h health) message() *runedv1.HealthResponse {
+	return &runedv1.HealthResponse{
+		Status:    runedv1.HealthResponse_Status(runedv1.HealthResponse_Status_value["STATUS_"+h.Status]),
+		Phase:     runedv1.HealthResponse_Phase(runedv1.HealthResponse_Phase_value["PHASE_"+h.Phase]),
+		BytesDone: h.BytesDone, BytesTotal: h.BytesTotal, Message: h.Message,
+	}
+}
+
+func readPolicy(t *testing.T) (result policy) {
+	t.Helper()
+	data := must(os.ReadFile(filepath.Join("..", "..", "tests", "conformance", "policy.json")))(t)
+	if err := json.Unmarshal(data, &result); err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+// script is a daemon whose methods are functions. One that is missing answers well: the vector of any text is (1, 0).
+type script struct {
+	runedv1connect.UnimplementedRunedServiceHandler
+	info   func() (*runedv1.InfoResponse, error)
+	health func() *runedv1.HealthResponse
+	embed  func() (*runedv1.EmbedResponse, error)
+	batch  func(texts int) *runedv1.EmbedBatchResponse
+	stream func(ids []string) (*runedv1.EmbedStreamResponse, error)
+}
+
+var goodVector = []float32{1, 0}
+
+func (s *script) Info(context.Context, *connectrpc.Request[runedv1.InfoRequest]) (*connectrpc.Response[runedv1.InfoResponse], error) {
+	if s.info == nil {
+		return connectrpc.NewResponse(&runedv1.InfoResponse{VectorDim: 2}), nil
+	}
+	return answered(s.info())
+}
+
+func (s *script) Health(context.Context, *connectrpc.Request[runedv1.HealthRequest]) (*connectrpc.Response[runedv1.HealthResponse], error) {
+	if s.health == nil {
+		return connectrpc.NewResponse(&runedv1.HealthResponse{Status: runedv1.HealthResponse_STATUS_OK}), nil
+	}
+	return connectrpc.NewResponse(s.health()), nil
+}
+
+func (s *script) Embed(context.Context, *connectrpc.Request[runedv1.EmbedRequest]) (*connectrpc.Response[runedv1.EmbedResponse], error) {
+	if s.embed == nil {
+		return connectrpc.NewResponse(&runedv1.EmbedResponse{Vector: goodVector, Fingerprint: "fp"}), nil
+	}
+	return answered(s.embed())
+}
+
+func (s *script) EmbedBatch(_ context.Context, request *connectrpc.Request[runedv1.EmbedBatchRequest]) (*connectrpc.Response[runedv1.EmbedBatchResponse], error) {
+	return connectrpc.NewResponse(s.batch(len(request.Msg.GetTexts()))), nil
+}
+
+func (s *script) EmbedStream(_ context.Context, stream *connectrpc.BidiStream[runedv1.EmbedStreamRequest, runedv1.EmbedStreamResponse]) error {
+	for {
+		request, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var ids []string
+		for _, item := range request.GetItems() {
+			ids = append(ids, item.GetId())
+		}
+		if len(ids) == 0 {
+			continue
+		}
+		response, err := wellStreamed(ids), error(nil)
+		if s.stream != nil {
+			response, err = s.stream(ids)
+		}
+		if response != nil {
+			if err := stream.Send(response); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func wellStreamed(ids []string) *runedv1.EmbedStreamResponse {
+	response := &runedv1.EmbedStreamResponse{Fingerprint: "fp"}
+	for _, id := range ids {
+		response.Results = append(response.Results, &runedv1.EmbedStreamResult{Id: id, Embedding: &runedv1.EmbedResponse{Vector: goodVector}})
+	}
+	return response
+}
+
+func answered[Message any](message *Message, err error) (*connectrpc.Response[Message], error) {
+	if err != nil {
+		return nil, err
+	}
+	return connectrpc.NewResponse(message), nil
+}
+
+// start has the script answer, and connects to it.
+func (s *script) start(t *testing.T, options ...runed.Option) *runed.Client {
+	t.Helper()
+	_, handler := runedv1connect.NewRunedServiceHandler(s)
+	return connect(t, append(options, runed.WithSocket(serve(t, handler)))...)
+}
+
+// once fails with an error the first time.
+func once[Message any](failure error, then *Message) func() (*Message, error) {
+	var calls atomic.Int32
+	return func() (*Message, error) {
+		if calls.Add(1) == 1 {
+			return nil, failure
+		}
+		return then, nil
+	}
+}
+
+// embedOnStream streams one text and returns its vector.
+func embedOnStream(t *testing.T, client *runed.Client) (vector []float32, failure error) {
+	for item, err := range client.EmbedStream(t.Context(), pairs("text")) {
+		vector, failure = item.Vector, errors.Join(err, item.Err)
+	}
+	return vector, failure
+}
+
+func pairs(texts ...string) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for i, text := range texts {
+			if !yield(strconv.Itoa(i), text) {
+				return
+			}
+		}
+	}
+}
+
+func TestPolicyConstants(t *testing.T) {
+	told := map[string]float64{}
+	for _, constant := range readPolicy(t).Constants {
+		told[constant.Name] = constant.Value
+		if own, ok := runed.Constants[constant.Name]; !ok || own != constant.Value {
+			t.Errorf("%s is %v, not %v", constant.Name, own, constant.Value)
+		}
+	}
+	for name := range runed.Constants {
+		if _, ok := told[name]; !ok {
+			t.Errorf("the policy has no %s", name)
+		}
+	}
+}
+
+func TestPolicyPauses(t *testing.T) {
+	for _, row := range readPolicy(t).Pauses.Rows {
+		var drawn []float64
+		for range 2000 {
+			drawn = append(drawn, runed.RetryPause(time.Duration(row.Told*float64(time.Second)), row.Refusals).Seconds())
+		}
+		const rounding = 1e-6
+		least, most := slices.Min(drawn), slices.Max(drawn)
+		if least < row.Least-rounding || most > row.Most+rounding || most-least < 0.9*(row.Most-row.Least) {
+			t.Errorf("%+v: from %v to %v", row, least, most)
+		}
+	}
+}
+
+func TestPolicyReasons(t *testing.T) {
+	for _, row := range readPolicy(t).Reasons.Rows {
+		t.Run(string(row.Reason), func(t *testing.T) {
+			failure := refusal(row.Code.Code, string(row.Reason), map[string]string{"a": "b"}, time.Millisecond)
+			check := func(name string, repeated bool, vector []float32, err error) {
+				t.Helper()
+				if repeated {
+					if err != nil || !slices.Equal(vector, goodVector) {
+						t.Errorf("%s: %v", name, err)
+					}
+				} else if own := failureOf(t, err); own.Reason != row.Reason || own.Code != row.Code.Code || own.Metadata["a"] != "b" {
+					t.Errorf("%s: %#v", name, own)
+				}
+			}
+			one := (&script{embed: once(failure, &runedv1.EmbedResponse{Vector: goodVector})}).start(t)
+			embedding, err := one.Embed(t.Context(), "text")
+			if embedding == nil {
+				embedding = &runed.Embedding{}
+			}
+			repeated := row.Then == "retry" || row.Then == "wait"
+			check("a single text", repeated, embedding.Vector, err)
+
+			var broken atomic.Bool
+			many := (&script{stream: func(ids []string) (*runedv1.EmbedStreamResponse, error) {
+				if broken.CompareAndSwap(false, true) {
+					return nil, failure
+				}
+				return wellStreamed(ids), nil
+			}}).start(t)
+			vector, err := embedOnStream(t, many)
+			check("a stream", repeated || row.Then == "follow", vector, err)
+
+			if row.Then == "retry" {
+				final := refusal(row.Code.Code, string(row.Reason), nil, 0)
+				_, err := (&script{embed: once(final, &runedv1.EmbedResponse{Vector: goodVector})}).start(t).Embed(t.Context(), "text")
+				if !errors.Is(err, row.Reason) {
+					t.Errorf("without RetryInfo: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestPolicyCodes(t *testing.T) {
+	for _, protocol := range protocols {
+		for _, row := range readPolicy(t).Codes.Rows {
+			t.Run(fmt.Sprintf("%s/%v/%v", protocol, row.Code, row.RetryInfo), func(t *testing.T) {
+				for _, reason := range []runed.Reason{"", "OF_TOMORROW"} {
+					wait := time.Duration(0)
+					if row.RetryInfo {
+						wait = time.Hour // later than any call would wait
+						brief := refusal(row.Code.Code, string(reason), nil, time.Millisecond)
+						client := (&script{embed: once(brief, &runedv1.EmbedResponse{Vector: goodVector})}).start(t, runed.WithProtocol(protocol))
+						must(client.Embed(t.Context(), "text"))(t)
+					}
+					failure := refusal(row.Code.Code, string(reason), nil, wait)
+					client := (&script{embed: once(failure, &runedv1.EmbedResponse{Vector: goodVector})}).start(t, runed.WithProtocol(protocol))
+					_, err := client.Embed(t.Context(), "text")
+					want := reason
+					if want == "" {
+						want = row.Reason
+					}
+					if own := failureOf(t, err); own.Reason != want || own.Code != row.Code.Code || !errors.Is(err, row.Reason) {
+						t.Errorf("%q: %#v", string(reason), own)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestPolicyBootstrap(t *testing.T) {
+	for _, row := range readPolicy(t).Bootstrap.Rows {
+		// Until the healths are used up, the daemon is not ready.
+		start := func(t *testing.T) *runed.Client {
+			var asked, looked atomic.Int32
+			return (&script{
+				info: func() (*runedv1.InfoResponse, error) {
+					switch answer := row.Infos[min(int(asked.Add(1)), len(row.Infos))-1].(type) {
+					case string:
+						return nil, refusal(connectrpc.CodeFailedPrecondition, answer, nil, 0)
+					default:
+						return &runedv1.InfoResponse{VectorDim: int32(answer.(float64))}, nil
+					}
+				},
+				health: func() *runedv1.HealthResponse {
+					if next := int(looked.Add(1)); next <= len(row.Healths) {
+						return row.Healths[next-1].message()
+					}
+					return &runedv1.HealthResponse{Status: runedv1.HealthResponse_STATUS_OK}
+				},
+				embed: func() (*runedv1.EmbedResponse, error) {
+					if int(looked.Load()) < len(row.Healths) {
+						return nil, refusal(connectrpc.CodeFailedPrecondition, "BOOTSTRAPPING", nil, 0)
+					}
+					return &runedv1.EmbedResponse{Vector: goodVector}, nil
+				},
+			}).start(t)
+		}
+		t.Run(row.Name, func(t *testing.T) {
+			info, err := start(t).Info(t.Context())
+			if row.Info.Reason == "" {
+				if err != nil || info.GetVectorDim() != row.Info.VectorDim {
+					t.Errorf("Info: %v, %v", info, err)
+				}
+			} else {
+				failure := failureOf(t, err)
+				if failure.Reason != row.Info.Reason {
+					t.Error(err)
+				}
+				for name, value := range row.Info.Metadata {
+					if failure.Metadata[name] != value || !strings.Contains(failure.Message, value) {
+						t.Errorf("%v, %v", err, failure.Metadata)
+					}
+				}
+			}
+			if _, err := start(t).Embed(t.Context(), "text"); row.Embedding.Reason == "" && err != nil ||
+				row.Embedding.Reason != "" && !errors.Is(err, row.Embedding.Reason) {
+				t.Errorf("Embed: %v", err)
+			}
+			if row.Info.Reason == runed.ErrBootstrapping {
+				if info := must(start(t).WaitReady(t.Context()))(t); info.GetVectorDim() != 2 {
+					t.Errorf("WaitReady: %v", info)
+				}
+			}
+		})
+	}
+}
+
+func TestPolicyRoom(t *testing.T) {
+	for i, row := range readPolicy(t).Room.Rows {
+		client := (&script{info: func() (*runedv1.InfoResponse, error) {
+			return &runedv1.InfoResponse{MaxRequestBytes: 1000}, nil
+		}}).start(t)
+		o := row.Options
+		options := []runed.EmbedOption{runed.WithRole(o.Role), runed.WithInstruction(o.Instruction), runed.WithTruncate(o.Truncate), runed.WithLane(o.Lane)}
+		if o.Dimensions != 0 {
+			options = append(options, runed.WithDimensions(o.Dimensions))
+		}
+		large := strings.Repeat("x", 2000)
+		var err error
+		switch row.Call {
+		case "embed_batch":
+			_, err = client.EmbedBatch(t.Context(), []string{large}, options...)
+		case "embed_items":
+			err = must(client.EmbedItems(t.Context(), []string{large}, options...))(t)[0].Err
+		case "count_tokens":
+			_, err = client.CountTokens(t.Context(), []string{large}, options...)
+		case "embed_stream":
+			for item, failure := range client.EmbedStream(t.Context(), pairs(large), options...) {
+				err = errors.Join(item.Err, failure)
+			}
+		default:
+			t.Errorf("there is no call %s", row.Call)
+			continue
+		}
+		if failure := failureOf(t, err); failure.Reason != runed.ErrRequestTooLarge || failure.Metadata["limit"] != strconv.Itoa(row.Room) {
+			t.Errorf("row %d: %v, %v", i, failure, failure.Metadata)
+		}
+	}
+}
+
+func TestPolicyPlaces(t *testing.T) {
+	own := must(user.LookupId(strconv.Itoa(os.Getuid())))(t)
+	filled := strings.NewReplacer("$own", own.HomeDir, "$user", own.Username, "$uid", own.Uid, "$here", must(os.Getwd())(t)).Replace
+	for i, row := range readPolicy(t).Places.Rows {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			for _, name := range []string{"HOME", "RUNED_HOME"} {
+				t.Setenv(name, filled(row.Environment[name])) // which also puts it back in the end
+				if _, ok := row.Environment[name]; !ok {
+					os.Unsetenv(name)
+				}
+			}
+			socket, err := runed.Locate(runed.WithHome(row.Home), runed.WithSocket(row.SocketPath))
+			if row.Reason != "" {
+				if !errors.Is(err, row.Reason) {
+					t.Errorf("%+v: %q, %v", row, socket, err)
+				}
+			} else if err != nil || socket != filled(row.Socket) {
+				t.Errorf("%+v: %q, %v", row, socket, err)
+			}
+		})
+	}
+}
+
+func TestPolicyDial(t *testing.T) {
+	lay := map[string]func(t *testing.T, directory string){
+		"nothing": func(*testing.T, string) {},
+		"a socket that nobody listens on": func(t *testing.T, directory string) {
+			listener := must(net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(directory, "s")}))(t)
+			listener.SetUnlinkOnClose(false)
+			listener.Close()
+		},
+		"a file in place of the directory": func(t *testing.T, directory string) {
+			if err := errors.Join(os.Remove(directory), os.WriteFile(directory, nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a datagram socket": func(t *testing.T, directory string) {
+			socket := must(net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(directory, "s")}))(t)
+			t.Cleanup(func() { socket.Close() })
+		},
+	}
+	for _, row := range readPolicy(t).Dial.Rows {
+		t.Run(row.Found, func(t *testing.T) {
+			directory := filepath.Join(ownHome(t), "d")
+			if err := os.Mkdir(directory, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			lay[row.Found](t, directory)
+			if _, err := runed.Connect(t.Context(), runed.WithSocket(filepath.Join(directory, "s"))); !errors.Is(err, row.Reason) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestPolicyEnsure(t *testing.T) {
+	for i, row := range readPolicy(t).Ensure.Rows {
+		home := asRuned(t, fmt.Sprintf("cat <<'END'\n%s\nEND\nexit %d\n", row.Output, row.Exit))
+		_, err := runed.Connect(t.Context(), runed.WithHome(home))
+		if !errors.Is(err, row.Reason) || !strings.Contains(err.Error(), row.Says) {
+			t.Errorf("row %d: %v", i, err)
+		}
+	}
+}
+
+func TestPolicyVersions(t *testing.T) {
+	for _, row := range readPolicy(t).Versions.Rows {
+		if older := runed.IsOlder(row.Daemon, row.Client); older != row.Older {
+			t.Errorf("%+v: %v", row, older)
+		}
+	}
+	source := string(must(os.ReadFile(filepath.Join("..", "..", "runed", "version.py")))(t))
+	if !strings.Contains(source, fmt.Sprintf("__version__ = %q", runed.Version)) {
+		t.Errorf("the version of this client is %s, and the daemon's another one", runed.Version)
+	}
+}
+
+func TestPolicyRules(t *testing.T) {
+	tests := map[string]func(*testing.T){
+		"a full backlog":             testFullBacklog,
+		"an older daemon":            testOlderDaemon,
+		"a draining daemon":          testDrainingDaemon,
+		"a lost answer":              testLostAnswer,
+		"another program":            testAnotherProgram,
+		"an answer without a vector": testNoVector,
+		"an error of one text":       testErrorOfOneText,
+		"an idle stream":             testIdleStream,
+		"a silent stream":            testSilentStream,
+		"a closed client":            testClosedClient,
+	}
+	for _, row := range readPolicy(t).Rules.Rows {
+		if row.Languages != nil && !slices.Contains(row.Languages, "go") {
+			continue
+		}
+		test, ok := tests[row.Name]
+		if !ok {
+			t.Errorf("%q has no test", row.Name)
+			continue
+		}
+		t.Run(row.Name, test)
+	}
+}
+
+func testFullBacklog(t *testing.T) {
+	home := asRuned(t, `echo asked >> "$RUNED_HOME/asked"; exit 1`)
+	address := &syscall.SockaddrUnix{Name: filepath.Join(home, "embedding.sock")}
+	number := must(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0))(t)
+	if err := errors.Join(syscall.Bind(number, address), syscall.Listen(number, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		waiting, err := net.Dial("unix", address.Name)
+		if errors.Is(err, syscall.EAGAIN) {
+			break
+		}
+		t.Cleanup(func() { waiting.Close() })
+	}
+	client := connect(t, runed.WithHome(home))
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := client.Embed(short, "text"); !errors.Is(err, runed.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := client.Embed(t.Context(), "text")
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Errorf("it did not wait: %v", err)
+	case <-time.After(200 * time.Millisecond):
+		file := os.NewFile(uintptr(number), "listener")
+		listener := must(net.FileListener(file))(t)
+		file.Close()
+		_, handler := runedv1connect.NewRunedServiceHandler(&script{})
+		server := &http.Server{Handler: handler}
+		go server.Serve(listener)
+		t.Cleanup(func() { server.Close() })
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(home, "asked")); err == nil {
+		t.Error("a daemon was started")
+	}
+}
+
+// servedHome makes a home with a daemon, its daemon.json, and a `runed` that notes that it was asked and then does as told.
+func servedHome(t *testing.T, record, program string) (home string, asked func() int) {
+	home = asRuned(t, `echo asked >> "$RUNED_HOME/asked"`+"\n"+program)
+	_, handler := runedv1connect.NewRunedServiceHandler(&script{})
+	socket := filepath.Join(home, "embedding.sock")
+	if err := os.Rename(serve(t, handler), socket); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(home, "daemon.json"), []byte(record), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return home, func() int {
+		data, _ := os.ReadFile(filepath.Join(home, "asked"))
+		return strings.Count(string(data), "\n")
+	}
+}
+
+const wellEnsured = `echo '{"socket": "'"$RUNED_HOME"'/embedding.sock", "started": true}'`
+
+func testOlderDaemon(t *testing.T) {
+	recordOf := func(version string) string {
+		return fmt.Sprintf(`{"pid": 1, "start_time": 2.5, "version": %q, "socket": "/s"}`, version)
+	}
+	for name, test := range map[string]struct {
+		record, script string
+		options        []runed.Option
+		asked          int
+	}{
+		"older":            {recordOf("0.0.9"), wellEnsured, nil, 1},
+		"as old":           {recordOf(runed.Version), wellEnsured, nil, 0},
+		"newer":            {recordOf("99.0.0"), wellEnsured, nil, 0},
+		"no record":        {"", wellEnsured, nil, 0},
+		"may not start":    {recordOf("0.0.9"), wellEnsured, []runed.Option{runed.WithoutSpawn()}, 0},
+		"cannot be helped": {recordOf("0.0.9"), "exit 1", nil, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			home, asked := servedHome(t, test.record, test.script)
+			client := connect(t, append(test.options, runed.WithHome(home))...)
+			for range 2 {
+				if err := client.Ensure(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			must(client.Embed(t.Context(), "text"))(t)
+			if asked() != test.asked {
+				t.Errorf("`runed ensure` was run %d times", asked())
+			}
+		})
+	}
+	t.Run("no program", func(t *testing.T) {
+		home, _ := servedHome(t, recordOf("0.0.9"), "")
+		if err := os.Remove(filepath.Join(home, "config.json")); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("PATH", home)
+		must(connect(t, runed.WithHome(home)).Embed(t.Context(), "text"))(t)
+	})
+}
+
+func testDrainingDaemon(t *testing.T) {
+	record := fmt.Sprintf(`{"pid": 1, "start_time": 2.5, "version": %q, "socket": "/s", "draining": true}`, runed.Version)
+	home, asked := servedHome(t, record, wellEnsured)
+	connect(t, runed.WithHome(home))
+	if asked() != 1 {
+		t.Errorf("`runed ensure` was run %d times", asked())
+	}
+}
+
+func testLostAnswer(t *testing.T) {
+	for name, answer := range map[string]string{
+		"none": "", "half": "HTTP/1.1 200 OK\r\nContent-Type: application/proto\r\nContent-Length: 100\r\n\r\nhalf",
+	} {
+		socket := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			connection, _, _ := http.NewResponseController(w).Hijack()
+			io.WriteString(connection, answer)
+			connection.Close()
+		}))
+		if _, err := connect(t, runed.WithSocket(socket)).Health(t.Context()); !errors.Is(err, runed.ErrDaemonUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func testAnotherProgram(t *testing.T) {
+	for name, handler := range map[string]http.HandlerFunc{
+		"404":  http.NotFound,
+		"503":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "later", http.StatusServiceUnavailable) },
+		"HTML": func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") },
+		"garbage": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/proto")
+			io.WriteString(w, "\xff\xff")
+		},
+	} {
+		_, err := connect(t, runed.WithSocket(serve(t, handler))).Health(t.Context())
+		if !errors.Is(err, runed.ErrInternal) || !strings.Contains(err.Error(), "another program") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func testNoVector(t *testing.T) {
+	client := (&script{
+		embed: func() (*runedv1.EmbedResponse, error) { return &runedv1.EmbedResponse{Fingerprint: "fp"}, nil },
+		batch: func(texts int) *runedv1.EmbedBatchResponse {
+			return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{
+				{Vector: goodVector}, {Vector: make([]float32, texts-2)},
+			}}
+		},
+	}).start(t)
+	_, one := client.Embed(t.Context(), "text")
+	_, empty := client.EmbedBatch(t.Context(), []string{"a", "b"})
+	_, fewer := client.EmbedBatch(t.Context(), []string{"a", "b", "c"})
+	for name, err := range map[string]error{"one": one, "empty": empty, "fewer": fewer} {
+		if !errors.Is(err, runed.ErrBackendFault) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	client = (&script{batch: func(int) *runedv1.EmbedBatchResponse {
+		return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{{Vector: goodVector}, {Vector: []float32{1}}}}
+	}}).start(t)
+	if _, err := client.EmbedBatch(t.Context(), []string{"a", "b"}); !errors.Is(err, runed.ErrBackendFault) {
+		t.Errorf("different lengths: %v", err)
+	}
+}
+
+func testErrorOfOneText(t *testing.T) {
+	for _, reason := range []runed.Reason{runed.ErrEmptyText, runed.ErrBackendUnavailable, runed.ErrQueueFull, runed.ErrShuttingDown, runed.ErrBootstrapping} {
+		failed := &runedv1.EmbedResponse{Error: &runedv1.ItemError{Reason: string(reason), Message: "it is so"}}
+		var requests atomic.Int32
+		client := (&script{
+			batch: func(int) *runedv1.EmbedBatchResponse {
+				requests.Add(1)
+				return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{failed}}
+			},
+			stream: func(ids []string) (*runedv1.EmbedStreamResponse, error) {
+				requests.Add(1)
+				return &runedv1.EmbedStreamResponse{Fingerprint: "fp", Results: []*runedv1.EmbedStreamResult{{Id: ids[0], Embedding: failed}}}, nil
+			},
+		}).start(t)
+		items := must(client.EmbedItems(t.Context(), []string{"text"}))(t)
+		_, err := embedOnStream(t, client)
+		if !errors.Is(items[0].Err, reason) || !errors.Is(err, reason) || requests.Load() != 2 {
+			t.Errorf("%s: %v, %v after %d requests", string(reason), items[0].Err, err, requests.Load())
+		}
+	}
+}
+
+func testIdleStream(t *testing.T) {
+	ending := refusal(connectrpc.CodeUnavailable, "SHUTTING_DOWN", nil, 0)
+	var streams atomic.Int32
+	client := (&script{stream: func(ids []string) (*runedv1.EmbedStreamResponse, error) {
+		streams.Add(1)
+		return wellStreamed(ids), ending
+	}}).start(t)
+	answered := make(chan struct{})
+	texts := func(yield func(string, string) bool) {
+		for _, id := range []string{"a", "b"} {
+			if !yield(id, "text") {
+				return
+			}
+			<-answered
+			time.Sleep(100 * time.Millisecond) // the end of the stream arrives
+		}
+	}
+	var ids []string
+	for item, err := range client.EmbedStream(t.Context(), texts) {
+		if err != nil || item.Err != nil {
+			t.Fatal(err, item.Err)
+		}
+		ids = append(ids, item.ID)
+		answered <- struct{}{}
+	}
+	if !slices.Equal(ids, []string{"a", "b"}) || streams.Load() != 2 {
+		t.Errorf("%v by %d streams", ids, streams.Load())
+	}
+}
+
+func testSilentStream(t *testing.T) {
+	const limit = 300 * time.Millisecond
+	client := (&script{stream: func(ids []string) (*runedv1.EmbedStreamResponse, error) { return nil, nil }}).start(t, runed.WithTimeout(limit))
+	began := time.Now()
+	_, err := embedOnStream(t, client)
+	if !errors.Is(err, runed.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "no embedding of the stream came within 300ms") || time.Since(began) < limit {
+		t.Error(err, time.Since(began))
+	}
+	// The time in which the caller has no text does not count.
+	client = (&script{}).start(t, runed.WithTimeout(limit))
+	count := 0
+	for item, err := range client.EmbedStream(t.Context(), func(yield func(string, string) bool) {
+		for range 2 {
+			if !yield("", "text") {
+				return
+			}
+			time.Sleep(2 * limit)
+		}
+	}) {
+		if err != nil || item.Err != nil {
+			t.Fatal(err, item.Err)
+		}
+		count++
+	}
+	if count != 2 {
+		t.Error(count)
+	}
+}
+
+func testClosedClient(t *testing.T) {
+	client := (&script{}).start(t)
+	must(client.Embed(t.Context(), "text"))(t)
+	client.Close()
+	_, err := client.Embed(t.Context(), "text")
+	_, streamErr := embedOnStream(t, client)
+	if !errors.Is(err, runed.ErrClosed) || !errors.Is(streamErr, runed.ErrClosed) {
+		t.Error(err, streamErr)
+	}
+}

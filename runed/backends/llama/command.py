@@ -1,0 +1,110 @@
+"""The command line of `llama-server`, and what it allows in one micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runed.backends.base import BatchLimits
+from runed.backends.llama.http import MAX_CONNECTIONS, Isolation
+from runed.backends.llama.profile import Profile
+from runed.domain.model import ModelInfo
+
+CONTEXT_STEP = 256
+"""Tokens. llama.cpp rounds a context up to a multiple of this (measured: `-c 300` takes texts of 511 tokens)."""
+
+_LAST_MICRO_BATCH = 60
+"""Tokens that the engine computes at once, for models with last-token pooling. Three reasons:
+
+- The texts of these models may span several micro-batches, and each token of one costs two buffers of the vocabulary's size.
+- The kernels take 4 rows at once, so it is a multiple of 4.
+- From 64 rows on, llama.cpp's flash attention computes in tiles on a CPU. Their bounds depend on the place of a text in the
+  context, and so does its vector (measured on a random-weight Qwen3-0.6B in q6_K: cosine down to 0.9994; below 64 rows 1)."""
+
+_NO_REPACK_REMARK = (
+    "llama-server is run with --no-repack, which is slower, because its fast kernels use an instruction "
+    "that this processor or its hypervisor refuses (SIGILL)"
+)
+
+_ONE_SLOT_REMARK = (
+    "texts are computed one by one, which is slower for many short ones, because this build of llama-server gives this model's "
+    "vectors another value in company than alone"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCommand:
+    """One way to run `llama-server` on a model.
+
+    Attributes:
+        executable: The program.
+        model: The GGUF.
+        socket: The UNIX socket to listen on.
+        info: The description of the model.
+        context: The context in tokens, a multiple of `CONTEXT_STEP`.
+        profile: The number of texts at once and of threads.
+        no_repack: Whether to do without the repacked kernels, of which this engine dies.
+        one_slot: Whether to compute texts one by one, since this engine's vectors depend on company.
+    """
+
+    executable: Path
+    model: Path
+    socket: Path
+    info: ModelInfo
+    context: int
+    profile: Profile
+    no_repack: bool = False
+    one_slot: bool = False
+
+    @property
+    def slots(self) -> int:
+        """The most texts that are computed at once."""
+        return 1 if self.one_slot else self.profile.slots
+
+    @property
+    def limits(self) -> BatchLimits:
+        """See `Embedder.limits`."""
+        # A batch that the engine had to cut would put a text's tokens beside others than those it has alone.
+        return BatchLimits(texts=self.slots, tokens=min(self.profile.batch_tokens, self._batch))
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """What keeps vectors independent of company; None where texts of several slots do not share a context."""
+        return Isolation(self.slots, self._batch) if self.slots > 1 and self.info.pooling == "last" else None
+
+    @property
+    def remark(self) -> str:
+        """What is unusual about this way, for people, or ""."""
+        slow = self.one_slot and self.profile.slots > 1
+        return "; ".join([*([_NO_REPACK_REMARK] if self.no_repack else []), *([_ONE_SLOT_REMARK] if slow else [])])
+
+    @property
+    def _batch(self) -> int:
+        """The tokens that the engine computes at once."""
+        # Mean and cls pooling need the whole text in one micro-batch.
+        return _LAST_MICRO_BATCH if self.info.pooling == "last" else self.info.max_tokens
+
+    def argv(self) -> list[str]:
+        """Return the program and its arguments."""
+        options: dict[str, object] = {
+            "--model": self.model,
+            "--host": self.socket,
+            "--pooling": self.info.pooling,
+            "--ctx-size": self.context,
+            "--batch-size": self._batch,  # one larger than the micro-batch used to assert
+            "--ubatch-size": self._batch,
+            "--parallel": self.slots,
+            "--threads": self.profile.threads,
+            "--threads-batch": self.profile.threads,
+            "--threads-http": MAX_CONNECTIONS + 2,  # for connections that we closed and it has not noticed yet
+            "--cache-ram": 0,  # the default keeps up to 8 GiB of prompts that no embedding ever uses again
+            "--fit": "off",
+            "--log-colors": "off",
+            "--verbosity": 2,  # warnings; more would be three lines a text
+        }
+        flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if self.no_repack else [])]
+        if self.isolation:
+            options["--slot-save-path"] = self.socket.parent  # nothing is saved; without it no slot can be erased
+        if self.slots > 1:
+            flags.append("--kv-unified")  # one text may use the whole context, instead of each slot its part
+        return [str(self.executable), *flags, *(str(part) for option in options.items() for part in option)]

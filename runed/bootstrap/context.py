@@ -1,0 +1,31 @@
+"""The arguments of an installation, which its parts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runed.bootstrap.audit import Audit
+from runed.bootstrap.manifest import Artefact
+from runed.bootstrap.policy import DownloadPolicy
+from runed.bootstrap.progress import Phase, ProgressReporter
+from runed.paths import Paths
+from runed.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class InstallContext:
+    """Settings, paths of the home, record of what is installed, progress, and the policy for downloads."""
+
+    settings: Settings
+    paths: Paths
+    audit: Audit
+    reporter: ProgressReporter
+    policy: DownloadPolicy
+
+    async def download(self, artefact: Artefact, target: Path, phase: Phase, name: str) -> None:
+        """Download a file and report the progress. See `runed.bootstrap.download.download`; `name` is for people."""
+        from runed.bootstrap.download import download  # noqa: PLC0415 # httpx is memory that most starts never need
+
+        self.reporter.begin(phase, artefact.size, f"downloading {name} ({artefact.size / 1e6:,.0f} MB)")
+        await download(artefact, target, policy=self.policy, on_bytes=self.reporter.advance, on_retry=self.reporter.say)

@@ -1,0 +1,173 @@
+"""Gets the model: finds the GGUF in place, or downloads it, or derives it from another by `llama-quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from runed.bootstrap import archive, programs
+from runed.bootstrap.audit import Derivation, ModelRecord, VerifiedFiles, now
+from runed.bootstrap.context import InstallContext
+from runed.bootstrap.disk import file_errors, sha256_of
+from runed.bootstrap.engine import Engine
+from runed.bootstrap.manifest import ModelChoice, printable_url
+from runed.bootstrap.partial import partial_path, partial_size
+from runed.bootstrap.progress import Phase
+from runed.errors import BootstrapError, RunedError
+from runed.files import replace_durably, run_in_thread
+from runed.log import get_logger
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model in place, with its name in the manifest, or "" for one that the user brings."""
+
+    path: Path
+    variant: str
+    sha256: str
+
+
+class ModelInstaller:
+    """Finds and installs models.
+
+    Args:
+        context: The arguments of the installation.
+        check: See `check_model` of `install`.
+
+    Attributes:
+        warnings: Sentences for the user.
+    """
+
+    def __init__(self, context: InstallContext, check: Callable[[Path], None]) -> None:
+        self._context = context
+        self._paths = context.paths
+        self._check = check
+        self._verified = VerifiedFiles(
+            context.paths, announce=lambda step: context.reporter.begin(Phase.FETCHING_MODEL, 0, step)
+        )
+        self._found: dict[ModelChoice | None, Model | None] = {}
+        self.warnings: list[str] = []
+
+    async def current(self, choice: ModelChoice | None) -> Model | None:
+        """Return a model if it is in place. The answer is remembered, since a look may hash the file.
+
+        Args:
+            choice: The model, or None for the one that the user brings.
+        """
+        if choice not in self._found:
+            self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
+        return self._found[choice]
+
+    async def missing_bytes(self, choice: ModelChoice) -> int:
+        """Return about how many bytes an installation needs on the disk."""
+        if choice.quantization is None:
+            return choice.source.size - partial_size(self._paths.model(choice.variant))
+        # A derived model is smaller than its source, but by how much only llama-quantize knows. Where the source is in place,
+        # it may just try: without room for both, the source serves.
+        source = choice.source_only()
+        return 0 if await self.current(source) else await self.missing_bytes(source) + source.source.size
+
+    async def install(self, choice: ModelChoice, engine: Engine) -> Model:
+        """Download a model, or derive it by the `llama-quantize` of an engine.
+
+        Returns:
+            The model; or its source, with a warning, if it cannot be derived.
+
+        Raises:
+            BootstrapError: See its subclasses: download, verification, disk space.
+        """
+        if choice.quantization is None:
+            return await self._download(choice)
+        source = await self.current(choice.source_only()) or await self._download(choice.source_only())
+        try:
+            with file_errors(f"make {choice.variant}"):
+                return await self._derive(choice, choice.quantization, source, engine)
+        except RunedError as error:
+            _log.warning("model could not be derived", variant=choice.variant, problem=error.message)
+            self.warnings.append(
+                f"{source.variant} serves instead of {choice.variant}, which could not be made of it: {error.message}; "
+                "the next start tries again"
+            )
+            return source
+
+    @property
+    def _installed(self) -> dict[str, ModelRecord]:
+        return self._context.audit.installed.models
+
+    async def _look_at_own(self) -> Model:
+        own = self._context.settings.model
+        assert own is not None
+        return Model(own, "", await self._verified.sha256(own))
+
+    async def _look(self, choice: ModelChoice) -> Model | None:
+        path = self._paths.model(choice.variant)
+        size, sha256 = self._expected(choice)
+        if not path.is_file():
+            return None
+        if path.stat().st_size != size or await self._verified.sha256(path) != sha256:
+            _log.warning("the model in place is not the one to serve", file=path.name)
+            return None
+        return Model(path, choice.variant, sha256)
+
+    def _expected(self, choice: ModelChoice) -> tuple[int, str]:
+        """Return size and hash of a model. For a derived one, only the audit knows them, since it was made here."""
+        if choice.quantization is None:
+            return choice.source.size, choice.source.sha256
+        record = self._installed.get(choice.variant)
+        made = record.derived_from if record else None
+        if record is None or made is None or (made.sha256, made.type) != (choice.source.sha256, choice.quantization):
+            return -1, ""
+        return record.size, record.sha256
+
+    async def _download(self, choice: ModelChoice) -> Model:
+        path = self._paths.model(choice.variant)
+        await self._context.download(choice.source, path, Phase.FETCHING_MODEL, choice.variant)
+        return self._record(choice, path, choice.source.sha256, None)
+
+    async def _derive(self, choice: ModelChoice, quantization: str, source: Model, engine: Engine) -> Model:
+        step = f"making {choice.variant} of {source.variant}"
+        self._context.reporter.begin(Phase.FETCHING_MODEL, 0, step)
+        path = self._paths.model(choice.variant)
+        partial = partial_path(path)
+        # Not overwritten: a llama-quantize that outlived its killed parent (macOS) may still write to it.
+        partial.unlink(missing_ok=True)
+        try:
+            await programs.quantize(
+                _quantizer(engine),
+                source.path,
+                partial,
+                quantization,
+                on_tensor=lambda number, total: self._context.reporter.work(f"{step}: tensor {number} of {total}"),
+            )
+            await run_in_thread(lambda: self._check(partial))
+            sha256 = await sha256_of(partial)
+            await run_in_thread(lambda: replace_durably(partial, path))
+        finally:
+            partial.unlink(missing_ok=True)
+        made = Derivation(source.variant, source.sha256, quantization, engine.version)
+        model = self._record(choice, path, sha256, made)
+        if not self._context.settings.keep_source:
+            source.path.unlink()
+            self._installed.pop(source.variant, None)
+            self._context.audit.save()
+        return model
+
+    def _record(self, choice: ModelChoice, path: Path, sha256: str, made: Derivation | None) -> Model:
+        self._verified.remember(path, sha256)
+        url, size = printable_url(choice.source.url), path.stat().st_size
+        self._installed[choice.variant] = ModelRecord(url, sha256, size, now(), derived_from=made)
+        self._context.audit.save()
+        _log.info("model installed", variant=choice.variant, sha256=sha256)
+        return Model(path, choice.variant, sha256)
+
+
+def _quantizer(engine: Engine) -> Path:
+    """Find the `llama-quantize` of an engine, which may be a link to a folder that holds both."""
+    for executable in (engine.executable, engine.executable.resolve()):
+        program = executable.with_name("llama-quantize")
+        if archive.is_executable(program):
+            return program
+    raise BootstrapError(f"there is no llama-quantize beside {engine.executable}")
