@@ -124,7 +124,7 @@ class UnimplementedError(RunedError):
 
 
 class BootstrappingError(RunedError):
-    """Engine or model are not there yet: they are being downloaded or started."""
+    """Engine or model are not there yet: they are being downloaded, or were looked for too long."""
 
     reason = "BOOTSTRAPPING"
 
@@ -250,6 +250,12 @@ class DaemonUnavailableError(LifecycleError):
     """No daemon answers on the socket: none was to be started, or it has ended again."""
 
     reason = "DAEMON_UNAVAILABLE"
+
+
+class ClosedError(RunedError):
+    """A client was used after it had been closed."""
+
+    reason = "CLOSED"
 
 
 def error_of_reason(

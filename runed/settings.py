@@ -94,9 +94,9 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         SettingsError: A value cannot be used, or `config.json` cannot be read.
     """
     env = os.environ if environ is None else environ
-    home_path = _path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
+    home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
     explicit = _get(env, "RUNED_CONFIG")
-    config_path = _path(explicit) if explicit else home_path / "config.json"
+    config_path = full_path(explicit) if explicit else home_path / "config.json"
     config = _read_config(config_path, required=explicit is not None)
     values: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
@@ -123,7 +123,7 @@ def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     names = {*_BASE_ENVIRONMENT, *_NETWORK_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
     result = {name: value for name, value in env.items() if name in names or name.startswith("RUNED_")}
     for setting in SETTINGS.values():
-        if setting.parse in {_path, _path_or_url} and (value := result.get(setting.variable)):
+        if setting.parse in {full_path, _path_or_url} and (value := result.get(setting.variable)):
             result[setting.variable] = _path_or_url(value, setting.variable)
     return result
 
@@ -164,7 +164,7 @@ def _get(env: Mapping[str, str], name: str) -> str | None:
     return env.get(name) or None
 
 
-def _path(path: str, _origin: str = "") -> Path:
+def full_path(path: str, _origin: str = "") -> Path:
     """Make a path absolute. A user is looked up here, since `Path.expanduser` takes an empty HOME for the root directory."""
     user, slash, rest = path.partition("/")
     if user.startswith("~"):
@@ -173,11 +173,12 @@ def _path(path: str, _origin: str = "") -> Path:
             path = (directory or pwd.getpwuid(os.getuid()).pw_dir) + slash + rest
         except KeyError:  # a user without an entry in the user database, as in many containers
             raise SettingsError(f"{path}: no home directory is known for ~; set HOME, or RUNED_HOME to a full path") from None
-    return Path(os.path.abspath(path))  # noqa: PTH100 # resolve() would follow a link the user chose
+    # resolve() would follow a link that the user chose; abspath keeps two slashes at the beginning.
+    return Path(os.path.abspath(path).replace("//", "/"))  # noqa: PTH100 # see above
 
 
 def _path_or_url(value: str, _origin: str) -> str:
-    return value if "://" in value else str(_path(value))
+    return value if "://" in value else str(full_path(value))
 
 
 def _text(value: str, _origin: str) -> str:
@@ -295,17 +296,17 @@ _PROFILE = partial(_one_of, accepted=PROFILES)
 # The formatter would give each argument a line of its own.
 # fmt: off
 SETTINGS = {
-    "home": Setting("RUNED_HOME", None, "", _path, _DEFAULT_HOME, "the directory of everything; a home has one daemon"),
-    "config": Setting("RUNED_CONFIG", None, "", _path, "", "the configuration file, instead of `config.json` in the home"),
+    "home": Setting("RUNED_HOME", None, "", full_path, _DEFAULT_HOME, "the directory of everything; a home has one daemon"),
+    "config": Setting("RUNED_CONFIG", None, "", full_path, "", "the configuration file, instead of `config.json` in the home"),
     "model_variant": Setting("RUNED_MODEL_VARIANT", str, "model_variant", _text, "",
         "the model of the manifest to serve, instead of its default"),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", None, "ctx_size", _CTX_SIZE, "2048",
         "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most what the model has"),
-    "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", _path, "",
+    "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", full_path, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
-    "model": Setting("RUNED_MODEL", str, "model", _path, "", "a GGUF of your own; none is fetched then"),
+    "model": Setting("RUNED_MODEL", str, "model", full_path, "", "a GGUF of your own; none is fetched then"),
     "manifest": Setting("RUNED_MANIFEST", None, "manifest", _path_or_url, "",
         "a manifest instead of the one in the package: a URL (https, or http with a warning in the log) or a file"),
     "keep_source": Setting("RUNED_KEEP_SOURCE", bool, "keep_source", _boolean, "no",
@@ -325,7 +326,7 @@ SETTINGS = {
         "the size of the cache on disk, at least 16 MiB; `0` for none"),
     "http": Setting("RUNED_HTTP", str, "http", _loopback, "",
         "where to serve the OpenAI API besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
-    "runed_binary": Setting("", str, "runed_binary", _path, "", "the `runed` that clients start"),
+    "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "debug": Setting("RUNED_DEBUG", None, "", _boolean, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

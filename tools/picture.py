@@ -1,6 +1,6 @@
 """Draw the rooms of `runed` and their imports into docs/architecture.md, as `make picture` does.
 
-The floors are the layers of import-linter's first contract in pyproject.toml. The arrows are the imports of the code.
+The floors are the layers of import-linter's contract in pyproject.toml. The arrows are the imports of the code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def main() -> int:
 def read_layers() -> list[list[str]]:
     """Return the rooms of each layer, the highest layer first."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     return [sorted(layer.replace("|", " ").replace(":", " ").split()) for layer in layers]
 
 

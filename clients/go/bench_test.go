@@ -12,7 +12,7 @@ import (
 	runed "runed.dev/clients/go"
 )
 
-// BenchmarkEmbed measures what a warm call costs beside what the daemon itself takes for it by its log: p50-added-ms.
+// BenchmarkEmbed measures how much time a warm call takes besides the time that the daemon logs for it: p50-added-ms.
 //
 //	go test -run '^$' -bench Embed -benchtime 2000x
 func BenchmarkEmbed(b *testing.B) {
@@ -37,7 +37,7 @@ func BenchmarkEmbed(b *testing.B) {
 	}
 }
 
-// loggedDurations gives how many milliseconds the daemon took for each call that it logged from the file's position on.
+// loggedDurations returns the milliseconds that the daemon logged for each call, from the file's position on.
 func loggedDurations(b *testing.B, log *os.File) []float64 {
 	var result []float64
 	for lines := bufio.NewScanner(log); lines.Scan(); {

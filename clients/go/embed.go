@@ -3,7 +3,6 @@ package runed
 import (
 	"context"
 	"maps"
-	"math"
 
 	"google.golang.org/protobuf/proto"
 	runedv1 "runed.dev/gen/go/runed/v1"
@@ -58,17 +57,23 @@ func (c *Client) Embed(ctx context.Context, text string, options ...EmbedOption)
 	request := &runedv1.EmbedRequest{
 		WithRoute: o.route, Lane: o.lane, Role: o.role, Instruction: o.instruction, Dimensions: o.dimensions, Truncate: o.truncate,
 	}
-	if len(text) > largeText {
-		limits, err := c.askLimits(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if err := checkLength(len(text)+textOverhead, limits.bytes-proto.Size(request), theText); err != nil {
-			return nil, err
-		}
-	}
+	common := proto.CloneOf(request)
 	request.Text = text
-	response, err := call(ctx, tries{client: c}, c.unary.Embed, request)
+	var response *runedv1.EmbedResponse
+	embed := func() (err error) {
+		response, err = call(ctx, tries{client: c}, c.unary.Embed, request)
+		return err
+	}
+	if len(text) <= largeText {
+		err = embed()
+	} else {
+		err = c.withinLimits(ctx, common, func(room limits) error {
+			if err := checkLength(len(text)+textOverhead, room.bytes, theText); err != nil {
+				return err
+			}
+			return embed()
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -93,27 +98,33 @@ func (c *Client) EmbedBatch(ctx context.Context, texts []string, options ...Embe
 	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
-	result := make([]Embedding, 0, len(texts))
-	var space spaceGuard
-	err = c.inParts(ctx, texts, o.batchRequest(), func(start int, part []string) error {
-		response, err := c.embedBatch(ctx, o, part, false)
-		if err != nil {
-			return relocated(err, start, len(part))
-		}
-		if err := o.checkKnown(response.GetFingerprint()); err != nil {
-			return err
-		}
-		if err := space.check(response.GetFingerprint()); err != nil {
-			return err
-		}
-		for _, embedding := range response.GetEmbeddings() {
-			length := len(embedding.GetVector())
-			if length == 0 || (len(result) > 0 && length != len(result[0].Vector)) {
-				return noVector()
+	if len(texts) == 0 {
+		return []Embedding{}, nil
+	}
+	var result []Embedding
+	err = c.withinLimits(ctx, o.batchRequest(), func(room limits) error {
+		result = make([]Embedding, 0, len(texts))
+		var space spaceGuard
+		return inParts(texts, room, func(start int, part []string) error {
+			response, err := c.embedBatch(ctx, o, part, false)
+			if err != nil {
+				return relocated(err, start, len(part))
 			}
-			result = append(result, embeddingOf(embedding, response.GetFingerprint(), response.GetPrompt()))
-		}
-		return nil
+			if err := o.checkKnown(response.GetFingerprint()); err != nil {
+				return err
+			}
+			if err := space.check(response.GetFingerprint()); err != nil {
+				return err
+			}
+			for _, embedding := range response.GetEmbeddings() {
+				length := len(embedding.GetVector())
+				if length == 0 || (len(result) > 0 && length != len(result[0].Vector)) {
+					return noVector()
+				}
+				result = append(result, embeddingOf(embedding, response.GetFingerprint(), response.GetPrompt()))
+			}
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -131,24 +142,35 @@ func (c *Client) EmbedItems(ctx context.Context, texts []string, options ...Embe
 	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
-	result := make([]Item, len(texts))
+	if len(texts) == 0 {
+		return []Item{}, nil
+	}
 	common := o.batchRequest()
 	common.PerItemErrors = true
-	limits, err := c.roomBeside(ctx, texts, common)
+	var result []Item
+	err = c.withinLimits(ctx, common, func(room limits) (err error) {
+		result, err = c.embedItems(ctx, o, texts, room)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
+	return result, nil
+}
+
+func (c *Client) embedItems(ctx context.Context, o *wireOptions, texts []string, room limits) ([]Item, error) {
+	result := make([]Item, len(texts))
 	var sendable []int
 	var part []string
 	for index, text := range texts {
-		if err := measure(text, index, limits.bytes); err != nil {
+		if err := measure(text, index, room.bytes); err != nil {
 			result[index].Err = err
 			continue
 		}
 		sendable, part = append(sendable, index), append(part, text)
 	}
 	var space spaceGuard
-	for start, end := range split(part, limits) {
+	for start, end := range split(part, room) {
 		response, err := c.embedBatch(ctx, o, part[start:end], true)
 		if err != nil {
 			return nil, err
@@ -181,46 +203,32 @@ func (c *Client) CountTokens(ctx context.Context, texts []string, options ...Emb
 	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
-	result := make([]int, 0, len(texts))
+	if len(texts) == 0 {
+		return []int{}, nil
+	}
+	var result []int
 	common := &runedv1.CountTokensRequest{Role: o.role, Instruction: o.instruction}
-	err = c.inParts(ctx, texts, common, func(start int, part []string) error {
-		request := &runedv1.CountTokensRequest{Texts: part, Role: o.role, Instruction: o.instruction}
-		response, err := call(ctx, tries{client: c}, c.unary.CountTokens, request)
-		if err != nil {
-			return relocated(err, start, len(part))
-		}
-		if len(response.GetTokenCounts()) != len(part) {
-			return newError(ErrInternal, nil, "the daemon counted the tokens of other texts than were asked for; send them again")
-		}
-		for _, count := range response.GetTokenCounts() {
-			result = append(result, int(count))
-		}
-		return nil
+	err = c.withinLimits(ctx, common, func(room limits) error {
+		result = make([]int, 0, len(texts))
+		return inParts(texts, room, func(start int, part []string) error {
+			request := &runedv1.CountTokensRequest{Texts: part, Role: o.role, Instruction: o.instruction}
+			response, err := call(ctx, tries{client: c}, c.unary.CountTokens, request)
+			if err != nil {
+				return relocated(err, start, len(part))
+			}
+			if len(response.GetTokenCounts()) != len(part) {
+				return newError(ErrInternal, nil, "the daemon counted the tokens of other texts than were asked for; send them again")
+			}
+			for _, count := range response.GetTokenCounts() {
+				result = append(result, int(count))
+			}
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, err
 	}
 	return result, nil
-}
-
-// inParts cuts texts into parts, and calls a function with each. A part fits into one request beside the fields that all
-// requests share.
-func (c *Client) inParts(ctx context.Context, texts []string, common proto.Message, do func(start int, part []string) error) error {
-	limits, err := c.roomBeside(ctx, texts, common)
-	if err != nil {
-		return err
-	}
-	for index, text := range texts {
-		if err := measure(text, index, limits.bytes); err != nil {
-			return err
-		}
-	}
-	for start, end := range split(texts, limits) {
-		if err := do(start, texts[start:end]); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (c *Client) embedBatch(ctx context.Context, o *wireOptions, texts []string, perItem bool) (*runedv1.EmbedBatchResponse, error) {
@@ -285,42 +293,4 @@ func (g *spaceGuard) check(fingerprint string) error {
 				"their vectors cannot be compared, so embed all of the texts again", *g.first, fingerprint)
 	}
 	return nil
-}
-
-// limits are the limits of one request.
-type limits struct {
-	texts int
-	bytes int
-}
-
-// askLimits asks for the limits of a request, once for each daemon.
-func (c *Client) askLimits(ctx context.Context) (limits, error) {
-	if known := c.limits.Load(); known != nil {
-		return *known, nil
-	}
-	// Not Client.Info: the limits are known before the model is.
-	info, err := call(ctx, tries{client: c}, c.unary.Info, &runedv1.InfoRequest{})
-	if err != nil {
-		return limits{}, err
-	}
-	told := limits{texts: fallbackTexts, bytes: fallbackBytes}
-	if info.GetMaxBatchSize() > 0 {
-		told.texts = int(info.GetMaxBatchSize())
-	}
-	if info.GetMaxRequestBytes() > 0 {
-		told.bytes = int(min(info.GetMaxRequestBytes(), math.MaxInt32))
-	}
-	c.limits.Store(&told)
-	return told, nil
-}
-
-// roomBeside returns how many texts, and how many bytes of texts, one request may have. The fields that all requests of a call
-// share take the rest.
-func (c *Client) roomBeside(ctx context.Context, texts []string, common proto.Message) (limits, error) {
-	if len(texts) == 0 {
-		return limits{}, nil
-	}
-	room, err := c.askLimits(ctx)
-	room.bytes -= proto.Size(common)
-	return room, err
 }

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// What the tests of package runed_test need of the inside.
+// The parts of the inside that the tests of package runed_test need.
 var (
 	RetryPause = retryPause
 	IsOlder    = isOlder
@@ -52,7 +52,7 @@ func Locate(options ...Option) (socket string, err error) {
 	return socket, err
 }
 
-// Ensure does what the client does when it has lost its daemon.
+// Ensure makes sure that a daemon listens, as a client does that has lost its daemon.
 func (c *Client) Ensure(ctx context.Context) error {
 	_, err := c.daemon.ensure(ctx)
 	return err

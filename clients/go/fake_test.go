@@ -22,7 +22,7 @@ import (
 	"runed.dev/gen/go/runed/v1/runedv1connect"
 )
 
-// fakeDaemon speaks the real contract and answers as arranged, for what a real daemon does not do when it is told to. The vector
+// fakeDaemon speaks the real contract and answers as arranged. It does things that a real daemon cannot be told to do. The vector
 // of a text is its length, twice.
 type fakeDaemon struct {
 	runedv1connect.UnimplementedRunedServiceHandler
@@ -33,10 +33,10 @@ type fakeDaemon struct {
 	old      bool // from before there were options and fingerprints
 	batches  []int
 	limits   runedv1.InfoResponse
-	models   atomic.Int32 // counts answers, to have another fingerprint for each; 0 never has
+	models   atomic.Int32 // numbers the answers if not 0, so that each has another fingerprint
 }
 
-// serve has a handler answer on a socket of its own, which it gives.
+// serve lets a handler answer on a new socket, and returns the socket.
 func serve(t *testing.T, handler http.Handler) string {
 	t.Helper()
 	socket := filepath.Join(ownHome(t), "fake.sock")
@@ -49,7 +49,7 @@ func serve(t *testing.T, handler http.Handler) string {
 	return socket
 }
 
-// start has a fake daemon answer, and connects to it.
+// start starts a fake daemon, and connects to it.
 func (f *fakeDaemon) start(t *testing.T, options ...runed.Option) *runed.Client {
 	t.Helper()
 	_, handler := runedv1connect.NewRunedServiceHandler(f)

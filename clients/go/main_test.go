@@ -16,8 +16,8 @@ import (
 	runed "runed.dev/clients/go"
 )
 
-// The tests run against a real daemon with the engine of RUNED_LLAMA_SERVER and the model of RUNED_MODEL, all-MiniLM-L6-v2, in a
-// home of its own that every test shares which names no other. The first client starts it.
+// The tests run against a real daemon with the engine of RUNED_LLAMA_SERVER and the model of RUNED_MODEL, all-MiniLM-L6-v2. All
+// tests that name no home share the one that is made here. The first client starts the daemon.
 func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 
 func runTests(m *testing.M) int {
@@ -38,7 +38,7 @@ func runTests(m *testing.M) int {
 	return m.Run()
 }
 
-// makeHome makes a home whose path is short enough for a socket, which that of t.TempDir need not be.
+// makeHome makes a home whose path is short enough for a socket. The path of t.TempDir may be too long.
 func makeHome() (string, error) { return os.MkdirTemp("/tmp", "rg-") }
 
 // removeHome stops the daemon of a home, if it ever had one, and removes everything.
@@ -53,7 +53,7 @@ func removeHome(home string) {
 	os.RemoveAll(home)
 }
 
-// notRunning is what `runed stop` exits with where no daemon runs.
+// notRunning is the exit code of `runed stop` where no daemon runs.
 const notRunning = 3
 
 // ownHome makes a home for one test.
@@ -78,7 +78,7 @@ func connect(t testing.TB, options ...runed.Option) *runed.Client {
 	return client
 }
 
-// must gives a value whose making must not fail.
+// must returns a value, or ends the test if making it failed.
 func must[T any](value T, err error) func(t testing.TB) T {
 	return func(t testing.TB) T {
 		t.Helper()
@@ -89,7 +89,7 @@ func must[T any](value T, err error) func(t testing.TB) T {
 	}
 }
 
-// waitUntil polls until something is so.
+// waitUntil polls until a condition holds.
 func waitUntil(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
@@ -99,7 +99,7 @@ func waitUntil(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// processGone tells whether there is no process of that id, or only its zombie.
+// processGone tells whether a process has ended; a zombie has.
 func processGone(pid int64) bool {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || strings.HasPrefix(string(status[strings.LastIndexByte(string(status), ')')+1:]), " Z")
@@ -122,7 +122,7 @@ type golden struct {
 	Vectors [][]float32
 }
 
-// loadGolden reads them, and waits until the daemon is ready.
+// loadGolden reads the reference vectors, and waits until the daemon is ready.
 func loadGolden(t testing.TB, client *runed.Client) golden {
 	t.Helper()
 	info := must(client.WaitReady(t.Context()))(t)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -133,7 +134,7 @@ type script struct {
 	info   func() (*runedv1.InfoResponse, error)
 	health func() *runedv1.HealthResponse
 	embed  func() (*runedv1.EmbedResponse, error)
-	batch  func(texts int) *runedv1.EmbedBatchResponse
+	batch  func(texts int) (*runedv1.EmbedBatchResponse, error)
 	stream func(ids []string) (*runedv1.EmbedStreamResponse, error)
 }
 
@@ -161,7 +162,7 @@ func (s *script) Embed(context.Context, *connectrpc.Request[runedv1.EmbedRequest
 }
 
 func (s *script) EmbedBatch(_ context.Context, request *connectrpc.Request[runedv1.EmbedBatchRequest]) (*connectrpc.Response[runedv1.EmbedBatchResponse], error) {
-	return connectrpc.NewResponse(s.batch(len(request.Msg.GetTexts()))), nil
+	return answered(s.batch(len(request.Msg.GetTexts())))
 }
 
 func (s *script) EmbedStream(_ context.Context, stream *connectrpc.BidiStream[runedv1.EmbedStreamRequest, runedv1.EmbedStreamResponse]) error {
@@ -210,14 +211,14 @@ func answered[Message any](message *Message, err error) (*connectrpc.Response[Me
 	return connectrpc.NewResponse(message), nil
 }
 
-// start has the script answer, and connects to it.
+// start starts the daemon of a script, and connects to it.
 func (s *script) start(t *testing.T, options ...runed.Option) *runed.Client {
 	t.Helper()
 	_, handler := runedv1connect.NewRunedServiceHandler(s)
 	return connect(t, append(options, runed.WithSocket(serve(t, handler)))...)
 }
 
-// once fails with an error the first time.
+// once returns a method that fails the first time.
 func once[Message any](failure error, then *Message) func() (*Message, error) {
 	var calls atomic.Int32
 	return func() (*Message, error) {
@@ -516,16 +517,18 @@ func TestPolicyVersions(t *testing.T) {
 
 func TestPolicyRules(t *testing.T) {
 	tests := map[string]func(*testing.T){
-		"a full backlog":             testFullBacklog,
-		"an older daemon":            testOlderDaemon,
-		"a draining daemon":          testDrainingDaemon,
-		"a lost answer":              testLostAnswer,
-		"another program":            testAnotherProgram,
-		"an answer without a vector": testNoVector,
-		"an error of one text":       testErrorOfOneText,
-		"an idle stream":             testIdleStream,
-		"a silent stream":            testSilentStream,
-		"a closed client":            testClosedClient,
+		"a full backlog":                  testFullBacklog,
+		"an older daemon":                 testOlderDaemon,
+		"a draining daemon":               testDrainingDaemon,
+		"a lost answer":                   testLostAnswer,
+		"another program":                 testAnotherProgram,
+		"an answer without a vector":      testNoVector,
+		"an error of one text":            testErrorOfOneText,
+		"a successor with smaller limits": testSmallerLimits,
+		"a refusal to the end":            testRefusalToTheEnd,
+		"an idle stream":                  testIdleStream,
+		"a silent stream":                 testSilentStream,
+		"a closed client":                 testClosedClient,
 	}
 	for _, row := range readPolicy(t).Rules.Rows {
 		if row.Languages != nil && !slices.Contains(row.Languages, "go") {
@@ -585,7 +588,7 @@ func testFullBacklog(t *testing.T) {
 	}
 }
 
-// servedHome makes a home with a daemon, its daemon.json, and a `runed` that notes that it was asked and then does as told.
+// servedHome makes a home with a daemon, its daemon.json, and a `runed` that notes each run and then runs the given commands.
 func servedHome(t *testing.T, record, program string) (home string, asked func() int) {
 	home = asRuned(t, `echo asked >> "$RUNED_HOME/asked"`+"\n"+program)
 	_, handler := runedv1connect.NewRunedServiceHandler(&script{})
@@ -688,10 +691,10 @@ func testAnotherProgram(t *testing.T) {
 func testNoVector(t *testing.T) {
 	client := (&script{
 		embed: func() (*runedv1.EmbedResponse, error) { return &runedv1.EmbedResponse{Fingerprint: "fp"}, nil },
-		batch: func(texts int) *runedv1.EmbedBatchResponse {
+		batch: func(texts int) (*runedv1.EmbedBatchResponse, error) {
 			return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{
 				{Vector: goodVector}, {Vector: make([]float32, texts-2)},
-			}}
+			}}, nil
 		},
 	}).start(t)
 	_, one := client.Embed(t.Context(), "text")
@@ -702,8 +705,8 @@ func testNoVector(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	client = (&script{batch: func(int) *runedv1.EmbedBatchResponse {
-		return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{{Vector: goodVector}, {Vector: []float32{1}}}}
+	client = (&script{batch: func(int) (*runedv1.EmbedBatchResponse, error) {
+		return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{{Vector: goodVector}, {Vector: []float32{1}}}}, nil
 	}}).start(t)
 	if _, err := client.EmbedBatch(t.Context(), []string{"a", "b"}); !errors.Is(err, runed.ErrBackendFault) {
 		t.Errorf("different lengths: %v", err)
@@ -715,9 +718,9 @@ func testErrorOfOneText(t *testing.T) {
 		failed := &runedv1.EmbedResponse{Error: &runedv1.ItemError{Reason: string(reason), Message: "it is so"}}
 		var requests atomic.Int32
 		client := (&script{
-			batch: func(int) *runedv1.EmbedBatchResponse {
+			batch: func(int) (*runedv1.EmbedBatchResponse, error) {
 				requests.Add(1)
-				return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{failed}}
+				return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{failed}}, nil
 			},
 			stream: func(ids []string) (*runedv1.EmbedStreamResponse, error) {
 				requests.Add(1)
@@ -728,6 +731,72 @@ func testErrorOfOneText(t *testing.T) {
 		_, err := embedOnStream(t, client)
 		if !errors.Is(items[0].Err, reason) || !errors.Is(err, reason) || requests.Load() != 2 {
 			t.Errorf("%s: %v, %v after %d requests", string(reason), items[0].Err, err, requests.Load())
+		}
+	}
+}
+
+func testSmallerLimits(t *testing.T) {
+	maxTexts := atomic.Int32{}
+	maxTexts.Store(9)
+	var asked atomic.Int32
+	var sizes []int
+	client := (&script{
+		info: func() (*runedv1.InfoResponse, error) {
+			asked.Add(1)
+			return &runedv1.InfoResponse{MaxBatchSize: maxTexts.Load(), MaxRequestBytes: 1000}, nil
+		},
+		batch: func(texts int) (*runedv1.EmbedBatchResponse, error) {
+			if texts > int(maxTexts.Load()) {
+				return nil, refusal(connectrpc.CodeInvalidArgument, "BATCH_TOO_LARGE", nil, 0)
+			}
+			sizes = append(sizes, texts)
+			response := &runedv1.EmbedBatchResponse{Fingerprint: "fp"}
+			for range texts {
+				response.Embeddings = append(response.Embeddings, &runedv1.EmbedResponse{Vector: goodVector})
+			}
+			return response, nil
+		},
+	}).start(t)
+	texts := make([]string, 9)
+	must(client.EmbedBatch(t.Context(), texts))(t)
+	maxTexts.Store(4)
+	if count := len(must(client.EmbedBatch(t.Context(), texts))(t)); count != 9 {
+		t.Error(count)
+	}
+	must(client.EmbedItems(t.Context(), texts))(t)
+	if want := []int{9, 4, 4, 1, 4, 4, 1}; !slices.Equal(sizes, want) || asked.Load() != 2 {
+		t.Errorf("%v after %d questions", sizes, asked.Load())
+	}
+	// The same limits as before are no reason for another try.
+	if _, err := client.EmbedBatch(t.Context(), []string{strings.Repeat("x", 2000)}); !errors.Is(err, runed.ErrRequestTooLarge) || asked.Load() != 3 {
+		t.Errorf("%v after %d questions", err, asked.Load())
+	}
+}
+
+func testRefusalToTheEnd(t *testing.T) {
+	busy := refusal(connectrpc.CodeResourceExhausted, "QUEUE_FULL", map[string]string{"limit_texts": "7"}, time.Millisecond)
+	var calls, streams atomic.Int32
+	client := (&script{
+		embed: func() (*runedv1.EmbedResponse, error) {
+			if calls.Add(1) > 1 {
+				time.Sleep(time.Second)
+			}
+			return nil, busy
+		},
+		stream: func([]string) (*runedv1.EmbedStreamResponse, error) {
+			if streams.Add(1) > 1 {
+				time.Sleep(time.Second)
+			}
+			return nil, busy
+		},
+	}).start(t, runed.WithTimeout(400*time.Millisecond))
+	_, one := client.Embed(t.Context(), "text")
+	_, many := embedOnStream(t, client)
+	tried := regexp.MustCompile(`\(tried 2 times in 0\.[3-9] s\)$`)
+	for name, err := range map[string]error{"a single text": one, "a stream": many} {
+		failure := failureOf(t, err)
+		if failure.Reason != runed.ErrQueueFull || failure.Metadata["limit_texts"] != "7" || !tried.MatchString(failure.Message) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -22,8 +22,9 @@ type tries struct {
 	restarted      bool
 	lost           int
 	drained        time.Duration
-	refused        int
-	firstTime      time.Time // of a refusal
+	refusals       int
+	firstRefused   time.Time
+	lastRefusal    *Error
 }
 
 // reset forgets what was tried, after a try that brought the work forward.
@@ -50,6 +51,10 @@ func (t *tries) recover(ctx context.Context, failure *Error) error {
 		}
 		t.lost++
 		return t.findDaemon(ctx, lostPause)
+	case ErrDeadlineExceeded:
+		if t.lastRefusal != nil { // which says more than that the time was over
+			return t.givenUp(t.lastRefusal, t.refusals+1)
+		}
 	}
 	return failure
 }
@@ -69,39 +74,39 @@ func (t *tries) findDaemon(ctx context.Context, wait time.Duration) error {
 
 // comeBack waits until the daemon may have room. It returns the failure if that comes too late.
 func (t *tries) comeBack(ctx context.Context, failure *Error) error {
-	now := time.Now()
+	if t.refusals == 0 {
+		t.firstRefused = time.Now()
+	}
+	t.refusals++
+	t.lastRefusal = failure
 	if failure.RetryAfter == 0 {
-		return t.givenUp(failure, now)
+		return t.givenUp(failure, t.refusals)
 	}
-	if t.refused == 0 {
-		t.firstTime = now
-	}
-	wait := retryPause(failure.RetryAfter, t.refused)
-	t.refused++
+	wait := retryPause(failure.RetryAfter, t.refusals-1)
 	end, limited := ctx.Deadline()
 	if !limited {
-		end = t.firstTime.Add(retryPatience)
+		end = t.firstRefused.Add(retryPatience)
 	}
-	if now.Add(wait).After(end) {
-		return t.givenUp(failure, now)
+	if time.Now().Add(wait).After(end) {
+		return t.givenUp(failure, t.refusals)
 	}
 	return pause(ctx, wait)
 }
 
-// retryPause returns the pause before a try. The daemon told a time, and refused so many tries before this one. Each caller
-// waits half to one and a half times as long, so that callers that were refused together do not come back together.
-func retryPause(told time.Duration, refused int) time.Duration {
+// retryPause returns the pause after a refusal that tells a time, where so many other refusals came before it. Each caller waits
+// half to one and a half times as long, so that callers that were refused together do not come back together.
+func retryPause(told time.Duration, refusals int) time.Duration {
 	told = max(told, retryShortest)
-	grown := math.Min(float64(told)*math.Pow(retryGrowth, float64(refused)), float64(max(told, retryLongest)))
+	grown := math.Min(float64(told)*math.Pow(retryGrowth, float64(refusals)), float64(max(told, retryLongest)))
 	return time.Duration(grown * (0.5 + rand.Float64()))
 }
 
-func (t *tries) givenUp(failure *Error, now time.Time) error {
-	if t.refused <= 1 {
+func (t *tries) givenUp(failure *Error, count int) error {
+	if count == 1 {
 		return failure
 	}
 	told := *failure
-	told.Message += fmt.Sprintf(" (tried %d times in %.1f s)", t.refused, now.Sub(t.firstTime).Seconds())
+	told.Message += fmt.Sprintf(" (tried %d times in %.1f s)", count, time.Since(t.firstRefused).Seconds())
 	return &told
 }
 

@@ -153,7 +153,7 @@ func TestOneThatMayNotSpawnSaysWhatToDo(t *testing.T) {
 	}
 	// One that ran, and went away.
 	spawning := connect(t)
-	must(spawning.Health(t.Context()))(t) // the last test may have killed the daemon just now, which then still takes connections
+	must(spawning.Health(t.Context()))(t) // a daemon that the last test has just killed still takes connections
 	client := connect(t, runed.WithoutSpawn())
 	pid := killDaemon(t, client)
 	waitUntil(t, "its end", func() bool { return processGone(pid) })

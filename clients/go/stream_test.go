@@ -13,7 +13,7 @@ import (
 	runed "runed.dev/clients/go"
 )
 
-// numbered gives so many texts, of which many are alike, with their numbers as ids, and counts how many were taken.
+// numbered yields texts with their numbers as ids, and counts how many were taken. Many of the texts are alike.
 func numbered(count int, taken *atomic.Int64) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for i := range count {
@@ -27,7 +27,7 @@ func numbered(count int, taken *atomic.Int64) iter.Seq2[string, string] {
 
 func streamedText(i int) string {
 	if i%100 == 50 {
-		return " " // which cannot be embedded
+		return " " // cannot be embedded
 	}
 	return fmt.Sprintf("streamed text %d", i%61)
 }

@@ -1,1 +1,1 @@
-"""The contract of proto/runed/v1 on top of the engine."""
+"""The faces of the daemon: the contract of proto/runed/v1, and the OpenAI API."""

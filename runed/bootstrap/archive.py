@@ -20,13 +20,9 @@ from runed.files import sync_path
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Extract a tar.gz into a new folder and bring it to the disk.
+    """Extract a tar.gz into a new folder, whose parent must exist, and bring it to the disk.
 
     Links are kept, since the official archives need theirs (`libllama.so -> libllama.so.0`).
-
-    Args:
-        archive: The archive.
-        folder: The folder to make; its parent must exist.
 
     Raises:
         ArchiveError: It is no tar.gz or is cut short; or a member is no file, directory or link, or would leave the folder.
@@ -45,13 +41,7 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 def place_program(file: Path, folder: Path, executable: PurePosixPath) -> None:
-    """Put an engine that is a single file into a new folder and bring it to the disk.
-
-    Args:
-        file: The program.
-        folder: The folder to make; its parent must exist.
-        executable: The program's path in the folder.
-    """
+    """Put an engine that is a single file into a new folder, at the path `executable`, and bring it to the disk."""
     target = folder / executable
     target.parent.mkdir(mode=0o700, parents=True)
     shutil.copyfile(file, target)
@@ -60,11 +50,7 @@ def place_program(file: Path, folder: Path, executable: PurePosixPath) -> None:
 
 
 def check_executable(folder: Path, executable: PurePosixPath) -> Path:
-    """Return the path of the program in an extracted folder.
-
-    Args:
-        folder: The folder.
-        executable: The program's path in the folder.
+    """Return the path of the program in an extracted folder; `executable` is its path in there.
 
     Raises:
         ArchiveError: The folder does not hold the program.
@@ -81,12 +67,9 @@ def is_executable(path: Path) -> bool:
 
 
 def swap_in(fresh: Path, place: Path, retired: Path) -> None:
-    """Put a finished folder in the place of an old one. If that fails, the old one is put back.
+    """Put a finished folder in the place of an old one, which waits in `retired` and is put back if this fails.
 
-    Args:
-        fresh: The finished folder.
-        place: Its place.
-        retired: The place of the old folder meanwhile. `recover` puts it back if this process dies in between.
+    If this process dies in between, `recover` puts the old folder back.
     """
     had_old = place.exists()
     if had_old:

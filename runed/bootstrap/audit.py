@@ -25,16 +25,7 @@ def now() -> str:
 
 
 class EngineRecord(msgspec.Struct, frozen=True):
-    """The record of the engine.
-
-    Attributes:
-        url: The source of the download, without secrets.
-        sha256: The hash of the download.
-        size: The size of the download in bytes.
-        executable: The program's path under the home.
-        version: The version that it tells, or "".
-        installed_at: The time; see `now`.
-    """
+    """The engine: URL without secrets, hash and size of the download; path under the home and version of the program."""
 
     url: str
     sha256: str
@@ -45,14 +36,7 @@ class EngineRecord(msgspec.Struct, frozen=True):
 
 
 class Derivation(msgspec.Struct, frozen=True):
-    """The way in which a model was derived.
-
-    Attributes:
-        variant: The variant of the source.
-        sha256: The hash of the source.
-        type: The quantization, as `llama-quantize` names it.
-        engine_version: The version of the engine that `llama-quantize` belongs to.
-    """
+    """The way in which a model was derived: variant and hash of the source, quantization, and version of the engine."""
 
     variant: str
     sha256: str
@@ -61,15 +45,7 @@ class Derivation(msgspec.Struct, frozen=True):
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
-    """The record of a model.
-
-    Attributes:
-        url: The source of the download, of the model or of the file that it was derived from, without secrets.
-        sha256: The hash of the file.
-        size: The size of the file in bytes.
-        installed_at: The time; see `now`.
-        derived_from: The derivation, or None for a download.
-    """
+    """A model: URL of the download without secrets; hash and size of the file, which may be derived from that download."""
 
     url: str
     sha256: str

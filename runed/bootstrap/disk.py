@@ -1,4 +1,4 @@
-"""The disk that an installation goes to: the hash of a large file, free space, and errors that say what to do."""
+"""The disk that an installation goes to: the hash of a large file, free space, and errors with a remedy."""
 
 from __future__ import annotations
 
@@ -41,12 +41,7 @@ async def sha256_of(path: Path) -> str:
 
 
 def require_space(directory: Path, needed: int, purpose: str) -> None:
-    """Check that there is room, before a long work begins.
-
-    Args:
-        directory: A directory on the disk that is written to.
-        needed: The bytes that will be written.
-        purpose: The work, such as "extracting the engine".
+    """Check that the disk of a directory has room for `needed` bytes, before a long work, such as "extracting the engine".
 
     Raises:
         DiskSpaceError: There is less room.
@@ -61,10 +56,7 @@ def require_space(directory: Path, needed: int, purpose: str) -> None:
 
 @contextmanager
 def file_errors(action: str) -> Iterator[None]:
-    """Turn an `OSError` of the block into an error that says what to do.
-
-    Args:
-        action: The work of the block, such as "write the model".
+    """Turn an `OSError` of the block, whose work `action` names, such as "write the model", into an error with a remedy.
 
     Raises:
         DiskSpaceError: The disk is full.

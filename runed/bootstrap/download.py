@@ -1,4 +1,4 @@
-"""Downloads files: resumes what was interrupted, tries again, verifies while the bytes arrive, and puts the file in place.
+"""Downloads files: resumes an interrupted download, tries again, verifies while the bytes arrive, puts the file in place.
 
 The bytes go to `<target>.partial`, and `<target>.partial.json` names the whole file. Only a wrong hash removes the two; after
 any other end of a download, the next one resumes it.
@@ -120,13 +120,7 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy) -> bytes:
 
 
 class _Sidecar(msgspec.Struct, frozen=True):
-    """The whole file that a partial file is a part of.
-
-    Attributes:
-        url: The source of the bytes.
-        sha256: The hash of the whole file.
-        etag: The server's strong ETag of the whole file, or "".
-    """
+    """The whole file that a partial file is a part of: its URL, its hash, and its strong ETag or ""."""
 
     url: str
     sha256: str

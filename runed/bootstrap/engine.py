@@ -45,11 +45,7 @@ class EngineInstaller:
         self._found: dict[EngineChoice | None, Engine | None] = {}
 
     async def current(self, choice: EngineChoice | None) -> Engine | None:
-        """Return an engine if it is in place. The answer is remembered, since a look runs the program.
-
-        Args:
-            choice: The engine, or None for the one that the user brings.
-        """
+        """Return an engine (None: that of the user) if it is in place. Each is looked at once, since that runs the program."""
         if choice not in self._found:
             self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
         return self._found[choice]

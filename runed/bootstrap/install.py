@@ -18,7 +18,7 @@ from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import file_errors, require_space
 from runed.bootstrap.engine import Engine, EngineInstaller
 from runed.bootstrap.model import Model, ModelInstaller
-from runed.bootstrap.planning import Plan, Planner, check_own_files
+from runed.bootstrap.planning import Plan, check_own_files, keep_manifest, make_plan
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.progress import Progress, ProgressReporter
 from runed.domain.model import ModelTraits
@@ -93,7 +93,7 @@ async def install(
 
 async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> Installation:
     check_own_files(context.settings)
-    planner, engines, models = Planner(context), EngineInstaller(context), ModelInstaller(context, check_model)
+    engines, models = EngineInstaller(context), ModelInstaller(context, check_model)
 
     async def current(plan: Plan) -> tuple[Engine | None, Model | None]:
         return await engines.current(plan.engine), await models.current(plan.model)
@@ -101,7 +101,7 @@ async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> 
     async def is_in_place(plan: Plan) -> bool:
         return None not in await current(plan)
 
-    plan = await planner.plan(is_in_place)
+    plan = await make_plan(context, is_in_place)
     engine, model = await current(plan)
     if engine is None or model is None:
         with LockFile(context.paths.install_lock) as lock:
@@ -122,14 +122,14 @@ async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> 
                 model = await models.install(plan.model, engine)
             _write_licences(plan, engine, context.paths.licenses)
             _remove_leftovers(context.paths)
-    planner.keep_manifest()
+    keep_manifest(context, plan)
     return Installation(
         llama_server=engine.executable,
         model=model.path,
         variant=model.variant,
         model_sha256=model.sha256,
         engine_version=engine.version,
-        warnings=(*planner.warnings, *models.warnings),
+        warnings=tuple(filter(None, (plan.warning, *models.warnings))),
         traits=plan.model.traits if plan.model else None,
     )
 

@@ -85,13 +85,7 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A file to download.
-
-    Attributes:
-        url: Its absolute URL, http or https.
-        sha256: Its hash, 64 lower-case hexadecimal digits.
-        size: Its size in bytes.
-    """
+    """A file to download: absolute http or https URL, hash as 64 lower-case hexadecimal digits, size in bytes."""
 
     url: str
     sha256: str
@@ -138,12 +132,7 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class ManifestSource:
-    """The place of a manifest.
-
-    Attributes:
-        location: A URL, the path of a file, or "" for the pinned manifest in the package.
-        is_url: Whether `location` is a URL.
-    """
+    """The place of a manifest: a URL, the path of a file, or "" for the pinned manifest in the package."""
 
     location: str
     is_url: bool

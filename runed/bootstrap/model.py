@@ -52,11 +52,7 @@ class ModelInstaller:
         self.warnings: list[str] = []
 
     async def current(self, choice: ModelChoice | None) -> Model | None:
-        """Return a model if it is in place. The answer is remembered, since a look may hash the file.
-
-        Args:
-            choice: The model, or None for the one that the user brings.
-        """
+        """Return a model (None: that of the user) if it is in place. Each is looked at once, since that may hash the file."""
         if choice not in self._found:
             self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
         return self._found[choice]

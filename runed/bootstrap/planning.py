@@ -1,10 +1,11 @@
-"""What an installation needs: the engine and the model that the manifest names, except those that the user brings."""
+"""Plans an installation: it needs the engine and the model that the manifest names, except those that the user brings."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
@@ -21,19 +22,21 @@ from runed.settings import Settings
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The engine and the model to have in place; None stands for one that the user brings."""
-
-    engine: EngineChoice | None
-    model: ModelChoice | None
-
-
 class _KeptManifest(msgspec.Struct, frozen=True):
     """The last manifest from a URL, which may be out of reach at the next start."""
 
     source: str
     content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The engine and the model to have in place; None stands for one that the user brings. `warning` is for the user."""
+
+    engine: EngineChoice | None
+    model: ModelChoice | None
+    warning: str = ""
+    fetched: _KeptManifest | None = None
 
 
 def check_own_files(settings: Settings) -> None:
@@ -56,74 +59,69 @@ def check_own_files(settings: Settings) -> None:
         )
 
 
-class Planner:
-    """Decides what is needed, by the manifest.
+async def make_plan(context: InstallContext, is_in_place: Callable[[Plan], Awaitable[bool]]) -> Plan:
+    """Decide what is needed. If it is all in place, a manifest from a URL is waited for only a few seconds.
 
-    Attributes:
-        warnings: Sentences for the user.
+    Args:
+        context: The arguments of the installation.
+        is_in_place: Tells whether all of a plan is installed.
+
+    Raises:
+        SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path.
+        UnsupportedPlatformError: There is no engine to download for this machine.
+        DownloadError: The manifest cannot be fetched, and what the last one named is not in place.
+        ManifestError: The manifest cannot be used, and what the last one named is not in place.
     """
+    settings = context.settings
+    if settings.llama_server and settings.model:
+        return Plan(None, None)
+    source = manifest.manifest_source(settings)
+    if not source.is_url:
+        return _choose(settings, manifest.read_local_manifest(source))
+    last = _last_plan(context, source)
+    can_do_without = last is not None and await is_in_place(last)
+    try:
+        content = await _fetch(context, source, QUICK_LOOK if can_do_without else context.policy)
+        plan = _choose(settings, manifest.parse_manifest(content, source))
+    except (DownloadError, ManifestError) as error:
+        if last is None or not can_do_without:
+            raise
+        _log.warning("manifest out of reach, using what is installed", problem=error.message)
+        return replace(last, warning=f"what is installed is used, since the manifest could not be: {error.message}")
+    return replace(plan, fetched=_KeptManifest(source.location, content))
 
-    def __init__(self, context: InstallContext) -> None:
-        self._context = context
-        self._kept = context.paths.cache / "manifest.json"
-        self._fetched: _KeptManifest | None = None
-        self.warnings: list[str] = []
 
-    async def plan(self, is_in_place: Callable[[Plan], Awaitable[bool]]) -> Plan:
-        """Decide what is needed. If it is all in place, a manifest from a URL is waited for only a few seconds.
+def keep_manifest(context: InstallContext, plan: Plan) -> None:
+    """Keep the manifest of a plan if it was fetched. Call this once all of the plan is in place."""
+    if plan.fetched:
+        write_atomically(_kept(context), msgspec.json.encode(plan.fetched))
 
-        Args:
-            is_in_place: Tells whether all of a plan is installed.
 
-        Raises:
-            SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path.
-            UnsupportedPlatformError: There is no engine to download for this machine.
-            DownloadError: The manifest cannot be fetched, and what the last one named is not in place.
-            ManifestError: The manifest cannot be used, and what the last one named is not in place.
-        """
-        settings = self._context.settings
-        if settings.llama_server and settings.model:
-            return Plan(None, None)
-        source = manifest.manifest_source(settings)
-        if not source.is_url:
-            return self._choose(manifest.read_local_manifest(source))
-        last = self._last_plan(source)
-        can_do_without = last is not None and await is_in_place(last)
-        try:
-            return self._choose(await self._fetch(source, QUICK_LOOK if can_do_without else self._context.policy))
-        except (DownloadError, ManifestError) as error:
-            if last is None or not can_do_without:
-                raise
-            self.warnings.append(f"what is installed is used, since the manifest could not be: {error.message}")
-            _log.warning("manifest out of reach, using what is installed", problem=error.message)
-            return last
+def _kept(context: InstallContext) -> Path:
+    return context.paths.cache / "manifest.json"
 
-    def keep_manifest(self) -> None:
-        """Keep a manifest that was fetched, once all that it names is in place."""
-        if self._fetched:
-            write_atomically(self._kept, msgspec.json.encode(self._fetched))
 
-    def _choose(self, document: Manifest) -> Plan:
-        settings = self._context.settings
-        return Plan(
-            engine=None if settings.llama_server else document.engine(manifest.current_platform()),
-            model=None if settings.model else document.model(settings.model_variant),
-        )
+def _choose(settings: Settings, document: Manifest) -> Plan:
+    return Plan(
+        engine=None if settings.llama_server else document.engine(manifest.current_platform()),
+        model=None if settings.model else document.model(settings.model_variant),
+    )
 
-    def _last_plan(self, source: ManifestSource) -> Plan | None:
-        """Return the plan by the kept manifest, or None if that is from another URL or lacks something."""
-        try:
-            kept = msgspec.json.decode(self._kept.read_bytes(), type=_KeptManifest)
-            return self._choose(manifest.parse_manifest(kept.content, source)) if kept.source == source.location else None
-        except (OSError, msgspec.DecodeError, ManifestError):
-            return None
 
-    async def _fetch(self, source: ManifestSource, policy: DownloadPolicy) -> Manifest:
-        from runed.bootstrap.download import fetch  # noqa: PLC0415 # as in `InstallContext.download`
+def _last_plan(context: InstallContext, source: ManifestSource) -> Plan | None:
+    """Return the plan by the kept manifest, or None if that is from another URL or lacks something."""
+    try:
+        kept = msgspec.json.decode(_kept(context).read_bytes(), type=_KeptManifest)
+        document = manifest.parse_manifest(kept.content, source)
+        return _choose(context.settings, document) if kept.source == source.location else None
+    except (OSError, msgspec.DecodeError, ManifestError):
+        return None
 
-        if source.location.startswith("http:"):
-            _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
-        self._context.reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
-        content = await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy)
-        self._fetched = _KeptManifest(source.location, content)
-        return manifest.parse_manifest(content, source)
+
+async def _fetch(context: InstallContext, source: ManifestSource, policy: DownloadPolicy) -> bytes:
+    from runed.bootstrap.download import fetch  # noqa: PLC0415 # as in `InstallContext.download`
+
+    if source.location.startswith("http:"):
+        _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
+    context.reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
+    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy)

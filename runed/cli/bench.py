@@ -41,19 +41,19 @@ MAX_BULK_TEXTS = 20_000
 FEWEST_CALLS = 5
 
 DESCRIPTION = """\
-Measure how fast the daemon embeds on this machine, through the client, in about
-ten seconds: one short text after the other, many at once, and one that is in
+Measure in about ten seconds how fast the daemon embeds on this machine, through
+the client: one short text after the other, many at once, and a text that is in
 the cache. Starts the daemon if none runs.
 
-With --tune, try the engine in several ways instead (texts at once, tokens at
-once, threads), and keep the best for each profile of RUNED_PROFILE:
+With --tune, measure the engine instead with several settings (texts at once,
+tokens at once, threads), and keep the best for each profile of RUNED_PROFILE:
   memory      one text at once
-  balanced    the most texts per second of those ways where a single text waits
-              for no more than the time of three; this is the default
+  balanced    the most texts per second, if a batch takes at most three times as
+              long as a single text, which may have to wait for it; the default
   throughput  the most texts per second
-That takes about half a minute for a small model and up to four minutes for a
-large one, in which the machine should do nothing else. The daemon goes on
-meanwhile, and runs its engine by the result from its next start on.
+This takes half a minute for a small model and up to four minutes for a large
+one. The machine should do nothing else meanwhile. A running daemon goes on; it
+uses the result from its next start on.
 """
 
 EPILOG = """\
@@ -61,7 +61,7 @@ with --json, standard output is one JSON object; times are in seconds.
 
 examples:
   runed bench
-  runed bench --tune && runed stop    the next client starts a daemon that knows
+  runed bench --tune && runed stop    the next client starts a tuned daemon
 """
 
 _WORDS = (  # noqa: SIM905 # words read best as words
@@ -271,7 +271,7 @@ def _tuning_table(tuning: Tuning) -> Table:
     return table
 
 
-# What the user sees
+# Tables
 
 
 def _table(*columns: str) -> Table:

@@ -19,10 +19,10 @@ from runed.paths import Paths, ensure_private_dir
 from runed.settings import Settings, load_settings
 
 DESCRIPTION = """\
-Fetch and verify the engine and the model now, so that the first start needs no
-network, and put the launcher bin/runed into RUNED_HOME, where clients in other
-languages find it. What is there already is verified and kept; an interrupted
-download goes on where it stopped. Runs with or without a daemon.
+Download and verify the engine and the model now, so that the first start needs
+no network. Put the launcher bin/runed into RUNED_HOME, where clients in other
+languages find it. Files that are there already are verified and kept, and an
+interrupted download is resumed. Works with or without a running daemon.
 """
 
 EPILOG = """\

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import runed
 from runed.cli.boundary import ExitCode
 from runed.cli.waiting import ANSWER_SECONDS, PHASES
+from runed.client.look import look
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError
 from runed.lifecycle.record import DaemonRecord
 from runed.paths import Paths
@@ -71,9 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _ask(paths: Paths) -> Report | None:
     try:
-        with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
-            health = client.health()
-            return Report(client.info(), health, resident_bytes(health.pid), resident_bytes(health.engine_pid))
+        info, health = look(paths.home, timeout=ANSWER_SECONDS)
     except DaemonUnavailableError:
         return None
     except DeadlineExceededError:
@@ -81,6 +80,7 @@ def _ask(paths: Paths) -> Report | None:
             f"a daemon listens on {paths.socket} but does not answer within {ANSWER_SECONDS:g} s; "
             "see `runed logs`, or end it with `runed stop`"
         ) from None
+    return Report(info, health, resident_bytes(health.pid), resident_bytes(health.engine_pid))
 
 
 def _http(paths: Paths) -> dict[str, str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar
 
-from google.protobuf.message import Message
 from numpy.typing import ArrayLike
 
-from runed.client.calls.flows import Ensure, Flow, Flows, Send, Sleep
+from runed.client.calls.drive import drive_async
+from runed.client.calls.flows import Flows
 from runed.client.calls.patience import Deadline
-from runed.client.options import EmbedOptions, Options, Role
+from runed.client.calls.steps import Flow
+from runed.client.client import described
+from runed.client.options import Lane, Options, Role, Truncate
 from runed.client.target import Target
 from runed.client.transport.aio import AsyncTransport
 from runed.client.types import CentroidSet, Embedding, Health, Info, Vectors
@@ -23,15 +25,18 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-async def connect_async(
+def connect_async(
     *,
     home: str | os.PathLike[str] | None = None,
     socket_path: str | os.PathLike[str] | None = None,
     spawn: bool = True,
-    timeout: float | None = None,  # noqa: ASYNC109 # it is for the calls to come as well
+    timeout: float | None = None,
     on_progress: Callable[[Health], None] | None = None,
-) -> AsyncClient:
+) -> Connecting:
     """Connect to the daemon, for asyncio; arguments and errors as for `connect`.
+
+        async with runed.connect_async() as client:
+            vector = await client.embed("hello")
 
     Args:
         home: As for `connect`.
@@ -41,17 +46,58 @@ async def connect_async(
         on_progress: As for `connect`, called in the event loop.
 
     Returns:
-        The client, to be closed, or used as an asynchronous context manager.
+        The client for `async with`, which closes it; or to be awaited, for a client that you close.
     """
-    target = Target.resolve(home=home, socket_path=socket_path, spawn=spawn)
-    await asyncio.to_thread(target.ensure, timeout)
-    return AsyncClient(target, timeout=timeout, on_progress=on_progress)
+
+    async def connect() -> AsyncClient:
+        target = Target.resolve(home=home, socket_path=socket_path, spawn=spawn)
+        await asyncio.to_thread(target.ensure, timeout)
+        return AsyncClient(target, timeout=timeout, on_progress=on_progress)
+
+    return Connecting(connect())
+
+
+class Connecting(Coroutine[Any, Any, "AsyncClient"]):
+    """A coroutine that connects, and that `async with` takes, too; `runed.connect_async` makes it.
+
+    Args:
+        coroutine: Connects.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, AsyncClient]) -> None:
+        self._coroutine = coroutine
+        self._client: AsyncClient | None = None
+
+    def __await__(self) -> Generator[Any, Any, AsyncClient]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any, /) -> Any:  # noqa: ANN401 # the signature of every coroutine
+        """Run on, as a task does."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:  # noqa: ANN401 # as above; it has three forms
+        """Raise an error where the coroutine waits, as a task does when it is cancelled."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Give the connecting up."""
+        self._coroutine.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        self._client = await self._coroutine
+        return self._client
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._client.close()
 
 
 class AsyncClient:
     """A connection to the daemon, for any number of tasks of one event loop; `runed.connect_async` makes it.
 
-    As `Client`, with methods that are awaited and can be cancelled; the options of all methods that embed are the same.
+    The methods are those of `Client`, and so are their arguments; they are awaited, and can be cancelled.
 
     Args:
         target: The daemon to talk to.
@@ -63,14 +109,18 @@ class AsyncClient:
         self._target = target
         self._timeout = timeout
         self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress)
-        self._transport = AsyncTransport(target.socket)
+        self._transport = AsyncTransport(target)
 
     async def embed(
         self,
         text: str,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 # the daemon is told too
-        **options: Unpack[EmbedOptions],
+        role: Role | None = None,
+        instruction: str = "",
+        dimensions: int | None = None,
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
     ) -> Vectors:
         """Embed one text.
 
@@ -78,14 +128,19 @@ class AsyncClient:
 
             vector = await client.embed("how do I brew tea?", role="query")
         """
-        return await self._run(self._flows.embed(text, Options.of(options), self._deadline(timeout)))
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        return await self._run(self._flows.embed(text, options, self._deadline(timeout)))
 
     async def embed_batch(
         self,
         texts: Iterable[str],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 # as above
-        **options: Unpack[EmbedOptions],
+        role: Role | None = None,
+        instruction: str = "",
+        dimensions: int | None = None,
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
     ) -> Vectors:
         """Embed many texts.
 
@@ -93,15 +148,20 @@ class AsyncClient:
 
             vectors = await client.embed_batch(["green tea", "black tea"], role="document")
         """
-        return await self._run(self._flows.embed_batch(texts, Options.of(options), self._deadline(timeout)))
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        return await self._run(self._flows.embed_batch(texts, options, self._deadline(timeout)))
 
     async def embed_items(
         self,
         texts: Iterable[str],
         *,
         with_route: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 # as above
-        **options: Unpack[EmbedOptions],
+        role: Role | None = None,
+        instruction: str = "",
+        dimensions: int | None = None,
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
     ) -> list[Embedding | RunedError]:
         """Embed many texts, with details and an error of its own for each.
 
@@ -109,17 +169,21 @@ class AsyncClient:
 
             outcomes = await client.embed_items(texts, truncate="end")
         """
-        flow = self._flows.embed_items(texts, Options.of(options), self._deadline(timeout), with_route=with_route)
-        return await self._run(flow)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        return await self._run(self._flows.embed_items(texts, options, self._deadline(timeout), with_route=with_route))
 
     def embed_stream(
         self,
         items: Iterable[tuple[K, str]] | AsyncIterable[tuple[K, str]],
         *,
+        role: Role | None = None,
+        instruction: str = "",
+        dimensions: int | None = None,
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
         timeout: float | None = None,
-        **options: Unpack[EmbedOptions],
     ) -> AsyncGenerator[tuple[K, Embedding | RunedError], None]:
-        """Embed any number of texts in constant memory, and give each as it is ready; see `Client.embed_stream`.
+        """Embed any number of texts in constant memory, and yield each as it is ready; see `Client.embed_stream`.
 
             async with contextlib.aclosing(client.embed_stream(items)) as results:
                 async for key, outcome in results:
@@ -133,8 +197,9 @@ class AsyncClient:
         from runed.client.transport.aio_stream import run_stream  # noqa: PLC0415
 
         self._transport.check_open()
-        job, flow = stream_flow(self._flows, Options.of(options), self._timeout if timeout is None else timeout)
-        return run_stream(flow, job, items, self._target.socket, self._perform)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        pending, flow = stream_flow(self._flows, options, self._timeout if timeout is None else timeout)
+        return run_stream(flow, pending, items, self._target.socket, self._transport.perform)
 
     async def count_tokens(
         self,
@@ -142,7 +207,7 @@ class AsyncClient:
         *,
         role: Role | None = None,
         instruction: str = "",
-        timeout: float | None = None,  # noqa: ASYNC109 # as above
+        timeout: float | None = None,
     ) -> list[int]:
         """Count the tokens of texts.
 
@@ -159,7 +224,7 @@ class AsyncClient:
         preset: str = "",
         version: str = "",
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 # as above
+        timeout: float | None = None,
     ) -> CentroidSet:
         """Replace the daemon's centroid set.
 
@@ -173,21 +238,21 @@ class AsyncClient:
 
         self._transport.check_open()
         flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))
-        return await run_upload(flow, self._target.socket, self._perform)
+        return await run_upload(flow, self._target.socket, self._transport.perform)
 
-    async def wait_until_ready(self, *, timeout: float | None = None) -> Info:  # noqa: ASYNC109 # as above
+    async def wait_until_ready(self, *, timeout: float | None = None) -> Info:
         """Wait while the daemon fetches its engine and model; see `Client.wait_until_ready`."""
         return await self._run(self._flows.wait_until_ready(self._deadline(timeout)))
 
-    async def info(self, *, timeout: float | None = None) -> Info:  # noqa: ASYNC109 # as above
+    async def info(self, *, timeout: float | None = None) -> Info:
         """Ask what the daemon and its model are; see `Client.info`."""
         return await self._run(self._flows.info(self._deadline(timeout)))
 
-    async def health(self, *, timeout: float | None = None) -> Health:  # noqa: ASYNC109 # as above
+    async def health(self, *, timeout: float | None = None) -> Health:
         """Ask what the daemon is doing right now; see `Client.health`."""
         return await self._run(self._flows.health(self._deadline(timeout)))
 
-    async def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 # as above
+    async def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:
         """Ask the daemon to exit; see `Client.shutdown`."""
         await self._run(self._flows.shutdown(grace_seconds, self._deadline(timeout)))
 
@@ -203,30 +268,11 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def __repr__(self) -> str:
+        return described(self, self._target, self._flows)
+
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self._timeout if timeout is None else timeout)
 
     async def _run(self, flow: Flow[T]) -> T:
-        result: Message | bool | None = None
-        error: RunedError | None = None
-        while True:
-            try:
-                step = flow.throw(error) if error else flow.send(result)
-            except StopIteration as stop:
-                value: T = stop.value
-                return value
-            result = error = None
-            try:
-                result = await self._perform(step)
-            except RunedError as raised:
-                error = raised
-
-    async def _perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
-        match step:
-            case Send():
-                return step.decode(await self._transport.call(step.method, step.request.SerializeToString(), step.timeout))
-            case Ensure():
-                return await asyncio.to_thread(self._target.ensure, step.timeout)
-            case Sleep():
-                await asyncio.sleep(step.seconds)
-        return None
+        return await drive_async(flow, self._transport.perform)

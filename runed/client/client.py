@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, TypeVar
 
-from google.protobuf.message import Message
 from numpy.typing import ArrayLike
 
-from runed.client.calls.flows import Ensure, Flow, Flows, Send, Sleep
+from runed.client.calls.drive import drive
+from runed.client.calls.flows import Flows
 from runed.client.calls.patience import Deadline
-from runed.client.options import EmbedOptions, Options, Role
+from runed.client.calls.steps import Flow
+from runed.client.options import Lane, Options, Role, Truncate
 from runed.client.target import Target
 from runed.client.transport.blocking import Transport
 from runed.client.types import CentroidSet, Embedding, Health, Info, Vectors
@@ -34,14 +34,14 @@ def connect(
     """Connect to the daemon, which is started if none runs.
 
     Returns as soon as the daemon listens; embeddings then wait while it fetches its engine and model. A running daemon that is
-    older than this package is replaced by one of this version, after it has finished what is in flight.
+    older than this package finishes the calls in flight, and is replaced by one of this version.
 
     Args:
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that is looked after by others; it is never started or replaced.
-        spawn: Whether to start a daemon if none runs, now and when it went away later.
-        timeout: Seconds that the connect, and each call, may take in all, waiting included. None: as long as it takes for a
-            call, and 60 for the connect.
+        socket_path: The socket of a daemon that others look after; it is never started or replaced.
+        spawn: Whether to start a daemon if none runs, now and whenever it went away later.
+        timeout: Seconds that the connect, and each call, may take in all, waiting included. None: no limit for a call, and 60
+            for the connect.
         on_progress: Called with each change of Health while a call waits for engine and model, in the thread of that call.
 
     Returns:
@@ -57,24 +57,91 @@ def connect(
     return Client(target, timeout=timeout, on_progress=on_progress)
 
 
-class Client:
+class DaemonClient:
+    """The part of `Client` that concerns the daemon and not texts."""
+
+    def __init__(self, target: Target, *, timeout: float | None, on_progress: Callable[[Health], None] | None) -> None:
+        self._target = target
+        self._timeout = timeout
+        self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress)
+        self._transport = Transport(target)
+
+    def info(self, *, timeout: float | None = None) -> Info:
+        """Ask what the daemon and its model are.
+
+        Waits while the daemon looks for its engine and model and starts them, but not for a download.
+
+        Args:
+            timeout: As for `Client.embed`.
+
+        Raises:
+            BootstrappingError: The daemon downloads its engine or model; `metadata` holds `bytes_done` and `bytes_total`.
+                `wait_until_ready` waits for it.
+            BackendError: The engine cannot be installed or started.
+            DeadlineExceededError: The time was over first.
+        """
+        return self._run(self._flows.info(self._deadline(timeout)))
+
+    def wait_until_ready(self, *, timeout: float | None = None) -> Info:
+        """Wait while the daemon fetches its engine and model, a download included.
+
+        Args:
+            timeout: As for `Client.embed`.
+
+        Returns:
+            What the daemon and its model are.
+
+        Raises:
+            BackendError: The engine cannot be installed or started.
+            DeadlineExceededError: The time was over first.
+        """
+        return self._run(self._flows.wait_until_ready(self._deadline(timeout)))
+
+    def health(self, *, timeout: float | None = None) -> Health:
+        """Ask what the daemon is doing right now; `timeout` as for `Client.embed`."""
+        return self._run(self._flows.health(self._deadline(timeout)))
+
+    def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:
+        """Ask the daemon to finish the calls in flight and to exit; returns before it has.
+
+        Args:
+            grace_seconds: Seconds that the calls in flight may take; 0 means the daemon's own 10, 300 is the most.
+            timeout: As for `Client.embed`.
+
+        Raises:
+            DaemonUnavailableError: There is no daemon.
+        """
+        self._run(self._flows.shutdown(grace_seconds, self._deadline(timeout)))
+
+    def close(self) -> None:
+        """Close the connections; the daemon goes on for others."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return described(self, self._target, self._flows)
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(self._timeout if timeout is None else timeout)
+
+    def _run(self, flow: Flow[T]) -> T:
+        return drive(flow, self._transport.perform)
+
+
+class Client(DaemonClient):
     """A connection to the daemon, for any number of threads; `runed.connect` makes it.
 
-    Every method raises a subclass of `runed.errors.RunedError`, whose message says what to do. If the daemon went away since
-    the last call, it is started again, unless the client was told not to, and the call is repeated once. If the daemon or its
-    engine is too busy for the moment, the call is repeated in growing pauses until its time is over, without a `timeout` for a
-    minute; the error is then the daemon's own.
-
-    All methods that embed take the same options as keyword arguments:
-
-    - `role`: What the text is for: "query", "document", or None for the text as it is. The daemon puts the model's own prompt
-      in front; never write one yourself.
-    - `instruction`: What a query is asked for, in one English sentence; only with role "query". Empty: the model's default.
-    - `dimensions`: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
-    - `truncate`: What becomes of a text that is longer than the model reads: "none", the default, refuses it, "end" and "start"
-      leave out what is too much there.
-    - `lane`: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the daemon
-      choose by the size of the request.
+    Every method raises a subclass of `runed.RunedError`, whose message says what to do. If the daemon went away since the last
+    call, it is started again, unless the client was told not to, and the call is repeated once. If the daemon or its engine is
+    too busy for the moment, the call is repeated in growing pauses until its time is over, without a `timeout` for 60 seconds;
+    the error is then the daemon's own.
 
     Args:
         target: The daemon to talk to.
@@ -82,13 +149,17 @@ class Client:
         on_progress: As for `connect`.
     """
 
-    def __init__(self, target: Target, *, timeout: float | None, on_progress: Callable[[Health], None] | None) -> None:
-        self._target = target
-        self._timeout = timeout
-        self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress)
-        self._transport = Transport(target.socket)
-
-    def embed(self, text: str, *, timeout: float | None = None, **options: Unpack[EmbedOptions]) -> Vectors:
+    def embed(
+        self,
+        text: str,
+        *,
+        role: Role | None = None,
+        instruction: str = "",
+        dimensions: int | None = None,
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
+    ) -> Vectors:
         """Embed one text.
 
         Waits while the daemon fetches its engine and model, which takes minutes the first time.
@@ -97,8 +168,15 @@ class Client:
 
         Args:
             text: The text; not empty, and at most `Info.max_text_length` tokens long unless `truncate` allows more.
+            role: What the text is for: "query", "document", or None for the text as it is. The daemon puts the model's own
+                prompt in front; never write one yourself.
+            instruction: What a query is asked for, in one English sentence; only with role "query". Empty: the model's default.
+            dimensions: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
+            truncate: What happens to a text that is longer than the model reads: "none" refuses it, "end" and "start" cut off
+                that side of it.
+            lane: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the
+                daemon choose by the size of the request.
             timeout: Seconds that the call may take, waiting included; None means the client's own limit.
-            **options: As for the class.
 
         Returns:
             A vector of L2 norm 1, float32, shape (dim,).
@@ -111,17 +189,32 @@ class Client:
             DeadlineExceededError: The time was over first.
             UnimplementedError: The daemon is too old for the options.
         """
-        return self._run(self._flows.embed(text, Options.of(options), self._deadline(timeout)))
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        return self._run(self._flows.embed(text, options, self._deadline(timeout)))
 
-    def embed_batch(self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]) -> Vectors:
+    def embed_batch(
+        self,
+        texts: Iterable[str],
+        *,
+        role: Role | None = None,
+        instruction: str = "",
+        dimensions: int | None = None,
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
+    ) -> Vectors:
         """Embed many texts, by as many requests as the daemon's limits demand.
 
             vectors = client.embed_batch(["green tea", "black tea"], role="document")
 
         Args:
             texts: The texts, each as for `embed`; none at all give shape (0, dim).
+            role: As for `embed`.
+            instruction: As for `embed`.
+            dimensions: As for `embed`.
+            truncate: As for `embed`.
+            lane: As for `embed`.
             timeout: As for `embed`, for all of them together.
-            **options: As for the class.
 
         Returns:
             Vectors of L2 norm 1 in the order of the texts, float32, shape (n, dim).
@@ -130,15 +223,20 @@ class Client:
             InvalidRequestError: As for `embed`; `metadata["index"]` tells the first text at fault.
             RunedError: As for `embed`; also if the daemon was restarted with another model on the way.
         """
-        return self._run(self._flows.embed_batch(texts, Options.of(options), self._deadline(timeout)))
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        return self._run(self._flows.embed_batch(texts, options, self._deadline(timeout)))
 
     def embed_items(
         self,
         texts: Iterable[str],
         *,
         with_route: bool = False,
+        role: Role | None = None,
+        instruction: str = "",
+        dimensions: int | None = None,
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
         timeout: float | None = None,
-        **options: Unpack[EmbedOptions],
     ) -> list[Embedding | RunedError]:
         """Embed many texts with all that the daemon tells about each; one that cannot be embedded leaves the others alone.
 
@@ -148,10 +246,14 @@ class Client:
 
         Args:
             texts: As for `embed_batch`.
-            with_route: Whether to tell the nearest centroid of each vector too, as `Embedding.cluster_id`; it is that of the
+            with_route: Whether to tell the nearest centroid of each vector, too, as `Embedding.cluster_id`; it is that of the
                 whole vector, whatever `dimensions` are asked for.
+            role: As for `embed`.
+            instruction: As for `embed`.
+            dimensions: As for `embed`.
+            truncate: As for `embed`.
+            lane: As for `embed`.
             timeout: As for `embed_batch`.
-            **options: As for the class.
 
         Returns:
             One outcome a text, in their order: the embedding, or the error that says why there is none.
@@ -160,13 +262,21 @@ class Client:
             NoCentroidSetError: `with_route` was asked for, and the daemon has no centroid set; see `set_centroids`.
             RunedError: As for `embed_batch`, where it does not belong to a single text.
         """
-        flow = self._flows.embed_items(texts, Options.of(options), self._deadline(timeout), with_route=with_route)
-        return self._run(flow)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        return self._run(self._flows.embed_items(texts, options, self._deadline(timeout), with_route=with_route))
 
     def embed_stream(
-        self, items: Iterable[tuple[K, str]], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+        self,
+        items: Iterable[tuple[K, str]],
+        *,
+        role: Role | None = None,
+        instruction: str = "",
+        dimensions: int | None = None,
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
     ) -> Generator[tuple[K, Embedding | RunedError], None, None]:
-        """Embed any number of texts in constant memory, and give each as it is ready.
+        """Embed any number of texts in constant memory, and yield each as it is ready.
 
             for key, outcome in client.embed_stream((row.key, row.text) for row in table):
                 store(key, outcome)
@@ -177,24 +287,29 @@ class Client:
 
         Args:
             items: Pairs of an id, which may be anything and need not be unique, and a text.
+            role: As for `embed`.
+            instruction: As for `embed`.
+            dimensions: As for `embed`.
+            truncate: As for `embed`.
+            lane: As for `embed`.
             timeout: Seconds that may pass without a result while texts wait for one; the caller's own time over texts and
                 results does not count. None means the client's own limit.
-            **options: As for the class.
 
         Yields:
             The id of a text with its embedding, or with the error that says why there is none; in no particular order.
 
         Raises:
             DeadlineExceededError: No result came in time.
-            RunedError: As for `embed_items`. What `items` raises reaches the caller as it is.
+            RunedError: As for `embed_items`. An error of `items` reaches the caller as it is.
         """
         # Here and not above: HTTP/2 takes 70 ms to import, and only streams need it.
         from runed.client.calls.stream import stream_flow  # noqa: PLC0415
         from runed.client.transport.blocking_stream import run_stream  # noqa: PLC0415
 
         self._transport.check_open()
-        job, flow = stream_flow(self._flows, Options.of(options), self._timeout if timeout is None else timeout)
-        return run_stream(flow, job, iter(items), self._target.socket, self._perform)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        pending, flow = stream_flow(self._flows, options, self._timeout if timeout is None else timeout)
+        return run_stream(flow, pending, iter(items), self._target.socket, self._transport.perform)
 
     def count_tokens(
         self, texts: Iterable[str], *, role: Role | None = None, instruction: str = "", timeout: float | None = None
@@ -205,8 +320,8 @@ class Client:
 
         Args:
             texts: The texts; each may be longer than the model reads.
-            role: As for the class; the prompt counts.
-            instruction: As for the class.
+            role: As for `embed`; the prompt counts.
+            instruction: As for `embed`.
             timeout: As for `embed_batch`.
 
         Returns:
@@ -232,15 +347,15 @@ class Client:
             vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
                 is its id.
             preset: The name of the parameters that the set was built with.
-            version: What the set is called. With a preset, the daemon checks that it is the hash of the content (see
+            version: The name of the set. With a preset, the daemon checks that it is the hash of the content (see
                 docs/protocol.md); empty leaves it to the daemon, which takes that hash.
             timeout: As for `embed`.
 
         Returns:
-            What the daemon has installed.
+            The set that the daemon has installed.
 
         Raises:
-            BadCentroidsError: The set is none, or cannot be one of this model; the message says why.
+            BadCentroidsError: The vectors are no set, or no set for this model; the message says why.
             CentroidStoreError: The daemon cannot keep it, such as on a full disk.
             RunedError: As for `embed`.
         """
@@ -250,79 +365,10 @@ class Client:
 
         self._transport.check_open()
         flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))
-        return run_upload(flow, self._target.socket, self._perform)
+        return run_upload(flow, self._target.socket, self._transport.perform)
 
-    def wait_until_ready(self, *, timeout: float | None = None) -> Info:
-        """Wait while the daemon fetches its engine and model.
 
-        Args:
-            timeout: As for `embed`.
-
-        Returns:
-            What the daemon and its model are, complete.
-
-        Raises:
-            BackendError: The engine cannot be installed or started.
-            DeadlineExceededError: The time was over first.
-        """
-        return self._run(self._flows.wait_until_ready(self._deadline(timeout)))
-
-    def info(self, *, timeout: float | None = None) -> Info:
-        """Ask what the daemon and its model are, at any stage; `timeout` as for `embed`."""
-        return self._run(self._flows.info(self._deadline(timeout)))
-
-    def health(self, *, timeout: float | None = None) -> Health:
-        """Ask what the daemon is doing right now; `timeout` as for `embed`."""
-        return self._run(self._flows.health(self._deadline(timeout)))
-
-    def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:
-        """Ask the daemon to finish what is in flight and to exit; returns before it has.
-
-        Args:
-            grace_seconds: How long what is in flight may take; 0 means the daemon's own 10 seconds, 300 is the most.
-            timeout: As for `embed`.
-
-        Raises:
-            DaemonUnavailableError: There is no daemon.
-        """
-        self._run(self._flows.shutdown(grace_seconds, self._deadline(timeout)))
-
-    def close(self) -> None:
-        """Close the connections; the daemon goes on for others."""
-        self._transport.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _deadline(self, timeout: float | None) -> Deadline:
-        return Deadline(self._timeout if timeout is None else timeout)
-
-    def _run(self, flow: Flow[T]) -> T:
-        result: Message | bool | None = None
-        error: RunedError | None = None
-        while True:
-            try:
-                step = flow.throw(error) if error else flow.send(result)
-            except StopIteration as stop:
-                value: T = stop.value
-                return value
-            result = error = None
-            try:
-                result = self._perform(step)
-            except RunedError as raised:
-                error = raised
-
-    def _perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
-        match step:
-            case Send():
-                return step.decode(self._transport.call(step.method, step.request.SerializeToString(), step.timeout))
-            case Ensure():
-                return self._target.ensure(step.timeout)
-            case Sleep():
-                time.sleep(step.seconds)
-        return None
+def described(client: object, target: Target, flows: Flows) -> str:
+    """Return the text that shows a client to people; the model is there once the daemon has told it."""
+    model = f", model {flows.known_model}" if flows.known_model else ""
+    return f"<runed.{type(client).__name__} on {target.socket}{model}>"

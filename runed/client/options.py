@@ -1,11 +1,11 @@
-"""What a caller may ask of an embedding besides the text: checked here, before anything is sent."""
+"""The options of an embedding; they are checked before anything is sent."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, Self, TypeAlias, TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
 from runed_proto.runed.v1.runed_pb2 import (
     LANE_BULK,
@@ -37,19 +37,22 @@ _TRUNCATES: dict[str | None, TruncateValue] = {"none": TRUNCATE_UNSPECIFIED, "en
 _LANES: dict[str | None, LaneValue] = {None: LANE_UNSPECIFIED, "interactive": LANE_INTERACTIVE, "bulk": LANE_BULK}
 
 _MAX_DIMENSIONS = 2**32 - 1
-"""What the field of the request holds; the daemon knows the model's own limits."""
+"""The largest number that the field of the request holds; the daemon knows the model's own limits."""
 
 
 class EmbedOptions(TypedDict, total=False):
-    """The keyword arguments that all methods share which embed.
+    """The options of all methods that embed, for programs that keep them in a dictionary.
+
+        options: runed.EmbedOptions = {"role": "query", "truncate": "end"}
+        vector = client.embed("how do I brew tea?", **options)
 
     Attributes:
         role: What the text is for: "query", "document", or None for the text as it is. The daemon puts the model's own prompt
             in front; never write one yourself.
         instruction: What a query is asked for, in one English sentence; only with role "query". Empty: the model's default.
         dimensions: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
-        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, "end" and "start" leave out
-            what is too much there. By default "none".
+        truncate: What happens to a text that is longer than the model reads: "none", the default, refuses it, "end" and "start"
+            cut off that side of it.
         lane: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the daemon
             choose by the size of the request.
     """
@@ -66,8 +69,8 @@ class Options:
     """`EmbedOptions`, checked and with their defaults.
 
     Raises:
-        InvalidRequestError: A value is none of those that are accepted; the message names them.
-        BadDimensionsError: There are no vectors of so many values.
+        InvalidRequestError: A value is not one of the accepted ones; the message names them.
+        BadDimensionsError: No vector can have so many values.
         BadInstructionError: An instruction was given without the role of a query, or it is not valid Unicode.
     """
 
@@ -97,39 +100,26 @@ class Options:
         except UnicodeEncodeError:
             raise BadInstructionError("instruction is not valid Unicode: it has half of a surrogate pair") from None
 
-    @classmethod
-    def of(cls, options: EmbedOptions) -> Self:
-        """Check the keyword arguments of a method.
-
-        Raises:
-            TypeError: There is no option of that name.
-            RunedError: As for the class.
-        """
-        known = EmbedOptions.__annotations__
-        if unknown := options.keys() - known:
-            raise TypeError(f"there is no option {min(unknown)!r}; the options are {', '.join(known)}")
-        return cls(**options)
-
     def set_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest) -> None:
-        """Write them into a request; what has its default takes no room there."""
+        """Write the options into a request; a default takes no room there."""
         self.set_prompt_on(request)
         request.dimensions = self.dimensions or 0
         request.truncate = _TRUNCATES[self.truncate]
         request.lane = _LANES[self.lane]
 
     def set_prompt_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest | CountTokensRequest) -> None:
-        """Write only those into a request that tell what stands in front of the text."""
+        """Write the options that choose the prompt into a request."""
         request.role = _ROLES[self.role]
         request.instruction = self.instruction
 
     def check_known(self, fingerprint: str) -> None:
         """Make sure that the daemon knew the options of the call that it has answered.
 
-        One from before there were options ignores them and answers another vector than was asked for. It is told by its
-        answers, which have no fingerprint.
+        A daemon from before there were options ignores them, and answers another vector than was asked for. Its answers have no
+        fingerprint.
 
         Args:
-            fingerprint: That of the answer.
+            fingerprint: The fingerprint of the answer.
 
         Raises:
             UnimplementedError: The answer must not be used.
@@ -154,7 +144,7 @@ def too_old(lack: str) -> UnimplementedError:
 
 
 def _check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
-    # A list or another value that cannot be a key would else raise a TypeError that says nothing.
+    # A list or another value that cannot be a key would raise a TypeError that says nothing.
     if not isinstance(value, (str, type(None))) or value not in choices:
         accepted = ", ".join("None" if choice is None else f'"{choice}"' for choice in choices)
         raise InvalidRequestError(f"{name} is {value!r}, but must be one of {accepted}")

@@ -1,4 +1,4 @@
-"""Which daemon a client talks to, and how it comes to be there."""
+"""The daemon that a client talks to: where it is, and how it is started."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Self
 from runed.errors import DaemonUnavailableError
 from runed.lifecycle.listener import probe
 from runed.lifecycle.spawn import ensure_daemon
-from runed.paths import Paths
-from runed.settings import Settings, load_settings
+from runed.paths import Paths, short_socket_path
+from runed.settings import Settings, full_path, load_settings
 from runed.version import __version__
 
 _START_TIMEOUT = 60.0
+"""Seconds that the start of a daemon takes at most, where the caller sets no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Target:
 
     Attributes:
         socket: Where it listens.
-        settings: What to start it with; None if it must not be started.
+        settings: The settings to start it with; None if it must not be started.
     """
 
     socket: Path
@@ -31,20 +32,20 @@ class Target:
 
     @classmethod
     def resolve(cls, *, home: str | os.PathLike[str] | None, socket_path: str | os.PathLike[str] | None, spawn: bool) -> Self:
-        """Find out where the daemon is; arguments as for `connect`.
+        """Find out where the daemon is; arguments as for `connect`, and an empty one counts as not given.
 
         Raises:
             SettingsError: A setting cannot be used.
         """
-        if socket_path is not None:
-            if home is not None:
+        if socket_path:
+            if home:
                 raise TypeError("give home or socket_path, not both")
-            return cls(Path(socket_path), None)
-        settings = load_settings(home=home)
+            return cls(short_socket_path(full_path(os.fspath(socket_path))), None)
+        settings = load_settings(home=home or None)
         return cls(Paths(settings.home).socket, settings if spawn else None)
 
     def ensure(self, timeout: float | None) -> bool:
-        """See to it that a daemon listens, one of this version at least where it is ours to start.
+        """Make sure that a daemon listens; where it is ours to start, one of this version at least.
 
         Args:
             timeout: Seconds that it may take; None means 60.
@@ -53,7 +54,7 @@ class Target:
             Whether one was started for that.
 
         Raises:
-            DaemonUnavailableError: Nobody listens, and nobody may be started.
+            DaemonUnavailableError: No daemon listens, and none may be started.
             DaemonStartError: See `ensure_daemon`.
         """
         if self.settings is not None:

@@ -1,1 +1,1 @@
-"""What all floors talk of: requests, answers, models, states and vectors, as plain data."""
+"""Plain data that all floors share: requests, answers, models, states and vectors."""

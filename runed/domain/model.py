@@ -1,4 +1,4 @@
-"""How a model wants to be used: prompts by role, dimensions, and the name of the space that its vectors lie in."""
+"""A model and its use: prompts by role, dimensions, and the name of the space that its vectors lie in."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from runed.errors import BadDimensionsError, BadInstructionError
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model that a backend serves.
+    """A model that a backend serves.
 
     Attributes:
         identity: "sha256:" and the first 16 hexadecimal digits of the file's SHA-256.
-        name: The name that the file gives itself, for people.
+        name: The name in the file, for people.
         architecture: The GGUF architecture, such as "qwen3" or "bert".
         dim: The number of values of a vector.
         max_tokens: The largest number of tokens of one text that the backend takes, special tokens included.
@@ -39,13 +39,13 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTraits:
-    """How a model wants to be used, which its file does not tell.
+    """The way in which a model is to be used; its file does not tell it.
 
     Attributes:
-        query_prompt: What goes in front of a query; "{instruction}" stands for the instruction, if the model takes one.
-        document_prompt: What goes in front of a document.
+        query_prompt: The text in front of a query; "{instruction}" stands for the instruction, if the model takes one.
+        document_prompt: The text in front of a document.
         default_instruction: The instruction of a query that names none.
-        min_dimensions: The fewest leading values that are a vector of their own (Matryoshka); 0 if only all of them are.
+        min_dimensions: The fewest leading values that are a vector of their own (Matryoshka); 0 means only all of them are.
     """
 
     query_prompt: str = ""
@@ -55,7 +55,7 @@ class ModelTraits:
 
 
 PROMPTS_VERSION = 1
-"""Raised when the way in which prompts are put together changes, since that changes vectors."""
+"""The version of the way in which prompts are put together. Raise it with each change, since that changes vectors."""
 
 _PLACE = "{instruction}"
 
@@ -64,25 +64,25 @@ _QWEN3_EMBEDDING = ModelTraits(
     default_instruction="Given a web search query, retrieve relevant passages that answer the query",
     min_dimensions=32,
 )
-"""As the model card of Qwen3-Embedding gives it; facts.md, section 3."""
+"""The traits of Qwen3-Embedding, from its model card."""
 
 
 def traits_of(model: ModelInfo) -> ModelTraits:
-    """Give the traits of a model by what its file says of itself; those of an unknown one are none."""
+    """Look the traits of a model up by the metadata of its file. An unknown model has none."""
     if model.architecture == "qwen3" and model.pooling == "last":
         return _QWEN3_EMBEDDING
     return ModelTraits()
 
 
 def prompt_for(options: EmbedOptions, traits: ModelTraits) -> str:
-    """Give what goes in front of each text of a call.
+    """Build the prompt, which goes in front of each text of a call.
 
     Args:
-        options: What the caller asked for.
+        options: The caller's options.
         traits: The traits of the model.
 
     Raises:
-        BadInstructionError: There is an instruction that nothing can be done with.
+        BadInstructionError: There is an instruction that cannot be followed.
     """
     template = {Role.NONE: "", Role.QUERY: traits.query_prompt, Role.DOCUMENT: traits.document_prompt}[options.role]
     if options.instruction:
@@ -96,10 +96,10 @@ def prompt_for(options: EmbedOptions, traits: ModelTraits) -> str:
 
 
 def dimensions_for(options: EmbedOptions, model: ModelInfo, traits: ModelTraits) -> int:
-    """Give the number of values of each vector of a call.
+    """Return the number of values of each vector of a call.
 
     Args:
-        options: What the caller asked for.
+        options: The caller's options.
         model: The model.
         traits: Its traits.
 
@@ -118,7 +118,7 @@ def dimensions_for(options: EmbedOptions, model: ModelInfo, traits: ModelTraits)
 
 
 def min_dimensions(model: ModelInfo, traits: ModelTraits) -> int:
-    """Give the fewest values of a vector of this model."""
+    """Return the fewest values of a vector of this model."""
     return min(traits.min_dimensions or model.dim, model.dim)
 
 
@@ -128,7 +128,7 @@ def fingerprint(model: ModelInfo, traits: ModelTraits, *, engine_version: str, d
     Args:
         model: The model.
         traits: Its traits.
-        engine_version: What the engine calls itself.
+        engine_version: The version that the engine names.
         dimensions: The number of values of a vector.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What callers ask of the engine and what it answers: plain data between the service and the engine."""
+"""Requests of callers and the answers to them: plain data between the faces and the scheduler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Lane(Enum):
 
 
 class Role(Enum):
-    """What a text is for; documented in runed.proto."""
+    """The use of a text; documented in runed.proto."""
 
     NONE = "none"
     QUERY = "query"
@@ -25,7 +25,7 @@ class Role(Enum):
 
 
 class Truncate(Enum):
-    """What to do with a text that is longer than the model reads; documented in runed.proto."""
+    """The way to cut a text that is longer than the model reads; documented in runed.proto."""
 
     NONE = "none"
     END = "end"
@@ -34,15 +34,15 @@ class Truncate(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedOptions:
-    """How the texts of one call are to be embedded.
+    """The options of one call.
 
     Attributes:
-        lane: The queue to wait in; None lets the engine choose by the size of the call.
-        role: What the texts are for.
-        instruction: What a query is asked for; empty means the model's default task.
+        lane: The queue to wait in; None lets the scheduler choose by the size of the call.
+        role: The use of the texts.
+        instruction: The task that queries are asked for; empty means the model's default.
         dimensions: The number of values of a vector; 0 means the model's own.
-        truncate: What to do with a text that is too long.
-        with_route: Whether to tell the nearest centroid of each text too.
+        truncate: The way to cut a text that is too long.
+        with_route: Whether to find the nearest centroid of each text, too.
     """
 
     lane: Lane | None = None
@@ -58,7 +58,7 @@ class Embedding:
     """The vector of one text.
 
     Attributes:
-        vector: Little-endian float32 values of L2 norm 1, as many as were asked for.
+        vector: Little-endian float32 values of L2 norm 1; the scheduler shortens them to the dimensions asked for.
         tokens: The number of tokens that the model read, those of the prompt and special ones included.
         total_tokens: The number of tokens before anything was cut off.
         cached: Whether the vector was there already, in the cache or in flight for another caller.
@@ -79,11 +79,11 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorSpace:
-    """What holds for all vectors of one call.
+    """The space that all vectors of one call lie in.
 
     Attributes:
-        fingerprint: Names the space that they lie in.
-        prompt: What was put in front of each text; may be empty.
+        fingerprint: The name of the space.
+        prompt: The text that was put in front of each text; may be empty.
     """
 
     fingerprint: str
@@ -96,7 +96,7 @@ class EmbedAnswer:
 
     Attributes:
         items: An embedding a text, in their order, or the reason why there is none, where the caller takes errors by the item.
-        space: What holds for all of them.
+        space: The space of all vectors.
         centroid_set_version: The set that they were routed by; empty if that was not asked for.
     """
 
@@ -120,7 +120,7 @@ class StreamItem:
 
 @dataclass(frozen=True, slots=True)
 class StreamResult:
-    """What became of one text of a stream.
+    """The result of one text of a stream.
 
     Attributes:
         id: The caller's name of it.
@@ -133,11 +133,11 @@ class StreamResult:
 
 @dataclass(frozen=True, slots=True)
 class StreamAnswer:
-    """What became ready of a stream.
+    """Results of a stream that became ready.
 
     Attributes:
         results: The texts that are done, in no particular order.
-        space: What holds for all of them.
+        space: The space of all vectors.
     """
 
     results: Sequence[StreamResult]
@@ -146,10 +146,10 @@ class StreamAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CentroidHeader:
-    """What the sender of a centroid set says of it, unchecked.
+    """The head of a centroid set, as its sender sent it, unchecked.
 
     Attributes:
-        version: What the set is called; empty leaves that to the daemon.
+        version: The name of the set; empty leaves it to the daemon.
         dim: The number of values of each centroid.
         nlist: The number of centroids.
         preset: The name of the parameters that it was built with; with one, the version must be the hash of the content.

@@ -1,4 +1,4 @@
-"""What the daemon tells of itself: plain data between the daemon, which knows it, and the service, which sends it."""
+"""The state of the daemon: plain data between the daemon, which knows it, and the faces, which send it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runed.domain.requests import Lane
 
 
 class Status(Enum):
-    """What the daemon can do for a caller; documented in runed.proto."""
+    """The readiness of the daemon; documented in runed.proto."""
 
     OK = "ok"
     LOADING = "loading"
@@ -29,7 +29,7 @@ class LoadingPhase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStats:
-    """What became of the texts of one lane; fields as in `LaneHealth` of runed.proto.
+    """Counts of the texts of one lane; fields as in `LaneHealth` of runed.proto.
 
     Attributes:
         total_texts: Texts that were taken from its queue.
@@ -44,7 +44,7 @@ class LaneStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerStats:
-    """What the engine did; fields as in `HealthResponse` of runed.proto.
+    """Counts of the scheduler's work; fields as in `HealthResponse` of runed.proto.
 
     Attributes:
         total_texts: Texts that were answered with a vector, those from the cache included.
@@ -55,7 +55,7 @@ class SchedulerStats:
         cache_hits: Texts whose vector was in the cache.
         shared_texts: Texts whose vector was being computed for another caller already.
         refused_requests: Calls that were refused because the queue was full.
-        interactive: The lane of what somebody waits for.
+        interactive: The lane of texts that somebody waits for.
         bulk: The lane of jobs that take their time.
     """
 
@@ -73,10 +73,10 @@ class SchedulerStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How much the engine has to do and has done.
+    """The work of the scheduler that waits and that was done.
 
     Attributes:
-        stats: What was counted and measured.
+        stats: The counts and measurements.
         queued: The texts that wait in each lane, and their bytes.
         cache_entries: Vectors in the cache of the memory.
         cache_bytes: The bytes that they take.
@@ -92,7 +92,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the daemon is doing right now; units as in runed.proto."""
+    """The state of the daemon right now; units as in runed.proto."""
 
     status: Status
     phase: LoadingPhase | None
@@ -112,7 +112,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What the daemon and its model are; units as in runed.proto, and as empty there until the model is installed."""
+    """The daemon and its model; units as in runed.proto. The fields of the model are empty until it is installed."""
 
     daemon_version: str
     socket_path: str

@@ -6,7 +6,7 @@ import os
 from typing import Annotated, TypeAlias
 
 from runed.client.options import Lane, Truncate
-from runed.integrations.connection import Connection, as_text, floats, lists_of_floats, missing
+from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats, missing
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -31,13 +31,13 @@ class RunedEmbeddings(BaseModel, Embeddings):
 
     Attributes:
         dimensions: The number of values of a vector; None means all.
-        instruction: What queries are asked for, in one English sentence; empty: the model's default.
-        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, so that no vector stands for
-            half of a passage unnoticed; "end" and "start" leave out what is too much there.
+        instruction: The task of queries, in one English sentence; empty: the model's default.
+        truncate: What happens to a text that is longer than the model reads: "none" refuses it, so that no vector stands for
+            half of a passage unnoticed; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that is looked after by others; it is never started.
-        timeout: Seconds that a call may take, waiting included; None: as long as it takes.
+        socket_path: The socket of a daemon that others look after; it is never started.
+        timeout: Seconds that a call may take, waiting included; None: no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,33 +50,33 @@ class RunedEmbeddings(BaseModel, Embeddings):
     socket_path: _Path = None
     timeout: float | None = None
 
-    _connection: Connection = PrivateAttr()
+    _client: LazyClient = PrivateAttr()
 
     def model_post_init(self, context: object, /) -> None:
         """Check the options, as pydantic's constructor asks for."""
         super().model_post_init(context)
-        self._connection = Connection(**self.model_dump())
+        self._client = LazyClient(**self.model_dump())
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents, as many as there are, in their order."""
-        return lists_of_floats(self._connection.embed_batch(texts, "document"))
+        return lists_of_floats(self._client.embed_batch(texts, "document"))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query."""
-        return floats(self._connection.embed(text, "query"))
+        return floats(self._client.embed(text, "query"))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents without blocking the event loop."""
-        return lists_of_floats(await self._connection.aembed_batch(texts, "document"))
+        return lists_of_floats(await self._client.aembed_batch(texts, "document"))
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without blocking the event loop."""
-        return floats(await self._connection.aembed(text, "query"))
+        return floats(await self._client.aembed(text, "query"))
 
     def close(self) -> None:
         """Close the connections of blocking calls; happens by itself when the object goes."""
-        self._connection.close()
+        self._client.close()
 
     async def aclose(self) -> None:
         """Close the connections of this event loop too; happens by itself when the loop ends."""
-        await self._connection.aclose()
+        await self._client.aclose()

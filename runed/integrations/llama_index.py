@@ -6,7 +6,7 @@ import os
 from typing import Annotated, Any, TypeAlias
 
 from runed.client.options import Lane, Truncate
-from runed.integrations.connection import Connection, as_text, floats, lists_of_floats, missing
+from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats, missing
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -27,7 +27,7 @@ class RunedEmbedding(BaseEmbedding):
     may be used by any number of threads, event loops and forked processes, and copied and pickled; it connects when the first
     text comes. Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded.
 
-    What LlamaIndex has cut into nodes fits the model as a rule: its own splitters make 1,024 tokens, runed reads 2,048.
+    The nodes of LlamaIndex's own splitters have 1,024 tokens at most, and runed reads 2,048.
     """
 
     model_name: str = Field(default="runed", description="A name to show; the daemon alone knows its model.")
@@ -39,12 +39,12 @@ class RunedEmbedding(BaseEmbedding):
     )
     dimensions: int | None = Field(default=None, frozen=True, description="The number of values of a vector; None means all.")
     instruction: str = Field(
-        default="", frozen=True, description="What queries are asked for, in one English sentence; empty: the model's default."
+        default="", frozen=True, description="The task of queries, in one English sentence; empty: the model's default."
     )
     truncate: Truncate = Field(
         default="none",
         frozen=True,
-        description='What becomes of a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
+        description='What happens to a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
     )
     lane: Lane | None = Field(
         default=None, frozen=True, description='The queue to wait in, "interactive" or "bulk"; None: by the number of texts.'
@@ -53,18 +53,18 @@ class RunedEmbedding(BaseEmbedding):
         default=None, frozen=True, description="The directory of the daemon, instead of RUNED_HOME or ~/.runed."
     )
     socket_path: _Path = Field(
-        default=None, frozen=True, description="The socket of a daemon that is looked after by others; it is never started."
+        default=None, frozen=True, description="The socket of a daemon that others look after; it is never started."
     )
     timeout: float | None = Field(
-        default=None, frozen=True, description="Seconds that a call may take, waiting included; None: as long as it takes."
+        default=None, frozen=True, description="Seconds that a call may take, waiting included; None: no limit."
     )
 
-    _connection: Connection = PrivateAttr()
+    _client: LazyClient = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:  # noqa: ANN401 # pydantic's signature
         """Check the options, as pydantic's constructor asks for."""
         super().model_post_init(context)
-        self._connection = Connection(
+        self._client = LazyClient(
             dimensions=self.dimensions,
             instruction=self.instruction,
             truncate=self.truncate,
@@ -76,31 +76,31 @@ class RunedEmbedding(BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name that stands in serialized settings."""
+        """Return the name that serialized settings keep."""
         return "RunedEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return floats(self._connection.embed(query, "query"))
+        return floats(self._client.embed(query, "query"))
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return floats(self._connection.embed(text, "document"))
+        return floats(self._client.embed(text, "document"))
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return lists_of_floats(self._connection.embed_batch(texts, "document"))
+        return lists_of_floats(self._client.embed_batch(texts, "document"))
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return floats(await self._connection.aembed(query, "query"))
+        return floats(await self._client.aembed(query, "query"))
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return floats(await self._connection.aembed(text, "document"))
+        return floats(await self._client.aembed(text, "document"))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return lists_of_floats(await self._connection.aembed_batch(texts, "document"))
+        return lists_of_floats(await self._client.aembed_batch(texts, "document"))
 
     def close(self) -> None:
         """Close the connections of blocking calls; happens by itself when the object goes."""
-        self._connection.close()
+        self._client.close()
 
     async def aclose(self) -> None:
         """Close the connections of this event loop too; happens by itself when the loop ends."""
-        await self._connection.aclose()
+        await self._client.aclose()

@@ -1,1 +1,1 @@
-"""Sharing one backend: splitting, ordering and the idle clock."""
+"""The scheduler, which shares one backend among many callers."""

@@ -64,9 +64,9 @@ class Batcher:
         self._pace = Pace()
         self._entrance = asyncio.Lock()  # asyncio's lock is given to its waiters in the order in which they came
         self._flight: Sequence[QueueEntry] = ()
-        self._worker: asyncio.Task[None] | None = None
-        self._counter: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._worker: asyncio.Task[object] | None = None
+        self._counter: asyncio.Task[object] | None = None
+        self._tasks: set[asyncio.Task[object]] = set()
         self._wanted = 0  # the number of texts to be gathered; 0 while nobody gathers
         self._gathered = asyncio.Event()
         self._closed = False
@@ -149,15 +149,11 @@ class Batcher:
     def _check_fits(self, lane: Lane, texts: int, size: int) -> None:
         limits = self._queue.limits(lane)
         if texts > limits.texts or size > limits.bytes:
+            facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
             raise BatchTooLargeError(
                 f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
                 "send less at once, or raise these settings of the daemon",
-                metadata={
-                    "texts": str(texts),
-                    "limit": str(limits.texts),
-                    "bytes": str(size),
-                    "limit_bytes": str(limits.bytes),
-                },
+                metadata=facts,
             )
 
     def _full(self, lane: Lane, excess: float) -> QueueFullError:
@@ -171,7 +167,7 @@ class Batcher:
             retry_after=self._pace.retry_after(excess * size),
         )
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[object, object, object]) -> asyncio.Task[object]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -239,7 +235,7 @@ class Batcher:
         began = clock()
         unknown = [entry for entry in batch if not entry.exact]
         # The answer tells the sum only, which is enough for one that is not known.
-        counting = self._spawn(self._count(unknown)) if len(unknown) > 1 else None
+        counting = self._spawn(count(unknown, self._backend)) if len(unknown) > 1 else None
         try:
             answer = await self._backend.embed([entry.input for entry in batch])
             seconds = clock() - began
@@ -260,9 +256,6 @@ class Batcher:
             self._pace.learn(batch, answer.tokens, seconds)
         self._metrics.computed(batch[0].lane, texts=len(batch), tokens=answer.tokens, seconds=seconds)
         return answers
-
-    async def _count(self, entries: Sequence[QueueEntry]) -> None:
-        await count(entries, self._backend)
 
     def _count_ahead(self) -> None:
         """Count texts that wait for the micro-batch in flight, so that more of them fit into the next one."""

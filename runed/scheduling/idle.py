@@ -1,4 +1,4 @@
-"""The idle clock: gives the engine's memory back when nobody has embedded for a while."""
+"""The idle clock: it frees the engine's memory when nobody has embedded for a while."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class IdleClock:
 
     Args:
         timeout: Seconds of idleness; 0 means that the clock never fires.
-        suspend: What to do then. It must cope with work that arrives while it runs.
+        suspend: Stops the engine. It must cope with work that arrives while it runs.
     """
 
     def __init__(self, timeout: float, suspend: Callable[[], Awaitable[None]]) -> None:

@@ -54,7 +54,12 @@ class Scheduler:
         metrics: Counts and measures.
         centroids: The centroid set to route by.
         engine_version: The version that the engine names, or "".
-        traits: The way that the model is to be used; None means as its file says.
+        traits: The way in which the model is to be used; None means as its file says.
+
+    Attributes:
+        backend: As given, to be looked at.
+        traits: The way in which the model is used.
+        centroids: As given.
     """
 
     def __init__(
@@ -68,14 +73,14 @@ class Scheduler:
         engine_version: str = "",
         traits: ModelTraits | None = None,
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._idle_timeout = settings.idle_timeout
         self._cache = cache
         self._metrics = metrics
-        self._centroids = centroids
+        self.centroids = centroids
         self._router = Router()
         self._engine_version = engine_version
-        self._traits = traits or traits_of(backend.model)
+        self.traits = traits or traits_of(backend.model)
         self._native_fingerprint = self.fingerprint(backend.model.dim)
         self._idle = IdleClock(settings.idle_timeout, self._suspend)
         self._batcher = Batcher(backend, limits=settings.queue, metrics=metrics)
@@ -90,24 +95,9 @@ class Scheduler:
         self._piece_texts = min(PIECE_TEXTS, settings.queue.bulk.texts)
 
     @property
-    def backend(self) -> LocalBackend:
-        """The backend, to be looked at."""
-        return self._backend
-
-    @property
-    def traits(self) -> ModelTraits:
-        """The way that the model is to be used."""
-        return self._traits
-
-    @property
-    def centroids(self) -> CentroidStore:
-        """The centroid set to route by."""
-        return self._centroids
-
-    @property
     def min_dimensions(self) -> int:
         """The fewest values of a vector."""
-        return min_dimensions(self._backend.model, self._traits)
+        return min_dimensions(self.backend.model, self.traits)
 
     @property
     def load(self) -> Load:
@@ -122,7 +112,7 @@ class Scheduler:
 
     def fingerprint(self, dimensions: int) -> str:
         """Name the space of vectors with the given number of values; see `runed.domain.model.fingerprint`."""
-        return fingerprint(self._backend.model, self._traits, engine_version=self._engine_version, dimensions=dimensions)
+        return fingerprint(self.backend.model, self.traits, engine_version=self._engine_version, dimensions=dimensions)
 
     async def start(self) -> None:
         """Start the backend ahead of the first text.
@@ -131,7 +121,7 @@ class Scheduler:
             BackendError: It did not come up.
         """
         with self._idle.busy():
-            await self._backend.start()
+            await self.backend.start()
 
     async def embed(
         self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
@@ -160,7 +150,7 @@ class Scheduler:
         lane = Lane.INTERACTIVE if len(texts) <= INTERACTIVE_BATCH else Lane.BULK
         terms = self._terms(options, client, lane, strict=not per_item_errors)
         # One set for all of the call, though another one may be installed meanwhile.
-        centroids = self._centroids.current() if options.with_route else None
+        centroids = self.centroids.current() if options.with_route else None
         claims = [Claim(text, named(index, len(texts))) for index, text in enumerate(texts)]
         async with self._desk.claimed(claims, terms):
             items = await redeem(claims, terms)
@@ -202,13 +192,13 @@ class Scheduler:
             BackendError: The backend failed.
         """
         check_count(texts)
-        prompt = prompt_for(options, self._traits)
+        prompt = prompt_for(options, self.traits)
         for index, text in enumerate(texts):
             check_text(text, *named(index, len(texts)))
         with self._idle.busy():
             counts: list[int] = []
             for part in portions([prompt + text for text in texts]):
-                counts += [len(tokens) for tokens in await self._backend.tokenize(part)]
+                counts += [len(tokens) for tokens in await self.backend.tokenize(part)]
             return counts
 
     async def close(self) -> None:
@@ -216,13 +206,13 @@ class Scheduler:
         await self._idle.close()
         await self._batcher.close()
         self._router.close()
-        await self._backend.stop()
+        await self.backend.stop()
         await self._cache.close()
 
     def _terms(self, options: EmbedOptions, client: str, lane: Lane, *, strict: bool = False, streamed: bool = False) -> Terms:
-        dimensions = dimensions_for(options, self._backend.model, self._traits)
-        prompt = prompt_for(options, self._traits)
-        native = dimensions == self._backend.model.dim
+        dimensions = dimensions_for(options, self.backend.model, self.traits)
+        prompt = prompt_for(options, self.traits)
+        native = dimensions == self.backend.model.dim
         name = self._native_fingerprint if native else self.fingerprint(dimensions)
         return Terms(
             lane=options.lane or lane,
@@ -237,5 +227,5 @@ class Scheduler:
 
     async def _suspend(self) -> None:
         _log.info("engine suspended", idle_seconds=self._idle_timeout)
-        await self._backend.stop()
+        await self.backend.stop()
         release_free_memory()

@@ -15,14 +15,17 @@ class Ticket:
     Args:
         entry: Its place in the queue.
         total_tokens: The number of tokens before anything was cut off, or 0 if nothing was.
+
+    Attributes:
+        holders: The number of claims that hold it.
     """
 
-    __slots__ = ("_holders", "_total_tokens", "entry")
+    __slots__ = ("_total_tokens", "entry", "holders")
 
     def __init__(self, entry: QueueEntry, total_tokens: int) -> None:
         self.entry = entry
         self._total_tokens = total_tokens
-        self._holders = 0
+        self.holders = 0
 
     @property
     def future(self) -> asyncio.Future[Computed]:
@@ -34,14 +37,10 @@ class Ticket:
         """Whether another claim can still join: the text waits, is computed, or has just been computed."""
         return not self.future.done() or (not self.future.cancelled() and self.future.exception() is None)
 
-    def hold(self) -> None:
-        """Count one more claim that holds this ticket."""
-        self._holders += 1
-
     def release(self) -> None:
-        """Count one claim less. A text that nobody claims any more is not computed."""
-        self._holders -= 1
-        if self._holders == 0:
+        """Count one holder less. A text that nobody holds any more is not computed."""
+        self.holders -= 1
+        if self.holders == 0:
             self.future.cancel()
 
     def redeem(self, *, shared: bool) -> Embedding:

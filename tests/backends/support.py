@@ -34,12 +34,12 @@ class FakeEngine:
         self.behave()
 
     def behave(self, **behaviour: Any) -> None:  # noqa: ANN401 # the keys that fake_llama_server.py lists
-        """Say how the next start shall misbehave."""
+        """Set the misbehaviour of the next start."""
         self.executable.with_name("behaviour.json").write_text(json.dumps(behaviour))
 
     @property
     def launches(self) -> list[dict[str, Any]]:
-        """What each start had as `argv`, `environment` and `pid`."""
+        """The `argv`, `environment` and `pid` of each start."""
         log = self.executable.with_name("launches.jsonl")
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 

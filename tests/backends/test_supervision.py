@@ -20,6 +20,9 @@ import pytest
 
 from runed.backends.base import BackendState, BackendStatus
 from runed.backends.llama.backend import LlamaBackend
+from runed.backends.llama.server import LlamaServer
+from runed.backends.llama.supervisor import Supervisor
+from runed.backends.llama.timings import Timings
 from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
 from runed.processes import identify
@@ -361,19 +364,55 @@ async def test_death_that_shows_long_after_the_connection_broke_is_told_as_a_dea
 ) -> None:
     fake.behave(on={"boom": "slow-death"})
     backend = make_backend(fake.executable)
-    with pytest.raises(BackendUnavailableError, match="was ended by SIGABRT"):
+    with pytest.raises(BackendUnavailableError, match="was ended by SIGABRT") as caught:
         await backend.embed(["boom"])
+    assert caught.value.retry_after == 1.0
     await backend.embed(["hello"])
     assert backend.state.restarts == 2
 
 
 async def test_deaths_between_answers_never_end_in_failure(make_backend: MakeBackend, fake: FakeEngine) -> None:
-    backend = make_backend(fake.executable)
-    for deaths in range(QUICK.max_failures + 1):
+    backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=2))
+    for deaths in range(3):
         await backend.embed(["hello"])
         assert backend.state.restarts == deaths
         os.kill(backend.state.pid, signal.SIGKILL)
         await asyncio.to_thread(wait_until, lambda deaths=deaths: backend.state.restarts > deaths, what="the replacement")
+
+
+def test_pauses_between_replacements_double_up_to_a_limit_and_are_jittered() -> None:
+    async def launch() -> LlamaServer:
+        raise AssertionError
+
+    supervisor = Supervisor(launch, Timings(backoff=1.0, backoff_limit=6.0))
+    for failures, longest in [(0, 1.0), (1, 1.0), (2, 2.0), (3, 4.0), (4, 6.0), (20, 6.0)]:
+        supervisor._failures = failures
+        pauses = [supervisor._backoff() for _ in range(300)]
+        assert longest / 2 <= min(pauses) < 0.6 * longest
+        assert 0.9 * longest < max(pauses) <= longest
+
+
+async def test_backend_that_recovered_is_stopped_not_failed(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(exit="no")
+    backend = make_backend(fake.executable)
+    await fail_to_start(backend, "its last words: no")
+    fake.behave()
+    await asyncio.sleep(QUICK.pause)
+    await backend.start()
+    await backend.stop()
+    assert backend.state == BackendState(BackendStatus.STOPPED)
+
+
+async def test_stop_ends_the_pause_before_a_replacement(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, backoff=60.0, backoff_limit=60.0))
+    await backend.start()
+    os.kill(backend.state.pid, signal.SIGKILL)
+    await until(backend, BackendStatus.STARTING)
+    async with asyncio.timeout(10):
+        await backend.stop()
+        assert backend.state.status is BackendStatus.STOPPED
+        await backend.start()
+    assert backend.state.restarts == 0
 
 
 async def test_crashes_in_a_row_end_in_failure_and_a_pause(make_backend: MakeBackend, fake: FakeEngine) -> None:
@@ -408,6 +447,16 @@ async def test_removed_socket_gets_a_new_engine(make_backend: MakeBackend, fake:
     assert backend.state.restarts == 1
 
 
+async def test_engine_that_cannot_be_reached_is_told(make_backend: MakeBackend, fake: FakeEngine, paths: Paths) -> None:
+    fake.behave(close_silently=True)
+    backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=1))
+    await backend.start()
+    paths.engine_socket.unlink()
+    with pytest.raises(BackendUnavailableError, match="could not be reached any more by its socket"):
+        await backend.embed(["hello"])
+    assert "could not be reached any more by its socket" in (await until(backend, BackendStatus.FAILED)).reason
+
+
 async def test_busy_engine_is_not_a_dead_engine(make_backend: MakeBackend, fake: FakeEngine) -> None:
     fake.behave(on={"long": "busy"})
     backend = make_backend(fake.executable, timings=replace(QUICK, hang=0.1))
@@ -425,6 +474,14 @@ async def test_hung_engine_is_replaced_and_the_request_succeeds(make_backend: Ma
     assert len((await backend.embed(["hello"])).vectors) == 1
     assert backend.state.restarts == 1
     assert not psutil.pid_exists(pid)
+
+
+async def test_hung_engine_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=1))
+    await backend.start()
+    freeze(backend.state.pid)
+    with pytest.raises(BackendUnavailableError, match=r"did not answer for 0.9 seconds and did nothing, so it was replaced"):
+        await backend.embed(["hello"])
 
 
 async def test_hung_engine_is_noticed_though_every_caller_loses_patience(make_backend: MakeBackend, fake: FakeEngine) -> None:

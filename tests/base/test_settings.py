@@ -18,10 +18,10 @@ from runed.settings import (
     Settings,
     _boolean,
     _loopback,
-    _path,
     _text,
     daemon_environment,
     engine_environment,
+    full_path,
     load_settings,
 )
 
@@ -231,7 +231,9 @@ def test_each_field_of_the_settings_is_one_of_the_table_with_the_same_default(ho
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS.items())
 def test_each_setting_can_be_set_where_the_table_says(name: str, setting: Setting, home: Path) -> None:
-    text = {_path: "/a/file", _loopback: "127.0.0.1:80", _text: "a-name", _boolean: "yes"}.get(setting.parse, setting.default)
+    text = {full_path: "/a/file", _loopback: "127.0.0.1:80", _text: "a-name", _boolean: "yes"}.get(
+        setting.parse, setting.default
+    )
     if not setting.field or not text:
         return
     expected = setting.parse(text, "")

@@ -28,7 +28,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def release(site: Site) -> Release:
-    """What the site offers; to be changed, then published."""
+    """The engine and the models that the site will offer. A test changes the release, then publishes it."""
     return Release(site)
 
 
@@ -69,12 +69,12 @@ class Machine:
         return await install(self.settings, self.paths, report=self.progress.append, check_model=check_magic, policy=IMPATIENT)
 
     def audit(self) -> dict[str, Any]:
-        """Give the content of installed.json."""
+        """Return the content of installed.json."""
         document: dict[str, Any] = json.loads(self.paths.installed.read_bytes())
         return document
 
     def leftovers(self) -> list[str]:
-        """Give what only an unfinished installation should leave behind."""
+        """Return the names of files that only an unfinished installation should leave behind."""
         patterns = ("models/*.partial*", "cache/*.download*", "bin/.llama-cpp*", "**/*.tmp")
         return sorted(path.name for pattern in patterns for path in self.paths.home.glob(pattern))
 

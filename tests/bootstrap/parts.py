@@ -28,12 +28,12 @@ MODEL = b"GGUF" + bytes(range(256)) * 1200
 
 
 def sha256(data: bytes) -> str:
-    """Give the hash of bytes."""
+    """Return the hash of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """Give the hash of a file."""
+    """Return the hash of a file."""
     return sha256(path.read_bytes())
 
 
@@ -62,14 +62,14 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 def check_magic(path: Path) -> None:
-    """Stands for the daemon's check of a GGUF, which the bootstrap is given."""
+    """Check a model, as the daemon does by reading the GGUF."""
     if not path.read_bytes().startswith(b"GGUF"):
         raise ModelFileError(f"{path.name} is not a GGUF")
 
 
 @dataclass
 class Release:
-    """What a site offers, and the manifest that says so.
+    """The files that a site offers, and their manifest.
 
     Attributes:
         site: The site.
@@ -86,7 +86,7 @@ class Release:
     default: str = "tiny"
 
     def document(self) -> dict[str, Any]:
-        """Give the manifest, with URLs relative to it."""
+        """Return the manifest, with URLs relative to it."""
         models: dict[str, Any] = {
             name: {"url": f"models/{name}.gguf", "sha256": sha256(data), "size": len(data)}
             for name, data in self.models.items()

@@ -24,7 +24,7 @@ Behaviour = Callable[["Exchange"], None]
 
 
 class Site:
-    """What is served, and how.
+    """The files of a web server, and its misbehaviour.
 
     Attributes:
         url: Such as "http://127.0.0.1:4711".
@@ -46,7 +46,7 @@ class Site:
         self.released = threading.Event()
 
     def count(self, path: str) -> int:
-        """Give how often a path was asked for."""
+        """Return the number of requests for a path."""
         return sum(request.path == path for request in self.requests)
 
 
@@ -140,7 +140,7 @@ def drop_after(count: int, *, honour_range: bool = True) -> Behaviour:
 
 
 def ignore_range(exchange: Exchange) -> None:
-    """Send the whole file whatever part was asked for."""
+    """Send the whole file, though a part was asked for."""
     exchange.wfile.write(exchange.begin(honour_range=False))
 
 

@@ -36,7 +36,7 @@ def real(release: Release, real_engine_archive: bytes, tiny_qwen3: Path) -> Rele
 
 @pytest.fixture
 def faked(release: Release) -> Callable[[str | None], str]:
-    """Publishes a release with a quantizer of one's own, or with none, whose default is derived, and gives its URL."""
+    """Publishes a release with a given quantizer, or with none, whose default is derived, and returns its URL."""
 
     def publish(quantizer: str | None) -> str:
         members = [("llama-b1/llama-server", VERSION_SCRIPT)]

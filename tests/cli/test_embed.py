@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.bootstrap.parts import Release
+from tests.bootstrap.site import Exchange, running_site, serve
 from tests.cli.support import SCRIPTS, Cli, finish, interrupt
 from tests.support import Golden, wait_until
 
@@ -300,13 +303,17 @@ def test_bar_does_not_mix_with_vectors_on_the_same_terminal(served: Cli, lines: 
     assert [json.loads(line)["index"] for line in shown.screen.splitlines()] == list(range(MANY))
 
 
-def test_first_run_shows_what_it_waits_for_and_gives_the_terminal_back(cli: Cli, llama_server: Path, tmp_path: Path) -> None:
-    slow = tmp_path / "llama-server"
-    slow.write_text(f'#!/bin/sh\n[ "$1" = --version ] && sleep 1\nexec {llama_server} "$@"\n')
-    slow.chmod(0o755)
-    shown = cli.with_environment(RUNED_LLAMA_SERVER=str(slow)).run_on_terminal("embed", "x")
+def test_first_run_shows_what_it_waits_for_and_gives_the_terminal_back(cli: Cli, tiny_qwen3: Path) -> None:
+    def serve_late(exchange: Exchange) -> None:
+        time.sleep(1)
+        serve(exchange)
+
+    with running_site() as site:
+        release = Release(site, models={"tiny": tiny_qwen3.read_bytes()})
+        site.always["/models/tiny.gguf"] = serve_late
+        shown = cli.with_environment(RUNED_MODEL="", RUNED_MANIFEST=release.publish()).run_on_terminal("embed", "x")
     assert shown.returncode == 0
-    assert "looking for engine and model" in shown.screen
+    assert "downloading tiny" in shown.screen
     hide_cursor, show_cursor = "\x1b[?25l", "\x1b[?25h"
     assert shown.screen.rfind(show_cursor) > shown.screen.rfind(hide_cursor)
     assert json.loads(shown.stdout)["dim"] == 64

@@ -28,6 +28,29 @@ async def test_connecting_starts_a_daemon_and_embeds(arrange: Arrange) -> None:
         assert (await client.wait_until_ready()).vector_dim == 4
 
 
+async def test_connecting_is_awaited_by_the_block_of_the_client(arrange: Arrange) -> None:
+    home = arrange()
+    async with runed.connect_async(home=home) as client:
+        assert (await client.embed_batch(["four"]))[0, 0] == 4
+        assert repr(client) == f"<runed.AsyncClient on {home / 'embedding.sock'}, model fake>"
+    with pytest.raises(errors.RunedError, match="this client is closed"):
+        await client.embed("four")
+
+
+async def test_connecting_can_be_cancelled(home: Path) -> None:
+    (home / "config.json").write_text('{"version": 1, "runed_binary": "/bin/cat"}')
+    connecting = asyncio.create_task(runed.connect_async(home=home, timeout=0.2))
+    await asyncio.sleep(0)
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+
+
+async def test_info_waits_and_refuses_as_that_of_the_blocking_client(arrange: Arrange) -> None:
+    async with runed.connect_async(home=arrange(loading=3, downloading=False)) as client:
+        assert (await client.info()).vector_dim == 4
+
+
 async def test_starting_a_daemon_does_not_block_the_loop(arrange: Arrange) -> None:
     home = arrange()
     connecting = asyncio.create_task(runed.connect_async(home=home))

@@ -18,7 +18,11 @@ import pytest
 import runed
 from runed import errors
 from runed.client.calls import patience as waiting
+from runed.client.calls.flows import Flows
 from runed.client.calls.patience import Deadline, Patience
+from runed.client.calls.steps import Send, Sleep
+from runed.client.options import Options
+from runed.client.transport import aio, blocking
 from tests.client.conftest import Arrange, events
 from tests.support import wait_until
 
@@ -51,6 +55,16 @@ class TestPauses:
         patience = Patience(Deadline(None))
         with pytest.raises(errors.QueueFullError, match=r"^full$"):
             patience.pause(errors.QueueFullError("full", retry_after=waiting.MAX_PATIENCE * 2.1))
+
+    def test_a_deadline_that_ends_a_try_tells_the_refusal_before_it(self) -> None:
+        flow = Flows(spawn=True, on_progress=None).embed("four", Options(), Deadline(60))
+        assert isinstance(next(flow), Send)
+        pause = flow.throw(errors.QueueFullError("full", metadata={"limit": "7"}, retry_after=0.02))
+        assert isinstance(pause, Sleep)
+        assert isinstance(flow.send(None), Send)
+        with pytest.raises(errors.QueueFullError, match=r"^full \(tried 2 times in \d\.\d s\)$") as caught:
+            flow.throw(errors.DeadlineExceededError("the daemon did not answer within 0.01 s"))
+        assert caught.value.metadata == {"limit": "7"}
 
     def pauses(self, *, retry_after: float, count: int, timeout: float | None = None) -> list[float]:
         patience = Patience(Deadline(timeout))
@@ -173,3 +187,17 @@ class TestFullBacklog:
             with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.3 s"):
                 async for _ in client.embed_stream([("a", "a")], timeout=0.3):
                     pass
+
+    def test_without_a_deadline_it_ends_after_a_while(self, full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(blocking, "DIAL_PATIENCE", 0.3)
+        with runed.connect(socket_path=full) as client:
+            with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.3 s"):
+                client.embed("a")
+            with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.3 s"):
+                list(client.embed_stream([("a", "a")]))
+
+    async def test_on_asyncio_too(self, full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(aio, "DIAL_PATIENCE", 0.3)
+        async with runed.connect_async(socket_path=full) as client:
+            with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.3 s"):
+                await client.embed("a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import signal
@@ -86,7 +87,34 @@ class TestBootstrap:
     def test_connecting_does_not_wait_for_it(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(loading=1000)) as client:
             assert client.health().status is runed.Status.LOADING
-            assert client.info().vector_dim == 0
+
+    @pytest.mark.parametrize("refuses_info", [False, True])
+    def test_info_waits_for_it_while_nothing_is_downloaded(self, arrange: Arrange, *, refuses_info: bool) -> None:
+        told: list[runed.Health] = []
+        home = arrange(loading=3, downloading=False, refuses_info=refuses_info)
+        with runed.connect(home=home, on_progress=told.append) as client:
+            assert client.info().vector_dim == 4
+        assert told[0].message == "looking for engine and model"
+
+    @pytest.mark.parametrize("refuses_info", [False, True])
+    def test_info_does_not_wait_for_a_download(self, arrange: Arrange, *, refuses_info: bool) -> None:
+        with (
+            runed.connect(home=arrange(loading=1000, refuses_info=refuses_info)) as client,
+            pytest.raises(errors.BootstrappingError, match=r"-899 of 100 bytes; wait_until_ready waits") as caught,
+        ):
+            client.info()
+        assert caught.value.metadata == {"bytes_done": "-899", "bytes_total": "100"}
+
+    def test_info_tells_that_it_failed(self, arrange: Arrange) -> None:
+        with (
+            runed.connect(home=arrange(loading=1, downloading=False, degraded="the disk is full", refuses_info=True)) as client,
+            pytest.raises(errors.BackendUnavailableError, match="the disk is full"),
+        ):
+            client.info()
+
+    def test_limits_are_told_during_it(self, arrange: Arrange) -> None:
+        with runed.connect(home=arrange(loading=3, refuses_info=True)) as client:
+            assert client.embed_batch(["four"])[0, 0] == 4
 
     def test_waiting_for_it_without_embedding(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(loading=3)) as client:
@@ -337,6 +365,53 @@ class TestDaemonGoesAway:
             client.embed("die")
         assert len(pids(home)) == 2
 
+    @pytest.mark.parametrize(
+        ("smaller", "sizes"), [({"max_batch_size": 2}, [2, 2, 2, 2, 1]), ({"max_request_bytes": 30}, [3, 3, 3])]
+    )
+    def test_smaller_limits_of_its_successor_are_asked_for(
+        self, arrange: Arrange, smaller: dict[str, int], sizes: list[int]
+    ) -> None:
+        home = arrange()
+        with runed.connect(home=home) as client:
+            self.check_sizes(client, [9])
+            self.restart(arrange, home, **smaller)
+            self.check_sizes(client, sizes)
+            self.check_sizes(client, sizes)
+            assert client.count_tokens(["abc def"] * 9) == [2] * 9
+        assert len(pids(home)) == 2
+        assert events(home).count("info") == 2
+
+    def test_larger_limits_of_its_successor_are_asked_for(self, arrange: Arrange) -> None:
+        home = arrange(max_batch_size=2)
+        with runed.connect(home=home) as client:
+            self.check_sizes(client, [2, 2, 2, 2, 1])
+            self.restart(arrange, home)
+            client.embed("a")
+            self.check_sizes(client, [9])
+
+    def test_a_text_too_large_for_its_successor_is_the_callers_to_cut(self, arrange: Arrange) -> None:
+        home = arrange()
+        with runed.connect(home=home) as client:
+            client.embed_batch(["a"])
+            self.restart(arrange, home, max_request_bytes=100)
+            with pytest.raises(errors.RequestTooLargeError, match=r"text 1 of the batch has 206 bytes.*may have 100"):
+                client.embed_batch(["a", "x" * 200])
+            with pytest.raises(errors.RequestTooLargeError, match="text 1 of the batch has 206 bytes"):
+                client.embed_batch(["a", "x" * 200])
+
+    def restart(self, arrange: Arrange, home: Path, **options: object) -> None:
+        """Let another daemon take the place of the one that runs, at the next call."""
+        old = pids(home)[-1]
+        arrange(**options)
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: process_gone(old))
+
+    def check_sizes(self, client: runed.Client, sizes: list[int]) -> None:
+        """Check how many texts each request for nine of them has."""
+        vectors = client.embed_batch(["abc"] * 9)
+        assert vectors[:, 0].tolist() == [3] * 9
+        assert vectors[:, 3].tolist() == [size for size in sizes for _ in range(size)]
+
     def test_only_its_idle_connections_were_closed(self, arrange: Arrange) -> None:
         home = arrange(keep_alive=0.1)
         with runed.connect(home=home) as client:
@@ -390,8 +465,9 @@ class TestSharing:
         client = runed.connect(home=shared)
         client.close()
         client.close()
-        with pytest.raises(errors.RunedError, match="this client is closed"):
+        with pytest.raises(errors.RunedError, match="this client is closed") as caught:
             client.embed("a")
+        assert caught.value.reason == "CLOSED"
 
 
 class TestImport:
@@ -434,3 +510,44 @@ class TestImport:
             assert getattr(runed, name) is not None
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             runed.nothing  # noqa: B018 # the access is the test
+
+
+class TestFace:
+    """The names that a program is written with."""
+
+    OPTIONS = ("role", "instruction", "dimensions", "truncate", "lane", "timeout")
+
+    @pytest.mark.parametrize("cls", [runed.Client, runed.AsyncClient])
+    @pytest.mark.parametrize("method", ["embed", "embed_batch", "embed_items", "embed_stream"])
+    def test_every_option_is_a_parameter_that_help_shows(self, cls: type, method: str) -> None:
+        parameters = inspect.signature(getattr(cls, method)).parameters
+        assert (
+            tuple(name for name in parameters if name not in {"self", "text", "texts", "items", "with_route"}) == self.OPTIONS
+        )
+        assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in self.OPTIONS)
+        assert set(runed.EmbedOptions.__annotations__) == set(self.OPTIONS) - {"timeout"}
+
+    def test_both_clients_have_the_same_methods_with_the_same_parameters(self) -> None:
+        for name, method in inspect.getmembers(runed.Client, inspect.isfunction):
+            if not name.startswith("_"):
+                twin = inspect.signature(getattr(runed.AsyncClient, name)).parameters
+                assert list(inspect.signature(method).parameters) == list(twin), name
+
+    def test_the_base_of_all_errors_is_at_hand(self, shared: Path) -> None:
+        assert runed.RunedError is errors.RunedError
+        with runed.connect(home=shared) as client, pytest.raises(runed.RunedError, match="EMPTY_TEXT"):
+            client.embed("fail:EMPTY_TEXT")
+
+    def test_options_of_a_dictionary(self, shared: Path) -> None:
+        options: runed.EmbedOptions = {"role": "query", "dimensions": 2}
+        with runed.connect(home=shared) as client:
+            assert client.embed("four", **options).shape == (2,)
+
+    def test_a_client_shows_its_socket_and_its_model_without_asking_for_it(self, arrange: Arrange) -> None:
+        home = arrange()
+        socket_path = home / "embedding.sock"
+        with runed.connect(home=home) as client:
+            assert repr(client) == f"<runed.Client on {socket_path}>"
+            assert events(home) == []
+            client.info()
+            assert repr(client) == f"<runed.Client on {socket_path}, model fake>"

@@ -18,7 +18,7 @@ import pytest
 
 import runed
 from runed import errors
-from runed.client.calls import stream
+from runed.client.calls import pending
 from runed.client.options import EmbedOptions
 from tests.client.conftest import Arrange, events, live_descriptors, pids
 from tests.support import process_gone, wait_until
@@ -144,13 +144,13 @@ class TestFlow:
         with runed.connect(home=home) as client:
             with pytest.raises(errors.DeadlineExceededError, match=r"no embedding of the stream came within 0\.5 s"):
                 next(client.embed_stream(items(), timeout=0.5))
-            assert next(taken) <= stream.MAX_TEXTS
+            assert next(taken) <= pending.MAX_TEXTS
 
             taken = itertools.count()
             large = ((number, "hold" if number == 0 else "x" * 500_000) for number in taken)
             with pytest.raises(errors.DeadlineExceededError):
                 next(client.embed_stream(large, timeout=0.5))
-            assert next(taken) <= 2 + stream.MAX_BYTES / 500_000
+            assert next(taken) <= 2 + pending.MAX_BYTES / 500_000
 
     async def test_the_one_for_asyncio_neither(self, arrange: Arrange) -> None:
         home = arrange()
@@ -165,7 +165,7 @@ class TestFlow:
         async with await runed.connect_async(home=home) as client:
             with pytest.raises(errors.DeadlineExceededError):
                 await anext(client.embed_stream(items(), timeout=0.5))
-        assert taken <= stream.MAX_TEXTS
+        assert taken <= pending.MAX_TEXTS
 
     def test_a_slow_iterator_gets_each_result_before_its_end(self, shared: Path) -> None:
         given: list[int] = []
@@ -373,14 +373,13 @@ class TestDaemonGoesAway:
     def test_a_busy_one_is_asked_again(self, arrange: Arrange) -> None:
         check_all(streamed_blocking(arrange(busy=3), numbered(100)), 100)
 
-    def test_an_error_of_one_text_that_may_pass_is_tried_again(self, arrange: Arrange, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stream, "_ITEM_PAUSE", 0.01)
+    def test_an_error_of_one_text_is_its_outcome_whatever_its_reason(self, arrange: Arrange, streamed: Streamed) -> None:
         home = arrange()
-        outcomes = dict(streamed_blocking(home, [(0, "x"), (1, "fail:BACKEND_UNAVAILABLE"), (2, "x")]))
+        outcomes = dict(streamed(home, [(0, "x"), (1, "fail:BACKEND_UNAVAILABLE"), (2, "x")]))
         assert isinstance(outcomes[0], runed.Embedding)
         assert isinstance(outcomes[1], errors.BackendUnavailableError)
         assert isinstance(outcomes[2], runed.Embedding)
-        assert events(home).count("stream began") == stream.MAX_ITEM_TRIES
+        assert events(home).count("stream began") == 1
 
     def test_a_degraded_one_ends_the_stream_with_its_message(self, arrange: Arrange) -> None:
         with pytest.raises(errors.BackendUnavailableError, match=r"^fake: degraded$"):

@@ -67,16 +67,6 @@ def own(slow: SlowEngine, tiny_qwen3: Path, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def start_slowly(own: dict[str, str], start_daemon: StartDaemon) -> StartDaemon:
-    """Starts daemons with engine and model of the user's own, the engine slow; they listen already."""
-
-    def start(**env: str) -> RunningDaemon:
-        return listening(start_daemon(**(own | env)))
-
-    return start
-
-
-@pytest.fixture
 def release(slow: SlowEngine, tiny_qwen3: Path) -> Iterator[Release]:
     """A site with the slow engine and a small model."""
     with running_site() as site:
@@ -107,6 +97,16 @@ def installed(home: Path, release: Release, slow: SlowEngine) -> dict[str, str]:
     )
     slow.gate.unlink()
     return settings
+
+
+@pytest.fixture
+def start_slowly(installed: dict[str, str], start_daemon: StartDaemon) -> StartDaemon:
+    """Starts daemons in that home; they listen already."""
+
+    def start(**env: str) -> RunningDaemon:
+        return listening(start_daemon(**(installed | env)))
+
+    return start
 
 
 def listening(daemon: RunningDaemon) -> RunningDaemon:
@@ -180,7 +180,7 @@ def test_first_call_after_ensure_is_answered(what: str, request: pytest.FixtureR
 
     run("ensure")
     try:
-        for first in ("Embed", "Info", "Embed", "Info"):
+        for first in ("Embed", "Info"):
             run("stop")
             run("ensure")
             with http_over(home / "embedding.sock") as http:
@@ -303,13 +303,13 @@ def test_drain_refuses_the_calls_that_wait(start_slowly: StartDaemon) -> None:
 
 
 def test_download_refuses_the_calls_that_wait_and_tells_its_bytes(
-    home: Path, installed: dict[str, str], release: Release, slow: SlowEngine, start_daemon: StartDaemon
+    home: Path, release: Release, slow: SlowEngine, start_slowly: StartDaemon
 ) -> None:
     model = Paths(home).model("tiny")
     size = model.stat().st_size
     model.unlink()
     release.site.always["/models/tiny.gguf"] = drip
-    daemon = listening(start_daemon(**installed))
+    daemon = start_slowly()
     with ThreadPoolExecutor() as pool:
         call = waiting(pool, daemon)
         assert check(daemon) == SERVING
@@ -331,14 +331,12 @@ def test_download_refuses_the_calls_that_wait_and_tells_its_bytes(
     assert check(daemon) == SERVING
 
 
-def test_install_of_another_process_refuses(
-    home: Path, installed: dict[str, str], slow: SlowEngine, start_daemon: StartDaemon
-) -> None:
+def test_install_of_another_process_refuses(home: Path, slow: SlowEngine, start_slowly: StartDaemon) -> None:
     slow.go_on()
     Paths(home).model("tiny").unlink()
     with LockFile(Paths(home).install_lock) as lock:
         assert lock.try_acquire()
-        daemon = listening(start_daemon(**installed))
+        daemon = start_slowly()
         wait_until(lambda: "waiting for process" in daemon.health().get("message", ""), what="the wait for the other process")
         refusal = refusal_of_json(daemon.call("Embed", {"text": "hello"}, timeout=5))
         assert (refusal.reason, check(daemon)) == ("BOOTSTRAPPING", NOT_SERVING)

@@ -9,17 +9,17 @@ A token is a word, and two special ones.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import numpy as np
 from connectrpc.errors import ConnectError
 
+from runed import testing
 from runed.api.app import build_app
 from runed.domain.requests import (
     Centroid,
@@ -31,19 +31,17 @@ from runed.domain.requests import (
     StreamAnswer,
     StreamItem,
     StreamResult,
-    Truncate,
     VectorSpace,
 )
 from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, SchedulerStats, Status
 from runed.errors import (
-    EmptyBatchError,
-    EmptyTextError,
     NoCentroidSetError,
     RunedError,
     TextTooLongError,
     error_for_reason,
 )
 from runed.server import Server
+from runed.testing import DaemonDouble
 
 WAIT = "wait"
 DIM = 8
@@ -81,7 +79,7 @@ class Asked:
 
 
 @dataclass
-class FakeHost:
+class FakeHost(DaemonDouble):
     """See the module.
 
     Attributes:
@@ -98,6 +96,8 @@ class FakeHost:
         pushed: The centroid sets that came whole: their headers, and their centroids by the message.
     """
 
+    home: Path = Path("/")
+    max_text_length: int = MAX_TOKENS
     asked: list[Asked] = field(default_factory=list)
     taken: int = 0
     waiting: int = 0
@@ -115,33 +115,27 @@ class FakeHost:
         self, texts: Sequence[str], options: EmbedOptions, *, client: str, per_item_errors: bool = False
     ) -> EmbedAnswer:
         self.asked.append(Asked(list(texts), options, client, per_item_errors))
-        if options.with_route and not self.pushed:
-            raise NoCentroidSetError("there is no centroid set to route by")
-        if not texts:
-            raise EmptyBatchError("the batch holds no text; send at least one")
         with self._serving():
             if WAIT in texts:
                 await self._wait()
-            items = [self._embed(text, options) for text in texts]
-        if not per_item_errors:
-            for item in items:
-                if isinstance(item, RunedError):
+            answer = await super().embed(texts, options, client=client, per_item_errors=True)
+            for item in answer.items:
+                if isinstance(item, RunedError) and not per_item_errors:
                     raise item
-        if options.with_route:
-            items = [
-                replace(item, cluster_id=number) if isinstance(item, Embedding) else item for number, item in enumerate(items)
-            ]
-        return EmbedAnswer(
-            items=items,
-            space=_space(options),
-            centroid_set_version=self.pushed[-1][0].version if options.with_route else "",
-        )
+        if not options.with_route:
+            return answer
+        items = [
+            replace(item, cluster_id=number) if isinstance(item, Embedding) else item
+            for number, item in enumerate(answer.items)
+        ]
+        return replace(answer, items=items, centroid_set_version=self.pushed[-1][0].version)
 
     async def embed_stream(
         self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
     ) -> AsyncGenerator[StreamAnswer, None]:
         self.asked.append(Asked([], options, client, per_item_errors=True))
         with self._serving():
+            # Not the double's own, which keeps the texts for ever.
             async for chunk in chunks:
                 self.taken += len(chunk)
                 if any(item.text == WAIT for item in chunk):
@@ -149,15 +143,12 @@ class FakeHost:
                 for item in chunk:
                     if item.text.startswith("break:"):
                         raise _arranged(item.text)
-                results = [StreamResult(item.id, self._embed(item.text, options)) for item in chunk]
-                yield StreamAnswer(results, _space(options))
+                results = [StreamResult(item.id, self._outcome(item.text, options)) for item in chunk]
+                yield StreamAnswer(results, self._space(options))
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         self.asked.append(Asked(list(texts), options, "", per_item_errors=False))
-        return [len(text.split()) + 2 for text in texts]
-
-    async def settle(self) -> None:
-        pass
+        return await super().count_tokens(texts, options)
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         with self._serving():
@@ -237,36 +228,35 @@ class FakeHost:
         finally:
             self.busy -= 1
 
-    def _embed(self, text: str, options: EmbedOptions) -> Embedding | RunedError:
-        if not text:
-            return EmptyTextError("the text is empty; leave it out", metadata={"index": "0"})
+    def _admit(self, options: EmbedOptions) -> None:
+        if options.with_route and not self.pushed:
+            raise NoCentroidSetError("there is no centroid set to route by")
+
+    def _outcome(self, text: str, options: EmbedOptions) -> Embedding | RunedError:
         if text.startswith("fail:"):
             return _arranged(text)
-        total = len(text.split()) + 2
-        if total > MAX_TOKENS and options.truncate is Truncate.NONE:
-            return TextTooLongError("too long", metadata={"tokens": str(total), "limit": str(MAX_TOKENS)})
-        return Embedding(
-            vector=vector_of(text, options.dimensions or DIM),
-            tokens=min(total, MAX_TOKENS),
-            total_tokens=total,
-            cached=text.startswith("cached"),
+        outcome = super()._outcome(text, options)
+        if isinstance(outcome, TextTooLongError):
+            return TextTooLongError("too long", metadata=outcome.metadata)
+        return replace(outcome, cached=text.startswith("cached")) if isinstance(outcome, Embedding) else outcome
+
+    def _nearest(self, text: str) -> int:
+        return 0
+
+    def _space(self, options: EmbedOptions) -> VectorSpace:
+        return VectorSpace(
+            fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else ""
         )
 
 
 def vector_of(text: str, dimensions: int = DIM) -> bytes:
     """Return the vector of a text."""
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    values = np.random.default_rng(seed).normal(size=dimensions)
-    return (values / np.linalg.norm(values)).astype("<f4").tobytes()
+    return testing.vector_of(text, dimensions).astype("<f4").tobytes()
 
 
 def _arranged(text: str) -> RunedError:
     reason = text.partition(":")[2]
     return error_for_reason(reason)("arranged to fail", metadata={"limit_texts": "7"}, retry_after=1.5)
-
-
-def _space(options: EmbedOptions) -> VectorSpace:
-    return VectorSpace(fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else "")
 
 
 async def _main(path: str) -> None:

@@ -55,10 +55,11 @@ from runed_proto.runed.v1.runed_pb2 import (
 from runed.api.rpc.errors import to_connect
 from runed.errors import (
     BackendUnavailableError,
+    BatchTooLargeError,
     BootstrappingError,
     NoCentroidSetError,
     QueueFullError,
-    RunedError,
+    RequestTooLargeError,
     ShuttingDownError,
     error_for_reason,
 )
@@ -76,6 +77,8 @@ class Options(msgspec.Struct):
 
     Attributes:
         loading: How many calls of Health find it loading.
+        downloading: Whether it downloads while it loads; otherwise it looks for what is installed.
+        refuses_info: Whether it refuses Info while it loads, instead of answering the part that it knows.
         degraded: The message that it is degraded with after that; "" if it is not.
         max_batch_size: As in Info.
         max_request_bytes: As in Info.
@@ -90,6 +93,8 @@ class Options(msgspec.Struct):
     """
 
     loading: int = 0
+    downloading: bool = True
+    refuses_info: bool = False
     degraded: str = ""
     max_batch_size: int = 2048
     max_request_bytes: int = 32 * 1024 * 1024
@@ -128,8 +133,10 @@ class Service(RunedService):
     async def embed_batch(
         self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse], /
     ) -> EmbedBatchResponse:
-        if request.ByteSize() > self._options.max_request_bytes or len(request.texts) > self._options.max_batch_size:
-            raise to_connect(RunedError("the client sent more than the limits allow"))
+        if request.ByteSize() > self._options.max_request_bytes:
+            raise to_connect(RequestTooLargeError("the client sent more bytes than the limits allow"))
+        if len(request.texts) > self._options.max_batch_size:
+            raise to_connect(BatchTooLargeError("the client sent more texts than the limits allow"))
         if request.per_item_errors and not self._options.old:
             self._admit()
             if request.with_route and not self._centroid_set:
@@ -191,6 +198,8 @@ class Service(RunedService):
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         self._note("info")
+        if self._loading and self._options.refuses_info:
+            raise to_connect(BootstrappingError("fake: no model yet"))
         return InfoResponse(
             daemon_version="0.1.0",
             vector_dim=0 if self._loading else 4,
@@ -210,6 +219,12 @@ class Service(RunedService):
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
         if self._loading:
             self._loading -= 1
+            if not self._options.downloading:
+                return HealthResponse(
+                    status=HealthResponse.STATUS_LOADING,
+                    phase=HealthResponse.PHASE_FETCHING_LLAMA_SERVER,
+                    message="looking for engine and model",
+                )
             done = 100 - self._loading
             return HealthResponse(
                 status=HealthResponse.STATUS_LOADING,

@@ -203,8 +203,11 @@ async def test_a_lone_client_is_never_waited_for() -> None:
 async def test_a_pair_of_clients_is_gathered_and_not_for_longer_than_both_need() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    await asyncio.gather(*(ask_on(batcher, f"unix:{number}", calls=4, pause=0.001) for number in range(2)))
-    assert [len(batch) for batch in backend.batches] == [2] * 4
+    first = asyncio.create_task(ask_on(batcher, "unix:1", calls=4, pause=0.001))
+    await settle()
+    await ask_on(batcher, "unix:2", calls=3, pause=0.001)
+    await first
+    assert [len(batch) for batch in backend.batches] == [1, 2, 2, 2]
     assert [round(call.began - backend.calls[0].began, 6) for call in backend.calls] == [0, 0.011, 0.022, 0.033]
 
 

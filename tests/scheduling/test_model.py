@@ -86,7 +86,7 @@ def test_prompt_follows_from_the_role(options: EmbedOptions, prompt: str) -> Non
         (
             EmbedOptions(role=Role.QUERY, instruction="songs"),
             ModelTraits(query_prompt="q: "),
-            "this model takes no instruction",
+            "this model takes no instruction .Info.query_prompt has no place for it.; leave it out$",
         ),
         (EmbedOptions(role=Role.QUERY, instruction=" \n"), TRAITS, "the instruction is only white space or has a NUL"),
         (EmbedOptions(role=Role.QUERY, instruction="a\0b"), TRAITS, "the instruction is only white space or has a NUL"),

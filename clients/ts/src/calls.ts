@@ -18,6 +18,12 @@ import { type Deadline, Patience } from "./waiting.js";
 /** What to do while the daemon downloads its engine or its model. */
 export type DuringDownload = "wait" | "refuse";
 
+/** The limits of a request. */
+export type Limits = Pick<Info, "maxBatchSize" | "maxRequestBytes">;
+
+/** The kinds of errors of a request that is larger than the daemon allows. */
+const TOO_LARGE = new Set(["BATCH_TOO_LARGE", "REQUEST_TOO_LARGE"]);
+
 /** What a call has tried so far. */
 export class Tries {
   readonly deadline: Deadline;
@@ -48,7 +54,7 @@ export class Calls {
   readonly #target: Target;
   readonly #link: Link;
   readonly #onProgress: ((health: Health) => void) | undefined;
-  #limits: Info | undefined;
+  #limits: Limits | undefined;
 
   constructor(target: Target, link: Link, onProgress: ((health: Health) => void) | undefined) {
     this.#target = target;
@@ -157,6 +163,8 @@ export class Calls {
         }
         tries.lost += 1;
         return await this.#findDaemon(tries, LOST_PAUSE_MS);
+      case "DEADLINE_EXCEEDED":
+        throw tries.patience.lastRefusal ?? error; // a refusal says more than that the time was over
       default:
         throw error;
     }
@@ -231,10 +239,36 @@ export class Calls {
     return readHealth(await this.send(deadline, (rpc, options) => rpc.health({}, options)));
   }
 
-  /** Asks for the limits of a request, once for each daemon. The rest of this Info may be empty or out of date. */
-  async limits(deadline: Deadline): Promise<Info> {
-    this.#limits ??= readInfo(await this.sendWhenReady(deadline, (rpc, options) => rpc.info({}, options)));
+  /** Asks the daemon for the limits of a request. */
+  async askLimits(deadline: Deadline): Promise<Limits> {
+    // Not `info`: the limits are known before the model is.
+    this.#limits = readInfo(await this.sendWhenReady(deadline, (rpc, options) => rpc.info({}, options)));
     return this.#limits;
+  }
+
+  /**
+   * Makes a call within the limits of a request. It asks the daemon for them once.
+   *
+   * If a request is too large although the limits were kept, it asks again: another daemon with smaller limits may have taken the
+   * place of the first.
+   */
+  async withinLimits<T>(deadline: Deadline, call: (limits: Limits) => Promise<T>): Promise<T> {
+    const kept = this.#limits;
+    if (kept === undefined) {
+      return await call(await this.askLimits(deadline));
+    }
+    try {
+      return await call(kept);
+    } catch (error) {
+      if (!(error instanceof RunedError && TOO_LARGE.has(kindOf(error)))) {
+        throw error;
+      }
+      const now = await this.askLimits(deadline);
+      if (now.maxBatchSize === kept.maxBatchSize && now.maxRequestBytes === kept.maxRequestBytes) {
+        throw error;
+      }
+      return await call(now);
+    }
   }
 }
 

@@ -96,11 +96,14 @@ export class Client {
     const deadline = this.#deadline(options);
     const fields = embedFields(options);
     const length = encodedLength(text);
-    if (length > LARGE_TEXT) {
-      checkLength(length + TEXT_OVERHEAD, (await this.#room(deadline, sizeOf(EmbedRequestSchema, fields))).maxBytes);
-    }
-    const request = { text, ...fields };
-    const response = await this.#calls.sendWhenReady(deadline, (rpc, rpcOptions) => rpc.embed(request, rpcOptions));
+    const send = () => this.#calls.sendWhenReady(deadline, (rpc, rpcOptions) => rpc.embed({ text, ...fields }, rpcOptions));
+    const response =
+      length <= LARGE_TEXT
+        ? await send()
+        : await this.#within(deadline, sizeOf(EmbedRequestSchema, fields), ({ maxBytes }) => {
+            checkLength(length + TEXT_OVERHEAD, maxBytes);
+            return send();
+          });
     checkKnown(options, response.fingerprint);
     return readVector(response);
   }
@@ -120,26 +123,27 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    const { maxTexts, maxBytes } = await this.#room(deadline, sizeOf(EmbedBatchRequestSchema, fields));
-    const lengths = list.map((text, index) => measure(text, index, maxBytes));
-    const vectors: Float32Array[] = [];
-    const space = new SpaceGuard();
-    for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
-      const request = { texts: list.slice(start, end), ...fields };
-      const response = await this.#embedBatch(request, deadline).catch((error: unknown) => {
-        throw relocated(error, start, end - start);
-      });
-      checkKnown(options, response.fingerprint);
-      space.check(response.fingerprint);
-      for (const embedding of response.embeddings) {
-        const vector = readVector(embedding);
-        if (vector.length !== (vectors[0] ?? vector).length) {
-          throw noVector();
+    return await this.#within(deadline, sizeOf(EmbedBatchRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
+      const lengths = list.map((text, index) => measure(text, index, maxBytes));
+      const vectors: Float32Array[] = [];
+      const space = new SpaceGuard();
+      for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
+        const request = { texts: list.slice(start, end), ...fields };
+        const response = await this.#embedBatch(request, deadline).catch((error: unknown) => {
+          throw relocated(error, start, end - start);
+        });
+        checkKnown(options, response.fingerprint);
+        space.check(response.fingerprint);
+        for (const embedding of response.embeddings) {
+          const vector = readVector(embedding);
+          if (vector.length !== (vectors[0] ?? vector).length) {
+            throw noVector();
+          }
+          vectors.push(vector);
         }
-        vectors.push(vector);
       }
-    }
-    return vectors;
+      return vectors;
+    });
   }
 
   /**
@@ -156,35 +160,36 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    const { maxTexts, maxBytes } = await this.#room(deadline, sizeOf(EmbedBatchRequestSchema, fields));
-    const outcomes: Outcome[] = [];
-    const sendable: number[] = [];
-    const lengths: number[] = [];
-    for (const [index, text] of list.entries()) {
-      try {
-        lengths.push(measure(text, index, maxBytes));
-        sendable.push(index);
-      } catch (error) {
-        if (!(error instanceof RunedError)) {
-          throw error;
+    return await this.#within(deadline, sizeOf(EmbedBatchRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
+      const outcomes: Outcome[] = [];
+      const sendable: number[] = [];
+      const lengths: number[] = [];
+      for (const [index, text] of list.entries()) {
+        try {
+          lengths.push(measure(text, index, maxBytes));
+          sendable.push(index);
+        } catch (error) {
+          if (!(error instanceof RunedError)) {
+            throw error;
+          }
+          outcomes[index] = error;
         }
-        outcomes[index] = error;
       }
-    }
-    const space = new SpaceGuard();
-    for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
-      const part = sendable.slice(start, end);
-      const request = { texts: part.map((index) => list[index] as string), ...fields };
-      const response = await this.#embedBatch(request, deadline);
-      if (response.fingerprint === "") {
-        throw tooOld("gives no details of an embedding");
+      const space = new SpaceGuard();
+      for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
+        const part = sendable.slice(start, end);
+        const request = { texts: part.map((index) => list[index] as string), ...fields };
+        const response = await this.#embedBatch(request, deadline);
+        if (response.fingerprint === "") {
+          throw tooOld("gives no details of an embedding");
+        }
+        space.check(response.fingerprint);
+        for (const [place, index] of part.entries()) {
+          outcomes[index] = readOutcome(response.embeddings[place], response, index);
+        }
       }
-      space.check(response.fingerprint);
-      for (const [place, index] of part.entries()) {
-        outcomes[index] = readOutcome(response.embeddings[place], response, index);
-      }
-    }
-    return outcomes;
+      return outcomes;
+    });
   }
 
   /**
@@ -220,22 +225,23 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    const { maxTexts, maxBytes } = await this.#room(deadline, sizeOf(CountTokensRequestSchema, fields));
-    const lengths = list.map((text, index) => measure(text, index, maxBytes));
-    const counts: number[] = [];
-    for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
-      const request = { texts: list.slice(start, end), ...fields };
-      const response = await this.#calls
-        .sendWhenReady(deadline, (rpc, rpcOptions) => rpc.countTokens(request, rpcOptions))
-        .catch((error: unknown) => {
-          throw relocated(error, start, end - start);
-        });
-      if (response.tokenCounts.length !== end - start) {
-        throw new RunedError("INTERNAL", "the daemon counted the tokens of other texts than were asked for; send them again");
+    return await this.#within(deadline, sizeOf(CountTokensRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
+      const lengths = list.map((text, index) => measure(text, index, maxBytes));
+      const counts: number[] = [];
+      for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
+        const request = { texts: list.slice(start, end), ...fields };
+        const response = await this.#calls
+          .sendWhenReady(deadline, (rpc, rpcOptions) => rpc.countTokens(request, rpcOptions))
+          .catch((error: unknown) => {
+            throw relocated(error, start, end - start);
+          });
+        if (response.tokenCounts.length !== end - start) {
+          throw new RunedError("INTERNAL", "the daemon counted the tokens of other texts than were asked for; send them again");
+        }
+        counts.push(...response.tokenCounts);
       }
-      counts.push(...response.tokenCounts);
-    }
-    return counts;
+      return counts;
+    });
   }
 
   /**
@@ -307,10 +313,15 @@ export class Client {
     return new Deadline(timeoutMs ?? this.#timeoutMs, signal);
   }
 
-  /** Returns how many texts, and how many bytes of texts, one request may have besides fields of a size. */
-  async #room(deadline: Deadline, size: number): Promise<{ maxTexts: number; maxBytes: number }> {
-    const { maxBatchSize, maxRequestBytes } = await this.#calls.limits(deadline);
-    return { maxTexts: maxBatchSize, maxBytes: maxRequestBytes - size };
+  /** Makes a call with as much room for texts as one request has besides fields of a size. */
+  async #within<T>(
+    deadline: Deadline,
+    size: number,
+    call: (room: { maxTexts: number; maxBytes: number }) => Promise<T>,
+  ): Promise<T> {
+    return await this.#calls.withinLimits(deadline, ({ maxBatchSize, maxRequestBytes }) =>
+      call({ maxTexts: maxBatchSize, maxBytes: maxRequestBytes - size }),
+    );
   }
 
   async #embedBatch(

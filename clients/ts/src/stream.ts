@@ -301,7 +301,7 @@ class Talker<K> {
 
   /** Sends and receives on one stream until it is over. */
   async #converse(): Promise<void> {
-    const { maxRequestBytes } = await this.#calls.limits(this.#deadline);
+    const { maxRequestBytes } = await this.#calls.askLimits(this.#deadline);
     const maxBytes = maxRequestBytes - sizeOf(EmbedStreamRequestSchema, this.#fields);
     const life = new AbortController();
     const parent = this.#deadline.signal as AbortSignal;

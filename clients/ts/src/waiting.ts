@@ -87,8 +87,9 @@ export class Deadline {
  */
 export class Patience {
   readonly #deadline: Deadline;
-  #began: number | undefined;
-  #tries = 0;
+  #began = 0;
+  #refusals = 0;
+  #last: RunedError | undefined;
 
   /** @param deadline - The end of the call. Without a limit it is tried for `RETRY_PATIENCE_MS` from the first refusal on. */
   constructor(deadline: Deadline) {
@@ -103,32 +104,40 @@ export class Patience {
    */
   pause(error: RunedError): number {
     const now = performance.now();
-    if (error.retryAfterMs === undefined) {
-      throw this.#givenUp(error, now);
+    if (this.#refusals === 0) {
+      this.#began = now;
     }
-    this.#began ??= now;
+    this.#refusals += 1;
+    this.#last = error;
+    if (error.retryAfterMs === undefined) {
+      throw this.#givenUp(error, this.#refusals);
+    }
     const told = Math.max(error.retryAfterMs, RETRY_SHORTEST_MS);
-    const grown = Math.min(told * RETRY_GROWTH ** this.#tries, Math.max(told, RETRY_LONGEST_MS));
+    const grown = Math.min(told * RETRY_GROWTH ** (this.#refusals - 1), Math.max(told, RETRY_LONGEST_MS));
     const ms = grown * (0.5 + Math.random());
-    this.#tries += 1;
     if (ms >= (this.#deadline.left() ?? this.#began + RETRY_PATIENCE_MS - now)) {
-      throw this.#givenUp(error, now);
+      throw this.#givenUp(error, this.#refusals);
     }
     return ms;
   }
 
-  /** Begins again, after a try that brought the work forward. */
-  reset(): void {
-    this.#began = undefined;
-    this.#tries = 0;
+  /** The last refusal, for a call whose time ended in the middle of another try; undefined without a refusal. */
+  get lastRefusal(): RunedError | undefined {
+    return this.#last && this.#givenUp(this.#last, this.#refusals + 1);
   }
 
-  #givenUp(error: RunedError, now: number): RunedError {
-    if (this.#began === undefined || this.#tries <= 1) {
+  /** Begins again, after a try that brought the work forward. */
+  reset(): void {
+    this.#refusals = 0;
+    this.#last = undefined;
+  }
+
+  #givenUp(error: RunedError, tries: number): RunedError {
+    if (tries === 1) {
       return error;
     }
     const { reason, code, metadata, retryAfterMs } = error;
-    const tried = `tried ${this.#tries} times in ${((now - this.#began) / 1000).toFixed(1)} s`;
+    const tried = `tried ${tries} times in ${((performance.now() - this.#began) / 1000).toFixed(1)} s`;
     return new RunedError(reason, `${error.message} (${tried})`, { code, metadata, retryAfterMs });
   }
 }

@@ -54,7 +54,7 @@ async function result(client: Client, call: string, args: Args): Promise<unknown
   const options: EmbedOptions = { timeoutMs, ...others };
   switch (call) {
     case "embed": {
-      // `embed` gives the vector alone, so the details come by another call, which must give the same vector.
+      // `embed` returns the vector alone. The details come by another call, whose vector must be the same.
       const vector = await client.embed(written(text), options);
       const [item] = await client.embedItems([written(text)], { ...options, withRoute });
       if (item === undefined || item instanceof RunedError) {
@@ -97,7 +97,7 @@ async function result(client: Client, call: string, args: Args): Promise<unknown
   }
 }
 
-/** Gives a text, which the table may write as what is repeated and how often. */
+/** Returns a text, which the table may write as `{"repeat": ..., "times": ...}`. */
 function written(text: Text): string {
   return typeof text === "string" ? text : text.repeat.repeat(text.times);
 }

@@ -19,7 +19,7 @@ after(async () => {
   rmSync(short, { recursive: true, force: true });
 });
 
-/** Runs a program of its own with the package; gives what it printed. */
+/** Runs a program that uses the package in a process of its own; returns its output. */
 async function script(source: string, variables: Record<string, string> = {}): Promise<string> {
   const env = { ...process.env, RUNED_HOME: home.path, ...variables };
   const program = `import { connect } from "runed-client";\n${source}`;

@@ -1,4 +1,4 @@
-/** What is published, and what is said about it. */
+/** The published package, and its documentation. */
 
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";

@@ -590,6 +590,57 @@ const tests: Record<string, () => Promise<void>> = {
     }
   },
 
+  "a successor with smaller limits": async () => {
+    let [maxBatchSize, questions] = [9, 0];
+    const sizes: number[] = [];
+    const caller = await client({
+      info: () => {
+        questions += 1;
+        return { maxBatchSize, maxRequestBytes: 1000n };
+      },
+      embedBatch: ({ texts }) => {
+        if (texts.length > maxBatchSize) {
+          throw wireError(Code.InvalidArgument, "BATCH_TOO_LARGE");
+        }
+        sizes.push(texts.length);
+        return { embeddings: texts.map(() => VECTOR), fingerprint: "fp" };
+      },
+    });
+    const texts = Array(9).fill("text");
+    await caller.embedBatch(texts);
+    maxBatchSize = 4;
+    assert.equal((await caller.embedBatch(texts)).length, 9);
+    await caller.embedItems(texts);
+    assert.deepEqual([sizes, questions], [[9, 4, 4, 1, 4, 4, 1], 2]);
+    // The same limits as before are no reason for another try.
+    assert.equal((await refusal(caller.embedBatch(["x".repeat(2000)]))).reason, "REQUEST_TOO_LARGE");
+    assert.equal(questions, 3);
+  },
+
+  "a refusal to the end": async () => {
+    const busy = () => wireError(Code.ResourceExhausted, "QUEUE_FULL", { limit_texts: "7" }, 0.001);
+    let [calls, streams] = [0, 0];
+    const caller = await client(
+      {
+        embed: async () => {
+          await delay(calls++ === 0 ? 0 : 1000);
+          throw busy();
+        },
+        // biome-ignore lint/correctness/useYield: it never answers
+        embedStream: async function* () {
+          await delay(streams++ === 0 ? 0 : 1000);
+          throw busy();
+        },
+      },
+      { timeoutMs: 400 },
+    );
+    for (const error of [await refusal(caller.embed("text")), await caught(streamed(caller))]) {
+      assert.ok(error instanceof RunedError);
+      assert.deepEqual([error.reason, error.metadata], ["QUEUE_FULL", { limit_texts: "7" }]);
+      assert.match(error.message, /\(tried 2 times in 0\.[3-9] s\)$/);
+    }
+  },
+
   "an idle stream": async () => {
     let streams = 0;
     const caller = await client({

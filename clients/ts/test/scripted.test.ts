@@ -1,4 +1,4 @@
-/** What the client makes of a daemon in states that a real one is rarely in: a small daemon says what it is told to. */
+/** The client and a daemon in states that a real daemon is rarely in: a small daemon answers as each test tells it. */
 
 import assert from "node:assert/strict";
 import { getEventListeners } from "node:events";
@@ -39,7 +39,7 @@ after(() => rmSync(folder, { recursive: true }));
 
 const VECTOR = { vector: [0.6, 0.8], fingerprint: "fp", tokenCount: 3 };
 
-/** Gives a client of a daemon with these methods. */
+/** Returns a client of a daemon with these methods. */
 async function client(methods: Methods, options: Parameters<typeof connect>[0] = {}): Promise<Client> {
   endings.push(await serve(socketPath, { info: () => ({}), ...methods }));
   const result = await connect({ socketPath, ...options });
@@ -47,7 +47,7 @@ async function client(methods: Methods, options: Parameters<typeof connect>[0] =
   return result;
 }
 
-/** Gives a method that fails with each of the errors, and then answers. */
+/** Returns a method that fails with each of the errors, and then answers. */
 function failing<T>(errors: Error[], answer: T): () => T {
   return () => {
     const error = errors.shift();

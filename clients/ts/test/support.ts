@@ -1,4 +1,4 @@
-/** What all tests share: short homes, the real daemon, a small daemon to be scripted, and the reference vectors. */
+/** The parts that all tests share: short homes, the real daemon, a small scripted daemon, and the reference vectors. */
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -69,7 +69,7 @@ export function cosine(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return dot / Math.sqrt(aa * bb);
 }
 
-/** Gives the error of runed that a promise rejects with. */
+/** Returns the error of runed that a promise rejects with. */
 export async function refusal(promise: Promise<unknown>): Promise<RunedError> {
   const error = await promise.then(
     () => assert.fail("it was not refused"),
@@ -97,7 +97,7 @@ export function openFiles(): number {
   return readdirSync("/proc/self/fd").length;
 }
 
-/** Serves some methods of the contract on a socket, by HTTP/2; gives what ends it. */
+/** Serves some methods of the contract on a socket, by HTTP/2; returns a function that ends this. */
 export async function serve(
   socketPath: string,
   methods: Partial<ServiceImpl<typeof RunedService>>,

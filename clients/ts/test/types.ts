@@ -1,4 +1,4 @@
-/** What the compiler must accept and refuse of the public types; nothing here runs. */
+/** The uses of the public types that the compiler must accept and refuse. Nothing here runs. */
 
 import {
   type Client,

@@ -21,8 +21,6 @@ from runed.paths import Paths
 
 _T = TypeVar("_T")
 
-_DEFAULT_TIMINGS = Timings()
-
 
 class LlamaBackend:
     """Embeds with a `llama-server` child, which is started when it is needed and replaced when it dies.
@@ -51,7 +49,7 @@ class LlamaBackend:
         paths: Paths,
         ctx_size: int,
         profile: str | Profile = "balanced",
-        timings: Timings = _DEFAULT_TIMINGS,
+        timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
         metadata = read_gguf(model)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP
@@ -104,15 +102,15 @@ class LlamaBackend:
         return self._launcher.command.limits
 
     async def start(self) -> None:
-        """See `Embedder.start`."""
+        """See `Managed.start`."""
         await self._supervisor.ready()
 
     async def stop(self) -> None:
-        """See `Embedder.stop`."""
+        """See `Managed.stop`."""
         await self._supervisor.stop()
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Embedder.tokenize`."""
+        """See `Tokenizer.tokenize`."""
         return await self._ask(lambda http: http.tokenize(texts))
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:

@@ -1,4 +1,4 @@
-"""The command line of `llama-server`, and what it allows in one micro-batch."""
+"""The command line of `llama-server`, and the limits of a micro-batch that follow from it."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class EngineCommand:
 
     @property
     def isolation(self) -> Isolation | None:
-        """What keeps vectors independent of company; None where texts of several slots do not share a context."""
+        """The facts for `Isolation`; None where texts of several slots do not share a context."""
         return Isolation(self.slots, self._batch) if self.slots > 1 and self.info.pooling == "last" else None
 
     @property
     def remark(self) -> str:
-        """What is unusual about this way, for people, or ""."""
+        """A sentence for people on the unusual in this way, or ""."""
         slow = self.one_slot and self.profile.slots > 1
         return "; ".join([*([_NO_REPACK_REMARK] if self.no_repack else []), *([_ONE_SLOT_REMARK] if slow else [])])
 

@@ -59,11 +59,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """The facts by which vectors are kept independent of company, where several slots share the context of the model.
+    """The number of slots that share the context of the model, and the tokens that the engine computes at once.
 
-    Attributes:
-        slots: The number of slots.
-        micro_batch: The tokens that the engine computes at once.
+    `LlamaHTTP` needs them to keep vectors independent of company.
     """
 
     slots: int

@@ -33,7 +33,7 @@ class Launcher:
     Args:
         command: The way to run it, before the quirks of the engine are heeded.
         eos_id: The token that each text must end with, or None.
-        quirks: What is known of the engine on this machine.
+        quirks: The quirks of the engine on this machine.
         paths: The home.
         timings: How long to wait.
     """
@@ -181,7 +181,7 @@ class Launcher:
 
     @contextmanager
     def _as_unavailable(self) -> Iterator[None]:
-        """Turn an error of the file system into one that says what to correct before the engine can be started."""
+        """Turn an error of the file system into one that tells the user how to correct it."""
         try:
             yield
         except ForeignPathError as error:
@@ -216,7 +216,7 @@ def _failed_start(server: LlamaServer, how: str) -> BackendUnavailableError:
 
 
 def _file_state(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file is replaced or written to, or None if it is gone."""
+    """Return inode, size and time of change of a file, or None if it is gone."""
     try:
         info = path.stat()
     except OSError:

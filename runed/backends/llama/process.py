@@ -124,7 +124,7 @@ class ChildProcess:
             raise
 
     def progress(self) -> tuple[float, int]:
-        """Return what grows while the child works: the processor seconds of it and its children, and the bytes of output."""
+        """Return two sums that grow while the child works: processor seconds of it and its children, and bytes of output."""
         try:
             process = psutil.Process(self.pid)
             # A launcher script that does not `exec` waits, while its own child does the work.

@@ -24,11 +24,7 @@ _BROKEN_COSINE = 0.99
 
 
 class CompanyError(BackendFaultError):
-    """The engine rounds a text's vector differently in company than alone. With one slot there is no company.
-
-    Args:
-        cosine: The least cosine between the two.
-    """
+    """The engine rounds a text's vector differently in company than alone: `cosine` is the least between the two."""
 
     def __init__(self, cosine: float) -> None:
         super().__init__(f"llama-server embeds a text differently alone and in company (cosine {cosine:.5f})")

@@ -1,4 +1,4 @@
-"""What it takes to replace the daemon's centroid set, step by step and without doing it; in the manner of `flow`."""
+"""The flow that replaces the daemon's centroid set."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from runed_proto.runed.v1.runed_pb2 import (
     SetCentroidsResponse,
 )
 
-from runed.client.calls.flows import PASSING, Flows, Tries
+from runed.client.calls.daemon_flows import PASSING, DaemonFlows, Tries
 from runed.client.calls.patience import Deadline
-from runed.client.calls.stream import Connect, Connection, Turn, UploadFlow
+from runed.client.calls.steps import Connect, StreamConnection, Turn, UploadFlow
 from runed.client.types import CentroidSet, Vectors
 from runed.client.wire.stream import StreamExchange, not_of_runed
 from runed.errors import BadCentroidsError, BootstrappingError
@@ -25,11 +25,11 @@ from runed.errors import BadCentroidsError, BootstrappingError
 METHOD = "SetCentroids"
 
 MESSAGE_BYTES = 1024 * 1024
-"""About the largest message: any daemon takes 4 MiB, and what is in the memory of both sides is a few messages."""
+"""Bytes of values of one message at most. Any daemon takes 4 MiB; both sides hold a few messages in memory."""
 
 
 def set_centroids_flow(
-    flows: Flows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline
+    flows: DaemonFlows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline
 ) -> UploadFlow[CentroidSet]:
     """Replace the set, again if the daemon cannot take it for the moment.
 
@@ -41,8 +41,8 @@ def set_centroids_flow(
         deadline: The end of the call.
 
     Raises:
-        BadCentroidsError: What was given is no table of numbers.
-        RunedError: What the daemon answered.
+        BadCentroidsError: The vectors are no table of numbers.
+        RunedError: The daemon answered an error.
     """
     matrix = _matrix(vectors)
     header = CentroidSetHeader(version=version, dim=matrix.shape[1], nlist=len(matrix), preset=preset)
@@ -69,7 +69,7 @@ def _matrix(vectors: ArrayLike) -> Vectors:
 
 def _upload(header: CentroidSetHeader, matrix: Vectors, deadline: Deadline) -> UploadFlow[CentroidSet]:
     """Send the set on a connection of its own."""
-    connection: Connection = yield Connect(StreamExchange(METHOD), deadline.remaining())
+    connection: StreamConnection = yield Connect(StreamExchange(METHOD), deadline.remaining())
     exchange = connection.exchange
     answers: list[bytes] = []
     try:
@@ -90,8 +90,8 @@ def _upload(header: CentroidSetHeader, matrix: Vectors, deadline: Deadline) -> U
     return CentroidSet(version=response.version, nlist=response.nlist)
 
 
-def _turn(connection: Connection, deadline: Deadline) -> UploadFlow[list[bytes]]:
-    """Let both sides go on, and give what the daemon answered."""
+def _turn(connection: StreamConnection, deadline: Deadline) -> UploadFlow[list[bytes]]:
+    """Let both sides go on; returns the messages of the daemon."""
     data = yield Turn(connection, deadline.remaining())
     messages = [] if data is None else connection.exchange.receive(data)
     if connection.exchange.failure is not None:
@@ -100,7 +100,7 @@ def _turn(connection: Connection, deadline: Deadline) -> UploadFlow[list[bytes]]
 
 
 def _messages(header: CentroidSetHeader, matrix: Vectors) -> Iterator[bytes]:
-    """Give the encoded messages of a set."""
+    """Yield the encoded messages of a set."""
     yield SetCentroidsRequest(header=header).SerializeToString()
     rows = max(1, MESSAGE_BYTES // matrix[0].nbytes)
     for start in range(0, len(matrix), rows):

@@ -1,4 +1,4 @@
-"""How long a call may take, and when one that was refused for the moment is tried again."""
+"""The end of a call, and the pauses before a call that was refused for the moment is tried again."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import time
 from runed.errors import DeadlineExceededError, RunedError
 
 MAX_PATIENCE = 60.0
-"""Seconds for which a call without a deadline is tried again in all."""
+"""Seconds for which a call without a deadline is tried again, counted from its first refusal."""
 
 _GROWTH = 1.5
-"""By how much each pause is longer than the one before, on average."""
+"""Factor by which a pause is longer than the one before it, on average."""
 
 _SHORTEST = 0.05
+"""Seconds that a pause takes at least, before the jitter."""
+
 _LONGEST = 10.0
-"""Limits of a pause in seconds, before the jitter; a longer time that the daemon tells is kept to."""
+"""Seconds to which a pause grows, before the jitter. It is longer only where the daemon tells a longer time."""
 
 
 class Deadline:
@@ -23,7 +25,7 @@ class Deadline:
 
     Args:
         timeout: Seconds from now on; None means no limit.
-        what: What has to happen in that time, for the error.
+        what: The beginning of the error of a call whose time is over.
     """
 
     def __init__(self, timeout: float | None, what: str = "the call did not succeed") -> None:
@@ -32,17 +34,17 @@ class Deadline:
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def remaining(self) -> float | None:
-        """Give the seconds that remain; None means no limit.
+        """Return the seconds that remain; None means no limit.
 
         Raises:
-            DeadlineExceededError: There are none.
+            DeadlineExceededError: None remain.
         """
         if (seconds := self.left()) is not None and seconds <= 0:
             raise self.exceeded()
         return seconds
 
     def left(self) -> float | None:
-        """Give the seconds that remain, as a negative number where the time is over; None means no limit."""
+        """Return the seconds that remain, a negative number when the time is over; None means no limit."""
         return None if self._end is None else self._end - time.monotonic()
 
     def restart(self) -> None:
@@ -58,50 +60,56 @@ class Deadline:
 class Patience:
     """The pauses of one call between its tries.
 
-    The daemon tells when trying again can help; each caller waits half to one and a half times as long, so that those who were
-    refused together do not come back together, and longer each time.
+    The daemon tells when another try can help. A caller waits half to one and a half times as long, so that callers that were
+    refused together do not come back together. Each pause is longer than the one before.
 
     Args:
-        deadline: The end of the call. Without a limit it is tried for `MAX_PATIENCE` from the first refusal on.
+        deadline: The end of the call. Without a limit the call is tried for `MAX_PATIENCE` from the first refusal on.
     """
 
     def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
-        self._began: float | None = None
-        self._tries = 0
-
-    def pause(self, error: RunedError) -> float:
-        """Give the seconds to wait before the next try.
-
-        Args:
-            error: Why the last one was refused.
-
-        Raises:
-            RunedError: `error`, extended by how long was tried: another try is of no use or comes too late.
-        """
-        now = time.monotonic()
-        if error.retry_after is None:
-            raise self._given_up(error, now)
-        if self._began is None:
-            self._began = now
-        told = max(error.retry_after, _SHORTEST)
-        grown = min(told * _GROWTH**self._tries, max(told, _LONGEST))
-        seconds = grown * random.uniform(0.5, 1.5)  # noqa: S311 # it spreads callers, it keeps no secret
-        self._tries += 1
-        left = self._deadline.left()
-        if seconds >= (self._began + MAX_PATIENCE - now if left is None else left):
-            raise self._given_up(error, now)
-        return seconds
+        self.reset()
 
     def reset(self) -> None:
         """Begin again, after a try that brought the work forward."""
-        self._began = None
-        self._tries = 0
+        self._began: float | None = None
+        self._refusals = 0
+        self._last: RunedError | None = None
 
-    def _given_up(self, error: RunedError, now: float) -> RunedError:
-        if self._began is None or self._tries <= 1:
+    def pause(self, error: RunedError) -> float:
+        """Return the seconds to wait before the next try.
+
+        Args:
+            error: Why the last try was refused.
+
+        Raises:
+            RunedError: `error`, extended by the tries so far: another try is of no use or comes too late.
+        """
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+        self._refusals += 1
+        self._last = error
+        if error.retry_after is None:
+            raise self._given_up(error, self._refusals)
+        told = max(error.retry_after, _SHORTEST)
+        grown = min(told * _GROWTH ** (self._refusals - 1), max(told, _LONGEST))
+        seconds = grown * random.uniform(0.5, 1.5)  # noqa: S311 # it spreads callers, it keeps no secret
+        left = self._deadline.left()
+        if seconds >= (self._began + MAX_PATIENCE - now if left is None else left):
+            raise self._given_up(error, self._refusals)
+        return seconds
+
+    @property
+    def last_refusal(self) -> RunedError | None:
+        """Why the last try but one was refused, for a call whose time ended in the middle of a try; None without a refusal."""
+        return None if self._last is None else self._given_up(self._last, self._refusals + 1)
+
+    def _given_up(self, error: RunedError, tries: int) -> RunedError:
+        if tries == 1 or self._began is None:
             return error
-        tried = f"tried {self._tries} times in {now - self._began:.1f} s"
+        tried = f"tried {tries} times in {time.monotonic() - self._began:.1f} s"
         extended = type(error)(f"{error.message} ({tried})", metadata=error.metadata, retry_after=error.retry_after)
         extended.reason = error.reason
         return extended

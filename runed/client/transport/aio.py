@@ -1,4 +1,4 @@
-"""Calls over the daemon's UNIX socket with asyncio; the twin of `transport`."""
+"""The steps of flows over the daemon's UNIX socket with asyncio; the twin of `blocking`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from runed.client.transport.blocking import BLOCKED, BROKEN, CHUNK, CONNECT_PAUSE, MAX_IDLE, broken, closed, too_late
+from google.protobuf.message import Message
+
+from runed.client.calls.steps import Ensure, Send, Sleep
+from runed.client.target import Target
+from runed.client.transport.blocking import (
+    BLOCKED,
+    BROKEN,
+    CHUNK,
+    DIAL_PATIENCE,
+    DIAL_PAUSE,
+    MAX_IDLE,
+    broken,
+    closed,
+    too_late,
+)
 from runed.client.wire.unary import Answer, Exchange
 from runed.lifecycle.listener import dial
 
@@ -16,44 +30,27 @@ class AsyncTransport:
     """Calls with asyncio, from any number of tasks; each call in flight has a connection of its own.
 
     Args:
-        path: The daemon's socket.
+        target: The daemon to talk to.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._path = target.socket
         self._idle: list[_AsyncConnection] = []
         self._abandoned: list[_AsyncConnection] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
-    async def call(self, method: str, message: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109 # the daemon is told too
-        """Call a method; cancelling it ends the call in the daemon too.
-
-        Args:
-            method: Its name, as in "Embed".
-            message: The encoded request.
-            timeout: Seconds that the call may take; None means no limit.
-
-        Returns:
-            The encoded response.
-
-        Raises:
-            DaemonUnavailableError: Nobody listens, or the connection broke before the answer.
-            DeadlineExceededError: The time was over first.
-            RunedError: What the daemon answered.
-        """
-        self.check_open()
-        try:
-            async with asyncio.timeout(timeout):
-                while connection := self._take_idle():
-                    with suppress(*BROKEN):
-                        return await self._use(connection, method, message, timeout)
-                    self._discard_idle()
-                return await self._use(await _AsyncConnection.open(self._path), method, message, timeout)
-        except TimeoutError:
-            raise too_late(timeout) from None
-        except BROKEN:
-            raise broken(self._path) from None
+    async def perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
+        """Perform a step; returns its result."""
+        match step:
+            case Send():
+                return step.decode(await self._call(step.method, step.request.SerializeToString(), step.timeout))
+            case Ensure():
+                return await asyncio.to_thread(self._target.ensure, step.timeout)
+            case Sleep():
+                await asyncio.sleep(step.seconds)
+        return None
 
     async def close(self) -> None:
         """Close all idle connections; a connection in use is closed when its call ends."""
@@ -68,10 +65,39 @@ class AsyncTransport:
         """Make sure that calls can be made.
 
         Raises:
-            RunedError: `close` was called.
+            ClosedError: `close` was called.
         """
         if self._closed:
             raise closed()
+
+    async def _call(self, method: str, message: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109 # the daemon is told too
+        """Call a method; cancelling it ends the call in the daemon too.
+
+        Args:
+            method: Its name, as in "Embed".
+            message: The encoded request.
+            timeout: Seconds that the call may take; None means no limit.
+
+        Returns:
+            The encoded response.
+
+        Raises:
+            DaemonUnavailableError: Nobody listens, or the connection broke before the answer.
+            DeadlineExceededError: The time was over first.
+            RunedError: The daemon answered an error.
+        """
+        self.check_open()
+        try:
+            async with asyncio.timeout(timeout):
+                while connection := self._take_idle():
+                    with suppress(*BROKEN):
+                        return await self._use(connection, method, message, timeout)
+                    self._discard_idle()
+                return await self._use(await _AsyncConnection.open(self._path, timeout), method, message, timeout)
+        except TimeoutError:
+            raise too_late(timeout) from None
+        except BROKEN:
+            raise broken(self._path) from None
 
     def _take_idle(self) -> _AsyncConnection | None:
         loop = asyncio.get_running_loop()
@@ -114,8 +140,8 @@ class _AsyncConnection:
         self.exchange = Exchange()
 
     @classmethod
-    async def open(cls, path: Path) -> _AsyncConnection:
-        return cls(*await asyncio.open_unix_connection(sock=await open_socket(path), limit=CHUNK))
+    async def open(cls, path: Path, timeout: float | None) -> _AsyncConnection:  # noqa: ASYNC109 # as in `open_socket`
+        return cls(*await asyncio.open_unix_connection(sock=await open_socket(path, timeout), limit=CHUNK))
 
     async def call(self, method: str, message: bytes, timeout: float | None) -> Answer:  # noqa: ASYNC109 # as in `_use`
         self._writer.write(self.exchange.request(method, message, timeout))
@@ -134,11 +160,16 @@ class _AsyncConnection:
             await self._writer.wait_closed()
 
 
-async def open_socket(path: Path) -> socket.socket:
-    """Connect to the daemon, as `transport.open_socket` but for as long as it is not cancelled."""
-    while True:
-        try:
-            # A UNIX socket connects at once or not at all.
-            return dial(path, timeout=0)
-        except BLOCKED:
-            await asyncio.sleep(CONNECT_PAUSE)
+async def open_socket(path: Path, timeout: float | None) -> socket.socket:  # noqa: ASYNC109 # a time limit has its own error
+    """Connect to the daemon; arguments and errors as for `blocking.open_socket`."""
+    limit = DIAL_PATIENCE if timeout is None else timeout
+    try:
+        async with asyncio.timeout(limit):
+            while True:
+                try:
+                    # A UNIX socket connects at once or not at all.
+                    return dial(path, timeout=0)
+                except BLOCKED:
+                    await asyncio.sleep(DIAL_PAUSE)
+    except TimeoutError:
+        raise too_late(limit) from None

@@ -1,4 +1,4 @@
-"""Streams over the daemon's UNIX socket with asyncio; the twin of `stream_transport`."""
+"""Streams over the daemon's UNIX socket with asyncio; the twin of `blocking_stream`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from runed.client.calls.flows import Ensure, Send, Sleep
-from runed.client.calls.stream import Connect, Give, Job, Outcome, StreamFlow, Turn, UploadFlow
+from runed.client.calls.drive import drive_async
+from runed.client.calls.pending import PendingTexts
+from runed.client.calls.steps import Connect, Ensure, Outcome, Send, Sleep, StreamFlow, Turn, UploadFlow
 from runed.client.transport.aio import open_socket
-from runed.client.transport.blocking import CHUNK, too_late
+from runed.client.transport.blocking import CHUNK
+from runed.client.wire.http2 import Http2Request
 from runed.client.wire.stream import StreamExchange
-from runed.errors import RunedError
 
+E = TypeVar("E", bound=StreamExchange | Http2Request)
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -22,15 +24,15 @@ _LONGEST_TURN = 0.005
 """Seconds for which texts of a blocking iterator are taken before other tasks have their turn."""
 
 
-class AsyncStreamConnection(asyncio.Protocol):
-    """A connection that carries one stream.
+class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
+    """A connection that carries one stream; `open` makes it.
 
     Args:
         exchange: The state that it begins with.
         news: Set when something can be received.
     """
 
-    def __init__(self, exchange: StreamExchange, news: asyncio.Event) -> None:
+    def __init__(self, exchange: E, news: asyncio.Event) -> None:
         self.exchange = exchange
         self._news = news
         self._received = bytearray()
@@ -38,13 +40,34 @@ class AsyncStreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.get_running_loop().create_future()
 
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        exchange: E,
+        news: asyncio.Event,
+        timeout: float | None,  # noqa: ASYNC109 # a time limit has its own error
+    ) -> AsyncStreamConnection[E]:
+        """Connect to the daemon; errors as for `blocking.open_socket`.
+
+        Args:
+            path: The daemon's socket.
+            exchange: As for the class.
+            news: As for the class.
+            timeout: Seconds that the connect may take; None means `DIAL_PATIENCE`.
+        """
+        sock = await open_socket(path, timeout)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_unix_connection(lambda: cls(exchange, news), sock=sock)
+        return connection
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Keep what came until it is taken; a caller who takes nothing holds up the daemon, and not us its answers."""
+        """Keep the bytes until they are taken; a caller who takes none stops the daemon from sending more."""
         assert self._transport is not None
         self._received += data
         if len(self._received) >= CHUNK:
@@ -58,13 +81,13 @@ class AsyncStreamConnection(asyncio.Protocol):
         self._news.set()
 
     def write(self) -> None:
-        """Write what the exchange gives; no more waits than the daemon has granted."""
+        """Write the output of the exchange; it is no more than the daemon's windows allow."""
         assert self._transport is not None
         if data := self.exchange.output():
             self._transport.write(data)
 
     def take(self) -> bytes | None:
-        """Take what came: b"" at the end of the connection, None if there is nothing."""
+        """Take the bytes that came: b"" at the end of the connection, None without any."""
         assert self._transport is not None
         if self._received:
             data = bytes(self._received)
@@ -90,18 +113,18 @@ class AsyncStreamConnection(asyncio.Protocol):
 
 
 class Feeder(Generic[K]):
-    """A task that takes texts from the caller's iterator while the job has room.
+    """A task that takes texts from the caller's iterator while there is room for them.
 
     Args:
-        job: Where they are put.
+        pending: Where they are put.
         source: The caller's texts.
         news: Set when there are some, and at their end.
     """
 
     def __init__(
-        self, job: Job[K], source: Iterable[tuple[K, str]] | AsyncIterable[tuple[K, str]], news: asyncio.Event
+        self, pending: PendingTexts[K], source: Iterable[tuple[K, str]] | AsyncIterable[tuple[K, str]], news: asyncio.Event
     ) -> None:
-        self._job = job
+        self._pending = pending
         self._source = source
         self._news = news
         self._room = asyncio.Event()
@@ -109,8 +132,8 @@ class Feeder(Generic[K]):
         self._task.add_done_callback(lambda _: news.set())
 
     def check(self) -> None:
-        """Let the task go on if there is room, and raise what the caller's iterator raised."""
-        if self._job.has_room:
+        """Let the task go on if there is room; raises what ended it other than an error, such as Ctrl-C."""
+        if self._pending.has_room:
             self._room.set()
         if self._task.done():
             self._task.result()
@@ -118,125 +141,108 @@ class Feeder(Generic[K]):
     async def close(self) -> None:
         """End the task."""
         self._task.cancel()
-        # What the iterator raises now comes too late to matter.
+        # An error of the iterator comes too late to matter now.
         await asyncio.wait([self._task])
         if not self._task.cancelled():
             self._task.exception()
 
     async def _feed(self) -> None:
-        async with aclosing(_iterate(self._source)) as items:
-            async for item in items:
-                self._job.add(item)
-                self._news.set()
-                while not self._job.has_room:
-                    self._room.clear()
-                    await self._room.wait()
-        self._job.source_ended = True
+        try:
+            async with aclosing(_iterate(self._source)) as items:
+                async for item in items:
+                    self._pending.add(item)
+                    self._news.set()
+                    while not self._pending.has_room:
+                        self._room.clear()
+                        await self._room.wait()
+            self._pending.source_ended = True
+        except Exception as error:  # noqa: BLE001 # the flow raises it, so that it is not taken for one of the daemon
+            self._pending.source_error = error
+
+
+class _StreamSteps:
+    """Performs the steps of one stream or upload.
+
+    Args:
+        path: The daemon's socket.
+        perform: Performs the steps that streams share with other calls.
+        news: Set when bytes or texts have come.
+        feeder: Takes the caller's texts; None for an upload.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]],
+        news: asyncio.Event,
+        feeder: Feeder[Any] | None = None,
+    ) -> None:
+        self._path = path
+        self._perform = perform
+        self._news = news
+        self._feeder = feeder
+        self._connections: list[AsyncStreamConnection[StreamExchange]] = []
+
+    async def perform(self, step: Any) -> Any:  # noqa: ANN401 # any step, and its result
+        match step:
+            case Connect():
+                connection = await AsyncStreamConnection.open(self._path, step.exchange, self._news, step.timeout)
+                self._connections.append(connection)
+                return connection
+            case Turn(connection=AsyncStreamConnection() as connection):
+                connection.write()
+                await self._wait(step.timeout)
+                return connection.take()
+            case Turn():
+                return await self._wait(step.timeout)
+            case _:
+                return await self._perform(step)
+
+    async def close(self) -> None:
+        """End the feeder, and wait until all descriptors are free."""
+        if self._feeder is not None:
+            await self._feeder.close()
+        for connection in self._connections:
+            await connection.wait_closed()
+
+    async def _wait(self, seconds: float | None) -> None:
+        if self._feeder is not None:
+            self._feeder.check()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        self._news.clear()
+        if self._feeder is not None:
+            self._feeder.check()
 
 
 async def run_stream(
     flow: StreamFlow[K],
-    job: Job[K],
+    pending: PendingTexts[K],
     source: Iterable[tuple[K, str]] | AsyncIterable[tuple[K, str]],
     path: Path,
     perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]],
 ) -> AsyncGenerator[tuple[K, Outcome], None]:
-    """Do the steps of a stream; arguments as for `stream_transport.run_stream`."""
-    result: Any = None
-    error: RunedError | None = None
+    """Drive the flow of a stream; arguments as for `blocking_stream.run_stream`."""
     news = asyncio.Event()
-    feeder = Feeder(job, source, news)
-    connections: list[AsyncStreamConnection] = []
+    steps = _StreamSteps(path, perform, news, Feeder(pending, source, news))
     try:
-        while True:
-            try:
-                step = flow.throw(error) if error else flow.send(result)
-            except StopIteration:
-                return
-            result = error = None
-            if isinstance(step, Give):
-                for each in step.results:
-                    yield each
-                continue
-            if isinstance(step, Turn):
-                result = await _turn(step, feeder, news)
-                continue
-            try:
-                if isinstance(step, Connect):
-                    result = await _connect(path, step, news)
-                    connections.append(result)
-                else:
-                    result = await perform(step)
-            except RunedError as raised:
-                error = raised
+        while results := await drive_async(flow, steps.perform):
+            for each in results:
+                yield each
     finally:
         flow.close()
-        await feeder.close()
-        for connection in connections:
-            await connection.wait_closed()
+        await steps.close()
 
 
 async def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]]) -> T:
-    """Do the steps of a call that sends many messages and gets one; arguments as for `stream_transport.run_upload`."""
-    result: Any = None
-    error: RunedError | None = None
-    news = asyncio.Event()
-    connections: list[AsyncStreamConnection] = []
+    """Drive the flow of a call that sends many messages and gets one; arguments as for `blocking_stream.run_upload`."""
+    steps = _StreamSteps(path, perform, asyncio.Event())
     try:
-        while True:
-            try:
-                step = flow.throw(error) if error else flow.send(result)
-            except StopIteration as stop:
-                value: T = stop.value
-                return value
-            result = error = None
-            try:
-                match step:
-                    case Connect():
-                        result = await _connect(path, step, news)
-                        connections.append(result)
-                    case Turn(connection=AsyncStreamConnection() as connection):
-                        connection.write()
-                        await _wait(news, step.timeout)
-                        result = connection.take()
-                    case Turn():
-                        pass
-                    case _:
-                        result = await perform(step)
-            except RunedError as raised:
-                error = raised
+        return await drive_async(flow, steps.perform)
     finally:
         flow.close()
-        for connection in connections:
-            await connection.wait_closed()
-
-
-async def _turn(step: Turn, feeder: Feeder[K], news: asyncio.Event) -> bytes | None:
-    connection = step.connection
-    if isinstance(connection, AsyncStreamConnection):
-        connection.write()
-    feeder.check()
-    await _wait(news, step.timeout)
-    feeder.check()
-    return connection.take() if isinstance(connection, AsyncStreamConnection) else None
-
-
-async def _wait(news: asyncio.Event, seconds: float | None) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await news.wait()
-    news.clear()
-
-
-async def _connect(path: Path, step: Connect, news: asyncio.Event) -> AsyncStreamConnection:
-    try:
-        async with asyncio.timeout(step.timeout):
-            sock = await open_socket(path)
-    except TimeoutError:
-        raise too_late(step.timeout) from None
-    loop = asyncio.get_running_loop()
-    _, connection = await loop.create_unix_connection(lambda: AsyncStreamConnection(step.exchange, news), sock=sock)
-    return connection
+        await steps.close()
 
 
 async def _iterate(source: Iterable[tuple[K, str]] | AsyncIterable[tuple[K, str]]) -> AsyncGenerator[tuple[K, str], None]:

@@ -1,4 +1,4 @@
-"""Blocking calls over the daemon's UNIX socket: connections, their reuse, and time limits."""
+"""The steps of flows over the daemon's UNIX socket, blocking: connections, their reuse, and time limits."""
 
 from __future__ import annotations
 
@@ -9,42 +9,73 @@ from contextlib import suppress
 from pathlib import Path
 
 import h11
+from google.protobuf.message import Message
 
-from runed.client.calls.patience import Deadline
+from runed.client.calls.steps import Ensure, Send, Sleep
+from runed.client.target import Target
 from runed.client.wire.unary import Answer, Exchange
-from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
+from runed.errors import ClosedError, DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.listener import dial
 
 CHUNK = 64 * 1024
 """Bytes received at once at most."""
 
 MAX_IDLE = 16
-"""Connections kept for later calls; a burst of threads or tasks must not hold more for good."""
+"""Connections kept for later calls at most; a burst of threads or tasks must not hold more for good."""
 
 BLOCKED = (BlockingIOError, TimeoutError)
-"""What `dial` raises while more connections than fit wait to be accepted."""
+"""Errors of `dial` while more connections wait to be accepted than fit."""
 
-CONNECT_PAUSE = 0.02
-"""Seconds between two tries to connect to such a daemon."""
+DIAL_PAUSE = 0.02
+"""Seconds between two tries to connect to a daemon that accepts no connection."""
+
+DIAL_PATIENCE = 60.0
+"""Seconds for which a call without a time limit tries to connect to such a daemon."""
 
 BROKEN = (OSError, h11.RemoteProtocolError)
-"""What a connection raises that ended before the answer."""
+"""Errors of a connection that ended before the answer."""
 
 
 class Transport:
     """Blocking calls, from any number of threads; each call in flight has a connection of its own.
 
     Args:
-        path: The daemon's socket.
+        target: The daemon to talk to.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._path = target.socket
         self._idle: list[_Connection] = []
         self._pid = os.getpid()
         self._closed = False
 
-    def call(self, method: str, message: bytes, timeout: float | None) -> bytes:
+    def perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
+        """Perform a step; returns its result."""
+        match step:
+            case Send():
+                return step.decode(self._call(step.method, step.request.SerializeToString(), step.timeout))
+            case Ensure():
+                return self._target.ensure(step.timeout)
+            case Sleep():
+                time.sleep(step.seconds)
+        return None
+
+    def close(self) -> None:
+        """Close all idle connections; a connection in use is closed when its call ends."""
+        self._closed = True
+        self._discard_idle()
+
+    def check_open(self) -> None:
+        """Make sure that calls can be made.
+
+        Raises:
+            ClosedError: `close` was called.
+        """
+        if self._closed:
+            raise closed()
+
+    def _call(self, method: str, message: bytes, timeout: float | None) -> bytes:
         """Call a method.
 
         Args:
@@ -58,7 +89,7 @@ class Transport:
         Raises:
             DaemonUnavailableError: Nobody listens, or the connection broke before the answer.
             DeadlineExceededError: The time was over first.
-            RunedError: What the daemon answered.
+            RunedError: The daemon answered an error.
         """
         self.check_open()
         while connection := self._take_idle():
@@ -70,20 +101,6 @@ class Transport:
             return self._use(_Connection(self._path, timeout), method, message, timeout)
         except BROKEN:
             raise broken(self._path) from None
-
-    def close(self) -> None:
-        """Close all idle connections; a connection in use is closed when its call ends."""
-        self._closed = True
-        self._discard_idle()
-
-    def check_open(self) -> None:
-        """Make sure that calls can be made.
-
-        Raises:
-            RunedError: `close` was called.
-        """
-        if self._closed:
-            raise closed()
 
     def _take_idle(self) -> _Connection | None:
         if self._pid != os.getpid():
@@ -99,7 +116,7 @@ class Transport:
         try:
             answer = connection.call(method, message, timeout)
         except BaseException:
-            # Whatever broke off the call, such as Ctrl-C: the rest of its answer must not become the answer to the next one.
+            # Ctrl-C and the like, too: the rest of its answer must not become the answer to the next one.
             connection.close()
             raise
         if connection.exchange.start_next() and not self._closed and len(self._idle) < MAX_IDLE:
@@ -150,21 +167,21 @@ def open_socket(path: Path, timeout: float | None) -> socket.socket:
 
     Args:
         path: Its socket.
-        timeout: Seconds that it may take; None means no limit.
+        timeout: Seconds that it may take; None means `DIAL_PATIENCE`.
 
     Raises:
         DaemonUnavailableError: Nobody listens.
         DeadlineExceededError: The daemon did not accept the connection in time.
     """
-    deadline = Deadline(timeout)
+    end = time.monotonic() + (limit := DIAL_PATIENCE if timeout is None else timeout)
     while True:
         try:
             return dial(path, timeout=0)
         except BLOCKED:
             # A blocking connect would wait for ever for a frozen daemon, whatever the socket's timeout.
-            if (left := deadline.left()) is not None and left <= 0:
-                raise too_late(timeout) from None
-            time.sleep(CONNECT_PAUSE)
+            if time.monotonic() >= end:
+                raise too_late(limit) from None
+            time.sleep(DIAL_PAUSE)
 
 
 def broken(path: Path) -> DaemonUnavailableError:
@@ -177,6 +194,6 @@ def too_late(timeout: float | None) -> DeadlineExceededError:
     return DeadlineExceededError(f"the daemon did not answer within {timeout} s")
 
 
-def closed() -> RunedError:
+def closed() -> ClosedError:
     """Describe a call after `close`."""
-    return RunedError("this client is closed; connect again")
+    return ClosedError("this client is closed; connect again")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from runed.client.calls.flows import Ensure, Send, Sleep
-from runed.client.calls.stream import Connect, Give, Job, Outcome, StreamFlow, Turn, UploadFlow
+from runed.client.calls.drive import drive
+from runed.client.calls.pending import PendingTexts
+from runed.client.calls.steps import Connect, Ensure, Outcome, Send, Sleep, StreamFlow, Turn, UploadFlow
 from runed.client.transport.blocking import CHUNK, open_socket
+from runed.client.wire.http2 import Http2Request
 from runed.client.wire.stream import StreamExchange
-from runed.errors import RunedError
 
+E = TypeVar("E", bound=StreamExchange | Http2Request)
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -21,22 +24,23 @@ _GATHER = 0.02
 """Seconds for which texts are gathered for one message while more come at once."""
 
 
-class StreamConnection:
+class BlockingStreamConnection(Generic[E]):
     """A connection that carries one stream.
 
     Args:
         path: The daemon's socket.
-        step: The step that asks for it.
+        exchange: The state that it begins with.
+        timeout: Seconds that the connect may take; None means `DIAL_PATIENCE`.
     """
 
-    def __init__(self, path: Path, step: Connect) -> None:
-        self.exchange: StreamExchange = step.exchange
-        self._socket = open_socket(path, step.timeout)
+    def __init__(self, path: Path, exchange: E, timeout: float | None) -> None:
+        self.exchange = exchange
+        self._socket = open_socket(path, timeout)
         self._socket.setblocking(False)
         self._unwritten = memoryview(b"")
 
     def transfer(self, timeout: float | None) -> bytes | None:
-        """Write what the exchange gives, as far as the daemon takes it, and wait for bytes of it.
+        """Write the output of the exchange, as far as the daemon takes it, and wait for bytes of the daemon.
 
         Args:
             timeout: Seconds to wait at most; None means no limit.
@@ -62,7 +66,7 @@ class StreamConnection:
         if self._socket.fileno() < 0:
             return
         self.exchange.reset()
-        # A daemon that does not read finds out by the end of the connection.
+        # A daemon that does not read learns of it by the end of the connection.
         self._write()
         self._socket.close()
 
@@ -74,7 +78,7 @@ class StreamConnection:
             except BlockingIOError:
                 return
             except ConnectionError:
-                # What the daemon said before it closed can still be read.
+                # The last words of the daemon can still be read.
                 self._unwritten = memoryview(b"")
                 return
 
@@ -87,100 +91,73 @@ class StreamConnection:
 
 def run_stream(
     flow: StreamFlow[K],
-    job: Job[K],
+    pending: PendingTexts[K],
     source: Iterator[tuple[K, str]],
     path: Path,
     perform: Callable[[Send | Sleep | Ensure], Any],
 ) -> Generator[tuple[K, Outcome], None, None]:
-    """Do the steps of a stream.
+    """Drive the flow of a stream.
 
     Args:
-        flow: The steps.
-        job: Where the texts are put.
-        source: The caller's texts; what it raises ends the stream and reaches the caller as it is.
+        flow: The flow.
+        pending: Where the texts are put.
+        source: The caller's texts; an error of this iterator ends the stream and reaches the caller as it is.
         path: The daemon's socket.
-        perform: Does the steps that streams share with other calls.
+        perform: Performs the steps that streams share with other calls.
 
     Yields:
-        The caller's names of the texts with their outcomes.
+        The caller's ids of the texts with their outcomes.
     """
-    result: Any = None
-    error: RunedError | None = None
-    try:
-        while True:
-            try:
-                step = flow.throw(error) if error else flow.send(result)
-            except StopIteration:
-                return
-            result = error = None
-            if isinstance(step, Give):
-                yield from step.results
-                continue
-            try:
-                match step:
-                    case Connect():
-                        result = StreamConnection(path, step)
-                    case Turn(connection=StreamConnection() as connection):
-                        result = connection.transfer(0 if job.has_room else step.timeout)
-                    case Turn():
-                        pass
-                    case _:
-                        result = perform(step)
-            except RunedError as raised:
-                error = raised
-            if isinstance(step, Turn) and result is None and error is None:
-                # Outside of the `try`: an error of the caller's iterator is none of the daemon's.
-                _feed(job, source)
-    finally:
-        flow.close()
+
+    def perform_step(step: object) -> object:
+        if not isinstance(step, Turn):
+            return _perform(step, path, perform)
+        data = _turn(step, 0 if pending.has_room else step.timeout)
+        if data is None:
+            _feed(pending, source)
+        return data
+
+    with closing(flow):
+        while results := drive(flow, perform_step):
+            yield from results
 
 
 def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep | Ensure], Any]) -> T:
-    """Do the steps of a call that sends many messages and gets one.
+    """Drive the flow of a call that sends many messages and gets one.
 
     Args:
-        flow: The steps.
+        flow: The flow.
         path: The daemon's socket.
-        perform: Does the steps that uploads share with other calls.
+        perform: Performs the steps that uploads share with other calls.
 
     Returns:
         The call's result.
     """
-    result: Any = None
-    error: RunedError | None = None
-    try:
-        while True:
-            try:
-                step = flow.throw(error) if error else flow.send(result)
-            except StopIteration as stop:
-                value: T = stop.value
-                return value
-            result = error = None
-            try:
-                match step:
-                    case Connect():
-                        result = StreamConnection(path, step)
-                    case Turn(connection=StreamConnection() as connection):
-                        result = connection.transfer(step.timeout)
-                    case Turn():
-                        pass
-                    case _:
-                        result = perform(step)
-            except RunedError as raised:
-                error = raised
-    finally:
-        flow.close()  # whatever broke it off, such as Ctrl-C, the daemon is told
+
+    def perform_step(step: object) -> object:
+        return _turn(step, step.timeout) if isinstance(step, Turn) else _perform(step, path, perform)
+
+    with closing(flow):  # the daemon is told, also after Ctrl-C
+        return drive(flow, perform_step)
 
 
-def _feed(job: Job[K], source: Iterator[tuple[K, str]]) -> None:
-    """Take texts that the job has room for; waits for the first one only."""
+def _perform(step: Any, path: Path, perform: Callable[[Send | Sleep | Ensure], Any]) -> object:  # noqa: ANN401 # any step
+    return BlockingStreamConnection(path, step.exchange, step.timeout) if isinstance(step, Connect) else perform(step)
+
+
+def _turn(step: Turn, timeout: float | None) -> bytes | None:
+    return step.connection.transfer(timeout) if isinstance(step.connection, BlockingStreamConnection) else None
+
+
+def _feed(pending: PendingTexts[K], source: Iterator[tuple[K, str]]) -> None:
+    """Take texts while there is room for them; waits for the first one only."""
     began = time.monotonic()
-    while job.has_room:
-        try:
-            item = next(source)
-        except StopIteration:
-            job.source_ended = True
-            return
-        job.add(item)
-        if time.monotonic() - began > _GATHER:
-            return
+    try:
+        while pending.has_room:
+            pending.add(next(source))
+            if time.monotonic() - began > _GATHER:
+                return
+    except StopIteration:
+        pending.source_ended = True
+    except Exception as error:  # noqa: BLE001 # the flow raises it, so that it is not taken for one of the daemon
+        pending.source_error = error

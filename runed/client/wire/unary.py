@@ -1,7 +1,7 @@
-"""The unary half of the Connect protocol over HTTP/1.1, as pure computation: bytes in, bytes out, no socket.
+"""Calls of the Connect protocol that are no streams, over HTTP/1.1, as pure computation: bytes in, bytes out, no socket.
 
 It is a POST of a protobuf message that is answered by one, or by an error as JSON. Both transports share it. The generated
-connectrpc client over httpx does the same for five to ten times the CPU a call and 0.3 s more to import.
+client of connectrpc cannot take its place: it speaks by pyqwest, and pyqwest 0.12 has no UNIX sockets.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from runed.errors import (
     BackendUnavailableError,
     DeadlineExceededError,
     InvalidRequestError,
+    QueueFullError,
     RequestTooLargeError,
     RunedError,
     UnimplementedError,
@@ -28,10 +29,10 @@ from runed.errors import (
 SERVICE = "runed.v1.RunedService"
 
 HTTP_OK = 200
-"""The status of an answer that is no error."""
+"""The HTTP status of an answer that is no error."""
 
 _MAX_TIMEOUT_MS = 10**10 - 1
-"""The protocol allows ten digits."""
+"""Milliseconds at most in the header of a time limit: the protocol allows ten digits."""
 
 _HEADERS = (
     ("host", "runed"),
@@ -48,7 +49,7 @@ _CLASSES: dict[str, type[RunedError]] = {
     "unavailable": BackendUnavailableError,
     "unimplemented": UnimplementedError,
 }
-"""The classes of errors whose reason is not known here, by their Connect code."""
+"""The classes of errors whose reason is unknown here, by their Connect code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Answer:
     body: bytes
 
     def message(self) -> bytes:
-        """Give the encoded protobuf message.
+        """Return the encoded protobuf message.
 
         Raises:
             RunedError: The answer is an error; its class tells the kind.
@@ -83,7 +84,7 @@ class Exchange:
         self._body: list[bytes | bytearray] = []
 
     def request(self, method: str, message: bytes, timeout: float | None) -> bytes:
-        """Give what to send for a call.
+        """Return the bytes to send for a call.
 
         Args:
             method: The method's name, as in "Embed".
@@ -101,7 +102,7 @@ class Exchange:
         return b"".join(part for part in parts if part)
 
     def receive(self, data: bytes) -> Answer | None:
-        """Take what was received, and give the answer once it is complete.
+        """Take received bytes; returns the answer once it is complete.
 
         Args:
             data: The next bytes; none at all mean that the other side closed the connection.
@@ -125,7 +126,7 @@ class Exchange:
         return None
 
     def start_next(self) -> bool:
-        """Make ready for another call, and tell whether this connection can carry one."""
+        """Make ready for another call; returns whether this connection can carry one."""
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
@@ -133,7 +134,7 @@ class Exchange:
 
 
 def _error(answer: Answer) -> RunedError:
-    """Turn an answer that is not a message into the error that it tells."""
+    """Turn an answer that is no message into its error."""
     try:
         return error_of(json.loads(answer.body))
     except ValueError:
@@ -149,7 +150,7 @@ def error_of(document: object) -> RunedError:
         document: The error as the Connect protocol writes it, decoded from JSON.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The document is no error.
     """
     try:
         match document:
@@ -161,17 +162,20 @@ def error_of(document: object) -> RunedError:
         reason, metadata, retry_after = _read_details(details if isinstance(details, list) else [])
     except (KeyError, TypeError, AttributeError):
         raise ValueError("no error") from None
+    otherwise = _CLASSES.get(code, RunedError)
+    if otherwise is RequestTooLargeError and retry_after is not None:
+        otherwise = QueueFullError  # a request that is too large now is too large later
     return error_of_reason(
-        reason,
+        reason or ("CANCELED" if code == "canceled" else ""),
         message or f"the daemon answered {code}",
         metadata=metadata,
         retry_after=retry_after,
-        otherwise=_CLASSES.get(code, RunedError),
+        otherwise=otherwise,
     )
 
 
 def _read_details(details: list[dict[str, Any]]) -> tuple[str, dict[str, str], float | None]:
-    """Give reason and metadata of the ErrorInfo, and the seconds of the RetryInfo, from the list that JSON gave."""
+    """Return reason and metadata of the ErrorInfo, and the seconds of the RetryInfo."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415 # errors are rare, and the next import takes 15 ms
     from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo  # noqa: PLC0415 # as above
 

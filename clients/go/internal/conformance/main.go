@@ -63,7 +63,7 @@ type args struct {
 	TimeoutMS   *int `json:"timeout_ms"`
 }
 
-// text may be written as what is repeated and how often.
+// text is a string, which the table may write as {"repeat": ..., "times": ...}.
 type text string
 
 func (t *text) UnmarshalJSON(data []byte) error {
@@ -182,7 +182,7 @@ func (a args) items() iter.Seq2[string, string] {
 	}
 }
 
-// options gives those that the call names; one that it does not name is left out, which may differ from its zero value.
+// options returns the options that the call names. Leaving one out may differ from giving its zero value.
 func (a args) options() []runed.EmbedOption {
 	var result []runed.EmbedOption
 	if a.Role != nil {
@@ -235,7 +235,7 @@ func errorOf(err error) (object, bool) {
 	return object{"reason": failure.Reason, "metadata": failure.Metadata}, true
 }
 
-// fieldsOf gives all fields of a message by their names in the contract, numbers as numbers and enums by their names.
+// fieldsOf returns all fields of a message by their names in the contract, numbers as numbers and enums by their names.
 func fieldsOf(message proto.Message) object {
 	reflected, result := message.ProtoReflect(), object{}
 	fields := reflected.Descriptor().Fields()

@@ -19,7 +19,7 @@ import pytest
 import runed
 from runed import errors
 from runed.client.options import EmbedOptions
-from runed.integrations.connection import Connection
+from runed.integrations.lazy_client import LazyClient
 from tests.client.conftest import live_descriptors
 from tests.support import RunningDaemon, clean_environment
 
@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def connection(qwen_daemon: RunningDaemon) -> Connection:
-    return Connection(socket_path=qwen_daemon.socket)
+def connection(qwen_daemon: RunningDaemon) -> LazyClient:
+    return LazyClient(socket_path=qwen_daemon.socket)
 
 
 def run(code: str, daemon: RunningDaemon) -> str:
@@ -44,7 +44,7 @@ def run(code: str, daemon: RunningDaemon) -> str:
 
 
 def test_nothing_is_connected_before_the_first_text(tmp_path: Path) -> None:
-    connection = Connection(socket_path=tmp_path / "none.sock")
+    connection = LazyClient(socket_path=tmp_path / "none.sock")
     with pytest.raises(errors.DaemonUnavailableError):
         connection.embed("a", "query")
     with pytest.raises(errors.DaemonUnavailableError):
@@ -62,16 +62,16 @@ def test_nothing_is_connected_before_the_first_text(tmp_path: Path) -> None:
 )
 def test_a_wrong_option_is_told_where_it_was_given(options: EmbedOptions, cls: type[Exception]) -> None:
     with pytest.raises(cls):
-        Connection(**options)  # type: ignore[misc] # mypy sees that role is none of them
+        LazyClient(**options)  # type: ignore[misc] # mypy sees that role is none of them
 
 
 def test_one_daemon_is_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="not both"):
-        Connection(home=tmp_path, socket_path=tmp_path / "a.sock")
+        LazyClient(home=tmp_path, socket_path=tmp_path / "a.sock")
 
 
 def test_the_options_go_with_the_texts(qwen_daemon: RunningDaemon) -> None:
-    connection = Connection(socket_path=qwen_daemon.socket, dimensions=32, instruction="Find teas", truncate="end", lane="bulk")
+    connection = LazyClient(socket_path=qwen_daemon.socket, dimensions=32, instruction="Find teas", truncate="end", lane="bulk")
     long = "word " * 3000
     with runed.connect(socket_path=qwen_daemon.socket) as client:
         query = client.embed("green", role="query", instruction="Find teas", dimensions=32)
@@ -82,10 +82,10 @@ def test_the_options_go_with_the_texts(qwen_daemon: RunningDaemon) -> None:
         assert connection.embed("a text of the bulk lane alone", None).shape == (32,)
         assert client.health().bulk.total_texts == bulk + 1
     with pytest.raises(errors.TextTooLongError):
-        Connection(socket_path=qwen_daemon.socket).embed(long, "document")
+        LazyClient(socket_path=qwen_daemon.socket).embed(long, "document")
 
 
-def test_threads_that_come_at_once_share_a_client(connection: Connection) -> None:
+def test_threads_that_come_at_once_share_a_client(connection: LazyClient) -> None:
     start = threading.Barrier(8)
 
     def first_use(_number: int) -> runed.Client:
@@ -98,17 +98,17 @@ def test_threads_that_come_at_once_share_a_client(connection: Connection) -> Non
     assert np.array_equal(vectors, connection.embed_batch([f"text {number}" for number in range(32)], "document"))
 
 
-def test_copies_connect_by_themselves(connection: Connection) -> None:
+def test_copies_connect_by_themselves(connection: LazyClient) -> None:
     vector = connection.embed("green tea", "query")
     for twin in (copy.copy(connection), copy.deepcopy(connection), pickle.loads(pickle.dumps(connection))):
-        assert isinstance(twin, Connection)
+        assert isinstance(twin, LazyClient)
         assert twin.client() is not connection.client()
         assert np.array_equal(twin.embed("green tea", "query"), vector)
         twin.close()
         assert np.array_equal(connection.embed("green tea", "query"), vector)
 
 
-def test_a_closed_one_connects_again(connection: Connection) -> None:
+def test_a_closed_one_connects_again(connection: LazyClient) -> None:
     descriptors = live_descriptors()
     vector = connection.embed("green tea", "query")
     connection.close()
@@ -119,14 +119,14 @@ def test_a_closed_one_connects_again(connection: Connection) -> None:
 def test_one_that_nobody_uses_any_more_holds_no_socket(qwen_daemon: RunningDaemon) -> None:
     gc.collect()  # so that nothing of earlier tests is closed meanwhile
     descriptors = live_descriptors()
-    connection = Connection(socket_path=qwen_daemon.socket)
+    connection = LazyClient(socket_path=qwen_daemon.socket)
     connection.embed("green tea", "query")
     assert live_descriptors() != descriptors
     del connection
     assert live_descriptors() == descriptors
 
 
-def test_each_event_loop_has_connections_of_its_own_that_end_with_it(connection: Connection) -> None:
+def test_each_event_loop_has_connections_of_its_own_that_end_with_it(connection: LazyClient) -> None:
     vector = connection.embed("green tea", "query")
     descriptors = live_descriptors()
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_each_event_loop_has_connections_of_its_own_that_end_with_it(connection:
     assert live_descriptors() == descriptors
 
 
-async def test_closing_in_a_loop_closes_its_connections_too(connection: Connection) -> None:
+async def test_closing_in_a_loop_closes_its_connections_too(connection: LazyClient) -> None:
     await asyncio.to_thread(int)  # the loop's own descriptors come before
     descriptors = live_descriptors()
     vector = await connection.aembed("green tea", "query")
@@ -159,7 +159,7 @@ async def test_closing_in_a_loop_closes_its_connections_too(connection: Connecti
     assert np.array_equal(await connection.aembed("green tea", "query"), vector)
 
 
-async def test_batches_that_are_started_at_once_take_turns(connection: Connection) -> None:
+async def test_batches_that_are_started_at_once_take_turns(connection: LazyClient) -> None:
     await asyncio.to_thread(int)
     descriptors = live_descriptors()
     texts = [f"text {number}" for number in range(120)]
@@ -170,7 +170,7 @@ async def test_batches_that_are_started_at_once_take_turns(connection: Connectio
     assert np.array_equal(np.concatenate(vectors), connection.embed_batch(texts, "document"))
 
 
-async def test_calls_do_not_block_the_loop_and_take_no_thread(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_do_not_block_the_loop_and_take_no_thread(connection: LazyClient, monkeypatch: pytest.MonkeyPatch) -> None:
     await connection.aembed("the first call may start a daemon", "query")
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "run_in_executor", None)
@@ -186,12 +186,12 @@ async def test_calls_do_not_block_the_loop_and_take_no_thread(connection: Connec
 FORKING = """
 import asyncio, os, sys
 import numpy as np
-from runed.integrations.connection import Connection
+from runed.integrations.lazy_client import LazyClient
 
 def both(text):
     return connection.embed(text, "document"), asyncio.run(connection.aembed(text, "document"))
 
-connection = Connection(socket_path=sys.argv[1])
+connection = LazyClient(socket_path=sys.argv[1])
 expected = dict((text, both(text)[0]) for text in "abcd")
 children = []
 for text in "abc":
@@ -213,9 +213,9 @@ def test_forked_workers_and_their_parent_get_their_own_answers(qwen_daemon: Runn
 FORKING_IN_A_LOOP = """
 import asyncio, os, sys
 import numpy as np
-from runed.integrations.connection import Connection
+from runed.integrations.lazy_client import LazyClient
 
-connection = Connection(socket_path=sys.argv[1])
+connection = LazyClient(socket_path=sys.argv[1])
 
 def work_in_child(expected):
     for text, vector in expected.items():
@@ -241,19 +241,19 @@ def test_a_worker_forked_by_a_running_loop_leaves_the_parents_connections_alone(
 
 LEAVING = """
 import asyncio, sys
-from runed.integrations.connection import Connection
+from runed.integrations.lazy_client import LazyClient
 
-kept = Connection(socket_path=sys.argv[1])
+kept = LazyClient(socket_path=sys.argv[1])
 kept.embed("a", None)
 asyncio.run(kept.aembed("a", None))
 asyncio.run(kept.aembed_batch(["a", "b"], None))
-dropped = Connection(socket_path=sys.argv[1])
+dropped = LazyClient(socket_path=sys.argv[1])
 dropped.embed("a", None)
 asyncio.run(dropped.aembed("a", None))
 del dropped
 
 async def drop():
-    await Connection(socket_path=sys.argv[1]).aembed("a", None)
+    await LazyClient(socket_path=sys.argv[1]).aembed("a", None)
 
 asyncio.run(drop())
 print("done")

@@ -1,0 +1,375 @@
+"""A small double of the daemon, for the tests of programs that embed: the real protocol without an engine or a model.
+
+    import runed
+    import runed.testing
+
+    def test_search() -> None:
+        with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
+            assert client.embed("tea").tolist() == daemon.vector("tea").tolist()
+
+The vector of a text is a function of the text alone: random values, of L2 norm 1, that are the same in every run. The tokens of
+a text are its words and two special ones. Programs in other processes and languages find the double by `RUNED_HOME`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from runed.api.app import build_app
+from runed.client import EmbedOptions
+from runed.domain.requests import (
+    Centroid,
+    CentroidHeader,
+    EmbedAnswer,
+    Embedding,
+    Lane,
+    Role,
+    StreamAnswer,
+    StreamItem,
+    StreamResult,
+    Truncate,
+    VectorSpace,
+)
+from runed.domain.requests import EmbedOptions as Asked
+from runed.domain.status import Health, Info, LoadingPhase, Status
+from runed.errors import (
+    BadDimensionsError,
+    BootstrappingError,
+    EmptyBatchError,
+    EmptyTextError,
+    NoCentroidSetError,
+    RunedError,
+    TextTooLongError,
+    UnimplementedError,
+)
+from runed.lifecycle.listener import Listener
+from runed.paths import Paths
+from runed.server import Server
+from runed.version import __version__
+
+__all__ = ["Call", "DaemonDouble", "daemon", "vector_of"]
+
+_FINGERPRINT = "double"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that reached the double.
+
+    Attributes:
+        method: The method of the service: "Embed" and "EmbedBatch" are "embed", the others "embed_stream" and "count_tokens".
+        texts: The texts; those of a stream as far as they have come.
+        options: The options that differ from their defaults, by the names that the client has for them.
+    """
+
+    method: str
+    texts: list[str]
+    options: EmbedOptions
+
+
+@contextmanager
+def daemon(
+    home: str | os.PathLike[str] | None = None, *, dimensions: int = 8, max_text_length: int = 512
+) -> Iterator[DaemonDouble]:
+    """Serve a double in a thread of this process.
+
+    Args:
+        home: The directory that programs find it by. None makes one, and removes it at the end.
+        dimensions: The number of values of a vector.
+        max_text_length: The largest number of tokens of one text.
+
+    Yields:
+        The double, which listens.
+
+    Raises:
+        AlreadyRunningError: A daemon serves this home.
+    """
+    place = Path(tempfile.mkdtemp(prefix="runed-")) if home is None else Path(home).absolute()
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A client that outlives the double must not start a daemon here, which would download a model.
+    (place / "config.json").write_text(json.dumps({"version": 1, "runed_binary": str(place / "no-daemon-in-tests")}))
+    double = DaemonDouble(place, dimensions, max_text_length)
+    try:
+        with _quiet_log(), Listener.bind(double.socket) as listener, _serving(double, listener):
+            yield double
+    finally:
+        if home is None:
+            shutil.rmtree(place)
+
+
+@dataclass
+class DaemonDouble:
+    """A daemon whose vectors are made up; `daemon` makes and serves it.
+
+    Attributes:
+        home: The directory that programs find it by, as `RUNED_HOME`.
+        dimensions: The number of values of a vector.
+        max_text_length: The largest number of tokens of one text.
+        calls: The calls that came, in their order.
+    """
+
+    home: Path
+    dimensions: int = 8
+    max_text_length: int = 512
+    calls: list[Call] = field(default_factory=list)
+    _faults: dict[str, RunedError] = field(default_factory=dict)
+    _refusals: list[RunedError] = field(default_factory=list)
+    _download: tuple[int, int] | None = None
+    _centroids: NDArray[np.float32] | None = None
+    _centroid_version: str = ""
+
+    @property
+    def socket(self) -> Path:
+        """The path of the socket that it listens on."""
+        return Paths(self.home).socket
+
+    def vector(self, text: str, dimensions: int | None = None) -> NDArray[np.float32]:
+        """Return the vector of a text.
+
+        Args:
+            text: The text.
+            dimensions: The number of values; None means all.
+        """
+        return vector_of(text, dimensions or self.dimensions)
+
+    def fail(self, text: str, error: RunedError) -> None:
+        """Let a text fail from now on, alone or among others."""
+        self._faults[text] = error
+
+    def refuse(self, error: RunedError, *, times: int = 1) -> None:
+        """Refuse the next calls.
+
+        Args:
+            error: The error, such as `QueueFullError("full", retry_after=0.1)`. With `retry_after`, clients try again.
+            times: The number of tries to refuse.
+        """
+        self._refusals += [error] * times
+
+    @contextmanager
+    def bootstrapping(self, bytes_done: int = 0, bytes_total: int = 1_000_000) -> Iterator[None]:
+        """Behave as a daemon that downloads its model: embeddings wait, and `info` raises `BootstrappingError`."""
+        self._download = (bytes_done, bytes_total)
+        try:
+            yield
+        finally:
+            self._download = None
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        options: Asked,
+        *,
+        client: str,  # noqa: ARG002 # the signature is that of `Host`
+        per_item_errors: bool = False,
+    ) -> EmbedAnswer:
+        """Embed the texts of one call; see `Host.embed`."""
+        self.calls.append(Call("embed", list(texts), _as_given(options)))
+        self._admit(options)
+        if not texts:
+            raise EmptyBatchError("the batch holds no text; send at least one")
+        items = [self._outcome(text, options) for text in texts]
+        for index, item in enumerate(items):
+            if isinstance(item, RunedError) and not per_item_errors:
+                raise _placed(item, index)
+        return EmbedAnswer(items=items, space=self._space(options), centroid_set_version=self._centroid_version)
+
+    async def embed_stream(
+        self,
+        chunks: AsyncIterator[Sequence[StreamItem]],
+        options: Asked,
+        *,
+        client: str,  # noqa: ARG002 # as above
+    ) -> AsyncGenerator[StreamAnswer, None]:
+        """Embed texts as they come; see `Host.embed_stream`."""
+        call = Call("embed_stream", [], _as_given(options))
+        self.calls.append(call)
+        self._admit(options)
+        async for chunk in chunks:
+            call.texts.extend(item.text for item in chunk)
+            yield StreamAnswer(
+                [StreamResult(item.id, self._outcome(item.text, options)) for item in chunk], self._space(options)
+            )
+
+    async def count_tokens(self, texts: Sequence[str], options: Asked) -> list[int]:
+        """Count words and two special tokens; see `Host.count_tokens`."""
+        self.calls.append(Call("count_tokens", list(texts), _as_given(options)))
+        self._admit(options)
+        return [_count(text) for text in texts]
+
+    async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
+        """Replace the set of routing centroids; see `Host.set_centroids`."""
+        rows = [np.frombuffer(centroid.values, dtype="<f4") async for batch in batches for centroid in batch]
+        self._centroids = np.array(rows, dtype=np.float32)
+        self._centroid_version = header.version or f"double-{header.nlist}"
+        return self._centroid_version
+
+    async def settle(self) -> None:
+        """Return at once: nothing is ever looked for; see `Host.settle`."""
+
+    def info(self) -> Info:
+        """Describe the double; see `Host.info`."""
+        ready = self._download is None
+        return Info(
+            daemon_version=__version__,
+            socket_path=str(self.socket),
+            max_batch_size=2048,
+            max_request_bytes=32 * 1024 * 1024,
+            model_identity="sha256:double" if ready else "",
+            vector_dim=self.dimensions if ready else 0,
+            max_text_length=self.max_text_length if ready else 0,
+            model_name="double" if ready else "",
+            pooling="mean",
+            fingerprint=_FINGERPRINT if ready else "",
+            min_dimensions=1,
+            profile="balanced",
+            max_queued_texts=100_000,
+            max_queued_bytes=64 * 1024 * 1024,
+            centroid_set_version=self._centroid_version,
+        )
+
+    def health(self) -> Health:
+        """Describe the present state; see `Host.health`."""
+        done, total = self._download or (0, 0)
+        loading = self._download is not None
+        return Health(
+            status=Status.LOADING if loading else Status.OK,
+            phase=LoadingPhase.FETCHING_MODEL if loading else None,
+            bytes_done=done,
+            bytes_total=total,
+            downloading=loading,
+            message="downloading the model" if loading else "",
+            uptime_seconds=1,
+            total_requests=len(self.calls),
+            in_flight_requests=0,
+            pid=os.getpid(),
+            engine_pid=0,
+            engine_restarts=0,
+        )
+
+    def metrics(self) -> bytes:
+        """Return no metrics; see `Host.metrics`."""
+        return b""
+
+    def shut_down(self, grace: float | None) -> None:
+        """Go on: the block of `daemon` ends the double; see `Host.shut_down`."""
+
+    def _admit(self, options: Asked) -> None:
+        if self._download is not None:
+            done, total = self._download
+            raise BootstrappingError(f"the model is being downloaded, {done} of {total} bytes are done", retry_after=1.0)
+        if self._refusals:
+            raise self._refusals.pop(0)
+        if options.dimensions > self.dimensions:
+            raise BadDimensionsError(f"there are {self.dimensions} dimensions at most")
+        if options.with_route and self._centroids is None:
+            raise NoCentroidSetError("there is no centroid set to route by")
+
+    def _outcome(self, text: str, options: Asked) -> Embedding | RunedError:
+        if not text.strip():
+            return EmptyTextError("the text is empty or only white space; leave it out")
+        if error := self._faults.get(text):
+            return error
+        total = _count(text)
+        if total > self.max_text_length and options.truncate is Truncate.NONE:
+            return TextTooLongError(
+                f"the text has {total} tokens, but {self.max_text_length} are the most",
+                metadata={"tokens": str(total), "limit": str(self.max_text_length)},
+            )
+        return Embedding(
+            vector=self.vector(text, options.dimensions).astype("<f4").tobytes(),
+            tokens=min(total, self.max_text_length),
+            total_tokens=total,
+            cluster_id=self._nearest(text) if options.with_route else 0,
+        )
+
+    def _space(self, options: Asked) -> VectorSpace:
+        return VectorSpace(fingerprint=_FINGERPRINT, prompt="" if options.role is Role.NONE else f"{options.role.value}: ")
+
+    def _nearest(self, text: str) -> int:
+        assert self._centroids is not None
+        if self._centroids.shape[1] != self.dimensions:
+            raise UnimplementedError("the centroids have other dimensions than the vectors")
+        return int(np.argmax(self._centroids @ self.vector(text)))
+
+
+def vector_of(text: str, dimensions: int) -> NDArray[np.float32]:
+    """Return the made-up vector of a text, float32, of L2 norm 1; fewer dimensions are the first values of more."""
+    digest = hashlib.shake_256(text.encode()).digest(4 * dimensions)
+    values = np.frombuffer(digest, dtype="<u4") / 2**31 - 1
+    unit: NDArray[np.float32] = (values / np.linalg.norm(values)).astype(np.float32)
+    return unit
+
+
+def _placed(error: RunedError, index: int) -> RunedError:
+    """Say which text of a batch an error belongs to."""
+    placed = type(error)(error.message, metadata=error.metadata | {"index": str(index)}, retry_after=error.retry_after)
+    placed.reason = error.reason
+    return placed
+
+
+def _count(text: str) -> int:
+    return len(text.split()) + 2
+
+
+def _as_given(options: Asked) -> EmbedOptions:
+    """Translate the options of a request into those that its caller gave."""
+    given: EmbedOptions = {}
+    if options.role is not Role.NONE:
+        given["role"] = "query" if options.role is Role.QUERY else "document"
+    if options.instruction:
+        given["instruction"] = options.instruction
+    if options.dimensions:
+        given["dimensions"] = options.dimensions
+    if options.truncate is not Truncate.NONE:
+        given["truncate"] = "end" if options.truncate is Truncate.END else "start"
+    if options.lane is not None:
+        given["lane"] = "bulk" if options.lane is Lane.BULK else "interactive"
+    return given
+
+
+@contextmanager
+def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
+    """Serve a double on an event loop in a thread."""
+    loop = asyncio.new_event_loop()
+    server = Server(build_app(double), listener.sock)
+    thread = threading.Thread(target=loop.run_forever, name="runed.testing", daemon=True)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+        yield
+        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Send the log of the service to `logging`, unless the program has configured structlog; the default is standard output."""
+    if structlog.is_configured():
+        yield
+        return
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()

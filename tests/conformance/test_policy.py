@@ -1,0 +1,423 @@
+"""The Python client against `policy.json`, which the clients of all languages follow."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import pwd
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from runed_proto.runed.v1.runed_pb2 import (
+    EmbedBatchResponse,
+    EmbedResponse,
+    EmbedStreamRequest,
+    HealthResponse,
+    InfoResponse,
+)
+
+import runed
+import runed.paths
+import runed.testing
+from runed import errors
+from runed.api.error_codes import code_of
+from runed.client import target
+from runed.client.calls import answers, centroids, daemon_flows, patience, pending, texts
+from runed.client.calls.flows import Flows
+from runed.client.calls.patience import Deadline, Patience
+from runed.client.calls.pending import PendingTexts
+from runed.client.calls.steps import Ensure, Send, Sleep
+from runed.client.options import Options
+from runed.client.target import Target
+from runed.client.transport import blocking
+from runed.client.wire.unary import error_of
+from runed.errors import error_of_reason
+from runed.lifecycle.spawn import _release
+
+POLICY: dict[str, Any] = json.loads((Path(__file__).parent / "policy.json").read_text())
+
+CONSTANTS = {
+    "retry_patience_seconds": patience.MAX_PATIENCE,
+    "retry_growth": patience._GROWTH,
+    "retry_shortest_seconds": patience._SHORTEST,
+    "retry_longest_seconds": patience._LONGEST,
+    "lost_tries": daemon_flows._MAX_RETRIES,
+    "lost_pause_seconds": daemon_flows._RETRY_PAUSE,
+    "drain_poll_seconds": daemon_flows._DRAIN_POLL,
+    "drain_patience_seconds": daemon_flows._MAX_DRAIN,
+    "bootstrap_first_poll_seconds": daemon_flows._POLL_FIRST,
+    "bootstrap_longest_poll_seconds": daemon_flows._POLL_MOST,
+    "dial_pause_seconds": blocking.DIAL_PAUSE,
+    "dial_patience_seconds": blocking.DIAL_PATIENCE,
+    "start_patience_seconds": target._START_TIMEOUT,
+    "socket_path_bytes": runed.paths.MAX_SOCKET_PATH,
+    "stream_texts": pending.MAX_TEXTS,
+    "stream_bytes": pending.MAX_BYTES,
+    "message_texts": pending.MESSAGE_TEXTS,
+    "message_bytes": pending.MESSAGE_BYTES,
+    "item_overhead_bytes": pending._ITEM_OVERHEAD,
+    "text_overhead_bytes": texts.TEXT_OVERHEAD,
+    "large_text_bytes": texts.LARGE_TEXT,
+    "fallback_batch_texts": answers._FALLBACK_BATCH_SIZE,
+    "fallback_request_bytes": answers._FALLBACK_REQUEST_BYTES,
+    "centroid_message_bytes": centroids.MESSAGE_BYTES,
+}
+
+
+def rows(part: str, name: Callable[[dict[str, Any]], str]) -> pytest.MarkDecorator:
+    """Try a part of the policy row by row."""
+    table = POLICY[part]["rows"]
+    return pytest.mark.parametrize("row", table, ids=[name(row) for row in table])
+
+
+def test_constants() -> None:
+    assert {row["name"]: row["value"] for row in POLICY["constants"]} == CONSTANTS
+
+
+@rows("pauses", lambda row: f"{row['told']} s after {row['refusals']}")
+def test_pauses(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for chance, expected in ((min, row["least"]), (max, row["most"])):
+        monkeypatch.setattr("random.uniform", lambda least, most, chance=chance: chance(least, most))
+        pauses = Patience(Deadline(1e9))
+        for _ in range(row["refusals"]):
+            pauses.pause(errors.QueueFullError("full", retry_after=row["told"]))
+        assert pauses.pause(errors.QueueFullError("full", retry_after=row["told"])) == pytest.approx(expected)
+
+
+@rows("reasons", lambda row: str(row["reason"]))
+def test_reasons(row: dict[str, Any]) -> None:
+    error = error_of_reason(row["reason"], "it is so")
+    assert error.reason == row["reason"]
+    if not isinstance(error, (errors.LifecycleError, errors.SettingsError, errors.ClosedError)):
+        # The others are never sent by a daemon, and a Python error has no code of its own.
+        assert code_of(error).name == row["code"]
+    then = row["then"]
+    if then in {"final", "retry"}:
+        with pytest.raises(type(error)):
+            step_after(error)
+    error = error_of_reason(row["reason"], "it is so", retry_after=0.1)
+    if then == "final":
+        with pytest.raises(type(error)):
+            step_after(error)
+    elif then == "retry":
+        assert isinstance(step_after(error), Sleep)
+    elif then == "follow":
+        with pytest.raises(type(error), match="it is so"):
+            step_after(error, spawn=False)
+        assert isinstance(step_after(error, 2), Ensure)
+    else:
+        health = step_after(error)
+        assert isinstance(health, Send)
+        assert health.method == "Health"
+
+
+def step_after(error: errors.RunedError, number: int = 1, *, spawn: bool = True) -> object:
+    """Return a step of a call whose first try failed."""
+    flow = Flows(spawn=spawn, on_progress=None).embed("a", Options(), Deadline(60))
+    next(flow)
+    step: object = flow.throw(error)
+    for _ in range(number - 1):
+        step = flow.send(None)
+    return step
+
+
+@rows("codes", lambda row: f"{row['code']}{' with RetryInfo' if row['retry_info'] else ''}")
+def test_codes(row: dict[str, Any]) -> None:
+    info = RetryInfo(retry_delay=Duration(seconds=2)).SerializeToString()
+    details = [{"type": "google.rpc.RetryInfo", "value": base64.b64encode(info).decode()}] if row["retry_info"] else []
+    error = error_of({"code": row["code"].lower(), "message": "it is so", "details": details})
+    assert error.reason == row["reason"]
+    assert error.retry_after == (2 if row["retry_info"] else None)
+    known = error_of_reason(row["reason"], "")
+    assert type(error) is type(known)
+
+
+@rows("bootstrap", lambda row: str(row["name"]))
+@pytest.mark.parametrize("call", ["info", "embedding"])
+def test_bootstrap(row: dict[str, Any], call: str) -> None:
+    client, expected = Flows(spawn=True, on_progress=None), row[call]
+    flow = client.info(Deadline(60)) if call == "info" else client.embed_batch(["a"], Options(), Deadline(60))
+    result = answered(flow, row)
+    if "reason" in expected:
+        assert isinstance(result, errors.RunedError)
+        assert result.reason == expected["reason"]
+        assert result.metadata == expected.get("metadata", {})
+        assert all(number in result.message for number in result.metadata.values())
+    elif call == "info":
+        assert isinstance(result, runed.Info)
+        assert result.vector_dim == expected["vector_dim"]
+    else:
+        assert isinstance(result, np.ndarray)
+
+
+def answered(flow: Generator[Any, Any, object], row: dict[str, Any]) -> object:
+    """Answer the steps of a flow as the daemon of a row; returns its result or error."""
+    infos, healths = list(row["infos"]), list(row["healths"])
+    degraded = bool(healths) and healths[0]["status"] == "DEGRADED"
+    answer: object = None
+    while True:
+        try:
+            step = flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        except errors.RunedError as error:
+            return error
+        match step:
+            case Send(method="Info"):
+                info = infos.pop(0) if len(infos) > 1 else infos[0]
+                answer = error_of_reason(info, "it is so") if isinstance(info, str) else InfoResponse(vector_dim=info)
+            case Send(method="Health"):
+                answer = health_of(healths.pop(0) if healths else {"status": "OK"})
+            case Send() if healths:
+                answer = errors.BackendUnavailableError("not yet") if degraded else errors.BootstrappingError("not yet")
+            case Send():
+                answer = EmbedBatchResponse(embeddings=[EmbedResponse(vector=[1, 0])], fingerprint="f")
+            case _:
+                assert isinstance(step, Sleep)
+                answer = None
+
+
+def health_of(health: dict[str, Any]) -> HealthResponse:
+    others = {name: health[name] for name in ("bytes_done", "bytes_total", "message") if name in health}
+    return HealthResponse(status=f"STATUS_{health['status']}", phase=f"PHASE_{health.get('phase', 'UNSPECIFIED')}", **others)
+
+
+@rows("room", lambda row: f"{row['call']} {sorted(row['options'])}")
+def test_room(row: dict[str, Any]) -> None:
+    client = Flows(spawn=True, on_progress=None)
+    options, text = Options(**row["options"]), "x" * 2000
+    info = InfoResponse(max_request_bytes=1000)
+    if row["call"] == "embed_stream":
+        request = EmbedStreamRequest()
+        options.set_on(request)
+        texts_of_stream: PendingTexts[int] = PendingTexts()
+        texts_of_stream.add((0, text))
+        texts_of_stream.next_message(1000 - request.ByteSize())
+        outcome: object = texts_of_stream.ready[0][1]
+    elif row["call"] == "embed_items":
+        flow = client.embed_items([text], options, Deadline(60), with_route=False)
+        next(flow)
+        with pytest.raises(StopIteration) as stopped:
+            flow.send(info)
+        outcome = stopped.value.value[0]
+    else:
+        counted = client.count_tokens([text], options, Deadline(60))
+        flow = counted if row["call"] == "count_tokens" else client.embed_batch([text], options, Deadline(60))  # type: ignore[assignment] # whichever
+        next(flow)
+        with pytest.raises(errors.RequestTooLargeError) as caught:
+            flow.send(info)
+        outcome = caught.value
+    assert isinstance(outcome, errors.RequestTooLargeError)
+    assert outcome.metadata["limit"] == str(row["room"])
+
+
+@rows(
+    "places", lambda row: json.dumps({name: row[name] for name in ("environment", "home", "socket_path") if name in row})[:80]
+)
+def test_places(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = pwd.getpwuid(os.getuid())
+
+    def filled(text: str) -> str:
+        return (
+            text.replace("$own", own.pw_dir)
+            .replace("$user", own.pw_name)
+            .replace("$uid", str(os.getuid()))
+            .replace("$here", str(tmp_path))
+        )
+
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name == "HOME" or name.startswith("RUNED_")]:
+        monkeypatch.delenv(name)
+    for name, value in row["environment"].items():
+        monkeypatch.setenv(name, filled(value))
+    arguments = {"home": row.get("home"), "socket_path": row.get("socket_path")}
+    if "reason" in row:
+        with pytest.raises(errors.RunedError) as caught:
+            Target.resolve(**arguments, spawn=True)
+        assert caught.value.reason == row["reason"]
+    else:
+        assert str(Target.resolve(**arguments, spawn=True).socket) == filled(row["socket"])
+
+
+@rows("dial", lambda row: str(row["found"]))
+def test_dial(row: dict[str, Any], home: Path) -> None:
+    path = home / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if "datagram" in row["found"] else socket.SOCK_STREAM) as found:
+        match row["found"]:
+            case "nothing":
+                pass
+            case "a file in place of the directory":
+                (home / "file").touch()
+                path = home / "file" / "s"
+            case _:
+                found.bind(str(path))
+        with pytest.raises(errors.RunedError) as caught, runed.connect(socket_path=path) as client:
+            client.health()
+    assert caught.value.reason == row["reason"]
+
+
+@rows("versions", lambda row: f"{row['daemon']} and {row['client']}")
+def test_versions(row: dict[str, Any]) -> None:
+    assert (_release(row["daemon"]) < _release(row["client"])) is row["older"]
+
+
+# The rules
+
+
+def test_each_rule_has_a_test() -> None:
+    rules = [row["name"] for row in POLICY["rules"]["rows"] if "languages" not in row or "python" in row["languages"]]
+    assert [rule for rule in rules if f"test_{rule.replace(' ', '_')}" not in globals()] == []
+
+
+@contextmanager
+def listening(path: Path, answer: Callable[[socket.socket], None] | None = None) -> Iterator[Path]:
+    """Listen on a socket, and answer each connection in a thread; None accepts none."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0 if answer is None else 10)
+
+        def run() -> None:
+            with suppress(OSError):
+                while answer is not None:
+                    connection, _ = listener.accept()
+                    with connection, suppress(OSError):
+                        answer(connection)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield path
+        finally:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_full_backlog(home: Path) -> None:
+    with listening(home / "s") as path:
+        waiting = []
+        with suppress(BlockingIOError):
+            while True:
+                waiting.append(socket.socket(socket.AF_UNIX))
+                waiting[-1].setblocking(False)
+                waiting[-1].connect(str(path))
+        with runed.connect(socket_path=path) as client:
+            began = time.monotonic()
+            with pytest.raises(errors.DeadlineExceededError):
+                client.embed("a", timeout=0.3)
+            assert time.monotonic() - began >= 0.3
+        for one in waiting:
+            one.close()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\nshort"])
+def test_a_lost_answer(home: Path, answer: bytes) -> None:
+    def break_off(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    with (
+        listening(home / "s", break_off) as path,
+        runed.connect(socket_path=path) as client,
+        pytest.raises(errors.DaemonUnavailableError) as caught,
+    ):
+        client.embed("a")
+    assert caught.value.reason == "DAEMON_UNAVAILABLE"
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
+def test_another_program(home: Path, status: str) -> None:
+    def greet(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(f"HTTP/1.1 {status}\r\ncontent-length: 5\r\n\r\nhello".encode())
+
+    with (
+        listening(home / "s", greet) as path,
+        runed.connect(socket_path=path) as client,
+        pytest.raises(errors.RunedError) as caught,
+    ):
+        client.embed("a")
+    assert caught.value.reason == "INTERNAL"
+
+
+def test_an_answer_without_a_vector() -> None:
+    client = Flows(spawn=True, on_progress=None)
+    single = client.embed("a", Options(), Deadline(60))
+    next(single)
+    with pytest.raises(errors.BackendFaultError):
+        single.send(EmbedResponse())
+    several: list[list[list[float]]] = [[[]], [[1.0, 0.0], [1.0]]]
+    for vectors in several:
+        batch = Flows(spawn=True, on_progress=None).embed_batch(["a"] * len(vectors), Options(), Deadline(60))
+        next(batch)
+        batch.send(InfoResponse())
+        with pytest.raises(errors.BackendFaultError):
+            batch.send(EmbedBatchResponse(embeddings=[EmbedResponse(vector=vector) for vector in vectors]))
+
+
+def test_an_error_of_one_text() -> None:
+    with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
+        daemon.fail("bad", errors.BackendUnavailableError("no engine", retry_after=0.01))
+        outcomes = dict(client.embed_stream([(1, "good"), (2, "bad")]))
+        assert isinstance(outcomes[1], runed.Embedding)
+        assert isinstance(outcomes[2], errors.BackendUnavailableError)
+        assert isinstance(client.embed_items(["bad"])[0], errors.BackendUnavailableError)
+        assert sum(call.texts.count("bad") for call in daemon.calls) == 2
+
+
+async def test_an_idle_stream(home: Path) -> None:
+    given = asyncio.Event()
+    outcomes: dict[int, object] = {}
+    with ExitStack() as daemons:
+        daemons.enter_context(runed.testing.daemon(home))
+
+        async def items() -> AsyncIterator[tuple[int, str]]:
+            yield 1, "a"
+            await given.wait()
+            await asyncio.to_thread(daemons.close)
+            daemons.enter_context(runed.testing.daemon(home))
+            yield 2, "b"
+
+        async with runed.connect_async(socket_path=home / "embedding.sock") as client:
+            async for key, outcome in client.embed_stream(items()):
+                outcomes[key] = type(outcome)
+                given.set()
+    assert outcomes == {1: runed.Embedding, 2: runed.Embedding}
+
+
+def test_a_silent_stream(home: Path) -> None:
+    stop = threading.Event()
+
+    def say_nothing(connection: socket.socket) -> None:
+        data = connection.recv(65536)
+        if data.startswith(b"PRI"):
+            stop.wait(10)
+        else:
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n")
+
+    with listening(home / "s", say_nothing) as path, runed.connect(socket_path=path) as client:
+        began = time.monotonic()
+        with pytest.raises(errors.DeadlineExceededError, match=r"no embedding of the stream came within 0\.3 s"):
+            list(client.embed_stream([(1, "a")], timeout=0.3))
+        assert time.monotonic() - began < 5
+        stop.set()
+
+
+def test_a_closed_client() -> None:
+    with runed.testing.daemon() as daemon:
+        client = runed.connect(home=daemon.home)
+        client.close()
+        with pytest.raises(errors.ClosedError) as caught:
+            client.embed("a")
+    assert caught.value.reason == "CLOSED"
