@@ -40,7 +40,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test lint pytest test-go test-ts test-pythons test-lowest mutants bench gen pins picture
+.PHONY: help setup demo check test lint pytest test-go test-ts test-pythons test-lowest mutants bench gen pins picture release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -110,6 +110,9 @@ test-lowest: $(STAMPS)/requirements ## Run the tests with the lowest Python and 
 	$(COMPILE) --upgrade --group dev --constraints build/lowest-direct.txt --output-file build/lowest.txt
 	$(CLEAN_MAKE) pytest VENV=build/lowest REQUIREMENTS=build/lowest.txt \
 		PYTHON="$$($(call find_python,$(firstword $(PYTHONS))))"
+
+release: setup ## Make the files of a release in dist/, and try each of them in a clean place
+	python -m tools.release
 
 picture: setup ## Draw the rooms and their imports into docs/architecture.md
 	python -m tools.picture
