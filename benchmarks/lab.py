@@ -147,7 +147,7 @@ class Lab:
             yield Target(f"raw, {slots} slot{'s' * (slots > 1)}", server.socket, raw=True)
 
     def best_slots(self) -> int:
-        """Return the slot count with which a raw server is fastest for `CLIENTS` clients of single texts, found by one trial."""
+        """Return the slot count with which a raw server is fastest for `CLIENTS` clients of single texts; tried once."""
         if self._best_slots is None:
             rates: dict[int, float] = {}
             for slots in self.effort.slot_counts:
