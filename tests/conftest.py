@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,12 @@ from tools.engine import programs_folder
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 
+MARKERS = {
+    "engine": {"llama_server", "minilm", "qwen_daemon", "minilm_daemon"},
+    "foreign": {"drivers", "descriptors"},
+}
+"""The fixtures that put a test on a lane of its own, by the marker of that lane."""
+
 
 def pytest_configure() -> None:
     """Restore the default handling of SIGINT and SIGHUP, which every process of the tests inherits.
@@ -23,6 +30,23 @@ def pytest_configure() -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with what it needs, by the fixtures that it asks for, and those whose names are its parameters."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        asked = {*item.fixturenames, *(value for value in parameters if isinstance(value, str))}
+        for marker, fixtures in MARKERS.items():
+            if asked & fixtures:
+                item.add_marker(marker)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the modules and tests, which stay to the end, out of the garbage collections that tests ask for: 0.1 s each."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -499,8 +499,11 @@ async def test_hung_engine_is_noticed_though_every_caller_loses_patience(make_ba
     await backend.embed(["hello"])
 
 
-async def test_one_lost_request_of_a_healthy_engine_replaces_nothing(make_backend: MakeBackend, fake: FakeEngine) -> None:
-    fake.behave(on={"stuck": "hang"})
+@pytest.mark.parametrize("answer", ["", "500"])
+async def test_one_lost_request_of_a_healthy_engine_replaces_nothing(
+    make_backend: MakeBackend, fake: FakeEngine, answer: str
+) -> None:
+    fake.behave(on={"stuck": "hang", "?": answer})
     backend = make_backend(fake.executable, timings=replace(QUICK, hang=0.1))
     await backend.start()
     with pytest.raises(TimeoutError):
