@@ -62,7 +62,7 @@ def centroids(daemon: DaemonDouble) -> Iterator[SetCentroidsRequest]:
 
 
 class TestBlocking:
-    """All kinds of calls, by all protocols."""
+    """All kinds of calls work by all protocols."""
 
     @PROTOCOLS
     def test_one_answer(self, daemon: DaemonDouble, protocol: ProtocolType) -> None:
@@ -93,7 +93,7 @@ class TestBlocking:
         assert caught.value.details
 
     def test_answers_come_while_more_is_asked(self, daemon: DaemonDouble) -> None:
-        """Far more than fits into the windows of both sides."""
+        """The messages are far larger than the windows of both sides."""
         answered = 0
 
         def ask() -> Iterator[EmbedStreamRequest]:
@@ -125,7 +125,7 @@ class TestBlocking:
 
 
 class TestAsyncio:
-    """The same with asyncio."""
+    """The same calls work with asyncio."""
 
     @PROTOCOLS
     async def test_all_kinds_of_calls(self, daemon: DaemonDouble, protocol: ProtocolType) -> None:

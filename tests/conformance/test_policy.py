@@ -101,7 +101,7 @@ def test_reasons(row: dict[str, Any]) -> None:
     error = error_of_reason(row["reason"], "it is so")
     assert error.reason == row["reason"]
     if not isinstance(error, (errors.LifecycleError, errors.SettingsError, errors.ClosedError)):
-        # The others are never sent by a daemon, and a Python error has no code of its own.
+        # A daemon never sends the other codes, and a Python error has no code.
         assert code_of(error).name == row["code"]
     then = row["then"]
     if then in {"final", "retry"}:
@@ -163,7 +163,7 @@ def test_bootstrap(row: dict[str, Any], call: str) -> None:
 
 
 def answered(flow: Generator[Any, Any, object], row: dict[str, Any]) -> object:
-    """Answer the steps of a flow as the daemon of a row; returns its result or error."""
+    """Answer the steps of a flow like the daemon of a row. Return the flow's result or error."""
     infos, healths = list(row["infos"]), list(row["healths"])
     degraded = bool(healths) and healths[0]["status"] == "DEGRADED"
     answer: object = None
@@ -283,7 +283,7 @@ def test_each_rule_has_a_test() -> None:
 
 @contextmanager
 def listening(path: Path, answer: Callable[[socket.socket], None] | None = None) -> Iterator[Path]:
-    """Listen on a socket, and answer each connection in a thread; None accepts none."""
+    """Listen on a socket, and answer each connection in a thread. With None, accept no connection."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(0 if answer is None else 10)
