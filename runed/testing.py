@@ -68,7 +68,7 @@ __all__ = ["Call", "DaemonDouble", "daemon", "vector_of"]
 _FINGERPRINT = "double"
 
 _TURNS_OF_ACCEPT = 3
-"""Turns of the event loop in which asyncio accepts a connection. A listener that closes meanwhile leaves the connection open."""
+"""Turns of the event loop in which asyncio accepts a connection. One that is accepted after the last turn would stay open."""
 
 
 @dataclass(frozen=True, slots=True)
