@@ -124,7 +124,7 @@ class UnimplementedError(RunedError):
 
 
 class BootstrappingError(RunedError):
-    """Engine or model are not there yet: they are being downloaded or started."""
+    """Engine or model are not there yet: they are being downloaded, or were looked for too long."""
 
     reason = "BOOTSTRAPPING"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runed.client.calls.daemon_flows import DaemonFlows
 from runed.client.calls.drive import drive
-from runed.client.calls.flows import Flows
 from runed.client.calls.patience import Deadline
 from runed.client.target import Target
 from runed.client.transport.blocking import Transport
@@ -13,9 +13,10 @@ from runed.client.types import Health, Info
 
 
 def look(home: Path, *, timeout: float) -> tuple[Info, Health]:
-    """Ask a running daemon what it knows of itself and its model, and what it is doing right now.
+    """Return the description and the present state of a running daemon.
 
-    In contrast to `Client.info`, it takes what the daemon knows by now: no dimensions while the model is being downloaded.
+    In contrast to `Client.info`, the description has only the facts that the daemon knows so far: no dimensions while the model
+    is being downloaded.
 
     Args:
         home: The directory of the daemon.
@@ -27,9 +28,10 @@ def look(home: Path, *, timeout: float) -> tuple[Info, Health]:
     """
     target = Target.resolve(home=home, socket_path=None, spawn=False)
     target.ensure(timeout)
-    flows, transport = Flows(spawn=False, on_progress=None), Transport(target)
+    flows, transport = DaemonFlows(spawn=False, on_progress=None), Transport(target)
     try:
-        health = drive(flows.health(Deadline(timeout)), transport.perform)
-        return drive(flows.present_info(Deadline(timeout)), transport.perform), health
+        # Info waits a while for a model that is being looked for; a Health from before would contradict it.
+        info = drive(flows.present_info(Deadline(timeout)), transport.perform)
+        return info, drive(flows.health(Deadline(timeout)), transport.perform)
     finally:
         transport.close()

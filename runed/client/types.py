@@ -1,4 +1,4 @@
-"""What a daemon tells of itself, as plain data; units and meanings are those of `runed.proto`."""
+"""The answers of a daemon as plain data; units and meanings are those of `runed.proto`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Vectors: TypeAlias = NDArray[np.float32]
 
 
 class Status(Enum):
-    """What the daemon can do for a caller."""
+    """The state of the daemon for a caller."""
 
     UNSPECIFIED = 0
     """A state that only a newer daemon knows."""
@@ -52,15 +52,15 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Embedding:
-    """The vector of one text, and what the daemon tells about it.
+    """The vector of one text, and facts about it.
 
     Attributes:
         vector: Float32 values of L2 norm 1, shape (dim,).
         token_count: The number of tokens that the model read: those of the text, of its prompt and special ones.
         total_token_count: The number of tokens before anything was cut off.
-        truncated: Whether something was cut off, as `truncate` allowed.
+        truncated: Whether tokens were cut off, as `truncate` allowed.
         fingerprint: Names the space that the vector lies in; see `Info.fingerprint`.
-        prompt: What was put in front of the text, such as the model's instruction for queries; may be empty.
+        prompt: The text that was put in front, such as the model's instruction for queries; may be empty.
         cached: Whether the vector was there already: from the cache, or from the same text in flight.
         cluster_id: The nearest centroid of the daemon's set; None unless `with_route` asked for it.
         centroid_set_version: The set that `cluster_id` belongs to; empty without one.
@@ -82,7 +82,7 @@ class CentroidSet:
     """The centroid set that the daemon has installed.
 
     Attributes:
-        version: What it is called: unless its sender said otherwise, "sha256:" and 64 hexadecimal digits of its content.
+        version: Its name: unless its sender said otherwise, "sha256:" and 64 hexadecimal digits of its content.
         nlist: The number of its centroids.
     """
 
@@ -98,8 +98,8 @@ class LaneHealth:
         queued_texts: Texts that wait at this moment.
         queued_bytes: Their bytes.
         total_texts: Texts that went to the engine since the daemon started.
-        wait_p50_seconds: How long half of the texts of the last minute waited at most; 0 if there was none.
-        wait_p99_seconds: How long 99 of 100 of them waited at most.
+        wait_p50_seconds: Seconds that half of the texts of the last minute waited at most; 0 if there was none.
+        wait_p99_seconds: Seconds that 99 of 100 of them waited at most.
     """
 
     queued_texts: int
@@ -111,22 +111,22 @@ class LaneHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What the daemon is doing right now.
+    """The present state of the daemon.
 
     Attributes:
-        status: What it can do for a caller.
+        status: Its state for a caller.
         phase: The part of the start it is in; None unless `status` is `LOADING`.
         bytes_done: Bytes of the current phase that are done; 0 where a phase has no bytes to count.
         bytes_total: Bytes of the current phase in all; 0 where unknown.
-        message: One sentence for people: what goes on, or what is wrong and what to do. May be empty.
+        message: One sentence for people that tells the present step, or the fault and its remedy. May be empty.
         uptime_seconds: Seconds since the daemon started.
         total_requests: Embed, EmbedBatch and EmbedStream calls that could be read since the daemon started, failed ones
             included.
         in_flight_requests: Embed, EmbedBatch and EmbedStream calls being served at this moment.
         pid: The process id of the daemon.
         engine_pid: The process id of `llama-server`, or 0 while none runs.
-        engine_restarts: How often `llama-server` died and was started again; waking from idle does not count.
-        interactive: The queue of what somebody waits for.
+        engine_restarts: The number of times that `llama-server` died and was started again, without those of waking from idle.
+        interactive: The queue of texts that somebody waits for.
         bulk: The queue of jobs that take their time.
         total_texts: Texts that were embedded since the daemon started, those from the cache included.
         total_tokens: Tokens that the engine computed since the daemon started.
@@ -169,7 +169,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """What the daemon and its model are; what is not known until the model is installed is empty or 0 before.
+    """The description of the daemon and its model.
 
     Attributes:
         daemon_version: The version of the daemon, as in "0.1.0".
@@ -187,12 +187,12 @@ class Info:
         fingerprint: Names the space that vectors of all dimensions lie in: the same string means that vectors can be compared,
             another one that they cannot. Keep it beside stored vectors.
         min_dimensions: The smallest `dimensions` that can be asked for; `vector_dim` where the model gives only all.
-        query_prompt: What role "query" puts in front of a text; "{instruction}" stands for the instruction. Empty if nothing.
-        document_prompt: What role "document" puts in front of a text. Empty if nothing.
+        query_prompt: The text that role "query" puts in front; "{instruction}" stands for the instruction. May be empty.
+        document_prompt: The text that role "document" puts in front. May be empty.
         default_instruction: The instruction of a query that names none. Empty if there are no instructions.
         profile: The profile that the engine runs by: "memory", "balanced" or "throughput".
-        max_queued_texts: How many texts may wait at most; more is refused with `QueueFullError`.
-        max_queued_bytes: How many bytes of text may wait at most.
+        max_queued_texts: The number of texts that may wait at most; more is refused with `QueueFullError`.
+        max_queued_bytes: The bytes of text that may wait at most.
     """
 
     daemon_version: str

@@ -21,7 +21,7 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
 
         collection = client.create_collection("notes", embedding_function=RunedEmbeddingFunction())
 
-    What is added is embedded as documents, and `query_texts` as queries: the daemon puts the model's own prompts in front.
+    Added texts are embedded as documents, and `query_texts` as queries: the daemon puts the model's own prompts in front.
     Vectors have length 1, so the space is that of the cosine unless a collection says otherwise. Chroma keeps the arguments in
     the collection, and makes the function again where this module was imported before.
 
@@ -30,13 +30,13 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
 
     Args:
         dimensions: The number of values of a vector; None means all.
-        instruction: What queries are asked for, in one English sentence; empty: the model's default.
-        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, so that no vector stands for
-            half of a passage unnoticed; "end" and "start" leave out what is too much there.
+        instruction: The task of queries, in one English sentence; empty: the model's default.
+        truncate: What happens to a text that is longer than the model reads: "none" refuses it, so that no vector stands for
+            half of a passage unnoticed; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that is looked after by others; it is never started.
-        timeout: Seconds that a call may take, waiting included; None: as long as it takes.
+        socket_path: The socket of a daemon that others look after; it is never started.
+        timeout: Seconds that a call may take, waiting included; None: no limit.
 
     Raises:
         RunedError: An argument has a value that is none of those that are accepted.
@@ -74,31 +74,31 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
 
     @staticmethod
     def name() -> str:
-        """Give the name that stands in a collection."""
+        """Return the name that a collection keeps."""
         return "runed"
 
     def default_space(self) -> Space:
-        """Give the space of a collection that names none."""
+        """Return the space of a collection that names none."""
         return "cosine"
 
     def supported_spaces(self) -> list[Space]:
-        """Give the spaces in which vectors of length 1 can be compared: all of them, with the same order."""
+        """Return the spaces in which vectors of length 1 can be compared: all of them, with the same order."""
         return ["cosine", "l2", "ip"]
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> RunedEmbeddingFunction:
-        """Make the function of a collection again, from what `get_config` gave."""
+        """Make the function of a collection again, from its arguments."""
         return RunedEmbeddingFunction(**config)
 
     def get_config(self) -> dict[str, Any]:
-        """Give the arguments, which Chroma keeps in the collection."""
+        """Return the arguments, which Chroma keeps in the collection."""
         return dict(self._config)
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
-        """Make sure that a collection that gets other arguments can still compare its vectors.
+        """Make sure that a collection with other arguments can still compare its vectors.
 
         Raises:
-            ValueError: Their dimensions would differ.
+            ValueError: The dimensions would differ.
         """
         if new_config.get("dimensions") != old_config.get("dimensions"):
             raise ValueError(

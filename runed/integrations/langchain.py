@@ -23,21 +23,21 @@ class RunedEmbeddings(BaseModel, Embeddings):
         embeddings = RunedEmbeddings()
         store = InMemoryVectorStore(embeddings)
 
-    Documents and queries are embedded as such: the daemon puts the model's own prompts in front. An object may be used by any
-    number of threads, event loops and forked processes, and copied and pickled; it connects when the first text comes.
+    Documents get the model's prompt for documents, and queries that for queries. An object may be used by any number of
+    threads, event loops and forked processes, and copied and pickled; it connects when the first text comes.
 
     Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded. An empty text is
     refused as every text that has no vector.
 
     Attributes:
         dimensions: The number of values of a vector; None means all.
-        instruction: What queries are asked for, in one English sentence; empty: the model's default.
-        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, so that no vector stands for
-            half of a passage unnoticed; "end" and "start" leave out what is too much there.
+        instruction: The task of queries, in one English sentence; empty: the model's default.
+        truncate: What happens to a text that is longer than the model reads: "none" refuses it, so that no vector stands for
+            half of a passage unnoticed; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that is looked after by others; it is never started.
-        timeout: Seconds that a call may take, waiting included; None: as long as it takes.
+        socket_path: The socket of a daemon that others look after; it is never started.
+        timeout: Seconds that a call may take, waiting included; None: no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

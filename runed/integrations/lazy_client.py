@@ -1,7 +1,7 @@
-"""What all adapters share: a connection to the daemon that is made when the first text comes.
+"""The client that all adapters share: it connects when the first text comes.
 
 Frameworks make their embedding objects long before they use them, copy and pickle them, and call them from any thread, event
-loop or forked worker. Nobody tells such an object when it is no longer needed.
+loop or forked worker. Such an object is never told that it is no longer needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runed.client.types import Vectors
 
 _MAX_CALLS = 4
 """Batches of one event loop that are with the daemon at a time. Frameworks start all batches of a job at once: each would take
-a connection, and together they would fill the daemon's queue, so that it refuses some of them."""
+a connection, and together they would fill the daemon's queue, so that it refuses some."""
 
 
 class LazyClient:
@@ -38,7 +38,7 @@ class LazyClient:
         timeout: As for `runed.connect`.
 
     Raises:
-        RunedError: An option has a value that is none of those that are accepted.
+        RunedError: The value of an option is not one of the accepted ones.
     """
 
     def __init__(
@@ -68,32 +68,32 @@ class LazyClient:
         self._connect_async = partial(connect_async, home=home, socket_path=socket_path, timeout=timeout)
         self._common: EmbedOptions = {"dimensions": dimensions, "truncate": truncate, "lane": lane}
         self._instruction = instruction
-        # A wrong option is told where it was given, and not by the first text.
+        # A wrong option fails where it was given, and not at the first text.
         Options(**self.options("query"))
-        # No lock guards these two: in a child that was forked while another thread held it, nobody would ever release it.
+        # No lock guards these two: a child that was forked while another thread held it would wait for ever.
         self._blocking: dict[None, Client] = {}
         self._loops: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
         weakref.finalize(self, _close_all, self._blocking)
 
     def options(self, role: Role | None) -> EmbedOptions:
-        """Give the keyword arguments of a call; `role` as for `runed.Client`."""
+        """Return the keyword arguments of a call; `role` as for `runed.Client`."""
         if role != "query":
             return {"role": role, **self._common}
         return {"role": role, "instruction": self._instruction, **self._common}
 
     def client(self) -> Client:
-        """Give the client of blocking calls; it is made by the first call."""
+        """Return the client of blocking calls; the first call makes it."""
         if client := self._blocking.get(None):
             return client
         # Threads may come here at once. All but one of their clients are dropped before they have opened a connection.
         return self._blocking.setdefault(None, self._connect())
 
     def embed(self, text: str, role: Role | None) -> Vectors:
-        """Embed one text; gives float32, shape (dim,)."""
+        """Embed one text; returns float32, shape (dim,)."""
         return self.client().embed(text, **self.options(role))
 
     def embed_batch(self, texts: Sequence[str], role: Role | None) -> Vectors:
-        """Embed many texts, in their order; gives float32, shape (n, dim)."""
+        """Embed many texts, in their order; returns float32, shape (n, dim)."""
         return self.client().embed_batch(texts, **self.options(role))
 
     async def aembed(self, text: str, role: Role | None) -> Vectors:
@@ -127,7 +127,7 @@ class LazyClient:
         return hash(tuple(self._remake.keywords.values()))
 
     async def _loop_client(self) -> _LoopClient:
-        """Give the client of the running event loop: its connections belong to that loop."""
+        """Return the client of the running event loop: its connections belong to that loop."""
         loop = asyncio.get_running_loop()
         if loop_client := self._loops.get(loop):
             return loop_client
@@ -163,18 +163,18 @@ def _close_all(clients: dict[None, Client]) -> None:
 
 
 def as_text(path: object) -> object:
-    """Give a path as the string that a framework can write into its files; anything else is left to its own checks."""
+    """Return a path as the string that a framework can write into its files; its own checks see anything else unchanged."""
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
 def floats(vector: Vectors) -> list[float]:
-    """Give a vector as the list that most frameworks want."""
+    """Return a vector as the list that most frameworks want."""
     values: list[float] = vector.tolist()
     return values
 
 
 def lists_of_floats(vectors: Vectors) -> list[list[float]]:
-    """Give many vectors as the lists that most frameworks want."""
+    """Return many vectors as the lists that most frameworks want."""
     values: list[list[float]] = vectors.tolist()
     return values
 

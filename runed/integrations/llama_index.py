@@ -27,7 +27,7 @@ class RunedEmbedding(BaseEmbedding):
     may be used by any number of threads, event loops and forked processes, and copied and pickled; it connects when the first
     text comes. Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded.
 
-    What LlamaIndex has cut into nodes fits the model as a rule: its own splitters make 1,024 tokens, runed reads 2,048.
+    The nodes of LlamaIndex's own splitters have 1,024 tokens at most, and runed reads 2,048.
     """
 
     model_name: str = Field(default="runed", description="A name to show; the daemon alone knows its model.")
@@ -39,12 +39,12 @@ class RunedEmbedding(BaseEmbedding):
     )
     dimensions: int | None = Field(default=None, frozen=True, description="The number of values of a vector; None means all.")
     instruction: str = Field(
-        default="", frozen=True, description="What queries are asked for, in one English sentence; empty: the model's default."
+        default="", frozen=True, description="The task of queries, in one English sentence; empty: the model's default."
     )
     truncate: Truncate = Field(
         default="none",
         frozen=True,
-        description='What becomes of a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
+        description='What happens to a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
     )
     lane: Lane | None = Field(
         default=None, frozen=True, description='The queue to wait in, "interactive" or "bulk"; None: by the number of texts.'
@@ -53,10 +53,10 @@ class RunedEmbedding(BaseEmbedding):
         default=None, frozen=True, description="The directory of the daemon, instead of RUNED_HOME or ~/.runed."
     )
     socket_path: _Path = Field(
-        default=None, frozen=True, description="The socket of a daemon that is looked after by others; it is never started."
+        default=None, frozen=True, description="The socket of a daemon that others look after; it is never started."
     )
     timeout: float | None = Field(
-        default=None, frozen=True, description="Seconds that a call may take, waiting included; None: as long as it takes."
+        default=None, frozen=True, description="Seconds that a call may take, waiting included; None: no limit."
     )
 
     _client: LazyClient = PrivateAttr()
@@ -76,7 +76,7 @@ class RunedEmbedding(BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name that stands in serialized settings."""
+        """Return the name that serialized settings keep."""
         return "RunedEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:

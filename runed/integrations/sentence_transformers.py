@@ -47,20 +47,20 @@ class SentenceTransformer:
     dimensions too. And a text that is longer than the model reads is refused, unless `truncate` is "end", which is what
     sentence-transformers does without a word.
 
-    Whatever else it cannot do it refuses, instead of giving other vectors than were asked for. An object may be used by any
+    An argument that it cannot follow is refused; it never gives other vectors than were asked for. An object may be used by any
     number of threads and forked processes, and copied and pickled; it connects when the first text comes. Errors are those of
     `runed.Client`.
 
     Args:
         model_name_or_path: None; there is no choice here.
         truncate_dim: The number of values of a vector; None means all.
-        instruction: What queries are asked for, in one English sentence; empty: the model's default.
-        truncate: What becomes of a text that is longer than the model reads: "none" refuses it, "end" and "start" leave out
-            what is too much there.
+        instruction: The task of queries, in one English sentence; empty: the model's default.
+        truncate: What happens to a text that is longer than the model reads: "none" refuses it, "end" and "start" cut off that
+            side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that is looked after by others; it is never started.
-        timeout: Seconds that a call may take, waiting included; None: as long as it takes.
+        socket_path: The socket of a daemon that others look after; it is never started.
+        timeout: Seconds that a call may take, waiting included; None: no limit.
 
     Raises:
         ValueError: A model was named.
@@ -121,8 +121,8 @@ class SentenceTransformer:
 
         Args:
             sentences: A text, or a sequence of texts.
-            prompt_name: What the texts are for, "query" or "document"; None for the texts as they are.
-            prompt: What to put in front of each text, instead of what the model was trained with.
+            prompt_name: The role of the texts, "query" or "document"; None for the texts as they are.
+            prompt: The text to put in front of each, instead of the prompt that the model was trained with.
             batch_size: Without effect.
             show_progress_bar: Whether to show on standard error how far the work is. None means no.
             output_value: "sentence_embedding"; there are no others.
@@ -187,24 +187,24 @@ class SentenceTransformer:
         return self.encode(sentences, prompt_name=prompt_name, prompt=prompt, **options)
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
-        """Give the cosine of each vector of one side with each of the other, shape (n, m); a lone vector counts as one row."""
+        """Return the cosine of each vector of one side with each of the other, shape (n, m); a lone vector is one row."""
         return _unit_rows(embeddings1) @ _unit_rows(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Vectors:
-        """Give the cosine of each vector of one side with its counterpart on the other, shape (n,)."""
+        """Return the cosine of each vector of one side with its counterpart on the other, shape (n,)."""
         cosines: Vectors = np.sum(_unit_rows(embeddings1) * _unit_rows(embeddings2), axis=1)
         return cosines
 
     def get_embedding_dimension(self) -> int:
-        """Give the number of values of a vector; waits while the daemon fetches its model."""
+        """Return the number of values of a vector; waits while the daemon fetches its model."""
         return self.truncate_dim or self._client.client().wait_until_ready().vector_dim
 
     def get_sentence_embedding_dimension(self) -> int:
-        """Give the same as `get_embedding_dimension`, which is its name in newer versions."""
+        """Return the result of `get_embedding_dimension`, which is the name in newer versions."""
         return self.get_embedding_dimension()
 
     def get_max_seq_length(self) -> int:
-        """Give the largest number of tokens of one text; waits while the daemon fetches its model."""
+        """Return the largest number of tokens of one text; waits while the daemon fetches its model."""
         return self._client.client().wait_until_ready().max_text_length
 
     @property
@@ -214,7 +214,7 @@ class SentenceTransformer:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """What the daemon puts in front of queries and documents; waits while it fetches its model."""
+        """The texts that the daemon puts in front of queries and documents; waits while it fetches its model."""
         info = self._client.client().wait_until_ready()
         query = info.query_prompt.replace("{instruction}", self._instruction or info.default_instruction)
         return {"query": query, "document": info.document_prompt}
@@ -238,7 +238,7 @@ def _refuse_unless(name: str, value: object, only: object, hint: str) -> None:
 
 
 def _encode_visibly(client: Client, texts: list[str], options: EmbedOptions) -> Vectors:
-    """Embed by a stream, which tells how far it is, and show that on standard error."""
+    """Embed by a stream, and show its progress on standard error."""
     # Here and not above: few ask for a bar, and rich takes long to import.
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import track  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Engines that misbehave: each gives a clear error, hurts nobody else, and leaves a state from which the next try works."""
+"""Engines that misbehave: each causes a clear error, harms no other call, and the next try works."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_fake_engine_passes_for_a_good_one(make_backend: MakeBackend, fake
 
 
 def freeze(pid: int) -> None:
-    """Stop all threads of an engine, so that it lives, but neither answers nor works, as in a deadlock."""
+    """Stop all threads of an engine. It lives then, but neither answers nor works, as in a deadlock."""
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
 
@@ -631,7 +631,7 @@ async def test_stop_and_start_at_random_leave_one_engine_or_none(
 
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, as an engine is."""
+    """A process in its own session, like an engine."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as process:
         yield process
         process.kill()

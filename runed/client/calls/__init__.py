@@ -1,1 +1,1 @@
-"""What a call takes, step by step and without input or output."""
+"""The calls as flows of steps, without input or output."""

@@ -1,4 +1,4 @@
-"""The daemon's messages, turned into the plain data that callers get."""
+"""The messages of the daemon, turned into the plain data that callers get."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Statu
 from runed.errors import BackendFaultError, RunedError, error_of_reason
 
 _FALLBACK_BATCH_SIZE = 32
+"""Most texts of one request, if the daemon tells no limit."""
+
 _FALLBACK_REQUEST_BYTES = 4 * 1024 * 1024
-"""For a daemon that tells no limits of its own."""
+"""Most bytes of one request, if the daemon tells no limit."""
 
 
 class SpaceGuard:
-    """Sees to it that all vectors of one result lie in the same space, though they come by several answers."""
+    """Checks that all vectors of one result lie in the same space, although they come in several answers."""
 
     def __init__(self) -> None:
         self._first: str | None = None
 
     def check(self, fingerprint: str) -> None:
-        """Take note of the space of an answer.
+        """Compare the space of an answer with that of the answers before.
 
         Raises:
-            RunedError: It is another one than before: the daemon was restarted with another model or engine meanwhile.
+            RunedError: The space differs. The daemon was restarted with another model or engine.
         """
         if self._first is None:
             self._first = fingerprint
@@ -45,7 +47,7 @@ class SpaceGuard:
 def outcome(
     item: EmbedResponse, answer: EmbedBatchResponse | EmbedStreamResponse, index: int | None = None
 ) -> Embedding | RunedError:
-    """Read what became of one text of several.
+    """Read the outcome of one text of several.
 
     Args:
         item: The message about the text.
@@ -53,13 +55,13 @@ def outcome(
         index: The place of the text in the caller's batch; None if it has none.
 
     Returns:
-        The embedding, or the reason why there is none, as the class that it was raised as.
+        The embedding, or the error that the daemon raised for this text.
 
     Raises:
-        BackendFaultError: There is neither.
+        BackendFaultError: The message has neither.
     """
     if item.HasField("error"):
-        # The place that the daemon tells is that in one request, which the caller does not know.
+        # The daemon tells the place of the text in its request. The caller does not know the requests.
         metadata = {name: value for name, value in item.error.metadata.items() if name != "index"}
         where = {} if index is None else {"index": str(index)}
         return error_of_reason(item.error.reason, item.error.message, metadata=metadata | where)
@@ -79,12 +81,12 @@ def outcome(
 
 
 def no_vector() -> BackendFaultError:
-    """Describe an answer that lacks what was asked for."""
+    """Return the error of an answer without the requested vectors."""
     return BackendFaultError("the daemon answered other vectors than were asked for; send the texts again")
 
 
 def info(response: InfoResponse) -> Info:
-    """Read what the daemon and its model are."""
+    """Read the description of the daemon and its model."""
     return Info(
         daemon_version=response.daemon_version,
         socket_path=response.socket_path,
@@ -110,7 +112,7 @@ def info(response: InfoResponse) -> Info:
 
 
 def health(response: HealthResponse) -> Health:
-    """Read what the daemon is doing."""
+    """Read the present state of the daemon."""
     status = Status(response.status)
     return Health(
         status=status,

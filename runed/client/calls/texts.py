@@ -1,4 +1,4 @@
-"""Texts before they are sent: whether they can be, and how many go into one request."""
+"""Checks of texts before they are sent, and the splitting of a batch into requests."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from runed.errors import InvalidRequestError, InvalidTextError, RequestTooLargeError
 
 LARGE_TEXT = 1024 * 1024
-"""UTF-8 bytes from which on a single text is compared with the daemon's limit before it is sent."""
+"""Bytes of UTF-8 above which a single text is compared with the daemon's limit before it is sent."""
 
 TEXT_OVERHEAD = 6
-"""Bytes at most beside the text itself for each text of an encoded batch: the tag and the length."""
+"""Most bytes for each text of an encoded batch besides the text itself: the tag and the length."""
 
 
 def listed(texts: Iterable[str]) -> list[str]:
-    """Give the texts of a batch as a list.
+    """Return the texts of a batch as a list.
 
     Raises:
-        TypeError: It is one text and not many.
+        TypeError: The argument is one text and not many.
     """
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"a batch is a list of str, not one {type(texts).__name__}; use embed for one text")
@@ -25,16 +25,16 @@ def listed(texts: Iterable[str]) -> list[str]:
 
 
 def encoded_length(text: str, name: str = "the text", where: dict[str, str] | None = None) -> int:
-    """Give the length of a text in UTF-8.
+    """Return the number of bytes that a text has in UTF-8.
 
     Args:
         text: The text.
-        name: What an error calls it.
-        where: What the metadata of an error tells of its place.
+        name: The name of the text in an error.
+        where: The metadata of an error, which tells the place of the text.
 
     Raises:
-        TypeError: It is no text.
-        InvalidTextError: It is not valid Unicode.
+        TypeError: The argument is not a text.
+        InvalidTextError: The text is not valid Unicode.
     """
     if not isinstance(text, str):
         raise TypeError(f"{name} is a {type(text).__name__}, but must be a str")
@@ -49,16 +49,16 @@ def encoded_length(text: str, name: str = "the text", where: dict[str, str] | No
 
 
 def check_length(length: int, limit: int, name: str = "the text", where: dict[str, str] | None = None) -> None:
-    """Make sure that a text fits into a request of its own.
+    """Check that a text fits into a request alone.
 
     Args:
-        length: The length that it has in a request, in bytes.
+        length: The bytes that the text takes in a request.
         limit: The bytes that all texts of one request may take.
         name: As for `encoded_length`.
         where: As for `encoded_length`.
 
     Raises:
-        RequestTooLargeError: It does not.
+        RequestTooLargeError: The text does not fit.
     """
     if length > limit:
         raise RequestTooLargeError(
@@ -68,7 +68,7 @@ def check_length(length: int, limit: int, name: str = "the text", where: dict[st
 
 
 def measure(text: str, index: int, max_bytes: int) -> int:
-    """Give the bytes that a text of a batch takes of a request.
+    """Return the bytes that a text of a batch takes in a request.
 
     Args:
         text: The text.
@@ -87,15 +87,15 @@ def measure(text: str, index: int, max_bytes: int) -> int:
 
 
 def split(lengths: Sequence[int], max_texts: int, max_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut a batch into requests that keep to the daemon's limits.
+    """Split a batch into requests within the daemon's limits.
 
     Args:
-        lengths: What `measure` gave for each text; none at all give no request.
+        lengths: The bytes that each text takes, from `measure`; without texts there is no request.
         max_texts: The texts that one request may have.
-        max_bytes: The bytes that they may take.
+        max_bytes: The bytes that these texts may take.
 
     Yields:
-        Where each request starts and where it ends, as for a slice.
+        The start and the end of each request, as for a slice.
     """
     start = size = 0
     for index, length in enumerate(lengths):
@@ -108,7 +108,7 @@ def split(lengths: Sequence[int], max_texts: int, max_bytes: int) -> Iterator[tu
 
 
 def relocated(error: InvalidRequestError, start: int, count: int) -> InvalidRequestError:
-    """Say where in the caller's batch a text stands that the daemon refused as part of one request."""
+    """Extend an error of a request by the place of the refused text in the caller's batch."""
     if not start or "index" not in error.metadata:
         return error
     moved = type(error)(

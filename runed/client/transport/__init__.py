@@ -1,1 +1,1 @@
-"""The steps of a call over a socket, blocking and on asyncio."""
+"""Performs the steps of flows over the daemon's socket, blocking and with asyncio."""

@@ -1,0 +1,236 @@
+"""The flows about the daemon itself, and the sending of every request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from google.protobuf.message import Message
+from runed_proto.runed.v1.runed_pb2 import (
+    HealthRequest,
+    HealthResponse,
+    InfoRequest,
+    InfoResponse,
+    ShutdownRequest,
+    ShutdownResponse,
+)
+
+from runed.client.calls import answers
+from runed.client.calls.patience import Deadline, Patience
+from runed.client.calls.steps import Ensure, Flow, Send, Sleep
+from runed.client.types import Health, Info, Phase, Status
+from runed.errors import (
+    BackendUnavailableError,
+    BootstrappingError,
+    DaemonUnavailableError,
+    DeadlineExceededError,
+    QueueFullError,
+    RunedError,
+    ShuttingDownError,
+)
+
+T = TypeVar("T")
+
+_POLL_FIRST = 0.1
+"""Seconds between the first two calls of Health during a bootstrap."""
+
+_POLL_MOST = 0.25
+"""Most seconds between two calls of Health. Each pause is a quarter longer than the last one."""
+
+_MAX_RETRIES = 3
+"""Most tries after a broken connection. One is not enough: a dying daemon closes its connections a moment before its
+listening socket, and seems to live on."""
+
+_RETRY_PAUSE = 0.05
+"""Seconds between a broken connection and the next try."""
+
+_DRAIN_POLL = 0.2
+"""Seconds between two checks for the successor of a daemon that drains."""
+
+_MAX_DRAIN = 30.0
+"""Seconds to wait for that successor in total."""
+
+PASSING = (QueueFullError, BackendUnavailableError, ShuttingDownError, DaemonUnavailableError)
+"""Errors after which another try may succeed."""
+
+
+class Tries:
+    """The tries of one call so far.
+
+    Args:
+        deadline: The end of the call.
+        reconnect: Whether to look for a daemon that broke a connection even if none may be started.
+    """
+
+    def __init__(self, deadline: Deadline, *, reconnect: bool = False) -> None:
+        self.deadline = deadline
+        self.reconnect = reconnect
+        self.patience = Patience(deadline)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the count anew, after a try that made progress."""
+        self.patience.reset()
+        self.restarted = False
+        self.retries = 0
+        self.drained = 0.0
+
+
+class DaemonFlows:
+    """The flows of one client about the daemon itself.
+
+    Args:
+        spawn: Whether a daemon that went away may be started again.
+        on_progress: Called with each change of Health while an embedding waits for engine and model.
+    """
+
+    def __init__(self, *, spawn: bool, on_progress: Callable[[Health], None] | None) -> None:
+        self._spawn = spawn
+        self._on_progress = on_progress
+        self._limits: Info | None = None
+
+    @property
+    def known_model(self) -> str:
+        """The name of the model as the daemon last told it; empty if it has not told one."""
+        return "" if self._limits is None else self._limits.model_name
+
+    def info(self, deadline: Deadline) -> Flow[Info]:
+        """Return the description of the daemon and its model. Wait for engine and model, but not for a download."""
+        return (yield from self._complete_info(deadline, refuse_download=True))
+
+    def wait_until_ready(self, deadline: Deadline) -> Flow[Info]:
+        """Wait until engine and model are there, also for a download. Return the complete Info."""
+        return (yield from self._complete_info(deadline, refuse_download=False))
+
+    def health(self, deadline: Deadline) -> Flow[Health]:
+        """Return the present state of the daemon."""
+        return answers.health((yield from self._send("Health", HealthRequest(), HealthResponse, deadline)))
+
+    def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
+        """Ask the daemon to drain and exit. No daemon is started for that."""
+        yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())
+
+    def present_info(self, deadline: Deadline) -> Flow[Info]:
+        """Return the facts that the daemon knows so far. Its limits are always among them."""
+        response = yield from self.send_when_ready("Info", InfoRequest(), InfoResponse, deadline)
+        self._limits = answers.info(response)
+        return self._limits
+
+    def _complete_info(self, deadline: Deadline, *, refuse_download: bool) -> Flow[Info]:
+        while True:
+            # A daemon refuses Info during a download. One of an earlier version answers the facts that it knows at any time.
+            with suppress(BootstrappingError):
+                info = answers.info((yield from self._send("Info", InfoRequest(), InfoResponse, deadline)))
+                if info.vector_dim:
+                    self._limits = info
+                    return info
+            yield from self.wait_out_bootstrap(deadline, refuse_download=refuse_download)
+
+    def send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
+        """Send a request. If a bootstrap refuses it, wait for the bootstrap and send it again."""
+        while True:
+            try:
+                return (yield from self._send(method, request, response_type, deadline))
+            except BootstrappingError:
+                yield from self.wait_out_bootstrap(deadline)
+
+    def wait_out_bootstrap(self, deadline: Deadline, *, refuse_download: bool = False) -> Flow[None]:
+        """Poll Health until the daemon no longer loads, and report each change.
+
+        Args:
+            deadline: The end of the call.
+            refuse_download: Whether to raise `BootstrappingError` as soon as something is downloaded.
+        """
+        pause = _POLL_FIRST
+        told: object = None
+        message = ""
+        try:
+            while True:
+                health = yield from self.health(deadline)
+                message = health.message
+                news = (health.status, health.phase, health.bytes_done, health.bytes_total, message)
+                if self._on_progress and news != told:
+                    self._on_progress(health)
+                told = news
+                if health.status is Status.DEGRADED:
+                    raise BackendUnavailableError(message or "the daemon could not install or start its engine; see its log")
+                if refuse_download and _downloads(health):
+                    raise _downloading(health)
+                yield from self._pause(pause, deadline)
+                if health.status is not Status.LOADING:
+                    return
+                pause = min(pause * 1.25, _POLL_MOST)
+        except DeadlineExceededError as error:
+            raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
+
+    def _send(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
+        """Send a request.
+
+        Send it again if the daemon is too busy for the moment, or went away and may be started again. Every request here may be
+        repeated: an embedding that is computed twice is the same embedding.
+        """
+        tries = Tries(deadline)
+        while True:
+            try:
+                response: T = yield Send(method, request, response_type, deadline.remaining())  # type: ignore[arg-type] # T is one
+                return response  # noqa: TRY300 # `else` would only be further away
+            except DeadlineExceededError:
+                if (refusal := tries.patience.last_refusal) is not None:
+                    raise refusal from None
+                if deadline.timeout is None:
+                    raise
+                # The error tells the time of the last try, but the caller knows the time of the whole call.
+                raise deadline.exceeded() from None
+            except PASSING as error:
+                yield from self.recover(error, tries)
+
+    def recover(self, error: RunedError, tries: Tries) -> Flow[None]:
+        """Prepare another try: wait, or make sure that a daemon listens.
+
+        Args:
+            error: The error of the last try, one of `PASSING`.
+            tries: The tries so far.
+
+        Raises:
+            RunedError: Another try would not help.
+        """
+        deadline = tries.deadline
+        if isinstance(error, (QueueFullError, BackendUnavailableError)):
+            yield Sleep(tries.patience.pause(error))
+            return
+        if not (self._spawn or tries.reconnect):
+            raise error
+        if isinstance(error, ShuttingDownError):
+            if tries.drained >= _MAX_DRAIN:
+                raise error
+            yield from self._pause(_DRAIN_POLL, deadline)
+            tries.drained += _DRAIN_POLL
+        else:
+            if tries.restarted or tries.retries == _MAX_RETRIES:
+                raise error
+            yield from self._pause(_RETRY_PAUSE, deadline)
+            tries.retries += 1
+        self._limits = None
+        tries.restarted = yield Ensure(deadline.remaining())
+
+    def _pause(self, seconds: float, deadline: Deadline) -> Flow[None]:
+        remaining = deadline.remaining()
+        yield Sleep(seconds if remaining is None else min(seconds, remaining))
+
+
+def _downloads(health: Health) -> bool:
+    return (
+        health.status is Status.LOADING
+        and health.phase in {Phase.FETCHING_LLAMA_SERVER, Phase.FETCHING_MODEL}
+        and health.bytes_total > 0
+    )
+
+
+def _downloading(health: Health) -> BootstrappingError:
+    done, total = health.bytes_done, health.bytes_total
+    return BootstrappingError(
+        f"engine and model are not there yet: {health.message}: {done} of {total} bytes; wait_until_ready waits for the rest",
+        metadata={"bytes_done": str(done), "bytes_total": str(total)},
+        retry_after=1.0,
+    )
