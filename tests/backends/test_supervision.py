@@ -572,8 +572,9 @@ async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBa
     waiting = asyncio.create_task(backend.embed(["hello"]))
     await asyncio.to_thread(wait_until, lambda: fake.launches)
     await backend.stop()
-    with pytest.raises(BackendUnavailableError, match="was stopped while it started"):
+    with pytest.raises(BackendUnavailableError, match="was stopped while it started") as caught:
         await waiting
+    assert caught.value.retry_after == QUICK.backoff
     assert not psutil.pid_exists(fake.launches[0]["pid"])
     assert backend.state.status is BackendStatus.STOPPED
 
