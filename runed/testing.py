@@ -350,8 +350,10 @@ def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
     thread.start()
     try:
         asyncio.run_coroutine_threadsafe(server.start(), loop).result()
-        yield
-        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
+        try:
+            yield
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

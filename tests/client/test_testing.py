@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,6 +191,20 @@ class TestHomes:
         with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
             client.embed("tea")
         assert capfd.readouterr() == ("", "")
+
+    def test_it_ends_in_order_when_the_test_fails(
+        self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(ZeroDivisionError), runed.testing.daemon() as daemon:
+            client = runed.connect(home=daemon.home)
+            stream = client.embed_stream((number, "tea") for number in range(1000))
+            next(stream)
+            _ = 1 / 0
+        stream.close()
+        client.close()
+        gc.collect()
+        assert capfd.readouterr() == ("", "")
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
     def test_two_at_once_know_nothing_of_each_other(self) -> None:
         with runed.testing.daemon() as one, runed.testing.daemon(dimensions=4) as other:
