@@ -21,7 +21,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +88,8 @@ def daemon(
     """Serve a double in a thread of this process.
 
     Args:
-        home: The directory that programs find it by. None makes one, and removes it at the end.
+        home: The directory that programs find it by. None makes one, and removes it at the end. A `config.json` that it has
+            stays as it is.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
 
@@ -100,11 +101,10 @@ def daemon(
     """
     place = Path(tempfile.mkdtemp(prefix="runed-")) if home is None else Path(home).absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A client that outlives the double must not start a daemon here, which would download a model.
-    (place / "config.json").write_text(json.dumps({"version": 1, "runed_binary": str(place / "no-daemon-in-tests")}))
     double = DaemonDouble(place, dimensions, max_text_length)
     try:
         with _quiet_log(), Listener.bind(double.socket) as listener, _serving(double, listener):
+            _forbid_real_daemons(place)
             yield double
     finally:
         if home is None:
@@ -339,6 +339,12 @@ def _as_given(options: Asked) -> EmbedOptions:
     if options.lane is not None:
         given["lane"] = "bulk" if options.lane is Lane.BULK else "interactive"
     return given
+
+
+def _forbid_real_daemons(home: Path) -> None:
+    """Name a program that does not exist to the clients that outlive the double: a real daemon would download a model."""
+    with suppress(FileExistsError), (home / "config.json").open("x") as file:
+        json.dump({"version": 1, "runed_binary": str(home / "no-daemon-in-tests")}, file)
 
 
 @contextmanager

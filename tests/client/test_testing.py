@@ -180,6 +180,13 @@ class TestHomes:
             client.embed("tea")
         assert list(home.iterdir()) == [home / "own"]
 
+    def test_the_configuration_of_the_caller_stays(self, home: Path) -> None:
+        config = home / "config.json"
+        config.write_text('{"profile": "memory"}')
+        with runed.testing.daemon(home), pytest.raises(errors.AlreadyRunningError), runed.testing.daemon(home):
+            pass
+        assert config.read_text() == '{"profile": "memory"}'
+
     def test_a_client_that_outlives_it_starts_no_daemon(self, home: Path) -> None:
         with runed.testing.daemon(home) as daemon:
             client = runed.connect(home=daemon.home)
