@@ -24,6 +24,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, S
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
@@ -64,6 +65,15 @@ from runed.version import __version__
 __all__ = ["Call", "DaemonDouble", "daemon", "vector_of"]
 
 _FINGERPRINT = "double"
+
+_log_config: dict[str, Any] = {
+    "processors": [structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
+    "logger_factory": structlog.stdlib.LoggerFactory(),
+    "wrapper_class": structlog.stdlib.BoundLogger,
+}
+_log_users: list[None] = []
+_log_lock = threading.Lock()
+"""Guards the configuration of structlog, which the doubles of a process share; the last one ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,15 +379,14 @@ def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
 @contextmanager
 def _quiet_log() -> Iterator[None]:
     """Send the log of the service to `logging`, unless the program has configured structlog; the default is standard output."""
-    if structlog.is_configured():
-        yield
-        return
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
+    with _log_lock:
+        _log_users.append(None)
+        if not structlog.is_configured():
+            structlog.configure(**_log_config)
     try:
         yield
     finally:
-        structlog.reset_defaults()
+        with _log_lock:
+            _log_users.pop()
+            if not _log_users and _log_config.items() <= structlog.get_config().items():
+                structlog.reset_defaults()
