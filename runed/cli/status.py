@@ -1,4 +1,4 @@
-"""`runed status`: show the state and the cost of the daemon. Never starts one."""
+"""`runed status`: show the state and the cost of the daemon. It never starts one."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ class RunedEmbeddings(BaseModel, Embeddings):
         embeddings = RunedEmbeddings()
         store = InMemoryVectorStore(embeddings)
 
-    Documents and queries are embedded as such: the daemon puts the model's own prompts in front. An object may be used by any
-    number of threads, event loops and forked processes, and copied and pickled; it connects when the first text comes.
+    Documents get the model's prompt for documents, and queries that for queries. An object may be used by any number of
+    threads, event loops and forked processes, and copied and pickled; it connects when the first text comes.
 
     Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded. An empty text is
     refused as every text that has no vector.

@@ -1,4 +1,4 @@
-"""A stream of any length takes a bounded amount of the daemon's memory, whatever its client does."""
+"""A stream of any length takes a bounded amount of the daemon's memory, for every behaviour of its client."""
 
 from __future__ import annotations
 

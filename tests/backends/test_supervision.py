@@ -1,4 +1,4 @@
-"""Engines that misbehave: each gives a clear error, hurts nobody else, and leaves a state from which the next try works."""
+"""Engines that misbehave: each causes a clear error, harms no other call, and the next try works."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import psutil
@@ -53,7 +54,7 @@ async def test_fake_engine_passes_for_a_good_one(make_backend: MakeBackend, fake
 
 
 def freeze(pid: int) -> None:
-    """Stop all threads of an engine, so that it lives, but neither answers nor works, as in a deadlock."""
+    """Stop all threads of an engine. It lives then, but neither answers nor works, as in a deadlock."""
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
 
@@ -499,8 +500,19 @@ async def test_hung_engine_is_noticed_though_every_caller_loses_patience(make_ba
     await backend.embed(["hello"])
 
 
-async def test_one_lost_request_of_a_healthy_engine_replaces_nothing(make_backend: MakeBackend, fake: FakeEngine) -> None:
-    fake.behave(on={"stuck": "hang"})
+async def test_engine_that_cannot_be_watched_is_replaced(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, hang=cast("float", "no number"), max_failures=1))
+    await backend.start()
+    state = await until(backend, BackendStatus.FAILED)
+    assert state.reason.startswith("llama-server could not be watched any longer, so it was replaced")
+    assert process_gone(fake.launches[0]["pid"])
+
+
+@pytest.mark.parametrize("answer", ["", "500"])
+async def test_one_lost_request_of_a_healthy_engine_replaces_nothing(
+    make_backend: MakeBackend, fake: FakeEngine, answer: str
+) -> None:
+    fake.behave(on={"stuck": "hang", "?": answer})
     backend = make_backend(fake.executable, timings=replace(QUICK, hang=0.1))
     await backend.start()
     with pytest.raises(TimeoutError):
@@ -602,7 +614,7 @@ async def test_stop_and_start_at_random_leave_one_engine_or_none(
 
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, as an engine is."""
+    """A process in its own session, like an engine."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as process:
         yield process
         process.kill()

@@ -22,7 +22,7 @@ from tests.cli.support import SCRIPTS, Cli, finish, interrupt
 from tests.support import Golden, wait_until
 
 MANY = 70
-"""More texts than go into one request."""
+"""Texts of a job, more than fit into one request."""
 
 TOO_LONG = "word " * 3000
 
@@ -136,7 +136,7 @@ def test_many_texts_keep_their_order_over_several_requests(served: Cli, lines: P
         assert served.run("embed", "-f", str(source), "-o", str(tmp_path / name)).returncode == 0
     forth, back = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")[::-1]
     assert forth.shape == (MANY, 64)
-    # Another order is another composition of batches, which changes the last digits.
+    # Another order makes other batches, which changes the last digits.
     assert np.sum(forth * back, axis=1).min() > 0.999
     assert np.sum(forth * np.roll(back, 1, axis=0), axis=1).min() < 0.999
 

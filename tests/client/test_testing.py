@@ -33,13 +33,13 @@ def client(daemon: DaemonDouble) -> Iterator[runed.Client]:
 
 
 def find(client: runed.Client, question: str, passages: list[str]) -> str:
-    """Be an application: find the passage that is nearest to a question."""
+    """Find the passage that is nearest to a question, as an application would."""
     vectors = client.embed_batch(passages, role="document")
     return passages[int(np.argmax(vectors @ client.embed(question, role="query")))]
 
 
 class TestVectors:
-    """They depend on the text alone."""
+    """Vectors depend on the text alone."""
 
     def test_an_application_finds_what_is_there(self, client: runed.Client) -> None:
         assert find(client, "tea", ["coffee", "tea", "milk"]) == "tea"
@@ -81,7 +81,7 @@ class TestVectors:
 
 
 class TestFaults:
-    """Each error that an application has to live with can be had."""
+    """The double can return every error that an application must handle."""
 
     def test_a_full_queue_that_passes(self, daemon: DaemonDouble, client: runed.Client) -> None:
         daemon.refuse(errors.QueueFullError("full", retry_after=0.01), times=2)
@@ -129,7 +129,7 @@ class TestFaults:
 
 
 class TestCalls:
-    """What an application asked for can be looked at."""
+    """A test can read the calls of an application."""
 
     def test_with_their_options(self, daemon: DaemonDouble, client: runed.Client) -> None:
         client.embed("tea", role="query", instruction="find teas", dimensions=4, truncate="start", lane="bulk")
@@ -168,7 +168,7 @@ class TestCalls:
 
 
 class TestHomes:
-    """Nothing real is ever started in the home of a double, and nothing of it is left."""
+    """Nothing real is ever started in the home of a double, and nothing is left behind."""
 
     def test_one_of_its_own_is_removed(self) -> None:
         with runed.testing.daemon() as daemon:

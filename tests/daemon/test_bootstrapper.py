@@ -1,4 +1,4 @@
-"""The bootstrapper by itself, with a bootstrap that takes as long as the test likes."""
+"""The bootstrapper alone, with a bootstrap whose time the test controls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runed.errors import BackendUnavailableError, BootstrappingError, DownloadEr
 
 
 class Site:
-    """A bootstrap that ends in a failure once it may, and has reported before as the test asks."""
+    """A bootstrap that reports as the test asks, waits until the test lets it go, and fails."""
 
     def __init__(self) -> None:
         self.tries = 0

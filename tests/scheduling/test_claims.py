@@ -1,4 +1,4 @@
-"""From texts to tickets and back: which error fails a call, what is computed once, and what is told of each text."""
+"""The way of texts to tickets and back: the error that fails a call, texts computed once, and the facts of each text."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tests.scheduling.virtual import Outcome, ScriptedBackend, Step, settle, vec
 
 PLAIN = EmbedOptions()
 ME = "unix:1"
-LONG = "word " * 600  # the model reads 512 tokens, two of them special
+LONG = "word " * 600  # the model reads 512 tokens, two of which are special
 
 
 class Stoppable(ScriptedBackend):
@@ -62,7 +62,7 @@ class Stoppable(ScriptedBackend):
 
 
 class Headless(Stoppable):
-    """A backend whose vectors begin with zeros, except that of "sound"."""
+    """A backend whose vectors begin with zeros, except the vector of "sound"."""
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         batch = await super().embed(texts)
@@ -133,7 +133,7 @@ async def test_an_error_that_is_no_texts_fault_fails_the_call_and_drops_the_rest
     assert str(caught.value) == told.get(outcome, bug)
     await settle()
     assert scheduler.load.queued[lane] == (0, 0)
-    assert len(backend.calls) == 2  # the second one was on its way when the first came to its end
+    assert len(backend.calls) == 2  # the second text was on its way when the first one ended
     await scheduler.close()
 
 
@@ -340,7 +340,7 @@ async def test_prompts_ways_to_cut_and_texts_have_vectors_of_their_own() -> None
             [item] = embeddings((await scheduler.embed([text], options, client=ME)).items)
             assert item.cached is known
             assert item.vector == vector_of(backend.batches[-1][0])
-    # A text that is short enough has one vector, however it might have been cut.
+    # A text that is short enough has one vector, for any way of cutting.
     [item] = embeddings((await scheduler.embed(["text"], EmbedOptions(truncate=Truncate.END), client=ME)).items)
     assert item.cached
     assert [batch[0] for batch in backend.batches][:3] == ["text", "find it: text", "find songs: text"]
@@ -391,7 +391,7 @@ async def test_a_text_is_computed_for_the_twin_that_stays_and_for_nobody_once_al
         task.cancel()
     await settle()
     assert scheduler.load.queued[Lane.INTERACTIVE] == (1, 4)
-    late = asyncio.create_task(scheduler.embed(["gone"], PLAIN, client=ME))  # its twins were dropped: it begins anew
+    late = asyncio.create_task(scheduler.embed(["gone"], PLAIN, client=ME))  # its twins were dropped, so it is queued again
     embeddings((await twins[2]).items)
     embeddings((await late).items)
     embeddings((await blocker).items)

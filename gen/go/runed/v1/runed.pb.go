@@ -263,7 +263,7 @@ type HealthResponse_Phase int32
 const (
 	// The daemon is not loading.
 	HealthResponse_PHASE_UNSPECIFIED HealthResponse_Phase = 0
-	// The engine's archive is being downloaded, verified or extracted.
+	// Engine and model are looked for, or the engine's archive is being downloaded, verified or extracted.
 	HealthResponse_PHASE_FETCHING_LLAMA_SERVER HealthResponse_Phase = 1
 	// The model is being downloaded, verified or quantized.
 	HealthResponse_PHASE_FETCHING_MODEL HealthResponse_Phase = 2

@@ -935,7 +935,7 @@ export enum HealthResponse_Phase {
   UNSPECIFIED = 0,
 
   /**
-   * The engine's archive is being downloaded, verified or extracted.
+   * Engine and model are looked for, or the engine's archive is being downloaded, verified or extracted.
    *
    * @generated from enum value: PHASE_FETCHING_LLAMA_SERVER = 1;
    */
@@ -1350,7 +1350,8 @@ export const RunedService: GenService<{
     output: typeof CountTokensResponseSchema;
   },
   /**
-   * Describes the daemon and its model. Answers at every stage, before the model is there too.
+   * Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
+   * not for a download. Without a model, the fields about it are empty.
    *
    * @generated from rpc runed.v1.RunedService.Info
    */

@@ -75,7 +75,8 @@ type RunedServiceClient interface {
 	EmbedStream(context.Context) *connect.BidiStreamForClient[v1.EmbedStreamRequest, v1.EmbedStreamResponse]
 	// Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
 	CountTokens(context.Context, *connect.Request[v1.CountTokensRequest]) (*connect.Response[v1.CountTokensResponse], error)
-	// Describes the daemon and its model. Answers at every stage, before the model is there too.
+	// Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
+	// not for a download. Without a model, the fields about it are empty.
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
 	// Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
@@ -214,7 +215,8 @@ type RunedServiceHandler interface {
 	EmbedStream(context.Context, *connect.BidiStream[v1.EmbedStreamRequest, v1.EmbedStreamResponse]) error
 	// Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
 	CountTokens(context.Context, *connect.Request[v1.CountTokensRequest]) (*connect.Response[v1.CountTokensResponse], error)
-	// Describes the daemon and its model. Answers at every stage, before the model is there too.
+	// Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
+	// not for a download. Without a model, the fields about it are empty.
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
 	// Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)

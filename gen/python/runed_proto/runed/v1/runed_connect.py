@@ -70,7 +70,8 @@ class RunedService(Protocol):
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         """
-        Describes the daemon and its model. Answers at every stage, before the model is there too.
+        Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
+        not for a download. Without a model, the fields about it are empty.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -339,7 +340,8 @@ class RunedServiceClient(ConnectClient):
         use_get: bool = False,
     ) -> InfoResponse:
         """
-        Describes the daemon and its model. Answers at every stage, before the model is there too.
+        Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
+        not for a download. Without a model, the fields about it are empty.
         """
         return await self.execute_unary(
             request=request,
@@ -460,7 +462,8 @@ class RunedServiceSync(Protocol):
 
     def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         """
-        Describes the daemon and its model. Answers at every stage, before the model is there too.
+        Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
+        not for a download. Without a model, the fields about it are empty.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -727,7 +730,8 @@ class RunedServiceClientSync(ConnectClientSync):
         use_get: bool = False,
     ) -> InfoResponse:
         """
-        Describes the daemon and its model. Answers at every stage, before the model is there too.
+        Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
+        not for a download. Without a model, the fields about it are empty.
         """
         return self.execute_unary(
             request=request,

@@ -52,7 +52,7 @@ class EmbedRequest(_message.Message):
     instruction: str
     dimensions: int
     truncate: Truncate
-    def __init__(self, text: _Optional[str] = ..., with_route: _Optional[bool] = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ...) -> None: ...
+    def __init__(self, text: _Optional[str] = ..., with_route: bool = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("vector", "cluster_id", "centroid_set_version", "token_count", "total_token_count", "truncated", "fingerprint", "prompt", "cached", "error")
@@ -76,7 +76,7 @@ class EmbedResponse(_message.Message):
     prompt: str
     cached: bool
     error: ItemError
-    def __init__(self, vector: _Optional[_Iterable[float]] = ..., cluster_id: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., token_count: _Optional[int] = ..., total_token_count: _Optional[int] = ..., truncated: _Optional[bool] = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ..., cached: _Optional[bool] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
+    def __init__(self, vector: _Optional[_Iterable[float]] = ..., cluster_id: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., token_count: _Optional[int] = ..., total_token_count: _Optional[int] = ..., truncated: bool = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ..., cached: bool = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
 
 class ItemError(_message.Message):
     __slots__ = ("reason", "message", "metadata")
@@ -113,7 +113,7 @@ class EmbedBatchRequest(_message.Message):
     dimensions: int
     truncate: Truncate
     per_item_errors: bool
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., with_route: _Optional[bool] = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ..., per_item_errors: _Optional[bool] = ...) -> None: ...
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., with_route: bool = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ..., per_item_errors: bool = ...) -> None: ...
 
 class EmbedBatchResponse(_message.Message):
     __slots__ = ("embeddings", "fingerprint", "prompt")
@@ -337,7 +337,7 @@ class ShutdownResponse(_message.Message):
     __slots__ = ("accepted",)
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
-    def __init__(self, accepted: _Optional[bool] = ...) -> None: ...
+    def __init__(self, accepted: bool = ...) -> None: ...
 
 class SetCentroidsRequest(_message.Message):
     __slots__ = ("header", "batch")
