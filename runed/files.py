@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from runed.errors import ForeignPathError
 
-if TYPE_CHECKING:  # its import would make that of the client slower
+if TYPE_CHECKING:  # the blocking client writes files too, and uses no threads of asyncio
     from concurrent.futures import Executor
 
 _MAX_SECRET_BYTES = 4096
