@@ -388,6 +388,17 @@ def test_a_successor_with_smaller_limits() -> None:
     assert sizes_of_requests(flow, InfoResponse(max_request_bytes=20, max_batch_size=2)) == [2, 2, 1], "they are asked for once"
 
 
+def test_a_successor_with_larger_limits() -> None:
+    client = Flows(spawn=True, on_progress=None)
+    assert sizes_of_requests(client, InfoResponse(max_batch_size=2)) == [2, 2, 1]
+    flow = client.embed("a", Options(), Deadline(60))
+    assert isinstance(next(flow), Send)
+    assert isinstance(flow.throw(errors.ShuttingDownError("it drains")), Sleep)
+    assert isinstance(flow.send(None), Ensure)
+    flow.close()
+    assert sizes_of_requests(client, InfoResponse(max_batch_size=10)) == [5]
+
+
 def sizes_of_requests(client: Flows, limits: InfoResponse) -> list[int]:
     """Return how many texts each request has by which a batch of five comes through to a daemon of these limits."""
     flow = client.embed_batch(["a"] * 5, Options(), Deadline(60))
