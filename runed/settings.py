@@ -21,11 +21,11 @@ import msgspec
 from runed.errors import SettingsError
 
 PROFILES = ("memory", "balanced", "throughput")
-"""The names of the ways to run the engine."""
+"""Names of the profiles of the engine."""
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-"""Powers of 1024 of the units, with and without the "i": nobody means anything else by the size of a cache."""
+"""Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
 
 _LOOPBACK = re.compile(r"(?:(127\.0\.0\.1)|\[(::1)\]):([0-9]{1,5})")
 """A loopback address and a port."""
@@ -35,7 +35,7 @@ _MAX_PORT = 65_535
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
-"""Variables that any program needs to find its files and to print text."""
+"""Variables that every program needs to find its files and to print text."""
 
 _NETWORK_ENVIRONMENT = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
@@ -47,12 +47,12 @@ _ENGINE_ENVIRONMENT = (
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GGML_METAL_PATH_RESOURCES"),
 )
-"""Variables by which an engine of the user's own may find its libraries and its device."""
+"""Variables with which the user's own engine may find its libraries and its device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one daemon or client, parsed; `SETTINGS` says what each means. All paths are absolute.
+    """The parsed settings of one daemon or client. `SETTINGS` has their meanings. All paths are absolute.
 
     Attributes:
         idle_timeout: Seconds; 0 means never.
@@ -139,28 +139,28 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     """
     env = os.environ if environ is None else environ
     names = {*_BASE_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
-    # libgomp's threads wait for each other by spinning. If other processes want the processors, too, that wastes time slices:
-    # beside two busy processes on two cores a short text took 184 ms (90th percentile 1.8 s), without spinning 10 ms (24 ms).
-    # A thousand turns take some microseconds and bridge the waits between two steps: a short text took 5 ms instead of 15 on a
-    # quiet machine, 14 ms instead of 22 beside two busy processes.
+    # libgomp's threads spin while they wait for each other, which wastes time slices if other processes want the processors.
+    # Measured beside two busy processes on two cores: a short text took 184 ms (90th percentile 1.8 s), and 10 ms (24 ms)
+    # without spinning. A thousand turns take some microseconds, and bridge the waits between two steps. With them, a short text
+    # took 5 ms instead of 15 ms on a quiet machine, and 14 ms instead of 22 ms beside two busy processes.
     defaults = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
-    # Without XDG_CONFIG_HOME it reads ~/.config/llama.cpp/config.ini. Below /dev/null there can be no file.
+    # Without XDG_CONFIG_HOME, the engine reads ~/.config/llama.cpp/config.ini. There is no file below /dev/null.
     fixed = {"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": os.devnull}
     return defaults | {name: value for name, value in env.items() if name in names} | fixed
 
 
 def search_path() -> str:
-    """Return the `PATH` in which programs are looked for."""
+    """Return the `PATH` to search for programs."""
     return os.environ.get("PATH", os.defpath)
 
 
 def debug_enabled() -> bool:
-    """Tell whether commands show a stack trace with an error (`RUNED_DEBUG`)."""
+    """Return whether commands show a stack trace with an error (`RUNED_DEBUG`)."""
     return _BOOLEANS.get(os.environ.get("RUNED_DEBUG", "").lower(), False)
 
 
 def _get(env: Mapping[str, str], name: str) -> str | None:
-    """Read a variable. An empty one counts as not set, since shells make it hard to tell them apart."""
+    """Read a variable. An empty one counts as not set, since the two are hard to tell apart in a shell."""
     return env.get(name) or None
 
 
@@ -173,7 +173,7 @@ def full_path(path: str, _origin: str = "") -> Path:
             path = (directory or pwd.getpwuid(os.getuid()).pw_dir) + slash + rest
         except KeyError:  # a user without an entry in the user database, as in many containers
             raise SettingsError(f"{path}: no home directory is known for ~; set HOME, or RUNED_HOME to a full path") from None
-    # resolve() would follow a link that the user chose; abspath keeps two slashes at the beginning.
+    # resolve() would follow a link that the user chose, and abspath keeps two slashes at the beginning.
     return Path(os.path.abspath(path).replace("//", "/"))  # noqa: PTH100 # see above
 
 
@@ -189,7 +189,7 @@ def _read_config(path: Path, *, required: bool) -> object:
     """Read `config.json`; return an object that has each key of `SETTINGS` as an attribute, or None if there is no file."""
     try:
         data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is refused where it is used, in better words
+    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is refused later, with a better error
         if required:
             raise SettingsError(f"RUNED_CONFIG={path}: there is no such file; create it or unset the variable") from None
         return None
@@ -207,7 +207,7 @@ def _read_config(path: Path, *, required: bool) -> object:
 
 
 def _whole_number(value: str, origin: str, *, least: int, most: int, what: str) -> int:
-    # The digits are counted first: int() refuses thousands of digits by another error.
+    # The digits are counted first, since int() refuses thousands of digits with another error.
     if value.isascii() and value.isdigit() and len(value) <= len(str(most)) and least <= int(value) <= most:
         return int(value)
     raise SettingsError(f"{origin}={value!r}: accepted is a whole number of {what} from {least} to {most}")
@@ -272,8 +272,9 @@ class Setting(msgspec.Struct, frozen=True):
     Attributes:
         variable: The environment variable; "" for none.
         type: The type in `config.json`, where the key is the name of the setting; None for a setting that has no key.
-        field: The field of `Settings`; "" for a setting that is read on its own.
-        parse: Turns the text of a value, and its origin for the error, into the value of the field.
+        field: The field of `Settings`; "" for a setting that is read separately.
+        parse: Turns the text of a value into the value of the field. Its second argument is the origin of the text, for an
+            error.
         default: The text of the default; "" for none.
         meaning: The meaning, for docs/configuration.md.
     """
