@@ -65,6 +65,7 @@ lint: $(STAMPS)/project
 	ruff format --check
 	ruff check
 	mypy
+	python -m tools.sizes runed tools benchmarks
 	lint-imports --no-logo
 	buf lint
 	buf format --diff --exit-code

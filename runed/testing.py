@@ -20,9 +20,11 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,9 @@ from runed.version import __version__
 __all__ = ["Call", "DaemonDouble", "daemon", "vector_of"]
 
 _FINGERPRINT = "double"
+
+_TURNS_OF_ACCEPT = 3
+"""Turns of the event loop in which asyncio accepts a connection. One that is accepted after the last turn would stay open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,18 +349,26 @@ def _as_given(options: Asked) -> EmbedOptions:
 @contextmanager
 def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
     """Serve a double on an event loop in a thread."""
-    loop = asyncio.new_event_loop()
-    server = Server(build_app(double), listener.sock)
-    thread = threading.Thread(target=loop.run_forever, name="runed.testing", daemon=True)
+    started: Future[Callable[[], object]] = Future()
+
+    async def serve() -> None:
+        over = asyncio.Event()
+        server = Server(build_app(double), listener.sock)
+        await server.start()
+        started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, over.set))
+        await over.wait()
+        for _ in range(_TURNS_OF_ACCEPT):
+            await asyncio.sleep(0)
+        await server.stop(0)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="runed.testing", daemon=True)
     thread.start()
+    stop = started.result()
     try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result()
         yield
-        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        stop()
         thread.join()
-        loop.close()
 
 
 @contextmanager

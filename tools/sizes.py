@@ -27,7 +27,7 @@ def too_long(path: Path) -> Iterator[str]:
         yield f"{path}:1: the module has {lines} lines, more than {MAX_MODULE_LINES}"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef):
-            first = min(part.lineno for part in (node, *node.decorator_list))
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             assert node.end_lineno is not None  # the parser always sets it
             lines = node.end_lineno - first + 1
             if lines > MAX_CLASS_LINES:

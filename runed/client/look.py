@@ -30,7 +30,8 @@ def look(home: Path, *, timeout: float) -> tuple[Info, Health]:
     target.ensure(timeout)
     flows, transport = DaemonFlows(spawn=False, on_progress=None), Transport(target)
     try:
-        health = drive(flows.health(Deadline(timeout)), transport.perform)
-        return drive(flows.present_info(Deadline(timeout)), transport.perform), health
+        # Info waits a while for a model that is being looked for; a Health from before would contradict it.
+        info = drive(flows.present_info(Deadline(timeout)), transport.perform)
+        return info, drive(flows.health(Deadline(timeout)), transport.perform)
     finally:
         transport.close()

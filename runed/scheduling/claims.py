@@ -52,9 +52,13 @@ class Terms:
         An error with another cause than a text (no engine, a daemon that shuts down, a bug) always fails the call. The caller
         may send the same texts again, and the error tells when.
         """
-        if self.strict or not isinstance(error, InvalidRequestError | BackendFaultError):
+        if self.fails(error):
             raise error
         return error
+
+    def fails(self, error: BaseException) -> bool:
+        """Tell whether an error fails the whole call; see `tolerate`."""
+        return self.strict or not isinstance(error, InvalidRequestError | BackendFaultError)
 
     def finish(self, item: Embedding | RunedError) -> Embedding | RunedError:
         """Shorten the vector of an embedding to the requested dimensions. Return an error unchanged.
@@ -134,13 +138,27 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
     Raises:
         RunedError: An error fails the call by its terms.
     """
-    pending = {claim.future for claim in claims if claim.future is not None}
-    while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
-        if pending:  # raises the failure if it fails the call
-            for claim in claims:
-                if claim.future in done:
-                    claim.outcome(terms)
+    pending = {claim.future for claim in claims if claim.future is not None and not claim.future.done()}
+    decided = asyncio.Event()
+
+    def note(future: asyncio.Future[Computed]) -> None:
+        pending.discard(future)
+        error = None if future.cancelled() else future.exception()
+        if not pending or (error is not None and terms.fails(error)):
+            decided.set()
+
+    # `asyncio.wait` from error to error would look at all futures each time, and each of 2,048 texts may fail alone.
+    for future in pending:
+        future.add_done_callback(note)
+    try:
+        if pending:
+            await decided.wait()
+    finally:
+        for future in pending:
+            future.remove_done_callback(note)
+    for claim in claims:
+        if claim.ready:
+            claim.outcome(terms)  # raises the error that fails the call, if there is one
     return [claim.outcome(terms) for claim in claims]
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import psutil
@@ -497,6 +498,14 @@ async def test_hung_engine_is_noticed_though_every_caller_loses_patience(make_ba
         except TimeoutError:
             pass
     await backend.embed(["hello"])
+
+
+async def test_engine_that_cannot_be_watched_is_replaced(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, hang=cast("float", "no number"), max_failures=1))
+    await backend.start()
+    state = await until(backend, BackendStatus.FAILED)
+    assert state.reason.startswith("llama-server could not be watched any longer, so it was replaced")
+    assert process_gone(fake.launches[0]["pid"])
 
 
 @pytest.mark.parametrize("answer", ["", "500"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -40,7 +41,9 @@ def file_sha256(path: Path) -> str:
 def archive(*members: tuple[str, bytes | str] | tarfile.TarInfo) -> bytes:
     """Make a tar.gz. Text becomes a program, bytes become a plain file."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+    # Without a time, since an archive can be a parameter, which must be the same in all processes of a test run.
+    compressed = gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0)
+    with compressed, tarfile.open(fileobj=compressed, mode="w") as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
                 tar.addfile(member)

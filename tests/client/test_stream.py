@@ -326,6 +326,27 @@ class TestDaemonGoesAway:
         assert made_by == set(pids(home))
         assert len(made_by) >= 3
 
+    async def test_it_dies_while_the_caller_is_busy_with_a_result(self, arrange: Arrange) -> None:
+        home = arrange(die_after=128)
+        results: list[tuple[Any, Outcome]] = []
+
+        async def items() -> AsyncIterator[tuple[int, str]]:
+            yield 3, "hold"
+            for number, text in numbered(200):
+                if number != 3:
+                    yield number, text
+            await asyncio.sleep(0.1)
+            (home / "release").touch()
+
+        async with runed.connect_async(home=home) as client:
+            async for result in client.embed_stream(items()):
+                results.append(result)
+                if len(results) == 1:
+                    # More results come meanwhile, and with them the end of the connection. Nothing else follows.
+                    await asyncio.to_thread(wait_until, lambda: process_gone(pids(home)[0]))
+                    await asyncio.sleep(0.1)
+        check_all(results, 200)
+
     def test_it_drains_in_the_middle(self, arrange: Arrange) -> None:
         home = arrange(drain_after=400)
         made_by = check_all(streamed_blocking(home, numbered(1000)), 1000)

@@ -34,7 +34,8 @@ from runed.client.calls.steps import Connect, Ensure, Give, Outcome, Send, Sleep
 from runed.client.calls.stream import stream_flow
 from runed.client.options import Options
 from runed.client.types import Embedding
-from runed.client.wire.stream import MAX_MESSAGE, RECEIVE_WINDOW, StreamExchange
+from runed.client.wire.http2 import RECEIVE_WINDOW
+from runed.client.wire.stream import MAX_MESSAGE, StreamExchange
 
 
 def enveloped(message: bytes, flags: int = 0) -> bytes:

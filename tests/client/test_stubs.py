@@ -116,8 +116,10 @@ class TestBlocking:
         wait_until(lambda: len(live_descriptors()) <= before, what="the end of the connection")
 
     def test_a_time_limit(self, shared: Path) -> None:
+        client = stub(shared)
+        client.health(HealthRequest())
         with pytest.raises(ConnectError) as caught:
-            stub(shared).embed(EmbedRequest(text="slow"), timeout_ms=300)
+            client.embed(EmbedRequest(text="slow"), timeout_ms=300)
         assert caught.value.code == Code.DEADLINE_EXCEEDED
         wait_until(lambda: "slow cancelled" in events(shared))
 

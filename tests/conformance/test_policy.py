@@ -20,6 +20,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 from runed_proto.runed.v1.runed_pb2 import (
+    EmbedBatchRequest,
     EmbedBatchResponse,
     EmbedResponse,
     EmbedStreamRequest,
@@ -374,6 +375,44 @@ def test_an_error_of_one_text() -> None:
         assert isinstance(outcomes[2], errors.BackendUnavailableError)
         assert isinstance(client.embed_items(["bad"])[0], errors.BackendUnavailableError)
         assert sum(call.texts.count("bad") for call in daemon.calls) == 2
+
+
+def test_a_successor_with_smaller_limits() -> None:
+    flow = Flows(spawn=True, on_progress=None)
+    assert sizes_of_requests(flow, InfoResponse(max_batch_size=10)) == [5]
+    assert sizes_of_requests(flow, InfoResponse(max_batch_size=2)) == [5, 2, 2, 1]
+    assert sizes_of_requests(flow, InfoResponse(max_batch_size=2)) == [2, 2, 1]
+    assert sizes_of_requests(flow, InfoResponse(max_request_bytes=20, max_batch_size=2)) == [2, 2, 1], "they are asked for once"
+
+
+def sizes_of_requests(client: Flows, limits: InfoResponse) -> list[int]:
+    """Return how many texts each request has by which a batch of five comes through to a daemon of these limits."""
+    flow = client.embed_batch(["a"] * 5, Options(), Deadline(60))
+    sizes: list[int] = []
+    answer: object = None
+    while True:
+        try:
+            step = flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
+        except StopIteration:
+            return sizes
+        assert isinstance(step, Send)
+        if isinstance(step.request, EmbedBatchRequest):
+            sizes.append(len(step.request.texts))
+            if sizes[-1] > limits.max_batch_size:
+                answer = errors.BatchTooLargeError("too many texts")
+            else:
+                answer = EmbedBatchResponse(embeddings=[EmbedResponse(vector=[1])] * sizes[-1], fingerprint="f")
+        else:
+            answer = limits
+
+
+def test_a_refusal_to_the_end() -> None:
+    flow = Flows(spawn=True, on_progress=None).embed("a", Options(), Deadline(60))
+    next(flow)
+    flow.throw(errors.QueueFullError("full", retry_after=0.02))
+    flow.send(None)
+    with pytest.raises(errors.QueueFullError, match=r"^full \(tried 2 times in \d\.\d s\)$"):
+        flow.throw(errors.DeadlineExceededError("too late"))
 
 
 async def test_an_idle_stream(home: Path) -> None:

@@ -19,6 +19,8 @@ import pytest
 from runed_proto.grpc.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from runed_proto.runed.v1 import runed_pb2 as pb
 
+import runed
+from runed.client.look import look
 from runed.lifecycle.listener import probe
 from runed.locking import LockFile
 from runed.paths import Paths
@@ -222,6 +224,17 @@ def test_every_call_waits_until_engine_and_model_are_found(start_slowly: StartDa
     assert answers["SetCentroids"].nlist == 1
     assert len(answers["embeddings"].json()["data"]) == len(answers["models"].json()["data"]) == 1
     assert in_flight(daemon) == 0
+
+
+def test_status_does_not_contradict_itself(start_slowly: StartDaemon, slow: SlowEngine) -> None:
+    daemon = start_slowly()
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look, daemon.home, timeout=60)
+        time.sleep(0.5)
+        slow.go_on()
+        info, health = looking.result(30)
+    assert info.vector_dim == 64
+    assert health.phase in {None, runed.Phase.STARTING_LLAMA_SERVER}
 
 
 def test_health_of_grpc_is_serving_all_the_time(start_slowly: StartDaemon, slow: SlowEngine) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextvars import Context
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -13,7 +16,17 @@ from structlog.testing import capture_logs
 from runed.backends.base import EmbeddingBatch, TextInput
 from runed.caching.cache import VectorCache
 from runed.domain.model import ModelTraits
-from runed.domain.requests import Centroid, CentroidHeader, Embedding, EmbedOptions, Lane, Role, StreamItem, Truncate
+from runed.domain.requests import (
+    Centroid,
+    CentroidHeader,
+    Embedding,
+    EmbedOptions,
+    Lane,
+    Role,
+    StreamItem,
+    Truncate,
+    VectorSpace,
+)
 from runed.errors import (
     BackendFaultError,
     BackendUnavailableError,
@@ -27,8 +40,10 @@ from runed.errors import (
 )
 from runed.metrics import Metrics
 from runed.routing.store import CentroidStore
-from runed.scheduling.queue import QueueLimits
+from runed.scheduling.claims import Claim, Terms, redeem
+from runed.scheduling.queue import Computed, QueueEntry, QueueLimits
 from runed.scheduling.scheduler import Scheduler, SchedulerSettings
+from runed.scheduling.tickets import Ticket
 from tests.scheduling.virtual import Outcome, ScriptedBackend, Step, settle, vector_of, virtual_time
 
 PLAIN = EmbedOptions()
@@ -195,6 +210,36 @@ async def test_an_error_of_a_text_is_its_items_or_fails_a_strict_call(outcome: O
         with pytest.raises(error):
             await strict.embed(["good", "bad"], PLAIN, client=ME)
         assert strict.load.stats.total_texts == 0
+
+
+class CountingFuture(asyncio.Future[Computed]):
+    """Counts how often somebody begins to wait for any of them."""
+
+    waits = 0
+
+    def add_done_callback(self, fn: Callable[[Self], object], /, *, context: Context | None = None) -> None:
+        type(self).waits += 1
+        super().add_done_callback(fn, context=context)
+
+
+@virtual_time
+async def test_texts_that_fail_one_after_the_other_are_each_waited_for_once() -> None:
+    loop = asyncio.get_running_loop()
+    futures = [CountingFuture() for _ in range(500)]
+    entry = partial(QueueEntry, input="tea", tokens=3, exact=True, size=3, lane=Lane.BULK, client=ME)
+    claims = [Claim("tea", ("the text", {}), state=Ticket(entry(future=future), 0)) for future in futures]
+    for delay, future in enumerate(futures):
+        loop.call_later(delay, future.set_exception, BackendFaultError("NaN"))
+    terms = Terms(
+        lane=Lane.BULK,
+        client=ME,
+        prompt="",
+        truncate=Truncate.NONE,
+        dimensions=8,
+        space=VectorSpace(fingerprint="f", prompt=""),
+    )
+    assert kinds(await redeem(claims, terms)) == [BackendFaultError] * 500
+    assert CountingFuture.waits <= 2 * len(futures)
 
 
 @virtual_time

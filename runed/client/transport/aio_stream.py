@@ -92,7 +92,9 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
         if self._received:
             data = bytes(self._received)
             self._received.clear()
-            if not self._at_end:
+            if self._at_end:
+                self._news.set()  # the end came with the data, and nothing else will tell of it
+            else:
                 self._transport.resume_reading()
             return data
         return b"" if self._at_end else None

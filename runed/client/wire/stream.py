@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import struct
 
-from runed.client.wire.http2 import RECEIVE_WINDOW, Http2Request, broken_off
+from runed.client.wire.http2 import Http2Request, broken_off
 from runed.client.wire.unary import HTTP_OK, SERVICE, Answer, error_of
 from runed.errors import RunedError
-
-__all__ = ["MAX_MESSAGE", "RECEIVE_WINDOW", "StreamExchange", "not_of_runed"]
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Most bytes of a message of the daemon. A larger one is not from runed."""
