@@ -19,13 +19,13 @@ _Path: TypeAlias = Annotated[str | os.PathLike[str] | None, BeforeValidator(as_t
 
 
 class RunedEmbedding(BaseEmbedding):
-    """Embeddings of the daemon of this machine, which is started if none runs.
+    """Embeddings by the daemon of this machine, which is started if none runs.
 
         Settings.embed_model = RunedEmbedding()
 
-    Texts of nodes are embedded as documents and queries as queries: the daemon puts the model's own prompts in front. An object
-    may be used by any number of threads, event loops and forked processes, and copied and pickled; it connects when the first
-    text comes. Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded.
+    Texts of nodes get the model's prompt for documents, and queries that for queries. An object may be used by any number of
+    threads, event loops and forked processes, and copied and pickled; it connects when the first text comes. Errors are those
+    of `runed.Client`. A wrong option fails at once, other errors come when texts are embedded.
 
     The nodes of LlamaIndex's own splitters have 1,024 tokens at most, and runed reads 2,048.
     """
@@ -62,7 +62,7 @@ class RunedEmbedding(BaseEmbedding):
     _client: LazyClient = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:  # noqa: ANN401 # pydantic's signature
-        """Check the options, as pydantic's constructor asks for."""
+        """Check the options. Pydantic's constructor calls this."""
         super().model_post_init(context)
         self._client = LazyClient(
             dimensions=self.dimensions,
@@ -98,9 +98,9 @@ class RunedEmbedding(BaseEmbedding):
         return lists_of_floats(await self._client.aembed_batch(texts, "document"))
 
     def close(self) -> None:
-        """Close the connections of blocking calls; happens by itself when the object goes."""
+        """Close the connections of blocking calls. This happens by itself when the object goes."""
         self._client.close()
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop too; happens by itself when the loop ends."""
+        """Close the connections of this event loop, too. This happens by itself when the loop ends."""
         await self._client.aclose()
