@@ -297,14 +297,14 @@ _PROFILE = partial(_one_of, accepted=PROFILES)
 # The formatter would give each argument a line of its own.
 # fmt: off
 SETTINGS = {
-    "home": Setting("RUNED_HOME", None, "", full_path, _DEFAULT_HOME, "the directory of everything; a home has one daemon"),
+    "home": Setting("RUNED_HOME", None, "", full_path, _DEFAULT_HOME, "the directory of all files; each home has one daemon"),
     "config": Setting("RUNED_CONFIG", None, "", full_path, "", "the configuration file, instead of `config.json` in the home"),
     "model_variant": Setting("RUNED_MODEL_VARIANT", str, "model_variant", _text, "",
         "the model of the manifest to serve, instead of its default"),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", None, "ctx_size", _CTX_SIZE, "2048",
-        "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most what the model has"),
+        "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most that of the model"),
     "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", full_path, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
     "model": Setting("RUNED_MODEL", str, "model", full_path, "", "a GGUF of your own; none is fetched then"),
@@ -315,12 +315,12 @@ SETTINGS = {
     "profile": Setting("RUNED_PROFILE", str, "profile", _PROFILE, "balanced",
         "how the engine is run: `memory`, `balanced` or `throughput`; see below"),
     "queue_texts": Setting("RUNED_QUEUE_TEXTS", int, "queue_texts", _QUEUE_TEXTS, "16384",
-        "how many texts may wait, 64 to 1000000; more is refused with QUEUE_FULL. "
-        "An eighth, of the bytes too, is kept from bulk texts"),
+        "the most texts that may wait, 64 to 1000000; more are refused with QUEUE_FULL. "
+        "An eighth of these texts, and of the bytes, is reserved for interactive texts"),
     "queue_bytes": Setting("RUNED_QUEUE_BYTES", _JSON_SIZE, "queue_bytes", _QUEUE_BYTES, "64MiB",
-        "how many bytes of text may wait, at least 1 MiB"),
+        "the most bytes of text that may wait, at least 1 MiB"),
     "cache": Setting("RUNED_CACHE", str, "disk_cache", _on_disk, "memory",
-        "where vectors are kept: `memory`, or `disk` for both"),
+        "the place of cached vectors: `memory`, or `disk` for both"),
     "cache_size": Setting("RUNED_CACHE_SIZE", _JSON_SIZE, "cache_bytes", _CACHE_SIZE, "64MiB",
         "the size of the cache in memory; `0` for none"),
     "disk_cache_size": Setting("RUNED_DISK_CACHE_SIZE", _JSON_SIZE, "disk_cache_bytes", _DISK_CACHE_SIZE, "1GiB",

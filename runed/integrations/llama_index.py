@@ -44,7 +44,7 @@ class RunedEmbedding(BaseEmbedding):
     truncate: Truncate = Field(
         default="none",
         frozen=True,
-        description='What happens to a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
+        description='The treatment of a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
     )
     lane: Lane | None = Field(
         default=None, frozen=True, description='The queue to wait in, "interactive" or "bulk"; None: by the number of texts.'
@@ -53,10 +53,10 @@ class RunedEmbedding(BaseEmbedding):
         default=None, frozen=True, description="The directory of the daemon, instead of RUNED_HOME or ~/.runed."
     )
     socket_path: _Path = Field(
-        default=None, frozen=True, description="The socket of a daemon that others look after; it is never started."
+        default=None, frozen=True, description="The socket of a daemon that is managed elsewhere; it is never started."
     )
     timeout: float | None = Field(
-        default=None, frozen=True, description="Seconds that a call may take, waiting included; None: no limit."
+        default=None, frozen=True, description="Seconds that a call may take, including waiting; None: no limit."
     )
 
     _client: LazyClient = PrivateAttr()

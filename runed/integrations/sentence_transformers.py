@@ -139,9 +139,9 @@ class SentenceTransformer:
             RunedError: As for `runed.Client.embed_batch`. `metadata["index"]` tells the text at fault.
         """
         _refuse_unless("output_value", output_value, "sentence_embedding", "the daemon gives no vectors of tokens")
-        _refuse_unless("precision", precision, "float32", "quantize what encode returns")
-        _refuse_unless("convert_to_numpy", convert_to_numpy, True, "use torch.from_numpy on what encode returns")
-        _refuse_unless("convert_to_tensor", convert_to_tensor, False, "use torch.from_numpy on what encode returns")
+        _refuse_unless("precision", precision, "float32", "quantize the result of encode")
+        _refuse_unless("convert_to_numpy", convert_to_numpy, True, "use torch.from_numpy on the result of encode")
+        _refuse_unless("convert_to_tensor", convert_to_tensor, False, "use torch.from_numpy on the result of encode")
         if prompt_name is not None and prompt is not None:
             raise ValueError("give prompt_name or prompt, not both")
         if prompt_name not in {None, "query", "document"}:

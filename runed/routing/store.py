@@ -117,7 +117,7 @@ class CentroidStore:
             except OSError as error:
                 raise CentroidStoreError(
                     f"the centroid set cannot be kept in {self._path.parent}: {error.strerror}; the set before it stays; "
-                    "see to it that there is room, and push it again"
+                    "make room, and push it again"
                 ) from None
         _log.info("centroid set installed", version=self.version, nlist=header.nlist)
         release_free_memory()  # frees the memory of the messages
@@ -220,8 +220,8 @@ def _version(header: CentroidHeader, computed: str) -> str:
     """
     if header.preset and header.version and header.version != computed:
         raise BadCentroidsError(
-            f"the version {header.version} is not that of what came, {computed}: the set was changed on its way, or is hashed "
-            "in another way than docs/protocol.md tells",
+            f"the version {header.version} is not that of the received content, {computed}: the set was changed on "
+            "its way, or is not hashed as docs/protocol.md tells",
             metadata={"version": header.version, "computed": computed},
         )
     return header.version or computed

@@ -28,8 +28,8 @@ _NO_REPACK_REMARK = (
 )
 
 _ONE_SLOT_REMARK = (
-    "texts are computed one by one, which is slower for many short ones, because this build of llama-server gives this model's "
-    "vectors another value in company than alone"
+    "texts are computed one by one, which is slower for many short ones, because this build of llama-server computes "
+    "another vector for a text in a batch than for the same text alone"
 )
 
 

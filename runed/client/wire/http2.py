@@ -158,7 +158,7 @@ class Http2Request:
                 return self._h2.receive_data(data)
         except ProtocolError:
             pass
-        self.failure = RunedError("what answers is not HTTP/2; is it another program's socket?")
+        self.failure = RunedError("the answer is not HTTP/2; is it another program's socket?")
         return []
 
     def _frame(self) -> None:

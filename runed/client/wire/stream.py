@@ -122,4 +122,4 @@ class StreamExchange:
 
 def not_of_runed() -> RunedError:
     """Return the error of an answer that is not a message of the contract."""
-    return RunedError("what was answered is no message of runed; is it another program's socket?")
+    return RunedError("the answer is no message of runed; is it another program's socket?")
