@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from runed.errors import ForeignPathError
+
+if TYPE_CHECKING:  # the blocking client writes files too, and uses no threads of asyncio
+    from concurrent.futures import Executor
 
 _MAX_SECRET_BYTES = 4096
 """Bytes that are read of a secret's file."""

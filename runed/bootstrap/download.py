@@ -22,7 +22,7 @@ import tenacity
 
 from runed.bootstrap.disk import file_errors, hash_rest
 from runed.bootstrap.manifest import Artefact, printable_url
-from runed.bootstrap.partial import discard_partial, partial_path, sidecar_path
+from runed.bootstrap.partial_files import discard_partial, partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
 from runed.errors import DownloadError, VerificationError
 from runed.files import replace_durably, run_in_thread, write_atomically

@@ -18,7 +18,7 @@ from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
 from runed.daemon.gauges import add_gauges
 from runed.daemon.host import DaemonHost
-from runed.daemon.model import ServedModel
+from runed.daemon.served_model import ServedModel
 from runed.domain.status import Info
 from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from runed.bootstrap import Phase, Progress
 from runed.daemon.draining import Draining
-from runed.daemon.model import ServedModel, Situation
+from runed.daemon.served_model import ServedModel, Situation
 from runed.domain.status import LoadingPhase, Status
 from runed.errors import BackendUnavailableError, BootstrappingError, RunedError
 from runed.log import describe_exception, get_logger

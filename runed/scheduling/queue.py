@@ -12,6 +12,7 @@ from itertools import chain, count, islice
 
 from runed.backends.base import BatchLimits, TextInput
 from runed.domain.requests import Lane
+from runed.scheduling.micro_batch import cut_micro_batch
 
 BULK_SHARE = 0.2
 """Share of the tokens that bulk texts get while interactive texts wait, too. Without it, a few busy interactive clients
@@ -150,16 +151,7 @@ class _Lane:
 
     def next_batch(self, limits: BatchLimits) -> list[QueueEntry]:
         """Return the entries that would be the next micro-batch; empty if nothing waits."""
-        batch: list[QueueEntry] = []
-        tokens = 0
-        for entry in self.in_order():
-            tokens += entry.tokens
-            if batch and tokens > limits.tokens:
-                break
-            batch.append(entry)
-            if len(batch) == limits.texts:
-                break
-        return batch
+        return cut_micro_batch(self.in_order(), limits)
 
     def fills(self, limits: BatchLimits) -> bool:
         """Return whether the waiting entries fill the next micro-batch."""
