@@ -115,7 +115,7 @@ class QueueFullError(RunedError):
 
 
 class UnimplementedError(RunedError):
-    """This version of the daemon does not know the method, or cannot do what was asked."""
+    """This version of the daemon does not know the method or the option."""
 
     reason = "UNIMPLEMENTED"
 

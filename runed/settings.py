@@ -1,7 +1,7 @@
 """The settings of runed, and the only place that reads the environment.
 
-The environment beats `config.json`, which beats the default. A value that cannot be used is a `SettingsError` of one line that
-names the variable or key, its value and what is accepted.
+The environment beats `config.json`, which beats the default. A bad value is a `SettingsError` of one line. It names the
+variable or key, its value, and the accepted values.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
 def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for `llama-server`.
 
-    It reads `LLAMA_ARG_*`, `LLAMA_API_KEY`, `AIP_*` and a configuration file under `XDG_CONFIG_HOME` or else `~/.config`
-    any of which would silently change what it computes.
+    `llama-server` reads `LLAMA_ARG_*`, `LLAMA_API_KEY`, `AIP_*` and a configuration file below `XDG_CONFIG_HOME` or
+    `~/.config`. Each of these could silently change its vectors.
 
     Args:
         environ: The environment of the daemon, instead of the process's own.

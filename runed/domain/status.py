@@ -80,7 +80,7 @@ class Load:
         queued: The texts that wait in each lane, and their bytes.
         cache_entries: Vectors in the memory cache.
         cache_bytes: The bytes that they take.
-        disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or it was given up.
+        disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or it was abandoned.
     """
 
     stats: SchedulerStats

@@ -332,7 +332,7 @@ async def test_sender_that_trickles_is_told_to_hurry(open_store: Open, path: Pat
     assert await install(store, values()) == version_of(values())
 
 
-# What a restart finds
+# Restarts
 
 
 async def refused(open_store: Open, path: Path, **model: object) -> str:

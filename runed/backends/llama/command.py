@@ -11,7 +11,8 @@ from runed.backends.llama.profile import Profile
 from runed.domain.model import ModelInfo
 
 CONTEXT_STEP = 256
-"""Tokens to a multiple of which llama.cpp rounds a context up. Measured: `-c 300` accepts texts of 511 tokens."""
+"""Step of a context in tokens: llama.cpp rounds a context up to a multiple of it. Measured: `-c 300` accepts texts of 511
+tokens."""
 
 _LAST_MICRO_BATCH = 60
 """Tokens that the engine computes at once, for models with last-token pooling. Three reasons:
