@@ -238,7 +238,7 @@ async def test_engine_for_another_processor_is_told(make_backend: MakeBackend, h
         ("dimension", "252 bytes"),
         ("too-few", "0 vectors to 1 texts"),
         ("500", "HTTP status 500"),
-        ("garbage", "not what was asked for"),
+        ("garbage", "not of the expected form"),
         ("not-http", "not HTTP"),
         ("half", "broke off its answer"),
     ],
