@@ -84,7 +84,7 @@ class ModelInstaller:
         except RunedError as error:
             _log.warning("model could not be derived", variant=choice.variant, problem=error.message)
             self.warnings.append(
-                f"{source.variant} serves instead of {choice.variant}, which could not be made of it: {error.message}; "
+                f"{source.variant} serves instead of {choice.variant}, which could not be made from it: {error.message}; "
                 "the next start tries again"
             )
             return source
