@@ -135,7 +135,7 @@ def step_after(error: errors.RunedError, number: int = 1, *, spawn: bool = True)
 
 
 @rows("codes", lambda row: f"{row['code']}{' with RetryInfo' if row['retry_info'] else ''}")
-@pytest.mark.parametrize("reason", ["", "OF_TOMORROW"])
+@pytest.mark.parametrize("reason", ["", "OF_NEXT_WEEK"])
 def test_codes(row: dict[str, Any], reason: str) -> None:
     told: list[Message] = [ErrorInfo(domain="runed.v1", reason=reason)] if reason else []
     told += [RetryInfo(retry_delay=Duration(seconds=2))] if row["retry_info"] else []
