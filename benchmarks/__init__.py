@@ -1,1 +1,1 @@
-"""Measures runed against raw `llama-server`, in one run on one machine: `python -m benchmarks`."""
+"""Measurements of runed against raw `llama-server`, both in one run on one machine: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""Runs every benchmark, prints the tables and keeps them in docs/benchmarks.md: `python -m benchmarks --help`."""
+"""Run the benchmarks, print their tables, and write them to docs/benchmarks.md: `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.single import measure_cached, measure_single
 from benchmarks.soak import measure_soak
 
 Measure = Callable[[Lab], list[Row]]
-"""Makes one measurement, of one row or several."""
+"""A function that makes one measurement and returns its rows."""
 
 _EVERY_MODEL: Mapping[str, Measure] = {
     "single": measure_single,
@@ -45,13 +45,13 @@ _QUICK: Mapping[str, Measure] = {
     "calls": lambda lab: measure_calls(lab, calls=1000),
     "soak": lambda lab: measure_soak(lab, seconds=10),
 }
-"""Shorter forms of those whose length is no matter of `Effort`."""
+"""Short forms of the measurements whose length does not depend on `Effort`."""
 
 _CURVES = "curves"
 
 
 def main() -> int:
-    """Measure, print, keep; 1 if a bar was missed."""
+    """Measure, print the tables and write the report. Return 1 if a bar was missed, otherwise 0."""
     names = [*_EVERY_MODEL, *_SMALL_MODEL, _CURVES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure runed against raw llama-server.")
     parser.add_argument("--quick", action="store_true", help="only see that everything works")
@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def _measure(laboratory: Lab, names: list[str], *, quick: bool, keep: bool) -> Iterator[Row]:
-    """Give the rows of some measurements, and draw the curves if they are asked for."""
+    """Return the rows of the chosen measurements, and draw the curves if they are among them."""
     measures = {**_EVERY_MODEL, **_SMALL_MODEL, **(_QUICK if quick else {})}
     for name in names:
         say(f"{laboratory.model.key}: {name}")

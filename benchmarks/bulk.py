@@ -1,4 +1,4 @@
-"""One client with a large job: its speed, what it need not compute again, and what is left of it when it is given up."""
+"""One client with a large job: its speed, its use of the cache, and its cancellation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CANCEL_TRIALS = 5
 
 
 def measure_bulk(lab: Lab) -> list[Row]:
-    """One bulk client against the best that lists of texts get from a raw server."""
+    """Measure one bulk client against a raw server that gets lists of texts at its best settings."""
     slots, size, in_flight = _best_lists(lab)
     texts = lab.effort.bulk_texts
     streamed, batched, raw = [], [], []
@@ -42,7 +42,10 @@ def measure_bulk(lab: Lab) -> list[Row]:
 
 
 def measure_reindex(lab: Lab) -> list[Row]:
-    """A job of which a tenth was computed before, against one of the new texts alone; in two halves each, in turn."""
+    """Measure a job of which a tenth was computed before, against a job of the new texts alone.
+
+    Each job runs in two halves, in turn with the other.
+    """
     texts = lab.effort.beside_texts // 2
     repeated = texts // 10
     alone = again = 0.0
@@ -72,7 +75,7 @@ def measure_reindex(lab: Lab) -> list[Row]:
 
 
 def measure_cancel(lab: Lab) -> list[Row]:
-    """A large job that is given up in its middle: what the engine still does for it, and when the next client has its turn."""
+    """Cancel a large job in its middle. Measure the texts computed afterwards, and the next client's waiting time."""
     texts, after = lab.effort.beside_texts, lab.effort.bulk_texts // 4
     with lab.daemon.connect() as client:
         alone = []
@@ -107,7 +110,7 @@ def measure_cancel(lab: Lab) -> list[Row]:
 
 
 def _best_lists(lab: Lab) -> tuple[int, int, int]:
-    """Find the slots, the texts of a list and the lists in flight with which a raw server is fastest in bulk."""
+    """Find the settings with which a raw server is fastest in bulk: slots, texts of a list, and lists in flight."""
 
     def trial(slots: int, size: int, in_flight: int) -> float:
         with lab.raw(slots) as target:

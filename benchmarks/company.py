@@ -1,4 +1,4 @@
-"""Whether a vector depends on the texts that are computed beside it."""
+"""Check that a vector does not depend on the texts that are computed beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BAR = 0.9999
 
 
 def measure_company(lab: Lab) -> list[Row]:
-    """Texts of all lengths, each alone, then by concurrent calls, and in one list in another order."""
+    """Embed texts of all lengths in three ways: one by one, by concurrent calls, and as one list in another order."""
     random = Random(lab.fresh(1))
     texts = [lab.model.text_of(length, random) for length in lab.model.long]
     with Daemon(lab.model, RUNED_CACHE_SIZE="0") as daemon, daemon.connect() as client:

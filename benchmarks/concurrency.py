@@ -1,4 +1,4 @@
-"""Many clients at once, each with one short text after the other."""
+"""Many clients at once. Each sends one short text after the other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Point:
 
 
 def measure_clients(lab: Lab) -> list[Row]:
-    """16 clients: throughput against one slot and against the best slot count, and how far apart the answers lie."""
+    """Measure 16 clients of single texts against raw with one slot and with its best slot count."""
     slots = lab.best_slots()
     with lab.raw(1) as one, lab.raw(slots) as best:
         targets = [lab.daemon.target, one, best]
@@ -60,7 +60,7 @@ def measure_clients(lab: Lab) -> list[Row]:
 
 
 def measure_curves(lab: Lab) -> dict[str, list[Point]]:
-    """Give p50 and p99 against the number of clients: of runed, of raw with one slot and with its best slot count."""
+    """Measure p50 and p99 against the number of clients: runed, raw with one slot, raw with its best slot count."""
     seconds = min(_CURVE_SECONDS, lab.effort.slice_seconds)
     with lab.raw(1) as one, lab.raw(lab.best_slots()) as best:
         targets = [lab.daemon.target, one, best]
@@ -74,7 +74,7 @@ def measure_curves(lab: Lab) -> dict[str, list[Point]]:
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """Several slices together: texts per second, and percentiles of single texts in seconds."""
+    """The figures of several slices: texts per second, and percentiles of single texts in seconds."""
 
     rate: float
     p50: float
@@ -85,7 +85,7 @@ class _Summary:
 
 
 def _alternate(lab: Lab, targets: list[Target], *, clients: int, slices: int, seconds: float) -> dict[Target, list[Sample]]:
-    """Load one target after the other, several times, so that a drift of the machine hits all of them."""
+    """Load the targets in turn, several times. A drift of the machine's speed then hits all of them."""
     samples: dict[Target, list[Sample]] = {target: [] for target in targets}
     for _ in range(slices):
         for target in targets:

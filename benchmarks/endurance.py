@@ -1,4 +1,4 @@
-"""What grows with time: errors and memory over many calls."""
+"""Errors and memory over many calls."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WARM_UP = 4_000
 CONCURRENCY = 64
 
 FEW, MANY = 200, 2_000
-"""Distinct texts after which memory is compared."""
+"""Numbers of distinct texts after which the memory is measured."""
 
 
 def measure_calls(lab: Lab, *, calls: int = CALLS) -> list[Row]:
-    """Many gRPC calls at a time on one connection, for as long as it takes a leak or a protocol error to show.
+    """Send many concurrent gRPC calls on one connection, long enough for a leak or a protocol error to show.
 
-    The daemon has no cache, since that grows as it should.
+    The daemon runs without a cache, whose growth is wanted.
     """
     warm_up = calls * WARM_UP // CALLS
     with Daemon(lab.model, RUNED_CACHE_SIZE="0") as daemon:
@@ -44,7 +44,7 @@ def measure_calls(lab: Lab, *, calls: int = CALLS) -> list[Row]:
 
 
 async def _call_on(daemon: Daemon, calls: int, warm_up: int) -> tuple[int, float]:
-    """Give the number of calls that failed and the growth of the daemon's memory after the warm-up."""
+    """Send the calls. Return the number of failed calls, and the growth of the daemon's memory after the warm-up."""
     numbers = iter(range(calls))
     errors = 0
     warm = 0
@@ -73,7 +73,7 @@ async def _call_on(daemon: Daemon, calls: int, warm_up: int) -> tuple[int, float
 
 
 def measure_memory(lab: Lab) -> list[Row]:
-    """The memory of a new daemon and its engine after few and after many distinct texts, the default cache included."""
+    """Measure the memory of a new daemon and its engine after few and after many distinct texts, with the default cache."""
     with Daemon(lab.model) as daemon:
         asyncio.run(_embed_all(daemon, lab.fresh_texts(FEW)))
         few = daemon.resident_bytes
@@ -93,7 +93,7 @@ def measure_memory(lab: Lab) -> list[Row]:
 
 
 async def _embed_all(daemon: Daemon, texts: list[str]) -> None:
-    """Embed texts one by one, by several clients at once."""
+    """Embed single texts by several concurrent clients."""
     left = iter(texts)
 
     async def call_on() -> None:

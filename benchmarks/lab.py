@@ -1,4 +1,4 @@
-"""What all measurements of one model share: a daemon, yardsticks, load processes and texts that nobody has seen yet."""
+"""Parts that all measurements of one model share: a daemon, raw servers, a process that makes load, and unused texts."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.support import RunningDaemon, short_home
 from tools.engine import programs_folder
 
 CLIENTS = 16
-"""So many clients at a time are what a busy machine has."""
+"""Concurrent clients of a busy machine."""
 
 _LOOP_TEXTS = 1_000_000
-"""More than any closed loop sends."""
+"""Texts reserved for one closed loop. No loop sends that many."""
 
 
 class Daemon:
-    """A daemon of our own, ready to embed; a context manager.
+    """A daemon of the benchmark's own, ready to embed; a context manager.
 
     Args:
-        model: What it serves.
+        model: The model that it serves.
         **settings: Further settings, as in `RUNED_CACHE_SIZE="0"`.
     """
 
@@ -45,12 +45,12 @@ class Daemon:
 
     @property
     def target(self) -> Target:
-        """The daemon, to be put under load."""
+        """The daemon as a target of load."""
         return Target("runed", self.running.socket, raw=False)
 
     @property
     def engine_pid(self) -> int:
-        """The process of its `llama-server`."""
+        """The process id of its `llama-server`."""
         return int(self.running.wait_for("STATUS_OK", timeout=120)["enginePid"])
 
     @property
@@ -60,21 +60,21 @@ class Daemon:
 
     @property
     def resident_bytes(self) -> int:
-        """The memory of the daemon and its `llama-server` together."""
+        """The resident memory of the daemon and its `llama-server` together, in bytes."""
         return resident_bytes(self.running.process.pid) + resident_bytes(self.engine_pid)
 
     def connect(self) -> runed.Client:
-        """Give a client, to be closed."""
+        """Return a new client, which the caller closes."""
         return runed.connect(socket_path=self.running.socket)
 
     def texts_taken(self) -> int:
-        """Give how many texts went to the engine so far."""
+        """Return the number of texts that the engine was sent so far."""
         with self.connect() as client:
             health = client.health()
         return health.interactive.total_texts + health.bulk.total_texts
 
     def bulk_batches(self) -> tuple[float, float]:
-        """Give the seconds that the engine spent on micro-batches of bulk texts so far, and their number."""
+        """Return the seconds that the engine has spent on micro-batches of bulk texts so far, and the number of these."""
         with self.running.http() as http:
             families = text_string_to_metric_families(http.get("/metrics").text)
         samples = {
@@ -100,14 +100,14 @@ class Daemon:
 
 
 class Lab:
-    """The measurements of one model have this in common.
+    """The parts that the measurements of one model share.
 
     Args:
         model: The model.
-        effort: How much is done; the model's own or less.
-        daemon: A daemon with the default settings that serves it.
-        load: A process to make load.
-        folder: Where sockets may lie.
+        effort: The amount of work: the model's own, or less.
+        daemon: A daemon with default settings that serves the model.
+        load: The process that makes load.
+        folder: The folder for sockets.
     """
 
     def __init__(self, model: Model, effort: Effort, daemon: Daemon, load: LoadProcess, folder: Path) -> None:
@@ -126,28 +126,28 @@ class Lab:
         return self._argv
 
     def fresh(self, texts: int = _LOOP_TEXTS) -> int:
-        """Give the number of the first of so many texts that were not used yet."""
+        """Reserve `texts` unused texts, and return the number of the first one."""
         first = self._next
         self._next += texts
         return first
 
     def fresh_texts(self, texts: int) -> list[str]:
-        """Give texts that were not used yet."""
+        """Return `texts` unused texts."""
         first = self.fresh(texts)
         return [self.model.text(number) for number in range(first, first + texts)]
 
     def raw_server(self, slots: int | None = None) -> RawServer:
-        """Give a raw server with so many slots, by default as many as the daemon's engine has; not started."""
+        """Return a raw server that is not started yet. It has `slots` slots, by default as many as the daemon's engine."""
         return RawServer(self._argv, self._folder / f"raw{slots or ''}.sock", slots=slots)
 
     @contextmanager
     def raw(self, slots: int) -> Iterator[Target]:
-        """Run a raw server with so many slots."""
+        """Run a raw server with `slots` slots."""
         with self.raw_server(slots) as server:
             yield Target(f"raw, {slots} slot{'s' * (slots > 1)}", server.socket, raw=True)
 
     def best_slots(self) -> int:
-        """Give the slot count with which a raw server answers most single texts of `CLIENTS` clients; found out once."""
+        """Return the slot count with which a raw server is fastest for `CLIENTS` clients of single texts; tried once."""
         if self._best_slots is None:
             rates: dict[int, float] = {}
             for slots in self.effort.slot_counts:
@@ -172,5 +172,5 @@ def lab(model: Model, effort: Effort) -> Iterator[Lab]:
 
 
 def say(line: str) -> None:
-    """Tell whoever waits what goes on."""
+    """Tell the user on the terminal which step is running."""
     print(line, flush=True)

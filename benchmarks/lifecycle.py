@@ -1,4 +1,4 @@
-"""Starting, waking up, and what a daemon holds while nobody embeds."""
+"""The daemon's start, its waking up, and its memory while nobody embeds."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ DEPENDENCIES = (
     "aiohttp, cachetools, connectrpc.server, google.protobuf, h2, hypercorn.asyncio.run, msgspec, numpy, prometheus_client, "
     "psutil, structlog"
 )
-"""What the daemon imports of others before it listens; the time of this import is the yardstick of its start."""
+"""Packages that the daemon imports before it listens. The time to import them alone is the yardstick of its start."""
 
 
 def measure_start(lab: Lab) -> list[Row]:
-    """From `runed` to a listening socket, against only importing what it imports of others."""
+    """Measure the time from `runed` to a listening socket, against the time to import `DEPENDENCIES` alone."""
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(STARTS):
@@ -53,7 +53,7 @@ def measure_start(lab: Lab) -> list[Row]:
 
 
 def measure_sleep(lab: Lab) -> list[Row]:
-    """The first text after the engine was suspended, against the raw server's start plus the same text; and the memory."""
+    """Measure the first text after a suspension against a raw server's start plus the same text, and measure the memory."""
     with Daemon(lab.model, RUNED_IDLE_TIMEOUT="1500ms") as daemon:
         return [_measure_wake(lab, daemon), _measure_idle_memory(daemon)]
 

@@ -1,4 +1,4 @@
-"""Load from a process of its own: clients in threads, one connection each, the same for runed and for the yardstick."""
+"""Load from a separate process. Each client has a thread and a connection; runed and the raw server get the same load."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _WARM_UP = 0.1
-"""The part of a closed loop that does not count: its clients begin all at once, which no later call meets."""
+"""Share of a closed loop, at its start, that is not counted. All clients begin at once then, and never again later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Who is put under load.
+    """A server that is put under load.
 
     Attributes:
-        name: What it is called in tables.
-        socket: Where it listens.
+        name: Its name in tables.
+        socket: The socket that it listens on.
         raw: Whether it is a raw `llama-server`.
     """
 
@@ -41,17 +41,17 @@ class Target:
     raw: bool
 
     def connect(self) -> RawClient | runed.Client:
-        """Give a client, to be closed."""
+        """Return a new client, which the caller closes."""
         return RawClient(self.socket) if self.raw else runed.connect(socket_path=self.socket)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a closed loop gave.
+    """The result of a closed loop.
 
     Attributes:
         rate: Texts per second.
-        seconds: How long each call took, in seconds.
+        seconds: The time of each call, in seconds.
     """
 
     rate: float
@@ -59,17 +59,17 @@ class Sample:
 
 
 class LoadProcess:
-    """A process that calls functions of this module, or of another one; a context manager."""
+    """A process that runs functions of this module or of another one; a context manager."""
 
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
     def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Begin a call there."""
+        """Start a call of a function in the process."""
         return self._pool.submit(function, *args, **kwargs)
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call there, and wait for it."""
+        """Call a function in the process, and return its result."""
         return self.start(function, *args, **kwargs).result()
 
     def __enter__(self) -> Self:
@@ -82,14 +82,14 @@ class LoadProcess:
 
 
 def closed_loop(target: Target, model: Model, first: int, *, clients: int, seconds: float) -> Sample:
-    """Let clients send single texts, each its next one as soon as it has the vector of the last.
+    """Run clients that send single texts. Each sends its next text as soon as it has the vector of the last one.
 
     Args:
-        target: Who is asked.
-        model: Whose texts.
+        target: The server.
+        model: The model whose texts are sent.
         first: The number of the first text; as many as are needed follow.
-        clients: How many.
-        seconds: For how long.
+        clients: The number of clients.
+        seconds: The time of the loop, in seconds.
     """
     numbers = count(first)
     calls: list[tuple[float, float]] = []
@@ -114,13 +114,13 @@ def closed_loop(target: Target, model: Model, first: int, *, clients: int, secon
     for loop in loops:
         loop.result()
     counted = begin + seconds * _WARM_UP
-    # A call that lies in the time in part counts in part: with slow models, whole ones would make the rate jump.
+    # A call that overlaps the counted time in part counts in part. Whole calls would make the rate of slow models jump.
     parts = [max(0.0, min(ended, end) - max(began, counted)) / (ended - began) for began, ended in calls]
     return Sample(rate=sum(parts) / (end - counted), seconds=[ended - began for began, ended in calls if began >= counted])
 
 
 def list_job(target: Target, model: Model, first: int, *, texts: int, size: int, in_flight: int) -> float:
-    """Embed texts by lists, some of them in flight at a time, and give the texts per second."""
+    """Embed texts by lists, some of them in flight at a time, and return the texts per second."""
     starts = iter(range(first, first + texts, size))
 
     def call_on() -> None:
@@ -137,7 +137,7 @@ def list_job(target: Target, model: Model, first: int, *, texts: int, size: int,
 
 
 def stream_job(target: Target, model: Model, numbers: Sequence[int]) -> float:
-    """Embed the texts of these numbers by one stream of runed's client, and give the texts per second."""
+    """Embed the texts of these numbers by one stream of runed's client, and return the texts per second."""
     with runed.connect(socket_path=target.socket) as client:
         client.info()  # so that the client has imported what it needs, as the daemon has
         began = time.perf_counter()
@@ -151,17 +151,17 @@ def stream_job(target: Target, model: Model, numbers: Sequence[int]) -> float:
 
 
 def batch_job(target: Target, model: Model, first: int, *, texts: int) -> float:
-    """Embed texts by one `embed_batch` of runed's client, and give the texts per second."""
+    """Embed texts by one `embed_batch` of runed's client, and return the texts per second."""
     return list_job(target, model, first, texts=texts, size=texts, in_flight=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What followed on a job that was given up.
+    """The effects of a job that was cancelled.
 
     Attributes:
-        seconds: From then until another client had the vector of a single text.
-        late_texts: Texts of the job that went to the engine afterwards.
+        seconds: Seconds from the cancellation until another client has the vector of a single text.
+        late_texts: Texts of the job that went to the engine after the cancellation.
     """
 
     seconds: float
@@ -173,10 +173,10 @@ def cancelled_stream(target: Target, model: Model, first: int, *, texts: int, af
 
     Args:
         target: The daemon.
-        model: Whose texts.
+        model: The model whose texts are sent.
         first: The number of the first text.
-        texts: The texts of the job.
-        after: So many vectors are taken before.
+        texts: The number of texts of the job.
+        after: Vectors that are taken before the cancellation.
     """
     with runed.connect(socket_path=target.socket) as other:
         with runed.connect(socket_path=target.socket) as client:
@@ -188,7 +188,7 @@ def cancelled_stream(target: Target, model: Model, first: int, *, texts: int, af
 
 
 def cancelled_batch(target: Target, model: Model, first: int, *, texts: int, after: int) -> Cancelled:
-    """As `cancelled_stream`, for an `embed_batch` whose task is cancelled."""
+    """Cancel the task of an `embed_batch`; otherwise the same as `cancelled_stream`."""
     with runed.connect(socket_path=target.socket) as other:
 
         async def cancel() -> None:
@@ -207,7 +207,7 @@ def cancelled_batch(target: Target, model: Model, first: int, *, texts: int, aft
 
 
 def _after_cancel(other: runed.Client, model: Model, number: int) -> Cancelled:
-    """See what the engine does now that a job was given up."""
+    """Measure the texts that the engine still computes after a cancellation, and the next client's waiting time."""
     taken = other.health().bulk.total_texts
     began = time.perf_counter()
     other.embed(model.text(number))

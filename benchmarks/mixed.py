@@ -12,9 +12,9 @@ from runed import Client
 
 
 def measure_interactive_beside_bulk(lab: Lab) -> list[Row]:
-    """One short text now and then while a bulk job runs, and the job itself, each against how it is without the other.
+    """Measure short single texts during a bulk job, and the job itself; each against the same without the other.
 
-    The job's lone speed is measured half before and half after, so that a drift of the machine hits both.
+    The job's speed alone is measured half before and half after, so that a drift of the machine's speed hits both.
     """
     texts = lab.effort.beside_texts
     with lab.daemon.connect() as client:
@@ -60,7 +60,7 @@ def _probe_alone(lab: Lab, client: Client) -> list[float]:
 
 
 def _probe(lab: Lab, client: Client) -> float:
-    """Embed one short text, give the seconds, and wait until it is time for the next one."""
+    """Embed one short text, wait until the next one is due, and return the seconds that the text took."""
     [text] = lab.fresh_texts(1)
     began = time.perf_counter()
     client.embed(text)

@@ -1,4 +1,4 @@
-"""The models that are measured, what their short texts look like, and how long each measurement may take."""
+"""The models that are measured, their texts, and the amount of work of each measurement."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How much is done to measure a model; seconds and numbers of texts.
+    """The amount of work to measure a model.
 
     Attributes:
-        slices: Yardstick and runed take turns so often.
-        slice_seconds: For so long, with clients that send one text after the other.
-        trial_seconds: The time of one trial of single texts while the yardstick's best settings are looked for.
-        trial_texts: The texts of one trial of lists.
-        slot_counts: The slot counts of the yardstick that are tried.
-        list_sizes: Its numbers of texts of a request that are tried.
-        bulk_texts: Texts of a bulk job that is measured against the yardstick; one a slice.
-        beside_texts: Texts of the bulk job beside which an interactive client is measured.
+        slices: Number of slices of runed, and of the yardstick in turn with them.
+        slice_seconds: Seconds of a slice of clients that send one text after the other.
+        trial_seconds: Seconds of one trial of single texts, while the yardstick's best settings are searched.
+        trial_texts: Texts of one trial of lists.
+        slot_counts: Slot counts that are tried with the yardstick.
+        list_sizes: Texts of a request that are tried with the yardstick.
+        bulk_texts: Texts of a bulk job that is measured against the yardstick. Each slice has one job.
+        beside_texts: Texts of the bulk job during which an interactive client is measured.
         probe_pause: Seconds between the starts of two texts of that client.
-        lone_probes: The texts that it sends without any other load.
-        single_calls: Calls of a lone client with one text after the other.
+        lone_probes: Texts that the interactive client sends without any other load.
+        single_calls: Calls of a single client that sends one text after the other.
     """
 
     slices: int
@@ -54,7 +54,7 @@ class Effort:
     single_calls: int
 
     def quick(self) -> Effort:
-        """Give a tenth of it: enough to see that everything works, not to judge."""
+        """Return about a tenth of this effort: enough to see that everything works, too little to judge by."""
         return replace(
             self,
             slices=2,
@@ -78,11 +78,11 @@ class Model:
         key: Its short name, as in `--model`.
         title: Its name, for people.
         file: The GGUF.
-        texts: What its short texts are, for people.
-        words: Whether these are words; else, letters.
-        lengths: How many of them, at least and at most.
-        long: How many of them the texts of the check of company have.
-        effort: How much is done to measure it.
+        texts: A description of its short texts, for people.
+        words: Whether a text is made of words; otherwise it is made of letters.
+        lengths: The smallest and the largest number of words or letters of a short text.
+        long: The numbers of words or letters of the texts in `benchmarks.company`.
+        effort: The amount of work to measure it.
     """
 
     key: str
@@ -95,12 +95,12 @@ class Model:
     effort: Effort
 
     def text(self, number: int) -> str:
-        """Give a short text; another number gives another text."""
+        """Return the short text of a number. Different numbers have different texts."""
         random = Random(number)
         return self.text_of(random.randint(*self.lengths), random)
 
     def text_of(self, length: int, random: Random) -> str:
-        """Give a text of so many words or letters."""
+        """Return a text of a given number of words or letters."""
         return (" " if self.words else "").join(random.choices(WORDS if self.words else LETTERS, k=length))
 
 
@@ -154,11 +154,11 @@ MODELS = (MINILM, QWEN3)
 
 
 def ensure(model: Model) -> None:
-    """Make the file of a model that `make setup` does not make.
+    """Make the file of a model, unless `make setup` makes it.
 
     Raises:
-        FileNotFoundError: It is one that `make setup` makes.
-        CalledProcessError: It cannot be quantized.
+        FileNotFoundError: The file is missing, and `make setup` makes it.
+        CalledProcessError: The model cannot be quantized.
     """
     if model.file.exists():
         return

@@ -14,7 +14,7 @@ _COLORS = ("#1b6ca8", "#c0392b", "#7f8c8d")
 
 
 def plot_curves(curves: Mapping[str, Sequence[Point]]) -> None:
-    """Draw p50 and p99 against the number of clients, by name, and write it to docs; the same numbers give the same bytes."""
+    """Draw p50 and p99 for each number of clients into docs/benchmarks.svg. The same numbers give the same bytes."""
     mpl.rcParams["svg.hashsalt"] = "runed"
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""The yardstick: `llama-server` itself, with the daemon's own flags, spoken to by the leanest client there is."""
+"""The yardstick: `llama-server` with the daemon's own flags, and a client that does as little as possible."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from runed.settings import engine_environment
 
 HTTP_THREADS = 80
-"""More than there are clients at a time: without a thread of the server's own, a connection is not read."""
+"""HTTP threads of the server, more than concurrent clients. A connection without a thread is not read."""
 
 _TOKENS_A_SLOT = 64
-"""Room for a short text; the sum of all texts in slots must not exceed the context."""
+"""Tokens of a slot, enough for a short text. The texts in all slots share the context."""
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -50,11 +50,11 @@ class RawClient:
         self._connection = UnixConnection(path)
 
     def embed(self, text: str) -> NDArray[np.float32]:
-        """Embed one text; gives shape (dim,)."""
+        """Embed one text. The vector has shape (dim,)."""
         return self._ask(text)[0]
 
     def embed_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts by one request; gives shape (n, dim)."""
+        """Embed texts by one request. The vectors have shape (n, dim)."""
         return np.stack(self._ask(list(texts)))
 
     def healthy(self) -> bool:
@@ -87,7 +87,7 @@ class RawClient:
         return [np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4") for item in json.loads(answer)["data"]]
 
     def _exchange(self, body: str) -> tuple[int, bytes]:
-        """Send a request on the kept connection, which the server closes now and then."""
+        """Send a request on the kept connection. Connect again if the server has closed it."""
         for attempt in (1, 2):
             try:
                 self._connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
@@ -101,11 +101,11 @@ class RawClient:
 
 
 class RawServer:
-    """A `llama-server` of our own; as a context manager, it runs meanwhile.
+    """A `llama-server` of the benchmark's own. As a context manager, it runs inside the block.
 
     Args:
         argv: The command line of the daemon's engine.
-        socket_path: Where this one listens instead.
+        socket_path: The socket that this one listens on instead.
         slots: The number of its slots; None means as many as the daemon's engine has.
     """
 
@@ -123,7 +123,7 @@ class RawServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:
-        """Start it and give the seconds until `/health` answers 200."""
+        """Start it, and return the seconds until `/health` answers 200."""
         self.socket.unlink(missing_ok=True)
         began = time.perf_counter()
         self._process = subprocess.Popen(
@@ -136,7 +136,7 @@ class RawServer:
         return time.perf_counter() - began
 
     def stop(self) -> None:
-        """End it."""
+        """Stop it."""
         assert self._process is not None
         self._process.terminate()
         try:
@@ -146,7 +146,7 @@ class RawServer:
             self._process.wait()
 
     def connect(self) -> RawClient:
-        """Give a client, to be closed."""
+        """Return a new client, which the caller closes."""
         return RawClient(self.socket)
 
     def __enter__(self) -> Self:
@@ -163,5 +163,5 @@ class RawServer:
 
 
 def flag(argv: Sequence[str], name: str) -> str:
-    """Give the value of a flag of a command line."""
+    """Return the value of a flag of a command line."""
     return argv[argv.index(name) + 1]

@@ -1,4 +1,4 @@
-"""What was measured, for a terminal and for docs/benchmarks.md."""
+"""Report of the measurements, for a terminal and for docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from benchmarks.models import Model
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 REPORT = DOCS / "benchmarks.md"
 NOTES = Path(__file__).with_name("notes.md")
-"""What to say of the figures, by hand."""
+"""Hand-written remarks on the figures."""
 
 PLOT = DOCS / "benchmarks.svg"
 
 INTRODUCTION = """\
-Written by `make bench`: runed with its default profile and raw `llama-server`, the same program with the same model and flags
-except for the number of slots, in turn in one run, so that ratios hold where absolute times do not.
+`make bench` writes this page. It compares runed in its default profile with raw `llama-server`: the same program with the same
+model and flags, except for the number of slots. Both take turns in one run, so that a ratio means more than an absolute time.
 
-Load comes from a process of its own, one thread and one kept UNIX connection a client, each with its next text as soon as it
-has the vector of the last one: for raw by Python's `http.client`, with base64 vectors decoded to numpy; for runed by the sync
-client of the Python package. No text occurs twice, except where that is what is measured. Percentiles are over all calls of a
-row, rates are medians of slices in which raw and runed take turns. The best raw setting is found by trials first, and then
-measured again in those slices.\
+A separate process makes the load. Each client has one thread and one kept UNIX connection, and sends its next text as soon
+as it
+has the vector of the last one. The client of raw is Python's `http.client`; it decodes base64 vectors to numpy. The client of
+runed is the sync client of the Python package. No text occurs twice, except where repetition is measured. Percentiles are over
+all calls of a row. Rates are medians of slices in which raw and runed take turns. Trials find raw's best setting first; it is
+then measured again in those slices.\
 """
 
 
@@ -41,12 +42,12 @@ class Row:
     """One line of a table.
 
     Attributes:
-        name: What was measured.
+        name: The name of the measurement.
         runed: The measurement of runed, with its unit.
         raw: The measurement of the yardstick.
-        difference: How they compare.
-        bar: What the project wants.
-        passed: Whether it is reached.
+        difference: The difference or ratio of both.
+        bar: The project's goal.
+        passed: Whether the bar is reached.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Section:
     Attributes:
         model: The model.
         argv: The command line of the daemon's engine.
-        rows: What was measured.
+        rows: The rows of the table.
     """
 
     model: Model
@@ -73,12 +74,12 @@ class Section:
 
 
 def median_ms(seconds: Sequence[float]) -> float:
-    """Give the median in milliseconds."""
+    """Return the median in milliseconds."""
     return statistics.median(seconds) * 1000
 
 
 def percentile(seconds: Sequence[float], share: float) -> float:
-    """Give a percentile by nearest rank, in seconds."""
+    """Return a percentile by nearest rank, in seconds."""
     ordered = sorted(seconds)
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
 
@@ -95,7 +96,7 @@ def print_tables(sections: Sequence[Section]) -> None:
 
 
 def write_report(sections: Sequence[Section]) -> None:
-    """Keep the rows with all that is needed to judge them."""
+    """Write the rows to docs/benchmarks.md, with the machine, the flags and the hand-written notes."""
     processor = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
@@ -136,7 +137,7 @@ def _section(section: Section) -> list[str]:
 
 
 def _flags(argv: Sequence[str]) -> str:
-    """Give a command line without the paths of this machine."""
+    """Return a command line without paths of this machine."""
     parts = [Path(part).name if part.startswith("/") else part for part in argv]
     for flag, name in (("--host", "<socket>"), ("--slot-save-path", "<directory>")):
         if flag in parts:

@@ -12,7 +12,7 @@ _WARM_UP = 20
 
 
 def measure_single(lab: Lab) -> list[Row]:
-    """The sync client against the raw server, in turn, so that the machine's drift hits both."""
+    """Measure the sync client against the raw server. They take turns, so that a drift of the machine's speed hits both."""
     ours: list[float] = []
     theirs: list[float] = []
     with lab.raw_server() as server, lab.daemon.connect() as client, server.connect() as raw:
@@ -33,7 +33,7 @@ def measure_single(lab: Lab) -> list[Row]:
 
 
 def measure_cached(lab: Lab) -> list[Row]:
-    """A text that was embedded before."""
+    """Measure a text that was embedded before."""
     with lab.daemon.connect() as client:
         texts = lab.fresh_texts(10)
         client.embed_batch(texts)

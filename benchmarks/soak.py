@@ -1,4 +1,4 @@
-"""Very many clients of all kinds for a minute, some of which go away: is everybody answered, once, and rightly?"""
+"""Very many clients of all kinds for a minute. Some go away; every other call must be answered once, and correctly."""
 
 from __future__ import annotations
 
@@ -24,51 +24,60 @@ PROCESSES = 4
 SECONDS = 60.0
 
 QUEUE_TEXTS = 1024
-"""A queue that these clients fill, so that some are refused."""
+"""Texts that the daemon's queue holds. These clients fill it, so that some are refused."""
 
 _KINDS = ("single",) * 7 + ("batch", "items", "stream")
-"""What clients do, each one thing."""
+"""The kinds of clients, with their frequencies. A client is of one kind."""
 
 _CANCELLED = 0.1
+"""Share of all calls that are cancelled before their answer."""
+
 _CANCEL_TRIES = 0.5
+"""Share of the next calls that are cancelled while too few were. Many have their answer first."""
+
 _CANCEL_WITHIN = 0.3
-"""The part of all calls that is given up before its answer; the part that is to be, while there are too few, since many have
-their answer first; and within how many seconds."""
+"""Longest time from a call's start to its cancellation, in seconds."""
 
 _WRONG = 0.01
+"""Share of the texts that no model reads."""
+
 _HURRIED = 0.02
+"""Share of the calls that have a time limit of `_HURRY`."""
+
 _HURRY = 0.03
-"""The part of all texts that no model reads, and that of the calls with a time limit of so many seconds."""
+"""Time limit of a hurried call, in seconds."""
 
 _PATIENCE = 10.0
-"""Seconds of all other calls of lists, after which one that the queue has no room for is refused."""
+"""Time limit of all other calls of lists, in seconds. A call that finds no room in the queue until then is refused."""
 
 _KNOWN = 0.3
+"""Share of the texts whose vectors were computed before."""
+
 _KNOWN_TEXTS = 50
-"""The part of all texts whose vectors were computed before, and how many of them there are."""
+"""Number of different texts whose vectors were computed before."""
 
 _PAUSE = 2.0
-"""The longest time that a client of single texts thinks, in seconds."""
+"""Longest pause of a client between two single texts, in seconds."""
 
 _DRAIN = 120.0
-"""Seconds after the end, in which every call must have its answer."""
+"""Seconds after the end within which every call must have its answer."""
 
 _KEPT_EVERY = 20
-"""One vector in so many of texts that were new is kept, to be compared with a lone server's."""
+"""Of the vectors of new texts, one in 20 is kept and compared with that of a raw server."""
 
 _BAR = 0.9999
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the calls of one process.
+    """The outcomes of the calls of one process.
 
     Attributes:
-        calls: How many began.
-        cancelled: How many were given up before their answer.
+        calls: Calls that were begun.
+        cancelled: Calls that were cancelled before their answer.
         answered: Texts that got a vector.
         refused: Calls, or texts of a list or stream, that got an error, by reason.
-        lost: What happened to calls that got neither; must be empty.
+        lost: Descriptions of calls that got neither; must be empty.
         doubled: Texts that were answered more than once.
         worst: The smallest cosine to a vector that was computed before.
         kept: Some vectors of new texts, by the number of the text.
@@ -84,7 +93,7 @@ class Outcome:
     kept: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
     def add(self, other: Outcome) -> None:
-        """Add what another process saw."""
+        """Add the outcomes of another process."""
         self.calls += other.calls
         self.cancelled += other.cancelled
         self.answered += other.answered
@@ -96,7 +105,7 @@ class Outcome:
 
 
 def measure_soak(lab: Lab, *, seconds: float = SECONDS) -> list[Row]:
-    """200 clients of all kinds at once against a daemon with a short queue, checked call by call."""
+    """Run 200 clients of all kinds against a daemon with a short queue, and check every call."""
     with Daemon(lab.model, RUNED_QUEUE_TEXTS=str(QUEUE_TEXTS)) as daemon:
         first = lab.fresh(_KNOWN_TEXTS)
         with daemon.connect() as client:
@@ -134,15 +143,15 @@ def measure_soak(lab: Lab, *, seconds: float = SECONDS) -> list[Row]:
 def soak(
     target: Target, model: Model, first: int, known: Mapping[int, NDArray[np.float32]], *, clients: int, seconds: float
 ) -> Outcome:
-    """Run some of the clients, in a process of their own.
+    """Run some of the clients, in this process.
 
     Args:
         target: The daemon.
-        model: Whose texts.
+        model: The model whose texts are sent.
         first: The number of the first new text.
         known: Vectors that were computed before, by the number of the text.
-        clients: How many.
-        seconds: For how long they begin calls.
+        clients: The number of clients.
+        seconds: The time during which they begin calls, in seconds.
     """
     return asyncio.run(_Soak(target, model, first, known).run(clients, seconds))
 
@@ -222,7 +231,7 @@ class _Soak:
             self._outcome.lost["text of a stream"] += len(numbers) - len(seen)
 
     def _numbers(self, texts: int) -> Sequence[int | None]:
-        """Choose texts by number; None stands for one that no model reads."""
+        """Choose texts by number. None stands for a text that no model reads."""
         return [self._number() for _ in range(texts)]
 
     def _number(self) -> int | None:
@@ -255,6 +264,6 @@ class _Soak:
 
 
 def _worst_of_kept(lab: Lab, kept: Mapping[int, NDArray[np.float32]]) -> float:
-    """Compare vectors with those of a raw server with one slot, computed alone."""
+    """Compare vectors with those that a raw server with one slot computes for each text alone."""
     with lab.raw(1) as target, target.connect() as client:
         return min(float(vector @ client.embed(lab.model.text(number))) for number, vector in kept.items())

@@ -62,7 +62,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'runed' has no attribute {name!r}")
     if os.name == "nt":
-        # Before the import, which would fail at `fcntl` and say nothing to a user.
+        # Before the import, which would fail at `fcntl` with an error that means nothing to a user.
         raise errors.UnsupportedPlatformError(errors.WINDOWS_UNSUPPORTED)
     return getattr(importlib.import_module("runed.client"), name)
 

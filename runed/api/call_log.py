@@ -1,4 +1,4 @@
-"""One line in the log for each embedding call, whichever face it came by."""
+"""One line in the log for each embedding call, for all faces."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Call:
     """The facts about one call that its line in the log tells.
 
     Attributes:
-        lane: The lane that was asked for; None if the choice was left to the daemon.
+        lane: The requested lane; None if the daemon chooses.
         texts: The number of texts that were read.
         tokens: The number of tokens of the texts that were embedded.
-        hits: The number of texts whose vector was there already, in the cache or in flight.
+        hits: The number of texts whose vector was in the cache, or in flight for another caller.
         truncated: The number of texts of which something was cut off.
         refused: The number of texts that have an error of their own in the answer.
         started: The start of the call, in seconds of the monotonic clock.
@@ -72,7 +72,7 @@ class Call:
 
 @contextmanager
 def logged_call(method: str) -> Iterator[Call]:
-    """Serve a call, and write its line at the end; the code is that of the error that leaves the block.
+    """Serve a call, and write its line at the end, with the code of the error that leaves the block.
 
     Args:
         method: The name of the method in the log.

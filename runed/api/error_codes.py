@@ -1,4 +1,4 @@
-"""The table from an error of runed to its code in the contract, and the errors that a face of the daemon finds by itself."""
+"""The code in the contract for each error of runed, and the errors that the faces of the daemon raise."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from runed import errors
 
 
 class MalformedRequestError(errors.InvalidRequestError):
-    """The request is no message of the contract, or came by a wrong HTTP method, version or content type."""
+    """The request is not a message of the contract, or has a wrong HTTP method, version or content type."""
 
     reason = "MALFORMED_REQUEST"
 
 
 class CanceledError(errors.RunedError):
-    """The caller gave up, or its connection is gone."""
+    """The caller cancelled the call, or its connection is gone."""
 
     reason = "CANCELED"
 

@@ -14,8 +14,8 @@ class Host(Protocol):
 
     The four calls that need a model (`embed`, `embed_stream`, `count_tokens`, `set_centroids`) raise `RunedError`. While the
     model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
-    `BootstrappingError` at once. If a caller goes, gives up or passes its deadline, its coroutine is cancelled or its generator
-    closed.
+    `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
+    generator is closed.
     """
 
     async def embed(
@@ -37,15 +37,15 @@ class Host(Protocol):
         """Embed texts as they come, and yield their vectors as they are ready.
 
         Args:
-            chunks: The texts, unchecked. They are read only as far as there is room for them, and no longer once the generator
-                is closed. An error that they raise ends the stream.
+            chunks: The texts, unchecked. They are read while there is room for them, until the generator is closed. An error
+                that they raise ends the stream.
             options: The options of the stream.
             client: As for `embed`.
         """
         ...
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
-        """Count the tokens of each text, those of its prompt and special ones included."""
+        """Count the tokens of each text, including those of its prompt and special tokens."""
         ...
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
@@ -53,7 +53,7 @@ class Host(Protocol):
 
         Args:
             header: The sender's description of the set, unchecked.
-            batches: The centroids in the order in which they come; a batch is of no use once the next one is asked for.
+            batches: The centroids in the order of their ids. A batch is valid until the next one is requested.
 
         Returns:
             The version of the set.

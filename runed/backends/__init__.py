@@ -1,1 +1,1 @@
-"""Adapters to engines: what computes vectors."""
+"""Adapters to engines, which compute vectors."""

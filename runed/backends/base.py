@@ -1,4 +1,4 @@
-"""Protocols of backends: one model that turns small batches of texts into vectors, and two capabilities beside that."""
+"""Protocols of backends: the `Embedder`, which turns small batches of texts into vectors, and two optional capabilities."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ TextInput: TypeAlias = str | Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Limits of one call of `Embedder.embed`. A single text of any length that the model reads may exceed them.
+    """Limits of one call of `Embedder.embed`.
 
-    Within these limits, the vector of a text does not depend on the others of its batch.
+    Only a batch of one text may exceed them. Within these limits, the vector of a text does not depend on the other texts of
+    its batch.
 
     Attributes:
         texts: The most texts.
-        tokens: The most tokens of all texts together, special tokens included.
+        tokens: The most tokens of all texts together, including special tokens.
     """
 
     texts: int
@@ -42,7 +43,7 @@ class EmbeddingBatch:
 
 
 class BackendStatus(Enum):
-    """The phase of life that a backend is in."""
+    """The state of a backend's engine."""
 
     STOPPED = "stopped"
     """No process runs; the next embedding starts one."""
@@ -51,7 +52,8 @@ class BackendStatus(Enum):
     READY = "ready"
     """A process answers."""
     FAILED = "failed"
-    """The process died too often in a row; `BackendState.reason` says why. The next embedding after a pause tries again."""
+    """The process died too often in a row; `BackendState.reason` tells the reason. The next embedding after a pause tries
+    again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class BackendState:
     """The state of a backend at one moment.
 
     Attributes:
-        status: The phase of life that it is in.
-        reason: One sentence: why it failed, or what is unusual though it works (a fallback); empty if all is well.
+        status: The state of its engine.
+        reason: One sentence on the failure, or on a fallback of a working engine; empty if all is well.
         pid: The process id of the engine; 0 while none runs, and for a backend that is not `Managed`.
         restarts: The number of times that a dead engine was replaced, since the backend was made.
     """
@@ -86,23 +88,24 @@ class Embedder(Protocol):
 
     @property
     def state(self) -> BackendState:
-        """The state right now. Reading it costs nothing and wakes nothing."""
+        """The present state. Reading it is cheap and does not start an engine."""
         ...
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         """Embed one micro-batch, and start or restart the engine if need be.
 
-        Several calls at once are allowed, but vectors then depend on each other's texts; the scheduler makes one at a time.
+        Concurrent calls are allowed, but then vectors depend on the texts of the other calls. The scheduler makes one call at a
+        time.
 
         Args:
-            texts: The texts, within `limits`; each has at most `ModelInfo.max_tokens` tokens (the caller counted).
+            texts: The texts, within `limits`. Each has at most `ModelInfo.max_tokens` tokens, as the caller has counted.
 
         Returns:
-            The vectors, every one checked to be finite and of unit norm.
+            The vectors. Each was checked to be finite and of L2 norm 1.
 
         Raises:
             BackendUnavailableError: The engine died or cannot be reached; `retry_after` says when to try again.
-            BackendFaultError: The engine answered something that is not an embedding.
+            BackendFaultError: The engine's answer is not an embedding.
         """
         ...
 
@@ -124,7 +127,7 @@ class Managed(Protocol):
     """A capability of a backend: this daemon starts and stops its engine. `BackendState` tells its pid and restarts."""
 
     async def start(self) -> None:
-        """Start the engine if none runs, and wait until it is ready; concurrent calls share one start.
+        """Start the engine if none runs, and wait until it is ready. Concurrent calls share one start.
 
         Raises:
             BackendUnavailableError: It did not come up.
@@ -133,16 +136,16 @@ class Managed(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End the engine, if one runs, to free its memory. The next `start`, `embed` or `tokenize` starts it again."""
+        """Stop the engine, if one runs, to free its memory. The next `start`, `embed` or `tokenize` starts it again."""
         ...
 
 
 class CountingEmbedder(Embedder, Tokenizer, Protocol):
     """An Embedder that is a Tokenizer.
 
-    Without exact tokens nobody could refuse or cut a text that is too long, pack a batch, or tell the tokens of one text.
+    The scheduler needs exact tokens: to refuse or cut a long text, to pack a batch, and to tell the tokens of one text.
     """
 
 
 class LocalBackend(CountingEmbedder, Managed, Protocol):
-    """A backend with both capabilities, which the scheduler needs: it counts tokens, and stops the engine of an idle daemon."""
+    """A backend with both capabilities. The scheduler needs them to count tokens, and to stop the engine of an idle daemon."""

@@ -20,12 +20,13 @@ from runed.files import sync_path
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Extract a tar.gz into a new folder, whose parent must exist, and bring it to the disk.
+    """Extract a tar.gz into a new folder, whose parent must exist, and sync it to the disk.
 
     Links are kept, since the official archives need theirs (`libllama.so -> libllama.so.0`).
 
     Raises:
-        ArchiveError: It is no tar.gz or is cut short; or a member is no file, directory or link, or would leave the folder.
+        ArchiveError: It is not a tar.gz, or is cut short; or a member is not a file, directory or link, or would leave the
+            folder.
         DiskSpaceError: There is no room for its content.
     """
     folder.mkdir(mode=0o700)
@@ -41,7 +42,7 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 def place_program(file: Path, folder: Path, executable: PurePosixPath) -> None:
-    """Put an engine that is a single file into a new folder, at the path `executable`, and bring it to the disk."""
+    """Put an engine that is a single file into a new folder, at the path `executable`, and sync it to the disk."""
     target = folder / executable
     target.parent.mkdir(mode=0o700, parents=True)
     shutil.copyfile(file, target)
@@ -62,12 +63,12 @@ def check_executable(folder: Path, executable: PurePosixPath) -> Path:
 
 
 def is_executable(path: Path) -> bool:
-    """Tell whether a path is a file that this user may run."""
+    """Return whether a path is a file that this user may run."""
     return path.is_file() and os.access(path, os.X_OK)
 
 
 def swap_in(fresh: Path, place: Path, retired: Path) -> None:
-    """Put a finished folder in the place of an old one, which waits in `retired` and is put back if this fails.
+    """Replace an old folder by a finished one. The old folder waits in `retired`, and is put back if this fails.
 
     If this process dies in between, `recover` puts the old folder back.
     """
@@ -118,7 +119,7 @@ def _check_members(members: list[tarfile.TarInfo]) -> None:
             _check_path(member.name, posixpath.join(posixpath.dirname(member.name), member.linkname), links)
         elif member.islnk():
             _check_path(member.name, member.linkname, links)
-            # A hard link to a symbolic link is that link in another folder, from where it leads elsewhere.
+            # A hard link to a symbolic link is the same link in another folder. From there it leads elsewhere.
             if posixpath.normpath(member.linkname) in links:
                 raise _leaving(member.name)
 
@@ -136,7 +137,7 @@ def _leaving(name: str) -> ArchiveError:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Bring a folder to the disk: after a power cut, its marker must not be there without its files."""
+    """Sync a folder to the disk. After a power cut, its marker must not be there without its files."""
     for root, _, files in os.walk(folder):
         for name in files:
             path = Path(root, name)

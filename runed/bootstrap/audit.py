@@ -1,4 +1,4 @@
-"""Records for the next installation: `installed.json`, which people read too, and the hashes of files that were verified."""
+"""Records for the next installation: `installed.json`, which is also for people, and the hashes of verified files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Audit:
     """The file `installed.json`.
 
     Args:
-        path: The file. One that is missing or damaged counts as empty: all that it says can be found out again.
+        path: The file. A missing or damaged file counts as empty, since everything in it can be found again.
         settings: The settings, which tell the place of the manifest.
 
     Attributes:
@@ -118,7 +118,7 @@ class _Verified(msgspec.Struct, frozen=True):
 
 
 class VerifiedFiles:
-    """Remembers the hashes of files, as hashing a model takes seconds that every start of the daemon would take longer.
+    """The hashes of verified files. Without them, every start of the daemon would hash the model for seconds.
 
     A hash is valid while size, time of change and inode of its file stay the same.
 
@@ -139,13 +139,13 @@ class VerifiedFiles:
         self._announce(f"verifying {path.name}")
         before = _Verified.of(path, "")
         sha256 = await sha256_of(path)
-        # A file that changed under the reader is not remembered.
+        # The hash of a file that changed during the reading is not kept.
         if before == _Verified.of(path, ""):
             self.remember(path, sha256)
         return sha256
 
     def remember(self, path: Path, sha256: str) -> None:
-        """Remember the SHA-256 of a file, and forget files that are gone."""
+        """Keep the SHA-256 of a file, and drop those of files that are gone."""
         entries = {name: entry for name, entry in self._load().items() if Path(name).exists()}
         entries[str(path)] = _Verified.of(path, sha256)
         write_atomically(self._file, msgspec.json.encode(entries))

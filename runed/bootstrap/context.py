@@ -1,4 +1,4 @@
-"""The arguments of an installation, which its parts share."""
+"""The arguments that the parts of an installation share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class InstallContext:
     policy: DownloadPolicy
 
     async def download(self, artefact: Artefact, target: Path, phase: Phase, name: str) -> None:
-        """Download a file and report the progress. See `runed.bootstrap.download.download`; `name` is for people."""
+        """Download a file and report the progress; see `runed.bootstrap.download.download`. `name` is for people."""
         from runed.bootstrap.download import download  # noqa: PLC0415 # httpx is memory that most starts never need
 
         self.reporter.begin(phase, artefact.size, f"downloading {name} ({artefact.size / 1e6:,.0f} MB)")

@@ -1,7 +1,7 @@
 """Downloads files: resumes an interrupted download, tries again, verifies while the bytes arrive, puts the file in place.
 
-The bytes go to `<target>.partial`, and `<target>.partial.json` names the whole file. Only a wrong hash removes the two; after
-any other end of a download, the next one resumes it.
+The bytes go to `<target>.partial`, and `<target>.partial.json` names the whole file. Only a wrong hash removes the two files.
+After any other end of a download, the next one resumes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tenacity
 
 from runed.bootstrap.disk import file_errors, hash_rest
 from runed.bootstrap.manifest import Artefact, printable_url
-from runed.bootstrap.partial import discard_partial, partial_path, sidecar_path
+from runed.bootstrap.partial_files import discard_partial, partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
 from runed.errors import DownloadError, VerificationError
 from runed.files import replace_durably, run_in_thread, write_atomically
@@ -32,7 +32,7 @@ from runed.version import __version__
 MAX_REDIRECTS = 10
 
 _IDENTITY = {"Accept-Encoding": "identity"}
-"""Keeps a server from compressing on the fly: the manifest's hash is that of the plain bytes."""
+"""Headers that keep a server from compressing on the fly. The manifest has the hash of the plain bytes."""
 
 _log = get_logger(__name__)
 
@@ -62,12 +62,12 @@ async def download(
     Args:
         artefact: The file to download.
         target: The place for it. Its directory must exist, and no other process may download to it at the same time.
-        policy: When to try again.
+        policy: The number and the times of tries.
         on_bytes: Called with the number of bytes so far, after each piece.
-        on_retry: Called before each pause with a sentence that tells its reason and length.
+        on_retry: Called before each pause, with a sentence that tells its reason and length.
 
     Raises:
-        DownloadError: The download failed, in spite of all retries.
+        DownloadError: The download failed in spite of all retries.
         VerificationError: The file of the server has another size or hash.
         DiskSpaceError: The disk is full.
         BootstrapError: The file cannot be written.
@@ -97,10 +97,10 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy) -> bytes:
     Args:
         url: The URL of the document.
         limit: The largest size that is accepted, in bytes.
-        policy: When to try again.
+        policy: The number and the times of tries.
 
     Raises:
-        DownloadError: The fetch failed, in spite of all retries, or the document is larger than `limit`.
+        DownloadError: The fetch failed in spite of all retries, or the document is larger than `limit`.
     """
 
     async def attempt(client: httpx.AsyncClient) -> bytes:
@@ -120,7 +120,7 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy) -> bytes:
 
 
 class _Sidecar(msgspec.Struct, frozen=True):
-    """The whole file that a partial file is a part of: its URL, its hash, and its strong ETag or ""."""
+    """The whole file of a partial file: its URL, its hash, and its strong ETag or ""."""
 
     url: str
     sha256: str
@@ -148,8 +148,8 @@ class _Transfer:
     async def run(self, policy: DownloadPolicy, on_retry: Callable[[str], None]) -> str:
         """Fetch the missing bytes and return the SHA-256 of the whole file.
 
-        Failed attempts in a row end the transfer only if they brought fewer than `worthwhile` bytes: a large file gets through
-        a line that breaks every minute.
+        Failed attempts in a row end the transfer only if they brought fewer than `worthwhile` bytes. So a large file gets
+        through a line that breaks every minute.
         """
         await self._resume()
         while True:
@@ -164,7 +164,7 @@ class _Transfer:
                 return self._digest.hexdigest()
 
     async def _resume(self) -> None:
-        """Go on after the bytes of an earlier download if they are a part of this file; else start over."""
+        """Go on after the bytes of an earlier download if they belong to this file. Otherwise start anew."""
         try:
             sidecar = msgspec.json.decode(self._sidecar.read_bytes(), type=_Sidecar)
         except (OSError, msgspec.DecodeError):
@@ -207,7 +207,7 @@ class _Transfer:
         return headers | {"If-Range": self._etag} if self._etag else headers
 
     def _check_size(self, response: httpx.Response) -> None:
-        """Refuse a file of another size before its first byte."""
+        """Refuse a file of a wrong size before its first byte."""
         match response.status_code:
             case HTTPStatus.OK:
                 told = response.headers.get("Content-Length", "")
@@ -219,7 +219,7 @@ class _Transfer:
             raise self._wrong_size(f"has {told} bytes")
 
     def _continues(self, response: httpx.Response) -> bool:
-        """Tell whether the body begins where the partial file ends."""
+        """Return whether the body begins at the end of the partial file."""
         if response.status_code == HTTPStatus.PARTIAL_CONTENT:
             return str(response.headers.get("Content-Range", "")).startswith(f"bytes {self._done}-")
         return self._done == 0
@@ -265,9 +265,9 @@ def _client(policy: DownloadPolicy) -> httpx.AsyncClient:
 
 @asynccontextmanager
 async def _get(client: httpx.AsyncClient, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
-    """Open a response with status 200, 206 or 416, following redirects.
+    """Open a response with status 200, 206 or 416, and follow redirects.
 
-    An exception of httpx becomes a `_PassingError` if another try may succeed, else a `DownloadError`.
+    Raise an exception of httpx as a `_PassingError` if another try may succeed, otherwise as a `DownloadError`.
     """
     shown = printable_url(url)
     try:

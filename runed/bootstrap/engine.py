@@ -1,4 +1,4 @@
-"""Gets the engine: finds the `llama-server` in place, or downloads one, unpacks it, tries it and swaps it in."""
+"""Gets the engine: finds the installed `llama-server`, or downloads one, unpacks it, runs it once and swaps it in."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from runed.bootstrap.audit import EngineRecord, now
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import sha256_of
 from runed.bootstrap.manifest import EngineChoice, printable_url
-from runed.bootstrap.partial import partial_size
+from runed.bootstrap.partial_files import partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError
 from runed.files import run_in_thread, write_atomically
 from runed.log import get_logger
 
 _EXTRACTED_RATIO = 4
-"""Size of an archive's content in sizes of the archive, for a first look at the disk; 3 to 4 are usual."""
+"""Assumed size of an archive's content, in multiples of the archive's size, for a first check of the disk. 3 to 4 are usual."""
 
 _OWN_VERSION_TIMEOUT = 5.0
-"""Seconds for an engine that the user brings to tell its version. It serves without, too."""
+"""Seconds that the user's own engine may take to tell its version. It serves without a version, too."""
 
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine in place, with the version that it tells, or ""."""
+    """An installed engine, with the version that it tells, or ""."""
 
     executable: Path
     version: str
@@ -45,27 +45,27 @@ class EngineInstaller:
         self._found: dict[EngineChoice | None, Engine | None] = {}
 
     async def current(self, choice: EngineChoice | None) -> Engine | None:
-        """Return an engine (None: that of the user) if it is in place. Each is looked at once, since that runs the program."""
+        """Return an engine (None: the user's own) if it is in place. Each is checked once, since a check runs the program."""
         if choice not in self._found:
             self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
         return self._found[choice]
 
     async def recover(self) -> bool:
-        """Clean up after a process that died while it installed. Return whether the old engine is back in its place."""
+        """Clean up after a process that died during an installation. Return whether the old engine is back in its place."""
         return await run_in_thread(lambda: archive.recover(self._fresh, self._paths.llama_cpp, self._retired))
 
     def missing_bytes(self, choice: EngineChoice) -> int:
-        """Return about how many bytes an installation needs on the disk."""
+        """Return the approximate bytes that an installation needs on the disk."""
         return (1 + _EXTRACTED_RATIO) * choice.artefact.size - partial_size(self._download_path(choice))
 
     async def install(self, choice: EngineChoice) -> Engine:
-        """Download an engine and put it in the place of the one before.
+        """Download an engine and replace the installed one.
 
         Raises:
             BootstrapError: See its subclasses: download, verification, disk space, archive; or the engine does not run.
         """
         artefact, file = choice.artefact, self._download_path(choice)
-        # An archive that was verified but did not work is not downloaded again at every try.
+        # A verified archive that does not work is not downloaded again at every try.
         if not (file.exists() and await sha256_of(file) == artefact.sha256):
             await self._context.download(artefact, file, Phase.FETCHING_LLAMA_SERVER, "llama-server")
         self._context.reporter.begin(Phase.FETCHING_LLAMA_SERVER, 0, "unpacking llama-server")
@@ -91,7 +91,7 @@ class EngineInstaller:
             return None
         try:
             return Engine(executable, await programs.engine_version(executable))
-        except BootstrapError as error:  # a library beside it may be gone, which neither marker nor program show
+        except BootstrapError as error:  # a library beside the program may be gone, which neither marker nor path show
             _log.warning("the engine in place does not run and is installed anew", problem=error.message)
             return None
 
@@ -108,7 +108,7 @@ class EngineInstaller:
         return self._paths.cache / f"llama-server-{choice.artefact.sha256[:16]}.download"
 
     async def _unpack(self, file: Path, choice: EngineChoice) -> str:
-        """Put an engine in its place if it runs, and return its version."""
+        """Install an engine if it runs, and return its version."""
         fresh = self._fresh
         try:
             if choice.is_archive:
@@ -116,7 +116,7 @@ class EngineInstaller:
             else:
                 await run_in_thread(lambda: archive.place_program(file, fresh, choice.executable))
             version = await programs.engine_version(archive.check_executable(fresh, choice.executable))
-            # Last, so that a folder with the marker is a folder that works.
+            # The marker comes last, so that a folder with a marker works.
             write_atomically(fresh / self._paths.llama_cpp_marker.name, f"{choice.artefact.sha256}\n".encode())
             await run_in_thread(lambda: archive.swap_in(fresh, self._paths.llama_cpp, self._retired))
         finally:

@@ -1,8 +1,8 @@
 """Installs engine and model, in this order: plan, look, lock, engine, model, licences.
 
-A start that finds all in place takes no lock, uses no network but for a short look at a manifest from a URL, and hashes no file
-that did not change. All else happens under `install.lock`, one process at a time, and each step so that a crash leaves the old
-state or the new.
+A start that finds everything in place takes no lock and hashes no unchanged file. It uses the network only for a quick look at
+a manifest from a URL. Everything else happens under `install.lock`, one process at a time. A crash at any step leaves the old
+state or the new state.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Installation:
         variant: The model's name in the manifest, or "" for a file that the user brings.
         model_sha256: The file's SHA-256 as 64 hexadecimal digits.
         engine_version: The version that the engine tells, or "".
-        warnings: Sentences for the user on each thing that works, but not as it was asked for.
+        warnings: Sentences for the user about everything that works, but not as requested.
         traits: The prompts and dimensions of the model, or None if no manifest tells.
     """
 
@@ -67,16 +67,16 @@ async def install(
     check_model: Callable[[Path], None],
     policy: DownloadPolicy = DownloadPolicy(),  # noqa: B008 # immutable
 ) -> Installation:
-    """Have an engine and a model in place: use those that are there, download and verify the others.
+    """Install an engine and a model. What is in place is used; the rest is downloaded and verified.
 
-    A cancel leaves a state from which the next call goes on, downloads included.
+    After a cancel, the next call goes on from the state that was reached, also in a download.
 
     Args:
         settings: The settings; `llama_server` and `model` are used as they are if set.
         paths: The paths of the home; missing directories are made.
-        report: Told the progress, a few times a second.
-        check_model: Raises a RunedError for a file that is not a sound GGUF; called in a thread, on models made here.
-        policy: When a download is tried again.
+        report: Called with the progress, a few times a second.
+        check_model: Raises a RunedError for a file that is not a valid GGUF. Called in a thread, on models made here.
+        policy: The number and the times of a download's tries.
 
     Raises:
         SettingsError: A file that the user brings is missing or cannot be used.
@@ -112,7 +112,7 @@ async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> 
                 engine, model = await current(plan)
             needed = engines.missing_bytes(plan.engine) if plan.engine and not engine else 0
             needed += await models.missing_bytes(plan.model) if plan.model and not model else 0
-            # Before the first byte: an hour of downloading must not end for want of room.
+            # Before the first byte, so that an hour of downloading does not end because the disk is full.
             require_space(context.paths.home, needed, "installing engine and model")
             if engine is None:
                 assert plan.engine is not None
@@ -150,7 +150,7 @@ async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
 
 
 def _remove_leftovers(paths: Paths) -> None:
-    """Remove parts of downloads that no later installation goes on with."""
+    """Remove partial downloads that no later installation can resume."""
     for path in (
         *paths.models.glob("*.partial"),
         *paths.models.glob("*.partial.json"),

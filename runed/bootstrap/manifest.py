@@ -9,8 +9,8 @@ A manifest is JSON:
 
 A model may have "traits": {"query_prompt", "document_prompt", "default_instruction", "min_dimensions"}; see `ModelTraits`.
 
-All types are checked, but the values only of the entries that are used: a later manifest may hold kinds of platforms and models
-that this version does not know.
+All types are checked. Values are checked only in the entries that are used, since a later manifest may have platforms and
+models that this version does not know.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERSION = 1
 """Version of the format that this module reads."""
 
 MAX_MANIFEST_BYTES = 1024 * 1024
-"""Bytes of a manifest at most. The pinned one has 3 KB, so a larger document is something else."""
+"""Most bytes of a manifest. The pinned one has 3 KB, so a larger document is not a manifest."""
 
 _OPERATING_SYSTEMS = {"linux": "linux", "darwin": "darwin"}
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
@@ -43,7 +43,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm6
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
 ByteCount = Annotated[int, msgspec.Meta(gt=0)]
 VariantName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-"""Name of a variant. It becomes a file name, so it holds no separator and does not begin with a dot or a dash."""
+"""Name of a variant. It becomes a file name, so it has no separator and does not begin with a dot or a dash."""
 QuantizationType = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_]{1,32}$")]
 """Name of a quantization. It becomes an argument of `llama-quantize`, so it must not look like an option."""
 
@@ -115,7 +115,7 @@ class ModelChoice:
         variant: Its name, which is a plain file name.
         source_variant: The name of the variant that is downloaded: `variant` itself, or the one that it is derived from.
         source: The file that is downloaded.
-        quantization: The type that `llama-quantize` makes of the source, or None if the source is the model.
+        quantization: The type that `llama-quantize` makes from the source, or None if the source is the model.
         traits: Its prompts and dimensions, or None if the manifest does not tell.
     """
 
@@ -143,7 +143,7 @@ class ManifestSource:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest whose types are checked. Made by `parse_manifest`.
+    """A manifest with checked types. `parse_manifest` makes it.
 
     Attributes:
         source: Its place, against which relative URLs resolve.
@@ -156,7 +156,7 @@ class Manifest:
         """Choose the engine for a platform, such as "linux-amd64".
 
         Raises:
-            ManifestError: There is none, or its entry makes no sense.
+            ManifestError: There is none, or its entry is invalid.
         """
         entry = self._document.platforms.get(platform_name)
         engine = entry.llama_server if entry else None
@@ -178,7 +178,7 @@ class Manifest:
         """Choose a variant of the model, or with None the manifest's default.
 
         Raises:
-            ManifestError: There is none of this name, or its entry makes no sense.
+            ManifestError: There is no model of this name, or its entry is invalid.
         """
         name = variant or self._document.default_model
         entry = self._document.models.get(name)
@@ -218,7 +218,8 @@ def parse_manifest(data: bytes, source: ManifestSource) -> Manifest:
         source: Its place, for errors and relative URLs.
 
     Raises:
-        ManifestError: It is not JSON, has another version, or holds a value of a wrong type, whose path the error tells.
+        ManifestError: It is not JSON, has another version, or has a value of a wrong type. The error tells the path of the
+            value.
     """
     try:
         version = msgspec.json.decode(data, type=_Versioned).version
@@ -233,7 +234,7 @@ def parse_manifest(data: bytes, source: ManifestSource) -> Manifest:
 
 
 def manifest_source(settings: Settings, *, baked_url: str = MANIFEST_URL) -> ManifestSource:
-    """Return the place of the manifest: `RUNED_MANIFEST`, else the URL of the build unless it is "", else the package.
+    """Return the place of the manifest: `RUNED_MANIFEST`, or else the URL of the build, or else the package.
 
     Raises:
         SettingsError: `RUNED_MANIFEST` is a URL that is neither http nor https.

@@ -1,4 +1,4 @@
-"""Gets the model: finds the GGUF in place, or downloads it, or derives it from another by `llama-quantize`."""
+"""Gets the model: finds the installed GGUF, or downloads it, or derives it from another one by `llama-quantize`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import file_errors, sha256_of
 from runed.bootstrap.engine import Engine
 from runed.bootstrap.manifest import ModelChoice, printable_url
-from runed.bootstrap.partial import partial_path, partial_size
+from runed.bootstrap.partial_files import partial_path, partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError, RunedError
 from runed.files import replace_durably, run_in_thread
@@ -23,7 +23,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model in place, with its name in the manifest, or "" for one that the user brings."""
+    """An installed model, with its name in the manifest, or "" for the user's own model."""
 
     path: Path
     variant: str
@@ -52,17 +52,17 @@ class ModelInstaller:
         self.warnings: list[str] = []
 
     async def current(self, choice: ModelChoice | None) -> Model | None:
-        """Return a model (None: that of the user) if it is in place. Each is looked at once, since that may hash the file."""
+        """Return a model (None: the user's own) if it is in place. Each is checked once, since a check may hash the file."""
         if choice not in self._found:
             self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
         return self._found[choice]
 
     async def missing_bytes(self, choice: ModelChoice) -> int:
-        """Return about how many bytes an installation needs on the disk."""
+        """Return the approximate bytes that an installation needs on the disk."""
         if choice.quantization is None:
             return choice.source.size - partial_size(self._paths.model(choice.variant))
-        # A derived model is smaller than its source, but by how much only llama-quantize knows. Where the source is in place,
-        # it may just try: without room for both, the source serves.
+        # A derived model is smaller than its source, but only llama-quantize knows its size. If the source is in place, no room
+        # is required: without room for both files, the source serves.
         source = choice.source_only()
         return 0 if await self.current(source) else await self.missing_bytes(source) + source.source.size
 
@@ -84,7 +84,7 @@ class ModelInstaller:
         except RunedError as error:
             _log.warning("model could not be derived", variant=choice.variant, problem=error.message)
             self.warnings.append(
-                f"{source.variant} serves instead of {choice.variant}, which could not be made of it: {error.message}; "
+                f"{source.variant} serves instead of {choice.variant}, which could not be made from it: {error.message}; "
                 "the next start tries again"
             )
             return source
@@ -109,7 +109,7 @@ class ModelInstaller:
         return Model(path, choice.variant, sha256)
 
     def _expected(self, choice: ModelChoice) -> tuple[int, str]:
-        """Return size and hash of a model. For a derived one, only the audit knows them, since it was made here."""
+        """Return size and hash of a model. A derived model was made here, so only the audit knows them."""
         if choice.quantization is None:
             return choice.source.size, choice.source.sha256
         record = self._installed.get(choice.variant)

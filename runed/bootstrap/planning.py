@@ -1,4 +1,4 @@
-"""Plans an installation: it needs the engine and the model that the manifest names, except those that the user brings."""
+"""Plans an installation: the engine and the model that the manifest names, except those that the user brings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = get_logger(__name__)
 
 
 class _KeptManifest(msgspec.Struct, frozen=True):
-    """The last manifest from a URL, which may be out of reach at the next start."""
+    """The last manifest from a URL. The URL may be out of reach at the next start."""
 
     source: str
     content: bytes
@@ -31,7 +31,7 @@ class _KeptManifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The engine and the model to have in place; None stands for one that the user brings. `warning` is for the user."""
+    """The engine and the model to install; None stands for the user's own. `warning` is for the user."""
 
     engine: EngineChoice | None
     model: ModelChoice | None
@@ -40,10 +40,10 @@ class Plan:
 
 
 def check_own_files(settings: Settings) -> None:
-    """Check the engine and the model that the user brings, if there are any.
+    """Check the user's own engine and model, if there are any.
 
     Raises:
-        SettingsError: One cannot be used.
+        SettingsError: One of them cannot be used.
     """
     engine, model = settings.llama_server, settings.model
     if engine and not is_executable(engine):
@@ -60,17 +60,17 @@ def check_own_files(settings: Settings) -> None:
 
 
 async def make_plan(context: InstallContext, is_in_place: Callable[[Plan], Awaitable[bool]]) -> Plan:
-    """Decide what is needed. If it is all in place, a manifest from a URL is waited for only a few seconds.
+    """Make the plan. If everything is installed, wait only a few seconds for a manifest from a URL.
 
     Args:
         context: The arguments of the installation.
-        is_in_place: Tells whether all of a plan is installed.
+        is_in_place: Returns whether everything in a plan is installed.
 
     Raises:
         SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path.
         UnsupportedPlatformError: There is no engine to download for this machine.
-        DownloadError: The manifest cannot be fetched, and what the last one named is not in place.
-        ManifestError: The manifest cannot be used, and what the last one named is not in place.
+        DownloadError: The manifest cannot be fetched, and the plan of the last one is not installed.
+        ManifestError: The manifest cannot be used, and the plan of the last one is not installed.
     """
     settings = context.settings
     if settings.llama_server and settings.model:
@@ -86,13 +86,13 @@ async def make_plan(context: InstallContext, is_in_place: Callable[[Plan], Await
     except (DownloadError, ManifestError) as error:
         if last is None or not can_do_without:
             raise
-        _log.warning("manifest out of reach, using what is installed", problem=error.message)
-        return replace(last, warning=f"what is installed is used, since the manifest could not be: {error.message}")
+        _log.warning("manifest out of reach, using the installed files", problem=error.message)
+        return replace(last, warning=f"the installed files are used, since the manifest could not be: {error.message}")
     return replace(plan, fetched=_KeptManifest(source.location, content))
 
 
 def keep_manifest(context: InstallContext, plan: Plan) -> None:
-    """Keep the manifest of a plan if it was fetched. Call this once all of the plan is in place."""
+    """Keep the manifest of a plan if it was fetched. Call this when everything in the plan is installed."""
     if plan.fetched:
         write_atomically(_kept(context), msgspec.json.encode(plan.fetched))
 
@@ -109,7 +109,7 @@ def _choose(settings: Settings, document: Manifest) -> Plan:
 
 
 def _last_plan(context: InstallContext, source: ManifestSource) -> Plan | None:
-    """Return the plan by the kept manifest, or None if that is from another URL or lacks something."""
+    """Return the plan of the kept manifest, or None if the manifest is from another URL or the plan is not installed."""
     try:
         kept = msgspec.json.decode(_kept(context).read_bytes(), type=_KeptManifest)
         document = manifest.parse_manifest(kept.content, source)

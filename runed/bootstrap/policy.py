@@ -1,4 +1,4 @@
-"""The policy for downloads: when one is tried again, and how long it may stall."""
+"""The policy for downloads: the number and the times of tries, and the longest stall."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 class DownloadPolicy:
     """The patience of a download.
 
-    Only failures that may pass are tried again: connection errors, stalls, and the statuses 408, 429 and 5xx.
+    Only temporary failures are tried again: connection errors, stalls, and the statuses 408, 429 and 5xx.
 
     Attributes:
         attempts: The number of attempts in a row.
-        worthwhile: The number of new bytes in these attempts after which as many more follow.
-        first_wait: Seconds before the second attempt, plus up to as much by chance; each further wait is twice as long.
+        worthwhile: The number of new bytes in these attempts after which the count of attempts begins again.
+        first_wait: Seconds before the second attempt, plus a random time of up to the same length. Each further wait is twice
+            as long.
         max_wait: The longest of these waits in seconds.
         max_retry_after: The longest wait in seconds that a server may ask for by Retry-After.
         connect_timeout: Seconds for a connection to be made.

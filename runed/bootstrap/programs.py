@@ -15,10 +15,10 @@ from runed.processes import describe_exit, die_with_parent
 from runed.settings import engine_environment
 
 _VERSION_TIMEOUT = 20.0
-"""Seconds. The first start of a program may wait for a slow disk, or on macOS until the system has checked it."""
+"""Seconds that `--version` may take. The first start of a program may wait for a slow disk, or for the check of macOS."""
 
 _QUANTIZE_TIMEOUT = 1800.0
-"""Seconds. 20 are usual, so only a hang takes this long."""
+"""Seconds that a quantization may take. 20 are usual, so only a hang takes this long."""
 
 _TAIL_BYTES = 4096
 _TENSOR = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
@@ -26,7 +26,7 @@ _VERSION = re.compile(r"^version: *(.+)$", re.MULTILINE)
 
 
 async def engine_version(executable: Path, *, timeout: float = _VERSION_TIMEOUT) -> str:  # noqa: ASYNC109 # a part of the error
-    """Run `llama-server --version`, which also proves that the program runs on this machine.
+    """Run `llama-server --version`. This also proves that the program runs on this machine.
 
     Args:
         executable: The engine.
@@ -69,7 +69,7 @@ async def quantize(
 
 
 async def _run(argv: list[str], name: str, seconds: float, on_output: Callable[[bytes], None] | None = None) -> str:
-    """Run a program and return the end of its output. A cancel, the timeout, or on Linux our own death ends it.
+    """Run a program and return the end of its output. A cancel, the timeout, or on Linux the death of this process ends it.
 
     Args:
         argv: The program and its arguments.
@@ -124,7 +124,7 @@ def _text(output: bytes) -> str:
 
 
 def _hint(output: bytes) -> str:
-    """Return the remedy for a usual reason why a program from elsewhere does not run, or ""."""
+    """Return the remedy for a common reason why a foreign program does not run, or ""."""
     if b"libgomp" in output:
         return ". Install libgomp (package libgomp1 or libgomp)"
     if b"GLIBC" in output:

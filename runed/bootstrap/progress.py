@@ -28,10 +28,10 @@ class Progress:
 
     Attributes:
         phase: The part that is being installed.
-        bytes_done: The bytes that are there.
+        bytes_done: The bytes so far.
         bytes_total: The bytes of the download, or 0 if they are not known yet.
         message: One sentence for people.
-        downloading: Whether something had to be downloaded since the bootstrap began, here or by another process.
+        downloading: Whether this or another process has downloaded something since the bootstrap began.
     """
 
     phase: Phase
@@ -42,7 +42,7 @@ class Progress:
 
 
 class ProgressReporter:
-    """Passes progress on, but not too often.
+    """Passes progress on, a few times a second at most.
 
     Args:
         report: Called with the progress.
@@ -59,14 +59,14 @@ class ProgressReporter:
         self._reported_at = 0.0
 
     def begin(self, phase: Phase, total: int, step: str) -> None:
-        """Begin a step: a download of `total` bytes, or with 0 other work. `step` describes it."""
+        """Begin a step: a download of `total` bytes, or other work if `total` is 0. `step` describes it."""
         self._phase, self._step, self._done, self._total, self._logged_tenth = phase, step, 0, total, 0
         self._downloading |= total > 0
         _log.info("bootstrap", step=step, bytes_total=total)
         self.say(step)
 
     def advance(self, done: int) -> None:
-        """Report the number of bytes that are there."""
+        """Report the number of bytes so far."""
         self._done = done
         tenth = done * 10 // self._total
         if tenth > self._logged_tenth:
@@ -76,12 +76,12 @@ class ProgressReporter:
             self.say(self._step)
 
     def work(self, step: str) -> None:
-        """Report in words, unless the last report was a moment ago."""
+        """Report a sentence, unless the last report was a moment ago."""
         if self._is_due():
             self.say(step)
 
     def say(self, message: str, *, downloading: bool = False) -> None:
-        """Report in words, at once; `downloading` is for a download without bytes to count."""
+        """Report a sentence at once. `downloading` tells that it is about a download without bytes to count."""
         self._downloading |= downloading
         self._reported_at = time.monotonic()
         self._report(Progress(self._phase, self._done, self._total, message, self._downloading))

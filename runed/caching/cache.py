@@ -1,4 +1,4 @@
-"""The cache of vectors: in memory and, if the user wants it, on disk; the least recently used go first."""
+"""The cache of vectors: in memory, and on disk if the user wants it. The least recently used vectors are dropped first."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cachetools import LRUCache
 
 from runed.caching.entry import CachedVector
 
-if TYPE_CHECKING:  # a daemon that keeps nothing on disk loads no sqlite3
+if TYPE_CHECKING:  # a daemon without a disk cache does not load sqlite3
     from runed.caching.disk_cache import DiskCache
 
 
 class VectorCache:
-    """The vectors used last, in memory, in front of a cache on disk. For use in one event loop.
+    """The most recently used vectors in memory, in front of a cache on disk. For use in one event loop.
 
     Args:
-        memory_bytes: The bound of the bytes that the entries take in memory, overhead included; 0 keeps nothing in memory.
+        memory_bytes: Most bytes that the entries may take in memory, including overhead; 0 keeps nothing in memory.
         disk: The cache on disk, which outlives this process; None for none. `close` closes it.
     """
 
@@ -33,18 +33,18 @@ class VectorCache:
 
     @property
     def size(self) -> int:
-        """The bytes that the vectors take in memory, overhead included."""
+        """The bytes that the vectors take in memory, including overhead."""
         return int(self._memory.currsize)
 
     @property
     def disk_size(self) -> int:
-        """The bytes of the cache on disk at its last writing; 0 if there is none, or it was given up."""
+        """The bytes of the cache on disk at its last write; 0 if there is none, or it was abandoned."""
         return self._disk.size if self._disk is not None and self._disk.active else 0
 
     async def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVector]:
         """Look vectors up, in memory first. A vector that only the disk has is copied to memory.
 
-        It never raises and never waits long: a vector that the disk cannot read soon counts as missing.
+        It never raises. A vector that the disk cannot read soon counts as missing.
 
         Args:
             keys: Keys from `cache_key`. A key may come several times.
@@ -62,7 +62,7 @@ class VectorCache:
                 found[key] = value
         if self._disk is None:
             return found
-        # Memory answers the texts that are asked for most. Without this they would be the first to go from the disk.
+        # Memory answers the most frequent texts. Without this line, the disk would drop them first.
         self._disk.touch(found)
         if missing:
             from_disk = await self._disk.get(missing)

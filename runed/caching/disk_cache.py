@@ -1,4 +1,4 @@
-"""The cache of vectors on disk: a thread of its own reads and writes the file, and no trouble with it reaches a caller."""
+"""The cache of vectors on disk. A thread reads and writes the file, and trouble with the file never reaches a caller."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ MIN_DISK_BYTES = 2 * SPARE_BYTES
 """The smallest bound of a disk cache, in bytes."""
 
 MAX_PENDING_BYTES = 8 * 1024 * 1024
-"""Bytes of vectors that may wait in memory to be written. Beyond it the oldest is dropped."""
+"""Bytes of vectors that may wait in memory to be written. Beyond this, the oldest vector is dropped."""
 
 MAX_USED_KEYS = 4096
-"""Keys that may wait for their time of use to be written. A key beyond them waits for its next use."""
+"""Keys whose time of use may wait to be written. A further key is ignored until its next use."""
 
 WRITE_DELAY = 0.5
 """Seconds that a vector waits for others to be written with it. A crash costs the vectors of that time."""
 
 WRITE_ROWS = 64
-"""Vectors that are written at a time. Readers wait meanwhile, and a transaction swells the write-ahead log."""
+"""Vectors that are written at a time. Readers wait meanwhile, and the write-ahead log grows by a transaction."""
 
 WRITE_BYTES = 1024 * 1024
 """Bytes that are written at a time, for the same reasons."""
 
 READ_SECONDS = 0.5
-"""Seconds that a reader waits for the disk. Computing is quicker then."""
+"""Seconds that a reader waits for the disk. After that, computing is quicker."""
 
 _log = get_logger(__name__)
 
@@ -44,9 +44,10 @@ _Result = TypeVar("_Result")
 
 
 class DiskCache:
-    """A `VectorFile` in a worker thread. For use in one event loop. Whatever happens to the file, callers see a miss.
+    """A `VectorFile` in a worker thread.
 
-    A problem is logged once. A file that cannot be opened is given up. A damaged file is replaced once, and then given up.
+    For use in one event loop. If the file fails, callers see a miss. A problem is logged once. A file that cannot be opened is
+    abandoned. A damaged file is replaced once, and abandoned the next time.
 
     Args:
         path: The file; see `VectorFile`. The thread opens it at once.
@@ -77,7 +78,7 @@ class DiskCache:
 
     @property
     def active(self) -> bool:
-        """Whether the file is in use: it was neither given up nor closed."""
+        """Whether the file is in use: it was neither abandoned nor closed."""
         return self._on and not self._closed
 
     @property
@@ -148,17 +149,20 @@ class DiskCache:
             self._wake()
         if self._writer is not None and not self._writer.done():
             self._hurry.set()
-            await asyncio.wait([self._writer])  # unlike await, does not cancel the writer with the caller
+            await asyncio.wait([self._writer])  # unlike `await`, this does not cancel the writer with the caller
 
     async def close(self) -> None:
-        """Write what waits and close the file; a cancel costs what waits, never the closing. Afterwards the cache is empty."""
+        """Write waiting vectors and close the file.
+
+        A cancel drops waiting vectors, but the file is closed. Afterwards the cache is empty.
+        """
         if self._closed:
             return
-        self._closed = True  # first, so that nothing comes behind what is flushed
+        self._closed = True  # first, so that no new vector follows the flushed ones
         try:
             await self.flush()
         finally:
-            # To its end: the next daemon gets the file when this thread has let go of it.
+            # The next daemon gets the file only when this thread has released it.
             await run_in_thread(self._give_up, self._thread)
             self._thread.shutdown(wait=False)
 
@@ -167,7 +171,7 @@ class DiskCache:
             self._pending_bytes -= value.size
 
     def _stalled(self) -> bool:
-        """Tell whether the thread is still busy with what made the last reader give up."""
+        """Return whether the thread is still busy with the work for which the last reader waited too long."""
         return self._stall is not None and not self._stall.done()
 
     def _wake(self) -> None:
@@ -184,7 +188,7 @@ class DiskCache:
         used = list(self._used)
         self._used.clear()  # now, since readers add to it all the time
         while self._pending or used:
-            # No reader misses what is taken here: the thread serves readers after this write.
+            # No reader misses the vectors taken here: the thread serves readers after this write.
             write = partial(VectorFile.write, values=self._take_pending(), used=used[:WRITE_ROWS])
             await self._in_thread(write, None)
             del used[:WRITE_ROWS]
@@ -216,7 +220,7 @@ class DiskCache:
         self._attempt(VectorFile.shrink, None)
 
     def _attempt(self, work: Callable[[VectorFile], _Result], otherwise: _Result) -> _Result:
-        """Do some work with the file; return `otherwise` if it fails."""
+        """Do some work with the file. Return `otherwise` if it fails."""
         if self._file is None:
             return otherwise
         try:
@@ -229,7 +233,7 @@ class DiskCache:
 
     def _cope(self, file: VectorFile, error: Exception) -> None:
         if not is_damage(error):
-            self._report("cannot be used", error)  # a full disk, say: the next attempt may succeed
+            self._report("cannot be used", error)  # such as a full disk: the next attempt may succeed
             return
         if not self._repaired:
             self._repaired = True

@@ -6,17 +6,17 @@ import hashlib
 from dataclasses import dataclass
 
 ENTRY_OVERHEAD_BYTES = 720
-"""Bytes of memory of an entry beside the values of its vector: key, object headers, two integers and its places in the three
-tables of `LRUCache`. Measured: 380 to 790 bytes, depending on how full the tables are."""
+"""Bytes of memory of an entry besides the values of its vector: key, object headers, two integers, and places in the three
+tables of `LRUCache`. Measured: 380 to 790 bytes, depending on the load of the tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedVector:
-    """The vector of a text, and how long the text was.
+    """The vector of a text, and the length of the text.
 
     Attributes:
         vector: Little-endian float32 values of L2 norm 1, in the model's native dimensions.
-        tokens: The number of tokens that the model read, those of the prompt and special ones included.
+        tokens: The number of tokens that the model read, including those of the prompt and special tokens.
         total_tokens: The number of tokens before the text was cut.
     """
 
@@ -33,7 +33,7 @@ class CachedVector:
 def cache_key(fingerprint: str, prompt: str, truncate: str, text: str) -> bytes:
     """Return a key that covers everything that a vector depends on.
 
-    A lone surrogate is encoded as it is. A text that holds one is refused elsewhere.
+    A lone surrogate is encoded unchanged. A text with one is refused elsewhere.
 
     Args:
         fingerprint: The name of the vector space: the model, and everything else that is the same for all texts.

@@ -1,7 +1,7 @@
-"""The SQLite file of the disk cache: vectors by key, of any number of models; the least recently used go first.
+"""The SQLite file of the disk cache: vectors by key, of any number of models. The least recently used are dropped first.
 
-A key covers the model, so models need no column of their own. A key is stored as its HMAC: without the secret nobody can look
-up a text that they guess.
+A key covers the model, so models need no column of their own. A key is stored as its HMAC. Without the secret, nobody can check
+whether a guessed text is in the file.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SPARE_BYTES = 8 * 1024 * 1024
 """Bytes kept free below the bound: for the write-ahead log, and for what one transaction adds to file and log."""
 
 RECENCY_SECONDS = 600
-"""Seconds by which the order of use may be off. A time of use costs up to three pages, so newer ones are not written."""
+"""Seconds by which a stored time of use may be too old. Writing a time costs up to three pages, so a newer one is skipped."""
 
 READ_KEYS = 100
 """Keys that one query looks up. Every SQLite accepts 999."""
 
 EVICTION_ROWS = 64
-"""Entries that go at a time. Readers wait meanwhile."""
+"""Entries that are dropped at a time. Readers wait meanwhile."""
 
 BUSY_SECONDS = 0.1
 """Seconds to wait for a foreign program that has locked the file. Daemons of runed exclude each other by `LockFile`."""
@@ -58,14 +58,14 @@ CREATE TABLE vector (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTE
 CREATE INDEX vector_used ON vector (used);
 """
 _PRAGMAS = (
-    "locking_mode = EXCLUSIVE",  # first; a reader from outside would keep the write-ahead log from ever beginning anew
+    "locking_mode = EXCLUSIVE",  # first; a foreign reader would keep the write-ahead log from ever beginning anew
     f"page_size = {PAGE_BYTES}",
-    "auto_vacuum = INCREMENTAL",  # so that a file that is larger than a new bound can shrink
+    "auto_vacuum = INCREMENTAL",  # so that the file can shrink if the bound is smaller than before
     "journal_mode = WAL",
     "synchronous = NORMAL",  # a power cut may cost the last vectors, never the file
     f"wal_autocheckpoint = {WAL_PAGES}",
     f"journal_size_limit = {WAL_PAGES * PAGE_BYTES}",
-    "cache_size = -4096",  # KiB; more than any transaction, which would spill into the write-ahead log twice otherwise
+    "cache_size = -4096",  # KiB; more than any transaction, which would otherwise be written to the log twice
     "cell_size_check = ON",
     "trusted_schema = OFF",
 )
@@ -83,18 +83,18 @@ _log = get_logger(__name__)
 
 
 def is_damage(error: Exception) -> bool:
-    """Tell whether SQLite complains of the content of the file, so that only a new file helps."""
+    """Return whether an error is about the content of the file, so that only a new file helps."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _DAMAGE  # the low byte is the primary code
 
 
 class VectorFile:
-    """The open file; for one thread. Each method may raise `sqlite3.Error` or `OSError`, and leaves no half transaction.
+    """The open file, for one thread. Each method may raise `sqlite3.Error` or `OSError`. None leaves a half transaction.
 
     Args:
-        path: The file. Its directory is made if it is missing, private. A lock file stands beside it.
-        secret: The file of the secret, made if it is missing; so is its directory.
-        max_bytes: The bound of the file and its write-ahead log together; more than `SPARE_BYTES`.
+        path: The file. Its directory is made if it is missing, and is private. A lock file lies beside it.
+        secret: The file of the secret. It and its directory are made if they are missing.
+        max_bytes: Most bytes of the file and its write-ahead log together; more than `SPARE_BYTES`.
 
     Raises:
         ForeignPathError: A directory, or the secret, belongs to another user.
@@ -108,7 +108,7 @@ class VectorFile:
         ensure_private_dir(path.parent)
         ensure_private_dir(secret.parent)
         self._lock = LockFile(path.with_name(f"{path.name}.lock"))
-        # SQLite's own locks are not enough: they go with the file when it is replaced.
+        # SQLite's own locks are not enough: they are lost when the file is replaced.
         if not self._lock.try_acquire():
             raise BlockingIOError(errno.EWOULDBLOCK, "another process has the cache open")
         with ExitStack() as stack:
@@ -129,7 +129,7 @@ class VectorFile:
         return size
 
     def shrink(self) -> None:
-        """Free the bytes beyond the bound, for a file that was made with a larger one."""
+        """Free the bytes beyond the bound, for a file that was made with a larger bound."""
         self._evict()
         if self._pragma("page_count") <= self._max_pages:
             return
@@ -141,7 +141,7 @@ class VectorFile:
         """Look vectors up.
 
         Returns:
-            The vectors that are there, undamaged, by key.
+            The undamaged vectors that were found, by key.
         """
         found: dict[bytes, CachedVector] = {}
         for start in range(0, len(keys), READ_KEYS):
@@ -154,7 +154,7 @@ class VectorFile:
         return found
 
     def write(self, values: Mapping[bytes, CachedVector], used: Iterable[bytes]) -> None:
-        """Store vectors and times of use in one transaction. The vectors used longest ago make room.
+        """Store vectors and times of use in one transaction. The least recently used vectors are dropped to make room.
 
         Args:
             values: The vectors by key. A vector of the same key is replaced.
@@ -185,7 +185,7 @@ class VectorFile:
         self._lock.release()
 
     def _open(self) -> sqlite3.Connection | None:
-        """Open the file; return None if there is none, or it must be replaced."""
+        """Open the file. Return None if there is none, or if it must be replaced."""
         if not self._path.exists():
             return None
         try:
@@ -206,7 +206,7 @@ class VectorFile:
         return None
 
     def _create(self) -> sqlite3.Connection:
-        # The file last: a log that outlives it would be read into the next file of this name.
+        # The file is removed last: SQLite would read a remaining log into the next file of this name.
         for suffix in ("-wal", "-shm", "-journal", ""):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         with ExitStack() as stack:
@@ -222,7 +222,7 @@ class VectorFile:
         return connection
 
     def _connect(self) -> sqlite3.Connection:
-        # SQLite would make the file with the mode of the umask; its companions get the mode of the file.
+        # SQLite would make the file with the mode of the umask. The files beside it get the mode of the file.
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(descriptor, 0o600)
@@ -231,7 +231,7 @@ class VectorFile:
         with ExitStack() as stack:
             connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
             stack.callback(connection.close)
-            connection.text_factory = bytes  # the file holds no text: a text in it is damage, not to be decoded
+            connection.text_factory = bytes  # the file has no text columns: a text in it is damage, which must not be decoded
             for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}").fetchall()
             stack.pop_all()
@@ -243,7 +243,7 @@ class VectorFile:
             dropped = self._connection.execute(
                 "DELETE FROM vector WHERE id IN (SELECT id FROM vector ORDER BY used, id LIMIT ?)", (EVICTION_ROWS,)
             ).rowcount
-            if not dropped:  # the pages belong to nothing: the file must be damaged
+            if not dropped:  # no entry is left to drop: the file must be damaged
                 self.start_anew()
 
     def _pragma(self, name: str) -> int:
@@ -254,7 +254,7 @@ class VectorFile:
 
 
 def _load_secret(path: Path) -> bytes:
-    """Read the secret, and make it if it is missing or has another length, as a crash of an older runed could leave it."""
+    """Read the secret. Make it if it is missing or has a wrong length, which a crash of an older runed could leave."""
     make = partial(secrets.token_bytes, SECRET_BYTES)
     secret = load_secret(path, make)
     if len(secret) != SECRET_BYTES:
@@ -269,7 +269,7 @@ def _encode(name: bytes, value: CachedVector) -> bytes:
 
 
 def _decode(name: bytes, row: object) -> CachedVector | None:
-    """Decode the value of a row; return None if it is damaged."""
+    """Decode the value of a row. Return None if it is damaged."""
     if not isinstance(row, bytes) or len(row) < _CHECKSUM.size + _COUNTS.size:
         return None
     content = row[_CHECKSUM.size :]
@@ -280,4 +280,4 @@ def _decode(name: bytes, row: object) -> CachedVector | None:
 
 
 def _checksum(name: bytes, content: bytes) -> int:
-    return zlib.crc32(content, zlib.crc32(name))  # of the name too: an index that is damaged may lead to another's row
+    return zlib.crc32(content, zlib.crc32(name))  # the name, too: a damaged index may lead to another row

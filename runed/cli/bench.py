@@ -1,4 +1,4 @@
-"""`runed bench`: measures the speed of the daemon; with --tune, finds the best profiles for this machine."""
+"""`runed bench`: measure the speed of the daemon. With --tune, find the best profiles for this machine."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sample_texts(count: int, words: int) -> list[str]:
-    """Make texts of `words` common English words, which are new to the cache."""
+    """Make texts of `words` common English words. They are new to the cache."""
     return [" ".join(random.choices(_WORDS, k=words)) for _ in range(count)]  # noqa: S311 # no secret
 
 
@@ -151,7 +151,7 @@ def _measure_speed(client: runed.Client, part_seconds: float, display: ProgressD
     display.update("one text after the other")
     alone = _time_calls(lambda: client.embed(sample_texts(1, SHORT_TEXT_WORDS)[0]), part_seconds)
     display.update("many texts at once")
-    # A first look tells how many texts fill the time.
+    # A first trial tells how many texts fill the time.
     _, took, _ = _embed_many(client, FIRST_BATCH_TEXTS)
     texts, took, tokens = _embed_many(client, min(math.ceil(FIRST_BATCH_TEXTS * part_seconds / took), MAX_BULK_TEXTS))
     display.update("a cached text")

@@ -53,9 +53,9 @@ def guarded(command: Callable[[], int]) -> int:
         _prepare_output()
         _clean_up_on_signals()
         code = _run(command)
-        sys.stdout.flush()  # now, while a failure can still become an exit code
+        sys.stdout.flush()  # flushed here, since a failure can still become an exit code
     except BrokenPipeError:
-        # The reader, such as `head`, has read enough. That is no error to tell.
+        # The reader, such as `head`, has read enough. That is not an error.
         code = ExitCode.FAILED
     except KeyboardInterrupt:
         # A second Ctrl-C ends the process at once, instead of showing a trace of the interpreter's shutdown.
@@ -90,12 +90,12 @@ def complain(message: str) -> None:
 def _run(command: Callable[[], int]) -> int:
     try:
         return command()
-    except SystemExit as end:  # how argparse ends, after `--help` or a wrong usage, and how a signal does
+    except SystemExit as end:  # argparse ends in this way, after `--help` or a wrong usage, and so does a signal
         return end.code if isinstance(end.code, int) else ExitCode.OK
 
 
 def _prepare_output() -> None:
-    """Prevent the failure of a command whose standard output is closed, or cannot show a character of a path."""
+    """Prepare standard output, so that a command does not fail if it is closed or cannot show a character of a path."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 # stays open as long as the process
     elif isinstance(sys.stdout, io.TextIOWrapper):
@@ -103,7 +103,7 @@ def _prepare_output() -> None:
 
 
 def _clean_up_on_signals() -> None:
-    """Make SIGTERM and SIGHUP unwind the command as Ctrl-C does, so that no temporary file is left.
+    """Let SIGTERM and SIGHUP unwind the command like Ctrl-C, so that no temporary file is left.
 
     A signal that the parent process ignored stays ignored, since `nohup` works in that way.
     """

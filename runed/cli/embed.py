@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import runed
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
@@ -18,7 +19,7 @@ from runed.jobs.inputs import INPUT_FORMATS, STANDARD_STREAM, Columns, Source
 from runed.jobs.runner import run_job
 
 BAR_TEXTS = 32
-"""Texts of the largest job without a bar, since it is done before a bar can be read."""
+"""Texts of the largest job without a bar. It ends before a bar could be read."""
 
 DESCRIPTION = """\
 Turn texts into vectors, starting the daemon if none runs.
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = run_job(
             source,
             arguments.output,
-            connect=lambda: connect(display),
+            connect=lambda: _connected(display),
             output_format=arguments.format,
             role=arguments.role,
             instruction=arguments.instruction,
@@ -167,9 +168,16 @@ def _open_source(arguments: argparse.Namespace) -> AbstractContextManager[Source
     return inputs.open_files(arguments.file or [STANDARD_STREAM], whole=arguments.whole)
 
 
+@contextmanager
+def _connected(display: ProgressDisplay) -> Iterator[runed.Client]:
+    """Connect, and end the bar with the work: the last words of an output would be cut into lines above a live bar."""
+    with display, connect(display) as client:
+        yield client
+
+
 def _shown_on(display: ProgressDisplay, *, to_terminal: bool) -> Callable[[int, int], None]:
     """Return a callback that shows the progress of a job; `to_terminal` tells whether vectors go to a terminal."""
-    # A bar would mix with vectors on the same terminal.
+    # A bar would mix with the vectors on the same terminal.
     has_bar = display.live and not to_terminal
 
     def show(done: int, total: int) -> None:

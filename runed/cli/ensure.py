@@ -1,4 +1,4 @@
-"""`runed ensure`: find or start the daemon. Clients of all languages run it when none listens."""
+"""`runed ensure`: find or start the daemon. Clients of all languages run it if no daemon listens."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay) ->
 def _write_launcher(paths: Paths) -> Path:
     """Write a script that starts this installation of runed, and return its path."""
     ensure_private_dir(paths.bin)
-    # -P: else Python would import a `runed` of the current directory.
+    # -P: otherwise Python would import a `runed` of the current directory.
     script = f'#!/bin/sh\n# Written by `runed install`.\nexec {shlex.quote(sys.executable)} -P -m runed "$@"\n'
     launcher = paths.bin / "runed"
     write_atomically(launcher, script.encode(), mode=0o700)

@@ -105,7 +105,7 @@ def follow(path: Path, lines: int) -> Iterator[bytes]:
                 seek_last_lines(file, lines)
                 first = False
             while True:
-                # Asked before reading, so that all lines that were written before a rotation are read below.
+                # Checked before reading, so that all lines from before a rotation are read below.
                 rotated = _is_replaced(path, file)
                 while block := file.read(_BLOCK):
                     yield block

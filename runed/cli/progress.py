@@ -1,4 +1,4 @@
-"""The progress of long work on standard error: bars on a terminal, elsewhere one line a step."""
+"""The progress of long work on standard error: bars on a terminal, otherwise one line a step."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ProgressDisplay:
             self._bars = _make_bars(keep=self._keep)
             self._bars.start()
         amount = self._amount(done, total, unit)
-        # rich cannot remove a total: a full bar would stay full during work of unknown length. So that work gets a new bar.
+        # rich cannot remove a total: a full bar would stay full during work of unknown length. So such work gets a new bar.
         if (step, total > 0) != (self._step, self._counted) or self._task is None:
             self._end_step()
             self._step, self._counted = step, total > 0
@@ -62,7 +62,7 @@ class ProgressDisplay:
             self._bars.update(self._task, description=detail or step, completed=done, total=total or None, amount=amount)
 
     def close(self) -> None:
-        """End the last step and release the terminal. A later update begins anew."""
+        """End the last step and release the terminal. A later update shows a new bar."""
         if self._bars is not None:
             self._end_step()
             self._bars.stop()

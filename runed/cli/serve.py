@@ -19,7 +19,7 @@ already, it says so and exits with 0.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = DESCRIPTION
-    # How a client starts the daemon detached; of no use to people.
+    # A client starts the detached daemon with these options. They are of no use to people.
     parser.add_argument("--log-file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 

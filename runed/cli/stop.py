@@ -20,7 +20,7 @@ DEFAULT_GRACE = 10.0
 """Seconds that calls in flight may take. The daemon has the same default."""
 
 EXIT_SECONDS = 20.0
-"""Seconds that a daemon may need after the grace, to end `llama-server`, by force if necessary, and to exit."""
+"""Seconds that a daemon may need after the grace, to stop or kill `llama-server` and to exit."""
 
 _POLL = 0.05
 """Seconds between two looks whether the daemon has ended."""
@@ -63,7 +63,7 @@ def _stop(paths: Paths, grace: float) -> bool:
             daemon = identify(client.health().pid)
             client.shutdown(grace_seconds=math.ceil(grace))
     except (DaemonUnavailableError, DeadlineExceededError):
-        # A daemon that does not answer may be draining, or may be stuck and still obey a signal.
+        # A daemon that does not answer may be draining. A stuck daemon may still obey a signal.
         return stop_daemon(paths, timeout=patience)
     if daemon is not None:
         _wait_for_end(daemon, patience)

@@ -1,4 +1,4 @@
-"""The client of a command, which shows the user why the daemon cannot answer yet."""
+"""The client of a command. It shows the user why the daemon cannot answer yet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import runed
 from runed.cli.progress import ProgressDisplay
 
 ANSWER_SECONDS = 5.0
-"""Seconds that a daemon may take to answer `Info` or `Health`, which cost it next to nothing."""
+"""Seconds that a daemon may take to answer `Info` or `Health`, which are cheap."""
 
 PHASES = {
     runed.Phase.FETCHING_LLAMA_SERVER: "fetching the engine",
@@ -16,7 +16,7 @@ PHASES = {
 
 
 def connect(display: ProgressDisplay) -> runed.Client:
-    """Connect to the daemon; start it if necessary. Each call shows on the display the phase that it waits for."""
+    """Connect to the daemon, and start it if none runs. A waiting call shows its phase on the display."""
 
     def show(health: runed.Health) -> None:
         if health.phase:

@@ -1,4 +1,4 @@
-"""The client for asyncio, in a module of its own: a blocking program need not import asyncio for it."""
+"""The client for asyncio. It has its own module, so that a blocking program does not import asyncio."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def connect_async(
         on_progress: As for `connect`, called in the event loop.
 
     Returns:
-        The client for `async with`, which closes it; or to be awaited, for a client that you close.
+        An object for `async with`, which closes the client; or for `await`, after which you close the client.
     """
 
     async def connect() -> AsyncClient:
@@ -58,10 +58,10 @@ def connect_async(
 
 
 class Connecting(Coroutine[Any, Any, "AsyncClient"]):
-    """A coroutine that connects, and that `async with` takes, too; `runed.connect_async` makes it.
+    """A coroutine that connects, and that also works in `async with`; `runed.connect_async` makes it.
 
     Args:
-        coroutine: Connects.
+        coroutine: The coroutine that connects.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, AsyncClient]) -> None:
@@ -72,7 +72,7 @@ class Connecting(Coroutine[Any, Any, "AsyncClient"]):
         return self._coroutine.__await__()
 
     def send(self, value: Any, /) -> Any:  # noqa: ANN401 # the signature of every coroutine
-        """Run on, as a task does."""
+        """Run the coroutine up to its next wait, as a task does."""
         return self._coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:  # noqa: ANN401 # as above; it has three forms
@@ -80,7 +80,7 @@ class Connecting(Coroutine[Any, Any, "AsyncClient"]):
         return self._coroutine.throw(*error)
 
     def close(self) -> None:
-        """Give the connecting up."""
+        """Abandon the connect."""
         self._coroutine.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -245,11 +245,11 @@ class AsyncClient:
         return await self._run(self._flows.wait_until_ready(self._deadline(timeout)))
 
     async def info(self, *, timeout: float | None = None) -> Info:
-        """Ask what the daemon and its model are; see `Client.info`."""
+        """Return the description of the daemon and its model; see `Client.info`."""
         return await self._run(self._flows.info(self._deadline(timeout)))
 
     async def health(self, *, timeout: float | None = None) -> Health:
-        """Ask what the daemon is doing right now; see `Client.health`."""
+        """Return the present state of the daemon; see `Client.health`."""
         return await self._run(self._flows.health(self._deadline(timeout)))
 
     async def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:

@@ -31,24 +31,24 @@ def connect(
     timeout: float | None = None,
     on_progress: Callable[[Health], None] | None = None,
 ) -> Client:
-    """Connect to the daemon, which is started if none runs.
+    """Connect to the daemon. Start it if none runs.
 
-    Returns as soon as the daemon listens; embeddings then wait while it fetches its engine and model. A running daemon that is
-    older than this package finishes the calls in flight, and is replaced by one of this version.
+    The call returns as soon as the daemon listens. Embeddings then wait while it fetches its engine and model. A running daemon
+    that is older than this package finishes the calls in flight, and is replaced by one of this version.
 
     Args:
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
         socket_path: The socket of a daemon that others look after; it is never started or replaced.
-        spawn: Whether to start a daemon if none runs, now and whenever it went away later.
-        timeout: Seconds that the connect, and each call, may take in all, waiting included. None: no limit for a call, and 60
-            for the connect.
+        spawn: Whether to start a daemon if none runs, now and at later calls.
+        timeout: Seconds that the connect, and each call, may take in total, including waiting. None: no limit for a call, and
+            60 for the connect.
         on_progress: Called with each change of Health while a call waits for engine and model, in the thread of that call.
 
     Returns:
-        The client, to be closed, or used as a context manager.
+        The client. Close it, or use it as a context manager.
 
     Raises:
-        DaemonUnavailableError: No daemon runs, and none was to be started.
+        DaemonUnavailableError: No daemon runs, and `spawn` is False or `socket_path` is set.
         DaemonStartError: The daemon could not be started; the message ends with the tail of its log.
         SettingsError: A setting cannot be used.
     """
@@ -58,7 +58,7 @@ def connect(
 
 
 class DaemonClient:
-    """The part of `Client` that concerns the daemon and not texts."""
+    """The methods of `Client` about the daemon itself."""
 
     def __init__(self, target: Target, *, timeout: float | None, on_progress: Callable[[Health], None] | None) -> None:
         self._target = target
@@ -67,9 +67,9 @@ class DaemonClient:
         self._transport = Transport(target)
 
     def info(self, *, timeout: float | None = None) -> Info:
-        """Ask what the daemon and its model are.
+        """Return the description of the daemon and its model.
 
-        Waits while the daemon looks for its engine and model and starts them, but not for a download.
+        Wait while the daemon looks for its engine and model and starts them, but not for a download.
 
         Args:
             timeout: As for `Client.embed`.
@@ -83,13 +83,13 @@ class DaemonClient:
         return self._run(self._flows.info(self._deadline(timeout)))
 
     def wait_until_ready(self, *, timeout: float | None = None) -> Info:
-        """Wait while the daemon fetches its engine and model, a download included.
+        """Wait while the daemon fetches its engine and model, also for a download.
 
         Args:
             timeout: As for `Client.embed`.
 
         Returns:
-            What the daemon and its model are.
+            The description of the daemon and its model.
 
         Raises:
             BackendError: The engine cannot be installed or started.
@@ -98,11 +98,11 @@ class DaemonClient:
         return self._run(self._flows.wait_until_ready(self._deadline(timeout)))
 
     def health(self, *, timeout: float | None = None) -> Health:
-        """Ask what the daemon is doing right now; `timeout` as for `Client.embed`."""
+        """Return the present state of the daemon; `timeout` as for `Client.embed`."""
         return self._run(self._flows.health(self._deadline(timeout)))
 
     def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:
-        """Ask the daemon to finish the calls in flight and to exit; returns before it has.
+        """Ask the daemon to finish the calls in flight and to exit. The call returns before the daemon has exited.
 
         Args:
             grace_seconds: Seconds that the calls in flight may take; 0 means the daemon's own 10, 300 is the most.
@@ -140,8 +140,8 @@ class Client(DaemonClient):
 
     Every method raises a subclass of `runed.RunedError`, whose message says what to do. If the daemon went away since the last
     call, it is started again, unless the client was told not to, and the call is repeated once. If the daemon or its engine is
-    too busy for the moment, the call is repeated in growing pauses until its time is over, without a `timeout` for 60 seconds;
-    the error is then the daemon's own.
+    too busy for the moment, the call is repeated in growing pauses until its time is over, or for 60 seconds without a
+    `timeout`. It then raises the daemon's own error.
 
     Args:
         target: The daemon to talk to.
@@ -162,21 +162,21 @@ class Client(DaemonClient):
     ) -> Vectors:
         """Embed one text.
 
-        Waits while the daemon fetches its engine and model, which takes minutes the first time.
+        The first call waits while the daemon fetches its engine and model, which takes minutes.
 
             vector = client.embed("how do I brew tea?", role="query")
 
         Args:
             text: The text; not empty, and at most `Info.max_text_length` tokens long unless `truncate` allows more.
-            role: What the text is for: "query", "document", or None for the text as it is. The daemon puts the model's own
+            role: The use of the text: "query", "document", or None for the text as it is. The daemon puts the model's own
                 prompt in front; never write one yourself.
-            instruction: What a query is asked for, in one English sentence; only with role "query". Empty: the model's default.
+            instruction: The task of a query, in one English sentence; only with role "query". Empty: the model's default.
             dimensions: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
-            truncate: What happens to a text that is longer than the model reads: "none" refuses it, "end" and "start" cut off
+            truncate: The treatment of a text that is longer than the model reads: "none" refuses it, "end" and "start" cut off
                 that side of it.
-            lane: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the
-                daemon choose by the size of the request.
-            timeout: Seconds that the call may take, waiting included; None means the client's own limit.
+            lane: The queue to wait in: "interactive" is served first, "bulk" is for long jobs. None lets the daemon choose by
+                the size of the request.
+            timeout: Seconds that the call may take, including waiting; None means the client's own limit.
 
         Returns:
             A vector of L2 norm 1, float32, shape (dim,).
@@ -185,7 +185,7 @@ class Client(DaemonClient):
             InvalidRequestError: The text is empty, too long or not valid Unicode, or an option cannot be used; the subclass
                 says which.
             BackendError: The engine cannot be installed or started, or failed.
-            QueueFullError: The daemon had too much to do for all of the time.
+            QueueFullError: The daemon was too busy for the whole time.
             DeadlineExceededError: The time was over first.
             UnimplementedError: The daemon is too old for the options.
         """
@@ -208,13 +208,13 @@ class Client(DaemonClient):
             vectors = client.embed_batch(["green tea", "black tea"], role="document")
 
         Args:
-            texts: The texts, each as for `embed`; none at all give shape (0, dim).
+            texts: The texts, each as for `embed`. An empty list is allowed and has shape (0, dim).
             role: As for `embed`.
             instruction: As for `embed`.
             dimensions: As for `embed`.
             truncate: As for `embed`.
             lane: As for `embed`.
-            timeout: As for `embed`, for all of them together.
+            timeout: As for `embed`, for all texts together.
 
         Returns:
             Vectors of L2 norm 1 in the order of the texts, float32, shape (n, dim).
@@ -238,7 +238,7 @@ class Client(DaemonClient):
         lane: Lane | None = None,
         timeout: float | None = None,
     ) -> list[Embedding | RunedError]:
-        """Embed many texts with all that the daemon tells about each; one that cannot be embedded leaves the others alone.
+        """Embed many texts, and return details of each. A text that cannot be embedded does not affect the others.
 
             for outcome in client.embed_items(texts, truncate="end"):
                 if isinstance(outcome, runed.Embedding):
@@ -246,8 +246,8 @@ class Client(DaemonClient):
 
         Args:
             texts: As for `embed_batch`.
-            with_route: Whether to tell the nearest centroid of each vector, too, as `Embedding.cluster_id`; it is that of the
-                whole vector, whatever `dimensions` are asked for.
+            with_route: Whether to find the nearest centroid of each vector, too, as `Embedding.cluster_id`. It is that of the
+                whole vector, for any `dimensions`.
             role: As for `embed`.
             instruction: As for `embed`.
             dimensions: As for `embed`.
@@ -256,7 +256,7 @@ class Client(DaemonClient):
             timeout: As for `embed_batch`.
 
         Returns:
-            One outcome a text, in their order: the embedding, or the error that says why there is none.
+            One outcome a text, in the order of the texts: the embedding, or the error instead of it.
 
         Raises:
             NoCentroidSetError: `with_route` was asked for, and the daemon has no centroid set; see `set_centroids`.
@@ -281,9 +281,9 @@ class Client(DaemonClient):
             for key, outcome in client.embed_stream((row.key, row.text) for row in table):
                 store(key, outcome)
 
-        Texts are taken from `items` while the daemon has room for them, in the thread of the caller: `items` must not wait for
-        a result before it gives the next text. If the daemon goes away on the way, it is started again and gets what was not
-        answered; each text has exactly one outcome. To stop early, close the generator.
+        Texts are taken from `items` while the daemon has room for them, in the thread of the caller. So `items` must not wait
+        for a result before it yields the next text. If the daemon goes away, it is started again and gets the unanswered texts.
+        Each text has exactly one outcome. To stop early, close the generator.
 
         Args:
             items: Pairs of an id, which may be anything and need not be unique, and a text.
@@ -292,17 +292,17 @@ class Client(DaemonClient):
             dimensions: As for `embed`.
             truncate: As for `embed`.
             lane: As for `embed`.
-            timeout: Seconds that may pass without a result while texts wait for one; the caller's own time over texts and
+            timeout: Seconds that may pass without a result while texts wait for one. The caller's own time for texts and
                 results does not count. None means the client's own limit.
 
         Yields:
-            The id of a text with its embedding, or with the error that says why there is none; in no particular order.
+            The id of a text with its embedding, or with the error instead of it; in no particular order.
 
         Raises:
             DeadlineExceededError: No result came in time.
             RunedError: As for `embed_items`. An error of `items` reaches the caller as it is.
         """
-        # Here and not above: HTTP/2 takes 70 ms to import, and only streams need it.
+        # Imported here: HTTP/2 takes 70 ms to import, and only streams need it.
         from runed.client.calls.stream import stream_flow  # noqa: PLC0415
         from runed.client.transport.blocking_stream import run_stream  # noqa: PLC0415
 
@@ -314,7 +314,7 @@ class Client(DaemonClient):
     def count_tokens(
         self, texts: Iterable[str], *, role: Role | None = None, instruction: str = "", timeout: float | None = None
     ) -> list[int]:
-        """Count the tokens of texts as embedding them would, without embedding them.
+        """Count the tokens of texts as an embedding would, without embedding them.
 
             fitting = [count <= client.info().max_text_length for count in client.count_tokens(texts)]
 
@@ -325,7 +325,7 @@ class Client(DaemonClient):
             timeout: As for `embed_batch`.
 
         Returns:
-            One number a text, in their order: its tokens, those of its prompt, and special ones.
+            One number a text, in the order of the texts: its tokens, those of its prompt, and special tokens.
 
         Raises:
             RunedError: As for `embed_batch`.
@@ -340,8 +340,8 @@ class Client(DaemonClient):
 
             installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
 
-        The set is for all clients of the daemon, which keeps it over its restarts. One that fails to arrive leaves the one
-        before in its place.
+        All clients of the daemon share the set, and the daemon keeps it over restarts. If a new set fails to arrive, the
+        earlier one stays.
 
         Args:
             vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
@@ -355,8 +355,8 @@ class Client(DaemonClient):
             The set that the daemon has installed.
 
         Raises:
-            BadCentroidsError: The vectors are no set, or no set for this model; the message says why.
-            CentroidStoreError: The daemon cannot keep it, such as on a full disk.
+            BadCentroidsError: The vectors cannot be a set for this model; the message tells the reason.
+            CentroidStoreError: The daemon cannot store the set, for example on a full disk.
             RunedError: As for `embed`.
         """
         # As in `embed_stream`.
@@ -369,6 +369,6 @@ class Client(DaemonClient):
 
 
 def described(client: object, target: Target, flows: Flows) -> str:
-    """Return the text that shows a client to people; the model is there once the daemon has told it."""
+    """Return the text that shows a client to people. It contains the model once the daemon has told it."""
     model = f", model {flows.known_model}" if flows.known_model else ""
     return f"<runed.{type(client).__name__} on {target.socket}{model}>"

@@ -13,9 +13,10 @@ from runed.client.types import Health, Info
 
 
 def look(home: Path, *, timeout: float) -> tuple[Info, Health]:
-    """Ask a running daemon what it knows of itself and its model, and what it is doing right now.
+    """Return the description and the present state of a running daemon.
 
-    In contrast to `Client.info`, it takes what the daemon knows by now: no dimensions while the model is being downloaded.
+    In contrast to `Client.info`, the description has only the facts that the daemon knows so far: no dimensions while the model
+    is being downloaded.
 
     Args:
         home: The directory of the daemon.
@@ -29,7 +30,8 @@ def look(home: Path, *, timeout: float) -> tuple[Info, Health]:
     target.ensure(timeout)
     flows, transport = DaemonFlows(spawn=False, on_progress=None), Transport(target)
     try:
-        health = drive(flows.health(Deadline(timeout)), transport.perform)
-        return drive(flows.present_info(Deadline(timeout)), transport.perform), health
+        # Info waits a while for a model that is being looked for; a Health from before would contradict it.
+        info = drive(flows.present_info(Deadline(timeout)), transport.perform)
+        return info, drive(flows.health(Deadline(timeout)), transport.perform)
     finally:
         transport.close()

@@ -47,14 +47,14 @@ class EmbedOptions(TypedDict, total=False):
         vector = client.embed("how do I brew tea?", **options)
 
     Attributes:
-        role: What the text is for: "query", "document", or None for the text as it is. The daemon puts the model's own prompt
-            in front; never write one yourself.
-        instruction: What a query is asked for, in one English sentence; only with role "query". Empty: the model's default.
+        role: The use of the text: "query", "document", or None for the text as it is. The daemon puts the model's own prompt in
+            front; never write one yourself.
+        instruction: The task of a query, in one English sentence; only with role "query". Empty: the model's default.
         dimensions: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
-        truncate: What happens to a text that is longer than the model reads: "none", the default, refuses it, "end" and "start"
-            cut off that side of it.
-        lane: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the daemon
-            choose by the size of the request.
+        truncate: The treatment of a text that is longer than the model reads: "none", the default, refuses it, "end" and
+            "start" cut off that side of it.
+        lane: The queue to wait in: "interactive" is served first, "bulk" is for long jobs. None lets the daemon choose by the
+            size of the request.
     """
 
     role: Role | None
@@ -66,11 +66,11 @@ class EmbedOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`EmbedOptions`, checked and with their defaults.
+    """`EmbedOptions`, checked, and with defaults.
 
     Raises:
         InvalidRequestError: A value is not one of the accepted ones; the message names them.
-        BadDimensionsError: No vector can have so many values.
+        BadDimensionsError: No vector can have this number of values.
         BadInstructionError: An instruction was given without the role of a query, or it is not valid Unicode.
     """
 
@@ -84,7 +84,7 @@ class Options:
         _check_choice("role", self.role, _ROLES)
         _check_choice("truncate", self.truncate, _TRUNCATES)
         _check_choice("lane", self.lane, _LANES)
-        if self.dimensions is not None and not hasattr(self.dimensions, "__index__"):  # NumPy's integers have it, too
+        if self.dimensions is not None and not hasattr(self.dimensions, "__index__"):  # NumPy's integers have `__index__`, too
             raise TypeError(f"dimensions is a {type(self.dimensions).__name__}, but must be an int")
         if self.dimensions is not None and not 1 <= operator.index(self.dimensions) <= _MAX_DIMENSIONS:
             raise BadDimensionsError(
@@ -101,7 +101,7 @@ class Options:
             raise BadInstructionError("instruction is not valid Unicode: it has half of a surrogate pair") from None
 
     def set_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest) -> None:
-        """Write the options into a request; a default takes no room there."""
+        """Write the options into a request. A default takes no room there."""
         self.set_prompt_on(request)
         request.dimensions = self.dimensions or 0
         request.truncate = _TRUNCATES[self.truncate]
@@ -113,10 +113,9 @@ class Options:
         request.instruction = self.instruction
 
     def check_known(self, fingerprint: str) -> None:
-        """Make sure that the daemon knew the options of the call that it has answered.
+        """Check that the daemon knew the options of the call that it has answered.
 
-        A daemon from before there were options ignores them, and answers another vector than was asked for. Its answers have no
-        fingerprint.
+        A daemon of a version without options ignores them, and answers a wrong vector. Its answers have no fingerprint.
 
         Args:
             fingerprint: The fingerprint of the answer.
@@ -139,12 +138,12 @@ class Options:
 
 
 def too_old(lack: str) -> UnimplementedError:
-    """Describe a daemon of an earlier version that lacks something."""
+    """Return the error about a feature that an older daemon lacks."""
     return UnimplementedError(f"the daemon is too old: it {lack}; stop it with `runed stop`, so that a newer one is started")
 
 
 def _check_choice(name: str, value: object, choices: Collection[str | None]) -> None:
-    # A list or another value that cannot be a key would raise a TypeError that says nothing.
+    # A list, or another value that cannot be a key, would raise a TypeError that does not help.
     if not isinstance(value, (str, type(None))) or value not in choices:
         accepted = ", ".join("None" if choice is None else f'"{choice}"' for choice in choices)
         raise InvalidRequestError(f"{name} is {value!r}, but must be one of {accepted}")

@@ -1,4 +1,4 @@
-"""Serving a `FakeHost` on a real socket, by the real server and application."""
+"""Fixtures that serve a `FakeHost` on a real socket, with the real server and application."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.support import Answer, call, no_task_but
 
 @dataclass(frozen=True)
 class Served:
-    """A fake host that is being served in this process."""
+    """A fake host that this process serves."""
 
     host: FakeHost
     path: Path
     server: Server
 
     async def call(self, protocol: str, method: str, request: Message) -> Answer:
-        """Call a method as `tests.support.call` does."""
+        """Call a method, like `tests.support.call`."""
         return await asyncio.to_thread(call, protocol, self.path, method, request)
 
 
@@ -36,7 +36,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 @pytest.fixture
 def serve(home: Path) -> Serve:
-    """Serve a fake host; keyword arguments are settings of the server. Nothing may be left running at the end."""
+    """Serve a fake host. Keyword arguments are settings of the server. Fail if anything still runs at the end."""
 
     @asynccontextmanager
     async def run(**settings: float) -> AsyncIterator[Served]:
@@ -59,6 +59,6 @@ def serve(home: Path) -> Serve:
 
 @pytest.fixture
 async def served(serve: Serve) -> AsyncIterator[Served]:
-    """A fake host that is being served with the server's own settings."""
+    """A fake host that is served with default settings of the server."""
     async with serve() as served:
         yield served

@@ -1,4 +1,4 @@
-"""A client of streams over raw HTTP/2, in each protocol; it breaks off, stalls and is silent as a test wants it to."""
+"""A client of streams over raw HTTP/2, in each protocol. It breaks off, stalls or stays silent as a test wants."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ CONTENT_TYPES = {
     "connect+proto": b"application/connect+proto",
     "connect+json": b"application/connect+json",
 }
-"""The protocols that a stream can be spoken in."""
+"""Content types of the protocols that have streams."""
 
 _CONNECT_END, _GRPC_WEB_TRAILERS = 0x02, 0x80
 
 
 def deadline_headers(protocol: str, milliseconds: int) -> dict[bytes, bytes]:
-    """Give the header by which a protocol tells how long a call may take."""
+    """Return the header with which a protocol limits the time of a call."""
     if protocol.startswith("connect"):
         return {b"connect-timeout-ms": str(milliseconds).encode()}
     return {b"grpc-timeout": f"{milliseconds}m".encode()}
 
 
 def request(*texts: str, **options: object) -> pb.EmbedStreamRequest:
-    """Give a message with texts that are their own ids."""
+    """Return a message with texts that are their own ids."""
     items = [pb.EmbedStreamItem(id=text, text=text) for text in texts]
     return pb.EmbedStreamRequest(items=items, **options)  # type: ignore[arg-type] # each test gives what the field takes
 
 
 class StreamClient:
-    """One stream, on a connection of its own; by default one of EmbedStream."""
+    """One stream on a connection of its own, by default a stream of EmbedStream."""
 
     def __init__(
         self, client: RawClient, protocol: str, headers: dict[bytes, bytes], method: str, output: type[Message]
@@ -65,7 +65,7 @@ class StreamClient:
         method: str = PATH,
         output: type[Message] = pb.EmbedStreamResponse,
     ) -> StreamClient:
-        """Connect and begin a stream; a client that takes no bodies never opens its window again."""
+        """Connect and begin a stream. A client that takes no bodies never opens its window again."""
         client = await RawClient.connect(path, settings=settings, takes_bodies=takes_bodies)
         return cls(client, protocol, headers or {}, method, output)
 
@@ -77,7 +77,7 @@ class StreamClient:
         await self.client.__aexit__()
 
     async def send(self, *messages: Message, end: bool = False) -> None:
-        """Send messages, and maybe the end of the client's side."""
+        """Send messages, and the end of the client's side if `end` is true."""
         for message in messages:
             data = MessageToJson(message).encode() if self._protocol == "connect+json" else message.SerializeToString()
             await self.send_raw(data)
@@ -86,28 +86,28 @@ class StreamClient:
         await self.client.flush()
 
     async def send_raw(self, data: bytes) -> None:
-        """Send something in the frame of a message."""
+        """Send bytes in the frame of a message."""
         frame = struct.pack(">BI", 0, len(data)) + data
         for start in range(0, len(frame), 16384):
             self.client.h2.send_data(self.stream_id, frame[start : start + 16384])
         await self.client.flush()
 
     async def results(self, count: int) -> dict[str, pb.EmbedResponse]:
-        """Wait until so many results are there, and give all by their ids."""
+        """Wait until `count` results are there, and return all results by id."""
         await self.client.until(lambda: self.exchange.over or len(self._results()) >= count)
         results = self._results()
         assert len(results) >= count, self.exchange
         return results
 
     async def received(self, count: int) -> list[Any]:
-        """Wait until so many messages are there, and give all."""
+        """Wait until `count` messages are there, and return all messages."""
         await self.client.until(lambda: self.exchange.over or len(self._frames()) >= count)
         messages = self.messages()
         assert len(messages) >= count, self.exchange
         return messages
 
     async def outcome(self, *, within: float = TIMEOUT) -> Refusal | None:
-        """Wait for the end, and give the error that the stream ended with, if it did."""
+        """Wait for the end, and return the error that the stream ended with, or None."""
         await self.client.over(self.stream_id, within=within)
         assert self.exchange.ended, self.exchange
         headers = {name.decode(): value.decode() for name, value in self.exchange.headers.items()}
@@ -122,7 +122,7 @@ class StreamClient:
         return refusal_of_json(error) if error else None
 
     def messages(self) -> list[Any]:
-        """Give the complete messages that have come."""
+        """Return the complete messages that have arrived."""
         payloads = [payload for flags, payload in self._frames() if not flags]
         if self._protocol == "connect+json":
             return [Parse(payload, self._output()) for payload in payloads]

@@ -1,4 +1,4 @@
-"""Bytes that are no request: the error of the caller's own protocol, with our reason, and a daemon that works on."""
+"""Bytes that are no request: they get an error of the caller's protocol with our reason, and the daemon goes on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MESSAGE = pb.EmbedRequest(text="some text").SerializeToString()
 
 @pytest.fixture(autouse=True)
 def daemon_works_on(qwen_daemon: RunningDaemon) -> Iterator[None]:
-    """Whatever a test sends, the daemon embeds afterwards, has nothing in flight and logs no fault of its own."""
+    """After each test, check that the daemon embeds, has nothing in flight and logs no fault of its own."""
     logged = qwen_daemon.log_path.stat().st_size
     yield
     with qwen_daemon.http() as http:
@@ -38,7 +38,7 @@ def daemon_works_on(qwen_daemon: RunningDaemon) -> Iterator[None]:
 
 
 def envelope(payload: bytes, *, flags: int = 0, length: int | None = None) -> bytes:
-    """Frame a message, maybe with flags and a length that it should not have."""
+    """Return a message in its envelope, possibly with wrong flags and a wrong length."""
     return struct.pack(">BI", flags, len(payload) if length is None else length) + payload
 
 
@@ -220,7 +220,7 @@ async def test_call_with_another_number_of_messages_than_one(count: int, protoco
 
 
 def frame(kind: int, stream: int, body: bytes, *, flags: int = 0) -> bytes:
-    """Give a frame that no library would build."""
+    """Return a frame that no library would build."""
     return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
 
 
@@ -254,7 +254,7 @@ async def test_garbage_in_http2_ends_its_connection_with_the_right_code(case: st
 
 
 async def _stream(daemon: RunningDaemon, protocol: str, body: bytes, headers: dict[bytes, bytes] | None = None) -> Refusal:
-    """Send a stream of raw bytes, and give the error that it ends with."""
+    """Send a stream of raw bytes, and return the error that it ends with."""
     async with await StreamClient.open(daemon.socket, protocol, headers=headers) as stream:
         for start in range(0, len(body), 16384):
             stream.client.h2.send_data(stream.stream_id, body[start : start + 16384])

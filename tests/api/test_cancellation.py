@@ -1,4 +1,4 @@
-"""Callers that go, give up or run out of time: the work stops at once, and the log says why."""
+"""Callers that leave, cancel or run out of time: the work stops at once, and the log states the reason."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ BODIES = {
     "connect+json": MessageToJson(REQUEST).encode(),
 }
 DEADLINE = 150
-"""Milliseconds; long enough for the call to reach the host on a busy machine."""
+"""Time limit of a call in milliseconds, long enough to reach the host on a busy machine."""
 
 ENDS = {"lost": "canceled", "reset": "canceled", "deadline": "deadline_exceeded"}
-"""How a call ends, and what the log calls it."""
+"""The ends of a call, with their names in the log."""
 
 
 @pytest.fixture
 def log() -> Iterator[list[Any]]:
-    """What is logged."""
+    """The log entries of the test."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -59,7 +59,7 @@ async def end_http2(client: RawClient, stream_id: int, how: str) -> None:
 
 
 def is_deadline_exceeded(exchange: Exchange) -> bool:
-    """Tell so of a response of any protocol."""
+    """Return whether a response of any protocol is DEADLINE_EXCEEDED."""
     if exchange.headers[b":status"] == b"504":
         return json.loads(exchange.body)["code"] == "deadline_exceeded"  # type: ignore[no-any-return] # a string
     return exchange.headers.get(b"grpc-status") == b"4" or b"grpc-status: 4" in exchange.body

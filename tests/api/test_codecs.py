@@ -1,4 +1,4 @@
-"""How messages are written."""
+"""The encoding of messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The right vectors, through every protocol, for both kinds of pooling."""
+"""The right vectors by every protocol, for both kinds of pooling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""grpc.health.v1: the daemon's state in every protocol, told at once and at each change, and held up by nobody."""
+"""grpc.health.v1: every protocol tells the daemon's state at once and at each change, and no watcher delays the daemon."""
 
 from __future__ import annotations
 

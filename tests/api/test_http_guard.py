@@ -1,4 +1,4 @@
-"""The loopback port: nothing without the token, nothing for another host, and nothing but the OpenAI API behind them."""
+"""The loopback port refuses calls without the token or for another host, and serves the OpenAI API only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATHS = [
 
 @dataclass(frozen=True)
 class Port:
-    """A fake host that is served on a loopback port."""
+    """A fake host, served on a loopback port."""
 
     host: FakeHost
     http: Loopback
@@ -66,7 +66,7 @@ async def port(tmp_path: Path) -> AsyncIterator[Port]:
 
 @pytest.fixture
 def log() -> Iterator[list[Any]]:
-    """What is logged."""
+    """The log entries of the test."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 

@@ -34,7 +34,7 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def log() -> Iterator[list[Any]]:
-    """What is logged."""
+    """The log entries of the test."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -45,7 +45,7 @@ def client_for(served: Served) -> httpx.AsyncClient:
 
 
 def refusal(response: httpx.Response) -> dict[str, Any]:
-    """Give the error of a response, which must have OpenAI's shape."""
+    """Return the error of a response, and check that it has OpenAI's shape."""
     assert response.headers["content-type"] == "application/json"
     document = response.json()
     assert set(document) == {"error"}

@@ -1,4 +1,4 @@
-"""Options in, facts out: what the handlers make of requests and answers, over every protocol."""
+"""The handlers' translation of options in requests and facts in answers, over every protocol."""
 
 from __future__ import annotations
 

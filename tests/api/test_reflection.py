@@ -1,4 +1,4 @@
-"""grpc.reflection: every kind of question, in both versions and every protocol, at any stage of the daemon."""
+"""grpc.reflection: every kind of question, in both versions and every protocol, in every state of the daemon."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOT_FOUND, INVALID_ARGUMENT = 5, 3
 
 @pytest.fixture(scope="module", autouse=True)
 def extension() -> None:
-    """An extension and a file with imports in the pool; the contract itself has neither."""
+    """An extension and a file with imports in the pool. The contract itself has neither."""
     file = FileDescriptorProto(
         name=EXTENSION, package="tests", syntax="proto2", dependency=["google/protobuf/descriptor.proto", CONTRACT]
     )
@@ -62,7 +62,7 @@ async def asking(served: Served, protocol: str = "grpc", version: Any = v1) -> A
 
 
 async def ask(served: Served, *questions: v1.ServerReflectionRequest) -> list[v1.ServerReflectionResponse]:
-    """Ask everything on one stream, which has to end well."""
+    """Send all questions on one stream, and check that it ends without an error."""
     async with asking(served) as stream:
         await stream.send(*questions, end=True)
         assert await stream.outcome() is None
@@ -70,7 +70,7 @@ async def ask(served: Served, *questions: v1.ServerReflectionRequest) -> list[v1
 
 
 def files(answer: v1.ServerReflectionResponse) -> list[str]:
-    """Give the names of the files of an answer."""
+    """Return the names of the files of an answer."""
     return [FileDescriptorProto.FromString(data).name for data in answer.file_descriptor_response.file_descriptor_proto]
 
 

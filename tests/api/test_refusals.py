@@ -1,4 +1,4 @@
-"""Bad requests: the protocol's own error, our reason, the facts, and a daemon that works on."""
+"""Bad requests get the protocol's own error with our reason and the facts, and the daemon goes on."""
 
 from __future__ import annotations
 

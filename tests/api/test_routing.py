@@ -1,4 +1,4 @@
-"""Centroid sets and routes between messages and domain, over every protocol."""
+"""The translation of centroid sets and routes between messages and domain, over every protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream of any length takes a bounded amount of the daemon's memory, whatever its client does."""
+"""A stream of any length takes a bounded amount of the daemon's memory, for every behaviour of its client."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_client_that_reads_no_results_is_held_back(host: Popen[bytes], hom
             request_serializer=pb.EmbedStreamRequest.SerializeToString,
             response_deserializer=pb.EmbedStreamResponse.FromString,
         )
-        await anext(aiter(method(iter([request("one")]))))  # what is imported late is there
+        await anext(aiter(method(iter([request("one")]))))  # everything imported late is there
         before = process.memory_info().rss
         sent = 0
 

@@ -1,4 +1,4 @@
-"""EmbedStream: both directions at once, in every protocol that HTTP/2 can carry it in."""
+"""EmbedStream: both directions at once, in every protocol that works over HTTP/2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backends of real and fake engines, which leave no process and no file behind."""
+"""Fixtures that make backends of real and fake engines. They leave no process and no file behind."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def fake(home: Path) -> FakeEngine:
 
 @pytest.fixture
 async def make_backend(paths: Paths, llama_server: Path, tiny_qwen3: Path) -> AsyncIterator[MakeBackend]:
-    """Makes backends, by default of the real engine and the tiny Qwen3; each is stopped, and its processes must be gone."""
+    """Make backends, by default of the real engine and the tiny Qwen3. Stop each at the end, and check that its processes
+    are gone."""
     made: list[LlamaBackend] = []
 
     def make(
         executable: Path = llama_server, model: Path = tiny_qwen3, *, ctx_size: int = 256, timings: Timings = QUICK
     ) -> LlamaBackend:
-        # Two that run in one home would each end the other's engine as one that an earlier daemon left behind.
+        # Two backends in one home would each end the other's engine, taking it for one that an earlier daemon left behind.
         assert all(earlier.state.status is BackendStatus.STOPPED for earlier in made), "stop the earlier backend first"
         backend = LlamaBackend(
             executable=executable, model=model, model_sha256="ab" * 32, paths=paths, ctx_size=ctx_size, timings=timings

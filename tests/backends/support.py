@@ -17,13 +17,13 @@ FAKES = Path(__file__).resolve().parent.parent / "fakes"
 QUICK = Timings(
     start_stall=5.0, start_limit=20.0, term_grace=5.0, hang=0.3, backoff=0.02, backoff_limit=0.1, max_failures=3, pause=0.3
 )
-"""Timings under which a test of a failure takes about a second."""
+"""Timings with which a test of a failure takes about one second."""
 
 MakeBackend = Callable[..., LlamaBackend]
 
 
 class FakeEngine:
-    """A copy of the fake `llama-server` in a directory of its own, with its behaviour beside it."""
+    """A copy of the fake `llama-server` in its own directory, beside its `behaviour.json`."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
@@ -34,7 +34,7 @@ class FakeEngine:
         self.behave()
 
     def behave(self, **behaviour: Any) -> None:  # noqa: ANN401 # the keys that fake_llama_server.py lists
-        """Set the misbehaviour of the next start."""
+        """Set the behaviour of the next start."""
         self.executable.with_name("behaviour.json").write_text(json.dumps(behaviour))
 
     @property
@@ -45,13 +45,13 @@ class FakeEngine:
 
 
 def gguf_string(value: str) -> bytes:
-    """Write a string as GGUF stores it."""
+    """Return a string as GGUF stores it."""
     data = value.encode()
     return struct.pack("<Q", len(data)) + data
 
 
 def gguf_value(value: bool | int | float | str | list[str]) -> bytes:  # noqa: FBT001, PYI041 # a GGUF tells these types apart
-    """Write a type and a value."""
+    """Return a type and a value as GGUF stores them."""
     match value:
         case bool():
             return struct.pack("<I?", 7, value)
@@ -77,10 +77,10 @@ QWEN3: dict[str, Any] = {
     "tokenizer.ggml.add_eos_token": True,
     "general.file_type": 18,
 }
-"""The metadata of a model that is all right."""
+"""Metadata of a valid model."""
 
 TENSORS = (("token_embd.weight", (64, 3), 0, 0),)
-"""Name, shape, type and offset of its tensors."""
+"""Name, shape, type and offset of the tensors of a valid model."""
 
 DATA_SIZE = 64 * 3 * 4
 
@@ -92,7 +92,7 @@ def build_gguf(
     version: int = 3,
     data_size: int = DATA_SIZE,
 ) -> bytes:
-    """Write a GGUF; nothing is checked, so that it can be wrong in any way."""
+    """Return the bytes of a GGUF. Nothing is checked, so that it can be wrong in any way."""
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
     for name, value in pairs.items():
         head += gguf_string(name) + gguf_value(value)

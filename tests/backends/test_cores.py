@@ -1,4 +1,4 @@
-"""The engine gets as many threads as it may really run: more of them only wait for each other."""
+"""The engine gets as many threads as the machine lets it run. More threads would only wait for each other."""
 
 from __future__ import annotations
 

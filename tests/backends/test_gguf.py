@@ -1,4 +1,4 @@
-"""A broken, cut or hostile GGUF is refused with a sentence, in bounded time, and never crashes the daemon."""
+"""A broken, cut or hostile GGUF is refused with a clear message in bounded time, and never crashes the daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.backends.support import QWEN3, TENSORS, build_gguf, gguf_string
 
 TINY = Path(__file__).resolve().parent.parent / "fixtures" / "tiny-qwen3.f32.gguf"
 TINY_HEADER = 12_000
-"""More than the bytes before the tensor data of the tiny Qwen3."""
+"""Bytes that contain everything before the tensor data of the tiny Qwen3."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The backend with the real engine and real models: right vectors, exact limits, and life with sockets and processes."""
+"""The backend with the real engine and real models: right vectors, exact limits, sockets and processes."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ async def test_wake_is_no_slower_than_the_bare_engine_by_150_ms(
             process.kill()
             await process.wait()
 
-    # The best of several: other work on the machine only ever adds time.
+    # The best of several tries counts, since other work on the machine only adds time.
     bare_best = min([await bare() for _ in range(3)])
     assert min([await wake() for _ in range(5)]) <= bare_best + 0.150
 
@@ -268,7 +268,7 @@ async def test_killed_engine_is_replaced_and_the_request_in_flight_succeeds(make
     backend = make_backend(ctx_size=2048)
     expected = await backend.embed(["z" * 2000])
     running = asyncio.create_task(backend.embed(["z" * 2000]))
-    await asyncio.sleep(0.005)  # so that it is on its way; it is right wherever the kill meets it
+    await asyncio.sleep(0.005)  # so that the request is on its way; the kill may meet it at any point
     os.kill(backend.state.pid, signal.SIGKILL)
     assert await running == expected
     assert backend.state.restarts == 1
@@ -290,7 +290,7 @@ async def test_stop_meets_a_request_in_flight(make_backend: MakeBackend) -> None
     await asyncio.sleep(0.1)
     started = time.monotonic()
     await backend.stop()
-    assert time.monotonic() - started < 4  # the engine waits for open connections, so they are closed before SIGTERM
+    assert time.monotonic() - started < 4  # the engine waits for open connections, so the backend closes them before SIGTERM
     with pytest.raises(BackendUnavailableError, match="was stopped"):
         await running
     assert backend.state.status is BackendStatus.STOPPED

@@ -1,4 +1,4 @@
-"""A profile is what was measured here, else what is built in, and never one that makes vectors wrong."""
+"""A profile is the one measured on this machine, or else the built-in one. It never makes vectors wrong."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_measurement_of_another_number_of_processors_is_void(tuned: Path) -> N
         replace(TUNED, threads=0),
         replace(TUNED, threads=usable_cores() + 1),
         replace(TUNED, batch_tokens=0),
-        replace(TUNED, batch_tokens=64),  # with last-token pooling, vectors then depend on their company
+        replace(TUNED, batch_tokens=64),  # with last-token pooling, vectors would then depend on the other texts of a batch
     ],
 )
 def test_a_profile_that_cannot_be_right_is_not_used(tuned: Path, profile: Profile) -> None:

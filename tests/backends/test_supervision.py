@@ -1,4 +1,4 @@
-"""Engines that misbehave: each gives a clear error, hurts nobody else, and leaves a state from which the next try works."""
+"""Engines that misbehave: each causes a clear error, harms no other call, and the next try works."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import psutil
@@ -53,7 +54,7 @@ async def test_fake_engine_passes_for_a_good_one(make_backend: MakeBackend, fake
 
 
 def freeze(pid: int) -> None:
-    """Stop all threads of an engine, so that it lives, but neither answers nor works, as in a deadlock."""
+    """Stop all threads of an engine. It lives then, but neither answers nor works, as in a deadlock."""
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
 
@@ -237,7 +238,7 @@ async def test_engine_for_another_processor_is_told(make_backend: MakeBackend, h
         ("dimension", "252 bytes"),
         ("too-few", "0 vectors to 1 texts"),
         ("500", "HTTP status 500"),
-        ("garbage", "not what was asked for"),
+        ("garbage", "not of the expected form"),
         ("not-http", "not HTTP"),
         ("half", "broke off its answer"),
     ],
@@ -466,6 +467,23 @@ async def test_busy_engine_is_not_a_dead_engine(make_backend: MakeBackend, fake:
     assert (backend.state.pid, backend.state.restarts) == (pid, 0)
 
 
+async def test_engine_that_works_is_not_asked_whether_it_hangs(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"long": "busy", "?": "crash"})
+    backend = make_backend(fake.executable)
+    await backend.start()
+    await backend.embed(["long"])
+    assert backend.state.restarts == 0
+
+
+async def test_idle_engine_is_left_alone(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, hang=0.1))
+    await backend.start()
+    pid = backend.state.pid
+    await asyncio.sleep(0.5)
+    await backend.embed(["hello"])
+    assert (backend.state.pid, backend.state.restarts) == (pid, 0)
+
+
 async def test_hung_engine_is_replaced_and_the_request_succeeds(make_backend: MakeBackend, fake: FakeEngine) -> None:
     backend = make_backend(fake.executable)
     await backend.start()
@@ -497,6 +515,14 @@ async def test_hung_engine_is_noticed_though_every_caller_loses_patience(make_ba
         except TimeoutError:
             pass
     await backend.embed(["hello"])
+
+
+async def test_engine_that_cannot_be_watched_is_replaced(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, hang=cast("float", "no number"), max_failures=1))
+    await backend.start()
+    state = await until(backend, BackendStatus.FAILED)
+    assert state.reason.startswith("llama-server could not be watched any longer, so it was replaced")
+    assert process_gone(fake.launches[0]["pid"])
 
 
 @pytest.mark.parametrize("answer", ["", "500"])
@@ -546,8 +572,9 @@ async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBa
     waiting = asyncio.create_task(backend.embed(["hello"]))
     await asyncio.to_thread(wait_until, lambda: fake.launches)
     await backend.stop()
-    with pytest.raises(BackendUnavailableError, match="was stopped while it started"):
+    with pytest.raises(BackendUnavailableError, match="was stopped while it started") as caught:
         await waiting
+    assert caught.value.retry_after == QUICK.backoff
     assert not psutil.pid_exists(fake.launches[0]["pid"])
     assert backend.state.status is BackendStatus.STOPPED
 
@@ -605,7 +632,7 @@ async def test_stop_and_start_at_random_leave_one_engine_or_none(
 
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, as an engine is."""
+    """A process in its own session, like an engine."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as process:
         yield process
         process.kill()

@@ -1,4 +1,4 @@
-"""Tuning measures a real engine in several ways, leaves out what fails, and chooses by what it measured."""
+"""Tuning measures a real engine with several profiles, leaves out those that fail, and chooses by the measurements."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def run(
 
 @pytest.fixture
 def temporary(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory of temporary files, of which none must be left."""
+    """The directory of temporary files. It must be empty at the end."""
     path = home / "tmp"
     path.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(path))
@@ -125,7 +125,7 @@ def test_a_way_that_fails_is_left_out_and_nothing_is_left_behind(
     picky.write_text(f'#!/bin/sh\ncase "$*" in *"--parallel 32"*) echo too many >&2; exit 1;; esac\nexec {real} "$@"\n')
     picky.chmod(0o700)
 
-    others = psutil.Process().children()  # a daemon that the tests of this worker share
+    others = psutil.Process().children()  # the daemon that the tests of this worker share
 
     tuning, reports = run(picky, tiny_qwen3, home)
 
@@ -151,7 +151,7 @@ def test_a_limit_that_is_over_before_the_first_measurement_is_an_error(
     with pytest.raises(BackendUnavailableError, match=r"could not be measured .* the time of 0\.001 s was over after 0 of"):
         run(llama_server, tiny_qwen3, home, limit=0.001)
     assert not Paths(home).tuning.exists()
-    # Not even by a thread that was making the engine's directories when the time was over.
+    # A thread may still have been making the engine's directories when the time was over.
     assert list(temporary.iterdir()) == []
     assert psutil.Process().children() == others
 

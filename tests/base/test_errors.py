@@ -1,4 +1,4 @@
-"""Errors that came over the wire."""
+"""Errors that arrive over the wire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are written whole, secrets that all processes agree on, and threads whose work is finished."""
+"""Files are written whole, all processes agree on a secret, and a thread's work is always finished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runed.files import NewFile, load_secret, remove_unfinished, replace_durably
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files and directories that were brought to the disk, in order."""
+    """The names of the files and directories that were synced to the disk, in order."""
     names: list[str] = []
     fsync = os.fsync
 

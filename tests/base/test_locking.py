@@ -1,4 +1,4 @@
-"""The lock is exclusive between processes and ends with its holder, however that ends."""
+"""The lock is exclusive between processes and ends with its holder, in whatever way the holder ends."""
 
 from __future__ import annotations
 

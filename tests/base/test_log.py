@@ -1,4 +1,4 @@
-"""Logs are JSON lines that hold no text of a user, and they stay bounded."""
+"""Logs are JSON lines without any text of a user, and their size is bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted is told, of the last minute and in all, in bounded memory and almost no time."""
+"""Metrics tell the counts of the last minute and in total, in bounded memory and with almost no time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scrape(metrics: Metrics) -> dict[str, Metric]:
 
 
 def value(family: Metric, suffix: str = "", **labels: str) -> float:
-    """Give the one sample of a name and labels."""
+    """Return the one sample of a name and labels."""
     (found,) = [sample.value for sample in family.samples if sample.name == family.name + suffix and sample.labels == labels]
     return found
 
@@ -85,7 +85,7 @@ def test_totals(metrics: Metrics) -> None:
 
 def test_the_rate_is_of_the_last_minute_and_counts_idle_time(metrics: Metrics, clock: Clock) -> None:
     metrics.computed(Lane.BULK, texts=1, tokens=600, seconds=1.0)
-    assert metrics.stats().tokens_per_second == 600.0  # not divided by the nothing that has passed
+    assert metrics.stats().tokens_per_second == 600.0  # no time has passed, and nothing is divided by 0
     clock.now += 20.0
     assert metrics.stats().tokens_per_second == pytest.approx(30.0)  # the engine is 20 s old, not 60
     clock.now += 200.0
@@ -103,7 +103,7 @@ def test_the_rate_is_of_the_last_minute_and_counts_idle_time(metrics: Metrics, c
 
 
 def test_percentiles_of_the_last_minute_are_right_to_a_few_percent(metrics: Metrics, clock: Clock) -> None:
-    metrics.waited(Lane.INTERACTIVE, 900.0)  # over a minute ago, as seen below
+    metrics.waited(Lane.INTERACTIVE, 900.0)  # more than a minute old when the percentiles are read
     clock.now += 61.0
     waits = [math.exp(random.Random(seed).gauss(-4.0, 2.0)) for seed in range(5000)]
     for wait in waits:
@@ -181,7 +181,7 @@ HISTOGRAMS = {
     "runed_batch_texts": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
     "runed_batch_tokens": (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 8192.0),
 }
-"""The buckets that dashboards know."""
+"""Bounds of the buckets, which dashboards rely on."""
 
 
 def test_names_labels_and_buckets_stay_as_dashboards_know_them(metrics: Metrics) -> None:
@@ -212,7 +212,7 @@ def test_watched_numbers_are_read_at_each_scrape(metrics: Metrics) -> None:
         metrics.watch("runed_queue_texts", "Texts that wait.", partial(depth.__getitem__, lane), lane=lane)
     metrics.watch("runed_engine_restarts_total", "Restarts.", lambda: 3)
     metrics.watch("runed_cache_bytes", "Bytes.", lambda: 1)
-    metrics.watch("runed_cache_bytes", "Bytes.", lambda: 2)  # another cache in the first one's place
+    metrics.watch("runed_cache_bytes", "Bytes.", lambda: 2)  # another cache replaces the first one
     depth["interactive"] = 5
     families = scrape(metrics)
     assert families["runed_queue_texts"].type == "gauge"
@@ -239,7 +239,7 @@ def test_an_hour_at_any_rate_takes_bounded_memory_and_little_time(metrics: Metri
         metrics.waited(Lane.BULK, waits[number % 1000])
         metrics.computed(Lane.BULK, texts=1, tokens=10, seconds=0.01)
     each = (time.process_time() - started) / observations
-    assert each < 50e-6  # measured: 3 microseconds; this much only where something grows with what was counted
+    assert each < 50e-6  # measured: 3 microseconds; the bound is reached only if the time grows with the number of counts
     recent = metrics._recent_waits[Lane.BULK]._slices
     assert len(recent) == 12
     assert all(len(counts) <= 520 for _, counts in recent)

@@ -1,4 +1,4 @@
-"""Who a process is, and how it ended."""
+"""The identity of a process, and the way it ended."""
 
 from __future__ import annotations
 

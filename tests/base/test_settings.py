@@ -1,4 +1,4 @@
-"""Environment beats config.json beats default; a bad value is one clear line."""
+"""The environment goes before config.json, and config.json before the default. A bad value is told in one clear line."""
 
 from __future__ import annotations
 

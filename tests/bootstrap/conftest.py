@@ -28,7 +28,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def release(site: Site) -> Release:
-    """The engine and the models that the site will offer. A test changes the release, then publishes it."""
+    """The engine and the models of the site. A test changes the release, then publishes it."""
     return Release(site)
 
 

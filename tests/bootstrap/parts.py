@@ -19,13 +19,13 @@ from tests.bootstrap.site import Site
 IMPATIENT = DownloadPolicy(
     attempts=3, worthwhile=20_000, first_wait=0.01, max_wait=0.05, max_retry_after=0.3, connect_timeout=5.0, stall_timeout=0.5
 )
-"""The real policy, only faster."""
+"""The real policy with shorter times."""
 
 VERSION_SCRIPT = "#!/bin/sh\necho 'version: 4242 (fake)' >&2\n"
-"""An engine that can tell its version and nothing else."""
+"""An engine that only tells its version."""
 
 MODEL = b"GGUF" + bytes(range(256)) * 1200
-"""Large enough for several network reads; only its first bytes look like a model."""
+"""Content of a model, large enough for several network reads. Only its first bytes look like a model."""
 
 
 def sha256(data: bytes) -> str:
@@ -39,7 +39,7 @@ def file_sha256(path: Path) -> str:
 
 
 def archive(*members: tuple[str, bytes | str] | tarfile.TarInfo) -> bytes:
-    """Make a tar.gz; a text is a program, bytes are a plain file."""
+    """Make a tar.gz. Text becomes a program, bytes become a plain file."""
     buffer = io.BytesIO()
     # Without a time, since an archive can be a parameter, which must be the same in all processes of a test run.
     compressed = gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0)
@@ -58,14 +58,14 @@ def archive(*members: tuple[str, bytes | str] | tarfile.TarInfo) -> bytes:
 
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    """Make a member that is no file: a link, a device, a pipe."""
+    """Make a member that is not a file: a link, a device or a pipe."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
 
 
 def check_magic(path: Path) -> None:
-    """Check a model, as the daemon does by reading the GGUF."""
+    """Check the first bytes of a model. The daemon reads the GGUF instead."""
     if not path.read_bytes().startswith(b"GGUF"):
         raise ModelFileError(f"{path.name} is not a GGUF")
 
@@ -78,7 +78,7 @@ class Release:
         site: The site.
         engine: The archive.
         models: The downloads by variant.
-        derived: What is derived by variant: from which and to what.
+        derived: The derived models by variant: the source and the result.
         default: The default variant.
     """
 
@@ -111,7 +111,7 @@ class Release:
         }
 
     def publish(self) -> str:
-        """Put everything on the site and give the manifest's URL."""
+        """Put everything on the site, and return the manifest's URL."""
         self.site.files["/engine.tar.gz"] = self.engine
         for name, data in self.models.items():
             self.site.files[f"/models/{name}.gguf"] = data

@@ -1,7 +1,7 @@
-"""Installs into the home of argument 1 by the manifest of argument 2, in a process that tests start many of, and kill.
+"""Installs into a home, in a process of its own. Tests start several of these, and kill them.
 
-Argument 3 is the largest file that it may write, in bytes, or -1 for any.
-Prints one JSON object a line: each progress message, then the model or the error.
+Argument 1 is the home, argument 2 the manifest, argument 3 the size of the largest file that it may write, in bytes, or -1 for
+no limit. It prints one JSON object a line: each progress message, then the model or the error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real web server on loopback whose answers misbehave as a test asks."""
+"""A real web server on loopback. Its answers misbehave as a test asks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came: its path, and the headers that matter here or ""."""
+    """A request: its path, and the values of some headers, "" if absent."""
 
     path: str
     range: str
@@ -27,13 +27,13 @@ class Site:
     """The files of a web server, and its misbehaviour.
 
     Attributes:
-        url: Such as "http://127.0.0.1:4711".
+        url: The base URL, for example "http://127.0.0.1:4711".
         files: The content of each path.
-        etags: The ETag of each path; one that is missing is '"1"', an empty one is not sent.
-        behaviours: What to do instead with the next requests of each path, in turn.
-        always: What to do instead with all further requests of each path.
-        requests: What was asked for.
-        released: Ends the stalled answers.
+        etags: The ETag of each path. The default is '"1"'; an empty one is not sent.
+        behaviours: The misbehaviour for each of the next requests of a path, in turn.
+        always: The misbehaviour for all further requests of a path.
+        requests: The requests so far.
+        released: An event that ends the stalled answers.
     """
 
     def __init__(self, url: str) -> None:
@@ -57,7 +57,7 @@ class Exchange(BaseHTTPRequestHandler):
     site: Site
 
     def do_GET(self) -> None:
-        """Answer as the site says."""
+        """Answer as the site asks."""
         site = self.site
         site.requests.append(Request(self.path, self.headers.get("Range", ""), self.headers.get("If-Range", "")))
         queue = site.behaviours[self.path]
@@ -68,7 +68,7 @@ class Exchange(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     @property
     def content(self) -> bytes:
@@ -76,7 +76,7 @@ class Exchange(BaseHTTPRequestHandler):
         return self.site.files[self.path]
 
     def begin(self, *, honour_range: bool = True, length: int | None = None) -> bytes:
-        """Send status and headers as an honest server does, and give the body that is to follow."""
+        """Send the status and headers of a correct server, and return the body that follows."""
         content, etag = self.content, self.site.etags.get(self.path, '"1"')
         wanted = self.headers.get("Range") if honour_range else None
         if wanted and self.headers.get("If-Range") not in {None, etag}:
@@ -103,7 +103,7 @@ class Exchange(BaseHTTPRequestHandler):
 
 
 def serve(exchange: Exchange) -> None:
-    """Answer as an honest server does, with 404 for what there is not."""
+    """Answer as a correct server does, with 404 for unknown paths."""
     if exchange.path not in exchange.site.files:
         status(404)(exchange)
         return
@@ -129,7 +129,7 @@ def redirect(url: str) -> Behaviour:
 
 
 def drop_after(count: int, *, honour_range: bool = True) -> Behaviour:
-    """Promise the whole body and close the connection after some bytes of it."""
+    """Announce the whole body, and close the connection after some bytes of it."""
 
     def behave(exchange: Exchange) -> None:
         body = exchange.begin(honour_range=honour_range)
@@ -140,12 +140,12 @@ def drop_after(count: int, *, honour_range: bool = True) -> Behaviour:
 
 
 def ignore_range(exchange: Exchange) -> None:
-    """Send the whole file, though a part was asked for."""
+    """Send the whole file, although the client asked for a part."""
     exchange.wfile.write(exchange.begin(honour_range=False))
 
 
 def stall_after(count: int) -> Behaviour:
-    """Send some bytes, then nothing more, but keep the connection until the site releases it; then go on."""
+    """Send some bytes, wait with the connection open until the site releases it, then send the rest."""
 
     def behave(exchange: Exchange) -> None:
         body = exchange.begin()
@@ -158,7 +158,7 @@ def stall_after(count: int) -> Behaviour:
 
 
 def without_length(body: bytes) -> Behaviour:
-    """Send a body whose end is the end of the connection, as HTTP/1.0 did."""
+    """Send a body that ends with the connection, as in HTTP/1.0."""
 
     def behave(exchange: Exchange) -> None:
         exchange.send_response(200)
@@ -171,7 +171,7 @@ def without_length(body: bytes) -> Behaviour:
 
 
 def wrong_part(exchange: Exchange) -> None:
-    """Answer a range with another part of the file than was asked for."""
+    """Answer a range with a wrong part of the file."""
     content = exchange.content
     exchange.send_response(206)
     exchange.send_header("Content-Range", f"bytes 1-{len(content) - 1}/{len(content)}")
@@ -192,7 +192,7 @@ def running_site(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
         block_on_close = True
 
         def handle_error(self, *_: object) -> None:
-            """A client that went away is what several tests are about."""
+            """Ignore clients that went away, since several tests do this."""
 
     with Server(("127.0.0.1", 0), Bound) as server:
         if tls:

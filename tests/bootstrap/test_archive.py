@@ -1,4 +1,4 @@
-"""Archives that try to leave their folder, are broken, or come in the place of a working engine."""
+"""Archives that try to write outside their folder, are broken, or replace a working engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GOOD = (("top/llama-server", VERSION_SCRIPT), ("top/lib.so.1", b"library"), spec
 
 
 def unpack(tmp_path: Path, data: bytes) -> Path:
-    """Extract into a folder beside which nothing else may appear."""
+    """Extract into a folder, and check that nothing appears beside it."""
     file, folder = tmp_path / "a.tar.gz", tmp_path / "box" / "out"
     file.write_bytes(data)
     folder.parent.mkdir()
@@ -56,7 +56,7 @@ def test_links_inside_survive_as_the_official_archives_need_them(tmp_path: Path)
         [special("a/l", tarfile.SYMTYPE, "../../evil")],
         [special("l", tarfile.LNKTYPE, "../a.tar.gz")],
         [special("l", tarfile.LNKTYPE, "/etc/passwd")],
-        # each link is inside by its text, but leads outside by way of another
+        # each link points inside by its text, but leads outside by another link
         [special("a/b", tarfile.SYMTYPE, "."), special("l", tarfile.SYMTYPE, "a/b/../../evil")],
         [special("d", tarfile.SYMTYPE, "x/y"), special("l", tarfile.SYMTYPE, "d/../../evil")],
         [special("x/y", tarfile.SYMTYPE, "."), ("x/y/../../evil", b"x")],

@@ -1,4 +1,4 @@
-"""Installing engine and model into a home, again and again."""
+"""Installations of engine and model into a home, also repeated ones."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_a_warm_start_needs_no_network_no_lock_and_no_hash(machine: Machin
         assert await machine.install() == first
     assert release.site.requests == []
     assert machine.progress == []  # not even "verifying"
-    assert {path: path.stat().st_ino for path in machine.paths.home.rglob("*")} == kept  # nothing was written anew
+    assert {path: path.stat().st_ino for path in machine.paths.home.rglob("*")} == kept  # nothing was written again
 
 
 async def test_a_warm_start_works_while_the_manifests_url_is_out_of_reach(machine: Machine, release: Release) -> None:
@@ -122,7 +122,7 @@ async def test_a_warm_start_works_while_the_manifests_url_is_out_of_reach(machin
     assert time.monotonic() - started < 2
     assert second.model_sha256 == first.model_sha256
     assert len(second.warnings) == 1
-    assert "what is installed is used, since the manifest could not be: " in second.warnings[0]
+    assert "the installed files are used, since the manifest could not be: " in second.warnings[0]
 
 
 @pytest.mark.parametrize("content", [b"<html>please log in</html>", b'{"version": 9}'])
@@ -315,7 +315,7 @@ async def test_the_try_after_a_failed_download_works(
     release.site.released.set()
     release.site.always.clear()
     assert (await machine.install(url)).model.read_bytes() == MODEL
-    assert release.site.count("/engine.tar.gz") == 1  # what was already there stayed
+    assert release.site.count("/engine.tar.gz") == 1  # files that were there stayed
     assert machine.leftovers() == []
 
 
@@ -366,7 +366,7 @@ async def test_an_engine_that_does_not_work_never_takes_the_place_of_one_that_do
     downloads = release.site.count("/engine.tar.gz")
     with pytest.raises(error, match=match):
         await machine.install()
-    assert release.site.count("/engine.tar.gz") == downloads  # the same broken archive is not downloaded at every try
+    assert release.site.count("/engine.tar.gz") == downloads  # a broken archive is not downloaded again at every try
     release.engine = good
     release.publish()
     assert (await machine.install()).engine_version == "4242 (fake)"

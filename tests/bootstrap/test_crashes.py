@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from runed.bootstrap.partial import partial_path
+from runed.bootstrap.partial_files import partial_path
 from tests.bootstrap.conftest import Machine
 from tests.bootstrap.parts import MODEL, VERSION_SCRIPT, Release, archive
 from tests.bootstrap.site import Exchange, serve, stall_after
@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).with_name("run_install.py")
 
 
 class Process:
-    """One run of run_install.py, whose lines are read as they come."""
+    """One run of run_install.py. Its lines are read as they come."""
 
     def __init__(self, home: Path, manifest: str, *, file_limit: int = -1) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -44,13 +44,13 @@ class Process:
                 self.lines.append(json.loads(line))
 
     def result(self) -> dict[str, Any]:
-        """Wait for the end and give the last line."""
+        """Wait for the end, and return the last line."""
         self.process.wait(60)
         self._reader.join(10)
         return self.lines[-1]
 
     def kill(self) -> None:
-        """End it for good."""
+        """Kill it."""
         self.process.kill()
         self.process.wait(10)
         self._reader.join(10)
@@ -60,7 +60,7 @@ class Process:
 
 @pytest.fixture
 def start(home: Path) -> Iterator[Callable[..., Process]]:
-    """Starts processes that are gone when the test is."""
+    """Start processes that end with the test."""
     with ExitStack() as stack:
 
         def begin(manifest: str, **kwargs: int) -> Process:

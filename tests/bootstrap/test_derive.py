@@ -1,4 +1,4 @@
-"""Models made on this machine, by the real llama-quantize and by some that fail."""
+"""Models made on this machine, by the real llama-quantize and by programs that fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.bootstrap.parts import MODEL, VERSION_SCRIPT, Release, archive, file_
 from tests.support import process_gone, wait_until
 
 COPY = '#!/bin/sh\necho "[   1/  10] tensor"\ncp "$2" "$3"\nprintf more >> "$3"\n'
-"""A quantizer whose result is sound, quick to make, and another file."""
+"""A quantizer that quickly makes another file that is a valid model."""
 
 
 def tensor_types(path: Path) -> set[str]:
@@ -26,7 +26,7 @@ def tensor_types(path: Path) -> set[str]:
 
 @pytest.fixture
 def real(release: Release, real_engine_archive: bytes, tiny_qwen3: Path) -> Release:
-    """A release with the real engine, whose default is derived."""
+    """A release with the real engine. Its default model is derived."""
     release.engine = real_engine_archive
     release.models = {"qwen.f32": tiny_qwen3.read_bytes()}
     release.derived = {"qwen.q8_0": ("qwen.f32", "Q8_0"), "qwen.q4_0": ("qwen.f32", "Q4_0")}
@@ -36,7 +36,7 @@ def real(release: Release, real_engine_archive: bytes, tiny_qwen3: Path) -> Rele
 
 @pytest.fixture
 def faked(release: Release) -> Callable[[str | None], str]:
-    """Publishes a release with a given quantizer, or with none, whose default is derived, and returns its URL."""
+    """Publish a release with the given quantizer, or with none, and return its URL. Its default model is derived."""
 
     def publish(quantizer: str | None) -> str:
         members = [("llama-b1/llama-server", VERSION_SCRIPT)]
@@ -117,7 +117,7 @@ def check_source_serves(installation: Installation, machine: Machine) -> None:
     assert (installation.variant, installation.model.read_bytes()) == ("tiny", MODEL)
     assert installation.model_sha256 == sha256(MODEL)
     assert len(installation.warnings) == 1
-    assert installation.warnings[0].startswith("tiny serves instead of derived, which could not be made of it: ")
+    assert installation.warnings[0].startswith("tiny serves instead of derived, which could not be made from it: ")
     assert machine.leftovers() == []
 
 

@@ -14,7 +14,7 @@ import trustme
 
 from runed.bootstrap.download import download, fetch
 from runed.bootstrap.manifest import Artefact
-from runed.bootstrap.partial import partial_path, sidecar_path
+from runed.bootstrap.partial_files import partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
 from runed.errors import BootstrapError, DownloadError, RunedError, VerificationError
 from tests.bootstrap.parts import IMPATIENT, sha256
@@ -38,7 +38,7 @@ HALF = 150_000
 
 
 class Wanted:
-    """One file that a test downloads, again and again if it likes."""
+    """One file that a test downloads, possibly several times."""
 
     def __init__(self, site: Site, directory: Path) -> None:
         site.files["/f"] = CONTENT
@@ -326,7 +326,7 @@ async def test_a_redirect_to_what_is_no_web_page_is_refused(wanted: Wanted, loca
 
 @pytest.fixture
 def authority(tmp_path: Path) -> trustme.CA:
-    """A certificate authority that nobody trusts yet."""
+    """A certificate authority that is not trusted yet."""
     return trustme.CA()
 
 
@@ -341,7 +341,7 @@ def secure_site(authority: trustme.CA) -> Iterator[Site]:
 
 @pytest.fixture
 def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trust the authority as a user behind a company's proxy does."""
+    """Trust the authority, as users behind a company's proxy do."""
     path = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(str(path))
     monkeypatch.setenv("SSL_CERT_FILE", str(path))

@@ -1,4 +1,4 @@
-"""How often an installation looks at what is in place: each look runs the engine, and may hash a model of gigabytes."""
+"""The number of an installation's looks at the files in place. A look runs the engine, and may hash a model of gigabytes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Watched:
         looks.reads = sum(_opened[str(path)] for path in paths.models.glob("*.gguf"))
 
     def manifest(self, kind: str) -> str:
-        """Publish, and give the manifest as a URL or as a file."""
+        """Publish, and return the manifest as a URL or as a file."""
         url = self.release.publish()
         if kind == "url":
             return url
@@ -96,7 +96,7 @@ async def test_an_installation_and_a_warm_start_look_once(watched: Watched, kind
         await watched.machine.install(manifest)
     with watched.looks() as warm:
         await watched.machine.install()
-    assert fresh == Looks(versions=1, hashes=1, reads=0)  # that of the new model is put there
+    assert fresh == Looks(versions=1, hashes=1, reads=0)  # the hash of the new model
     assert warm == Looks(versions=1, hashes=1, reads=0)
 
 
@@ -107,7 +107,7 @@ async def test_a_new_model_for_an_engine_in_place_runs_the_engine_once(watched: 
     with watched.looks() as looks:
         installation = await watched.machine.install(watched.manifest(kind))
     assert (installation.variant, installation.warnings) == ("derived", ())
-    assert looks == Looks(versions=1, hashes=2, reads=0)  # one for its source, and one more is put there
+    assert looks == Looks(versions=1, hashes=2, reads=0)  # the hashes of the source and of the new model
 
 
 async def test_a_start_that_waited_for_another_looks_again(watched: Watched) -> None:
@@ -117,7 +117,7 @@ async def test_a_start_that_waited_for_another_looks_again(watched: Watched) -> 
         waiting = asyncio.create_task(watched.machine.install(manifest))
         await eventually(lambda: bool(watched.machine.progress))
         message = watched.machine.progress[-1].message
-        # What the other process does meanwhile, in a home of its own since this one is locked.
+        # The other process's work. It uses another home, since this one is locked.
         other = Machine(watched.machine.paths.home / "other")
         await other.install(manifest)
         for name in ("bin/llama-cpp", "models", "installed.json"):
@@ -126,7 +126,7 @@ async def test_a_start_that_waited_for_another_looks_again(watched: Watched) -> 
         lock.release()
         await waiting
     assert message.startswith("waiting for process ")
-    assert looks.versions == 2  # the other's, and the one after the wait
+    assert looks.versions == 2  # the other's, and this one's after the wait
     assert looks.reads == 1  # it was verified there
     assert watched.release.site.count("/engine.tar.gz") == watched.release.site.count("/models/tiny.gguf") == 1
 

@@ -1,4 +1,4 @@
-"""Choosing from a manifest, and what is said about one that cannot be used."""
+"""Choices from a manifest, and the error texts for a manifest that cannot be used."""
 
 from __future__ import annotations
 

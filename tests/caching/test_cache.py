@@ -1,4 +1,4 @@
-"""The cache in memory keeps its bound in real memory, forgets what was used longest ago, and mixes nothing up."""
+"""The cache in memory keeps to its bound in real memory, drops the least recently used entry, and never mixes entries up."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_lone_surrogates_are_values_of_their_own() -> None:
 
 
 def test_the_key_stays_what_it_is() -> None:
-    # Another one would make every cache on disk useless without a word.
+    # Another key would silently make every cache on disk useless.
     assert cache_key("fingerprint", "Query: ", "end", "Grüße").hex().startswith("98bde78c9b84954d")
     assert len(cache_key("", "", "", "")) == 32
 
@@ -111,7 +111,7 @@ async def test_a_key_put_twice_counts_once() -> None:
 def test_without_a_disk_nothing_waits() -> None:
     cache = VectorCache(1 << 20)
     fill(cache, 0, 1)
-    with pytest.raises(StopIteration) as answer:  # it ends at its first step, without an event loop
+    with pytest.raises(StopIteration) as answer:  # the coroutine ends at its first step, without an event loop
         cache.get([key_of(0), key_of(1)]).send(None)
     assert answer.value.value == {key_of(0): value_of(0, 64)}
 
@@ -134,7 +134,7 @@ def test_the_bound_holds_for_real_memory(dim: int, memory_bytes: int) -> None:
             cache.put(numbers.randbytes(32), value)
             del value
             used = tracemalloc.get_traced_memory()[0] - before
-            # A fixed amount for the empty cache, and while it is nearly empty, what the smallest tables cost.
+            # The empty cache takes a fixed amount; a nearly empty one takes that of the smallest tables.
             assert used <= 1.1 * cache.size + 8192, f"{used} bytes for {cache.entries} entries booked with {cache.size}"
             assert cache.size <= memory_bytes
     finally:

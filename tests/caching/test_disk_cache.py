@@ -1,4 +1,4 @@
-"""The disk cache survives kill -9, reveals nothing, keeps its bound, and no trouble with its file reaches a caller."""
+"""The disk cache survives kill -9, reveals nothing and keeps to its bound. Trouble with its file never reaches a caller."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 @pytest.fixture(autouse=True)
 def own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy the machine is, what is there is found, and nothing is written before a test says so."""
+    """Set the timeouts so that a busy machine finds every entry, and nothing is written before a test asks for it."""
     monkeypatch.setattr(disk_cache, "READ_SECONDS", 60)
     monkeypatch.setattr(disk_cache, "WRITE_DELAY", 3600)
 
@@ -43,7 +43,7 @@ def file_of(directory: Path) -> Path:
 
 
 def bytes_on_disk(directory: Path) -> int:
-    """What the file and all its companions take."""
+    """Return the bytes of the file and of all files beside it."""
     return sum(path.stat().st_size for path in file_of(directory).parent.iterdir() if path.suffix != ".lock")
 
 
@@ -53,16 +53,16 @@ def put(disk: DiskCache, *numbers: int, dim: int = vector_writer.DIM) -> None:
 
 
 async def numbers_in(disk: DiskCache, numbers: range, dim: int = vector_writer.DIM) -> set[int]:
-    """Which are there; each that is must be what was written."""
+    """Return the numbers that are in the cache, and check that each vector is the one written."""
     found: dict[bytes, CachedVector] = {}
-    for start in range(0, len(numbers), 1000):  # so many at once as a batch has
+    for start in range(0, len(numbers), 1000):  # as many at once as a batch has
         found |= await disk.get([key_of(number) for number in numbers[start : start + 1000]])
     assert all(found[key_of(number)] == value_of(number, dim) for number in numbers if key_of(number) in found)
     return {number for number in numbers if key_of(number) in found}
 
 
 async def make(directory: Path, *numbers: int) -> None:
-    """Leave a closed file with these."""
+    """Make a closed file with these entries."""
     disk = open_cache(directory)
     put(disk, *numbers)
     await disk.close()
@@ -75,7 +75,7 @@ def edit(directory: Path, statement: str, *values: object) -> int:
 
 @contextmanager
 def hanging(disk: DiskCache) -> Iterator[None]:
-    """Let the disk answer nothing in the block."""
+    """Let the disk not answer inside the block."""
     gate = threading.Event()
     disk._thread.submit(gate.wait)
     try:
@@ -84,7 +84,7 @@ def hanging(disk: DiskCache) -> Iterator[None]:
         gate.set()
 
 
-# What was put is there
+# Stored vectors are found
 
 
 async def test_vectors_outlive_the_process_that_put_them(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ async def test_what_waits_to_be_written_is_there_too(tmp_path: Path) -> None:
     put(disk, *range(300))
     assert await numbers_in(disk, range(400)) == set(range(300))
     flushing = asyncio.create_task(disk.flush())
-    while not flushing.done():  # however the readers go on, it ends
+    while not flushing.done():  # it ends, whatever the readers do
         assert await numbers_in(disk, range(400)) == set(range(300))
     assert await numbers_in(disk, range(400)) == set(range(300))
     await disk.close()
@@ -187,17 +187,17 @@ def test_a_bound_that_is_too_small_is_refused(tmp_path: Path) -> None:
 
 
 def write_until_killed(directory: Path, start: int, chance: random.Random) -> int:
-    """Run a writer for a moment; give the number up to which everything was flushed."""
+    """Run a writer for a moment, and return the number up to which everything was flushed."""
     with Popen([*WRITER, str(directory), str(start)], stdout=PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stdout is not None
         flushed = [int(process.stdout.readline()) for _ in range(chance.randint(1, 20))]
-        time.sleep(chance.random() / 100)  # anywhere within a transaction
+        time.sleep(chance.random() / 100)  # at any point of a transaction
         process.kill()
         return [*flushed, *map(int, process.stdout.read().splitlines())][-1]
 
 
 async def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
-    """Eight lives, each from where the last one ended; together they write more than fits, so that entries go as well."""
+    """Eight writers run one after the other. Together they write more than fits, so that entries are removed, too."""
     chance = random.Random(0)
     written = 0
     for _ in range(8):
@@ -210,14 +210,14 @@ async def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
         shutil.rmtree(copy)
         disk = open_cache(tmp_path)
         found = await numbers_in(disk, range(written + 10 * vector_writer.STEP))
-        assert kept - 2 * EVICTION_ROWS <= len(found) <= kept  # opening makes room for what comes
+        assert kept - 2 * EVICTION_ROWS <= len(found) <= kept  # opening makes room for new entries
         assert found >= set(range(max(0, written - 1000), written)), "what was flushed is gone"
         assert bytes_on_disk(tmp_path) <= MIN_DISK_BYTES
         await disk.close()
     assert written > 5000
 
 
-# What the file reveals
+# The file reveals nothing
 
 
 async def test_only_its_owner_can_read_it_whatever_the_umask(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ INSERT INTO about VALUES (randomblob(32));
 INSERT INTO vector (key, used, value) VALUES (randomblob(32), 1, randomblob(1564)), (randomblob(32), 2, randomblob(1564));
 PRAGMA user_version = 1;
 """
-"""A file of the version that masked vectors and held those of one model only."""
+"""A file of the version that masked vectors, and held the vectors of one model only."""
 
 
 async def test_a_file_of_version_1_begins_anew_without_an_error(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ async def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
 
 
 def edit_blocked(directory: Path) -> bool:
-    """Whether another connection is kept out while the cache has the file."""
+    """Return whether another connection is refused while the cache has the file open."""
     with (
         pytest.raises(sqlite3.OperationalError, match="locked"),
         closing(sqlite3.connect(file_of(directory), timeout=0)) as connection,
@@ -496,7 +496,7 @@ def other_table(path: Path) -> None:
 
 
 def stale_log(path: Path) -> None:
-    """The log of another file of the same name, which SQLite would read if the file were not removed with it."""
+    """The log of another file of the same name. SQLite would read it if it were not removed with its file."""
     garbage(path)
     path.with_name("vectors.sqlite-wal").write_bytes(random.Random(1).randbytes(50_000))
 
@@ -523,7 +523,7 @@ async def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, damage: Ca
 
 
 def scramble(path: Path) -> None:
-    """Damage all pages but the first ones, while the file is open."""
+    """Damage all pages except the first ones, while the file is open."""
     with path.open("r+b") as file:
         for page in range(12, path.stat().st_size // PAGE_BYTES, 2):
             file.seek(page * PAGE_BYTES)
@@ -638,7 +638,7 @@ async def test_a_write_that_the_system_refuses_costs_only_itself(tmp_path: Path)
 
 @contextmanager
 def without_privileges(directory: Path) -> Iterator[None]:
-    """Give a directory to nobody and be nobody, where the user is root, whom no mode keeps out."""
+    """Become the user "nobody", the owner of the directory, if the test runs as root. File modes do not keep root out."""
     if os.getuid() != 0:
         yield
         return
@@ -726,7 +726,7 @@ async def test_a_failure_that_nobody_foresaw_is_a_miss_too(tmp_path: Path) -> No
     disk = open_cache(tmp_path)
     put(disk, 1)
     with capture_logs() as logs:
-        disk.put(key_of(2), CachedVector(b"", -1, -1))  # a count that has no place in the file
+        disk.put(key_of(2), CachedVector(b"", -1, -1))  # a count that does not fit into the file
         await disk.flush()
     assert [(line["event"], line["error_type"]) for line in logs] == [("the disk cache cannot be used", "struct.error")]
     put(disk, 1)

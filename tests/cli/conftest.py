@@ -1,4 +1,4 @@
-"""Homes to run commands in."""
+"""Fixtures with homes to run commands in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import short_home
 
 @pytest.fixture
 def cli(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[Cli]:
-    """A home of its own with real engine and model; whatever daemon a test leaves running is stopped."""
+    """A home of the test's own with a real engine and model. A daemon that the test leaves running is stopped."""
     result = Cli(home, {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)})
     yield result
     result.with_environment(RUNED_CONFIG="", RUNED_CTX_SIZE="", RUNED_IDLE_TIMEOUT="").stop()
@@ -22,7 +22,7 @@ def cli(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[Cli]:
 
 @pytest.fixture(scope="session")
 def served(llama_server: Path, tiny_qwen3: Path) -> Iterator[Cli]:
-    """A home whose daemon runs and is shared by all tests that do not disturb it."""
+    """A home with a running daemon, shared by all tests that do not change it."""
     home = short_home()
     result = Cli(home, {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)})
     done = result.run("embed", "warm up")

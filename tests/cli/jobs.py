@@ -1,4 +1,4 @@
-"""Run jobs of `runed embed` with the stand-in of `stand_in.py`, as a process or, quicker, within the test."""
+"""Runs jobs of `runed embed` with the stand-in of `stand_in.py`, as a process or, faster, inside the test."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PROGRAM = Path(__file__).with_name("stand_in.py")
 
 
 class WrongUsageError(Exception):
-    """An error for which argparse would exit."""
+    """An error with which argparse would exit."""
 
 
 def here(*arguments: str | os.PathLike[str], options: Options | None = None) -> int:
-    """Run `runed embed` in this process; what a user would see as a message is raised."""
+    """Run `runed embed` in this process. Raise the error that a user would see as a message."""
     parser = argparse.ArgumentParser()
     embed.configure(parser)
     parsed = parser.parse_args([os.fspath(argument) for argument in arguments])

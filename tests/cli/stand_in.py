@@ -1,9 +1,10 @@
-"""`runed`, the real command, with a stand-in for daemon and client: for jobs larger and faults rarer than an engine allows.
+"""The real command `runed` with a stand-in for daemon and client, for jobs that are too large and faults too rare for an
+engine.
 
     stand_in.py OPTIONS embed ...
 
-OPTIONS is a JSON object, see `Options`. The vector of a text depends on the text alone; results come in another order, and the
-texts that were asked for are appended to a file. Texts that do more: "fail:REASON", "stray", "hang".
+OPTIONS is a JSON object, see `Options`. The vector of a text depends on the text alone. Results come in another order. Each
+requested text is appended to a file. Texts with effects: "fail:REASON", "stray", "hang".
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ DIM = 16
 
 
 class Options(msgspec.Struct):
-    """How it behaves.
+    """The behaviour of the stand-in.
 
     Attributes:
-        log: The file that every text is appended to that is asked for.
-        fingerprint: That of all vectors.
-        in_flight: How many texts are taken before the first is answered.
+        log: The file that every requested text is appended to.
+        fingerprint: The fingerprint of all vectors.
+        in_flight: The number of texts that are taken before the first answer.
         pause: Seconds that every fiftieth text takes.
-        lost_after: How many texts are answered before the daemon is gone; 0 means it stays.
-        changed_after: How many texts are answered before it has another model; 0 means it keeps its own.
-        die_at_sync: At which `fsync` the process dies; 0 means at none.
+        lost_after: The number of answers after which the daemon is gone; 0 means it stays.
+        changed_after: The number of answers after which it has another model; 0 means it keeps its own.
+        die_at_sync: The number of the `fsync` at which the process dies; 0 means never.
         peak: The file that gets the peak of resident memory in KiB, at the end.
     """
 
@@ -123,7 +124,7 @@ class StandIn:
 
 
 def die_at_sync(number: int) -> None:
-    """Let the process end without any cleanup in the middle of its n-th `fsync`."""
+    """End the process without any cleanup in the middle of its n-th `fsync`."""
     real, calls = os.fsync, itertools.count(1)
 
     def fsync(descriptor: int) -> None:

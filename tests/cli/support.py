@@ -1,4 +1,4 @@
-"""The real command, run as users run it: as another process, with its own environment, sometimes on a terminal."""
+"""Runs the real command as users do: as another process with its own environment, sometimes on a terminal."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Cli:
         return ProcessIdentity(record.pid, record.start_time) if record else None
 
     def stop(self) -> None:
-        """End the daemon, if there is one, and see that it is gone."""
+        """Stop the daemon if there is one, and check that it is gone."""
         daemon = self.daemon()
         done = self.run("stop", "--grace", "1")
         assert done.returncode == 0, done.stderr

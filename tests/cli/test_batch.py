@@ -1,4 +1,4 @@
-"""`runed embed --batch`: every kind of input and output, of any size, with all that can be wrong with a text of many."""
+"""`runed embed --batch`: every kind of input and output, of any size, with every fault that one text of many can have."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDS = [7, "b", None, {"x": [1]}, 12345678901234567890123]
 
 
 def lines_of(*arguments: str | os.PathLike[str], capfdbinary: pytest.CaptureFixture[bytes]) -> list[dict[str, Any]]:
-    """Run a job and give its JSON lines."""
+    """Run a job, and return its JSON lines."""
     assert jobs.here(*arguments, "--format", "jsonl") == 0
     return [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
 
@@ -302,7 +302,7 @@ def test_options_reach_the_daemon_and_truncation_is_told(capfdbinary: pytest.Cap
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Good texts; one that the daemon refuses, and three that are bad without asking it."""
+    """Good texts, one text that the daemon refuses, and three that are refused without asking the daemon."""
     path = tmp_path / "mixed.jsonl"
     path.write_bytes(b'"one"\n{"id": 1, "text": "fail:TEXT_TOO_LONG"}\n"two"\n{"id": 3, "text": ""}\n5\n"\xff"\n"three"\n')
     return path
@@ -375,7 +375,7 @@ def test_model_that_changes_in_the_middle_ends_the_job(tmp_path: Path) -> None:
 
 
 class Watched(StandIn):
-    """Notes how many answers were waiting at most while a text was not answered."""
+    """A source that notes the largest number of waiting answers while a text was not answered."""
 
     def __init__(self) -> None:
         super().__init__(Options(in_flight=1000))

@@ -1,4 +1,4 @@
-"""`runed bench` with the real daemon, engine and model: what it prints, what it keeps, and that it leaves nothing behind."""
+"""`runed bench` with the real daemon, engine and model: its output, the profile it keeps, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support import wait_until
 
 
 def engines(pid: int) -> list[psutil.Process]:
-    """Return the engines that a process runs."""
+    """Return the engines that are children of a process."""
     try:
         return [child for child in psutil.Process(pid).children() if "--parallel" in child.cmdline()]
     except psutil.Error:  # one that ended just now

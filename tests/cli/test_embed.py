@@ -22,7 +22,7 @@ from tests.cli.support import SCRIPTS, Cli, finish, interrupt
 from tests.support import Golden, wait_until
 
 MANY = 70
-"""More texts than go into one request."""
+"""Texts of a job, more than fit into one request."""
 
 TOO_LONG = "word " * 3000
 
@@ -136,7 +136,7 @@ def test_many_texts_keep_their_order_over_several_requests(served: Cli, lines: P
         assert served.run("embed", "-f", str(source), "-o", str(tmp_path / name)).returncode == 0
     forth, back = np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")[::-1]
     assert forth.shape == (MANY, 64)
-    # Another order is another composition of batches, which changes the last digits.
+    # Another order makes other batches, which changes the last digits.
     assert np.sum(forth * back, axis=1).min() > 0.999
     assert np.sum(forth * np.roll(back, 1, axis=0), axis=1).min() < 0.999
 
@@ -301,6 +301,23 @@ def test_bar_does_not_mix_with_vectors_on_the_same_terminal(served: Cli, lines: 
     shown = served.run_on_terminal("embed", "--format", "jsonl", "-f", str(lines), stdout_too=True)
     assert shown.returncode == 0
     assert [json.loads(line)["index"] for line in shown.screen.splitlines()] == list(range(MANY))
+
+
+def test_interrupted_job_ends_its_bar_and_says_in_one_line_how_to_go_on(served: Cli, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"this is the text of line number {number}\n" for number in range(20_000)))
+    output, part = tmp_path / "vectors.npy", tmp_path / "vectors.npy.part"
+    journal = part.with_name(f"{part.name}.journal")
+    shown = served.run_on_terminal(
+        "embed",
+        "--batch",
+        str(texts),
+        "-o",
+        str(output),
+        interrupt_when=lambda: journal.exists() and journal.read_text().count("\n") > 2,
+    )
+    assert shown.returncode == 128 + signal.SIGINT
+    assert shown.screen.endswith(f"are kept in {part}; add --resume to the same command to go on\r\n")
 
 
 def test_first_run_shows_what_it_waits_for_and_gives_the_terminal_back(cli: Cli, tiny_qwen3: Path) -> None:

@@ -1,4 +1,5 @@
-"""`runed install`: everything ahead of time, with bars on a terminal, and a launcher that works from anywhere."""
+"""`runed install`: it fetches everything ahead of time, shows bars on a terminal, and makes a launcher that works
+everywhere."""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ from tests.support import clean_environment, wait_until
 
 @dataclass
 class Origin:
-    """Where the model is downloaded from."""
+    """The server that the model is downloaded from."""
 
     model: bytes
     url: str = ""
     requests: list[str] = field(default_factory=list)
     stall: threading.Event | None = None
-    """While it is not set, a download stops in the middle."""
+    """An event. Until it is set, a download stops in the middle."""
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def origin(tiny_qwen3: Path) -> Iterator[Origin]:
 
 @pytest.fixture
 def fresh(home: Path, llama_server: Path, origin: Origin, tmp_path: Path) -> Iterator[Cli]:
-    """An empty home, an engine of the user's own, and a manifest that knows where the model is."""
+    """An empty home, an engine of the user's own, and a manifest with the model's URL."""
     manifest = tmp_path / "manifest.json"
     entry = {
         "url": f"{origin.url}/tiny.gguf",

@@ -1,4 +1,4 @@
-"""The end of a log, exactly, and what comes after it through rotations."""
+"""`runed logs` shows exactly the end of a log, and follows it through rotations."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_follow_survives_a_rotation_and_ends_with_ctrl_c(bare: Cli) -> None:
             assert data, shown
             shown += data
 
-    # The log did not exist when the command began, so that all of it is new; or it did, and only its last line is wanted.
+    # If the log did not exist when the command began, all of it is new. Otherwise only its last line is wanted.
     read_until(b"two\n")
     with log.open("a") as file:
         file.write("three\n")

@@ -18,7 +18,7 @@ WITHOUT_DAEMON = ("status", "stop", "logs")
 
 @pytest.fixture
 def bare(home: Path) -> Cli:
-    """A home without anything, for commands that start nothing."""
+    """An empty home, for commands that start nothing."""
     return Cli(home)
 
 

@@ -1,4 +1,4 @@
-"""The bars tell the truth."""
+"""The progress bars show the true progress."""
 
 from __future__ import annotations
 

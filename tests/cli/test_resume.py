@@ -1,4 +1,4 @@
-"""Interrupted jobs of `runed embed --batch`: nothing lost, nothing doubled, and never the wrong vectors in one file."""
+"""Interrupted jobs of `runed embed --batch`: nothing is lost or doubled, and a file never has vectors of two models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def journal_of(output: Path) -> Path:
 
 
 def done_rows(output: Path) -> int:
-    """Return the number of rows that the journal of a job has as done; 0 without a journal."""
+    """Return the number of rows that are done by the journal of a job; 0 without a journal."""
     try:
         lines = journal_of(output).read_bytes().split(b"\n")[1:-1]
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def done_rows(output: Path) -> int:
 
 
 def interrupt_after(texts: Path, output: Path, answered: int) -> None:
-    """Run a job whose daemon goes away."""
+    """Run a job during which the daemon goes away."""
     with pytest.raises(RunedError, match="stand-in: gone"):
         jobs.here("--batch", texts, "-o", output, options=Options(lost_after=answered))
 
@@ -87,7 +87,7 @@ def test_job_that_is_killed_again_and_again_gives_the_same_file(texts: Path, tmp
     assert output.read_bytes() == whole.read_bytes()
     asked = log.read_text().splitlines()
     assert set(asked) == {f"text {number}" for number in range(COUNT)}
-    # What was in flight at a death was never answered to anybody, and may be asked again; what is on the disk may not.
+    # Texts in flight at the kill were never answered and may be sent again. Rows on the disk may not.
     assert len(asked) <= COUNT + killed * (options.in_flight + 256)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([texts.name, whole.name, output.name, log.name])
 
@@ -106,9 +106,9 @@ def test_job_that_dies_at_any_step_of_its_beginning_and_end_gives_the_same_file(
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
         deaths += 1
-        # After the renaming, only the journal is left to be removed.
+        # After the renaming, only the journal remains to be removed.
         renamed = output.exists()
-        options = Options(lost_after=1) if renamed else None  # whose first text would fail, if there was one
+        options = Options(lost_after=1) if renamed else None  # the first text of a part would fail, if there was one
         assert jobs.here("--batch", texts, "-o", output, "--resume", options=options) == 0
         assert output.read_bytes() == whole.read_bytes()
         output.unlink()
@@ -118,7 +118,7 @@ def test_job_that_dies_at_any_step_of_its_beginning_and_end_gives_the_same_file(
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, bytes]]:
-    """The folders of jobs of 600 texts that were interrupted in their middle, and what they would give, by format."""
+    """The folders of jobs of 600 texts that were interrupted in the middle, and their complete results, by format."""
     results = {}
     for output_format in FORMATS:
         folder = tmp_path_factory.mktemp(output_format)
@@ -146,7 +146,7 @@ def test_whatever_a_power_failure_left_of_the_files_is_told_from_what_it_did_not
         folder = Path(name)
         shutil.copytree(origin, folder, dirs_exist_ok=True)
         output = folder / f"out.{output_format}"
-        record_size = journal_of(output).read_bytes().index(b"\n") + 1  # synced before the part is made
+        record_size = journal_of(output).read_bytes().index(b"\n") + 1  # synced before the part is created
         for path, share, least in ((part_of(output), part, 0), (journal_of(output), journal, record_size)):
             # A file may have its new length without its new content.
             size = max(least, int(path.stat().st_size * share))
@@ -329,7 +329,7 @@ def test_existing_file_stays_until_the_job_is_complete(texts: Path, tmp_path: Pa
 
 
 def test_disk_that_is_full_costs_no_complete_row(texts: Path, tmp_path: Path) -> None:
-    """The limit on the size of files stands for the disk: a write is cut in its middle."""
+    """A limit on the size of files replaces a full disk: a write is cut in the middle."""
     whole, output = tmp_path / "whole.npy", tmp_path / "out.npy"
     assert jobs.here("--batch", texts, "-o", whole) == 0
     limited = ["/bin/sh", "-c", 'trap "" XFSZ; ulimit -f 100; exec "$@"', "sh", *jobs.command("--batch", texts, "-o", output)]
@@ -353,7 +353,7 @@ def test_real_job_that_is_killed_gives_the_same_file(served: Cli, tmp_path: Path
         assert (process.returncode, 0 < done < 500) == (-signal.SIGKILL, True)
     last = served.run("embed", "--batch", os.fspath(texts), "-o", os.fspath(output), "--resume")
     assert (last.returncode, last.stdout, last.stderr) == (0, "", "")
-    # All of it comes from the daemon's cache now, so that not even the last digits may differ.
+    # All vectors come from the daemon's cache now, so that not even the last digits may differ.
     assert served.run("embed", "--batch", os.fspath(texts), "-o", os.fspath(whole)).returncode == 0
     assert output.read_bytes() == whole.read_bytes()
     assert np.load(output).shape == (500, 64)

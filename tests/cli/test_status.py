@@ -1,4 +1,4 @@
-"""`runed status` shows what waits, how fast it goes and what the cache saves."""
+"""`runed status` shows the queue, the speed and the savings of the cache."""
 
 from __future__ import annotations
 

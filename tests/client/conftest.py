@@ -1,4 +1,4 @@
-"""Homes whose `runed` is a small program that speaks the real contract and answers as arranged."""
+"""Fixtures with homes in which `runed` is a small program. It speaks the real contract and answers as a test arranges."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Arrange = Callable[..., Path]
 
 @pytest.fixture
 def arrange(home: Path) -> Iterator[Arrange]:
-    """Lay out the test's home with a fake service of some options; ends all its daemons afterwards."""
+    """Make the test's home with a fake service of the given options. End all its daemons afterwards."""
     yield partial(_arrange, home)
     _end_all(home)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Iterator[Path]:
-    """A home with a fake service of no special options, for tests that leave it running as it was."""
+    """A home with a fake service with default options, for tests that do not change it."""
     home = short_home()
     yield _arrange(home)
     _end_all(home)
@@ -55,17 +55,17 @@ def _end_all(home: Path) -> None:
 
 
 def pids(home: Path) -> list[int]:
-    """Give the process ids of all daemons that served a home, in the order of their starts."""
+    """Return the process ids of all daemons that served a home, in the order of their starts."""
     path = home / "pids"
     return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def events(home: Path) -> list[str]:
-    """Give what the daemons of a home noted."""
+    """Return the events that the daemons of a home noted."""
     path = home / "events"
     return path.read_text().splitlines() if path.exists() else []
 
 
 def live_descriptors() -> set[str]:
-    """Give the numbers of this process's open descriptors."""
+    """Return the numbers of this process's open descriptors."""
     return {link.name for link in Path("/proc/self/fd").iterdir() if link.exists()}

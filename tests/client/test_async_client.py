@@ -1,4 +1,4 @@
-"""The client for asyncio; what it shares with the blocking one is tested there."""
+"""The client for asyncio. The tests of the blocking client cover the code that both share."""
 
 from __future__ import annotations
 

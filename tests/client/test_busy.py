@@ -1,4 +1,4 @@
-"""A daemon that has too much to do for the moment is asked again."""
+"""The client calls again if the daemon is too busy for the moment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUSY_FOR_EVER = 1_000_000
 
 
 class TestPauses:
-    """How long is waited, and when no more."""
+    """The length of each pause, and the end of the tries."""
 
     def test_they_lie_around_the_told_time_and_grow(self) -> None:
         runs = [self.pauses(retry_after=0.4, count=4) for _ in range(200)]
@@ -72,7 +72,7 @@ class TestPauses:
 
 
 class TestCalls:
-    """All calls that embed come through in the end, or fail with what the daemon said."""
+    """Every call that embeds succeeds in the end, or fails with the daemon's error."""
 
     @pytest.mark.parametrize("reason", ["QUEUE_FULL", "BACKEND_UNAVAILABLE"])
     def test_until_there_is_room(self, arrange: Arrange, reason: str) -> None:
@@ -115,13 +115,13 @@ class TestCalls:
     def test_the_parts_of_a_batch_that_came_through_are_not_sent_again(self, arrange: Arrange) -> None:
         home = arrange(max_batch_size=2)
         with runed.connect(home=home) as client:
-            # Each text that fails is refused once; the fake counts the requests that it took.
+            # Each text that fails is refused once. The fake counts the requests that it accepted.
             vectors = client.embed_batch(["a", "b", "busy-once", "c"])
             assert vectors[:, 2].tolist() == [1, 1, 3, 3]
 
 
 class TestInterruption:
-    """A pause ends at once where the caller has enough."""
+    """A pause ends at once if the caller cancels."""
 
     def test_by_cancellation(self, arrange: Arrange) -> None:
         async def run() -> None:
@@ -157,7 +157,7 @@ class TestInterruption:
 
 
 class TestFullBacklog:
-    """A frozen daemon whose backlog is full does not hold up a call beyond its time."""
+    """A frozen daemon with a full backlog does not delay a call beyond its deadline."""
 
     @pytest.fixture
     def full(self, home: Path) -> Iterator[Path]:

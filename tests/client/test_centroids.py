@@ -40,7 +40,7 @@ def push_by_asyncio(
 
 @pytest.fixture(params=[push_blocking, push_by_asyncio], ids=["blocking", "asyncio"])
 def push(request: pytest.FixtureRequest) -> Push:
-    """Pushes a set by one of the two clients."""
+    """Push a set by one of the two clients."""
     function: Push = request.param
     return function
 
@@ -61,7 +61,7 @@ def last_set(home: Path) -> list[str]:
 
 
 class TestPush:
-    """What was given arrives as it is."""
+    """A set arrives unchanged."""
 
     def test_every_value_arrives_in_messages_that_every_daemon_takes(self, shared: Path, push: Push) -> None:
         values = matrix(3000, 512)  # 6 MiB
@@ -103,7 +103,7 @@ class TestPush:
 
 
 class TestRefusals:
-    """An error is the daemon's own, and comes whenever the daemon says it."""
+    """A call fails with the daemon's own error, at any time of the push."""
 
     @pytest.mark.parametrize("when", ["", "late "])
     def test_refusal_is_the_class_that_it_was_raised_as(self, shared: Path, push: Push, when: str) -> None:
@@ -133,7 +133,7 @@ class TestRefusals:
 
 
 class TestAnotherTry:
-    """What passes is waited out, and a set is sent again as a whole."""
+    """The client waits for a temporary error to pass, and sends the whole set again."""
 
     def test_bootstrap_is_waited_out(self, arrange: Arrange, push: Push) -> None:
         assert push(arrange(loading=3), matrix(3)).nlist == 3
@@ -153,7 +153,7 @@ class TestAnotherTry:
         assert push(home, matrix(2000, 512)).nlist == 2000
         assert len(pids(home)) == 2
         with pytest.raises(errors.DaemonUnavailableError):
-            push(home, matrix(2000, 512), "die")  # kills the one that it was started again for, too
+            push(home, matrix(2000, 512), "die")  # kills the daemon that was started for the second try, too
         assert len(pids(home)) > 2
 
     def test_draining_daemon_makes_room_for_its_successor(self, arrange: Arrange, push: Push) -> None:
@@ -165,7 +165,7 @@ class TestAnotherTry:
 
 
 class TestRoutes:
-    """`with_route` tells the cluster of each text."""
+    """`with_route` returns the cluster of each text."""
 
     def test_clusters_come_with_the_embeddings(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(max_batch_size=2)) as client:

@@ -44,7 +44,7 @@ def test_a_daemon_that_dies_at_start_is_reported_at_once_with_its_log(home: Path
 
 
 class TestNotSpawning:
-    """A client that may not start a daemon says what to do instead."""
+    """The error of a client that may not start a daemon tells the user what to do."""
 
     def test_without_a_daemon(self, arrange: Arrange) -> None:
         home = arrange()
@@ -144,7 +144,7 @@ class TestBootstrap:
 
 
 class TestBatch:
-    """Any number of texts, by as many requests as the daemon's limits demand."""
+    """Any number of texts goes in as many requests as the daemon's limits demand."""
 
     def test_order_is_kept_over_the_requests_it_is_split_into(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(max_batch_size=4)) as client:
@@ -203,7 +203,7 @@ class TestBatch:
 
 
 class TestBadTexts:
-    """What can never be embedded is refused in the caller's own words."""
+    """A text that can never be embedded is refused with the caller's own index."""
 
     def test_half_a_surrogate_pair(self, shared: Path) -> None:
         with runed.connect(home=shared) as client:
@@ -222,7 +222,7 @@ class TestBadTexts:
 
 
 class TestErrors:
-    """The daemon's errors arrive as the classes that they were raised as."""
+    """The daemon's errors arrive as errors of the same class."""
 
     @pytest.mark.parametrize(
         "cls",
@@ -239,7 +239,7 @@ class TestErrors:
     )
     def test_by_reason_with_metadata_and_time_to_retry(self, shared: Path, cls: type[errors.RunedError]) -> None:
         with runed.connect(home=shared) as client, pytest.raises(cls) as caught:
-            # What passes is tried again, but not beyond the time of the call.
+            # Temporary errors are tried again, but not beyond the time of the call.
             client.embed(f"fail:{cls.reason}", timeout=0.5 if cls is errors.BackendUnavailableError else None)
         assert type(caught.value) is cls
         assert caught.value.message == f"fake: {cls.reason}"
@@ -299,7 +299,7 @@ class TestErrors:
 
 
 class TestTimeout:
-    """A call takes no longer than it may, and leaves nothing behind that could spoil the next."""
+    """A call ends at its timeout, and leaves nothing behind that could harm the next call."""
 
     def test_of_one_call(self, shared: Path) -> None:
         with runed.connect(home=shared) as client:
@@ -329,7 +329,7 @@ class TestTimeout:
 
 
 class TestDaemonGoesAway:
-    """A daemon that ended between two calls is started again, once."""
+    """A daemon that ended between two calls is started again once."""
 
     def test_killed(self, arrange: Arrange) -> None:
         home = arrange()
@@ -400,14 +400,14 @@ class TestDaemonGoesAway:
                 client.embed_batch(["a", "x" * 200])
 
     def restart(self, arrange: Arrange, home: Path, **options: object) -> None:
-        """Let another daemon take the place of the one that runs, at the next call."""
+        """Stop the daemon, so that the next call starts another one."""
         old = pids(home)[-1]
         arrange(**options)
         os.kill(old, signal.SIGKILL)
         wait_until(lambda: process_gone(old))
 
     def check_sizes(self, client: runed.Client, sizes: list[int]) -> None:
-        """Check how many texts each request for nine of them has."""
+        """Check the number of texts in each request of a batch of nine."""
         vectors = client.embed_batch(["abc"] * 9)
         assert vectors[:, 0].tolist() == [3] * 9
         assert vectors[:, 3].tolist() == [size for size in sizes for _ in range(size)]
@@ -423,7 +423,7 @@ class TestDaemonGoesAway:
 
 
 class TestSharing:
-    """One client serves threads and forks, and leaves no connection open."""
+    """One client serves several threads and forks, and leaves no connection open."""
 
     def test_threads_get_their_own_answers(self, shared: Path) -> None:
         with runed.connect(home=shared) as client, ThreadPoolExecutor(8) as pool:
@@ -471,7 +471,7 @@ class TestSharing:
 
 
 class TestImport:
-    """What a program pays that only wants vectors."""
+    """The cost of the import for a program that only wants vectors."""
 
     FORBIDDEN = (
         *("server", "domain", "backends", "bootstrap", "caching", "routing", "metrics"),
@@ -495,6 +495,7 @@ class TestImport:
         assert not modules & {f"runed.{name}" for name in self.FORBIDDEN}
         assert not modules & {
             "asyncio",
+            "concurrent.futures",
             "httpx",
             "aiohttp",
             "connectrpc",
@@ -513,7 +514,7 @@ class TestImport:
 
 
 class TestFace:
-    """The names that a program is written with."""
+    """The public names."""
 
     OPTIONS = ("role", "instruction", "dimensions", "truncate", "lane", "timeout")
 

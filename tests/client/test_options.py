@@ -1,4 +1,4 @@
-"""What may be asked of an embedding besides the text, and what the daemon tells beside the vector."""
+"""The options of an embedding, and the facts that the daemon returns besides the vector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.client.conftest import Arrange, events
 
 
 class TestChecks:
-    """A value that cannot be used is refused before anything is sent, and the error names what can."""
+    """A bad value is refused before anything is sent, and the error names the good values."""
 
     @pytest.mark.parametrize(
         ("options", "cls", "message"),
@@ -71,7 +71,7 @@ class TestChecks:
 
 
 class TestOptions:
-    """What is asked for arrives."""
+    """Options arrive at the daemon."""
 
     def test_dimensions(self, shared: Path) -> None:
         with runed.connect(home=shared) as client:
@@ -96,7 +96,7 @@ class TestOptions:
             (plain,) = self.embeddings(client, ["a" * 9])
             (cut,) = self.embeddings(client, ["a" * 9], truncate="end", lane="bulk")
         assert (plain.truncated, plain.cached) == (False, False)
-        assert (cut.truncated, cut.cached) == (True, True)  # the fake service tells both so
+        assert (cut.truncated, cut.cached) == (True, True)  # the fake service tells both in this way
 
     def test_a_long_instruction_leaves_less_room_for_texts(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(max_request_bytes=200)) as client:
@@ -112,7 +112,7 @@ class TestOptions:
 
 
 class TestOldDaemon:
-    """One from before there were options must not be taken at its word."""
+    """An older daemon ignores options. The client must not return its vectors."""
 
     def test_options_that_it_ignores_are_an_error_and_no_wrong_vector(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(old=True)) as client:
@@ -136,7 +136,7 @@ class TestOldDaemon:
 
 
 class TestItems:
-    """Details of each text, and errors that concern one text only."""
+    """Each text has its own details, or its own error."""
 
     def test_details(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(max_batch_size=2)) as client:
@@ -183,7 +183,7 @@ class TestItems:
 
 
 class TestCountTokens:
-    """Tokens without embedding."""
+    """Tokens are counted without embedding."""
 
     def test_in_as_many_requests_as_needed(self, arrange: Arrange) -> None:
         home = arrange(max_batch_size=2)
@@ -197,7 +197,7 @@ class TestCountTokens:
 
 
 class TestDaemon:
-    """What the daemon tells of itself."""
+    """The daemon's facts about itself."""
 
     def test_info(self, shared: Path) -> None:
         with runed.connect(home=shared) as client:

@@ -47,7 +47,7 @@ def streamed_by_asyncio(
 
 @pytest.fixture(params=[streamed_blocking, streamed_by_asyncio], ids=["blocking", "asyncio"])
 def streamed(request: pytest.FixtureRequest) -> Streamed:
-    """Runs a whole stream by one of the two clients."""
+    """Run a whole stream by one of the two clients."""
     function: Streamed = request.param
     return function
 
@@ -57,7 +57,7 @@ def numbered(count: int) -> Iterator[tuple[int, str]]:
 
 
 def check_all(results: list[tuple[Any, Outcome]], count: int) -> set[int]:
-    """Check that each of `numbered` has exactly its own embedding; gives the pids of the daemons that made them."""
+    """Check that each of `numbered` has exactly its own embedding. Return the pids of the daemons that made them."""
     assert sorted(key for key, _ in results) == list(range(count))
     made_by = set()
     for key, outcome in results:
@@ -68,7 +68,7 @@ def check_all(results: list[tuple[Any, Outcome]], count: int) -> set[int]:
 
 
 class TestResults:
-    """Every text has exactly one outcome, under the caller's own name."""
+    """Every text has exactly one outcome, with the caller's own id."""
 
     def test_any_number_of_texts(self, shared: Path, streamed: Streamed) -> None:
         check_all(streamed(shared, numbered(3000)), 3000)
@@ -130,7 +130,7 @@ class TestResults:
 
 
 class TestFlow:
-    """Texts are taken as the daemon has room, and results given as they come."""
+    """Texts are taken as the daemon has room, and results are returned as they come."""
 
     def test_the_blocking_client_takes_no_more_than_its_window(self, arrange: Arrange) -> None:
         home = arrange()
@@ -173,7 +173,7 @@ class TestFlow:
         def items() -> Iterator[tuple[int, str]]:
             for number in range(5):
                 yield number, "x"
-                if number:  # by now the first has been sent, answered and given
+                if number:  # by now the first one has been sent, answered and returned
                     time.sleep(0.05)
             assert given
 
@@ -214,11 +214,11 @@ class TestFlow:
 
 
 class TestStopping:
-    """A stream that is given up ends in the daemon too, and leaves nothing behind."""
+    """A cancelled stream ends in the daemon, too, and leaves nothing behind."""
 
     @pytest.fixture
     def began(self, shared: Path) -> tuple[Path, Callable[[], bool]]:
-        """A home, and whether its daemon knows by now that a stream was given up."""
+        """A home, and a function that tells whether its daemon knows of the cancelled stream."""
         before = events(shared).count("stream broken off")
         return shared, lambda: events(shared).count("stream broken off") > before
 
@@ -241,7 +241,7 @@ class TestStopping:
 
         def items() -> Iterator[tuple[int, str]]:
             yield from zip(range(1000), itertools.repeat("x"), strict=False)
-            # Of a class that the stream would else take for the daemon's word.
+            # An error of this class could be mistaken for the daemon's answer.
             raise errors.QueueFullError("mine", retry_after=0.1)
 
         with runed.connect(home=home) as client:
@@ -318,13 +318,34 @@ class TestStopping:
 
 
 class TestDaemonGoesAway:
-    """Whatever happens to the daemon, only what was not answered is embedded again."""
+    """If the daemon ends, only the texts without an answer are embedded again."""
 
     def test_it_dies_in_the_middle(self, arrange: Arrange, streamed: Streamed) -> None:
         home = arrange(die_after=400)
         made_by = check_all(streamed(home, numbered(1000)), 1000)
         assert made_by == set(pids(home))
         assert len(made_by) >= 3
+
+    async def test_it_dies_while_the_caller_is_busy_with_a_result(self, arrange: Arrange) -> None:
+        home = arrange(die_after=128)
+        results: list[tuple[Any, Outcome]] = []
+
+        async def items() -> AsyncIterator[tuple[int, str]]:
+            yield 3, "hold"
+            for number, text in numbered(200):
+                if number != 3:
+                    yield number, text
+            await asyncio.sleep(0.1)
+            (home / "release").touch()
+
+        async with runed.connect_async(home=home) as client:
+            async for result in client.embed_stream(items()):
+                results.append(result)
+                if len(results) == 1:
+                    # More results come meanwhile, and with them the end of the connection. Nothing else follows.
+                    await asyncio.to_thread(wait_until, lambda: process_gone(pids(home)[0]))
+                    await asyncio.sleep(0.1)
+        check_all(results, 200)
 
     def test_it_drains_in_the_middle(self, arrange: Arrange) -> None:
         home = arrange(drain_after=400)
@@ -394,7 +415,7 @@ class TestDaemonGoesAway:
     ],
 )
 def test_another_program_on_the_socket_is_a_clear_error(home: Path, answer: bytes, message: str) -> None:
-    """Info is answered as it should be, what comes after not."""
+    """The program answers Info correctly, and nothing after that."""
     path = home / "other.sock"
     info = b"HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n"
     with socket.socket(socket.AF_UNIX) as listening:

@@ -23,7 +23,7 @@ TEXTS = [f"cup number {number} of green tea" for number in range(400)]
 
 
 def in_order(results: Iterable[tuple[int, runed.Embedding | errors.RunedError]]) -> Vectors:
-    """Give the vectors of texts that are numbered from 0 on."""
+    """Return the vectors of texts that are numbered from 0 on."""
     vectors: dict[int, Vectors] = {}
     for number, outcome in results:
         assert isinstance(outcome, runed.Embedding)
@@ -63,7 +63,7 @@ def test_giving_up_frees_the_engine(minilm_daemon: RunningDaemon) -> None:
 
 @pytest.fixture
 def spawning_home(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[Path]:
-    """A home whose daemon is started by the client."""
+    """A home in which the client starts the daemon."""
     program = home / "runed"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m runed "$@"\n')
     program.chmod(0o700)

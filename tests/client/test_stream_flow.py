@@ -34,7 +34,8 @@ from runed.client.calls.steps import Connect, Ensure, Give, Outcome, Send, Sleep
 from runed.client.calls.stream import stream_flow
 from runed.client.options import Options
 from runed.client.types import Embedding
-from runed.client.wire.stream import MAX_MESSAGE, RECEIVE_WINDOW, StreamExchange
+from runed.client.wire.http2 import RECEIVE_WINDOW
+from runed.client.wire.stream import MAX_MESSAGE, StreamExchange
 
 
 def enveloped(message: bytes, flags: int = 0) -> bytes:
@@ -72,14 +73,14 @@ class Peer:
                     self.reset = True
 
     def read(self) -> bytes:
-        """Give what the client sent, and let it send more."""
+        """Return the bytes that the client sent, and open its window again."""
         self.h2.acknowledge_received_data(self.unread, 1)
         self.unread = 0
         data, self.body = bytes(self.body), bytearray()
         return data
 
     def messages(self) -> list[bytes]:
-        """Give the messages that the client sent completely, and let it send more."""
+        """Return the complete messages that the client sent, and open its window again."""
         body = self.body
         messages = []
         while len(body) >= 5 and len(body) >= (end := 5 + int.from_bytes(body[1:5], "big")):
@@ -129,7 +130,7 @@ class TestExchange:
         received = b""
         rounds = 0
         while not peer.ended:
-            # A byte too many would be an error of the peer's h2.
+            # One byte too many would be an error of the peer's h2.
             peer.receive(exchange.output())
             assert len(peer.body) <= 1000
             assert exchange.blocked != peer.ended
@@ -266,8 +267,8 @@ class Daemon:
     """A daemon in memory that answers out of order, and breaks off at random.
 
     Args:
-        chance: Where the randomness comes from.
-        trouble: How likely it is that something goes wrong, 0 to 1.
+        chance: The source of randomness.
+        trouble: The probability that something goes wrong, 0 to 1.
     """
 
     def __init__(self, chance: random.Random, trouble: float) -> None:
@@ -287,7 +288,7 @@ class Daemon:
 
 
 class Line:
-    """A connection to it."""
+    """A connection to the daemon."""
 
     def __init__(self, exchange: StreamExchange, daemon: Daemon) -> None:
         self.exchange = exchange
@@ -298,7 +299,7 @@ class Line:
         self._unread = b""
 
     def turn(self) -> bytes | None:
-        """Let the daemon go on, and give some of what it sent."""
+        """Let the daemon go on, and return some of the bytes that it sent."""
         if not self._over:
             self._go_on()
             self._unread += self._peer.h2.data_to_send()
@@ -319,7 +320,7 @@ class Line:
         for message in peer.messages():
             self._waiting += EmbedStreamRequest.FromString(message).items
         if daemon.goes_wrong(0.3):
-            # Killed: what it has not sent is lost, and part of what it has.
+            # Killed: everything not sent is lost, and a part of the bytes sent.
             self._unread += peer.h2.data_to_send()
             self._unread = self._unread[: daemon.some(len(self._unread))]
             self._over = True
@@ -351,7 +352,7 @@ class Line:
 
 
 def run(daemon: Daemon, items: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Outcome]]:
-    """Do the steps of a stream without any waiting."""
+    """Run the steps of a stream without waiting."""
     job, flow = stream_flow(Flows(spawn=True, on_progress=None), Options(), None)
     result: Any = None
     try:
@@ -396,7 +397,7 @@ def feed(job: PendingTexts[int], items: Iterator[tuple[int, str]], count: int) -
 )
 @settings(deadline=None, max_examples=150)
 def test_each_text_has_exactly_one_outcome_whatever_happens(count: int, trouble: float, max_bytes: int, seed: int) -> None:
-    """Ids are not unique; some texts are refused by the daemon, some by the client; connections break anywhere."""
+    """Ids are not unique. The daemon refuses some texts, the client others. Connections break at any point."""
     chance = random.Random(seed)
     daemon = Daemon(chance, trouble)
     items = [(chance.randrange(10), chance.choice(["1", "2", "1", "2", "1", "bad", "huge", "\ud800"])) for _ in range(count)]
@@ -424,7 +425,7 @@ def test_each_text_has_exactly_one_outcome_whatever_happens(count: int, trouble:
     else:
         assert len(given_back) == len(items)
     assert daemon.open == 0
-    # A text may have a passing error as its outcome. Which of the texts with its id that is can be told only at the end.
+    # A text may have a temporary error as its outcome. If several texts have its id, only the end shows which one it was.
     for result in sorted(given_back, key=lambda result: result[1] is errors.BackendUnavailableError):
         if result in expected:
             expected.remove(result)

@@ -62,7 +62,7 @@ def centroids(daemon: DaemonDouble) -> Iterator[SetCentroidsRequest]:
 
 
 class TestBlocking:
-    """All kinds of calls, by all protocols."""
+    """All kinds of calls work by all protocols."""
 
     @PROTOCOLS
     def test_one_answer(self, daemon: DaemonDouble, protocol: ProtocolType) -> None:
@@ -93,7 +93,7 @@ class TestBlocking:
         assert caught.value.details
 
     def test_answers_come_while_more_is_asked(self, daemon: DaemonDouble) -> None:
-        """Far more than fits into the windows of both sides."""
+        """The messages are far larger than the windows of both sides."""
         answered = 0
 
         def ask() -> Iterator[EmbedStreamRequest]:
@@ -116,14 +116,16 @@ class TestBlocking:
         wait_until(lambda: len(live_descriptors()) <= before, what="the end of the connection")
 
     def test_a_time_limit(self, shared: Path) -> None:
+        client = stub(shared)
+        client.health(HealthRequest())
         with pytest.raises(ConnectError) as caught:
-            stub(shared).embed(EmbedRequest(text="slow"), timeout_ms=300)
+            client.embed(EmbedRequest(text="slow"), timeout_ms=300)
         assert caught.value.code == Code.DEADLINE_EXCEEDED
         wait_until(lambda: "slow cancelled" in events(shared))
 
 
 class TestAsyncio:
-    """The same with asyncio."""
+    """The same calls work with asyncio."""
 
     @PROTOCOLS
     async def test_all_kinds_of_calls(self, daemon: DaemonDouble, protocol: ProtocolType) -> None:

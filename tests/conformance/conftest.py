@@ -1,4 +1,4 @@
-"""The drivers, built once for all processes of a test run."""
+"""A fixture with the drivers, built once for all processes of a test run."""
 
 from __future__ import annotations
 

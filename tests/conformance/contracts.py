@@ -1,4 +1,4 @@
-"""The contract as clients of other versions know it: without our fields, or with some that do not exist yet."""
+"""The contracts of clients of other versions: without our fields, or with fields that do not exist yet."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from google.protobuf.message_factory import GetMessageClass
 from runed_proto.runed.v1.runed_pb2 import DESCRIPTOR
 
 _FIRST_OF_OURS = 16
+"""Lowest field number that the Go program of the same name does not know."""
+
 _OUR_METHODS = {"EmbedStream", "CountTokens"}
-"""The fields from this number on, and these methods, came after the Go program of the same name."""
+"""Methods that the Go program of the same name does not know."""
 
 
 def older() -> FileDescriptor:
-    """Give the contract of the Go program: the fields 1 to 15 and the methods that go with them."""
+    """Return the contract of the Go program: the fields 1 to 15 and the methods that go with them."""
     file = _copy()
     for message in _messages(file.message_type):
         old = [field for field in message.field if field.number < _FIRST_OF_OURS]
@@ -30,7 +32,8 @@ def older() -> FileDescriptor:
 
 
 def newer() -> FileDescriptor:
-    """Give a contract of tomorrow: each message has three fields more, each enum a value, the service a method."""
+    """Return a contract of the future. Each message has three more fields, each enum one more value, the service one more
+    method."""
     file = _copy()
     tomorrow = file.message_type.add(name="Tomorrow")
     tomorrow.field.add(name="text", number=1, type=FieldDescriptorProto.TYPE_STRING, label=FieldDescriptorProto.LABEL_OPTIONAL)
@@ -49,7 +52,7 @@ def newer() -> FileDescriptor:
 
 
 def class_of(contract: FileDescriptor, name: str) -> type[Message]:
-    """Give the class of one of a contract's messages."""
+    """Return the class of one of a contract's messages."""
     cls: type[Message] = GetMessageClass(contract.message_types_by_name[name])
     return cls
 

@@ -1,10 +1,10 @@
-"""The conformance driver of Python: calls come as JSON lines on the standard input, results go as such to the standard output.
+"""The conformance driver of Python. It reads calls from standard input and writes results to standard output, as JSON lines.
 
     python tests/conformance/driver.py (--socket PATH | --connect) [--protocol connect]
 
-With `--connect` the driver finds or starts the daemon as every client does. The public client speaks Connect and nothing else.
-The drivers of the other languages (`clients/go/internal/conformance`, `clients/ts/test/conformance.ts`) take the same calls and
-give the same results; `table.py` says how they are compared.
+With `--connect`, the driver finds or starts the daemon as every client does. The public client speaks only Connect. The drivers
+of the other languages (`clients/go/internal/conformance`, `clients/ts/test/conformance.ts`) read the same calls and write the
+same results. `table.py` tells how they are compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Result = dict[str, Any]
 
 
 def main() -> None:
-    """Answer each line until there are no more."""
+    """Answer each line until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--socket")
@@ -51,7 +51,7 @@ def _answer(client: runed.Client, name: str, args: Args) -> Result:
 
 
 def _embed(client: runed.Client, args: Args) -> Result:
-    """Embed one text; `embed` gives the vector alone, so the details come by another call, which must give the same vector."""
+    """Embed one text by two calls. `embed` returns the vector alone; the other call returns the details and the same vector."""
     text = _text(args.pop("text"))
     with_route = args.pop("with_route", False)
     vector = client.embed(text, **args)
@@ -111,7 +111,7 @@ def _texts(args: Args) -> list[str]:
 
 
 def _text(text: str | dict[str, Any]) -> str:
-    """Give a text, which the table may write as what is repeated and how often."""
+    """Return a text. The table may write a long one as a part and the number of its repetitions."""
     return text if isinstance(text, str) else text["repeat"] * text["times"]
 
 

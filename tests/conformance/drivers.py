@@ -1,4 +1,4 @@
-"""The conformance drivers: one small program a language, over that language's public client."""
+"""The conformance drivers: one small program for each language, over that language's public client."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PROTOCOLS = {
     "go": ("connect", "grpc", "grpcweb"),
     "typescript": ("connect", "grpc", "grpcweb"),
 }
-"""The protocols that each language's client can speak."""
+"""Protocols of each language's client."""
 
 DRIVERS = [(language, protocol) for language, protocols in PROTOCOLS.items() for protocol in protocols]
 
 
 class Drivers:
-    """How to start the driver of each language.
+    """The drivers of all languages.
 
     Args:
-        folder: Where what is compiled goes.
+        folder: The folder of the compiled drivers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,17 +37,17 @@ class Drivers:
         }
 
     def build(self) -> None:
-        """Make what has to be compiled."""
+        """Build the drivers that must be compiled."""
         subprocess.run(["go", "build", "-o", str(self._go), "./internal/conformance"], cwd=CLIENTS / "go", check=True)
         subprocess.run(["npm", "run", "--silent", "build:test"], cwd=CLIENTS / "ts", check=True)
 
     def command(self, language: str, protocol: str, socket: Path | None) -> list[str]:
-        """Give the command of a driver that talks to a socket or, without one, finds or starts the daemon."""
+        """Return the command of a driver. It calls the given socket; without one, it finds or starts the daemon."""
         place = ["--connect"] if socket is None else ["--socket", str(socket)]
         return [*self._programs[language], *place, "--protocol", protocol]
 
     def run(self, language: str, protocol: str, socket: Path, lines: Sequence[str]) -> dict[str, Any]:
-        """Run a driver over calls, and give its answers by their ids, in the order of the calls."""
+        """Run a driver over calls, and return its answers by id, in the order of the calls."""
         driver = subprocess.run(
             self.command(language, protocol, socket),
             input="".join(f"{line}\n" for line in lines),

@@ -1,9 +1,9 @@
-"""The server that Connect's conformance suite tries: its service, on the server, the RPC library and the codecs of the daemon.
+"""The server that Connect's conformance suite tests: the suite's service on the daemon's server, RPC library and codecs.
 
     python -m tests.conformance.server DESCRIPTORS
 
-The suite starts one for each protocol, HTTP version and limit. It writes a `ServerCompatRequest` to the standard input and
-reads from the standard output where the server listens; what the service has to do stands in each request.
+The suite starts one for each protocol, HTTP version and limit. It writes a `ServerCompatRequest` to standard input, and reads
+the server's address from standard output. Each request defines its answer.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _KINDS: Mapping[tuple[bool, bool], tuple[StreamType, Callable[..., Any]]] = {
     (False, True): (StreamType.SERVER_STREAM, Endpoint.server_stream),
     (True, True): (StreamType.BIDI_STREAM, Endpoint.bidi_stream),
 }
-"""By whether the client streams and whether the server does."""
+"""Kinds of methods, by two facts: whether the client streams, and whether the server streams."""
 
 Message = Any
-"""A message of the suite, whose class is made at run time."""
+"""A message of the suite. Its class is made at run time."""
 
 Context = RequestContext[Any, Any]
 AnyEndpoint = Any  # connectrpc has a type for each kind, and none for all
 
 
 class Conformance:
-    """The service of the suite; its own documentation says what each method does.
+    """The service of the suite. The suite's documentation describes each method.
 
     Args:
         service: Its descriptor.
@@ -107,7 +107,7 @@ class Conformance:
             raise _error(definition.error, None if answered else self._observed([first], ctx))
 
     async def _answer(self, method: str, definition: Message, requests: list[Message], ctx: Context) -> Message:
-        """Give the one response, or the error, that a request defines."""
+        """Return the one response that a request defines, or raise its error."""
         _add_metadata(definition, ctx)
         info = self._observed(requests, ctx)
         await asyncio.sleep(definition.response_delay_ms / 1000)
@@ -116,7 +116,7 @@ class Conformance:
         return self._response(method, definition.response_data, info)
 
     async def _answers(self, method: str, definition: Message, requests: list[Message], ctx: Context) -> AsyncIterator[Message]:
-        """Give the responses, and the error at their end, that a request defines."""
+        """Yield the responses that a request defines, and raise its error after them."""
         _add_metadata(definition, ctx)
         info = self._observed(requests, ctx)
         for data in definition.response_data:
@@ -131,7 +131,7 @@ class Conformance:
         return GetMessageClass(self._methods[method].output_type)(payload=payload)
 
     def _observed(self, requests: list[Message], ctx: Context | None) -> Message:
-        """Tell what was seen of a call; its headers, deadline and HTTP method only with its context."""
+        """Return the observed facts of a call. Headers, deadline and HTTP method are included if `ctx` is given."""
         info = self._payload.RequestInfo()
         for request in requests:
             info.requests.add().Pack(request)
@@ -147,7 +147,7 @@ class Conformance:
 
 
 class SuiteApplication(ConnectASGIApplication[Conformance]):
-    """What protoc's plugin would generate for the service, made of its descriptor."""
+    """The application that protoc's plugin would generate for the service, made from its descriptor."""
 
     def __init__(self, service: ServiceDescriptor, read_max_bytes: int | None) -> None:
         self._full_name = service.full_name
@@ -167,7 +167,7 @@ class SuiteApplication(ConnectASGIApplication[Conformance]):
 
 
 def load(descriptors: Path) -> ServiceDescriptor:
-    """Make the messages of the suite known, and give its service."""
+    """Register the messages of the suite, and return its service."""
     pool = Default()
     for file in FileDescriptorSet.FromString(descriptors.read_bytes()).file:
         if file.package == PACKAGE:
@@ -177,7 +177,7 @@ def load(descriptors: Path) -> ServiceDescriptor:
 
 
 def message_class(name: str) -> Any:  # noqa: ANN401 # a class that is made at run time
-    """Give the class of a message of the suite."""
+    """Return the class of a message of the suite."""
     return GetMessageClass(Default().FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
@@ -201,7 +201,7 @@ def _snake_case(name: str) -> str:
 
 
 def _add_metadata(definition: Message, ctx: Context) -> None:
-    """Set the headers and trailers that a definition asks for."""
+    """Set the headers and trailers that a definition contains."""
     for headers, wanted in (
         (ctx.response_headers, definition.response_headers),
         (ctx.response_trailers, definition.response_trailers),
@@ -212,7 +212,7 @@ def _add_metadata(definition: Message, ctx: Context) -> None:
 
 
 def _error(definition: Message, info: Message | None) -> ConnectError:
-    """Give the error that a definition asks for; it carries what was seen of the call if no response did."""
+    """Return the error that a definition contains, with the observed facts of the call unless a response carried them."""
     details: list[AnyMessage] = list(definition.details)
     if info is not None:
         details.append(AnyMessage())

@@ -1,10 +1,11 @@
-"""The table of calls, `calls.json`, and how results are compared: with what it expects, and with those of other drivers.
+"""The table of calls, `calls.json`, and the comparison of results with the table and with those of other drivers.
 
-The table has the calls of each model in order, as the drivers take them, with what each has to give. It is compared so:
+The table has the calls of each model in the order in which a driver sends them, each with its expected result. These are the
+rules:
 
-- an object must have every field that the table names, as named; the fields that it leaves out are not looked at;
-- a list must have as many items, a string, number or boolean must be the same; a field that is missing has its default;
-- `{"$any": true}`: anything but missing or a default;
+- an object must have every field of the table's object; other fields are ignored;
+- a list must have the same number of items; a string, number or boolean must be equal; a missing field has its default;
+- `{"$any": true}`: any value that is not missing and not a default;
 - `{"$golden": N}`: the reference vector N of the model, up to a cosine of 0.9999; with `"dimensions": D` its first D values;
 - `{"$like": "ID"}`: the vector of another call, up to the same cosine;
 - `{"$times": N, "$each": X}`: a list of N items that are all X.
@@ -31,7 +32,7 @@ VOLATILE = {"cached", "message", "in_flight_requests", "interactive", "bulk", "u
     *("total_requests", "total_texts", "total_tokens", "total_batches", "mean_batch_texts"),
     *("cache_hits", "shared_texts", "cache_entries", "cache_bytes", "disk_cache_bytes", "refused_requests"),
 }
-"""Fields that differ from one call to the next, or are for people."""
+"""Fields that differ from one call to the next, or contain prose."""
 
 _COSINE = 0.9999
 
@@ -42,8 +43,8 @@ class Call:
 
     Attributes:
         id: Its name.
-        line: What a driver reads.
-        expected: What its answer must have.
+        line: The line that a driver reads.
+        expected: The expected answer.
     """
 
     id: str
@@ -78,14 +79,14 @@ def _expand(args: Json, golden: Golden) -> Json:
 def violations(  # noqa: C901 # one case for each kind of expectation
     expected: Json, actual: Json, golden: Golden, answers: Mapping[str, Json], at: str = ""
 ) -> Iterator[str]:
-    """Give what an answer lacks of what was expected, in words.
+    """Yield the differences between an answer and the expectation, in words.
 
     Args:
         expected: The expectation, as described above.
-        actual: The answer, or the part of it that is looked at.
+        actual: The answer, or a part of it.
         golden: The reference vectors.
         answers: The answers of the same driver, by the id of their call.
-        at: Where in the answer the part is.
+        at: The path of the part in the answer.
     """
     match expected:
         case {"$any": True} if not actual:
@@ -110,12 +111,12 @@ def violations(  # noqa: C901 # one case for each kind of expectation
 
 
 def differences(one: Json, other: Json, at: str = "") -> Iterator[str]:
-    """Give where two drivers tell different things of one call, in words; what only one of them tells does not count.
+    """Yield the differences between two drivers' answers to one call, in words. Fields of only one of them are ignored.
 
     Args:
-        one: An answer, or the part of it that is looked at.
+        one: An answer, or a part of it.
         other: The same of the other driver.
-        at: Where in the answer the part is.
+        at: The path of the part in the answer.
     """
     if isinstance(one, dict) and isinstance(other, dict):
         for name in (one.keys() & other.keys()) - VOLATILE:

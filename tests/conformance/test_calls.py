@@ -1,4 +1,4 @@
-"""One table of calls through the clients of all languages, over every protocol that each can speak."""
+"""One table of calls through the clients of all languages, over every protocol of each client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conformance.table import differences, read_calls, violations
 from tests.support import Golden, RunningDaemon, running_daemon
 
 SETTINGS: dict[str, dict[str, str]] = {"tiny-qwen3": {"RUNED_CTX_SIZE": "512"}, "minilm": {}}
-"""Those of the daemon for each model of the table; the table knows its limits."""
+"""Settings of the daemon for each model of the table. The table relies on these limits."""
 
 
 @pytest.fixture(params=SETTINGS)
@@ -28,7 +28,7 @@ def golden(model: str, tiny_golden: Golden, minilm_golden: Golden) -> Golden:
 
 @pytest.fixture
 def daemon(model: str, llama_server: Path, tiny_qwen3: Path, minilm: Path) -> Iterator[RunningDaemon]:
-    """A daemon of our own, since the calls change its centroids."""
+    """A daemon of this module, since the calls change its centroids."""
     path = {"tiny-qwen3": tiny_qwen3, "minilm": minilm}[model]
     with running_daemon(llama_server, path, **SETTINGS[model]) as daemon:
         yield daemon

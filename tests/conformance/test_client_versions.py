@@ -1,4 +1,4 @@
-"""Clients of other versions against the daemon: nothing that both know is lost."""
+"""Clients of other versions against the daemon: nothing that both sides know is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTRACTS = {"older": OLD, "newer": NEW}
 SERVICE = "/runed.v1.RunedService"
 
 
-def ask(  # a message of whatever contract
+def ask(  # a message of any contract
     daemon: RunningDaemon, protocol: str, contract: FileDescriptor, method: str, **fields: object
 ) -> Any:  # noqa: ANN401 # its class is made at run time
     answer = answer_of(daemon, protocol, contract, method, **fields)
@@ -85,7 +85,7 @@ def test_fields_of_a_newer_client_are_ignored(protocol: str, qwen_daemon: Runnin
 def test_values_of_a_newer_client_are_refused_and_not_taken_for_others(protocol: str, qwen_daemon: RunningDaemon) -> None:
     refusal = answer_of(qwen_daemon, protocol, NEW, "Embed", text="x", role="ROLE_LATER").refusal
     assert refusal is not None
-    reason = "MALFORMED_REQUEST" if protocol == "connect+json" else "INVALID_REQUEST"  # JSON has a name, the others a number
+    reason = "MALFORMED_REQUEST" if protocol == "connect+json" else "INVALID_REQUEST"  # JSON has a name, others a number
     assert (refusal.code, refusal.reason) == ("invalid_argument", reason)
     assert "ROLE_QUERY" in refusal.message
 

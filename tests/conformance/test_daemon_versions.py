@@ -1,4 +1,4 @@
-"""Our clients against daemons of other versions: nothing that both know is lost, and nothing is taken for something else."""
+"""Our clients against daemons of other versions: nothing that both sides know is lost or misread."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Codec = Any  # of connectrpc, whose own type knows nothing of Google's messages
 
 
 class LaterError(InvalidRequestError):
-    """An error whose reason no client knows yet."""
+    """An error with a reason that no client knows yet."""
 
     reason = "OF_TOMORROW"
 
 
 class NewerCodec:
-    """One of the daemon's codecs, but each message, at each depth, has fields that no client knows."""
+    """A codec of the daemon. Each message, at each depth, also has fields that no client knows."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -85,7 +85,7 @@ def _with_more(document: Json) -> Json:
 
 
 class OlderCodec:
-    """One of the daemon's codecs, but it knows no field of ours, in requests and in answers."""
+    """A codec of the daemon that drops our own fields from requests and answers."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -110,7 +110,7 @@ def _without_ours(message: Message) -> Message:
 
 @asynccontextmanager
 async def other_daemon(path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Serve a fake host as a daemon of another version would."""
+    """Serve a fake host like a daemon of another version."""
     monkeypatch.setattr(rpc_app, "CODECS", [codec(known) for known in CODECS])
     app = build_app(FakeHost())
 
@@ -131,7 +131,7 @@ async def other_daemon(path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch
 
 
 async def ask(drivers: Drivers, language: str, protocol: str, path: Path, calls: dict[str, dict[str, Json]]) -> dict[str, Json]:
-    """Send calls, each with its name in its id behind the last colon."""
+    """Send calls. The id of each ends with a colon and the call's name."""
     lines = [json.dumps({"id": id_, "call": id_.rpartition(":")[2], "args": args}) for id_, args in calls.items()]
     return await asyncio.to_thread(drivers.run, language, protocol, path, lines)
 
@@ -197,12 +197,12 @@ async def test_client_gets_from_an_older_daemon_what_that_knows_and_nothing_else
         "info": {},
         "health": {},
         "refused:embed_batch": {"texts": ["one", ""]},
-        # It would ignore these, and embed something else than was asked for.
+        # An older daemon would ignore these options, and return other vectors.
         "dimensions:embed_batch": {"texts": ["one"], "dimensions": 4},
         "role:embed_batch": {"texts": ["one"], "role": "query"},
         "truncate:embed_batch": {"texts": ["one"], "truncate": "end"},
         "embed_items": {"texts": ["one"]},
-        # These are methods that it does not have.
+        # An older daemon lacks these methods.
         "embed_stream": {"items": [["a", "one"]]},
         "count_tokens": {"texts": ["one"]},
     }
@@ -210,7 +210,7 @@ async def test_client_gets_from_an_older_daemon_what_that_knows_and_nothing_else
         answers = await ask(drivers, language, protocol, home / "s", calls)
     assert [vector_in(item) for item in answers["embed_batch"]["result"]["items"]] == [floats("one"), floats("two")]
     assert answers["info"]["result"]["vector_dim"] == DIM
-    assert not answers["info"]["result"]["fingerprint"]  # or it would be no older one
+    assert not answers["info"]["result"]["fingerprint"]  # otherwise it would not be an older one
     assert answers["health"]["result"]["status"] == "STATUS_OK"
     assert answers["refused:embed_batch"]["error"]["reason"] == "EMPTY_TEXT"
     refused = [

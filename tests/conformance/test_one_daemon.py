@@ -1,4 +1,4 @@
-"""Programs in three languages that all start at once find, or start, one and the same daemon."""
+"""Programs in three languages that all start at once find or start the same daemon."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNED = Path(sys.executable).with_name("runed")
 
 @pytest.fixture
 def environment(llama_server: Path, tiny_qwen3: Path) -> Iterator[dict[str, str]]:
-    """The settings of programs that share an empty home; whatever daemon they start is stopped at the end."""
+    """The settings of programs that share an empty home. The daemon that they start is stopped at the end."""
     home = short_home()
     env = clean_environment(
         RUNED_HOME=str(home),
@@ -61,7 +61,7 @@ def test_24_processes_on_an_empty_home_start_one_daemon_and_one_engine(
 
 
 def _run_together(commands: list[list[str]], calls: Path, env: dict[str, str]) -> list[str]:
-    """Start all commands at once, and give what each of them wrote."""
+    """Start all commands at once, and return the output of each."""
     running: list[subprocess.Popen[str]] = []
     try:
         for command in commands:
@@ -81,7 +81,7 @@ def _run_together(commands: list[list[str]], calls: Path, env: dict[str, str]) -
 
 
 def _processes_of(home: str) -> list[int]:
-    """Give the processes that were started with a home."""
+    """Return the processes that were started with a home."""
     found = []
     for process in psutil.process_iter():
         try:

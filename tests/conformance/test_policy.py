@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import RetryInfo
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from runed_proto.runed.v1.runed_pb2 import (
+    EmbedBatchRequest,
     EmbedBatchResponse,
     EmbedResponse,
     EmbedStreamRequest,
@@ -100,7 +102,7 @@ def test_reasons(row: dict[str, Any]) -> None:
     error = error_of_reason(row["reason"], "it is so")
     assert error.reason == row["reason"]
     if not isinstance(error, (errors.LifecycleError, errors.SettingsError, errors.ClosedError)):
-        # The others are never sent by a daemon, and a Python error has no code of its own.
+        # A daemon never sends the other codes, and a Python error has no code.
         assert code_of(error).name == row["code"]
     then = row["then"]
     if then in {"final", "retry"}:
@@ -133,14 +135,16 @@ def step_after(error: errors.RunedError, number: int = 1, *, spawn: bool = True)
 
 
 @rows("codes", lambda row: f"{row['code']}{' with RetryInfo' if row['retry_info'] else ''}")
-def test_codes(row: dict[str, Any]) -> None:
-    info = RetryInfo(retry_delay=Duration(seconds=2)).SerializeToString()
-    details = [{"type": "google.rpc.RetryInfo", "value": base64.b64encode(info).decode()}] if row["retry_info"] else []
+@pytest.mark.parametrize("reason", ["", "OF_TOMORROW"])
+def test_codes(row: dict[str, Any], reason: str) -> None:
+    told: list[Message] = [ErrorInfo(domain="runed.v1", reason=reason)] if reason else []
+    told += [RetryInfo(retry_delay=Duration(seconds=2))] if row["retry_info"] else []
+    details = [{"type": it.DESCRIPTOR.full_name, "value": base64.b64encode(it.SerializeToString()).decode()} for it in told]
     error = error_of({"code": row["code"].lower(), "message": "it is so", "details": details})
-    assert error.reason == row["reason"]
+    assert error.reason == (reason or row["reason"])
     assert error.retry_after == (2 if row["retry_info"] else None)
-    known = error_of_reason(row["reason"], "")
-    assert type(error) is type(known)
+    if not (reason and row["code"] == "CANCELED"):  # whose class is the daemon's own, and found by the reason alone
+        assert type(error) is type(error_of_reason(row["reason"], ""))
 
 
 @rows("bootstrap", lambda row: str(row["name"]))
@@ -162,7 +166,7 @@ def test_bootstrap(row: dict[str, Any], call: str) -> None:
 
 
 def answered(flow: Generator[Any, Any, object], row: dict[str, Any]) -> object:
-    """Answer the steps of a flow as the daemon of a row; returns its result or error."""
+    """Answer the steps of a flow like the daemon of a row. Return the flow's result or error."""
     infos, healths = list(row["infos"]), list(row["healths"])
     degraded = bool(healths) and healths[0]["status"] == "DEGRADED"
     answer: object = None
@@ -282,7 +286,7 @@ def test_each_rule_has_a_test() -> None:
 
 @contextmanager
 def listening(path: Path, answer: Callable[[socket.socket], None] | None = None) -> Iterator[Path]:
-    """Listen on a socket, and answer each connection in a thread; None accepts none."""
+    """Listen on a socket, and answer each connection in a thread. With None, accept no connection."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(0 if answer is None else 10)
@@ -374,6 +378,55 @@ def test_an_error_of_one_text() -> None:
         assert isinstance(outcomes[2], errors.BackendUnavailableError)
         assert isinstance(client.embed_items(["bad"])[0], errors.BackendUnavailableError)
         assert sum(call.texts.count("bad") for call in daemon.calls) == 2
+
+
+def test_a_successor_with_smaller_limits() -> None:
+    flow = Flows(spawn=True, on_progress=None)
+    assert sizes_of_requests(flow, InfoResponse(max_batch_size=10)) == [5]
+    assert sizes_of_requests(flow, InfoResponse(max_batch_size=2)) == [5, 2, 2, 1]
+    assert sizes_of_requests(flow, InfoResponse(max_batch_size=2)) == [2, 2, 1]
+    assert sizes_of_requests(flow, InfoResponse(max_request_bytes=20, max_batch_size=2)) == [2, 2, 1], "they are asked for once"
+
+
+def test_a_successor_with_larger_limits() -> None:
+    client = Flows(spawn=True, on_progress=None)
+    assert sizes_of_requests(client, InfoResponse(max_batch_size=2)) == [2, 2, 1]
+    flow = client.embed("a", Options(), Deadline(60))
+    assert isinstance(next(flow), Send)
+    assert isinstance(flow.throw(errors.ShuttingDownError("it drains")), Sleep)
+    assert isinstance(flow.send(None), Ensure)
+    flow.close()
+    assert sizes_of_requests(client, InfoResponse(max_batch_size=10)) == [5]
+
+
+def sizes_of_requests(client: Flows, limits: InfoResponse) -> list[int]:
+    """Return how many texts each request has by which a batch of five comes through to a daemon of these limits."""
+    flow = client.embed_batch(["a"] * 5, Options(), Deadline(60))
+    sizes: list[int] = []
+    answer: object = None
+    while True:
+        try:
+            step = flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
+        except StopIteration:
+            return sizes
+        assert isinstance(step, Send)
+        if isinstance(step.request, EmbedBatchRequest):
+            sizes.append(len(step.request.texts))
+            if sizes[-1] > limits.max_batch_size:
+                answer = errors.BatchTooLargeError("too many texts")
+            else:
+                answer = EmbedBatchResponse(embeddings=[EmbedResponse(vector=[1])] * sizes[-1], fingerprint="f")
+        else:
+            answer = limits
+
+
+def test_a_refusal_to_the_end() -> None:
+    flow = Flows(spawn=True, on_progress=None).embed("a", Options(), Deadline(60))
+    next(flow)
+    flow.throw(errors.QueueFullError("full", retry_after=0.02))
+    flow.send(None)
+    with pytest.raises(errors.QueueFullError, match=r"^full \(tried 2 times in \d\.\d s\)$"):
+        flow.throw(errors.DeadlineExceededError("too late"))
 
 
 async def test_an_idle_stream(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""Connect's own conformance suite: every case of a server, in each protocol and HTTP version that the daemon speaks."""
+"""Connect's own conformance suite: every case for servers, in each protocol and HTTP version of the daemon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROTOS = ("connectrpc/conformance/v1/service.proto", "connectrpc/conformance/v1/
 
 @pytest.fixture(scope="module")
 def descriptors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The contract of the suite's service, as a descriptor set; made of the suite's own sources, of which we keep no copy."""
+    """The contract of the suite's service, as a descriptor set made from the suite's sources. This repository has no copy."""
     listed = subprocess.run(
         ["go", "list", "-m", "-f", "{{.Dir}}", MODULE], cwd=ROOT / "tools" / "go", capture_output=True, text=True, check=True
     )
@@ -35,7 +35,7 @@ def test_every_case_of_the_suite_passes_but_the_known_ones(descriptors: Path) ->
     assert program, "connectconformance is missing: run `make setup`"
     options = ["--mode", "server", "--conf", str(HERE / "suite.yaml")]
     options += ["--known-failing", f"@{HERE / 'known-failing.txt'}", "--known-flaky", f"@{HERE / 'known-flaky.txt'}"]
-    # Few at a time: some cases allow a server 100 ms to notice a deadline, which two cores under load would miss.
+    # Few cases at a time: some allow a server 100 ms to notice a deadline, and two cores under load would miss that.
     options += ["--parallel", "4", "--max-servers", "2"]
     server = [sys.executable, "-m", "tests.conformance.server", str(descriptors)]
     suite = subprocess.run([program, *options, "--", *server], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The comparison of answers finds what is wrong with them."""
+"""The comparison finds every difference between answers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_was_not_expected(expected: Json, actual: Json) -> None:
         ({"error": {"reason": "A"}}, {"error": {"reason": "B"}}, False),
         ({"error": {"metadata": {"index": "0"}}}, {"error": {"metadata": {"index": "1"}}}, False),
         ({"vector": [0.1]}, {"vector": [0.10000000149011612]}, True),  # the same float32
-        ({"vector": [0.1]}, {"vector": [0.10000001]}, False),  # the next one
+        ({"vector": [0.1]}, {"vector": [0.10000001]}, False),  # the next float32
     ],
 )
 def test_what_two_drivers_tell(one: Json, other: Json, same: bool) -> None:  # noqa: FBT001 # a column of the table

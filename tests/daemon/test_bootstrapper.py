@@ -1,4 +1,4 @@
-"""The bootstrapper by itself, with a bootstrap that takes as long as the test likes."""
+"""The bootstrapper alone, with a bootstrap whose time the test controls."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from runed.bootstrap import Phase, Progress
 from runed.daemon import bootstrapper as module
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
-from runed.daemon.model import ServedModel
+from runed.daemon.served_model import ServedModel
 from runed.domain.status import Status
 from runed.errors import BackendUnavailableError, BootstrappingError, DownloadError
 
 
 class Site:
-    """A bootstrap that ends in a failure once it may, and has reported before as the test asks."""
+    """A bootstrap that reports as the test asks, waits until the test lets it go, and fails."""
 
     def __init__(self) -> None:
         self.tries = 0

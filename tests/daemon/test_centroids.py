@@ -1,4 +1,4 @@
-"""A centroid set in the real daemon: pushed by gRPC and by Connect in little memory, and back again after whatever ends it."""
+"""A centroid set in the real daemon: pushed by gRPC and Connect in little memory, and restored after every kind of end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Matrix = NDArray[np.float32]
 MIB = 1024 * 1024
 DIM = 1024
 NLIST = 16_384
-"""64 MiB, at the dimensions of Qwen3-Embedding-0.6B."""
+"""Centroids of a large set: 64 MiB at the dimensions of Qwen3-Embedding-0.6B."""
 
 TEXTS = ["green tea", "a fast car", "the old harbour at night", "how to sharpen a knife", "sunflowers"]
 
@@ -44,10 +44,10 @@ def matrix(count: int, dim: int, *, seed: int = 1) -> Matrix:
 
 
 def messages(values: Matrix, *, preset: str = "", size: int = 4 * MIB) -> Iterator[bytes]:
-    """Give the encoded messages of a set, none of them larger than the size."""
+    """Return the encoded messages of a set, none larger than `size` bytes."""
     dim = values.shape[1]
     yield pb.SetCentroidsRequest(header=pb.CentroidSetHeader(dim=dim, nlist=len(values), preset=preset)).SerializeToString()
-    # Two lengths that are equal for all, and an id of always three bytes.
+    # All messages have the same two lengths, and an id of three bytes.
     inner, packed = (bytes([number % 128 | 128, number // 128]) for number in (4 * dim + 7, 4 * dim))
     layout = np.dtype([("head", "S4"), ("id", "u1", 3), ("vec", "S3"), ("values", "<f4", dim)])
     rows = (size - 16) // layout.itemsize
@@ -65,7 +65,7 @@ def messages(values: Matrix, *, preset: str = "", size: int = 4 * MIB) -> Iterat
 
 
 def push(daemon: RunningDaemon, parts: Iterator[bytes]) -> pb.SetCentroidsResponse:
-    """Push a set by grpcio, with its own defaults as a program that exists has them."""
+    """Push a set by grpcio with grpcio's defaults, as an existing program does."""
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         stub: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary("/runed.v1.RunedService/SetCentroids")
         return pb.SetCentroidsResponse.FromString(stub(parts, timeout=60))
@@ -90,7 +90,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @contextmanager
 def peak_memory(pid: int) -> Iterator[Callable[[], int]]:
-    """Watch the resident memory of a process; gives by how much it grew at most."""
+    """Watch the resident memory of a process, and return its largest growth."""
     process = psutil.Process(pid)
     before = peak = process.memory_info().rss
     done = threading.Event()
@@ -116,11 +116,11 @@ def large() -> Matrix:
 
 @pytest.fixture(scope="module")
 def routing_daemon(llama_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
-    """A daemon of 1,024 dimensions, for tests that leave it with a set of their own."""
+    """A daemon of 1,024 dimensions, for tests that replace its set."""
     model = tmp_path_factory.mktemp("model") / "qwen3-1024.f16.gguf"
     write(model, Shape(dim=DIM, layers=1))
     with running_daemon(llama_server, model) as daemon:
-        with runed.connect(socket_path=daemon.socket) as client:  # what is imported late is there
+        with runed.connect(socket_path=daemon.socket) as client:  # so that everything imported late is there
             client.set_centroids(matrix(100, DIM))
             client.embed_items(TEXTS, with_route=True)
         push(daemon, messages(matrix(100, DIM)))
@@ -141,7 +141,7 @@ def push_large(protocol: str, daemon: RunningDaemon, client: runed.Client, value
 def test_large_set_takes_little_memory(protocol: str, routing_daemon: RunningDaemon, large: Matrix) -> None:
     with runed.connect(socket_path=routing_daemon.socket, timeout=60) as client:
         with peak_memory(routing_daemon.process.pid) as grown:
-            # Twice: the second one comes while the first one is there.
+            # Twice: the second set comes while the first one is in place.
             versions = [push_large(protocol, routing_daemon, client, large, preset) for preset in ("first", "second")]
             assert grown() < 64 * MIB
             ids, vectors, routed_by = routes(client)
@@ -179,7 +179,7 @@ async def test_by_asyncio_too(routing_daemon: RunningDaemon) -> None:
         assert installed == runed.CentroidSet(version=(await client.info()).centroid_set_version, nlist=2000)
         again = await client.set_centroids(values, "k2000", installed.version)
         assert again == installed
-        with pytest.raises(errors.BadCentroidsError, match="is not that of what came"):
+        with pytest.raises(errors.BadCentroidsError, match="is not that of the received content"):
             await client.set_centroids(values, "k2001", installed.version)
         embeddings = [item for item in await client.embed_items(TEXTS, with_route=True) if isinstance(item, runed.Embedding)]
     assert [item.cluster_id for item in embeddings] == nearest(np.array([item.vector for item in embeddings]), values)
@@ -215,10 +215,10 @@ def test_status_shows_the_set(routing_daemon: RunningDaemon) -> None:
 
 
 def partial_files(home: Path) -> list[Path]:
-    """Give the sets that are being received and have begun to be written."""
+    """Return the files of sets that are being received and written."""
     begun = []
     for path in (home / "cache").glob(".centroids.bin.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # it went between the two looks
+        with contextlib.suppress(FileNotFoundError):  # the file was removed between the two looks
             if path.stat().st_size:
                 begun.append(path)
     return begun
@@ -269,7 +269,7 @@ def test_kill_while_installing_leaves_the_set_before_it(start_daemon: StartDaemo
     assert versions == {version}
     assert np.allclose(vectors, same_vectors, atol=1e-6)
 
-    # At any moment around the end, it is one of the two, whole.
+    # At any moment around the end, one of the two sets is there as a whole.
     for delay in (0.0, 0.02):
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(push, successor, iter(list(messages(new))))

@@ -1,4 +1,4 @@
-"""What a user gets by default: Q8_0 is downloaded, q6_K is made of it on this machine, and serves."""
+"""The default of users: Q8_0 is downloaded, and q6_K is made from it on this machine and served."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[docroot.Site]:
-    """A release like the packaged one, of a model whose rows K-quants can pack: f16 and Q8_0 as downloads, q6_K derived."""
+    """A release like the packaged one, of a model that K-quants can pack. f16 and Q8_0 are downloads, q6_K is derived."""
     root = tmp_path_factory.mktemp("root")
     qwen3.write(root / "random.f16.gguf", qwen3.Shape())
     quantize = engine.programs_folder() / "llama-quantize"
@@ -82,7 +82,7 @@ def test_default_is_made_here_and_is_near_the_original(start_daemon: StartDaemon
     original.wait_for("STATUS_OK")
     cosines = np.sum(derived * embed(original), axis=1)
     assert cosines.min() > 0.98
-    assert cosines.max() < 0.99999  # or it would not be quantized at all
+    assert cosines.max() < 0.99999  # otherwise it would not be quantized at all
 
 
 def test_source_serves_and_health_says_why_when_it_cannot_be_made(start_daemon: StartDaemon, site: docroot.Site) -> None:

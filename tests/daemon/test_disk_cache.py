@@ -1,4 +1,4 @@
-"""The cache on disk of the real daemon: vectors outlive its death, and are told of, and no text is in it."""
+"""The disk cache of the real daemon: vectors outlive the daemon's death, statistics count them, and no text is in the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job: no daemon, no engine, no model; a client asks, and the right vector comes back."""
+"""The main job: without daemon, engine and model, a client asks for a vector, and the right one comes back."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def site(root: Path) -> Iterator[docroot.Site]:
 
 @pytest.fixture
 def empty_home(home: Path, site: docroot.Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty home whose daemon, started by whom it may, downloads from `site` and is stopped at the end."""
+    """An empty home. Any client may start its daemon, which downloads from `site` and is stopped at the end."""
     for name in [name for name in os.environ if name.startswith("RUNED_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RUNED_HOME", str(home))

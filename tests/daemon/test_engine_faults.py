@@ -1,4 +1,4 @@
-"""The engine dies or cannot be had: the caller hears why, and the next try works."""
+"""The engine dies or cannot be had: the caller is told the reason, and the next try works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real daemon with a loopback port: the same vectors as over the socket, and a port that comes and goes with it."""
+"""A real daemon with a loopback port: its vectors are the same as over the socket, and the port closes with the daemon."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = ["a cat sat on the mat", "le chat", "Stromausfall in der Nacht", "zweihu
 
 @pytest.fixture(scope="module")
 def daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]:
-    """One daemon for all tests that leave it as it is."""
+    """One daemon for all tests that do not change it."""
     with running_daemon(llama_server, tiny_qwen3, RUNED_HTTP="127.0.0.1:0") as daemon:
         yield daemon
 

@@ -1,4 +1,4 @@
-"""The memory goes back when nobody embeds, and the next text brings the engine up again."""
+"""The engine's memory is freed when nobody embeds, and the next text starts the engine again."""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ def test_zero_never_suspends(start_daemon: StartDaemon) -> None:
     engine = daemon.wait_for("STATUS_OK")["enginePid"]
     with ThreadPoolExecutor(1) as pool:
         pool.submit(daemon.call, "Embed", {"text": "x"}).result()
-    time.sleep(1)  # an engine that is suspended after 0 seconds has gone by then
+    time.sleep(1)  # an engine that is suspended after 0 seconds is gone by then
     health = daemon.health()
     assert (health["status"], health["enginePid"]) == ("STATUS_OK", engine)

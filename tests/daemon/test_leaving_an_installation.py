@@ -1,4 +1,4 @@
-"""A daemon that leaves in the middle of an installation: nobody else may install before its last thread has written."""
+"""A daemon that ends during an installation: no other process may install before its last thread has finished writing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ StartDaemon = Callable[..., RunningDaemon]
 def test_the_install_lock_is_held_until_the_engine_is_unpacked(start_daemon: StartDaemon, home: Path) -> None:
     paths = Paths(home)
     fresh = paths.bin / ".llama-cpp.new"
-    # Many files, so that a drain and its two cancels come long before the last file is on the disk.
+    # There are many files, so that a drain and its two cancels come long before the last file is on the disk.
     files = [(f"llama-b1/licence-{number}", b"text") for number in range(2000)]
     with running_site() as site, LockFile(paths.install_lock) as lock:
         release = Release(site, engine=archive(("llama-b1/llama-server", VERSION_SCRIPT), *files))

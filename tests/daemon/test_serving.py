@@ -1,4 +1,4 @@
-"""One daemon a home: who may serve, who must not, and what is left behind."""
+"""One daemon serves a home. Others must not serve it, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health and reflection of the real daemon at every stage: before there is an engine, while it sleeps, and to the last call."""
+"""Health and reflection of the real daemon in every state: without an engine, with a suspended engine, and in a drain."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class SideClient:
         return (answer.status for answer in self._watch(HealthCheckRequest(), timeout=60))
 
     def services(self) -> int:
-        """Ask for the services, and give their number."""
+        """Ask for the services, and return their number."""
         self._questions.put(ServerReflectionRequest(list_services=""))
         return len(next(self._answers).list_services_response.service)
 
     def reflection_ended_well(self) -> bool:
-        """Wait for the end of the stream of questions."""
+        """Wait for the end of the stream, and return whether it ended without an error."""
         return list(self._answers) == [] and self._answers.code() is grpc.StatusCode.OK
 
 
@@ -79,7 +79,7 @@ def run_cli(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProce
 
 @pytest.fixture
 def silent_site() -> Iterator[str]:
-    """The URL of a manifest that never comes."""
+    """The URL of a manifest that is never sent."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()

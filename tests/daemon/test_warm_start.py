@@ -19,6 +19,8 @@ import pytest
 from runed_proto.grpc.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from runed_proto.runed.v1 import runed_pb2 as pb
 
+import runed
+from runed.client.look import look
 from runed.lifecycle.listener import probe
 from runed.locking import LockFile
 from runed.paths import Paths
@@ -33,9 +35,9 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 
 @dataclass(frozen=True)
 class SlowEngine:
-    """The real engine, which takes a second to tell its version, and then does so only when it may.
+    """The real engine with a slow `--version`, which takes a second and waits for the test's permission.
 
-    A bootstrap asks for it, and takes as long.
+    Every bootstrap asks for the version, and takes as long.
     """
 
     script: str
@@ -59,7 +61,7 @@ def slow(llama_server: Path, tmp_path: Path) -> Iterator[SlowEngine]:
 
 @pytest.fixture
 def own(slow: SlowEngine, tiny_qwen3: Path, tmp_path: Path) -> dict[str, str]:
-    """The settings of a home with engine and model of the user's own; the engine is slow."""
+    """The settings of a home with the user's own engine and model. The engine is slow."""
     program = tmp_path / "llama-server"
     program.write_text(slow.script)
     program.chmod(0o755)
@@ -76,7 +78,7 @@ def release(slow: SlowEngine, tiny_qwen3: Path) -> Iterator[Release]:
 
 @pytest.fixture
 def installed(home: Path, release: Release, slow: SlowEngine) -> dict[str, str]:
-    """The settings of a home in which engine and model of the release are installed; the engine is slow from now on."""
+    """The settings of a home in which the release is installed. The engine is slow from now on."""
     manifest = home / "manifest.json"
     release.publish()
     document = release.document()
@@ -101,7 +103,7 @@ def installed(home: Path, release: Release, slow: SlowEngine) -> dict[str, str]:
 
 @pytest.fixture
 def start_slowly(installed: dict[str, str], start_daemon: StartDaemon) -> StartDaemon:
-    """Starts daemons in that home; they listen already."""
+    """Start daemons in the home, and return them when they listen."""
 
     def start(**env: str) -> RunningDaemon:
         return listening(start_daemon(**(installed | env)))
@@ -145,7 +147,7 @@ def check(daemon: RunningDaemon) -> int:
 
 
 def drip(exchange: Exchange) -> None:
-    """Send some bytes twice, far enough apart for progress to be told, and the rest when the site is released."""
+    """Send some bytes twice, so far apart that progress is reported, and the rest when the site is released."""
     body = exchange.begin()
     exchange.wfile.write(body[:50_000])
     time.sleep(0.5)
@@ -159,7 +161,7 @@ def in_flight(daemon: RunningDaemon) -> int:
 
 
 def waiting(pool: ThreadPoolExecutor, daemon: RunningDaemon, method: str = "Embed") -> Future[dict[str, Any]]:
-    """Begin a call, and see it wait."""
+    """Begin a call, and check that it waits."""
     call = pool.submit(daemon.call, method, {"text": "hello"}, timeout=60)
     wait_until(lambda: in_flight(daemon) == 1, what="the call in flight")
     assert not call.done()
@@ -222,6 +224,17 @@ def test_every_call_waits_until_engine_and_model_are_found(start_slowly: StartDa
     assert answers["SetCentroids"].nlist == 1
     assert len(answers["embeddings"].json()["data"]) == len(answers["models"].json()["data"]) == 1
     assert in_flight(daemon) == 0
+
+
+def test_status_does_not_contradict_itself(start_slowly: StartDaemon, slow: SlowEngine) -> None:
+    daemon = start_slowly()
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look, daemon.home, timeout=60)
+        time.sleep(0.5)
+        slow.go_on()
+        info, health = looking.result(30)
+    assert info.vector_dim == 64
+    assert health.phase in {None, runed.Phase.STARTING_LLAMA_SERVER}
 
 
 def test_health_of_grpc_is_serving_all_the_time(start_slowly: StartDaemon, slow: SlowEngine) -> None:

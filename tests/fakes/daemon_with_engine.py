@@ -1,6 +1,6 @@
-"""A process that runs a backend and does nothing else, to be killed: `daemon_with_engine.py <executable> <model> <home>`.
+"""A process that only runs a backend, for tests that kill it: `daemon_with_engine.py <executable> <model> <home>`.
 
-Writes the engine's pid when it is ready.
+It writes the engine's pid when the engine is ready.
 """
 
 from __future__ import annotations

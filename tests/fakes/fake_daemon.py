@@ -1,9 +1,9 @@
-"""A `runed serve` that keeps to the protocol of a start, or breaks it on purpose; it answers no calls.
+"""A `runed serve` that follows the protocol of a start, or breaks it on purpose. It answers no calls.
 
     fake_daemon.py BEHAVIOUR VERSION serve --log-file FILE --ready-fd N
     fake_daemon.py BEHAVIOUR VERSION version
 
-It appends what it found at its start to `starts.jsonl` of its home.
+At its start it appends facts about its process to `starts.jsonl` of its home.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def note_start(paths: Paths) -> None:
         "session": os.getsid(0),
         "directory": str(Path.cwd()),
         "environment": dict(os.environ),
-        # The listing's own descriptor is closed again and so leads nowhere.
+        # The descriptor of the listing itself is closed again, so its link cannot be read.
         "descriptors": {link.name: str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()},
     }
     with (paths.home / "starts.jsonl").open("a") as file:
@@ -47,11 +47,11 @@ def serve(paths: Paths, version: str, ready_fd: int, *, drain: float, openly: bo
             sys.stderr.write(f"pid {lock.holder()} serves\n")
             return
         record = msgspec.structs.replace(DaemonRecord.of_this_process(paths.socket), version=version)
-        # Before the bind: whoever can connect can read who serves.
+        # Before the bind: a process that can connect can also read the record.
         record.write(paths.daemon_record)
         try:
             with Listener.bind(paths.socket) as listener:
-                with contextlib.suppress(KeyboardInterrupt):  # from the moment on in which a test may send it
+                with contextlib.suppress(KeyboardInterrupt):  # installed before a test may send the signal
                     os.write(ready_fd, READY)
                     os.close(ready_fd)
                     while True:

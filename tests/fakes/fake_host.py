@@ -1,7 +1,7 @@
-"""A `Host` of the service whose work is arranged by the test: the vector of a text is a function of the text.
+"""A `Host` of the service whose work the test arranges. The vector of a text is a function of the text.
 
-Texts that do more: "wait" waits until it is let go; "fail:REASON" fails for a reason; "break:REASON" fails its whole stream.
-A token is a word, and two special ones.
+Texts with effects: "wait" waits until the test lets it go, "fail:REASON" fails for a reason, "break:REASON" fails its whole
+stream. A text has one token a word, and two special ones.
 
     python -m tests.fakes.fake_host SOCKET      serves one until SIGTERM
 """
@@ -80,20 +80,20 @@ class Asked:
 
 @dataclass
 class FakeHost(DaemonDouble):
-    """See the module.
+    """A host whose work the test arranges.
 
     Attributes:
         asked: The calls of `embed`, of `embed_stream` (without texts) and of `count_tokens`.
-        taken: How many texts were taken from streams.
-        waiting: How many calls wait.
-        cancelled: How many calls were cancelled, and how many streams were cancelled, closed or broken before their end.
-        busy: How many calls are being served.
-        load: What Health tells.
-        status: What Health tells.
-        phase: What Health tells.
-        downloading: Whether what is fetched in that phase is downloaded.
-        grace: What the last `Shutdown` asked for.
-        pushed: The centroid sets that came whole: their headers, and their centroids by the message.
+        taken: The number of texts taken from streams.
+        waiting: The number of waiting calls.
+        cancelled: The number of cancelled calls, and of streams that were cancelled, closed or broken before their end.
+        busy: The number of calls being served.
+        load: The load that Health tells.
+        status: The status that Health tells.
+        phase: The phase that Health tells.
+        downloading: Whether something is being downloaded in that phase.
+        grace: The grace of the last `Shutdown`.
+        pushed: The complete centroid sets: their headers, and their centroids by message.
     """
 
     home: Path = Path("/")
@@ -135,7 +135,7 @@ class FakeHost(DaemonDouble):
     ) -> AsyncGenerator[StreamAnswer, None]:
         self.asked.append(Asked([], options, client, per_item_errors=True))
         with self._serving():
-            # Not the double's own, which keeps the texts for ever.
+            # Not the method of the double, which keeps all texts for its calls.
             async for chunk in chunks:
                 self.taken += len(chunk)
                 if any(item.text == WAIT for item in chunk):
@@ -222,7 +222,7 @@ class FakeHost(DaemonDouble):
         self.busy += 1
         try:
             yield
-        except (asyncio.CancelledError, GeneratorExit, ConnectError):  # the last is what reading raises when the client goes
+        except (asyncio.CancelledError, GeneratorExit, ConnectError):  # reading raises the last one when the client goes
             self.cancelled += 1
             raise
         finally:

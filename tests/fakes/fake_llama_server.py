@@ -1,16 +1,16 @@
-"""A program with the command line and the HTTP interface of `llama-server` that misbehaves as it is told.
+"""A program with the command line and the HTTP interface of `llama-server` that misbehaves as a test asks.
 
-It is told by `behaviour.json` beside itself, since its environment is not the tests' to set; beside itself it also writes what
-a test wants to know: `launches.jsonl` (argv and environment of each start) and `once` (what was done already, over restarts).
+It reads `behaviour.json` in its own folder, since a test cannot set its environment. It writes two files there for the test:
+`launches.jsonl` (argv and environment of each start) and `once` (the actions that were done once, over restarts).
 
 Keys of `behaviour.json`, all optional:
     exit: print this and exit with code 1 at once
     needs_no_repack: die of SIGILL in the warm-up, with the socket bound, unless `--no-repack` is given
-    stderr_bytes: write so many bytes before anything else
+    stderr_bytes: write this number of bytes before anything else
     hang: "before-listening", "after-listening" (accepts, answers nothing) or "loading" (answers 503 for ever)
-    load_seconds: load for so long, using the processor
-    ignore_sigterm: do so
-    close_silently: close each connection after one answer, without saying so
+    load_seconds: load for this number of seconds, using the processor
+    ignore_sigterm: ignore SIGTERM
+    close_silently: close each connection after one answer, without announcing it
     no_slots: refuse to erase slots
     no_eos: do not end a text with the EOS token
     always: an action for each embedding
@@ -71,7 +71,7 @@ def embedding(text: str) -> list[float]:
 
 
 def tokenize(content: str | list[str | int]) -> list[int]:
-    """A token a word; like the real one, a list is joined, with numbers as they are and special tokens only if it starts so."""
+    """Return one token a word, and EOS. Like the real one, join the parts of a list: numbers stay, and no EOS is added."""
     if isinstance(content, list):
         return [token for part in content for token in ([part] if isinstance(part, int) else range(len(part.split())))]
     words = list(range(len(content.split())))
@@ -190,7 +190,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     request_queue_size = 64
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing of a client that went away, as the real one."""
+        """Ignore a client that went away, like the real one."""
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""A `runed serve` with the real contract, whose answers are arranged by the test.
+"""A `runed serve` with the real contract. The test arranges its answers.
 
     fake_service.py OPTIONS serve --log-file FILE --ready-fd N
 
 OPTIONS is a JSON object, see `Options`. The vector of a text is `[length, pid, number of the request, texts in the request]`,
-cut or filled up to the dimensions asked for. Its cluster is its length, once a centroid set was pushed. Texts, and presets of
-such a set, that do more: "fail:REASON", "undetailed:CODE", "die", "slow", "drain", "busy-once", "hold", which waits for a file
-`release` in the home. What happens is appended to `events` of the home.
+cut or filled up to the dimensions asked for. Once a centroid set was pushed, its cluster is its length. Texts, and presets of
+such a set, with effects: "fail:REASON", "undetailed:CODE", "die", "slow", "drain", "busy-once", "hold", which waits for a file
+`release` in the home. Each event is appended to `events` of the home.
 """
 
 from __future__ import annotations
@@ -73,23 +73,23 @@ DRAIN = 0.5
 
 
 class Options(msgspec.Struct):
-    """How it behaves.
+    """The behaviour of the service.
 
     Attributes:
-        loading: How many calls of Health find it loading.
-        downloading: Whether it downloads while it loads; otherwise it looks for what is installed.
+        loading: The number of calls of Health that find it loading.
+        downloading: Whether it downloads while it loads. Otherwise it looks for installed files.
         refuses_info: Whether it refuses Info while it loads, instead of answering the part that it knows.
-        degraded: The message that it is degraded with after that; "" if it is not.
+        degraded: The message with which it is degraded after loading; "" if it is not degraded.
         max_batch_size: As in Info.
         max_request_bytes: As in Info.
         keep_alive: Seconds after which an idle connection is closed; 0 means never.
-        old: Whether it is from before there were options, details and streams.
-        busy: How many embeddings it refuses for the moment before it takes one, each for `retry_after` seconds.
+        old: Whether its version has no options, details and streams.
+        busy: The number of embeddings that it refuses for `retry_after` seconds before it accepts one.
         retry_after: See `busy`.
-        busy_reason: Why; the class of that reason is raised.
+        busy_reason: The reason of these refusals. The error has the class of that reason.
         new_model: Whether each start has another model.
-        die_after: After how many results of a stream it dies; 0 means never.
-        drain_after: After how many results of a stream it begins to drain; 0 means never.
+        die_after: The number of results of a stream after which it dies; 0 means never.
+        drain_after: The number of results of a stream after which it begins to drain; 0 means never.
     """
 
     loading: int = 0
@@ -286,7 +286,7 @@ class Service(RunedService):
         return response
 
     def _admit(self) -> None:
-        """Refuse, or take, a request that embeds."""
+        """Refuse or accept a request that embeds."""
         if self._draining:
             raise to_connect(ShuttingDownError("fake: shutting down"))
         if self._loading:
@@ -316,7 +316,7 @@ class Service(RunedService):
         return self._response([len(text), os.getpid(), self._requests, count], request)
 
     async def _count(self, results: int) -> None:
-        """Die or drain when the results of streams are as many as arranged."""
+        """Die or drain when the arranged number of stream results is reached."""
         self._streamed += results
         if 0 < self._options.die_after <= self._streamed:
             await asyncio.sleep(0.01)  # the results are written by another task

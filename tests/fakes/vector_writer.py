@@ -1,7 +1,7 @@
-"""A process that fills a disk cache as fast as it can, to be killed: `vector_writer.py <directory> <start> [<max file size>]`.
+"""A process that fills a disk cache until a test kills it: `vector_writer.py <directory> <start> [<max file size>]`.
 
-Writes after each flush up to which number everything is on disk. With a largest file size, the kernel lets no file grow beyond
-it; the process then ends by itself, as soon as the cache was written three times as large.
+After each flush it writes the number up to which everything is on disk. With a max file size in bytes, the kernel lets no file
+grow beyond it. The process then ends by itself when it has written three times that size.
 """
 
 from __future__ import annotations

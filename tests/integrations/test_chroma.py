@@ -22,7 +22,7 @@ TEXTS = ["green tea", "black tea", "a train"]
 DOCUMENTS = ["Green tea is steeped at 80 degrees.", "The night train leaves at ten.", "A violin has four strings."]
 
 QUIET = Settings(anonymized_telemetry=False)
-"""Chroma used to tell its maker of itself, and may do so again."""
+"""Settings without telemetry. Earlier versions of Chroma sent it, and later ones may do so again."""
 
 
 @pytest.fixture

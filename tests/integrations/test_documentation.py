@@ -1,4 +1,4 @@
-"""The Python examples of docs/clients.md that need no other API than ours, run out of the file."""
+"""Runs the Python examples of docs/clients.md that need no API but ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_an_example_prints_what_stands_beside_it(title: str, minilm_daemon: Runn
         assert promised
         result = subprocess.run(
             [sys.executable, "-c", example],
-            # Chroma used to tell its maker of itself, and may do so again.
+            # Earlier versions of Chroma sent telemetry, and later ones may do so again.
             env=clean_environment(RUNED_HOME=str(minilm_daemon.home), ANONYMIZED_TELEMETRY="false"),
             cwd=tmp_path,
             capture_output=True,

@@ -25,7 +25,7 @@ TEXTS = ["green tea", "black tea", "a train"]
 
 
 class TestUnit(EmbeddingsUnitTests):
-    """LangChain's own tests of every embedding model, those without a network."""
+    """LangChain's own unit tests of an embedding model, which need no network."""
 
     @property
     def embeddings_class(self) -> type[RunedEmbeddings]:
@@ -33,7 +33,7 @@ class TestUnit(EmbeddingsUnitTests):
 
 
 class TestIntegration(EmbeddingsIntegrationTests):
-    """LangChain's own tests of every embedding model, those that embed."""
+    """LangChain's own integration tests of an embedding model, which embed."""
 
     @pytest.fixture(autouse=True)
     def _daemon(self, qwen_daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What all adapters share, tried with the one that needs no package beside runed."""
+"""The client that all adapters share, tested with the adapter that needs no other package."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def connection(qwen_daemon: RunningDaemon) -> LazyClient:
 
 
 def run(code: str, daemon: RunningDaemon) -> str:
-    """Run a program in which every warning is an error, and give what it printed; it must complain about nothing."""
-    # From 3.12 on, Python warns of every fork beside a thread, such as the one in which asyncio first connects.
+    """Run a program in which every warning is an error, and return its output. Check that it writes no error."""
+    # Since 3.12, Python warns of every fork beside a thread. asyncio's first connection uses one.
     warnings = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
     argv = [sys.executable, "-X", "dev", *warnings, "-c", code, str(daemon.socket)]
     result = subprocess.run(argv, env=clean_environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    # In development mode asyncio also tells what took over 0.1 s, which on a busy machine anything may.
+    # In development mode, asyncio also warns of steps over 0.1 s, which may happen on a busy machine.
     complaints = [line for line in result.stderr.splitlines() if not re.fullmatch(r"Executing <.*> took [\d.]+ seconds", line)]
     assert (result.returncode, complaints) == (0, [])
     return result.stdout
@@ -132,7 +132,7 @@ def test_each_event_loop_has_connections_of_its_own_that_end_with_it(connection:
     for _ in range(3):
         assert np.array_equal(asyncio.run(connection.aembed("green tea", "query")), vector)
         assert live_descriptors() == descriptors
-    assert len(connection._loops) == 1  # those of ended loops are forgotten
+    assert len(connection._loops) == 1  # clients of ended loops are forgotten
 
     meet = threading.Barrier(2)
 
@@ -165,7 +165,7 @@ async def test_batches_that_are_started_at_once_take_turns(connection: LazyClien
     texts = [f"text {number}" for number in range(120)]
     batches = [texts[start : start + 3] for start in range(0, 120, 3)]
     vectors = await asyncio.gather(*(connection.aembed_batch(batch, "document") for batch in batches))
-    # Connections are kept for later calls, so that they tell how many calls there were at a time.
+    # Connections are kept for later calls. Their number is the largest number of concurrent calls.
     assert len(live_descriptors() - descriptors) <= 4
     assert np.array_equal(np.concatenate(vectors), connection.embed_batch(texts, "document"))
 

@@ -1,4 +1,4 @@
-"""The stand-in for sentence-transformers."""
+"""The adapter that stands in for sentence-transformers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_its_prompts_are_those_that_the_daemon_puts_in_front(model: SentenceTran
     prompts = model.prompts
     assert prompts["query"].startswith("Instruct: ")
     assert "{" not in prompts["query"]
-    # Not to the bit: a text with a role is another text for the cache, and is computed again.
+    # Not equal to the bit: a text with a role is another text for the cache, and is computed again.
     assert np.allclose(model.encode(TEXTS, prompt=prompts["query"]), model.encode_query(TEXTS), atol=1e-5)
     asking = SentenceTransformer(instruction="Find teas", socket_path=qwen_daemon.socket)
     assert "Find teas" in asking.prompts["query"]
@@ -89,7 +89,7 @@ def test_fewer_dimensions(model: SentenceTransformer, client: runed.Client, qwen
 def test_a_long_list_keeps_its_order(
     model: SentenceTransformer, client: runed.Client, capsys: pytest.CaptureFixture[str], *, show: bool, count: int, words: int
 ) -> None:
-    # More than fit into a request; or for a stream, which is answered as texts are ready, of different lengths.
+    # More texts than fit into a request. A stream gets texts of different lengths, which are not ready in order.
     texts = [f"{count} {number}" + " word" * (number * 7 % words) for number in range(count)]
     vectors = model.encode(texts, batch_size=7, show_progress_bar=show, normalize_embeddings=False, device="cpu")
     assert vectors.shape == (count, 64)

@@ -1,4 +1,4 @@
-"""Programs written for OpenAI's API, with the packages that they use as these come, against a real daemon."""
+"""Programs for OpenAI's API against a real daemon. They use the packages unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = ["a cat sat on the mat", "le chat était là", "Stromausfall in der Nach
 
 DOCUMENT = ROOT / "docs" / "clients.md"
 
-# Their own warnings, at their import and in their use, are not ours to mend.
+# Warnings of these packages, at import and in use, are not ours to fix.
 QUIET = clean_environment(PYTHONWARNINGS="ignore", LANGCHAIN_TRACING_V2="false", LANGSMITH_TRACING="false")
 
 
@@ -36,7 +36,7 @@ def daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]:
 
 @pytest.fixture(scope="module")
 def given(daemon: RunningDaemon) -> dict[str, Any]:
-    """What a program needs to know: where the daemon is, what opens it, and what to embed."""
+    """The input of a program: the daemon's URL and socket, its token, and the texts."""
     record = DaemonRecord.read(daemon.home / "daemon.json")
     assert record is not None
     return {
@@ -48,13 +48,13 @@ def given(daemon: RunningDaemon) -> dict[str, Any]:
 
 
 def vectors_of(daemon: RunningDaemon, **options: object) -> NDArray[np.float32]:
-    """Give the vectors of the texts as the RPC gives them."""
+    """Return the vectors of the texts by the RPC."""
     answer = daemon.call("EmbedBatch", {"texts": TEXTS} | options)
     return np.array([item["vector"] for item in answer["embeddings"]], "<f4")
 
 
 def run(script: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Run a program of the folder `openai`, and give what it printed."""
+    """Run a program of the folder `openai`, and return its output."""
     argv = [sys.executable, str(HERE / "openai" / script)]
     done = subprocess.run(
         argv, input=json.dumps(given), env=QUIET, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -65,7 +65,7 @@ def run(script: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same(vectors: object, expected: NDArray[np.float32]) -> None:
-    """See that the numbers are those of float32, to the last bit: then the cosine is 1."""
+    """Check that the numbers are equal as float32, to the last bit."""
     got = np.array(vectors)
     assert np.array_equal(got, got.astype("<f4"))
     assert np.array_equal(got.astype("<f4"), expected)
@@ -154,7 +154,7 @@ def examples(language: str) -> list[str]:
 
 
 def run_example(argv: list[str], given: dict[str, Any], tmp_path: Path, cwd: Path) -> str:
-    """Run an example where the user's home has the daemon's, and give what it printed."""
+    """Run an example in which the user's home contains the daemon's home, and return its output."""
     (tmp_path / ".runed").symlink_to(Path(given["socket"]).parent)
     env = {"HOME": str(tmp_path), "OPENAI_BASE_URL": given["url"], "OPENAI_API_KEY": given["token"]}
     done = subprocess.run(argv, env=QUIET | env, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""A job that a program runs without the command line."""
+"""A program runs a job without the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def connect(qwen_daemon: RunningDaemon) -> Callable[[], runed.Client]:
 def test_vectors_are_those_of_the_reference_implementation(
     connect: Callable[[], runed.Client], tiny_golden: Golden, tmp_path: Path
 ) -> None:
-    """The source is a callable of the program's own, as an adapter of a distributed runner has it."""
+    """The source is a callable of the program, like that of an adapter for a distributed runner."""
     progress: list[tuple[int, int]] = []
     complaints: list[str] = []
     result = run_job(

@@ -1,4 +1,4 @@
-"""Homes whose `runed` is a small program that behaves or misbehaves."""
+"""Fixtures with homes in which `runed` is a small program that behaves or misbehaves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAKE_DAEMON = Path(__file__).resolve().parent.parent / "fakes" / "fake_daemon.py
 
 
 def write_fake(home: Path, behaviour: str, version: str = "0.1.0") -> Path:
-    """Write a `runed` that is the fake daemon with a behaviour and a version."""
+    """Write a `runed` that runs the fake daemon with a behaviour and a version."""
     script = home / f"fake-runed-{version}"
     command = shlex.join([sys.executable, str(FAKE_DAEMON), behaviour, version])
     script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
@@ -33,7 +33,7 @@ def write_fake(home: Path, behaviour: str, version: str = "0.1.0") -> Path:
 
 
 def starts(home: Path) -> list[dict[str, Any]]:
-    """Give what each started fake daemon of a home found."""
+    """Return the notes of each fake daemon that was started in a home."""
     log = home / "starts.jsonl"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -45,7 +45,7 @@ def paths(home: Path) -> Paths:
 
 @pytest.fixture
 def fake(home: Path) -> Iterator[Callable[..., Settings]]:
-    """Make settings whose `runed` is a fake; ends all daemons of the home afterwards."""
+    """Make settings with a fake `runed`. End all daemons of the home afterwards."""
 
     def make(behaviour: str = "serves", version: str = "0.1.0") -> Settings:
         return replace(Settings(home=home), runed_binary=write_fake(home, behaviour, version))

@@ -1,4 +1,4 @@
-"""The socket: what is taken over, what is left untouched, and how a theft is noticed."""
+"""The socket: a dead one is taken over, foreign files are left untouched, and a stolen path is noticed."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_of_many_threads_that_dial_at_once_none_is_turned_away(path: Path) -> No
 
 
 class TestLongPath:
-    """A home whose socket path is longer than the kernel allows uses an alias in /tmp."""
+    """A home uses an alias in /tmp if its socket path is longer than the kernel allows."""
 
     @pytest.fixture
     def paths(self, home: Path) -> Paths:

@@ -1,4 +1,4 @@
-"""The loopback port and its token: private, made once, and never anything else that stands in its place."""
+"""The loopback port and its token. The token is private and made once, and nothing else at its path is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record: a hint that may be missing, broken or out of date without harm."""
+"""The record is a hint. It may be missing, broken or out of date without harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Starting a daemon: once, detached, with its own words when it fails, and never against another one."""
+"""A daemon is started once and detached. A failed start tells the daemon's own error. A second daemon never displaces a
+first."""
 
 from __future__ import annotations
 
@@ -134,7 +135,7 @@ def test_a_foreground_daemon_that_is_just_about_to_listen_is_waited_for(fake: Fa
         assert starting.try_acquire()
         ensuring = start_ensure(settings)
         wait_until(lambda: starts(paths.home), what="the start of a second daemon")
-    # The lock is free now; the third attempt at the latest gets it.
+    # The lock is free now. The third attempt at the latest gets it.
     output, _ = ensuring.communicate(timeout=60)
     assert output.split()[1] == "True"
 
@@ -272,7 +273,7 @@ def test_an_old_program_configured_by_the_user_is_not_restarted_at_every_connect
 
 
 class TestDetachment:
-    """A daemon outlives whoever happened to start it, and takes nothing along."""
+    """A daemon outlives the process that started it, and inherits nothing from it."""
 
     def test_it_has_its_own_session_the_root_directory_and_no_descriptor_of_its_starter(self, fake: Fake, paths: Paths) -> None:
         settings = fake()
@@ -332,7 +333,7 @@ class TestDetachment:
 
 
 class TestForeignPaths:
-    """What is not ours stays untouched, and the error says what is in the way."""
+    """Foreign files stay untouched, and the error names them."""
 
     def test_a_file_in_place_of_the_home(self, home: Path) -> None:
         (home / "file").write_text("precious")
@@ -359,7 +360,7 @@ class TestForeignPaths:
 
 
 class TestProgram:
-    """Which `runed` is started."""
+    """The choice of the `runed` program to start."""
 
     def test_one_that_cannot_be_run_is_named(self, home: Path) -> None:
         with pytest.raises(DaemonStartError, match=r"/nonexistent/runed: No such file"):

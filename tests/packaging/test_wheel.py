@@ -1,4 +1,4 @@
-"""The built wheel is complete, and works without the source tree and without any development tool."""
+"""The built wheel is complete. It works without the source tree and without development tools."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the source archive, so that this is complete too."""
+    """The wheel, built from the source archive. This shows that the archive is complete, too."""
     folder = tmp_path_factory.mktemp("dist")
     argv = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     result = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100)
@@ -40,7 +40,7 @@ def wheel_metadata(wheel: Path) -> Message:
 
 @pytest.fixture(scope="module")
 def clean_python(wheel: Path, wheel_metadata: Message, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a fresh environment that holds the wheel and what it declares to need, and nothing else."""
+    """The interpreter of a fresh environment that has the wheel and its declared requirements only."""
     folder = tmp_path_factory.mktemp("clean")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
     python = folder / "bin" / "python"
@@ -53,7 +53,7 @@ def clean_python(wheel: Path, wheel_metadata: Message, tmp_path_factory: pytest.
 
 
 def _closure(requirements: list[str]) -> set[str]:
-    """Give the names of all distributions that an installer would add for these requirements."""
+    """Return the names of all distributions that an installer would add for these requirements."""
     names: set[str] = set()
     pending = list(requirements)
     while pending:
@@ -69,7 +69,7 @@ def _closure(requirements: list[str]) -> set[str]:
 
 
 def _link_distribution(distribution: metadata.Distribution, site_packages: Path) -> None:
-    """Link an installed distribution into another environment: as good as installed, but quick and without a network."""
+    """Link an installed distribution into another environment. This replaces an installation, without network and time."""
     for file in distribution.files or []:
         source = Path(str(distribution.locate_file(file)))
         if ".." not in file.parts and source.exists():
@@ -82,7 +82,7 @@ def _link_distribution(distribution: metadata.Distribution, site_packages: Path)
 def run(
     clean_python: Path, home: Path, tmp_path: Path, llama_server: Path, tiny_qwen3: Path
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a program of the clean environment, far from the source tree."""
+    """Run a program of the clean environment, outside the source tree."""
     folder = clean_python.parent
     environment = {
         "PATH": f"{folder}:{os.defpath}",

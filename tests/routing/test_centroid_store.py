@@ -1,4 +1,4 @@
-"""A centroid set is installed whole or not at all, and what a restart restores is what was installed."""
+"""A centroid set is installed whole or not at all, and a restart restores the installed set."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def path(home: Path) -> Path:
 
 @pytest.fixture
 def open_store(path: Path) -> Callable[..., CentroidStore]:
-    """Opens the store of the home as a daemon does that starts, by default with the same model."""
+    """Open the store of the home as a starting daemon does, by default with the same model."""
 
     def start(*, dim: int = DIM, model: str = MODEL) -> CentroidStore:
         store = CentroidStore(path, dim=dim, model=model)
@@ -94,7 +94,7 @@ def mode_and_size(path: Path) -> tuple[int, int]:
 
 
 def block(path: Path) -> None:
-    """Put something there that no file can replace."""
+    """Make a directory at the path, which no file can replace."""
     path.mkdir(parents=True)
 
 
@@ -149,7 +149,7 @@ async def test_version_is_checked_with_a_preset_and_taken_as_it_is_without(open_
     matrix = values()
     right = version_of(matrix, "k20")
     assert await install(store, matrix, preset="k20", version=right) == right
-    with pytest.raises(BadCentroidsError, match="is not that of what came") as caught:
+    with pytest.raises(BadCentroidsError, match="is not that of the received content") as caught:
         await install(store, values(seed=2), preset="k20", version=right)
     assert caught.value.metadata == {"version": right, "computed": version_of(values(seed=2), "k20")}
     with pytest.raises(BadCentroidsError):
@@ -259,7 +259,7 @@ async def test_cancelled_while_it_is_put_into_place_agrees_with_the_disk(open_st
 
     async def cancelling() -> AsyncIterator[Iterable[Centroid]]:
         yield centroids(values())
-        asyncio.get_running_loop().call_soon(task.cancel)  # comes when `install` waits for the thread that writes
+        asyncio.get_running_loop().call_soon(task.cancel)  # comes while `install` waits for its thread
 
     task = asyncio.create_task(store.install(header(), cancelling()))
     with pytest.raises(asyncio.CancelledError):
@@ -292,7 +292,7 @@ async def test_two_senders_take_turns(open_store: Open, path: Path) -> None:
     second = asyncio.create_task(install(store, values(seed=2)))
     for _ in range(100):
         await asyncio.sleep(0)
-    assert len(files(path)) == 1  # only the first one has begun
+    assert len(files(path)) == 1  # only the first push has begun
     assert not second.done()
     go.set()
     assert await first == version_of(values())
@@ -332,11 +332,11 @@ async def test_sender_that_trickles_is_told_to_hurry(open_store: Open, path: Pat
     assert await install(store, values()) == version_of(values())
 
 
-# What a restart finds
+# Restarts
 
 
 async def refused(open_store: Open, path: Path, **model: object) -> str:
-    """Restore, and give why what is there is refused; it must be gone then, and the store work on."""
+    """Restore, and return the reason of the refusal. Check that the file is gone and that the store goes on."""
     with capture_logs() as logs:
         store = open_store(**model)
     assert store.version == ""

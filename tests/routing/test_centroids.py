@@ -1,4 +1,4 @@
-"""The nearest centroid is the one that anybody finds who adds the products up in float64, one after another."""
+"""The nearest centroid is that of a plain sum of products in float64, one after another."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MIB = 1024 * 1024
 
 @pytest.fixture(scope="module", autouse=True)
 def blas() -> None:
-    """Compute as the daemon does."""
+    """Find the nearest centroids as the daemon does."""
     keep_blas_to_one_thread()
 
 
 def naive(vector: Matrix, centroids: Matrix) -> int:
-    """Find the nearest centroid with no more than Python's own float64."""
+    """Find the nearest centroid with Python's float64 alone."""
     best, winner = -float("inf"), 0
     for number, centroid in enumerate(centroids.tolist()):
         total = 0.0
@@ -50,13 +50,13 @@ def unit(values: NDArray[np.float64]) -> Matrix:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Matrix, Matrix]:
-    """Vectors and centroids of which many are equally near, or nearly so."""
+    """Vectors and centroids with many equal or nearly equal distances."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     dim = draw(st.sampled_from([1, 2, 3, 8, 33, 64, 250]))
     distinct = draw(st.integers(1, 6))
     scale = draw(st.sampled_from([1.0, 1e-40, 1e-3, 1e30, 3e38]))
     values = (rng.uniform(-1, 1, size=(distinct, dim)) * scale).astype("<f4")
-    if draw(st.booleans()):  # sums that cancel out, so that the order of their parts decides
+    if draw(st.booleans()):  # sums that cancel out, so that the order of their terms decides
         values[:, : dim // 2] = -values[:, dim - dim // 2 :][:, ::-1]
     centroids = values[rng.integers(0, distinct, size=draw(st.integers(1, 60)))]
     if draw(st.booleans()):  # neighbours that differ in the last bit of one value
@@ -65,7 +65,7 @@ def problems(draw: st.DrawFn) -> tuple[Matrix, Matrix]:
         centroids[rows, places] = np.nextafter(centroids[rows, places], np.float32(0))
     vectors = unit(rng.normal(size=(draw(st.integers(1, 5)), dim)))
     if draw(st.booleans()):
-        vectors[0] = np.abs(vectors[0, 0])  # all values the same: permutations are equally near but for rounding
+        vectors[0] = np.abs(vectors[0, 0])  # the same values in another order: equally near except for rounding
     return vectors, centroids
 
 
@@ -139,7 +139,7 @@ def test_version_is_the_hash_that_the_design_describes() -> None:
     content.update(values[3:])
     assert content.version == f"sha256:{expected.hexdigest()}"
     assert content.max_norm == pytest.approx(np.linalg.norm(values[3]))
-    # Pinned, so that nobody changes what other programs compute too.
+    # The values are pinned, since other programs compute them, too.
     assert content.version == "sha256:0c2518828cf88b03cb16fe819fde735764b01b7a4cebd8898563dbe43894b79c"
 
 

@@ -1,4 +1,4 @@
-"""Engines over the real `llama-server`, which note what is computed."""
+"""Fixtures with schedulers over the real `llama-server` that note the computed texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runed.scheduling.scheduler import Scheduler, SchedulerSettings
 
 
 class Recorder:
-    """A backend that passes everything on and notes each micro-batch."""
+    """A backend that passes every call on and notes each micro-batch."""
 
     def __init__(self, backend: LlamaBackend) -> None:
         self._backend = backend
@@ -39,7 +39,7 @@ class Recorder:
 
     @property
     def computed(self) -> list[TextInput]:
-        """Every text that was computed, in order."""
+        """All computed texts, in order."""
         return [text for batch in self.batches for text in batch]
 
     async def start(self) -> None:
@@ -61,7 +61,7 @@ MakeEngine = Callable[..., tuple[Scheduler, Recorder]]
 
 @pytest.fixture
 async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> AsyncIterator[MakeEngine]:
-    """Makes engines, by default of the tiny Qwen3 with a context of 256 tokens; each is closed."""
+    """Make schedulers, by default of the tiny Qwen3 with a context of 256 tokens. Each is closed at the end."""
     made: list[Scheduler] = []
 
     def make(

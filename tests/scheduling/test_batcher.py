@@ -1,4 +1,4 @@
-"""The batcher: one micro-batch at a time, exact token counts, and failures that reach whom they concern, once."""
+"""The batcher sends one micro-batch at a time, counts tokens exactly, and reports a failure once to each affected caller."""
 
 from __future__ import annotations
 
@@ -160,11 +160,11 @@ async def test_nobody_to_wait_for_is_nothing_to_do() -> None:
     assert backend.calls == []
 
 
-# Those who come back
+# Returning callers
 
 
 async def ask_on(batcher: Batcher, client: str, *, calls: int, pause: float) -> None:
-    """Send one text after the other, each so many seconds after the answer to the last."""
+    """Send one text after the other, each a pause after the answer to the last one."""
     for number in range(calls):
         batcher.submit(entries := make_entries(f"{client} {number}", client=client, exact=True))
         await entries[0].future
@@ -378,7 +378,7 @@ async def test_a_dead_backend_fails_its_batch_and_the_others_go_on(outcome: Outc
     batcher.submit(entries := make_entries(*"abcd"))
     results = await outcomes(entries)
     assert [type(result) for result in results[:2]] == [BackendUnavailableError] * 2
-    assert results[0] is not results[1]  # each may raise its own
+    assert results[0] is not results[1]  # each caller may raise its own error
     assert isinstance(results[0], RunedError)
     assert results[0].retry_after == 1.0
     assert results[2:] == right("c", "d")
@@ -679,7 +679,7 @@ async def test_a_promoted_text_overtakes_the_other_bulk_ones() -> None:
     batcher.submit(entries := make_entries(*"abcd", lane=Lane.BULK))
     await settle()
     batcher.promote(entries[3])
-    batcher.promote(entries[0])  # in flight: nothing to be done
+    batcher.promote(entries[0])  # in flight: it cannot be stopped
     assert batcher.depth(Lane.INTERACTIVE) == (1, 1)
     await outcomes(entries)
     assert backend.batches == [["a"], ["d"], ["b"], ["c"]]

@@ -1,10 +1,13 @@
-"""From texts to tickets and back: which error fails a call, what is computed once, and what is told of each text."""
+"""The way of texts to tickets and back: the error that fails a call, texts computed once, and the facts of each text."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextvars import Context
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -13,7 +16,17 @@ from structlog.testing import capture_logs
 from runed.backends.base import EmbeddingBatch, TextInput
 from runed.caching.cache import VectorCache
 from runed.domain.model import ModelTraits
-from runed.domain.requests import Centroid, CentroidHeader, Embedding, EmbedOptions, Lane, Role, StreamItem, Truncate
+from runed.domain.requests import (
+    Centroid,
+    CentroidHeader,
+    Embedding,
+    EmbedOptions,
+    Lane,
+    Role,
+    StreamItem,
+    Truncate,
+    VectorSpace,
+)
 from runed.errors import (
     BackendFaultError,
     BackendUnavailableError,
@@ -27,13 +40,15 @@ from runed.errors import (
 )
 from runed.metrics import Metrics
 from runed.routing.store import CentroidStore
-from runed.scheduling.queue import QueueLimits
+from runed.scheduling.claims import Claim, Terms, redeem
+from runed.scheduling.queue import Computed, QueueEntry, QueueLimits
 from runed.scheduling.scheduler import Scheduler, SchedulerSettings
+from runed.scheduling.tickets import Ticket
 from tests.scheduling.virtual import Outcome, ScriptedBackend, Step, settle, vector_of, virtual_time
 
 PLAIN = EmbedOptions()
 ME = "unix:1"
-LONG = "word " * 600  # the model reads 512 tokens, two of them special
+LONG = "word " * 600  # the model reads 512 tokens, two of which are special
 
 
 class Stoppable(ScriptedBackend):
@@ -47,7 +62,7 @@ class Stoppable(ScriptedBackend):
 
 
 class Headless(Stoppable):
-    """A backend whose vectors begin with zeros, except that of "sound"."""
+    """A backend whose vectors begin with zeros, except the vector of "sound"."""
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         batch = await super().embed(texts)
@@ -118,7 +133,7 @@ async def test_an_error_that_is_no_texts_fault_fails_the_call_and_drops_the_rest
     assert str(caught.value) == told.get(outcome, bug)
     await settle()
     assert scheduler.load.queued[lane] == (0, 0)
-    assert len(backend.calls) == 2  # the second one was on its way when the first came to its end
+    assert len(backend.calls) == 2  # the second text was on its way when the first one ended
     await scheduler.close()
 
 
@@ -197,6 +212,36 @@ async def test_an_error_of_a_text_is_its_items_or_fails_a_strict_call(outcome: O
         assert strict.load.stats.total_texts == 0
 
 
+class CountingFuture(asyncio.Future[Computed]):
+    """Counts how often somebody begins to wait for any of them."""
+
+    waits = 0
+
+    def add_done_callback(self, fn: Callable[[Self], object], /, *, context: Context | None = None) -> None:
+        type(self).waits += 1
+        super().add_done_callback(fn, context=context)
+
+
+@virtual_time
+async def test_texts_that_fail_one_after_the_other_are_each_waited_for_once() -> None:
+    loop = asyncio.get_running_loop()
+    futures = [CountingFuture() for _ in range(500)]
+    entry = partial(QueueEntry, input="tea", tokens=3, exact=True, size=3, lane=Lane.BULK, client=ME)
+    claims = [Claim("tea", ("the text", {}), state=Ticket(entry(future=future), 0)) for future in futures]
+    for delay, future in enumerate(futures):
+        loop.call_later(delay, future.set_exception, BackendFaultError("NaN"))
+    terms = Terms(
+        lane=Lane.BULK,
+        client=ME,
+        prompt="",
+        truncate=Truncate.NONE,
+        dimensions=8,
+        space=VectorSpace(fingerprint="f", prompt=""),
+    )
+    assert kinds(await redeem(claims, terms)) == [BackendFaultError] * 500
+    assert CountingFuture.waits <= 2 * len(futures)
+
+
 @virtual_time
 async def test_the_first_text_at_fault_is_named_and_what_needs_no_engine_is_checked_first() -> None:
     backend = Stoppable()
@@ -241,7 +286,7 @@ async def test_a_stream_tells_errors_of_texts_beside_their_ids_and_ends_with_oth
     assert scheduler.load.stats.total_texts == 1
 
 
-# What is told of a text
+# Facts of a text
 
 
 @pytest.mark.parametrize("truncate", [Truncate.END, Truncate.START])
@@ -295,13 +340,13 @@ async def test_prompts_ways_to_cut_and_texts_have_vectors_of_their_own() -> None
             [item] = embeddings((await scheduler.embed([text], options, client=ME)).items)
             assert item.cached is known
             assert item.vector == vector_of(backend.batches[-1][0])
-    # A text that is short enough has one vector, however it might have been cut.
+    # A text that is short enough has one vector, for any way of cutting.
     [item] = embeddings((await scheduler.embed(["text"], EmbedOptions(truncate=Truncate.END), client=ME)).items)
     assert item.cached
     assert [batch[0] for batch in backend.batches][:3] == ["text", "find it: text", "find songs: text"]
 
 
-# No work twice, none for nobody
+# No work twice, and no work without a caller
 
 
 @virtual_time
@@ -346,7 +391,7 @@ async def test_a_text_is_computed_for_the_twin_that_stays_and_for_nobody_once_al
         task.cancel()
     await settle()
     assert scheduler.load.queued[Lane.INTERACTIVE] == (1, 4)
-    late = asyncio.create_task(scheduler.embed(["gone"], PLAIN, client=ME))  # its twins were dropped: it begins anew
+    late = asyncio.create_task(scheduler.embed(["gone"], PLAIN, client=ME))  # its twins were dropped, so it is queued again
     embeddings((await twins[2]).items)
     embeddings((await late).items)
     embeddings((await blocker).items)

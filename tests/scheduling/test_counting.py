@@ -1,4 +1,4 @@
-"""Tokens of a micro-batch: what is not known follows from the sum, and what contradicts it is a fault."""
+"""Token counts of a micro-batch: an unknown count follows from the sum, and a contradiction is a fault."""
 
 from __future__ import annotations
 

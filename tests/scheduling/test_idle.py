@@ -9,7 +9,7 @@ from runed.scheduling.idle import IdleClock
 
 
 class Suspension:
-    """Counts how often the clock fired, and can be awaited."""
+    """An awaitable that counts the firings of the clock."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -56,7 +56,7 @@ async def test_work_that_begins_just_as_the_clock_fires_is_not_disturbed() -> No
     with clock.busy():
         pass
     asyncio.get_running_loop().call_later(0.01, lambda: begun.put_nowait(asyncio.create_task(work())))
-    # Both timers are due by now and run one after the other, so that the work begins between the clock and what it calls.
+    # Both timers are due now and run one after the other. So the work begins between the clock's timer and its callback.
     time.sleep(0.03)  # noqa: ASYNC251 # the loop itself must be late
     await (await begun.get())
     await asyncio.wait_for(suspension.fired.wait(), 5)

@@ -1,4 +1,4 @@
-"""What follows from a model's file and traits: prompts, dimensions, and the name of the space of its vectors."""
+"""Facts that follow from a model's file and traits: prompts, dimensions, and the name of the space of its vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def name(model: ModelInfo = QWEN, traits: ModelTraits = TRAITS, engine_version: 
 
 
 def test_fingerprint_stays_the_same_from_release_to_release() -> None:
-    # Vectors that users keep, and caches on disk, would be taken for those of another space.
+    # With another name, kept vectors and caches on disk would seem to be of another space.
     assert name() == "fp1-8554eb2db49cfc9cd8ec1186"
 
 

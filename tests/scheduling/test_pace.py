@@ -1,4 +1,4 @@
-"""The measured speed, and what follows from it."""
+"""The measured speed, and the waiting times that follow from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def batch_of(*texts: str, lane: Lane = Lane.INTERACTIVE) -> list[QueueEntry]:
 @virtual_time
 async def test_time_to_wait_follows_from_the_bytes_and_the_smoothed_speed() -> None:
     pace = Pace()
-    assert pace.retry_after(1e9) == 1.0  # nothing is known yet
+    assert pace.retry_after(1e9) == 1.0  # nothing was measured yet
     pace.learn(batch_of("x" * 6, "x" * 4), 9, 1.0)
     assert pace.retry_after(20) == pytest.approx(2.0)
     pace.learn(batch_of("x" * 10), 9, 2.0)
@@ -37,7 +37,7 @@ async def test_bulk_batches_are_small_for_five_seconds_after_an_interactive_one(
     pace.learn(batch_of("bulk", lane=Lane.BULK), 100, 1.0)
     assert pace.bulk_limits(LIMITS) is LIMITS
     pace.learn(batch_of("lone"), 3, 0.1)
-    assert pace.bulk_limits(LIMITS) == BatchLimits(texts=8, tokens=25)  # 2.5 times as long as the lone one
+    assert pace.bulk_limits(LIMITS) == BatchLimits(texts=8, tokens=25)  # 2.5 times the time of the lone text
     await asyncio.sleep(4.999)
     assert pace.bulk_limits(LIMITS).tokens == 25
     await asyncio.sleep(5.0 - (asyncio.get_running_loop().time() - 1000.0))

@@ -1,4 +1,4 @@
-"""Packing loses nothing, and fills micro-batches."""
+"""Packing loses no text, and fills micro-batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def entries_of(*tokens: int) -> list[QueueEntry]:
 
 
 def taken(entries: list[QueueEntry], limits: BatchLimits) -> list[list[int]]:
-    """What a queue makes of this order: from the front, as many as fit."""
+    """Return the batches that a queue takes in this order: from the front, as many texts as fit."""
     batches: list[list[int]] = []
     for entry in entries:
         if not batches or len(batches[-1]) == limits.texts or sum(batches[-1]) + entry.tokens > limits.tokens:

@@ -1,4 +1,4 @@
-"""The queue: two lanes with a guaranteed share, fairness between clients, first in first out, and bounds."""
+"""The queue has two lanes with a guaranteed share, is fair to clients, keeps each client's order, and has bounds."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_a_lone_client_owes_nothing_for_the_time_in_which_nobody_else_wait
     for _ in range(20):
         queue.push([entry("before", 90)])
         take(queue)
-    # Its last text is in flight, nothing waits, and then both come at once.
+    # The client's last text is in flight and nothing waits. Then both clients come at once.
     queue.push([entry("before", 90)])
     flight = queue.take(LIMITS)
     queue.push([entry(f"new {number}", 90, client="unix:2") for number in range(10)])
@@ -133,7 +133,7 @@ async def test_clients_that_wait_share_the_tokens_equally(costs: list[list[int]]
             left[done.client] -= 1
             if not left[done.client]:
                 break
-        # The bound of start-time fair queueing: two clients are apart by a text of each at most.
+        # The bound of start-time fair queueing: two clients differ by at most one text of each.
         assert max(served.values()) - min(served.values()) <= 60 + 60
 
 
@@ -213,7 +213,7 @@ async def test_an_abandoned_text_is_never_given_out() -> None:
     queue.push(entries)
     for index in (0, 3, 5):
         entries[index].future.cancel()
-    # At once, although the event loop has not come round yet.
+    # This works at once, before the next turn of the event loop.
     assert names(take(queue)) == ["b", "c", "e"]
     assert take(queue) == []
 
@@ -304,12 +304,12 @@ async def test_bulk_leaves_room_for_interactive_texts() -> None:
 async def test_texts_are_counted_only_where_bounds_keep_a_batch_small() -> None:
     queue = FairQueue(PLENTY)
     queue.push([entry(name, 25, exact=False) for name in "abcdefgh"])
-    assert queue.uncounted(LIMITS) == []  # four of them fill a batch as it is
+    assert queue.uncounted(LIMITS) == []  # four of them fill a batch
     queue.push([entry(name, 26, exact=False, client="unix:2") for name in "ABCD"])
     assert sorted(map(str, names(queue.uncounted(LIMITS)))) == sorted("abcdefghABCD")
     for counted in queue.uncounted(LIMITS):
         counted.exact = True
-    assert queue.uncounted(LIMITS) == []  # nothing to be gained any more
+    assert queue.uncounted(LIMITS) == []  # waiting would gain nothing
 
 
 @virtual_time

@@ -1,4 +1,4 @@
-"""What a call asks of the engine, and what it gets: nothing computed twice, nothing that nobody waits for."""
+"""The scheduler asks the engine for no text twice, and for no text without a waiting caller."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whatever comes, goes and fails, and whenever it does: every text has one answer, in turn, and within all bounds.
+"""Random callers and failures: every text gets one answer, in turn, and within all bounds.
 
-Hypothesis makes up what callers and the backend do, the batcher runs in virtual time, and a `Referee` that keeps its own books
-watches each entry on its way.
+Hypothesis generates the actions of callers and backend. The batcher runs in virtual time. A `Referee` keeps its own record of
+each entry and checks it at each step.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ ERROR_OF: dict[str, type[Exception]] = {
     "stray": RuntimeError,
     "one too few": ValueError,
 }
-"""What an entry gets when the last call that it was in came to this."""
+"""The error of an entry, by the outcome of the last call that it was in."""
 
 SPOILS_ALL = {"unavailable", "interrupted", "stray", "one too few"}
-"""What need not be one text's fault, so that all texts of the batch fail by it."""
+"""Outcomes that may have other causes than one text. All texts of the batch fail by them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text of a call: its words, how well its tokens are known, and whether no backend survives it."""
+    """A text of a call: its number of words, the form of its token count, and whether it kills every backend."""
 
     words: int
     form: str
@@ -60,7 +60,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What one caller does, in seconds from the beginning or, for what it does later, from its call on."""
+    """The actions of one caller. `at` is in seconds from the beginning; the later times are in seconds from its call."""
 
     at: float
     client: str
@@ -74,7 +74,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """Everything that happens from outside."""
+    """All events from outside."""
 
     callers: list[Caller]
     batch: BatchLimits
@@ -85,17 +85,17 @@ class Story:
 
 
 def moments(longest: float) -> st.SearchStrategy[float]:
-    """Moments on a coarse grid, so that many things happen at the same one."""
+    """Moments on a coarse grid, so that many events happen at the same moment."""
     return st.integers(0, round(longest * 200)).map(lambda number: number / 200)
 
 
 def steps(*outcomes: Outcome, slowest: float) -> st.SearchStrategy[list[Step]]:
-    # Most calls go well, or little would be left to see.
+    # Most calls succeed; otherwise there would be little to test.
     outcome = st.one_of(st.just("answer"), st.just("answer"), st.sampled_from(outcomes))
     return st.lists(st.builds(Step, outcome, st.one_of(st.just(-1.0), moments(slowest))), max_size=12)
 
 
-# One number a text: drawing several takes more time than all the rest of the test.
+# One number is drawn for each text. Drawing several takes more time than the rest of the test.
 TEXTS = st.integers(0, 20 * 4 * 40 - 1).map(
     lambda number: Text(
         words=1 + number % 40, form=("bound", "bound", "exact", "tokens")[number // 40 % 4], poison=number // 160 == 19
@@ -128,7 +128,7 @@ STORIES = st.builds(
 
 
 class Referee:
-    """Keeps its own books of what waits, and checks each micro-batch as it is taken and as it is sent."""
+    """Keeps its own record of waiting entries, and checks each micro-batch when it is taken and when it is sent."""
 
     def __init__(self, batcher: Batcher, backend: ScriptedBackend, limits: QueueLimits) -> None:
         self.batcher = batcher
@@ -156,7 +156,7 @@ class Referee:
         self.check_bounds()
 
     async def let_in(self, number: int, room: Coroutine[None, None, None]) -> None:
-        """Wait for room, and check that whoever came before went in before."""
+        """Wait for room, and check that earlier callers went in first."""
         self.entrants.append(number)
         try:
             await room
@@ -169,7 +169,7 @@ class Referee:
         self.ended_at[entry] = asyncio.get_running_loop().time()
 
     def refused(self, caller: Caller, entries: Sequence[QueueEntry], error: RunedError) -> None:
-        """Check that a refusal was not for nothing."""
+        """Check that a refusal had a reason."""
         texts, size = len(entries), sum(entry.size for entry in entries)
         lane = Lane.BULK if caller.waits_for_room else caller.lane
         whole, most = self.limits, self.most(lane)
@@ -178,7 +178,7 @@ class Referee:
             assert error.retry_after is not None
             assert MIN_RETRY_AFTER <= error.retry_after <= MAX_RETRY_AFTER
             assert error.metadata == {"limit_texts": str(most.texts), "limit_bytes": str(most.bytes)}
-            # Who went at this very moment may still count.
+            # A caller that left at this very moment may still count.
             all_texts, all_bytes = self.waiting(*Lane, just_ended=True)
             lane_texts, lane_bytes = self.waiting(lane, just_ended=True)
             assert (
@@ -248,7 +248,7 @@ class Referee:
     def _check_lanes(
         self, lane: Lane, batch: list[QueueEntry], live: dict[Lane, list[QueueEntry]], limits: BatchLimits
     ) -> None:
-        """Check that bulk texts have their share, and not more, where both lanes wait."""
+        """Check that bulk texts have exactly their share while both lanes wait."""
         ratio = BULK_SHARE / (1 - BULK_SHARE)
         true_cost = sum(tokens_of(entry.input) for entry in batch)
         if not live[Lane.BULK] or lane is Lane.BULK:
@@ -266,7 +266,7 @@ class Referee:
             assert self.contested[Lane.BULK] <= ratio * self.contested[Lane.INTERACTIVE] + 1e-6, "bulk has more than its share"
 
     def sent(self, inputs: Sequence[TextInput]) -> None:
-        # Noted, not raised: an exception here would be one more failure of the backend to the batcher.
+        # Noted, not raised: the batcher would take an exception here for a failure of the backend.
         if self.backend.active:
             self.offences.append("two micro-batches in flight")
         if len(inputs) > 1 and (
@@ -288,7 +288,7 @@ class Referee:
 
 
 async def act(caller: Caller, number: int, batcher: Batcher, referee: Referee) -> None:
-    """Do what a caller does."""
+    """Act as a caller."""
     loop = asyncio.get_running_loop()
     await asyncio.sleep(caller.at)
     entries = []
@@ -324,12 +324,12 @@ def promote(batcher: Batcher, referee: Referee, entry: QueueEntry) -> None:
 
 
 def check_end(entry: QueueEntry, calls: list[Call], uncounted: set[str]) -> None:
-    """Check that what became of an entry follows from what the backend did with it."""
+    """Check that the end of an entry follows from the backend's calls with it."""
     assert entry.future.done(), "no answer"
     its_calls = [call for call in calls if entry.input in call.inputs]
     good = [call for call in its_calls if call.outcome == "answer"]
     event(its_calls[-1].outcome if its_calls else "never sent")
-    # Once with others at most, and then once alone.
+    # At most once with others, and then once alone.
     assert len(its_calls) <= 2
     assert [len(call.inputs) == 1 for call in its_calls] in ([], [False], [True], [False, True])
     assert not any(call.outcome in SPOILS_ALL for call in its_calls[:-1]), "tried again though its answer was known"
@@ -341,7 +341,7 @@ def check_end(entry: QueueEntry, calls: list[Call], uncounted: set[str]) -> None
         assert last is not None
         computed = entry.future.result()
         assert computed.vector == vector_of(entry.input)
-        # What a miscount adds goes unnoticed to the one text whose number was not known.
+        # A miscount goes unnoticed to the one text with an unknown number of tokens.
         assert 0 <= computed.tokens - tokens_of(entry.input) <= (last.outcome == "miscount")
         if last.outcome != "miscount":
             assert good[-1] is last
@@ -369,7 +369,7 @@ async def test_every_text_has_one_answer_in_turn_and_within_bounds(story: Story)
         async with asyncio.TaskGroup() as group:
             for number, caller in enumerate(story.callers):
                 group.create_task(act(caller, number, batcher, referee))
-        await asyncio.sleep(10)  # what is in flight for nobody comes to its end, and all that was planned has happened
+        await asyncio.sleep(10)  # work in flight for nobody ends, and every planned event has happened
     assert not referee.offences
     assert not any("word" in str(entry) for entry in logs), "a text in the log"
     for entry in referee.entries:

@@ -1,4 +1,4 @@
-"""What the tests of queue and batcher share: time that passes when nothing else happens, and a backend that misbehaves."""
+"""Parts for the tests of queue and batcher: virtual time that passes when all tasks wait, and a backend that misbehaves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _P = ParamSpec("_P")
 
 
 class _Clockwork(selectors.SelectSelector):
-    """Moves the clock instead of waiting."""
+    """A selector that moves the clock instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _Clockwork(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop in which a sleep takes no time, and in which it is an error if everybody waits for ever."""
+    """An event loop in which a sleep takes no time. It raises an error if all tasks wait for ever."""
 
     def __init__(self) -> None:
         self._clockwork = _Clockwork()
@@ -45,7 +45,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def virtual_time(test: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, None]:
-    """Runs a coroutine function as a test in virtual time; whatever is reported to the loop fails it."""
+    """Run a coroutine function as a test in virtual time. Every error that is reported to the loop fails the test."""
 
     @functools.wraps(test)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -59,7 +59,7 @@ def virtual_time(test: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, 
 
 
 async def settle() -> None:
-    """Let everything happen that happens at this moment."""
+    """Let all events of this moment happen."""
     await asyncio.sleep(1e-9)
 
 
@@ -68,7 +68,7 @@ Outcome = Literal["answer", "unavailable", "fault", "invalid", "too long", "stra
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the backend does with one call: how, and after how many seconds; with less than 0, it does not even wait a round."""
+    """The outcome of one call of the backend, and its time in seconds. With less than 0, it does not even yield to the loop."""
 
     outcome: Outcome = "answer"
     seconds: float = 0.01
@@ -76,7 +76,7 @@ class Step:
 
 @dataclass(slots=True)
 class Call:
-    """One call of `embed`, and what came of it."""
+    """One call of `embed`, and its result."""
 
     inputs: list[TextInput]
     began: float
@@ -84,9 +84,9 @@ class Call:
 
 
 class ScriptedBackend:
-    """An Embedder of 32-byte vectors that depend on the text alone; it notes what it is asked, and fails as it is told.
+    """An Embedder of 32-byte vectors that depend on the text alone. It notes its calls, and fails as the test asks.
 
-    A text that begins with "poison" spoils every batch that it is in. A text has as many tokens as words, and two more.
+    A text that begins with "poison" makes each of its batches fail. A text has two more tokens than words.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class ScriptedBackend:
 
     @property
     def batches(self) -> list[list[TextInput]]:
-        """What it was asked to embed."""
+        """Return the texts of each call."""
         return [call.inputs for call in self.calls]
 
     @staticmethod
@@ -194,14 +194,15 @@ def tokens_of(text: TextInput) -> int:
 
 
 def vector_of(text: TextInput) -> bytes:
-    """The vector, which nothing but the text decides."""
+    """Return the vector, which depends on the text alone."""
     return hashlib.sha256(repr(text).encode()).digest()
 
 
 def make_entry(
     text: TextInput, *, lane: Lane = Lane.INTERACTIVE, client: str = "unix:1", exact: bool = False, tokens: int | None = None
 ) -> QueueEntry:
-    """An entry as the scheduler makes it: with the exact number of its tokens, or with the bound that its bytes give."""
+    """Return an entry as the scheduler makes it: with the exact number of its tokens, or with the bound that follows from
+    its bytes."""
     exact = exact or not isinstance(text, str)
     size = len(text.encode()) if isinstance(text, str) else 4 * len(text)
     if tokens is None:
@@ -211,7 +212,7 @@ def make_entry(
 
 
 class Notes:
-    """Notes what the batcher tells its metrics."""
+    """Metrics that note every call of the batcher."""
 
     def __init__(self) -> None:
         self.waits: list[tuple[Lane, float]] = []

@@ -1,4 +1,4 @@
-"""A small real service, on the project's own contract, whose calls wait, fail, grow or do not read, as a test asks for."""
+"""A small real service with the project's contract. Its calls wait, fail, grow or do not read, as a test asks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Context = Any
 
 
 class Servicer(RunedService):
-    """Embeds nothing; see each method."""
+    """A servicer that embeds nothing; see each method."""
 
     def __init__(self) -> None:
         self.release = asyncio.Event()
@@ -60,7 +60,7 @@ class Servicer(RunedService):
         return InfoResponse(vector_dim=4)
 
     async def health(self, request: HealthRequest, ctx: Context) -> HealthResponse:
-        """Tell how many tasks run and calls wait."""
+        """Return the numbers of running tasks and of waiting calls."""
         return HealthResponse(message=json.dumps({"tasks": len(asyncio.all_tasks()), "waiting": self.waiting}))
 
     async def shutdown(self, request: ShutdownRequest, ctx: Context) -> ShutdownResponse:
@@ -69,7 +69,7 @@ class Servicer(RunedService):
         return ShutdownResponse(accepted=True)
 
     async def set_centroids(self, request: AsyncIterator[SetCentroidsRequest], ctx: Context) -> SetCentroidsResponse:
-        """Count the messages, or read no more than the first if that asks for it."""
+        """Count the messages, or read only the first one if it asks for that."""
         count = 0
         async for message in request:
             count += 1
@@ -78,7 +78,7 @@ class Servicer(RunedService):
         return SetCentroidsResponse(nlist=count)
 
     def let_go(self) -> None:
-        """Let the calls that wait go on; later ones wait for the next time."""
+        """Let the waiting calls go on. Later calls wait for the next time."""
         self.release.set()
         self.release = asyncio.Event()
 
@@ -94,5 +94,5 @@ class Servicer(RunedService):
 
 
 def build_app(servicer: Servicer) -> RunedServiceASGIApplication:
-    """Give the ASGI application of a servicer."""
+    """Return the ASGI application of a servicer."""
     return RunedServiceASGIApplication(servicer, read_max_bytes=MAX_REQUEST_BYTES, compressions=())

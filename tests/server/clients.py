@@ -1,4 +1,4 @@
-"""Clients for the tests of the server: gRPC, and raw HTTP/2 that may break the rules."""
+"""Clients for the tests of the server: gRPC, and raw HTTP/2 that can break the rules."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_len
 
 
 class GrpcClient:
-    """A gRPC client with one connection of its own."""
+    """A gRPC client with its own connection."""
 
     def __init__(self, path: Path) -> None:
-        # Without a pool of its own, a channel would share the connection of another to the same address.
+        # Without its own pool, a channel would share the connection of another channel to the same address.
         self.channel = grpc.aio.insecure_channel(f"unix:{path}", options=[*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
         self.embed = self._unary("Embed", pb.EmbedResponse)
         self.embed_batch = self._unary("EmbedBatch", pb.EmbedBatchResponse)
@@ -65,13 +65,13 @@ class GrpcClient:
 
 @dataclass(slots=True)
 class Exchange:
-    """What came back for one request.
+    """The response to one request.
 
     Attributes:
-        headers: The response's headers and trailers.
-        body: The response's body so far.
-        ended: Whether the response is complete.
-        reset: The error code of a reset, if there was one.
+        headers: Its headers and trailers.
+        body: Its body so far.
+        ended: Whether it is complete.
+        reset: The error code of a reset, or None.
     """
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Exchange:
 
 
 class _Protocol(H2Connection):
-    """h2's connection, but it can still open a stream after the server has said GOAWAY, as if they had crossed."""
+    """h2's connection, which can still open a stream after the server's GOAWAY, as if the two had crossed."""
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
         event = ConnectionTerminated()
@@ -99,7 +99,7 @@ class _Protocol(H2Connection):
 
 
 class RawClient:
-    """An HTTP/2 client made of h2 alone, which checks nothing that it sends."""
+    """An HTTP/2 client made of h2 alone. It does not check the frames that it sends."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, takes_bodies: bool) -> None:
         self.reader = reader
@@ -117,7 +117,7 @@ class RawClient:
     async def connect(
         cls, path: Path, *, settings: dict[SettingCodes | int, int] | None = None, takes_bodies: bool = True
     ) -> RawClient:
-        """Connect, with settings of the client's own; one that takes no bodies never opens a window again."""
+        """Connect with the given settings. A client that takes no bodies never opens a window again."""
         client = cls(*await asyncio.open_unix_connection(path), takes_bodies=takes_bodies)
         client.h2.initiate_connection()
         if settings:
@@ -140,7 +140,7 @@ class RawClient:
         end: bool = True,
         headers: Mapping[bytes, bytes] | None = None,
     ) -> int:
-        """Send a request, or the beginning of one, by default a gRPC one; `flush` puts it on the wire."""
+        """Send a request or its beginning, by default a gRPC one. `flush` puts it on the wire."""
         stream_id = self.h2.get_next_available_stream_id()
         pseudo = {b":method": method, b":scheme": b"http", b":path": path, b":authority": b"localhost"}
         own = {b"te": b"trailers", b"content-type": b"application/grpc+proto"} | dict(headers or {})
@@ -151,22 +151,22 @@ class RawClient:
         return stream_id
 
     def call(self, method: str, message: Message) -> int:
-        """Send a complete unary call; `flush` puts it on the wire."""
+        """Send a complete unary call. `flush` puts it on the wire."""
         return self.open(f"{SERVICE}/{method}".encode(), envelope(message))
 
     async def flush(self) -> None:
-        """Put what was sent on the wire."""
+        """Put the buffered frames on the wire."""
         self.writer.write(self.h2.data_to_send())
         await self.writer.drain()
 
     async def put(self, frame: Frame) -> None:
-        """Put a frame on the wire behind h2's back, as if it had been under way before what h2 knows."""
+        """Put a frame on the wire without h2's knowledge, as if it had been sent earlier."""
         await self.flush()
         self.writer.write(frame.serialize())
         await self.writer.drain()
 
     async def until(self, condition: Callable[[], bool], *, within: float = TIMEOUT) -> bool:
-        """Read until the condition holds; tell whether it does, since the connection may end before, or the time."""
+        """Read until the condition holds, and return whether it does. The connection or the time may end before."""
         try:
             async with asyncio.timeout(within):
                 await self.flush()
@@ -182,7 +182,7 @@ class RawClient:
         return condition()
 
     async def over(self, stream_id: int, *, within: float = TIMEOUT) -> Exchange:
-        """Read until a request has been answered or reset, and give what came; the connection may have ended before."""
+        """Read until a request has been answered or reset, and return its response. The connection may end before."""
         exchange = self.exchanges[stream_id]
         await self.until(lambda: exchange.over, within=within)
         return exchange
@@ -208,13 +208,13 @@ class RawClient:
 
 
 def stop_reading(writer: asyncio.StreamWriter) -> None:
-    """Leave what comes in the kernel's buffer."""
+    """Leave arriving bytes in the kernel's buffer."""
     transport = writer.transport
     assert isinstance(transport, asyncio.Transport)
     transport.pause_reading()
 
 
 def envelope(message: Message) -> bytes:
-    """Frame a message as gRPC does."""
+    """Return a message in gRPC's frame."""
     data = message.SerializeToString()
     return struct.pack(">BI", 0, len(data)) + data

@@ -1,4 +1,4 @@
-"""Running a server under test: ours in this process, or ours and stock Hypercorn in processes of their own."""
+"""Fixtures that run a server: ours in this process, or ours and stock Hypercorn in separate processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Run = Callable[[str], Popen[bytes]]
 
 @pytest.fixture
 def path(home: Path) -> Path:
-    """Where the server listens."""
+    """The path of the server's socket."""
     return home / "s"
 
 
@@ -47,7 +47,7 @@ def sock(path: Path) -> Iterator[socket.socket]:
 
 @pytest.fixture
 def serve(sock: socket.socket) -> Serve:
-    """Start `Server(app, ..., **settings)` in this process; it must have let go of everything at the end."""
+    """Start `Server(app, ..., **settings)` in this process. At the end, check that it has released everything."""
 
     @asynccontextmanager
     async def run(app: Application | Servicer, **settings: float) -> AsyncIterator[Server]:
@@ -65,7 +65,7 @@ def serve(sock: socket.socket) -> Serve:
 
 @pytest.fixture
 def run(path: Path) -> Iterator[Run]:
-    """Start a server of a kind, "ours" or "stock", in a process of its own."""
+    """Start a server, "ours" or "stock", in a separate process."""
     started: list[Popen[bytes]] = []
 
     def start(kind: str) -> Popen[bytes]:
@@ -81,7 +81,7 @@ def run(path: Path) -> Iterator[Run]:
 
 
 def accepts(path: Path) -> bool:
-    """Tell whether somebody listens."""
+    """Return whether the socket accepts a connection."""
     with socket.socket(socket.AF_UNIX) as sock:
         try:
             sock.connect(str(path))

@@ -1,4 +1,4 @@
-"""A server in a process of its own: `python -m tests.server.program ours|stock SOCKET`. SIGTERM drains it within 5 seconds."""
+"""Runs a server in a separate process: `python -m tests.server.program ours|stock SOCKET`. SIGTERM drains it in 5 seconds."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ EMBED = f"http://runed{SERVICE}/Embed"
 
 
 def head(body: bytes, *extra: str) -> bytes:
-    """Give a request's head and body."""
+    """Return a request's head and body."""
     lines = [
         f"POST {SERVICE}/Embed HTTP/1.1",
         "host: runed",
@@ -88,7 +88,7 @@ async def test_oversize_request_is_told_why(path: Path, serve: Serve, servicer: 
         client = http.client.HTTPConnection("runed", timeout=10)
         client.sock = socket.socket(socket.AF_UNIX)
         client.sock.connect(str(path))
-        # http.client sends all of it before it reads a byte: it must not meet a closed door halfway.
+        # http.client sends the whole request before it reads a byte. The server must not close the connection before that.
         client.request("POST", f"{SERVICE}/Embed", json.dumps({"text": "x" * (MAX_REQUEST_BYTES + 4_000_000)}), JSON)
         response = client.getresponse()
         answer = response.status, json.loads(response.read())
@@ -107,7 +107,7 @@ async def test_early_answer_says_that_the_connection_ends(path: Path, serve: Ser
         await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    # A client that was not told would send its next request on this connection, and lose it.
+    # Without that header, a client would send its next request on this connection, and lose it.
     body = b'{"text": ""}'
     async with serve(refuse):
         reader, writer = await asyncio.open_unix_connection(path)

@@ -1,4 +1,4 @@
-"""HTTP/2: what one request, or one peer, does must not reach the others."""
+"""HTTP/2: one request or one peer must not disturb the others."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ async def test_app_that_raises_ends_its_own_stream(
 async def test_malformed_request_that_was_taken_back_at_once_hurts_nobody(path: Path, serve: Serve, servicer: Servicer) -> None:
     async with serve(servicer), await RawClient.connect(path) as client:
         in_flight = client.call("Embed", pb.EmbedRequest(text=WAIT))
-        # In one write, so that the server knows of the reset before it looks at the path.
+        # All in one write, so that the server knows of the reset before it looks at the path.
         client.h2.reset_stream(client.open("/é".encode()), ErrorCodes.CANCEL)
         await client.flush()
         await eventually(lambda: servicer.waiting == 1)

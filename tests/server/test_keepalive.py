@@ -1,4 +1,4 @@
-"""Clients that send PINGs through hours of silence stay connected: grpc-go's keepalive, 10 s at the least, in fast motion."""
+"""Clients that send PINGs through hours of silence stay connected, like grpc-go with keepalive every 10 s, in fast motion."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.server.conftest import Serve
 from tests.support import eventually
 
 PINGS = 360
-"""One hour of keepalive. Servers that punish PINGs, as grpc-go's own does, tolerate two before they say ENHANCE_YOUR_CALM."""
+"""PINGs of one hour of keepalive. grpc-go's server tolerates two before it answers ENHANCE_YOUR_CALM."""
 
 
 async def ping(client: RawClient, times: int) -> None:
-    """Send PINGs, each after the answer to the one before."""
+    """Send PINGs, each after the answer to the last one."""
     for number in range(times):
         client.events.clear()
         client.h2.ping(number.to_bytes(8, "big"))
@@ -40,7 +40,7 @@ async def test_pings_in_silence_are_answered_and_never_punished(
         await client.flush()
         await eventually(lambda: servicer.waiting == in_flight)
         await ping(client, PINGS)
-        await asyncio.sleep(0.5)  # longer than all that the server limits
+        await asyncio.sleep(0.5)  # longer than every time limit of the server
         await ping(client, 1)
         assert (client.goaway, client.ended, len(server._connections)) == (None, False, 1)
         servicer.let_go()

@@ -1,4 +1,4 @@
-"""What Hypercorn 0.18.0 does wrong under gRPC load: each test fails on it, strictly, and passes on our server."""
+"""Defects of Hypercorn 0.18.0 under gRPC load. Each test fails on stock Hypercorn, strictly, and passes on our server."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SET_CENTROIDS = f"{SERVICE}/SetCentroids".encode()
 
 
 def fails_on_stock(reason: str) -> Callable[..., Any]:
-    """Run a test against both servers; it must fail on stock Hypercorn, by an assertion, for this reason."""
+    """Run a test against both servers. It must fail on stock Hypercorn by an assertion, for the given reason."""
     stock = pytest.param("stock", marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
     return pytest.mark.parametrize("kind", [stock, "ours"])
 
 
 async def until_waiting(observer: GrpcClient, number: int) -> None:
-    """Return when so many calls wait, or after a second."""
+    """Return when `count` calls wait, or after one second."""
     for _ in range(50):
         health = json.loads((await observer.health(pb.HealthRequest(), timeout=5)).message)
         if health["waiting"] >= number:
@@ -46,7 +46,7 @@ async def until_waiting(observer: GrpcClient, number: int) -> None:
 
 
 async def release(path: Path, *, waiting: int) -> None:
-    """Let calls that wait go on, once there are so many; a server that lost them has none."""
+    """Let the waiting calls go on when `count` of them wait. A server that lost them has none."""
     async with GrpcClient(path) as other:
         await until_waiting(other, waiting)
         await other.release(pb.ShutdownRequest(), timeout=5)
@@ -76,7 +76,7 @@ async def test_handler_that_does_not_read_freezes_nobody(kind: str, path: Path, 
         for _ in range(50):
             client.h2.send_data(lazy, envelope(pb.SetCentroidsRequest(batch=pb.CentroidBatch())))
             await client.flush()
-            await asyncio.sleep(0.001)  # so that each frame is an item of the queue
+            await asyncio.sleep(0.001)  # so that each frame is one item of the queue
         quick = client.call("Embed", pb.EmbedRequest(text="hello"))
         assert (await client.over(quick, within=3)).succeeded
 
@@ -192,7 +192,7 @@ async def test_request_during_a_drain_does_not_kill_calls_in_flight(kind: str, p
 
 
 def replaced(path: Path, before: os.stat_result) -> bool:
-    """Tell whether something else is there now; in between, there is nothing for a moment."""
+    """Return whether another file is at the path now. Between the two files, nothing is there for a moment."""
     try:
         return os.lstat(path) != before
     except FileNotFoundError:
@@ -207,7 +207,7 @@ def test_socket_path_of_a_live_daemon_is_left_alone(kind: str, path: Path, run: 
         path.chmod(stat.S_IFSOCK | 0o600)
         before = os.lstat(path)
         process: Popen[bytes] = run(kind)
-        if kind == "ours":  # it does not bind at all, so it is the test's program that finds the path taken
+        if kind == "ours":  # our server does not bind, so the test's program finds the path taken
             process.wait(timeout=10)
         else:
             wait_until(lambda: replaced(path, before) or process.poll() is not None, timeout=10)
@@ -230,7 +230,7 @@ async def test_path_that_is_not_ascii_fails_alone(kind: str, path: Path, run: Ru
 async def test_one_stream_too_many_is_refused_alone(kind: str, path: Path, run: Run) -> None:
     run(kind)
     async with await RawClient.connect(path) as client:
-        # All in one write, before the server's limit is known, as a client may that has just connected.
+        # All in one write, before the server's limit is known, as a client that has just connected may do.
         calls = [client.call("Embed", pb.EmbedRequest(text=WAIT)) for _ in range(200)]
         assert await client.until(lambda: sum(e.reset == ErrorCodes.REFUSED_STREAM for e in client.exchanges.values()) == 72)
         await release(path, waiting=128)

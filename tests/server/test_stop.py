@@ -1,4 +1,4 @@
-"""Accepting, draining and stopping: nothing in flight is lost, and nothing is left behind."""
+"""Accepting, draining and stopping lose nothing in flight, and leave nothing behind."""
 
 from __future__ import annotations
 

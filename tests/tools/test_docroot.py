@@ -1,4 +1,4 @@
-"""The document root of the demo is what an official release would be, and its server lets a download resume."""
+"""The document root of the demo looks like an official release, and its server lets a download resume."""
 
 from __future__ import annotations
 

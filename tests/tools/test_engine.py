@@ -1,4 +1,4 @@
-"""The engine that is built for a machine, and the name under which it is kept."""
+"""The flags of the engine's build on a machine, and the key of its kept wheel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The converted all-MiniLM-L6-v2 is the model that sentence-transformers serves, and always the same file."""
+"""The converted all-MiniLM-L6-v2 is the same model as in sentence-transformers, and always the same file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 @pytest.fixture(scope="module")
 def engine(llama_server: Path, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of the real engine, which serves the converted model."""
+    """A client of a real engine with the converted model."""
     socket = tmp_path_factory.mktemp("engine") / "engine.sock"
     argv = [str(llama_server), "-m", str(minilm), "--host", str(socket), "--embeddings", "--pooling", "mean"]
     argv += ["-c", "512", "-b", "512", "-ub", "512", "-np", "1", "-t", "2", "--cache-ram", "0", "--offline", "-lv", "1"]

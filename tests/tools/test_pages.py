@@ -1,4 +1,4 @@
-"""The pages lead to files that exist."""
+"""The links of the pages lead to files that exist."""
 
 from __future__ import annotations
 

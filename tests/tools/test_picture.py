@@ -1,4 +1,4 @@
-"""The picture of the rooms in docs/architecture.md is that of the code."""
+"""The picture of the rooms in docs/architecture.md is up to date with the code."""
 
 from __future__ import annotations
 

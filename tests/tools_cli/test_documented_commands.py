@@ -1,4 +1,4 @@
-"""The commands of docs/clients.md for tools, run as they stand there."""
+"""Runs the commands for tools in docs/clients.md, unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXPECTED = {
     "buf curl": ["runed.v1.RunedService/Embed", '"vector"', '"id": "b"'],
     "grpc_health_probe": ["SERVING"],
 }
-"""By heading: what its commands print, among other things."""
+"""Parts of the commands' expected output, by heading."""
 
 
 def commands(heading: str) -> str:

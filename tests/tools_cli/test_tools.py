@@ -1,4 +1,4 @@
-"""The tools that people have already, as docs/clients.md shows them: none has a copy of the contract."""
+"""Common tools, used as in docs/clients.md. None has a copy of the contract."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def documents(text: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def grpcurl(qwen_daemon: RunningDaemon) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Call grpcurl: its options, and what stands behind the address."""
+    """Call grpcurl with options before the address, and arguments after it."""
 
     def call(*operands: str, data: str | None = None) -> subprocess.CompletedProcess[str]:
         options = ["-plaintext", "-unix"] + ([] if data is None else ["-d", "@"])
@@ -112,7 +112,7 @@ def test_buf_curl(protocol: str, buf_curl: Callable[..., subprocess.CompletedPro
     streamed = documents(output(buf_curl(protocol, "runed.v1.RunedService/EmbedStream", data=items)))
     assert {result["id"] for message in streamed for result in message["results"]} == {"a", "b"}
     failed = buf_curl(protocol, "runed.v1.RunedService/Embed", data='{"text": ""}')
-    assert failed.returncode == 8 * 3  # as documented: the code, INVALID_ARGUMENT, times 8
+    assert failed.returncode == 8 * 3  # as documented: the code INVALID_ARGUMENT times 8
     [error] = documents(failed.stderr)
     assert (error["code"], refusal_of_json(error).reason) == ("invalid_argument", "EMPTY_TEXT")
 

@@ -1,4 +1,4 @@
-"""The part of the OpenAI API that is about embeddings: a program that is written for it only changes its base URL."""
+"""The embeddings part of the OpenAI API. A program written for OpenAI only changes its base URL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from runed.errors import (
 T = TypeVar("T")
 
 PREFIX = "/v1/"
-"""The start of every path of the API, also of a path that is not there."""
+"""The start of every path of the API, also of unknown paths."""
 
 _EMBEDDINGS = f"{PREFIX}embeddings"
 _MODELS = f"{PREFIX}models"
@@ -44,11 +44,11 @@ _TOKENS = re.compile(rb"\s*\[\s*[\[\d-]")
 """The start of a list of tokens, or of lists of tokens."""
 
 _FIELD = re.compile(r"\$\.(\w+)")
-"""The name that msgspec gives the field that it cannot use. Unknown fields are skipped, and never named."""
+"""Pattern of the bad field's name in an error of msgspec. Unknown fields are skipped, and never named."""
 
 
 class _EmbeddingsRequest(msgspec.Struct):
-    """The body of `POST /v1/embeddings`; the last four fields are those of `EmbedRequest` in runed.proto."""
+    """The body of `POST /v1/embeddings`. The last four fields are those of `EmbedRequest` in runed.proto."""
 
     input: msgspec.Raw = msgspec.Raw()  # undecoded, so that an error can name its fault
     model: str | None = None
@@ -111,7 +111,7 @@ def build_openai_app(host: Host) -> Starlette:
 
     async def model(request: Request) -> Response:
         info = await _installed(host, request)
-        # A model of the user's own has no variant, which must not make it answer to an empty name.
+        # A model of the user's own has no variant. An empty name must not match it.
         if request.path_params["id"] not in {info.model_variant, info.model_name, info.model_identity} - {""}:
             raise ModelNotFoundError(f"there is no such model here, only {_model_id(info)}; GET {_MODELS} lists it")
         return _json(_describe(info))
@@ -124,7 +124,7 @@ def build_openai_app(host: Host) -> Starlette:
         ],
         exception_handlers={RunedError: _refuse, HTTPException: _refuse_route, Exception: _apologize},
     )
-    app.router.redirect_slashes = False  # a POST does not survive a redirection
+    app.router.redirect_slashes = False  # a redirection would turn the POST into a GET
     return app
 
 
@@ -184,7 +184,7 @@ def _texts(raw: msgspec.Raw) -> list[str]:
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do some work, and drop it when the client goes.
+    """Await some work, and cancel it when the client goes.
 
     Raises:
         CanceledError: The client has gone.
@@ -203,7 +203,7 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _disconnected(request: Request) -> None:
-    """Wait until the client goes, and drop everything that it still sends."""
+    """Wait until the client goes, and discard everything that it still sends."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -216,18 +216,18 @@ async def _encode(answer: EmbedAnswer, model: str, *, as_base64: bool) -> bytes:
     data: list[msgspec.Raw] = []
     tokens = 0
     for index, item in enumerate(answer.items):
-        assert isinstance(item, Embedding)  # errors by the item were not asked for
+        assert isinstance(item, Embedding)  # errors of single items were not requested
         vector = base64.b64encode(item.vector).decode() if as_base64 else np.frombuffer(item.vector, "<f4").tolist()
         data.append(msgspec.Raw(msgspec.json.encode({"object": "embedding", "index": index, "embedding": vector})))
         tokens += item.tokens
-        # 2,048 vectors of 1,024 numbers take half a second, in which nobody else would be served.
+        # 2,048 vectors of 1,024 numbers take half a second. In the event loop, nobody else would be served meanwhile.
         await asyncio.sleep(0)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
 
 
 async def _installed(host: Host, request: Request) -> Info:
-    """Return the Info of an installed model; waits as long as an embedding would.
+    """Return the Info of an installed model. Wait for the model as long as an embedding would.
 
     Raises:
         RunedError: The reason why there is no model yet.
@@ -251,7 +251,7 @@ def _model_id(info: Info) -> str:
 
 
 def _describe(info: Info) -> dict[str, object]:
-    return {"id": _model_id(info), "object": "model", "created": 0, "owned_by": "runed"}  # the time of its making is unknown
+    return {"id": _model_id(info), "object": "model", "created": 0, "owned_by": "runed"}  # its creation time is unknown
 
 
 def _json(document: object) -> Response:
@@ -259,7 +259,7 @@ def _json(document: object) -> Response:
 
 
 def _client(request: Request) -> str:
-    """Return the name of a caller's connection, which is the same as for the RPC library."""
+    """Return the name of a caller's connection. The RPC library uses the same names."""
     return f"{request.client.host}:{request.client.port}" if request.client else ""
 
 
@@ -269,7 +269,7 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 
 async def _refuse_route(_: Request, error: Exception) -> Response:
-    """Answer a path or method that is not there."""
+    """Answer a request with an unknown path or method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:  # noqa: PLR2004 # HTTP's
         allowed = (error.headers or {}).get("Allow", "")
@@ -279,5 +279,5 @@ async def _refuse_route(_: Request, error: Exception) -> Response:
 
 
 async def _apologize(_: Request, __: Exception) -> Response:
-    """Answer after a bug; Starlette raises the error once more, and the server logs it without its text."""
+    """Answer after a bug. Starlette raises the error again afterwards, and the server logs it without its text."""
     return error_response(RunedError("the daemon failed at this call; its log says where, please report it"))

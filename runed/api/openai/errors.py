@@ -19,7 +19,7 @@ class UnauthenticatedError(errors.RunedError):
 
 
 class ForeignHostError(errors.RunedError):
-    """The request names another host: a web page has made its own name lead here (DNS rebinding)."""
+    """The request names another host. A web page has let its own name point to this machine (DNS rebinding)."""
 
     reason = "FOREIGN_HOST"
 
@@ -47,7 +47,7 @@ _STATUS: dict[type[errors.RunedError], int] = {
     errors.ShuttingDownError: 503,
     errors.BackendUnavailableError: 503,
     errors.DeadlineExceededError: 504,
-    CanceledError: 499,  # the status that proxies log; no caller is left to read it
+    CanceledError: 499,  # the status that proxies log; the caller is gone
     errors.RunedError: 500,
 }
 
@@ -67,7 +67,7 @@ _PARAMS: dict[type[errors.RunedError], str] = {
 }
 
 _RETRY_SECONDS = 1.0
-"""Seconds until another try, where the error does not say."""
+"""Seconds until another try, for errors that do not tell it."""
 
 
 def error_response(

@@ -1,4 +1,4 @@
-"""The guard of the loopback port: a request comes through only with the token, and only if it names this host."""
+"""The guard of the loopback port. It accepts a request only if it has the token and names this host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def guarded(app: ASGIApp, *, token: str, port: int) -> ASGIApp:
     """Put an application behind a token.
 
     No path is open without the token, not even to a browser's `OPTIONS`. No answer has a CORS header. So a web page can neither
-    ask nor read.
+    send a request nor read an answer.
 
     Args:
         app: The application to serve.

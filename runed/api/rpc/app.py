@@ -124,9 +124,10 @@ def _route(method: MethodDescriptor, application: Application) -> Application:
 
 
 async def _serve_stream(service: Application, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve a stream until its client goes or gives it up.
+    """Serve a stream until its client leaves or cancels it.
 
-    The RPC library sees that only once it has read all of the request. While the engine has no room, a stream is not read.
+    The RPC library notices that only after it has read the whole request. It does not read a stream while the engine has no
+    room.
     """
     disconnected: asyncio.Event = scope["extensions"]["runed.duplex"]["begin"]()
     all_read = False
@@ -139,7 +140,7 @@ async def _serve_stream(service: Application, scope: Scope, receive: Receive, se
 
     async def watch() -> None:
         await disconnected.wait()
-        if not all_read:  # else the library has noticed, and a second cancellation would hit the handler as it cleans up
+        if not all_read:  # otherwise the library cancels, and a second cancel would hit the handler's cleaning up
             presence.reschedule(asyncio.get_running_loop().time())
 
     presence = asyncio.timeout(None)

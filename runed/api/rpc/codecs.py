@@ -1,4 +1,4 @@
-"""The codecs of messages: protobuf and JSON, by Google's runtime, but vectors in JSON by msgspec."""
+"""The codecs of messages: protobuf and JSON, by Google's runtime. msgspec writes the vectors in JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIELD_AT_FAULT = re.compile(r"Failed to parse (\w+) field: ")
 
 
 class CompactJsonCodec:
-    """The JSON codec of connectrpc, but compact and quick.
+    """A compact and quick variant of connectrpc's JSON codec.
 
     A message is one line: otherwise a vector of 1,024 values has 1,024 lines. Google's runtime takes 2 microseconds or more for
     each value. For a batch of 2,048 vectors these are seconds in which the event loop serves nobody.
@@ -67,7 +67,7 @@ class CompactJsonCodec:
 
 
 class _Enums(msgspec.Struct):
-    """The fields of a request that hold names of an enum; all of them are at its top."""
+    """The fields of a request that hold names of an enum. All of them are at the top level."""
 
     lane: object = None
     role: object = None
@@ -75,7 +75,7 @@ class _Enums(msgspec.Struct):
 
 
 def _check_enums(data: bytes | bytearray, message_class: type[Message]) -> None:
-    """Refuse an unknown name of an enum. Google's runtime takes it for none: a query would be embedded as plain text."""
+    """Refuse an unknown name of an enum. Google's runtime ignores it: a query would be embedded as plain text."""
     try:
         document = msgspec.json.decode(data, type=_Enums)
     except msgspec.DecodeError as error:  # its message names only types and places
@@ -90,7 +90,7 @@ def _check_enums(data: bytes | bytearray, message_class: type[Message]) -> None:
 
 
 def _what_is_wrong(error: ParseError, message_class: type[Message]) -> str:
-    """Describe the fault, with the field at the top of the message that Google's runtime could not read."""
+    """Describe the fault, with the top-level field that Google's runtime could not read."""
     found = _FIELD_AT_FAULT.match(str(error))
     names = {name for field in message_class.DESCRIPTOR.fields for name in (field.name, field.json_name)}
     if found and found[1] in names:
@@ -99,7 +99,7 @@ def _what_is_wrong(error: ParseError, message_class: type[Message]) -> str:
 
 
 def _embeddings(message: Message) -> Sequence[pb.EmbedResponse]:
-    """Return the messages within one that hold a vector each."""
+    """Return the messages inside a message that have a vector each."""
     match message:
         case pb.EmbedResponse():
             return [message]

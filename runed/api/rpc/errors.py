@@ -22,7 +22,7 @@ _FOREIGN: dict[Code, str] = {
     Code.CANCELED: CanceledError.reason,
     Code.INTERNAL: MalformedRequestError.reason,  # gRPC's code for a broken framing
 }
-"""Reasons of the errors that the RPC library finds by itself, before or beside the handler."""
+"""Reasons of the errors that the RPC library raises itself, outside of the handler."""
 
 
 def error_info(error: errors.RunedError) -> ErrorInfo:
@@ -31,7 +31,7 @@ def error_info(error: errors.RunedError) -> ErrorInfo:
 
 
 def to_connect(error: errors.RunedError) -> ConnectError:
-    """Return the error as it travels: code, message, `ErrorInfo` and, where trying again can help, `RetryInfo`."""
+    """Return the error for the wire: code, message, `ErrorInfo` and, if another try can help, `RetryInfo`."""
     details = [_detail(error_info(error))]
     if error.retry_after is not None:
         retry = RetryInfo()
@@ -41,10 +41,10 @@ def to_connect(error: errors.RunedError) -> ConnectError:
 
 
 def complete(error: ConnectError, metadata: dict[str, str] | None = None) -> ConnectError:
-    """Return an error of the RPC library with the `ErrorInfo` that every error of the contract carries.
+    """Return an error of the RPC library, extended by the `ErrorInfo` that every error of the contract has.
 
     Args:
-        error: The error; one that has details already is returned as it is.
+        error: The error. If it has details already, it is returned unchanged.
         metadata: Facts for programs.
     """
     if error.details:

@@ -34,7 +34,7 @@ from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
 
 _SHARE_OF_DEADLINE = 0.8
-"""The part of its deadline that `Info` waits for the model at most, so that its answer comes in time even without a model."""
+"""Largest share of the deadline that `Info` waits for the model. So its answer comes in time even without a model."""
 
 
 class RunedServicer:
@@ -83,7 +83,7 @@ class RunedServicer:
         return CountTokensResponse(token_counts=counts, max_text_length=self._host.info().max_text_length)
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
-        """Describe the daemon and its model; waits until the model is known, unless it is being downloaded."""
+        """Describe the daemon and its model. Wait until the model is known, unless it is being downloaded."""
         limit = None if ctx.timeout_ms is None else ctx.timeout_ms / 1000 * _SHARE_OF_DEADLINE
         with suppress(TimeoutError):
             async with asyncio.timeout(limit):
@@ -153,4 +153,4 @@ async def _batches(request: AsyncIterator[SetCentroidsRequest]) -> AsyncIterator
     """Yield the centroids of a set, message by message."""
     async for message in request:
         yield messages.centroids(message)
-        del message  # it has megabytes, which would stay until the next one comes
+        del message  # frees its megabytes now and not when the next message comes

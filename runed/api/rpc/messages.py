@@ -48,7 +48,7 @@ _PHASE = {
 }
 
 STREAM_MESSAGE_BYTES = 1024 * 1024
-"""About the largest message of a stream's results; gRPC clients refuse more than 4 MiB unless they are told otherwise."""
+"""Approximate limit of a message of stream results, in bytes. By default, gRPC clients refuse more than 4 MiB."""
 
 _VECTOR_TAG = b"\x0a"
 """Field 1, wire type 2 (length-delimited): the tag of `EmbedResponse.vector` in the protobuf encoding."""
@@ -127,7 +127,7 @@ def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
 
 
 def embed_stream_responses(answer: StreamAnswer) -> Iterator[pb.EmbedStreamResponse]:
-    """Yield the results that became ready of a stream, in messages of about `STREAM_MESSAGE_BYTES` at most."""
+    """Yield the ready results of a stream, in messages of at most about `STREAM_MESSAGE_BYTES`."""
     results: list[pb.EmbedStreamResult] = []
     size = 0
     for result in answer.results:
@@ -144,7 +144,7 @@ def centroid_header(request: pb.SetCentroidsRequest | None) -> CentroidHeader:
     """Read the first message of a centroid set.
 
     Raises:
-        BadCentroidsError: The message is no header, or there is none.
+        BadCentroidsError: The message is not a header, or there is no message.
     """
     if request is None or request.WhichOneof("payload") != "header":
         raise BadCentroidsError("the first message of a centroid set is its header, with dim and nlist; send that first")
@@ -153,18 +153,18 @@ def centroid_header(request: pb.SetCentroidsRequest | None) -> CentroidHeader:
 
 
 def centroids(request: pb.SetCentroidsRequest) -> Iterator[Centroid]:
-    """Read a later message of a centroid set; the message is of no use afterwards.
+    """Read a later message of a centroid set. This destroys the message.
 
     Raises:
         BadCentroidsError: The message is no batch.
     """
     if request.WhichOneof("payload") != "batch":
         raise BadCentroidsError("every message of a centroid set but the first is a batch of centroids; send no second header")
-    request.DiscardUnknownFields()  # they could come after the values
+    request.DiscardUnknownFields()  # these fields could follow the values in the encoding
     for centroid in request.batch.centroids:
         number, size = centroid.id, 4 * len(centroid.vec)
         centroid.ClearField("id")
-        # A tag, a length and the packed values are left, which is 20 times faster than Python floats.
+        # Only a tag, a length and the packed values are left. Reading them is 20 times faster than by Python floats.
         encoded = centroid.SerializeToString()
         yield Centroid(number, encoded[len(encoded) - size :])
 
@@ -196,7 +196,7 @@ def info_response(info: Info) -> pb.InfoResponse:
 
 
 def health_response(health: Health) -> pb.HealthResponse:
-    """Describe the present state; the numbers of the engine are 0 until there is one."""
+    """Describe the present state. The numbers of the engine are 0 until there is an engine."""
     response = pb.HealthResponse(
         status=_STATUS[health.status],
         uptime_seconds=health.uptime_seconds,
@@ -256,7 +256,7 @@ def _outcome(item: Embedding | RunedError, centroid_set_version: str = "") -> pb
 
 
 def _embedding(item: Embedding, centroid_set_version: str) -> pb.EmbedResponse:
-    """Encode a vector. Its packed field is the float32 bytes as they are, which is 30 times faster than Python floats."""
+    """Encode a vector by copying its float32 bytes into the packed field, 30 times faster than by Python floats."""
     response = pb.EmbedResponse.FromString(_VECTOR_TAG + _varint(len(item.vector)) + item.vector)
     response.token_count = item.tokens
     response.total_token_count = item.total_tokens
@@ -280,7 +280,7 @@ def _varint(number: int) -> bytes:
 
 
 def _member(table: Mapping[int, T], enum: EnumTypeWrapper, field: str, value: int) -> T:
-    """Read an enum's number; proto3 lets any number through."""
+    """Read an enum's number, which proto3 does not check."""
     try:
         return table[value]
     except KeyError:

@@ -1,4 +1,4 @@
-"""The interceptor of every call: its error becomes one of the contract, and an embedding leaves one line in the log."""
+"""The interceptor of every call. It turns errors into those of the contract, and logs one line for each embedding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def current_call() -> Call:
 
 
 class Observer:
-    """A metadata interceptor of connectrpc: sees every call, also a call that fails before or beside the handler.
+    """A metadata interceptor of connectrpc. It sees every call, also calls that fail outside of the handler.
 
     Args:
         max_request_bytes: The limit to tell when a message is too large.
@@ -46,7 +46,7 @@ class Observer:
         """End a call.
 
         Raises:
-            ConnectError: The error as the caller is to see it.
+            ConnectError: The error for the caller.
         """
         answer = None if error is None else self._answer(error, ctx.method.name)
         if ctx.method.name in _EMBEDDING_METHODS:

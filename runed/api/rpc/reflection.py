@@ -1,4 +1,4 @@
-"""`grpc.reflection.v1` and `v1alpha`: the contract, for tools such as grpcurl that have no copy of it."""
+"""`grpc.reflection.v1` and `v1alpha`. They tell the contract to tools without a copy of it, such as grpcurl."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from runed.api.host import Host
 from runed.domain.status import Status
 
 POLL_INTERVAL = 0.25
-"""Seconds between two looks of a silent stream at the daemon. The stream delays a drain by as much at most."""
+"""Seconds between two checks of a silent stream whether the daemon drains. A stream delays a drain by at most this time."""
 
 
 class ReflectionServicer:
@@ -90,7 +90,7 @@ class ReflectionServicer:
 
 
 class AlphaReflectionServicer:
-    """Implements the generated `ServerReflection` of v1alpha, whose messages are those of v1 but for their names.
+    """Implements the generated `ServerReflection` of v1alpha. Its messages equal those of v1, except for their names.
 
     Args:
         servicer: Answers the questions.
@@ -114,7 +114,7 @@ def _declaring_file(symbol: str) -> FileDescriptor:
     pool = descriptor_pool.Default()
     with suppress(KeyError):
         return pool.FindFileContainingSymbol(symbol)
-    return pool.FindMethodByName(symbol).containing_service.file  # the only kind of name that the pool does not find there
+    return pool.FindMethodByName(symbol).containing_service.file  # the pool does not find methods above
 
 
 def _files(file: FileDescriptor, sent: set[str]) -> FileDescriptorResponse:
@@ -134,7 +134,7 @@ def _files(file: FileDescriptor, sent: set[str]) -> FileDescriptorResponse:
 async def _until_drained(
     questions: AsyncIterator[ServerReflectionRequest], host: Host
 ) -> AsyncGenerator[ServerReflectionRequest]:
-    """Yield questions as they come. The drain of a daemon must not wait for a tool that asks no more and stays connected."""
+    """Yield questions as they come, until the daemon drains. The drain must not wait for a silent tool that stays connected."""
     while True:
         question = asyncio.ensure_future(anext(questions, None))
         try:

@@ -37,7 +37,7 @@ def is_any_grpc(scope: Scope) -> bool:
 
 
 def is_grpc(scope: Scope) -> bool:
-    """Return whether a request is one of gRPC itself, whose trailers only HTTP/2 has, and not of gRPC-Web."""
+    """Return whether a request is one of gRPC, which needs the trailers of HTTP/2, and not of gRPC-Web."""
     return is_any_grpc(scope) and not content_type(scope).startswith("application/grpc-web")
 
 

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 class LlamaBackend:
-    """Embeds with a `llama-server` child, which is started when it is needed and replaced when it dies.
+    """Embeds with a `llama-server` child. The child is started when it is needed, and replaced when it dies.
 
     Constructing it reads the model's metadata, which takes 0.1 s for a large vocabulary, and starts nothing.
 
@@ -34,7 +34,7 @@ class LlamaBackend:
         paths: The home. Only one backend at a time may use it, as its daemon's lock ensures.
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
         profile: The number of texts at once and of threads, or the name of a profile.
-        timings: How long to wait for the engine.
+        timings: Time limits for the engine.
 
     Raises:
         ModelFileError: The GGUF cannot be used.
@@ -59,7 +59,7 @@ class LlamaBackend:
             name=metadata.name or model.stem,
             architecture=metadata.architecture,
             dim=metadata.dim,
-            # Measured: with last-token pooling the server wants one token of the context to be left.
+            # Measured: with last-token pooling, the server needs one free token of the context.
             max_tokens=longest - 1 if metadata.pooling == "last" else longest,
             pooling=metadata.pooling,
             file_type=metadata.file_type,
@@ -120,7 +120,7 @@ class LlamaBackend:
         return batch
 
     async def _ask(self, question: Callable[[LlamaHTTP], Awaitable[_T]]) -> _T:
-        """Ask the server; if it dies meanwhile, ask its replacement once more."""
+        """Send a request to the server. If the server dies meanwhile, send it once more to its replacement."""
         for another_try in (True, False):
             server = await self._supervisor.ready()
             try:

@@ -11,15 +11,17 @@ from runed.backends.llama.profile import Profile
 from runed.domain.model import ModelInfo
 
 CONTEXT_STEP = 256
-"""Tokens. llama.cpp rounds a context up to a multiple of this (measured: `-c 300` takes texts of 511 tokens)."""
+"""Step of a context in tokens: llama.cpp rounds a context up to a multiple of it. Measured: `-c 300` accepts texts of 511
+tokens."""
 
 _LAST_MICRO_BATCH = 60
 """Tokens that the engine computes at once, for models with last-token pooling. Three reasons:
 
-- The texts of these models may span several micro-batches, and each token of one costs two buffers of the vocabulary's size.
+- A text may span several micro-batches, and each token of a micro-batch costs two buffers of the vocabulary's size.
 - The kernels take 4 rows at once, so it is a multiple of 4.
 - From 64 rows on, llama.cpp's flash attention computes in tiles on a CPU. Their bounds depend on the place of a text in the
-  context, and so does its vector (measured on a random-weight Qwen3-0.6B in q6_K: cosine down to 0.9994; below 64 rows 1)."""
+  context, and so does its vector. Measured on a random-weight Qwen3-0.6B in q6_K: cosines down to 0.9994, and 1 below 64
+  rows."""
 
 _NO_REPACK_REMARK = (
     "llama-server is run with --no-repack, which is slower, because its fast kernels use an instruction "
@@ -27,8 +29,8 @@ _NO_REPACK_REMARK = (
 )
 
 _ONE_SLOT_REMARK = (
-    "texts are computed one by one, which is slower for many short ones, because this build of llama-server gives this model's "
-    "vectors another value in company than alone"
+    "texts are computed one by one, which is slower for many short ones, because this build of llama-server computes "
+    "another vector for a text in a batch than for the same text alone"
 )
 
 
@@ -43,8 +45,8 @@ class EngineCommand:
         info: The description of the model.
         context: The context in tokens, a multiple of `CONTEXT_STEP`.
         profile: The number of texts at once and of threads.
-        no_repack: Whether to do without the repacked kernels, of which this engine dies.
-        one_slot: Whether to compute texts one by one, since this engine's vectors depend on company.
+        no_repack: Whether to disable the repacked kernels, which crash some engines.
+        one_slot: Whether to compute texts one by one, for engines whose vectors depend on the other texts of a batch.
     """
 
     executable: Path
@@ -64,7 +66,7 @@ class EngineCommand:
     @property
     def limits(self) -> BatchLimits:
         """See `Embedder.limits`."""
-        # A batch that the engine had to cut would put a text's tokens beside others than those it has alone.
+        # If the engine had to cut a batch, a text's tokens would be computed beside other tokens than when it is alone.
         return BatchLimits(texts=self.slots, tokens=min(self.profile.batch_tokens, self._batch))
 
     @property
@@ -74,14 +76,14 @@ class EngineCommand:
 
     @property
     def remark(self) -> str:
-        """A sentence for people on the unusual in this way, or ""."""
+        """A sentence for people about the quirks that this command avoids, or ""."""
         slow = self.one_slot and self.profile.slots > 1
         return "; ".join([*([_NO_REPACK_REMARK] if self.no_repack else []), *([_ONE_SLOT_REMARK] if slow else [])])
 
     @property
     def _batch(self) -> int:
         """The tokens that the engine computes at once."""
-        # Mean and cls pooling need the whole text in one micro-batch.
+        # Mean and cls pooling need a whole text in one micro-batch.
         return _LAST_MICRO_BATCH if self.info.pooling == "last" else self.info.max_tokens
 
     def argv(self) -> list[str]:
@@ -104,7 +106,7 @@ class EngineCommand:
         }
         flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if self.no_repack else [])]
         if self.isolation:
-            options["--slot-save-path"] = self.socket.parent  # nothing is saved; without it no slot can be erased
+            options["--slot-save-path"] = self.socket.parent  # nothing is saved there, but without it no slot can be erased
         if self.slots > 1:
-            flags.append("--kv-unified")  # one text may use the whole context, instead of each slot its part
+            flags.append("--kv-unified")  # one text may use the whole context, instead of the share of its slot
         return [str(self.executable), *flags, *(str(part) for option in options.items() for part in option)]

@@ -1,4 +1,4 @@
-"""Counts the processors that the engine may use: `llama-server` heeds neither its affinity nor the quota of its container."""
+"""Counts the processors that the engine may use. `llama-server` ignores its affinity and the quota of its container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def usable_cores(*, cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Count the processors that this process may use, at least 1. A quota that is not whole is rounded up.
+    """Count the processors that this process may use, at least 1. A fractional quota is rounded up.
 
     Args:
         cgroups: The place where the control groups are mounted (Linux).

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from runed.errors import ModelFileError
 
 MAX_METADATA_BYTES = 64 * 1024 * 1024
-"""Bytes that are read at most, of a hostile file, too. A large vocabulary takes 7 MB (Gemma's 262,144 tokens)."""
+"""Most bytes that are read, also of a hostile file. A large vocabulary takes 7 MB (Gemma's 262,144 tokens)."""
 
 _MAX_PAIRS = 10_000
 _MAX_TENSORS = 100_000
@@ -52,7 +52,7 @@ _MAGIC = int.from_bytes(b"GGUF", "little")
 _UINT32, _UINT64 = _SCALARS[4], _SCALARS[10]
 
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}
-"""Values of `enum llama_pooling_type`, without 0 (none) and 4 (rank), which give no embedding of a text."""
+"""Values of `enum llama_pooling_type`, without 0 (none) and 4 (rank), which compute no embedding of a text."""
 
 # fmt: off
 _TENSOR_TYPES = {
@@ -85,8 +85,9 @@ class GGUFMetadata:
         dim: `<architecture>.embedding_length`, the number of values of a vector.
         context_length: `<architecture>.context_length`, the most tokens that the model was trained for.
         pooling: "last", "mean" or "cls".
-        file_type: The name of `general.file_type`, such as "Q6_K"; "" if the file gives none.
-        add_eos: `tokenizer.ggml.add_eos_token`: whether the engine ends each text with `eos_id`; False if the file gives none.
+        file_type: The name of `general.file_type`, such as "Q6_K"; "" if the file has none.
+        add_eos: `tokenizer.ggml.add_eos_token`: whether the engine ends each text with `eos_id`; False if the file does not
+            tell.
         eos_id: `tokenizer.ggml.eos_token_id`, or None.
         rope_freq_base: `<architecture>.rope.freq_base`, or None, which makes the engine assume 10,000.
     """
@@ -103,19 +104,19 @@ class GGUFMetadata:
 
 
 def check_model(path: Path) -> None:
-    """Check that a file is a whole GGUF of an embedding model that runed can serve.
+    """Check that a file is a complete GGUF of an embedding model that runed can serve.
 
     Raises:
-        ModelFileError: It is not.
+        ModelFileError: The file is not.
     """
     read_gguf(path)
 
 
 def read_gguf(path: Path) -> GGUFMetadata:
-    """Read and check a GGUF. Takes time in proportion to its vocabulary (0.1 s for 150,000 tokens), so not for an event loop.
+    """Read and check a GGUF. Do not call it in an event loop: the time grows with the vocabulary (0.1 s for 150,000 tokens).
 
     Raises:
-        ModelFileError: The file cannot be read, is not a GGUF, is cut short, or its model cannot be served as it should be.
+        ModelFileError: The file cannot be read, is not a GGUF, is cut short, or its model cannot be served.
     """
     with _explained(path):
         with path.open("rb") as file:
@@ -145,7 +146,7 @@ def _broken(what: str) -> _BadFileError:
 
 
 class _Reader:
-    """Reads forward through the metadata, and keeps all of it in memory, up to `MAX_METADATA_BYTES`."""
+    """A reader that moves forward through the metadata, and keeps it in memory, up to `MAX_METADATA_BYTES`."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -204,9 +205,9 @@ class _Reader:
             raise _broken(f"its header holds an array of the unknown type {kind}")
 
     def _skip_strings(self, count: int) -> None:
-        """Step over a vocabulary. The loop calls no method, since it takes nearly all of the time of reading a file."""
+        """Step over a vocabulary. The loop calls no method, since nearly all of the reading time is spent here."""
         position, available, length_at = self.position, len(self._data), _UINT64.unpack_from
-        for _ in range(count):  # a false count ends soon, since each turn consumes bytes of a bounded header
+        for _ in range(count):  # a false count ends soon, since each turn consumes bytes of the bounded header
             if position + 8 > available:
                 available = self._fetch(position + 8)
             position += 8 + length_at(self._data, position)[0]
@@ -254,7 +255,7 @@ def _read_pairs(reader: _Reader, count: int) -> dict[str, _Value]:
 
 
 def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
-    """Refuse a file that ends before its last tensor does, as an interrupted download."""
+    """Refuse a file that ends before its last tensor, such as an interrupted download."""
     data_size = 0
     for _ in range(count):
         name = reader.string(_MAX_NAME_BYTES)
@@ -263,7 +264,7 @@ def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
             raise _broken(f"its tensor {name!r} has {dimensions:,} dimensions")
         shape = [reader.uint64() for _ in range(dimensions)]
         kind, offset = reader.uint32(), reader.uint64()
-        # A type that is newer than this table is left to the engine; its tensor only must begin inside the file.
+        # The engine judges types that are newer than this table. Here, their tensors must only begin inside the file.
         block, block_bytes = _TENSOR_TYPES.get(kind, (1, 0))
         if offset % alignment or (shape and shape[0] % block):
             raise _broken(f"its tensor {name!r} does not fit its type or alignment")
@@ -311,7 +312,7 @@ def _interpret(values: dict[str, _Value]) -> GGUFMetadata:
 def _pooling(values: dict[str, _Value], architecture: str, name: str) -> str:
     kind = _integer(values, f"{architecture}.pooling_type")
     if kind is None and architecture == "qwen3" and "embed" in name.lower():
-        return "last"  # early conversions of Qwen3-Embedding lack the type; so do chat models, which the name tells apart
+        return "last"  # early conversions of Qwen3-Embedding lack the type, as chat models do; the name tells them apart
     if kind in _POOLINGS:
         return _POOLINGS[kind]
     told = "does not say how it pools" if kind is None else f"has pooling type {kind}"

@@ -20,11 +20,11 @@ from runed.backends.base import EmbeddingBatch, TextInput
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 
 _KEEP_ALIVE = 3.0
-"""Seconds until this side closes an unused connection. The server does so after 5, which might hit a request on its way."""
+"""Seconds until this side closes an unused connection. The server closes it after 5 s, which could hit a request on its way."""
 
 MAX_CONNECTIONS = 8
-"""Connections at most; more requests wait here. The server gives each open connection a thread, even an unused one: with more
-connections than threads, a request waited 5 s until an unused one was closed (measured)."""
+"""Most connections. Further requests wait in this process. The server uses a thread for each open connection, even for an
+unused one. Measured: with more connections than threads, a request waited 5 s until an unused connection was closed."""
 
 _HEALTH_TIMEOUT = 1.0
 
@@ -34,23 +34,24 @@ _NORM_TOLERANCE = 1e-3
 """Largest distance of the square of a vector's norm from 1."""
 
 _SEPARATOR = -1
-"""Number between the texts of a question to `/tokenize`, which returns numbers as they are. No token has a negative id."""
+"""A number between the texts of a request to `/tokenize`, which returns numbers unchanged. No token has a negative id."""
 
 _TOKENIZE_BYTES = 256 * 1024
-"""Bytes of text, about, of one question to `/tokenize`; its answer is several times as large."""
+"""Approximate bytes of text in one request to `/tokenize`. The answer is several times as large."""
 
 _FEW_TOKENS = 8
-"""Tokens from which on a batch is computed by the usual kernels. Those for up to 7 rows round differently, as quantized weights
-show: vectors of 2 to 7 tokens alone and in company had cosines down to 0.9996, those of more tokens 1 (Qwen3-0.6B, q6_K)."""
+"""Fewest tokens of a batch that the usual kernels compute. The kernels for up to 7 rows round quantized weights differently.
+Measured on Qwen3-0.6B in q6_K: the vectors of a text of 2 to 7 tokens, alone and beside other texts, had cosines down to
+0.9996; longer texts had 1."""
 
 _FEW_BYTES = 32 * _FEW_TOKENS
-"""Bytes of a batch beyond which its tokens are not counted, but assumed to be at least `_FEW_TOKENS`."""
+"""Bytes beyond which a batch is assumed to have at least `_FEW_TOKENS` tokens. They are not counted then."""
 
 _MOST_SPECIAL = 2
 """The most special tokens of a text."""
 
 _FILLER = "a b c d e f g h"
-"""A text of at least `_FEW_TOKENS` tokens, which is added to a batch of fewer."""
+"""A text of at least `_FEW_TOKENS` tokens, which is added to a batch with fewer tokens."""
 
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process")
 
@@ -61,7 +62,7 @@ _T = TypeVar("_T")
 class Isolation:
     """The number of slots that share the context of the model, and the tokens that the engine computes at once.
 
-    `LlamaHTTP` needs them to keep vectors independent of company.
+    With these facts, `LlamaHTTP` keeps a vector independent of the other texts of its batch.
     """
 
     slots: int
@@ -81,7 +82,7 @@ class ConnectionLostError(Exception):
 
 
 class SlotsError(BackendFaultError):
-    """The server cannot erase its slots, so that vectors would depend on company, unless it has one slot."""
+    """The server cannot erase its slots. With more than one slot, vectors would depend on the other texts of a batch."""
 
 
 class _Embedding(msgspec.Struct):
@@ -128,11 +129,11 @@ class LlamaHTTP:
         self._isolation = isolation
         self._special: tuple[list[int], list[int]] | None = None
         self._session = aiohttp.ClientSession(
-            base_url="http://engine",  # a name for the Host header; the socket is the address
+            base_url="http://engine",  # only for the Host header; the socket is the address
             connector=aiohttp.UnixConnector(str(socket), limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=None),  # a busy server is not a dead one: `Supervisor` tells them apart
+            timeout=aiohttp.ClientTimeout(total=None),  # no time limit here: `Supervisor` tells a busy server from a dead one
         )
 
     async def close(self) -> None:
@@ -195,7 +196,7 @@ class LlamaHTTP:
         answer.append(_SEPARATOR)
         result: list[list[int]] = []
         start = answer.index(_SEPARATOR) + 1
-        while start < len(answer):  # by slices: a loop over millions of tokens would block the event loop for seconds
+        while start < len(answer):  # slices, since a loop over millions of tokens would block the event loop for seconds
             end = answer.index(_SEPARATOR, start)
             result.append(answer[start:end])
             start = end + 1
@@ -208,7 +209,7 @@ class LlamaHTTP:
         size = sum(map(_least_size, texts))
         if len(texts) == 1 and size + _MOST_SPECIAL > isolation.micro_batch:
             # A text of several micro-batches attends to its own earlier ones. They lie in the context in the order of the text
-            # only if the context is empty at its start, but every slot keeps its last text until it gets another.
+            # only if the context is empty at the start of the text. But a slot keeps its last text until it gets another one.
             await asyncio.gather(*(self._erase(slot) for slot in range(isolation.slots)))
         if size > _FEW_BYTES:
             return []
@@ -217,7 +218,7 @@ class LlamaHTTP:
         return counted[:1] if given + sum(map(len, counted[1:])) < _FEW_TOKENS else []
 
     async def _erase(self, slot: int) -> None:
-        """Empty a slot of its last text, once that is computed."""
+        """Erase the last text of a slot, once that is computed."""
         try:
             await self._post(f"/slots/{slot}?action=erase", {})
         except BackendFaultError as error:
@@ -233,7 +234,7 @@ class LlamaHTTP:
         except ConnectionLostError as error:
             if error.unreachable:
                 raise
-            # Once more: the server may have closed an unused connection just as the request came. It computed nothing then.
+            # A second try: the server may have closed an unused connection just as the request came. It computed nothing then.
             status, body = await self._exchange(path, data)
         if status != _OK:
             raise self._explain(path, status, body)
@@ -261,7 +262,7 @@ class LlamaHTTP:
         if match := _TOO_LARGE.match(error.message):
             tokens = int(match[1])
         if tokens is None:
-            # Only a plain name is quoted: anything else may hold a text.
+            # Only a plain name is quoted, since anything else may contain a user's text.
             kind = f" ({error.type})" if error.type.isidentifier() else ""
             return BackendFaultError(
                 f"llama-server answered {path} with HTTP status {status}{kind}; logs/llama-server.log may say why"
@@ -273,7 +274,7 @@ class LlamaHTTP:
 
 
 def _least_size(text: TextInput) -> int:
-    """Return the bytes of a text, which are at least its tokens. For tokens, return a size that compares with those."""
+    """Return the bytes of a text, which are never fewer than its tokens. For a list of tokens, return a comparable size."""
     return len(text.encode(errors="replace")) if isinstance(text, str) else _FEW_BYTES // _FEW_TOKENS * len(text)
 
 
@@ -293,11 +294,11 @@ def _decode(body: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BackendFaultError("llama-server answered something that is not what was asked for") from None
+        raise BackendFaultError("llama-server gave an answer that is not of the expected form") from None
 
 
 def _check_vectors(vectors: list[bytes], dim: int) -> None:
-    """Raise a BackendFaultError for a vector that is no embedding: the server answers NaN and zeros with status 200."""
+    """Raise a BackendFaultError for a vector that is not an embedding. The server answers NaN and zeros with status 200."""
     for vector in vectors:
         if len(vector) != 4 * dim:
             raise BackendFaultError(f"llama-server answered a vector of {len(vector)} bytes, and the model's have {4 * dim}")

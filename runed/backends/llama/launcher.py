@@ -1,4 +1,4 @@
-"""Brings one `llama-server` up: a free socket, the process, the wait until it has loaded, and its self-test."""
+"""Starts one `llama-server`: it frees the socket, starts the process, waits for the model, and runs the self-test."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Launcher:
     """Starts `llama-server` for one model, as often as it is needed.
 
     Args:
-        command: The way to run it, before the quirks of the engine are heeded.
+        command: The command without regard to the quirks of the engine.
         eos_id: The token that each text must end with, or None.
         quirks: The quirks of the engine on this machine.
         paths: The home.
-        timings: How long to wait.
+        timings: Time limits for the engine.
     """
 
     def __init__(self, command: EngineCommand, *, eos_id: int | None, quirks: Quirks, paths: Paths, timings: Timings) -> None:
@@ -50,7 +50,7 @@ class Launcher:
 
     @property
     def command(self) -> EngineCommand:
-        """The way in which the engine was started last, or will be."""
+        """The command of the last start, or of the next one if there was none."""
         return self._command
 
     async def launch(self) -> LlamaServer:
@@ -61,13 +61,13 @@ class Launcher:
 
         Raises:
             BackendUnavailableError: It did not come up.
-            BackendFaultError: It came up, but computes something wrong.
+            BackendFaultError: It came up, but its vectors are wrong.
         """
-        # Clients keep the model's identity beside their vectors. A file that took its place would serve others unnoticed.
+        # Clients keep the model's identity beside their vectors. Another file at this path would serve other vectors unnoticed.
         if _file_state(self._command.model) != self._model_state:
             raise BackendUnavailableError(
                 f"the model {self._command.model} was replaced or removed while the daemon ran; run `runed stop`: "
-                "the next client starts a daemon that serves what is there then"
+                "the next client starts a daemon that serves the present file"
             )
         self._heed_quirks()
         try:
@@ -85,7 +85,7 @@ class Launcher:
         self._command = replace(self._command, no_repack=self._quirks.no_repack(), one_slot=self._quirks.one_slot())
 
     async def _launch_repacked(self) -> LlamaServer:
-        """Start the server; if it dies of its repacked kernels, once more without them."""
+        """Start the server. If it dies of its repacked kernels, start it once more without them."""
         try:
             return await self._launch_once()
         except _IllegalInstructionError as error:
@@ -119,14 +119,14 @@ class Launcher:
         except BaseException as error:
             server.closing = True
             await http.close()
-            await child.kill()  # it holds nothing that a graceful end would save
+            await child.kill()  # it has no state that a graceful end would save
             if isinstance(error, BackendUnavailableError) and child.exited.result() == -signal.SIGILL:
                 raise _IllegalInstructionError(output) from None
             raise
         return server
 
     def _make_room(self) -> None:
-        """Make the directories, and remove an earlier server and its socket: the new one does not bind where a socket is."""
+        """Make the directories, and remove an earlier server and its socket, since no server binds to an existing path."""
         socket = self._command.socket
         for directory in (self._paths.engine_record.parent, self._paths.logs, self._paths.cache):
             ensure_private_dir(directory)
@@ -166,7 +166,7 @@ class Launcher:
         """Wait until the server has loaded, and check its vectors, once for each version of the program."""
         started = time.monotonic()
         while not (self._command.socket.exists() and await server.http.healthy()):  # noqa: ASYNC110 # no event tells it
-            # A twentieth of the time gone: this costs a wake-up no more than 5 ms, and a long load no processor.
+            # The pause grows with the elapsed time. A wake-up loses at most 5 ms, and a long load costs little processor time.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
         tested = f"{self._quirks.engine()} {self._command.slots}"
         if tested == self._tested:
@@ -209,7 +209,7 @@ class _IllegalInstructionError(BackendUnavailableError):
 
 def _failed_start(server: LlamaServer, how: str) -> BackendUnavailableError:
     output = server.child.output
-    # llama.cpp's words for an option that this build does not have; the user may have chosen an old program.
+    # llama.cpp's error for an option that this build lacks. The user may have chosen an old program.
     too_old = any(words in output.last_words() for words in ("invalid argument", "unknown argument"))
     remedy = "; it lacks an option that runed needs: use a newer one, or unset RUNED_LLAMA_SERVER" if too_old else ""
     return BackendUnavailableError(f"llama-server {how} while it started{output.last_words()}{remedy}")

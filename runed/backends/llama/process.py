@@ -1,4 +1,4 @@
-"""A child process that cannot outlive its parent, cannot block on its output, and leaves its last words."""
+"""A child process that cannot outlive its parent and cannot block on its output. The end of its output is kept for errors."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _QUOTED_LINES = 3
 _QUOTED_LINE_LENGTH = 240
 
 _REAP_PATIENCE = 5.0
-"""Seconds until the end of a killed orphan is no longer waited for."""
+"""Seconds to wait for the end of a killed orphan."""
 
 
 class OutputLog:
-    """The output of a child: in a file of at most 5 MiB with one predecessor, and its end in memory.
+    """The output of a child: a file of at most 5 MiB with one predecessor, and the end of the output in memory.
 
     Args:
         path: The file; it is appended to, and renamed to `<name>.1` when it is full. Its directory must exist.
@@ -82,7 +82,7 @@ class ChildProcess:
         self._process = process
         self._leftovers = (record, *leftovers)
         if identity := identify(process.pid):
-            # Not `write_atomically`: its fsync may take seconds, for a record that means nothing after a reboot.
+            # Not `write_atomically`: its fsync may take seconds, and the record is worthless after a reboot.
             record.write_bytes(msgspec.json.encode(identity))
         self.exited: asyncio.Task[int] = asyncio.create_task(self._attend())
 
@@ -100,7 +100,7 @@ class ChildProcess:
             env: Its whole environment.
             output: The log for its standard output and error.
             record: The file for its identity, which `reap_orphan` reads.
-            leftovers: Files that it makes; they are removed when it is gone, as `record` is.
+            leftovers: Files that the child makes. They and `record` are removed when the child is gone.
 
         Raises:
             OSError: The program cannot be started, or the record cannot be written.
@@ -108,7 +108,7 @@ class ChildProcess:
         process = await asyncio.create_subprocess_exec(
             *argv,
             env=env,
-            cwd="/",  # else it would keep the directory that the daemon was started in from being unmounted
+            cwd="/",  # otherwise the directory that the daemon was started in could not be unmounted
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -124,17 +124,17 @@ class ChildProcess:
             raise
 
     def progress(self) -> tuple[float, int]:
-        """Return two sums that grow while the child works: processor seconds of it and its children, and bytes of output."""
+        """Return two sums that grow while the child works: processor seconds of its process tree, and bytes of output."""
         try:
             process = psutil.Process(self.pid)
-            # A launcher script that does not `exec` waits, while its own child does the work.
+            # The child may be a script that waits while its own child does the work.
             times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
         except psutil.Error:
             return 0.0, self.output.written
         return sum(time.user + time.system for time in times), self.output.written
 
     async def terminate(self, grace: float) -> None:
-        """Ask the child to end, and kill it if it still lives after `grace` seconds."""
+        """Send SIGTERM to the child, and kill it if it still lives after `grace` seconds."""
         self._signal(signal.SIGTERM)
         done, _ = await asyncio.wait({self.exited}, timeout=grace)
         if not done:
@@ -147,7 +147,7 @@ class ChildProcess:
         await asyncio.wait({self.exited})
 
     def _signal(self, number: signal.Signals) -> None:
-        # Not the return code: a launcher script may have one while the program that it started still lives and holds our pipe.
+        # Not the return code: the child may be a script that has ended while its program still lives and holds our pipe.
         if not self.exited.done():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
@@ -163,9 +163,7 @@ class ChildProcess:
 
 
 def reap_orphan(record: Path) -> None:
-    """Kill the child that a daemon left behind when it died, if exactly that process still lives.
-
-    Blocks for up to 5 seconds, so not for an event loop.
+    """Kill the child that a daemon left behind when it died, if exactly that process still lives. Block for up to 5 seconds.
 
     Args:
         record: The file that `ChildProcess.spawn` wrote; it is removed.

@@ -12,18 +12,18 @@ from runed.files import write_atomically
 from runed.paths import ensure_private_dir
 
 MAX_SLOTS = 64
-"""Most slots that a tuning file may ask for. More do not help: a micro-batch of 64 texts takes its time for their tokens."""
+"""Most slots that a tuning file may ask for. More slots do not help, since the time of 64 texts depends on their tokens."""
 
 MAX_DISTURBANCE = 0.25
-"""Part of the machine that other programs may use during a measurement. With more, the result is chance and is not kept."""
+"""Share of the machine that other programs may use during a measurement. With a larger share, the result is not kept."""
 
 MAX_TOKENS_TOGETHER = {"last": 63}
-"""Most tokens that several texts may have together, by pooling; other poolings have no limit. From 64 query rows on, the flash
-attention of llama.cpp computes in tiles on a CPU, and then a vector depends on its company (measured: cosine 0.9994 to the one
-alone; below 64 rows 1)."""
+"""Most tokens that several texts may have together, by pooling; other poolings have no limit. From 64 query rows on, the
+flash attention of llama.cpp computes in tiles on a CPU. A vector then depends on the other texts of its batch. Measured: its
+cosine to the vector of the text alone is 0.9994, and 1 below 64 rows."""
 
 _MAX_SLOTS_TOGETHER = 8
-"""Most slots where the tokens are limited: 8 of the shortest texts use them up, and before a long text each slot is erased."""
+"""Most slots if the tokens are limited: 8 of the shortest texts use them up, and every slot is erased before a long text."""
 
 # Measured on two cores. MiniLM: 84 texts/s alone, 250 in lists of 8 (32 ms each), 285 in lists of 16 with 32 slots. A Qwen3 of
 # 0.6B: 5.7 texts/s alone, 10 in lists of 3; a text of 17 tokens takes 170 ms alone.
@@ -84,7 +84,7 @@ class Tuning:
         profiles: The best profile for each name.
         measurements: All measurements.
         remarks: Sentences for people on failures and disturbances.
-        disturbance: The part of the machine that other programs used meanwhile.
+        disturbance: The share of the machine that other programs used meanwhile.
     """
 
     measured_at: str
@@ -123,7 +123,7 @@ def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile
     Args:
         name: One of `runed.settings.PROFILES`.
         pooling: "last", "mean" or "cls".
-        tuned: The file that `store_tuning` writes. One that is missing or unreadable counts as empty.
+        tuned: The file that `store_tuning` writes. A missing or unreadable file counts as empty.
         key: The key for the engine, the model and the machine.
     """
     built_in = built_in_profile(name, pooling=pooling)
@@ -135,10 +135,10 @@ def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile
 
 
 def store_tuning(tuned: Path, key: str, tuning: Tuning) -> None:
-    """Keep a tuning, in the place of an earlier one for the same key.
+    """Store a tuning. It replaces an earlier one for the same key.
 
     Args:
-        tuned: The file. One that cannot be read is replaced.
+        tuned: The file. An unreadable file is replaced.
         key: The key for the engine, the model and the machine.
         tuning: The tuning.
 
@@ -161,7 +161,7 @@ def _read(path: Path) -> _Document:
 
 
 def _is_safe(profile: Profile, pooling: str) -> bool:
-    """Tell whether the engine starts with a profile from the file and computes right vectors: the file may be damaged."""
+    """Return whether the engine starts with a profile and computes right vectors. The file of the profile may be damaged."""
     most_tokens = MAX_TOKENS_TOGETHER.get(pooling)
     return (
         1 <= profile.slots <= MAX_SLOTS

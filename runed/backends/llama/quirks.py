@@ -1,4 +1,4 @@
-"""Remembers the quirks of an engine on this machine in a file, so that they are found out only once."""
+"""Keeps the quirks of an engine on this machine in a file, so that each is found only once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Quirks:
     """The quirks of an engine and a model on this machine.
 
     Args:
-        path: The file. One that cannot be read counts as empty.
+        path: The file. An unreadable file counts as empty.
         executable: The engine.
         model: The model.
     """
@@ -45,17 +45,17 @@ class Quirks:
         self._write(document)
 
     def one_slot(self) -> bool:
-        """Tell whether the engine computes this model's vectors differently in company."""
+        """Return whether the engine rounds a vector of this model differently beside other texts."""
         return self.engine_and_model() in self._read().one_slot
 
     def remember_one_slot(self) -> None:
-        """Remember that the engine computes this model's vectors differently in company."""
+        """Remember that the engine rounds a vector of this model differently beside other texts."""
         document = self._read()
         document.one_slot = sorted({*document.one_slot, self.engine_and_model()})
         self._write(document)
 
     def engine(self) -> str:
-        """Return a key for this build of the engine on this kind of processor. An update, maybe without quirks, has another."""
+        """Return a key for this build of the engine on this kind of processor. An updated engine has another key."""
         try:
             info = self._executable.stat()
         except OSError:
@@ -75,7 +75,7 @@ class Quirks:
     def _write(self, document: _Document) -> None:
         try:
             write_atomically(self._path, msgspec.json.encode(document))
-        except OSError as error:  # the next start finds them out again
+        except OSError as error:  # the next start will find the quirk again
             _log.warning("cannot remember the quirks of llama-server", error=error.strerror)
 
 

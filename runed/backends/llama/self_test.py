@@ -11,23 +11,23 @@ from runed.backends.llama.http import LlamaHTTP
 from runed.errors import BackendFaultError
 
 _TEXTS = ("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four.")
-"""Texts that each fit into a micro-batch of 63 tokens, even if each byte is a token."""
+"""Texts. Each fits into a micro-batch of 63 tokens, even if each byte is a token."""
 
 _LONG_TOKENS = 72
 """Tokens of a long text: more than the 60 that are computed at once where texts share a context."""
 
 MIN_COSINE = 0.9999
-"""Least cosine between the vectors that a text has alone and in company."""
+"""Smallest accepted cosine between the vectors of a text alone and beside other texts."""
 
 _BROKEN_COSINE = 0.99
-"""Cosine below which a vector is no longer another rounding of the same one, but another text's, or garbage."""
+"""Cosine below which the difference of two vectors is not rounding: the vector is another text's, or garbage."""
 
 
 class CompanyError(BackendFaultError):
-    """The engine rounds a text's vector differently in company than alone: `cosine` is the least between the two."""
+    """The engine rounds a text's vector differently beside other texts. `cosine` compares it with that of the text alone."""
 
     def __init__(self, cosine: float) -> None:
-        super().__init__(f"llama-server embeds a text differently alone and in company (cosine {cosine:.5f})")
+        super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
 async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits) -> None:
@@ -39,8 +39,8 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         limits: The most texts and tokens of a micro-batch.
 
     Raises:
-        CompanyError: Vectors depend a little on company, and there is more than one slot.
-        SlotsError: Vectors would depend on company, since the engine cannot erase its slots.
+        CompanyError: Vectors depend a little on the other texts of a batch, and there is more than one slot.
+        SlotsError: Vectors would depend on earlier texts, since the engine cannot erase its slots.
         BackendFaultError: Vectors are wrong in another way.
         ConnectionLostError: The connection ended.
     """

@@ -1,4 +1,4 @@
-"""Keeps one server running: starts it once for all callers, replaces it when it dies or hangs, gives up, and stops it."""
+"""Keeps one server running. It starts the server once for all callers, replaces it if it dies or hangs, and stops it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Supervisor:
 
     Args:
         launch: Starts a server.
-        timings: How long to wait, and how often to try.
+        timings: Time limits, and the number of tries.
 
     Attributes:
-        reason: Why the last server died or the last start failed; "" once a server is ready again.
+        reason: The reason why the last server died or the last start failed; "" once a server is ready again.
         restarts: The number of servers that died and were replaced.
     """
 
@@ -57,10 +57,10 @@ class Supervisor:
         return self._server.child.pid if self._server is not None else 0
 
     async def ready(self) -> LlamaServer:
-        """Return the server, started if need be. All callers share one start, which goes on if one of them is cancelled.
+        """Return the server, and start it if none runs. All callers share one start, which goes on if one of them is cancelled.
 
         Raises:
-            BackendUnavailableError: It did not come up, was stopped meanwhile, or was given up a moment ago.
+            BackendUnavailableError: It did not come up, was stopped meanwhile, or the pause after too many failures lasts.
             BackendFaultError: It came up, but failed its self-test.
         """
         while (passing := self._passing()) is not None:
@@ -80,17 +80,17 @@ class Supervisor:
         return task.result()
 
     async def stop(self) -> None:
-        """End the server, or the start of one. Concurrent calls share one stop."""
+        """Stop the server, or its start. Concurrent calls share one stop."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._shut_down())
             self._stopping.add_done_callback(self._stop_ended)
         await asyncio.shield(self._stopping)
 
     async def lost(self, server: LlamaServer, error: ConnectionLostError) -> bool:
-        """Find out whether a server is dead, after its connection broke. Kill it if nobody can connect to it any more.
+        """Check whether a server is dead after its connection broke. Kill it if it accepts no connection any more.
 
         Args:
-            server: The server that was asked.
+            server: The server of the broken connection.
             error: The loss of the connection.
         """
         if not await server.has_died() and error.unreachable:
@@ -103,7 +103,7 @@ class Supervisor:
         self._failures = 0
 
     def unavailable(self, server: LlamaServer) -> BackendUnavailableError:
-        """Return the error for a server that died, with the time after which its replacement can be asked."""
+        """Return the error for a server that died, with the seconds after which its replacement can take requests."""
         return BackendUnavailableError(
             f"{server.obituary()}; it is being replaced, so try again", retry_after=max(1.0, self._backoff())
         )
@@ -139,7 +139,7 @@ class Supervisor:
             return server
 
     def _give_up(self, error: BackendError) -> bool:
-        """Count a failure. Return whether to give up: after too many, or where another try would fail in the same way."""
+        """Count a failure. Return whether to give up: after too many failures, or if another try would fail in the same way."""
         self._failures += 1
         self.reason = error.message
         given_up = self._failures >= self._timings.max_failures or isinstance(error, BackendFaultError)
@@ -169,7 +169,7 @@ class Supervisor:
             await server.child.kill()
         if server.closing:
             return
-        # No await before the next start has begun: a request that came in between would begin another one.
+        # No await before the next start has begun: a request that came in between would begin a second start.
         self._server = None
         self._replacing = True
         if not self._give_up(BackendUnavailableError(server.obituary())):
@@ -193,8 +193,8 @@ class Supervisor:
             before = progress
 
     async def _answers(self, server: LlamaServer) -> bool:
-        """Ask a silent server to embed a short text. Return whether it answered or worked."""
-        # It may be healthy: the callers whose answers it owes may only have gone away.
+        """Send a short text to a silent server. Return whether the server answered or worked."""
+        # The server may be healthy: perhaps the callers of its unanswered requests have only gone away.
         before = server.child.progress()
         try:
             async with asyncio.timeout(self._timings.hang):
@@ -203,11 +203,11 @@ class Supervisor:
         except TimeoutError:
             return server.child.progress() != before
         except (BackendError, ConnectionLostError):
-            return True  # it answered with an error, or it died, which `exited` shows
+            return True  # the server answered with an error, or died, which `exited` shows
         return True
 
     async def _shut_down(self) -> None:
-        # In a loop, because while one of them ends, another may begin, such as the replacement of a server that just died.
+        # In a loop: while one task ends, another may begin, such as the replacement of a server that just died.
         while self._server is not None or self._starting is not None or not (self._watcher is None or self._watcher.done()):
             if self._starting is not None:
                 self._starting.cancel()
@@ -224,7 +224,7 @@ class Supervisor:
 
     def _start_ended(self, task: asyncio.Task[LlamaServer]) -> None:
         self._starting = None
-        # The callers that wait get the error; if there are none, only the log tells it.
+        # Waiting callers get the error. Without any, only the log tells it.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, BackendError):
             _log.error("llama-server start failed unexpectedly", **describe_exception(error))
 

@@ -1,4 +1,4 @@
-"""How long a backend waits for its engine, and how often it replaces it."""
+"""Time limits of a backend for its engine, and the number of replacements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures the engine with several profiles and chooses the best, for `runed bench --tune`."""
+"""Measures the engine with several profiles and chooses the best ones, for `runed bench --tune`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ from runed.errors import BackendError, BackendUnavailableError
 from runed.paths import Paths, ensure_private_dir
 
 MAX_BALANCED_RATIO = 3.0
-"""Longest micro-batch of the profile "balanced", in times of a single text. An interactive text may have to wait for it."""
+"""Longest time of a micro-batch of the profile "balanced", in multiples of a single text's time. An interactive text may
+have to wait for one."""
 
 _WORTH_IT = 0.97
-"""Share of the best rate at which a smaller micro-batch is preferred: the rest is noise, and costs memory and waiting."""
+"""Share of the best rate from which on a smaller micro-batch is preferred. It needs less memory and waiting, and the
+difference is noise."""
 
 _USUAL_SIZE = (8, 128)
 _OTHER_SIZES = ((1, 128), (4, 64), (16, 256), (32, 512))
@@ -38,13 +40,14 @@ _OTHER_SIZES_BOUNDED = ((1, _USUAL_SIZE_BOUNDED[1]), (8, 32), (8, 48), (32, _USU
 """Slots and tokens of the micro-batches to try, without and with a bound on the tokens."""
 
 _LENGTHS = (6, 12, 16, 20, 26)
-"""Tokens of the texts to embed, in turn: queries and sentences, which gain by company. A long text gains nothing."""
+"""Tokens of the texts to embed, in turn: queries and sentences, which are faster in a batch. A long text is not."""
 
 _ROUNDS = 2
 """Measurements of each profile. The fastest counts, since other work on the machine only slows them down."""
 
 _CLEARLY_BETTER = 1.1
-"""Gain from which on fewer threads than cores are preferred: other work on the machine slows them down less in any case."""
+"""Gain from which on a number of threads below the number of cores is preferred. Noise favours it: other work on the machine
+slows it down less."""
 
 _QUIET = 0.1
 """Part of the machine that other programs may use without a remark."""
@@ -53,7 +56,7 @@ _LONE_SHARE = 0.25
 """Part of a measurement's time for texts alone."""
 
 _FEWEST = 3
-"""Texts and micro-batches that are measured at least, however long they take."""
+"""Fewest texts and micro-batches of a measurement, however long they take."""
 
 _T = TypeVar("_T")
 
@@ -74,10 +77,10 @@ def tune(
     report: Report,
     force: bool = False,
 ) -> Tuning:
-    """Measure an engine and a model in several ways, choose the best for each profile, and keep that for the next start.
+    """Measure an engine and a model with several profiles, choose the best ones, and store them for the next start.
 
-    It runs engines of its own, one after another, in a temporary home; a daemon may run beside it. Blocks; must be called on
-    the main thread, and not within an event loop.
+    It runs its own engines, one after another, in a temporary home. A daemon may run beside it. It blocks, and must be called
+    on the main thread without an event loop.
 
     Args:
         executable: The `llama-server`.
@@ -95,7 +98,7 @@ def tune(
         BackendError: The engine cannot be run at all, or nothing could be measured within the limit.
         ModelFileError: The GGUF cannot be used.
     """
-    # Not in the event loop: its end waits for threads, which may still make files after a Ctrl-C.
+    # Outside of the event loop: the loop's end waits for threads, which may still make files after Ctrl-C.
     with TemporaryDirectory(prefix="runed-bench-") as directory:
         workshop = Paths(Path(directory))
         _copy_quirks(paths, workshop)
@@ -131,8 +134,9 @@ def tune(
 def choose_profiles(measurements: Sequence[Measurement]) -> tuple[Profile, ...]:
     """Choose the best of at least one measurement for each profile.
 
-    "memory" is one slot; "balanced" has the most texts per second of those whose micro-batch takes at most `MAX_BALANCED_RATIO`
-    times as long as a single text; "throughput" has the most of all. A profile that no measurement is fit for is missing.
+    "memory" has one slot. "throughput" has the most texts per second. "balanced" has the most texts per second among those
+    whose micro-batch takes at most `MAX_BALANCED_RATIO` times the time of a single text. A profile without a suitable
+    measurement is missing.
     """
     candidates = {
         "memory": [each for each in measurements if each.slots == 1],
@@ -150,22 +154,22 @@ def _fastest(name: str, measurements: Sequence[Measurement]) -> Profile:
 
 
 def _copy_quirks(paths: Paths, workshop: Paths) -> None:
-    """Copy the known quirks of the engine, so that no crash has to show again that it needs `--no-repack`."""
+    """Copy the known quirks of the engine. Otherwise a crash would have to show again that it needs `--no-repack`."""
     ensure_private_dir(workshop.cache)
     if paths.engine_quirks.exists():
         shutil.copy(paths.engine_quirks, workshop.engine_quirks)
 
 
 class _Trials:
-    """Measures an engine in all ways that are worth a try, several times each.
+    """Measures an engine with every promising profile, several times each.
 
     Args:
-        measure: Measures one way.
+        measure: Measures one profile.
         pooling: The pooling of the model, which decides on the sizes to try.
         report: As for `tune`.
 
     Attributes:
-        measured: The best measurement of each way.
+        measured: The best measurement of each profile.
         remarks: As in `Tuning`, and so is `disturbance`.
     """
 
@@ -217,7 +221,7 @@ class _Trials:
             try:
                 measurement = await self._measure(way)
             except BackendError as error:
-                # The other ways may work: perhaps the memory is too small for this number of slots.
+                # Other profiles may work: perhaps the memory is too small for this number of slots.
                 self._failed.add(way)
                 self.measured.pop(way, None)
                 self.remarks.append(f"{what}: {error}")
@@ -238,13 +242,13 @@ def _rate(measurement: Measurement) -> float:
 
 
 def _work_of_others() -> float:
-    """Return the processor seconds of all programs but this one and its engines that have ended."""
+    """Return the processor seconds of all programs, without this one and its engines that have ended."""
     machine = psutil.cpu_times()
     return float(machine.user + machine.nice + machine.system) - sum(os.times()[:4])
 
 
 def _numbers_of_threads(cores: int) -> list[int]:
-    """Return the numbers to try: all cores; all but one, which is left to the clients; one a core of two hardware threads."""
+    """Return the numbers of threads to try: all cores, all but one (left to the clients), and one a physical core."""
     return sorted({cores, max(cores - 1, 1), max(cores // 2, 1)}, reverse=True)
 
 
@@ -301,7 +305,7 @@ def _cut(tokens: Sequence[int], length: int) -> Sequence[int]:
 
 
 def _while_time_is_left(items: Iterable[_T], seconds: float) -> Iterator[_T]:
-    """Return items until the time is over, but at least `_FEWEST`."""
+    """Yield items until the time is over, but at least `_FEWEST`."""
     end = time.monotonic() + seconds
     for number, item in enumerate(items):
         if number >= _FEWEST and time.monotonic() > end:
@@ -310,7 +314,7 @@ def _while_time_is_left(items: Iterable[_T], seconds: float) -> Iterator[_T]:
 
 
 def _micro_batches(lengths: Sequence[int], limits: BatchLimits) -> Iterator[range]:
-    """Cut texts into micro-batches, in their order; `lengths` are their tokens."""
+    """Split texts into micro-batches, in their order. `lengths` are their numbers of tokens."""
     start = tokens = 0
     for end, length in enumerate(lengths):
         if end > start and (end - start == limits.texts or tokens + length > limits.tokens):
@@ -321,7 +325,7 @@ def _micro_batches(lengths: Sequence[int], limits: BatchLimits) -> Iterator[rang
 
 
 def _check_company(alone: Sequence[bytes], together: Sequence[bytes]) -> None:
-    """Compare the vectors of a micro-batch with those that some of its texts had alone."""
+    """Compare some vectors of a micro-batch with the vectors of the same texts alone."""
     for one, other in zip(alone, together, strict=False):
         if not (similarity := cosine(one, other)) >= MIN_COSINE:
             raise CompanyError(similarity)

@@ -16,23 +16,23 @@ from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Statu
 from runed.errors import BackendFaultError, RunedError, error_of_reason
 
 _FALLBACK_BATCH_SIZE = 32
-"""Texts of one request at most where the daemon tells no limit."""
+"""Most texts of one request, if the daemon tells no limit."""
 
 _FALLBACK_REQUEST_BYTES = 4 * 1024 * 1024
-"""Bytes of one request at most where the daemon tells no limit."""
+"""Most bytes of one request, if the daemon tells no limit."""
 
 
 class SpaceGuard:
-    """Checks that all vectors of one result lie in the same space, though they come in several answers."""
+    """Checks that all vectors of one result lie in the same space, although they come in several answers."""
 
     def __init__(self) -> None:
         self._first: str | None = None
 
     def check(self, fingerprint: str) -> None:
-        """Take note of the space of an answer.
+        """Compare the space of an answer with that of the answers before.
 
         Raises:
-            RunedError: The space differs from the one before: the daemon was restarted with another model or engine.
+            RunedError: The space differs. The daemon was restarted with another model or engine.
         """
         if self._first is None:
             self._first = fingerprint
@@ -61,7 +61,7 @@ def outcome(
         BackendFaultError: The message has neither.
     """
     if item.HasField("error"):
-        # The daemon tells the place of the text in one request, which the caller does not know.
+        # The daemon tells the place of the text in its request. The caller does not know the requests.
         metadata = {name: value for name, value in item.error.metadata.items() if name != "index"}
         where = {} if index is None else {"index": str(index)}
         return error_of_reason(item.error.reason, item.error.message, metadata=metadata | where)
@@ -81,7 +81,7 @@ def outcome(
 
 
 def no_vector() -> BackendFaultError:
-    """Describe an answer without the vectors that were asked for."""
+    """Return the error of an answer without the requested vectors."""
     return BackendFaultError("the daemon answered other vectors than were asked for; send the texts again")
 
 

@@ -25,13 +25,13 @@ from runed.errors import BadCentroidsError, BootstrappingError
 METHOD = "SetCentroids"
 
 MESSAGE_BYTES = 1024 * 1024
-"""Bytes of values of one message at most. Any daemon takes 4 MiB; both sides hold a few messages in memory."""
+"""Most bytes of values of one message. Every daemon accepts 4 MiB. Both sides hold a few messages in memory."""
 
 
 def set_centroids_flow(
     flows: DaemonFlows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline
 ) -> UploadFlow[CentroidSet]:
-    """Replace the set, again if the daemon cannot take it for the moment.
+    """Replace the set. Try again if the daemon cannot take it for the moment.
 
     Args:
         flows: The flows of the client.
@@ -41,7 +41,7 @@ def set_centroids_flow(
         deadline: The end of the call.
 
     Raises:
-        BadCentroidsError: The vectors are no table of numbers.
+        BadCentroidsError: The vectors are not a table of numbers.
         RunedError: The daemon answered an error.
     """
     matrix = _matrix(vectors)
@@ -58,7 +58,7 @@ def set_centroids_flow(
 
 def _matrix(vectors: ArrayLike) -> Vectors:
     try:
-        with np.errstate(over="ignore"):  # too large a value becomes infinite, which the daemon refuses and names
+        with np.errstate(over="ignore"):  # a value that is too large becomes infinite, and the daemon's error names it
             matrix: Vectors = np.asarray(vectors, dtype="<f4", order="C")
     except (TypeError, ValueError):
         raise BadCentroidsError("centroids are a table of numbers, a row each, all of the same length") from None
@@ -91,7 +91,7 @@ def _upload(header: CentroidSetHeader, matrix: Vectors, deadline: Deadline) -> U
 
 
 def _turn(connection: StreamConnection, deadline: Deadline) -> UploadFlow[list[bytes]]:
-    """Let both sides go on; returns the messages of the daemon."""
+    """Let both sides go on, and return the messages of the daemon."""
     data = yield Turn(connection, deadline.remaining())
     messages = [] if data is None else connection.exchange.receive(data)
     if connection.exchange.failure is not None:
@@ -109,9 +109,9 @@ def _messages(header: CentroidSetHeader, matrix: Vectors) -> Iterator[bytes]:
 
 
 def _centroids(rows: Vectors, start: int) -> Iterator[Centroid]:
-    """Encode centroids: the packed field is the float32 bytes as they are, 30 times faster than by Python floats."""
+    """Encode centroids by copying their float32 bytes into the packed field, 30 times faster than by Python floats."""
     encoded = Centroid(vec=rows[0]).SerializeToString()
-    prefix = encoded[: len(encoded) - rows[0].nbytes]  # tag and length, the same for all of them
+    prefix = encoded[: len(encoded) - rows[0].nbytes]  # tag and length are the same for all centroids
     for number, row in enumerate(rows, start):
         centroid = Centroid.FromString(prefix + row.tobytes())
         centroid.id = number

@@ -1,4 +1,4 @@
-"""The flows that concern the daemon and not texts, and the way in which every request is sent."""
+"""The flows about the daemon itself, and the sending of every request."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ from runed.errors import (
 T = TypeVar("T")
 
 _POLL_FIRST = 0.1
-"""Seconds between the first two looks at Health during a bootstrap."""
+"""Seconds between the first two calls of Health during a bootstrap."""
 
 _POLL_MOST = 0.25
-"""Seconds between two looks at most; each pause is a quarter longer than the one before."""
+"""Most seconds between two calls of Health. Each pause is a quarter longer than the last one."""
 
 _MAX_RETRIES = 3
-"""Tries at most after a broken connection. A dying daemon closes its connections a moment before its listening socket, so that
-it may seem to live on; this is why there are more tries than one."""
+"""Most tries after a broken connection. One is not enough: a dying daemon closes its connections a moment before its
+listening socket, and seems to live on."""
 
 _RETRY_PAUSE = 0.05
 """Seconds between a broken connection and the next try."""
 
 _DRAIN_POLL = 0.2
-"""Seconds between two looks for the successor of a daemon that drains."""
+"""Seconds between two checks for the successor of a daemon that drains."""
 
 _MAX_DRAIN = 30.0
-"""Seconds to wait for that successor in all."""
+"""Seconds to wait for that successor in total."""
 
 PASSING = (QueueFullError, BackendUnavailableError, ShuttingDownError, DaemonUnavailableError)
-"""The errors against which another try may help."""
+"""Errors after which another try may succeed."""
 
 
 class Tries:
@@ -70,7 +70,7 @@ class Tries:
         self.reset()
 
     def reset(self) -> None:
-        """Begin again, after a try that brought the work forward."""
+        """Start the count anew, after a try that made progress."""
         self.patience.reset()
         self.restarted = False
         self.retries = 0
@@ -78,7 +78,7 @@ class Tries:
 
 
 class DaemonFlows:
-    """The flows of one client that concern the daemon.
+    """The flows of one client about the daemon itself.
 
     Args:
         spawn: Whether a daemon that went away may be started again.
@@ -92,34 +92,34 @@ class DaemonFlows:
 
     @property
     def known_model(self) -> str:
-        """The name of the model as the daemon last told it; empty if it has not."""
+        """The name of the model as the daemon last told it; empty if it has not told one."""
         return "" if self._limits is None else self._limits.model_name
 
     def info(self, deadline: Deadline) -> Flow[Info]:
-        """Ask what the daemon and its model are; waits for engine and model, but not for a download."""
+        """Return the description of the daemon and its model. Wait for engine and model, but not for a download."""
         return (yield from self._complete_info(deadline, refuse_download=True))
 
     def wait_until_ready(self, deadline: Deadline) -> Flow[Info]:
-        """Wait until engine and model are there, a download included; returns the complete Info."""
+        """Wait until engine and model are there, also for a download. Return the complete Info."""
         return (yield from self._complete_info(deadline, refuse_download=False))
 
     def health(self, deadline: Deadline) -> Flow[Health]:
-        """Ask what the daemon is doing right now."""
+        """Return the present state of the daemon."""
         return answers.health((yield from self._send("Health", HealthRequest(), HealthResponse, deadline)))
 
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
-        """Ask the daemon to drain and exit; a daemon that is gone already is not started for that."""
+        """Ask the daemon to drain and exit. No daemon is started for that."""
         yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())
 
     def present_info(self, deadline: Deadline) -> Flow[Info]:
-        """Ask what the daemon knows of itself and its model by now; its limits are always there."""
+        """Return the facts that the daemon knows so far. Its limits are always among them."""
         response = yield from self.send_when_ready("Info", InfoRequest(), InfoResponse, deadline)
         self._limits = answers.info(response)
         return self._limits
 
     def _complete_info(self, deadline: Deadline, *, refuse_download: bool) -> Flow[Info]:
         while True:
-            # A daemon refuses Info during a download; one of an earlier version answers what it knows at any time.
+            # A daemon refuses Info during a download. One of an earlier version answers the facts that it knows at any time.
             with suppress(BootstrappingError):
                 info = answers.info((yield from self._send("Info", InfoRequest(), InfoResponse, deadline)))
                 if info.vector_dim:
@@ -128,7 +128,7 @@ class DaemonFlows:
             yield from self.wait_out_bootstrap(deadline, refuse_download=refuse_download)
 
     def send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
-        """Send a request, and wait out a bootstrap that is in its way."""
+        """Send a request. If a bootstrap refuses it, wait for the bootstrap and send it again."""
         while True:
             try:
                 return (yield from self._send(method, request, response_type, deadline))
@@ -136,7 +136,7 @@ class DaemonFlows:
                 yield from self.wait_out_bootstrap(deadline)
 
     def wait_out_bootstrap(self, deadline: Deadline, *, refuse_download: bool = False) -> Flow[None]:
-        """Watch Health until the daemon no longer loads, and report what changes.
+        """Poll Health until the daemon no longer loads, and report each change.
 
         Args:
             deadline: The end of the call.
@@ -165,9 +165,10 @@ class DaemonFlows:
             raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
 
     def _send(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
-        """Send a request; again if the daemon is too busy for the moment, or went away and may be started again.
+        """Send a request.
 
-        All requests that come here may be repeated: an embedding that is computed twice is the same embedding.
+        Send it again if the daemon is too busy for the moment, or went away and may be started again. Every request here may be
+        repeated: an embedding that is computed twice is the same embedding.
         """
         tries = Tries(deadline)
         while True:
@@ -179,20 +180,20 @@ class DaemonFlows:
                     raise refusal from None
                 if deadline.timeout is None:
                     raise
-                # The error tells the time of the last try; the caller knows that of the whole call.
+                # The error tells the time of the last try, but the caller knows the time of the whole call.
                 raise deadline.exceeded() from None
             except PASSING as error:
                 yield from self.recover(error, tries)
 
     def recover(self, error: RunedError, tries: Tries) -> Flow[None]:
-        """Do what is to be done before another try.
+        """Prepare another try: wait, or make sure that a daemon listens.
 
         Args:
-            error: Why the last try failed, one of `PASSING`.
+            error: The error of the last try, one of `PASSING`.
             tries: The tries so far.
 
         Raises:
-            RunedError: Another try would be of no use.
+            RunedError: Another try would not help.
         """
         deadline = tries.deadline
         if isinstance(error, (QueueFullError, BackendUnavailableError)):

@@ -1,7 +1,6 @@
 """The two drivers of flows: one blocks a thread, the other suspends a task.
 
-A `RunedError` of a step is thrown into the flow, which may know what to do about it. Anything else, such as Ctrl-C, ends the
-drive.
+A `RunedError` of a step is thrown into the flow, which may handle it. Anything else, such as Ctrl-C, ends the drive.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def drive(flow: Generator[Any, Any, T], perform: Callable[[Any], Any]) -> T:
         perform: Performs a step and returns its result.
 
     Returns:
-        What the flow returns, or the results of the `Give`. The flow of a stream returns an empty list at its end.
+        The result of the flow, or the results of the `Give`. The flow of a stream returns an empty list at its end.
     """
     result: Any = None
     error: RunedError | None = None

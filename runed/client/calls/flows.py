@@ -39,7 +39,7 @@ class Flows(DaemonFlows):
     """The flows of one client."""
 
     def embed(self, text: str, options: Options, deadline: Deadline) -> Flow[Vectors]:
-        """Embed one text; returns shape (dim,)."""
+        """Embed one text. The vector has shape (dim,)."""
         length = encoded_length(text)
         request = EmbedRequest()
         options.set_on(request)
@@ -58,7 +58,7 @@ class Flows(DaemonFlows):
         return np.array(response.vector, dtype=np.float32)
 
     def embed_batch(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[Vectors]:
-        """Embed many texts by as many requests as the daemon's limits demand; returns shape (n, dim)."""
+        """Embed many texts by as many requests as the daemon's limits demand. The vectors have shape (n, dim)."""
         texts = listed(texts)
         if not texts:
             dim = options.dimensions or (yield from self.wait_until_ready(deadline)).vector_dim
@@ -68,7 +68,7 @@ class Flows(DaemonFlows):
     def embed_items(
         self, texts: Iterable[str], options: Options, deadline: Deadline, *, with_route: bool
     ) -> Flow[list[Embedding | RunedError]]:
-        """Embed many texts, and leave the others alone where one cannot be embedded; returns one outcome a text."""
+        """Embed many texts, and return one outcome a text. A text that cannot be embedded does not affect the others."""
         texts = listed(texts)
         if not texts:
             return []
@@ -77,17 +77,17 @@ class Flows(DaemonFlows):
         return (yield from self._within_limits(partial(self._embed_items, texts, common, deadline), deadline))
 
     def count_tokens(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[list[int]]:
-        """Count the tokens of texts by as many requests as the daemon's limits demand; returns one number a text."""
+        """Count the tokens of texts by as many requests as the daemon's limits demand. Return one number a text."""
         texts = listed(texts)
         if not texts:
             return []
         return (yield from self._within_limits(partial(self._count_tokens, texts, options, deadline), deadline))
 
     def _within_limits(self, call: Callable[[Info], Flow[T]], deadline: Deadline) -> Flow[T]:
-        """Do a call within the daemon's limits, which are asked for once.
+        """Make a call within the daemon's limits, which are requested once.
 
-        Another daemon with smaller limits may have taken the place of the daemon that told them. If a request is too large by
-        limits from before the call, they are asked for again.
+        Another daemon with smaller limits may have replaced the one that told them. If a request is too large and the limits
+        are from before the call, they are requested again.
         """
         known = self._limits
         limits = known or (yield from self.present_info(deadline))

@@ -1,4 +1,4 @@
-"""The end of a call, and the pauses before a call that was refused for the moment is tried again."""
+"""The deadline of a call, and the pauses between the tries of a call that was refused for the moment."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ MAX_PATIENCE = 60.0
 """Seconds for which a call without a deadline is tried again, counted from its first refusal."""
 
 _GROWTH = 1.5
-"""Factor by which a pause is longer than the one before it, on average."""
+"""Factor of a pause to the one before it, on average."""
 
 _SHORTEST = 0.05
-"""Seconds that a pause takes at least, before the jitter."""
+"""Shortest pause in seconds, before the jitter."""
 
 _LONGEST = 10.0
-"""Seconds to which a pause grows, before the jitter. It is longer only where the daemon tells a longer time."""
+"""Longest pause in seconds, before the jitter. A pause is longer only if the daemon tells a longer time."""
 
 
 class Deadline:
-    """The end of the time that a call may take, waiting included.
+    """The end of the time that a call may take, including waiting.
 
     Args:
         timeout: Seconds from now on; None means no limit.
@@ -53,15 +53,15 @@ class Deadline:
             self._end = time.monotonic() + self.timeout
 
     def exceeded(self) -> DeadlineExceededError:
-        """Describe the call whose time is over."""
+        """Return the error of a call whose time is over."""
         return DeadlineExceededError(f"{self._what} within {self.timeout:g} s; give it more time, or send less at once")
 
 
 class Patience:
     """The pauses of one call between its tries.
 
-    The daemon tells when another try can help. A caller waits half to one and a half times as long, so that callers that were
-    refused together do not come back together. Each pause is longer than the one before.
+    The daemon tells when another try can help. A caller waits half to one and a half times this time, so that callers that were
+    refused together do not call again together. Each pause is longer than the one before.
 
     Args:
         deadline: The end of the call. Without a limit the call is tried for `MAX_PATIENCE` from the first refusal on.
@@ -72,7 +72,7 @@ class Patience:
         self.reset()
 
     def reset(self) -> None:
-        """Begin again, after a try that brought the work forward."""
+        """Start anew, after a try that made progress."""
         self._began: float | None = None
         self._refusals = 0
         self._last: RunedError | None = None
@@ -81,10 +81,10 @@ class Patience:
         """Return the seconds to wait before the next try.
 
         Args:
-            error: Why the last try was refused.
+            error: The reason why the last try was refused.
 
         Raises:
-            RunedError: `error`, extended by the tries so far: another try is of no use or comes too late.
+            RunedError: `error`, extended by the tries so far: another try would not help, or would come too late.
         """
         now = time.monotonic()
         if self._began is None:
@@ -103,7 +103,7 @@ class Patience:
 
     @property
     def last_refusal(self) -> RunedError | None:
-        """Why the last try but one was refused, for a call whose time ended in the middle of a try; None without a refusal."""
+        """The refusal of the last try but one, for a call whose time ended in the middle of a try; None without a refusal."""
         return None if self._last is None else self._given_up(self._last, self._refusals + 1)
 
     def _given_up(self, error: RunedError, tries: int) -> RunedError:

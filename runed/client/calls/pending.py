@@ -15,20 +15,20 @@ from runed.errors import InvalidTextError, RequestTooLargeError, RunedError
 K = TypeVar("K")
 
 MAX_TEXTS = 512
-"""Texts at most that are taken from the caller and not answered yet."""
+"""Most texts that are taken from the caller and not answered yet."""
 
 MAX_BYTES = 4 * 1024 * 1024
-"""Bytes at most of these texts. Both limits are large enough for the daemon to put texts of like length together, and small
-enough to be computed again after a daemon has died."""
+"""Most bytes of these texts. Both limits are large enough to let the daemon sort texts by length, and small enough to be
+computed again after the death of a daemon."""
 
 MESSAGE_TEXTS = 64
-"""Texts at most of one message."""
+"""Most texts of one message."""
 
 MESSAGE_BYTES = 64 * 1024
-"""Bytes at most of the texts of one message; a longer text goes alone."""
+"""Most bytes of the texts of one message. A longer text goes alone."""
 
 _ITEM_OVERHEAD = 40
-"""Bytes at most beside the text itself for each text of a message: tags, lengths and the number."""
+"""Most bytes for each text of a message besides the text itself: tags, lengths and the number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class PendingTexts(Generic[K]):
 
     Attributes:
         source_ended: Whether the caller's iterator is at its end.
-        source_error: What the caller's iterator raised, or None.
+        source_error: The error of the caller's iterator, or None.
         taken: The number of texts taken from it.
-        ready: Outcomes that the caller has yet to get.
+        ready: Outcomes that the caller has not got yet.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class PendingTexts(Generic[K]):
         """Take a text of the caller's iterator.
 
         Raises:
-            TypeError: The item is no pair of an id and a text.
+            TypeError: The item is not a pair of an id and a text.
             ValueError: As TypeError.
         """
         # A text of two letters could be unpacked, too.
@@ -104,7 +104,7 @@ class PendingTexts(Generic[K]):
         self._enqueue(self.taken)
 
     def next_message(self, max_bytes: int) -> EmbedStreamRequest:
-        """Take texts from the queue for one message; a text that is too large for any message is answered here.
+        """Take texts from the queue for one message. A text that is too large for any message gets its error here.
 
         Args:
             max_bytes: The bytes that the texts of one message may take.
@@ -127,7 +127,7 @@ class PendingTexts(Generic[K]):
         return message
 
     def answer(self, number: int, outcome: Outcome) -> None:
-        """Settle a text.
+        """Record the outcome of a text.
 
         Raises:
             RunedError: No text of this number waits for an outcome.
@@ -139,7 +139,7 @@ class PendingTexts(Generic[K]):
         self.ready.append((entry.key, outcome))
 
     def requeue(self) -> None:
-        """Queue all that is unanswered, for another connection."""
+        """Queue all unanswered texts again, for another connection."""
         self._queue.clear()
         self._queued_bytes = 0
         for number in self._entries:

@@ -1,4 +1,4 @@
-"""The steps that flows consist of: what is to be done, without doing it.
+"""The steps of flows. A step describes an action and does not perform it.
 
 A flow is a generator. It yields steps, is sent their results or thrown their errors, and returns the result of a call.
 `runed.client.calls.drive` drives it; a transport performs its steps.
@@ -25,7 +25,7 @@ Outcome: TypeAlias = Embedding | RunedError
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a request; the result is the response.
+    """Send a request. The result is the response.
 
     Attributes:
         method: The method's name, as in "Embed".
@@ -43,7 +43,7 @@ class Send:
         """Decode the response.
 
         Raises:
-            RunedError: The data is no response.
+            RunedError: The data is not a response.
         """
         try:
             return self.response_type.FromString(data)
@@ -53,7 +53,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Let time pass; there is no result.
+    """Let time pass. There is no result.
 
     Attributes:
         seconds: The time.
@@ -64,7 +64,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Ensure:
-    """Make sure that a daemon listens; the result is whether one was started for that.
+    """Make sure that a daemon listens. The result tells whether one was started for that.
 
     Attributes:
         timeout: Seconds that it may take; None means the default of `ensure_daemon`.
@@ -83,15 +83,15 @@ class StreamConnection(Protocol):
     exchange: StreamExchange
 
     def close(self) -> None:
-        """Give up what is still open of the stream, and close; closing twice does nothing."""
+        """Reset the stream if it is not complete, and close the connection. A second close does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Open a connection for a stream; the result is a `StreamConnection`.
+    """Open a connection for a stream. The result is a `StreamConnection`.
 
     Attributes:
-        exchange: The state that it begins with.
+        exchange: The initial state of the stream.
         timeout: Seconds that it may take; None means no limit.
     """
 
@@ -103,11 +103,11 @@ class Connect:
 class Turn:
     """Let both sides of a stream go on, until bytes of the daemon or texts of the caller have come.
 
-    What the exchange holds is written. Texts are taken from the caller while there is room for them. The result is the bytes,
-    b"" at the end of the connection, or None without any.
+    The output of the exchange is written. Texts are taken from the caller while there is room for them. The result is the
+    bytes, b"" at the end of the connection, or None without any.
 
     Attributes:
-        connection: The connection; None means that only texts can come.
+        connection: The connection; None means that only texts are taken.
         timeout: Seconds after which the turn ends in any case; None means no limit.
     """
 
@@ -117,7 +117,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Give(Generic[K]):
-    """Give the caller outcomes; there is no result.
+    """Hand outcomes to the caller. There is no result.
 
     Attributes:
         results: The caller's ids of the texts with their outcomes; at least one.

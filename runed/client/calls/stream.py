@@ -1,7 +1,7 @@
 """The flow of a stream of embeddings.
 
-The texts of the caller's iterator become numbered entries of `PendingTexts`. An entry lives until it is answered, also over the
-end of a connection: another connection sends again what was not answered, so that each text has exactly one outcome.
+The texts of the caller's iterator become numbered entries of `PendingTexts`. An entry lives until it is answered. After the end
+of a connection, another connection sends the unanswered texts again, so that each text has exactly one outcome.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ K = TypeVar("K")
 METHOD = "EmbedStream"
 
 _GOODBYE = 1.0
-"""Seconds that the daemon gets to end a stream whose texts are all answered."""
+"""Seconds that the daemon may take to end a stream whose texts are all answered."""
 
 
 class Streaming(Generic[K]):
@@ -34,8 +34,8 @@ class Streaming(Generic[K]):
 
     Args:
         flows: The flows of the client.
-        pending: Where the texts are put.
-        options: How the texts are to be embedded.
+        pending: The texts that wait for their outcome.
+        options: The options of the embeddings.
         timeout: Seconds that may pass without an outcome while texts wait for one; None means no limit.
     """
 
@@ -48,7 +48,7 @@ class Streaming(Generic[K]):
         self._space = answers.SpaceGuard()
 
     def run(self) -> StreamFlow[K]:
-        """Embed all texts; what the caller's iterator raises is raised as it is."""
+        """Embed all texts. An error of the caller's iterator is raised unchanged."""
         pending = self._pending
         while pending.unanswered or pending.ready or not pending.source_ended:
             if pending.source_error is not None:
@@ -59,7 +59,7 @@ class Streaming(Generic[K]):
                 try:
                     yield from self._converse()
                 except RunedError as error:
-                    # What was answered before it counts.
+                    # The answers before the failure count.
                     yield from self._give()
                     yield from self._overcome(error)
                 pending.requeue()
@@ -69,7 +69,7 @@ class Streaming(Generic[K]):
         return []
 
     def _overcome(self, error: RunedError) -> Flow[None]:
-        """Do what is to be done before another connection, or raise the error if that would be of no use."""
+        """Prepare another connection, or raise the error if that would not help."""
         if isinstance(error, BootstrappingError):
             yield from self._flows.wait_out_bootstrap(self._deadline)
         elif isinstance(error, PASSING):
@@ -100,7 +100,7 @@ class Streaming(Generic[K]):
                 if pending.source_error is not None:
                     return []
                 if pending.taken != taken:
-                    # The caller's iterator may have taken its time.
+                    # The caller's iterator may have taken a long time.
                     self._deadline.restart()
                 if data is not None:
                     self._receive(exchange, data)
@@ -114,7 +114,7 @@ class Streaming(Generic[K]):
         return []
 
     def _part(self, connection: StreamConnection) -> StreamFlow[K]:
-        """Let the daemon end a stream whose texts are all answered, so that it does not take it for one that was given up."""
+        """Let the daemon end a stream whose texts are all answered. Otherwise the daemon would count it as cancelled."""
         patience = Deadline(_GOODBYE)
         exchange = connection.exchange
         while not exchange.ended and exchange.failure is None and (left := patience.left()) is not None and left > 0:
@@ -124,7 +124,7 @@ class Streaming(Generic[K]):
         return []
 
     def _send(self, exchange: StreamExchange, max_bytes: int) -> None:
-        """Hand over as many texts as the daemon has room for."""
+        """Send as many texts as the daemon has room for."""
         pending = self._pending
         if exchange.half_closed:
             return
@@ -136,7 +136,7 @@ class Streaming(Generic[K]):
             exchange.end()
 
     def _receive(self, exchange: StreamExchange, data: bytes) -> None:
-        """Settle the texts that the daemon has answered."""
+        """Record the outcomes of the texts that the daemon has answered."""
         for message in exchange.receive(data):
             try:
                 answer = EmbedStreamResponse.FromString(message)
@@ -152,7 +152,7 @@ class Streaming(Generic[K]):
                 self._tries.reset()
 
     def _give(self) -> StreamFlow[K]:
-        """Give the caller the outcomes that are ready; the time that the caller takes over them does not count."""
+        """Hand ready outcomes to the caller. The time that the caller takes for them does not count."""
         if results := self._pending.hand_over():
             yield Give(results)
             self._deadline.restart()
@@ -164,11 +164,11 @@ def stream_flow(flows: DaemonFlows, options: Options, timeout: float | None) -> 
 
     Args:
         flows: The flows of the client.
-        options: How the texts are to be embedded.
+        options: The options of the embeddings.
         timeout: As for `Streaming`.
 
     Returns:
-        Where to put the texts, and the flow.
+        The object that takes the texts, and the flow.
     """
     pending: PendingTexts[Any] = PendingTexts()
     return pending, Streaming(flows, pending, options, timeout).run()

@@ -1,4 +1,4 @@
-"""Checks of texts before they are sent, and the cut of a batch into requests."""
+"""Checks of texts before they are sent, and the splitting of a batch into requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LARGE_TEXT = 1024 * 1024
 """Bytes of UTF-8 above which a single text is compared with the daemon's limit before it is sent."""
 
 TEXT_OVERHEAD = 6
-"""Bytes at most beside the text itself for each text of an encoded batch: the tag and the length."""
+"""Most bytes for each text of an encoded batch besides the text itself: the tag and the length."""
 
 
 def listed(texts: Iterable[str]) -> list[str]:
@@ -33,7 +33,7 @@ def encoded_length(text: str, name: str = "the text", where: dict[str, str] | No
         where: The metadata of an error, which tells the place of the text.
 
     Raises:
-        TypeError: The argument is no text.
+        TypeError: The argument is not a text.
         InvalidTextError: The text is not valid Unicode.
     """
     if not isinstance(text, str):
@@ -49,7 +49,7 @@ def encoded_length(text: str, name: str = "the text", where: dict[str, str] | No
 
 
 def check_length(length: int, limit: int, name: str = "the text", where: dict[str, str] | None = None) -> None:
-    """Make sure that a text fits into a request of its own.
+    """Check that a text fits into a request alone.
 
     Args:
         length: The bytes that the text takes in a request.
@@ -87,7 +87,7 @@ def measure(text: str, index: int, max_bytes: int) -> int:
 
 
 def split(lengths: Sequence[int], max_texts: int, max_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut a batch into requests that keep to the daemon's limits.
+    """Split a batch into requests within the daemon's limits.
 
     Args:
         lengths: The bytes that each text takes, from `measure`; without texts there is no request.

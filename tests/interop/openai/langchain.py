@@ -1,4 +1,4 @@
-"""What programs do with `langchain-openai`; prints what they got as one JSON object.
+"""Embeds with `langchain-openai` as programs do, and prints the results as one JSON object.
 
 Standard input is a JSON object with `url`, `token` and `texts`.
 """

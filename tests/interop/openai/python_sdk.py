@@ -1,4 +1,4 @@
-"""What programs do with the official `openai` package; prints what they got as one JSON object.
+"""Embeds with the official `openai` package as programs do, and prints the results as one JSON object.
 
 Standard input is a JSON object with `url`, `token`, `socket` and `texts`.
 """
@@ -24,7 +24,7 @@ async def ask_async() -> list[list[float]]:
 
 
 def refusals(client: openai.OpenAI) -> list[list[str | None]]:
-    """Give class, code and parameter of each error that bad calls raise."""
+    """Return class, code and parameter of each error that bad calls raise."""
     wrong = client.with_options(api_key="wrong")
     calls: list[Callable[[], object]] = [
         lambda: client.embeddings.create(input=[1, 2, 3], model="m"),

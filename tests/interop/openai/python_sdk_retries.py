@@ -1,6 +1,6 @@
-"""How often the official `openai` package asks a daemon that refuses, and what it raises; prints one JSON object.
+"""Calls a daemon that refuses with the official `openai` package. Prints the tries and the error as one JSON object.
 
-Standard input is a JSON object with `socket`, on which `tests.fakes.fake_host` listens.
+Standard input is a JSON object with `socket`, the socket of `tests.fakes.fake_host`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ with openai.OpenAI(base_url="http://localhost/v1", api_key="any", http_client=ht
         try:
             client.embeddings.create(input=f"fail:{reason}", model="m")
         except openai.APIStatusError as error:
-            output[reason] = [type(error).__name__, len(asked), time.monotonic() - started >= 1.5]  # as it is told
+            output[reason] = [type(error).__name__, len(asked), time.monotonic() - started >= 1.5]  # the daemon's time
 
 json.dump(output, sys.stdout)
