@@ -92,7 +92,7 @@ gen: setup ## Generate the stubs in gen/ from proto/
 	buf generate
 
 pins: $(STAMPS)/requirements ## Pin in requirements-dev.txt what pyproject.toml asks for and the file lacks
-	$(COMPILE) --universal --group dev --custom-compile-command 'make pins' --output-file requirements-dev.txt
+	$(COMPILE) --universal --group dev --group mutants --custom-compile-command 'make pins' --output-file requirements-dev.txt
 
 mutants: setup ## Change the code in small ways and see which of these changes no test notices
 	mutmut run $(MUTANTS)

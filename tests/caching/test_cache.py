@@ -120,6 +120,7 @@ def test_without_a_disk_nothing_waits() -> None:
 @pytest.mark.parametrize(
     "memory_bytes", [1_500_000, 2_500_000]
 )  # the tables of a dict are emptier at some sizes than at others
+@pytest.mark.slow
 def test_the_bound_holds_for_real_memory(dim: int, memory_bytes: int) -> None:
     most = memory_bytes // (4 * dim + ENTRY_OVERHEAD_BYTES)
     numbers = random.Random(0)

@@ -196,6 +196,7 @@ def write_until_killed(directory: Path, start: int, chance: random.Random) -> in
         return [*flushed, *map(int, process.stdout.read().splitlines())][-1]
 
 
+@pytest.mark.slow
 async def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
     """Eight writers run one after the other. Together they write more than fits, so that entries are removed, too."""
     chance = random.Random(0)

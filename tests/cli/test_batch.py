@@ -426,6 +426,7 @@ def test_links_tell_all_inputs_apart() -> None:
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_job(tmp_path: Path, output_format: str) -> None:
     peaks = []
     for count in (9000, 20_000):

@@ -62,6 +62,7 @@ def interrupt_after(texts: Path, output: Path, answered: int) -> None:
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "npy", "parquet"])
+@pytest.mark.slow
 def test_job_that_is_killed_again_and_again_gives_the_same_file(texts: Path, tmp_path: Path, output_format: str) -> None:
     whole, output, log = (tmp_path / f"{name}.{output_format}" for name in ("whole", "out", "log"))
     assert jobs.here("--batch", texts, "-o", whole) == 0
@@ -93,6 +94,7 @@ def test_job_that_is_killed_again_and_again_gives_the_same_file(texts: Path, tmp
 
 
 @pytest.mark.parametrize(("output_format", "syncs"), [("npy", 5), ("parquet", 6)])
+@pytest.mark.slow
 def test_job_that_dies_at_any_step_of_its_beginning_and_end_gives_the_same_file(
     tmp_path: Path, output_format: str, syncs: int
 ) -> None:

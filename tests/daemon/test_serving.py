@@ -203,6 +203,7 @@ runed.cli.main.main(["serve"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.slow
 def test_signal_before_the_event_loop_listens_to_it_leaves_nothing_behind(home: Path, number: int) -> None:
     slow = (
         "import time, runed.daemon.assembly as d, runed.cli.main as m; "

@@ -97,6 +97,7 @@ def test_a_daemon_killed_by_a_signal_is_reported_with_the_signal(fake: Fake) -> 
 
 
 @pytest.mark.parametrize("behaviour", ["never gets ready", "never gets ready and ignores SIGTERM"])
+@pytest.mark.slow
 def test_a_daemon_that_never_gets_ready_is_ended_and_reported(fake: Fake, paths: Paths, behaviour: str) -> None:
     settings = fake(behaviour)
     with pytest.raises(DaemonStartError, match="did not listen in time and was ended"):

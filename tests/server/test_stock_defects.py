@@ -32,7 +32,8 @@ SET_CENTROIDS = f"{SERVICE}/SetCentroids".encode()
 
 def fails_on_stock(reason: str) -> Callable[..., Any]:
     """Run a test against both servers. It must fail on stock Hypercorn by an assertion, for the given reason."""
-    stock = pytest.param("stock", marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
+    fails = pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+    stock = pytest.param("stock", marks=[fails, pytest.mark.slow])
     return pytest.mark.parametrize("kind", [stock, "ours"])
 
 
