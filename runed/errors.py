@@ -1,6 +1,6 @@
 """The exceptions that runed raises on purpose. This module does not know the wire.
 
-A `RunedError` is an answer to a user: its text says what was wrong, which limit applies and what to do now. Its `reason` is a
+A `RunedError` is an answer to a user. Its text tells the fault, the limit that applies, and the remedy. Its `reason` is a
 stable name for programs, and its `metadata` are facts for programs; both travel in `google.rpc.ErrorInfo`. The daemon raises an
 error, and the client raises the class of the same reason.
 """
@@ -8,7 +8,7 @@ error, and the client raises the class of the same reason.
 from __future__ import annotations
 
 WINDOWS_UNSUPPORTED = "Windows is not supported; run runed on Linux, on macOS or inside WSL 2"
-"""The text of the error on Windows, which several modules raise."""
+"""Text of the error on Windows, which several modules raise."""
 
 
 class RunedError(Exception):
@@ -17,7 +17,7 @@ class RunedError(Exception):
     Attributes:
         reason: The stable name of the kind of error, in capitals.
         metadata: Facts for programs, such as `{"tokens": "600", "limit": "512"}`.
-        retry_after: Seconds after which another try can help; None if none can.
+        retry_after: Seconds after which another try can help; None if no try can.
     """
 
     reason: str = "INTERNAL"
@@ -73,7 +73,7 @@ class TextTooLongError(InvalidRequestError):
 
 
 class EmptyBatchError(InvalidRequestError):
-    """A batch holds no text."""
+    """A batch has no text."""
 
     reason = "EMPTY_BATCH"
 
@@ -115,7 +115,7 @@ class QueueFullError(RunedError):
 
 
 class UnimplementedError(RunedError):
-    """This version of the daemon does not know the method, or cannot do what was asked."""
+    """This version of the daemon does not know the method or the option."""
 
     reason = "UNIMPLEMENTED"
 
@@ -124,7 +124,7 @@ class UnimplementedError(RunedError):
 
 
 class BootstrappingError(RunedError):
-    """Engine or model are not there yet: they are being downloaded, or were looked for too long."""
+    """Engine or model are not there yet: they are being downloaded, or the look for them takes longer than a call may wait."""
 
     reason = "BOOTSTRAPPING"
 
@@ -148,7 +148,7 @@ class ShuttingDownError(RunedError):
 
 
 class DeadlineExceededError(RunedError):
-    """The caller's deadline passed before the answer was there."""
+    """The caller's deadline passed before the answer was ready."""
 
     reason = "DEADLINE_EXCEEDED"
 
@@ -169,13 +169,13 @@ class BackendUnavailableError(BackendError):
 
 
 class BackendFaultError(BackendError):
-    """The engine answered a vector that is no embedding, such as NaN or zeros."""
+    """The engine answered a vector that is not an embedding, such as NaN or zeros."""
 
     reason = "BACKEND_FAULT"
 
 
 class ModelFileError(BackendError):
-    """A model file is no GGUF, is cut short, or is no embedding model that runed can serve."""
+    """A model file is not a GGUF, is cut short, or is not an embedding model that runed can serve."""
 
     reason = "BAD_MODEL_FILE"
 
@@ -190,7 +190,7 @@ class BootstrapError(RunedError):
 
 
 class ManifestError(BootstrapError):
-    """The manifest is no JSON, has another version, or lacks the platform or the variant."""
+    """The manifest is not JSON, has another version, or lacks the platform or the variant."""
 
     reason = "BAD_MANIFEST"
 
@@ -202,7 +202,7 @@ class DownloadError(BootstrapError):
 
 
 class VerificationError(BootstrapError):
-    """A downloaded file has another size or SHA-256 than the manifest says."""
+    """A downloaded file has another size or SHA-256 than in the manifest."""
 
     reason = "VERIFICATION_FAILED"
 
@@ -247,7 +247,7 @@ class DaemonStartError(LifecycleError):
 
 
 class DaemonUnavailableError(LifecycleError):
-    """No daemon answers on the socket: none was to be started, or it has ended again."""
+    """No daemon answers on the socket. It may not be started from here, or it has ended again."""
 
     reason = "DAEMON_UNAVAILABLE"
 
@@ -269,11 +269,11 @@ def error_of_reason(
     """Return the error that came over the wire.
 
     Args:
-        reason: The reason, as in `RunedError.reason`. It is kept, also if it is a newer daemon's and unknown here.
+        reason: The reason, as in `RunedError.reason`. An unknown reason of a newer daemon is kept.
         message: The sentence for people.
         metadata: As in `RunedError.metadata`.
         retry_after: As in `RunedError.retry_after`.
-        otherwise: The class of an error whose reason is unknown here.
+        otherwise: The class of an error with an unknown reason.
     """
     cls = error_for_reason(reason)
     error = (otherwise if cls is RunedError else cls)(message, metadata=metadata, retry_after=retry_after)
@@ -283,7 +283,7 @@ def error_of_reason(
 
 
 def error_for_reason(reason: str) -> type[RunedError]:
-    """Return the class of a reason that came over the wire; `RunedError` for an unknown one of a newer daemon."""
+    """Return the class of a reason that came over the wire; `RunedError` for an unknown reason of a newer daemon."""
     pending = [RunedError]
     while pending:
         cls = pending.pop()

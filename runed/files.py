@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from runed.errors import ForeignPathError
+
+if TYPE_CHECKING:  # the blocking client writes files too, and uses no threads of asyncio
+    from concurrent.futures import Executor
 
 _MAX_SECRET_BYTES = 4096
 """Bytes that are read of a secret's file."""
@@ -19,9 +21,10 @@ T = TypeVar("T")
 
 
 async def run_in_thread(function: Callable[[], T], executor: Executor | None = None) -> T:
-    """Run a function in a thread to its end, however often the caller is cancelled; the cancel is delivered afterwards.
+    """Run a function in a thread to its end, even if the caller is cancelled several times. The cancel is delivered afterwards.
 
-    `asyncio.to_thread` returns at a cancel while the thread goes on: it would write to files whose lock the caller gives back.
+    `asyncio.to_thread` returns at a cancel while the thread goes on. The thread would write to files after the caller has
+    released their lock.
 
     Args:
         function: The work. It should take about a second at most, since a cancel waits for it.
@@ -42,13 +45,13 @@ async def run_in_thread(function: Callable[[], T], executor: Executor | None = N
 
 
 def sync_file(file: BinaryIO) -> None:
-    """Flush an open file and bring its content to the disk."""
+    """Flush an open file and sync its content to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_path(path: Path) -> None:
-    """Bring the content of a file, or the names in a directory, to the disk."""
+    """Sync the content of a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -103,14 +106,14 @@ class NewFile:
         if replace:
             self._temporary.replace(self._path)
         else:
-            # A renaming would replace the file that another process has just made.
+            # A rename would replace the file that another process has just made.
             with suppress(FileExistsError):
                 os.link(self._temporary, self._path)
         sync_path(self._path.parent)
 
     def discard(self) -> None:
         """Close the file, and remove it unless it was published."""
-        with suppress(OSError):  # what is still in the buffer may not fit on the disk, and is not wanted any more
+        with suppress(OSError):  # the rest of the buffer may not fit on the disk, and is not needed any more
             self.file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -122,7 +125,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write a file in one step: a reader, a crash or a power cut finds the old content or the new, whole.
+    """Write a file in one step. At any moment, also after a crash or power cut, it has the whole old or the whole new content.
 
     Args:
         path: The file. Its directory must exist.
@@ -146,7 +149,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def load_secret(path: Path, make: Callable[[], bytes]) -> bytes:
-    """Read a secret, and make it first if there is none. Processes that do so at once get the same secret.
+    """Read a secret, and make it first if there is none. Concurrent processes get the same secret.
 
     Args:
         path: The file, in a private directory that exists. The mode of the file becomes 0600.
@@ -156,7 +159,7 @@ def load_secret(path: Path, make: Callable[[], bytes]) -> bytes:
         The content of the file, at most 4,096 bytes.
 
     Raises:
-        ForeignPathError: The path is no file of this user, or cannot be read. It is left as it is.
+        ForeignPathError: The path is not a file of this user, or cannot be read. It is left unchanged.
         OSError: The file cannot be made.
     """
     with suppress(FileNotFoundError):

@@ -27,7 +27,7 @@ Logger = structlog.stdlib.BoundLogger
 
 class _RotatingFile(logging.handlers.RotatingFileHandler):
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 # the base class calls it so
-        """Tell whether a line does not fit any more. The base class asks the file system about the file each time."""
+        """Return whether a line does not fit any more. The base class asks the file system each time."""
         return self.stream is not None and self.stream.tell() + len(self.format(record)) + 1 > self.maxBytes
 
 
@@ -88,7 +88,7 @@ def log_unobserved_exception(loop: asyncio.AbstractEventLoop, context: dict[str,
         context: asyncio's description of the failure.
     """
     error = context.get("exception")
-    # If there is an exception, asyncio's message may quote the arguments of a callback.
+    # With an exception, asyncio's message may quote the arguments of a callback.
     details = {"problem": str(context["message"])} if error is None else describe_exception(error)
     get_logger(__name__).error("failure in the event loop", **details)
 

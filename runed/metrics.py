@@ -1,4 +1,4 @@
-"""The numbers of the scheduler: totals since the start, the last minute for `Health`, and both as Prometheus text."""
+"""The numbers of the scheduler: totals since the start, those of the last minute for `Health`, and both as Prometheus text."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _SLICES = 12
 """Slices that are kept. The oldest is dropped as a whole."""
 
 _SHORTEST = 1e-6
-"""The shortest wait that is told from none, in seconds."""
+"""Shortest wait that does not count as 0, in seconds."""
 
 _BUCKETS_PER_E = 20
-"""Buckets of the last minute's waits per factor of e: a percentile is right to 2.5 %, and 413 buckets reach to a quarter of an
-hour."""
+"""Buckets of the last minute's waits per factor of e. So a percentile is right to 2.5 %, and 413 buckets reach to 15
+minutes."""
 
 _WAIT_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _BATCH_SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -50,9 +50,9 @@ _BATCH_TOKENS_BOUNDS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048
 
 
 class Metrics:
-    """Counts the work of the scheduler. For one thread: everything is called on the event loop.
+    """Counts the work of the scheduler. All calls must come from one thread.
 
-    An observation takes a few microseconds, and all of them together take a fixed amount of memory.
+    A count takes a few microseconds. All counts together take a fixed amount of memory.
 
     Args:
         clock: Returns seconds that only grow.
@@ -78,7 +78,7 @@ class Metrics:
         self._seconds = histogram("runed_batch_seconds", "Time of the engine for a micro-batch.", _BATCH_SECONDS_BOUNDS)
         self._batch_texts = histogram("runed_batch_texts", "Texts of a micro-batch.", _BATCH_TEXTS_BOUNDS)
         self._batch_tokens = histogram("runed_batch_tokens", "Tokens of a micro-batch.", _BATCH_TOKENS_BOUNDS)
-        for lane in Lane:  # so that a lane is told before its first text
+        for lane in Lane:  # so that a lane is shown before its first text
             for metric in (self._tokens, self._waits, self._seconds, self._batch_texts, self._batch_tokens):
                 metric.labels(lane.value)
         self._recent_waits = {lane: _LastMinute(clock, Tally[int]) for lane in Lane}
@@ -132,11 +132,11 @@ class Metrics:
         self._refused.inc()
 
     def watch(self, name: str, help: str, read: Callable[[], float], **labels: str) -> None:  # noqa: A002 # Prometheus' word
-        """Report a number that another part keeps. It is read at every look at the metrics.
+        """Report a number that another part keeps. It is read at every request for the metrics.
 
         Args:
             name: The metric, as in "runed_cache_bytes". A name that ends with "_total" is a counter's, any other a gauge's.
-            help: The meaning, for people. The first text given for a name counts.
+            help: The meaning, for people. The first text of a name is used.
             read: Returns the number, quickly and without failing.
             labels: Labels that tell the numbers of one name apart. A number of the same labels is replaced.
         """
@@ -187,7 +187,7 @@ class _Batches:
 
 
 class _LastMinute(Generic[_T]):
-    """Numbers of the last minute, in slices of time.
+    """The numbers of the last minute, in slices of time.
 
     Args:
         clock: Returns seconds that only grow.
@@ -201,7 +201,7 @@ class _LastMinute(Generic[_T]):
         self._slices: deque[tuple[int, _T]] = deque([(self._number(), empty())], maxlen=_SLICES)
 
     def current(self) -> _T:
-        """Return the numbers of the present slice, to be added to."""
+        """Return the numbers of the present slice, so that a count can be added."""
         number = self._number()
         if self._slices[-1][0] != number:
             self._slices.append((number, self._empty()))
@@ -213,7 +213,7 @@ class _LastMinute(Generic[_T]):
         return [contents for number, contents in self._slices if number >= first]
 
     def seconds(self) -> float:
-        """Return the seconds that `slices` reach back, at least 1."""
+        """Return the seconds that `slices` cover, at least 1."""
         oldest = (self._number() - _SLICES + 1) * _SLICE_SECONDS
         return max(self._clock() - max(oldest, self._born), 1.0)
 
@@ -232,7 +232,7 @@ class _Watched(Collector):
         reading.sources[tuple(sorted(labels.items()))] = read
 
     def describe(self) -> Iterable[Metric]:
-        """Return no names: the registry would otherwise read every number to learn them."""
+        """Return no names. Otherwise the registry would read every number to learn them."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -254,7 +254,7 @@ class _Reading:
 
 
 def _total(metric: Counter | Histogram, suffix: str = "_total") -> int:
-    """Return the sum of the samples of a metric whose name ends so: of all its lanes, or of one for the child of a lane."""
+    """Return the sum of a metric's samples whose name has the given end: of all lanes, or of one for the child of a lane."""
     samples = (sample for family in metric.collect() for sample in family.samples)
     return int(sum(sample.value for sample in samples if sample.name.endswith(suffix)))
 

@@ -57,7 +57,7 @@ class Paths:
 
     @property
     def engine_quirks(self) -> Path:
-        """The peculiarities of the engine on this machine, such as that it needs `--no-repack`."""
+        """The quirks of the engine on this machine, for example that it needs `--no-repack`."""
         return self.home / "cache" / "engine-quirks.json"
 
     @property
@@ -77,7 +77,7 @@ class Paths:
 
     @property
     def cache_secret(self) -> Path:
-        """The secret without which nobody can look a guessed text up in `vector_cache`."""
+        """The secret of `vector_cache`. Without it, nobody can check whether a guessed text is in the cache."""
         return self.home / "cache.secret"
 
     @property
@@ -194,7 +194,7 @@ def ensure_private_dir(path: Path) -> None:
 
 
 def check_socket_dir(socket: Path) -> None:
-    """Refuse an alias directory that another user made in the world-writable `/tmp`, such as a link to elsewhere.
+    """Refuse an alias directory that another user made in the world-writable `/tmp`, for example a link.
 
     Its owner could listen there in the daemon's place and read every text. A missing directory is fine: nobody listens there.
 
@@ -219,7 +219,7 @@ def check_socket_dir(socket: Path) -> None:
 
 
 def ensure_socket_dir(socket: Path) -> None:
-    """Make and check the directory of a socket, as strictly as its place demands.
+    """Make and check the directory of a socket. An alias directory is checked more strictly.
 
     Args:
         socket: The path of a socket from `Paths`.

@@ -52,7 +52,7 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Tell whether a process still lives; another process of the same pid does not count."""
+    """Return whether a process still lives. Another process of the same pid does not count."""
     return identify(identity.pid) == identity
 
 
@@ -91,19 +91,19 @@ def die_with_parent() -> Callable[[], None] | None:
     """
     if sys.platform != "linux":
         return None
-    # All names are looked up before the fork: between fork and exec, a lock of another thread may be held for ever.
+    # All names are looked up before the fork. Between fork and exec, a lock of another thread may be held for ever.
     prctl, kill, getppid, leave, parent = ctypes.CDLL(None).prctl, signal.SIGKILL.value, os.getppid, os._exit, os.getpid()
 
     def arrange() -> None:
         prctl(_PR_SET_PDEATHSIG, kill)
-        if getppid() != parent:  # it died before prctl was called
+        if getppid() != parent:  # the parent died before prctl was called
             leave(1)
 
     return arrange
 
 
 def describe_exit(code: int) -> str:
-    """Describe the end of a process, as in "exited with code 1" or "was ended by SIGKILL".
+    """Describe the end of a process, for example "exited with code 1" or "was ended by SIGKILL".
 
     Args:
         code: The exit code of `subprocess`. A negative one is the number of the signal that ended the process.
@@ -117,7 +117,7 @@ def describe_exit(code: int) -> str:
 
 
 def release_free_memory() -> None:
-    """Return memory that this process holds but does not use to the kernel.
+    """Return unused memory of this process to the kernel.
 
     glibc keeps freed memory: tens of MiB after a large batch. Other C libraries have no such call, and nothing is done there.
     """

@@ -1,7 +1,7 @@
 """The settings of runed, and the only place that reads the environment.
 
-The environment beats `config.json`, which beats the default. A value that cannot be used is a `SettingsError` of one line that
-names the variable or key, its value and what is accepted.
+The environment beats `config.json`, which beats the default. A bad value is a `SettingsError` of one line. It names the
+variable or key, its value, and the accepted values.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import msgspec
 from runed.errors import SettingsError
 
 PROFILES = ("memory", "balanced", "throughput")
-"""The names of the ways to run the engine."""
+"""Names of the profiles of the engine."""
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-"""Powers of 1024 of the units, with and without the "i": nobody means anything else by the size of a cache."""
+"""Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
 
 _LOOPBACK = re.compile(r"(?:(127\.0\.0\.1)|\[(::1)\]):([0-9]{1,5})")
 """A loopback address and a port."""
@@ -35,7 +35,7 @@ _MAX_PORT = 65_535
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
-"""Variables that any program needs to find its files and to print text."""
+"""Variables that every program needs to find its files and to print text."""
 
 _NETWORK_ENVIRONMENT = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
@@ -47,12 +47,12 @@ _ENGINE_ENVIRONMENT = (
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GGML_METAL_PATH_RESOURCES"),
 )
-"""Variables by which an engine of the user's own may find its libraries and its device."""
+"""Variables with which the user's own engine may find its libraries and its device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one daemon or client, parsed; `SETTINGS` says what each means. All paths are absolute.
+    """The parsed settings of one daemon or client. `SETTINGS` has their meanings. All paths are absolute.
 
     Attributes:
         idle_timeout: Seconds; 0 means never.
@@ -131,36 +131,36 @@ def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
 def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for `llama-server`.
 
-    It reads `LLAMA_ARG_*`, `LLAMA_API_KEY`, `AIP_*` and a configuration file under `XDG_CONFIG_HOME` or else `~/.config`
-    any of which would silently change what it computes.
+    `llama-server` reads `LLAMA_ARG_*`, `LLAMA_API_KEY`, `AIP_*` and a configuration file below `XDG_CONFIG_HOME` or
+    `~/.config`. Each of these could silently change its vectors.
 
     Args:
         environ: The environment of the daemon, instead of the process's own.
     """
     env = os.environ if environ is None else environ
     names = {*_BASE_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
-    # libgomp's threads wait for each other by spinning. If other processes want the processors, too, that wastes time slices:
-    # beside two busy processes on two cores a short text took 184 ms (90th percentile 1.8 s), without spinning 10 ms (24 ms).
-    # A thousand turns take some microseconds and bridge the waits between two steps: a short text took 5 ms instead of 15 on a
-    # quiet machine, 14 ms instead of 22 beside two busy processes.
+    # libgomp's threads spin while they wait for each other, which wastes time slices if other processes want the processors.
+    # Measured beside two busy processes on two cores: a short text took 184 ms (90th percentile 1.8 s), and 10 ms (24 ms)
+    # without spinning. A thousand turns take some microseconds, and bridge the waits between two steps. With them, a short text
+    # took 5 ms instead of 15 ms on a quiet machine, and 14 ms instead of 22 ms beside two busy processes.
     defaults = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
-    # Without XDG_CONFIG_HOME it reads ~/.config/llama.cpp/config.ini. Below /dev/null there can be no file.
+    # Without XDG_CONFIG_HOME, the engine reads ~/.config/llama.cpp/config.ini. There is no file below /dev/null.
     fixed = {"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": os.devnull}
     return defaults | {name: value for name, value in env.items() if name in names} | fixed
 
 
 def search_path() -> str:
-    """Return the `PATH` in which programs are looked for."""
+    """Return the `PATH` to search for programs."""
     return os.environ.get("PATH", os.defpath)
 
 
 def debug_enabled() -> bool:
-    """Tell whether commands show a stack trace with an error (`RUNED_DEBUG`)."""
+    """Return whether commands show a stack trace with an error (`RUNED_DEBUG`)."""
     return _BOOLEANS.get(os.environ.get("RUNED_DEBUG", "").lower(), False)
 
 
 def _get(env: Mapping[str, str], name: str) -> str | None:
-    """Read a variable. An empty one counts as not set, since shells make it hard to tell them apart."""
+    """Read a variable. An empty one counts as not set, since the two are hard to tell apart in a shell."""
     return env.get(name) or None
 
 
@@ -173,7 +173,7 @@ def full_path(path: str, _origin: str = "") -> Path:
             path = (directory or pwd.getpwuid(os.getuid()).pw_dir) + slash + rest
         except KeyError:  # a user without an entry in the user database, as in many containers
             raise SettingsError(f"{path}: no home directory is known for ~; set HOME, or RUNED_HOME to a full path") from None
-    # resolve() would follow a link that the user chose; abspath keeps two slashes at the beginning.
+    # resolve() would follow a link that the user chose, and abspath keeps two slashes at the beginning.
     return Path(os.path.abspath(path).replace("//", "/"))  # noqa: PTH100 # see above
 
 
@@ -189,7 +189,7 @@ def _read_config(path: Path, *, required: bool) -> object:
     """Read `config.json`; return an object that has each key of `SETTINGS` as an attribute, or None if there is no file."""
     try:
         data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is refused where it is used, in better words
+    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is refused later, with a better error
         if required:
             raise SettingsError(f"RUNED_CONFIG={path}: there is no such file; create it or unset the variable") from None
         return None
@@ -207,7 +207,7 @@ def _read_config(path: Path, *, required: bool) -> object:
 
 
 def _whole_number(value: str, origin: str, *, least: int, most: int, what: str) -> int:
-    # The digits are counted first: int() refuses thousands of digits by another error.
+    # The digits are counted first, since int() refuses thousands of digits with another error.
     if value.isascii() and value.isdigit() and len(value) <= len(str(most)) and least <= int(value) <= most:
         return int(value)
     raise SettingsError(f"{origin}={value!r}: accepted is a whole number of {what} from {least} to {most}")
@@ -272,8 +272,9 @@ class Setting(msgspec.Struct, frozen=True):
     Attributes:
         variable: The environment variable; "" for none.
         type: The type in `config.json`, where the key is the name of the setting; None for a setting that has no key.
-        field: The field of `Settings`; "" for a setting that is read on its own.
-        parse: Turns the text of a value, and its origin for the error, into the value of the field.
+        field: The field of `Settings`; "" for a setting that is read separately.
+        parse: Turns the text of a value into the value of the field. Its second argument is the origin of the text, for an
+            error.
         default: The text of the default; "" for none.
         meaning: The meaning, for docs/configuration.md.
     """
@@ -296,14 +297,14 @@ _PROFILE = partial(_one_of, accepted=PROFILES)
 # The formatter would give each argument a line of its own.
 # fmt: off
 SETTINGS = {
-    "home": Setting("RUNED_HOME", None, "", full_path, _DEFAULT_HOME, "the directory of everything; a home has one daemon"),
+    "home": Setting("RUNED_HOME", None, "", full_path, _DEFAULT_HOME, "the directory of all files; each home has one daemon"),
     "config": Setting("RUNED_CONFIG", None, "", full_path, "", "the configuration file, instead of `config.json` in the home"),
     "model_variant": Setting("RUNED_MODEL_VARIANT", str, "model_variant", _text, "",
         "the model of the manifest to serve, instead of its default"),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", None, "ctx_size", _CTX_SIZE, "2048",
-        "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most what the model has"),
+        "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most that of the model"),
     "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", full_path, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
     "model": Setting("RUNED_MODEL", str, "model", full_path, "", "a GGUF of your own; none is fetched then"),
@@ -314,12 +315,12 @@ SETTINGS = {
     "profile": Setting("RUNED_PROFILE", str, "profile", _PROFILE, "balanced",
         "how the engine is run: `memory`, `balanced` or `throughput`; see below"),
     "queue_texts": Setting("RUNED_QUEUE_TEXTS", int, "queue_texts", _QUEUE_TEXTS, "16384",
-        "how many texts may wait, 64 to 1000000; more is refused with QUEUE_FULL. "
-        "An eighth, of the bytes too, is kept from bulk texts"),
+        "the most texts that may wait, 64 to 1000000; more are refused with QUEUE_FULL. "
+        "An eighth of these texts, and of the bytes, is reserved for interactive texts"),
     "queue_bytes": Setting("RUNED_QUEUE_BYTES", _JSON_SIZE, "queue_bytes", _QUEUE_BYTES, "64MiB",
-        "how many bytes of text may wait, at least 1 MiB"),
+        "the most bytes of text that may wait, at least 1 MiB"),
     "cache": Setting("RUNED_CACHE", str, "disk_cache", _on_disk, "memory",
-        "where vectors are kept: `memory`, or `disk` for both"),
+        "the place of cached vectors: `memory`, or `disk` for both"),
     "cache_size": Setting("RUNED_CACHE_SIZE", _JSON_SIZE, "cache_bytes", _CACHE_SIZE, "64MiB",
         "the size of the cache in memory; `0` for none"),
     "disk_cache_size": Setting("RUNED_DISK_CACHE_SIZE", _JSON_SIZE, "disk_cache_bytes", _DISK_CACHE_SIZE, "1GiB",

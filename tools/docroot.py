@@ -94,7 +94,7 @@ def _entry(path: Path) -> dict[str, str | int]:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A folder that is being served.
+    """A served folder.
 
     Attributes:
         root: The folder.

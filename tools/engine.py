@@ -64,9 +64,9 @@ def cache_key(features: frozenset[str], flags: dict[str, str], compiler: str) ->
     """Return a short key of everything that a wheel depends on.
 
     Args:
-        features: As `cpu_features` gives them.
-        flags: As `build_flags` gives them.
-        compiler: What the compiler says of itself.
+        features: The result of `cpu_features`.
+        flags: The result of `build_flags`.
+        compiler: The compiler's version text.
     """
     facts = [platform.system(), platform.machine(), *sorted(features), *map(str, sorted(flags.items())), compiler]
     return f"{VERSION}-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}"
@@ -94,8 +94,8 @@ def build_wheel(folder: Path, flags: dict[str, str]) -> None:
     """Compile the wheel and put it into a folder, in one step.
 
     Args:
-        folder: The folder to make; a build that is cut short leaves none.
-        flags: As `build_flags` gives them.
+        folder: The folder to make. An interrupted build leaves none.
+        flags: The result of `build_flags`.
 
     Raises:
         SystemExit: The build failed; the message ends with the last lines of its log.

@@ -104,7 +104,7 @@ def _try(folder: Path) -> None:
     go.mkdir()
     (go / "main.go").write_text(GO_PROGRAM)
     cache, proxy = _run("go", "env", "GOMODCACHE", "GOPROXY").split()
-    # A cache of its own: the user's may hold an earlier try of this version.
+    # A separate cache, since the user's may hold an earlier try of this version.
     proxies = f"file://{DIST / 'go'},file://{cache}/cache/download,{proxy}"
     environ = {"GOPROXY": proxies, "GONOSUMDB": "runed.dev", "GOMODCACHE": f"{folder / 'modules'}", "GOFLAGS": "-modcacherw"}
     _run("go", "mod", "init", "example.org/tried", folder=go)

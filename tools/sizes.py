@@ -1,4 +1,4 @@
-"""Finds the classes and modules that have become too long to be read in one go.
+"""Finds classes and modules that are too long to be read in one go.
 
     python -m tools.sizes runed tools
 
@@ -20,7 +20,7 @@ MAX_MODULE_LINES = 500
 
 
 def too_long(path: Path) -> Iterator[str]:
-    """Yield one line of text for each thing in a module that is too long, in the form of a compiler's message."""
+    """Yield one line for each class that is too long, and for the module if it is, in the form of a compiler's message."""
     source = path.read_text()
     lines = len(source.splitlines())
     if lines > MAX_MODULE_LINES:

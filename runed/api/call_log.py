@@ -22,7 +22,7 @@ class Call:
     """The facts about one call that its line in the log tells.
 
     Attributes:
-        lane: The lane that was asked for; None if the choice was left to the daemon.
+        lane: The requested lane; None if the daemon chooses.
         texts: The number of texts that were read.
         tokens: The number of tokens of the texts that were embedded.
         hits: The number of texts whose vector was in the cache, or in flight for another caller.

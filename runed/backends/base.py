@@ -52,7 +52,8 @@ class BackendStatus(Enum):
     READY = "ready"
     """A process answers."""
     FAILED = "failed"
-    """The process died too often in a row; `BackendState.reason` says why. The next embedding after a pause tries again."""
+    """The process died too often in a row; `BackendState.reason` tells the reason. The next embedding after a pause tries
+    again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def file_errors(action: str) -> Iterator[None]:
         if error.errno in _FULL:
             raise DiskSpaceError(
                 f"cannot {action}: {error.strerror} ({place}); make room or raise the limit, and try again: "
-                "what is there is kept"
+                "finished parts are kept"
             ) from error
         raise BootstrapError(
             f"cannot {action}: {error.strerror or type(error).__name__} ({place}); check the permissions of RUNED_HOME"

@@ -22,7 +22,7 @@ import tenacity
 
 from runed.bootstrap.disk import file_errors, hash_rest
 from runed.bootstrap.manifest import Artefact, printable_url
-from runed.bootstrap.partial import discard_partial, partial_path, sidecar_path
+from runed.bootstrap.partial_files import discard_partial, partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
 from runed.errors import DownloadError, VerificationError
 from runed.files import replace_durably, run_in_thread, write_atomically
@@ -62,7 +62,7 @@ async def download(
     Args:
         artefact: The file to download.
         target: The place for it. Its directory must exist, and no other process may download to it at the same time.
-        policy: When to try again.
+        policy: The number and the times of tries.
         on_bytes: Called with the number of bytes so far, after each piece.
         on_retry: Called before each pause, with a sentence that tells its reason and length.
 
@@ -97,10 +97,10 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy) -> bytes:
     Args:
         url: The URL of the document.
         limit: The largest size that is accepted, in bytes.
-        policy: When to try again.
+        policy: The number and the times of tries.
 
     Raises:
-        DownloadError: The fetch failed, in spite of all retries, or the document is larger than `limit`.
+        DownloadError: The fetch failed in spite of all retries, or the document is larger than `limit`.
     """
 
     async def attempt(client: httpx.AsyncClient) -> bytes:

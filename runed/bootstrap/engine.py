@@ -11,7 +11,7 @@ from runed.bootstrap.audit import EngineRecord, now
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import sha256_of
 from runed.bootstrap.manifest import EngineChoice, printable_url
-from runed.bootstrap.partial import partial_size
+from runed.bootstrap.partial_files import partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError
 from runed.files import run_in_thread, write_atomically

@@ -12,7 +12,7 @@ from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import file_errors, sha256_of
 from runed.bootstrap.engine import Engine
 from runed.bootstrap.manifest import ModelChoice, printable_url
-from runed.bootstrap.partial import partial_path, partial_size
+from runed.bootstrap.partial_files import partial_path, partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError, RunedError
 from runed.files import replace_durably, run_in_thread
@@ -84,7 +84,7 @@ class ModelInstaller:
         except RunedError as error:
             _log.warning("model could not be derived", variant=choice.variant, problem=error.message)
             self.warnings.append(
-                f"{source.variant} serves instead of {choice.variant}, which could not be made of it: {error.message}; "
+                f"{source.variant} serves instead of {choice.variant}, which could not be made from it: {error.message}; "
                 "the next start tries again"
             )
             return source

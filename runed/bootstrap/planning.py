@@ -86,8 +86,8 @@ async def make_plan(context: InstallContext, is_in_place: Callable[[Plan], Await
     except (DownloadError, ManifestError) as error:
         if last is None or not can_do_without:
             raise
-        _log.warning("manifest out of reach, using what is installed", problem=error.message)
-        return replace(last, warning=f"what is installed is used, since the manifest could not be: {error.message}")
+        _log.warning("manifest out of reach, using the installed files", problem=error.message)
+        return replace(last, warning=f"the installed files are used, since the manifest could not be: {error.message}")
     return replace(plan, fetched=_KeptManifest(source.location, content))
 
 

@@ -38,7 +38,7 @@ class VectorCache:
 
     @property
     def disk_size(self) -> int:
-        """The bytes of the cache on disk at its last write; 0 if there is none, or it was given up."""
+        """The bytes of the cache on disk at its last write; 0 if there is none, or it was abandoned."""
         return self._disk.size if self._disk is not None and self._disk.active else 0
 
     async def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVector]:

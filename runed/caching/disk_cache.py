@@ -44,9 +44,10 @@ _Result = TypeVar("_Result")
 
 
 class DiskCache:
-    """A `VectorFile` in a worker thread. For use in one event loop. Whatever happens to the file, callers see a miss.
+    """A `VectorFile` in a worker thread.
 
-    A problem is logged once. A file that cannot be opened is given up. A damaged file is replaced once, and then given up.
+    For use in one event loop. If the file fails, callers see a miss. A problem is logged once. A file that cannot be opened is
+    abandoned. A damaged file is replaced once, and abandoned the next time.
 
     Args:
         path: The file; see `VectorFile`. The thread opens it at once.
@@ -77,7 +78,7 @@ class DiskCache:
 
     @property
     def active(self) -> bool:
-        """Whether the file is in use: it was neither given up nor closed."""
+        """Whether the file is in use: it was neither abandoned nor closed."""
         return self._on and not self._closed
 
     @property
@@ -170,7 +171,7 @@ class DiskCache:
             self._pending_bytes -= value.size
 
     def _stalled(self) -> bool:
-        """Return whether the thread is still busy with the work for which the last reader gave up."""
+        """Return whether the thread is still busy with the work for which the last reader waited too long."""
         return self._stall is not None and not self._stall.done()
 
     def _wake(self) -> None:

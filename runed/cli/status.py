@@ -30,7 +30,7 @@ Info and Health (see runed.proto), and:
   engine_memory_bytes  resident memory of llama-server, 0 while none runs
   http, http_token     the URL of the OpenAI API and the file of its token, if
                        RUNED_HTTP is set
-  home                 the directory of everything
+  home                 the directory of all files
   log                  the log of a daemon that a client started
 """
 

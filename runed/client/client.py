@@ -174,8 +174,8 @@ class Client(DaemonClient):
             dimensions: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
             truncate: The treatment of a text that is longer than the model reads: "none" refuses it, "end" and "start" cut off
                 that side of it.
-            lane: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the
-                daemon choose by the size of the request.
+            lane: The queue to wait in: "interactive" is served first, "bulk" is for long jobs. None lets the daemon choose by
+                the size of the request.
             timeout: Seconds that the call may take, including waiting; None means the client's own limit.
 
         Returns:

@@ -53,8 +53,8 @@ class EmbedOptions(TypedDict, total=False):
         dimensions: The number of values of a vector, from `Info.min_dimensions` on; None means all, `Info.vector_dim`.
         truncate: The treatment of a text that is longer than the model reads: "none", the default, refuses it, "end" and
             "start" cut off that side of it.
-        lane: The queue to wait in: "interactive" is served first, "bulk" is for jobs that take their time. None lets the daemon
-            choose by the size of the request.
+        lane: The queue to wait in: "interactive" is served first, "bulk" is for long jobs. None lets the daemon choose by the
+            size of the request.
     """
 
     role: Role | None
@@ -70,7 +70,7 @@ class Options:
 
     Raises:
         InvalidRequestError: A value is not one of the accepted ones; the message names them.
-        BadDimensionsError: No vector can have so many values.
+        BadDimensionsError: No vector can have this number of values.
         BadInstructionError: An instruction was given without the role of a query, or it is not valid Unicode.
     """
 

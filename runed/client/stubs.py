@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pyqwest
 from pyqwest import Headers, HTTPVersion, Request, Response, StreamError, SyncRequest, SyncResponse
-from pyqwest._pyqwest import get_sync_timeout  # pyqwest has no public name for it; its own transport for tests does the same
+from pyqwest._pyqwest import get_sync_timeout  # has no public name; pyqwest's own transport for tests does this
 
 from runed.client.target import Target
 from runed.client.transport.aio_stream import AsyncStreamConnection
@@ -25,7 +25,7 @@ from runed.client.wire.http2 import Http2Request
 from runed.errors import DaemonUnavailableError
 
 _NOT_SENT = {"host", "connection", "transfer-encoding", "accept-encoding"}
-"""Headers that HTTP/2 does not have, and the one that asks for a compression that a transport would have to undo."""
+"""Headers that are not sent: those that HTTP/2 forbids, and `accept-encoding`, since nothing here decompresses a response."""
 
 
 def http_client(
@@ -39,9 +39,8 @@ def http_client(
         stub = RunedServiceClientSync("http://runed", http_client=runed.http_client())
 
     The first call starts the daemon if none runs, and so does each later call that finds none. Errors are those of connectrpc:
-    a daemon that cannot be started is UNAVAILABLE. A call that was refused for the moment is the caller's to repeat.
-
-    The messages of a stream are taken in the thread of the caller: they must not wait for an answer.
+    a daemon that cannot be started is UNAVAILABLE. The caller must repeat a call that was refused for the moment. The messages
+    of a stream are taken in the thread of the caller, so they must not wait for an answer.
 
     Args:
         home: As for `connect`.
@@ -60,7 +59,9 @@ def http_client_async(
     socket_path: str | os.PathLike[str] | None = None,
     spawn: bool = True,
 ) -> pyqwest.Client:
-    """Make the HTTP client of a generated client for asyncio, as `http_client`; the messages of a stream may wait for answers.
+    """Make the HTTP client of a generated client for asyncio, like `http_client`.
+
+    The messages of a stream may wait for answers.
 
         stub = RunedServiceClient("http://runed", http_client=runed.http_client_async())
 
@@ -97,12 +98,12 @@ class _BlockingTransport:
 
 
 class _BlockingContent(Iterator[bytes]):
-    """The data of a response, in the pieces in which it comes; sends the request meanwhile.
+    """The data of a response, in pieces as they come. Reading it also sends the request.
 
     Args:
         connection: The connection of the request.
         parts: The data of the request.
-        end: When to give up, on the clock of `time.monotonic`; None means never.
+        end: The deadline on the clock of `time.monotonic`; None means no limit.
     """
 
     def __init__(self, connection: BlockingStreamConnection[Http2Request], parts: Iterator[bytes], end: float | None) -> None:
@@ -179,7 +180,7 @@ class _AsyncTransport:
 
 
 class _AsyncContent(AsyncIterator[bytes]):
-    """The data of a response, in the pieces in which it comes; a task sends the request meanwhile.
+    """The data of a response, in pieces as they come. A task sends the request meanwhile.
 
     Args:
         connection: The connection of the request.
@@ -227,7 +228,7 @@ class _AsyncContent(AsyncIterator[bytes]):
         self._sending.cancel()
         await asyncio.wait([self._sending])
         if not self._sending.cancelled():
-            self._sending.exception()  # it comes too late to matter, or was raised already
+            self._sending.exception()  # the error comes too late to matter, or was raised already
         self._connection.close()
         await self._connection.wait_closed()
 
@@ -274,7 +275,7 @@ def _begin(request: Request | SyncRequest) -> Http2Request:
 
 
 def _check(request: Http2Request) -> None:
-    """Raise the failure of a request; connectrpc reads the code of a `StreamError`."""
+    """Raise the failure of a request. connectrpc reads the code of a `StreamError`."""
     if request.failure is None:
         return
     if request.reset_code is not None:

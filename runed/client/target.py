@@ -1,4 +1,4 @@
-"""The daemon that a client talks to: where it is, and how it is started."""
+"""The daemon of a client: its socket, and its start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runed.settings import Settings, full_path, load_settings
 from runed.version import __version__
 
 _START_TIMEOUT = 60.0
-"""Seconds that the start of a daemon takes at most, where the caller sets no limit."""
+"""Most seconds for the start of a daemon, if the caller sets no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Target:
     """A daemon, running or not.
 
     Attributes:
-        socket: Where it listens.
+        socket: The socket that it listens on.
         settings: The settings to start it with; None if it must not be started.
     """
 
@@ -32,7 +32,7 @@ class Target:
 
     @classmethod
     def resolve(cls, *, home: str | os.PathLike[str] | None, socket_path: str | os.PathLike[str] | None, spawn: bool) -> Self:
-        """Find out where the daemon is; arguments as for `connect`, and an empty one counts as not given.
+        """Find the socket of the daemon. Arguments are those of `connect`; an empty one counts as not given.
 
         Raises:
             SettingsError: A setting cannot be used.
@@ -45,7 +45,7 @@ class Target:
         return cls(Paths(settings.home).socket, settings if spawn else None)
 
     def ensure(self, timeout: float | None) -> bool:
-        """Make sure that a daemon listens; where it is ours to start, one of this version at least.
+        """Make sure that a daemon listens. If it may be started here, it has at least this version.
 
         Args:
             timeout: Seconds that it may take; None means 60.

@@ -1,4 +1,4 @@
-"""The answers of a daemon as plain data; units and meanings are those of `runed.proto`."""
+"""The answers of a daemon as plain data. Units and meanings are those of `runed.proto`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Status(Enum):
     LOADING = 2
     """The engine or the model is being fetched or started; `Health.phase` says which."""
     DEGRADED = 3
-    """Embeddings fail for now; `Health.message` says why and what to do."""
+    """Embeddings fail for now. `Health.message` tells the reason and the remedy."""
     SHUTTING_DOWN = 4
-    """The daemon finishes what is in flight and takes nothing new."""
+    """The daemon finishes the calls in flight and takes no new ones."""
     IDLE = 5
     """The engine is suspended; the next embedding starts it and takes longer."""
 
@@ -34,7 +34,7 @@ class Status(Enum):
 
 
 class Phase(Enum):
-    """The part of the start that `Status.LOADING` is in."""
+    """The part of the start, for `Status.LOADING`."""
 
     UNSPECIFIED = 0
     """A part that only a newer daemon knows."""
@@ -56,12 +56,12 @@ class Embedding:
 
     Attributes:
         vector: Float32 values of L2 norm 1, shape (dim,).
-        token_count: The number of tokens that the model read: those of the text, of its prompt and special ones.
+        token_count: The number of tokens that the model read: those of the text, those of its prompt, and special tokens.
         total_token_count: The number of tokens before anything was cut off.
         truncated: Whether tokens were cut off, as `truncate` allowed.
         fingerprint: Names the space that the vector lies in; see `Info.fingerprint`.
-        prompt: The text that was put in front, such as the model's instruction for queries; may be empty.
-        cached: Whether the vector was there already: from the cache, or from the same text in flight.
+        prompt: The text in front of the text, such as the model's instruction for queries; may be empty.
+        cached: Whether the vector was not computed for this text: it came from the cache, or from the same text in flight.
         cluster_id: The nearest centroid of the daemon's set; None unless `with_route` asked for it.
         centroid_set_version: The set that `cluster_id` belongs to; empty without one.
     """
@@ -98,8 +98,8 @@ class LaneHealth:
         queued_texts: Texts that wait at this moment.
         queued_bytes: Their bytes.
         total_texts: Texts that went to the engine since the daemon started.
-        wait_p50_seconds: Seconds that half of the texts of the last minute waited at most; 0 if there was none.
-        wait_p99_seconds: Seconds that 99 of 100 of them waited at most.
+        wait_p50_seconds: The median of the waiting times of the last minute, in seconds; 0 if no text came.
+        wait_p99_seconds: The 99th percentile of these times, in seconds.
     """
 
     queued_texts: int
@@ -115,27 +115,27 @@ class Health:
 
     Attributes:
         status: Its state for a caller.
-        phase: The part of the start it is in; None unless `status` is `LOADING`.
+        phase: The part of the start; None unless `status` is `LOADING`.
         bytes_done: Bytes of the current phase that are done; 0 where a phase has no bytes to count.
-        bytes_total: Bytes of the current phase in all; 0 where unknown.
+        bytes_total: All bytes of the current phase; 0 where unknown.
         message: One sentence for people that tells the present step, or the fault and its remedy. May be empty.
         uptime_seconds: Seconds since the daemon started.
-        total_requests: Embed, EmbedBatch and EmbedStream calls that could be read since the daemon started, failed ones
-            included.
+        total_requests: Embed, EmbedBatch and EmbedStream calls that could be read since the daemon started, including failed
+            ones.
         in_flight_requests: Embed, EmbedBatch and EmbedStream calls being served at this moment.
         pid: The process id of the daemon.
         engine_pid: The process id of `llama-server`, or 0 while none runs.
-        engine_restarts: The number of times that `llama-server` died and was started again, without those of waking from idle.
-        interactive: The queue of texts that somebody waits for.
-        bulk: The queue of jobs that take their time.
-        total_texts: Texts that were embedded since the daemon started, those from the cache included.
+        engine_restarts: The number of times that `llama-server` died and was started again. Starts after idleness do not count.
+        interactive: The queue of texts that a person waits for.
+        bulk: The queue of long jobs.
+        total_texts: Texts that were embedded since the daemon started, including those from the cache.
         total_tokens: Tokens that the engine computed since the daemon started.
-        tokens_per_second: Tokens that it computed per second of the last minute, idle time included.
+        tokens_per_second: Tokens that it computed per second of the last minute, including idle time.
         total_batches: Micro-batches that went to the engine since the daemon started.
-        mean_batch_texts: Texts of a micro-batch, on average of the last minute; 0 if there was none.
+        mean_batch_texts: Mean number of texts of a micro-batch in the last minute; 0 if there was none.
         cache_hits: Texts whose vector was in the cache.
-        shared_texts: Texts whose vector was being computed for another caller already.
-        cache_entries: Vectors in the cache of the memory.
+        shared_texts: Texts whose vector was already being computed for another caller.
+        cache_entries: Vectors in the memory cache.
         cache_bytes: The bytes that they take.
         refused_requests: Calls that were refused since the daemon started because the queue was full.
         disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or if it cannot be used.
@@ -177,22 +177,23 @@ class Info:
         max_batch_size: The largest number of texts of one request; `embed_batch` splits longer batches itself.
         max_request_bytes: The largest request message, in bytes; `embed_batch` splits larger batches itself.
         model_identity: "sha256:" and the first 16 hexadecimal digits of the SHA-256 of the model file.
-        model_name: The name of the model as its file gives it, for people.
+        model_name: The name of the model in its file, for people.
         model_variant: The manifest's name of the variant; empty if the model was given as a file.
         vector_dim: The number of values of a vector.
-        max_text_length: The largest number of tokens of one text, special tokens included.
-        pooling: How token vectors become one: "last", "mean" or "cls".
-        engine_version: The version that `llama-server` tells of itself.
+        max_text_length: The largest number of tokens of one text, including special tokens.
+        pooling: The way from token vectors to one vector: "last", "mean" or "cls".
+        engine_version: The version that `llama-server` tells.
         centroid_set_version: The version of the installed centroid set; empty if there is none.
-        fingerprint: Names the space that vectors of all dimensions lie in: the same string means that vectors can be compared,
-            another one that they cannot. Keep it beside stored vectors.
-        min_dimensions: The smallest `dimensions` that can be asked for; `vector_dim` where the model gives only all.
-        query_prompt: The text that role "query" puts in front; "{instruction}" stands for the instruction. May be empty.
-        document_prompt: The text that role "document" puts in front. May be empty.
+        fingerprint: The name of the space that vectors of all dimensions lie in. Vectors with the same string can be compared,
+            vectors with different strings cannot. Keep it beside stored vectors.
+        min_dimensions: The smallest `dimensions` of a request; `vector_dim` if the model has only whole vectors.
+        query_prompt: The text that role "query" puts in front of a text; "{instruction}" stands for the instruction. May be
+            empty.
+        document_prompt: The text that role "document" puts in front of a text. May be empty.
         default_instruction: The instruction of a query that names none. Empty if there are no instructions.
-        profile: The profile that the engine runs by: "memory", "balanced" or "throughput".
-        max_queued_texts: The number of texts that may wait at most; more is refused with `QueueFullError`.
-        max_queued_bytes: The bytes of text that may wait at most.
+        profile: The profile of the engine: "memory", "balanced" or "throughput".
+        max_queued_texts: The largest number of texts that may wait. More are refused with `QueueFullError`.
+        max_queued_bytes: The most bytes of text that may wait.
     """
 
     daemon_version: str

@@ -1,4 +1,4 @@
-"""The composition root: only this module constructs the parts that a daemon is made of."""
+"""The composition root: only this module constructs the parts of a daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
 from runed.daemon.gauges import add_gauges
 from runed.daemon.host import DaemonHost
-from runed.daemon.model import ServedModel
+from runed.daemon.served_model import ServedModel
 from runed.domain.status import Info
 from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
@@ -46,18 +46,18 @@ class Daemon:
 
 
 def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener: Listener, http: Loopback | None) -> Daemon:
-    """Construct a daemon that serves one home; nothing of it runs yet.
+    """Construct a daemon that serves one home. Nothing runs yet.
 
     Args:
         settings: The settings.
         paths: The files of the home.
         record: The home's record of this process.
         listener: The listening socket.
-        http: The listening loopback port, if there is to be one.
+        http: The listening loopback port, or None.
     """
 
     def announce_drain() -> None:
-        with contextlib.suppress(OSError):  # a client that looks for a daemon then finds this one, and is refused
+        with contextlib.suppress(OSError):  # tells clients that find this daemon that it takes no more calls
             record.tell_draining(paths.daemon_record)
 
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
@@ -85,7 +85,7 @@ def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener
 async def _build_model(
     settings: Settings, paths: Paths, queue: QueueLimits, metrics: Metrics, report: Callable[[Progress], None]
 ) -> ServedModel:
-    """Get engine and model, and construct everything that serves them; the engine is not started."""
+    """Get engine and model, and construct the parts that serve them. The engine is not started."""
     installation = await install(settings, paths, report=report, check_model=check_model)
     # In a thread, since reading the metadata of a large vocabulary takes 0.1 s.
     backend = await asyncio.to_thread(

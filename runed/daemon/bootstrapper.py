@@ -1,4 +1,4 @@
-"""Getting engine and model in the background, while calls wait for them or are refused."""
+"""Gets engine and model in the background, while calls wait for them or are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from runed.bootstrap import Phase, Progress
 from runed.daemon.draining import Draining
-from runed.daemon.model import ServedModel, Situation
+from runed.daemon.served_model import ServedModel, Situation
 from runed.domain.status import LoadingPhase, Status
 from runed.errors import BackendUnavailableError, BootstrappingError, RunedError
 from runed.log import describe_exception, get_logger
@@ -20,10 +20,10 @@ BOOTSTRAP_PAUSE = 5.0
 """Seconds after a failed bootstrap before a call starts the next one."""
 
 MAX_WAIT = 60.0
-"""The most seconds that a call waits for engine and model while nothing is downloaded."""
+"""Most seconds that a call waits for engine and model while nothing is downloaded."""
 
 _RETRY_SECONDS = 1.0
-"""Seconds after which a call that a bootstrap refuses may be tried again."""
+"""Seconds after which a refused call may be tried again."""
 
 _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
@@ -49,14 +49,14 @@ class _Failure:
 
 
 class Bootstrapper:
-    """Gets engine and model, and tries again after a failure when a call needs them.
+    """Gets engine and model. After a failure, a call that needs them starts another try.
 
     Args:
-        build: Gets engine and model and returns them ready to be started; it is handed a function to report its progress to.
-        draining: Tells whether calls are taken.
+        build: Gets engine and model and returns them, ready to be started. Its argument is a function that takes the progress.
+        draining: Tells whether the daemon takes calls.
 
     Attributes:
-        model: The model, once it is there.
+        model: The model; None until it is there.
         progress: The progress of the bootstrap that runs, or of the last one.
     """
 
@@ -67,7 +67,7 @@ class Bootstrapper:
         self._draining = draining
         self._failure: _Failure | None = None
         self._bootstrap: asyncio.Task[None] | None = None
-        # Set unless a bootstrap runs that has found nothing to download.
+        # Cleared only while a bootstrap runs that has found nothing to download.
         self._settled = asyncio.Event()
 
     @property
@@ -87,7 +87,7 @@ class Bootstrapper:
         self._bootstrap = asyncio.create_task(self._run())
 
     async def settle(self) -> None:
-        """Wait while a bootstrap runs that downloads nothing, for at most `MAX_WAIT` seconds."""
+        """Wait for a bootstrap that downloads nothing, for at most `MAX_WAIT` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MAX_WAIT):
                 await self._settled.wait()
@@ -97,7 +97,7 @@ class Bootstrapper:
 
         Raises:
             BootstrappingError: Engine or model are being downloaded, or were not found within `MAX_WAIT` seconds.
-            BackendUnavailableError: Engine or model cannot be had.
+            BackendUnavailableError: Engine or model cannot be installed.
             ShuttingDownError: The daemon drains.
         """
         self._draining.check()
@@ -111,15 +111,15 @@ class Bootstrapper:
         return self.model.scheduler
 
     def interrupt(self) -> None:
-        """End a bootstrap that has not got its model yet; the calls that wait for it go on at once."""
+        """End a bootstrap without a model. Waiting calls go on at once."""
         self._settled.set()
         if self._bootstrap is not None and self.model is None:
             self._bootstrap.cancel()
 
     async def close(self) -> None:
-        """End everything that was begun, the engine included."""
+        """End everything that was begun, including the engine."""
         if self._bootstrap is not None:
-            # Not twice: the first cancel may be waiting for a thread that still writes.
+            # Not a second cancel: the first one may be waiting for a thread that still writes.
             if not self._bootstrap.cancelling():
                 self._bootstrap.cancel()
             await asyncio.wait([self._bootstrap])

@@ -10,10 +10,10 @@ from runed.errors import ShuttingDownError
 from runed.server import Server
 
 DEFAULT_GRACE = 10.0
-"""Seconds that the calls in flight may take at a shutdown, unless the caller says otherwise."""
+"""Seconds that the calls in flight may take at a shutdown by default."""
 
 MAX_GRACE = 300.0
-"""The most seconds of grace that a caller can ask for."""
+"""Most seconds of grace that a caller can ask for."""
 
 
 class Draining:
@@ -23,7 +23,7 @@ class Draining:
         announce: Called once, when the drain begins.
 
     Attributes:
-        grace: Seconds that the calls in flight may take; of no meaning before the drain begins.
+        grace: Seconds that the calls in flight may take; valid once the drain has begun.
     """
 
     def __init__(self, announce: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class Draining:
         return self._begun.is_set()
 
     def begin(self, grace: float | None = None) -> None:
-        """Begin to drain; a second call ends the grace at once.
+        """Begin to drain. A second call ends the grace at once.
 
         Args:
             grace: Seconds that the calls in flight may take, at most `MAX_GRACE`; None means `DEFAULT_GRACE`.
@@ -79,7 +79,7 @@ async def _stop(servers: Sequence[Server], grace: float) -> None:
 
 
 class DrainableStream:
-    """The texts of a stream until the daemon drains. Texts that were read are answered; later ones are for the next daemon.
+    """The texts of a stream until the daemon drains. Texts that were read are answered. Later ones are for the next daemon.
 
     Args:
         chunks: The texts.

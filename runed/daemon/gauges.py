@@ -1,4 +1,4 @@
-"""The metrics that are read when somebody asks for them, since they are counted elsewhere."""
+"""Metrics that other parts count, and that are read at each request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runed.metrics import Metrics
 
 
 def add_gauges(metrics: Metrics, host: DaemonHost, bootstrapper: Bootstrapper) -> None:
-    """Add the numbers of the host, of its engine and of its queues to the metrics; they are 0 until there is a model."""
+    """Add the numbers of the host, of its engine and of its queues to the metrics. They are 0 until there is a model."""
 
     def state(read: Callable[[BackendState], float]) -> Callable[[], float]:
         return lambda: read(bootstrapper.model.state) if bootstrapper.model else 0

@@ -1,4 +1,4 @@
-"""The daemon as its faces see it."""
+"""The daemon's implementation of the interface that its faces use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class DaemonHost:
     Args:
         daemon: The facts about the daemon alone.
         bootstrapper: Has the model, or gets it.
-        draining: Tells whether calls are taken.
+        draining: Tells whether the daemon takes calls.
         metrics: Counts and measures.
 
     Attributes:
-        total_requests: Embedding calls that could be read, failed ones included.
+        total_requests: Embedding calls that could be read, including failed ones.
         in_flight: Embedding calls that are being served.
     """
 

@@ -23,10 +23,10 @@ from runed.settings import Settings
 from runed.version import __version__
 
 EVICTION_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the socket's path is still ours."""
+"""Seconds between two checks that the socket's path still belongs to this daemon."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that begin the drain; a second one ends its grace."""
+"""Signals that begin the drain. A second one ends its grace."""
 
 _log = get_logger(__name__)
 
@@ -37,14 +37,14 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
     Args:
         settings: The settings.
         log_file: The file to log to; None means standard error.
-        ready_fd: A pipe to write one line to once the socket listens, for the process that started this one.
+        ready_fd: A pipe to the process that started this one. One line is written to it once the socket listens.
 
     Returns:
-        The exit code: 0, also when another daemon serves this home, which is then named on standard error.
+        The exit code: 0, also if another daemon serves this home. Standard error names that daemon.
 
     Raises:
-        ForeignPathError: Something that is not ours is in the way; it is left untouched.
-        SettingsError: The port of `RUNED_HTTP` cannot be had.
+        ForeignPathError: A foreign file is in the way; it is left untouched.
+        SettingsError: The port of `RUNED_HTTP` cannot be used.
     """
     os.umask(0o077)
     paths = Paths(settings.home)
@@ -64,11 +64,11 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
 def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
     ensure_socket_dir(paths.socket)
     if probe(paths.socket):
-        # This daemon holds no lock of ours. Its files here, such as a record, stay as they are.
+        # That daemon holds no lock of this home. Its files here, such as a record, stay untouched.
         raise AlreadyRunningError(f"another daemon already listens on {paths.socket}")
     with contextlib.ExitStack() as stack:
         with _signals_held_back():
-            # Before the record, which tells its port, and so before the socket: a port that is taken is told at the start.
+            # Before the record, which contains the port, and so before the socket. A taken port is an error of the start.
             http = stack.enter_context(Loopback.open(settings.http, paths.http_token)) if settings.http else None
             record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "")
             # Before the socket listens: a client that finds the socket reads the record at once.
@@ -85,7 +85,7 @@ def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
 
 
 async def _serve_until_drained(daemon: Daemon, listener: Listener, http: Loopback | None, ready_fd: int | None) -> None:
-    """Serve until the drain is asked for by a signal, by a call or because the socket is no longer ours; then drain."""
+    """Serve until a signal, a call or the loss of the socket's path begins the drain; then drain."""
     host, draining = daemon.host, daemon.draining
     with _signals_call(draining.begin):
         for server in daemon.servers:
@@ -108,14 +108,14 @@ async def _serve_until_drained(daemon: Daemon, listener: Listener, http: Loopbac
 def _signals_held_back() -> Iterator[None]:
     """Hold signals back until the end of the block.
 
-    A signal between the making of a file and the note that it is to be removed would leave the file behind. Not by a mask,
-    since the threads of numpy's BLAS would take the signal then.
+    Otherwise a signal could come after a file is made and before its removal is registered, and the file would remain. A signal
+    mask does not help, since the threads of numpy's BLAS would take the signal then.
     """
     came: list[int] = []
     for number in _SIGNALS:
         signal.signal(number, lambda number, _: came.append(number))
     yield
-    for number in _SIGNALS:  # the default would leave socket and record behind, until the event loop takes over
+    for number in _SIGNALS:  # the default action would leave socket and record behind, until the event loop handles the signals
         signal.signal(number, _leave)
     if came:
         sys.exit(0)
@@ -135,13 +135,16 @@ def _signals_call(handler: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
-            # The default would end this process between here and the removal of its socket and record.
+            # The default action would end this process before its socket and record are removed.
             signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.asynccontextmanager
 async def _eviction_watch(listener: Listener, leave: Callable[[], None]) -> AsyncIterator[None]:
-    """Leave when the socket's path is no longer ours: no client can find this daemon any more, it would only hold memory."""
+    """Begin the drain if the socket's path leads elsewhere.
+
+    No client can find this daemon any more, so it would only hold memory.
+    """
 
     async def watch() -> None:
         while listener.is_ours():  # noqa: ASYNC110 # no event tells that a path was replaced
@@ -158,7 +161,7 @@ async def _eviction_watch(listener: Listener, leave: Callable[[], None]) -> Asyn
 
 
 def _announce(ready_fd: int) -> None:
-    """Tell the process that started this one that the socket listens; it may have gone away meanwhile."""
+    """Tell the process that started this one that the socket listens. That process may be gone."""
     with contextlib.suppress(OSError):
         os.write(ready_fd, READY)
     with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ class ModelInfo:
         name: The name in the file, for people.
         architecture: The GGUF architecture, such as "qwen3" or "bert".
         dim: The number of values of a vector.
-        max_tokens: The largest number of tokens of one text that the backend takes, special tokens included.
+        max_tokens: The largest number of tokens of one text that the backend takes, including special tokens.
         pooling: "last", "mean" or "cls".
         file_type: The quantization, such as "Q6_K" or "F16".
         sha256: The SHA-256 of the file, in hexadecimal.
@@ -39,13 +39,14 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTraits:
-    """The way in which a model is to be used; its file does not tell it.
+    """The correct use of a model, which its file does not tell.
 
     Attributes:
         query_prompt: The text in front of a query; "{instruction}" stands for the instruction, if the model takes one.
         document_prompt: The text in front of a document.
         default_instruction: The instruction of a query that names none.
-        min_dimensions: The fewest leading values that are a vector of their own (Matryoshka); 0 means only all of them are.
+        min_dimensions: The fewest leading values that can be used as a vector (Matryoshka); 0 means that only whole vectors
+            can.
     """
 
     query_prompt: str = ""
@@ -55,7 +56,7 @@ class ModelTraits:
 
 
 PROMPTS_VERSION = 1
-"""The version of the way in which prompts are put together. Raise it with each change, since that changes vectors."""
+"""Version of the construction of prompts. Raise it with each change, since a change of prompts changes vectors."""
 
 _PLACE = "{instruction}"
 
@@ -68,7 +69,7 @@ _QWEN3_EMBEDDING = ModelTraits(
 
 
 def traits_of(model: ModelInfo) -> ModelTraits:
-    """Look the traits of a model up by the metadata of its file. An unknown model has none."""
+    """Return the traits of a model by the metadata of its file. An unknown model has none."""
     if model.architecture == "qwen3" and model.pooling == "last":
         return _QWEN3_EMBEDDING
     return ModelTraits()
@@ -82,7 +83,7 @@ def prompt_for(options: EmbedOptions, traits: ModelTraits) -> str:
         traits: The traits of the model.
 
     Raises:
-        BadInstructionError: There is an instruction that cannot be followed.
+        BadInstructionError: There is an instruction that cannot be used.
     """
     template = {Role.NONE: "", Role.QUERY: traits.query_prompt, Role.DOCUMENT: traits.document_prompt}[options.role]
     if options.instruction:
@@ -104,7 +105,7 @@ def dimensions_for(options: EmbedOptions, model: ModelInfo, traits: ModelTraits)
         traits: Its traits.
 
     Raises:
-        BadDimensionsError: The model has no vectors of so many values.
+        BadDimensionsError: The model has no vectors with this number of values.
     """
     wanted, least = options.dimensions or model.dim, min_dimensions(model, traits)
     if least <= wanted <= model.dim:
@@ -123,12 +124,12 @@ def min_dimensions(model: ModelInfo, traits: ModelTraits) -> int:
 
 
 def fingerprint(model: ModelInfo, traits: ModelTraits, *, engine_version: str, dimensions: int) -> str:
-    """Name the space of vectors: the same string means that vectors can be compared, another one that they cannot.
+    """Return the name of the space of vectors. Vectors can be compared if their names are equal.
 
     Args:
         model: The model.
         traits: Its traits.
-        engine_version: The version that the engine names.
+        engine_version: The version that the engine tells.
         dimensions: The number of values of a vector.
 
     Returns:

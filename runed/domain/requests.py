@@ -10,7 +10,7 @@ from runed.errors import RunedError
 
 
 class Lane(Enum):
-    """The queues of the daemon; documented in runed.proto."""
+    """Queues of the daemon; documented in runed.proto."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
@@ -25,7 +25,7 @@ class Role(Enum):
 
 
 class Truncate(Enum):
-    """The way to cut a text that is longer than the model reads; documented in runed.proto."""
+    """The treatment of a text that is longer than the model reads; documented in runed.proto."""
 
     NONE = "none"
     END = "end"
@@ -39,9 +39,9 @@ class EmbedOptions:
     Attributes:
         lane: The queue to wait in; None lets the scheduler choose by the size of the call.
         role: The use of the texts.
-        instruction: The task that queries are asked for; empty means the model's default.
+        instruction: The task of queries; empty means the model's default.
         dimensions: The number of values of a vector; 0 means the model's own.
-        truncate: The way to cut a text that is too long.
+        truncate: The treatment of a text that is too long.
         with_route: Whether to find the nearest centroid of each text, too.
     """
 
@@ -58,11 +58,11 @@ class Embedding:
     """The vector of one text.
 
     Attributes:
-        vector: Little-endian float32 values of L2 norm 1; the scheduler shortens them to the dimensions asked for.
-        tokens: The number of tokens that the model read, those of the prompt and special ones included.
+        vector: Little-endian float32 values of L2 norm 1. The scheduler shortens them to the requested dimensions.
+        tokens: The number of tokens that the model read, including those of the prompt and special tokens.
         total_tokens: The number of tokens before anything was cut off.
-        cached: Whether the vector was there already, in the cache or in flight for another caller.
-        cluster_id: The nearest centroid, if that was asked for.
+        cached: Whether the vector was in the cache, or in flight for another caller.
+        cluster_id: The nearest centroid, if it was requested.
     """
 
     vector: bytes
@@ -83,7 +83,7 @@ class VectorSpace:
 
     Attributes:
         fingerprint: The name of the space.
-        prompt: The text that was put in front of each text; may be empty.
+        prompt: The text in front of each text; may be empty.
     """
 
     fingerprint: str
@@ -95,9 +95,10 @@ class EmbedAnswer:
     """The answer to one call.
 
     Attributes:
-        items: An embedding a text, in their order, or the reason why there is none, where the caller takes errors by the item.
+        items: One item a text, in the order of the texts: its embedding, or its error if the caller accepts errors of single
+            items.
         space: The space of all vectors.
-        centroid_set_version: The set that they were routed by; empty if that was not asked for.
+        centroid_set_version: The set that routed them; empty if no route was requested.
     """
 
     items: Sequence[Embedding | RunedError]
@@ -123,8 +124,8 @@ class StreamResult:
     """The result of one text of a stream.
 
     Attributes:
-        id: The caller's name of it.
-        outcome: Its embedding, or the reason why there is none.
+        id: The caller's name of the text.
+        outcome: Its embedding, or its error.
     """
 
     id: str
@@ -136,7 +137,7 @@ class StreamAnswer:
     """Results of a stream that became ready.
 
     Attributes:
-        results: The texts that are done, in no particular order.
+        results: The results that are ready, in no particular order.
         space: The space of all vectors.
     """
 
@@ -152,7 +153,7 @@ class CentroidHeader:
         version: The name of the set; empty leaves it to the daemon.
         dim: The number of values of each centroid.
         nlist: The number of centroids.
-        preset: The name of the parameters that it was built with; with one, the version must be the hash of the content.
+        preset: The name of the parameters of its construction. If it is set, the version must be the hash of the content.
     """
 
     version: str

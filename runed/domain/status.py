@@ -20,7 +20,7 @@ class Status(Enum):
 
 
 class LoadingPhase(Enum):
-    """The part of the start that `Status.LOADING` is in; documented in runed.proto."""
+    """The part of the start, for `Status.LOADING`; documented in runed.proto."""
 
     FETCHING_LLAMA_SERVER = "fetching llama-server"
     FETCHING_MODEL = "fetching the model"
@@ -33,8 +33,8 @@ class LaneStats:
 
     Attributes:
         total_texts: Texts that were taken from its queue.
-        wait_p50_seconds: The median wait of those of the last minute; 0 if there was none.
-        wait_p99_seconds: The 99th percentile.
+        wait_p50_seconds: The median wait of the last minute, in seconds; 0 if no text came.
+        wait_p99_seconds: The 99th percentile of these waits, in seconds.
     """
 
     total_texts: int
@@ -47,16 +47,16 @@ class SchedulerStats:
     """Counts of the scheduler's work; fields as in `HealthResponse` of runed.proto.
 
     Attributes:
-        total_texts: Texts that were answered with a vector, those from the cache included.
+        total_texts: Texts that were answered with a vector, including those from the cache.
         total_tokens: Tokens that were computed.
-        tokens_per_second: Tokens that were computed per second of the last minute, idle time included.
+        tokens_per_second: Tokens that were computed per second of the last minute, including idle time.
         total_batches: Micro-batches that were computed.
-        mean_batch_texts: Texts of a micro-batch, on average of the last minute; 0 if there was none.
+        mean_batch_texts: Mean number of texts of a micro-batch in the last minute; 0 if there was none.
         cache_hits: Texts whose vector was in the cache.
-        shared_texts: Texts whose vector was being computed for another caller already.
+        shared_texts: Texts whose vector was already being computed for another caller.
         refused_requests: Calls that were refused because the queue was full.
-        interactive: The lane of texts that somebody waits for.
-        bulk: The lane of jobs that take their time.
+        interactive: The lane of texts that a person waits for.
+        bulk: The lane of long jobs.
     """
 
     total_texts: int
@@ -73,14 +73,14 @@ class SchedulerStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """The work of the scheduler that waits and that was done.
+    """The waiting and the finished work of the scheduler.
 
     Attributes:
         stats: The counts and measurements.
         queued: The texts that wait in each lane, and their bytes.
-        cache_entries: Vectors in the cache of the memory.
+        cache_entries: Vectors in the memory cache.
         cache_bytes: The bytes that they take.
-        disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or it was given up.
+        disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or it was abandoned.
     """
 
     stats: SchedulerStats
@@ -92,7 +92,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The state of the daemon right now; units as in runed.proto."""
+    """The present state of the daemon; units as in runed.proto."""
 
     status: Status
     phase: LoadingPhase | None
@@ -107,7 +107,7 @@ class Health:
     engine_restarts: int
     load: Load | None = None
     downloading: bool = False
-    """Whether `Status.LOADING` is a download, for which calls do not wait."""
+    """Whether `Status.LOADING` is a download. Calls do not wait for a download."""
 
 
 @dataclass(frozen=True, slots=True)

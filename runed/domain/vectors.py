@@ -1,4 +1,4 @@
-"""The shortening of vectors to fewer dimensions than the model's."""
+"""Shortens vectors to fewer dimensions than the model's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def shorten(vector: bytes, dimensions: int) -> bytes:
 
     Args:
         vector: Little-endian float32 values of L2 norm 1.
-        dimensions: The number of values to keep; all of them leaves the vector as it is.
+        dimensions: The number of values to keep. The number of all values leaves the vector unchanged.
 
     Returns:
         Little-endian float32 values.
 
     Raises:
-        BackendFaultError: The values to keep are all 0, so that they point nowhere.
+        BackendFaultError: The values to keep are all 0, so that they have no direction.
     """
     if 4 * dimensions == len(vector):
         return vector

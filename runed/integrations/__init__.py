@@ -1,1 +1,1 @@
-"""Adapters for frameworks and libraries, each in a module of its own that imports its package; see docs/clients.md."""
+"""Adapters for frameworks and libraries, one in each module; see docs/clients.md."""

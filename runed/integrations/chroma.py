@@ -17,29 +17,29 @@ except ModuleNotFoundError as error:
 
 
 class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
-    """Embeddings of the daemon of this machine, which is started if none runs.
+    """Embeddings by the daemon of this machine, which is started if none runs.
 
         collection = client.create_collection("notes", embedding_function=RunedEmbeddingFunction())
 
-    Added texts are embedded as documents, and `query_texts` as queries: the daemon puts the model's own prompts in front.
-    Vectors have length 1, so the space is that of the cosine unless a collection says otherwise. Chroma keeps the arguments in
-    the collection, and makes the function again where this module was imported before.
+    Added texts are embedded as documents, and `query_texts` as queries, each with the model's own prompt. Vectors have length
+    1, so the default distance is the cosine. Chroma keeps the arguments in the collection. It makes the function again if this
+    module is imported.
 
     An object may be used by any number of threads and forked processes; it connects when the first text comes. Errors are those
-    of `runed.Client`, for arguments when the object is made, else when texts are embedded.
+    of `runed.Client`. A wrong argument fails at once, other errors come when texts are embedded.
 
     Args:
         dimensions: The number of values of a vector; None means all.
         instruction: The task of queries, in one English sentence; empty: the model's default.
-        truncate: What happens to a text that is longer than the model reads: "none" refuses it, so that no vector stands for
-            half of a passage unnoticed; "end" and "start" cut off that side of it.
+        truncate: The treatment of a text that is longer than the model reads. "none" refuses it, so that no vector silently
+            covers only a part of a text; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that others look after; it is never started.
-        timeout: Seconds that a call may take, waiting included; None: no limit.
+        socket_path: The socket of a daemon that is managed elsewhere; it is never started.
+        timeout: Seconds that a call may take, including waiting; None: no limit.
 
     Raises:
-        RunedError: An argument has a value that is none of those that are accepted.
+        RunedError: An argument has a value that is not accepted.
     """
 
     def __init__(

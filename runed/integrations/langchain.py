@@ -18,7 +18,7 @@ _Path: TypeAlias = Annotated[str | os.PathLike[str] | None, BeforeValidator(as_t
 
 
 class RunedEmbeddings(BaseModel, Embeddings):
-    """Embeddings of the daemon of this machine, which is started if none runs.
+    """Embeddings by the daemon of this machine, which is started if none runs.
 
         embeddings = RunedEmbeddings()
         store = InMemoryVectorStore(embeddings)
@@ -26,18 +26,18 @@ class RunedEmbeddings(BaseModel, Embeddings):
     Documents get the model's prompt for documents, and queries that for queries. An object may be used by any number of
     threads, event loops and forked processes, and copied and pickled; it connects when the first text comes.
 
-    Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded. An empty text is
-    refused as every text that has no vector.
+    Errors are those of `runed.Client`. A wrong option fails at once, other errors come when texts are embedded. An empty text
+    is refused, since it has no vector.
 
     Attributes:
         dimensions: The number of values of a vector; None means all.
         instruction: The task of queries, in one English sentence; empty: the model's default.
-        truncate: What happens to a text that is longer than the model reads: "none" refuses it, so that no vector stands for
-            half of a passage unnoticed; "end" and "start" cut off that side of it.
+        truncate: The treatment of a text that is longer than the model reads. "none" refuses it, so that no vector silently
+            covers only a part of a text; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that others look after; it is never started.
-        timeout: Seconds that a call may take, waiting included; None: no limit.
+        socket_path: The socket of a daemon that is managed elsewhere; it is never started.
+        timeout: Seconds that a call may take, including waiting; None: no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,12 +53,12 @@ class RunedEmbeddings(BaseModel, Embeddings):
     _client: LazyClient = PrivateAttr()
 
     def model_post_init(self, context: object, /) -> None:
-        """Check the options, as pydantic's constructor asks for."""
+        """Check the options. Pydantic's constructor calls this."""
         super().model_post_init(context)
         self._client = LazyClient(**self.model_dump())
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents, as many as there are, in their order."""
+        """Embed any number of documents, in their order."""
         return lists_of_floats(self._client.embed_batch(texts, "document"))
 
     def embed_query(self, text: str) -> list[float]:
@@ -74,9 +74,9 @@ class RunedEmbeddings(BaseModel, Embeddings):
         return floats(await self._client.aembed(text, "query"))
 
     def close(self) -> None:
-        """Close the connections of blocking calls; happens by itself when the object goes."""
+        """Close the connections of blocking calls. This happens by itself when the object goes."""
         self._client.close()
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop too; happens by itself when the loop ends."""
+        """Close the connections of this event loop, too. This happens by itself when the loop ends."""
         await self._client.aclose()

@@ -1,7 +1,7 @@
 """The client that all adapters share: it connects when the first text comes.
 
-Frameworks make their embedding objects long before they use them, copy and pickle them, and call them from any thread, event
-loop or forked worker. Such an object is never told that it is no longer needed.
+Frameworks make their embedding objects long before they use them. They copy and pickle them, and call them from any thread,
+event loop or forked worker. They never close them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from runed.client.options import EmbedOptions, Lane, Options, Role, Truncate
 from runed.client.types import Vectors
 
 _MAX_CALLS = 4
-"""Batches of one event loop that are with the daemon at a time. Frameworks start all batches of a job at once: each would take
-a connection, and together they would fill the daemon's queue, so that it refuses some."""
+"""Most batches of one event loop that are sent to the daemon at a time. Frameworks start all batches of a job at once. Each
+would take a connection, and together they would fill the daemon's queue, so that it would refuse some."""
 
 
 class LazyClient:
-    """A daemon as an adapter uses it, from any number of threads, event loops and forked children.
+    """The client of an adapter, for any number of threads, event loops and forked children.
 
-    Nothing is connected, started or waited for until the first text comes. Errors are those of `runed.Client`.
+    It connects, and starts the daemon if none runs, when the first text comes. Errors are those of `runed.Client`.
 
     Args:
         dimensions: As for `runed.Client`.
@@ -68,9 +68,9 @@ class LazyClient:
         self._connect_async = partial(connect_async, home=home, socket_path=socket_path, timeout=timeout)
         self._common: EmbedOptions = {"dimensions": dimensions, "truncate": truncate, "lane": lane}
         self._instruction = instruction
-        # A wrong option fails where it was given, and not at the first text.
+        # A wrong option fails here, and not at the first text.
         Options(**self.options("query"))
-        # No lock guards these two: a child that was forked while another thread held it would wait for ever.
+        # No lock guards these two attributes: a child that was forked while another thread held the lock would wait for ever.
         self._blocking: dict[None, Client] = {}
         self._loops: dict[asyncio.AbstractEventLoop, _LoopClient] = {}
         weakref.finalize(self, _close_all, self._blocking)
@@ -82,18 +82,18 @@ class LazyClient:
         return {"role": role, "instruction": self._instruction, **self._common}
 
     def client(self) -> Client:
-        """Return the client of blocking calls; the first call makes it."""
+        """Return the client of blocking calls. The first call makes it."""
         if client := self._blocking.get(None):
             return client
-        # Threads may come here at once. All but one of their clients are dropped before they have opened a connection.
+        # Several threads may come here at once. All but one of their clients are dropped before they open a connection.
         return self._blocking.setdefault(None, self._connect())
 
     def embed(self, text: str, role: Role | None) -> Vectors:
-        """Embed one text; returns float32, shape (dim,)."""
+        """Embed one text. The vector is float32 of shape (dim,)."""
         return self.client().embed(text, **self.options(role))
 
     def embed_batch(self, texts: Sequence[str], role: Role | None) -> Vectors:
-        """Embed many texts, in their order; returns float32, shape (n, dim)."""
+        """Embed many texts, in their order. The vectors are float32 of shape (n, dim)."""
         return self.client().embed_batch(texts, **self.options(role))
 
     async def aembed(self, text: str, role: Role | None) -> Vectors:
@@ -107,17 +107,17 @@ class LazyClient:
             return await loop_client.client.embed_batch(texts, **self.options(role))
 
     def close(self) -> None:
-        """Close the connections of blocking calls; a later call makes new ones. Happens by itself when nothing uses this."""
+        """Close the connections of blocking calls. A later call makes new ones. This happens by itself when the object goes."""
         _close_all(self._blocking)
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop too. Happens by itself when the loop ends."""
+        """Close the connections of this event loop, too. This happens by itself when the loop ends."""
         self.close()
         if loop_client := self._loops.pop(asyncio.get_running_loop(), None):
             await loop_client.guard.aclose()
 
     def __reduce__(self) -> tuple[partial[LazyClient], tuple[()]]:
-        # A copy, in this process or another, makes connections of its own.
+        # A copy, in this process or another one, makes its own connections.
         return self._remake, ()
 
     def __eq__(self, other: object) -> bool:
@@ -127,7 +127,7 @@ class LazyClient:
         return hash(tuple(self._remake.keywords.values()))
 
     async def _loop_client(self) -> _LoopClient:
-        """Return the client of the running event loop: its connections belong to that loop."""
+        """Return the client of the running event loop. Its connections belong to that loop."""
         loop = asyncio.get_running_loop()
         if loop_client := self._loops.get(loop):
             return loop_client
@@ -135,7 +135,7 @@ class LazyClient:
             if other.is_closed():
                 self._loops.pop(other, None)
         client = await self._connect_async()
-        # As in `client`: tasks may come here at once.
+        # As in `client`, several tasks may come here at once.
         loop_client = self._loops.setdefault(loop, _LoopClient(client, _guard(client), asyncio.Semaphore(_MAX_CALLS)))
         if loop_client.client is client:
             await anext(loop_client.guard)
@@ -150,7 +150,10 @@ class _LoopClient:
 
 
 async def _guard(client: AsyncClient) -> AsyncGenerator[None, None]:
-    """Close a client when its event loop ends: `asyncio.run` and the like close all asynchronous generators before."""
+    """Close a client when its event loop ends.
+
+    `asyncio.run` and the like close all asynchronous generators at the end of a loop.
+    """
     try:
         yield
     finally:
@@ -163,24 +166,27 @@ def _close_all(clients: dict[None, Client]) -> None:
 
 
 def as_text(path: object) -> object:
-    """Return a path as the string that a framework can write into its files; its own checks see anything else unchanged."""
+    """Return a path as a string, which a framework can write into its files.
+
+    Return any other value unchanged, for later checks.
+    """
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
 def floats(vector: Vectors) -> list[float]:
-    """Return a vector as the list that most frameworks want."""
+    """Return a vector as a list, as most frameworks want it."""
     values: list[float] = vector.tolist()
     return values
 
 
 def lists_of_floats(vectors: Vectors) -> list[list[float]]:
-    """Return many vectors as the lists that most frameworks want."""
+    """Return many vectors as lists, as most frameworks want them."""
     values: list[list[float]] = vectors.tolist()
     return values
 
 
 def missing(package: str, extra: str) -> ImportError:
-    """Describe a package that an adapter needs and that is not installed.
+    """Return the error about a package that an adapter needs and that is not installed.
 
     Args:
         package: Its name.

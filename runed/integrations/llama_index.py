@@ -19,13 +19,13 @@ _Path: TypeAlias = Annotated[str | os.PathLike[str] | None, BeforeValidator(as_t
 
 
 class RunedEmbedding(BaseEmbedding):
-    """Embeddings of the daemon of this machine, which is started if none runs.
+    """Embeddings by the daemon of this machine, which is started if none runs.
 
         Settings.embed_model = RunedEmbedding()
 
-    Texts of nodes are embedded as documents and queries as queries: the daemon puts the model's own prompts in front. An object
-    may be used by any number of threads, event loops and forked processes, and copied and pickled; it connects when the first
-    text comes. Errors are those of `runed.Client`, for options when the object is made, else when texts are embedded.
+    Texts of nodes get the model's prompt for documents, and queries that for queries. An object may be used by any number of
+    threads, event loops and forked processes, and copied and pickled; it connects when the first text comes. Errors are those
+    of `runed.Client`. A wrong option fails at once, other errors come when texts are embedded.
 
     The nodes of LlamaIndex's own splitters have 1,024 tokens at most, and runed reads 2,048.
     """
@@ -44,7 +44,7 @@ class RunedEmbedding(BaseEmbedding):
     truncate: Truncate = Field(
         default="none",
         frozen=True,
-        description='What happens to a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
+        description='The treatment of a text that is longer than the model reads: "none" refuses it, "end" and "start" cut it.',
     )
     lane: Lane | None = Field(
         default=None, frozen=True, description='The queue to wait in, "interactive" or "bulk"; None: by the number of texts.'
@@ -53,16 +53,16 @@ class RunedEmbedding(BaseEmbedding):
         default=None, frozen=True, description="The directory of the daemon, instead of RUNED_HOME or ~/.runed."
     )
     socket_path: _Path = Field(
-        default=None, frozen=True, description="The socket of a daemon that others look after; it is never started."
+        default=None, frozen=True, description="The socket of a daemon that is managed elsewhere; it is never started."
     )
     timeout: float | None = Field(
-        default=None, frozen=True, description="Seconds that a call may take, waiting included; None: no limit."
+        default=None, frozen=True, description="Seconds that a call may take, including waiting; None: no limit."
     )
 
     _client: LazyClient = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:  # noqa: ANN401 # pydantic's signature
-        """Check the options, as pydantic's constructor asks for."""
+        """Check the options. Pydantic's constructor calls this."""
         super().model_post_init(context)
         self._client = LazyClient(
             dimensions=self.dimensions,
@@ -98,9 +98,9 @@ class RunedEmbedding(BaseEmbedding):
         return lists_of_floats(await self._client.aembed_batch(texts, "document"))
 
     def close(self) -> None:
-        """Close the connections of blocking calls; happens by itself when the object goes."""
+        """Close the connections of blocking calls. This happens by itself when the object goes."""
         self._client.close()
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop too; happens by itself when the loop ends."""
+        """Close the connections of this event loop, too. This happens by itself when the loop ends."""
         await self._client.aclose()

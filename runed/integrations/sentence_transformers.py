@@ -1,4 +1,4 @@
-"""The daemon with the interface of sentence-transformers, which is not needed for it, and neither is PyTorch."""
+"""The daemon with the interface of sentence-transformers. Neither that package nor PyTorch is needed."""
 
 from __future__ import annotations
 
@@ -36,35 +36,33 @@ class EncodeOptions(TypedDict, total=False):
 
 
 class SentenceTransformer:
-    """Stands in for `sentence_transformers.SentenceTransformer`; the daemon is started if none runs.
+    """Replaces `sentence_transformers.SentenceTransformer` by the daemon, which is started if none runs.
 
         from runed.integrations.sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer()
         similarities = model.similarity(model.encode_query(question), model.encode_document(passages))
 
-    Three things differ. The daemon has its model, so that none is named. Vectors always have length 1, those of fewer
-    dimensions too. And a text that is longer than the model reads is refused, unless `truncate` is "end", which is what
-    sentence-transformers does without a word.
-
-    An argument that it cannot follow is refused; it never gives other vectors than were asked for. An object may be used by any
-    number of threads and forked processes, and copied and pickled; it connects when the first text comes. Errors are those of
-    `runed.Client`.
+    Three things differ. The daemon has its own model, so none is named. Vectors always have length 1, also those of fewer
+    dimensions. A text that is longer than the model reads is refused; with `truncate="end"` it is cut, as sentence-transformers
+    does silently. An argument that cannot be followed is refused, so that no vector differs from the request. An object may be
+    used by any number of threads and forked processes, and copied and pickled; it connects when the first text comes. Errors
+    are those of `runed.Client`.
 
     Args:
-        model_name_or_path: None; there is no choice here.
+        model_name_or_path: Must be None, since the daemon has its own model.
         truncate_dim: The number of values of a vector; None means all.
         instruction: The task of queries, in one English sentence; empty: the model's default.
-        truncate: What happens to a text that is longer than the model reads: "none" refuses it, "end" and "start" cut off that
+        truncate: The treatment of a text that is longer than the model reads: "none" refuses it, "end" and "start" cut off that
             side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
-        socket_path: The socket of a daemon that others look after; it is never started.
-        timeout: Seconds that a call may take, waiting included; None: no limit.
+        socket_path: The socket of a daemon that is managed elsewhere; it is never started.
+        timeout: Seconds that a call may take, including waiting; None: no limit.
 
     Raises:
         ValueError: A model was named.
-        RunedError: An argument has a value that is none of those that are accepted.
+        RunedError: An argument has a value that is not accepted.
     """
 
     similarity_fn_name = "cosine"
@@ -116,15 +114,15 @@ class SentenceTransformer:
     ) -> Vectors:
         """Embed one text or many.
 
-        `batch_size`, `device` and `normalize_embeddings` are taken for the sake of existing programs and change nothing: the
-        daemon makes batches by itself, where its engine runs, and its vectors have length 1 in any case.
+        `batch_size`, `device` and `normalize_embeddings` are accepted for existing programs, and change nothing. The daemon
+        makes its own batches, and its vectors always have length 1.
 
         Args:
             sentences: A text, or a sequence of texts.
             prompt_name: The role of the texts, "query" or "document"; None for the texts as they are.
-            prompt: The text to put in front of each, instead of the prompt that the model was trained with.
+            prompt: The text to put in front of each text, instead of the prompt that the model was trained with.
             batch_size: Without effect.
-            show_progress_bar: Whether to show on standard error how far the work is. None means no.
+            show_progress_bar: Whether to show the progress on standard error. None means no.
             output_value: "sentence_embedding"; there are no others.
             precision: "float32"; there are no others.
             convert_to_numpy: True; there are no tensors.
@@ -137,13 +135,13 @@ class SentenceTransformer:
             Vectors of length 1, float32: shape (dim,) for a text, shape (n, dim) for a sequence, in its order.
 
         Raises:
-            ValueError: An argument asks for something that the daemon does not give.
-            RunedError: As for `runed.Client.embed_batch`; `metadata["index"]` tells the text at fault.
+            ValueError: An argument asks for something that the daemon does not have.
+            RunedError: As for `runed.Client.embed_batch`. `metadata["index"]` tells the text at fault.
         """
         _refuse_unless("output_value", output_value, "sentence_embedding", "the daemon gives no vectors of tokens")
-        _refuse_unless("precision", precision, "float32", "quantize what encode returns")
-        _refuse_unless("convert_to_numpy", convert_to_numpy, True, "use torch.from_numpy on what encode returns")
-        _refuse_unless("convert_to_tensor", convert_to_tensor, False, "use torch.from_numpy on what encode returns")
+        _refuse_unless("precision", precision, "float32", "quantize the result of encode")
+        _refuse_unless("convert_to_numpy", convert_to_numpy, True, "use torch.from_numpy on the result of encode")
+        _refuse_unless("convert_to_tensor", convert_to_tensor, False, "use torch.from_numpy on the result of encode")
         if prompt_name is not None and prompt is not None:
             raise ValueError("give prompt_name or prompt, not both")
         if prompt_name not in {None, "query", "document"}:
@@ -168,7 +166,7 @@ class SentenceTransformer:
         prompt: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Vectors:
-        """Embed one query or many: `encode` with the prompt of queries, unless another one is asked for."""
+        """Embed one query or many: `encode` with the prompt for queries, unless another one is given."""
         if prompt is None:
             prompt_name = prompt_name or "query"
         return self.encode(sentences, prompt_name=prompt_name, prompt=prompt, **options)
@@ -181,7 +179,7 @@ class SentenceTransformer:
         prompt: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Vectors:
-        """Embed one document or many: `encode` with the prompt of documents, unless another one is asked for."""
+        """Embed one document or many: `encode` with the prompt for documents, unless another one is given."""
         if prompt is None:
             prompt_name = prompt_name or "document"
         return self.encode(sentences, prompt_name=prompt_name, prompt=prompt, **options)
@@ -196,7 +194,7 @@ class SentenceTransformer:
         return cosines
 
     def get_embedding_dimension(self) -> int:
-        """Return the number of values of a vector; waits while the daemon fetches its model."""
+        """Return the number of values of a vector. Wait while the daemon fetches its model."""
         return self.truncate_dim or self._client.client().wait_until_ready().vector_dim
 
     def get_sentence_embedding_dimension(self) -> int:
@@ -204,7 +202,7 @@ class SentenceTransformer:
         return self.get_embedding_dimension()
 
     def get_max_seq_length(self) -> int:
-        """Return the largest number of tokens of one text; waits while the daemon fetches its model."""
+        """Return the largest number of tokens of one text. Wait while the daemon fetches its model."""
         return self._client.client().wait_until_ready().max_text_length
 
     @property
@@ -220,7 +218,7 @@ class SentenceTransformer:
         return {"query": query, "document": info.document_prompt}
 
     def close(self) -> None:
-        """Close the connections; a later call makes new ones. Happens by itself when the object goes."""
+        """Close the connections. A later call makes new ones. This happens by itself when the object goes."""
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -239,7 +237,7 @@ def _refuse_unless(name: str, value: object, only: object, hint: str) -> None:
 
 def _encode_visibly(client: Client, texts: list[str], options: EmbedOptions) -> Vectors:
     """Embed by a stream, and show its progress on standard error."""
-    # Here and not above: few ask for a bar, and rich takes long to import.
+    # Imported here: few programs ask for a bar, and rich takes long to import.
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import track  # noqa: PLC0415
 

@@ -1,1 +1,1 @@
-"""Embed files of any size. A journal lets an interrupted job go on where it ended. `runner.run_job` is the entry."""
+"""Embeds files of any size. A journal lets an interrupted job resume. `runner.run_job` is the entry."""

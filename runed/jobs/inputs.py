@@ -1,6 +1,6 @@
 """The input of a job: arguments, or files of lines, JSON lines, CSV, TSV or Parquet.
 
-A job reads its input twice. The first reading checks and counts all texts, before any is embedded: the user learns of a bad
+A job reads its input twice. The first reading checks and counts all texts, before any is embedded. So the user learns of a bad
 line 90,000 in the first second. The second reading embeds text by text, so that no input is too large for the memory.
 """
 
@@ -47,7 +47,7 @@ class Item:
         text: The text; empty if there is a problem with it.
         origin: The place of the text in the input, for error messages, as in "notes.txt, line 4".
         id: The caller's name of the text, as JSON, which the output repeats; empty if it has none.
-        problem: The reason why the text cannot be embedded, if that is plain without the daemon. Its message begins with the
+        problem: The error of a text that plainly cannot be embedded, without asking the daemon. Its message begins with the
             origin.
     """
 
@@ -58,7 +58,7 @@ class Item:
 
 
 Source = Callable[[], Iterator[Item]]
-"""Reads the input: each call yields all items from the start."""
+"""A reader of the input. Each call yields all items from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Columns:
 
 
 class InputFile:
-    """A file, a pipe or standard input, which can be read any number of times.
+    """A file, a pipe or standard input that can be read any number of times.
 
     Args:
         path: The path, or "-" for standard input.
@@ -143,7 +143,7 @@ class InputFile:
             return open(os.devnull, "rb")  # noqa: PTH123 # as above
         file = open(os.dup(sys.stdin.fileno()), "rb")  # noqa: PTH123, SIM115 # a descriptor has no path; `open` closes it
         if file.seekable():
-            # The shell may have read a part of the file already: our start is the position at the first opening.
+            # The shell may have read a part of the file. So the start is the position at the first opening.
             self._offset = file.tell() if self._offset is None else file.seek(self._offset)
         return file
 
@@ -151,7 +151,7 @@ class InputFile:
 def from_arguments(texts: Sequence[str]) -> Iterator[Item]:
     """Yield each argument as one text."""
     for position, text in enumerate(texts, start=1):
-        # Python decodes bytes of the command line that are no UTF-8 to lone surrogates (PEP 383).
+        # Python decodes bytes of the command line that are not UTF-8 to lone surrogates (PEP 383).
         yield _item(os.fsencode(text), f"argument {position}")
 
 
@@ -160,11 +160,11 @@ def open_files(paths: Sequence[str], *, whole: bool = False) -> Iterator[Source]
     """Make a source of the texts of files, for the time of a `with` block.
 
     Nothing is opened before the source is read. Reading it raises `SettingsError` for a file that cannot be read, and
-    `InvalidRequestError` for one that is no text.
+    `InvalidRequestError` for a file that is not text.
 
     Args:
-        paths: The paths, each may be "-" for standard input.
-        whole: Whether each file is one text; else each line is.
+        paths: The paths. Each may be "-" for standard input.
+        whole: Whether each file is one text. Otherwise each line is one text.
     """
     read = _from_whole_file if whole else partial(_from_file, input_format="lines", columns=Columns())
     with contextlib.ExitStack() as stack:
@@ -233,9 +233,9 @@ def _from_json_lines(file: IO[bytes], name: str, columns: Columns) -> Iterator[I
 def _from_delimited(file: IO[bytes], name: str, columns: Columns, delimiter: str) -> Iterator[Item]:
     """Yield the texts of a column of a table with a header. Blank lines between the rows are ignored."""
     csv.field_size_limit(MAX_TEXT_BYTES)
-    # A column that is not read may hold other bytes than UTF-8. In the columns that are read, they become lone surrogates.
+    # Columns that are not read may have bytes that are not UTF-8. In the columns that are read, these become lone surrogates.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    # strict: otherwise a quote that is never closed makes one text of the rest of the file.
+    # strict: otherwise a quote that is never closed turns the rest of the file into one text.
     reader = csv.reader(_bounded_lines(text, name), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
@@ -335,7 +335,7 @@ def _not_utf8(origin: str, error: UnicodeDecodeError) -> InvalidTextError:
 
 
 def _checked(item: Item) -> Item:
-    """Find the problems that the daemon would find: a blank line must not end a job after an hour of work."""
+    """Find the problems that the daemon would find, so that a blank line does not end a job after an hour of work."""
     if not item.text or item.text.isspace():
         problem = f"{item.origin} is empty or only white space, so that its vector would mean nothing; leave it out"
         return _bad(item.origin, EmptyTextError(problem), item.id)

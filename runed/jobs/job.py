@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from runed.client.types import Embedding
 
 HOLD_ROWS = 256
-"""Rows that are written at once."""
+"""Rows of one write."""
 
 HOLD_SECONDS = 0.1
-"""Seconds after which fewer rows are written, too."""
+"""Seconds after which fewer rows are written."""
 
 SHOWN_FAILURES = 10
-"""Texts without a vector that the user is told of. The output names all of them."""
+"""Most texts without a vector that are reported to the user. The output names all of them."""
 
 _PROBE = "runed"
-"""A text that is embedded to learn the space of the vectors, if the first text of the input has no vector."""
+"""Text that is embedded to learn the space of the vectors, if the first text of the input has no vector."""
 
 
 @dataclass(kw_only=True)
@@ -42,7 +42,7 @@ class Job:
         output: The output.
         encoder_type: The format of the output.
         surveyed: The result of the first reading of the input.
-        chosen: The options that the output depends on, as for `Output.check`.
+        chosen: The options that change the output, as for `Output.check`.
         keep_going: Whether a text that cannot be embedded is recorded; otherwise it ends the job.
         on_progress: Called now and then with the number of texts that are done and of all texts.
         on_complaint: Called with a sentence for each of the first texts that have no vector.
@@ -93,7 +93,7 @@ class Job:
                         self._write(ready)
                         self._show()
         finally:
-            # An error does not make the rows before it bad.
+            # The rows before an error are good.
             if held:
                 self._write(held)
         if self._encoder is None and self.output.space:

@@ -1,11 +1,11 @@
-"""The journal of a long job, by which an interrupted job goes on where it ended.
+"""The journal of a long job. With it, an interrupted job can resume.
 
 `FILE.part` holds the rows of the incomplete output. `FILE.part.journal` lies beside it and has lines of JSON. The first line is
 the record of the job. Each further line is a mark: the position of the job after a piece was appended to the part, and the
 checksum of all bytes up to there.
 
 A resumed job compares the checksums with the part. It cuts off both files after the last mark that agrees, and goes on there.
-So no mark stands for bytes that Ctrl-C, `kill -9` or a power failure has lost.
+So bytes that Ctrl-C, `kill -9` or a power failure has lost are never taken for done.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from runed.files import sync_file, sync_path
 from runed.jobs.row import JobSpace
 
 SYNC_SECONDS = 10.0
-"""Seconds of work that a power failure may cost. Any other interruption costs only the rows that are not written yet."""
+"""Most seconds of work that a power failure costs. Any other interruption costs only the rows that are not written yet."""
 
 VERSION = 1
 """The version of the journal's format. A journal of another version is refused."""
@@ -36,11 +36,11 @@ T = TypeVar("T")
 
 
 class JobRecord(msgspec.Struct, frozen=True):
-    """The record of a job, by which a resumed job is known to be the same.
+    """The record of a job. It shows whether a resumed job is the same.
 
     Attributes:
         version: The version of the journal's format.
-        options: The options that the output depends on.
+        options: The options that change the output.
         space: The space of all vectors.
         head: The number of bytes before the first row. No checksum covers them.
     """
@@ -60,7 +60,7 @@ class Mark(msgspec.Struct, frozen=True):
         inputs: The hash of the texts and ids of these rows, see `runed.jobs.ordering.link`.
         size: The number of bytes of the part up to the end of these rows.
         checksum: The CRC-32 of these bytes, from the first row on.
-        complete: Whether these are all rows, so that the part becomes the output next.
+        complete: Whether these are all rows. The part then becomes the output.
     """
 
     done: int = 0
@@ -76,8 +76,8 @@ class Journal:
 
     Args:
         part: The file with the rows of the incomplete output.
-        resume: Whether to go on where an earlier run ended.
-        overwrite: Whether to throw away the part of an earlier run.
+        resume: Whether to resume an earlier run.
+        overwrite: Whether to delete the part of an earlier run.
 
     Attributes:
         record: The record of the earlier run; None if there is no work to go on with.
@@ -108,7 +108,7 @@ class Journal:
             raise
 
     def begin(self, record: JobRecord) -> None:
-        """Write the record of the job. It comes before the part: a part without a journal is taken for a file of others."""
+        """Write the record of the job. This comes before the part, since a part without a journal counts as a foreign file."""
         self._file.seek(0)
         self._file.truncate()
         self._append(record)
@@ -117,7 +117,7 @@ class Journal:
         self.mark = Mark(size=record.head)
 
     def add(self, data: bytes, *, done: int, failed: int, inputs: str) -> None:
-        """Write the mark that follows bytes which were appended to the part. The other arguments are those of `Mark`."""
+        """Write the mark for bytes that were appended to the part. The other arguments are those of `Mark`."""
         size, checksum = self.mark.size + len(data), zlib.crc32(data, self.mark.checksum)
         self._note(Mark(done, failed, inputs, size, checksum))
 
@@ -129,7 +129,10 @@ class Journal:
             self._synced = time.monotonic()
 
     def finish(self) -> None:
-        """Write the mark that the part becomes the output next, so that a crash after that does not repeat the job."""
+        """Write the mark of a complete job.
+
+        The part becomes the output next, and a crash in between does not repeat the job.
+        """
         self._note(msgspec.structs.replace(self.mark, complete=True))
         sync_file(self._file)
 

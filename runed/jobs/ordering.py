@@ -1,4 +1,4 @@
-"""The order of rows: the daemon answers the texts of a job in any order, and the rows leave in the order of the input."""
+"""The order of rows. The daemon answers the texts of a job in any order; the output has the order of the input."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from runed.client.types import Embedding
 
 WINDOW = 4096
-"""Texts between the first unanswered text and the last text sent, at most. Their vectors wait in memory. The limit is hardly
-ever reached, since the daemon answers every text soon, and those of like length together."""
+"""Most texts between the first unanswered text and the last text sent. Their vectors wait in memory. The limit is hardly
+ever reached, since the daemon answers every text soon."""
 
 OF_THE_TEXT = (InvalidRequestError, RequestTooLargeError, BackendFaultError)
-"""Errors of which a single text can be the cause, so that other texts may succeed."""
+"""Errors that a single text can cause. Other texts may succeed."""
 
 _READING_STEP = 5000
 """Texts between two reports of progress during the first reading."""
 
 NOTHING = b""
-"""The hash of no texts, see `link`."""
+"""Hash of no texts; see `link`."""
 
 
 class Streaming(Protocol):
@@ -35,7 +35,7 @@ class Streaming(Protocol):
     def embed_stream(
         self, items: Iterable[tuple[int, str]], **options: Unpack[EmbedOptions]
     ) -> Iterator[tuple[int, Embedding | RunedError]]:
-        """Embed pairs of a number and a text; results come in any order."""
+        """Embed pairs of a number and a text. Results come in any order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Survey:
 
 
 def link(previous: bytes, item: Item) -> bytes:
-    """Return the hash of all items up to this one, by which two inputs can be compared up to any text.
+    """Return the hash of all items up to this one. With it, two inputs can be compared up to any text.
 
     Args:
         previous: The hash of the items before.
@@ -96,14 +96,14 @@ def survey(
 class InOrder:
     """Embeds the texts of a job and yields its rows in the order of the texts.
 
-    If `WINDOW` texts wait behind an unanswered one, no more are sent until the stream has answered all of them. Another stream
-    then embeds the texts that follow.
+    If `WINDOW` texts wait behind an unanswered one, the stream sends no more, and ends when all are answered. Another stream
+    then embeds the rest.
 
     Args:
         client: The client that embeds.
         source: The input.
         surveyed: The result of its first reading.
-        done: The number of texts to skip, since an earlier run has done them.
+        done: The number of texts to skip. An earlier run has done them.
     """
 
     def __init__(self, client: Streaming, source: Source, surveyed: Survey, *, done: int) -> None:

@@ -1,4 +1,4 @@
-"""The output of a job: standard output or a device, written row by row, or a file that gets its name when it is complete."""
+"""The output of a job: standard output or a device, written row by row; or a file that gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Output(ABC):
         """Check that an earlier run, if there was one, was of the same job.
 
         Args:
-            _options: The options that the output depends on.
-            _inputs: The hash of as many texts and ids of the input as the earlier run has done, see `ordering.link`.
+            _options: The options that change the output.
+            _inputs: The hash of the texts and ids of the input that the earlier run has done; see `ordering.link`.
 
         Raises:
             RunedError: The earlier run was of another job.
@@ -118,7 +118,7 @@ class StreamOutput(Output):
     def abandon(self, reason: str, message: str) -> None:
         """Write the mark of incomplete output, if the format has one."""
         if self._encoder and (last := self._encoder.failure(reason, message)):
-            with contextlib.suppress(OSError):  # as where the reader has gone: the user is told of the first error
+            with contextlib.suppress(OSError):  # such as a reader that has gone: the user is told the first error
                 self._stream.write(b"\n" * self._torn + last)
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class FileOutput(Output):
         self._target = target
         self._journal = journal
         self._on_complaint = on_complaint
-        # With a journal, fixed names let the next run find and remove the files of a crash; its lock keeps other writers away.
+        # With a journal, fixed names let the next run find and remove the files of a crash. Its lock keeps other writers away.
         self._part = part_of(target) if journal else _beside(target, "tmp")
         self._converted = target.with_name(f"{target.name}.part.tmp") if journal else _beside(target, "converted.tmp")
         self._file: BinaryIO | None = None
@@ -281,9 +281,9 @@ def open_output(
 
     Args:
         output: A path, or "-" for standard output. A device or pipe is written to directly.
-        keep: Whether the part of a file is kept after an interruption, to be resumed.
-        resume: Whether to go on with the part that an earlier run kept; without one, the job begins.
-        overwrite: Whether to throw away the part that an earlier run kept.
+        keep: Whether the part of a file is kept after an interruption, so that the job can be resumed.
+        resume: Whether to go on with the part of an earlier run. Without a part, the job begins at the start.
+        overwrite: Whether to delete the part of an earlier run.
         on_complaint: Called with a sentence for the user, if a part is kept.
 
     Raises:

@@ -17,7 +17,7 @@ class JobSpace(msgspec.Struct, frozen=True):
     """The space that all vectors of a job lie in.
 
     Attributes:
-        fingerprint: The name of the space; vectors of another one cannot be compared with these.
+        fingerprint: The name of the space. Vectors of different spaces cannot be compared.
         model_identity: The name of the model's file.
         dim: The number of values of each vector.
     """
@@ -35,8 +35,8 @@ class Row:
         index: The position of the text in the input, from 0.
         id: The caller's name of the text, as JSON; empty if it has none.
         origin: The place of the text in the input, for error messages.
-        inputs: A hash of all texts and ids up to this one, see `runed.jobs.ordering.link`.
-        outcome: The text's vector, or the reason why it has none.
+        inputs: A hash of all texts and ids up to this one; see `runed.jobs.ordering.link`.
+        outcome: The text's vector, or its error.
     """
 
     index: int

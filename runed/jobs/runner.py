@@ -1,4 +1,4 @@
-"""Run one job: read and check the input, connect, embed, write the output, and count the texts without a vector."""
+"""Runs one job: it checks the input, connects, embeds, writes the output, and counts the texts without a vector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runed.client.options import EmbedOptions, Lane, Role, Truncate
 
 INTERACTIVE_TEXTS = 8
-"""Texts of the largest job that a person is expected to wait for, as the daemon expects of a batch."""
+"""Texts of the largest job that is interactive by default. The daemon has the same limit for a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,17 +62,18 @@ def run_job(
     Args:
         source: The input, from `runed.jobs.inputs`, or any callable that yields the same items at each call.
         output: A path, or "-" for standard output. A file gets its name only when it is complete.
-        connect: Called for a client once the input is checked; None means `runed.connect`. The client is closed at the end.
+        connect: Returns a client. Called when the input is checked; None means `runed.connect`. The client is closed at the
+            end.
         output_format: A key of `runed.jobs.formats.ENCODERS`; None chooses by the extension of the output, else "json".
-        role: As in `runed.EmbedOptions`, and so are the next three.
+        role: As in `runed.EmbedOptions`, like the next three.
         instruction: The task of a query.
         dimensions: The number of values of each vector.
         truncate: The treatment of a text that is too long.
         lane: The queue. None means "interactive" for at most 8 texts, and the choice of the daemon for more.
         keep_going: Whether a text that cannot be embedded is recorded in the output; otherwise it ends the job.
-        keep: Whether an interrupted job leaves a part of the output, from which it can be resumed.
-        resume: Whether to go on with such a part; without one, the job begins.
-        overwrite: Whether to throw such a part away.
+        keep: Whether an interrupted job leaves a part of the output, so that it can be resumed.
+        resume: Whether to go on with the part of an earlier run. Without a part, the job begins at the start.
+        overwrite: Whether to delete the part of an earlier run.
         on_progress: Called now and then with the number of texts that are done and of all texts. The latter is 0 during the
             first reading of the input, which counts them.
         on_complaint: Called with a sentence for the user: a text without a vector, a part that is kept, a job that is done.
@@ -88,7 +89,7 @@ def run_job(
     output = os.fspath(output)
     output_format = choose_format(output_format, output)
     if output_format == "parquet":
-        parquet.pyarrow()  # so that its absence is an error before any work
+        parquet.pyarrow()  # so that a missing pyarrow is an error before any work
     options: EmbedOptions = {"role": role, "instruction": instruction, "dimensions": dimensions, "truncate": truncate}
     chosen = {name: str(value or "") for name, value in options.items()} | {"format": output_format}
     with open_output(output, keep=keep, resume=resume, overwrite=overwrite, on_complaint=on_complaint) as opened:

@@ -1,1 +1,1 @@
-"""Being the one daemon of a home: its socket, its record, and its start."""
+"""The one daemon of a home: its socket, its record, and its start."""

@@ -27,7 +27,7 @@ READY = b"ready\n"
 """The bytes that a daemon writes to its `--ready-fd` once it listens."""
 
 _EXIT_GRACE = 3.0
-"""Seconds that a daemon has to end after a signal, or after it has closed its pipe."""
+"""Seconds that a daemon may take to end after a signal, or after it has closed its pipe."""
 
 _VERSION_TIMEOUT = 10.0
 """Seconds that `runed version` may take."""
@@ -43,7 +43,7 @@ def find_command(settings: Settings) -> list[str]:
     """Find the `runed` to start.
 
     The first of these is taken: `runed_binary` of `config.json`; this interpreter, if runed is installed in it; `runed` on the
-    `PATH`; and the launcher that `runed install` left in the home.
+    `PATH`; the launcher that `runed install` wrote into the home.
 
     Args:
         settings: The settings, of which `runed_binary` and the home count.
@@ -57,7 +57,7 @@ def find_command(settings: Settings) -> list[str]:
     if settings.runed_binary:
         return [str(settings.runed_binary)]
     if _is_installed_here():
-        # -P: the daemon starts in "/", and containers like to have a folder "/runed", which would hide the package.
+        # -P: the daemon starts in "/". A folder "/runed", common in containers, would hide the package.
         return [sys.executable, "-P", "-m", "runed"]
     if found := shutil.which("runed", path=search_path()):
         return [found]
@@ -97,7 +97,7 @@ def command_version(command: list[str]) -> str:
 
 
 class Launch:
-    """A daemon that was just started, the pipe that tells that it listens, and the log that tells why it does not.
+    """A daemon that was just started, with its pipe, which tells that it listens, and its log, which tells why it does not.
 
     The end of the context closes the pipe and the log. The daemon goes on.
 
@@ -130,7 +130,7 @@ class Launch:
                     start_new_session=True,
                 )
             self._resources = on_error.pop_all()
-        # A client that lives longer than the daemon would keep a zombie without this thread.
+        # Without this thread, a client that lives longer than the daemon would keep a zombie.
         self._reaper = threading.Thread(target=self._process.wait, name="runed-reaper", daemon=True)
         self._reaper.start()
 
@@ -156,7 +156,7 @@ class Launch:
         heard = b""
         while heard != READY and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             if not (chunk := self._ready.read(len(READY) - len(heard))):
-                # The pipe is closed at the end of the process, or a moment before.
+                # The pipe is closed when the process ends, or a moment before.
                 self._reaper.join(_EXIT_GRACE)
                 break
             heard += chunk
@@ -166,7 +166,7 @@ class Launch:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of the daemon, as `subprocess` has it; None while it lives."""
+        """The exit code of the daemon, as in `subprocess`; None while it lives."""
         return self._process.returncode
 
     def failure(self) -> DaemonStartError:
@@ -202,9 +202,9 @@ class Launch:
 
 
 def _is_installed_here() -> bool:
-    """Tell whether a fresh start of this interpreter, without our environment and `sys.path`, finds runed.
+    """Return whether a new process of this interpreter, without our environment and `sys.path`, finds runed.
 
-    A frozen process, one that embeds Python, and one that has runed only on its `PYTHONPATH` do not.
+    It does not in a frozen process, in a program that embeds Python, and if runed is only on the `PYTHONPATH`.
     """
     import importlib.metadata  # noqa: PLC0415 # 30 ms that a client which finds a daemon running never spends
 

@@ -53,7 +53,7 @@ def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
 
 
 def probe(path: Path) -> bool:
-    """Tell whether a process accepts connections at a path.
+    """Return whether a process accepts connections at a path.
 
     Args:
         path: A socket from `Paths`.
@@ -66,7 +66,7 @@ def probe(path: Path) -> bool:
     except DaemonUnavailableError:
         return False
     except (BlockingIOError, TimeoutError):
-        # A busy daemon has a full backlog. Taking it for a dead one would unlink a live socket.
+        # A full backlog belongs to a busy daemon. Its live socket must not be unlinked.
         return True
     return True
 
@@ -86,7 +86,7 @@ class Listener:
 
     @classmethod
     def bind(cls, path: Path) -> Self:
-        """Bind and listen. A dead socket of this user is removed, nothing else is.
+        """Bind and listen. Remove a dead socket of this user, and nothing else.
 
         The caller must hold the daemon's lock, so that no other daemon probes and unlinks at the same time. It must have no
         other threads, since the umask of the whole process changes for a moment.
@@ -117,7 +117,7 @@ class Listener:
             raise
 
     def is_ours(self) -> bool:
-        """Tell whether the path still leads to this socket: it was neither removed nor replaced.
+        """Return whether the path still leads to this socket: it was neither removed nor replaced.
 
         The kernel keeps the inode while the socket is open, so no other file can get its number.
         """
@@ -126,7 +126,7 @@ class Listener:
     def close(self) -> None:
         """Close the socket, and remove its path if that still leads to it. A second close does nothing."""
         if self.is_ours():
-            # Before the close, after which another daemon's socket could get the inode number.
+            # Before the close. After it, another daemon's socket could get the inode number.
             self.path.unlink(missing_ok=True)
         self._identity = None
         self.sock.close()

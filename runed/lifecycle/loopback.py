@@ -20,7 +20,7 @@ _TOKEN_BYTES = 32
 """Random bytes in a new token."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
-"""The characters that a `Bearer` header can carry (RFC 6750), and enough of them that nobody guesses a token."""
+"""Pattern of a token: characters that a `Bearer` header can carry (RFC 6750), and enough of them against guessing."""
 
 
 class Loopback:
@@ -41,7 +41,7 @@ class Loopback:
 
     @classmethod
     def open(cls, address: tuple[str, int], token: Path) -> Self:
-        """Listen on a port, and read the token; the first use makes it.
+        """Listen on a port, and read the token, which is made at the first use.
 
         Args:
             address: Host and port, as in `Settings.http`. Port 0 lets the system choose one.
@@ -77,7 +77,7 @@ def load_token(path: Path) -> str:
         16 to 512 characters that a `Bearer` header can carry.
 
     Raises:
-        ForeignPathError: The file is not ours, or holds no token.
+        ForeignPathError: The file belongs to another user, or has no token.
     """
     secret = load_secret(path, _new_token)
     token = secret.decode("latin-1").strip()

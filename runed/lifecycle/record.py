@@ -1,4 +1,7 @@
-"""The record of the daemon that serves a home: a hint for people and for newer clients, never a proof of life."""
+"""The record of the daemon that serves a home.
+
+It is a hint for people and newer clients, and no proof that the daemon lives.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read a record; return None if there is none, or it is broken."""
+        """Read a record. Return None if there is none, or if it is broken."""
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError):
@@ -53,7 +56,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         write_atomically(path, msgspec.json.encode(self) + b"\n")
 
     def tell_draining(self, path: Path) -> None:
-        """Write that this daemon drains, unless the record is a successor's."""
+        """Note in the record that this daemon drains, unless the record is a successor's."""
         if self._is_in(path):
             msgspec.structs.replace(self, draining=True).write(path)
 
@@ -67,11 +70,11 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return found is not None and (found.pid, found.start_time) == (self.pid, self.start_time)
 
     def is_alive(self) -> bool:
-        """Tell whether the recorded process still lives. Another process of the same pid does not count."""
+        """Return whether the recorded process still lives. Another process of the same pid does not count."""
         return is_alive(ProcessIdentity(self.pid, self.start_time))
 
     def terminate(self) -> bool:
-        """Ask the recorded process to drain and exit (SIGTERM); return whether it still lived."""
+        """Send SIGTERM to the recorded process, which then drains and exits. Return whether it still lived."""
         if not self.is_alive():
             return False
         try:

@@ -1,4 +1,4 @@
-"""Finding the daemon of a home, or starting it: one at a time, however many processes ask."""
+"""Finds the daemon of a home, or starts it. Concurrent processes start only one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POLL = 0.05
 """Seconds between two looks."""
 
 _MAX_LAUNCHES = 3
-"""Daemons that one call starts at most; each but the last may meet another daemon that holds the home."""
+"""Most daemons that one call starts. Each but the last may meet another daemon that holds the home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
 
     Args:
         settings: The settings, of which home and `runed_binary` count.
-        timeout: Seconds after which to give up. The drain of an older daemon counts.
+        timeout: Seconds after which the call fails, including the drain of an older daemon.
         minimum_version: The oldest version that may stay. An older daemon is replaced after its drain, if a newer one can be
             started.
 
@@ -57,7 +57,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
 
     Raises:
         DaemonStartError: The daemon ended, or did not listen in time; the message ends with the tail of its log.
-        ForeignPathError: Something that is not ours stands where the home or the socket belongs.
+        ForeignPathError: A foreign file is at the place of the home or the socket.
     """
     search = _Search(settings, time.monotonic() + timeout, minimum_version)
     try:
@@ -92,14 +92,14 @@ def stop_daemon(paths: Paths, *, timeout: float = 30.0) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A daemon listens and takes calls; it may have left no record."""
+    """A daemon listens and takes calls. It may have left no record."""
 
     record: DaemonRecord | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Older:
-    """A daemon lives that is older than wanted, and a newer one can be started."""
+    """A daemon lives that is too old, and a newer one can be started."""
 
     record: DaemonRecord
 
@@ -120,9 +120,9 @@ class _Search:
     """One call of `ensure_daemon`.
 
     Args:
-        settings: As there.
+        settings: As for `ensure_daemon`.
         deadline: The end of the search, on the clock of `time.monotonic`.
-        minimum_version: As there.
+        minimum_version: As for `ensure_daemon`.
     """
 
     def __init__(self, settings: Settings, deadline: float, minimum_version: str | None) -> None:
@@ -133,7 +133,7 @@ class _Search:
         self._record: DaemonRecord | None = None
 
     def find(self) -> DaemonHandle | None:
-        """Return the daemon, or None if none is running that may stay."""
+        """Return the running daemon that may stay, or None."""
         found = self._look()
         return self._handle(found.record, started=False) if isinstance(found, _Running) else None
 
@@ -152,7 +152,7 @@ class _Search:
                 with Launch(find_command(self._settings), self._paths) as launch:
                     if launch.wait_until_ready(self._deadline):
                         return self._handle(DaemonRecord.read(self._paths.daemon_record), started=True)
-                    # An exit code of 0 says that it met the lock of another daemon, which listens soon or has just ended.
+                    # An exit code of 0 tells that it met the lock of another daemon, which listens soon or has just ended.
                     if launch.exit_code != 0 or not remaining:
                         raise launch.failure()
                 self._pause("another daemon holds this home but does not listen")
@@ -164,7 +164,7 @@ class _Search:
         present = DaemonRecord.read(self._paths.daemon_record)
         if present is None and listens:
             return _Running(None)
-        # A daemon removes its record a moment before it ends and gives up its lock, so the last one that was read counts.
+        # A daemon removes its record a moment before it releases its lock. So the last record that was read counts.
         self._record = record = present or self._record
         if record is None:
             return _Absent()
@@ -173,7 +173,7 @@ class _Search:
             return _Running(record)
         if not record.is_alive():
             return _Running(record) if listens else _Absent()
-        # Without the last condition, an old program named by `runed_binary` would be restarted at every connect for ever.
+        # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):
             return _Older(record)
         return _Running(record) if listens and not record.draining else _Draining(record)
@@ -194,7 +194,7 @@ class _Search:
                 return self._handle(look.record, started=False)
             if isinstance(look, _Absent):
                 return None
-            # Not twice: a second SIGTERM would tell it to drop what it is finishing.
+            # Only once: a second SIGTERM would make it drop the calls that it is finishing.
             if isinstance(look, _Older) and not asked:
                 asked = look.record.terminate()
             pid = look.record.pid

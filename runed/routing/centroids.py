@@ -16,20 +16,20 @@ Matrix: TypeAlias = NDArray[np.float32]
 """Float32 values, little-endian, shape (n, dim)."""
 
 MAX_SET_BYTES = 256 * 1024 * 1024
-"""Bytes that the values of a set may have, such as those of 65,536 centroids of 1,024 values."""
+"""Most bytes of the values of a set: 65,536 centroids of 1,024 values."""
 
 BLOCK_BYTES = 1024 * 1024
-"""Bytes of centroids that are worked on at a time. In float64, a whole set would take twice its size."""
+"""Bytes of centroids that are converted at a time. In float64, a whole set would take twice its size."""
 
 _SCORES = 256 * 1024
-"""Inner products that are computed at a time. Other calls wait meanwhile for the one thread."""
+"""Inner products that are computed at a time. Other calls wait for the one thread meanwhile."""
 
 _UNIT_ROUNDOFF = 2.0**-53
 """The largest relative error of one operation in float64."""
 
 
 def block_rows(dim: int) -> int:
-    """Return the number of centroids that are worked on at a time."""
+    """Return the number of centroids that are converted at a time."""
     return max(1, BLOCK_BYTES // (4 * dim))
 
 
@@ -79,7 +79,7 @@ class Content:
         return f"sha256:{self._hash.hexdigest()}"
 
     def checksum(self, *rest: str) -> str:
-        """Return the hash, 64 hexadecimal digits, of the content and of some strings beside it."""
+        """Return the hash of the content and of some strings, in 64 hexadecimal digits."""
         whole = self._hash.copy()
         whole.update("\0".join(rest).encode())
         return whole.hexdigest()
@@ -97,8 +97,8 @@ class CentroidSet:
     def __init__(self, values: Matrix, *, version: str, max_norm: float) -> None:
         self._values = values
         self._rows = block_rows(values.shape[1])
-        # A sum in any order is off by at most `dim` roundings of the product of the norms. The scores of two centroids are
-        # compared, and each has two sums, so the bound is four times as large. It is doubled, as it is rounded itself.
+        # A sum in any order is wrong by at most `dim` roundings of the product of the norms. The scores of two centroids are
+        # compared, and each has two sums, so the bound is four times as large. It is doubled, since it is rounded itself.
         self._doubt = 8 * values.shape[1] * _UNIT_ROUNDOFF * max_norm
         self.version = version
 
@@ -109,22 +109,22 @@ class CentroidSet:
 
     @property
     def portion(self) -> int:
-        """The number of vectors to give `nearest` at a time, which keeps it short and its memory small."""
+        """The number of vectors for one call of `nearest`, which keeps the call short and its memory small."""
         return max(1, _SCORES // self.nlist)
 
     def nearest(self, vectors: Matrix) -> list[int]:
         """Find the centroids with the largest inner product.
 
-        The sum in float64 of the products, added one after another, decides. float64 holds each product exactly, so every
-        program that adds in this order finds the same centroid. Of several centroids that are equally near, the lowest id wins.
+        The inner product is the sum of the products in float64, added one after another. float64 holds each product exactly, so
+        every program that adds in this order finds the same centroid. Of equally near centroids, the lowest id wins.
 
         Args:
-            vectors: The vectors, of as many values as the centroids.
+            vectors: The vectors. They have the dimensions of the centroids.
 
         Returns:
             One id a vector.
         """
-        # BLAS is fast, but its order of adding may differ from row to row. So it only finds the candidates.
+        # BLAS is fast, but its order of additions may differ from row to row. So it only finds the candidates.
         wide = vectors.astype(np.float64)
         scores = np.empty((len(vectors), self.nlist))
         for rows in self._blocks(self.nlist):
@@ -139,7 +139,7 @@ class CentroidSet:
 
         Args:
             vector: The vector.
-            candidates: The ids of the centroids, growing.
+            candidates: The ids of the centroids, in ascending order.
         """
         winner, best = int(candidates[0]), -np.inf
         if len(candidates) == 1:

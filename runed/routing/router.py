@@ -17,8 +17,8 @@ from runed.routing.centroids import CentroidSet
 def keep_blas_to_one_thread() -> None:
     """Let matrix products use the calling thread alone.
 
-    BLAS has its own threads, which spin while they wait for each other. If the engine wants the processors, too, a product
-    takes 20 times as long: 2.5 s instead of 0.13 s for 16 vectors and 16,384 x 1,024 centroids on two busy cores.
+    BLAS has its own threads, which spin while they wait for each other. Beside a busy engine, a product takes 20 times as long.
+    Measured for 16 vectors and 16,384 x 1,024 centroids on two busy cores: 2.5 s instead of 0.13 s.
     """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 # 20 ms that only routing needs
 
@@ -26,7 +26,7 @@ def keep_blas_to_one_thread() -> None:
 
 
 class Router:
-    """Finds the nearest centroids in one thread, so that routing takes a bounded share of memory and processors."""
+    """Finds the nearest centroids in one thread, which bounds the memory and processor time of routing."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(

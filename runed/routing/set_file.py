@@ -28,7 +28,7 @@ _VALUE_BYTES = 4
 
 
 class UnusableFileError(Exception):
-    """A file holds no set that can be served. The text says why."""
+    """A file has no set that can be served. The text tells the reason."""
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,7 +91,7 @@ class IncomingFile:
         self._new.file.write(raw(block))
 
     def publish(self, version: str) -> CentroidSet:
-        """Put the complete set in its place in one step.
+        """Publish the complete set in one step.
 
         Args:
             version: The name of the set.
@@ -169,6 +169,6 @@ def _describe(file: BinaryIO, *, dim: int, model: str) -> Description:
 
 def _map(file: BinaryIO, description: Description, content: Content) -> CentroidSet:
     mapped = mmap.mmap(file.fileno(), description.file_bytes, access=mmap.ACCESS_READ)
-    # The array keeps the mapping alive, and the mapping keeps the file, also after another file has got its name.
+    # The array keeps the mapping alive, and the mapping keeps the file, even after another file has got its name.
     values = np.frombuffer(mapped, "<f4", offset=PAGE_BYTES).reshape(description.nlist, description.dim)
     return CentroidSet(values, version=description.version, max_norm=content.max_norm)

@@ -26,13 +26,13 @@ from runed.routing.centroids import MAX_SET_BYTES, CentroidSet, block_rows
 from runed.routing.set_file import IncomingFile, UnusableFileError, load
 
 MAX_NAME_BYTES = 256
-"""Bytes that a version, or the name of a preset, may have in UTF-8."""
+"""Most UTF-8 bytes of a version, or of the name of a preset."""
 
 RECEIVE_SECONDS = 120.0
 """Seconds that a sender may take for a set. Another sender waits meanwhile."""
 
 TURN_SECONDS = 30.0
-"""Seconds that a sender waits while another set is being received. Then it is told to try again."""
+"""Seconds that a sender waits while another set is being received. After that, it is told to try again."""
 
 RETRY_SECONDS = 5.0
 """Seconds after which such a sender is told to try again."""
@@ -41,7 +41,7 @@ _log = get_logger(__name__)
 
 
 class CentroidStore:
-    """The set that is installed, and its replacement. For use in one event loop.
+    """The installed set, and its replacement. For use in one event loop.
 
     Args:
         path: The file of the set. Its directory is made with the first set.
@@ -62,7 +62,7 @@ class CentroidStore:
         return self._installed.version if self._installed else ""
 
     def current(self) -> CentroidSet:
-        """Return the installed set. It can be used on when another set takes its place.
+        """Return the installed set. It stays usable after it was replaced.
 
         Raises:
             NoCentroidSetError: There is none.
@@ -74,7 +74,7 @@ class CentroidStore:
         return self._installed
 
     def restore(self) -> None:
-        """Install the set on disk, or remove it if it is damaged or for another model. Blocks while the set is verified."""
+        """Install the set on disk, or remove it if it is damaged or for another model. Block while the set is verified."""
         try:
             remove_unfinished(self._path)
             try:
@@ -91,7 +91,7 @@ class CentroidStore:
         _log.info("centroid set restored", version=self.version, nlist=self._installed.nlist)
 
     async def install(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
-        """Receive a set and put it in the place of the set before, which stays if anything fails.
+        """Receive a set, and replace the installed set by it. If anything fails, the installed set stays.
 
         Args:
             header: The sender's description of the set.
@@ -101,7 +101,7 @@ class CentroidStore:
             The name of the set.
 
         Raises:
-            BadCentroidsError: The set is not complete, or not for this model; the text says why.
+            BadCentroidsError: The set is not complete, or not for this model; the text tells the reason.
             QueueFullError: Other sets were being received for `TURN_SECONDS`.
             DeadlineExceededError: The sender took longer than `RECEIVE_SECONDS`.
             CentroidStoreError: The set cannot be written to the disk.
@@ -117,10 +117,10 @@ class CentroidStore:
             except OSError as error:
                 raise CentroidStoreError(
                     f"the centroid set cannot be kept in {self._path.parent}: {error.strerror}; the set before it stays; "
-                    "see to it that there is room, and push it again"
+                    "make room, and push it again"
                 ) from None
         _log.info("centroid set installed", version=self.version, nlist=header.nlist)
-        release_free_memory()  # the memory of the messages
+        release_free_memory()  # frees the memory of the messages
         return self.version
 
     def _check(self, header: CentroidHeader) -> None:
@@ -144,7 +144,7 @@ class CentroidStore:
 
     @asynccontextmanager
     async def _one_at_a_time(self) -> AsyncGenerator[None]:
-        """Wait for the turn of this sender. Several sets at once would take several times the memory and the disk."""
+        """Wait for the turn of this sender. Several sets at once would multiply the memory and the disk space."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turn.acquire()
@@ -208,7 +208,7 @@ class CentroidStore:
             )
 
     def _publish(self, incoming: IncomingFile, version: str) -> None:
-        # No cancel can come between the two, so the set that is served is the set that the next start restores.
+        # No cancel can come between these two lines, so the next start restores the set that is served.
         self._installed = incoming.publish(version)
 
 
@@ -220,8 +220,8 @@ def _version(header: CentroidHeader, computed: str) -> str:
     """
     if header.preset and header.version and header.version != computed:
         raise BadCentroidsError(
-            f"the version {header.version} is not that of what came, {computed}: the set was changed on its way, or is hashed "
-            "in another way than docs/protocol.md tells",
+            f"the version {header.version} is not that of the received content, {computed}: the set was changed on "
+            "its way, or is not hashed as docs/protocol.md tells",
             metadata={"version": header.version, "computed": computed},
         )
     return header.version or computed

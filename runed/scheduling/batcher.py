@@ -1,4 +1,4 @@
-"""The feeder of the backend: it takes micro-batches from the queue, one at a time, and answers every entry exactly once."""
+"""The batcher takes micro-batches from the queue, one at a time, sends them to the backend, and answers each entry once."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
 from runed.scheduling.queue import Computed, FairQueue, QueueEntry, QueueLimits
 
 _GATHERING = 0.003
-"""Seconds that a micro-batch waits at most for the callers of the last one, who mostly send their next text at once: batches
-are larger then, and fewer answers and questions are worked off while the engine needs all cores (measured on two, MiniLM: 2
-clients got 102 texts/s without it and 155 with it, 4 got 136 and 167, 8 got 164 and 202, 16 got 202 and 226)."""
+"""Most seconds that a micro-batch waits for the callers of the last one, who often send their next text at once. Batches are
+larger then, and the engine shares its cores with fewer requests. Measured with MiniLM on two cores, texts/s without and with
+it: 2 clients 102 and 155, 4 clients 136 and 167, 8 clients 164 and 202, 16 clients 202 and 226."""
 
 _log = get_logger(__name__)
 
 
 class BatchObserver(Protocol):
-    """Is told of texts and micro-batches."""
+    """Notes texts and micro-batches."""
 
     def waited(self, lane: Lane, seconds: float) -> None:
-        """Note that a text was taken from its lane's queue, in which it waited for the given time."""
+        """Note that a text was taken from its lane's queue after the given waiting time."""
         ...
 
     def computed(self, lane: Lane, *, texts: int, tokens: int, seconds: float) -> None:
@@ -47,14 +47,14 @@ class BatchObserver(Protocol):
 class Batcher:
     """Computes the queue entries of all callers. All methods must be called in one event loop.
 
-    One micro-batch is in flight at a time: a second one would make vectors depend on each other's texts and gain nothing. It
-    is not broken off when its callers go, since the backend would go on with it for a while, beside the next one; its vectors
-    are dropped then.
+    One micro-batch is in flight at a time: a second one would make vectors depend on each other's texts, and gain no speed. If
+    its callers leave, it is not cancelled, since the backend would compute on for a while beside the next one. Its vectors are
+    dropped.
 
     Args:
-        backend: The backend. It is asked for nothing unless an entry waits.
+        backend: The backend. It is called only while an entry waits.
         limits: Bounds of what may wait.
-        metrics: Is told of texts and micro-batches.
+        metrics: Notes texts and micro-batches.
     """
 
     def __init__(self, backend: CountingEmbedder, *, limits: QueueLimits, metrics: BatchObserver) -> None:
@@ -62,24 +62,24 @@ class Batcher:
         self._metrics = metrics
         self._queue = FairQueue(limits)
         self._pace = Pace()
-        self._entrance = asyncio.Lock()  # asyncio's lock is given to its waiters in the order in which they came
+        self._entrance = asyncio.Lock()  # asyncio's lock serves its waiters in the order of their coming
         self._flight: Sequence[QueueEntry] = ()
         self._worker: asyncio.Task[object] | None = None
         self._counter: asyncio.Task[object] | None = None
         self._tasks: set[asyncio.Task[object]] = set()
-        self._wanted = 0  # the number of texts to be gathered; 0 while nobody gathers
+        self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
         self._gathered = asyncio.Event()
         self._closed = False
 
     def submit(self, entries: Sequence[QueueEntry]) -> None:
-        """Let entries wait for their turn; either all of them or, with an error, none.
+        """Queue entries: all of them or, with an error, none.
 
         Args:
             entries: The entries, all of one lane. Their futures get a `Computed` or an exception. Cancelling a future drops
                 its entry, unless its micro-batch has already been sent.
 
         Raises:
-            QueueFullError: There is no room now; `retry_after` estimates when there will be.
+            QueueFullError: There is no room now; `retry_after` estimates the time until there is room.
             BatchTooLargeError: There is never room for so many at once.
             ShuttingDownError: The batcher is closed.
         """
@@ -97,15 +97,15 @@ class Batcher:
         if self._wanted and self._has_gathered():
             self._gathered.set()
         if self._worker is None:
-            # The worker takes its first micro-batch in the next round of the event loop, when all that came in this one wait.
+            # The worker takes its first micro-batch in the next round of the event loop, when all entries of this round wait.
             self._worker = self._spawn(self._work())
         self._count_ahead()
 
     async def room(self, *, texts: int, size: int) -> None:
-        """Wait until some texts may be submitted to the bulk lane. Callers that wait are let in in the order of their coming.
+        """Wait until some texts may be submitted to the bulk lane.
 
-        Nothing is reserved: the caller must submit before it awaits anything else, or others may take its place. Callers that
-        submit without waiting here do not stand back, so that their much smaller submissions can delay this one.
+        Waiting callers are served in the order of their coming. Nothing is reserved: the caller must submit before its next
+        await, or others may take the room. Callers that do not wait here may submit first; their submissions are much smaller.
 
         Args:
             texts: The number of texts.
@@ -123,17 +123,20 @@ class Batcher:
         self._check_open()
 
     def promote(self, entry: QueueEntry) -> None:
-        """Move a bulk entry that an interactive caller waits for, too, to that lane. An entry taken already stays."""
+        """Move a bulk entry to the interactive lane, since an interactive caller waits for it, too.
+
+        An entry in flight stays.
+        """
         self._queue.promote(entry)
 
     def depth(self, lane: Lane) -> tuple[int, int]:
-        """Return the number of texts that wait in a lane, and their bytes in UTF-8; those in flight do not count."""
+        """Return the number of texts that wait in a lane, and their bytes in UTF-8. Texts in flight do not count."""
         return self._queue.depth(lane)
 
     async def close(self) -> None:
         """Refuse new entries, and fail all that wait or are in flight with a `ShuttingDownError`.
 
-        The micro-batch in flight is broken off: the backend must be stopped next. Drain before, if answers are still wanted.
+        The micro-batch in flight is cancelled, so the backend must be stopped next. If answers are still wanted, drain first.
         """
         self._closed = True
         _fail(self._queue.drain(), _shutting_down())
@@ -187,12 +190,12 @@ class Batcher:
                 if batch[0].lane is Lane.INTERACTIVE:
                     await self._gather(sum(not entry.future.cancelled() for entry in batch))
         finally:
-            _fail(self._flight, _shutting_down())  # cancelled by `close`; else, all of them have their answers
+            _fail(self._flight, _shutting_down())  # cancelled by `close`; otherwise all of them have their answers
             self._flight = ()
             self._worker = None
 
     async def _gather(self, answered: int) -> None:
-        """Let callers that were answered just now, and may come back at once, share a micro-batch with those that wait."""
+        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch."""
         self._wanted = answered + self._queue.depth(Lane.INTERACTIVE)[0]
         if self._wanted > 1 and not self._has_gathered():
             self._gathered.clear()
@@ -202,13 +205,13 @@ class Batcher:
         self._wanted = 0
 
     def _has_gathered(self) -> bool:
-        """Tell whether as many wait as are wanted, or more than fit."""
+        """Return whether enough texts wait, or more than fit."""
         return self._queue.depth(Lane.INTERACTIVE)[0] >= self._wanted or self._queue.fills(
             Lane.INTERACTIVE, self._backend.limits
         )
 
     async def _compute(self, batch: Sequence[QueueEntry]) -> None:
-        """Answer each entry. One text can spoil a micro-batch; tried one by one then, only that one fails."""
+        """Compute and answer each entry. If a micro-batch fails, try its texts one by one, so that only a bad text fails."""
         try:
             answers = await self._embed(batch)
         except (BackendFaultError, InvalidTextError, TextTooLongError) as error:
@@ -229,12 +232,12 @@ class Batcher:
                     entry.future.set_result(answer)
 
     async def _embed(self, batch: Sequence[QueueEntry]) -> list[Computed]:
-        """Send one micro-batch, and find out how many tokens each of its texts has."""
+        """Send one micro-batch, and derive the number of tokens of each of its texts."""
         clock = asyncio.get_running_loop().time
         warm = self._backend.state.status is BackendStatus.READY
         began = clock()
         unknown = [entry for entry in batch if not entry.exact]
-        # The answer tells the sum only, which is enough for one that is not known.
+        # The answer tells only the sum, which is enough to derive one unknown number.
         counting = self._spawn(count(unknown, self._backend)) if len(unknown) > 1 else None
         try:
             answer = await self._backend.embed([entry.input for entry in batch])
@@ -245,20 +248,20 @@ class Batcher:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # Not the worker was cancelled but what the backend waited for.
+            # The backend's own task was cancelled, not the worker.
             raise BackendUnavailableError("the engine was interrupted; try again", retry_after=FIRST_RETRY_AFTER) from None
         finally:
             if counting is not None:
-                counting.cancel()  # after a failure, it would only wake the backend up
+                counting.cancel()  # after a failure, counting would only start the backend again
         settle_tokens(batch, answer.tokens)
         answers = [Computed(vector, entry.tokens) for vector, entry in zip(answer.vectors, batch, strict=True)]
-        if warm:  # the time of a start says nothing of the speed
+        if warm:  # the time of a start tells nothing about the speed
             self._pace.learn(batch, answer.tokens, seconds)
         self._metrics.computed(batch[0].lane, texts=len(batch), tokens=answer.tokens, seconds=seconds)
         return answers
 
     def _count_ahead(self) -> None:
-        """Count texts that wait for the micro-batch in flight, so that more of them fit into the next one."""
+        """Count waiting texts during the micro-batch in flight, so that more of them fit into the next one."""
         if self._counter is None and self._queue.uncounted(self._backend.limits):
             self._counter = self._spawn(self._count_waiting())
 
@@ -266,7 +269,7 @@ class Batcher:
         try:
             while self._flight and (entries := self._queue.uncounted(self._backend.limits)):
                 if not await count(entries, self._backend):
-                    break  # or a backend that cannot count would be asked over and over
+                    break  # otherwise a backend that cannot count would be asked again and again
         finally:
             self._counter = None
 
@@ -275,14 +278,14 @@ def _fail(entries: Sequence[QueueEntry], error: Exception) -> None:
     for entry in entries:
         if not entry.future.done():
             entry.future.set_exception(_copy(error))
-            entry.future.exception()  # looked at, so that asyncio reports no failure when the caller goes before it looks
+            entry.future.exception()  # marks it as seen, so that asyncio does not report it
 
 
 def _copy(error: Exception) -> Exception:
-    """Copy an error for one caller: one that several raise would collect the traces, and the notes, of all of them."""
+    """Copy an error for one caller. A shared error would collect the traces and notes of all callers."""
     if not isinstance(error, RunedError):
         return error
-    duplicate = type(error).__new__(type(error), *error.args)  # not by __init__, whose arguments a subclass may choose
+    duplicate = type(error).__new__(type(error), *error.args)  # without `__init__`, since a subclass may have other arguments
     duplicate.__dict__.update(error.__dict__, metadata=dict(error.metadata))
     return duplicate
 

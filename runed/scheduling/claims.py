@@ -1,4 +1,4 @@
-"""One pass from texts to tickets: each claim is checked, keyed, looked up, prepared, and joined with its twin or queued."""
+"""Takes texts to tickets in one pass: each claim is checked, keyed, looked up, prepared, and joined with its twin or queued."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Terms:
         lane: The queue to wait in.
         client: The caller's name; texts of different clients take turns.
         prompt: The text in front of each text.
-        truncate: The way to cut a text that is too long.
+        truncate: The treatment of a text that is too long.
         dimensions: The number of values of each vector.
         space: The space of all vectors, for the answer.
         strict: Whether a text that cannot be embedded fails the whole call.
@@ -47,10 +47,10 @@ class Terms:
     streamed: bool = False
 
     def tolerate(self, error: RunedError) -> RunedError:
-        """Return an error that stays with its text; raise one that fails the whole call.
+        """Return an error that concerns one text. Raise an error that fails the whole call.
 
-        An error that is no text's fault (no engine, a daemon that shuts down, a bug) always fails the call: its caller may
-        send the same texts again, and must be told when.
+        An error with another cause than a text (no engine, a daemon that shuts down, a bug) always fails the call. The caller
+        may send the same texts again, and the error tells when.
         """
         if self.fails(error):
             raise error
@@ -61,10 +61,10 @@ class Terms:
         return self.strict or not isinstance(error, InvalidRequestError | BackendFaultError)
 
     def finish(self, item: Embedding | RunedError) -> Embedding | RunedError:
-        """Shorten the vector of an embedding to the dimensions asked for; return an error as it is.
+        """Shorten the vector of an embedding to the requested dimensions. Return an error unchanged.
 
         Raises:
-            BackendFaultError: If `strict`: the values to keep are all 0.
+            BackendFaultError: With `strict`: the values to keep are all 0.
         """
         if isinstance(item, RunedError):
             return item
@@ -83,7 +83,7 @@ class Claim:
         text: The text, without its prompt.
         name: The name of the text in errors.
         key: The key of its vector in the cache, once the text is checked.
-        state: None at first; then its error, its vector from the cache, or its prepared text and the ticket that it got.
+        state: None at first. Then its error, its vector from the cache, its prepared text, or its ticket.
         shared: Whether another claim to the same ticket came first.
     """
 
@@ -95,7 +95,7 @@ class Claim:
 
     @property
     def future(self) -> asyncio.Future[Computed] | None:
-        """The future to wait for, or None if the outcome is known already. Do not cancel it: others may wait for it, too."""
+        """The future to wait for, or None if the outcome is known. Do not cancel it: others may wait for it, too."""
         return self.state.future if isinstance(self.state, Ticket) else None
 
     @property
@@ -104,10 +104,10 @@ class Claim:
         return not isinstance(self.state, Ticket) or self.state.future.done()
 
     def outcome(self, terms: Terms) -> Embedding | RunedError:
-        """Return the embedding, of all of the model's dimensions, or the reason why there is none; `ready` must be true.
+        """Return the embedding with all dimensions of the model, or the error instead of it; `ready` must be true.
 
         Raises:
-            RunedError: The reason fails the whole call by its terms.
+            RunedError: The error fails the whole call by its terms.
         """
         state = self.state
         if isinstance(state, CachedVector):
@@ -126,14 +126,14 @@ class Claim:
         self.state, self.shared = ticket, shared
 
     def release(self) -> None:
-        """Give up the ticket, if this claim holds one; there is no outcome afterwards."""
+        """Release the ticket, if this claim holds one. There is no outcome afterwards."""
         if isinstance(self.state, Ticket):
             self.state.release()
             self.state = None
 
 
 async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | RunedError]:
-    """Wait for the outcomes of all claims, but no longer than until an error fails the call.
+    """Wait for the outcomes of all claims, or for the first error that fails the call.
 
     Raises:
         RunedError: An error fails the call by its terms.
@@ -195,7 +195,9 @@ class ClaimDesk:
 
     @contextlib.asynccontextmanager
     async def claimed(self, claims: Sequence[Claim], terms: Terms) -> AsyncIterator[None]:
-        """Take claims through all steps; within the block, each has its outcome or a ticket, which the end of it gives up.
+        """Take claims through all steps.
+
+        Inside the block, each has its outcome or a ticket. The end of the block releases tickets.
 
         Raises:
             InvalidRequestError: If `terms.strict`: a text cannot be embedded.
@@ -207,7 +209,7 @@ class ClaimDesk:
                 self._check(claims, terms)
                 await self._look_up(claims)
                 if missing := [claim for claim in claims if claim.state is None]:
-                    awake.enter_context(self._busy())  # only now: a text from the cache needs no engine, and wakes none
+                    awake.enter_context(self._busy())  # only here, since a text from the cache needs no engine and starts none
                     await self._prepare(missing, terms)
                     await self._queue(missing, terms)
                 self._metrics.hit(sum(isinstance(claim.state, CachedVector) for claim in claims))
@@ -218,7 +220,7 @@ class ClaimDesk:
                     claim.release()
 
     def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
-        """Check each text, and name its vector."""
+        """Check each text, and set the key of its vector."""
         for claim in claims:
             try:
                 check_text(claim.text, *claim.name)
@@ -228,8 +230,8 @@ class ClaimDesk:
                 claim.key = self._key(claim.text, terms)
 
     def _key(self, text: str, terms: Terms) -> bytes:
-        # A text that is short enough anyway has one vector, however it might have been cut. Where one is cut depends on the
-        # context, which may be another one the next time, when the cache is on disk.
+        # A text that is short enough has one vector for every way of cutting. The place of a cut depends on the context, which
+        # may differ when the disk cache is read again.
         too_long = self._preparer.may_be_too_long(terms.prompt + text)
         cut = f"{terms.truncate.value} {self._backend.model.max_tokens}" if too_long else ""
         return cache_key(self._fingerprint, terms.prompt, cut, text)
@@ -246,17 +248,17 @@ class ClaimDesk:
             prompt=terms.prompt,
             truncate=terms.truncate,
             names=[claim.name for claim in missing],
-            exact=terms.lane is Lane.BULK and len(missing) > 1,  # to be packed
+            exact=terms.lane is Lane.BULK and len(missing) > 1,  # for the packing
         )
         for claim, item in zip(missing, prepared, strict=True):
             claim.state = terms.tolerate(item) if isinstance(item, RunedError) else item
 
     async def _queue(self, missing: Sequence[Claim], terms: Terms) -> None:
-        """Take prepared claims to their tickets, and wait for room first if the terms say so."""
+        """Take prepared claims to their tickets. Wait for room first if the terms ask for it."""
         sizes = [claim.state.size for claim in missing if isinstance(claim.state, Prepared)]
         if terms.streamed and sizes:
             await self._batcher.room(texts=len(sizes), size=sum(sizes))
-        # Nothing is awaited from here on, so that neither a twin nor the room escapes.
+        # There is no await from here on, so that no twin is missed and the room is not lost.
         new = self._join(missing, terms)
         try:
             self._batcher.submit(pack(new, self._backend.limits) if terms.lane is Lane.BULK else new)
@@ -265,12 +267,12 @@ class ClaimDesk:
             raise
 
     def _join(self, missing: Sequence[Claim], terms: Terms) -> list[QueueEntry]:
-        """Join each prepared claim with its twin in flight, or else make it an entry, to be submitted."""
+        """Join each prepared claim with its twin in flight, or make an entry to submit."""
         new: list[QueueEntry] = []
         for claim in missing:
             if not isinstance(prepared := claim.state, Prepared):
                 continue
-            # A twin may have become ready while this text was counted or waited for room.
+            # A twin may have become ready while this text was counted, or while it waited for room.
             if (value := self._cache.peek(claim.key)) is not None:
                 claim.state = value
             elif (twin := self._tickets.get(claim.key)) is not None and twin.alive:
@@ -300,7 +302,7 @@ class ClaimDesk:
     def _end(self, key: bytes, ticket: Ticket, future: asyncio.Future[Computed]) -> None:
         if self._tickets.get(key) is ticket:
             del self._tickets[key]
-        # Asking for the exception also tells asyncio that somebody has seen it, should all callers have gone.
+        # Reading the exception also marks it as seen for asyncio, in case all callers have gone.
         if not future.cancelled() and future.exception() is None:
             item = ticket.redeem(shared=False)
             self._cache.put(key, CachedVector(item.vector, item.tokens, item.total_tokens))

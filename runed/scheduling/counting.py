@@ -1,4 +1,4 @@
-"""The exact number of tokens of each text in the queue, instead of an upper bound."""
+"""Replaces upper bounds of tokens by exact numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def count(entries: Sequence[QueueEntry], tokenizer: Tokenizer) -> bool:
         tokenizer: The backend that computes them.
 
     Returns:
-        Whether all of them have exact numbers now.
+        Whether all entries have exact numbers now.
     """
     texts = [entry.input for entry in entries if isinstance(entry.input, str)]
     try:
@@ -38,10 +38,10 @@ def settle_tokens(batch: Sequence[QueueEntry], total: int) -> None:
 
     Args:
         batch: The entries that were computed.
-        total: The sum of their tokens, as the backend tells it.
+        total: The sum of their tokens, from the backend.
 
     Raises:
-        BackendFaultError: The numbers contradict each other, so that the vectors may not be those of the texts.
+        BackendFaultError: The numbers contradict each other. The vectors may belong to other texts.
     """
     unknown = [entry for entry in batch if not entry.exact]
     rest = total - sum(entry.tokens for entry in batch if entry.exact)

@@ -1,4 +1,4 @@
-"""The idle clock: it frees the engine's memory when nobody has embedded for a while."""
+"""The idle clock frees the engine's memory when no text has come for a while."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class IdleClock:
 
     Args:
         timeout: Seconds of idleness; 0 means that the clock never fires.
-        suspend: Stops the engine. It must cope with work that arrives while it runs.
+        suspend: Stops the engine. Work may arrive while it runs.
     """
 
     def __init__(self, timeout: float, suspend: Callable[[], Awaitable[None]]) -> None:
@@ -24,7 +24,7 @@ class IdleClock:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Keep the engine awake for the length of the block, and start to count when the last such block ends."""
+        """Keep the engine awake inside the block. The idle time starts at the end of the last block."""
         self._in_flight += 1
         self._cancel_timer()
         try:
@@ -51,6 +51,6 @@ class IdleClock:
         self._suspending = asyncio.create_task(self._suspend_if_idle())
 
     async def _suspend_if_idle(self) -> None:
-        # Work may have begun since the timer fired: its task can be ahead of this one.
+        # Work may have begun since the timer fired, since its task can run before this one.
         if self._in_flight == 0:
             await self._suspend()

@@ -1,4 +1,4 @@
-"""The measured speed of a backend, and what follows from it: when to try again, and how large a bulk batch may be."""
+"""Measures the speed of a backend. It tells when to try again, and how large a bulk batch may be."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from runed.domain.requests import Lane
 from runed.scheduling.queue import QueueEntry
 
 MIN_RETRY_AFTER = 0.05
-"""The shortest time in seconds that a caller is told to wait when the queue is full."""
+"""Shortest time that a caller is told to wait when the queue is full, in seconds."""
 
 MAX_RETRY_AFTER = 30.0
-"""The longest time in seconds that a caller is told to wait when the queue is full."""
+"""Longest time that a caller is told to wait when the queue is full, in seconds."""
 
 FIRST_RETRY_AFTER = 1.0
-"""The time in seconds that a caller is told to wait while no speed has been measured yet."""
+"""Time that a caller is told to wait before any speed was measured, in seconds."""
 
 _WEIGHT = 0.2
 """The weight of the newest micro-batch in the measured speed."""
 
 _BULK_PATIENCE = 2.5
-"""The longest time of a micro-batch of bulk texts while interactive ones come now and then, in times of one such text alone. An
-interactive text that finds it in its way waits for it, and is to take at most 4 times as long as it would alone."""
+"""Longest time of a bulk micro-batch while interactive texts come now and then, in multiples of an interactive text's time
+alone. An interactive text waits for the micro-batch in flight, and should take at most 4 times its time alone."""
 
 _INTERACTIVE_MEMORY = 5.0
-"""Seconds for which one interactive text makes another one likely."""
+"""Seconds after an interactive text during which another one is likely."""
 
 
 class Pace:
-    """Learns from each micro-batch how fast the backend is."""
+    """The speed of the backend, learned from each micro-batch."""
 
     def __init__(self) -> None:
         self._seconds_per_byte: float | None = None
@@ -39,12 +39,12 @@ class Pace:
         self._interactive_until = 0.0
 
     def learn(self, batch: Sequence[QueueEntry], tokens: int, seconds: float) -> None:
-        """Take one micro-batch into account.
+        """Learn from one micro-batch.
 
         Args:
             batch: Its entries, all of one lane.
             tokens: The number of their tokens.
-            seconds: The time that the backend took, without a start.
+            seconds: The time of the backend, without that of a start.
         """
         self._seconds_per_byte = _smoothed(self._seconds_per_byte, seconds / max(1, sum(entry.size for entry in batch)))
         if batch[0].lane is Lane.BULK:
@@ -60,7 +60,7 @@ class Pace:
         return min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
 
     def bulk_limits(self, limits: BatchLimits) -> BatchLimits:
-        """Return the limits of a micro-batch of bulk texts: those of the backend, or lower ones if others may come."""
+        """Return the limits of a bulk micro-batch: those of the backend, or lower ones if interactive texts may come."""
         expected = asyncio.get_running_loop().time() < self._interactive_until
         if not expected or not self._lone_seconds or not self._bulk_seconds_per_token:
             return limits

@@ -1,4 +1,4 @@
-"""The order of the texts of one bulk call, in which micro-batches come out full."""
+"""Orders the texts of one bulk call so that micro-batches are full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Batch:
 
 
 def pack(entries: Sequence[QueueEntry], limits: BatchLimits) -> list[QueueEntry]:
-    """Order entries so that taking as many as fit from the front fills micro-batches (best fit, longest first).
+    """Order entries so that micro-batches taken from the front are full (best fit, longest first).
 
     The time of a micro-batch grows more slowly than its tokens (Qwen3-0.6B, q6_K: 17 tokens 201 ms, 60 tokens about 320).
 

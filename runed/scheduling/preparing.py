@@ -1,4 +1,4 @@
-"""The preparation of texts: each is checked, counted and, where the caller allows it, cut."""
+"""Prepares texts: each is checked, counted and, if the caller allows it, cut."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ MAX_BATCH_TEXTS = 2048
 """The most texts of one call."""
 
 _TOKENS_PER_BYTE = 2
-"""No text has more tokens than this times its UTF-8 bytes, plus the special tokens. A byte-level tokenizer (Qwen3) makes at
-most one token of a byte; WordPiece (BERT) at most one of a code point of the decomposed text, and canonical decomposition makes
-at most three code points of two bytes."""
+"""Most tokens for each UTF-8 byte of a text, without special tokens. A byte-level tokenizer (Qwen3) makes at most one token
+from a byte. WordPiece (BERT) makes at most one token from a code point of the decomposed text, and canonical decomposition
+makes at most three code points from two bytes."""
 
 _SPECIAL_TOKENS = 2
-"""The most special tokens that a tokenizer adds to a text (BERT: CLS and SEP)."""
+"""Most special tokens that a tokenizer adds to a text (BERT: CLS and SEP)."""
 
 _COUNT_TEXTS = 64
-"""The most texts that are counted by one question: enough that its cost does not count, few enough for the backend to answer
-others in between."""
+"""Most texts that are counted by one request: enough that the cost of a request does not matter, few enough for the backend
+to answer others in between."""
 
 _COUNT_CHARACTERS = 1024 * 1024
-"""The most characters that are counted by one question, unless one text has more. The tokens take many times the memory of
-their texts."""
+"""Most characters that are counted by one request, unless one text has more. Tokens take many times the memory of their
+texts."""
 
 Name: TypeAlias = tuple[str, dict[str, str]]
 """The name of a text in errors: for people, such as "text 3 of the batch", and as facts for programs, such as its index."""
 
 STREAMED: Name = ("the text", {})
-"""The name of a text of a stream; its error travels beside its id."""
+"""Name of a text of a stream. Its error travels beside its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Prepared:
     """A text in the form that goes to the backend.
 
     Attributes:
-        input: The text with its prompt, or what is left of its tokens.
-        tokens: The number of its tokens, special ones included: exactly, or at most.
+        input: The text with its prompt, or the tokens that remain after a cut.
+        tokens: The number of its tokens, including special tokens, or an upper bound of it.
         exact: Whether `tokens` is exact.
         total_tokens: The number of tokens before anything was cut off, or 0 if nothing was.
         size: The UTF-8 bytes of the text with its prompt.
@@ -56,7 +56,7 @@ class Prepared:
 
 
 def check_count(texts: Sequence[str]) -> None:
-    """Refuse a batch of no text or of too many.
+    """Refuse an empty batch, or one of too many texts.
 
     Raises:
         EmptyBatchError: There is no text.
@@ -72,7 +72,7 @@ def check_count(texts: Sequence[str]) -> None:
 
 
 def check_text(text: str, name: str, where: dict[str, str]) -> None:
-    """Refuse a text of which a vector would mean nothing.
+    """Refuse a text whose vector would mean nothing.
 
     Args:
         text: The text.
@@ -94,7 +94,7 @@ def check_text(text: str, name: str, where: dict[str, str]) -> None:
         )
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # its message would quote the text
+    except UnicodeEncodeError as error:  # without its message, which would quote the text
         raise InvalidTextError(
             f"{name} is not valid Unicode (it has half of a surrogate pair at position {error.start}); replace or remove that",
             metadata=where | {"position": str(error.start)},
@@ -102,7 +102,7 @@ def check_text(text: str, name: str, where: dict[str, str]) -> None:
 
 
 def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield the texts in portions that are counted at once; a longer text is counted alone."""
+    """Yield the texts in portions that are counted at once. A longer text is counted alone."""
     start = size = 0
     for index, text in enumerate(texts):
         if index > start and (index - start == _COUNT_TEXTS or size + len(text) > _COUNT_CHARACTERS):
@@ -114,7 +114,7 @@ def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def most_tokens(text: str) -> int:
-    """Compute an upper bound of the tokens of a text, special ones included."""
+    """Return an upper bound of the tokens of a text, including special tokens."""
     return len(text.encode()) * _TOKENS_PER_BYTE + _SPECIAL_TOKENS
 
 
@@ -130,7 +130,7 @@ class Preparer:
         self._special: tuple[int, int] | None = None
 
     def may_be_too_long(self, text: str) -> bool:
-        """Tell whether a text, with its prompt, has to be counted before it is known to be short enough."""
+        """Return whether a text, with its prompt, must be counted to know that it is short enough."""
         return most_tokens(text) > self._backend.model.max_tokens
 
     async def prepare(
@@ -142,17 +142,17 @@ class Preparer:
         names: Sequence[Name],
         exact: bool = False,
     ) -> list[Prepared | TextTooLongError]:
-        """Prepare texts, counting the tokens of those that may be too long.
+        """Prepare texts. Count the tokens of those that may be too long.
 
         Args:
             texts: The texts, checked by `check_text`.
-            prompt: The text in front of each.
-            truncate: The way to cut one that is too long.
-            names: The name of each in errors.
-            exact: Whether to count all of them.
+            prompt: The text in front of each text.
+            truncate: The treatment of a text that is too long.
+            names: The name of each text in errors.
+            exact: Whether to count all texts.
 
         Returns:
-            The prepared form of each, or the reason why there is none.
+            The prepared form of each text, or its error.
 
         Raises:
             BackendError: The backend cannot count.
@@ -191,7 +191,10 @@ class Preparer:
         return Prepared(cut, limit, exact=True, total_tokens=len(tokens), size=len(text.encode()))
 
     async def _cut(self, tokens: list[int], prompt: str, truncate: Truncate) -> list[int] | None:
-        """Drop the tokens over the limit, but none of the prompt or special ones. None if nothing of the text would be left."""
+        """Drop the tokens over the limit, but no tokens of the prompt and no special tokens.
+
+        Return None if no text would be left.
+        """
         if self._special is None:
             self._special = await self._count_special_tokens()
         first, last = self._special
@@ -207,12 +210,12 @@ class Preparer:
     async def _count_special_tokens(self) -> tuple[int, int]:
         """Count the special tokens that the backend puts before and after each text."""
         none, some = await self._backend.tokenize(["", "a"])
-        # The last match, and the sample is a plain letter: it cannot be one of the special tokens itself.
+        # The last match: the sample is a plain letter, which cannot be a special token.
         first = next(count for count in range(len(none) + 1) if some[count : count + 1] != none[count : count + 1])
         return first, len(none) - first
 
 
 def named(index: int, count: int) -> Name:
-    """Name one text of a call that has `count` texts."""
+    """Return the name of one text of a call that has `count` texts."""
     where = {"index": str(index)}
     return ("the text" if count == 1 else f"text {index} of the batch (counted from 0)"), where

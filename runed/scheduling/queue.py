@@ -12,26 +12,27 @@ from itertools import chain, count, islice
 
 from runed.backends.base import BatchLimits, TextInput
 from runed.domain.requests import Lane
+from runed.scheduling.micro_batch import cut_micro_batch
 
 BULK_SHARE = 0.2
-"""The part of the tokens that bulk texts get while interactive ones wait, too. Without it, a few busy interactive clients would
-keep a bulk job waiting for ever; with much more, a bulk job would be felt in every interactive answer."""
+"""Share of the tokens that bulk texts get while interactive texts wait, too. Without it, a few busy interactive clients
+would keep a bulk job waiting for ever. With a much larger share, a bulk job would delay every interactive answer."""
 
 INTERACTIVE_RESERVE = 8
-"""One in this many places, and bytes, of the queue is kept from bulk texts, so that they never shut interactive ones out."""
+"""Divisor of the queue's texts and bytes that gives the part reserved for interactive texts. Bulk texts never fill it."""
 
 COUNT_AHEAD = 128
-"""Number of texts beyond the next micro-batch that are counted with it: enough that a request pays, few enough that little
-counting is lost when their caller goes."""
+"""Texts beyond the next micro-batch that are counted with it: enough that a request pays, few enough that little counting is
+lost if their caller leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Bounds of what may wait.
+    """Bounds of the waiting texts.
 
     Attributes:
-        texts: The number of texts.
-        bytes: Their bytes in UTF-8, all together.
+        texts: The most texts.
+        bytes: Their most bytes in UTF-8, all together.
     """
 
     texts: int
@@ -39,7 +40,7 @@ class QueueLimits:
 
     @property
     def bulk(self) -> QueueLimits:
-        """The part of it that bulk texts may take: all but the reserve for interactive ones."""
+        """The limits for bulk texts: all but the reserve for interactive texts."""
         return QueueLimits(self.texts - self.texts // INTERACTIVE_RESERVE, self.bytes - self.bytes // INTERACTIVE_RESERVE)
 
 
@@ -48,8 +49,8 @@ class Computed:
     """The result of a queue entry.
 
     Attributes:
-        vector: Little-endian float32 values of L2 norm 1, as many as the model has.
-        tokens: The exact number of tokens that the model read, special ones included.
+        vector: Little-endian float32 values of L2 norm 1, with all dimensions of the model.
+        tokens: The exact number of tokens that the model read, including special tokens.
     """
 
     vector: bytes
@@ -58,17 +59,17 @@ class Computed:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class QueueEntry:
-    """One text to compute. Its maker waits for its future, and may cancel it: the entry is abandoned then.
+    """One text to compute. Its maker waits for its future, and may cancel the future to abandon the entry.
 
     Attributes:
         input: The text, or its tokens.
-        tokens: The number of its tokens, special ones included, or an upper bound of it.
-        exact: Whether `tokens` is the number itself. It must be for an input of tokens.
+        tokens: The number of its tokens, including special tokens, or an upper bound of it.
+        exact: Whether `tokens` is the exact number. It must be exact for an input of tokens.
         size: The bytes of the text in UTF-8.
         lane: The lane that it waits in.
-        client: The client whose text it is, such as "unix:7".
+        client: The client of the text, such as "unix:7".
         future: Gets the result, or an exception, exactly once.
-        since: When it was submitted, in seconds of the event loop's clock; the batcher sets it.
+        since: The time of its submission, in seconds of the event loop's clock; the batcher sets it.
         number: Its place in the order of arrival; the queue sets it.
         flow: The texts of its client, while it waits or is computed; the queue sets it.
     """
@@ -90,8 +91,8 @@ class _Flow:
     """The entries of one client in one lane.
 
     Attributes:
-        served: Its virtual time: the tokens that it was given, or would have been had it been there from the beginning.
-        entries: Those that wait, the oldest first. Ordered and keyed, because entries of a caller that goes leave the middle.
+        served: Its virtual time: the tokens that it got, or would have got if it had been there from the beginning.
+        entries: The waiting entries, the oldest first. An ordered mapping, since a caller's entries may leave the middle.
     """
 
     served: int
@@ -99,7 +100,7 @@ class _Flow:
 
 
 class _Lane:
-    """The entries of one lane, fair between clients: the next one is of the client that was served the fewest tokens."""
+    """The entries of one lane, fair between clients: the next entry is of the client that got the fewest tokens."""
 
     def __init__(self) -> None:
         self.texts = 0
@@ -112,7 +113,7 @@ class _Lane:
         if flow is None:
             flow = self._flows[entry.client] = _Flow(self._clock)
         elif not flow.entries:
-            # A client that pauses saves up no claim; one that was served more than the others still waits for them.
+            # A client that pauses earns nothing meanwhile. A client that got more than the others still waits for them.
             flow.served = max(flow.served, self._clock)
         flow.entries[entry] = None
         entry.flow = flow
@@ -128,12 +129,12 @@ class _Lane:
     def take(self, batch: Sequence[QueueEntry]) -> None:
         """Remove a `next_batch`."""
         assert batch[0].flow is not None
-        self._clock = batch[0].flow.served  # the smallest of all that wait, so it never goes back
+        self._clock = batch[0].flow.served  # the smallest time of all waiting clients, so it never goes back
         for entry in batch:
             self.remove(entry)
 
     def in_order(self) -> Iterator[QueueEntry]:
-        """Yield the entries that somebody waits for, in the order in which they would be taken, and take none."""
+        """Yield the entries with a waiting caller, in the order in which they would be taken. Take none of them."""
         heap: list[tuple[int, int, QueueEntry, Iterator[QueueEntry]]] = []
         for flow in self._flows.values():
             entries: Iterator[QueueEntry] = (entry for entry in flow.entries if not entry.future.done())
@@ -150,28 +151,19 @@ class _Lane:
 
     def next_batch(self, limits: BatchLimits) -> list[QueueEntry]:
         """Return the entries that would be the next micro-batch; empty if nothing waits."""
-        batch: list[QueueEntry] = []
-        tokens = 0
-        for entry in self.in_order():
-            tokens += entry.tokens
-            if batch and tokens > limits.tokens:
-                break
-            batch.append(entry)
-            if len(batch) == limits.texts:
-                break
-        return batch
+        return cut_micro_batch(self.in_order(), limits)
 
     def fills(self, limits: BatchLimits) -> bool:
-        """Tell whether the waiting entries leave no room in the next micro-batch."""
+        """Return whether the waiting entries fill the next micro-batch."""
         return self.texts >= limits.texts or len(self.next_batch(limits)) < self.texts
 
     def settle(self, batch: Sequence[QueueEntry]) -> None:
-        """Charge a batch that was taken to its clients."""
+        """Charge the tokens of a batch to its clients."""
         for entry in batch:
             assert entry.flow is not None
             entry.flow.served += entry.tokens
             entry.flow = None
-        # A client with nothing waiting is forgotten as soon as it would be treated like a new one.
+        # A client without waiting entries is dropped as soon as it would be treated like a new one.
         self._flows = {
             client: flow for client, flow in self._flows.items() if flow.entries or (self.texts and flow.served > self._clock)
         }
@@ -180,12 +172,12 @@ class _Lane:
 class FairQueue:
     """The texts that wait for the engine.
 
-    Interactive texts go first. While they do, bulk texts earn `BULK_SHARE` of the tokens, and have their turn as soon as they
-    can pay for their next micro-batch. Within a lane, clients share the tokens equally; within a client, the oldest text goes
+    Interactive texts go first. While they do, bulk texts earn `BULK_SHARE` of the tokens. They get their turn as soon as they
+    can pay for their next micro-batch. Within a lane, clients share the tokens equally. Within a client, the oldest text goes
     first. An entry whose future is done is not taken any more, and leaves in the next round of the event loop.
 
     Args:
-        limits: Bounds of what may wait. The queue tells whether there is room; its owner decides (`excess`).
+        limits: Bounds of the waiting texts. The queue only tells whether there is room (`excess`); its owner decides.
 
     Attributes:
         vacated: Set whenever an entry has left.
@@ -208,11 +200,11 @@ class FairQueue:
         return self._lanes[lane].texts, self._lanes[lane].bytes
 
     def fills(self, lane: Lane, limits: BatchLimits) -> bool:
-        """Tell whether the texts that wait in a lane fill a micro-batch."""
+        """Return whether the texts that wait in a lane fill a micro-batch."""
         return self._lanes[lane].fills(limits)
 
     def excess(self, lane: Lane, *, texts: int, size: int) -> float:
-        """Compute the part of the waiting texts that would have to leave before some more may wait.
+        """Return the share of the waiting texts that must leave before some more may wait.
 
         Args:
             lane: The lane that they would wait in.
@@ -230,20 +222,20 @@ class FairQueue:
         return excess
 
     def push(self, entries: Sequence[QueueEntry]) -> None:
-        """Let entries wait, each in its lane behind those of its client. The caller has looked for room."""
+        """Append entries to their lanes, each behind those of its client. The caller has checked that there is room."""
         for entry in entries:
             self._add(entry)
             entry.future.add_done_callback(partial(self._leave, entry))
 
     def promote(self, entry: QueueEntry) -> None:
-        """Move a bulk entry to the interactive lane, behind those of its client. One that does not wait any more stays."""
+        """Move a bulk entry to the interactive lane, behind those of its client. An entry that does not wait any more stays."""
         if entry.lane is Lane.BULK and _waits(entry):
             self._lanes[Lane.BULK].remove(entry)
             entry.lane = Lane.INTERACTIVE
             self._add(entry)
 
     def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[QueueEntry]:
-        """Take the next micro-batch out: texts of one lane, in fair order, as many as fit.
+        """Remove the next micro-batch: texts of one lane, in fair order, as many as fit.
 
         Args:
             limits: Its limits. A first text of more tokens is taken alone.
@@ -256,7 +248,7 @@ class FairQueue:
         bulk = self._lanes[Lane.BULK].next_batch(bulk_limits or limits)
         self._contested = bool(interactive and bulk)
         if not bulk:
-            self._owed = 0.0  # a claim is earned by waiting only
+            self._owed = 0.0  # bulk texts earn only while they wait
         batch = interactive or bulk
         if self._contested and self._owed >= sum(entry.tokens for entry in bulk):
             batch = bulk
@@ -266,10 +258,10 @@ class FairQueue:
         return batch
 
     def settle(self, batch: Sequence[QueueEntry]) -> None:
-        """Charge the last batch taken to its clients and its lane, by the tokens that are known by now.
+        """Charge the last batch to its clients and its lane, by the tokens that are known now.
 
-        They are not charged earlier, because bounds are several times the numbers: a client charged by bounds would wait for
-        the clients charged by numbers.
+        They are not charged earlier, because bounds are several times the exact numbers. A client charged by bounds would wait
+        for clients charged by exact numbers.
         """
         lane = batch[0].lane
         self._lanes[lane].settle(batch)
@@ -278,7 +270,7 @@ class FairQueue:
             self._owed += -cost if lane is Lane.BULK else cost * BULK_SHARE / (1 - BULK_SHARE)
 
     def uncounted(self, limits: BatchLimits) -> list[QueueEntry]:
-        """Return the entries to be counted: those that come next in a lane whose next micro-batch only bounds keep small."""
+        """Return the entries to count: the next ones of a lane, if only their bounds keep the next micro-batch small."""
         for lane in self._lanes.values():
             order = lane.in_order()
             first = list(islice(order, limits.texts))
@@ -287,7 +279,7 @@ class FairQueue:
         return []
 
     def drain(self) -> list[QueueEntry]:
-        """Take all entries out that somebody waits for."""
+        """Remove all entries that have a waiting caller."""
         entries = [entry for lane in self._lanes.values() for entry in lane.in_order()]
         for entry in entries:
             self._leave(entry)
@@ -298,7 +290,7 @@ class FairQueue:
         self._lanes[entry.lane].add(entry)
 
     def _leave(self, entry: QueueEntry, _: object = None) -> None:
-        """Free the place of an entry, once. The done-callback of every entry's future ends here, too."""
+        """Free the place of an entry once. The done-callback of each entry's future calls this, too."""
         if _waits(entry):
             self._lanes[entry.lane].remove(entry)
             entry.flow = None
@@ -310,7 +302,7 @@ def _waits(entry: QueueEntry) -> bool:
 
 
 def _excess(waiting: tuple[int, int], texts: int, size: int, limits: QueueLimits) -> float:
-    """Compute the part of the waiting texts, or of their bytes, that is too much for some more."""
+    """Return the share of the waiting texts, or of their bytes, that must leave before some more fit."""
     by_texts = (waiting[0] + texts - limits.texts) / max(1, waiting[0])
     by_bytes = (waiting[1] + size - limits.bytes) / max(1, waiting[1])
     return max(0.0, by_texts, by_bytes)

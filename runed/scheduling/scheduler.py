@@ -1,4 +1,4 @@
-"""The scheduler: one backend, shared among many callers."""
+"""The scheduler shares one backend among many callers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SchedulerSettings:
 
     Attributes:
         idle_timeout: Seconds without an embedding after which the backend is stopped; 0 never stops it.
-        queue: Bounds of what may wait.
+        queue: Bounds of the waiting texts.
     """
 
     idle_timeout: float
@@ -48,18 +48,18 @@ class Scheduler:
     """Turns texts into vectors for many callers at once.
 
     Args:
-        backend: The backend, owned from now on.
+        backend: The backend. The scheduler closes it.
         settings: The user's settings.
-        cache: The vectors that were computed before, owned from now on.
+        cache: The cache of vectors. The scheduler closes it.
         metrics: Counts and measures.
         centroids: The centroid set to route by.
-        engine_version: The version that the engine names, or "".
-        traits: The way in which the model is to be used; None means as its file says.
+        engine_version: The version that the engine tells, or "".
+        traits: The traits of the model; None derives them from its file.
 
     Attributes:
-        backend: As given, to be looked at.
-        traits: The way in which the model is used.
-        centroids: As given.
+        backend: The backend, for reading only.
+        traits: The traits of the model.
+        centroids: The centroid set to route by.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Scheduler:
 
     @property
     def load(self) -> Load:
-        """The work that waits and that was done."""
+        """The waiting and the finished work."""
         return Load(
             stats=self._metrics.stats(),
             queued={lane: self._batcher.depth(lane) for lane in Lane},
@@ -111,7 +111,7 @@ class Scheduler:
         )
 
     def fingerprint(self, dimensions: int) -> str:
-        """Name the space of vectors with the given number of values; see `runed.domain.model.fingerprint`."""
+        """Return the name of the space of vectors with the given number of values; see `runed.domain.model.fingerprint`."""
         return fingerprint(self.backend.model, self.traits, engine_version=self._engine_version, dimensions=dimensions)
 
     async def start(self) -> None:
@@ -132,24 +132,24 @@ class Scheduler:
             texts: 1 to `MAX_BATCH_TEXTS` texts, none of them blank.
             options: The caller's options.
             client: The caller's name; texts of different clients take turns.
-            per_item_errors: Whether a text that cannot be embedded leaves the others alone. Otherwise nothing is computed
-                unless every text can be.
+            per_item_errors: Whether a text that cannot be embedded gets its own error. Otherwise it fails the whole call, and
+                nothing is computed.
 
         Returns:
             One item a text, in order.
 
         Raises:
-            InvalidRequestError: The call, or without `per_item_errors` one of its texts, cannot be served, and why.
+            InvalidRequestError: The call, or without `per_item_errors` one of its texts, cannot be served.
             NoCentroidSetError: A route was asked for, and there is no set to route by; nothing was computed.
             QueueFullError: Too much waits already.
             ShuttingDownError: The scheduler was closed meanwhile.
             BackendUnavailableError: The engine failed.
-            BackendFaultError: Without `per_item_errors`: the engine answered something that is not an embedding.
+            BackendFaultError: Without `per_item_errors`: the engine's answer is not an embedding.
         """
         check_count(texts)
         lane = Lane.INTERACTIVE if len(texts) <= INTERACTIVE_BATCH else Lane.BULK
         terms = self._terms(options, client, lane, strict=not per_item_errors)
-        # One set for all of the call, though another one may be installed meanwhile.
+        # The whole call uses one set, even if another one is installed meanwhile.
         centroids = self.centroids.current() if options.with_route else None
         claims = [Claim(text, named(index, len(texts))) for index, text in enumerate(texts)]
         async with self._desk.claimed(claims, terms):
@@ -166,12 +166,12 @@ class Scheduler:
         """Embed any number of texts, with a bounded number of them in flight.
 
         Args:
-            chunks: The texts as they come; more are taken only when there is room for them.
-            options: The caller's options; without a lane, the texts go in bulk.
+            chunks: The texts as they come. More are taken only while there is room for them.
+            options: The caller's options. Without a lane, the texts wait in the bulk lane.
             client: As for `embed`.
 
         Returns:
-            The results as they become ready. Its iteration raises an error that is no text's fault, such as a
+            The results as they become ready. The iteration raises an error that has another cause than a text, such as a
             BackendUnavailableError.
 
         Raises:
@@ -181,7 +181,7 @@ class Scheduler:
         return Stream(terms, desk=self._desk, answered=self._metrics.answered, piece_texts=self._piece_texts).run(chunks)
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
-        """Count tokens as `embed` would see them, with prompts and special tokens.
+        """Count tokens as `embed` would, with prompts and special tokens.
 
         Args:
             texts: 1 to `MAX_BATCH_TEXTS` texts, of any length.
@@ -202,7 +202,7 @@ class Scheduler:
             return counts
 
     async def close(self) -> None:
-        """Stop the clock and the backend, and refuse what waits."""
+        """Stop the clock and the backend, and fail waiting texts."""
         await self._idle.close()
         await self._batcher.close()
         self._router.close()

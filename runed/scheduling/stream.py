@@ -1,4 +1,4 @@
-"""One stream: any number of texts in, vectors out as they are ready, with a bounded number of them in between."""
+"""One stream: it takes any number of texts and returns vectors as they are ready. A bounded number of texts is in flight."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from runed.scheduling.claims import Claim, ClaimDesk, Terms
 from runed.scheduling.preparing import STREAMED
 
 WINDOW_TEXTS = 512
-"""The most texts of one stream in flight, from their reading to the sending of their vectors. Enough to keep the engine busy
-while the client is asleep for a moment, and to sort texts by length."""
+"""Most texts of one stream in flight, from their reading to the sending of their vectors. Enough to keep the engine busy
+while the client pauses for a moment, and to sort texts by length."""
 
 WINDOW_BYTES = 1024 * 1024
-"""The most bytes of one stream in flight; a single longer text may exceed it."""
+"""Most bytes of one stream in flight. A single longer text may exceed it."""
 
 PIECE_TEXTS = 64
-"""The number of texts that are queued at once, unless the queue holds less."""
+"""Number of texts that are queued at once, unless the queue holds fewer."""
 
 
 class Stream:
@@ -26,7 +26,7 @@ class Stream:
     Args:
         terms: The terms of all of its texts.
         desk: Takes claims to their tickets.
-        answered: Is told the number of vectors that were sent.
+        answered: Called with the number of vectors that were sent.
         piece_texts: The number of texts to queue at once.
     """
 
@@ -47,13 +47,13 @@ class Stream:
         """Embed the texts of a stream.
 
         Args:
-            chunks: The texts; more are taken only when there is room for them.
+            chunks: The texts. More are taken only while there is room for them.
 
         Yields:
             The results that became ready.
 
         Raises:
-            RunedError: A failure that is no text's fault. The texts that were not answered may be sent again.
+            RunedError: A failure that has another cause than a text. The texts without an answer may be sent again.
         """
         self._spawn(self._read(chunks))
         try:
@@ -63,7 +63,7 @@ class Stream:
                 if ready := self._ready:
                     self._ready = []
                     yield StreamAnswer([result for result, _ in ready], self._terms.space)
-                    # Only now: a client that reads no results gets no further texts in.
+                    # Only now, so that no further texts are taken from a client that reads no results.
                     self._texts -= len(ready)
                     self._bytes -= sum(size for _, size in ready)
                     self._room.set()
@@ -92,7 +92,7 @@ class Stream:
         self._bytes += size
 
     async def _embed(self, piece: Sequence[StreamItem], sizes: Sequence[int]) -> None:
-        """Embed a piece, and hand on each of its results as soon as it is there."""
+        """Embed a piece, and pass each of its results on as soon as it is ready."""
         claims = [Claim(item.text, STREAMED) for item in piece]
         async with self._desk.claimed(claims, self._terms):
             pending = list(zip(piece, sizes, claims, strict=True))

@@ -34,23 +34,23 @@ class Ticket:
 
     @property
     def alive(self) -> bool:
-        """Whether another claim can still join: the text waits, is computed, or has just been computed."""
+        """Whether another claim can join: the text waits, is being computed, or has just been computed."""
         return not self.future.done() or (not self.future.cancelled() and self.future.exception() is None)
 
     def release(self) -> None:
-        """Count one holder less. A text that nobody holds any more is not computed."""
+        """Remove one holder. A text without holders is not computed."""
         self.holders -= 1
         if self.holders == 0:
             self.future.cancel()
 
     def redeem(self, *, shared: bool) -> Embedding:
-        """Return the embedding, of all of the model's dimensions, once the future is done.
+        """Return the embedding with all dimensions of the model. The future must be done.
 
         Args:
             shared: Whether another claim came first.
 
         Raises:
-            RunedError: There is none, and why.
+            RunedError: The text has no embedding.
         """
         try:
             done = self.future.result()

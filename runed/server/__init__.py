@@ -1,4 +1,4 @@
-"""Hypercorn on a listening socket, with an HTTP/2 that holds up under gRPC load.
+"""Hypercorn on a listening socket, with an HTTP/2 of our own that works under gRPC load.
 
 The rest of runed uses `Server` alone. From a socket to the app: `serving` accepts and drains, `connection` moves bytes and
 chooses the protocol, `http1` and `http2` turn bytes into requests, and `stream` is one request as the ASGI app sees it.

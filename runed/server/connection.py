@@ -16,7 +16,7 @@ READ_SIZE = 64 * 1024
 """Bytes that are read from the kernel at a time."""
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds that a client has to read the last bytes, or to end a request that is already answered. It is cut off then."""
+"""Seconds that a client may take to read the last bytes, or to end a request that is already answered. It is cut off then."""
 
 _log = get_logger(__name__)
 
@@ -28,7 +28,7 @@ class Connection:
 
     Args:
         context: The state of the server.
-        number: The number of this connection, which no other connection of the server has.
+        number: The number of this connection, unique in the server.
         reader: The bytes of the client.
         writer: The bytes for the client.
     """
@@ -112,7 +112,7 @@ class Connection:
         return asyncio.get_running_loop().time() + self._context.head_timeout
 
     async def _read(self, deadline: float | None = None) -> bytes:
-        """Return the next bytes; none if the client has disconnected, was cut off, or missed the deadline."""
+        """Return the next bytes, or b"" if the client has disconnected, was cut off, or missed the deadline."""
         try:
             async with asyncio.timeout_at(deadline):
                 data = await self._reader.read(READ_SIZE)
@@ -139,7 +139,7 @@ class Connection:
                 pass  # Hypercorn's `Updated` drives its idle timer
 
     def _finish(self) -> None:
-        """Close after the last response. A client that still sends must stop first, or it would miss the response."""
+        """Close after the last response. First wait until the client stops sending, or it would miss the response."""
         assert isinstance(self._protocol, Http1Protocol)
         if self._protocol.expects_input and not self._lingering and self._writer.can_write_eof():
             self._writer.write_eof()
@@ -148,7 +148,7 @@ class Connection:
             self._writer.close()
 
     async def _close(self) -> None:
-        """Free the descriptor, also if the client does not read its last bytes."""
+        """Free the descriptor, even if the client does not read its last bytes."""
         if self._lingering is not None:
             self._lingering.cancel()
         self._writer.close()

@@ -1,4 +1,4 @@
-"""HTTP/1.1: Hypercorn's protocol on h11, with our own streams and without upgrades."""
+"""HTTP/1.1 by Hypercorn's protocol on h11, with our own streams and without upgrades."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 
 WRITE_SIZE = 64 * 1024
-"""Bytes of a response that are given to the transport at a time, so that a slow client costs time and no memory."""
+"""Bytes of a response that go to the transport at a time, so that a slow client costs time but no memory."""
 
 
 class Http1Stream(RequestStream):
@@ -34,7 +34,7 @@ class Http1Stream(RequestStream):
         self._room = asyncio.Event()
 
     async def handle(self, event: StreamEvent) -> None:
-        """Take an event of the connection, and hold up its reader while the app has enough to read."""
+        """Take an event of the connection. Stop its reader while the app has enough to read."""
         await super().handle(event)
         while len(self._body) > BODY_LIMIT:
             self._room.clear()
@@ -48,7 +48,7 @@ class Http1Stream(RequestStream):
             await self._protocol.flush()
 
     def disconnect(self) -> None:
-        """Give this request up, and let the reader of the connection go on."""
+        """Abandon this request, and let the reader of the connection go on."""
         super().disconnect()
         self._room.set()
 
@@ -107,11 +107,11 @@ class Http1Protocol(H11Protocol):
 
     @property
     def expects_input(self) -> bool:
-        """Whether the client still sends a request that is already answered, or something that is no request."""
+        """Whether the client still sends a request that is already answered, or bytes that are not a request."""
         return self.connection.their_state in {h11.SEND_BODY, h11.ERROR}
 
     def hold(self) -> None:
-        """Gather the bytes that are written until `flush`: each write costs a system call, and wakes the client up."""
+        """Gather written bytes until `flush`, since each write costs a system call and wakes the client up."""
         if self._held is None:
             self._held = bytearray()
 
@@ -133,9 +133,10 @@ class Http1Protocol(H11Protocol):
             await self._send_now(event)
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send one part of a response. During a drain, or before the request has ended, tell that the connection closes.
+        """Send one part of a response.
 
-        A client that is not told would send its next request on a connection that is closed by then.
+        During a drain, or before the request has ended, tell that the connection closes. Otherwise a client would send its next
+        request on a connection that is closed by then.
         """
         if isinstance(event, Response) and (self.context.terminated.is_set() or self.expects_input):
             await super().stream_send(replace(event, headers=[*event.headers, (b"connection", b"close")]))
@@ -149,7 +150,7 @@ class Http1Protocol(H11Protocol):
         """Ignore `Upgrade: h2c`, which RFC 9113 dropped: the preface alone chooses HTTP/2."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """Start a request. A WebSocket handshake is an ordinary GET here."""
+        """Start a request. A WebSocket handshake is treated as an ordinary GET."""
         self.stream = Http1Stream(self._server_context, self.task_group, self._client, self)
         await self.stream.handle(
             Request(

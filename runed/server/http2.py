@@ -44,9 +44,10 @@ _CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"tran
 
 
 class _Protocol(H2Connection):
-    """h2's connection, changed so that a fault of one stream, or a GOAWAY of the client, does not end other streams."""
+    """A connection of h2, changed so that a fault of one stream, or a GOAWAY of the client, does not end other streams."""
 
-    # h2 remembers how streams ended, to answer late frames, which come soon. Its 65,536 cost megabytes a connection.
+    # h2 remembers how streams ended, to answer late frames. Late frames come soon, and h2's default of 65,536 streams costs
+    # megabytes for each connection.
     MAX_CLOSED_STREAMS = 1024
 
     def __init__(self, max_streams: int) -> None:
@@ -111,7 +112,7 @@ class Http2Stream(RequestStream):
         self._connection = connection
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
-        """Take a part of the response. None means that the app has ended, which ends this stream."""
+        """Take a part of the response. None means that the app has ended; the stream ends then."""
         try:
             await super().app_send(message)
         finally:
@@ -119,8 +120,8 @@ class Http2Stream(RequestStream):
                 self._connection.forget(self)
 
     def disconnect(self) -> None:
-        """Give this request up."""
-        self.body_was_read(len(self._body))  # otherwise the window of the connection would shrink for good
+        """Abandon this request."""
+        self.body_was_read(len(self._body))  # otherwise the window of the connection would stay smaller for ever
         super().disconnect()
         self.unsent = memoryview(b"")
         self.sent.set()
@@ -191,11 +192,11 @@ class Http2Connection:
             if self.closed:
                 return
             await self._receive_slice(data[start : start + READ_SLICE])
-            # No more frames are read from a client that reads no answers: the answers would pile up.
+            # No more frames are read from a client that reads no answers. Otherwise answers would pile up.
             await self._writable.wait()
 
     async def write(self) -> None:
-        """Send framed bytes, all that are there at once, until the connection ends; then close the transport."""
+        """Send framed bytes whenever there are some, until the connection ends. Then close the transport."""
         try:
             while not self.closed:
                 await self._has_output.wait()
@@ -222,7 +223,7 @@ class Http2Connection:
             self._has_output.set()
 
     def close(self) -> None:
-        """Give up all requests, and send the framed bytes if the client is still there."""
+        """Abandon all requests, and send the framed bytes if the client is still there."""
         self.closed = True
         for stream in self.streams.values():
             stream.disconnect()
@@ -266,9 +267,10 @@ class Http2Connection:
         await stream.flushed()
 
     def _send_head(self, stream: Http2Stream, *, end_stream: bool = False) -> bool:
-        """Frame the head of a response if it still waits, and tell whether it did.
+        """Frame the head of a response if it still waits, and return whether it did.
 
-        The head waits for the next part: gRPC's clients accept an error without a body only as headers that end the stream.
+        The head waits for the next part, since gRPC's clients accept an error without a body only as headers that end the
+        stream.
         """
         head, stream.head = stream.head, None
         if head is not None:
@@ -358,11 +360,11 @@ class Http2Connection:
         try:
             self._h2.reset_stream(stream_id, code)
         except ProtocolError:
-            return  # the client was quicker: the stream, or the connection, is over already
+            return  # the client has closed the stream, or the connection, before
         self._has_output.set()
 
     def _output(self) -> bytes:
-        """Take what is to be written next."""
+        """Return the next bytes to write."""
         self._framed = 0
         self._frame_bodies()
         return self._h2.data_to_send()

@@ -1,4 +1,4 @@
-"""Accepting connections on a listening socket, and ending them without losing an answer."""
+"""Accepts connections on a listening socket, and ends them without losing an answer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from runed.server.connection import Connection
 from runed.server.stream import Application, ServerContext
 
 CANCEL_TIMEOUT = 5.0
-"""Seconds that calls of the app have to clean up after they were cancelled."""
+"""Seconds that cancelled calls of the app may take to clean up."""
 
 LATE_GRACE = 1.0
-"""Seconds for the calls of connections that were made during a drain. These are questions and refusals, no work."""
+"""Seconds for the calls of connections that were made during a drain. These are status requests and refusals, no work."""
 
 _log = get_logger(__name__)
 
@@ -27,19 +27,19 @@ _log = get_logger(__name__)
 class Server:
     """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket.
 
-    Each connection has its own number; the app sees it in each request as `scope["client"] == ("unix", number)`, or "tcp". A
-    client that disconnects, or gives a request up, shows as `http.disconnect`. The app gets no lifespan events: the caller of
+    Each connection has its own number; the app sees it in each request as `scope["client"] == ("unix", number)`, or "tcp". The
+    app reads `http.disconnect` if a client disconnects or abandons a request. The app gets no lifespan events: the caller of
     `start` and `stop` has no use for them. An exception of the app ends only its own request, and is logged without its text.
 
     Args:
         app: The application.
         sock: A bound and listening socket. `stop` closes it, and leaves the path of a UNIX socket alone.
-        max_streams: Requests that one HTTP/2 connection may have open at a time. One more is refused, and the client may try
-            again.
-        max_connections: Connections at a time. One more closes the connection that has been idle for longest; if none is idle,
-            it is closed itself.
+        max_streams: Requests that one HTTP/2 connection may have open at a time. A further one is refused, and the client may
+            try again.
+        max_connections: Connections at a time. A further one closes the connection that has been idle for the longest time. If
+            none is idle, the new one is closed.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
-        stall_timeout: Seconds for which a request waits for a client that neither sends nor reads a byte of it. It is given up
+        stall_timeout: Seconds that a request waits for a client that neither sends nor reads a byte of it. The request is ended
             then. The time of the app is not limited. Common web servers wait as long.
     """
 
@@ -75,7 +75,7 @@ class Server:
         if self._context.transport == "tcp":
             self._listener = await asyncio.start_server(self._accept, sock=self._sock, backlog=socket.SOMAXCONN)
         elif sys.version_info >= (3, 13):
-            # From Python 3.13 on, asyncio would unlink the path, which may be another daemon's by then.
+            # Since Python 3.13, asyncio would unlink the path, which may belong to another daemon by then.
             self._listener = await asyncio.start_unix_server(
                 self._accept, sock=self._sock, backlog=socket.SOMAXCONN, cleanup_socket=False
             )
@@ -86,8 +86,8 @@ class Server:
         """Wait for the requests in flight, then cut off the rest.
 
         Present connections take no new requests. Until the last of them has ended, new connections are served, so that a client
-        can ask for the state of the app; they are not waited for. The app itself has to refuse new work. This may be called
-        again, also while it runs: the shorter grace counts.
+        can ask for the state of the app. The server does not wait for new connections. The app itself must refuse new work.
+        This may be called again while it runs; the shorter grace counts.
 
         Args:
             grace: Seconds that the requests in flight may take.
@@ -113,7 +113,7 @@ class Server:
             _log.error("requests ignore their cancellation", connections=left)
 
     async def _wait(self, connections: AbstractSet[asyncio.Task[None]], seconds: float) -> int:
-        """Wait for the end of connections; return how many have not ended."""
+        """Wait for the end of connections. Return the number of those that have not ended."""
         if not connections:
             return 0
         _, pending = await asyncio.wait(connections, timeout=seconds)
@@ -135,9 +135,9 @@ class Server:
         self._late.discard(task)
 
     def _make_room(self) -> bool:
-        """Close an idle connection if there are too many, and tell whether one more fits.
+        """Close an idle connection if there are too many, and return whether one more fits.
 
-        Clients that leave connections open must not lock others out.
+        Otherwise clients that leave connections open would lock others out.
         """
         if len(self._connections) < self._max_connections:
             return True

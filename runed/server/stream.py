@@ -1,4 +1,4 @@
-"""One request and its response, between a connection and the ASGI app."""
+"""One request and its response, as the link between a connection and the ASGI app."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RequestStream(HTTPStream):
     """Hypercorn's HTTP stream, with one buffer in which the body of the request waits until the app reads it.
 
     Hypercorn has a queue of messages there. A bounded queue blocks the reader of the whole connection, for ever once the app
-    has ended. An unbounded queue holds all that a client sends. A buffer has a size in bytes, which can be bounded.
+    has ended. An unbounded queue keeps everything that a client sends. A buffer has a size in bytes, which can be bounded.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class RequestStream(HTTPStream):
                 await super().handle(event)
 
     def disconnect(self) -> None:
-        """Give this request up: the app reads `http.disconnect`, and what it still sends is dropped."""
+        """Abandon this request. The app reads `http.disconnect`, and the rest of its response is dropped."""
         self.closed = True
         self._body.clear()
         self._changed.set()
@@ -119,18 +119,18 @@ class RequestStream(HTTPStream):
     def begin_duplex(self) -> asyncio.Event:
         """Let both sides send at the same time. The app calls this as `scope["extensions"]["runed.duplex"]["begin"]`.
 
-        From now on the client may be silent for any time, since it may wait for an answer or for its next input. It still has
+        From now on the client may stay silent for any time, since it may wait for an answer or for its next input. It still has
         to read its answers within the stall timeout.
 
         Returns:
-            An event that is set when the client disconnects or gives the request up. ASGI tells that only after the whole body,
-            which an app that holds its client back does not read.
+            An event that is set when the client disconnects or abandons the request. ASGI tells this only after the whole
+            body, and an app that makes its client wait does not read the whole body.
         """
         self._duplex = True
         return self._disconnected
 
     async def receive(self) -> ASGIReceiveEvent:
-        """Wait for more of the request, as ASGI's `receive`."""
+        """Wait for the next part of the request, as ASGI's `receive`."""
         while not (self.closed or self._body or self.request_ended != self._end_delivered):
             self._changed.clear()
             may_be_silent = self.request_ended or self._duplex
@@ -166,7 +166,7 @@ class RequestStream(HTTPStream):
         """Call the app, and log an exception without its text. Hypercorn, which runs this as a task, would log the text."""
         assert scope["type"] == "http"
         extensions: dict[str, dict[Any, Any]] = {name: {} for name in _OFFERED_EXTENSIONS if name in scope["extensions"]}
-        if scope["http_version"] == "2":  # HTTP/1.1 has one direction after the other
+        if scope["http_version"] == "2":  # in HTTP/1.1, one direction follows the other
             extensions[DUPLEX] = {"begin": self.begin_duplex}
         scope["extensions"] = extensions
         try:

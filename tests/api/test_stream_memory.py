@@ -43,7 +43,7 @@ async def test_client_that_reads_no_results_is_held_back(host: Popen[bytes], hom
             request_serializer=pb.EmbedStreamRequest.SerializeToString,
             response_deserializer=pb.EmbedStreamResponse.FromString,
         )
-        await anext(aiter(method(iter([request("one")]))))  # what is imported late is there
+        await anext(aiter(method(iter([request("one")]))))  # everything imported late is there
         before = process.memory_info().rss
         sent = 0
 

@@ -122,7 +122,7 @@ async def test_a_warm_start_works_while_the_manifests_url_is_out_of_reach(machin
     assert time.monotonic() - started < 2
     assert second.model_sha256 == first.model_sha256
     assert len(second.warnings) == 1
-    assert "what is installed is used, since the manifest could not be: " in second.warnings[0]
+    assert "the installed files are used, since the manifest could not be: " in second.warnings[0]
 
 
 @pytest.mark.parametrize("content", [b"<html>please log in</html>", b'{"version": 9}'])

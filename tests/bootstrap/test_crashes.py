@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from runed.bootstrap.partial import partial_path
+from runed.bootstrap.partial_files import partial_path
 from tests.bootstrap.conftest import Machine
 from tests.bootstrap.parts import MODEL, VERSION_SCRIPT, Release, archive
 from tests.bootstrap.site import Exchange, serve, stall_after

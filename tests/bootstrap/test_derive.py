@@ -117,7 +117,7 @@ def check_source_serves(installation: Installation, machine: Machine) -> None:
     assert (installation.variant, installation.model.read_bytes()) == ("tiny", MODEL)
     assert installation.model_sha256 == sha256(MODEL)
     assert len(installation.warnings) == 1
-    assert installation.warnings[0].startswith("tiny serves instead of derived, which could not be made of it: ")
+    assert installation.warnings[0].startswith("tiny serves instead of derived, which could not be made from it: ")
     assert machine.leftovers() == []
 
 

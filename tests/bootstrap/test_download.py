@@ -14,7 +14,7 @@ import trustme
 
 from runed.bootstrap.download import download, fetch
 from runed.bootstrap.manifest import Artefact
-from runed.bootstrap.partial import partial_path, sidecar_path
+from runed.bootstrap.partial_files import partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
 from runed.errors import BootstrapError, DownloadError, RunedError, VerificationError
 from tests.bootstrap.parts import IMPATIENT, sha256

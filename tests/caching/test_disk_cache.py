@@ -84,7 +84,7 @@ def hanging(disk: DiskCache) -> Iterator[None]:
         gate.set()
 
 
-# What was put is there
+# Stored vectors are found
 
 
 async def test_vectors_outlive_the_process_that_put_them(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ async def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
     assert written > 5000
 
 
-# What the file reveals
+# The file reveals nothing
 
 
 async def test_only_its_owner_can_read_it_whatever_the_umask(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from runed.bootstrap import Phase, Progress
 from runed.daemon import bootstrapper as module
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
-from runed.daemon.model import ServedModel
+from runed.daemon.served_model import ServedModel
 from runed.domain.status import Status
 from runed.errors import BackendUnavailableError, BootstrappingError, DownloadError
 

@@ -179,7 +179,7 @@ async def test_by_asyncio_too(routing_daemon: RunningDaemon) -> None:
         assert installed == runed.CentroidSet(version=(await client.info()).centroid_set_version, nlist=2000)
         again = await client.set_centroids(values, "k2000", installed.version)
         assert again == installed
-        with pytest.raises(errors.BadCentroidsError, match="is not that of what came"):
+        with pytest.raises(errors.BadCentroidsError, match="is not that of the received content"):
             await client.set_centroids(values, "k2001", installed.version)
         embeddings = [item for item in await client.embed_items(TEXTS, with_route=True) if isinstance(item, runed.Embedding)]
     assert [item.cluster_id for item in embeddings] == nearest(np.array([item.vector for item in embeddings]), values)

@@ -1,4 +1,4 @@
-"""What the package asks for is enough for what it ships."""
+"""The declared requirements of the package are enough for its code."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ async def test_version_is_checked_with_a_preset_and_taken_as_it_is_without(open_
     matrix = values()
     right = version_of(matrix, "k20")
     assert await install(store, matrix, preset="k20", version=right) == right
-    with pytest.raises(BadCentroidsError, match="is not that of what came") as caught:
+    with pytest.raises(BadCentroidsError, match="is not that of the received content") as caught:
         await install(store, values(seed=2), preset="k20", version=right)
     assert caught.value.metadata == {"version": right, "computed": version_of(values(seed=2), "k20")}
     with pytest.raises(BadCentroidsError):
@@ -332,7 +332,7 @@ async def test_sender_that_trickles_is_told_to_hurry(open_store: Open, path: Pat
     assert await install(store, values()) == version_of(values())
 
 
-# What a restart finds
+# Restarts
 
 
 async def refused(open_store: Open, path: Path, **model: object) -> str:

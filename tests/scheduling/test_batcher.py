@@ -160,7 +160,7 @@ async def test_nobody_to_wait_for_is_nothing_to_do() -> None:
     assert backend.calls == []
 
 
-# Those who come back
+# Returning callers
 
 
 async def ask_on(batcher: Batcher, client: str, *, calls: int, pause: float) -> None:

@@ -286,7 +286,7 @@ async def test_a_stream_tells_errors_of_texts_beside_their_ids_and_ends_with_oth
     assert scheduler.load.stats.total_texts == 1
 
 
-# What is told of a text
+# Facts of a text
 
 
 @pytest.mark.parametrize("truncate", [Truncate.END, Truncate.START])
@@ -346,7 +346,7 @@ async def test_prompts_ways_to_cut_and_texts_have_vectors_of_their_own() -> None
     assert [batch[0] for batch in backend.batches][:3] == ["text", "find it: text", "find songs: text"]
 
 
-# No work twice, none for nobody
+# No work twice, and no work without a caller
 
 
 @virtual_time

@@ -1,4 +1,4 @@
-"""What is too long to be read in one go is found, and nothing else."""
+"""The check finds classes and modules that are too long, and nothing else."""
 
 from __future__ import annotations
 

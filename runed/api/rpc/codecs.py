@@ -99,7 +99,7 @@ def _what_is_wrong(error: ParseError, message_class: type[Message]) -> str:
 
 
 def _embeddings(message: Message) -> Sequence[pb.EmbedResponse]:
-    """Return the messages within one that hold a vector each."""
+    """Return the messages inside a message that have a vector each."""
     match message:
         case pb.EmbedResponse():
             return [message]

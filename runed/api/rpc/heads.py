@@ -1,8 +1,8 @@
 """Faults in the head of a request.
 
 The RPC library refuses such a request before any interceptor sees it. Its refusal lacks the reason that every error of the
-contract has. It refuses a stream of the Connect protocol outside of that protocol, and calls a header that is not text a fault
-of the daemon.
+contract has. It refuses a stream of the Connect protocol without using that protocol, and reports a header that is not text as
+a fault of the daemon.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FORMS: dict[bytes, tuple[re.Pattern[bytes], MalformedRequestError]] = {
         MalformedRequestError("the header Grpc-Timeout is not a number of at most 8 digits and a unit, H, M, S, m, u or n"),
     ),
 }
-"""The form of a header, and the refusal of a header of another form."""
+"""Required form of each header, and the error of a header of another form."""
 
 _NOT_TEXT = MalformedRequestError("a header is not UTF-8; send its bytes in base64")
 _GRPC_METHOD = UnimplementedError("gRPC knows no HTTP method but POST; send that")

@@ -1,4 +1,4 @@
-"""`grpc.health.v1.Health`: tells the tools of gRPC whether embeddings are answered."""
+"""`grpc.health.v1.Health`, which tells gRPC's tools whether embeddings are answered."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from runed.api.host import Host
 from runed.domain.status import Health, Status
 
 POLL_INTERVAL = 0.25
-"""Seconds between two looks of a Watch at the daemon. A Watch delays a drain by as much at most."""
+"""Seconds between two checks of the daemon's state by a Watch. A Watch delays a drain by at most this time."""
 
 MAX_WATCHES = 256
-"""The most Watch calls at a time. Each lasts for as long as its client likes."""
+"""Most concurrent Watch calls. The client decides how long each lasts."""
 
 _Served = HealthCheckResponse.ServingStatus
 
 
 class HealthServicer:
-    """Implements the generated `Health`. Asking neither wakes the engine nor keeps it awake.
+    """Implements the generated `Health`. A call neither starts the engine nor keeps it awake.
 
     Args:
         host: The daemon.
-        services: The full names of all services. They share one state, as does "", the whole server.
+        services: The full names of all services. They and "", the whole server, share one state.
     """
 
     def __init__(self, host: Host, services: Iterable[str]) -> None:
@@ -57,7 +57,7 @@ class HealthServicer:
         return HealthListResponse(statuses={name: HealthCheckResponse(status=status) for name in self._names})
 
     async def watch(self, request: HealthCheckRequest, ctx: RequestContext[Any, Any], /) -> AsyncIterator[HealthCheckResponse]:
-        """Yield the state of a service now and at each change, until the client goes or the daemon drains.
+        """Yield the state of a service now and at each change, until the client leaves or the daemon drains.
 
         Raises:
             TooManyWatchesError: `MAX_WATCHES` clients watch already.
@@ -84,10 +84,10 @@ class HealthServicer:
 
 
 def serving_status(health: Health) -> _Served:
-    """Return whether an embedding that came now would be answered.
+    """Return whether an embedding that comes now will be answered.
 
-    It would while the engine sleeps or starts, since the call wakes it and waits. NOT_SERVING would make a client that
-    heeds the state drop a connection on which others are about to be answered.
+    It will be while the engine sleeps or starts, since the call starts the engine and waits. NOT_SERVING would make some
+    clients drop a connection on which other calls are about to be answered.
     """
     match health.status:
         case Status.OK | Status.IDLE:

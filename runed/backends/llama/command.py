@@ -11,7 +11,8 @@ from runed.backends.llama.profile import Profile
 from runed.domain.model import ModelInfo
 
 CONTEXT_STEP = 256
-"""Tokens to a multiple of which llama.cpp rounds a context up. Measured: `-c 300` accepts texts of 511 tokens."""
+"""Step of a context in tokens: llama.cpp rounds a context up to a multiple of it. Measured: `-c 300` accepts texts of 511
+tokens."""
 
 _LAST_MICRO_BATCH = 60
 """Tokens that the engine computes at once, for models with last-token pooling. Three reasons:
@@ -28,8 +29,8 @@ _NO_REPACK_REMARK = (
 )
 
 _ONE_SLOT_REMARK = (
-    "texts are computed one by one, which is slower for many short ones, because this build of llama-server gives this model's "
-    "vectors another value in company than alone"
+    "texts are computed one by one, which is slower for many short ones, because this build of llama-server computes "
+    "another vector for a text in a batch than for the same text alone"
 )
 
 

@@ -294,7 +294,7 @@ def _decode(body: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BackendFaultError("llama-server answered something that is not what was asked for") from None
+        raise BackendFaultError("llama-server gave an answer that is not of the expected form") from None
 
 
 def _check_vectors(vectors: list[bytes], dim: int) -> None:

@@ -67,7 +67,7 @@ class Launcher:
         if _file_state(self._command.model) != self._model_state:
             raise BackendUnavailableError(
                 f"the model {self._command.model} was replaced or removed while the daemon ran; run `runed stop`: "
-                "the next client starts a daemon that serves what is there then"
+                "the next client starts a daemon that serves the present file"
             )
         self._heed_quirks()
         try:

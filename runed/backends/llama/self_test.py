@@ -27,7 +27,7 @@ class CompanyError(BackendFaultError):
     """The engine rounds a text's vector differently beside other texts. `cosine` compares it with that of the text alone."""
 
     def __init__(self, cosine: float) -> None:
-        super().__init__(f"llama-server embeds a text differently alone and in company (cosine {cosine:.5f})")
+        super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
 async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits) -> None:

@@ -60,8 +60,8 @@ class Deadline:
 class Patience:
     """The pauses of one call between its tries.
 
-    The daemon tells when another try can help. A caller waits half to one and a half times as long, so that callers that were
-    refused together do not come back together. Each pause is longer than the one before.
+    The daemon tells when another try can help. A caller waits half to one and a half times this time, so that callers that were
+    refused together do not call again together. Each pause is longer than the one before.
 
     Args:
         deadline: The end of the call. Without a limit the call is tried for `MAX_PATIENCE` from the first refusal on.

@@ -27,7 +27,7 @@ from runed.lifecycle.listener import dial
 
 
 class AsyncTransport:
-    """Calls with asyncio, from any number of tasks; each call in flight has a connection of its own.
+    """Calls with asyncio, from any number of tasks. Each call in flight has its own connection.
 
     Args:
         target: The daemon to talk to.
@@ -42,7 +42,7 @@ class AsyncTransport:
         self._closed = False
 
     async def perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
-        """Perform a step; returns its result."""
+        """Perform a step, and return its result."""
         match step:
             case Send():
                 return step.decode(await self._call(step.method, step.request.SerializeToString(), step.timeout))
@@ -53,7 +53,7 @@ class AsyncTransport:
         return None
 
     async def close(self) -> None:
-        """Close all idle connections; a connection in use is closed when its call ends."""
+        """Close all idle connections. A connection in use is closed when its call ends."""
         self._closed = True
         idle, self._idle = self._idle, []
         for connection in idle:
@@ -71,7 +71,7 @@ class AsyncTransport:
             raise closed()
 
     async def _call(self, method: str, message: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109 # the daemon is told too
-        """Call a method; cancelling it ends the call in the daemon too.
+        """Call a method. A cancel ends the call in the daemon, too.
 
         Args:
             method: Its name, as in "Embed".
@@ -102,8 +102,8 @@ class AsyncTransport:
     def _take_idle(self) -> _AsyncConnection | None:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            # Another loop: most likely that of a child after a fork. Closing a connection, or just letting it go, would take
-            # it out of the selector that the child still shares with its parent.
+            # Another loop, most likely in a child after a fork. Closing or dropping a connection would remove it from the
+            # selector that the child still shares with its parent.
             self._loop = loop
             self._abandoned += self._idle
             self._idle = []
@@ -119,7 +119,7 @@ class AsyncTransport:
         try:
             answer = await connection.call(method, message, timeout)
         except BaseException:
-            # As in `Transport`; a cancelled task comes here too.
+            # As in `Transport`. A cancelled task comes here, too.
             connection.close()
             raise
         if connection.exchange.start_next() and not self._closed and len(self._idle) < MAX_IDLE:

@@ -21,14 +21,14 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 _LONGEST_TURN = 0.005
-"""Seconds for which texts of a blocking iterator are taken before other tasks have their turn."""
+"""Seconds during which texts of a blocking iterator are taken before other tasks run."""
 
 
 class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
     """A connection that carries one stream; `open` makes it.
 
     Args:
-        exchange: The state that it begins with.
+        exchange: The initial state of the stream.
         news: Set when something can be received.
     """
 
@@ -62,12 +62,12 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
         return connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Keep the bytes until they are taken; a caller who takes none stops the daemon from sending more."""
+        """Keep the bytes until they are taken. If the caller takes none, the daemon stops sending."""
         assert self._transport is not None
         self._received += data
         if len(self._received) >= CHUNK:
@@ -75,19 +75,19 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
         self._news.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 # however it ended
-        """Note the end."""
+        """Note the end of the connection."""
         self._at_end = True
         self._closed.set_result(None)
         self._news.set()
 
     def write(self) -> None:
-        """Write the output of the exchange; it is no more than the daemon's windows allow."""
+        """Write the output of the exchange, which is never more than the daemon's windows allow."""
         assert self._transport is not None
         if data := self.exchange.output():
             self._transport.write(data)
 
     def take(self) -> bytes | None:
-        """Take the bytes that came: b"" at the end of the connection, None without any."""
+        """Take the received bytes: b"" at the end of the connection, None if there are none."""
         assert self._transport is not None
         if self._received:
             data = bytes(self._received)
@@ -100,7 +100,7 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
         return b"" if self._at_end else None
 
     def close(self) -> None:
-        """Give up what is still open of the stream, and close."""
+        """Reset the stream if it is not complete, and close the connection."""
         assert self._transport is not None
         self.exchange.reset()
         self.write()
@@ -109,7 +109,7 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
     async def wait_closed(self) -> None:
         """Wait until the descriptor is free."""
         assert self._transport is not None
-        # A daemon that does not read must not hold us up.
+        # A daemon that does not read must not delay the close.
         self._transport.abort()
         await asyncio.shield(self._closed)
 
@@ -118,9 +118,9 @@ class Feeder(Generic[K]):
     """A task that takes texts from the caller's iterator while there is room for them.
 
     Args:
-        pending: Where they are put.
+        pending: The texts that wait for their outcome.
         source: The caller's texts.
-        news: Set when there are some, and at their end.
+        news: Set when texts were taken, and at their end.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Feeder(Generic[K]):
         self._task.add_done_callback(lambda _: news.set())
 
     def check(self) -> None:
-        """Let the task go on if there is room; raises what ended it other than an error, such as Ctrl-C."""
+        """Let the task go on if there is room. Raise an exception like Ctrl-C that ended the task."""
         if self._pending.has_room:
             self._room.set()
         if self._task.done():
@@ -225,7 +225,7 @@ async def run_stream(
     path: Path,
     perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]],
 ) -> AsyncGenerator[tuple[K, Outcome], None]:
-    """Drive the flow of a stream; arguments as for `blocking_stream.run_stream`."""
+    """Drive the flow of a stream. Arguments are those of `blocking_stream.run_stream`."""
     news = asyncio.Event()
     steps = _StreamSteps(path, perform, news, Feeder(pending, source, news))
     try:
@@ -238,7 +238,7 @@ async def run_stream(
 
 
 async def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]]) -> T:
-    """Drive the flow of a call that sends many messages and gets one; arguments as for `blocking_stream.run_upload`."""
+    """Drive the flow of a call that sends many messages and gets one. Arguments are those of `blocking_stream.run_upload`."""
     steps = _StreamSteps(path, perform, asyncio.Event())
     try:
         return await drive_async(flow, steps.perform)

@@ -18,26 +18,26 @@ from runed.errors import ClosedError, DaemonUnavailableError, DeadlineExceededEr
 from runed.lifecycle.listener import dial
 
 CHUNK = 64 * 1024
-"""Bytes received at once at most."""
+"""Most bytes that are received at once."""
 
 MAX_IDLE = 16
-"""Connections kept for later calls at most; a burst of threads or tasks must not hold more for good."""
+"""Most connections that are kept for later calls, so that a burst of threads or tasks does not hold many for ever."""
 
 BLOCKED = (BlockingIOError, TimeoutError)
-"""Errors of `dial` while more connections wait to be accepted than fit."""
+"""Errors of `dial` while the backlog of the daemon is full."""
 
 DIAL_PAUSE = 0.02
-"""Seconds between two tries to connect to a daemon that accepts no connection."""
+"""Seconds between two tries to connect to a daemon with a full backlog."""
 
 DIAL_PATIENCE = 60.0
-"""Seconds for which a call without a time limit tries to connect to such a daemon."""
+"""Seconds during which a call without a time limit tries to connect to a daemon with a full backlog."""
 
 BROKEN = (OSError, h11.RemoteProtocolError)
 """Errors of a connection that ended before the answer."""
 
 
 class Transport:
-    """Blocking calls, from any number of threads; each call in flight has a connection of its own.
+    """Blocking calls, from any number of threads. Each call in flight has its own connection.
 
     Args:
         target: The daemon to talk to.
@@ -51,7 +51,7 @@ class Transport:
         self._closed = False
 
     def perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
-        """Perform a step; returns its result."""
+        """Perform a step, and return its result."""
         match step:
             case Send():
                 return step.decode(self._call(step.method, step.request.SerializeToString(), step.timeout))
@@ -62,7 +62,7 @@ class Transport:
         return None
 
     def close(self) -> None:
-        """Close all idle connections; a connection in use is closed when its call ends."""
+        """Close all idle connections. A connection in use is closed when its call ends."""
         self._closed = True
         self._discard_idle()
 
@@ -116,7 +116,7 @@ class Transport:
         try:
             answer = connection.call(method, message, timeout)
         except BaseException:
-            # Ctrl-C and the like, too: the rest of its answer must not become the answer to the next one.
+            # Also after Ctrl-C and the like: the rest of the answer must not become the answer to the next call.
             connection.close()
             raise
         if connection.exchange.start_next() and not self._closed and len(self._idle) < MAX_IDLE:
@@ -178,22 +178,22 @@ def open_socket(path: Path, timeout: float | None) -> socket.socket:
         try:
             return dial(path, timeout=0)
         except BLOCKED:
-            # A blocking connect would wait for ever for a frozen daemon, whatever the socket's timeout.
+            # A blocking connect would wait for ever for a frozen daemon, in spite of the socket's timeout.
             if time.monotonic() >= end:
                 raise too_late(limit) from None
             time.sleep(DIAL_PAUSE)
 
 
 def broken(path: Path) -> DaemonUnavailableError:
-    """Describe a connection that ended before the answer."""
+    """Return the error of a connection that ended before the answer."""
     return DaemonUnavailableError(f"the connection to {path} broke before the answer; the daemon ended or is overloaded")
 
 
 def too_late(timeout: float | None) -> DeadlineExceededError:
-    """Describe a call whose time was over before the answer."""
+    """Return the error of a call whose time was over before the answer."""
     return DeadlineExceededError(f"the daemon did not answer within {timeout} s")
 
 
 def closed() -> ClosedError:
-    """Describe a call after `close`."""
+    """Return the error of a call after `close`."""
     return ClosedError("this client is closed; connect again")

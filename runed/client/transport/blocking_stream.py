@@ -1,4 +1,4 @@
-"""Streams over the daemon's UNIX socket, from one thread and without blocking in more than one place at a time."""
+"""Streams over the daemon's UNIX socket, from one thread, which waits for reading and writing at the same time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 _GATHER = 0.02
-"""Seconds for which texts are gathered for one message while more come at once."""
+"""Seconds during which texts are gathered for one message, while more come at once."""
 
 
 class BlockingStreamConnection(Generic[E]):
@@ -29,7 +29,7 @@ class BlockingStreamConnection(Generic[E]):
 
     Args:
         path: The daemon's socket.
-        exchange: The state that it begins with.
+        exchange: The initial state of the stream.
         timeout: Seconds that the connect may take; None means `DIAL_PATIENCE`.
     """
 
@@ -40,13 +40,13 @@ class BlockingStreamConnection(Generic[E]):
         self._unwritten = memoryview(b"")
 
     def transfer(self, timeout: float | None) -> bytes | None:
-        """Write the output of the exchange, as far as the daemon takes it, and wait for bytes of the daemon.
+        """Write the output of the exchange, as far as the daemon accepts it, and wait for bytes of the daemon.
 
         Args:
-            timeout: Seconds to wait at most; None means no limit.
+            timeout: Most seconds to wait; None means no limit.
 
         Returns:
-            The bytes, b"" at the end of the connection, or None if there were none in time.
+            The bytes, b"" at the end of the connection, or None if none came in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -62,11 +62,11 @@ class BlockingStreamConnection(Generic[E]):
                 return None
 
     def close(self) -> None:
-        """Give up what is still open of the stream, and close; closing twice does nothing."""
+        """Reset the stream if it is not complete, and close the connection. A second close does nothing."""
         if self._socket.fileno() < 0:
             return
         self.exchange.reset()
-        # A daemon that does not read learns of it by the end of the connection.
+        # A daemon that does not read will notice the end of the connection.
         self._write()
         self._socket.close()
 
@@ -78,7 +78,7 @@ class BlockingStreamConnection(Generic[E]):
             except BlockingIOError:
                 return
             except ConnectionError:
-                # The last words of the daemon can still be read.
+                # The last bytes of the daemon can still be read.
                 self._unwritten = memoryview(b"")
                 return
 
@@ -100,8 +100,8 @@ def run_stream(
 
     Args:
         flow: The flow.
-        pending: Where the texts are put.
-        source: The caller's texts; an error of this iterator ends the stream and reaches the caller as it is.
+        pending: The texts that wait for their outcome.
+        source: The caller's texts. An error of this iterator ends the stream and reaches the caller unchanged.
         path: The daemon's socket.
         perform: Performs the steps that streams share with other calls.
 
@@ -137,7 +137,7 @@ def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep 
     def perform_step(step: object) -> object:
         return _turn(step, step.timeout) if isinstance(step, Turn) else _perform(step, path, perform)
 
-    with closing(flow):  # the daemon is told, also after Ctrl-C
+    with closing(flow):  # tells the daemon, also after Ctrl-C
         return drive(flow, perform_step)
 
 
@@ -150,7 +150,7 @@ def _turn(step: Turn, timeout: float | None) -> bytes | None:
 
 
 def _feed(pending: PendingTexts[K], source: Iterator[tuple[K, str]]) -> None:
-    """Take texts while there is room for them; waits for the first one only."""
+    """Take texts while there is room for them. Wait only for the first one."""
     began = time.monotonic()
     try:
         while pending.has_room:

@@ -1,4 +1,4 @@
-"""One request over HTTP/2 on a connection of its own, as pure computation: bytes in, bytes out, no socket."""
+"""One request over HTTP/2 on its own connection, as pure computation: bytes in, bytes out, no socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hyperframe.frame import Frame, GoAwayFrame
 from runed.errors import DaemonUnavailableError, RunedError
 
 RECEIVE_WINDOW = 1024 * 1024
-"""Bytes of the response that the daemon may send ahead of us."""
+"""Bytes of the response that the daemon may send before they are read."""
 
 _SETTINGS = b"\x04"
 """The type of the first frame of a connection, its fourth byte."""
@@ -41,7 +41,7 @@ class _Protocol(H2Connection):
         self.increment_flow_control_window(RECEIVE_WINDOW)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
-        """Let the open stream go on, as RFC 9113 section 6.8 wants; h2 would drop what the daemon has yet to answer."""
+        """Let the open stream go on, as RFC 9113 section 6.8 demands. h2 would drop the rest of the answer."""
         return [], [ConnectionTerminated()]
 
 
@@ -54,8 +54,8 @@ class Http2Request:
         trailers: The trailers of the response.
         draining: Whether the daemon is about to end and takes no other request.
         ended: Whether the response is complete.
-        reset_code: The code by which the daemon gave the request up, or None.
-        failure: Why no more of the response will come, or None.
+        reset_code: The code with which the daemon reset the request, or None.
+        failure: The reason why the response is cut off, or None.
 
     Args:
         path: The path, with its query.
@@ -84,7 +84,7 @@ class Http2Request:
 
     @property
     def blocked(self) -> bool:
-        """Whether data waits because the daemon has no room for it now."""
+        """Whether data waits for room in the daemon."""
         return bool(self._unsent)
 
     @property
@@ -93,33 +93,33 @@ class Http2Request:
         return self._end_wanted
 
     def send(self, data: bytes) -> None:
-        """Take data of the request; `output` returns it as the daemon has room."""
+        """Take data of the request. `output` returns it as the daemon has room."""
         self._unsent.append(memoryview(data))
         self._frame()
 
     def end(self) -> None:
-        """Say that no more data comes."""
+        """End the data of the request."""
         self._end_wanted = True
         self._frame()
 
     def reset(self) -> None:
-        """Give the request up; `output` returns the frame that tells the daemon."""
+        """Abandon the request. `output` returns the frame that tells the daemon."""
         self._unsent.clear()
         if not self.ended:
             try:
                 self._h2.reset_stream(self._stream_id, ErrorCodes.CANCEL)
             except ProtocolError:
-                return  # the daemon was quicker
+                return  # the daemon has closed the stream before
 
     def output(self) -> bytes:
-        """Return the bytes to be written next."""
+        """Return the next bytes to write."""
         return self._h2.data_to_send()
 
     def receive(self, data: bytes) -> bytes:
-        """Take received bytes; returns the data of the response among them. A failure does not hide the data before it.
+        """Take received bytes, and return the data of the response in them. A failure does not hide the data before it.
 
         Args:
-            data: The next bytes; none at all mean that the other side closed the connection.
+            data: The next bytes; b"" means that the other side closed the connection.
         """
         if not data and not self.ended:
             self.failure = DaemonUnavailableError(
@@ -150,7 +150,7 @@ class Http2Request:
         return bytes(body)
 
     def _parse(self, data: bytes) -> list[Event]:
-        # h2 would wait for the megabytes that "HTTP" is the length of.
+        # h2 would read "HTTP" as the length of a frame, and wait for megabytes.
         foreign = not self._greeted and data[3:4] not in (b"", _SETTINGS)
         self._greeted = True
         try:
@@ -158,7 +158,7 @@ class Http2Request:
                 return self._h2.receive_data(data)
         except ProtocolError:
             pass
-        self.failure = RunedError("what answers is not HTTP/2; is it another program's socket?")
+        self.failure = RunedError("the answer is not HTTP/2; is it another program's socket?")
         return []
 
     def _frame(self) -> None:
@@ -179,10 +179,10 @@ class Http2Request:
                 self._h2.end_stream(self._stream_id)
                 self._end_sent = True
         except ProtocolError:
-            # The daemon has closed the stream; its reason comes next, or came just now.
+            # The daemon has closed the stream. Its reason comes next, or came just now.
             self._unsent.clear()
 
 
 def broken_off() -> DaemonUnavailableError:
-    """Describe a stream that ended before its last message."""
+    """Return the error of a stream that ended before its last message."""
     return DaemonUnavailableError("the daemon broke the stream off; it is overloaded or waited for too long")

@@ -1,7 +1,7 @@
 """One bidirectional stream of the Connect protocol over HTTP/2, as pure computation: bytes in, bytes out, no socket.
 
 A connection carries one stream and ends with it. Messages go in envelopes: a byte of flags, four of length, the message. The
-last envelope of the daemon holds no message but JSON, with the error of the stream if there is one.
+last envelope of the daemon has JSON instead of a message, with the error of the stream if there is one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from runed.client.wire.unary import HTTP_OK, SERVICE, Answer, error_of
 from runed.errors import RunedError
 
 MAX_MESSAGE = 64 * 1024 * 1024
-"""Bytes that a message of the daemon may have; a larger one is not of runed."""
+"""Most bytes of a message of the daemon. A larger one is not from runed."""
 
 _ENVELOPE = struct.Struct(">BI")
 _END_OF_STREAM = 0x02
@@ -32,7 +32,7 @@ class StreamExchange:
 
     Attributes:
         ended: Whether the last envelope of the daemon has come.
-        failure: Why the stream is over before its time, or None.
+        failure: The reason why the stream ended early, or None.
 
     Args:
         method: The method's name, as in "EmbedStream".
@@ -46,12 +46,12 @@ class StreamExchange:
 
     @property
     def draining(self) -> bool:
-        """Whether the daemon is about to end and wants no more messages, only to answer those that it has."""
+        """Whether the daemon is about to end. It still answers the messages that it has, and takes no others."""
         return self._request.draining
 
     @property
     def blocked(self) -> bool:
-        """Whether messages wait because the daemon has no room for them now."""
+        """Whether messages wait for room in the daemon."""
         return self._request.blocked
 
     @property
@@ -60,27 +60,27 @@ class StreamExchange:
         return self._request.half_closed
 
     def send(self, message: bytes) -> None:
-        """Take a message to be sent; `output` returns it as the daemon has room."""
+        """Take a message. `output` returns it as the daemon has room."""
         self._request.send(_ENVELOPE.pack(0, len(message)) + message)
 
     def end(self) -> None:
-        """Say that no more messages come."""
+        """End the messages."""
         self._request.end()
 
     def reset(self) -> None:
-        """Give the stream up; `output` returns the frame that tells the daemon."""
+        """Abandon the stream. `output` returns the frame that tells the daemon."""
         if not self.ended:
             self._request.reset()
 
     def output(self) -> bytes:
-        """Return the bytes to be written next."""
+        """Return the next bytes to write."""
         return self._request.output()
 
     def receive(self, data: bytes) -> list[bytes]:
-        """Take received bytes; returns the messages that are complete. A failure does not hide the messages before it.
+        """Take received bytes, and return the complete messages. A failure does not hide the messages before it.
 
         Args:
-            data: The next bytes; none at all mean that the other side closed the connection.
+            data: The next bytes; b"" means that the other side closed the connection.
         """
         messages: list[bytes] = []
         self._buffer += self._request.receive(data)
@@ -121,5 +121,5 @@ class StreamExchange:
 
 
 def not_of_runed() -> RunedError:
-    """Describe an answer that is no message of the contract."""
-    return RunedError("what was answered is no message of runed; is it another program's socket?")
+    """Return the error of an answer that is not a message of the contract."""
+    return RunedError("the answer is no message of runed; is it another program's socket?")

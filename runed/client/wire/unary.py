@@ -1,7 +1,7 @@
-"""Calls of the Connect protocol that are no streams, over HTTP/1.1, as pure computation: bytes in, bytes out, no socket.
+"""Calls of the Connect protocol without streams, over HTTP/1.1, as pure computation: bytes in, bytes out, no socket.
 
-It is a POST of a protobuf message that is answered by one, or by an error as JSON. Both transports share it. The generated
-client of connectrpc cannot take its place: it speaks by pyqwest, and pyqwest 0.12 has no UNIX sockets.
+A call is a POST of a protobuf message. The answer is a protobuf message, or an error as JSON. Both transports share this
+module. The generated client of connectrpc cannot replace it: it uses pyqwest, and pyqwest 0.12 has no UNIX sockets.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from runed.errors import (
 SERVICE = "runed.v1.RunedService"
 
 HTTP_OK = 200
-"""The HTTP status of an answer that is no error."""
+"""The HTTP status of an answer that is not an error."""
 
 _MAX_TIMEOUT_MS = 10**10 - 1
-"""Milliseconds at most in the header of a time limit: the protocol allows ten digits."""
+"""Most milliseconds in the header of a time limit. The protocol allows ten digits."""
 
 _HEADERS = (
     ("host", "runed"),
@@ -49,7 +49,7 @@ _CLASSES: dict[str, type[RunedError]] = {
     "unavailable": BackendUnavailableError,
     "unimplemented": UnimplementedError,
 }
-"""The classes of errors whose reason is unknown here, by their Connect code."""
+"""Classes of errors with a reason that is unknown here, by Connect code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Answer:
         """Return the encoded protobuf message.
 
         Raises:
-            RunedError: The answer is an error; its class tells the kind.
+            RunedError: The answer is an error. Its class tells the kind.
         """
         if self.status != HTTP_OK:
             raise _error(self)
@@ -89,7 +89,7 @@ class Exchange:
         Args:
             method: The method's name, as in "Embed".
             message: The encoded request.
-            timeout: Seconds after which the daemon need not answer any more.
+            timeout: Seconds after which the daemon may drop the call.
         """
         headers = [*_HEADERS, ("content-length", str(len(message)))]
         if timeout is not None:
@@ -102,10 +102,10 @@ class Exchange:
         return b"".join(part for part in parts if part)
 
     def receive(self, data: bytes) -> Answer | None:
-        """Take received bytes; returns the answer once it is complete.
+        """Take received bytes, and return the answer once it is complete.
 
         Args:
-            data: The next bytes; none at all mean that the other side closed the connection.
+            data: The next bytes; b"" means that the other side closed the connection.
 
         Raises:
             h11.RemoteProtocolError: The connection ended before the answer did, or the answer is not HTTP.
@@ -126,7 +126,7 @@ class Exchange:
         return None
 
     def start_next(self) -> bool:
-        """Make ready for another call; returns whether this connection can carry one."""
+        """Prepare for another call, and return whether this connection can carry one."""
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
@@ -134,7 +134,7 @@ class Exchange:
 
 
 def _error(answer: Answer) -> RunedError:
-    """Turn an answer that is no message into its error."""
+    """Turn an answer that is not a message into its error."""
     try:
         return error_of(json.loads(answer.body))
     except ValueError:
@@ -144,13 +144,13 @@ def _error(answer: Answer) -> RunedError:
 
 
 def error_of(document: object) -> RunedError:
-    """Turn an error of the daemon back into the class that it was raised as.
+    """Turn an error of the daemon back into its class.
 
     Args:
         document: The error as the Connect protocol writes it, decoded from JSON.
 
     Raises:
-        ValueError: The document is no error.
+        ValueError: The document is not an error.
     """
     try:
         match document:
@@ -164,7 +164,7 @@ def error_of(document: object) -> RunedError:
         raise ValueError("no error") from None
     otherwise = _CLASSES.get(code, RunedError)
     if otherwise is RequestTooLargeError and retry_after is not None:
-        otherwise = QueueFullError  # a request that is too large now is too large later
+        otherwise = QueueFullError  # another try cannot help a request that is too large
     return error_of_reason(
         reason or ("CANCELED" if code == "canceled" else ""),
         message or f"the daemon answered {code}",

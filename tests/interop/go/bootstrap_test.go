@@ -19,7 +19,7 @@ import (
 	pb "runed.dev/interop/runedv1"
 )
 
-// gate is a file on a web server that comes by drops until the gate is opened.
+// gate is a file on a web server. It comes in small pieces until the gate is opened.
 type gate struct {
 	data   []byte
 	opened chan struct{}
@@ -51,12 +51,12 @@ func (g *gate) described(url string) map[string]any {
 	return map[string]any{"url": url, "sha256": hex.EncodeToString(sum[:]), "size": len(g.data)}
 }
 
-// TestPhasesOfABootstrap has a daemon fetch an engine, which is a script around the real one, and the model from a slow server.
+// TestPhasesOfABootstrap lets a daemon fetch an engine, a script around the real one, and the model, from a slow server.
 func TestPhasesOfABootstrap(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
 	release := filepath.Join(folder, "release")
-	// The script waits for a file before it loads the model; `--version` and its like are answered at once.
+	// The script waits for a file before it loads the model. It answers `--version` and the like at once.
 	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *.gguf*) while [ ! -e %q ]; do sleep 0.02; done;; esac\nexec %q \"$@\"\n",
 		release, os.Getenv("RUNED_LLAMA_SERVER"))
 	engine := &gate{append([]byte(script), bytes.Repeat([]byte("# room for many drops\n"), 10_000)...), make(chan struct{})}
@@ -91,7 +91,7 @@ func TestPhasesOfABootstrap(t *testing.T) {
 	wantLoading(t, client, pb.HealthResponse_PHASE_FETCHING_MODEL, model)
 	close(model.opened)
 
-	// An engine that starts is waited for.
+	// The call waits for an engine that starts.
 	waitFor(t, client, func(health *pb.HealthResponse) bool {
 		return health.GetStatus() == pb.HealthResponse_STATUS_LOADING && health.GetPhase() == pb.HealthResponse_PHASE_STARTING_LLAMA_SERVER
 	})
@@ -109,7 +109,7 @@ func TestPhasesOfABootstrap(t *testing.T) {
 	waitReady(t, client)
 }
 
-// wantLoading waits for a phase and the bytes of its file, and for an embedding to be refused.
+// wantLoading waits for a phase and the bytes of its file, and checks that an embedding is refused.
 func wantLoading(t *testing.T, client pb.RunedServiceClient, phase pb.HealthResponse_Phase, file *gate) {
 	t.Helper()
 	waitFor(t, client, func(health *pb.HealthResponse) bool {

@@ -29,7 +29,7 @@ func (s set) nlist() int { return len(s.values) / s.dim }
 
 func (s set) centroid(id int) []float32 { return s.values[id*s.dim : (id+1)*s.dim] }
 
-// version is the hash of the content, as the contract has it.
+// version is the hash of the content, as in the contract.
 func (s set) version() string {
 	sum := sha256.New()
 	header := binary.LittleEndian.AppendUint32(nil, uint32(s.dim))
@@ -46,7 +46,7 @@ func (s set) version() string {
 	return "sha256:" + hex.EncodeToString(sum.Sum(nil))
 }
 
-// nearest gives the id of the centroid with the largest inner product, the lowest of several.
+// nearest returns the id of the centroid with the largest inner product; of several, the lowest one.
 func (s set) nearest(vector []float32) uint32 {
 	winner, best := 0, math.Inf(-1)
 	for id := range s.nlist() {
@@ -103,7 +103,7 @@ func TestRouting(t *testing.T) {
 	}
 	wantRoutes(t, client, large, version)
 
-	// What is refused leaves the set before in its place.
+	// A refused set leaves the earlier one in place.
 	small := set{dim: dim, values: large.values[:8*dim], preset: "interop"}
 	_, err = small.push(t, client, version)
 	wantRefusal(t, err, codes.InvalidArgument, "BAD_CENTROIDS")
@@ -118,7 +118,7 @@ func TestRouting(t *testing.T) {
 	named := must(small.push(t, client, "mine too"))(t).GetVersion()
 	wantRoutes(t, client, small, named)
 
-	// A daemon that is started again has it.
+	// A restarted daemon has the set.
 	if err := h.command("stop"); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestRouting(t *testing.T) {
 	wantRoutes(t, client, small, named)
 }
 
-// wantRoutes checks that texts go to the centroids that they should go to.
+// wantRoutes checks that texts have the expected centroids.
 func wantRoutes(t *testing.T, client pb.RunedServiceClient, s set, version string) {
 	t.Helper()
 	texts := []string{"green tea", "the stock market", "a dog in the park"}

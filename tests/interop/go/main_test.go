@@ -25,8 +25,8 @@ import (
 	pb "runed.dev/interop/runedv1"
 )
 
-// silence is 10 minutes in the requirement; in the usual run it is long enough for one ping, of which grpc-go sends one each
-// 10 seconds at most.
+// silence is 10 minutes in the requirement. In the usual run it is long enough for one ping: grpc-go sends at most one every
+// 10 seconds.
 var silence = flag.Duration("silence", 11*time.Second, "how long a connection with keepalive pings is silent")
 
 var shared home // the home of the daemon that most tests share
@@ -68,12 +68,12 @@ func makeHome(settings ...string) (home, error) {
 
 func (h home) socket() string { return filepath.Join(h.path, "embedding.sock") }
 
-// ensure has the daemon run, as whoever deploys such a program does.
+// ensure starts the daemon, as the deployment of a program does.
 func (h home) ensure() error { return h.command("ensure") }
 
 // remove stops the daemon and removes the home.
 func (h home) remove() {
-	if err := h.command("stop"); err != nil && !strings.Contains(err.Error(), "exit status 3") { // which says that none runs
+	if err := h.command("stop"); err != nil && !strings.Contains(err.Error(), "exit status 3") { // none runs
 		fmt.Fprintln(os.Stderr, err)
 	}
 	os.RemoveAll(h.path)
@@ -88,14 +88,14 @@ func (h home) command(name string) error {
 	return nil
 }
 
-// connection is a program's connection, and how often it was made.
+// connection is a program's connection, and the number of times that it was made.
 type connection struct {
 	*grpc.ClientConn
 	pb.RunedServiceClient
 	dials atomic.Int32
 }
 
-// dial connects as such programs do.
+// dial connects as a program does.
 func dial(t *testing.T, h home, options ...grpc.DialOption) *connection {
 	t.Helper()
 	result := &connection{}
@@ -116,18 +116,18 @@ func dial(t *testing.T, h home, options ...grpc.DialOption) *connection {
 	return result
 }
 
-// withPings is how long-lived programs see to it that they notice a dead daemon.
+// withPings is the option with which long-lived programs notice a dead daemon.
 var withPings = grpc.WithKeepaliveParams(keepalive.ClientParameters{
 	Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true,
 })
 
-// waitReady waits until embeddings are answered, as the original has its programs do.
+// waitReady waits until embeddings are answered, as programs of the original do.
 func waitReady(t *testing.T, client pb.RunedServiceClient) {
 	t.Helper()
 	waitFor(t, client, func(health *pb.HealthResponse) bool { return health.GetStatus() == pb.HealthResponse_STATUS_OK })
 }
 
-// waitFor polls Health until it tells something.
+// waitFor polls Health until a condition holds.
 func waitFor(t *testing.T, client pb.RunedServiceClient, told func(*pb.HealthResponse) bool) *pb.HealthResponse {
 	t.Helper()
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -141,7 +141,7 @@ func waitFor(t *testing.T, client pb.RunedServiceClient, told func(*pb.HealthRes
 	}
 }
 
-// must gives a value whose making must not fail.
+// must returns a value, and fails the test if making it failed.
 func must[T any](value T, err error) func(*testing.T) T {
 	return func(t *testing.T) T {
 		t.Helper()
@@ -152,7 +152,7 @@ func must[T any](value T, err error) func(*testing.T) T {
 	}
 }
 
-// wantRefusal checks the code of an error and the reason that stands in its details.
+// wantRefusal checks the code of an error and the reason in its details.
 func wantRefusal(t *testing.T, err error, code codes.Code, reason string) {
 	t.Helper()
 	refusal, ok := status.FromError(err)
@@ -175,7 +175,7 @@ type fixture struct {
 	Vector []float32
 }
 
-// references reads the reference vectors of the model that is served.
+// references reads the reference vectors of the served model.
 func references(t *testing.T, dim int32) []fixture {
 	t.Helper()
 	name := map[int32]string{384: "minilm.golden.json", 64: "tiny-qwen3.golden.json"}[dim]
