@@ -226,6 +226,19 @@ def test_every_call_waits_until_engine_and_model_are_found(start_slowly: StartDa
     assert in_flight(daemon) == 0
 
 
+@pytest.mark.parametrize("call", ["embed", "wait_until_ready"])
+def test_client_that_waits_tells_its_progress(start_slowly: StartDaemon, slow: SlowEngine, call: str) -> None:
+    daemon = start_slowly()
+    told: list[runed.Health] = []
+    with runed.connect(home=daemon.home, spawn=False, on_progress=told.append) as client, ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(client.embed, "hello") if call == "embed" else pool.submit(client.wait_until_ready)
+        wait_until(lambda: told, what="the progress")
+        assert not waits.done()
+        slow.go_on()
+        waits.result(30)
+    assert told[0].message == "looking for engine and model"
+
+
 def test_status_does_not_contradict_itself(start_slowly: StartDaemon, slow: SlowEngine) -> None:
     daemon = start_slowly()
     with ThreadPoolExecutor(1) as pool:

@@ -89,6 +89,7 @@ class DaemonFlows:
         self._spawn = spawn
         self._on_progress = on_progress
         self._limits: Info | None = None
+        self._watched = False
 
     @property
     def known_model(self) -> str:
@@ -118,6 +119,7 @@ class DaemonFlows:
         return self._limits
 
     def _complete_info(self, deadline: Deadline, *, refuse_download: bool) -> Flow[Info]:
+        yield from self._watch_start(deadline, refuse_download=refuse_download)
         while True:
             # A daemon refuses Info during a download. One of an earlier version answers the facts that it knows at any time.
             with suppress(BootstrappingError):
@@ -129,18 +131,20 @@ class DaemonFlows:
 
     def send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
         """Send a request. If a bootstrap refuses it, wait for the bootstrap and send it again."""
+        yield from self._watch_start(deadline)
         while True:
             try:
                 return (yield from self._send(method, request, response_type, deadline))
             except BootstrappingError:
                 yield from self.wait_out_bootstrap(deadline)
 
-    def wait_out_bootstrap(self, deadline: Deadline, *, refuse_download: bool = False) -> Flow[None]:
+    def wait_out_bootstrap(self, deadline: Deadline, *, refuse_download: bool = False, refused: bool = True) -> Flow[None]:
         """Poll Health until the daemon no longer loads, and report each change.
 
         Args:
             deadline: The end of the call.
             refuse_download: Whether to raise `BootstrappingError` as soon as something is downloaded.
+            refused: Whether a bootstrap has refused a call. Otherwise a daemon that does not load is left at once.
         """
         pause = _POLL_FIRST
         told: object = None
@@ -149,6 +153,8 @@ class DaemonFlows:
             while True:
                 health = yield from self.health(deadline)
                 message = health.message
+                if not (refused or told or health.status is Status.LOADING):
+                    return
                 news = (health.status, health.phase, health.bytes_done, health.bytes_total, message)
                 if self._on_progress and news != told:
                     self._on_progress(health)
@@ -163,6 +169,13 @@ class DaemonFlows:
                 pause = min(pause * 1.25, _POLL_MOST)
         except DeadlineExceededError as error:
             raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
+
+    def _watch_start(self, deadline: Deadline, *, refuse_download: bool = False) -> Flow[None]:
+        """Report the progress of a daemon that starts. It would let the first call wait without telling any."""
+        if self._on_progress is None or self._watched:
+            return
+        self._watched = True
+        yield from self.wait_out_bootstrap(deadline, refuse_download=refuse_download, refused=False)
 
     def _send(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
         """Send a request.
@@ -211,7 +224,7 @@ class DaemonFlows:
                 raise error
             yield from self._pause(_RETRY_PAUSE, deadline)
             tries.retries += 1
-        self._limits = None
+        self._limits, self._watched = None, False
         tries.restarted = yield Ensure(deadline.remaining())
 
     def _pause(self, seconds: float, deadline: Deadline) -> Flow[None]:
