@@ -27,7 +27,7 @@ export type Status = keyof typeof HealthResponse_Status;
 /** A part of the daemon's start. UNSPECIFIED is a part that only a newer daemon knows. */
 export type Phase = keyof typeof HealthResponse_Phase;
 
-/** What the daemon is doing at this moment. */
+/** The state of the daemon at this moment. */
 export type Health = Omit<Plain<HealthResponse>, "status" | "phase"> & {
   /** The state of the daemon. */
   readonly status: Status;

@@ -15,7 +15,7 @@ import type { Target } from "./target.js";
 import type { Link, Rpc } from "./transport.js";
 import { type Deadline, Patience } from "./waiting.js";
 
-/** What to do while the daemon downloads its engine or its model. */
+/** The behaviour of a call while the daemon downloads its engine or its model. */
 export type DuringDownload = "wait" | "refuse";
 
 /** The limits of a request. */
@@ -24,7 +24,7 @@ export type Limits = Pick<Info, "maxBatchSize" | "maxRequestBytes">;
 /** The kinds of errors of a request that is larger than the daemon allows. */
 const TOO_LARGE = new Set(["BATCH_TOO_LARGE", "REQUEST_TOO_LARGE"]);
 
-/** What a call has tried so far. */
+/** The tries of one call so far. */
 export class Tries {
   readonly deadline: Deadline;
   /** Whether to look for the daemon again even if none may be started. */

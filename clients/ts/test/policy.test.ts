@@ -1,4 +1,4 @@
-/** What the clients of all languages do alike, by tests/conformance/policy.json. */
+/** The client against tests/conformance/policy.json, which the clients of all languages follow. */
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";

@@ -82,7 +82,7 @@ func (Lane) EnumDescriptor() ([]byte, []int) {
 	return file_runed_v1_runed_proto_rawDescGZIP(), []int{0}
 }
 
-// What a text is for.
+// The purpose of a text.
 type Role int32
 
 const (
@@ -135,7 +135,7 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 	return file_runed_v1_runed_proto_rawDescGZIP(), []int{1}
 }
 
-// What to do with a text that has more tokens than InfoResponse.max_text_length.
+// The treatment of a text that has more tokens than InfoResponse.max_text_length.
 type Truncate int32
 
 const (
@@ -143,9 +143,9 @@ const (
 	Truncate_TRUNCATE_UNSPECIFIED Truncate = 0
 	// As unspecified.
 	Truncate_TRUNCATE_NONE Truncate = 1
-	// Leave out what is too much at its end.
+	// Cut off its end.
 	Truncate_TRUNCATE_END Truncate = 2
-	// Leave out what is too much at its start.
+	// Cut off its start.
 	Truncate_TRUNCATE_START Truncate = 3
 )
 
@@ -192,7 +192,7 @@ func (Truncate) EnumDescriptor() ([]byte, []int) {
 	return file_runed_v1_runed_proto_rawDescGZIP(), []int{2}
 }
 
-// What the daemon can do for a caller.
+// The state of the daemon, as a caller sees it.
 type HealthResponse_Status int32
 
 const (
@@ -323,15 +323,15 @@ type EmbedRequest struct {
 	WithRoute bool `protobuf:"varint,2,opt,name=with_route,json=withRoute,proto3" json:"with_route,omitempty"`
 	// Which queue the request waits in. Without one: interactive for Embed and for batches of up to 8 texts, else bulk.
 	Lane Lane `protobuf:"varint,16,opt,name=lane,proto3,enum=runed.v1.Lane" json:"lane,omitempty"`
-	// What the text is for. Models that were trained with prompts get theirs put in front of the text; clients never write one.
+	// The purpose of the text. If the model was trained with prompts, the daemon puts one in front of the text. Clients never do.
 	Role Role `protobuf:"varint,17,opt,name=role,proto3,enum=runed.v1.Role" json:"role,omitempty"`
-	// What a query is asked for, in one English sentence; only with ROLE_QUERY, and only where InfoResponse.query_prompt has a
+	// The task of a query, in one English sentence. Allowed only with ROLE_QUERY, and only if InfoResponse.query_prompt has a
 	// place for it. Empty means the model's default task, InfoResponse.default_instruction.
 	Instruction string `protobuf:"bytes,18,opt,name=instruction,proto3" json:"instruction,omitempty"`
 	// The number of values of a vector, from InfoResponse.min_dimensions to InfoResponse.vector_dim: the vector's first ones,
 	// normalized again. 0 means all.
 	Dimensions uint32 `protobuf:"varint,19,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
-	// What to do with a text that is longer than the model reads.
+	// The treatment of a text that is longer than the model reads.
 	Truncate      Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -433,7 +433,7 @@ type EmbedResponse struct {
 	// Names the space that the vector lies in; see InfoResponse.fingerprint. It counts with the dimensions asked for. Not
 	// repeated in EmbedBatchResponse.embeddings and in EmbedStreamResponse.results, where the whole message has one.
 	Fingerprint string `protobuf:"bytes,19,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	// What was put in front of the text, as in "Instruct: ...\nQuery:". Not repeated, as fingerprint.
+	// The prompt in front of the text, such as "Instruct: ...\nQuery:". Not repeated, as fingerprint.
 	Prompt string `protobuf:"bytes,20,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	// Whether the vector was there already: from the cache, or from the same text in flight.
 	Cached bool `protobuf:"varint,21,opt,name=cached,proto3" json:"cached,omitempty"`
@@ -616,15 +616,15 @@ type EmbedBatchRequest struct {
 	WithRoute bool `protobuf:"varint,2,opt,name=with_route,json=withRoute,proto3" json:"with_route,omitempty"`
 	// Which queue the request waits in. Without one: interactive for Embed and for batches of up to 8 texts, else bulk.
 	Lane Lane `protobuf:"varint,16,opt,name=lane,proto3,enum=runed.v1.Lane" json:"lane,omitempty"`
-	// What the texts are for. Models that were trained with prompts get theirs put in front of the text; clients never write one.
+	// The purpose of the texts. If the model was trained with prompts, the daemon puts one in front of each. Clients never do.
 	Role Role `protobuf:"varint,17,opt,name=role,proto3,enum=runed.v1.Role" json:"role,omitempty"`
-	// What a query is asked for, in one English sentence; only with ROLE_QUERY, and only where InfoResponse.query_prompt has a
+	// The task of a query, in one English sentence. Allowed only with ROLE_QUERY, and only if InfoResponse.query_prompt has a
 	// place for it. Empty means the model's default task, InfoResponse.default_instruction.
 	Instruction string `protobuf:"bytes,18,opt,name=instruction,proto3" json:"instruction,omitempty"`
 	// The number of values of a vector, from InfoResponse.min_dimensions to InfoResponse.vector_dim: the vector's first ones,
 	// normalized again. 0 means all.
 	Dimensions uint32 `protobuf:"varint,19,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
-	// What to do with a text that is longer than the model reads.
+	// The treatment of a text that is longer than the model reads.
 	Truncate Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
 	// Whether a text that cannot be embedded leaves the others alone: its place in the response then holds an error.
 	PerItemErrors bool `protobuf:"varint,21,opt,name=per_item_errors,json=perItemErrors,proto3" json:"per_item_errors,omitempty"`
@@ -788,15 +788,15 @@ type EmbedStreamRequest struct {
 	Items []*EmbedStreamItem `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	// Which queue the request waits in. Without one: bulk.
 	Lane Lane `protobuf:"varint,16,opt,name=lane,proto3,enum=runed.v1.Lane" json:"lane,omitempty"`
-	// What the texts are for. Models that were trained with prompts get theirs put in front of the text; clients never write one.
+	// The purpose of the texts. If the model was trained with prompts, the daemon puts one in front of each. Clients never do.
 	Role Role `protobuf:"varint,17,opt,name=role,proto3,enum=runed.v1.Role" json:"role,omitempty"`
-	// What a query is asked for, in one English sentence; only with ROLE_QUERY, and only where InfoResponse.query_prompt has a
+	// The task of a query, in one English sentence. Allowed only with ROLE_QUERY, and only if InfoResponse.query_prompt has a
 	// place for it. Empty means the model's default task, InfoResponse.default_instruction.
 	Instruction string `protobuf:"bytes,18,opt,name=instruction,proto3" json:"instruction,omitempty"`
 	// The number of values of a vector, from InfoResponse.min_dimensions to InfoResponse.vector_dim: the vector's first ones,
 	// normalized again. 0 means all.
 	Dimensions uint32 `protobuf:"varint,19,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
-	// What to do with a text that is longer than the model reads.
+	// The treatment of a text that is longer than the model reads.
 	Truncate      Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -930,7 +930,7 @@ func (x *EmbedStreamItem) GetText() string {
 
 type EmbedStreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What became ready, in no particular order.
+	// The results that became ready, in no particular order.
 	Results []*EmbedStreamResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	// As EmbedResponse.fingerprint, for all of them.
 	Fingerprint string `protobuf:"bytes,16,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
@@ -1232,9 +1232,9 @@ type InfoResponse struct {
 	Fingerprint string `protobuf:"bytes,22,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// The smallest EmbedRequest.dimensions; vector_dim where the model was not trained for fewer (Matryoshka).
 	MinDimensions uint32 `protobuf:"varint,23,opt,name=min_dimensions,json=minDimensions,proto3" json:"min_dimensions,omitempty"`
-	// What ROLE_QUERY puts in front of a text; "{instruction}" stands for the instruction. Empty if nothing.
+	// The prompt of ROLE_QUERY. "{instruction}" stands for the instruction. Empty if there is none.
 	QueryPrompt string `protobuf:"bytes,24,opt,name=query_prompt,json=queryPrompt,proto3" json:"query_prompt,omitempty"`
-	// What ROLE_DOCUMENT puts in front of a text. Empty if nothing.
+	// The prompt of ROLE_DOCUMENT. Empty if there is none.
 	DocumentPrompt string `protobuf:"bytes,25,opt,name=document_prompt,json=documentPrompt,proto3" json:"document_prompt,omitempty"`
 	// The instruction of a query that names none. Empty if there are no instructions.
 	DefaultInstruction string `protobuf:"bytes,26,opt,name=default_instruction,json=defaultInstruction,proto3" json:"default_instruction,omitempty"`
@@ -1455,7 +1455,7 @@ func (*HealthRequest) Descriptor() ([]byte, []int) {
 
 type HealthResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the daemon can do for a caller.
+	// The state of the daemon, as a caller sees it.
 	Status HealthResponse_Status `protobuf:"varint,1,opt,name=status,proto3,enum=runed.v1.HealthResponse_Status" json:"status,omitempty"`
 	// Seconds since the daemon started.
 	UptimeSeconds int64 `protobuf:"varint,2,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
@@ -1477,7 +1477,7 @@ type HealthResponse struct {
 	EngineRestarts int64 `protobuf:"varint,18,opt,name=engine_restarts,json=engineRestarts,proto3" json:"engine_restarts,omitempty"`
 	// Embed, EmbedBatch and EmbedStream calls being served at this moment.
 	InFlightRequests int64 `protobuf:"varint,19,opt,name=in_flight_requests,json=inFlightRequests,proto3" json:"in_flight_requests,omitempty"`
-	// The lane of what somebody waits for.
+	// The lane of texts that somebody waits for.
 	Interactive *LaneHealth `protobuf:"bytes,20,opt,name=interactive,proto3" json:"interactive,omitempty"`
 	// The lane of jobs that take their time.
 	Bulk *LaneHealth `protobuf:"bytes,21,opt,name=bulk,proto3" json:"bulk,omitempty"`
@@ -1786,7 +1786,7 @@ func (x *LaneHealth) GetWaitP99Seconds() float64 {
 
 type ShutdownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long what is in flight may take, in seconds. 0 means the daemon's own grace of 10 seconds; more than 300 counts as 300.
+	// Seconds that calls in flight may take. 0 means the daemon's own grace of 10 seconds; more than 300 counts as 300.
 	GraceSeconds  int32 `protobuf:"varint,1,opt,name=grace_seconds,json=graceSeconds,proto3" json:"grace_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -47,14 +47,14 @@ export type EmbedRequest = Message<"runed.v1.EmbedRequest"> & {
   lane: Lane;
 
   /**
-   * What the text is for. Models that were trained with prompts get theirs put in front of the text; clients never write one.
+   * The purpose of the text. If the model was trained with prompts, the daemon puts one in front of the text. Clients never do.
    *
    * @generated from field: runed.v1.Role role = 17;
    */
   role: Role;
 
   /**
-   * What a query is asked for, in one English sentence; only with ROLE_QUERY, and only where InfoResponse.query_prompt has a
+   * The task of a query, in one English sentence. Allowed only with ROLE_QUERY, and only if InfoResponse.query_prompt has a
    * place for it. Empty means the model's default task, InfoResponse.default_instruction.
    *
    * @generated from field: string instruction = 18;
@@ -70,7 +70,7 @@ export type EmbedRequest = Message<"runed.v1.EmbedRequest"> & {
   dimensions: number;
 
   /**
-   * What to do with a text that is longer than the model reads.
+   * The treatment of a text that is longer than the model reads.
    *
    * @generated from field: runed.v1.Truncate truncate = 20;
    */
@@ -139,7 +139,7 @@ export type EmbedResponse = Message<"runed.v1.EmbedResponse"> & {
   fingerprint: string;
 
   /**
-   * What was put in front of the text, as in "Instruct: ...\nQuery:". Not repeated, as fingerprint.
+   * The prompt in front of the text, such as "Instruct: ...\nQuery:". Not repeated, as fingerprint.
    *
    * @generated from field: string prompt = 20;
    */
@@ -229,14 +229,14 @@ export type EmbedBatchRequest = Message<"runed.v1.EmbedBatchRequest"> & {
   lane: Lane;
 
   /**
-   * What the texts are for. Models that were trained with prompts get theirs put in front of the text; clients never write one.
+   * The purpose of the texts. If the model was trained with prompts, the daemon puts one in front of each. Clients never do.
    *
    * @generated from field: runed.v1.Role role = 17;
    */
   role: Role;
 
   /**
-   * What a query is asked for, in one English sentence; only with ROLE_QUERY, and only where InfoResponse.query_prompt has a
+   * The task of a query, in one English sentence. Allowed only with ROLE_QUERY, and only if InfoResponse.query_prompt has a
    * place for it. Empty means the model's default task, InfoResponse.default_instruction.
    *
    * @generated from field: string instruction = 18;
@@ -252,7 +252,7 @@ export type EmbedBatchRequest = Message<"runed.v1.EmbedBatchRequest"> & {
   dimensions: number;
 
   /**
-   * What to do with a text that is longer than the model reads.
+   * The treatment of a text that is longer than the model reads.
    *
    * @generated from field: runed.v1.Truncate truncate = 20;
    */
@@ -327,14 +327,14 @@ export type EmbedStreamRequest = Message<"runed.v1.EmbedStreamRequest"> & {
   lane: Lane;
 
   /**
-   * What the texts are for. Models that were trained with prompts get theirs put in front of the text; clients never write one.
+   * The purpose of the texts. If the model was trained with prompts, the daemon puts one in front of each. Clients never do.
    *
    * @generated from field: runed.v1.Role role = 17;
    */
   role: Role;
 
   /**
-   * What a query is asked for, in one English sentence; only with ROLE_QUERY, and only where InfoResponse.query_prompt has a
+   * The task of a query, in one English sentence. Allowed only with ROLE_QUERY, and only if InfoResponse.query_prompt has a
    * place for it. Empty means the model's default task, InfoResponse.default_instruction.
    *
    * @generated from field: string instruction = 18;
@@ -350,7 +350,7 @@ export type EmbedStreamRequest = Message<"runed.v1.EmbedStreamRequest"> & {
   dimensions: number;
 
   /**
-   * What to do with a text that is longer than the model reads.
+   * The treatment of a text that is longer than the model reads.
    *
    * @generated from field: runed.v1.Truncate truncate = 20;
    */
@@ -395,7 +395,7 @@ export const EmbedStreamItemSchema: GenMessage<EmbedStreamItem> = /*@__PURE__*/
  */
 export type EmbedStreamResponse = Message<"runed.v1.EmbedStreamResponse"> & {
   /**
-   * What became ready, in no particular order.
+   * The results that became ready, in no particular order.
    *
    * @generated from field: repeated runed.v1.EmbedStreamResult results = 1;
    */
@@ -628,14 +628,14 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
   minDimensions: number;
 
   /**
-   * What ROLE_QUERY puts in front of a text; "{instruction}" stands for the instruction. Empty if nothing.
+   * The prompt of ROLE_QUERY. "{instruction}" stands for the instruction. Empty if there is none.
    *
    * @generated from field: string query_prompt = 24;
    */
   queryPrompt: string;
 
   /**
-   * What ROLE_DOCUMENT puts in front of a text. Empty if nothing.
+   * The prompt of ROLE_DOCUMENT. Empty if there is none.
    *
    * @generated from field: string document_prompt = 25;
    */
@@ -693,7 +693,7 @@ export const HealthRequestSchema: GenMessage<HealthRequest> = /*@__PURE__*/
  */
 export type HealthResponse = Message<"runed.v1.HealthResponse"> & {
   /**
-   * What the daemon can do for a caller.
+   * The state of the daemon, as a caller sees it.
    *
    * @generated from field: runed.v1.HealthResponse.Status status = 1;
    */
@@ -770,7 +770,7 @@ export type HealthResponse = Message<"runed.v1.HealthResponse"> & {
   inFlightRequests: bigint;
 
   /**
-   * The lane of what somebody waits for.
+   * The lane of texts that somebody waits for.
    *
    * @generated from field: runed.v1.LaneHealth interactive = 20;
    */
@@ -867,7 +867,7 @@ export const HealthResponseSchema: GenMessage<HealthResponse> = /*@__PURE__*/
   messageDesc(file_runed_v1_runed, 14);
 
 /**
- * What the daemon can do for a caller.
+ * The state of the daemon, as a caller sees it.
  *
  * @generated from enum runed.v1.HealthResponse.Status
  */
@@ -1012,7 +1012,7 @@ export const LaneHealthSchema: GenMessage<LaneHealth> = /*@__PURE__*/
  */
 export type ShutdownRequest = Message<"runed.v1.ShutdownRequest"> & {
   /**
-   * How long what is in flight may take, in seconds. 0 means the daemon's own grace of 10 seconds; more than 300 counts as 300.
+   * Seconds that calls in flight may take. 0 means the daemon's own grace of 10 seconds; more than 300 counts as 300.
    *
    * @generated from field: int32 grace_seconds = 1;
    */
@@ -1226,7 +1226,7 @@ export const LaneSchema: GenEnum<Lane> = /*@__PURE__*/
   enumDesc(file_runed_v1_runed, 0);
 
 /**
- * What a text is for.
+ * The purpose of a text.
  *
  * @generated from enum runed.v1.Role
  */
@@ -1260,7 +1260,7 @@ export const RoleSchema: GenEnum<Role> = /*@__PURE__*/
   enumDesc(file_runed_v1_runed, 1);
 
 /**
- * What to do with a text that has more tokens than InfoResponse.max_text_length.
+ * The treatment of a text that has more tokens than InfoResponse.max_text_length.
  *
  * @generated from enum runed.v1.Truncate
  */
@@ -1280,14 +1280,14 @@ export enum Truncate {
   NONE = 1,
 
   /**
-   * Leave out what is too much at its end.
+   * Cut off its end.
    *
    * @generated from enum value: TRUNCATE_END = 2;
    */
   END = 2,
 
   /**
-   * Leave out what is too much at its start.
+   * Cut off its start.
    *
    * @generated from enum value: TRUNCATE_START = 3;
    */
