@@ -22,10 +22,11 @@ import tempfile
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
@@ -70,6 +71,15 @@ _FINGERPRINT = "double"
 _TURNS_OF_ACCEPT = 3
 """Turns of the event loop in which asyncio accepts a connection. One that is accepted after the last turn would stay open."""
 
+_log_config: dict[str, Any] = {
+    "processors": [structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
+    "logger_factory": structlog.stdlib.LoggerFactory(),
+    "wrapper_class": structlog.stdlib.BoundLogger,
+}
+_log_users: list[None] = []
+_log_lock = threading.Lock()
+"""Guards the configuration of structlog, which the doubles of a process share; the last one ends it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -93,7 +103,12 @@ def daemon(
     """Serve a double in a thread of this process.
 
     Args:
+<<<<<<< HEAD
         home: The directory by which programs find it. None makes one, and removes it at the end.
+=======
+        home: The directory that programs find it by. None makes one, and removes it at the end. A `config.json` that it has
+            stays as it is.
+>>>>>>> main
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
 
@@ -105,11 +120,10 @@ def daemon(
     """
     place = Path(tempfile.mkdtemp(prefix="runed-")) if home is None else Path(home).absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A client that outlives the double must not start a daemon here, which would download a model.
-    (place / "config.json").write_text(json.dumps({"version": 1, "runed_binary": str(place / "no-daemon-in-tests")}))
     double = DaemonDouble(place, dimensions, max_text_length)
     try:
         with _quiet_log(), Listener.bind(double.socket) as listener, _serving(double, listener):
+            _forbid_real_daemons(place)
             yield double
     finally:
         if home is None:
@@ -312,8 +326,7 @@ class DaemonDouble:
 
 
 def vector_of(text: str, dimensions: int) -> NDArray[np.float32]:
-    """Return the random vector of a text, float32, of L2 norm 1. A shorter vector has the first values of a longer one,
-    scaled."""
+    """Return the random vector of a text, float32, of L2 norm 1. A shorter vector is a scaled beginning of a longer one."""
     digest = hashlib.shake_256(text.encode()).digest(4 * dimensions)
     values = np.frombuffer(digest, dtype="<u4") / 2**31 - 1
     unit: NDArray[np.float32] = (values / np.linalg.norm(values)).astype(np.float32)
@@ -347,6 +360,12 @@ def _as_given(options: Asked) -> EmbedOptions:
     return given
 
 
+def _forbid_real_daemons(home: Path) -> None:
+    """Name a program that does not exist to the clients that outlive the double: a real daemon would download a model."""
+    with suppress(FileExistsError), (home / "config.json").open("x") as file:
+        json.dump({"version": 1, "runed_binary": str(home / "no-daemon-in-tests")}, file)
+
+
 @contextmanager
 def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
     """Serve a double on an event loop in a thread."""
@@ -375,15 +394,14 @@ def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
 @contextmanager
 def _quiet_log() -> Iterator[None]:
     """Send the log of the service to `logging`, unless the program has configured structlog. The default is standard output."""
-    if structlog.is_configured():
-        yield
-        return
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
+    with _log_lock:
+        _log_users.append(None)
+        if not structlog.is_configured():
+            structlog.configure(**_log_config)
     try:
         yield
     finally:
-        structlog.reset_defaults()
+        with _log_lock:
+            _log_users.pop()
+            if not _log_users and _log_config.items() <= structlog.get_config().items():
+                structlog.reset_defaults()

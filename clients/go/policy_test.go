@@ -525,6 +525,7 @@ func TestPolicyRules(t *testing.T) {
 		"an answer without a vector":      testNoVector,
 		"an error of one text":            testErrorOfOneText,
 		"a successor with smaller limits": testSmallerLimits,
+		"a successor with larger limits":  testLargerLimits,
 		"a refusal to the end":            testRefusalToTheEnd,
 		"an idle stream":                  testIdleStream,
 		"a silent stream":                 testSilentStream,
@@ -589,9 +590,9 @@ func testFullBacklog(t *testing.T) {
 }
 
 // servedHome makes a home with a daemon, its daemon.json, and a `runed` that notes each run and then runs the given commands.
-func servedHome(t *testing.T, record, program string) (home string, asked func() int) {
+func servedHome(t *testing.T, daemon *script, record, program string) (home string, asked func() int) {
 	home = asRuned(t, `echo asked >> "$RUNED_HOME/asked"`+"\n"+program)
-	_, handler := runedv1connect.NewRunedServiceHandler(&script{})
+	_, handler := runedv1connect.NewRunedServiceHandler(daemon)
 	socket := filepath.Join(home, "embedding.sock")
 	if err := os.Rename(serve(t, handler), socket); err != nil {
 		t.Fatal(err)
@@ -624,7 +625,7 @@ func testOlderDaemon(t *testing.T) {
 		"cannot be helped": {recordOf("0.0.9"), "exit 1", nil, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			home, asked := servedHome(t, test.record, test.script)
+			home, asked := servedHome(t, &script{}, test.record, test.script)
 			client := connect(t, append(test.options, runed.WithHome(home))...)
 			for range 2 {
 				if err := client.Ensure(t.Context()); err != nil {
@@ -638,7 +639,7 @@ func testOlderDaemon(t *testing.T) {
 		})
 	}
 	t.Run("no program", func(t *testing.T) {
-		home, _ := servedHome(t, recordOf("0.0.9"), "")
+		home, _ := servedHome(t, &script{}, recordOf("0.0.9"), "")
 		if err := os.Remove(filepath.Join(home, "config.json")); err != nil {
 			t.Fatal(err)
 		}
@@ -649,7 +650,7 @@ func testOlderDaemon(t *testing.T) {
 
 func testDrainingDaemon(t *testing.T) {
 	record := fmt.Sprintf(`{"pid": 1, "start_time": 2.5, "version": %q, "socket": "/s", "draining": true}`, runed.Version)
-	home, asked := servedHome(t, record, wellEnsured)
+	home, asked := servedHome(t, &script{}, record, wellEnsured)
 	connect(t, runed.WithHome(home))
 	if asked() != 1 {
 		t.Errorf("`runed ensure` was run %d times", asked())
@@ -770,6 +771,35 @@ func testSmallerLimits(t *testing.T) {
 	// The same limits as before are no reason for another try.
 	if _, err := client.EmbedBatch(t.Context(), []string{strings.Repeat("x", 2000)}); !errors.Is(err, runed.ErrRequestTooLarge) || asked.Load() != 3 {
 		t.Errorf("%v after %d questions", err, asked.Load())
+	}
+}
+
+func testLargerLimits(t *testing.T) {
+	maxTexts := atomic.Int32{}
+	maxTexts.Store(2)
+	var sizes []int
+	home, _ := servedHome(t, &script{
+		info: func() (*runedv1.InfoResponse, error) {
+			return &runedv1.InfoResponse{MaxBatchSize: maxTexts.Load()}, nil
+		},
+		batch: func(texts int) (*runedv1.EmbedBatchResponse, error) {
+			sizes = append(sizes, texts)
+			response := &runedv1.EmbedBatchResponse{Fingerprint: "fp"}
+			for range texts {
+				response.Embeddings = append(response.Embeddings, &runedv1.EmbedResponse{Vector: goodVector})
+			}
+			return response, nil
+		},
+		embed: once(refusal(connectrpc.CodeUnavailable, "SHUTTING_DOWN", nil, 0), &runedv1.EmbedResponse{Vector: goodVector}),
+	}, "", wellEnsured)
+	client := connect(t, runed.WithHome(home))
+	texts := make([]string, 5)
+	must(client.EmbedBatch(t.Context(), texts))(t)
+	maxTexts.Store(9)
+	must(client.Embed(t.Context(), "text"))(t) // looks for the daemon again
+	must(client.EmbedBatch(t.Context(), texts))(t)
+	if want := []int{2, 2, 1, 5}; !slices.Equal(sizes, want) {
+		t.Error(sizes)
 	}
 }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import runed
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = run_job(
             source,
             arguments.output,
-            connect=lambda: connect(display),
+            connect=lambda: _connected(display),
             output_format=arguments.format,
             role=arguments.role,
             instruction=arguments.instruction,
@@ -165,6 +166,13 @@ def _open_source(arguments: argparse.Namespace) -> AbstractContextManager[Source
     if arguments.texts and arguments.texts != [STANDARD_STREAM]:
         return nullcontext(lambda: inputs.from_arguments(arguments.texts))
     return inputs.open_files(arguments.file or [STANDARD_STREAM], whole=arguments.whole)
+
+
+@contextmanager
+def _connected(display: ProgressDisplay) -> Iterator[runed.Client]:
+    """Connect, and end the bar with the work: the last words of an output would be cut into lines above a live bar."""
+    with display, connect(display) as client:
+        yield client
 
 
 def _shown_on(display: ProgressDisplay, *, to_terminal: bool) -> Callable[[int, int], None]:

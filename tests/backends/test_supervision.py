@@ -467,6 +467,23 @@ async def test_busy_engine_is_not_a_dead_engine(make_backend: MakeBackend, fake:
     assert (backend.state.pid, backend.state.restarts) == (pid, 0)
 
 
+async def test_engine_that_works_is_not_asked_whether_it_hangs(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    fake.behave(on={"long": "busy", "?": "crash"})
+    backend = make_backend(fake.executable)
+    await backend.start()
+    await backend.embed(["long"])
+    assert backend.state.restarts == 0
+
+
+async def test_idle_engine_is_left_alone(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, hang=0.1))
+    await backend.start()
+    pid = backend.state.pid
+    await asyncio.sleep(0.5)
+    await backend.embed(["hello"])
+    assert (backend.state.pid, backend.state.restarts) == (pid, 0)
+
+
 async def test_hung_engine_is_replaced_and_the_request_succeeds(make_backend: MakeBackend, fake: FakeEngine) -> None:
     backend = make_backend(fake.executable)
     await backend.start()
@@ -555,8 +572,9 @@ async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBa
     waiting = asyncio.create_task(backend.embed(["hello"]))
     await asyncio.to_thread(wait_until, lambda: fake.launches)
     await backend.stop()
-    with pytest.raises(BackendUnavailableError, match="was stopped while it started"):
+    with pytest.raises(BackendUnavailableError, match="was stopped while it started") as caught:
         await waiting
+    assert caught.value.retry_after == QUICK.backoff
     assert not psutil.pid_exists(fake.launches[0]["pid"])
     assert backend.state.status is BackendStatus.STOPPED
 

@@ -303,6 +303,23 @@ def test_bar_does_not_mix_with_vectors_on_the_same_terminal(served: Cli, lines: 
     assert [json.loads(line)["index"] for line in shown.screen.splitlines()] == list(range(MANY))
 
 
+def test_interrupted_job_ends_its_bar_and_says_in_one_line_how_to_go_on(served: Cli, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"this is the text of line number {number}\n" for number in range(20_000)))
+    output, part = tmp_path / "vectors.npy", tmp_path / "vectors.npy.part"
+    journal = part.with_name(f"{part.name}.journal")
+    shown = served.run_on_terminal(
+        "embed",
+        "--batch",
+        str(texts),
+        "-o",
+        str(output),
+        interrupt_when=lambda: journal.exists() and journal.read_text().count("\n") > 2,
+    )
+    assert shown.returncode == 128 + signal.SIGINT
+    assert shown.screen.endswith(f"are kept in {part}; add --resume to the same command to go on\r\n")
+
+
 def test_first_run_shows_what_it_waits_for_and_gives_the_terminal_back(cli: Cli, tiny_qwen3: Path) -> None:
     def serve_late(exchange: Exchange) -> None:
         time.sleep(1)

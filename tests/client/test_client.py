@@ -495,6 +495,7 @@ class TestImport:
         assert not modules & {f"runed.{name}" for name in self.FORBIDDEN}
         assert not modules & {
             "asyncio",
+            "concurrent.futures",
             "httpx",
             "aiohttp",
             "connectrpc",

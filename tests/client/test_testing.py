@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 
 import runed
 import runed.testing
@@ -179,6 +181,15 @@ class TestHomes:
             client.embed("tea")
         assert list(home.iterdir()) == [home / "own"]
 
+    def test_the_configuration_of_the_caller_stays(self, home: Path) -> None:
+        config = home / "config.json"
+        config.write_text('{"profile": "memory"}')
+        with runed.testing.daemon(home), runed.connect(home=home) as client:
+            with pytest.raises(errors.AlreadyRunningError), runed.testing.daemon(home):
+                pass
+            client.embed("tea")
+        assert config.read_text() == '{"profile": "memory"}'
+
     def test_a_client_that_outlives_it_starts_no_daemon(self, home: Path) -> None:
         with runed.testing.daemon(home) as daemon:
             client = runed.connect(home=daemon.home)
@@ -190,6 +201,41 @@ class TestHomes:
         with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
             client.embed("tea")
         assert capfd.readouterr() == ("", "")
+
+    def test_two_print_nothing_whichever_ends_first(self, capfd: pytest.CaptureFixture[str]) -> None:
+        one, other = runed.testing.daemon(), runed.testing.daemon()
+        one.__enter__()
+        home = other.__enter__().home
+        one.__exit__(None, None, None)
+        with runed.connect(home=home) as client:
+            client.embed("tea")
+        other.__exit__(None, None, None)
+        assert capfd.readouterr() == ("", "")
+        assert not structlog.is_configured()
+
+    def test_a_program_that_configures_its_log_meanwhile_keeps_it(self) -> None:
+        processors = [structlog.processors.KeyValueRenderer()]
+        try:
+            with runed.testing.daemon():
+                structlog.configure(processors=processors)
+            assert structlog.get_config()["processors"] == processors
+        finally:
+            structlog.reset_defaults()
+
+    def test_it_ends_in_order_when_the_test_fails(
+        self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        double = runed.testing.daemon()
+        client = runed.connect(home=double.__enter__().home)
+        stream = client.embed_stream((number, "tea") for number in range(1000))
+        next(stream)
+        failure = AssertionError("a test fails")
+        assert not double.__exit__(AssertionError, failure, None)
+        stream.close()
+        client.close()
+        gc.collect()
+        assert capfd.readouterr() == ("", "")
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
     def test_two_at_once_know_nothing_of_each_other(self) -> None:
         with runed.testing.daemon() as one, runed.testing.daemon(dimensions=4) as other:

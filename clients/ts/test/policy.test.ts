@@ -407,9 +407,9 @@ it("compares versions", () => {
 const WELL_ENSURED = `echo '{"socket": "'"$RUNED_HOME"'/embedding.sock", "started": true}'`;
 
 /** Makes a home with a daemon, its daemon.json, and a `runed` that notes that it was run and then does as told. */
-async function servedHome(record: unknown, script = WELL_ENSURED): Promise<string> {
+async function servedHome(record: unknown, script = WELL_ENSURED, methods: Methods = {}): Promise<string> {
   const home = homeOf(script);
-  endings.unshift(await serve(join(home, "embedding.sock"), { embed: () => VECTOR }));
+  endings.unshift(await serve(join(home, "embedding.sock"), { embed: () => VECTOR, ...methods }));
   if (record !== undefined) {
     writeFileSync(join(home, "daemon.json"), JSON.stringify(record));
   }
@@ -615,6 +615,26 @@ const tests: Record<string, () => Promise<void>> = {
     // The same limits as before are no reason for another try.
     assert.equal((await refusal(caller.embedBatch(["x".repeat(2000)]))).reason, "REQUEST_TOO_LARGE");
     assert.equal(questions, 3);
+  },
+
+  "a successor with larger limits": async () => {
+    let maxBatchSize = 2;
+    const sizes: number[] = [];
+    const home = await servedHome(undefined, WELL_ENSURED, {
+      info: () => ({ maxBatchSize }),
+      embedBatch: ({ texts }) => {
+        sizes.push(texts.length);
+        return { embeddings: texts.map(() => VECTOR), fingerprint: "fp" };
+      },
+      embed: once(wireError(Code.Unavailable, "SHUTTING_DOWN"), VECTOR),
+    });
+    const caller = await connectHome(home);
+    const texts = Array(5).fill("text");
+    await caller.embedBatch(texts);
+    maxBatchSize = 9;
+    await caller.embed("text"); // looks for the daemon again
+    await caller.embedBatch(texts);
+    assert.deepEqual(sizes, [2, 2, 1, 5]);
   },
 
   "a refusal to the end": async () => {
