@@ -103,12 +103,8 @@ def daemon(
     """Serve a double in a thread of this process.
 
     Args:
-<<<<<<< HEAD
-        home: The directory by which programs find it. None makes one, and removes it at the end.
-=======
-        home: The directory that programs find it by. None makes one, and removes it at the end. A `config.json` that it has
-            stays as it is.
->>>>>>> main
+        home: The directory by which programs find it. None makes one, and removes it at the end. A `config.json` in it stays
+            unchanged.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
 
@@ -361,7 +357,7 @@ def _as_given(options: Asked) -> EmbedOptions:
 
 
 def _forbid_real_daemons(home: Path) -> None:
-    """Name a program that does not exist to the clients that outlive the double: a real daemon would download a model."""
+    """Let clients that outlive the double find no program to start, since a real daemon would download a model."""
     with suppress(FileExistsError), (home / "config.json").open("x") as file:
         json.dump({"version": 1, "runed_binary": str(home / "no-daemon-in-tests")}, file)
 
