@@ -58,7 +58,7 @@ class RawClient:
         return np.stack(self._ask(list(texts)))
 
     def healthy(self) -> bool:
-        """Tell whether the server has loaded its model."""
+        """Return whether the server has loaded its model."""
         try:
             self._connection.request("GET", "/health")
             response = self._connection.getresponse()

@@ -69,7 +69,7 @@ class Metrics:
         def histogram(name: str, text: str, bounds: Sequence[float]) -> Histogram:
             return Histogram(name, text, ["lane"], buckets=bounds, registry=registry)
 
-        self._answered = counter("runed_texts", "Texts answered with a vector, cached ones included.")
+        self._answered = counter("runed_texts", "Texts answered with a vector, including cached ones.")
         self._hits = counter("runed_cache_hits", "Texts whose vector was in the cache.")
         self._shared = counter("runed_shared_texts", "Texts whose vector was being computed for another caller already.")
         self._refused = counter("runed_refused_requests", "Calls refused because the queue was full.")
@@ -124,7 +124,7 @@ class Metrics:
         self._shared.inc(texts)
 
     def answered(self, texts: int) -> None:
-        """Count texts that were answered with a vector, cached ones included."""
+        """Count texts that were answered with a vector, including cached ones."""
         self._answered.inc(texts)
 
     def refused(self) -> None:

@@ -87,8 +87,8 @@ class Call:
 
     Attributes:
         method: The method of the service: "Embed" and "EmbedBatch" are "embed", the others "embed_stream" and "count_tokens".
-        texts: The texts; those of a stream as far as they have come.
-        options: The options that differ from their defaults, by the names that the client has for them.
+        texts: The texts; for a stream, those that have come so far.
+        options: The options that differ from their defaults, by their names in the client.
     """
 
     method: str
@@ -103,8 +103,8 @@ def daemon(
     """Serve a double in a thread of this process.
 
     Args:
-        home: The directory that programs find it by. None makes one, and removes it at the end. A `config.json` that it has
-            stays as it is.
+        home: The directory by which programs find it. None makes one, and removes it at the end. A `config.json` in it stays
+            unchanged.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
 
@@ -128,10 +128,10 @@ def daemon(
 
 @dataclass
 class DaemonDouble:
-    """A daemon whose vectors are made up; `daemon` makes and serves it.
+    """A daemon with random vectors; `daemon` makes and serves it.
 
     Attributes:
-        home: The directory that programs find it by, as `RUNED_HOME`.
+        home: The directory by which programs find it, as `RUNED_HOME`.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
         calls: The calls that came, in their order.
@@ -162,7 +162,7 @@ class DaemonDouble:
         return vector_of(text, dimensions or self.dimensions)
 
     def fail(self, text: str, error: RunedError) -> None:
-        """Let a text fail from now on, alone or among others."""
+        """Let a text fail from now on, alone and among others."""
         self._faults[text] = error
 
     def refuse(self, error: RunedError, *, times: int = 1) -> None:
@@ -233,7 +233,7 @@ class DaemonDouble:
         return self._centroid_version
 
     async def settle(self) -> None:
-        """Return at once: nothing is ever looked for; see `Host.settle`."""
+        """Return at once, since the double looks for no files; see `Host.settle`."""
 
     def info(self) -> Info:
         """Describe the double; see `Host.info`."""
@@ -280,7 +280,7 @@ class DaemonDouble:
         return b""
 
     def shut_down(self, grace: float | None) -> None:
-        """Go on: the block of `daemon` ends the double; see `Host.shut_down`."""
+        """Do nothing, since the block of `daemon` ends the double; see `Host.shut_down`."""
 
     def _admit(self, options: Asked) -> None:
         if self._download is not None:
@@ -322,7 +322,7 @@ class DaemonDouble:
 
 
 def vector_of(text: str, dimensions: int) -> NDArray[np.float32]:
-    """Return the made-up vector of a text, float32, of L2 norm 1; fewer dimensions are the first values of more."""
+    """Return the random vector of a text, float32, of L2 norm 1. A shorter vector is a scaled beginning of a longer one."""
     digest = hashlib.shake_256(text.encode()).digest(4 * dimensions)
     values = np.frombuffer(digest, dtype="<u4") / 2**31 - 1
     unit: NDArray[np.float32] = (values / np.linalg.norm(values)).astype(np.float32)
@@ -330,7 +330,7 @@ def vector_of(text: str, dimensions: int) -> NDArray[np.float32]:
 
 
 def _placed(error: RunedError, index: int) -> RunedError:
-    """Say which text of a batch an error belongs to."""
+    """Add the place of the text in its batch to an error."""
     placed = type(error)(error.message, metadata=error.metadata | {"index": str(index)}, retry_after=error.retry_after)
     placed.reason = error.reason
     return placed
@@ -341,7 +341,7 @@ def _count(text: str) -> int:
 
 
 def _as_given(options: Asked) -> EmbedOptions:
-    """Translate the options of a request into those that its caller gave."""
+    """Translate the options of a request into those of its caller."""
     given: EmbedOptions = {}
     if options.role is not Role.NONE:
         given["role"] = "query" if options.role is Role.QUERY else "document"
@@ -357,7 +357,7 @@ def _as_given(options: Asked) -> EmbedOptions:
 
 
 def _forbid_real_daemons(home: Path) -> None:
-    """Name a program that does not exist to the clients that outlive the double: a real daemon would download a model."""
+    """Let clients that outlive the double find no program to start, since a real daemon would download a model."""
     with suppress(FileExistsError), (home / "config.json").open("x") as file:
         json.dump({"version": 1, "runed_binary": str(home / "no-daemon-in-tests")}, file)
 
@@ -389,7 +389,7 @@ def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
-    """Send the log of the service to `logging`, unless the program has configured structlog; the default is standard output."""
+    """Send the log of the service to `logging`, unless the program has configured structlog. The default is standard output."""
     with _log_lock:
         _log_users.append(None)
         if not structlog.is_configured():

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 from runed.domain.model import ModelInfo
 
 TextInput: TypeAlias = str | Sequence[int]
-"""A text, or its tokens as `Tokenizer.tokenize` returns them, special ones included."""
+"""A text, or its tokens as `Tokenizer.tokenize` returns them, including special tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class EmbeddingBatch:
 
     Attributes:
         vectors: One little-endian float32 vector of `ModelInfo.dim` values and L2 norm 1 a text, in the order of the texts.
-        tokens: The number of tokens of all texts together, special tokens included.
+        tokens: The number of tokens of all texts together, including special tokens.
     """
 
     vectors: list[bytes]
@@ -114,7 +114,7 @@ class Tokenizer(Protocol):
     """A capability of a backend: it knows the exact tokens of a text."""
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each text exactly as `Embedder.embed` would see it, special tokens included.
+        """Return the tokens of each text exactly as `Embedder.embed` would see it, including special tokens.
 
         Raises:
             InvalidTextError: A text is not valid Unicode.

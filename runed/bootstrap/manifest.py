@@ -285,7 +285,7 @@ def current_platform(system: str = sys.platform, machine: str | None = None) -> 
 
 
 def is_web_url(url: str) -> bool:
-    """Tell whether a text is an http or https URL with a host."""
+    """Return whether a text is an http or https URL with a host."""
     try:
         parts = urlsplit(url)
     except ValueError:

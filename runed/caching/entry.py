@@ -26,7 +26,7 @@ class CachedVector:
 
     @property
     def size(self) -> int:
-        """The bytes that the entry takes in memory, key and tables included."""
+        """The bytes that the entry takes in memory, including key and tables."""
         return len(self.vector) + ENTRY_OVERHEAD_BYTES
 
 

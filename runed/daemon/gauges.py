@@ -26,7 +26,7 @@ def add_gauges(metrics: Metrics, host: DaemonHost, bootstrapper: Bootstrapper) -
 
     watch = metrics.watch
     watch("runed_uptime_seconds", "Seconds since the daemon started.", lambda: host.uptime)
-    watch("runed_requests_total", "Embedding calls that could be read, failed ones included.", lambda: host.total_requests)
+    watch("runed_requests_total", "Embedding calls that could be read, including failed ones.", lambda: host.total_requests)
     watch("runed_requests_in_flight", "Embedding calls being served.", lambda: host.in_flight)
     watch("runed_engine_up", "Whether llama-server is ready.", state(lambda state: state.status is BackendStatus.READY))
     watch("runed_engine_restarts_total", "How often llama-server died and was replaced.", state(lambda state: state.restarts))

@@ -57,7 +57,7 @@ class Terms:
         return error
 
     def fails(self, error: BaseException) -> bool:
-        """Tell whether an error fails the whole call; see `tolerate`."""
+        """Return whether an error fails the whole call; see `tolerate`."""
         return self.strict or not isinstance(error, InvalidRequestError | BackendFaultError)
 
     def finish(self, item: Embedding | RunedError) -> Embedding | RunedError:

@@ -1,4 +1,4 @@
-"""The cut of a micro-batch: the waiting texts that go to the engine together."""
+"""Cuts a micro-batch: the waiting texts that go to the engine together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cut_micro_batch(entries: Iterable[T], limits: BatchLimits) -> list[T]:
     """Return the first entries that fit into one micro-batch.
 
     Args:
-        entries: The entries, the next one first. No more of them are read than fit, and one.
+        entries: The entries, the next one first. At most one more is read than fits.
         limits: The limits of a micro-batch. A first entry of more tokens is returned alone.
 
     Returns:

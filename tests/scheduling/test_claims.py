@@ -213,7 +213,7 @@ async def test_an_error_of_a_text_is_its_items_or_fails_a_strict_call(outcome: O
 
 
 class CountingFuture(asyncio.Future[Computed]):
-    """Counts how often somebody begins to wait for any of them."""
+    """A future that counts the waits for any object of its class."""
 
     waits = 0
 

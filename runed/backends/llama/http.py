@@ -141,7 +141,7 @@ class LlamaHTTP:
         await self._session.close()
 
     async def healthy(self) -> bool:
-        """Tell whether the server has loaded its model."""
+        """Return whether the server has loaded its model."""
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT), self._session.get("/health") as response:
                 return response.status == _OK
@@ -149,7 +149,7 @@ class LlamaHTTP:
             return False
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each text as `embed` would see it, special tokens included.
+        """Return the tokens of each text as `embed` would see it, including special tokens.
 
         Raises:
             InvalidTextError: A text is not valid Unicode.

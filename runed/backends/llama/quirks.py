@@ -35,7 +35,7 @@ class Quirks:
         self._model = model
 
     def no_repack(self) -> bool:
-        """Tell whether the engine dies of SIGILL without `--no-repack`."""
+        """Return whether the engine dies of SIGILL without `--no-repack`."""
         return self.engine() in self._read().no_repack
 
     def remember_no_repack(self) -> None:
