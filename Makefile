@@ -40,7 +40,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test lint pytest test-go test-ts test-pythons test-lowest mutants bench gen pins picture release
+.PHONY: help setup demo check test lint pytest coverage test-go test-ts test-pythons test-lowest mutants bench gen pins picture release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -78,6 +78,9 @@ lint: $(STAMPS)/project
 
 pytest: setup
 	pytest
+
+coverage: setup ## Run the Python tests, but the slow ones, and show which lines of runed they do not reach
+	pytest --cov -m 'not slow'
 
 test-go: setup
 	export $(ENGINE_AND_MODEL); for module in $(GO_MODULES); do (cd $$module && go vet ./... && go test -race ./...) || exit 1; done

@@ -34,7 +34,8 @@ class ProgressDisplay:
     @property
     def live(self) -> bool:
         """Whether standard error is a terminal, which can show bars."""
-        return sys.stderr is not None and sys.stderr.isatty()
+        # While bars are shown, rich replaces sys.stderr, before its version 15 by an object that says to be no terminal.
+        return self._bars is not None or (sys.stderr is not None and sys.stderr.isatty())
 
     def update(self, step: str, done: int = 0, total: int = 0, *, unit: str = "bytes", detail: str = "") -> None:
         """Show the progress of a step. A new step ends the last one.

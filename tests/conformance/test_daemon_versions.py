@@ -36,7 +36,7 @@ Codec = Any  # of connectrpc, whose own type knows nothing of Google's messages
 class LaterError(InvalidRequestError):
     """An error with a reason that no client knows yet."""
 
-    reason = "OF_TOMORROW"
+    reason = "OF_NEXT_YEAR"
 
 
 class NewerCodec:
@@ -166,12 +166,12 @@ async def test_client_reads_the_answers_of_a_newer_daemon(
     calls: dict[str, dict[str, Json]] = {
         "embed": {"text": "one"},
         "embed_batch": {"texts": ["one", "two"]},
-        "embed_items": {"texts": ["one", "", "fail:OF_TOMORROW"]},
+        "embed_items": {"texts": ["one", "", "fail:OF_NEXT_YEAR"]},
         "embed_stream": {"items": [["a", "one"], ["b", "two"]]},
         "count_tokens": {"texts": ["one", "two"]},
         "info": {},
         "health": {},
-        "refused:embed": {"text": "fail:OF_TOMORROW"},
+        "refused:embed": {"text": "fail:OF_NEXT_YEAR"},
     }
     async with other_daemon(home / "s", NewerCodec, monkeypatch):
         answers = await ask(drivers, language, protocol, home / "s", calls)
@@ -179,13 +179,13 @@ async def test_client_reads_the_answers_of_a_newer_daemon(
     assert [vector_in(item) for item in answers["embed_batch"]["result"]["items"]] == [floats("one"), floats("two")]
     first, *failed = answers["embed_items"]["result"]["items"]
     assert vector_in(first) == floats("one")
-    assert [item["error"]["reason"] for item in failed] == ["EMPTY_TEXT", "OF_TOMORROW"]
+    assert [item["error"]["reason"] for item in failed] == ["EMPTY_TEXT", "OF_NEXT_YEAR"]
     streamed = answers["embed_stream"]["result"]["items"]
     assert {key: vector_in(item) for key, item in streamed.items()} == {"a": floats("one"), "b": floats("two")}
     assert answers["count_tokens"]["result"]["counts"] == [3, 3]
     assert (answers["info"]["result"]["vector_dim"], answers["info"]["result"]["fingerprint"]) == (DIM, "fp")
     assert answers["health"]["result"]["pid"] == 2
-    assert answers["refused:embed"]["error"]["reason"] == "OF_TOMORROW"
+    assert answers["refused:embed"]["error"]["reason"] == "OF_NEXT_YEAR"
 
 
 @pytest.mark.parametrize(("language", "protocol"), DRIVERS)
