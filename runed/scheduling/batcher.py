@@ -253,8 +253,9 @@ class Batcher:
         finally:
             if counting is not None:
                 counting.cancel()  # after a failure, counting would only start the backend again
+        pairs = list(zip(answer.vectors, batch, strict=True))  # first: an answer of another length is nobody's
         settle_tokens(batch, answer.tokens)
-        answers = [Computed(vector, entry.tokens) for vector, entry in zip(answer.vectors, batch, strict=True)]
+        answers = [Computed(vector, entry.tokens) for vector, entry in pairs]
         if warm:  # the time of a start tells nothing about the speed
             self._pace.learn(batch, answer.tokens, seconds)
         self._metrics.computed(batch[0].lane, texts=len(batch), tokens=answer.tokens, seconds=seconds)

@@ -438,6 +438,16 @@ async def test_an_exception_that_nobody_foresaw_does_not_end_the_work(outcome: O
 
 
 @virtual_time
+async def test_an_answer_of_another_length_is_no_texts_fault_though_none_was_counted() -> None:
+    backend = ScriptedBackend(script=[Step("one too few")], counts=[Step("unavailable", 0.0)])
+    batcher = make_batcher(backend)
+    with capture_logs():
+        batcher.submit(entries := make_entries("a", "b"))
+        assert [type(result) for result in await outcomes(entries)] == [ValueError] * 2
+    assert backend.batches == [["a", "b"]]
+
+
+@virtual_time
 async def test_each_caller_has_an_error_of_its_own_that_tells_the_same() -> None:
     backend = ScriptedBackend(script=[Step("unavailable")])
     batcher = make_batcher(backend)
