@@ -70,7 +70,7 @@ def _closure(requirements: list[str]) -> set[str]:
 
 def _link_distribution(distribution: metadata.Distribution, site_packages: Path) -> None:
     """Link an installed distribution into another environment. This replaces an installation, without network and time."""
-    for file in distribution.files or []:
+    for file in set(distribution.files or []):  # numpy 2.0 lists some files twice
         source = Path(str(distribution.locate_file(file)))
         if ".." not in file.parts and source.exists():
             target = site_packages / file
