@@ -40,7 +40,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test lint pytest coverage test-go test-ts test-pythons test-lowest mutants bench gen pins picture release
+.PHONY: help setup demo check test lint pytest test-go test-ts test-pythons test-lowest mutants bench gen pins picture release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -53,13 +53,13 @@ demo: setup $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap
 check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
 	pytest -m 'not (engine or foreign or slow)'
 
-test: setup lint ## Check everything
+test: setup lint ## Check everything, and show which lines of runed the Python tests do not reach
 	rm -rf build/gen
 	buf generate --output build/gen
 	for part in go/runed ts; do diff --recursive build/gen/gen/$$part gen/$$part || exit 1; done
-	test -z "$$(gofmt -l $(GO_MODULES) | tee /dev/stderr)"
+	test -z "$$(gofmt -l $(GO_MODULES) tools/go | tee /dev/stderr)"
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
-	$(MAKE) --no-print-directory pytest
+	pytest --cov
 
 lint: $(STAMPS)/project
 	ruff format --check
@@ -78,9 +78,6 @@ lint: $(STAMPS)/project
 
 pytest: setup
 	pytest
-
-coverage: setup ## Run the Python tests, but the slow ones, and show which lines of runed they do not reach
-	pytest --cov -m 'not slow'
 
 test-go: setup
 	export $(ENGINE_AND_MODEL); for module in $(GO_MODULES); do (cd $$module && go vet ./... && go test -race ./...) || exit 1; done
