@@ -28,6 +28,9 @@ func (c *Client) SetCentroids(ctx context.Context, centroids [][]float32, preset
 	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
+	if err := c.watchStart(ctx, false); err != nil {
+		return "", err
+	}
 	attempts := tries{client: c}
 	for {
 		response, err := c.sendCentroids(ctx, centroids, preset)

@@ -30,6 +30,7 @@ type Client struct {
 	streams   runedv1connect.RunedServiceClient
 	service   runedv1connect.RunedServiceClient
 	limits    atomic.Pointer[limits] // asked for once for each daemon
+	watched   atomic.Bool            // whether the start of this daemon has been watched
 	closed    atomic.Bool
 }
 
@@ -111,11 +112,11 @@ func (c *Client) readyInfo(ctx context.Context, refuseDownload bool) (*Info, err
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
 	for {
-		info, err := call(ctx, tries{client: c, refuseDownload: refuseDownload}, c.unary.Info, &runedv1.InfoRequest{})
+		info, err := callWhenReady(ctx, tries{client: c, refuseDownload: refuseDownload}, c.unary.Info, &runedv1.InfoRequest{})
 		if err != nil || info.GetVectorDim() != 0 {
 			return info, err
 		}
-		if err := c.waitOutBootstrap(ctx, refuseDownload); err != nil {
+		if err := c.waitOutBootstrap(ctx, refuseDownload, true); err != nil {
 			return nil, err
 		}
 	}

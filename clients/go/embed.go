@@ -61,7 +61,7 @@ func (c *Client) Embed(ctx context.Context, text string, options ...EmbedOption)
 	request.Text = text
 	var response *runedv1.EmbedResponse
 	embed := func() (err error) {
-		response, err = call(ctx, tries{client: c}, c.unary.Embed, request)
+		response, err = callWhenReady(ctx, tries{client: c}, c.unary.Embed, request)
 		return err
 	}
 	if len(text) <= largeText {
@@ -212,7 +212,7 @@ func (c *Client) CountTokens(ctx context.Context, texts []string, options ...Emb
 		result = make([]int, 0, len(texts))
 		return inParts(texts, room, func(start int, part []string) error {
 			request := &runedv1.CountTokensRequest{Texts: part, Role: o.role, Instruction: o.instruction}
-			response, err := call(ctx, tries{client: c}, c.unary.CountTokens, request)
+			response, err := callWhenReady(ctx, tries{client: c}, c.unary.CountTokens, request)
 			if err != nil {
 				return relocated(err, start, len(part))
 			}
@@ -234,7 +234,7 @@ func (c *Client) CountTokens(ctx context.Context, texts []string, options ...Emb
 func (c *Client) embedBatch(ctx context.Context, o *wireOptions, texts []string, perItem bool) (*runedv1.EmbedBatchResponse, error) {
 	request := o.batchRequest()
 	request.Texts, request.PerItemErrors = texts, perItem
-	response, err := call(ctx, tries{client: c}, c.unary.EmbedBatch, request)
+	response, err := callWhenReady(ctx, tries{client: c}, c.unary.EmbedBatch, request)
 	if err == nil && len(response.GetEmbeddings()) != len(texts) {
 		return nil, noVector()
 	}

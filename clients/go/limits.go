@@ -19,7 +19,7 @@ type limits struct {
 // askLimits asks the daemon for the limits of a request.
 func (c *Client) askLimits(ctx context.Context) (*limits, error) {
 	// Not Client.Info: the limits are known before the model is.
-	info, err := call(ctx, tries{client: c}, c.unary.Info, &runedv1.InfoRequest{})
+	info, err := callWhenReady(ctx, tries{client: c}, c.unary.Info, &runedv1.InfoRequest{})
 	if err != nil {
 		return nil, err
 	}

@@ -526,6 +526,7 @@ func TestPolicyRules(t *testing.T) {
 		"an error of one text":            testErrorOfOneText,
 		"a successor with smaller limits": testSmallerLimits,
 		"a successor with larger limits":  testLargerLimits,
+		"the progress of a start":         testProgressOfAStart,
 		"a refusal to the end":            testRefusalToTheEnd,
 		"an idle stream":                  testIdleStream,
 		"a silent stream":                 testSilentStream,
@@ -800,6 +801,80 @@ func testLargerLimits(t *testing.T) {
 	must(client.EmbedBatch(t.Context(), texts))(t)
 	if want := []int{2, 2, 1, 5}; !slices.Equal(sizes, want) {
 		t.Error(sizes)
+	}
+}
+
+func testProgressOfAStart(t *testing.T) {
+	for name, call := range map[string]func(*runed.Client) error{
+		"Embed":       func(c *runed.Client) error { _, err := c.Embed(t.Context(), "text"); return err },
+		"EmbedBatch":  func(c *runed.Client) error { _, err := c.EmbedBatch(t.Context(), []string{"text"}); return err },
+		"EmbedStream": func(c *runed.Client) error { _, err := embedOnStream(t, c); return err },
+		"Info":        func(c *runed.Client) error { _, err := c.Info(t.Context()); return err },
+		"WaitReady":   func(c *runed.Client) error { _, err := c.WaitReady(t.Context()); return err },
+		"SetCentroids": func(c *runed.Client) error {
+			_, err := c.SetCentroids(t.Context(), [][]float32{goodVector}, "")
+			if errors.Is(err, runed.ErrUnimplemented) { // by the script
+				return nil
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, test := range []struct{ loading, looks int32 }{{loading: 2, looks: 3}, {loading: 0, looks: 1}} {
+				var looks atomic.Int32
+				daemon := &script{
+					health: func() *runedv1.HealthResponse {
+						if looks.Add(1) <= test.loading {
+							return health{Status: "LOADING", Message: "looking for engine and model"}.message()
+						}
+						return health{Status: "OK"}.message()
+					},
+					batch: func(int) (*runedv1.EmbedBatchResponse, error) {
+						return &runedv1.EmbedBatchResponse{Fingerprint: "fp", Embeddings: []*runedv1.EmbedResponse{{Vector: goodVector}}}, nil
+					},
+				}
+				var told []string
+				client := daemon.start(t, runed.WithProgress(func(health *runed.Health) {
+					told = append(told, strings.TrimSpace(health.GetStatus().String()+" "+health.GetMessage()))
+				}))
+				if err := errors.Join(call(client), call(client)); err != nil {
+					t.Error(err)
+				}
+				want := []string{"STATUS_LOADING looking for engine and model", "STATUS_OK"}
+				if test.loading == 0 {
+					want = nil
+				}
+				if !slices.Equal(told, want) || looks.Load() != test.looks {
+					t.Errorf("%+v: %q after %d looks", test, told, looks.Load())
+				}
+				looks.Store(0)
+				if err := call(daemon.start(t)); err != nil || looks.Load() != 0 {
+					t.Errorf("without a callback: %v after %d looks", err, looks.Load())
+				}
+			}
+		})
+	}
+
+	var looks atomic.Int32
+	home, _ := servedHome(t, &script{
+		health: func() *runedv1.HealthResponse {
+			looks.Add(1)
+			return health{Status: "OK"}.message()
+		},
+		embed: once(refusal(connectrpc.CodeUnavailable, "SHUTTING_DOWN", nil, 0), &runedv1.EmbedResponse{Vector: goodVector}),
+	}, "", wellEnsured)
+	client := connect(t, runed.WithHome(home), runed.WithProgress(func(*runed.Health) {}))
+	for range 3 {
+		must(client.Embed(t.Context(), "text"))(t) // the first one looks for the daemon again
+	}
+	if looks.Load() != 2 {
+		t.Errorf("%d looks for two daemons", looks.Load())
+	}
+
+	silent := &script{health: func() *runedv1.HealthResponse { time.Sleep(300 * time.Millisecond); return &runedv1.HealthResponse{} }}
+	client = silent.start(t, runed.WithTimeout(100*time.Millisecond), runed.WithProgress(func(*runed.Health) {}))
+	if _, err := client.Embed(t.Context(), "text"); !errors.Is(err, runed.ErrDeadlineExceeded) || strings.Contains(err.Error(), "not ready yet") {
+		t.Errorf("of a daemon that it knows nothing of: %v", err)
 	}
 }
 

@@ -36,7 +36,7 @@ func (t *tries) reset() {
 func (t *tries) recover(ctx context.Context, failure *Error) error {
 	switch failure.kind() {
 	case ErrBootstrapping:
-		return t.client.waitOutBootstrap(ctx, t.refuseDownload)
+		return t.client.waitOutBootstrap(ctx, t.refuseDownload, true)
 	case ErrQueueFull, ErrBackendUnavailable:
 		return t.comeBack(ctx, failure)
 	case ErrShuttingDown:
@@ -67,6 +67,7 @@ func (t *tries) findDaemon(ctx context.Context, wait time.Duration) error {
 		return err
 	}
 	t.client.limits.Store(nil) // the next daemon may have others
+	t.client.watched.Store(false)
 	var err error
 	t.restarted, err = t.client.daemon.ensure(ctx)
 	return err
@@ -122,6 +123,19 @@ func pause(ctx context.Context, wait time.Duration) error {
 	}
 }
 
+// callWhenReady watches the start of the daemon, and then sends a request as call does.
+func callWhenReady[Request, Response any](
+	ctx context.Context,
+	attempts tries,
+	method func(context.Context, *connect.Request[Request]) (*connect.Response[Response], error),
+	request *Request,
+) (*Response, error) {
+	if err := attempts.client.watchStart(ctx, attempts.refuseDownload); err != nil {
+		return nil, err
+	}
+	return call(ctx, attempts, method, request)
+}
+
 // call sends a request until the daemon answers it or refuses it for good, or until the context ends.
 //
 // All requests that come here may be sent twice: the same text has the same embedding.
@@ -160,9 +174,18 @@ func send[Request, Response any](
 	return response.Msg, nil
 }
 
+// watchStart reports the progress of a daemon that starts. That daemon would let the first call wait without telling any.
+func (c *Client) watchStart(ctx context.Context, refuseDownload bool) error {
+	if c.progress == nil || c.watched.Swap(true) {
+		return nil
+	}
+	return c.waitOutBootstrap(ctx, refuseDownload, false)
+}
+
 // waitOutBootstrap watches Health until the daemon no longer loads, and reports changes to the caller's WithProgress. With
-// refuseDownload it fails as soon as something is being downloaded.
-func (c *Client) waitOutBootstrap(ctx context.Context, refuseDownload bool) error {
+// refuseDownload it fails as soon as something is being downloaded. Unless a bootstrap has refused a call, it leaves a daemon that
+// does not load at once.
+func (c *Client) waitOutBootstrap(ctx context.Context, refuseDownload, refused bool) error {
 	type news struct {
 		status      runedv1.HealthResponse_Status
 		phase       runedv1.HealthResponse_Phase
@@ -173,7 +196,7 @@ func (c *Client) waitOutBootstrap(ctx context.Context, refuseDownload bool) erro
 	message := ""
 	late := func(err error) error {
 		var failure *Error
-		if errors.As(err, &failure) && failure.Reason == ErrDeadlineExceeded {
+		if (refused || told != nil) && errors.As(err, &failure) && failure.Reason == ErrDeadlineExceeded {
 			return newError(ErrDeadlineExceeded, nil, "%s: engine and model are not ready yet: %s", failure.Message, message)
 		}
 		return err
@@ -184,6 +207,9 @@ func (c *Client) waitOutBootstrap(ctx context.Context, refuseDownload bool) erro
 			return late(err)
 		}
 		message = health.GetMessage()
+		if !refused && told == nil && health.GetStatus() != runedv1.HealthResponse_STATUS_LOADING {
+			return nil
+		}
 		now := news{health.GetStatus(), health.GetPhase(), health.GetBytesDone(), health.GetBytesTotal(), message}
 		if c.progress != nil && (told == nil || *told != now) {
 			c.progress(health)

@@ -36,10 +36,12 @@ from runed import errors
 from runed.api.error_codes import code_of
 from runed.client import target
 from runed.client.calls import answers, centroids, daemon_flows, patience, pending, texts
+from runed.client.calls.centroids import set_centroids_flow
 from runed.client.calls.flows import Flows
 from runed.client.calls.patience import Deadline, Patience
 from runed.client.calls.pending import PendingTexts
 from runed.client.calls.steps import Ensure, Send, Sleep
+from runed.client.calls.stream import stream_flow
 from runed.client.options import Options
 from runed.client.target import Target
 from runed.client.transport import blocking
@@ -418,6 +420,62 @@ def sizes_of_requests(client: Flows, limits: InfoResponse) -> list[int]:
                 answer = EmbedBatchResponse(embeddings=[EmbedResponse(vector=[1])] * sizes[-1], fingerprint="f")
         else:
             answer = limits
+
+
+def stream_of_one_text(flows: Flows) -> Generator[Any, Any, object]:
+    pending, flow = stream_flow(flows, Options(), 60)
+    pending.add((1, "a"))
+    return flow
+
+
+def looks(step: object) -> bool:
+    """Return whether a step looks at Health."""
+    return isinstance(step, Send) and step.method == "Health"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda flows: flows.embed("a", Options(), Deadline(60)),
+        lambda flows: flows.embed_batch(["a"], Options(), Deadline(60)),
+        lambda flows: flows.info(Deadline(60)),
+        lambda flows: flows.wait_until_ready(Deadline(60)),
+        lambda flows: set_centroids_flow(flows, [[1.0, 0.0]], "", "", Deadline(60)),
+        stream_of_one_text,
+    ],
+    ids=["embed", "embed_batch", "info", "wait_until_ready", "set_centroids", "embed_stream"],
+)
+def test_the_progress_of_a_start(call: Callable[[Flows], Generator[Any, Any, object]]) -> None:
+    told: list[runed.Health] = []
+    client = Flows(spawn=True, on_progress=told.append)
+    loading, ready = health_of({"status": "LOADING", "message": "looking for engine and model"}), health_of({"status": "OK"})
+    flow = call(client)
+    for health in (loading, loading, ready):
+        assert looks(next(flow))
+        assert isinstance(flow.send(health), Sleep)
+    assert not looks(next(flow))
+    assert [(health.status, health.message) for health in told] == [
+        (runed.Status.LOADING, "looking for engine and model"),
+        (runed.Status.OK, ""),
+    ]
+    assert not looks(next(call(client))), "it looks again"
+    assert not looks(next(call(Flows(spawn=True, on_progress=None)))), "nobody wants to know"
+
+    flow = client.embed("a", Options(), Deadline(60))
+    next(flow)
+    assert isinstance(flow.throw(errors.ShuttingDownError("it drains")), Sleep)
+    assert isinstance(flow.send(None), Ensure)
+    flow.close()
+    flow = call(client)
+    assert looks(next(flow)), "it does not look at the successor"
+    assert not looks(flow.send(ready))
+    assert len(told) == 2, "it told of a daemon that does not load"
+
+    flow = call(Flows(spawn=True, on_progress=told.append))
+    next(flow)
+    with pytest.raises(errors.DeadlineExceededError) as caught:
+        flow.throw(errors.DeadlineExceededError("too late"))
+    assert "not ready yet" not in caught.value.message, "it knows nothing of the daemon"
 
 
 def test_a_refusal_to_the_end() -> None:

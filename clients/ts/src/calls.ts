@@ -55,6 +55,8 @@ export class Calls {
   readonly #link: Link;
   readonly #onProgress: ((health: Health) => void) | undefined;
   #limits: Limits | undefined;
+  /** Whether the start of this daemon has been watched. */
+  #watched = false;
 
   constructor(target: Target, link: Link, onProgress: ((health: Health) => void) | undefined) {
     this.#target = target;
@@ -89,12 +91,13 @@ export class Calls {
     }
   }
 
-  /** Makes a call as `send` does, and waits out a bootstrap that is in its way. */
+  /** Watches the start of the daemon. Then makes a call as `send` does, and waits out a bootstrap that is in its way. */
   async sendWhenReady<T>(
     deadline: Deadline,
     call: (rpc: Rpc, options: RpcOptions) => Promise<T>,
     duringDownload: DuringDownload = "wait",
   ): Promise<T> {
+    await this.#watchStart(deadline, duringDownload);
     for (;;) {
       try {
         return await this.send(deadline, call);
@@ -178,16 +181,28 @@ export class Calls {
   async #findDaemon(tries: Tries, pauseMs: number): Promise<void> {
     await tries.deadline.sleep(pauseMs);
     this.#limits = undefined; // the next daemon may have others
+    this.#watched = false;
     tries.restarted = await this.#target.ensure(tries.deadline);
+  }
+
+  /** Reports the progress of a daemon that starts. That daemon would let the first call wait without telling any. */
+  async #watchStart(deadline: Deadline, duringDownload: DuringDownload): Promise<void> {
+    if (this.#onProgress !== undefined && !this.#watched) {
+      this.#watched = true;
+      await this.waitOutBootstrap(deadline, duringDownload, false);
+    }
   }
 
   /**
    * Watches Health until the daemon no longer loads, and reports what changes.
    *
+   * @param deadline - The end of the call.
+   * @param duringDownload - What to do while something is downloaded.
+   * @param refused - Whether a bootstrap has refused a call. Otherwise a daemon that does not load is left at once.
    * @throws RunedError BACKEND_UNAVAILABLE: The bootstrap failed. BOOTSTRAPPING: The daemon downloads, and `duringDownload` is
    * "refuse". DEADLINE_EXCEEDED: The time was over first.
    */
-  async waitOutBootstrap(deadline: Deadline, duringDownload: DuringDownload = "wait"): Promise<void> {
+  async waitOutBootstrap(deadline: Deadline, duringDownload: DuringDownload = "wait", refused = true): Promise<void> {
     let pause = BOOTSTRAP_FIRST_POLL_MS;
     let told = "";
     let message = "";
@@ -195,6 +210,9 @@ export class Calls {
       for (;;) {
         const health = await this.health(deadline);
         message = health.message;
+        if (!refused && told === "" && health.status !== "LOADING") {
+          return;
+        }
         const news = JSON.stringify([health.status, health.phase, health.bytesDone, health.bytesTotal, message]);
         if (news !== told) {
           this.#onProgress?.(health);
@@ -216,7 +234,7 @@ export class Calls {
         pause = Math.min(pause * 1.25, BOOTSTRAP_LONGEST_POLL_MS);
       }
     } catch (error) {
-      if (error instanceof RunedError && error.reason === "DEADLINE_EXCEEDED") {
+      if ((refused || told !== "") && error instanceof RunedError && error.reason === "DEADLINE_EXCEEDED") {
         throw new RunedError("DEADLINE_EXCEEDED", `${error.message}: engine and model are not ready yet: ${message}`);
       }
       throw error;

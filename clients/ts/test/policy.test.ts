@@ -637,6 +637,63 @@ const tests: Record<string, () => Promise<void>> = {
     assert.deepEqual(sizes, [2, 2, 1, 5]);
   },
 
+  "the progress of a start": async () => {
+    const calls: Record<string, (caller: Client) => Promise<unknown>> = {
+      embed: (caller) => caller.embed("text"),
+      embedBatch: (caller) => caller.embedBatch(["text"]),
+      embedStream: streamed,
+      info: (caller) => caller.info(),
+      waitUntilReady: (caller) => caller.waitUntilReady(),
+      setCentroids: (caller) => caller.setCentroids([[1, 0]]),
+    };
+    const loading = { status: HealthResponse_Status.LOADING, message: "looking for engine and model" };
+    for (const [name, call] of Object.entries(calls)) {
+      for (const [states, news] of [
+        [
+          [loading, loading],
+          [
+            ["LOADING", "looking for engine and model"],
+            ["OK", ""],
+          ],
+        ],
+        [[], []],
+      ] as const) {
+        let looks = 0;
+        const methods: Methods = {
+          health: () => states[looks++] ?? { status: HealthResponse_Status.OK },
+          embedBatch: ({ texts }) => ({ embeddings: texts.map(() => VECTOR), fingerprint: "fp" }),
+          setCentroids: async () => ({ version: "v", nlist: 1 }),
+        };
+        const told: [string, string][] = [];
+        const caller = await client(methods, { onProgress: ({ status, message }) => told.push([status, message]) });
+        await call(caller);
+        await call(caller);
+        assert.deepEqual(told, news, name);
+        assert.equal(looks, states.length + 1, name);
+        looks = 0;
+        await call(await client(methods));
+        assert.equal(looks, 0, `${name} without a callback`);
+      }
+    }
+    let looks = 0;
+    const home = await servedHome(undefined, WELL_ENSURED, {
+      health: () => {
+        looks += 1;
+        return { status: HealthResponse_Status.OK };
+      },
+      embed: once(wireError(Code.Unavailable, "SHUTTING_DOWN"), VECTOR),
+    });
+    const caller = await connectHome(home, { onProgress: () => {} });
+    for (const text of ["looks for the daemon again", "looks at its Health", "does not look"]) {
+      await caller.embed(text);
+    }
+    assert.equal(looks, 2, "looks for two daemons");
+    const silent = await client({ health: () => new Promise(() => {}) }, { onProgress: () => {}, timeoutMs: 100 });
+    const late = await refusal(silent.embed("text"));
+    assert.equal(late.reason, "DEADLINE_EXCEEDED");
+    assert.doesNotMatch(late.message, /not ready yet/, "it knows nothing of the daemon");
+  },
+
   "a refusal to the end": async () => {
     const busy = () => wireError(Code.ResourceExhausted, "QUEUE_FULL", { limit_texts: "7" }, 0.001);
     let [calls, streams] = [0, 0];

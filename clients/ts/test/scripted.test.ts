@@ -62,6 +62,7 @@ describe("a daemon that cannot answer for the moment", () => {
   it("is still fetching its model: the call waits, and tells the phases", async () => {
     const bootstrapping = wireError(Code.FailedPrecondition, "BOOTSTRAPPING");
     const states = [
+      { status: HealthResponse_Status.OK }, // before the first call
       { status: HealthResponse_Status.LOADING, phase: 2 as HealthResponse_Phase, bytesDone: 5n, bytesTotal: 10n },
       { status: HealthResponse_Status.LOADING, phase: 2 as HealthResponse_Phase, bytesDone: 5n, bytesTotal: 10n },
       { status: HealthResponse_Status.LOADING, phase: 77 as HealthResponse_Phase },

@@ -47,6 +47,7 @@ def set_centroids_flow(
     matrix = _matrix(vectors)
     header = CentroidSetHeader(version=version, dim=matrix.shape[1], nlist=len(matrix), preset=preset)
     tries = Tries(deadline)
+    yield from flows.watch_start(deadline)
     while True:
         try:
             return (yield from _upload(header, matrix, deadline))

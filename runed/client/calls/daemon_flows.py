@@ -119,7 +119,7 @@ class DaemonFlows:
         return self._limits
 
     def _complete_info(self, deadline: Deadline, *, refuse_download: bool) -> Flow[Info]:
-        yield from self._watch_start(deadline, refuse_download=refuse_download)
+        yield from self.watch_start(deadline, refuse_download=refuse_download)
         while True:
             # A daemon refuses Info during a download. One of an earlier version answers the facts that it knows at any time.
             with suppress(BootstrappingError):
@@ -131,7 +131,7 @@ class DaemonFlows:
 
     def send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
         """Send a request. If a bootstrap refuses it, wait for the bootstrap and send it again."""
-        yield from self._watch_start(deadline)
+        yield from self.watch_start(deadline)
         while True:
             try:
                 return (yield from self._send(method, request, response_type, deadline))
@@ -168,9 +168,11 @@ class DaemonFlows:
                     return
                 pause = min(pause * 1.25, _POLL_MOST)
         except DeadlineExceededError as error:
+            if not (refused or told):
+                raise
             raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
 
-    def _watch_start(self, deadline: Deadline, *, refuse_download: bool = False) -> Flow[None]:
+    def watch_start(self, deadline: Deadline, *, refuse_download: bool = False) -> Flow[None]:
         """Report the progress of a daemon that starts. It would let the first call wait without telling any."""
         if self._on_progress is None or self._watched:
             return
