@@ -95,6 +95,7 @@ pins: $(STAMPS)/requirements ## Pin in requirements-dev.txt what pyproject.toml 
 	$(COMPILE) --universal --group dev --group mutants --custom-compile-command 'make pins' --output-file requirements-dev.txt
 
 mutants: setup ## Change the code in small ways and see which of these changes no test notices
+	@mkdir -p mutants/build # where mutmut copies the model
 	mutmut run $(MUTANTS)
 	mutmut results
 
