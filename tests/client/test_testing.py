@@ -20,6 +20,12 @@ from runed.testing import Call, DaemonDouble
 from tests.support import clean_environment
 
 
+@pytest.fixture(autouse=True)
+def unconfigured_log() -> None:
+    """Forget what `capture_logs` leaves in other tests of the process: structlog then counts as configured by the program."""
+    structlog.reset_defaults()
+
+
 @pytest.fixture
 def daemon() -> Iterator[DaemonDouble]:
     with runed.testing.daemon() as daemon:
