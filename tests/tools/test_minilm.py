@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
+from runed.lifecycle.listener import probe
+from tests.support import wait_until
 from tools import minilm as converter
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -27,23 +28,19 @@ def engine(llama_server: Path, minilm: Path, tmp_path_factory: pytest.TempPathFa
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine", timeout=30) as client:
-                _wait_until_ready(client, process)
+                _wait_until_ready(socket, client, process)
                 yield client
         finally:
             process.terminate()
 
 
-def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+def _wait_until_ready(socket: Path, client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+    def ready() -> bool:
         assert process.poll() is None, f"llama-server ended with {process.returncode}"
-        try:
-            if client.get("/health").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    pytest.fail("llama-server did not load the model in 30 s")
+        # httpx would not close the socket of a connection that is refused.
+        return probe(socket) and client.get("/health").is_success
+
+    wait_until(ready, what="the loaded model")
 
 
 def test_every_golden_text_keeps_its_meaning(engine: httpx.Client) -> None:
