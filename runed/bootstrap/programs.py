@@ -80,22 +80,7 @@ async def _run(argv: list[str], name: str, seconds: float, on_output: Callable[[
     Raises:
         BootstrapError: It cannot be started, fails or hangs.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=engine_environment(),
-            cwd="/",
-            start_new_session=True,
-            preexec_fn=die_with_parent(),
-        )
-    except OSError as error:
-        raise BootstrapError(
-            f"{argv[0]} cannot be started: {error.strerror}; it may be built for another processor or C library: "
-            "set RUNED_LLAMA_SERVER to a llama-server of your own"
-        ) from error
+    process = await _start(argv)
     tail = b""
     assert process.stdout is not None
     try:
@@ -108,15 +93,52 @@ async def _run(argv: list[str], name: str, seconds: float, on_output: Callable[[
     except TimeoutError:
         raise BootstrapError(f"{argv[0]} did not end within {seconds:.0f} s and was stopped; it wrote: {_text(tail)}") from None
     finally:
-        # The whole group: a wrapper script may have left the program itself behind.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await _end(process)
     if status != 0:
         lines = "; ".join(line.strip() for line in _text(tail).splitlines()[-6:])
         quoted = f": {lines}" if lines else " without a word"
         raise BootstrapError(f"{name} {describe_exit(status)}{quoted}{_hint(tail)}")
     return _text(tail)
+
+
+async def _start(argv: list[str]) -> asyncio.subprocess.Process:
+    """Start a program in a process group of its own. A cancel ends it.
+
+    Raises:
+        BootstrapError: It cannot be started.
+    """
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=engine_environment(),
+            cwd="/",
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # asyncio would end the program alone, and leave behind what the program has started.
+        await asyncio.wait([starting])
+        if starting.exception() is None:
+            await _end(starting.result())
+        raise
+    except OSError as error:
+        raise BootstrapError(
+            f"{argv[0]} cannot be started: {error.strerror}; it may be built for another processor or C library: "
+            "set RUNED_LLAMA_SERVER to a llama-server of your own"
+        ) from error
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    # The whole group: a wrapper script may have left the program itself behind.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def _text(output: bytes) -> str:

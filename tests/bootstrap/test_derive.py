@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import psutil
 import pytest
 
 from runed.bootstrap import Installation
+from runed.bootstrap.programs import quantize
 from tests.bootstrap.conftest import Machine
 from tests.bootstrap.parts import MODEL, VERSION_SCRIPT, Release, archive, file_sha256, sha256
 from tests.support import process_gone, wait_until
@@ -206,6 +208,23 @@ async def test_a_cancel_ends_the_quantizer_and_the_next_try_needs_no_download(
     assert machine.leftovers() == []
     assert (await machine.install(faked(COPY))).variant == "derived"
     assert release.site.count("/models/tiny.gguf") == 1
+
+
+async def test_a_cancel_in_the_midst_of_the_start_ends_the_whole_group(home: Path) -> None:
+    pids, program = home / "pids", home / "llama-quantize"
+    program.write_text(f"#!/bin/sh\nsleep 600 &\necho $$ $! > {pids}.new\nmv {pids}.new {pids}\nwait\n")
+    program.chmod(0o700)
+    others = set(psutil.Process().children())
+    task = asyncio.create_task(quantize(program, home, home, "Q6_K", on_tensor=lambda number, total: None))
+    while set(psutil.Process().children()) == others:  # noqa: ASYNC110 # no event tells of the start
+        await asyncio.sleep(0)
+    # Without a turn of the event loop, which has not heard yet that the program runs.
+    wait_until(pids.exists, what="the quantizer")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for pid in pids.read_text().split():
+        wait_until(lambda pid=int(pid): process_gone(pid), what=f"the end of {pid}")  # type: ignore[misc] # a bound loop variable
 
 
 async def test_a_model_that_is_not_ours_to_drop_stays(
