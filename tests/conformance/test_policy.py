@@ -256,6 +256,38 @@ def test_places(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert str(Target.resolve(**arguments, spawn=True).socket) == filled(row["socket"])
 
 
+@rows("homes", lambda row: f"{', '.join(row['lay'])} {row.get('home', '')}")
+def test_homes(row: dict[str, Any], home: Path) -> None:
+    if any("12345" in step for step in row["lay"]) and os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    for step in row["lay"]:
+        kind, name, *rest = step.split()
+        path = home / name
+        match kind:
+            case "directory":
+                path.mkdir()
+                path.chmod(int(rest[0], 8))
+            case "file":
+                path.touch(0o600)
+            case "link":
+                path.symlink_to(rest[0])
+            case "owner":
+                os.lchown(path, int(rest[0]), -1)
+            case "group":
+                os.lchown(path, -1, int(rest[0]))
+    place, ran = home / row.get("home", "home"), home / "ran"
+    refused = row["reason"] == "FOREIGN_PATH"
+    if refused and place.is_dir() and not os.path.lexists(place / "config.json"):
+        program = home / "program"
+        program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+        program.chmod(0o755)
+        (place / "config.json").write_text(json.dumps({"version": 1, "runed_binary": str(program)}))
+    with pytest.raises(errors.RunedError) as caught, runed.connect(home=place, spawn=refused):
+        pass
+    assert caught.value.reason == row["reason"]
+    assert not ran.exists()
+
+
 @rows("dial", lambda row: str(row["found"]))
 def test_dial(row: dict[str, Any], home: Path) -> None:
     path = home / "s"
