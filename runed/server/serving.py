@@ -13,6 +13,7 @@ from hypercorn.config import Config
 
 from runed.log import get_logger
 from runed.server.connection import Connection
+from runed.server.door import Door
 from runed.server.stream import Application, ServerContext
 
 CANCEL_TIMEOUT = 5.0
@@ -25,7 +26,7 @@ _log = get_logger(__name__)
 
 
 class Server:
-    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket.
+    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket. A UNIX socket serves its own user alone.
 
     Each connection has its own number; the app sees it in each request as `scope["client"] == ("unix", number)`, or "tcp". The
     app reads `http.disconnect` if a client disconnects or abandons a request. The app gets no lifespan events: the caller of
@@ -63,6 +64,7 @@ class Server:
             "unix" if sock.family is socket.AF_UNIX else "tcp",
         )
         self._sock = sock
+        self._door = Door() if sock.family is socket.AF_UNIX else None
         self._max_connections = max_connections
         self._numbers = itertools.count(1)
         self._connections: dict[asyncio.Task[None], Connection] = {}
@@ -120,6 +122,10 @@ class Server:
         return len(pending)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._door is not None and (refusal := self._door.refusal(writer.get_extra_info("socket"))):
+            writer.write(refusal)
+            writer.close()
+            return
         if self._closed or not self._make_room():
             writer.transport.abort()
             return
