@@ -160,6 +160,56 @@ class Http2Stream(RequestStream):
                     await self.give_up()
 
 
+class _Bodies:
+    """The bodies of responses that wait to be framed.
+
+    Args:
+        h2: The protocol of the connection.
+    """
+
+    def __init__(self, h2: H2Connection) -> None:
+        self._h2 = h2
+        self._sending: deque[Http2Stream] = deque()
+        self._framed = 0
+
+    def add(self, stream: Http2Stream) -> None:
+        """Frame the unsent bytes of a stream as soon as that is possible."""
+        self._sending.append(stream)
+        self._frame()
+
+    def clear(self) -> None:
+        """Drop all bodies."""
+        self._sending.clear()
+
+    def output(self) -> bytes:
+        """Return the next bytes of the connection to write."""
+        self._framed = 0
+        self._frame()
+        return self._h2.data_to_send()
+
+    def _frame(self) -> None:
+        """Frame waiting bodies, one frame of each in turn, as far as the windows and the transport allow."""
+        blocked = 0
+        while blocked < len(self._sending) and self._framed < WRITE_LIMIT:
+            stream = self._sending.popleft()
+            if stream.closed:
+                continue
+            window = self._h2.local_flow_control_window(stream.stream_id)
+            size = min(len(stream.unsent), window, self._h2.max_outbound_frame_size, WRITE_LIMIT)
+            if size <= 0:
+                self._sending.append(stream)
+                blocked += 1
+                continue
+            blocked = 0
+            self._h2.send_data(stream.stream_id, stream.unsent[:size])
+            self._framed += size
+            stream.unsent = stream.unsent[size:]
+            if stream.unsent:
+                self._sending.append(stream)
+            else:
+                stream.sent.set()
+
+
 class Http2Connection:
     """One HTTP/2 connection.
 
@@ -190,8 +240,7 @@ class Http2Connection:
         self._h2 = _Protocol(context.max_streams)
         self._draining = False
         self._unparsed = 0
-        self._sending: deque[Http2Stream] = deque()
-        self._framed = 0
+        self._bodies = _Bodies(self._h2)
         self._has_output = asyncio.Event()
         self._has_output.set()  # our SETTINGS
         self._writable = asyncio.Event()
@@ -232,7 +281,7 @@ class Http2Connection:
             while not self.closed:
                 await self._has_output.wait()
                 self._has_output.clear()
-                while data := self._output():
+                while data := self._bodies.output():
                     self._writable.clear()
                     self._writer.write(data)
                     async with asyncio.timeout(self._context.stall_timeout):
@@ -258,7 +307,7 @@ class Http2Connection:
         self.closed = True
         for stream in self.streams.values():
             stream.disconnect()
-        self._sending.clear()
+        self._bodies.clear()
         if not self._writer.is_closing():
             self._writer.write(self._h2.data_to_send())
         self._has_output.set()
@@ -280,8 +329,7 @@ class Http2Connection:
             case Body():
                 self._send_head(stream)
                 stream.unsent = memoryview(event.data)
-                self._sending.append(stream)
-                self._frame_bodies()
+                self._bodies.add(stream)
             case Trailers():
                 self._send_head(stream)
                 self._h2.send_headers(
@@ -359,28 +407,16 @@ class Http2Connection:
         if self._draining or len(self.streams) >= self._context.max_streams:
             self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        pseudo = {name: value for name, value in event.headers if name.startswith(b":")}
-        method, path = pseudo[b":method"], pseudo.get(b":path", b"")
-        headers = filter_pseudo_headers(event.headers)
-        if not (path and path.isascii() and method.isascii()):
+        if (request := _read_head(event)) is None:
             self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
-        if (answer := self._context.refusal(headers)) is not None:
-            self._answer(event.stream_id, answer, with_body=method != b"HEAD")
+        if (answer := self._context.refusal(request.headers)) is not None:
+            self._answer(event.stream_id, answer, with_body=request.method != "HEAD")
             return
         self.passed_gate = True
         self.at_rest.clear()
         stream = self.streams[event.stream_id] = Http2Stream(self._context, self._client, self, event.stream_id)
-        await stream.handle(
-            Request(
-                stream_id=event.stream_id,
-                headers=headers,
-                http_version="2",
-                method=method.decode().upper(),
-                raw_path=path,
-                state=ConnectionState({}),
-            )
-        )
+        await stream.handle(request)
 
     def _answer(self, stream_id: int, answer: Refusal, *, with_body: bool) -> None:
         """Send a whole answer, the last one of this connection."""
@@ -418,30 +454,18 @@ class Http2Connection:
             return  # the client has closed the stream, or the connection, before
         self._has_output.set()
 
-    def _output(self) -> bytes:
-        """Return the next bytes to write."""
-        self._framed = 0
-        self._frame_bodies()
-        return self._h2.data_to_send()
 
-    def _frame_bodies(self) -> None:
-        """Frame waiting bodies, one frame of each in turn, as far as the windows and the transport allow."""
-        blocked = 0
-        while blocked < len(self._sending) and self._framed < WRITE_LIMIT:
-            stream = self._sending.popleft()
-            if stream.closed:
-                continue
-            window = self._h2.local_flow_control_window(stream.stream_id)
-            size = min(len(stream.unsent), window, self._h2.max_outbound_frame_size, WRITE_LIMIT)
-            if size <= 0:
-                self._sending.append(stream)
-                blocked += 1
-                continue
-            blocked = 0
-            self._h2.send_data(stream.stream_id, stream.unsent[:size])
-            self._framed += size
-            stream.unsent = stream.unsent[size:]
-            if stream.unsent:
-                self._sending.append(stream)
-            else:
-                stream.sent.set()
+def _read_head(event: RequestReceived) -> Request | None:
+    """Return the head of a request; None if it cannot be told to an app."""
+    pseudo = {name: value for name, value in event.headers if name.startswith(b":")}
+    method, path = pseudo[b":method"], pseudo.get(b":path", b"")
+    if not (path and path.isascii() and method.isascii()):
+        return None
+    return Request(
+        stream_id=event.stream_id,
+        headers=filter_pseudo_headers(event.headers),
+        http_version="2",
+        method=method.decode().upper(),
+        raw_path=path,
+        state=ConnectionState({}),
+    )
