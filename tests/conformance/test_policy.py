@@ -367,8 +367,11 @@ def test_a_full_backlog(home: Path) -> None:
 
 
 def test_one_time_limit(home: Path) -> None:
+    def hang_up_on_one() -> None:
+        listener.accept()[0].close()
+
     with full_backlog(home / "s") as listener, runed.connect(socket_path=home / "s") as client:
-        accepting = threading.Timer(0.5, lambda: listener.accept()[0].close())
+        accepting = threading.Timer(0.5, hang_up_on_one)
         accepting.start()
         began = time.monotonic()
         with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.7 s"):
