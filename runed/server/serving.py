@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import resource
 import socket
 import sys
 from collections.abc import Set as AbstractSet
@@ -26,6 +27,18 @@ STRANGERS_PACE = 0.02
 
 LATE_GRACE = 1.0
 """Seconds for the calls of connections that were made during a drain. These are status requests and refusals, no work."""
+
+MAX_CONNECTIONS = 512
+"""Most connections of known clients."""
+
+MAX_STRANGERS = 64
+"""Most connections of clients that have to pass a gate."""
+
+MIN_CONNECTIONS = 16
+"""Connections that are tried even if the limit of open files is too small for them."""
+
+OWN_FILES = 64
+"""Files that the process needs besides connections: its log, its caches, its engine and its downloads."""
 
 _log = get_logger(__name__)
 
@@ -59,7 +72,7 @@ class Server:
         sock: socket.socket,
         *,
         max_streams: int = 128,
-        max_connections: int = 512,
+        max_connections: int = MAX_CONNECTIONS,
         head_timeout: float = 30.0,
         stall_timeout: float = 60.0,
         budget: Budget | None = None,
@@ -152,6 +165,17 @@ class Server:
         else:
             connection.drain()
         return True
+
+
+def connection_limits() -> tuple[int, int]:
+    """Return the numbers of connections that a server of known clients, and one of strangers, may have at a time.
+
+    They follow the limit of open files of this process (`ulimit -n`).
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = MAX_CONNECTIONS + MAX_STRANGERS if files == resource.RLIM_INFINITY else max(files - OWN_FILES, MIN_CONNECTIONS)
+    strangers = min(MAX_STRANGERS, left // 4)
+    return min(MAX_CONNECTIONS, left - strangers), strangers
 
 
 def _hypercorn_config() -> Config:
