@@ -55,9 +55,8 @@ class Server:
         sock: A bound and listening socket. `stop` closes it, and leaves the path of a UNIX socket alone.
         max_streams: Requests that one HTTP/2 connection may have open at a time. A further one is refused, and the client may
             try again.
-        max_connections: Connections at a time. A further one closes the connection that has been idle for the longest time. If
-            none is idle, it closes the one that has kept a request waiting for the longest time. If there is none either, it
-            waits in the backlog.
+        max_connections: Connections at a time. A further one closes the connection that has been idle, or has kept its requests
+            waiting, for the longest time. If there is none, it waits in the backlog.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
         stall_timeout: Seconds that a request waits for a client that neither sends nor reads a byte of it. The request is ended
             then. The time of the app is not limited. Common web servers wait as long.
@@ -156,15 +155,14 @@ class Server:
         if len(self._connections) < self._max_connections and not out_of_files:
             return True
         now = asyncio.get_running_loop().time()
-        missed = [(since, connection) for connection in self._connections.values() if (since := connection.missed_since(now))]
-        if not missed:
-            return False
-        (busy, _), connection = min(missed, key=lambda entry: entry[0])
-        if busy:
-            connection.abort()
-        else:
-            connection.drain()
-        return True
+        missed = [
+            (since, connection)
+            for connection in self._connections.values()
+            if (since := connection.missed_since(now)) is not None
+        ]
+        if missed:
+            min(missed, key=lambda entry: entry[0])[1].give_way()
+        return bool(missed)
 
 
 def connection_limits() -> tuple[int, int]:
