@@ -7,7 +7,7 @@ import errno
 import socket
 from collections.abc import Callable
 
-from runed.log import get_logger
+from runed.log import get_logger, log_refusal
 
 BATCH = 16
 """Connections that are accepted before the requests of others get their turn."""
@@ -97,7 +97,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _OUT_OF_FILES:
                     raise
-                _log.warning("no descriptor is left for a new connection; it waits", problem=error.strerror)
+                log_refusal(_log, "no descriptor is left for a new connection; it waits", problem=error.strerror)
                 self._make_room(True)
                 self._stop(OUT_OF_FILES_PAUSE, for_room=True)
                 return

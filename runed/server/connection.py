@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 import socket
 import time
@@ -12,7 +13,7 @@ from contextlib import suppress
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.events import Closed, Event, RawData
 
-from runed.log import describe_exception, get_logger
+from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
 from runed.server.stream import RequestStream, ServerContext
@@ -95,7 +96,8 @@ class Connection:
                     await self._close(writer)
         except* Exception as group:  # noqa: BLE001 # a defect here may end this connection, but not the server
             for error in group.exceptions:
-                _log.error("connection failed", connection=self._client, **describe_exception(error))
+                facts = describe_exception(error)
+                log_refusal(_log, "connection failed", level=logging.ERROR, kind=str(facts), connection=self._client, **facts)
 
     def drain(self) -> None:
         """Take no new requests, and close when the open ones have been answered. An idle connection closes at once."""

@@ -6,7 +6,7 @@ import hmac
 
 from runed.api.openai.errors import ForeignHostError, UnauthenticatedError, error_response
 from runed.errors import RunedError
-from runed.log import get_logger
+from runed.log import get_logger, log_refusal
 from runed.server import Gate, Headers, Refusal
 
 _HTTP_PORT = 80
@@ -33,7 +33,7 @@ def token_gate(*, token: str, port: int) -> Gate:
         error = _check_host(headers, hosts, port) or _check_token(headers, token.encode())
         if error is None:
             return None
-        _log.warning("request over the loopback port refused", reason=error.reason)
+        log_refusal(_log, "request over the loopback port refused", kind=error.reason, reason=error.reason)
         extra = {"www-authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else None
         response = error_response(error, headers=extra)
         kept = [(name, value) for name, value in response.raw_headers if name != b"content-length"]
