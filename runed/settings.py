@@ -19,6 +19,8 @@ import durationpy
 import msgspec
 
 from runed.errors import SettingsError
+from runed.paths import check_home
+from runed.trust import check_file
 
 PROFILES = ("memory", "balanced", "throughput")
 """Names of the profiles of the engine."""
@@ -93,11 +95,15 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
 
     Raises:
         SettingsError: A value cannot be used, or `config.json` cannot be read.
+        ForeignPathError: Another user has a hand in the home or the configuration; nothing of them was read.
     """
     env = os.environ if environ is None else environ
     home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
+    check_home(home_path)
     explicit = _get(env, "RUNED_CONFIG")
     config_path = full_path(explicit) if explicit else home_path / "config.json"
+    if explicit or config_path.is_symlink():  # the home does not protect it
+        check_file(config_path)
     config = _read_config(config_path, required=explicit is not None)
     values: dict[str, Any] = {}
     for name, setting in SETTINGS.items():

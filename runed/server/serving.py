@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import resource
 import socket
@@ -16,6 +17,7 @@ from runed.log import get_logger
 from runed.server.acceptor import Acceptor
 from runed.server.budget import Budget
 from runed.server.connection import Connection
+from runed.server.door import refusal_of_stranger
 from runed.server.gate import Gate, Share
 from runed.server.stream import Application, ServerContext
 
@@ -44,7 +46,7 @@ _log = get_logger(__name__)
 
 
 class Server:
-    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket.
+    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket. A UNIX socket serves its own user alone.
 
     Each connection has its own number; the app sees it in each request as `scope["client"] == ("unix", number)`, or "tcp". The
     app reads `http.disconnect` if a client disconnects or abandons a request. The app gets no lifespan events: the caller of
@@ -135,6 +137,10 @@ class Server:
         return len(pending)
 
     def _accept(self, sock: socket.socket) -> None:
+        if self._context.transport == "unix" and (refusal := refusal_of_stranger(sock)):
+            with sock, contextlib.suppress(OSError):  # a client that is gone needs no answer
+                sock.send(refusal)
+            return
         connection = Connection(self._context, next(self._numbers), sock)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._connections[task] = connection
