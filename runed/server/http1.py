@@ -22,7 +22,8 @@ WRITE_SIZE = 64 * 1024
 """Bytes of a response that go to the transport at a time, so that a slow client costs time but no memory."""
 
 _MALFORMED = {
-    400: "this is no HTTP/1.1 as RFC 9112 has it; for HTTP/2, begin with its preface, without TLS",
+    400: "this is no request of HTTP/1.1 (RFC 9112): its first line, a header or a length is malformed, or it has not one "
+    "Host; for HTTP/2, begin with its preface, without TLS",
     431: "the headers of the request are too large",
     501: "the only transfer encoding that is served here is chunked",
 }
