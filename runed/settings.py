@@ -205,7 +205,8 @@ def _read_config(path: Path, *, required: bool) -> object:
     schema = msgspec.defstruct("Config", [("version", int, 1), *keys])
     try:
         config: Any = msgspec.json.decode(data, type=schema)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # msgspec lets a string that is not UTF-8 through as the latter
+    # msgspec lets a string that is not UTF-8 through as the second, and a list in lists in lists as the third.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{path}: {error}; accepted is a JSON object as in docs/configuration.md") from None
     if config.version != 1:
         raise SettingsError(f"{path}: version is {config.version}; accepted is 1")

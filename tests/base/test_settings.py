@@ -153,6 +153,7 @@ def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(
         (b"[]", "object"),
         (b'{"version": 1, "idle_timeout": "soon"}', "idle_timeout in"),
         (b'{"version": 1, "model": "\xff"}', "config.json"),
+        (b'{"version": 1, "unknown": ' + b"[" * 10_000, "config.json"),
     ],
 )
 def test_broken_config_is_told_with_its_place(content: bytes, words: str, home: Path) -> None:
