@@ -21,6 +21,8 @@ import msgspec
 
 from runed.errors import SettingsError
 from runed.files import read_regular
+from runed.paths import check_home
+from runed.trust import check_file
 from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
 
 PROFILES = ("memory", "balanced", "throughput")
@@ -80,6 +82,7 @@ class Settings:
     profile: str = "balanced"
     queue_texts: int = 16_384
     queue_bytes: int = 64 * 1024 * 1024
+    request_bytes: int = 256 * 1024 * 1024
     disk_cache: bool = False
     cache_bytes: int = 64 * 1024 * 1024
     disk_cache_bytes: int = 1024 * 1024 * 1024
@@ -98,11 +101,15 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
 
     Raises:
         SettingsError: A value cannot be used, or `config.json` cannot be read.
+        ForeignPathError: Another user has a hand in the home or the configuration; nothing of them was read.
     """
     env = os.environ if environ is None else environ
     home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
+    check_home(home_path)
     explicit = _get(env, "RUNED_CONFIG")
     config_path = full_path(explicit) if explicit else home_path / "config.json"
+    if explicit or config_path.is_symlink():  # the home does not protect it
+        check_file(config_path)
     config = _read_config(config_path, required=explicit is not None)
     values: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
@@ -334,6 +341,7 @@ class Setting(msgspec.Struct, frozen=True):
 _CTX_SIZE = partial(_whole_number, least=64, most=131_072, what="tokens")  # above what any embedding model reads
 _QUEUE_TEXTS = partial(_whole_number, least=64, most=1_000_000, what="texts")  # a stream queues up to 64 texts at once
 _QUEUE_BYTES = partial(_size, least=1024 * 1024)  # one text may be as large as a request
+_REQUEST_MEMORY = partial(_size, least=64 * 1024 * 1024)  # the largest request and its answer fit in
 _CACHE_SIZE = partial(_size, least=1, none=True)
 _DISK_CACHE_SIZE = partial(_size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
 _PROFILE = partial(_one_of, accepted=PROFILES)
@@ -364,6 +372,8 @@ SETTINGS = {
         "An eighth of these texts, and of the bytes, is reserved for interactive texts"),
     "queue_bytes": Setting("RUNED_QUEUE_BYTES", _JSON_SIZE, "queue_bytes", _QUEUE_BYTES, "64MiB",
         "the most bytes of text that may wait, at least 1 MiB"),
+    "request_memory": Setting("RUNED_REQUEST_MEMORY", _JSON_SIZE, "request_bytes", _REQUEST_MEMORY, "256MiB",
+        "the most memory for all requests that are in flight, at least 64 MiB; more are refused with QUEUE_FULL"),
     "cache": Setting("RUNED_CACHE", str, "disk_cache", _on_disk, "memory",
         "the place of cached vectors: `memory`, or `disk` for both"),
     "cache_size": Setting("RUNED_CACHE_SIZE", _JSON_SIZE, "cache_bytes", _CACHE_SIZE, "64MiB",

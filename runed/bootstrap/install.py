@@ -26,8 +26,9 @@ from runed.domain.model import ModelTraits
 from runed.files import write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
-from runed.paths import Paths, ensure_private_dir
+from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.settings import Settings
+from runed.trust import check_contents
 
 _LOCK_INTERVAL = 0.1
 """Seconds between two tries to get the install lock."""
@@ -85,8 +86,12 @@ async def install(
         BootstrapError: See its subclasses: manifest, download, verification, disk space, archive.
         ForeignPathError: A directory of the home is not ours.
     """
-    for directory in (paths.home, paths.bin, paths.models, paths.cache, paths.licenses):
+    ensure_home(paths.home)
+    for directory in (paths.bin, paths.cache, paths.licenses):
         ensure_private_dir(directory)
+    check_contents(paths.llama_cpp)
+    # Models may lie in the directory of a team: each is used for its hash, whoever wrote it.
+    ensure_private_dir(paths.models, shared=True)
     with file_errors("install engine and model"):
         context = InstallContext(settings, paths, Audit(paths.installed, settings), ProgressReporter(report), policy, Proxies())
         return await _run(context, check_model)

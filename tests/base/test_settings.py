@@ -158,6 +158,7 @@ def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(
         (b'{"version": 1, "more": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "config.json"),
         (b'{"version": 1, "model": "a\\u0000b"}', "has a NUL"),
         (b'{"version": 1, "model": "https://me:pass-word@h/m.gguf"}', "model in"),
+        (b'{"version": 1, "unknown": ' + b"[" * 10_000, "config.json"),
     ],
 )
 def test_broken_config_is_told_with_its_place(content: bytes, words: str, home: Path) -> None:
