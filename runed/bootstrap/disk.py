@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runed.errors import BootstrapError, DiskSpaceError
-from runed.files import run_in_thread
+from runed.files import open_regular, run_in_thread
 
 _HASH_BYTES = 1024 * 1024
 """Bytes that are read and hashed at once. A cancel waits for one such step."""
@@ -36,7 +37,7 @@ async def hash_rest(file: BinaryIO) -> hashlib._Hash:
 
 async def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return (await hash_rest(file)).hexdigest()
 
 

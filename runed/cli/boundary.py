@@ -12,7 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 
-from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError
+from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError, printable
 
 
 class ExitCode(IntEnum):
@@ -33,6 +33,10 @@ exit codes:
   3    no daemon runs, and the command does not start one
   130  interrupted by Ctrl-C; 128 + N: ended by signal N
 """
+
+
+_KEPT = "\n\t"
+"""Control characters that the texts of commands hold on purpose."""
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -79,11 +83,16 @@ def guarded(command: Callable[[], int]) -> int:
     return code
 
 
+def tell(text: str) -> None:
+    """Print lines for the user on standard output. Names in them cannot steer the terminal."""
+    print(printable(text, keep=_KEPT))
+
+
 def complain(message: str) -> None:
-    """Print one line for the user on standard error."""
+    """Print one line for the user on standard error. Names in it cannot steer the terminal."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"runed: {message}\n")
+            sys.stderr.write(f"runed: {printable(message, keep=_KEPT)}\n")
             sys.stderr.flush()
 
 

@@ -7,7 +7,7 @@ import math
 import time
 
 import runed
-from runed.cli.boundary import ExitCode
+from runed.cli.boundary import ExitCode, tell
 from runed.cli.options import seconds
 from runed.cli.waiting import ANSWER_SECONDS
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError
@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     paths = Paths(load_settings().home)
     started = time.monotonic()
     if _stop(paths, arguments.grace):
-        print(f"stopped the daemon of {paths.home} after {time.monotonic() - started:.1f} s")
+        tell(f"stopped the daemon of {paths.home} after {time.monotonic() - started:.1f} s")
     else:
-        print(f"no daemon runs for {paths.home}")
+        tell(f"no daemon runs for {paths.home}")
     return ExitCode.OK
 
 
