@@ -14,6 +14,7 @@ from typing import Self
 import msgspec
 import psutil
 
+from runed.files import make_way, read_record
 from runed.log import get_logger
 from runed.processes import ProcessIdentity, die_with_parent, identify, is_alive
 
@@ -168,15 +169,11 @@ def reap_orphan(record: Path) -> None:
     Args:
         record: The file that `ChildProcess.spawn` wrote; it is removed.
     """
-    try:
-        identity = msgspec.json.decode(record.read_bytes(), type=ProcessIdentity)
-    except FileNotFoundError:
-        return
-    except (OSError, msgspec.DecodeError):
-        identity = ProcessIdentity(0, 0.0)
-    if identity.pid > 1 and is_alive(identity):
+    identity = read_record(record, ProcessIdentity)
+    if identity is not None and identity.pid > 1 and is_alive(identity):
         _log.warning("ending the engine that an earlier daemon left behind", pid=identity.pid)
         with contextlib.suppress(OSError, psutil.Error):
             os.killpg(identity.pid, signal.SIGKILL)
             psutil.Process(identity.pid).wait(_REAP_PATIENCE)
+    make_way(record)
     record.unlink(missing_ok=True)
