@@ -114,7 +114,7 @@ def _as_lines(report: Report) -> dict[str, str]:
     info, health = report.info, report.health
     variant = f" ({info.model_variant})" if info.model_variant else ""
     engine = f"llama-server {info.engine_version}".strip()
-    return {
+    lines = {
         "state": _state(health),
         "model": f"{info.model_name}{variant}, {info.model_identity}" if info.model_identity else "not installed yet",
         "vectors": f"{info.vector_dim} dimensions, of texts of at most {info.max_text_length} tokens"
@@ -136,6 +136,7 @@ def _as_lines(report: Report) -> dict[str, str]:
         f"{health.cache_hits:,} found there, "
         f"{health.shared_texts:,} shared in flight",
     }
+    return lines | ({"limits": "; ".join(info.restrictions)} if info.restrictions else {})
 
 
 def _lane(lane: runed.LaneHealth) -> str:
