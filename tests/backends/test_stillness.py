@@ -39,6 +39,7 @@ async def watch(child: ChildProcess, *, looks: int) -> float:
     """Return the stillness after some looks, 0.05 s apart. The first second, in which Python starts, does not count."""
     await asyncio.sleep(1.0)
     stillness = Stillness(child, look=0.05)
+    seconds = 0.0
     for _ in range(looks):
         seconds = stillness.look()
         await asyncio.sleep(0.05)
