@@ -39,6 +39,7 @@ async def watch(child: ChildProcess, *, looks: int) -> float:
     """Return the stillness after some looks, 0.05 s apart. The first second, in which Python starts, does not count."""
     await asyncio.sleep(1.0)
     stillness = Stillness(child, look=0.05)
+    seconds = 0.0
     for _ in range(looks):
         seconds = stillness.look()
         await asyncio.sleep(0.05)
@@ -66,6 +67,7 @@ async def test_time_in_which_this_process_did_not_run_does_not_count(spawn: Spaw
     child = await spawn(IDLE)
     await watch(child, looks=1)
     stillness = Stillness(child, look=0.05)
+    seconds = 0.0
     for _ in range(3):
         stillness.look()
     time.sleep(1.0)  # noqa: ASYNC251 # as if this process was stopped, or the machine slept
