@@ -17,9 +17,12 @@ from runed.errors import BackendFaultError, InvalidRequestError, QueueFullError,
 from runed.metrics import Metrics
 from runed.scheduling.batcher import Batcher
 from runed.scheduling.packing import pack
-from runed.scheduling.preparing import Name, Prepared, Preparer, check_text
+from runed.scheduling.preparing import Name, Prepared, Preparer, check_text, located
 from runed.scheduling.queue import Computed, QueueEntry
 from runed.scheduling.tickets import Ticket
+
+_OF_THE_TEXT = (InvalidRequestError, BackendFaultError)
+"""Errors that a text causes. Other texts of the same call may have vectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +61,14 @@ class Terms:
 
     def fails(self, error: BaseException) -> bool:
         """Return whether an error fails the whole call; see `tolerate`."""
-        return self.strict or not isinstance(error, InvalidRequestError | BackendFaultError)
+        return self.strict or not isinstance(error, _OF_THE_TEXT)
 
-    def finish(self, item: Embedding | RunedError) -> Embedding | RunedError:
+    def finish(self, item: Embedding | RunedError, name: Name) -> Embedding | RunedError:
         """Shorten the vector of an embedding to the requested dimensions. Return an error unchanged.
+
+        Args:
+            item: The outcome of a text.
+            name: The name of the text in errors.
 
         Raises:
             BackendFaultError: With `strict`: the values to keep are all 0.
@@ -71,7 +78,7 @@ class Terms:
         try:
             vector = shorten(item.vector, self.dimensions)
         except BackendFaultError as error:
-            return self.tolerate(error)
+            return self.tolerate(located(error, name))
         return item if vector is item.vector else replace(item, vector=vector)
 
 
@@ -117,8 +124,8 @@ class Claim:
         assert isinstance(state, Ticket)
         try:
             return state.redeem(shared=self.shared)
-        except RunedError as error:
-            return terms.tolerate(error)
+        except _OF_THE_TEXT as error:
+            return terms.tolerate(located(error, self.name))
 
     def join(self, ticket: Ticket, *, shared: bool) -> None:
         """Hold a ticket."""
