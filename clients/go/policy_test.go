@@ -1,15 +1,19 @@
 package runed_test
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"regexp"
@@ -75,6 +79,11 @@ type policy struct {
 		SocketPath  string `json:"socket_path"`
 		Socket      string
 		Reason      runed.Reason
+	}]
+	Homes table[struct {
+		Lay    []string
+		Home   string
+		Reason runed.Reason
 	}]
 	Dial table[struct {
 		Found  string
@@ -461,6 +470,52 @@ func TestPolicyPlaces(t *testing.T) {
 	}
 }
 
+func TestPolicyHomes(t *testing.T) {
+	for _, row := range readPolicy(t).Homes.Rows {
+		t.Run(strings.Join(append(row.Lay, row.Home), ", "), func(t *testing.T) {
+			if strings.Contains(strings.Join(row.Lay, " "), "12345") && os.Geteuid() != 0 {
+				t.Skip("only root can give a file to another user")
+			}
+			place := ownHome(t)
+			for _, step := range row.Lay {
+				words := strings.Fields(step)
+				path := filepath.Join(place, words[1])
+				number, _ := strconv.ParseUint(words[len(words)-1], map[bool]int{true: 8, false: 10}[words[0] == "directory"], 32)
+				err := map[string]func() error{
+					// Of the mode of os.Chmod, the sticky bit stands elsewhere.
+					"directory": func() error { return errors.Join(os.Mkdir(path, 0o700), syscall.Chmod(path, uint32(number))) },
+					"file":      func() error { return os.WriteFile(path, nil, 0o600) },
+					"link":      func() error { return os.Symlink(words[2], path) },
+					"owner":     func() error { return os.Lchown(path, int(number), -1) },
+					"group":     func() error { return os.Lchown(path, -1, int(number)) },
+				}[words[0]]()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			home, ran := filepath.Join(place, cmp.Or(row.Home, "home")), filepath.Join(place, "ran")
+			options := []runed.Option{runed.WithHome(home)}
+			config := filepath.Join(home, "config.json")
+			if row.Reason != runed.ErrForeignPath {
+				options = append(options, runed.WithoutSpawn())
+			} else if _, err := os.Lstat(config); errors.Is(err, fs.ErrNotExist) {
+				program := filepath.Join(place, "program")
+				document := fmt.Sprintf(`{"version": 1, "runed_binary": %q}`, program)
+				if err := os.WriteFile(program, []byte("#!/bin/sh\ntouch "+ran+"\n"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				os.WriteFile(config, []byte(document), 0o644) // the home itself may be missing
+			}
+			if _, err := runed.Connect(t.Context(), options...); !errors.Is(err, row.Reason) {
+				t.Error(err)
+			}
+			if _, err := os.Stat(ran); err == nil {
+				t.Error("the program of the home was run")
+			}
+		})
+	}
+}
+
 func TestPolicyDial(t *testing.T) {
 	lay := map[string]func(t *testing.T, directory string){
 		"nothing": func(*testing.T, string) {},
@@ -518,6 +573,8 @@ func TestPolicyVersions(t *testing.T) {
 func TestPolicyRules(t *testing.T) {
 	tests := map[string]func(*testing.T){
 		"a full backlog":                  testFullBacklog,
+		"one time limit":                  testOneTimeLimit,
+		"another user listens":            testAnotherUserListens,
 		"an older daemon":                 testOlderDaemon,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
@@ -545,20 +602,24 @@ func TestPolicyRules(t *testing.T) {
 	}
 }
 
-func testFullBacklog(t *testing.T) {
-	home := asRuned(t, `echo asked >> "$RUNED_HOME/asked"; exit 1`)
-	address := &syscall.SockaddrUnix{Name: filepath.Join(home, "embedding.sock")}
-	number := must(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0))(t)
-	if err := errors.Join(syscall.Bind(number, address), syscall.Listen(number, 0)); err != nil {
+// fullBacklog makes a socket whose queue of connections is full, and returns the descriptor that listens.
+func fullBacklog(t *testing.T, path string) (listener int) {
+	listener = must(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0))(t)
+	if err := errors.Join(syscall.Bind(listener, &syscall.SockaddrUnix{Name: path}), syscall.Listen(listener, 0)); err != nil {
 		t.Fatal(err)
 	}
 	for {
-		waiting, err := net.Dial("unix", address.Name)
+		waiting, err := net.Dial("unix", path)
 		if errors.Is(err, syscall.EAGAIN) {
-			break
+			return listener
 		}
 		t.Cleanup(func() { waiting.Close() })
 	}
+}
+
+func testFullBacklog(t *testing.T) {
+	home := asRuned(t, `echo asked >> "$RUNED_HOME/asked"; exit 1`)
+	number := fullBacklog(t, filepath.Join(home, "embedding.sock"))
 	client := connect(t, runed.WithHome(home))
 	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
@@ -587,6 +648,52 @@ func testFullBacklog(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(home, "asked")); err == nil {
 		t.Error("a daemon was started")
+	}
+}
+
+func testOneTimeLimit(t *testing.T) {
+	path := filepath.Join(ownHome(t), "s")
+	listener := fullBacklog(t, path)
+	t.Cleanup(func() { syscall.Close(listener) })
+	client := connect(t, runed.WithSocket(path))
+	time.AfterFunc(500*time.Millisecond, func() {
+		if accepted, _, err := syscall.Accept(listener); err == nil {
+			syscall.Close(accepted)
+		}
+	})
+	began := time.Now()
+	limited, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+	defer cancel()
+	if _, err := client.Embed(limited, "text"); !errors.Is(err, runed.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+	if took := time.Since(began); took < 700*time.Millisecond || took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func testAnotherUserListens(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can run a process as another user")
+	}
+	path := filepath.Join(ownHome(t), "s")
+	program := filepath.Join("..", "..", "tests", "fakes", "other_user.py")
+	other := exec.Command("python3", program, "64321", "listen", path)
+	output := must(other.StdoutPipe())(t)
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.Process.Kill(); other.Wait() })
+	lines := bufio.NewScanner(output)
+	if !lines.Scan() || lines.Text() != "ready" {
+		t.Fatal(lines.Text())
+	}
+	_, err := runed.Connect(t.Context(), runed.WithSocket(path))
+	if !errors.Is(err, runed.ErrForeignPath) || !strings.Contains(err.Error(), "belongs to user id 64321") {
+		t.Error(err)
+	}
+	if !lines.Scan() || lines.Text() != "0" {
+		t.Errorf("the other user got %s bytes", lines.Text())
 	}
 }
 

@@ -4,11 +4,13 @@ import { type ExecFileException, execFile, execFileSync } from "node:child_proce
 import { createHash } from "node:crypto";
 import { lstatSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { connect, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import { userInfo } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { RunedError } from "./errors.js";
+import { connectToOwn } from "./peer.js";
 import { DIAL_PATIENCE_MS, DIAL_PAUSE_MS, MAX_SOCKET_PATH, START_PATIENCE_MS } from "./policy.js";
+import { checkHome, mayRead } from "./trust.js";
 import { isOlder, VERSION } from "./version.js";
 import { Deadline } from "./waiting.js";
 
@@ -37,6 +39,8 @@ export class Target {
   readonly home: string | undefined;
   /** Where the daemon listens. */
   readonly socket: string;
+  /** The directory of the daemon; undefined if only its socket is known. */
+  readonly #directory: string | undefined;
   /** The older daemon that `runed ensure` was asked to replace. */
   #asked = "";
 
@@ -51,6 +55,11 @@ export class Target {
     }
     const directory = absolute(home || process.env.RUNED_HOME || "~/.runed");
     this.socket = shortSocketPath(join(directory, "embedding.sock"));
+    if (directory.includes("\uFFFD")) {
+      // Node.js puts this character in the place of bytes that are not UTF-8.
+      throw new RunedError("BAD_SETTING", `the home ${directory} is not UTF-8; accepted is a path in UTF-8`);
+    }
+    this.#directory = directory;
     this.home = spawn ? directory : undefined;
   }
 
@@ -83,6 +92,9 @@ export class Target {
    * @throws RunedError DAEMON_UNAVAILABLE: No process listens, and none may be started. DAEMON_START_FAILED: It could not be.
    */
   async ensure(deadline: Deadline): Promise<boolean> {
+    if (this.#directory !== undefined) {
+      checkHome(this.#directory);
+    }
     const problem = await this.#probe(deadline);
     if (this.home === undefined || (problem !== undefined && problem.reason !== "DAEMON_UNAVAILABLE")) {
       if (problem !== undefined) {
@@ -109,23 +121,24 @@ export class Target {
   /** Connects once. Returns undefined while more connections wait to be accepted than fit. */
   async #dialOnce(): Promise<Socket | undefined> {
     checkSocketDirectory(this.socket);
-    return await new Promise((opened, failed) => {
-      const socket = connect(this.socket);
-      socket.once("connect", () => opened(socket));
-      // Stays: an error without a listener would end the process.
-      socket.on("error", (error: NodeJS.ErrnoException) => {
-        const code = error.code ?? error.message;
-        if (code === BUSY) {
-          opened(undefined);
-        } else if (ABSENT.has(code)) {
-          const what = `no daemon listens on ${this.socket}; start one with \`runed ensure\` or \`runed\``;
-          failed(new RunedError("DAEMON_UNAVAILABLE", what, { cause: error }));
-        } else {
-          const what = `${this.socket} cannot be connected to: ${code}; set RUNED_HOME to another place`;
-          failed(new RunedError("FOREIGN_PATH", what, { cause: error }));
-        }
-      });
-    });
+    try {
+      return await connectToOwn(this.socket);
+    } catch (error) {
+      if (error instanceof RunedError) {
+        throw error;
+      }
+      const { code, message } = error as NodeJS.ErrnoException;
+      const what = code ?? message;
+      if (what === BUSY) {
+        return undefined;
+      }
+      if (ABSENT.has(what)) {
+        const absent = `no daemon listens on ${this.socket}; start one with \`runed ensure\` or \`runed\``;
+        throw new RunedError("DAEMON_UNAVAILABLE", absent, { cause: error });
+      }
+      const foreign = `${this.socket} cannot be connected to: ${what}; set RUNED_HOME to another place`;
+      throw new RunedError("FOREIGN_PATH", foreign, { cause: error });
+    }
   }
 
   /** Returns undefined if a daemon listens, and otherwise the error that says why it cannot be talked to. */
@@ -251,10 +264,13 @@ function homeOf(name: string): string | undefined {
   }
 }
 
-/** Reads `runed_binary` of config.json. It ignores a file that cannot be read: `runed` itself says what is wrong with that file. */
+/**
+ * Reads `runed_binary` of config.json. It ignores a file that cannot be read, or that another user can change: `runed` itself says
+ * what is wrong with that file.
+ */
 async function configuredProgram(home: string): Promise<string | undefined> {
   const path = process.env.RUNED_CONFIG ? absolute(process.env.RUNED_CONFIG) : join(home, "config.json");
-  const { runed_binary: program } = await readJson(path);
+  const { runed_binary: program } = mayRead(path) ? await readJson(path) : {};
   return typeof program === "string" && program !== "" ? absolute(program) : undefined;
 }
 

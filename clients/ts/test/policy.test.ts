@@ -3,7 +3,17 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once as event } from "node:events";
-import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  lchownSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer, type ServerHttp2Session, type ServerHttp2Stream } from "node:http2";
 import { Socket } from "node:net";
 import { userInfo } from "node:os";
@@ -40,6 +50,7 @@ const {
   bootstrap,
   room,
   places,
+  homes,
   dial,
   ensure,
   versions,
@@ -58,6 +69,7 @@ const {
   }>;
   room: Table<{ call: string; options: EmbedOptions; room: number }>;
   places: Table<{ environment: Record<string, string>; home?: string; socket_path?: string; socket?: string; reason?: string }>;
+  homes: Table<{ lay: string[]; home?: string; reason: string }>;
   dial: Table<{ found: string; reason: string }>;
   ensure: Table<{ output: string; exit: number; reason: string; says: string }>;
   versions: Table<{ daemon: string; client: string; older: boolean }>;
@@ -338,6 +350,41 @@ describe("the daemon is looked for", () => {
   }
 });
 
+describe("a home is checked that was laid by", () => {
+  for (const [index, { lay, home = "home", reason }] of homes.rows.entries()) {
+    const skip = lay.join().includes("12345") && process.geteuid?.() !== 0 && "only root can give a file to another user";
+    it(`${lay.join(", ") || "nothing"} at ${home}`, { skip }, async () => {
+      const place = join(folder, `homes${index}`);
+      mkdirSync(place);
+      chmodSync(place, 0o700);
+      for (const step of lay) {
+        const [kind = "", name = "", value = ""] = step.split(" ");
+        const path = join(place, name);
+        const steps: Record<string, () => void> = {
+          directory: () => {
+            mkdirSync(path);
+            chmodSync(path, Number.parseInt(value, 8));
+          },
+          file: () => writeFileSync(path, "", { mode: 0o600 }),
+          link: () => symlinkSync(value, path),
+          owner: () => lchownSync(path, Number(value), -1),
+          group: () => lchownSync(path, -1, Number(value)),
+        };
+        steps[kind]?.();
+      }
+      const config = join(place, home, "config.json");
+      const refused = reason === "FOREIGN_PATH";
+      const isDirectory = existsSync(`${join(place, home)}/.`);
+      if (refused && isDirectory && lstatSync(config, { throwIfNoEntry: false }) === undefined) {
+        writeFileSync(join(place, "program"), `#!/bin/sh\ntouch ${join(place, "ran")}\n`, { mode: 0o755 });
+        writeFileSync(config, JSON.stringify({ version: 1, runed_binary: join(place, "program") }), { mode: 0o644 });
+      }
+      assert.equal((await refusal(connect({ home: join(place, home), spawn: refused }))).reason, reason);
+      assert.equal(existsSync(join(place, "ran")), false);
+    });
+  }
+});
+
 describe("in the place of the socket is", () => {
   /** Binds a UNIX socket of any type, which Node.js cannot, and ends with its standard input. */
   const bind = async (type: string, path: string) => {
@@ -488,6 +535,38 @@ const tests: Record<string, () => Promise<void>> = {
     listener.kill("SIGCONT");
     assert.equal((await call).length, 2);
     assert.equal(asked(home), 0, "a daemon was started");
+  },
+
+  "one time limit": async () => {
+    const path = join(homeOf("exit 1"), "embedding.sock");
+    const listener = spawn(process.execPath, ["--input-type=module", "--eval", LISTENER, path], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    endings.unshift(() => void listener.kill("SIGKILL"));
+    await event(listener.stdout, "data");
+    listener.kill("SIGSTOP");
+    await fill(path);
+    const caller = await connect({ socketPath: path });
+    const began = performance.now();
+    assert.equal((await refusal(caller.embed("text", { timeoutMs: 700 }))).reason, "DEADLINE_EXCEEDED");
+    const took = performance.now() - began;
+    assert.ok(took >= 690 && took < 1000, `it took ${took} ms`);
+    await caller.close();
+  },
+
+  "another user listens": async () => {
+    if (process.getuid?.() !== 0) {
+      return; // only root can run a process as another user
+    }
+    const path = join(homeOf("exit 1"), "s");
+    const program = join(ROOT, "tests", "fakes", "other_user.py");
+    const other = spawn("python3", [program, "64321", "listen", path], { stdio: ["ignore", "pipe", "inherit"] });
+    endings.unshift(() => void other.kill("SIGKILL"));
+    await event(other.stdout, "data");
+    const error = await refusal(connect({ socketPath: path }));
+    assert.equal(error.reason, "FOREIGN_PATH");
+    assert.match(error.message, /belongs to user id 64321/);
+    assert.equal(other.stdout.read(), null, "it was connected to");
   },
 
   "an older daemon": async () => {
