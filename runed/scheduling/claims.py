@@ -16,6 +16,7 @@ from runed.domain.vectors import shorten
 from runed.errors import BackendFaultError, InvalidRequestError, QueueFullError, RunedError
 from runed.metrics import Metrics
 from runed.scheduling.batcher import Batcher
+from runed.scheduling.blanks import BlankFinder, empty_text
 from runed.scheduling.packing import pack
 from runed.scheduling.preparing import Name, Prepared, Preparer, check_text, located
 from runed.scheduling.queue import Computed, QueueEntry
@@ -92,6 +93,7 @@ class Claim:
         key: The key of its vector in the cache, once the text is checked.
         state: None at first. Then its error, its vector from the cache, its prepared text, or its ticket.
         shared: Whether another claim to the same ticket came first.
+        doubtful: Whether the engine must judge the text before it is embedded; see `BlankFinder.is_doubtful`.
     """
 
     text: str
@@ -99,6 +101,7 @@ class Claim:
     key: bytes = b""
     state: RunedError | CachedVector | Prepared | Ticket | None = None
     shared: bool = False
+    doubtful: bool = False
 
     @property
     def future(self) -> asyncio.Future[Computed] | None:
@@ -198,6 +201,7 @@ class ClaimDesk:
         self._busy = busy
         self._metrics = metrics
         self._preparer = Preparer(backend)
+        self._blanks = BlankFinder(backend)
         self._tickets: dict[bytes, Ticket] = {}
 
     @contextlib.asynccontextmanager
@@ -217,6 +221,7 @@ class ClaimDesk:
                 await self._look_up(claims)
                 if missing := [claim for claim in claims if claim.state is None]:
                     awake.enter_context(self._busy())  # only here, since a text from the cache needs no engine and starts none
+                    missing = await self._refuse_blank(missing, terms)
                     await self._prepare(missing, terms)
                     await self._queue(missing, terms)
                 self._metrics.hit(sum(isinstance(claim.state, CachedVector) for claim in claims))
@@ -234,20 +239,31 @@ class ClaimDesk:
             except InvalidRequestError as error:
                 claim.state = terms.tolerate(error)
             else:
-                claim.key = self._key(claim.text, terms)
+                claim.doubtful = self._blanks.is_doubtful(claim.text)
+                claim.key = self._key(claim, terms)
 
-    def _key(self, text: str, terms: Terms) -> bytes:
+    def _key(self, claim: Claim, terms: Terms) -> bytes:
         # A text that is short enough has one vector for every way of cutting. The place of a cut depends on the context, which
         # may differ when the disk cache is read again.
-        too_long = self._preparer.may_be_too_long(terms.prompt + text)
+        too_long = self._preparer.may_be_too_long(terms.prompt + claim.text)
         cut = f"{terms.truncate.value} {self._backend.model.max_tokens}" if too_long else ""
-        return cache_key(self._fingerprint, terms.prompt, cut, text)
+        # A doubtful text has a key of its own, since a cache on disk may have its vector from a version that did not doubt.
+        return cache_key(self._fingerprint, terms.prompt, f"{cut} judged" if claim.doubtful else cut, claim.text)
 
     async def _look_up(self, claims: Sequence[Claim]) -> None:
         cached = await self._cache.get([claim.key for claim in claims if claim.state is None])
         for claim in claims:
             if claim.state is None:
                 claim.state = cached.get(claim.key)
+
+    async def _refuse_blank(self, missing: Sequence[Claim], terms: Terms) -> list[Claim]:
+        """Refuse the doubtful texts of which the model reads nothing. Return the other claims."""
+        if doubtful := [claim for claim in missing if claim.doubtful]:
+            blank = await self._blanks.judge([claim.text for claim in doubtful])
+            for claim, is_blank in zip(doubtful, blank, strict=True):
+                if is_blank:
+                    claim.state = terms.tolerate(empty_text(*claim.name))
+        return [claim for claim in missing if claim.state is None]
 
     async def _prepare(self, missing: Sequence[Claim], terms: Terms) -> None:
         prepared = await self._preparer.prepare(

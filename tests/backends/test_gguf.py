@@ -6,6 +6,7 @@ import re
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
@@ -48,6 +49,8 @@ def test_tiny_qwen3_is_read_whole(tiny_qwen3: Path) -> None:
         add_eos=True,
         eos_id=319,
         rope_freq_base=1e6,
+        unknown_id=None,
+        special_tokens=((319, "<|endoftext|>"),),
     )
 
 
@@ -71,6 +74,24 @@ def test_minilm_is_read_whole(minilm: Path) -> None:
     metadata = read_gguf(minilm)
     assert (metadata.architecture, metadata.dim, metadata.context_length) == ("bert", 384, 512)
     assert (metadata.pooling, metadata.file_type) == ("mean", "F16")
+    assert metadata.unknown_id == 100
+    assert {(0, "[PAD]"), (100, "[UNK]"), (101, "[CLS]"), (102, "[SEP]"), (103, "[MASK]")} < {*metadata.special_tokens}
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        {},
+        {"tokenizer.ggml.token_type": ["a", "b", "c"]},
+        {"tokenizer.ggml.token_type": []},
+        {"tokenizer.ggml.unknown_token_id": "none"},
+        {"tokenizer.ggml.unknown_token_id": True},
+    ],
+)
+def test_vocabulary_without_usable_types_has_no_special_tokens(file: Path, vocabulary: dict[str, Any]) -> None:
+    file.write_bytes(build_gguf(QWEN3 | vocabulary))
+    metadata = read_gguf(file)
+    assert metadata.special_tokens == ()
 
 
 def test_both_versions_are_read(file: Path) -> None:

@@ -65,6 +65,8 @@ class LlamaBackend:
             pooling=metadata.pooling,
             file_type=metadata.file_type,
             sha256=model_sha256,
+            unknown_token=metadata.unknown_id,
+            special_tokens=metadata.special_tokens,
         )
         executable = executable.absolute()  # the child works in another directory
         quirks = Quirks(paths.engine_quirks, executable, self._model)
