@@ -79,7 +79,7 @@ def _signal_engine(number: signal.Signals, bar: float) -> Callable[[Arena], Meas
     return run
 
 
-attack("7", "SIGTERM to a busy engine", f"service within {HEALED:g} s")(_signal_engine(signal.SIGTERM, HEALED))
+attack("7", "SIGTERM to a busy engine", f"service within {HEALED:g} s", slow=True)(_signal_engine(signal.SIGTERM, HEALED))
 attack("7", "SIGINT to a busy engine", f"service within {HEALED:g} s", slow=True)(_signal_engine(signal.SIGINT, HEALED))
 attack("7", "SIGHUP to a busy engine", f"service within {HEALED:g} s", slow=True)(_signal_engine(signal.SIGHUP, HEALED))
 attack("7", "SIGSTOP to a busy engine", f"service within {THAWED:g} s", slow=True)(_signal_engine(signal.SIGSTOP, THAWED))
@@ -196,6 +196,7 @@ def half_sent(arena: Arena) -> Measured:
     "10",
     "300 idle connections to a daemon with 256 open files at most",
     "served, below 20 % of a core, below 100 KiB of log in 5 s",
+    slow=True,
 )
 def few_files(arena: Arena) -> Measured:
     home = arena.new()
@@ -244,13 +245,15 @@ def _bodies(arena: Arena, count: int) -> Measured:
     return Measured(text, most - before < 320 * mib and after <= before * 1.1, time=True)
 
 
-attack("12", "60 unfinished bodies of 16 MiB", "below 320 MiB more, within 10 % after 30 s")(lambda arena: _bodies(arena, 60))
+attack("12", "60 unfinished bodies of 16 MiB", "below 320 MiB more, within 10 % after 30 s", slow=True)(
+    lambda arena: _bodies(arena, 60)
+)
 attack("12", "200 unfinished bodies of 16 MiB", "below 320 MiB more, within 10 % after 30 s", slow=True)(
     lambda arena: _bodies(arena, 200)
 )
 
 
-@attack("13", "8 processes flood the port without a token", "a user of the socket waits 0.5 s at most")
+@attack("13", "8 processes flood the port without a token", "a user of the socket waits 0.5 s at most", slow=True)
 def flooded_port(arena: Arena) -> Measured:
     daemon = arena.started(RUNED_HTTP="127.0.0.1:0")
     port = json.loads((daemon.home / "daemon.json").read_text())["http"].rpartition(":")[2]
@@ -283,7 +286,7 @@ def _frozen(daemon: RunningDaemon) -> Iterator[None]:
         daemon.process.send_signal(signal.SIGCONT)
 
 
-@attack("14", "embed(timeout=2) of the blocking client, the daemon is frozen", "ends within 2.5 s")
+@attack("14", "embed(timeout=2) of the blocking client, the daemon is frozen", "ends within 2.5 s", slow=True)
 def deadline(arena: Arena) -> Measured:
     daemon = arena.started()
     took = []
@@ -298,7 +301,7 @@ def deadline(arena: Arena) -> Measured:
     return Measured(", ".join(f"{seconds:.1f} s" for seconds in took), max(took) <= 2.5, time=True)
 
 
-@attack("14", "`runed embed` while the daemon is frozen", "a word within 6 s")
+@attack("14", "`runed embed` while the daemon is frozen", "a word within 6 s", slow=True)
 def silent_command(arena: Arena) -> Measured:
     daemon = arena.started()
     with _frozen(daemon):
@@ -311,7 +314,9 @@ def silent_command(arena: Arena) -> Measured:
     return Measured(f"said: {errors.decode().strip().splitlines()[:1] or 'nothing'}", bool(errors.strip()))
 
 
-@attack("14", "`runed status` while the daemon is frozen, and while its backlog is full", "does not say that none runs")
+@attack(
+    "14", "`runed status` while the daemon is frozen, and while its backlog is full", "does not say that none runs", slow=True
+)
 def false_status(arena: Arena) -> Measured:
     daemon = arena.started()
     with _frozen(daemon):

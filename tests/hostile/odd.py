@@ -96,7 +96,12 @@ def _portal(exchange: Exchange) -> None:
     exchange.wfile.write(body)
 
 
-@attack("17", "a download breaks off, then a server of three odd kinds goes on with it", "the install is complete at last")
+@attack(
+    "17",
+    "a download breaks off, then a server of three odd kinds goes on with it",
+    "the install is complete at last",
+    slow=True,
+)
 def odd_servers(arena: Arena) -> Measured:
     failed = []
     for name, odd in (("200 with Content-Range", _whole_with_range), ("compressed", _compressed), ("portal", _portal)):
@@ -112,7 +117,7 @@ def odd_servers(arena: Arena) -> Measured:
     return Measured("; ".join(failed) or "all complete", not failed)
 
 
-@attack("17", "a site answers 503 and 404 to everything", "one sentence each, no stack trace")
+@attack("17", "a site answers 503 and 404 to everything", "one sentence each, no stack trace", slow=True)
 def dead_site(arena: Arena) -> Measured:
     results = []
     for code in (404, 503):
@@ -243,7 +248,9 @@ def odd_lines(arena: Arena) -> Measured:
     return Measured("; ".join(failed) or "all work", not failed)
 
 
-@attack("22", "-o /dev/stdout, /dev/fd/1 and /proc/self/fd/1 to a file that others write", "nothing of theirs is lost")
+@attack(
+    "22", "-o /dev/stdout, /dev/fd/1 and /proc/self/fd/1 to a file that others write", "nothing of theirs is lost", slow=True
+)
 def outputs(arena: Arena) -> Measured:
     lost: list[str] = []
     for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
@@ -270,7 +277,10 @@ def outputs(arena: Arena) -> Measured:
 
 
 @attack(
-    "22", "Parquet with nanoseconds, far dates, two columns of one name, string views; UTF-16; .gz", "vectors, or one sentence"
+    "22",
+    "Parquet with nanoseconds, far dates, two columns of one name, string views; UTF-16; .gz",
+    "vectors, or one sentence",
+    slow=True,
 )
 def odd_files(arena: Arena) -> Measured:
     import pyarrow as pa  # noqa: PLC0415 # half a second
@@ -298,7 +308,9 @@ def odd_files(arena: Arena) -> Measured:
     return Measured("; ".join(bugs) or "none is a bug", not bugs)
 
 
-@attack("22", "RUNED_MODEL is a file: URL, and an https URL", "the first works, the second is answered with what to do")
+@attack(
+    "22", "RUNED_MODEL is a file: URL, and an https URL", "the first works, the second is answered with what to do", slow=True
+)
 def models(arena: Arena) -> Measured:
     home = arena.new()
     local = arena.run(home, "embed", "a", RUNED_MODEL=f"file://{TINY}")

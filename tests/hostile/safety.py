@@ -136,7 +136,7 @@ def shared_directory(arena: Arena) -> Measured:
     )
 
 
-@attack("3", "models, cache and logs are links to a team's directory", "its mode stays")
+@attack("3", "models, cache and logs are links to a team's directory", "its mode stays", slow=True)
 def linked_directories(arena: Arena) -> Measured:
     wrong = []
     for name in ("models", "cache", "logs", "run", "bin"):
@@ -205,7 +205,12 @@ _STATE = (
 )
 
 
-@attack("5", f"{len(_DAMAGES)} damages of {len(_STATE)} state files each", "each counts as missing: a text gets its vector")
+@attack(
+    "5",
+    f"{len(_DAMAGES)} damages of {len(_STATE)} state files each",
+    "each counts as missing: a text gets its vector",
+    slow=True,
+)
 def damaged_state(arena: Arena) -> Measured:
     failed = []
     home = arena.new()
@@ -242,11 +247,15 @@ def cut_centroids(arena: Arena) -> Measured:
 def escapes(arena: Arena) -> Measured:
     from tests.backends.support import QWEN3, build_gguf  # noqa: PLC0415 # the parts of another room's tests
 
-    home, model = arena.new(), arena.folder / "m\x1b[31m.gguf"
-    model.write_bytes(build_gguf({**QWEN3, "general.name": "\x1b]0;owned\x07\x1b[2J", "general.architecture": "\x1b[31m"}))
-    outputs = [arena.run(home, *command, RUNED_MODEL=str(model)) for command in (["embed", "a"], ["status"], ["ensure"])]
-    arena.run(home, "stop")
-    found = sum("\x1b" in result.stdout + result.stderr for result in outputs)
+    engine, outputs = arena.fake_engine(), []
+    names = {"general.name": "\x1b]0;owned\x07\x1b[2J\x9b31m"}
+    for values in (QWEN3 | names, QWEN3 | names | {"general.architecture": "\x1b[31m"}):
+        home, model = arena.new(), arena.folder / "m\x1b[31m.gguf"
+        model.write_bytes(build_gguf(values))
+        for command in (["embed", "a"], ["status"], ["ensure"]):
+            outputs.append(arena.run(home, *command, RUNED_MODEL=str(model), RUNED_LLAMA_SERVER=str(engine.executable)))
+        arena.run(home, "stop")
+    found = sum(bool({"\x1b", "\x9b"} & {*result.stdout, *result.stderr}) for result in outputs)
     return Measured(f"in {found} of {len(outputs)} outputs", not found)
 
 
@@ -290,7 +299,8 @@ def forged_record(arena: Arena) -> Measured:
         with arena.bystander() as bystander:
             home.mkdir(mode=0o700, exist_ok=True)
             for command in (["stop", "--grace", "1"], ["embed", "a text"], ["status"]):
-                _write_record(home, bystander.pid)
+                if bystander.poll() is None:
+                    _write_record(home, bystander.pid)
                 arena.run(home, *command)
             time.sleep(0.2)
             outcomes.append(bystander.poll() is None)
@@ -313,7 +323,7 @@ def forged_engine_record(arena: Arena) -> Measured:
     return Measured(f"it {'lives' if alive else 'was ended'}", alive and not is_bug(result))
 
 
-@attack("18", "the daemon is frozen, and daemon.json names pid 1", "no advice to kill pid 1")
+@attack("18", "the daemon is frozen, and daemon.json names pid 1", "no advice to kill pid 1", slow=True)
 def advice(arena: Arena) -> Measured:
     daemon = arena.started()
     _write_record(daemon.home, 1)
