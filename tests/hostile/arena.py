@@ -139,7 +139,7 @@ class Arena:
         """Run a command of `runed`. A command that does not end has the exit code 124."""
         process = subprocess.Popen(
             [RUNED, *arguments],
-            env=self.environment(home, **changes, **(extra or {})),
+            env=self.environment(home, **changes) | dict(extra or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -247,13 +247,14 @@ def cut_centroids(arena: Arena) -> Measured:
 def escapes(arena: Arena) -> Measured:
     from tests.backends.support import QWEN3, build_gguf  # noqa: PLC0415 # the parts of another room's tests
 
-    engine, outputs = arena.fake_engine(), []
+    engine = arena.fake_engine()
+    outputs: list[subprocess.CompletedProcess[str]] = []
     names = {"general.name": "\x1b]0;owned\x07\x1b[2J\x9b31m"}
     for values in (QWEN3 | names, QWEN3 | names | {"general.architecture": "\x1b[31m"}):
         home, model = arena.new(), arena.folder / "m\x1b[31m.gguf"
         model.write_bytes(build_gguf(values))
-        for command in (["embed", "a"], ["status"], ["ensure"]):
-            outputs.append(arena.run(home, *command, RUNED_MODEL=str(model), RUNED_LLAMA_SERVER=str(engine.executable)))
+        settings = {"RUNED_MODEL": str(model), "RUNED_LLAMA_SERVER": str(engine.executable)}
+        outputs += [arena.run(home, *command, extra=settings) for command in (["embed", "a"], ["status"], ["ensure"])]
         arena.run(home, "stop")
     found = sum(bool({"\x1b", "\x9b"} & {*result.stdout, *result.stderr}) for result in outputs)
     return Measured(f"in {found} of {len(outputs)} outputs", not found)
