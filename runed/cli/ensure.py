@@ -25,9 +25,9 @@ with --json, standard output is one line of JSON, whatever happens:
   {"socket": "/home/me/.runed/embedding.sock", "pid": 4711, "version": "0.1.0",
    "started": true}
   {"error": {"reason": "DAEMON_START_FAILED", "message": "..."}}
-the exit code is 0, 1 or, for a bad setting, 2. pid and version are null if the
-daemon that listens has left no record. started is true if this call started the
-daemon.
+the exit code is 0, 1 or, for a bad setting, 2. version is null if the daemon
+that listens has left no record, and pid if its process cannot be seen from
+here. started is true if this call started the daemon.
 """
 
 

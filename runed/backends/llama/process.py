@@ -16,7 +16,7 @@ import psutil
 
 from runed.files import make_way, read_record
 from runed.log import get_logger
-from runed.processes import ProcessIdentity, die_with_parent, identify, is_alive
+from runed.processes import ProcessIdentity, die_with_parent, identify
 
 _log = get_logger(__name__)
 
@@ -189,7 +189,7 @@ def reap_orphan(record: Path) -> None:
         record: The file that `ChildProcess.spawn` wrote; it is removed.
     """
     identity = read_record(record, ProcessIdentity)
-    if identity is not None and identity.pid > 1 and is_alive(identity):
+    if identity is not None and identity.pid > 1 and identify(identity.pid) == identity:
         _log.warning("ending the engine that an earlier daemon left behind", pid=identity.pid)
         with contextlib.suppress(OSError, psutil.Error):
             os.killpg(identity.pid, signal.SIGKILL)
