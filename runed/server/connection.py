@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.events import Closed, Event, RawData
@@ -11,6 +12,7 @@ from runed.log import describe_exception, get_logger
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
 from runed.server.stream import ServerContext
+from runed.turns import Ration, take_turn
 
 READ_SIZE = 64 * 1024
 """Bytes that are read from the kernel at a time."""
@@ -41,6 +43,7 @@ class Connection:
         self._protocol: Http1Protocol | Http2Connection | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._draining = False
+        self._ration = Ration()
         self.last_heard = asyncio.get_running_loop().time()
 
     @property
@@ -102,11 +105,22 @@ class Connection:
         try:
             while data:
                 if not self._lingering:
-                    await protocol.handle(RawData(data))
+                    await self._handle(protocol, data)
                     deadline = (deadline or self._head_deadline()) if protocol.in_head else None
                 data = await self._read(deadline)
         finally:
             await protocol.handle(Closed())
+
+    async def _handle(self, protocol: Http1Protocol, data: bytes) -> None:
+        """Handle bytes of HTTP/1.1 in turns."""
+        start = 0
+        while start < len(data) and not self._lingering:
+            await take_turn()
+            end = start + self._ration.size
+            started = time.perf_counter()
+            await protocol.handle(RawData(data[start:end]))
+            self._ration.spent(time.perf_counter() - started)
+            start = end
 
     def _head_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._context.head_timeout

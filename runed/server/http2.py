@@ -8,6 +8,7 @@ every buffer has a limit in bytes, and the end of a connection frees all its mem
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 
 from h2.config import H2Configuration
@@ -23,6 +24,7 @@ from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import Frame, GoAwayFrame
 
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
+from runed.turns import Ration, take_turn
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of an HTTP/2 client (RFC 9113 section 3.4). No HTTP/1.1 request begins with them."""
@@ -32,9 +34,6 @@ MAX_HEADERS = 64 * 1024
 
 WRITE_LIMIT = 64 * 1024
 """Bytes of responses that are framed ahead of the transport. Further bytes wait, and so do their handlers."""
-
-READ_SLICE = 16 * 1024
-"""Bytes of frames that are handled before other connections get their turn. Tiny frames cost the most time a byte."""
 
 UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
 """Bytes that may come without completing a frame or a header block. More are an attack on the memory."""
@@ -172,6 +171,7 @@ class Http2Connection:
         self._h2 = _Protocol(context.max_streams)
         self._draining = False
         self._unparsed = 0
+        self._ration = Ration()
         self._sending: deque[Http2Stream] = deque()
         self._framed = 0
         self._has_output = asyncio.Event()
@@ -186,12 +186,14 @@ class Http2Connection:
 
     async def receive(self, data: bytes) -> None:
         """Handle bytes of the client, and wait until it reads the answers."""
-        for start in range(0, len(data), READ_SLICE):
-            if start:
-                await asyncio.sleep(0)
+        start = 0
+        while start < len(data):
+            await take_turn()
             if self.closed:
                 return
-            await self._receive_slice(data[start : start + READ_SLICE])
+            end = start + self._ration.size
+            await self._receive_slice(data[start:end])
+            start = end
             # No more frames are read from a client that reads no answers. Otherwise answers would pile up.
             await self._writable.wait()
 
@@ -295,6 +297,7 @@ class Http2Connection:
 
     async def _receive_slice(self, data: bytes) -> None:
         frames = self._h2.frames_received
+        started = time.perf_counter()
         try:
             events = self._h2.receive_data(data)
         except ProtocolError:  # h2 has framed a GOAWAY with the reason
@@ -305,9 +308,17 @@ class Http2Connection:
             self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
             self.close()
             return
+        self._ration.spent(time.perf_counter() - started)
+        given_up = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        opened = 0
         for event in events:
             match event:
+                case RequestReceived() if event.stream_id in given_up:
+                    pass  # a request that is gone before its turn costs no call of the app
                 case RequestReceived():
+                    if opened:
+                        await take_turn()
+                    opened += 1
                     await self._open(event)
                 case DataReceived():
                     await self._take_body(event)
@@ -320,25 +331,16 @@ class Http2Connection:
         self._has_output.set()
 
     async def _open(self, event: RequestReceived) -> None:
+        if self.closed:
+            return
         if self._draining or len(self.streams) >= self._context.max_streams:
             self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        pseudo = {name: value for name, value in event.headers if name.startswith(b":")}
-        method, path = pseudo[b":method"], pseudo.get(b":path", b"")
-        if not (path and path.isascii() and method.isascii()):
+        if (request := _request_of(event)) is None:
             self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
         stream = self.streams[event.stream_id] = Http2Stream(self._context, self._client, self, event.stream_id)
-        await stream.handle(
-            Request(
-                stream_id=event.stream_id,
-                headers=filter_pseudo_headers(event.headers),
-                http_version="2",
-                method=method.decode().upper(),
-                raw_path=path,
-                state=ConnectionState({}),
-            )
-        )
+        await stream.handle(request)
 
     async def _take_body(self, event: DataReceived) -> None:
         stream = self.streams.get(event.stream_id)
@@ -390,3 +392,19 @@ class Http2Connection:
                 self._sending.append(stream)
             else:
                 stream.sent.set()
+
+
+def _request_of(event: RequestReceived) -> Request | None:
+    """Return the head of a request for Hypercorn, or None if it cannot be served."""
+    pseudo = {name: value for name, value in event.headers if name.startswith(b":")}
+    method, path = pseudo[b":method"], pseudo.get(b":path", b"")
+    if not (path and path.isascii() and method.isascii()):
+        return None
+    return Request(
+        stream_id=event.stream_id,
+        headers=filter_pseudo_headers(event.headers),
+        http_version="2",
+        method=method.decode().upper(),
+        raw_path=path,
+        state=ConnectionState({}),
+    )
