@@ -13,6 +13,10 @@ from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, In
 MAX_BATCH_TEXTS = 2048
 """The most texts of one call."""
 
+MAX_TEXT_CHARACTERS = 4 * 1024 * 1024
+"""The most characters of a text. They fill a thick book, of which no model reads a tenth. But every token is counted, also of a
+text that is cut."""
+
 _TOKENS_PER_BYTE = 2
 """Most tokens for each UTF-8 byte of a text, without special tokens. A byte-level tokenizer (Qwen3) makes at most one token
 from a byte. WordPiece (BERT) makes at most one token from a code point of the decomposed text, and canonical decomposition
@@ -82,7 +86,13 @@ def check_text(text: str, name: str, where: dict[str, str]) -> None:
     Raises:
         EmptyTextError: It is empty or only white space.
         InvalidTextError: It has a NUL, or is not valid Unicode.
+        TextTooLongError: It has more than `MAX_TEXT_CHARACTERS`.
     """
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise TextTooLongError(
+            f"{name} has {len(text)} characters, the most that are counted are {MAX_TEXT_CHARACTERS}; split or shorten it",
+            metadata=where | {"characters": str(len(text)), "character_limit": str(MAX_TEXT_CHARACTERS)},
+        )
     if not text or text.isspace():
         raise EmptyTextError(
             f"{name} is empty or only white space, so that its vector would mean nothing; leave it out", metadata=where
