@@ -20,9 +20,15 @@ class _Turns:
 
     Two kinds of tasks wait, each kind in the order of its coming: those with input, and those with work. The kinds alternate.
     Otherwise a new request would wait for everything that is being computed.
+
+    Attributes:
+        input: The tasks that wait with input.
+        work: The tasks that wait with work.
+        began: The time of the last turn, which is about the start of this round.
     """
 
     def __init__(self) -> None:
+        self.began = 0.0
         self._taken = False
         self._waiting: deque[deque[asyncio.Future[None]]] = deque([deque(), deque()])
         self.input, self.work = self._waiting
@@ -31,6 +37,7 @@ class _Turns:
         loop = asyncio.get_running_loop()
         if not self._taken:
             self._taken = True
+            self.began = time.perf_counter()
             loop.call_soon(self._pass_on)
             return
         turn = loop.create_future()
@@ -45,6 +52,7 @@ class _Turns:
                 turn = kind.popleft()
                 if not turn.done():  # otherwise its task was cancelled
                     turn.set_result(None)
+                    self.began = time.perf_counter()
                     asyncio.get_running_loop().call_soon(
                         self._pass_on
                     )  # after the task, so that the next one goes on in the next round
@@ -68,18 +76,14 @@ async def take_turn() -> None:
     await turns.take(turns.input)
 
 
-class Pace:
-    """The pace of one task that has much to compute. It takes a turn after each slice of work."""
+async def breathe() -> None:
+    """Wait for a turn to go on with work, if the present round of the event loop has taken `SLICE`.
 
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    async def breathe(self) -> None:
-        """Let others go on if this task has worked for `SLICE`. Call this between two pieces of work."""
-        if time.perf_counter() - self._since > SLICE:
-            turns = _turns_of_loop()
-            await turns.take(turns.work)
-            self._since = time.perf_counter()
+    Call this between the pieces of work that may be long or many.
+    """
+    turns = _turns_of_loop()
+    if time.perf_counter() - turns.began > SLICE:
+        await turns.take(turns.work)
 
 
 class Ration:

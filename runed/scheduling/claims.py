@@ -20,6 +20,7 @@ from runed.scheduling.packing import pack
 from runed.scheduling.preparing import Name, Prepared, Preparer, check_text
 from runed.scheduling.queue import Computed, QueueEntry
 from runed.scheduling.tickets import Ticket
+from runed.turns import breathe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +158,14 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         for future in pending:
             future.remove_done_callback(note)
     for claim in claims:
+        await breathe()
         if claim.ready:
             claim.outcome(terms)  # raises the error that fails the call, if there is one
-    return [claim.outcome(terms) for claim in claims]
+    outcomes = []
+    for claim in claims:
+        await breathe()
+        outcomes.append(claim.outcome(terms))
+    return outcomes
 
 
 class ClaimDesk:
@@ -206,7 +212,7 @@ class ClaimDesk:
         """
         with contextlib.ExitStack() as awake:
             try:
-                self._check(claims, terms)
+                await self._check(claims, terms)
                 await self._look_up(claims)
                 if missing := [claim for claim in claims if claim.state is None]:
                     awake.enter_context(self._busy())  # only here, since a text from the cache needs no engine and starts none
@@ -219,7 +225,7 @@ class ClaimDesk:
                 for claim in claims:
                     claim.release()
 
-    def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
+    async def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
         """Check each text, and set the key of its vector."""
         for claim in claims:
             try:
@@ -228,6 +234,7 @@ class ClaimDesk:
                 claim.state = terms.tolerate(error)
             else:
                 claim.key = self._key(claim.text, terms)
+            await breathe()
 
     def _key(self, text: str, terms: Terms) -> bytes:
         # A text that is short enough has one vector for every way of cutting. The place of a cut depends on the context, which

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from runed.backends.base import CountingEmbedder, TextInput
 from runed.domain.requests import Truncate
 from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, TextTooLongError
+from runed.turns import breathe
 
 MAX_BATCH_TEXTS = 2048
 """The most texts of one call."""
@@ -167,18 +168,24 @@ class Preparer:
         Raises:
             BackendError: The backend cannot count.
         """
-        whole = [prompt + text for text in texts]
-        long = [index for index, text in enumerate(whole) if exact or self.may_be_too_long(text)]
+        whole: list[str] = []
+        long: list[int] = []
+        for index, text in enumerate(texts):
+            whole.append(prompt + text)
+            if exact or self.may_be_too_long(whole[-1]):
+                long.append(index)
+            await breathe()
         fitted: dict[int, Prepared | TextTooLongError] = {}
         indices = iter(long)
         for part in portions([whole[index] for index in long]):
             for text, tokens in zip(part, await self._backend.tokenize(part), strict=True):
                 index = next(indices)
                 fitted[index] = await self._fit(text, tokens, prompt, truncate, names[index])
-        return [
-            fitted.get(index) or Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
-            for index, text in enumerate(whole)
-        ]
+                await breathe()
+        for index, text in enumerate(whole):
+            if index not in fitted:  # then it is short
+                fitted[index] = Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
+        return [fitted[index] for index in range(len(whole))]
 
     async def _fit(
         self, text: str, tokens: list[int], prompt: str, truncate: Truncate, name: Name

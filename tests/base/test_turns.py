@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from runed.turns import SLICE, Pace, Ration, take_turn
+from runed.turns import SLICE, Ration, breathe, take_turn
 
 
 async def _rounds(until: asyncio.Event) -> int:
@@ -53,10 +53,9 @@ async def test_input_does_not_wait_for_all_the_work() -> None:
     done: list[str] = []
 
     async def work() -> None:
-        pace = Pace()
         for _ in range(5):
             time.sleep(1.2 * SLICE)  # noqa: ASYNC251 # it stands for work in the event loop
-            await pace.breathe()
+            await breathe()
         done.append("work")
 
     tasks = [asyncio.create_task(work()) for _ in range(20)]
@@ -71,9 +70,8 @@ async def test_work_that_takes_no_time_takes_no_turns() -> None:
     over = asyncio.Event()
     counting = asyncio.create_task(_rounds(over))
     await asyncio.sleep(0)
-    pace = Pace()
     for _ in range(50):
-        await pace.breathe()
+        await breathe()
     over.set()
     assert await counting <= 3
 

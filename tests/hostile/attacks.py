@@ -215,7 +215,21 @@ BODIES: Mapping[str, Callable[[], bytes]] = {
     "text of 30 MiB of spaces": _json("Embed", _fill(b'{"text":"', b" ", b'"}')),
     "text of 30 MiB of four-byte characters": _json("Embed", _fill(b'{"text":"', "\U0001f600".encode(), b'"}')),
     "text of 30 MiB of combining marks": _json("Embed", _fill(b'{"text":"a', "\u0301\u0327".encode(), b'"}')),
-    "batch of 30 MiB": _json("EmbedBatch", _fill(b'{"texts":["a', b'","' + _WORDS * 240, b'"]}')),
+    "text of 4 MiB": _json("Embed", _fill(b'{"text":"', _WORDS, b'"}', 4 * MIB)),
+    "text of 4 MiB, truncated": _json("Embed", _fill(b'{"truncate":"TRUNCATE_END","text":"', _WORDS, b'"}', 4 * MIB)),
+    "word of 4 MiB to count": _json("CountTokens", _fill(b'{"texts":["', b"a", b'"]}', 4 * MIB)),
+    "texts of 3.9 MiB to count": _json("CountTokens", _fill(b'{"texts":["a', b'","' + _WORDS * 64_000, b'"]}')),
+    "batch of long texts, truncated": _json(
+        "EmbedBatch",
+        _fill(b'{"truncate":"TRUNCATE_END","perItemErrors":true,"texts":["a', b'","' + _WORDS * 240, b'"]}', 8 * MIB),
+    ),
+    "batch of texts that are all too long": _json(
+        "EmbedBatch", _fill(b'{"perItemErrors":true,"texts":["a', b'","' + _WORDS * 240, b'"]}', 28 * MIB)
+    ),
+    "batch of spaces": _json(
+        "EmbedBatch", _fill(b'{"perItemErrors":true,"texts":["a', b'","' + b" " * 15_000, b'"]}', 28 * MIB)
+    ),
+    "batch of 28 MiB": _json("EmbedBatch", _fill(b'{"texts":["a', b'","' + _WORDS * 240, b'"]}', 28 * MIB)),
     "instruction of 30 MiB": _json("Embed", _fill(b'{"text":"a","role":"ROLE_QUERY","instruction":"', b"i", b'"}')),
     # Protobuf
     "protobuf of 16 million texts": _proto("EmbedBatch", b"\x0a\x00" * (15 * MIB)),

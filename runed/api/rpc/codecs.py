@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.api.rpc.decoding import decode, take_over
-from runed.turns import Pace
+from runed.turns import breathe
 
 M = TypeVar("M", bound=Message)
 
@@ -90,11 +90,10 @@ class BatchWriter:
         """Answer a call."""
         response: Message = await call_next(request, ctx)
         if isinstance(response, pb.EmbedBatchResponse) and _JSON in ctx.request_headers.get("content-type", ""):
-            pace = Pace()
             embeddings = []
             for embedding in response.embeddings:
                 embeddings.append(msgspec.Raw(_embedding(embedding)))
-                await pace.breathe()
+                await breathe()
             _written.set((response, _batch(response, embeddings)))
         return response
 

@@ -60,7 +60,7 @@ class RunedServicer:
     ) -> EmbedBatchResponse:
         """Embed many texts."""
         answer = await self._embed(whole(list(request.texts)), request, ctx, per_item_errors=request.per_item_errors)
-        return messages.embed_batch_response(answer)
+        return await messages.embed_batch_response(answer)
 
     async def embed_stream(
         self, request: AsyncIterator[EmbedStreamRequest], ctx: RequestContext[EmbedStreamRequest, EmbedStreamResponse], /

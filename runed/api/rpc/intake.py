@@ -12,7 +12,7 @@ from runed.api.large import beside_the_loop
 from runed.api.rpc.decoding import Decoded, decode, hand_over
 from runed.api.rpc.inflating import inflate, too_large
 from runed.api.rpc.refusals import Receive, Scope, content_type, is_any_grpc
-from runed.turns import Pace
+from runed.turns import breathe
 
 _ENVELOPE_BYTES = 5
 _COMPRESSED = 0b01
@@ -62,7 +62,6 @@ class _Messages:
         self._buffer = bytearray()
         self._more = True
         self._over = False
-        self._pace = Pace()
 
     async def body(self) -> dict[str, Any]:
         """Read the whole body as one message. Return an empty body."""
@@ -91,7 +90,7 @@ class _Messages:
                         payload = bytes(view[_ENVELOPE_BYTES:end])
                     del self._buffer[:end]
                     await self._hand_over(payload, compressed=bool(flags))
-                    await self._pace.breathe()
+                    await breathe()
                     return {"type": "http.request", "body": bytes(_ENVELOPE_BYTES), "more_body": True}
             if not self._more:
                 return self._part(bytes(self._buffer[:_ENVELOPE_BYTES]))
