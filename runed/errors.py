@@ -7,12 +7,27 @@ error, and the client raises the class of the same reason.
 
 from __future__ import annotations
 
+import re
+
 WINDOWS_UNSUPPORTED = "Windows is not supported; run runed on Linux, on macOS or inside WSL 2"
 """Text of the error on Windows, which several modules raise."""
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, marks that turn the direction of a text, and halves of characters (bytes of a name that is not UTF-8)."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Escape the characters of a text that could steer a terminal. Names in files, and answers of servers, may hold some.
+
+    Args:
+        text: The text, such as the name of a model.
+        keep: Characters that are not escaped.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
 
 class RunedError(Exception):
-    """The base of all errors of runed.
+    """The base of all errors of runed. Its text holds no control character but line ends and tabs.
 
     Attributes:
         reason: The stable name of the kind of error, in capitals.
@@ -23,7 +38,7 @@ class RunedError(Exception):
     reason: str = "INTERNAL"
 
     def __init__(self, message: str, *, metadata: dict[str, str] | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(printable(message, keep="\n\t"))
         self.metadata = metadata or {}
         self.retry_after = retry_after
 

@@ -1,13 +1,16 @@
-"""Files that a crash or a power cut leaves whole, and threads whose work is always finished."""
+"""Files that a crash leaves whole, bad files that count as missing, and threads whose work is always finished."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+import msgspec
 
 from runed.errors import ForeignPathError
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:  # the blocking client writes files too, and uses no threads o
 
 _MAX_SECRET_BYTES = 4096
 """Bytes that are read of a secret's file."""
+
+MAX_RECORD_BYTES = 4 * 1024 * 1024
+"""Most bytes of a record. A larger file is none of ours."""
 
 T = TypeVar("T")
 
@@ -44,6 +50,67 @@ async def run_in_thread(function: Callable[[], T], executor: Executor | None = N
         raise
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+    """Open a regular file. Never wait, as an open of a pipe does until somebody writes to it.
+
+    Args:
+        path: The file.
+        flags: Further flags of `os.open`.
+        mode: The permissions of a file that is made.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        OSError: It cannot be opened, or is something else, such as a pipe.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+
+
+def read_regular(path: Path, *, limit: int) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or has more than `limit` bytes.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"More than {limit:,} bytes", os.fspath(path))
+    return data
+
+
+def read_record(path: Path, type_: type[T]) -> T | None:
+    """Read a record of a home, a JSON file that runed wrote. A bad file counts as missing: every record can be made again.
+
+    Returns:
+        The content; None if the file is missing, cannot be read, is too large, or holds something else.
+    """
+    try:
+        return decode_record(read_regular(path, limit=MAX_RECORD_BYTES), type_)
+    except OSError:
+        return None
+
+
+def decode_record(data: bytes, type_: type[T]) -> T | None:
+    """Decode JSON that may be damaged.
+
+    Returns:
+        The content; None if it is no JSON of this type.
+    """
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except (ValueError, RecursionError):  # a DecodeError; bytes that are not UTF-8; lists in lists in lists
+        return None
+
+
 def sync_file(file: BinaryIO) -> None:
     """Flush an open file and sync its content to the disk."""
     file.flush()
@@ -67,8 +134,15 @@ def replace_durably(temporary: Path, target: Path) -> None:
         target: The new name. A file of that name is replaced.
     """
     sync_path(temporary)
+    make_way(target)
     temporary.replace(target)
     sync_path(target.parent)
+
+
+def make_way(path: Path) -> None:
+    """Move a directory aside that lies in the place of a file of a home. A rename replaces anything else by itself."""
+    if path.is_dir() and not path.is_symlink():
+        path.rename(path.with_name(f"{path.name}.{os.urandom(4).hex()}.aside"))
 
 
 class NewFile:
@@ -104,6 +178,7 @@ class NewFile:
         """
         sync_file(self.file)
         if replace:
+            make_way(self._path)
             self._temporary.replace(self._path)
         else:
             # A rename would replace the file that another process has just made.
@@ -175,7 +250,7 @@ def load_secret(path: Path, make: Callable[[], bytes]) -> bytes:
 
 def _read_secret(path: Path) -> bytes:
     try:
-        # O_NONBLOCK: a pipe would keep the daemon waiting for a writer.
+        # O_NONBLOCK as in `open_regular`.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise

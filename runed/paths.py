@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runed.errors import ForeignPathError
+from runed.trust import check_contents, is_open_to_writers, is_trusted, mode_of, resolve_trusted
 
 MAX_SOCKET_PATH = 103
 """The longest socket path in bytes: macOS holds 104 with the closing NUL, Linux 108 (`sun_path` of `sockaddr_un`)."""
+
+_MARKS = frozenset(
+    "cache.secret daemon.json daemon.lock embedding.sock http.token install.lock installed.json spawn.lock".split()  # noqa: SIM905 # shorter
+)
+"""Files that only runed makes. A directory that has one of them is a home."""
+
+_NAMES = _MARKS | {"bin", "cache", "config.json", "licenses", "logs", "models", "run"}
+"""Names of all entries of a home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +145,11 @@ class Paths:
         return self.logs / "daemon.log"
 
     @property
+    def events_log(self) -> Path:
+        """The same log without the lines about single calls."""
+        return self.logs / "events.log"
+
+    @property
     def engine_log(self) -> Path:
         """The log of the standard output and error of `llama-server`."""
         return self.logs / "llama-server.log"
@@ -169,28 +183,105 @@ def _alias_dir() -> Path:
     return Path(f"/tmp/runed-{os.getuid()}")  # noqa: S108 # guarded by ensure_socket_dir and check_socket_dir
 
 
-def ensure_private_dir(path: Path) -> None:
-    """Make a directory that only this user can enter, or check that it is one.
+def check_home(home: Path) -> None:
+    """Check that no other user has a hand in a home, before anything of it is read, run, connected to or signalled.
 
-    The mode of a directory of this user becomes 0700: a user who can enter it can talk to the sockets in it.
+    A missing home is fine. A link to a home is, too, if it belongs to this user or root.
 
     Args:
-        path: The directory. Missing parents are made, too.
+        home: The home, absolute.
 
     Raises:
-        ForeignPathError: The path is not a directory, or belongs to another user.
+        ForeignPathError: The home is not a directory, or belongs to another user, or others can write to it or replace it; or a
+            file of runed in it belongs to another user.
     """
+    real = resolve_trusted(home)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = path.stat()
+        info = real.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISDIR(info.st_mode):
+        raise ForeignPathError(f"{home} is not a directory; move it away or set RUNED_HOME to another place")
+    if info.st_uid != os.geteuid():
+        sudo = ", or use `sudo -H`" if os.geteuid() == 0 else ""
+        raise ForeignPathError(
+            f"{home} belongs to user id {info.st_uid}, not to you, who are user id {os.geteuid()}; "
+            f"set RUNED_HOME to a place of your own{sudo}"
+        )
+    if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ForeignPathError(
+            f"others can write to {home} (mode {mode_of(info)}), so nothing of it is used; "
+            f"set RUNED_HOME to a directory of its own, or check what is in it and run `chmod 700 {home}`"
+        )
+    check_contents(real, _NAMES)
+
+
+def ensure_home(home: Path) -> None:
+    """Make the home, which only this user can enter, or check that it can be one.
+
+    Only a home that runed made, and an empty directory, get the mode 0700.
+
+    Args:
+        home: The home, absolute. Missing parents are made, too.
+
+    Raises:
+        ForeignPathError: See `check_home`; or others can enter the directory, and it holds files that are not runed's.
+    """
+    check_home(home)
+    _make_dir(home)
+    check_home(home)  # another user may have made it meanwhile
+    info = home.stat()
+    if not stat.S_IMODE(info.st_mode) & 0o077:
+        return
+    names = {entry.name for entry in os.scandir(home)}
+    if home.is_symlink() or not (names <= {"config.json"} or names & _MARKS):
+        raise ForeignPathError(
+            f"others can enter {home} (mode {mode_of(info)}), and it was not made by runed; "
+            f"set RUNED_HOME to a directory of its own, or run `chmod 700 {home}`"
+        )
+    home.chmod(0o700)
+
+
+def ensure_private_dir(path: Path, *, shared: bool = False) -> None:
+    """Make a directory of a home, or check that it is one. The mode of an existing one stays: the home keeps others out.
+
+    Args:
+        path: The directory. It may be a link to another place, which is left alone.
+        shared: Whether others may own and write what is behind a link.
+
+    Raises:
+        ForeignPathError: The path is not a directory; or it or an entry of it belongs to another user; or it is a link to a
+            place that others can write to.
+    """
+    real = path if shared else resolve_trusted(path)
+    _make_dir(path)
+    info = path.stat()
+    if not stat.S_ISDIR(info.st_mode):
+        raise ForeignPathError(f"{path} is not a directory; move it away or set RUNED_HOME to another place")
+    if shared:
+        return
+    if not is_trusted(info.st_uid):
+        raise ForeignPathError(f"{path} belongs to user id {info.st_uid}, not to you; set RUNED_HOME to a place of your own")
+    if path.is_symlink() and is_open_to_writers(info):
+        raise ForeignPathError(
+            f"{path} leads to {real}, and others can write there (mode {mode_of(info)}); let it lead to a directory of your own"
+        )
+    check_contents(real)
+
+
+def _make_dir(path: Path) -> None:
+    """Make a private directory unless there is one."""
+    try:
+        # Not `parents`, which makes parents that others can write to where the umask is 000.
+        for parent in reversed(path.parents):
+            if not parent.exists():
+                parent.mkdir(mode=0o755)
+        path.mkdir(mode=0o700, exist_ok=True)
     except FileExistsError:
-        raise ForeignPathError(f"{path} is not a directory; move it away or set RUNED_HOME to another place") from None
+        what = f"leads to {path.readlink()}, where there is no directory" if path.is_symlink() else "is not a directory"
+        raise ForeignPathError(f"{path} {what}; move it away or set RUNED_HOME to another place") from None
     except OSError as error:
         raise ForeignPathError(f"{path} cannot be made or read: {error.strerror}; set RUNED_HOME to another place") from None
-    if info.st_uid != os.getuid():
-        raise ForeignPathError(f"{path} belongs to user id {info.st_uid}, not to you; set RUNED_HOME to a place of your own")
-    if stat.S_IMODE(info.st_mode) & 0o077:
-        path.chmod(0o700)
 
 
 def check_socket_dir(socket: Path) -> None:

@@ -12,12 +12,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 _PR_SET_PDEATHSIG = 1
 """The option of prctl(2) that sets the parent-death signal."""
+
+MAX_PID = 2**31 - 1
+"""The largest number that a process id can be. A larger one is an error of some file."""
 
 _START_TIME_FIELD = 22
 """The field of /proc/<pid>/stat, counted from 1, with the start time in clock ticks since the machine's start."""
@@ -32,7 +35,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
             on macOS since the epoch, as the kernel noted it then.
     """
 
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, le=MAX_PID)]
     start_time: float
 
 

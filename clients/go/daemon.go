@@ -64,6 +64,10 @@ func (d *daemon) dialOnce(ctx context.Context) (net.Conn, error) {
 	connection, err := dialer.DialContext(ctx, "unix", d.socket)
 	switch {
 	case err == nil:
+		if err := d.checkListener(connection); err != nil {
+			connection.Close()
+			return nil, err
+		}
 		return connection, nil
 	case errors.Is(err, syscall.EAGAIN):
 		return nil, syscall.EAGAIN
@@ -76,6 +80,30 @@ func (d *daemon) dialOnce(ctx context.Context) (net.Conn, error) {
 	var cause syscall.Errno
 	errors.As(err, &cause)
 	return nil, newError(ErrForeignPath, nil, "%s cannot be connected to: %s; set RUNED_HOME to another place", d.socket, cause)
+}
+
+// checkListener refuses a listener of another user, before a byte is sent to it. The path proves nothing: its directory may have
+// been swapped since it was checked.
+func (d *daemon) checkListener(connection net.Conn) error {
+	uid, err := peerUser(connection)
+	if err != nil {
+		return newError(ErrDaemonUnavailable, nil, "the daemon on %s is gone: %v", d.socket, err)
+	}
+	if own := os.Geteuid(); uid != own {
+		return newError(ErrForeignPath, nil, "what listens on %s belongs to user id %d, and you are user id %d, so nothing was sent; "+
+			"run this as that user, or set RUNED_HOME to a place of your own", d.socket, uid, own)
+	}
+	return nil
+}
+
+// peerUser returns the user id of the process at the other end of a UNIX socket, as the kernel noted it.
+func peerUser(connection net.Conn) (uid int, err error) {
+	raw, err := connection.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	failure := raw.Control(func(descriptor uintptr) { uid, err = peerUserOf(int(descriptor)) })
+	return uid, errors.Join(failure, err)
 }
 
 // ensure makes sure that a daemon listens, and returns whether it started one.

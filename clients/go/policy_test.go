@@ -1,6 +1,7 @@
 package runed_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"regexp"
@@ -518,6 +520,8 @@ func TestPolicyVersions(t *testing.T) {
 func TestPolicyRules(t *testing.T) {
 	tests := map[string]func(*testing.T){
 		"a full backlog":                  testFullBacklog,
+		"one time limit":                  testOneTimeLimit,
+		"another user listens":            testAnotherUserListens,
 		"an older daemon":                 testOlderDaemon,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
@@ -545,20 +549,24 @@ func TestPolicyRules(t *testing.T) {
 	}
 }
 
-func testFullBacklog(t *testing.T) {
-	home := asRuned(t, `echo asked >> "$RUNED_HOME/asked"; exit 1`)
-	address := &syscall.SockaddrUnix{Name: filepath.Join(home, "embedding.sock")}
-	number := must(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0))(t)
-	if err := errors.Join(syscall.Bind(number, address), syscall.Listen(number, 0)); err != nil {
+// fullBacklog makes a socket whose queue of connections is full, and returns the descriptor that listens.
+func fullBacklog(t *testing.T, path string) (listener int) {
+	listener = must(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0))(t)
+	if err := errors.Join(syscall.Bind(listener, &syscall.SockaddrUnix{Name: path}), syscall.Listen(listener, 0)); err != nil {
 		t.Fatal(err)
 	}
 	for {
-		waiting, err := net.Dial("unix", address.Name)
+		waiting, err := net.Dial("unix", path)
 		if errors.Is(err, syscall.EAGAIN) {
-			break
+			return listener
 		}
 		t.Cleanup(func() { waiting.Close() })
 	}
+}
+
+func testFullBacklog(t *testing.T) {
+	home := asRuned(t, `echo asked >> "$RUNED_HOME/asked"; exit 1`)
+	number := fullBacklog(t, filepath.Join(home, "embedding.sock"))
 	client := connect(t, runed.WithHome(home))
 	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
@@ -587,6 +595,52 @@ func testFullBacklog(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(home, "asked")); err == nil {
 		t.Error("a daemon was started")
+	}
+}
+
+func testOneTimeLimit(t *testing.T) {
+	path := filepath.Join(ownHome(t), "s")
+	listener := fullBacklog(t, path)
+	t.Cleanup(func() { syscall.Close(listener) })
+	client := connect(t, runed.WithSocket(path))
+	time.AfterFunc(500*time.Millisecond, func() {
+		if accepted, _, err := syscall.Accept(listener); err == nil {
+			syscall.Close(accepted)
+		}
+	})
+	began := time.Now()
+	limited, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+	defer cancel()
+	if _, err := client.Embed(limited, "text"); !errors.Is(err, runed.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+	if took := time.Since(began); took < 700*time.Millisecond || took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func testAnotherUserListens(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can run a process as another user")
+	}
+	path := filepath.Join(ownHome(t), "s")
+	program := filepath.Join("..", "..", "tests", "fakes", "other_user.py")
+	other := exec.Command("python3", program, "64321", "listen", path)
+	output := must(other.StdoutPipe())(t)
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.Process.Kill(); other.Wait() })
+	lines := bufio.NewScanner(output)
+	if !lines.Scan() || lines.Text() != "ready" {
+		t.Fatal(lines.Text())
+	}
+	_, err := runed.Connect(t.Context(), runed.WithSocket(path))
+	if !errors.Is(err, runed.ErrForeignPath) || !strings.Contains(err.Error(), "belongs to user id 64321") {
+		t.Error(err)
+	}
+	if !lines.Scan() || lines.Text() != "0" {
+		t.Errorf("the other user got %s bytes", lines.Text())
 	}
 }
 

@@ -5,18 +5,49 @@ The hash of an archive was verified before. Its members are checked even so: the
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import posixpath
 import shutil
 import stat
+import sys
 import tarfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 from runed.bootstrap.disk import require_space
-from runed.errors import ArchiveError
+from runed.errors import ArchiveError, RunedError
 from runed.files import sync_path
+
+MAX_MEMBERS = 10_000
+"""Most members of an archive. An official one has about 60."""
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+"""Most bytes of the headers of an archive, which are kept in memory."""
+
+_CHECK = "check the manifest it came from"
+
+_FAULTS_OF_AN_ARCHIVE = {
+    *(errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.ELOOP, errno.EMLINK),
+    *(errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR),
+}
+"""Error numbers of names that no file can have beside the others of its archive."""
+
+
+class _Stream(gzip.GzipFile):
+    """The uncompressed archive. tarfile reads a header whole, however large it claims to be, so a budget bounds these reads.
+
+    Attributes:
+        budget: The bytes that may still be read; seeking is free.
+    """
+
+    budget = MAX_HEADER_BYTES
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= self.budget:
+            raise ArchiveError(f"the archive of the engine has headers of more than {MAX_HEADER_BYTES:,} bytes; {_CHECK}")
+        self.budget -= size
+        return super().read(size)
 
 
 def extract(archive: Path, folder: Path) -> None:
@@ -25,19 +56,26 @@ def extract(archive: Path, folder: Path) -> None:
     Links are kept, since the official archives need theirs (`libllama.so -> libllama.so.0`).
 
     Raises:
-        ArchiveError: It is not a tar.gz, or is cut short; or a member is not a file, directory or link, or would leave the
-            folder.
+        ArchiveError: It is not a tar.gz, or is cut short; or a member is not a file, directory or link, would leave the
+            folder, or is in the way of another one.
         DiskSpaceError: There is no room for its content.
     """
     folder.mkdir(mode=0o700)
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            members = tar.getmembers()
+        with _Stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            members = _members(tar, folder)
             _check_members(members)
-            require_space(folder, sum(member.size for member in members), "extracting the engine")
+            stream.budget = sys.maxsize
             _extract(tar, members, folder)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ArchiveError(f"the archive of the engine is broken: {error}; check the manifest it came from") from error
+    except RunedError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            if error.errno not in _FAULTS_OF_AN_ARCHIVE:
+                raise
+            error = tarfile.TarError(f"{error.strerror} ({error.filename})")
+        # tarfile and zlib raise a dozen kinds of errors at what is no archive, such as KeyError and OverflowError.
+        raise ArchiveError(f"the archive of the engine is broken: {str(error) or type(error).__name__}; {_CHECK}") from error
     _sync_tree(folder)
 
 
@@ -94,6 +132,21 @@ def recover(fresh: Path, place: Path, retired: Path) -> bool:
     return interrupted
 
 
+def _members(tar: tarfile.TarFile, folder: Path) -> list[tarfile.TarInfo]:
+    """Read the headers. Stop at the first one after which the content has no room in the folder."""
+    members: list[tarfile.TarInfo] = []
+    total, last = 0, -1
+    for member in tar:
+        # Without these bounds, a header that points back to itself would be read for ever (CVE-2025-8194).
+        if member.size < 0 or member.offset <= last or len(members) >= MAX_MEMBERS:
+            raise ArchiveError(f"the archive of the engine has more than {MAX_MEMBERS:,} members, or a false size; {_CHECK}")
+        last = member.offset
+        total += member.size
+        require_space(folder, total, "extracting the engine")
+        members.append(member)
+    return members
+
+
 def _extract(tar: tarfile.TarFile, members: list[tarfile.TarInfo], folder: Path) -> None:
     """Extract checked members as files of this user, without rights for others."""
     for member in members:
@@ -106,15 +159,17 @@ def _extract(tar: tarfile.TarFile, members: list[tarfile.TarInfo], folder: Path)
 
 
 def _check_members(members: list[tarfile.TarInfo]) -> None:
-    """Refuse a member that would leave the folder, or whose path leads through a link of the archive.
+    """Refuse a member that would leave the folder, is in the way of another one, or whose path leads through a link.
 
     This is stricter than `filter="data"`, which followed links wrongly in several releases of Python (CVE-2025-4517).
     """
     links = {posixpath.normpath(member.name) for member in members if member.issym()}
+    places: dict[str, tarfile.TarInfo] = {}
     for member in members:
         if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
             raise ArchiveError(f"the archive of the engine holds {member.name!r}, which is no file, directory or link")
         _check_path(member.name, member.name, links)
+        _check_place(member, places)
         if member.issym():
             _check_path(member.name, posixpath.join(posixpath.dirname(member.name), member.linkname), links)
         elif member.islnk():
@@ -122,6 +177,24 @@ def _check_members(members: list[tarfile.TarInfo]) -> None:
             # A hard link to a symbolic link is the same link in another folder. From there it leads elsewhere.
             if posixpath.normpath(member.linkname) in links:
                 raise _leaving(member.name)
+            target = places.get(posixpath.normpath(member.linkname))
+            if target is None or target is member or target.isdir():
+                raise ArchiveError(
+                    f"the archive of the engine holds {member.name!r}, a hard link to {member.linkname!r}, which is no file "
+                    f"before it; {_CHECK}"
+                )
+
+
+def _check_place(member: tarfile.TarInfo, places: dict[str, tarfile.TarInfo]) -> None:
+    """Refuse a member in the place of an earlier one, or below one that is no directory. `places` has the earlier ones."""
+    name = posixpath.normpath(member.name)
+    above = [str(parent) for parent in PurePosixPath(name).parents]
+    other = places.get(name)
+    if any(not places[parent].isdir() for parent in above if parent in places) or not (
+        other is None or (other.isdir() and member.isdir())
+    ):
+        raise ArchiveError(f"the archive of the engine holds {member.name!r}, which is in the way of another file; {_CHECK}")
+    places[name] = member
 
 
 def _check_path(name: str, path: str, links: set[str]) -> None:

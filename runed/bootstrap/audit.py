@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from runed.bootstrap.disk import sha256_of
 from runed.bootstrap.manifest import manifest_source
-from runed.files import write_atomically
+from runed.files import read_record, write_atomically
 from runed.log import get_logger
 from runed.paths import Paths
 from runed.settings import Settings
@@ -94,13 +96,10 @@ class Audit:
         write_atomically(self._path, msgspec.json.format(msgspec.json.encode(installed), indent=2) + b"\n")
 
     def _load(self) -> Installed:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Installed)
-        except FileNotFoundError:
-            return Installed()
-        except (OSError, msgspec.DecodeError) as error:
-            _log.warning("installed.json cannot be read and is made anew", problem=str(error))
-            return Installed()
+        installed = read_record(self._path, Installed)
+        if installed is None and os.path.lexists(self._path):
+            _log.warning("installed.json cannot be read and is made anew")
+        return installed or Installed()
 
 
 class _Verified(msgspec.Struct, frozen=True):
@@ -109,7 +108,7 @@ class _Verified(msgspec.Struct, frozen=True):
     size: int
     mtime_ns: int
     inode: int
-    sha256: str
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 
     @classmethod
     def of(cls, path: Path, sha256: str) -> _Verified:
@@ -146,12 +145,9 @@ class VerifiedFiles:
 
     def remember(self, path: Path, sha256: str) -> None:
         """Keep the SHA-256 of a file, and drop those of files that are gone."""
-        entries = {name: entry for name, entry in self._load().items() if Path(name).exists()}
+        entries = {name: entry for name, entry in self._load().items() if os.path.exists(name)}  # noqa: PTH110 # Path.exists raises on a damaged name
         entries[str(path)] = _Verified.of(path, sha256)
         write_atomically(self._file, msgspec.json.encode(entries))
 
     def _load(self) -> dict[str, _Verified]:
-        try:
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, _Verified])
-        except (OSError, msgspec.DecodeError):
-            return {}
+        return read_record(self._file, dict[str, _Verified]) or {}

@@ -10,12 +10,13 @@ from runed.bootstrap import archive, programs
 from runed.bootstrap.audit import EngineRecord, now
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import sha256_of
-from runed.bootstrap.manifest import EngineChoice, printable_url
+from runed.bootstrap.manifest import EngineChoice
 from runed.bootstrap.partial_files import partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError
-from runed.files import run_in_thread, write_atomically
+from runed.files import MAX_RECORD_BYTES, read_regular, run_in_thread, write_atomically
 from runed.log import get_logger
+from runed.urls import printable_url
 
 _EXTRACTED_RATIO = 4
 """Assumed size of an archive's content, in multiples of the archive's size, for a first check of the disk. 3 to 4 are usual."""
@@ -66,7 +67,7 @@ class EngineInstaller:
         """
         artefact, file = choice.artefact, self._download_path(choice)
         # A verified archive that does not work is not downloaded again at every try.
-        if not (file.exists() and await sha256_of(file) == artefact.sha256):
+        if not (file.is_file() and await sha256_of(file) == artefact.sha256):
             await self._context.download(artefact, file, Phase.FETCHING_LLAMA_SERVER, "llama-server")
         self._context.reporter.begin(Phase.FETCHING_LLAMA_SERVER, 0, "unpacking llama-server")
         engine = Engine(self._paths.llama_cpp / choice.executable, await self._unpack(file, choice))
@@ -86,7 +87,10 @@ class EngineInstaller:
     async def _look(self, choice: EngineChoice) -> Engine | None:
         executable = self._paths.llama_cpp / choice.executable
         marker = self._paths.llama_cpp_marker
-        marked = marker.is_file() and marker.read_text().strip() == choice.artefact.sha256
+        try:
+            marked = read_regular(marker, limit=MAX_RECORD_BYTES).strip() == choice.artefact.sha256.encode()
+        except OSError:
+            marked = False
         if not (marked and archive.is_executable(executable)):
             return None
         try:

@@ -15,7 +15,7 @@ from runed.bootstrap.context import InstallContext
 from runed.bootstrap.manifest import EngineChoice, Manifest, ManifestSource, ModelChoice
 from runed.bootstrap.policy import QUICK_LOOK, DownloadPolicy
 from runed.errors import DownloadError, ManifestError, SettingsError
-from runed.files import write_atomically
+from runed.files import read_record, write_atomically
 from runed.log import get_logger
 from runed.settings import Settings
 
@@ -110,18 +110,19 @@ def _choose(settings: Settings, document: Manifest) -> Plan:
 
 def _last_plan(context: InstallContext, source: ManifestSource) -> Plan | None:
     """Return the plan of the kept manifest, or None if the manifest is from another URL or the plan is not installed."""
+    kept = read_record(_kept(context), _KeptManifest)
+    if kept is None or kept.source != source.location:
+        return None
     try:
-        kept = msgspec.json.decode(_kept(context).read_bytes(), type=_KeptManifest)
-        document = manifest.parse_manifest(kept.content, source)
-        return _choose(context.settings, document) if kept.source == source.location else None
-    except (OSError, msgspec.DecodeError, ManifestError):
+        return _choose(context.settings, manifest.parse_manifest(kept.content, source))
+    except ManifestError:
         return None
 
 
 async def _fetch(context: InstallContext, source: ManifestSource, policy: DownloadPolicy) -> bytes:
-    from runed.bootstrap.download import fetch  # noqa: PLC0415 # as in `InstallContext.download`
+    from runed.bootstrap.network import fetch  # noqa: PLC0415 # as in `InstallContext.download`
 
     if source.location.startswith("http:"):
         _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
     context.reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
-    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy)
+    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy, proxies=context.proxies)

@@ -15,7 +15,7 @@ from runed.cli.boundary import ExitCode, complain
 from runed.cli.progress import ProgressDisplay
 from runed.files import write_atomically
 from runed.log import configure_logging
-from runed.paths import Paths, ensure_private_dir
+from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.settings import Settings, load_settings
 
 DESCRIPTION = """\
@@ -61,7 +61,7 @@ def open_home(log: str) -> tuple[Settings, Paths]:
     settings = load_settings()
     os.umask(0o077)
     paths = Paths(settings.home)
-    ensure_private_dir(paths.home)
+    ensure_home(paths.home)
     ensure_private_dir(paths.logs)
     configure_logging(paths.logs / log)
     return settings, paths

@@ -18,7 +18,7 @@ from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.log import configure_logging, get_logger, log_unobserved_exception
-from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
+from runed.paths import Paths, ensure_home, ensure_private_dir, ensure_socket_dir
 from runed.settings import Settings
 from runed.version import __version__
 
@@ -48,9 +48,9 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
     """
     os.umask(0o077)
     paths = Paths(settings.home)
-    ensure_private_dir(paths.home)
+    ensure_home(paths.home)
     ensure_private_dir(paths.logs)
-    configure_logging(log_file)
+    configure_logging(log_file, events=paths.events_log if log_file == paths.daemon_log else None)
     try:
         with LockFile(paths.daemon_lock) as lock:
             if not lock.try_acquire():

@@ -15,12 +15,12 @@ import os
 import time
 import zlib
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Annotated, BinaryIO, TypeVar
 
 import msgspec
 
 from runed.errors import RunedError, SettingsError
-from runed.files import sync_file, sync_path
+from runed.files import decode_record, open_regular, sync_file, sync_path
 from runed.jobs.row import JobSpace
 
 SYNC_SECONDS = 10.0
@@ -31,6 +31,12 @@ VERSION = 1
 
 _PIECE = 1024 * 1024
 """Bytes of the part that are read at once."""
+
+_MAX_LINE_BYTES = 1024 * 1024
+"""Most bytes of a line of the journal."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A number of rows or bytes. Files have no more."""
 
 T = TypeVar("T")
 
@@ -48,7 +54,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     version: int
     options: dict[str, str]
     space: JobSpace
-    head: int
+    head: Count
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -63,10 +69,10 @@ class Mark(msgspec.Struct, frozen=True):
         complete: Whether these are all rows. The part then becomes the output.
     """
 
-    done: int = 0
-    failed: int = 0
+    done: Count = 0
+    failed: Count = 0
     inputs: str = ""
-    size: int = 0
+    size: Count = 0
     checksum: int = 0
     complete: bool = False
 
@@ -146,7 +152,7 @@ class Journal:
 
     def _lock(self) -> BinaryIO:
         while True:
-            file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+            file = os.fdopen(open_regular(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The last holder may have removed the file between our open and our lock.
@@ -160,7 +166,7 @@ class Journal:
             file.close()
 
     def _load(self, *, resume: bool) -> None:
-        record = _decode(self._file.readline(), JobRecord)
+        record = self._read(JobRecord)
         if not self._part.exists():
             self.complete = resume and record is not None and self._last_mark().complete
             return
@@ -181,7 +187,7 @@ class Journal:
 
     def _last_mark(self) -> Mark:
         mark = Mark()
-        while following := _decode(self._file.readline(), Mark):
+        while following := self._read(Mark):
             mark = following
         return mark
 
@@ -191,13 +197,18 @@ class Journal:
         with self._part.open("rb") as part:
             available = os.fstat(part.fileno()).st_size
             part.seek(record.head)
-            while mark := _decode(self._file.readline(), Mark):
+            while mark := self._read(Mark):
                 if not good.size <= mark.size <= available:
                     break
                 if read_part and _checksum(part, mark.size - good.size, good.checksum) != mark.checksum:
                     break
                 good, end = mark, self._file.tell()
         return good, end
+
+    def _read(self, type_: type[T]) -> T | None:
+        """Read the entry of the next line; None if the line is incomplete or no such entry."""
+        line = self._file.readline(_MAX_LINE_BYTES)
+        return decode_record(line, type_) if line.endswith(b"\n") else None
 
     def _note(self, mark: Mark) -> None:
         self._append(mark)
@@ -216,13 +227,3 @@ def _checksum(file: BinaryIO, length: int, checksum: int) -> int:
         checksum = zlib.crc32(data, checksum)
         length -= len(data)
     return checksum
-
-
-def _decode(line: bytes, type_: type[T]) -> T | None:
-    """Return the entry of a line of the journal; None if the line is incomplete or no such entry."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return msgspec.json.decode(line, type=type_)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None

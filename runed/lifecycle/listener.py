@@ -12,6 +12,7 @@ from typing import Self
 
 from runed.errors import AlreadyRunningError, DaemonUnavailableError, ForeignPathError
 from runed.paths import check_socket_dir, ensure_socket_dir
+from runed.peers import peer_of
 
 BACKLOG = 1024
 """Connections that may wait to be accepted. The kernel may hold fewer (`net.core.somaxconn`, `kern.ipc.somaxconn`)."""
@@ -21,7 +22,7 @@ _PROBE_TIMEOUT = 1.0
 
 
 def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
-    """Connect to a daemon's socket.
+    """Connect to a daemon's socket. A listener of another user is refused before a byte is sent to it.
 
     Args:
         path: A socket from `Paths`.
@@ -32,7 +33,8 @@ def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
 
     Raises:
         DaemonUnavailableError: No process listens there.
-        ForeignPathError: The alias directory is another user's, or the path is no socket that this user may connect to.
+        ForeignPathError: The alias directory or the listener is another user's, or the path is no socket that this user may
+            connect to.
         BlockingIOError: A process listens, but its backlog is full.
         TimeoutError: The same on macOS.
     """
@@ -41,15 +43,26 @@ def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
     try:
         connection.settimeout(timeout)
         connection.connect(os.fspath(path))
+        _check_listener(connection, path)
     except BaseException as error:
         connection.close()
-        if isinstance(error, (ConnectionRefusedError, FileNotFoundError, NotADirectoryError)):
+        if isinstance(error, (ConnectionRefusedError, ConnectionResetError, FileNotFoundError, NotADirectoryError)):
             raise DaemonUnavailableError(f"no daemon listens on {path}; start one with `runed ensure` or `runed`") from None
         if isinstance(error, (BlockingIOError, TimeoutError)) or not isinstance(error, OSError):
             raise
         reason = error.strerror or str(error)
         raise ForeignPathError(f"{path} cannot be connected to: {reason}; set RUNED_HOME to another place") from None
     return connection
+
+
+def _check_listener(connection: socket.socket, path: Path) -> None:
+    """Refuse a listener of another user. The path proves nothing: its directory may have been swapped since it was checked."""
+    peer = peer_of(connection)
+    if not peer.is_ours:
+        raise ForeignPathError(
+            f"what listens on {path} belongs to user id {peer.uid}, and you are user id {os.geteuid()}, so nothing was sent; "
+            f"run this as that user, or set RUNED_HOME to a place of your own"
+        )
 
 
 def probe(path: Path) -> bool:

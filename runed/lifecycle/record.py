@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 
-from runed.files import write_atomically
-from runed.processes import ProcessIdentity, identify, is_alive
+from runed.files import read_record, write_atomically
+from runed.processes import MAX_PID, ProcessIdentity, identify, is_alive
 from runed.version import __version__
 
 
@@ -29,9 +29,9 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         draining: Whether it takes no new work, and ends once its calls are answered.
     """
 
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, le=MAX_PID)]
     start_time: float
-    version: str
+    version: Annotated[str, msgspec.Meta(max_length=128)]
     socket: str
     http: str = ""
     draining: bool = False
@@ -46,10 +46,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """Read a record. Return None if there is none, or if it is broken."""
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.DecodeError):
-            return None
+        return read_record(path, cls)
 
     def write(self, path: Path) -> None:
         """Write the record in one step. Its directory must exist."""

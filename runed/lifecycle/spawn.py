@@ -13,7 +13,7 @@ from runed.lifecycle.launch import Launch, command_version, find_command
 from runed.lifecycle.listener import probe
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
-from runed.paths import Paths, ensure_private_dir
+from runed.paths import Paths, check_home, ensure_home, ensure_private_dir
 from runed.settings import Settings
 
 _POLL = 0.05
@@ -57,8 +57,9 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
 
     Raises:
         DaemonStartError: The daemon ended, or did not listen in time; the message ends with the tail of its log.
-        ForeignPathError: A foreign file is at the place of the home or the socket.
+        ForeignPathError: A foreign file is at the place of the home or the socket, or another user has a hand in the home.
     """
+    check_home(settings.home)
     search = _Search(settings, time.monotonic() + timeout, minimum_version)
     try:
         return search.find() or search.start()
@@ -139,7 +140,7 @@ class _Search:
 
     def start(self) -> DaemonHandle:
         """Start a daemon under the spawn lock, unless another process does."""
-        ensure_private_dir(self._paths.home)
+        ensure_home(self._paths.home)
         ensure_private_dir(self._paths.logs)
         with LockFile(self._paths.spawn_lock) as lock:
             while not lock.try_acquire():

@@ -1,11 +1,11 @@
-"""The file of a centroid set: one page with a description, then the values, which are mapped into memory.
+"""The file of a centroid set: one page with a description, then the values.
 
-A mapped set takes memory only while it is used, and the kernel can take that memory back.
+The values are read into memory and never mapped: if another process shortened a mapped file, SIGBUS would end the daemon.
 """
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +15,7 @@ import numpy as np
 
 from runed.domain.requests import CentroidHeader
 from runed.errors import BadCentroidsError
-from runed.files import NewFile
+from runed.files import NewFile, decode_record, open_regular
 from runed.routing.centroids import CentroidSet, Content, Matrix, block_rows, raw
 
 FORMAT = 1
@@ -97,7 +97,7 @@ class IncomingFile:
             version: The name of the set.
 
         Raises:
-            OSError: The set cannot be written.
+            OSError: The set cannot be written and read again.
         """
         description = Description(
             format=FORMAT,
@@ -110,8 +110,11 @@ class IncomingFile:
         )
         self._new.file.seek(0)
         self._new.file.write(msgspec.json.encode(description).ljust(PAGE_BYTES))
-        self._new.file.flush()
-        centroids = _map(self._new.file, description, self.content)
+        self._new.file.seek(0)
+        try:
+            centroids = _read(self._new.file, dim=self._header.dim, model=self._model)
+        except UnusableFileError as error:
+            raise OSError(errno.EIO, f"it was changed while it was written: {error}") from None
         self._new.publish()
         return centroids
 
@@ -133,31 +136,31 @@ def load(path: Path, *, dim: int, model: str) -> CentroidSet:
         UnusableFileError: It is damaged, or for another model or version of runed.
         OSError: It cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        description = _describe(file, dim=dim, model=model)
-        content = Content(dim=dim, nlist=description.nlist, preset=description.preset)
-        rows = block_rows(dim)
+    with os.fdopen(open_regular(path, os.O_NOFOLLOW), "rb") as file:
+        return _read(file, dim=dim, model=model)
+
+
+def _read(file: BinaryIO, *, dim: int, model: str) -> CentroidSet:
+    """Read and verify a set from the start of an open file."""
+    description = _describe(file, dim=dim, model=model)
+    values = _read_values(file, description.nlist, dim)
+    content = Content(dim=dim, nlist=description.nlist, preset=description.preset)
+    rows = block_rows(dim)
+    try:
         for start in range(0, description.nlist, rows):
-            count = min(rows, description.nlist - start)
-            data = file.read(count * dim * _VALUE_BYTES)
-            if len(data) < count * dim * _VALUE_BYTES:
-                raise UnusableFileError("it is cut short")
-            try:
-                content.update(np.frombuffer(data, "<f4").reshape(count, dim))
-            except BadCentroidsError:
-                raise UnusableFileError("a value is not finite") from None
-        if content.checksum(description.version, model) != description.checksum:
-            raise UnusableFileError("its checksum is wrong")
-        return _map(file, description, content)
+            content.update(values[start : start + rows])
+    except BadCentroidsError:
+        raise UnusableFileError("a value is not finite") from None
+    if content.checksum(description.version, model) != description.checksum:
+        raise UnusableFileError("its checksum is wrong")
+    return CentroidSet(values, version=description.version, max_norm=content.max_norm)
 
 
 def _describe(file: BinaryIO, *, dim: int, model: str) -> Description:
     """Read the first page."""
-    try:
-        description = msgspec.json.decode(file.read(PAGE_BYTES), type=Description)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise UnusableFileError("its description cannot be read") from None
+    description = decode_record(file.read(PAGE_BYTES), Description)
+    if description is None:
+        raise UnusableFileError("its description cannot be read")
     if description.format != FORMAT:
         raise UnusableFileError("it is for another version of runed")
     if (description.model, description.dim) != (model, dim):
@@ -167,8 +170,13 @@ def _describe(file: BinaryIO, *, dim: int, model: str) -> Description:
     return description
 
 
-def _map(file: BinaryIO, description: Description, content: Content) -> CentroidSet:
-    mapped = mmap.mmap(file.fileno(), description.file_bytes, access=mmap.ACCESS_READ)
-    # The array keeps the mapping alive, and the mapping keeps the file, even after another file has got its name.
-    values = np.frombuffer(mapped, "<f4", offset=PAGE_BYTES).reshape(description.nlist, description.dim)
-    return CentroidSet(values, version=description.version, max_norm=content.max_norm)
+def _read_values(file: BinaryIO, nlist: int, dim: int) -> Matrix:
+    """Read all centroids."""
+    values = np.empty((nlist, dim), "<f4")
+    rest = raw(values)
+    while rest:
+        count = file.readinto(rest)  # type: ignore[attr-defined] # typeshed's BinaryIO lacks it
+        if not count:
+            raise UnusableFileError("it is cut short")
+        rest = rest[count:]
+    return values

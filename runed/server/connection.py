@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import select
+import socket
 import time
+from collections.abc import Collection, Coroutine
+from contextlib import suppress
 
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.events import Closed, Event, RawData
 
-from runed.log import describe_exception, get_logger
+from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
-from runed.server.stream import ServerContext
+from runed.server.stream import RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
 READ_SIZE = 64 * 1024
@@ -19,6 +24,15 @@ READ_SIZE = 64 * 1024
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a client may take to read the last bytes, or to end a request that is already answered. It is cut off then."""
+
+FRESH = 0.1
+"""Seconds for which a connection or a request is too young to make room for another one."""
+
+LOOK_SECONDS = 0.1
+"""Seconds between two looks whether a client that has ended its input is still there."""
+
+PROBE_LOOKS = 5
+"""Number of such looks for each probe of a TCP connection. Answers that come soon are not mixed with probes."""
 
 _log = get_logger(__name__)
 
@@ -31,51 +45,83 @@ class Connection:
     Args:
         context: The state of the server.
         number: The number of this connection, unique in the server.
-        reader: The bytes of the client.
-        writer: The bytes for the client.
+        sock: The accepted socket.
     """
 
-    def __init__(self, context: ServerContext, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, context: ServerContext, number: int, sock: socket.socket) -> None:
         self._context = context
         self._client = (context.transport, number)
-        self._reader = reader
-        self._writer = writer
+        self._sock = sock
+        self._reader = asyncio.StreamReader(READ_SIZE)
+        self._writer: asyncio.StreamWriter | None = None
         self._protocol: Http1Protocol | Http2Connection | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._draining = False
         self._ration = Ration()
-        self.last_heard = asyncio.get_running_loop().time()
+        self._last_heard = asyncio.get_running_loop().time()
 
     @property
     def idle(self) -> bool:
         """Whether no request is being answered, and another may come."""
-        return not self._draining and (self._protocol is None or self._protocol.idle)
+        return not (self._draining or self._requests)
+
+    def missed_since(self, now: float) -> float | None:
+        """Return the time since which the connection can be missed, when there are too many.
+
+        That is the time since which its client is silent, or keeps its requests waiting. It is None if a request waits for us,
+        if the client may be about to go on, or if the connection is being closed.
+
+        Args:
+            now: The time of the event loop.
+        """
+        if self._draining:
+            return None
+        since = [request.waits_since(now) for request in self._requests] or [self._last_heard]
+        waiting = [moment for moment in since if moment is not None and now - moment > FRESH]
+        return max(waiting) if len(waiting) == len(since) else None
+
+    def give_way(self) -> None:
+        """Close, since another connection needs the room."""
+        if self.idle:
+            self.drain()
+        else:
+            self.abort()
 
     async def run(self) -> None:
         """Serve until the connection is closed and all its calls of the app have ended."""
         try:
+            self._writer = writer = await _open(self._sock, self._reader)
             async with TaskGroup(asyncio.get_running_loop()) as tasks:
                 try:
-                    await self._serve(tasks)
+                    await self._serve(tasks, writer)
                 finally:
-                    await self._close()
+                    await self._close(writer)
         except* Exception as group:  # noqa: BLE001 # a defect here may end this connection, but not the server
             for error in group.exceptions:
-                _log.error("connection failed", connection=self._client, **describe_exception(error))
+                facts = describe_exception(error)
+                log_refusal(_log, "connection failed", level=logging.ERROR, kind=str(facts), connection=self._client, **facts)
 
     def drain(self) -> None:
         """Take no new requests, and close when the open ones have been answered. An idle connection closes at once."""
         if isinstance(self._protocol, Http2Connection):
             self._protocol.drain()
-        elif self.idle:
+        elif self._writer is not None and self.idle:
             self._writer.close()
         self._draining = True
 
     def abort(self) -> None:
         """Close at once, also while a request is in flight."""
-        self._writer.transport.abort()
+        self._draining = True
+        if self._writer is not None:
+            self._writer.transport.abort()
 
-    async def _serve(self, tasks: TaskGroup) -> None:
+    @property
+    def _requests(self) -> Collection[RequestStream]:
+        return () if self._protocol is None else self._protocol.requests
+
+    async def _serve(self, tasks: TaskGroup, writer: asyncio.StreamWriter) -> None:
+        if self._draining:  # since before the connection was open
+            return
         data = await self._read()
         deadline = self._head_deadline()
         while len(data) < len(PREFACE) and PREFACE.startswith(data):
@@ -83,35 +129,38 @@ class Connection:
                 return
             data += more
         if data.startswith(PREFACE):
-            await self._serve_http2(tasks, data)
+            await self._serve_http2(tasks, writer, data)
         else:
             await self._serve_http1(tasks, data)
 
-    async def _serve_http2(self, tasks: TaskGroup, data: bytes) -> None:
-        self._protocol = protocol = Http2Connection(self._context, tasks, self._client, self._writer)
+    async def _serve_http2(self, tasks: TaskGroup, writer: asyncio.StreamWriter, data: bytes) -> None:
+        self._protocol = protocol = Http2Connection(self._context, tasks, self._client, writer)
         if self._draining:
             protocol.drain()
         tasks.spawn(protocol.write)
         try:
             while data and not protocol.closed:
-                await protocol.receive(data)
+                await self._handle(protocol, protocol.receive(data))
                 data = await self._read()
+            if not data and not protocol.closed:
+                await self._answer_the_rest(protocol)
         finally:
             protocol.close()
 
     async def _serve_http1(self, tasks: TaskGroup, data: bytes) -> None:
-        self._protocol = protocol = Http1Protocol(self._context, tasks, self._client, self._send)
+        self._protocol = protocol = Http1Protocol(self._context, tasks, self._client, self._send, self.abort)
         deadline: float | None = None
         try:
             while data:
                 if not self._lingering:
-                    await self._handle(protocol, data)
+                    await self._handle(protocol, self._handle_in_turns(protocol, data))
                     deadline = (deadline or self._head_deadline()) if protocol.in_head else None
                 data = await self._read(deadline)
+            await self._answer_the_rest(protocol)
         finally:
             await protocol.handle(Closed())
 
-    async def _handle(self, protocol: Http1Protocol, data: bytes) -> None:
+    async def _handle_in_turns(self, protocol: Http1Protocol, data: bytes) -> None:
         """Handle bytes of HTTP/1.1 in turns."""
         start = 0
         while start < len(data) and not self._lingering:
@@ -121,6 +170,43 @@ class Connection:
             await protocol.handle(RawData(data[start:end]))
             self._ration.spent(time.perf_counter() - started)
             start = end
+
+    async def _handle(self, protocol: Http1Protocol | Http2Connection, handling: Coroutine[None, None, None]) -> None:
+        """Handle bytes of the client. A client that has not passed the gate waits for its turn."""
+        if self._context.gate is None or protocol.passed_gate:
+            await handling
+            return
+        await self._context.share.turn()
+        began = time.perf_counter()
+        await handling
+        if not protocol.passed_gate:  # otherwise the time is that of an app
+            self._context.share.charge(time.perf_counter() - began)
+
+    async def _answer_the_rest(self, protocol: Http1Protocol | Http2Connection) -> None:
+        """Let the answers to whole requests go out after the end of the client's input.
+
+        Many a client ends its input when it has sent all, and then reads (`nc -N`). A client that has closed both directions
+        has left.
+        """
+        if not await protocol.end_input() or self._has_left():
+            return
+        looks = 0
+        while not (protocol.at_rest.is_set() or self._has_left()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await protocol.at_rest.wait()
+            looks += 1
+            if self._context.transport == "tcp" and looks % PROBE_LOOKS == 0:
+                # Over TCP, a client that has closed both directions says so only when it gets bytes.
+                await protocol.probe()
+
+    def _has_left(self) -> bool:
+        """Return whether the connection is closed in both directions."""
+        if self._writer is None or self._writer.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self._writer.get_extra_info("socket"), 0)  # the kernel tells the end and errors in any case
+        return bool(poll.poll(0))
 
     def _head_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._context.head_timeout
@@ -132,11 +218,12 @@ class Connection:
                 data = await self._reader.read(READ_SIZE)
         except OSError:
             return b""
-        self.last_heard = asyncio.get_running_loop().time()
+        self._last_heard = asyncio.get_running_loop().time()
         return data
 
     async def _send(self, event: Event) -> None:
         """Send bytes of the HTTP/1.1 protocol to the client, or close the connection."""
+        assert self._writer is not None
         match event:
             case RawData() if not self._writer.is_closing():
                 self._writer.write(event.data)
@@ -148,26 +235,34 @@ class Connection:
                 except OSError:  # the client has disconnected, or (TimeoutError) reads no more
                     self.abort()
             case Closed():
-                self._finish()
+                self._finish(self._writer)
             case _:
                 pass  # Hypercorn's `Updated` drives its idle timer
 
-    def _finish(self) -> None:
+    def _finish(self, writer: asyncio.StreamWriter) -> None:
         """Close after the last response. First wait until the client stops sending, or it would miss the response."""
         assert isinstance(self._protocol, Http1Protocol)
-        if self._protocol.expects_input and not self._lingering and self._writer.can_write_eof():
-            self._writer.write_eof()
+        if self._protocol.expects_input and not self._lingering and writer.can_write_eof():
+            writer.write_eof()
             self._lingering = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
         else:
-            self._writer.close()
+            writer.close()
 
-    async def _close(self) -> None:
+    async def _close(self, writer: asyncio.StreamWriter) -> None:
         """Free the descriptor, even if the client does not read its last bytes."""
         if self._lingering is not None:
             self._lingering.cancel()
-        self._writer.close()
+        writer.close()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._writer.wait_closed()
+                await writer.wait_closed()
         except OSError:
             self.abort()
+
+
+async def _open(sock: socket.socket, reader: asyncio.StreamReader) -> asyncio.StreamWriter:
+    """Make a stream of an accepted socket."""
+    loop = asyncio.get_running_loop()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+    return asyncio.StreamWriter(transport, protocol, reader, loop)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Collection
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, Event, RequestReceived, StreamEnded, StreamReset
-from h2.exceptions import ProtocolError
+from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed, Trailers
 from hypercorn.protocol.events import Event as StreamEvent
@@ -23,6 +24,8 @@ from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
 from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import Frame, GoAwayFrame
 
+from runed.log import get_logger, log_refusal
+from runed.server.gate import Refusal
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
@@ -40,6 +43,12 @@ UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
 
 _CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 """Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2). Hypercorn's own error responses have `connection`."""
+
+
+_PROBE = b"present?"
+"""The eight bytes of a PING to a client that has ended its input."""
+
+_log = get_logger(__name__)
 
 
 class _Protocol(H2Connection):
@@ -67,7 +76,8 @@ class _Protocol(H2Connection):
                 SettingCodes.INITIAL_WINDOW_SIZE: BODY_LIMIT,
             },
         )
-        self.frames_received = 0
+        self._frames = 0
+        self._unparsed = 0
         self.initiate_connection()
         # The sum of the windows of all streams, so that a body that nobody reads uses up only its own window.
         self.increment_flow_control_window(max_streams * BODY_LIMIT)
@@ -82,9 +92,24 @@ class _Protocol(H2Connection):
         """Tell the client which request is the last. Open requests go on, unlike after `close_connection`."""
         self._prepare_for_sending([GoAwayFrame(last_stream_id=self.highest_inbound_stream_id)])
 
+    def read(self, data: bytes) -> list[Event]:
+        """Read bytes of the client. A request that is reset in them gives no event, so that it costs no call of the app.
+
+        Raises:
+            ProtocolError: This is no HTTP/2, or an attack on the memory. The reason is framed as a GOAWAY.
+        """
+        frames = self._frames
+        events = self.receive_data(data)
+        self._unparsed = 0 if self._frames > frames else self._unparsed + len(data)
+        if self._unparsed > UNPARSED_LIMIT:
+            self.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            raise DenialOfServiceError
+        given_up = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        return [event for event in events if not (isinstance(event, RequestReceived) and event.stream_id in given_up)]
+
     def _receive_frame(self, frame: Frame) -> list[Event]:
         """Count complete frames. Not every frame gives an event: a body after the reset of its stream gives none."""
-        self.frames_received += 1
+        self._frames += 1
         return super()._receive_frame(frame)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
@@ -110,10 +135,10 @@ class Http2Stream(RequestStream):
         self.response_ended = False
         self._connection = connection
 
-    async def app_send(self, message: ASGISendEvent | None) -> None:
+    async def send_part(self, message: ASGISendEvent | None) -> None:
         """Take a part of the response. None means that the app has ended; the stream ends then."""
         try:
-            await super().app_send(message)
+            await super().send_part(message)
         finally:
             if message is None:
                 self._connection.forget(self)
@@ -133,6 +158,10 @@ class Http2Stream(RequestStream):
         """Reset this stream."""
         self._connection.reset(self, ErrorCodes.CANCEL)
 
+    def cut_off(self) -> None:
+        """Reset this stream."""
+        self._connection.reset(self, ErrorCodes.ENHANCE_YOUR_CALM)
+
     async def flushed(self) -> None:
         """Wait until all bytes so far are framed, or the client has stalled for too long."""
         while self.unsent:
@@ -144,6 +173,56 @@ class Http2Stream(RequestStream):
             except TimeoutError:
                 if len(self.unsent) == before:
                     await self.give_up()
+
+
+class _Bodies:
+    """The bodies of responses that wait to be framed.
+
+    Args:
+        h2: The protocol of the connection.
+    """
+
+    def __init__(self, h2: H2Connection) -> None:
+        self._h2 = h2
+        self._sending: deque[Http2Stream] = deque()
+        self._framed = 0
+
+    def add(self, stream: Http2Stream) -> None:
+        """Frame the unsent bytes of a stream as soon as that is possible."""
+        self._sending.append(stream)
+        self._frame()
+
+    def clear(self) -> None:
+        """Drop all bodies."""
+        self._sending.clear()
+
+    def output(self) -> bytes:
+        """Return the next bytes of the connection to write."""
+        self._framed = 0
+        self._frame()
+        return self._h2.data_to_send()
+
+    def _frame(self) -> None:
+        """Frame waiting bodies, one frame of each in turn, as far as the windows and the transport allow."""
+        blocked = 0
+        while blocked < len(self._sending) and self._framed < WRITE_LIMIT:
+            stream = self._sending.popleft()
+            if stream.closed:
+                continue
+            window = self._h2.local_flow_control_window(stream.stream_id)
+            size = min(len(stream.unsent), window, self._h2.max_outbound_frame_size, WRITE_LIMIT)
+            if size <= 0:
+                self._sending.append(stream)
+                blocked += 1
+                continue
+            blocked = 0
+            self._h2.send_data(stream.stream_id, stream.unsent[:size])
+            self._framed += size
+            stream.unsent = stream.unsent[size:]
+            if stream.unsent:
+                self._sending.append(stream)
+            else:
+                stream.sent.set()
 
 
 class Http2Connection:
@@ -159,30 +238,46 @@ class Http2Connection:
         tasks: As above.
         streams: The requests whose app has not ended, by stream id.
         closed: Whether one side has ended the connection.
+        passed_gate: Whether a request has passed the gate of the server.
+        at_rest: Set while no request is being answered.
     """
 
     def __init__(self, context: ServerContext, tasks: TaskGroup, client: tuple[str, int], writer: asyncio.StreamWriter) -> None:
         self.tasks = tasks
         self.streams: dict[int, Http2Stream] = {}
         self.closed = False
+        self.passed_gate = False
+        self.at_rest = asyncio.Event()
+        self.at_rest.set()
         self._context = context
         self._client = client
         self._writer = writer
         self._h2 = _Protocol(context.max_streams)
         self._draining = False
-        self._unparsed = 0
         self._ration = Ration()
-        self._sending: deque[Http2Stream] = deque()
-        self._framed = 0
+        self._bodies = _Bodies(self._h2)
         self._has_output = asyncio.Event()
         self._has_output.set()  # our SETTINGS
         self._writable = asyncio.Event()
         self._writable.set()
 
     @property
-    def idle(self) -> bool:
-        """Whether no request is being answered."""
-        return not self.streams
+    def requests(self) -> Collection[RequestStream]:
+        """The requests that are being answered."""
+        return self.streams.values()
+
+    async def end_input(self) -> bool:
+        """Take the end of the client's input. Return whether whole requests still wait for their answers."""
+        for stream in self.streams.values():
+            if not stream.request_ended:
+                stream.disconnect()
+        self.drain()
+        return any(not stream.closed for stream in self.streams.values())
+
+    async def probe(self) -> None:
+        """Send bytes that mean nothing, so that the kernel of a client that has left says so."""
+        self._h2.ping(_PROBE)
+        self._has_output.set()
 
     async def receive(self, data: bytes) -> None:
         """Handle bytes of the client, and wait until it reads the answers."""
@@ -203,13 +298,13 @@ class Http2Connection:
             while not self.closed:
                 await self._has_output.wait()
                 self._has_output.clear()
-                while data := self._output():
+                while data := self._bodies.output():
                     self._writable.clear()
                     self._writer.write(data)
                     async with asyncio.timeout(self._context.stall_timeout):
                         await self._writer.drain()
                     self._writable.set()
-                if self._draining and self.idle:
+                if self._draining and not self.streams:
                     break
         except OSError:  # the client has disconnected, or (TimeoutError) reads no more
             self._writer.transport.abort()
@@ -229,7 +324,7 @@ class Http2Connection:
         self.closed = True
         for stream in self.streams.values():
             stream.disconnect()
-        self._sending.clear()
+        self._bodies.clear()
         if not self._writer.is_closing():
             self._writer.write(self._h2.data_to_send())
         self._has_output.set()
@@ -251,8 +346,7 @@ class Http2Connection:
             case Body():
                 self._send_head(stream)
                 stream.unsent = memoryview(event.data)
-                self._sending.append(stream)
-                self._frame_bodies()
+                self._bodies.add(stream)
             case Trailers():
                 self._send_head(stream)
                 self._h2.send_headers(
@@ -293,33 +387,27 @@ class Http2Connection:
     def forget(self, stream: Http2Stream) -> None:
         """Remove a request whose app has ended."""
         del self.streams[stream.stream_id]
+        if not self.streams:
+            self.at_rest.set()
         self._has_output.set()
 
     async def _receive_slice(self, data: bytes) -> None:
-        frames = self._h2.frames_received
         started = time.perf_counter()
         try:
-            events = self._h2.receive_data(data)
+            events = self._h2.read(data)
         except ProtocolError:  # h2 has framed a GOAWAY with the reason
-            self.close()
-            return
-        self._unparsed = 0 if self._h2.frames_received > frames else self._unparsed + len(data)
-        if self._unparsed > UNPARSED_LIMIT:
-            self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            log_refusal(_log, "connection refused: it is no HTTP/2", connection=self._client)
             self.close()
             return
         self._ration.spent(time.perf_counter() - started)
-        given_up = {event.stream_id for event in events if isinstance(event, StreamReset)}
-        opened = 0
+        opened = False
         for event in events:
+            if self.closed:
+                return
             match event:
-                case RequestReceived() if event.stream_id in given_up:
-                    pass  # a request that is gone before its turn costs no call of the app
                 case RequestReceived():
-                    if opened:
-                        await take_turn()
-                    opened += 1
-                    await self._open(event)
+                    await self._open(event, turn_used=opened)
+                    opened = True
                 case DataReceived():
                     await self._take_body(event)
                 case StreamEnded() if stream := self.streams.get(event.stream_id):
@@ -330,17 +418,37 @@ class Http2Connection:
                     pass  # `write` looks at the windows when it frames bodies
         self._has_output.set()
 
-    async def _open(self, event: RequestReceived) -> None:
-        if self.closed:
-            return
+    async def _open(self, event: RequestReceived, *, turn_used: bool) -> None:
+        if turn_used:
+            await take_turn()
+            if self.closed:
+                return
         if self._draining or len(self.streams) >= self._context.max_streams:
             self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        if (request := _request_of(event)) is None:
+        if (request := _read_head(event)) is None:
             self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
+        if (answer := self._context.refusal(request.headers)) is not None:
+            self._answer(event.stream_id, answer, with_body=request.method != "HEAD")
+            return
+        self.passed_gate = True
+        self.at_rest.clear()
         stream = self.streams[event.stream_id] = Http2Stream(self._context, self._client, self, event.stream_id)
         await stream.handle(request)
+
+    def _answer(self, stream_id: int, answer: Refusal, *, with_body: bool) -> None:
+        """Send a whole answer, the last one of this connection."""
+        body = answer.body if with_body and len(answer.body) <= self._h2.local_flow_control_window(stream_id) else b""
+        self._h2.send_headers(
+            stream_id,
+            [(b":status", b"%d" % answer.status), *answer.headers, (b"content-length", b"%d" % len(answer.body))],
+            end_stream=not body,
+        )
+        if body:
+            self._h2.send_data(stream_id, body, end_stream=True)
+        self._h2.close_connection(last_stream_id=stream_id)
+        self.close()
 
     async def _take_body(self, event: DataReceived) -> None:
         stream = self.streams.get(event.stream_id)
@@ -365,37 +473,9 @@ class Http2Connection:
             return  # the client has closed the stream, or the connection, before
         self._has_output.set()
 
-    def _output(self) -> bytes:
-        """Return the next bytes to write."""
-        self._framed = 0
-        self._frame_bodies()
-        return self._h2.data_to_send()
 
-    def _frame_bodies(self) -> None:
-        """Frame waiting bodies, one frame of each in turn, as far as the windows and the transport allow."""
-        blocked = 0
-        while blocked < len(self._sending) and self._framed < WRITE_LIMIT:
-            stream = self._sending.popleft()
-            if stream.closed:
-                continue
-            window = self._h2.local_flow_control_window(stream.stream_id)
-            size = min(len(stream.unsent), window, self._h2.max_outbound_frame_size, WRITE_LIMIT)
-            if size <= 0:
-                self._sending.append(stream)
-                blocked += 1
-                continue
-            blocked = 0
-            self._h2.send_data(stream.stream_id, stream.unsent[:size])
-            self._framed += size
-            stream.unsent = stream.unsent[size:]
-            if stream.unsent:
-                self._sending.append(stream)
-            else:
-                stream.sent.set()
-
-
-def _request_of(event: RequestReceived) -> Request | None:
-    """Return the head of a request for Hypercorn, or None if it cannot be served."""
+def _read_head(event: RequestReceived) -> Request | None:
+    """Return the head of a request; None if it cannot be told to an app."""
     pseudo = {name: value for name, value in event.headers if name.startswith(b":")}
     method, path = pseudo[b":method"], pseudo.get(b":path", b"")
     if not (path and path.isascii() and method.isascii()):

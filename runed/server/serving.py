@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import resource
 import socket
 import sys
 from collections.abc import Set as AbstractSet
@@ -12,20 +14,39 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 
 from runed.log import get_logger
+from runed.server.acceptor import Acceptor
+from runed.server.budget import Budget
 from runed.server.connection import Connection
+from runed.server.door import refusal_of_stranger
+from runed.server.gate import Gate, Share
 from runed.server.stream import Application, ServerContext
 
 CANCEL_TIMEOUT = 5.0
 """Seconds that cancelled calls of the app may take to clean up."""
 
+STRANGERS_PACE = 0.02
+"""Seconds between two batches of connections of clients that have to pass a gate."""
+
 LATE_GRACE = 1.0
 """Seconds for the calls of connections that were made during a drain. These are status requests and refusals, no work."""
+
+MAX_CONNECTIONS = 512
+"""Most connections of known clients."""
+
+MAX_STRANGERS = 64
+"""Most connections of clients that have to pass a gate."""
+
+MIN_CONNECTIONS = 16
+"""Connections that are tried even if the limit of open files is too small for them."""
+
+OWN_FILES = 64
+"""Files that the process needs besides connections: its log, its caches, its engine and its downloads."""
 
 _log = get_logger(__name__)
 
 
 class Server:
-    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket.
+    """Serves an ASGI application over HTTP/1.1 and HTTP/2 on a UNIX or TCP socket. A UNIX socket serves its own user alone.
 
     Each connection has its own number; the app sees it in each request as `scope["client"] == ("unix", number)`, or "tcp". The
     app reads `http.disconnect` if a client disconnects or abandons a request. The app gets no lifespan events: the caller of
@@ -36,11 +57,14 @@ class Server:
         sock: A bound and listening socket. `stop` closes it, and leaves the path of a UNIX socket alone.
         max_streams: Requests that one HTTP/2 connection may have open at a time. A further one is refused, and the client may
             try again.
-        max_connections: Connections at a time. A further one closes the connection that has been idle for the longest time. If
-            none is idle, the new one is closed.
+        max_connections: Connections at a time. A further one closes the connection that has been idle, or has kept its requests
+            waiting, for the longest time. If there is none, it waits in the backlog.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
         stall_timeout: Seconds that a request waits for a client that neither sends nor reads a byte of it. The request is ended
             then. The time of the app is not limited. Common web servers wait as long.
+        budget: The memory of all requests, of this server and of others.
+        gate: Refuses requests by their headers, before the app is called; the connection is closed then. Clients that have not
+            passed the gate get a small share of the event loop, all together.
     """
 
     def __init__(
@@ -49,9 +73,11 @@ class Server:
         sock: socket.socket,
         *,
         max_streams: int = 128,
-        max_connections: int = 512,
+        max_connections: int = MAX_CONNECTIONS,
         head_timeout: float = 30.0,
         stall_timeout: float = 60.0,
+        budget: Budget | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._context = ServerContext(
             app,
@@ -61,26 +87,19 @@ class Server:
             head_timeout,
             stall_timeout,
             "unix" if sock.family is socket.AF_UNIX else "tcp",
+            budget or Budget(),
+            gate,
+            Share(),
         )
-        self._sock = sock
+        self._acceptor = Acceptor(sock, self._accept, self._make_room, pace=0.0 if gate is None else STRANGERS_PACE)
         self._max_connections = max_connections
         self._numbers = itertools.count(1)
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._late: set[asyncio.Task[None]] = set()
-        self._closed = False
-        self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Begin to accept connections."""
-        if self._context.transport == "tcp":
-            self._listener = await asyncio.start_server(self._accept, sock=self._sock, backlog=socket.SOMAXCONN)
-        elif sys.version_info >= (3, 13):
-            # Since Python 3.13, asyncio would unlink the path, which may belong to another daemon by then.
-            self._listener = await asyncio.start_unix_server(
-                self._accept, sock=self._sock, backlog=socket.SOMAXCONN, cleanup_socket=False
-            )
-        else:
-            self._listener = await asyncio.start_unix_server(self._accept, sock=self._sock, backlog=socket.SOMAXCONN)
+        self._acceptor.start()
 
     async def stop(self, grace: float) -> None:
         """Wait for the requests in flight, then cut off the rest.
@@ -97,9 +116,7 @@ class Server:
             if task not in self._late:
                 connection.drain()
         left = await self._wait(self._connections.keys() - self._late, grace)
-        self._closed = True
-        if self._listener is not None:
-            self._listener.close()
+        self._acceptor.close()
         for task in self._late:
             self._connections[task].drain()
         left += await self._wait(self._late, 0 if left else min(grace, LATE_GRACE))
@@ -119,11 +136,12 @@ class Server:
         _, pending = await asyncio.wait(connections, timeout=seconds)
         return len(pending)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closed or not self._make_room():
-            writer.transport.abort()
+    def _accept(self, sock: socket.socket) -> None:
+        if self._context.transport == "unix" and (refusal := refusal_of_stranger(sock)):
+            with sock, contextlib.suppress(OSError):  # a client that is gone needs no answer
+                sock.send(refusal)
             return
-        connection = Connection(self._context, next(self._numbers), reader, writer)
+        connection = Connection(self._context, next(self._numbers), sock)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._connections[task] = connection
         if self._context.worker.terminated.is_set():
@@ -133,18 +151,35 @@ class Server:
     def _forget(self, task: asyncio.Task[None]) -> None:
         del self._connections[task]
         self._late.discard(task)
+        self._acceptor.room_made()
 
-    def _make_room(self) -> bool:
-        """Close an idle connection if there are too many, and return whether one more fits.
+    def _make_room(self, out_of_files: bool) -> bool:  # noqa: FBT001 # see `Acceptor`
+        """Return whether one more connection fits. Close one if there are too many, or if no descriptor is left.
 
-        Otherwise clients that leave connections open would lock others out.
+        Otherwise clients that leave connections open, or send requests without an end, would lock others out.
         """
-        if len(self._connections) < self._max_connections:
+        if len(self._connections) < self._max_connections and not out_of_files:
             return True
-        idle = min((c for c in self._connections.values() if c.idle), key=lambda c: c.last_heard, default=None)
-        if idle is not None:
-            idle.drain()
-        return idle is not None
+        now = asyncio.get_running_loop().time()
+        missed = [
+            (since, connection)
+            for connection in self._connections.values()
+            if (since := connection.missed_since(now)) is not None
+        ]
+        if missed:
+            min(missed, key=lambda entry: entry[0])[1].give_way()
+        return bool(missed)
+
+
+def connection_limits() -> tuple[int, int]:
+    """Return the numbers of connections that a server of known clients, and one of strangers, may have at a time.
+
+    They follow the limit of open files of this process (`ulimit -n`).
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = MAX_CONNECTIONS + MAX_STRANGERS if files == resource.RLIM_INFINITY else max(files - OWN_FILES, MIN_CONNECTIONS)
+    strangers = min(MAX_STRANGERS, left // 4)
+    return min(MAX_CONNECTIONS, left - strangers), strangers
 
 
 def _hypercorn_config() -> Config:

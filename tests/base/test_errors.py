@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runed.client.calls.texts import relocated
-from runed.errors import BackendUnavailableError, EmptyTextError, InvalidRequestError, RunedError, error_of_reason
+from runed.errors import BackendUnavailableError, EmptyTextError, InvalidRequestError, RunedError, error_of_reason, printable
 
 
 def test_known_reason_gives_its_class_whatever_else_is_told() -> None:
@@ -24,3 +24,12 @@ def test_reason_of_a_newer_daemon_is_kept() -> None:
 def test_error_without_a_reason_has_that_of_its_class() -> None:
     assert error_of_reason("", "told").reason == RunedError.reason == "INTERNAL"
     assert error_of_reason("", "told", otherwise=BackendUnavailableError).reason == "BACKEND_UNAVAILABLE"
+
+
+def test_a_text_of_a_file_or_server_cannot_steer_the_terminal_through_an_error() -> None:
+    error = RunedError("a \x1b]0;title\x07 b\x9b2J\r\x7f\u202e\udcff é\tlast\nline")
+    assert error.message == r"a \x1b]0;title\x07 b\x9b2J\r\x7f\u202e\udcff é" + "\tlast\nline"
+
+
+def test_a_name_stays_on_its_line() -> None:
+    assert printable("a\nb\tc é 名") == r"a\nb\tc é 名"

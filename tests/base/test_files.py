@@ -11,10 +11,20 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from runed.errors import ForeignPathError
-from runed.files import NewFile, load_secret, remove_unfinished, replace_durably, run_in_thread, write_atomically
+from runed.files import (
+    NewFile,
+    load_secret,
+    read_record,
+    remove_unfinished,
+    replace_durably,
+    run_in_thread,
+    write_atomically,
+)
+from tests.bad_files import BAD_FILES, put_bad_file
 
 
 @pytest.fixture
@@ -115,6 +125,32 @@ def test_something_else_in_the_place_of_a_secret_is_refused_untouched(home: Path
         load_secret(path, lambda: b"secret")
     assert path.lstat() == before
     assert [entry.name for entry in home.iterdir()] == ["secret"]
+
+
+# Bad files
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_record_counts_as_missing_and_can_be_written_anew(home: Path, kind: str) -> None:
+    class Record(msgspec.Struct):
+        version: int
+        socket: str = ""
+
+    path = home / "record.json"
+    put_bad_file(kind, path)
+    assert read_record(path, Record) is None
+    write_atomically(path, b'{"version": 1}')
+    assert read_record(path, Record) == Record(1)
+    aside = [entry for entry in home.iterdir() if entry.name.endswith(".aside")]
+    assert len(aside) == (kind in {"a directory", "a full directory"})
+    assert all(sorted(entry.name for entry in found.iterdir()) in ([], ["something"]) for found in aside)
+
+
+def test_a_record_that_may_not_be_read_counts_as_missing(home: Path) -> None:
+    path = home / "record.json"
+    path.write_text("[]")
+    path.chmod(0)
+    assert read_record(path, list) == ([] if os.getuid() == 0 else None)
 
 
 # Threads

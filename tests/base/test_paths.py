@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runed.errors import ForeignPathError
-from runed.paths import Paths, ensure_private_dir, short_socket_path
+from runed.paths import Paths, ensure_home, ensure_private_dir, short_socket_path
 
 
 def test_short_path_stays() -> None:
@@ -29,25 +30,117 @@ def test_length_is_counted_in_bytes() -> None:
     assert short_socket_path(Path("/" + "ü" * 52)).parent == Path(f"/tmp/runed-{os.getuid()}")
 
 
-def test_wide_directory_of_ours_is_narrowed(home: Path) -> None:
-    directory = home / "wide"
-    directory.mkdir(mode=0o755)
-    ensure_private_dir(directory)
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
 
-def test_file_in_the_place_of_a_directory_is_refused_untouched(home: Path) -> None:
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_missing_home_is_made_private_and_no_parent_is_open_to_writers(home: Path) -> None:
+    before = os.umask(0)
+    try:
+        ensure_home(home / "a" / "b")
+    finally:
+        os.umask(before)
+    assert (mode(home / "a"), mode(home / "a" / "b")) == (0o755, 0o700)
+
+
+@pytest.mark.parametrize("names", [(), ("config.json",), ("daemon.lock", "notes"), ("installed.json", "config.json")])
+def test_wide_directory_that_is_empty_or_runeds_is_narrowed(home: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (home / name).touch()
+    home.chmod(0o755)
+    ensure_home(home)
+    assert mode(home) == 0o700
+
+
+@pytest.mark.parametrize("names", [("notes",), ("config.json", "notes"), ("bin", "cache"), (".bashrc",)])
+def test_wide_directory_of_other_things_keeps_its_mode_and_is_refused_with_it(home: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (home / name).touch()
+    home.chmod(0o755)
+    with pytest.raises(ForeignPathError, match=rf"others can enter {home} \(mode 0755\).*chmod 700 {home}"):
+        ensure_home(home)
+    assert mode(home) == 0o755
+    home.chmod(0o700)
+    ensure_home(home)
+
+
+@pytest.mark.parametrize("wide", [0o1777, 0o777, 0o2775, 0o720, 0o702])
+@pytest.mark.parametrize("name", ["", "daemon.lock"])
+def test_directory_that_others_can_write_to_keeps_its_mode_and_is_refused(home: Path, wide: int, name: str) -> None:
+    if name:
+        (home / name).touch()
+    home.chmod(wide)
+    with pytest.raises(ForeignPathError, match=rf"others can write to {home} \(mode {wide:04o}\)"):
+        ensure_home(home)
+    assert mode(home) == wide
+
+
+def test_directory_behind_a_link_keeps_its_mode(home: Path) -> None:
+    (home / "real").mkdir()
+    (home / "real").chmod(0o755)
+    (home / "link").symlink_to("real")
+    with pytest.raises(ForeignPathError, match="others can enter"):
+        ensure_home(home / "link")
+    assert mode(home / "real") == 0o755
+    (home / "real").chmod(0o700)
+    ensure_home(home / "link")
+
+
+def test_directory_in_a_home_keeps_its_mode(home: Path) -> None:
+    ensure_private_dir(home / "new")
+    assert mode(home / "new") == 0o700
+    for wide in (0o755, 0o1777):
+        (home / "new").chmod(wide)
+        ensure_private_dir(home / "new")
+        assert mode(home / "new") == wide
+
+
+def test_shared_directory_behind_a_link_is_left_alone_and_only_models_may_lie_there(home: Path) -> None:
+    team = home / "team"
+    team.mkdir()
+    team.chmod(0o2777)
+    (home / "models").symlink_to(team)
+    ensure_private_dir(home / "models", shared=True)
+    with pytest.raises(ForeignPathError, match=rf"leads to {team}, and others can write there \(mode 2777\)"):
+        ensure_private_dir(home / "models")
+    assert mode(team) == 0o2777
+    team.chmod(0o755)
+    ensure_private_dir(home / "models")
+    assert mode(team) == 0o755
+
+
+def test_link_to_nothing_in_the_place_of_a_directory_tells_where_it_leads(home: Path) -> None:
+    (home / "models").symlink_to("/nonexistent/disk")
+    for shared in (False, True):
+        with pytest.raises(ForeignPathError, match="models leads to /nonexistent/disk, where there is no directory"):
+            ensure_private_dir(home / "models", shared=shared)
+
+
+@pytest.mark.parametrize("ensure", [ensure_home, ensure_private_dir])
+def test_file_in_the_place_of_a_directory_is_refused_untouched(home: Path, ensure: Callable[[Path], None]) -> None:
     (home / "x").write_text("precious")
     with pytest.raises(ForeignPathError, match="not a directory"):
-        ensure_private_dir(home / "x")
+        ensure(home / "x")
     assert (home / "x").read_text() == "precious"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a directory of somebody else")
-def test_directory_of_somebody_else_is_refused(home: Path) -> None:
+@as_root
+@pytest.mark.parametrize("ensure", [ensure_home, ensure_private_dir])
+def test_directory_of_somebody_else_is_refused(home: Path, ensure: Callable[[Path], None]) -> None:
     directory = home / "theirs"
     directory.mkdir()
     os.chown(directory, 12345, 12345)
     with pytest.raises(ForeignPathError, match="12345"):
-        ensure_private_dir(directory)
+        ensure(directory)
     assert directory.stat().st_uid == 12345
+
+
+@as_root
+def test_file_of_somebody_else_in_a_directory_of_ours_is_refused(home: Path) -> None:
+    (home / "engine.json").touch()
+    os.chown(home / "engine.json", 12345, 12345)
+    with pytest.raises(ForeignPathError, match=r"engine\.json belongs to user id 12345"):
+        ensure_private_dir(home)

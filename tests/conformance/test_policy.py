@@ -48,6 +48,7 @@ from runed.client.transport import blocking
 from runed.client.wire.unary import error_of
 from runed.errors import error_of_reason
 from runed.lifecycle.spawn import _release
+from tests.users import OTHER, listening_as_other, needs_root
 
 POLICY: dict[str, Any] = json.loads((Path(__file__).parent / "policy.json").read_text())
 
@@ -256,6 +257,38 @@ def test_places(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert str(Target.resolve(**arguments, spawn=True).socket) == filled(row["socket"])
 
 
+@rows("homes", lambda row: f"{', '.join(row['lay'])} {row.get('home', '')}")
+def test_homes(row: dict[str, Any], home: Path) -> None:
+    if any("12345" in step for step in row["lay"]) and os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    for step in row["lay"]:
+        kind, name, *rest = step.split()
+        path = home / name
+        match kind:
+            case "directory":
+                path.mkdir()
+                path.chmod(int(rest[0], 8))
+            case "file":
+                path.touch(0o600)
+            case "link":
+                path.symlink_to(rest[0])
+            case "owner":
+                os.lchown(path, int(rest[0]), -1)
+            case "group":
+                os.lchown(path, -1, int(rest[0]))
+    place, ran = home / row.get("home", "home"), home / "ran"
+    refused = row["reason"] == "FOREIGN_PATH"
+    if refused and place.is_dir() and not os.path.lexists(place / "config.json"):
+        program = home / "program"
+        program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+        program.chmod(0o755)
+        (place / "config.json").write_text(json.dumps({"version": 1, "runed_binary": str(program)}))
+    with pytest.raises(errors.RunedError) as caught, runed.connect(home=place, spawn=refused):
+        pass
+    assert caught.value.reason == row["reason"]
+    assert not ran.exists()
+
+
 @rows("dial", lambda row: str(row["found"]))
 def test_dial(row: dict[str, Any], home: Path) -> None:
     path = home / "s"
@@ -287,15 +320,15 @@ def test_each_rule_has_a_test() -> None:
 
 
 @contextmanager
-def listening(path: Path, answer: Callable[[socket.socket], None] | None = None) -> Iterator[Path]:
-    """Listen on a socket, and answer each connection in a thread. With None, accept no connection."""
+def listening(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[Path]:
+    """Listen on a socket, and answer each connection in a thread."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        listener.listen(0 if answer is None else 10)
+        listener.listen(10)
 
         def run() -> None:
             with suppress(OSError):
-                while answer is not None:
+                while True:
                     connection, _ = listener.accept()
                     with connection, suppress(OSError):
                         answer(connection)
@@ -310,21 +343,49 @@ def listening(path: Path, answer: Callable[[socket.socket], None] | None = None)
             thread.join()
 
 
-def test_a_full_backlog(home: Path) -> None:
-    with listening(home / "s") as path:
-        waiting = []
+@contextmanager
+def full_backlog(path: Path) -> Iterator[socket.socket]:
+    """Listen on a socket whose queue of connections is full. Yield the listening socket."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
         with suppress(BlockingIOError):
             while True:
-                waiting.append(socket.socket(socket.AF_UNIX))
-                waiting[-1].setblocking(False)
-                waiting[-1].connect(str(path))
-        with runed.connect(socket_path=path) as client:
-            began = time.monotonic()
-            with pytest.raises(errors.DeadlineExceededError):
-                client.embed("a", timeout=0.3)
-            assert time.monotonic() - began >= 0.3
-        for one in waiting:
-            one.close()
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        yield listener
+
+
+def test_a_full_backlog(home: Path) -> None:
+    with full_backlog(home / "s"), runed.connect(socket_path=home / "s") as client:
+        began = time.monotonic()
+        with pytest.raises(errors.DeadlineExceededError):
+            client.embed("a", timeout=0.3)
+        assert time.monotonic() - began >= 0.3
+
+
+def test_one_time_limit(home: Path) -> None:
+    def hang_up_on_one() -> None:
+        listener.accept()[0].close()
+
+    with full_backlog(home / "s") as listener, runed.connect(socket_path=home / "s") as client:
+        accepting = threading.Timer(0.5, hang_up_on_one)
+        accepting.start()
+        began = time.monotonic()
+        with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.7 s"):
+            client.embed("a", timeout=0.7)
+        assert 0.7 <= time.monotonic() - began < 1
+        accepting.join()
+
+
+@needs_root
+def test_another_user_listens(home: Path) -> None:
+    with listening_as_other(home / "s") as other:
+        with pytest.raises(errors.ForeignPathError, match=f"belongs to user id {OTHER}"):
+            runed.connect(socket_path=home / "s")
+        assert other.heard() == [0]
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\nshort"])

@@ -14,6 +14,7 @@ import pytest
 from runed.lifecycle.record import DaemonRecord
 from runed.paths import Paths
 from runed.version import __version__
+from tests.bad_files import BAD_FILES, put_bad_file
 
 
 @pytest.fixture
@@ -42,15 +43,39 @@ def test_a_loopback_port_is_told_too(paths: Paths) -> None:
     assert DaemonRecord.read(paths.daemon_record) == record
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "12"}', b'{"pid": 12}', b"\xff\xfe"])
-def test_a_broken_record_is_as_good_as_none(paths: Paths, content: bytes) -> None:
-    paths.daemon_record.write_bytes(content)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pid": "12"},
+        {"pid": 0},
+        {"pid": -1},
+        {"pid": 2**31},
+        {"start_time": None},
+        {"version": "9" * 5000},
+        {"socket": 3},
+    ],
+)
+def test_a_broken_record_is_as_good_as_none(paths: Paths, own: DaemonRecord, fields: dict[str, object]) -> None:
+    document = msgspec.structs.asdict(own)
+    paths.daemon_record.write_text(json.dumps(document))
+    assert DaemonRecord.read(paths.daemon_record) == own
+    paths.daemon_record.write_text(json.dumps(document | fields))
     assert DaemonRecord.read(paths.daemon_record) is None
 
 
-def test_a_missing_record_or_a_directory_in_its_place_is_none(paths: Paths) -> None:
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_anything_in_the_place_of_the_record_is_none_and_the_next_daemon_writes_its_own(
+    paths: Paths, own: DaemonRecord, kind: str
+) -> None:
+    put_bad_file(kind, paths.daemon_record)
     assert DaemonRecord.read(paths.daemon_record) is None
-    paths.daemon_record.mkdir()
+    own.tell_draining(paths.daemon_record)
+    own.remove(paths.daemon_record)
+    own.write(paths.daemon_record)
+    assert DaemonRecord.read(paths.daemon_record) == own
+
+
+def test_a_missing_record_is_none(paths: Paths) -> None:
     assert DaemonRecord.read(paths.daemon_record) is None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -22,9 +24,10 @@ from runed.errors import (
     RunedError,
 )
 from runed.routing import store as centroid_store
-from runed.routing.centroids import MAX_SET_BYTES, Content, Matrix, block_rows
+from runed.routing.centroids import MAX_SET_BYTES, CentroidSet, Content, Matrix, block_rows
 from runed.routing.set_file import PAGE_BYTES, IncomingFile
 from runed.routing.store import MAX_NAME_BYTES, CentroidStore
+from tests.bad_files import BAD_FILES, put_bad_file
 
 DIM = 8
 MODEL = "sha256:0123456789abcdef"
@@ -94,7 +97,7 @@ def mode_and_size(path: Path) -> tuple[int, int]:
 
 
 def block(path: Path) -> None:
-    """Make a directory at the path, which no file can replace."""
+    """Make a directory in the place of the file."""
     path.mkdir(parents=True)
 
 
@@ -269,11 +272,15 @@ async def test_cancelled_while_it_is_put_into_place_agrees_with_the_disk(open_st
 
 async def test_disk_that_takes_nothing_is_told(open_store: Open, path: Path) -> None:
     store = open_store()
-    block(path)
-    with pytest.raises(CentroidStoreError, match=r"cannot be kept in .*/cache: Is a directory; the set before it stays"):
-        await install(store, values())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file may grow beyond, as on a full disk
+    try:
+        with pytest.raises(CentroidStoreError, match=r"cannot be kept in .*/cache: File too large; the set before it stays"):
+            await install(store, values())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert store.version == ""
-    assert files(path) == ["centroids.bin"]
+    assert files(path) == []
 
 
 # One at a time
@@ -406,3 +413,25 @@ async def test_file_that_cannot_be_read_is_told_and_left(open_store: Open, path:
     with capture_logs() as logs:
         assert open_store().version == ""
     assert logs[0]["problem"] == "Is a directory"
+    assert files(path) == ["centroids.bin"]
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+async def test_anything_in_the_place_of_the_file_counts_as_no_set(kind: str, open_store: Open, path: Path) -> None:
+    put_bad_file(kind, path)
+    store = open_store()
+    assert store.version == ""
+    assert await install(store, values()) == version_of(values())
+    assert open_store().version == store.version
+
+
+@pytest.mark.parametrize("size", [0, PAGE_BYTES, PAGE_BYTES + 100])
+async def test_a_file_that_is_shortened_while_it_is_served_harms_nobody(open_store: Open, path: Path, size: int) -> None:
+    matrix = values(3000, dim=512)
+    pushed = open_store(dim=512)
+    await install(pushed, matrix)
+    restored = open_store(dim=512)
+    os.truncate(path, size)
+    for store in (pushed, restored):  # a mapped file would end this process by SIGBUS
+        assert nearest(store, matrix[:2]) == CentroidSet(matrix, version="", max_norm=100.0).nearest(matrix[:2])
+    assert open_store(dim=512).version == ""

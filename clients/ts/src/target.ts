@@ -4,10 +4,11 @@ import { type ExecFileException, execFile, execFileSync } from "node:child_proce
 import { createHash } from "node:crypto";
 import { lstatSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { connect, type Socket } from "node:net";
+import type { Socket } from "node:net";
 import { userInfo } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { RunedError } from "./errors.js";
+import { connectToOwn } from "./peer.js";
 import { DIAL_PATIENCE_MS, DIAL_PAUSE_MS, MAX_SOCKET_PATH, START_PATIENCE_MS } from "./policy.js";
 import { isOlder, VERSION } from "./version.js";
 import { Deadline } from "./waiting.js";
@@ -109,23 +110,24 @@ export class Target {
   /** Connects once. Returns undefined while more connections wait to be accepted than fit. */
   async #dialOnce(): Promise<Socket | undefined> {
     checkSocketDirectory(this.socket);
-    return await new Promise((opened, failed) => {
-      const socket = connect(this.socket);
-      socket.once("connect", () => opened(socket));
-      // Stays: an error without a listener would end the process.
-      socket.on("error", (error: NodeJS.ErrnoException) => {
-        const code = error.code ?? error.message;
-        if (code === BUSY) {
-          opened(undefined);
-        } else if (ABSENT.has(code)) {
-          const what = `no daemon listens on ${this.socket}; start one with \`runed ensure\` or \`runed\``;
-          failed(new RunedError("DAEMON_UNAVAILABLE", what, { cause: error }));
-        } else {
-          const what = `${this.socket} cannot be connected to: ${code}; set RUNED_HOME to another place`;
-          failed(new RunedError("FOREIGN_PATH", what, { cause: error }));
-        }
-      });
-    });
+    try {
+      return await connectToOwn(this.socket);
+    } catch (error) {
+      if (error instanceof RunedError) {
+        throw error;
+      }
+      const { code, message } = error as NodeJS.ErrnoException;
+      const what = code ?? message;
+      if (what === BUSY) {
+        return undefined;
+      }
+      if (ABSENT.has(what)) {
+        const absent = `no daemon listens on ${this.socket}; start one with \`runed ensure\` or \`runed\``;
+        throw new RunedError("DAEMON_UNAVAILABLE", absent, { cause: error });
+      }
+      const foreign = `${this.socket} cannot be connected to: ${what}; set RUNED_HOME to another place`;
+      throw new RunedError("FOREIGN_PATH", foreign, { cause: error });
+    }
   }
 
   /** Returns undefined if a daemon listens, and otherwise the error that says why it cannot be talked to. */

@@ -490,6 +490,38 @@ const tests: Record<string, () => Promise<void>> = {
     assert.equal(asked(home), 0, "a daemon was started");
   },
 
+  "one time limit": async () => {
+    const path = join(homeOf("exit 1"), "embedding.sock");
+    const listener = spawn(process.execPath, ["--input-type=module", "--eval", LISTENER, path], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    endings.unshift(() => void listener.kill("SIGKILL"));
+    await event(listener.stdout, "data");
+    listener.kill("SIGSTOP");
+    await fill(path);
+    const caller = await connect({ socketPath: path });
+    const began = performance.now();
+    assert.equal((await refusal(caller.embed("text", { timeoutMs: 700 }))).reason, "DEADLINE_EXCEEDED");
+    const took = performance.now() - began;
+    assert.ok(took >= 690 && took < 1000, `it took ${took} ms`);
+    await caller.close();
+  },
+
+  "another user listens": async () => {
+    if (process.getuid?.() !== 0) {
+      return; // only root can run a process as another user
+    }
+    const path = join(homeOf("exit 1"), "s");
+    const program = join(ROOT, "tests", "fakes", "other_user.py");
+    const other = spawn("python3", [program, "64321", "listen", path], { stdio: ["ignore", "pipe", "inherit"] });
+    endings.unshift(() => void other.kill("SIGKILL"));
+    await event(other.stdout, "data");
+    const error = await refusal(connect({ socketPath: path }));
+    assert.equal(error.reason, "FOREIGN_PATH");
+    assert.match(error.message, /belongs to user id 64321/);
+    assert.equal(other.stdout.read(), null, "it was connected to");
+  },
+
   "an older daemon": async () => {
     for (const [record, script, options, times] of [
       [OUTDATED, WELL_ENSURED, {}, 1],

@@ -23,7 +23,7 @@ from runed.api.error_codes import MalformedRequestError
 from runed.api.host import Host
 from runed.api.rpc.codecs import CODECS, BatchWriter
 from runed.api.rpc.handler import RunedServicer
-from runed.api.rpc.heads import fault_of
+from runed.api.rpc.heads import fault_of, without_noise
 from runed.api.rpc.health import HealthServicer
 from runed.api.rpc.inflating import Gzip
 from runed.api.rpc.intake import take_in
@@ -125,7 +125,7 @@ def _route(method: MethodDescriptor, limit: int, application: Application) -> Ap
             await refuse(scope, send, 400, fault)
         else:
             call = _serve_stream if both_ways else _serve_call
-            scope, receive = take_in(scope, receive, message_class, limit)
+            scope, receive = take_in(without_noise(scope), receive, message_class, limit)
             await call(application, scope, receive, _with_hint(send, wrong_type=wrong_type))
 
     return serve

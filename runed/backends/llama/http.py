@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from runed.backends.base import EmbeddingBatch, TextInput
+from runed.backends.llama.connector import EngineConnector
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 
 _KEEP_ALIVE = 3.0
@@ -130,7 +131,7 @@ class LlamaHTTP:
         self._special: tuple[list[int], list[int]] | None = None
         self._session = aiohttp.ClientSession(
             base_url="http://engine",  # only for the Host header; the socket is the address
-            connector=aiohttp.UnixConnector(str(socket), limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
+            connector=EngineConnector(str(socket), limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Content-Type": "application/json"},
             timeout=aiohttp.ClientTimeout(total=None),  # no time limit here: `Supervisor` tells a busy server from a dead one

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from runed.backends.llama.cores import usable_cores
-from runed.files import write_atomically
+from runed.files import read_record, write_atomically
 from runed.paths import ensure_private_dir
 
 MAX_SLOTS = 64
@@ -153,11 +153,8 @@ def store_tuning(tuned: Path, key: str, tuning: Tuning) -> None:
 
 
 def _read(path: Path) -> _Document:
-    try:
-        document = msgspec.json.decode(path.read_bytes(), type=_Document)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # msgspec lets a string that is not UTF-8 through as the last
-        return _Document()
-    return document if document.version == 1 else _Document()
+    document = read_record(path, _Document)
+    return document if document is not None and document.version == 1 else _Document()
 
 
 def _is_safe(profile: Profile, pooling: str) -> bool:

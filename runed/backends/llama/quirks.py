@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from runed.domain.model import ModelInfo
-from runed.files import write_atomically
+from runed.files import read_record, write_atomically
 from runed.log import get_logger
 
 _log = get_logger(__name__)
@@ -67,10 +67,7 @@ class Quirks:
         return f"{self.engine()} {self._model.identity}"
 
     def _read(self) -> _Document:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Document)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return _Document()
+        return read_record(self._path, _Document) or _Document()
 
     def _write(self, document: _Document) -> None:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
+from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Ensure, Send, Sleep
 from runed.client.target import Target
 from runed.client.transport.blocking import (
@@ -87,15 +88,17 @@ class AsyncTransport:
             RunedError: The daemon answered an error.
         """
         self.check_open()
+        deadline = Deadline(timeout, "the daemon did not answer")
         try:
             async with asyncio.timeout(timeout):
                 while connection := self._take_idle():
                     with suppress(*BROKEN):
-                        return await self._use(connection, method, message, timeout)
+                        return await self._use(connection, method, message, deadline)
                     self._discard_idle()
-                return await self._use(await _AsyncConnection.open(self._path, timeout), method, message, timeout)
+                connection = await _AsyncConnection.open(self._path, deadline.remaining())
+                return await self._use(connection, method, message, deadline)
         except TimeoutError:
-            raise too_late(timeout) from None
+            raise deadline.exceeded() from None
         except BROKEN:
             raise broken(self._path) from None
 
@@ -109,15 +112,9 @@ class AsyncTransport:
             self._idle = []
         return self._idle.pop() if self._idle else None
 
-    async def _use(
-        self,
-        connection: _AsyncConnection,
-        method: str,
-        message: bytes,
-        timeout: float | None,  # noqa: ASYNC109 # it is sent, not waited for
-    ) -> bytes:
+    async def _use(self, connection: _AsyncConnection, method: str, message: bytes, deadline: Deadline) -> bytes:
         try:
-            answer = await connection.call(method, message, timeout)
+            answer = await connection.call(method, message, deadline.remaining())
         except BaseException:
             # As in `Transport`. A cancelled task comes here, too.
             connection.close()
@@ -143,7 +140,7 @@ class _AsyncConnection:
     async def open(cls, path: Path, timeout: float | None) -> _AsyncConnection:  # noqa: ASYNC109 # as in `open_socket`
         return cls(*await asyncio.open_unix_connection(sock=await open_socket(path, timeout), limit=CHUNK))
 
-    async def call(self, method: str, message: bytes, timeout: float | None) -> Answer:  # noqa: ASYNC109 # as in `_use`
+    async def call(self, method: str, message: bytes, timeout: float | None) -> Answer:  # noqa: ASYNC109 # it is sent, not waited for
         self._writer.write(self.exchange.request(method, message, timeout))
         # As in `_Connection.call`.
         with suppress(BrokenPipeError):

@@ -11,6 +11,7 @@ from pathlib import Path
 import h11
 from google.protobuf.message import Message
 
+from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Ensure, Send, Sleep
 from runed.client.target import Target
 from runed.client.wire.unary import Answer, Exchange
@@ -92,13 +93,14 @@ class Transport:
             RunedError: The daemon answered an error.
         """
         self.check_open()
+        deadline = Deadline(timeout, "the daemon did not answer")
         while connection := self._take_idle():
             with suppress(*BROKEN):
-                return self._use(connection, method, message, timeout)
+                return self._use(connection, method, message, deadline)
             # The daemon closes idle connections after a while, and all of them when it ends.
             self._discard_idle()
         try:
-            return self._use(_Connection(self._path, timeout), method, message, timeout)
+            return self._use(_Connection(self._path, deadline.remaining()), method, message, deadline)
         except BROKEN:
             raise broken(self._path) from None
 
@@ -112,9 +114,9 @@ class Transport:
         except IndexError:
             return None
 
-    def _use(self, connection: _Connection, method: str, message: bytes, timeout: float | None) -> bytes:
+    def _use(self, connection: _Connection, method: str, message: bytes, deadline: Deadline) -> bytes:
         try:
-            answer = connection.call(method, message, timeout)
+            answer = connection.call(method, message, deadline)
         except BaseException:
             # Also after Ctrl-C and the like: the rest of the answer must not become the answer to the next call.
             connection.close()
@@ -136,30 +138,21 @@ class _Connection:
         self._socket = open_socket(path, timeout)
         self.exchange = Exchange()
 
-    def call(self, method: str, message: bytes, timeout: float | None) -> Answer:
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def call(self, method: str, message: bytes, deadline: Deadline) -> Answer:
         try:
-            self._limit(deadline)
+            self._socket.settimeout(remaining := deadline.remaining())
             # A daemon that refuses a large request answers before it has read it all.
             with suppress(BrokenPipeError):
-                self._socket.sendall(self.exchange.request(method, message, timeout))
+                self._socket.sendall(self.exchange.request(method, message, remaining))
             while True:
-                self._limit(deadline)
+                self._socket.settimeout(deadline.remaining())
                 if answer := self.exchange.receive(self._socket.recv(CHUNK)):
                     return answer
         except TimeoutError:
-            raise too_late(timeout) from None
+            raise deadline.exceeded() from None
 
     def close(self) -> None:
         self._socket.close()
-
-    def _limit(self, deadline: float | None) -> None:
-        if deadline is not None:
-            if (remaining := deadline - time.monotonic()) <= 0:
-                raise TimeoutError
-            self._socket.settimeout(remaining)
-        else:
-            self._socket.settimeout(None)
 
 
 def open_socket(path: Path, timeout: float | None) -> socket.socket:

@@ -1,0 +1,65 @@
+"""The process at the other end of a UNIX socket, as the kernel noted it. No process can pretend to be another user's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from dataclasses import dataclass
+from typing import Protocol
+
+_LINUX_UCRED = struct.Struct("iII")
+"""`struct ucred` of Linux: pid, user id, group id."""
+
+_MACOS_XUCRED = struct.Struct("IIh2x16I")
+"""`struct xucred` of macOS: version, user id, and its groups."""
+
+_MACOS_SOL_LOCAL = 0
+_MACOS_LOCAL_PEERCRED = 1
+_MACOS_LOCAL_PEERPID = 2
+
+
+class Connected(Protocol):
+    """A connected UNIX socket: one of `socket`, or that of a transport of asyncio."""
+
+    def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
+        """Read an option, as `socket.getsockopt`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end.
+
+    Attributes:
+        uid: Its effective user id when it connected, or when it began to listen.
+        pid: Its process id then; 0 if it lives in a pid namespace that this process cannot see.
+    """
+
+    uid: int
+    pid: int
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the process belongs to the user of this process."""
+        return self.uid == os.geteuid()
+
+
+def peer_of(connection: Connected) -> Peer:
+    """Return the process at the other end of a connection.
+
+    Args:
+        connection: A connected UNIX socket.
+
+    Raises:
+        ConnectionResetError: The other end is gone already, and the system does not tell who it was.
+    """
+    try:
+        if sys.platform == "darwin":
+            credentials = connection.getsockopt(_MACOS_SOL_LOCAL, _MACOS_LOCAL_PEERCRED, _MACOS_XUCRED.size)
+            pid = connection.getsockopt(_MACOS_SOL_LOCAL, _MACOS_LOCAL_PEERPID, 4)
+            return Peer(uid=_MACOS_XUCRED.unpack(credentials)[1], pid=int.from_bytes(pid, sys.byteorder))
+        pid, uid, _ = _LINUX_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _LINUX_UCRED.size))
+    except OSError:
+        raise ConnectionResetError("the other end of the connection is gone") from None
+    return Peer(uid=uid, pid=pid)

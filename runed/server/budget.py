@@ -1,0 +1,168 @@
+"""The memory that all requests in flight share."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from typing import Protocol
+
+from runed.errors import QueueFullError
+
+DEFAULT_LIMIT = 256 * 1024 * 1024
+"""Bytes of the budget where nobody sets another limit."""
+
+SMALL = 64 * 1024
+"""Bytes up to which a request is small. A part of the budget is for small requests alone, so that Health has always room."""
+
+SMALL_RESERVE = 8
+"""Divisor of the budget that gives that part."""
+
+EVICTED = 16
+"""Divisor of the budget that gives the bytes to free at once, since each search for them looks at all requests."""
+
+RETRY_SECONDS = 1.0
+"""Seconds after which a refused request may be tried again."""
+
+
+class Holder(Protocol):
+    """A request that holds memory."""
+
+    def waits_since(self, now: float) -> float | None:
+        """Return the time since which the request waits for its client, or None if the client waits for us."""
+        ...
+
+    def evict(self, error: QueueFullError) -> None:
+        """End the request for this reason."""
+        ...
+
+
+class Budget:
+    """Bounds the bytes that all requests in flight hold together.
+
+    These are bodies, unfinished or being worked on, and the answers that they lead to. If a request needs more than is left,
+    requests that wait for their clients are ended, the one that waits for the longest time first. If none waits, the request
+    itself is refused.
+
+    Args:
+        limit: The bytes.
+
+    Attributes:
+        used: The bytes that are held.
+    """
+
+    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+        self.used = 0
+        self._limit = limit
+        self._accounts: dict[Account, None] = {}
+
+    def open(self, holder: Holder) -> Account:
+        """Return the account of a new request."""
+        account = Account(self, holder)
+        self._accounts[account] = None
+        return account
+
+    def take(self, account: Account, size: int) -> None:
+        """Take bytes for an account; see `Account.take`."""
+        reserve = 0 if account.held + size <= SMALL else self._limit // SMALL_RESERVE
+        excess = self.used + size - (self._limit - reserve)
+        if excess > 0:
+            self._evict(max(excess, self._limit // EVICTED))
+            if account not in self._accounts or self.used + size > self._limit - reserve:
+                raise self._refusal()
+        self.used += size
+        account.held += size
+
+    def forget(self, account: Account) -> None:
+        """Give back all bytes of an account, for ever."""
+        self._accounts.pop(account, None)
+
+    def _evict(self, size: int) -> None:
+        """End requests that wait for their clients, until `size` bytes are free or none waits."""
+        now = asyncio.get_running_loop().time()
+        waiting = [(since, account) for account in self._accounts if (since := account.holder.waits_since(now)) is not None]
+        for _, account in sorted(waiting, key=lambda entry: entry[0]):
+            if size <= 0:
+                return
+            size -= account.held
+            account.close()
+            account.holder.evict(self._refusal())
+
+    def _refusal(self) -> QueueFullError:
+        return QueueFullError(
+            f"all requests in flight together would need more than {self._limit} bytes, the limit RUNED_REQUEST_MEMORY; try "
+            "again in a moment, or send fewer or smaller requests at once",
+            metadata={"limit": str(self._limit)},
+            retry_after=RETRY_SECONDS,
+        )
+
+
+class Account:
+    """The bytes that one request holds.
+
+    Attributes:
+        holder: The request.
+        held: The bytes.
+    """
+
+    __slots__ = ("_base", "_budget", "held", "holder")
+
+    def __init__(self, budget: Budget, holder: Holder) -> None:
+        self.held = 0
+        self.holder = holder
+        self._base = 0
+        self._budget = budget
+
+    def take(self, size: int, *, base: bool = False) -> None:
+        """Take bytes of the budget.
+
+        Args:
+            size: The bytes that the request will hold besides those that it holds already.
+            base: Whether the request holds them until its end, whatever becomes of its body.
+
+        Raises:
+            QueueFullError: They are not left, and no other request can be ended for them.
+        """
+        self._budget.take(self, size)
+        self._base += size if base else 0
+
+    def give_back(self, size: int) -> None:
+        """Give bytes back that the request does not hold any more. More than it holds counts as all."""
+        size = min(size, self.held)
+        self._budget.used -= size
+        self.held -= size
+
+    def forget_body(self) -> None:
+        """Give back all but the base."""
+        self.give_back(max(0, self.held - self._base))
+
+    def close(self) -> None:
+        """Give all bytes back, at the end of the request. Nothing can be taken any more. A second close does nothing."""
+        self.give_back(self.held)
+        self._budget.forget(self)
+
+
+_account: ContextVar[Account | None] = ContextVar("runed_account", default=None)
+
+
+def enter(account: Account) -> None:
+    """Let the current task work for a request."""
+    _account.set(account)
+
+
+def reserve(size: int) -> None:
+    """Take bytes for the request that the current task works for, such as those of its answer.
+
+    Args:
+        size: The bytes.
+
+    Raises:
+        QueueFullError: See `Account.take`.
+    """
+    if (account := _account.get()) is not None:
+        account.take(size)
+
+
+def forget_message() -> None:
+    """Give back what the stream that the current task works for took for its last message, which was dealt with."""
+    if (account := _account.get()) is not None:
+        account.forget_body()

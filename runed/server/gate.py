@@ -1,0 +1,55 @@
+"""What a server that asks each client for a secret does before it serves one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""The headers of a request, with names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The whole answer to a request that is not served.
+
+    Attributes:
+        status: The HTTP status.
+        headers: The headers, without those about the length and the connection.
+        body: The body.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+Gate = Callable[[Headers], Refusal | None]
+"""Looks at the headers of a request. Returns the answer to a request that is not served."""
+
+
+class Share:
+    """The part of the event loop's time that strangers get, all together. Strangers are clients that have not passed the gate.
+
+    Args:
+        part: The part, from 0 to 1.
+        slot: Seconds that one turn of a stranger is expected to take.
+    """
+
+    def __init__(self, part: float = 0.2, slot: float = 0.0005) -> None:
+        self._part = part
+        self._slot = slot
+        self._free_at = 0.0
+
+    async def turn(self) -> None:
+        """Wait for a turn."""
+        now = asyncio.get_running_loop().time()
+        starts = max(now, self._free_at)
+        self._free_at = starts + self._slot / self._part
+        if starts > now:
+            await asyncio.sleep(starts - now)
+
+    def charge(self, seconds: float) -> None:
+        """Let later turns wait for one that took longer than expected."""
+        self._free_at += max(0.0, seconds - self._slot) / self._part

@@ -1,0 +1,66 @@
+"""The head of an HTTP/1.1 request, as far as RFC 9112 demands more of a server than h11 checks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import h11
+
+from runed.server.gate import Headers, Refusal
+
+_ABSOLUTE = re.compile(rb"http://([^/?#]+)(/[^#]*|\?[^#]*)?", re.IGNORECASE)
+"""A target in absolute form (RFC 9112 section 3.2.2): the authority, and the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head that may be served.
+
+    Attributes:
+        method: The method.
+        target: The path and the query, or "*".
+        headers: The headers. The host is that of the target if the target names one.
+    """
+
+    method: bytes
+    target: bytes
+    headers: Headers
+
+
+def refusal(status: int, message: str) -> Refusal:
+    """Return an answer in plain text, which fits a client that may speak any protocol."""
+    return Refusal(status, [(b"content-type", b"text/plain; charset=utf-8")], message.encode() + b"\n")
+
+
+def read_head(request: h11.Request) -> Head | Refusal:
+    """Return the head of a request, or the answer to a request that cannot be served."""
+    if not request.http_version.startswith(b"1."):
+        return refusal(505, "this version of HTTP is not served here; use HTTP/1.1, or HTTP/2 without TLS by prior knowledge")
+    names = [name for name, _ in request.headers]
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
+        # Two programs on the way could take it for two different requests.
+        return refusal(400, "Transfer-Encoding cannot be used with Content-Length or HTTP/1.0; send one of the two headers")
+    if request.http_version > b"1.1" and names.count(b"host") != 1:  # h11 asks only HTTP/1.1 itself
+        return refusal(400, "send the header Host once")
+    if request.method == b"CONNECT":
+        return refusal(501, "this is no proxy; send the request itself")
+    return _route(request)
+
+
+def answer_itself(head: Head) -> Refusal | None:
+    """Return the answer to a request that is about the server as a whole, or None."""
+    return Refusal(204, [(b"allow", b"GET, HEAD, OPTIONS, POST")], b"") if head.target == b"*" else None
+
+
+def _route(request: h11.Request) -> Head | Refusal:
+    target, headers = request.target, list(request.headers)
+    if found := _ABSOLUTE.fullmatch(target):
+        headers = [(b"host", found[1]), *(header for header in headers if header[0] != b"host")]
+        rest = found[2] or b""
+        target = rest if rest.startswith(b"/") else b"/" + rest
+        if request.method == b"OPTIONS" and not rest:
+            target = b"*"
+    if target.startswith(b"/") or (target == b"*" and request.method == b"OPTIONS"):
+        return Head(request.method, target, headers)
+    return refusal(400, "the target of the request is no path that begins with / and no http URL")

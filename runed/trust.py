@@ -1,0 +1,127 @@
+"""Whether other users have a hand in a path. Root is trusted everywhere, since it can do everything anyway."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from runed.errors import ForeignPathError
+
+_MAX_LINKS = 40
+"""Most links that a path may lead through, as in the kernel."""
+
+_REMEDY = "set RUNED_HOME to a place of your own"
+
+
+def resolve_trusted(path: Path) -> Path:
+    """Return a path without links. Check that no other user can replace a directory or a link on the way to it.
+
+    Each directory above the path must belong to this user or root. Others may write to it only if it is sticky, like `/tmp`.
+    The group of this process may: where the umask is 002, a user's directories are open to a group that has no other member.
+    The end of the path itself is not checked, and need not exist.
+
+    Args:
+        path: An absolute path.
+
+    Raises:
+        ForeignPathError: Another user can replace a part of the path, or the path cannot be read.
+    """
+    place, pending, links = Path("/"), list(reversed(path.parts[1:])), 0
+    try:
+        while pending:
+            _check_parent(path, place)
+            if (name := pending.pop()) == "..":
+                place = place.parent
+                continue
+            place /= name
+            info = place.lstat()
+            if stat.S_ISLNK(info.st_mode):
+                _check_owner(place, info.st_uid)
+                links += 1
+                if links > _MAX_LINKS:
+                    raise ForeignPathError(f"{path} leads through more than {_MAX_LINKS} links; {_REMEDY}")
+                target = place.readlink()
+                pending += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+                place = Path("/") if target.is_absolute() else place.parent
+    except (FileNotFoundError, NotADirectoryError):
+        return place.joinpath(*reversed(pending))
+    except OSError as error:
+        raise ForeignPathError(f"{path} cannot be read: {error.strerror}; {_REMEDY}") from None
+    return place
+
+
+def check_contents(directory: Path, names: frozenset[str] | None = None) -> None:
+    """Check that the entries of a directory belong to this user or root.
+
+    Args:
+        directory: The directory. A missing one is fine.
+        names: The names of the entries to check; None means all.
+
+    Raises:
+        ForeignPathError: An entry belongs to another user, or the directory cannot be read.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if names is None or entry.name in names:
+                    _check_owner(Path(entry.path), entry.stat(follow_symlinks=False).st_uid)
+    except FileNotFoundError:  # the directory, or an entry that another process has just removed
+        return
+    except OSError as error:
+        raise ForeignPathError(f"{directory} cannot be read: {error.strerror}; {_REMEDY}") from None
+
+
+def check_file(path: Path) -> None:
+    """Check that no other user can change a file. A missing one is fine.
+
+    Args:
+        path: An absolute path, which may be a link.
+
+    Raises:
+        ForeignPathError: The file belongs to another user than this one or root, or others can write to it or replace it.
+    """
+    resolve_trusted(path)
+    try:
+        info = path.stat()
+    except OSError:  # an error of the reader then
+        return
+    _check_owner(path, info.st_uid)
+    if is_open_to_writers(info):
+        raise ForeignPathError(
+            f"others can write to {path} (mode {mode_of(info)}), so it is not read; check it and run `chmod go-w {path}`"
+        )
+
+
+def is_trusted(uid: int) -> bool:
+    """Return whether files of a user can be trusted: those of this user, and those of root."""
+    # In a user namespace without a root, all files of the real root belong to another user, and so does "/".
+    return uid in {os.geteuid(), 0, Path("/").stat().st_uid}
+
+
+def is_open_to_writers(info: os.stat_result) -> bool:
+    """Return whether others than the owner and the group of this process can write to a file or directory."""
+    return bool(info.st_mode & (stat.S_IWOTH if info.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP))
+
+
+def mode_of(info: os.stat_result) -> str:
+    """Return the mode for people, such as "0755"."""
+    return f"{stat.S_IMODE(info.st_mode):04o}"
+
+
+def _check_parent(path: Path, parent: Path) -> None:
+    info = parent.lstat()
+    if not is_trusted(info.st_uid):
+        raise ForeignPathError(f"{parent} belongs to user id {info.st_uid}, who could replace {path}; {_REMEDY}")
+    if is_open_to_writers(info) and not info.st_mode & stat.S_ISVTX:
+        raise ForeignPathError(
+            f"others can write to {parent} (mode {mode_of(info)}), and could replace {path}; {_REMEDY}, "
+            f"or run `chmod go-w {parent}`"
+        )
+
+
+def _check_owner(path: Path, uid: int) -> None:
+    if not is_trusted(uid):
+        raise ForeignPathError(
+            f"{path} belongs to user id {uid}, and you are user id {os.geteuid()}, so it is not used; remove it, or {_REMEDY}"
+        )
