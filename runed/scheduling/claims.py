@@ -21,6 +21,7 @@ from runed.scheduling.packing import pack
 from runed.scheduling.preparing import Name, Prepared, Preparer, check_text, located
 from runed.scheduling.queue import Computed, QueueEntry
 from runed.scheduling.tickets import Ticket
+from runed.turns import breathe
 
 _OF_THE_TEXT = (InvalidRequestError, BackendFaultError)
 """Errors that a text causes. Other texts of the same call may have vectors."""
@@ -167,9 +168,14 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         for future in pending:
             future.remove_done_callback(note)
     for claim in claims:
+        await breathe()
         if claim.ready:
             claim.outcome(terms)  # raises the error that fails the call, if there is one
-    return [claim.outcome(terms) for claim in claims]
+    outcomes = []
+    for claim in claims:
+        await breathe()
+        outcomes.append(claim.outcome(terms))
+    return outcomes
 
 
 class ClaimDesk:
@@ -217,7 +223,7 @@ class ClaimDesk:
         """
         with contextlib.ExitStack() as awake:
             try:
-                self._check(claims, terms)
+                await self._check(claims, terms)
                 await self._look_up(claims)
                 if missing := [claim for claim in claims if claim.state is None]:
                     awake.enter_context(self._busy())  # only here, since a text from the cache needs no engine and starts none
@@ -231,7 +237,7 @@ class ClaimDesk:
                 for claim in claims:
                     claim.release()
 
-    def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
+    async def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
         """Check each text, and set the key of its vector."""
         for claim in claims:
             try:
@@ -241,6 +247,7 @@ class ClaimDesk:
             else:
                 claim.doubtful = self._blanks.is_doubtful(claim.text)
                 claim.key = self._key(claim, terms)
+            await breathe()
 
     def _key(self, claim: Claim, terms: Terms) -> bytes:
         # A text that is short enough has one vector for every way of cutting. The place of a cut depends on the context, which
