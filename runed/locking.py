@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from runed.files import open_regular
+from runed.os_errors import naming
 
 
 class LockFile:
@@ -35,11 +36,11 @@ class LockFile:
             os.close(descriptor)
             return False
         try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:  # the disk is full; an open descriptor would hold the lock for the life of the process
+            with naming(self._path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError:  # the disk is full; an open descriptor would hold the lock for the life of the process
             os.close(descriptor)
-            error.filename = os.fspath(self._path)
             raise
         self._descriptor = descriptor
         return True

@@ -71,8 +71,9 @@ def guarded(command: Callable[[], int]) -> int:
         code = ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
     except OSError as error:
         _show_trace()
-        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        complain(f"{name}{error.strerror or type(error).__name__}")
+        from runed.os_errors import explain  # noqa: PLC0415 # as `_show_trace` does
+
+        complain(explain(error))
         code = ExitCode.FAILED
     except Exception as error:  # noqa: BLE001 # the last line of defence between a bug and a user
         _show_trace()
