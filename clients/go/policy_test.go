@@ -575,6 +575,7 @@ func TestPolicyRules(t *testing.T) {
 		"a full backlog":                  testFullBacklog,
 		"one time limit":                  testOneTimeLimit,
 		"another user listens":            testAnotherUserListens,
+		"a home in other bytes":           testHomeInOtherBytes,
 		"an older daemon":                 testOlderDaemon,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
@@ -1069,6 +1070,13 @@ func testSilentStream(t *testing.T) {
 	}
 	if count != 2 {
 		t.Error(count)
+	}
+}
+
+func testHomeInOtherBytes(t *testing.T) {
+	t.Setenv("RUNED_HOME", "/h\xff")
+	if _, err := runed.Locate(); !errors.Is(err, runed.ErrBadSetting) || !strings.Contains(err.Error(), `"/h\xff" is not UTF-8`) {
+		t.Error(err)
 	}
 }
 

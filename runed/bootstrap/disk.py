@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runed.errors import BootstrapError, DiskSpaceError
-from runed.files import run_in_thread
+from runed.files import open_regular, run_in_thread
 from runed.os_errors import FULL, reason_of
 
 _HASH_BYTES = 1024 * 1024
@@ -33,7 +34,7 @@ async def hash_rest(file: BinaryIO) -> hashlib._Hash:
 
 async def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return (await hash_rest(file)).hexdigest()
 
 

@@ -37,14 +37,6 @@ _LIMITS = {
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def forbid_core_dumps() -> None:
-    """Keep the texts in the memory of this process and its children out of core dumps."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The limit does not hold where the kernel pipes a core dump to a program. An empty filter leaves no memory in it.
-    with suppress(OSError):
-        Path("/proc/self/coredump_filter").write_text("0")
-
-
 def reset() -> None:
     """Give up the signal mask, ignored signals, priority, processors and resource limits of the parent, as far as allowed.
 

@@ -26,6 +26,7 @@ from runed.paths import ensure_private_dir
 from runed.processes import release_free_memory
 from runed.routing.centroids import MAX_SET_BYTES, CentroidSet, block_rows
 from runed.routing.set_file import IncomingFile, UnusableFileError, load
+from runed.turns import breathe
 
 MAX_NAME_BYTES = 256
 """Most UTF-8 bytes of a version, or of the name of a preset."""
@@ -182,6 +183,7 @@ class CentroidStore:
                 block[filled] = np.frombuffer(centroid.values, "<f4")
                 filled += 1
                 count += 1
+                await breathe()
                 if filled == len(block):
                     await run_in_thread(partial(incoming.append, block))
                     filled = 0

@@ -586,6 +586,12 @@ def test_a_silent_stream(home: Path) -> None:
         stop.set()
 
 
+def test_a_home_in_other_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNED_HOME", os.fsdecode(b"/h\xff"))
+    with pytest.raises(errors.SettingsError, match=r"the home '/h\\udcff' is not UTF-8"):
+        Target.resolve(home=None, socket_path=None, spawn=True)
+
+
 def test_a_closed_client() -> None:
     with runed.testing.daemon() as daemon:
         client = runed.connect(home=daemon.home)
