@@ -116,10 +116,10 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     for name, setting in SETTINGS.items():
         value, origin = setting.default, setting.variable
         if setting.variable and (found := _get(env, setting.variable)):
-            _check_utf8(found, setting.variable)
             value = found
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = str(found), f"{name} in {config_path}"
+        _check_utf8(value, origin)
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
     return Settings(home_path, **values)

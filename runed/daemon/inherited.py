@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 _UNLIMITED = ("RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_AS", "RLIMIT_RSS", "RLIMIT_NPROC", "RLIMIT_MEMLOCK")
 """Limits that would end or hinder the daemon or the engine. Not every system has each of them."""
 
@@ -36,9 +38,11 @@ _LIMITS = {
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+
 
 def reset() -> None:
-    """Give up the signal mask, ignored signals, priority, processors and resource limits of the parent, as far as allowed.
+    """Give up the signal mask, ignored signals, priorities, processors and resource limits of the parent, as far as allowed.
 
     Must be called before this process has other threads: on Linux, some of these belong to a thread.
     """
@@ -54,6 +58,11 @@ def reset() -> None:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         with suppress(OSError):  # the kernel leaves those out that a container may not use
             os.sched_setaffinity(0, range(os.sysconf("SC_NPROCESSORS_CONF")))
+        with suppress(psutil.Error, OSError):
+            psutil.Process().ionice(psutil.IOPRIO_CLASS_NONE)
+        with suppress(OSError):
+            if _readiness_to_be_killed() > 0:
+                _OOM_SCORE.write_text("0")
     for name in _UNLIMITED:
         if (limit := getattr(resource, name, None)) is not None:
             hard = resource.getrlimit(limit)[1]
@@ -85,9 +94,19 @@ def _scheduling() -> Iterator[str]:
         names = {os.SCHED_BATCH: "batch", os.SCHED_IDLE: "idle"}
         if name := names.get(os.sched_getscheduler(0)):
             yield f"the scheduling policy {name}: other processes go first"
+        with suppress(psutil.Error, OSError):
+            if psutil.Process().ionice().ioclass == psutil.IOPRIO_CLASS_IDLE:
+                yield "the class idle of ionice: other processes read and write first"
+        with suppress(OSError):
+            if (score := _readiness_to_be_killed()) > 0:
+                yield f"oom_score_adj {score}: killed before others if memory runs out"
         allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 0
         if allowed < present:
             yield f"{allowed} of {present} processors"
+
+
+def _readiness_to_be_killed() -> int:
+    return int(_OOM_SCORE.read_text())
 
 
 def _limits() -> Iterator[str]:
