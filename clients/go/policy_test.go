@@ -488,6 +488,7 @@ func TestPolicyHomes(t *testing.T) {
 					"link":      func() error { return os.Symlink(words[2], path) },
 					"owner":     func() error { return os.Lchown(path, int(number), -1) },
 					"group":     func() error { return os.Lchown(path, -1, int(number)) },
+					"trust":     func() error { t.Setenv("RUNED_TRUST_PARENTS", "1"); return nil },
 				}[words[0]]()
 				if err != nil {
 					t.Fatal(err)

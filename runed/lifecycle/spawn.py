@@ -69,7 +69,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
         DaemonStartError: The daemon ended, or did not listen in time; the message ends with the tail of its log.
         ForeignPathError: A foreign file is at the place of the home or the socket, or another user has a hand in the home.
     """
-    check_home(settings.home)
+    check_home(settings.home, trust_parents=settings.trust_parents)
     search = _Search(settings, time.monotonic() + timeout, minimum_version)
     try:
         return search.find() or search.start()
@@ -200,7 +200,7 @@ class _Search:
 
     def start(self) -> DaemonHandle:
         """Start a daemon under the spawn lock, unless another process does."""
-        ensure_home(self._paths.home)
+        ensure_home(self._paths.home, trust_parents=self._settings.trust_parents)
         ensure_private_dir(self._paths.logs)
         with LockFile(self._paths.spawn_lock) as lock:
             while not lock.try_acquire():

@@ -258,7 +258,7 @@ def test_places(row: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 @rows("homes", lambda row: f"{', '.join(row['lay'])} {row.get('home', '')}")
-def test_homes(row: dict[str, Any], home: Path) -> None:
+def test_homes(row: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if any("12345" in step for step in row["lay"]) and os.geteuid() != 0:
         pytest.skip("only root can give a file to another user")
     for step in row["lay"]:
@@ -276,6 +276,8 @@ def test_homes(row: dict[str, Any], home: Path) -> None:
                 os.lchown(path, int(rest[0]), -1)
             case "group":
                 os.lchown(path, -1, int(rest[0]))
+            case "trust":
+                monkeypatch.setenv("RUNED_TRUST_PARENTS", "1")
     place, ran = home / row.get("home", "home"), home / "ran"
     refused = row["reason"] == "FOREIGN_PATH"
     if refused and place.is_dir() and not os.path.lexists(place / "config.json"):

@@ -369,6 +369,12 @@ describe("a home is checked that was laid by", () => {
           link: () => symlinkSync(value, path),
           owner: () => lchownSync(path, Number(value), -1),
           group: () => lchownSync(path, -1, Number(value)),
+          trust: () => {
+            process.env.RUNED_TRUST_PARENTS = "1";
+            endings.push(() => {
+              delete process.env.RUNED_TRUST_PARENTS;
+            });
+          },
         };
         steps[kind]?.();
       }
