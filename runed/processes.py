@@ -111,8 +111,11 @@ def _identify_on_linux(pid: int) -> ProcessIdentity | None:
 
 @functools.cache
 def _scope() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:  # a sandbox hides them
+        return ""
 
 
 def resident_bytes(pid: int) -> int:

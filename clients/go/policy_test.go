@@ -488,6 +488,7 @@ func TestPolicyHomes(t *testing.T) {
 					"link":      func() error { return os.Symlink(words[2], path) },
 					"owner":     func() error { return os.Lchown(path, int(number), -1) },
 					"group":     func() error { return os.Lchown(path, -1, int(number)) },
+					"trust":     func() error { t.Setenv("RUNED_TRUST_PARENTS", "1"); return nil },
 				}[words[0]]()
 				if err != nil {
 					t.Fatal(err)
@@ -575,6 +576,7 @@ func TestPolicyRules(t *testing.T) {
 		"a full backlog":                  testFullBacklog,
 		"one time limit":                  testOneTimeLimit,
 		"another user listens":            testAnotherUserListens,
+		"a home in other bytes":           testHomeInOtherBytes,
 		"an older daemon":                 testOlderDaemon,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
@@ -1069,6 +1071,13 @@ func testSilentStream(t *testing.T) {
 	}
 	if count != 2 {
 		t.Error(count)
+	}
+}
+
+func testHomeInOtherBytes(t *testing.T) {
+	t.Setenv("RUNED_HOME", "/h\xff")
+	if _, err := runed.Locate(); !errors.Is(err, runed.ErrBadSetting) || !strings.Contains(err.Error(), `"/h\xff" is not UTF-8`) {
+		t.Error(err)
 	}
 }
 

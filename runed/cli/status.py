@@ -101,9 +101,8 @@ def _http(paths: Paths) -> dict[str, str]:
 
 
 def _why_not(paths: Paths) -> str:
-    record = DaemonRecord.read(paths.daemon_record)
-    if record is not None and record.is_alive():
-        return f"the daemon of {paths.home}, pid {record.pid}, accepts no connections: it is starting or shutting down"
+    if process := find_process(paths):
+        return f"the daemon of {paths.home}, pid {process.pid}, accepts no connections: it is starting or shutting down"
     return f"no daemon runs for {paths.home}; it starts with the first `runed embed`, or by `runed ensure`"
 
 

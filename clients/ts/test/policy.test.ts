@@ -1,7 +1,7 @@
 /** The client against tests/conformance/policy.json, which the clients of all languages follow. */
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once as event } from "node:events";
 import {
   chmodSync,
@@ -369,6 +369,12 @@ describe("a home is checked that was laid by", () => {
           link: () => symlinkSync(value, path),
           owner: () => lchownSync(path, Number(value), -1),
           group: () => lchownSync(path, -1, Number(value)),
+          trust: () => {
+            process.env.RUNED_TRUST_PARENTS = "1";
+            endings.push(() => {
+              delete process.env.RUNED_TRUST_PARENTS;
+            });
+          },
         };
         steps[kind]?.();
       }
@@ -853,6 +859,12 @@ const tests: Record<string, () => Promise<void>> = {
       count += 1;
     }
     assert.equal(count, 2);
+  },
+
+  "a home in other bytes": async () => {
+    const script = `import("${ROOT}/clients/ts/dist/target.js").then(({ Target }) => new Target({})).catch(({ reason }) => console.log(reason))`;
+    const run = `RUNED_HOME=$(printf '/h\\377') exec "$0" -e "$1"`;
+    assert.equal(execFileSync("/bin/sh", ["-c", run, process.execPath, script], { encoding: "utf8" }), "BAD_SETTING\n");
   },
 
   "a closed client": async () => {
