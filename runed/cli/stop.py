@@ -10,6 +10,7 @@ import runed
 from runed.cli.boundary import ExitCode
 from runed.cli.options import seconds
 from runed.cli.waiting import ANSWER_SECONDS
+from runed.cli.watching import watched
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError
 from runed.lifecycle.spawn import stop_daemon
 from runed.paths import Paths
@@ -48,7 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Stop the daemon and print the result."""
     paths = Paths(load_settings().home)
     started = time.monotonic()
-    if _stop(paths, arguments.grace):
+    with watched(paths, patience=None):
+        stopped = _stop(paths, arguments.grace)
+    if stopped:
         print(f"stopped the daemon of {paths.home} after {time.monotonic() - started:.1f} s")
     else:
         print(f"no daemon runs for {paths.home}")

@@ -76,6 +76,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             return False
         try:
             os.kill(self.pid, signal.SIGTERM)
+            os.kill(self.pid, signal.SIGCONT)  # a stopped process would keep the first one waiting for ever
         except ProcessLookupError:
             return False
         return True
