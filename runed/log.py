@@ -13,6 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -22,7 +23,16 @@ MAX_LOG_BYTES = 5 * 1024 * 1024
 LOG_BACKUPS = 3
 """Older log files that are kept."""
 
+REFUSALS_PAUSE = 1.0
+"""Seconds between two lines about refusals of one kind."""
+
+CALLS = "runed.api.call_log"
+"""The logger of the lines about single calls."""
+
 Logger = structlog.stdlib.BoundLogger
+
+_quiet: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, tuple[int, dict[str, Any]]]] = WeakKeyDictionary()
+"""The kinds of refusals that were logged a moment ago: how many came since then, and the facts of the last one."""
 
 
 class _RotatingFile(logging.handlers.RotatingFileHandler):
@@ -31,12 +41,14 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
         return self.stream is not None and self.stream.tell() + len(self.format(record)) + 1 > self.maxBytes
 
 
-def configure_logging(file: Path | None = None, *, max_bytes: int = MAX_LOG_BYTES) -> None:
+def configure_logging(file: Path | None = None, *, events: Path | None = None, max_bytes: int = MAX_LOG_BYTES) -> None:
     """Send the logs of this process to one place: those of runed from INFO on, those of libraries from WARNING on.
 
     Args:
         file: The log file; None means standard error.
-        max_bytes: Bytes at which the file is rotated.
+        events: A second log file, without the lines about single calls. However many calls there are, they do not push what
+            happened out of it.
+        max_bytes: Bytes at which a file is rotated.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -44,28 +56,28 @@ def configure_logging(file: Path | None = None, *, max_bytes: int = MAX_LOG_BYTE
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    handler: logging.Handler = (
-        logging.StreamHandler(sys.stderr)
-        if file is None
-        else _RotatingFile(file, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8")
-    )
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _describe_exc_info,
-                structlog.processors.EventRenamer("message"),
-                _order_keys,
-                structlog.processors.JSONRenderer(),
-            ],
-        )
+    handlers: list[logging.Handler] = [
+        _RotatingFile(each, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8") for each in (file, events) if each
+    ] or [logging.StreamHandler(sys.stderr)]
+    if events is not None:
+        handlers[-1].addFilter(lambda record: record.name != CALLS)
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _describe_exc_info,
+            structlog.processors.EventRenamer("message"),
+            _order_keys,
+            structlog.processors.JSONRenderer(),
+        ],
     )
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
-    root.addHandler(handler)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("runed").setLevel(logging.INFO)
     structlog.configure(
@@ -80,6 +92,42 @@ def configure_logging(file: Path | None = None, *, max_bytes: int = MAX_LOG_BYTE
     )
 
 
+def log_refusal(logger: Logger, event: str, *, level: int = logging.WARNING, kind: str = "", **facts: object) -> None:
+    """Log something that any client can provoke as often as it likes: at most once in `REFUSALS_PAUSE` seconds for each kind.
+
+    A line that stands for several refusals tells their number as `times`, and the facts of the last one.
+
+    Args:
+        logger: The logger.
+        event: The event.
+        level: The level of the line.
+        kind: What distinguishes refusals of one event, such as a code. There are few of them.
+        facts: The other keys of the line.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # no server runs, so no client comes
+        logger.log(level, event, **facts)
+        return
+    quiet = _quiet.setdefault(loop, {})
+    key = (event, kind)
+
+    def tell() -> None:
+        times, last = quiet.pop(key)
+        if times:
+            write(last | {"times": times} if times > 1 else last)
+
+    def write(facts: dict[str, Any]) -> None:
+        logger.log(level, event, **facts)
+        quiet[key] = 0, {}
+        loop.call_later(REFUSALS_PAUSE, tell)
+
+    if key in quiet:
+        quiet[key] = quiet[key][0] + 1, facts
+    else:
+        write(facts)
+
+
 def log_unobserved_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG001 # asyncio calls it so
     """Log a failure that no caller waited for. For `loop.set_exception_handler`: asyncio's own handler quotes exceptions.
 
@@ -90,7 +138,8 @@ def log_unobserved_exception(loop: asyncio.AbstractEventLoop, context: dict[str,
     error = context.get("exception")
     # With an exception, asyncio's message may quote the arguments of a callback.
     details = {"problem": str(context["message"])} if error is None else describe_exception(error)
-    get_logger(__name__).error("failure in the event loop", **details)
+    # A client may be able to provoke it.
+    log_refusal(get_logger(__name__), "failure in the event loop", level=logging.ERROR, kind=str(details), **details)
 
 
 def _describe_exc_info(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ARG001 # structlog calls it so

@@ -145,6 +145,11 @@ class Paths:
         return self.logs / "daemon.log"
 
     @property
+    def events_log(self) -> Path:
+        """The same log without the lines about single calls."""
+        return self.logs / "events.log"
+
+    @property
     def engine_log(self) -> Path:
         """The log of the standard output and error of `llama-server`."""
         return self.logs / "llama-server.log"

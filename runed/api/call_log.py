@@ -1,20 +1,24 @@
-"""One line in the log for each embedding call, for all faces."""
+"""One line in the log for each embedding call, for all faces. Calls that fail share a line, since anybody can make many."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from connectrpc.code import Code
 
 from runed.api.error_codes import code_of
 from runed.domain.requests import Embedding, Lane
 from runed.errors import RunedError
-from runed.log import get_logger
+from runed.log import CALLS, get_logger, log_refusal
 
-_log = get_logger(__name__)
+_EVENT = "embedding call"
+
+_log = get_logger(CALLS)
 
 
 @dataclass(slots=True)
@@ -56,18 +60,21 @@ class Call:
             method: The name of the method.
             code: "ok", or the code of the error that the call ended with, such as "invalid_argument".
         """
-        _log.info(
-            "embedding call",
-            method=method,
-            lane="auto" if self.lane is None else self.lane.value,
-            texts=self.texts,
-            tokens=self.tokens,
-            hits=self.hits,
-            truncated=self.truncated,
-            refused=self.refused,
-            duration_ms=round((time.monotonic() - self.started) * 1000, 1),
-            code=code,
-        )
+        facts: dict[str, Any] = {
+            "method": method,
+            "lane": "auto" if self.lane is None else self.lane.value,
+            "texts": self.texts,
+            "tokens": self.tokens,
+            "hits": self.hits,
+            "truncated": self.truncated,
+            "refused": self.refused,
+            "duration_ms": round((time.monotonic() - self.started) * 1000, 1),
+            "code": code,
+        }
+        if code == "ok":
+            _log.info(_EVENT, **facts)
+        else:
+            log_refusal(_log, _EVENT, level=logging.INFO, kind=f"{method} {code}", **facts)
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from runed.bootstrap import archive, programs
 from runed.bootstrap.audit import EngineRecord, now
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import sha256_of
-from runed.bootstrap.manifest import EngineChoice, printable_url
+from runed.bootstrap.manifest import EngineChoice
 from runed.bootstrap.partial_files import partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError
 from runed.files import MAX_RECORD_BYTES, read_regular, run_in_thread, write_atomically
 from runed.log import get_logger
+from runed.urls import printable_url
 
 _EXTRACTED_RATIO = 4
 """Assumed size of an archive's content, in multiples of the archive's size, for a first check of the disk. 3 to 4 are usual."""

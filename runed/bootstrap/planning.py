@@ -120,9 +120,9 @@ def _last_plan(context: InstallContext, source: ManifestSource) -> Plan | None:
 
 
 async def _fetch(context: InstallContext, source: ManifestSource, policy: DownloadPolicy) -> bytes:
-    from runed.bootstrap.download import fetch  # noqa: PLC0415 # as in `InstallContext.download`
+    from runed.bootstrap.network import fetch  # noqa: PLC0415 # as in `InstallContext.download`
 
     if source.location.startswith("http:"):
         _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
     context.reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
-    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy)
+    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy, proxies=context.proxies)

@@ -84,6 +84,8 @@ _log = get_logger(__name__)
 
 def is_damage(error: Exception) -> bool:
     """Return whether an error is about the content of the file, so that only a new file helps."""
+    if isinstance(error, UnicodeDecodeError):  # SQLite's message quotes a damaged name that is not UTF-8
+        return True
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _DAMAGE  # the low byte is the primary code
 
@@ -197,10 +199,11 @@ class VectorFile:
                 if rows == [(self._identity,)]:
                     stack.pop_all()
                     return connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if not is_damage(error):
                 raise
-            _log.warning("the disk cache is damaged and begins anew", problem=error.sqlite_errorname)
+            problem = getattr(error, "sqlite_errorname", type(error).__name__)
+            _log.warning("the disk cache is damaged and begins anew", problem=problem)
         else:
             _log.info("the disk cache is of another version of runed, or of another secret, and begins anew")
         return None

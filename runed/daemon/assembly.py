@@ -10,7 +10,7 @@ from functools import partial
 
 from runed.api.app import build_app
 from runed.api.openai.app import build_openai_app
-from runed.api.openai.token_guard import guarded
+from runed.api.openai.token_guard import token_gate
 from runed.backends.llama import LlamaBackend, check_model
 from runed.bootstrap import Progress, install
 from runed.caching.cache import VectorCache
@@ -30,7 +30,7 @@ from runed.routing.store import CentroidStore
 from runed.scheduling.preparing import MAX_BATCH_TEXTS
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Scheduler, SchedulerSettings
-from runed.server import Server
+from runed.server import Budget, Server, connection_limits
 from runed.settings import Settings
 from runed.version import __version__
 
@@ -76,9 +76,12 @@ def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener
     )
     host = DaemonHost(facts, bootstrapper=bootstrapper, draining=draining, metrics=metrics)
     add_gauges(metrics, host, bootstrapper)
-    servers = [Server(build_app(host), listener.sock)]
+    budget = Budget(settings.request_bytes)
+    clients, strangers = connection_limits()
+    servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:
-        servers.append(Server(guarded(build_openai_app(host), token=http.token, port=http.port), http.sock))
+        gate = token_gate(token=http.token, port=http.port)
+        servers.append(Server(build_openai_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
     return Daemon(host, bootstrapper, draining, servers)
 
 

@@ -50,7 +50,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
     paths = Paths(settings.home)
     ensure_home(paths.home)
     ensure_private_dir(paths.logs)
-    configure_logging(log_file)
+    configure_logging(log_file, events=paths.events_log if log_file == paths.daemon_log else None)
     try:
         with LockFile(paths.daemon_lock) as lock:
             if not lock.try_acquire():

@@ -14,7 +14,7 @@ WINDOW_TEXTS = 512
 while the client pauses for a moment, and to sort texts by length."""
 
 WINDOW_BYTES = 1024 * 1024
-"""Most bytes of one stream in flight. A single longer text may exceed it."""
+"""Most characters of one stream in flight, in texts and ids. A single longer text may exceed it."""
 
 PIECE_TEXTS = 64
 """Number of texts that are queued at once, unless the queue holds fewer."""
@@ -80,7 +80,7 @@ class Stream:
         async for chunk in chunks:
             for start in range(0, len(chunk), self._piece_texts):
                 piece = chunk[start : start + self._piece_texts]
-                sizes = [len(item.text) for item in piece]
+                sizes = [len(item.text) + len(item.id) for item in piece]
                 await self._wait_for_room(len(piece), sum(sizes))
                 self._spawn(self._embed(piece, sizes))
 

@@ -1,10 +1,13 @@
 """Hypercorn on a listening socket, with an HTTP/2 of our own that works under gRPC load.
 
-The rest of runed uses `Server` alone. From a socket to the app: `serving` accepts and drains, `door` turns other users away,
-`connection` moves bytes and chooses the protocol, `http1` and `http2` turn bytes into requests, and `stream` is one request as
-the ASGI app sees it.
+The rest of runed uses the names below. From a socket to the app: `acceptor` accepts, `serving` makes room and drains, `door`
+turns other users away, `connection` moves bytes and chooses the protocol, `http1` and `heads`, or `http2`, turn bytes into
+requests, `gate` refuses requests without a secret, and `stream` is one request as the ASGI app sees it. `budget` bounds the
+memory of all requests.
 """
 
-from runed.server.serving import Server
+from runed.server.budget import Budget, forget_message, reserve
+from runed.server.gate import Gate, Headers, Refusal
+from runed.server.serving import Server, connection_limits
 
-__all__ = ["Server"]
+__all__ = ["Budget", "Gate", "Headers", "Refusal", "Server", "connection_limits", "forget_message", "reserve"]

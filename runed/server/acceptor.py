@@ -7,10 +7,13 @@ import errno
 import socket
 from collections.abc import Callable
 
-from runed.log import get_logger
+from runed.log import get_logger, log_refusal
 
 BATCH = 16
 """Connections that are accepted before the requests of others get their turn."""
+
+NO_ROOM_PAUSE = 0.05
+"""Seconds until the next look for room, if no connection ends before."""
 
 OUT_OF_FILES_PAUSE = 1.0
 """Seconds until the next try to accept, if the system has no descriptor left and no connection of ours ends before."""
@@ -47,6 +50,7 @@ class Acceptor:
         self._make_room = make_room
         self._pace = pace
         self._pause: asyncio.TimerHandle | None = None
+        self._waits_for_room = False
         self._listening = False
 
     def start(self) -> None:
@@ -65,27 +69,26 @@ class Acceptor:
 
     def room_made(self) -> None:
         """Go on after a connection has ended."""
-        if self._listening and (self._pause is None or not self._pace):
+        if self._listening and self._waits_for_room:
             self._go_on()
 
     def _go_on(self) -> None:
         self._stop()
         asyncio.get_running_loop().add_reader(self._sock, self._accept)
 
-    def _stop(self, seconds: float | None = None) -> None:
-        """Stop accepting, for some seconds or until room is made."""
+    def _stop(self, seconds: float | None = None, *, for_room: bool = False) -> None:
+        """Stop accepting, for some seconds at most if there is a number of them."""
         loop = asyncio.get_running_loop()
         if self._pause is not None:
             self._pause.cancel()
-            self._pause = None
         loop.remove_reader(self._sock)
-        if seconds is not None:
-            self._pause = loop.call_later(seconds, self._go_on)
+        self._pause = None if seconds is None else loop.call_later(seconds, self._go_on)
+        self._waits_for_room = for_room
 
     def _accept(self) -> None:
         for _ in range(BATCH):
             if not self._make_room(False):
-                self._stop()
+                self._stop(NO_ROOM_PAUSE, for_room=True)
                 return
             try:
                 connection, _ = self._sock.accept()
@@ -94,9 +97,9 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _OUT_OF_FILES:
                     raise
-                _log.warning("no descriptor is left for a new connection; it waits", problem=error.strerror)
+                log_refusal(_log, "no descriptor is left for a new connection; it waits", problem=error.strerror)
                 self._make_room(True)
-                self._stop(OUT_OF_FILES_PAUSE)
+                self._stop(OUT_OF_FILES_PAUSE, for_room=True)
                 return
             self._take(connection)
         if self._pace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 import socket
 import time
@@ -12,7 +13,7 @@ from contextlib import suppress
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.events import Closed, Event, RawData
 
-from runed.log import describe_exception, get_logger
+from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
 from runed.server.stream import RequestStream, ServerContext
@@ -22,6 +23,9 @@ READ_SIZE = 64 * 1024
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a client may take to read the last bytes, or to end a request that is already answered. It is cut off then."""
+
+FRESH = 0.1
+"""Seconds for which a connection or a request is too young to make room for another one."""
 
 LOOK_SECONDS = 0.1
 """Seconds between two looks whether a client that has ended its input is still there."""
@@ -59,22 +63,27 @@ class Connection:
         """Whether no request is being answered, and another may come."""
         return not (self._draining or self._requests)
 
-    def missed_since(self, now: float) -> tuple[bool, float] | None:
-        """Return how well the connection can be missed when there are too many: the smallest is the first to go.
+    def missed_since(self, now: float) -> float | None:
+        """Return the time since which the connection can be missed, when there are too many.
+
+        That is the time since which its client is silent, or keeps its requests waiting. It is None if a request waits for us,
+        if the client may be about to go on, or if the connection is being closed.
 
         Args:
             now: The time of the event loop.
-
-        Returns:
-            Whether requests are open, and the time since which the client is silent, or keeps its last request waiting. None if
-            a request waits for us, or if the connection is about to be closed.
         """
         if self._draining:
             return None
-        since = [request.waits_since(now) for request in self._requests]
-        if None in since:
-            return None
-        return bool(since), max(filter(None, since), default=self._last_heard)
+        since = [request.waits_since(now) for request in self._requests] or [self._last_heard]
+        waiting = [moment for moment in since if moment is not None and now - moment > FRESH]
+        return max(waiting) if len(waiting) == len(since) else None
+
+    def give_way(self) -> None:
+        """Close, since another connection needs the room."""
+        if self.idle:
+            self.drain()
+        else:
+            self.abort()
 
     async def run(self) -> None:
         """Serve until the connection is closed and all its calls of the app have ended."""
@@ -87,7 +96,8 @@ class Connection:
                     await self._close(writer)
         except* Exception as group:  # noqa: BLE001 # a defect here may end this connection, but not the server
             for error in group.exceptions:
-                _log.error("connection failed", connection=self._client, **describe_exception(error))
+                facts = describe_exception(error)
+                log_refusal(_log, "connection failed", level=logging.ERROR, kind=str(facts), connection=self._client, **facts)
 
     def drain(self) -> None:
         """Take no new requests, and close when the open ones have been answered. An idle connection closes at once."""

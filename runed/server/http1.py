@@ -13,7 +13,7 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
 
-from runed.log import get_logger
+from runed.log import get_logger, log_refusal
 from runed.server.gate import Refusal
 from runed.server.heads import Head, answer_itself, read_head, refusal
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
@@ -22,7 +22,8 @@ WRITE_SIZE = 64 * 1024
 """Bytes of a response that go to the transport at a time, so that a slow client costs time but no memory."""
 
 _MALFORMED = {
-    400: "this is no HTTP/1.1 as RFC 9112 has it; for HTTP/2, begin with its preface, without TLS",
+    400: "this is no request of HTTP/1.1 (RFC 9112): its first line, a header or a length is malformed, or it has not one "
+    "Host; for HTTP/2, begin with its preface, without TLS",
     431: "the headers of the request are too large",
     501: "the only transfer encoding that is served here is chunked",
 }
@@ -221,7 +222,7 @@ class Http1Protocol(H11Protocol):
 
     async def _send_error_response(self, status_code: int) -> None:
         """Answer bytes that are no HTTP."""
-        _log.warning("request refused: it is no HTTP", connection=self._client, status=status_code)
+        log_refusal(_log, "request refused: it is no HTTP/1.1", connection=self._client, status=status_code)
         await self._answer(refusal(status_code, _MALFORMED.get(status_code, _MALFORMED[400])))
 
     async def _answer(self, answer: Refusal, *, with_body: bool = True) -> None:

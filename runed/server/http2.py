@@ -23,7 +23,7 @@ from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
 from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import Frame, GoAwayFrame
 
-from runed.log import get_logger
+from runed.log import get_logger, log_refusal
 from runed.server.gate import Refusal
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 
@@ -379,7 +379,7 @@ class Http2Connection:
         try:
             events = self._h2.receive_data(data)
         except ProtocolError:  # h2 has framed a GOAWAY with the reason
-            _log.warning("connection refused: it is no HTTP/2", connection=self._client)
+            log_refusal(_log, "connection refused: it is no HTTP/2", connection=self._client)
             self.close()
             return
         self._unparsed = 0 if self._h2.frames_received > frames else self._unparsed + len(data)

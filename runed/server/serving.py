@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import resource
 import socket
 import sys
 from collections.abc import Set as AbstractSet
@@ -16,7 +17,7 @@ from runed.log import get_logger
 from runed.server.acceptor import Acceptor
 from runed.server.budget import Budget
 from runed.server.connection import Connection
-from runed.server.door import Door
+from runed.server.door import refusal_of_stranger
 from runed.server.gate import Gate, Share
 from runed.server.stream import Application, ServerContext
 
@@ -28,6 +29,18 @@ STRANGERS_PACE = 0.02
 
 LATE_GRACE = 1.0
 """Seconds for the calls of connections that were made during a drain. These are status requests and refusals, no work."""
+
+MAX_CONNECTIONS = 512
+"""Most connections of known clients."""
+
+MAX_STRANGERS = 64
+"""Most connections of clients that have to pass a gate."""
+
+MIN_CONNECTIONS = 16
+"""Connections that are tried even if the limit of open files is too small for them."""
+
+OWN_FILES = 64
+"""Files that the process needs besides connections: its log, its caches, its engine and its downloads."""
 
 _log = get_logger(__name__)
 
@@ -44,9 +57,8 @@ class Server:
         sock: A bound and listening socket. `stop` closes it, and leaves the path of a UNIX socket alone.
         max_streams: Requests that one HTTP/2 connection may have open at a time. A further one is refused, and the client may
             try again.
-        max_connections: Connections at a time. A further one closes the connection that has been idle for the longest time. If
-            none is idle, it closes the one that has kept a request waiting for the longest time. If there is none either, it
-            waits in the backlog.
+        max_connections: Connections at a time. A further one closes the connection that has been idle, or has kept its requests
+            waiting, for the longest time. If there is none, it waits in the backlog.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
         stall_timeout: Seconds that a request waits for a client that neither sends nor reads a byte of it. The request is ended
             then. The time of the app is not limited. Common web servers wait as long.
@@ -61,7 +73,7 @@ class Server:
         sock: socket.socket,
         *,
         max_streams: int = 128,
-        max_connections: int = 512,
+        max_connections: int = MAX_CONNECTIONS,
         head_timeout: float = 30.0,
         stall_timeout: float = 60.0,
         budget: Budget | None = None,
@@ -79,7 +91,6 @@ class Server:
             gate,
             Share(),
         )
-        self._door = Door() if sock.family is socket.AF_UNIX else None
         self._acceptor = Acceptor(sock, self._accept, self._make_room, pace=0.0 if gate is None else STRANGERS_PACE)
         self._max_connections = max_connections
         self._numbers = itertools.count(1)
@@ -126,7 +137,7 @@ class Server:
         return len(pending)
 
     def _accept(self, sock: socket.socket) -> None:
-        if self._door is not None and (refusal := self._door.refusal(sock)):
+        if self._context.transport == "unix" and (refusal := refusal_of_stranger(sock)):
             with sock, contextlib.suppress(OSError):  # a client that is gone needs no answer
                 sock.send(refusal)
             return
@@ -150,15 +161,25 @@ class Server:
         if len(self._connections) < self._max_connections and not out_of_files:
             return True
         now = asyncio.get_running_loop().time()
-        missed = [(since, connection) for connection in self._connections.values() if (since := connection.missed_since(now))]
-        if not missed:
-            return False
-        (busy, _), connection = min(missed, key=lambda entry: entry[0])
-        if busy:
-            connection.abort()
-        else:
-            connection.drain()
-        return True
+        missed = [
+            (since, connection)
+            for connection in self._connections.values()
+            if (since := connection.missed_since(now)) is not None
+        ]
+        if missed:
+            min(missed, key=lambda entry: entry[0])[1].give_way()
+        return bool(missed)
+
+
+def connection_limits() -> tuple[int, int]:
+    """Return the numbers of connections that a server of known clients, and one of strangers, may have at a time.
+
+    They follow the limit of open files of this process (`ulimit -n`).
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = MAX_CONNECTIONS + MAX_STRANGERS if files == resource.RLIM_INFINITY else max(files - OWN_FILES, MIN_CONNECTIONS)
+    strangers = min(MAX_STRANGERS, left // 4)
+    return min(MAX_CONNECTIONS, left - strangers), strangers
 
 
 def _hypercorn_config() -> Config:

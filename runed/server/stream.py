@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from hypercorn.typing import (
 )
 
 from runed.errors import QueueFullError
-from runed.log import describe_exception, get_logger
+from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.budget import Budget, enter
 from runed.server.gate import Gate, Headers, Refusal, Share
 
@@ -270,4 +271,5 @@ class RequestStream(HTTPStream):
         try:
             await self.server_context.app(scope, self.receive, send)
         except Exception as error:  # noqa: BLE001 # a failure of the app ends only its own request
-            _log.error("request failed", connection=scope["client"], **describe_exception(error))
+            facts = describe_exception(error)
+            log_refusal(_log, "request failed", level=logging.ERROR, kind=str(facts), connection=scope["client"], **facts)

@@ -130,9 +130,16 @@ def test_bad_query_over_connect(case: str, qwen_daemon: RunningDaemon) -> None:
     assert (refusal.code, refusal.reason) == ("invalid_argument", "MALFORMED_REQUEST")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(b"x-note", b"\xff\xfe"), (b"content-type", b"application/json\xff"), (b"connect-timeout-ms", b"\xb2")]
-)
+@pytest.mark.parametrize("content_type", [b"application/json", b"application/grpc+json"])
+async def test_header_of_no_interest_may_be_any_bytes(content_type: bytes, qwen_daemon: RunningDaemon) -> None:
+    body = b'{"text": "x"}' if content_type == b"application/json" else envelope(b'{"text": "x"}')
+    async with await RawClient.connect(qwen_daemon.socket) as client:
+        headers = {b"content-type": content_type, b"x-note": b"Ren\xe9", b"user-agent": b"\xff\xfe"}
+        exchange = await client.over(client.open(f"{SERVICE}/Embed".encode(), body, headers=headers))
+    assert b'"vector"' in exchange.body
+
+
+@pytest.mark.parametrize(("name", "value"), [(b"content-type", b"application/json\xff"), (b"connect-timeout-ms", b"\xb2")])
 async def test_header_that_is_not_text(name: bytes, value: bytes, qwen_daemon: RunningDaemon) -> None:
     async with await RawClient.connect(qwen_daemon.socket) as client:
         headers = {b"content-type": b"application/json"} | {name: value}

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from runed.log import configure_logging, describe_exception, get_logger, log_unobserved_exception
+from runed.log import (
+    CALLS,
+    REFUSALS_PAUSE,
+    configure_logging,
+    describe_exception,
+    get_logger,
+    log_refusal,
+    log_unobserved_exception,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +52,32 @@ def test_file_is_rotated_by_size(home: Path) -> None:
     assert files == ["daemon.log", "daemon.log.1", "daemon.log.2", "daemon.log.3"]
     assert all(path.stat().st_size <= 2000 for path in home.iterdir())
     assert json.loads((home / "daemon.log").read_text().splitlines()[-1])["number"] == 199
+
+
+def test_calls_do_not_push_events_out(home: Path) -> None:
+    configure_logging(home / "daemon.log", events=home / "events.log", max_bytes=2000)
+    get_logger("runed.test").warning("the engine was replaced")
+    for number in range(200):
+        get_logger(CALLS).info("embedding call", number=number)
+    assert all("replaced" not in path.read_text() for path in home.glob("daemon.log*"))
+    assert [json.loads(line)["message"] for line in (home / "events.log").read_text().splitlines()] == [
+        "the engine was replaced"
+    ]
+
+
+async def test_refusals_of_a_kind_share_a_line_a_second(home: Path) -> None:
+    configure_logging(home / "daemon.log")
+    logger = get_logger("runed.test")
+    for number in range(1000):
+        log_refusal(logger, "refused", kind="A", number=number)
+        log_refusal(logger, "refused", kind="B", number=number)
+    await asyncio.sleep(REFUSALS_PAUSE + 0.2)
+    log_refusal(logger, "refused", kind="A", number=1000)
+    lines = [json.loads(line) for line in (home / "daemon.log").read_text().splitlines()]
+    assert [(line["number"], line.get("times")) for line in lines] == [(0, None), (0, None), (999, 999), (999, 999)]
+    await asyncio.sleep(REFUSALS_PAUSE + 0.2)
+    lines = [json.loads(line) for line in (home / "daemon.log").read_text().splitlines()]
+    assert [(line["number"], line.get("times")) for line in lines[4:]] == [(1000, None)]
 
 
 def test_unexpected_exception_is_described_without_its_message() -> None:

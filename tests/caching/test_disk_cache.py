@@ -496,13 +496,20 @@ def other_table(path: Path) -> None:
         connection.execute("ALTER TABLE vector RENAME COLUMN value TO vector")
 
 
+def garbled_schema(path: Path) -> None:
+    """SQLite's message quotes the name of the table, which Python cannot decode."""
+    path.write_bytes(path.read_bytes().replace(b"vectorvector", b"\xffectorvector", 1))
+
+
 def stale_log(path: Path) -> None:
     """The log of another file of the same name. SQLite would read it if it were not removed with its file."""
     garbage(path)
     path.with_name("vectors.sqlite-wal").write_bytes(random.Random(1).randbytes(50_000))
 
 
-@pytest.mark.parametrize("damage", [garbage, cut_short, empty, other_version, other_tables, other_table, stale_log])
+@pytest.mark.parametrize(
+    "damage", [garbage, cut_short, empty, other_version, other_tables, other_table, garbled_schema, stale_log]
+)
 async def test_a_file_that_cannot_be_used_is_replaced(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     await make(tmp_path, *range(500))
     damage(file_of(tmp_path))

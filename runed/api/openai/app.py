@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from runed.api.answer_size import reserve_answer
 from runed.api.call_log import logged_call
 from runed.api.error_codes import CanceledError, MalformedRequestError
 from runed.api.host import Host
@@ -101,6 +102,7 @@ def build_openai_app(host: Host) -> Starlette:
             texts = _texts(wanted.input)
             options = wanted.options()
             call.texts, call.lane = len(texts), options.lane
+            reserve_answer(host, len(texts), options, as_text=wanted.encoding_format != "base64")
             answer = await _while_connected(request, host.embed(texts, options, client=_client(request)))
             call.count(answer.items)
             content = await _encode(answer, _model_id(host.info()), as_base64=wanted.encoding_format == "base64")

@@ -22,7 +22,7 @@ from runed.api.error_codes import MalformedRequestError
 from runed.api.host import Host
 from runed.api.rpc.codecs import CODECS
 from runed.api.rpc.handler import RunedServicer
-from runed.api.rpc.heads import fault_of
+from runed.api.rpc.heads import fault_of, without_noise
 from runed.api.rpc.health import HealthServicer
 from runed.api.rpc.observation import Observer
 from runed.api.rpc.reflection import AlphaReflectionServicer, ReflectionServicer
@@ -116,9 +116,9 @@ def _route(method: MethodDescriptor, application: Application) -> Application:
         elif fault := fault_of(scope):
             await refuse(scope, send, 400, fault)
         elif both_ways:
-            await _serve_stream(application, scope, receive, _with_hint(send, wrong_type=wrong_type))
+            await _serve_stream(application, without_noise(scope), receive, _with_hint(send, wrong_type=wrong_type))
         else:
-            await application(scope, receive, _with_hint(send, wrong_type=wrong_type))
+            await application(without_noise(scope), receive, _with_hint(send, wrong_type=wrong_type))
 
     return serve
 

@@ -27,11 +27,13 @@ from runed_proto.runed.v1.runed_pb2 import (
     ShutdownResponse,
 )
 
+from runed.api.answer_size import reserve_answer
 from runed.api.call_log import Call
 from runed.api.host import Host
 from runed.api.rpc import messages
 from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
+from runed.server import forget_message
 
 _SHARE_OF_DEADLINE = 0.8
 """Largest share of the deadline that `Info` waits for the model. So its answer comes in time even without a model."""
@@ -121,6 +123,7 @@ class RunedServicer:
         call.texts = len(texts)
         options = messages.embed_options(request)
         call.lane = options.lane
+        reserve_answer(self._host, len(texts), options, as_text="json" in ctx.request_headers.get("content-type", ""))
         answer = await self._host.embed(texts, options, client=_client(ctx), per_item_errors=per_item_errors)
         call.count(answer.items)
         return answer
@@ -142,7 +145,9 @@ async def _chunks(
         messages.check_same_options(first, message)
         if message.items:
             call.texts += len(message.items)
-            yield _items(message)
+            items = _items(message)
+            forget_message()
+            yield items
 
 
 def _items(message: EmbedStreamRequest) -> list[StreamItem]:
@@ -152,5 +157,6 @@ def _items(message: EmbedStreamRequest) -> list[StreamItem]:
 async def _batches(request: AsyncIterator[SetCentroidsRequest]) -> AsyncIterator[Iterable[Centroid]]:
     """Yield the centroids of a set, message by message."""
     async for message in request:
+        forget_message()
         yield messages.centroids(message)
         del message  # frees its megabytes now and not when the next message comes

@@ -31,7 +31,10 @@ _FORMS: dict[bytes, tuple[re.Pattern[bytes], MalformedRequestError]] = {
 }
 """Required form of each header, and the error of a header of another form."""
 
-_NOT_TEXT = MalformedRequestError("a header is not UTF-8; send its bytes in base64")
+_OURS = (b"content-", b"connect-", b"grpc-", b"accept-encoding")
+"""Beginnings of the names of headers that decide how a request is served."""
+
+_NOT_TEXT = MalformedRequestError("a header that decides how the request is served is not UTF-8; send it in ASCII")
 _GRPC_METHOD = UnimplementedError("gRPC knows no HTTP method but POST; send that")
 _GRPC_CODEC = UnimplementedError(
     "this Content-Type cannot be used for gRPC; send application/grpc+proto or application/grpc+json, for gRPC-Web "
@@ -48,7 +51,7 @@ def fault_of(scope: Scope) -> RunedError | None:
     for name, value in scope["headers"]:
         if name in _FORMS and not (form := _FORMS[name])[0].fullmatch(value):
             return form[1]
-        if not (name.isascii() and value.isascii()) and not _is_text(name + value):
+        if name.startswith(_OURS) and not _is_text(value):
             return _NOT_TEXT
     if is_any_grpc(scope):
         if scope["method"] != "POST":
@@ -56,6 +59,17 @@ def fault_of(scope: Scope) -> RunedError | None:
         if not _GRPC_TYPE.fullmatch(content_type(scope)):
             return _GRPC_CODEC
     return None
+
+
+def without_noise(scope: Scope) -> Scope:
+    """Return a request without headers that are not UTF-8. None of them decides how it is served, and the library refuses them.
+
+    Args:
+        scope: The request, without a fault.
+    """
+    if all(value.isascii() for _, value in scope["headers"]):
+        return scope
+    return scope | {"headers": [(name, value) for name, value in scope["headers"] if _is_text(name + value)]}
 
 
 def _is_text(data: bytes) -> bool:

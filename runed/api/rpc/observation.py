@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,7 +13,7 @@ from connectrpc.request import RequestContext
 from runed.api.call_log import Call
 from runed.api.rpc.errors import complete, to_connect
 from runed.errors import RunedError
-from runed.log import describe_exception, get_logger
+from runed.log import describe_exception, get_logger, log_refusal
 
 _EMBEDDING_METHODS = {"Embed", "EmbedBatch", "EmbedStream"}
 
@@ -63,5 +64,6 @@ class Observer:
                 error = ConnectError(error.code, f"the request has more than the limit of {limit} bytes; send several requests")
                 return complete(error, {"limit": str(limit)})
             return complete(error)
-        _log.error("call failed unexpectedly", method=method, **describe_exception(error))
+        facts = describe_exception(error)
+        log_refusal(_log, "call failed unexpectedly", level=logging.ERROR, kind=f"{method} {facts}", method=method, **facts)
         return to_connect(RunedError("the daemon failed at this call; its log says where, please report it"))
