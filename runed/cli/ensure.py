@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 
-from runed.cli.boundary import ExitCode, complain
+from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.watching import watched
 from runed.errors import RunedError, SettingsError
@@ -29,9 +29,9 @@ with --json, standard output is one line of JSON, whatever happens:
   {"socket": "/home/me/.runed/embedding.sock", "pid": 4711, "version": "0.1.0",
    "started": true}
   {"error": {"reason": "DAEMON_START_FAILED", "message": "..."}}
-the exit code is 0, 1 or, for a bad setting, 2. pid and version are null if the
-daemon that listens has left no record. started is true if this call started the
-daemon.
+the exit code is 0, 1 or, for a bad setting, 2. version is null if the daemon
+that listens has left no record, and pid if its process cannot be seen from
+here. started is true if this call started the daemon.
 """
 
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         return ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
     if handle.pid is not None and is_stopped(handle.pid):
         complain(str(Presence(Paths(settings.home), Condition.STOPPED, handle.pid)))
-    print(_as_json(handle) if arguments.json else _as_text(handle))
+    tell(_as_json(handle) if arguments.json else _as_text(handle))
     return ExitCode.OK
 
 

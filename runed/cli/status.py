@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import runed
-from runed.cli.boundary import ExitCode, complain
+from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.waiting import ANSWER_SECONDS, PHASES
 from runed.client.calls.patience import Deadline
 from runed.client.look import look
 from runed.errors import DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.presence import Condition, Presence, observe
 from runed.lifecycle.record import DaemonRecord
+from runed.lifecycle.spawn import find_process
 from runed.paths import Paths
-from runed.processes import resident_bytes
+from runed.processes import is_child, resident_bytes
 from runed.settings import load_settings
 
 DESCRIPTION = """\
@@ -32,7 +33,9 @@ Info and Health (see runed.proto), and:
   condition            why a daemon that runs does not answer: "starting",
                        "shutting down", "stopped" (by SIGSTOP) or "overloaded";
                        null if it answers. Unless it answers, the only other
-                       fields are pid (null if unknown), home, socket and log
+                       fields are pid, home, socket and log
+  pid                  the process of the daemon; 0 if it cannot be seen from
+                       here, as that of a container
   daemon_memory_bytes  resident memory of the daemon
   engine_memory_bytes  resident memory of llama-server, 0 while none runs
   http, http_token     the URL of the OpenAI API and the file of its token, if
@@ -47,7 +50,7 @@ _PAUSE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answers of a running daemon, and the resident memory of daemon and `llama-server` in bytes."""
+    """The answers of a running daemon, and the resident memory of daemon and `llama-server` in bytes; 0 if it is not known."""
 
     info: runed.Info
     health: runed.Health
@@ -76,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines = _as_lines(report) | places
         if http:
             lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
-        print("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
+        tell("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
     return ExitCode.OK
 
 
@@ -86,14 +89,12 @@ def _ask(paths: Paths) -> Report | Presence:
     try:
         while True:
             try:
-                info, health = look(paths.home, timeout=deadline.remaining() or 0)
+                return _report(paths, *look(paths.home, timeout=deadline.remaining() or 0))
             except DaemonUnavailableError:
                 presence = observe(paths)
                 if presence.condition is not Condition.OVERLOADED:
                     return presence
                 time.sleep(_PAUSE)  # it listens: it may only have had too many connections
-            else:
-                return Report(info, health, resident_bytes(health.pid), resident_bytes(health.engine_pid))
     except DeadlineExceededError:
         return observe(paths)
 
@@ -101,13 +102,23 @@ def _ask(paths: Paths) -> Report | Presence:
 def _tell_why_not(presence: Presence, places: dict[str, str], *, as_json: bool) -> ExitCode:
     running = presence.condition is not Condition.ABSENT
     if as_json:
-        why = {"condition": presence.condition.name.lower().replace("_", " "), "pid": presence.pid} if running else {}
+        why = {"condition": presence.condition.name.lower().replace("_", " "), "pid": presence.pid or 0} if running else {}
         print(json.dumps({"running": running} | why | places, indent=2))
     elif running:
         complain(str(presence))
     else:
-        print(f"no daemon runs for {presence.paths.home}; it starts with the first `runed embed`, or by `runed ensure`")
+        tell(f"no daemon runs for {presence.paths.home}; it starts with the first `runed embed`, or by `runed ensure`")
     return ExitCode.FAILED if running else ExitCode.NOT_RUNNING
+
+
+def _report(paths: Paths, info: runed.Info, health: runed.Health) -> Report:
+    # In a container that shares the home, the pids of Health are those of other processes, if of any.
+    process = find_process(paths)
+    if process is None or process.pid != health.pid:
+        health = replace(health, pid=process.pid if process else 0)
+        return Report(info, health, resident_bytes(health.pid) if process else 0, 0)
+    engine = resident_bytes(health.engine_pid) if is_child(health.engine_pid, process) else 0
+    return Report(info, health, resident_bytes(process.pid), engine)
 
 
 def _http(paths: Paths) -> dict[str, str]:
@@ -134,17 +145,17 @@ def _as_lines(report: Report) -> dict[str, str]:
     info, health = report.info, report.health
     variant = f" ({info.model_variant})" if info.model_variant else ""
     engine = f"llama-server {info.engine_version}".strip()
-    return {
+    lines = {
         "state": _state(health),
         "model": f"{info.model_name}{variant}, {info.model_identity}" if info.model_identity else "not installed yet",
         "vectors": f"{info.vector_dim} dimensions, of texts of at most {info.max_text_length} tokens"
         if info.vector_dim
         else "-",
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
-        "engine": f"{engine}, profile {info.profile}, pid {health.engine_pid}, {_megabytes(report.engine_memory)}"
+        "engine": f"{engine}, profile {info.profile}, {_process(health.engine_pid, report.engine_memory)}"
         if health.engine_pid
         else f"{engine}, profile {info.profile}, not running",
-        "daemon": f"runed {info.daemon_version}, pid {health.pid}, {_megabytes(report.daemon_memory)}, "
+        "daemon": f"runed {info.daemon_version}, {_process(health.pid, report.daemon_memory)}, "
         f"up {_duration(health.uptime_seconds)}",
         "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
         f"{health.refused_requests} refused, {health.engine_restarts} engine restarts",
@@ -156,6 +167,7 @@ def _as_lines(report: Report) -> dict[str, str]:
         f"{health.cache_hits:,} found there, "
         f"{health.shared_texts:,} shared in flight",
     }
+    return lines | ({"limits": "; ".join(info.restrictions)} if info.restrictions else {})
 
 
 def _lane(lane: runed.LaneHealth) -> str:
@@ -176,6 +188,12 @@ def _state(health: runed.Health) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.1f} ms"
+
+
+def _process(pid: int, memory: int) -> str:
+    """Return the pid and the memory of a process, which may run where they cannot be seen."""
+    seen = f"pid {pid}" if pid else "in another pid namespace"
+    return f"{seen}, {_megabytes(memory)}" if memory else f"{seen}, memory unknown"
 
 
 def _megabytes(size: int) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from runed.errors import DaemonUnavailableError
-from runed.lifecycle.listener import dial
+from runed.lifecycle.listener import find_listener
 from runed.lifecycle.record import DaemonRecord
+from runed.lifecycle.spawn import find_process
 from runed.locking import LockFile
 from runed.paths import Paths
-from runed.peers import peer_of
 from runed.processes import is_stopped
 
 
@@ -31,7 +30,7 @@ class Presence:
     Attributes:
         paths: Its home.
         condition: Its condition.
-        pid: Its process id, as the kernel told it or as its record tells it of a process that lives; None if it is not known.
+        pid: Its process id; None if it is not proved, or cannot be seen from here.
     """
 
     paths: Paths
@@ -61,23 +60,20 @@ def observe(paths: Paths) -> Presence:
     Raises:
         ForeignPathError: See `dial`.
     """
+    listener = find_listener(paths.socket)
     record = DaemonRecord.read(paths.daemon_record)
     if record is not None and not record.is_alive():
         record = None
-    pid = record.pid if record else None
-    try:
-        with dial(paths.socket, timeout=0) as connection:
-            # A pid of 0 is that of a daemon in a pid namespace that cannot be seen from here.
-            pid = peer_of(connection).pid or None
-    except (BlockingIOError, TimeoutError):
-        pass  # it listens, and its backlog is full
-    except (DaemonUnavailableError, ConnectionResetError):
-        if record is None:
-            starter = LockFile(paths.spawn_lock)
-            return Presence(paths, Condition.STARTING if starter.is_held() else Condition.ABSENT)
-        if not record.draining:
-            return Presence(paths, Condition.STOPPED if is_stopped(record.pid) else Condition.STARTING, pid)
+    process = find_process(paths)
+    pid = process.pid if process else None
     if pid is not None and is_stopped(pid):
-        return Presence(paths, Condition.STOPPED, pid)
-    draining = record is not None and record.draining
-    return Presence(paths, Condition.SHUTTING_DOWN if draining else Condition.OVERLOADED, pid)
+        condition = Condition.STOPPED
+    elif record is not None and record.draining:
+        condition = Condition.SHUTTING_DOWN
+    elif listener is not None:
+        condition = Condition.OVERLOADED
+    elif record is not None or LockFile(paths.spawn_lock).is_held():
+        condition = Condition.STARTING
+    else:
+        condition = Condition.ABSENT
+    return Presence(paths, condition, pid)
