@@ -14,7 +14,7 @@ from runed.errors import DaemonUnavailableError, DeadlineExceededError, Lifecycl
 from runed.lifecycle.presence import Condition, observe
 from runed.paths import Paths
 
-_PAUSE = 2.0
+_PAUSE = 1.5
 """Seconds between two questions. A shorter command asks none."""
 
 _ANSWER_SECONDS = 2.5
