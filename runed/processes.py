@@ -95,14 +95,21 @@ def is_child(pid: int, parent: ProcessIdentity) -> bool:
         return False
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped, by a signal such as SIGSTOP or by a debugger. It does nothing then."""
+    if sys.platform == "linux":
+        return _stat_on_linux(pid)[:1] in ([b"T"], [b"t"])
+    import psutil  # noqa: PLC0415 # as in `identify`
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
 def _identify_on_linux(pid: int) -> ProcessIdentity | None:
     """Read /proc. psutil's start time is a time of the clock, which moves with every correction of the clock."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    # The name of the program, field 2, may hold spaces and brackets. The last bracket ends it.
-    state, *others = stat.rpartition(b")")[2].split()
+    state, *others = _stat_on_linux(pid) or [b"X"]
     if state in {b"Z", b"X"}:
         return None
     ticks = int(others[_START_TIME_FIELD - 4])
@@ -116,6 +123,16 @@ def _scope() -> str:
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:  # a sandbox hides them
         return ""
+
+
+def _stat_on_linux(pid: int) -> list[bytes]:
+    """Return the fields of /proc/<pid>/stat from the third, the state, on; no fields for a process that is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return []
+    # The name of the program, field 2, may hold spaces and brackets. The last bracket ends it.
+    return stat.rpartition(b")")[2].split()
 
 
 def resident_bytes(pid: int) -> int:

@@ -378,7 +378,7 @@ def test_one_time_limit(home: Path) -> None:
         began = time.monotonic()
         with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.7 s"):
             client.embed("a", timeout=0.7)
-        assert 0.7 <= time.monotonic() - began < 1
+        assert 0.7 <= time.monotonic() - began < 1.15
         accepting.join()
 
 
