@@ -2,6 +2,7 @@ package runed_test
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -717,6 +718,43 @@ func servedHome(t *testing.T, daemon *script, record, program string) (home stri
 }
 
 const wellEnsured = `echo '{"socket": "'"$RUNED_HOME"'/embedding.sock", "started": true}'`
+
+func TestBadRecord(t *testing.T) {
+	lay := map[string]func(path string) error{
+		"nothing in it": func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"no UTF-8":      func(path string) error { return os.WriteFile(path, []byte("{\"version\": \"\xff\"}"), 0o600) },
+		"nested":        func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("["), 100_000), 0o600) },
+		"other types":   func(path string) error { return os.WriteFile(path, []byte(`{"draining": "yes", "pid": []}`), 0o600) },
+		"huge": func(path string) error {
+			if err := os.WriteFile(path, []byte(`{"draining": true}`), 0o600); err != nil {
+				return err
+			}
+			return os.Truncate(path, 1<<40)
+		},
+		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"a pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"a device":    func(path string) error { return os.Symlink("/dev/zero", path) },
+	}
+	for name, put := range lay {
+		t.Run(name, func(t *testing.T) {
+			home, asked := servedHome(t, &script{}, "{}", wellEnsured)
+			path := filepath.Join(home, "daemon.json")
+			if err := errors.Join(os.Remove(path), put(path)); err != nil {
+				t.Fatal(err)
+			}
+			limited, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			client, err := runed.Connect(limited, runed.WithHome(home))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if count := asked(); count != 0 {
+				t.Errorf("`runed ensure` was run %d times", count)
+			}
+		})
+	}
+}
 
 func testOlderDaemon(t *testing.T) {
 	recordOf := func(version string) string {

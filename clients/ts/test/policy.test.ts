@@ -13,6 +13,7 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
 } from "node:fs";
 import { createServer, type ServerHttp2Session, type ServerHttp2Stream } from "node:http2";
@@ -471,6 +472,29 @@ async function servedHome(record: unknown, script = WELL_ENSURED, methods: Metho
   }
   return home;
 }
+
+describe("a bad daemon.json counts as none:", () => {
+  const lay: Record<string, (path: string) => void> = {
+    "nothing in it": (path) => writeFileSync(path, ""),
+    "no UTF-8": (path) => writeFileSync(path, Buffer.from('{"version": "\xff"}', "latin1")),
+    nested: (path) => writeFileSync(path, "[".repeat(100_000)),
+    huge: (path) => {
+      writeFileSync(path, '{"draining": true}');
+      truncateSync(path, 2 ** 40);
+    },
+    "a directory": (path) => mkdirSync(path),
+    "a pipe": (path) => execFileSync("mkfifo", [path]),
+    "a device": (path) => symlinkSync("/dev/zero", path),
+  };
+  for (const [name, put] of Object.entries(lay)) {
+    it(name, { timeout: 10_000 }, async () => {
+      const home = await servedHome(undefined);
+      put(join(home, "daemon.json"));
+      await connectHome(home);
+      assert.equal(asked(home), 0);
+    });
+  }
+});
 
 async function connectHome(home: string, options: ConnectOptions = {}): Promise<Client> {
   const caller = await connect({ home, ...options });
