@@ -27,6 +27,14 @@ def printable(text: str, *, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
+_UNPRINTABLE_BYTES = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
+
+
+def printable_bytes(output: bytes) -> bytes:
+    """Replace the control characters in the output of a program by "?", but not its line ends and tabs."""
+    return _UNPRINTABLE_BYTES.sub(b"?", output)
+
+
 class RunedError(Exception):
     """The base of all errors of runed. Its text holds no control character but line ends and tabs.
 

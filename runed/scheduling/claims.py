@@ -16,10 +16,12 @@ from runed.domain.vectors import shorten
 from runed.errors import BackendFaultError, InvalidRequestError, QueueFullError, RunedError
 from runed.metrics import Metrics
 from runed.scheduling.batcher import Batcher
+from runed.scheduling.blanks import BlankFinder, empty_text
 from runed.scheduling.packing import pack
 from runed.scheduling.preparing import Name, Prepared, Preparer, check_text, located
 from runed.scheduling.queue import Computed, QueueEntry
 from runed.scheduling.tickets import Ticket
+from runed.turns import breathe
 
 _OF_THE_TEXT = (InvalidRequestError, BackendFaultError)
 """Errors that a text causes. Other texts of the same call may have vectors."""
@@ -92,6 +94,7 @@ class Claim:
         key: The key of its vector in the cache, once the text is checked.
         state: None at first. Then its error, its vector from the cache, its prepared text, or its ticket.
         shared: Whether another claim to the same ticket came first.
+        doubtful: Whether the engine must judge the text before it is embedded; see `BlankFinder.is_doubtful`.
     """
 
     text: str
@@ -99,6 +102,7 @@ class Claim:
     key: bytes = b""
     state: RunedError | CachedVector | Prepared | Ticket | None = None
     shared: bool = False
+    doubtful: bool = False
 
     @property
     def future(self) -> asyncio.Future[Computed] | None:
@@ -164,9 +168,14 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         for future in pending:
             future.remove_done_callback(note)
     for claim in claims:
+        await breathe()
         if claim.ready:
             claim.outcome(terms)  # raises the error that fails the call, if there is one
-    return [claim.outcome(terms) for claim in claims]
+    outcomes = []
+    for claim in claims:
+        await breathe()
+        outcomes.append(claim.outcome(terms))
+    return outcomes
 
 
 class ClaimDesk:
@@ -198,6 +207,7 @@ class ClaimDesk:
         self._busy = busy
         self._metrics = metrics
         self._preparer = Preparer(backend)
+        self._blanks = BlankFinder(backend)
         self._tickets: dict[bytes, Ticket] = {}
 
     @contextlib.asynccontextmanager
@@ -213,10 +223,11 @@ class ClaimDesk:
         """
         with contextlib.ExitStack() as awake:
             try:
-                self._check(claims, terms)
+                await self._check(claims, terms)
                 await self._look_up(claims)
                 if missing := [claim for claim in claims if claim.state is None]:
                     awake.enter_context(self._busy())  # only here, since a text from the cache needs no engine and starts none
+                    missing = await self._refuse_blank(missing, terms)
                     await self._prepare(missing, terms)
                     await self._queue(missing, terms)
                 self._metrics.hit(sum(isinstance(claim.state, CachedVector) for claim in claims))
@@ -226,7 +237,7 @@ class ClaimDesk:
                 for claim in claims:
                     claim.release()
 
-    def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
+    async def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
         """Check each text, and set the key of its vector."""
         for claim in claims:
             try:
@@ -234,20 +245,32 @@ class ClaimDesk:
             except InvalidRequestError as error:
                 claim.state = terms.tolerate(error)
             else:
-                claim.key = self._key(claim.text, terms)
+                claim.doubtful = self._blanks.is_doubtful(claim.text)
+                claim.key = self._key(claim, terms)
+            await breathe()
 
-    def _key(self, text: str, terms: Terms) -> bytes:
+    def _key(self, claim: Claim, terms: Terms) -> bytes:
         # A text that is short enough has one vector for every way of cutting. The place of a cut depends on the context, which
         # may differ when the disk cache is read again.
-        too_long = self._preparer.may_be_too_long(terms.prompt + text)
+        too_long = self._preparer.may_be_too_long(terms.prompt + claim.text)
         cut = f"{terms.truncate.value} {self._backend.model.max_tokens}" if too_long else ""
-        return cache_key(self._fingerprint, terms.prompt, cut, text)
+        # A doubtful text has a key of its own, since a cache on disk may have its vector from a version that did not doubt.
+        return cache_key(self._fingerprint, terms.prompt, f"{cut} judged" if claim.doubtful else cut, claim.text)
 
     async def _look_up(self, claims: Sequence[Claim]) -> None:
         cached = await self._cache.get([claim.key for claim in claims if claim.state is None])
         for claim in claims:
             if claim.state is None:
                 claim.state = cached.get(claim.key)
+
+    async def _refuse_blank(self, missing: Sequence[Claim], terms: Terms) -> list[Claim]:
+        """Refuse the doubtful texts of which the model reads nothing. Return the other claims."""
+        if doubtful := [claim for claim in missing if claim.doubtful]:
+            blank = await self._blanks.judge([claim.text for claim in doubtful])
+            for claim, is_blank in zip(doubtful, blank, strict=True):
+                if is_blank:
+                    claim.state = terms.tolerate(empty_text(*claim.name))
+        return [claim for claim in missing if claim.state is None]
 
     async def _prepare(self, missing: Sequence[Claim], terms: Terms) -> None:
         prepared = await self._preparer.prepare(

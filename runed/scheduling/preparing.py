@@ -10,9 +10,14 @@ from runed.backends.base import CountingEmbedder, TextInput
 from runed.domain.requests import Truncate
 from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, RunedError, TextTooLongError
 from runed.scheduling.counting import tokenize_each
+from runed.turns import breathe
 
 MAX_BATCH_TEXTS = 2048
 """The most texts of one call."""
+
+MAX_TEXT_CHARACTERS = 4 * 1024 * 1024
+"""The most characters of a text. They fill a thick book, of which no model reads a tenth. But every token is counted, also of a
+text that is cut."""
 
 _TOKENS_PER_BYTE = 2
 """Most tokens for each UTF-8 byte of a text, without special tokens. A byte-level tokenizer (Qwen3) makes at most one token
@@ -83,7 +88,13 @@ def check_text(text: str, name: str, where: dict[str, str]) -> None:
     Raises:
         EmptyTextError: It is empty or only white space.
         InvalidTextError: It has a NUL, or is not valid Unicode.
+        TextTooLongError: It has more than `MAX_TEXT_CHARACTERS`.
     """
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise TextTooLongError(
+            f"{name} has {len(text)} characters, the most that are counted are {MAX_TEXT_CHARACTERS}; split or shorten it",
+            metadata=where | {"characters": str(len(text)), "character_limit": str(MAX_TEXT_CHARACTERS)},
+        )
     if not text or text.isspace():
         raise EmptyTextError(
             f"{name} is empty or only white space, so that its vector would mean nothing; leave it out", metadata=where
@@ -158,8 +169,13 @@ class Preparer:
         Raises:
             BackendUnavailableError: The engine cannot be had.
         """
-        whole = [prompt + text for text in texts]
-        long = [index for index, text in enumerate(whole) if exact or self.may_be_too_long(text)]
+        whole: list[str] = []
+        long: list[int] = []
+        for index, text in enumerate(texts):
+            whole.append(prompt + text)
+            if exact or self.may_be_too_long(whole[-1]):
+                long.append(index)
+            await breathe()
         fitted: dict[int, Prepared | RunedError] = {}
         indices = iter(long)
         for part in portions([whole[index] for index in long]):
@@ -170,10 +186,11 @@ class Preparer:
                     fitted[index] = located(tokens, name)
                 else:
                     fitted[index] = await self._fit(text, tokens, prompt, truncate, name)
-        return [
-            fitted.get(index) or Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
-            for index, text in enumerate(whole)
-        ]
+                await breathe()
+        for index, text in enumerate(whole):
+            if index not in fitted:  # then it is short
+                fitted[index] = Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
+        return [fitted[index] for index in range(len(whole))]
 
     async def _fit(
         self, text: str, tokens: list[int], prompt: str, truncate: Truncate, name: Name

@@ -23,6 +23,7 @@ from runed.scheduling.idle import IdleClock
 from runed.scheduling.preparing import check_count, check_text, located, named, portions
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.stream import PIECE_TEXTS, Stream
+from runed.turns import breathe
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request message in bytes."""
@@ -158,7 +159,9 @@ class Scheduler:
             items = await redeem(claims, terms)
         if centroids is not None:
             items = await self._router.route(items, centroids)  # a route is that of the whole vector
-        items = [terms.finish(item, claim.name) for item, claim in zip(items, claims, strict=True)]
+        for index, claim in enumerate(claims):
+            items[index] = terms.finish(items[index], claim.name)
+            await breathe()
         self._metrics.answered(sum(isinstance(item, Embedding) for item in items))
         return EmbedAnswer(items=items, space=terms.space, centroid_set_version=centroids.version if centroids else "")
 
@@ -197,6 +200,7 @@ class Scheduler:
         prompt = prompt_for(options, self.traits)
         for index, text in enumerate(texts):
             check_text(text, *named(index, len(texts)))
+            await breathe()
         with self._idle.busy():
             counts: list[int] = []
             for part in portions([prompt + text for text in texts]):
