@@ -10,8 +10,8 @@ from runed.backends.llama.process import ChildProcess
 class Stillness:
     """The time without work of one child, by looks at it.
 
-    Work is processor time of the main thread, output, or a thread that runs or waits for a processor or a disk. So a slow machine
-    does not look like a hang.
+    Work is processor time of the main thread, output, or a thread that runs or waits for a processor or a disk. So a slow
+    machine does not look like a hang.
 
     Args:
         child: The child.
