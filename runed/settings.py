@@ -6,6 +6,7 @@ variable or key, its value, and the accepted values.
 
 from __future__ import annotations
 
+import codecs
 import os
 import pwd
 import re
@@ -19,8 +20,10 @@ import durationpy
 import msgspec
 
 from runed.errors import SettingsError
+from runed.files import read_regular
 from runed.paths import check_home
 from runed.trust import check_file
+from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
 
 PROFILES = ("memory", "balanced", "throughput")
 """Names of the profiles of the engine."""
@@ -33,6 +36,9 @@ _LOOPBACK = re.compile(r"(?:(127\.0\.0\.1)|\[(::1)\]):([0-9]{1,5})")
 """A loopback address and a port."""
 
 _MAX_PORT = 65_535
+
+_MAX_CONFIG_BYTES = 1024 * 1024
+"""Most bytes of `config.json`."""
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -99,6 +105,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     """
     env = os.environ if environ is None else environ
     home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
+    _check_utf8(str(home_path), "the home")
     check_home(home_path)
     explicit = _get(env, "RUNED_CONFIG")
     config_path = full_path(explicit) if explicit else home_path / "config.json"
@@ -109,6 +116,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     for name, setting in SETTINGS.items():
         value, origin = setting.default, setting.variable
         if setting.variable and (found := _get(env, setting.variable)):
+            _check_utf8(found, setting.variable)
             value = found
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = str(found), f"{name} in {config_path}"
@@ -130,8 +138,8 @@ def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     names = {*_BASE_ENVIRONMENT, *_NETWORK_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
     result = {name: value for name, value in env.items() if name in names or name.startswith("RUNED_")}
     for setting in SETTINGS.values():
-        if setting.parse in {full_path, _path_or_url} and (value := result.get(setting.variable)):
-            result[setting.variable] = _path_or_url(value, setting.variable)
+        if setting.parse in {full_path, _file, _file_or_url} and (value := result.get(setting.variable)):
+            result[setting.variable] = str(setting.parse(value, setting.variable))
     return result
 
 
@@ -156,6 +164,21 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     return defaults | {name: value for name, value in env.items() if name in names} | fixed
 
 
+def proxy_settings() -> dict[str, tuple[str, str]]:
+    """Return the proxies of the environment, or else those of the system's settings (macOS).
+
+    Returns:
+        The value and the name of the variable, by kind: "http", "https", "all", and "no" for the hosts without a proxy.
+    """
+    from urllib.request import getproxies  # noqa: PLC0415 # memory that most starts never need
+
+    found: dict[str, tuple[str, str]] = {}
+    for kind, value in getproxies().items():
+        names = (f"{kind}_proxy", f"{kind.upper()}_PROXY")
+        found[kind] = value, next((name for name in names if os.environ.get(name) == value), "the system's settings")
+    return found
+
+
 def search_path() -> str:
     """Return the `PATH` to search for programs."""
     return os.environ.get("PATH", os.defpath)
@@ -171,8 +194,18 @@ def _get(env: Mapping[str, str], name: str) -> str | None:
     return env.get(name) or None
 
 
+def _check_utf8(value: str, origin: str) -> None:
+    """Refuse a value with bytes that are not UTF-8: it can stand in no JSON and no message."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"{origin} {value!a} is not UTF-8; accepted is UTF-8 alone") from None
+
+
 def full_path(path: str, _origin: str = "") -> Path:
     """Make a path absolute. A user is looked up here, since `Path.expanduser` takes an empty HOME for the root directory."""
+    if "\0" in path:
+        raise SettingsError(f"{path!r} has a NUL, which no path has; correct it")
     user, slash, rest = path.partition("/")
     if user.startswith("~"):
         try:
@@ -184,8 +217,29 @@ def full_path(path: str, _origin: str = "") -> Path:
     return Path(os.path.abspath(path).replace("//", "/"))  # noqa: PTH100 # see above
 
 
-def _path_or_url(value: str, _origin: str) -> str:
-    return value if "://" in value else str(full_path(value))
+def _file(value: str, origin: str) -> Path:
+    match scheme_of(value):
+        case "":
+            return full_path(value)
+        case "file":
+            try:
+                return full_path(path_of_file_url(value))
+            except ValueError as error:
+                raise SettingsError(f"{origin}: {error}") from None
+    raise SettingsError(
+        f"{origin}={printable_url(value)!r}: accepted is the path or the file: URL of a file, since a URL brings no hash; "
+        "download the file and name its path here, or name a manifest with its url, sha256 and size as RUNED_MANIFEST"
+    )
+
+
+def _file_or_url(value: str, origin: str) -> str:
+    if scheme_of(value) in {"", "file"}:
+        return str(_file(value, origin))
+    if not is_web_url(value):
+        raise SettingsError(
+            f"{origin}={printable_url(value)!r}: accepted is an https, http or file: URL, or the path of a file"
+        )
+    return value
 
 
 def _text(value: str, _origin: str) -> str:
@@ -195,7 +249,7 @@ def _text(value: str, _origin: str) -> str:
 def _read_config(path: Path, *, required: bool) -> object:
     """Read `config.json`; return an object that has each key of `SETTINGS` as an attribute, or None if there is no file."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, limit=_MAX_CONFIG_BYTES)
     except (FileNotFoundError, NotADirectoryError):  # a home that is a file is refused later, with a better error
         if required:
             raise SettingsError(f"RUNED_CONFIG={path}: there is no such file; create it or unset the variable") from None
@@ -205,8 +259,8 @@ def _read_config(path: Path, *, required: bool) -> object:
     keys = [(name, setting.type | None, None) for name, setting in SETTINGS.items() if setting.type]
     schema = msgspec.defstruct("Config", [("version", int, 1), *keys])
     try:
-        config: Any = msgspec.json.decode(data, type=schema)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # msgspec lets a string that is not UTF-8 through as the latter
+        config: Any = msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=schema)
+    except (ValueError, RecursionError) as error:  # a DecodeError; bytes that are not UTF-8; lists in lists in lists
         raise SettingsError(f"{path}: {error}; accepted is a JSON object as in docs/configuration.md") from None
     if config.version != 1:
         raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
@@ -313,11 +367,12 @@ SETTINGS = {
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", None, "ctx_size", _CTX_SIZE, "2048",
         "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most that of the model"),
-    "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", full_path, "",
+    "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", _file, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
-    "model": Setting("RUNED_MODEL", str, "model", full_path, "", "a GGUF of your own; none is fetched then"),
-    "manifest": Setting("RUNED_MANIFEST", None, "manifest", _path_or_url, "",
-        "a manifest instead of the one in the package: a URL (https, or http with a warning in the log) or a file"),
+    "model": Setting("RUNED_MODEL", str, "model", _file, "",
+        "a GGUF of your own, as a path or a `file:` URL; none is fetched then"),
+    "manifest": Setting("RUNED_MANIFEST", None, "manifest", _file_or_url, "",
+        "a manifest instead of the one in the package: a URL (https; http with a warning in the log; file) or a path"),
     "keep_source": Setting("RUNED_KEEP_SOURCE", bool, "keep_source", _boolean, "no",
         "whether to keep the download that a variant was made from: 1, true, yes, on or 0, false, no, off"),
     "profile": Setting("RUNED_PROFILE", str, "profile", _PROFILE, "balanced",

@@ -51,6 +51,9 @@ class BackendStatus(Enum):
     """A process loads the model."""
     READY = "ready"
     """A process answers."""
+    SILENT = "silent"
+    """A process owes an answer and does nothing; `BackendState.reason` tells for how long. It is replaced soon, unless it goes
+    on."""
     FAILED = "failed"
     """The process died too often in a row; `BackendState.reason` tells the reason. The next embedding after a pause tries
     again."""
@@ -62,7 +65,7 @@ class BackendState:
 
     Attributes:
         status: The state of its engine.
-        reason: One sentence on the failure, or on a fallback of a working engine; empty if all is well.
+        reason: One sentence on the failure or the silence, or on a fallback of a working engine; empty if all is well.
         pid: The process id of the engine; 0 while none runs, and for a backend that is not `Managed`.
         restarts: The number of times that a dead engine was replaced, since the backend was made.
     """
@@ -104,8 +107,8 @@ class Embedder(Protocol):
             The vectors. Each was checked to be finite and of L2 norm 1.
 
         Raises:
-            BackendUnavailableError: The engine died or cannot be reached; `retry_after` says when to try again.
-            BackendFaultError: The engine's answer is not an embedding.
+            BackendUnavailableError: The engine cannot be had; `retry_after` says when to try again.
+            BackendFaultError: A text is to blame: a sound engine gives no embedding of it, or dies of it.
         """
         ...
 
@@ -118,7 +121,7 @@ class Tokenizer(Protocol):
 
         Raises:
             InvalidTextError: A text is not valid Unicode.
-            BackendUnavailableError: As `Embedder.embed`.
+            BackendError: As `Embedder.embed`.
         """
         ...
 

@@ -9,23 +9,33 @@ from runed.bootstrap.audit import Audit
 from runed.bootstrap.manifest import Artefact
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.progress import Phase, ProgressReporter
+from runed.bootstrap.proxies import Proxies
 from runed.paths import Paths
 from runed.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class InstallContext:
-    """Settings, paths of the home, record of what is installed, progress, and the policy for downloads."""
+    """Settings, paths of the home, record of what is installed, progress, policy and proxies for downloads."""
 
     settings: Settings
     paths: Paths
     audit: Audit
     reporter: ProgressReporter
     policy: DownloadPolicy
+    proxies: Proxies
 
     async def download(self, artefact: Artefact, target: Path, phase: Phase, name: str) -> None:
         """Download a file and report the progress; see `runed.bootstrap.download.download`. `name` is for people."""
         from runed.bootstrap.download import download  # noqa: PLC0415 # httpx is memory that most starts never need
 
-        self.reporter.begin(phase, artefact.size, f"downloading {name} ({artefact.size / 1e6:,.0f} MB)")
-        await download(artefact, target, policy=self.policy, on_bytes=self.reporter.advance, on_retry=self.reporter.say)
+        step = "downloading" if artefact.path is None else "copying"
+        self.reporter.begin(phase, artefact.size, f"{step} {name} ({artefact.size / 1e6:,.0f} MB)")
+        await download(
+            artefact,
+            target,
+            policy=self.policy,
+            proxies=self.proxies,
+            on_bytes=self.reporter.advance,
+            on_retry=self.reporter.say,
+        )

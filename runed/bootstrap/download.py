@@ -1,52 +1,48 @@
-"""Downloads files: resumes an interrupted download, tries again, verifies while the bytes arrive, puts the file in place.
+"""Downloads or copies a file: resumes an interrupted download, tries again, verifies, puts the file in place.
 
-The bytes go to `<target>.partial`, and `<target>.partial.json` names the whole file. Only a wrong hash removes the two files.
-After any other end of a download, the next one resumes it.
+The bytes go to `<target>.partial`, and `<target>.partial.json` names the whole file. The next download resumes it.
+
+Not every server can be asked for the rest of a file. If the answer is not this rest, the download begins anew in
+`<target>.partial.new`, and the partial file is kept. The new file replaces it when it is known to be better: it is whole and
+has the right hash, or it has become longer and its server told the right length.
 """
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
-import ssl
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO
 
 import httpx
 import msgspec
-import tenacity
 
 from runed.bootstrap.disk import file_errors, hash_rest
-from runed.bootstrap.manifest import Artefact, printable_url
-from runed.bootstrap.partial_files import discard_partial, partial_path, sidecar_path
+from runed.bootstrap.manifest import Artefact
+from runed.bootstrap.network import IDENTITY, PassingError, Web, exhausted, retrying
+from runed.bootstrap.partial_files import discard_partial, fresh_path, open_partial, partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
+from runed.bootstrap.proxies import Proxies
 from runed.errors import DownloadError, VerificationError
-from runed.files import replace_durably, run_in_thread, write_atomically
+from runed.files import open_regular, read_record, replace_durably, run_in_thread, write_atomically
 from runed.log import get_logger
-from runed.version import __version__
+from runed.os_errors import naming
 
-MAX_REDIRECTS = 10
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE)
 
-_IDENTITY = {"Accept-Encoding": "identity"}
-"""Headers that keep a server from compressing on the fly. The manifest has the hash of the plain bytes."""
+_ENCODINGS = {"gzip", "deflate"}
+"""Encodings of an answer that can be undone."""
+
+_COPY_BYTES = 1024 * 1024
+"""Bytes that are copied at once."""
+
+_CHANGED = "the file or the manifest was changed: check RUNED_MANIFEST"
 
 _log = get_logger(__name__)
-
-
-class _PassingError(Exception):
-    """A failure that the next try may not meet.
-
-    Attributes:
-        retry_after: Seconds that the server asks to wait, or None.
-    """
-
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 async def download(
@@ -54,69 +50,54 @@ async def download(
     target: Path,
     *,
     policy: DownloadPolicy,
+    proxies: Proxies,
     on_bytes: Callable[[int], None],
     on_retry: Callable[[str], None],
 ) -> None:
-    """Download a file and verify it.
+    """Download a file, or copy it if it is one of this machine, and verify it.
 
     Args:
-        artefact: The file to download.
+        artefact: The file.
         target: The place for it. Its directory must exist, and no other process may download to it at the same time.
         policy: The number and the times of tries.
+        proxies: The proxies.
         on_bytes: Called with the number of bytes so far, after each piece.
         on_retry: Called before each pause, with a sentence that tells its reason and length.
 
     Raises:
-        DownloadError: The download failed in spite of all retries.
-        VerificationError: The file of the server has another size or hash.
+        DownloadError: The download failed in spite of all retries, or the file of this machine cannot be read.
+        VerificationError: The file has another size or hash.
         DiskSpaceError: The disk is full.
         BootstrapError: The file cannot be written.
     """
-    partial = partial_path(target)
     with file_errors(f"write {target.name}"):
-        async with _client(policy) as client:
-            for is_last_try in (False, True):
-                with partial.open("r+b" if partial.exists() else "w+b") as file:
-                    transfer = _Transfer(client, artefact, file, sidecar_path(target), on_bytes)
-                    actual = await transfer.run(policy, on_retry)
-                if actual == artefact.sha256:
-                    break
-                discard_partial(target)
-                problem = f"{printable_url(artefact.url)} has SHA-256 {actual}, but the manifest says {artefact.sha256}"
-                if is_last_try:
-                    raise VerificationError(f"{problem}, twice; the file or the manifest was changed: check RUNED_MANIFEST")
-                _log.warning("wrong hash, downloading once more from the start", problem=problem)
-                on_retry("the downloaded file has a wrong hash; downloading it once more from the start")
-        await run_in_thread(lambda: replace_durably(partial, target))
+        if artefact.path is not None:
+            await _copy(artefact, artefact.path, target, on_bytes)
+        else:
+            async with Web(policy, proxies) as web:
+                with closing(_Transfer(web, artefact, target, on_bytes)) as transfer:
+                    await transfer.run(policy, on_retry)
+        await run_in_thread(lambda: replace_durably(partial_path(target), target))
         sidecar_path(target).unlink(missing_ok=True)
 
 
-async def fetch(url: str, *, limit: int, policy: DownloadPolicy) -> bytes:
-    """Fetch a small document.
-
-    Args:
-        url: The URL of the document.
-        limit: The largest size that is accepted, in bytes.
-        policy: The number and the times of tries.
-
-    Raises:
-        DownloadError: The fetch failed in spite of all retries, or the document is larger than `limit`.
-    """
-
-    async def attempt(client: httpx.AsyncClient) -> bytes:
-        async with _get(client, url, _IDENTITY) as response:
-            data = bytearray()
-            async for chunk in response.aiter_raw():
-                data += chunk
-                if len(data) > limit:
-                    raise DownloadError(f"{printable_url(url)} is larger than {limit} bytes; check the URL")
-            return bytes(data)
-
-    async with _client(policy) as client:
-        try:
-            return await _retrying(policy, lambda _: None)(attempt, client)
-        except _PassingError as error:
-            raise _exhausted(url, error, "check the network and RUNED_MANIFEST") from error
+async def _copy(artefact: Artefact, source: Path, target: Path, on_bytes: Callable[[int], None]) -> None:
+    try:
+        file = os.fdopen(open_regular(source), "rb")
+    except OSError as error:
+        raise DownloadError(f"{source} cannot be read: {error.strerror}; check RUNED_MANIFEST, which names it") from None
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size != artefact.size:
+            raise VerificationError(f"{source} has {size} bytes, but the manifest says {artefact.size}; {_CHANGED}")
+        with closing(_Part(partial_path(target))) as part:
+            part.cut(0, hashlib.sha256())
+            while chunk := await run_in_thread(lambda: file.read(_COPY_BYTES)):
+                await part.append(chunk)
+                on_bytes(min(part.size, size))
+    if part.sha256 != artefact.sha256:
+        discard_partial(target)
+        raise VerificationError(f"{source} has SHA-256 {part.sha256}, but the manifest says {artefact.sha256}; {_CHANGED}")
 
 
 class _Sidecar(msgspec.Struct, frozen=True):
@@ -127,230 +108,250 @@ class _Sidecar(msgspec.Struct, frozen=True):
     etag: str
 
 
-class _Transfer:
-    """The transfer of one file to `<target>.partial`, over several connections if need be.
+class _Part:
+    """The first bytes of a file, on disk, with their hash.
 
-    The digest always covers exactly the first `_done` bytes of the partial file.
+    Attributes:
+        path: The place.
+        size: The number of bytes.
+        digest: Their hash.
+        etag: The strong ETag that the server gave the whole file, or "".
+        length_told: Whether the server told the right length of the whole file.
     """
 
-    def __init__(
-        self, client: httpx.AsyncClient, artefact: Artefact, file: BinaryIO, sidecar: Path, on_bytes: Callable[[int], None]
-    ) -> None:
-        self._client = client
-        self._artefact = artefact
-        self._file = file
-        self._sidecar = sidecar
-        self._on_bytes = on_bytes
-        self._digest = hashlib.sha256()
-        self._done = 0
-        self._etag = ""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self.etag = ""
+        self.length_told = False
+        self._file = open_partial(path)
 
-    async def run(self, policy: DownloadPolicy, on_retry: Callable[[str], None]) -> str:
+    @property
+    def sha256(self) -> str:
+        """The hash in hexadecimal digits."""
+        return self.digest.hexdigest()
+
+    async def load(self) -> None:
+        """Read the bytes that are there."""
+        self.digest = await hash_rest(self._file)
+        self.size = self._file.tell()
+
+    async def append(self, chunk: bytes) -> None:
+        """Write further bytes."""
+
+        def write() -> None:
+            with naming(self.path):
+                self._file.write(chunk)
+                self._file.flush()
+            self.digest.update(chunk)
+            self.size += len(chunk)
+
+        await run_in_thread(write)
+
+    def cut(self, size: int, digest: hashlib._Hash) -> None:
+        """Drop the bytes after the first `size` ones, whose hash is `digest`."""
+        self._file.seek(size)
+        self._file.truncate()
+        self.size, self.digest = size, digest
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class _Transfer:
+    """The transfer of one file to `<target>.partial`, over several connections if need be."""
+
+    def __init__(self, web: Web, artefact: Artefact, target: Path, on_bytes: Callable[[int], None]) -> None:
+        self._web = web
+        self._artefact = artefact
+        self._target = target
+        self._on_bytes = on_bytes
+        self._part = _Part(partial_path(target))
+        self._kept = 0, self._part.digest.copy()
+        self._can_go_on = True
+
+    def close(self) -> None:
+        """Close the partial file, and remove it if nothing is in it."""
+        self._part.close()
+        if not self._part.size:
+            discard_partial(self._target)
+
+    async def run(self, policy: DownloadPolicy, on_retry: Callable[[str], None]) -> None:
+        """Fetch the missing bytes. After a wrong hash, begin anew once."""
+        await self._load()
+        for is_last_try in (False, True):
+            actual = await self._fetch(policy, on_retry)
+            if actual == self._artefact.sha256:
+                return
+            self._reject()
+            problem = (
+                f"{self._web.name(self._artefact.url)} has SHA-256 {actual}, but the manifest says {self._artefact.sha256}"
+            )
+            if is_last_try:
+                raise VerificationError(f"{problem}, twice; {_CHANGED}")
+            _log.warning("wrong hash, downloading once more from the start", problem=problem)
+            on_retry("the downloaded file has a wrong hash; downloading it once more from the start")
+
+    async def _load(self) -> None:
+        """Go on after the bytes of an earlier download if they belong to this file. Otherwise start anew."""
+        sidecar = read_record(sidecar_path(self._target), _Sidecar)
+        part = self._part
+        if sidecar is None or sidecar.sha256 != self._artefact.sha256 or part.path.stat().st_size > self._artefact.size:
+            part.cut(0, hashlib.sha256())
+        else:
+            await part.load()
+            part.etag = sidecar.etag if sidecar.url == self._artefact.url else ""
+        self._on_bytes(part.size)
+
+    async def _fetch(self, policy: DownloadPolicy, on_retry: Callable[[str], None]) -> str:
         """Fetch the missing bytes and return the SHA-256 of the whole file.
 
         Failed attempts in a row end the transfer only if they brought fewer than `worthwhile` bytes. So a large file gets
         through a line that breaks every minute.
         """
-        await self._resume()
         while True:
-            before = self._done
+            before = self._part.size
             try:
-                await _retrying(policy, on_retry)(self._attempt)
-            except _PassingError as error:
-                if self._done < before + policy.worthwhile:
+                return await retrying(policy, on_retry)(self._attempt)
+            except PassingError as error:
+                if self._part.size < before + policy.worthwhile:
                     hint = "check the network and try again: the download goes on where it stopped"
-                    raise _exhausted(self._artefact.url, error, hint) from error
-            else:
-                return self._digest.hexdigest()
+                    raise exhausted(self._artefact.url, error, hint) from error
 
-    async def _resume(self) -> None:
-        """Go on after the bytes of an earlier download if they belong to this file. Otherwise start anew."""
+    def _reject(self) -> None:
+        """Drop the last answer from the partial file, and do not ask for a rest again."""
+        if self._part.size == self._artefact.size:
+            size, digest = self._kept
+            self._part.cut(size, digest.copy())
+        self._can_go_on = False
+
+    async def _attempt(self) -> str:
+        """Make one try. Return the SHA-256 of the whole file."""
+        part, size = self._part, self._artefact.size
+        if part.size == 0:
+            await self._begin(part)
+        elif part.size < size and not (self._can_go_on and await self._go_on(part)):
+            return await self._begin_anew()
+        return part.sha256
+
+    async def _go_on(self, part: _Part) -> bool:
+        """Ask for the missing bytes. Return whether they came, and not something else."""
+        headers = IDENTITY | {"Range": f"bytes={part.size}-"}
+        if part.etag:
+            headers |= {"If-Range": part.etag}
+        self._kept = part.size, part.digest.copy()
+        async with self._web.get(self._artefact.url, headers) as response:
+            if self._is_rest(response, part):
+                if await self._receive(response, part, raw=True):
+                    return True
+                part.cut(*self._kept)
+            _log.warning("the server does not continue, starting over", status=response.status_code)
+        part.etag = ""  # the hash of the whole file decides, should the server continue at the next try
+        return False
+
+    def _is_rest(self, response: httpx.Response, part: _Part) -> bool:
+        """Return whether the body begins at the end of the partial file, and is of the same whole file."""
+        headers = response.headers
+        found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        if response.status_code != HTTPStatus.PARTIAL_CONTENT or found is None:
+            return False
+        start, last, total = int(found[1]), int(found[2]), found[3]
+        length = headers.get("Content-Length", "")
+        # A body that was compressed on the way has another length, or none.
+        right_length = length == str(last - start + 1) if _encoding(response) else length in {"", str(last - start + 1)}
+        same_file = not part.etag or _strong_etag(response) in {"", part.etag}
+        return start == part.size and total in {str(self._artefact.size), "*"} and right_length and same_file
+
+    async def _begin_anew(self) -> str:
+        """Download the whole file beside the partial one. Return its SHA-256."""
+        if shutil.disk_usage(self._target.parent).free < self._artefact.size:
+            self._part.cut(0, hashlib.sha256())  # there is no room for both
+        new = _Part(fresh_path(self._target))
+        new.cut(0, hashlib.sha256())
         try:
-            sidecar = msgspec.json.decode(self._sidecar.read_bytes(), type=_Sidecar)
-        except (OSError, msgspec.DecodeError):
-            sidecar = None
-        self._digest = await hash_rest(self._file)
-        self._done = self._file.tell()
-        if sidecar is None or sidecar.sha256 != self._artefact.sha256 or self._done > self._artefact.size:
-            self._start_over()
-        elif sidecar.url == self._artefact.url:
-            self._etag = sidecar.etag
-        self._on_bytes(self._done)
+            await self._begin(new)
+            return new.sha256
+        finally:
+            self._keep_better(new)
 
-    def _start_over(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._digest = hashlib.sha256()
-        self._done = 0
-        self._etag = ""
-
-    async def _attempt(self) -> None:
-        if self._done == self._artefact.size:
+    def _keep_better(self, new: _Part) -> None:
+        """Replace the partial file by a new one if that is known to be better. Otherwise remove the new one."""
+        if new.size == self._artefact.size:
+            better = new.sha256 == self._artefact.sha256
+        else:
+            better = new.length_told and new.size > self._part.size
+        if not better:
+            new.close()
+            new.path.unlink()
             return
-        async with _get(self._client, self._artefact.url, self._range_headers()) as response:
-            self._check_size(response)
-            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not self._continues(response):
-                self._start_over()
-                if response.status_code != HTTPStatus.OK:
-                    raise _PassingError("the server does not continue where the download was interrupted")
-            if self._done == 0:
-                self._note_source(response)
-            async for chunk in response.aiter_raw():
-                await self._append(chunk)
-        if self._done < self._artefact.size:
-            raise _PassingError(f"the connection was closed after {self._done} of {self._artefact.size} bytes")
+        self._part.close()
+        new.path.replace(self._part.path)
+        self._part, self._kept, self._can_go_on = new, (0, hashlib.sha256()), True
+        self._note(new)
 
-    def _range_headers(self) -> dict[str, str]:
-        if not self._done:
-            return _IDENTITY
-        headers = _IDENTITY | {"Range": f"bytes={self._done}-"}
-        return headers | {"If-Range": self._etag} if self._etag else headers
+    async def _begin(self, part: _Part) -> None:
+        """Download the whole file to an empty part."""
+        async with self._web.get(self._artefact.url, IDENTITY) as response:
+            raw = self._check_whole(response)
+            part.etag = _strong_etag(response)
+            part.length_told = response.headers.get("Content-Length") == str(self._artefact.size)
+            if part is self._part:
+                self._note(part)
+            if not await self._receive(response, part, raw=raw):
+                part.cut(0, hashlib.sha256())
+                raise self._wrong_size("has more bytes")
 
-    def _check_size(self, response: httpx.Response) -> None:
-        """Refuse a file of a wrong size before its first byte."""
-        match response.status_code:
-            case HTTPStatus.OK:
-                told = response.headers.get("Content-Length", "")
-            case HTTPStatus.PARTIAL_CONTENT:
-                told = response.headers.get("Content-Range", "").rpartition("/")[2]
-            case _:
-                return
-        if told.isdecimal() and int(told) != self._artefact.size:
+    def _check_whole(self, response: httpx.Response) -> bool:
+        """Refuse an answer that is not the whole file, before its first byte. Return whether its body is the plain file."""
+        told, encoding = response.headers.get("Content-Length", ""), _encoding(response)
+        if response.status_code in {HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}:
+            raise PassingError(f"the server answers {response.status_code} to a request for the whole file{self._web.way}")
+        if response.status_code != HTTPStatus.OK:
+            raise self._web.refusal(response, self._artefact.url)
+        if told == str(self._artefact.size):
+            return True  # also a server that calls a tar.gz an encoding of the tar
+        if response.headers.get("Content-Type", "").lower().startswith("text/html"):
+            raise PassingError(
+                f"the server answers a web page instead of the file, such as the login page of a network{self._web.way}"
+            )
+        if encoding:
+            if encoding not in _ENCODINGS:
+                raise PassingError(f"the answer is compressed by {encoding!r}, although told not to{self._web.way}")
+            return False
+        if told:
             raise self._wrong_size(f"has {told} bytes")
+        return True
 
-    def _continues(self, response: httpx.Response) -> bool:
-        """Return whether the body begins at the end of the partial file."""
-        if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-            return str(response.headers.get("Content-Range", "")).startswith(f"bytes {self._done}-")
-        return self._done == 0
+    async def _receive(self, response: httpx.Response, part: _Part, *, raw: bool) -> bool:
+        """Append a body. Return False if it has more bytes than the file."""
+        async for chunk in response.aiter_raw() if raw else response.aiter_bytes():
+            if part.size + len(chunk) > self._artefact.size:
+                return False
+            await part.append(chunk)
+            self._on_bytes(part.size)
+        if part.size < self._artefact.size:
+            raise PassingError(f"the connection was closed after {part.size} of {self._artefact.size} bytes{self._web.way}")
+        return True
 
-    def _note_source(self, response: httpx.Response) -> None:
-        etag = response.headers.get("ETag", "")
-        # A weak ETag does not promise equal bytes, so a server never continues for one (RFC 9110, section 13.1.5).
-        self._etag = "" if etag.startswith("W/") else etag
-        sidecar = _Sidecar(url=self._artefact.url, sha256=self._artefact.sha256, etag=self._etag)
-        write_atomically(self._sidecar, msgspec.json.encode(sidecar))
-
-    async def _append(self, chunk: bytes) -> None:
-        if self._done + len(chunk) > self._artefact.size:
-            self._start_over()
-            raise self._wrong_size("has more bytes")
-
-        def write() -> None:
-            self._file.write(chunk)
-            self._file.flush()
-            self._digest.update(chunk)
-            self._done += len(chunk)
-
-        await run_in_thread(write)
-        self._on_bytes(self._done)
+    def _note(self, part: _Part) -> None:
+        sidecar = _Sidecar(url=self._artefact.url, sha256=self._artefact.sha256, etag=part.etag)
+        write_atomically(sidecar_path(self._target), msgspec.json.encode(sidecar))
 
     def _wrong_size(self, problem: str) -> VerificationError:
         return VerificationError(
-            f"{printable_url(self._artefact.url)} {problem}, but the manifest says {self._artefact.size}; "
-            "the file or the manifest was changed: check RUNED_MANIFEST"
+            f"{self._web.name(self._artefact.url)} {problem}, but the manifest says {self._artefact.size}; {_CHANGED}"
         )
 
 
-def _client(policy: DownloadPolicy) -> httpx.AsyncClient:
-    timeout = httpx.Timeout(policy.stall_timeout, connect=policy.connect_timeout)
-    try:
-        return httpx.AsyncClient(timeout=timeout, headers={"User-Agent": f"runed/{__version__}"})
-    except (ValueError, ImportError, OSError) as error:
-        raise DownloadError(
-            f"the proxy or certificate settings of the environment cannot be used: {error}; check HTTPS_PROXY, ALL_PROXY, "
-            "SSL_CERT_FILE and SSL_CERT_DIR"
-        ) from error
+def _encoding(response: httpx.Response) -> str:
+    """Return the encoding of the body; "" for none."""
+    encoding: str = response.headers.get("Content-Encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
 
 
-@asynccontextmanager
-async def _get(client: httpx.AsyncClient, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
-    """Open a response with status 200, 206 or 416, and follow redirects.
-
-    Raise an exception of httpx as a `_PassingError` if another try may succeed, otherwise as a `DownloadError`.
-    """
-    shown = printable_url(url)
-    try:
-        request = client.build_request("GET", url, headers=headers)
-        for _ in range(MAX_REDIRECTS + 1):
-            response = await client.send(request, stream=True)
-            try:
-                if response.next_request is None:
-                    _check_status(response, shown)
-                    yield response
-                    return
-            finally:
-                await response.aclose()
-            if request.url.scheme == "https" and response.next_request.url.scheme != "https":
-                raise DownloadError(f"{shown} redirects from https to an insecure URL, which is not followed; check the URL")
-            request = response.next_request
-    except httpx.TimeoutException as error:
-        raise _PassingError(f"no answer in time ({type(error).__name__})") from error
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        raise DownloadError(f"{shown} is, or redirects to, a URL that cannot be fetched: {error}") from error
-    except httpx.TransportError as error:
-        if _is_certificate_error(error):
-            raise DownloadError(
-                f"the server of {shown} cannot be trusted: {error}; behind a proxy with its own certificate set SSL_CERT_FILE"
-            ) from error
-        raise _PassingError(str(error) or type(error).__name__) from error
-    raise DownloadError(f"{shown} redirects more than {MAX_REDIRECTS} times; check the URL")
-
-
-def _check_status(response: httpx.Response, shown: str) -> None:
-    status = response.status_code
-    answer = f"{status} {response.reason_phrase}".strip()
-    if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise _PassingError(f"the server answered {answer}", retry_after=_retry_after(response.headers.get("Retry-After")))
-    if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE}:
-        raise DownloadError(f"{shown} answered {answer}; check that the file is still there, and RUNED_MANIFEST")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Read a Retry-After header: seconds or a date (RFC 9110, section 10.2.3)."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _is_certificate_error(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _retrying(policy: DownloadPolicy, on_retry: Callable[[str], None]) -> tenacity.AsyncRetrying:
-    """Return the retries of a policy. Nothing else in runed tries a download again."""
-    backoff = tenacity.wait_exponential(multiplier=policy.first_wait, max=policy.max_wait)
-    jitter = tenacity.wait_random(0, policy.first_wait)
-
-    def wait(state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, _PassingError) and error.retry_after is not None:
-            return min(error.retry_after, policy.max_retry_after)
-        return backoff(state) + jitter(state)
-
-    def before_sleep(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        message = f"{error}; trying again in {state.upcoming_sleep:.0f} s"
-        _log.warning("download interrupted", problem=str(error), wait_seconds=round(state.upcoming_sleep, 1))
-        on_retry(message)
-
-    return tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(_PassingError),
-        stop=tenacity.stop_after_attempt(policy.attempts),
-        wait=wait,
-        before_sleep=before_sleep,
-        reraise=True,
-    )
-
-
-def _exhausted(url: str, error: _PassingError, hint: str) -> DownloadError:
-    return DownloadError(f"{printable_url(url)} could not be downloaded: {error}; {hint}")
+def _strong_etag(response: httpx.Response) -> str:
+    """Return the ETag; "" if it is weak. A weak one does not promise equal bytes, so a server never continues for it."""
+    etag: str = response.headers.get("ETag", "")
+    return "" if etag.startswith("W/") else etag

@@ -10,12 +10,13 @@ from runed.bootstrap import archive, programs
 from runed.bootstrap.audit import EngineRecord, now
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import sha256_of
-from runed.bootstrap.manifest import EngineChoice, printable_url
+from runed.bootstrap.manifest import EngineChoice
 from runed.bootstrap.partial_files import partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError
 from runed.files import MAX_RECORD_BYTES, read_regular, run_in_thread, write_atomically
 from runed.log import get_logger
+from runed.urls import printable_url
 
 _EXTRACTED_RATIO = 4
 """Assumed size of an archive's content, in multiples of the archive's size, for a first check of the disk. 3 to 4 are usual."""
@@ -66,7 +67,8 @@ class EngineInstaller:
         """
         artefact, file = choice.artefact, self._download_path(choice)
         # A verified archive that does not work is not downloaded again at every try.
-        if not (file.is_file() and await sha256_of(file) == artefact.sha256):
+        whole = file.is_file() and file.stat().st_size == artefact.size
+        if not (whole and await sha256_of(file) == artefact.sha256):
             await self._context.download(artefact, file, Phase.FETCHING_LLAMA_SERVER, "llama-server")
         self._context.reporter.begin(Phase.FETCHING_LLAMA_SERVER, 0, "unpacking llama-server")
         engine = Engine(self._paths.llama_cpp / choice.executable, await self._unpack(file, choice))

@@ -21,6 +21,7 @@ from runed.bootstrap.model import Model, ModelInstaller
 from runed.bootstrap.planning import Plan, check_own_files, keep_manifest, make_plan
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.progress import Progress, ProgressReporter
+from runed.bootstrap.proxies import Proxies
 from runed.domain.model import ModelTraits
 from runed.files import write_atomically
 from runed.locking import LockFile
@@ -92,7 +93,7 @@ async def install(
     # Models may lie in the directory of a team: each is used for its hash, whoever wrote it.
     ensure_private_dir(paths.models, shared=True)
     with file_errors("install engine and model"):
-        context = InstallContext(settings, paths, Audit(paths.installed, settings), ProgressReporter(report), policy)
+        context = InstallContext(settings, paths, Audit(paths.installed, settings), ProgressReporter(report), policy, Proxies())
         return await _run(context, check_model)
 
 
@@ -134,7 +135,7 @@ async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> 
         variant=model.variant,
         model_sha256=model.sha256,
         engine_version=engine.version,
-        warnings=tuple(filter(None, (plan.warning, *models.warnings))),
+        warnings=tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings))),
         traits=plan.model.traits if plan.model else None,
     )
 
@@ -157,11 +158,11 @@ async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
 def _remove_leftovers(paths: Paths) -> None:
     """Remove partial downloads that no later installation can resume."""
     for path in (
-        *paths.models.glob("*.partial"),
-        *paths.models.glob("*.partial.json"),
+        *(path for ending in ("", ".json", ".new") for path in paths.models.glob(f"*.partial{ending}")),
         *paths.cache.glob("llama-server-*.download*"),
     ):
-        path.unlink()
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
 
 
 def _write_licences(plan: Plan, engine: Engine, folder: Path) -> None:

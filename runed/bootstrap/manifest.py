@@ -15,6 +15,8 @@ models that this version does not know.
 
 from __future__ import annotations
 
+import codecs
+import errno
 import platform
 import sys
 from collections.abc import Iterable
@@ -22,14 +24,16 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Annotated
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin
 
 import msgspec
 
 from runed.bootstrap.baked import MANIFEST_URL
 from runed.domain.model import ModelTraits
 from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
-from runed.settings import Settings
+from runed.files import read_regular
+from runed.settings import Settings, full_path
+from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
 
 VERSION = 1
 """Version of the format that this module reads."""
@@ -40,11 +44,11 @@ MAX_MANIFEST_BYTES = 1024 * 1024
 _OPERATING_SYSTEMS = {"linux": "linux", "darwin": "darwin"}
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")]
-ByteCount = Annotated[int, msgspec.Meta(gt=0)]
-VariantName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
+ByteCount = Annotated[int, msgspec.Meta(gt=0, le=2**62)]
+VariantName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 """Name of a variant. It becomes a file name, so it has no separator and does not begin with a dot or a dash."""
-QuantizationType = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_]{1,32}$")]
+QuantizationType = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,32}\Z")]
 """Name of a quantization. It becomes an argument of `llama-quantize`, so it must not look like an option."""
 
 
@@ -85,11 +89,16 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A file to download: absolute http or https URL, hash as 64 lower-case hexadecimal digits, size in bytes."""
+    """A file to download or copy: absolute http, https or file URL, hash as 64 lower-case hexadecimal digits, size in bytes."""
 
     url: str
     sha256: str
     size: int
+
+    @property
+    def path(self) -> Path | None:
+        """The path of a file to copy; None for a file to download."""
+        return Path(path_of_file_url(self.url)) if scheme_of(self.url) == "file" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +210,22 @@ class Manifest:
         return Artefact(self._absolute_url(model.url, where), model.sha256.lower(), model.size)
 
     def _absolute_url(self, url: str, where: str) -> str:
-        absolute = urljoin(self.source.location, url) if self.source.is_url else url
+        """Resolve a URL or path against the place of the manifest. Only a manifest of this machine may name files of it."""
+        try:
+            if self.source.location and not self.source.is_url and scheme_of(url) in {"", "file"}:
+                return self._local_file(url).as_uri()
+            absolute = urljoin(self.source.location, url) if self.source.is_url else url
+        except (ValueError, SettingsError) as error:
+            raise self._error(f"the url at {where}.url cannot be read: {error}") from None
         if not is_web_url(absolute):
-            raise self._error(f"the url at {where}.url is no http or https URL (a relative one needs a manifest from a URL)")
+            raise self._error(
+                f"the url at {where}.url is no http or https URL (only a manifest file may hold paths and file: URLs)"
+            )
         return absolute
+
+    def _local_file(self, location: str) -> Path:
+        path = path_of_file_url(location) if scheme_of(location) else location
+        return full_path(path if path.startswith(("/", "~")) else str(Path(self.source.location).parent / path))
 
     def _error(self, problem: str) -> ManifestError:
         return ManifestError(f"{self.source} cannot be used: {problem}")
@@ -222,14 +243,18 @@ def parse_manifest(data: bytes, source: ManifestSource) -> Manifest:
             value.
     """
     try:
+        data = data.removeprefix(codecs.BOM_UTF8)
         version = msgspec.json.decode(data, type=_Versioned).version
         if version != VERSION:
             raise ManifestError(f"{source} has version {version}, but this runed reads version {VERSION}; upgrade runed")
         document = msgspec.json.decode(data, type=_Document)
     except msgspec.ValidationError as error:
         raise ManifestError(f"{source} cannot be used: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{source} is not JSON: {error}; check RUNED_MANIFEST") from None
+    except RecursionError:
+        raise ManifestError(f"{source} cannot be used: lists or objects in it are nested too deeply") from None
+    except ValueError as error:  # a DecodeError, or bytes that are not UTF-8
+        hint = "it is a web page, such as the login page of a network; " if data.lstrip()[:1] == b"<" else ""
+        raise ManifestError(f"{source} is not JSON: {error}; {hint}check RUNED_MANIFEST") from None
     return Manifest(source, document)
 
 
@@ -240,11 +265,12 @@ def manifest_source(settings: Settings, *, baked_url: str = MANIFEST_URL) -> Man
         SettingsError: `RUNED_MANIFEST` is a URL that is neither http nor https.
     """
     location = settings.manifest or baked_url
-    if "://" not in location:
-        return ManifestSource(str(Path(location).expanduser().absolute()) if location else "", is_url=False)
+    if scheme_of(location) in {"", "file"}:
+        path = path_of_file_url(location) if scheme_of(location) else location
+        return ManifestSource(str(full_path(path)) if path else "", is_url=False)
     if not is_web_url(location):
         raise SettingsError(
-            f"RUNED_MANIFEST={printable_url(location)}: accepted is an https or http URL, or the path of a file"
+            f"RUNED_MANIFEST={printable_url(location)}: accepted is an https, http or file: URL, or the path of a file"
         )
     return ManifestSource(location, is_url=True)
 
@@ -258,15 +284,10 @@ def read_local_manifest(source: ManifestSource) -> Manifest:
     if not source.location:
         return parse_manifest(resources.files(__package__).joinpath("default_manifest.json").read_bytes(), source)
     try:
-        with Path(source.location).open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
+        return parse_manifest(read_regular(Path(source.location), limit=MAX_MANIFEST_BYTES), source)
     except OSError as error:
-        raise ManifestError(f"RUNED_MANIFEST={source}: the file cannot be read: {error.strerror}") from None
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise ManifestError(
-            f"RUNED_MANIFEST={source}: the file is larger than {MAX_MANIFEST_BYTES} bytes, so it is no manifest"
-        )
-    return parse_manifest(data, source)
+        hint = "; so it is no manifest" if error.errno == errno.EFBIG else ""
+        raise ManifestError(f"RUNED_MANIFEST={source}: the file cannot be read: {error.strerror}{hint}") from None
 
 
 def current_platform(system: str = sys.platform, machine: str | None = None) -> str:
@@ -282,24 +303,6 @@ def current_platform(system: str = sys.platform, machine: str | None = None) -> 
             f"there is no engine to download for {system} on {machine}; set RUNED_LLAMA_SERVER to a llama-server of your own"
         )
     return f"{operating_system}-{architecture}"
-
-
-def is_web_url(url: str) -> bool:
-    """Return whether a text is an http or https URL with a host."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname)
-
-
-def printable_url(url: str) -> str:
-    """Return a URL without user, password and query, which may hold secrets, for messages, logs and the audit."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "a malformed URL"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _names(entries: Iterable[str]) -> str:

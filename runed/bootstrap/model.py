@@ -11,12 +11,13 @@ from runed.bootstrap.audit import Derivation, ModelRecord, VerifiedFiles, now
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import file_errors, sha256_of
 from runed.bootstrap.engine import Engine
-from runed.bootstrap.manifest import ModelChoice, printable_url
+from runed.bootstrap.manifest import ModelChoice
 from runed.bootstrap.partial_files import partial_path, partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError, RunedError
 from runed.files import replace_durably, run_in_thread
 from runed.log import get_logger
+from runed.urls import printable_url
 
 _log = get_logger(__name__)
 

@@ -17,6 +17,7 @@ from runed.bootstrap.policy import QUICK_LOOK, DownloadPolicy
 from runed.errors import DownloadError, ManifestError, SettingsError
 from runed.files import read_record, write_atomically
 from runed.log import get_logger
+from runed.os_errors import forbids_programs, noexec
 from runed.settings import Settings
 
 _log = get_logger(__name__)
@@ -48,6 +49,8 @@ def check_own_files(settings: Settings) -> None:
     engine, model = settings.llama_server, settings.model
     if engine and not is_executable(engine):
         problem = "is not an executable file" if engine.exists() else "does not exist"
+        if engine.is_file() and forbids_programs(engine):
+            problem = f"cannot be run: {noexec(engine)}"
         raise SettingsError(
             f"the engine {engine} {problem}; correct RUNED_LLAMA_SERVER (or llama_server in config.json), "
             "or unset it to have an engine installed"
@@ -120,9 +123,9 @@ def _last_plan(context: InstallContext, source: ManifestSource) -> Plan | None:
 
 
 async def _fetch(context: InstallContext, source: ManifestSource, policy: DownloadPolicy) -> bytes:
-    from runed.bootstrap.download import fetch  # noqa: PLC0415 # as in `InstallContext.download`
+    from runed.bootstrap.network import fetch  # noqa: PLC0415 # as in `InstallContext.download`
 
     if source.location.startswith("http:"):
         _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
     context.reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
-    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy)
+    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy, proxies=context.proxies)

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from runed.caching.entry import CachedVector
-from runed.files import load_secret, write_atomically
+from runed.files import load_secret, make_way, write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
 from runed.paths import ensure_private_dir
@@ -66,6 +66,7 @@ _PRAGMAS = (
     f"wal_autocheckpoint = {WAL_PAGES}",
     f"journal_size_limit = {WAL_PAGES * PAGE_BYTES}",
     "cache_size = -4096",  # KiB; more than any transaction, which would otherwise be written to the log twice
+    "mmap_size = 0",  # if another process shortened a mapped file, SIGBUS would end the daemon
     "cell_size_check = ON",
     "trusted_schema = OFF",
 )
@@ -84,6 +85,8 @@ _log = get_logger(__name__)
 
 def is_damage(error: Exception) -> bool:
     """Return whether an error is about the content of the file, so that only a new file helps."""
+    if isinstance(error, UnicodeDecodeError):  # SQLite's message quotes a damaged name that is not UTF-8
+        return True
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in _DAMAGE  # the low byte is the primary code
 
@@ -186,7 +189,7 @@ class VectorFile:
 
     def _open(self) -> sqlite3.Connection | None:
         """Open the file. Return None if there is none, or if it must be replaced."""
-        if not self._path.exists():
+        if not self._path.is_file() or any(os.path.lexists(path) and not path.is_file() for path in self._files()):
             return None
         try:
             with ExitStack() as stack:
@@ -197,18 +200,20 @@ class VectorFile:
                 if rows == [(self._identity,)]:
                     stack.pop_all()
                     return connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if not is_damage(error):
                 raise
-            _log.warning("the disk cache is damaged and begins anew", problem=error.sqlite_errorname)
+            problem = getattr(error, "sqlite_errorname", type(error).__name__)
+            _log.warning("the disk cache is damaged and begins anew", problem=problem)
         else:
             _log.info("the disk cache is of another version of runed, or of another secret, and begins anew")
         return None
 
     def _create(self) -> sqlite3.Connection:
         # The file is removed last: SQLite would read a remaining log into the next file of this name.
-        for suffix in ("-wal", "-shm", "-journal", ""):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        for path in self._files():
+            make_way(path)
+            path.unlink(missing_ok=True)
         with ExitStack() as stack:
             connection = self._connect()
             stack.callback(connection.close)
@@ -220,6 +225,10 @@ class VectorFile:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             stack.pop_all()
         return connection
+
+    def _files(self) -> list[Path]:
+        """Return the paths of the file, as the last one, and of all that SQLite makes beside it."""
+        return [self._path.with_name(self._path.name + suffix) for suffix in ("-wal", "-shm", "-journal", "")]
 
     def _connect(self) -> sqlite3.Connection:
         # SQLite would make the file with the mode of the umask. The files beside it get the mode of the file.

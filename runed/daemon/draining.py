@@ -100,6 +100,8 @@ class DrainableStream:
         try:
             while True:
                 chunk = asyncio.ensure_future(anext(self._chunks, None))
+                # Marks an error as seen, also if the call ends before it: asyncio would log it otherwise.
+                chunk.add_done_callback(lambda done: done.cancelled() or done.exception())
                 try:
                     await asyncio.wait({chunk, draining}, return_when=asyncio.FIRST_COMPLETED)
                 finally:

@@ -41,6 +41,8 @@ class ServedModel:
                 return Status.OK, None, warnings
             case BackendStatus.STARTING:
                 return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, "llama-server loads the model"
+            case BackendStatus.SILENT:
+                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, state.reason
             case BackendStatus.STOPPED:
                 return Status.IDLE, None, warnings
             case BackendStatus.FAILED:

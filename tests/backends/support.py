@@ -15,7 +15,16 @@ from runed.backends.llama.timings import Timings
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 
 QUICK = Timings(
-    start_stall=5.0, start_limit=20.0, term_grace=5.0, hang=0.3, backoff=0.02, backoff_limit=0.1, max_failures=3, pause=0.3
+    start_stall=5.0,
+    start_limit=20.0,
+    term_grace=5.0,
+    look=0.05,
+    hang=0.6,
+    probe=0.3,
+    backoff=0.02,
+    backoff_limit=0.1,
+    max_failures=3,
+    pause=0.3,
 )
 """Timings with which a test of a failure takes about one second."""
 

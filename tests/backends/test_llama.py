@@ -283,6 +283,18 @@ async def test_engine_killed_while_idle_comes_back_without_being_asked(make_back
     assert backend.state.reason == ""
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+async def test_engine_that_a_signal_ends_while_a_connection_is_open_is_replaced(
+    make_backend: MakeBackend, number: signal.Signals
+) -> None:
+    backend = make_backend()
+    expected = await backend.embed(["hello"])
+    os.kill(backend.state.pid, number)  # after SIGTERM and SIGINT, the real one closes its listener and waits for ever
+    async with asyncio.timeout(5):
+        assert await backend.embed(["hello"]) == expected
+        await asyncio.to_thread(wait_until, lambda: backend.state.restarts == 1)
+
+
 async def test_stop_meets_a_request_in_flight(make_backend: MakeBackend) -> None:
     backend = make_backend(ctx_size=2048)
     await backend.start()

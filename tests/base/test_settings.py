@@ -6,12 +6,13 @@ import dataclasses
 import json
 import os
 import pwd
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from runed.errors import SettingsError
+from runed.errors import ForeignPathError, SettingsError
 from runed.settings import (
     SETTINGS,
     Setting,
@@ -24,6 +25,7 @@ from runed.settings import (
     full_path,
     load_settings,
 )
+from tests.bad_files import BAD_FILES, put_bad_file
 
 
 def write_config(home: Path, **values: object) -> None:
@@ -153,6 +155,10 @@ def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(
         (b"[]", "object"),
         (b'{"version": 1, "idle_timeout": "soon"}', "idle_timeout in"),
         (b'{"version": 1, "model": "\xff"}', "config.json"),
+        (b'{"version": 1, "more": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "config.json"),
+        (b'{"version": 1, "model": "a\\u0000b"}', "has a NUL"),
+        (b'{"version": 1, "model": "https://me:pass-word@h/m.gguf"}', "model in"),
+        (b'{"version": 1, "unknown": ' + b"[" * 10_000, "config.json"),
     ],
 )
 def test_broken_config_is_told_with_its_place(content: bytes, words: str, home: Path) -> None:
@@ -161,6 +167,60 @@ def test_broken_config_is_told_with_its_place(content: bytes, words: str, home: 
         load_settings(home=home, environ={})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BAD_FILES if kind not in {"a link to nothing", "no UTF-8"}])
+def test_anything_in_the_place_of_the_config_is_told_at_once(kind: str, home: Path) -> None:
+    put_bad_file(kind, home / "config.json")
+    with pytest.raises((SettingsError, ForeignPathError), match=r"config\.json"):
+        load_settings(home=home, environ={})
+
+
+def test_config_may_begin_with_a_byte_order_mark(home: Path) -> None:
+    (home / "config.json").write_bytes(b'\xef\xbb\xbf{"profile": "memory"}')
+    assert load_settings(home=home, environ={}).profile == "memory"
+
+
+FILES = [
+    ("{folder}/m 1.gguf", "{folder}/m 1.gguf"),
+    ("m.gguf", "{cwd}/m.gguf"),
+    ("file://{folder}/m%201%23.gguf", "{folder}/m 1#.gguf"),
+    ("file:{folder}/m.gguf", "{folder}/m.gguf"),
+    ("FILE://LocalHost{folder}/m.gguf", "{folder}/m.gguf"),
+    ("file:///m/%ff", "/m/\udcff"),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), FILES)
+@pytest.mark.parametrize("name", ["model", "llama_server", "manifest"])
+def test_a_file_is_named_by_its_path_or_a_file_url(name: str, value: str, expected: str, home: Path) -> None:
+    value, wanted = value.format(folder=home), expected.format(folder=home, cwd=Path.cwd())
+    variable = SETTINGS[name].variable
+    assert str(getattr(load_settings(home=home, environ={variable: value}), name)) == wanted
+    assert daemon_environment({variable: value})[variable] == wanted
+    if SETTINGS[name].type:
+        (home / "config.json").write_text(json.dumps({name: value}))
+        assert str(getattr(load_settings(home=home, environ={}), name)) == wanted
+
+
+@pytest.mark.parametrize(
+    "value", ["https://me:pass-word@h/m.gguf?sig=s-ecret", "http://h/m", "hf://a/b", "S3://a/b", "ftp://h/m"]
+)
+@pytest.mark.parametrize("name", ["model", "llama_server"])
+def test_a_url_in_the_place_of_a_file_is_answered_with_what_to_do(name: str, value: str, home: Path) -> None:
+    (home / "config.json").write_text(json.dumps({name: value}))
+    for environ, origin in (({SETTINGS[name].variable: value}, SETTINGS[name].variable), ({}, f"{name} in {home}")):
+        with pytest.raises(SettingsError, match="download the file and name its path here, or name a manifest") as caught:
+            load_settings(home=home, environ=environ)
+        assert str(caught.value).startswith(origin)
+        assert not re.search("pass-word|s-ecret", str(caught.value))
+
+
+@pytest.mark.parametrize("value", ["file://other/m", "file:m", "file:", "file://", "file:///m%00"])
+@pytest.mark.parametrize("name", ["model", "llama_server", "manifest"])
+def test_a_file_url_that_names_no_file_of_this_machine_is_told(name: str, value: str, home: Path) -> None:
+    with pytest.raises(SettingsError, match=r"such a URL is written file:///full/path|has a NUL"):
+        load_settings(home=home, environ={SETTINGS[name].variable: value})
 
 
 def test_named_config_must_exist(home: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from runed.bootstrap import Installation, Progress, install
 from runed.paths import Paths
 from runed.settings import Settings
-from tests.bootstrap.parts import IMPATIENT, Release, check_magic
+from tests.bootstrap.parts import IMPATIENT, Release, Wanted, check_magic
 from tests.bootstrap.site import Site, running_site
 
 
@@ -24,6 +24,12 @@ def site() -> Iterator[Site]:
     """A web server on loopback with nothing on it yet."""
     with running_site() as site:
         yield site
+
+
+@pytest.fixture
+def wanted(site: Site, tmp_path: Path) -> Wanted:
+    """A file of the site to download."""
+    return Wanted(site, tmp_path)
 
 
 @pytest.fixture

@@ -11,9 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runed.bootstrap.manifest import current_platform
+import pytest
+
+from runed.bootstrap.download import download
+from runed.bootstrap.manifest import Artefact, current_platform
+from runed.bootstrap.partial_files import partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
-from runed.errors import ModelFileError
+from runed.bootstrap.proxies import Proxies
+from runed.errors import ModelFileError, RunedError
 from tests.bootstrap.site import Site
 
 IMPATIENT = DownloadPolicy(
@@ -117,3 +122,51 @@ class Release:
             self.site.files[f"/models/{name}.gguf"] = data
         self.site.files["/manifest.json"] = json.dumps(self.document()).encode()
         return f"{self.site.url}/manifest.json"
+
+
+CONTENT = bytes(range(256)) * 1200
+"""Content of the file of `Wanted`."""
+
+HALF = 150_000
+
+
+class Wanted:
+    """One file that a test downloads, possibly several times."""
+
+    def __init__(self, site: Site, directory: Path) -> None:
+        site.files["/f"] = CONTENT
+        self.site = site
+        self.artefact = Artefact(f"{site.url}/f", sha256(CONTENT), len(CONTENT))
+        self.target = directory / "f"
+        self.bytes: list[int] = []
+        self.retries: list[str] = []
+
+    async def download(self, policy: DownloadPolicy = IMPATIENT) -> None:
+        await download(
+            self.artefact,
+            self.target,
+            policy=policy,
+            proxies=Proxies(),
+            on_bytes=self.bytes.append,
+            on_retry=self.retries.append,
+        )
+
+    async def fail(self, error: type[RunedError], match: str) -> None:
+        """Download once, which must fail."""
+        with pytest.raises(error, match=match):
+            await self.download()
+        assert not self.target.exists()
+
+    def ranges(self) -> list[str]:
+        """Return the ranges that were asked for."""
+        return [request.range for request in self.site.requests]
+
+    def files(self) -> list[str]:
+        """Return the names of all files in the directory of the target."""
+        return sorted(path.name for path in self.target.parent.iterdir())
+
+    def check_complete(self) -> None:
+        """Check that the file is in place, and nothing else."""
+        assert self.target.read_bytes() == CONTENT
+        assert not partial_path(self.target).exists()
+        assert not sidecar_path(self.target).exists()

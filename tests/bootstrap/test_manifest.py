@@ -15,12 +15,13 @@ from runed.bootstrap.manifest import (
     current_platform,
     manifest_source,
     parse_manifest,
-    printable_url,
     read_local_manifest,
 )
 from runed.domain.model import ModelTraits
 from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
 from runed.settings import Settings
+from runed.urls import printable_url
+from tests.bad_files import BAD_FILES, put_bad_file
 
 SOURCE = ManifestSource("https://example.org/r/manifest.json", is_url=True)
 HASH = "ab" * 32
@@ -97,6 +98,13 @@ def test_a_models_traits_hold_for_what_is_derived_from_it_unless_that_has_its_ow
         (b"", "is not JSON"),
         (b'{"version": 1', "is not JSON"),
         (b"\xff\xfe{}", "is not JSON"),
+        (b"<html>Please log in</html>", "it is a web page, such as the login page of a network; check RUNED_MANIFEST"),
+        (b'{"version": 1, "more": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "are nested too deeply"),
+        (b'{"version": 1, "models": ' + b'{"a":' * 10_000, "are nested too deeply"),
+        (document(models={"m\n": {"url": "u", "sha256": HASH, "size": 1}}), r"at `key` in `\$.models`"),
+        (document(models={"m": {"url": "u", "sha256": HASH + "\n", "size": 1}}), r"at `\$.models\[...\].sha256`"),
+        (document(models={"m": {"url": "u", "sha256": HASH, "size": 10**400}}), r"at `\$.models\[...\].size`"),
+        (document(models={"m": {"derive": {"from": "m", "type": "Q6_K\n"}}}), r"at `\$.models\[...\].derive.type`"),
         (b"[]", "Expected `object`"),
         (document(version=2), "has version 2, but this runed reads version 1; upgrade runed"),
         (document(platforms=[]), r"Expected `object`, got `array` - at `\$.platforms`"),
@@ -159,19 +167,82 @@ def test_an_entry_that_makes_no_sense_is_refused_when_it_is_chosen(models: dict[
         manifest.model("m")
 
 
-def test_relative_urls_of_a_manifest_file_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_url", [False, True])
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("m.gguf", "{folder}/m.gguf"),
+        ("../m%20#?.gguf", "{parent}/m%20#?.gguf"),
+        ("/models/m 1.gguf", "/models/m 1.gguf"),
+        ("~/m.gguf", "{home}/m.gguf"),
+        ("file:///models/m%201.gguf", "/models/m 1.gguf"),
+        ("file://localhost/m.gguf", "/m.gguf"),
+        ("FILE:/m.gguf", "/m.gguf"),
+        ("file:///\xff%ff.gguf", "/\xff\udcff.gguf"),
+    ],
+)
+def test_a_manifest_file_may_name_files(tmp_path: Path, url: str, expected: str, *, as_url: bool) -> None:
+    path = tmp_path / "a b" / "manifest.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(document(models={"m": {"url": url, "sha256": HASH, "size": 3}}, default_model="m")))
+    source = manifest_source(Settings(home=tmp_path, manifest=path.as_uri() if as_url else str(path)))
+    wanted = expected.format(folder=path.parent, parent=tmp_path, home=Path.home())
+    assert read_local_manifest(source).model("m").source.path == Path(wanted)
+
+
+@pytest.mark.parametrize("url", ["file:m.gguf", "file://other/m.gguf", "file://", "~nobody-here/m", "/m\0", "file:///m%00"])
+def test_a_manifest_file_that_names_no_file_of_this_machine_is_refused(tmp_path: Path, url: str) -> None:
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(document()))
+    path.write_text(json.dumps(document(models={"m": {"url": url, "sha256": HASH, "size": 3}})))
     manifest = read_local_manifest(manifest_source(Settings(home=tmp_path, manifest=str(path))))
-    assert manifest.model("m.q8_0").source.url == "https://example.com/m.gguf"
-    with pytest.raises(ManifestError, match="a relative one needs a manifest from a URL"):
-        manifest.engine("linux-amd64")
+    with pytest.raises(ManifestError, match=r"the url at \$.models\['m'\].url cannot be read: "):
+        manifest.model("m")
+
+
+@pytest.mark.parametrize("source", [SOURCE, ManifestSource("", is_url=False)])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "https://[::1",
+            "https://[::1]x/m",
+            "https://h:99999/m",
+            "https://h:p/m",
+            "https://:80/m",
+            "https://h h/m",
+            "http://h/\x1b",
+        ),
+        *("file:///etc/passwd", "FILE:/etc/passwd", "ftp://h/m", "data:,x", "javascript:x", "//[", "https://[v1.x]/"),
+    ],
+)
+def test_an_odd_url_is_refused_with_its_place(source: ManifestSource, url: str) -> None:
+    content = json.dumps(document(models={"m": {"url": url, "sha256": HASH, "size": 3}})).encode()
+    with pytest.raises(ManifestError, match=r"the url at \$.models\['m'\].url") as caught:
+        parse_manifest(content, source).model("m")
+    assert "\x1b" not in str(caught.value)
 
 
 def test_a_missing_manifest_file_is_told(tmp_path: Path) -> None:
     source = manifest_source(Settings(home=tmp_path, manifest=str(tmp_path / "gone.json")))
     with pytest.raises(ManifestError, match=r"RUNED_MANIFEST=.*gone.json: the file cannot be read: No such file"):
         read_local_manifest(source)
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_anything_in_the_place_of_a_manifest_file_is_told(tmp_path: Path, kind: str) -> None:
+    put_bad_file(kind, tmp_path / "manifest.json")
+    with pytest.raises(ManifestError, match=re.escape(str(tmp_path / "manifest.json"))):
+        read_local_manifest(manifest_source(Settings(home=tmp_path, manifest=str(tmp_path / "manifest.json"))))
+
+
+def test_a_manifest_may_begin_with_a_byte_order_mark() -> None:
+    assert parse(b"\xef\xbb\xbf" + json.dumps(document()).encode()).model("m.q8_0").source.size == 20
+
+
+def test_names_in_a_manifest_cannot_steer_the_terminal() -> None:
+    with pytest.raises(ManifestError, match="only for ") as caught:
+        parse(document(platforms={"\x1b[2J": {}})).engine("linux-amd64")
+    assert "\x1b" not in str(caught.value)
 
 
 def test_a_model_given_as_manifest_by_mistake_is_not_read_into_memory(tmp_path: Path) -> None:
@@ -192,7 +263,7 @@ def test_the_users_manifest_beats_the_builds_which_beats_the_packages() -> None:
 
 @pytest.mark.parametrize("url", ["ftp://example.org/m.json", "http://", "https://[::1/m.json"])
 def test_a_manifest_url_that_cannot_be_fetched_is_a_bad_setting(url: str) -> None:
-    with pytest.raises(SettingsError, match=r"RUNED_MANIFEST=.*accepted is an https or http URL, or the path of a file"):
+    with pytest.raises(SettingsError, match=r"RUNED_MANIFEST=.*accepted is an https, http or file: URL, or the path of a file"):
         manifest_source(Settings(home=Path("/h"), manifest=url))
 
 

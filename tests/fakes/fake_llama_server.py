@@ -10,17 +10,22 @@ Keys of `behaviour.json`, all optional:
     hang: "before-listening", "after-listening" (accepts, answers nothing) or "loading" (answers 503 for ever)
     load_seconds: load for this number of seconds, using the processor
     ignore_sigterm: ignore SIGTERM
+    backlog: the number of connections that may wait to be accepted
     close_silently: close each connection after one answer, without announcing it
     no_slots: refuse to erase slots
     no_eos: do not end a text with the EOS token
     always: an action for each embedding
     on: a mapping from a text to an action for it
 
-Actions: "crash" or "crash-once" (abort), "slow-death" (break off the answer, abort half a second later), "hang" or
-"hang-once", "deadlock-once" (no embedding is answered any more), "busy" (use the processor for a second, then answer), "nan",
-"zeros", "norm-0.999", "norm-0.9996", "norm-1.0004", "norm-1.001" (the norm of each vector), "dimension" (a value too few),
-"too-few" (a vector too few), "batch-differs", "batch-rounds" (it differs a little), "500", "garbage" (no JSON), "not-http",
-"half" (close the connection in the middle of the answer).
+Actions, each with "-once" for the first time only: "crash" (abort), "kill" (SIGKILL to itself), "hang", "deadlock" (no
+embedding is answered any more), "deaf" (close the listener and answer nothing, as the real one does at a SIGTERM), "gone" (the
+same, and remove the socket), "poison" (NaN for this text and for all later ones), "sleep" (for a second, then answer), "busy"
+(use the processor for a second, then answer).
+
+Other actions: "slow-death" (break off the answer, abort half a second later), "nan", "zeros", "norm-0.999", "norm-0.9996",
+"norm-1.0004", "norm-1.001" (the norm of each vector), "dimension" (a value too few), "too-few" (a vector too few), "other" (the
+vector of another text), "batch-differs", "batch-rounds" (it differs a little), "500", "garbage" (no JSON), "not-http", "half"
+(close the connection in the middle of the answer).
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ from typing import Any
 HERE = Path(sys.argv[0]).parent
 BEHAVIOUR: dict[str, Any] = json.loads((HERE / "behaviour.json").read_text())
 DIM, EOS = 64, 319
-LOADED, DEADLOCKED = threading.Event(), threading.Event()
+LOADED, DEADLOCKED, POISONED = threading.Event(), threading.Event(), threading.Event()
 
 
 def burn(seconds: float) -> None:
@@ -104,6 +109,7 @@ FAULTS: dict[str, Callable[[list[list[float]]], object]] = {
     "zeros": lambda vectors: vectors[-1].__setitem__(slice(None), [0.0] * DIM),
     "dimension": lambda vectors: vectors[0].pop(),
     "too-few": lambda vectors: vectors.pop(),
+    "other": lambda vectors: vectors.__setitem__(0, embedding("another text")),
     "batch-differs": spoil_batch,
     "batch-rounds": round_batch,
     "slow-death": die_slowly,
@@ -144,17 +150,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def embed(self, texts: list[str], action: str) -> None:
         name, once, _ = action.partition("-once")
-        if name == "crash" and (not once or first_time(action)):
-            os.abort()
-        if name == "hang" and (not once or first_time(action)):
+        if name in DEEDS and (not once or first_time(action)):
+            DEEDS[name](self)
+        if DEADLOCKED.is_set():
             time.sleep(3600)
-        if DEADLOCKED.is_set() or (name == "deadlock" and (not once or first_time(action))):
-            DEADLOCKED.set()
-            time.sleep(3600)
-        if name == "busy":
-            burn(1.0)
         vectors = [embedding(text) for text in texts]
-        if fault := FAULTS.get(action):
+        if fault := FAULTS.get("nan" if POISONED.is_set() else action):
             fault(vectors)
         data = [
             {"index": index, "embedding": base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()}
@@ -185,9 +186,33 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = send is not None or bool(BEHAVIOUR.get("close_silently"))
 
 
+def turn_deaf(handler: Handler) -> None:
+    handler.server.shutdown()
+    handler.server.server_close()
+    time.sleep(3600)
+
+
+def vanish(handler: Handler) -> None:
+    Path(str(handler.server.server_address)).unlink()
+    turn_deaf(handler)
+
+
+DEEDS: dict[str, Callable[[Handler], object]] = {
+    "crash": lambda _: os.abort(),
+    "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda _: time.sleep(3600),
+    "deadlock": lambda _: DEADLOCKED.set(),
+    "deaf": turn_deaf,
+    "gone": vanish,
+    "poison": lambda _: POISONED.set(),
+    "sleep": lambda _: time.sleep(1.0),
+    "busy": lambda _: burn(1.0),
+}
+
+
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
-    request_queue_size = 64
+    request_queue_size = BEHAVIOUR.get("backlog", 64)
 
     def handle_error(self, *_: object) -> None:
         """Ignore a client that went away, like the real one."""

@@ -137,6 +137,8 @@ async def _until_drained(
     """Yield questions as they come, until the daemon drains. The drain must not wait for a silent tool that stays connected."""
     while True:
         question = asyncio.ensure_future(anext(questions, None))
+        # Marks an error as seen, also if the call ends before it: asyncio would log it otherwise.
+        question.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             while not question.done():
                 health = host.health()

@@ -9,6 +9,7 @@ from typing import TypeVar
 from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput
 from runed.backends.llama.command import CONTEXT_STEP, EngineCommand
 from runed.backends.llama.gguf import read_gguf
+from runed.backends.llama.guard import Guard
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.backends.llama.launcher import Launcher
 from runed.backends.llama.profile import Profile, choose_profile
@@ -16,7 +17,7 @@ from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
 from runed.domain.model import ModelInfo
-from runed.errors import BackendFaultError, BackendUnavailableError
+from runed.errors import BackendFaultError, BackendUnavailableError, printable
 from runed.paths import Paths
 
 _T = TypeVar("_T")
@@ -56,7 +57,7 @@ class LlamaBackend:
         longest = min(context, metadata.context_length)
         self._model = ModelInfo(
             identity=f"sha256:{model_sha256[:16]}",
-            name=metadata.name or model.stem,
+            name=metadata.name or printable(model.stem),
             architecture=metadata.architecture,
             dim=metadata.dim,
             # Measured: with last-token pooling, the server needs one free token of the context.
@@ -64,6 +65,8 @@ class LlamaBackend:
             pooling=metadata.pooling,
             file_type=metadata.file_type,
             sha256=model_sha256,
+            unknown_token=metadata.unknown_id,
+            special_tokens=metadata.special_tokens,
         )
         executable = executable.absolute()  # the child works in another directory
         quirks = Quirks(paths.engine_quirks, executable, self._model)
@@ -80,6 +83,7 @@ class LlamaBackend:
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
         self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, timings=timings)
         self._supervisor = Supervisor(self._launcher.launch, timings)
+        self._guard = Guard()
 
     @property
     def model(self) -> ModelInfo:
@@ -111,26 +115,32 @@ class LlamaBackend:
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.tokenize`."""
-        return await self._ask(lambda http: http.tokenize(texts))
+        answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.tokenize(some)))
+        return [tokens for answer in answers for tokens in answer]
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         """See `Embedder.embed`."""
-        batch = await self._ask(lambda http: http.embed(texts))
+        answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.embed(some)))
         self._supervisor.answered()
-        return batch
+        vectors = [vector for answer in answers for vector in answer.vectors]
+        return EmbeddingBatch(vectors, sum(answer.tokens for answer in answers))
 
     async def _ask(self, question: Callable[[LlamaHTTP], Awaitable[_T]]) -> _T:
-        """Send a request to the server. If the server dies meanwhile, send it once more to its replacement."""
-        for another_try in (True, False):
+        """Send a request to the server. Check and replace the server before a text is blamed for a wrong answer."""
+        try:
             server = await self._supervisor.ready()
-            try:
-                with server.question():
-                    return await question(server.http)
-            except ConnectionLostError as error:
-                if server.closing:
-                    raise BackendUnavailableError("the engine was stopped; try again", retry_after=1.0) from None
-                if not await self._supervisor.lost(server, error):
-                    raise BackendFaultError("llama-server broke off its answer, twice in a row") from None
-                if not another_try:
-                    raise self._supervisor.unavailable(server) from None
-        raise AssertionError("unreachable")
+        except BackendFaultError as error:  # it failed its self-test, for which no text is to blame
+            raise BackendUnavailableError(error.message, retry_after=error.retry_after) from None
+        try:
+            with server.question():
+                return await question(server.http)
+        except BackendFaultError:
+            if await self._supervisor.is_sound(server):
+                raise
+        except ConnectionLostError as error:
+            lost = server.closing or await self._supervisor.lost(server, error)
+            if not lost and await self._supervisor.is_sound(server):
+                raise BackendFaultError("llama-server broke off its answer, twice in a row") from None
+        if server.closing:
+            raise BackendUnavailableError("the engine was stopped; try again", retry_after=1.0)
+        raise self._supervisor.death(server)

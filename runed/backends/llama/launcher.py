@@ -14,12 +14,14 @@ from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
 from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
 from runed.backends.llama.quirks import Quirks
-from runed.backends.llama.self_test import CompanyError, check_engine
+from runed.backends.llama.self_test import CompanyError, check_again, check_engine
 from runed.backends.llama.server import LlamaServer
+from runed.backends.llama.stillness import Stillness
 from runed.backends.llama.timings import Timings
 from runed.errors import BackendUnavailableError, ForeignPathError
 from runed.files import run_in_thread
 from runed.log import get_logger
+from runed.os_errors import explain
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
 from runed.settings import engine_environment
@@ -45,6 +47,7 @@ class Launcher:
         self._paths = paths
         self._timings = timings
         self._tested: str | None = None
+        self._reference = b""
         self._model_state = _file_state(command.model)
         self._heed_quirks()
 
@@ -113,7 +116,7 @@ class Launcher:
                 leftovers=[command.socket],
             )
         http = LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
-        server = LlamaServer(child, http)
+        server = LlamaServer(child, http, command.socket)
         try:
             await self._wait_while_it_works(server)
         except BaseException as error:
@@ -138,24 +141,21 @@ class Launcher:
 
     async def _wait_while_it_works(self, server: LlamaServer) -> None:
         child, timings = server.child, self._timings
-        started = worked = time.monotonic()
-        progress = (0.0, 0)
+        started = time.monotonic()
+        look = min(timings.look, timings.start_stall / 8)
+        stillness = Stillness(child, look=look)
         coming_up = asyncio.create_task(self._come_up(server))
         try:
             while True:
-                await asyncio.wait(
-                    {coming_up, child.exited}, timeout=timings.start_stall / 8, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait({coming_up, child.exited}, timeout=look, return_when=asyncio.FIRST_COMPLETED)
                 if coming_up.done():
                     break
                 if child.exited.done():
                     raise _failed_start(server, describe_exit(child.exited.result()))
-                now, current = time.monotonic(), child.progress()
-                if current != progress:
-                    progress, worked = current, now
-                if now - worked > timings.start_stall:
-                    raise _failed_start(server, f"made no progress for {timings.start_stall:g} seconds")
-                if now - started > timings.start_limit:
+                patience = min(timings.hang + timings.probe if child.stopped else timings.start_stall, timings.start_stall)
+                if stillness.look() > patience:
+                    raise _failed_start(server, f"made no progress for {patience:g} seconds")
+                if time.monotonic() - started > timings.start_limit:
                     raise _failed_start(server, f"was not ready after {timings.start_limit:g} seconds")
             await coming_up
         finally:
@@ -163,21 +163,23 @@ class Launcher:
             await asyncio.wait({coming_up})
 
     async def _come_up(self, server: LlamaServer) -> None:
-        """Wait until the server has loaded, and check its vectors, once for each version of the program."""
+        """Wait until the server has loaded, and check its vectors: of all test texts for a new program, else of one."""
         started = time.monotonic()
         while not (self._command.socket.exists() and await server.http.healthy()):  # noqa: ASYNC110 # no event tells it
             # The pause grows with the elapsed time. A wake-up loses at most 5 ms, and a long load costs little processor time.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
         tested = f"{self._quirks.engine()} {self._command.slots}"
-        if tested == self._tested:
-            return
         try:
-            await check_engine(server.http, eos_id=self._eos_id, limits=self._command.limits)
+            if tested == self._tested:
+                await check_again(server.http, self._reference)
+            else:
+                self._reference = await check_engine(server.http, eos_id=self._eos_id, limits=self._command.limits)
         except ConnectionLostError:
             dead = await server.has_died()
             how = describe_exit(server.child.exited.result()) if dead else "broke off its first answer"
             raise _failed_start(server, how) from None
         self._tested = tested
+        server.reference = self._reference
 
     @contextmanager
     def _as_unavailable(self) -> Iterator[None]:
@@ -191,7 +193,7 @@ class Launcher:
             path = error.filename or executable
             remedy = "run `runed install`, or correct RUNED_LLAMA_SERVER if you set it"
             raise BackendUnavailableError(
-                f"llama-server cannot be started: {path}: {error.strerror}; "
+                f"llama-server cannot be started: {explain(error) if error.filename else f'{path}: {error.strerror}'}; "
                 f"{remedy if str(path) == str(executable) else 'correct that'}, and try again"
             ) from None
 

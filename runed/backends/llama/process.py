@@ -14,9 +14,10 @@ from typing import Self
 import msgspec
 import psutil
 
+from runed.errors import printable_bytes
 from runed.files import make_way, read_record
 from runed.log import get_logger
-from runed.processes import ProcessIdentity, die_with_parent, identify, is_alive
+from runed.processes import ProcessIdentity, die_with_parent, identify
 
 _log = get_logger(__name__)
 
@@ -48,6 +49,7 @@ class OutputLog:
     def write(self, data: bytes) -> None:
         """Append to the output. A full disk loses it: an error would leave the pipe unread, and the child blocked."""
         self.written += len(data)
+        data = printable_bytes(data)  # an engine tells the names in a model's file as they are
         self._recent = (self._recent + data)[-_TAIL_BYTES:]
         with contextlib.suppress(OSError):
             if self._path.exists() and self._path.stat().st_size + len(data) > _MAX_LOG_BYTES:
@@ -124,15 +126,28 @@ class ChildProcess:
             await process.wait()
             raise
 
-    def progress(self) -> tuple[float, int]:
-        """Return two sums that grow while the child works: processor seconds of its process tree, and bytes of output."""
+    def progress(self, *, tree: bool) -> tuple[float, int]:
+        """Return two sums that grow while the child works: processor seconds, and bytes of output.
+
+        Args:
+            tree: Whether to count its descendants, too. Looking for them reads all processes of the machine.
+        """
         try:
             process = psutil.Process(self.pid)
-            # The child may be a script that waits while its own child does the work.
-            times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
-        except psutil.Error:
+            times = [member.cpu_times() for member in (process, *(process.children(recursive=True) if tree else ()))]
+        except (psutil.Error, OSError):  # OSError: no file descriptor is left, which tells nothing about the child
             return 0.0, self.output.written
         return sum(time.user + time.system for time in times), self.output.written
+
+    @property
+    def wants_to_work(self) -> bool:
+        """Whether the child's main thread waits for a processor or for a disk, or runs."""
+        return self._state() in {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal, such as SIGSTOP, has stopped the child."""
+        return self._state() == psutil.STATUS_STOPPED
 
     async def terminate(self, grace: float) -> None:
         """Send SIGTERM to the child, and kill it if it still lives after `grace` seconds."""
@@ -146,6 +161,12 @@ class ChildProcess:
         """Kill the child and wait until it is gone."""
         self._signal(signal.SIGKILL)
         await asyncio.wait({self.exited})
+
+    def _state(self) -> str:
+        try:
+            return psutil.Process(self.pid).status()
+        except (psutil.Error, OSError):
+            return ""
 
     def _signal(self, number: signal.Signals) -> None:
         # Not the return code: the child may be a script that has ended while its program still lives and holds our pipe.
@@ -170,7 +191,7 @@ def reap_orphan(record: Path) -> None:
         record: The file that `ChildProcess.spawn` wrote; it is removed.
     """
     identity = read_record(record, ProcessIdentity)
-    if identity is not None and identity.pid > 1 and is_alive(identity):
+    if identity is not None and identity.pid > 1 and identify(identity.pid) == identity:
         _log.warning("ending the engine that an earlier daemon left behind", pid=identity.pid)
         with contextlib.suppress(OSError, psutil.Error):
             os.killpg(identity.pid, signal.SIGKILL)

@@ -30,13 +30,16 @@ class CompanyError(BackendFaultError):
         super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
-async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits) -> None:
+async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits) -> bytes:
     """Check an engine that has just loaded its model.
 
     Args:
         http: The engine.
         eos_id: The token that each text must end with, or None.
         limits: The most texts and tokens of a micro-batch.
+
+    Returns:
+        The vector of the first text, for `check_again`.
 
     Raises:
         CompanyError: Vectors depend a little on the other texts of a batch, and there is more than one slot.
@@ -68,6 +71,23 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
         if worst < MIN_COSINE:
             raise CompanyError(worst)
+    return alone[0].vectors[0]
+
+
+async def check_again(http: LlamaHTTP, reference: bytes) -> None:
+    """Check by one short text that an engine still computes what `check_engine` saw.
+
+    Args:
+        http: The engine, or a replacement of it.
+        reference: The vector that `check_engine` returned.
+
+    Raises:
+        BackendFaultError: The vector is wrong.
+        ConnectionLostError: The connection ended.
+    """
+    answer = await http.embed(_TEXTS[:1])
+    if not (similarity := cosine(answer.vectors[0], reference)) >= _BROKEN_COSINE:
+        raise BackendFaultError(f"llama-server gives another vector for the same text than before (cosine {similarity:.4f})")
 
 
 def cosine(one: bytes, other: bytes) -> float:

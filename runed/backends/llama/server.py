@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from runed.backends.llama.http import LlamaHTTP
+from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.backends.llama.process import ChildProcess
+from runed.backends.llama.self_test import check_again
 from runed.processes import describe_exit
 
 _DEATH_NOTICE = 1.0
 """Seconds after the loss of a connection during which the process may still turn out to be dead. A dying process closes its
 connections first. On a busy machine, hundreds of milliseconds may pass until its end shows."""
+
+_CRASHES = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
+"""Signals that a process gets for its own faults. Other signals come from outside; SIGKILL also comes for want of memory."""
 
 
 @dataclass(slots=True)
@@ -25,16 +39,25 @@ class LlamaServer:
     Attributes:
         child: Its process.
         http: Its interface.
+        path: Its socket.
+        reference: The vector of the self-test's first text; the launcher sets it when the server is ready.
         closing: Whether it is being stopped on purpose. A lost connection is expected then.
         verdict: The reason why it was killed, or "".
+        poisoned: Whether it was killed because its vectors were wrong.
+        doubt: A sentence on its silence, or "".
     """
 
     child: ChildProcess
     http: LlamaHTTP
+    path: Path
+    reference: bytes = b""
     closing: bool = False
     verdict: str = ""
+    poisoned: bool = False
+    doubt: str = ""
     _asked: dict[object, float] = field(default_factory=dict)
     _abandoned: float | None = None
+    _broke_off: bool = False
 
     @property
     def waiting_since(self) -> float | None:
@@ -45,6 +68,11 @@ class LlamaServer:
         """
         return min(filter(None, [*self._asked.values(), self._abandoned]), default=None)
 
+    @property
+    def owes(self) -> bool:
+        """Whether somebody waits for an answer, or waited when the connection was lost."""
+        return self._broke_off or self.waiting_since is not None
+
     @contextmanager
     def question(self) -> Iterator[None]:
         """Note a request at the start of the block, and its answer at the end."""
@@ -53,6 +81,9 @@ class LlamaServer:
         abandoned: float | None = None
         try:
             yield
+        except ConnectionLostError:
+            self._broke_off = True
+            raise
         except asyncio.CancelledError:
             abandoned = self._abandoned or since  # the caller went away; the server may be healthy
             raise
@@ -60,10 +91,37 @@ class LlamaServer:
             del self._asked[question]
             self._abandoned = abandoned
 
+    def accepts(self) -> bool:
+        """Return whether the socket takes connections. A full queue of connections is no refusal."""
+        try:
+            with socket.socket(socket.AF_UNIX) as visitor:
+                visitor.setblocking(False)
+                visitor.connect(str(self.path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # a full queue, or this process has no file descriptor left
+            pass
+        return True
+
+    async def check(self) -> None:
+        """Ask for the vector of a short text.
+
+        Raises:
+            BackendFaultError: It is not the vector that the server gave before.
+            ConnectionLostError: The connection ended.
+        """
+        with self.question():
+            await check_again(self.http, self.reference)
+
     async def has_died(self) -> bool:
         """Return whether the process is dead after its connection broke. Wait a moment for a death that does not show yet."""
         await asyncio.wait({self.child.exited}, timeout=_DEATH_NOTICE)
         return self.child.exited.done()
+
+    async def condemn(self, verdict: str) -> None:
+        """Kill the server for a reason."""
+        self.verdict = verdict
+        await self.child.kill()
 
     async def close(self, grace: float) -> None:
         """Stop the server, with `grace` seconds between SIGTERM and SIGKILL."""
@@ -71,9 +129,19 @@ class LlamaServer:
         await self.http.close()  # first, since the server obeys SIGTERM only when all connections are closed
         await self.child.terminate(grace)
 
-    def obituary(self) -> str:
-        """Return the way in which the process ended and the end of its output, for an error. The process must have ended."""
+    @property
+    def crashed(self) -> bool:
+        """Whether the process failed by itself. It must have ended."""
+        code = self.child.exited.result()
+        return self.poisoned or code > 0 or -code in _CRASHES
+
+    @property
+    def end(self) -> str:
+        """The way in which the process ended. It must have ended."""
         code = self.child.exited.result()
         # A server that died before it could be killed tells a better reason itself.
-        how = self.verdict if self.verdict and code == -signal.SIGKILL else f"llama-server {describe_exit(code)}"
-        return f"{how}{self.child.output.last_words()}"
+        return self.verdict if self.verdict and code == -signal.SIGKILL else f"llama-server {describe_exit(code)}"
+
+    def obituary(self) -> str:
+        """Return the way in which the process ended and the end of its output, for an error. The process must have ended."""
+        return f"{self.end}{self.child.output.last_words()}"

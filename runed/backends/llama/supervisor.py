@@ -8,9 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 from runed.backends.base import BackendStatus
+from runed.backends.llama.guard import EngineDiedError
 from runed.backends.llama.http import ConnectionLostError
 from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.timings import Timings
+from runed.backends.llama.watch import POISONED, UNREACHABLE, Watch
 from runed.errors import BackendError, BackendFaultError, BackendUnavailableError
 from runed.log import describe_exception, get_logger
 
@@ -25,7 +27,6 @@ class Supervisor:
         timings: Time limits, and the number of tries.
 
     Attributes:
-        reason: The reason why the last server died or the last start failed; "" once a server is ready again.
         restarts: The number of servers that died and were replaced.
     """
 
@@ -39,17 +40,22 @@ class Supervisor:
         self._failures = 0
         self._refused_until: float | None = None
         self._replacing = False
-        self.reason = ""
+        self._failure = ""
         self.restarts = 0
 
     @property
     def status(self) -> BackendStatus:
         """The state of the server."""
         if self._server is not None:  # also while it is being stopped: its memory is not free yet
-            return BackendStatus.READY
+            return BackendStatus.SILENT if self._server.doubt else BackendStatus.READY
         if self._starting is not None:
             return BackendStatus.STARTING
         return BackendStatus.STOPPED if self._refused_until is None else BackendStatus.FAILED
+
+    @property
+    def reason(self) -> str:
+        """The reason why the server is silent, the last one died, or the last start failed; "" if all is well."""
+        return self._server.doubt if self._server is not None else self._failure
 
     @property
     def pid(self) -> int:
@@ -94,18 +100,35 @@ class Supervisor:
             error: The loss of the connection.
         """
         if not await server.has_died() and error.unreachable:
-            server.verdict = "llama-server could not be reached any more by its socket, so it was replaced"
-            await server.child.kill()
+            await server.condemn(UNREACHABLE)
         return server.child.exited.done()
+
+    async def is_sound(self, server: LlamaServer) -> bool:
+        """Check by a short text whether a server that gave a wrong answer can be used. Kill it if it cannot."""
+        try:
+            await server.check()
+        except ConnectionLostError as error:
+            if server.closing or await self.lost(server, error):
+                return False
+        except BackendFaultError:
+            pass
+        else:
+            return True
+        server.poisoned = True
+        await server.condemn(POISONED)
+        return False
 
     def answered(self) -> None:
         """Forget the failures so far, since an engine answered."""
         self._failures = 0
 
-    def unavailable(self, server: LlamaServer) -> BackendUnavailableError:
+    def death(self, server: LlamaServer) -> EngineDiedError:
         """Return the error for a server that died, with the seconds after which its replacement can take requests."""
-        return BackendUnavailableError(
-            f"{server.obituary()}; it is being replaced, so try again", retry_after=max(1.0, self._backoff())
+        return EngineDiedError(
+            f"{server.obituary()}; it is being replaced, so try again",
+            how=server.end,
+            crashed=server.crashed,
+            retry_after=max(1.0, self._backoff()),
         )
 
     def _passing(self) -> asyncio.Task[None] | None:
@@ -125,7 +148,7 @@ class Supervisor:
             try:
                 server = await self._launch()
             except BackendError as error:
-                if self._give_up(error):
+                if self._give_up(error, pause=self._timings.pause):
                     raise
                 delay = self._backoff()
                 continue
@@ -134,19 +157,19 @@ class Supervisor:
             self._refused_until = None
             self.restarts += self._replacing
             self._replacing = False
-            self.reason = ""
+            self._failure = ""
             _log.info("llama-server ready", pid=self.pid, seconds=round(time.monotonic() - started, 3), restarts=self.restarts)
             return server
 
-    def _give_up(self, error: BackendError) -> bool:
+    def _give_up(self, error: BackendError, *, pause: float) -> bool:
         """Count a failure. Return whether to give up: after too many failures, or if another try would fail in the same way."""
         self._failures += 1
-        self.reason = error.message
+        self._failure = error.message
         given_up = self._failures >= self._timings.max_failures or isinstance(error, BackendFaultError)
         _log.error("llama-server failed", reason=error.message, failures=self._failures, given_up=given_up)
         if given_up:
-            self._refused_until = time.monotonic() + self._timings.pause
-            error.retry_after = self._timings.pause
+            self._refused_until = time.monotonic() + pause
+            error.retry_after = pause
         return given_up
 
     def _backoff(self) -> float:
@@ -162,49 +185,27 @@ class Supervisor:
     async def _watch(self, server: LlamaServer) -> None:
         """Wait for the end of a server, and replace it unless it was stopped on purpose."""
         try:
-            await self._until_dead_or_hung(server)
+            await Watch(server, self._timings).until_dead()
         except Exception as error:  # noqa: BLE001 # nobody would notice the death or the hang of a server without a watcher
             _log.error("llama-server cannot be watched", **describe_exception(error))
-            server.verdict = "llama-server could not be watched any longer, so it was replaced"
-            await server.child.kill()
+            await server.condemn("llama-server could not be watched any longer, so it was replaced")
         if server.closing:
             return
         # No await before the next start has begun: a request that came in between would begin a second start.
         self._server = None
         self._replacing = True
-        if not self._give_up(BackendUnavailableError(server.obituary())):
+        if not self._is_left_dead(server):
             self._begin_start(delay=self._backoff())
         await server.http.close()
 
-    async def _until_dead_or_hung(self, server: LlamaServer) -> None:
-        """Wait until a server has died. Kill it if it hangs, by the three steps of `Timings`."""
-        exited, hang = server.child.exited, self._timings.hang
-        before: tuple[float, int] | None = None
-        while True:
-            since = time.monotonic()
-            if (await asyncio.wait({exited}, timeout=hang))[0]:
-                return
-            silent = server.waiting_since is not None and server.waiting_since <= since
-            progress = server.child.progress() if silent else None
-            if silent and progress == before and not await self._answers(server):
-                server.verdict = f"llama-server did not answer for {3 * hang:g} seconds and did nothing, so it was replaced"
-                await server.child.kill()
-                return
-            before = progress
-
-    async def _answers(self, server: LlamaServer) -> bool:
-        """Send a short text to a silent server. Return whether the server answered or worked."""
-        # The server may be healthy: perhaps the callers of its unanswered requests have only gone away.
-        before = server.child.progress()
-        try:
-            async with asyncio.timeout(self._timings.hang):
-                with server.question():
-                    await server.http.embed(["?"])
-        except TimeoutError:
-            return server.child.progress() != before
-        except (BackendError, ConnectionLostError):
-            return True  # the server answered with an error, or died, which `exited` shows
-        return True
+    def _is_left_dead(self, server: LlamaServer) -> bool:
+        """Note a death. Return whether the next start waits for a request, after too many deaths while nobody waited."""
+        if server.owes:
+            # Not a failure of the engine: the text may be to blame. Other callers must not be refused for it.
+            self._failure = server.obituary()
+            _log.error("llama-server died", reason=self._failure)
+            return False
+        return self._give_up(BackendUnavailableError(server.obituary()), pause=0.0)
 
     async def _shut_down(self) -> None:
         # In a loop: while one task ends, another may begin, such as the replacement of a server that just died.

@@ -1,0 +1,256 @@
+"""HTTP for downloads: connections with or without a proxy, redirects, tries, and errors that tell the way to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Self
+
+import httpx
+import tenacity
+
+from runed.bootstrap.policy import DownloadPolicy
+from runed.bootstrap.proxies import Proxies, Proxy
+from runed.errors import DownloadError, printable
+from runed.log import get_logger
+from runed.urls import printable_url
+from runed.version import __version__
+
+MAX_REDIRECTS = 10
+
+IDENTITY = {"Accept-Encoding": "identity"}
+"""Headers that keep a server from compressing on the fly. The manifest has the hash of the plain bytes."""
+
+_TEMPORARY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+"""Statuses below 500 that another try may not meet."""
+
+_log = get_logger(__name__)
+
+
+class PassingError(Exception):
+    """A failure that the next try may not meet.
+
+    Attributes:
+        retry_after: Seconds that the server asks to wait, or None.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(printable(message))
+        self.retry_after = retry_after
+
+
+class Web:
+    """The web servers that one download needs. Use it as an async context.
+
+    Args:
+        policy: The times of a try.
+        proxies: The proxies.
+
+    Raises:
+        DownloadError: The certificates that the environment names cannot be used.
+    """
+
+    def __init__(self, policy: DownloadPolicy, proxies: Proxies) -> None:
+        self._proxies = proxies
+        self._here = ""  # the URL at which the last request was sent, perhaps after a redirect
+        # A proxy may accept a connection and then never answer, for which httpx has no time limit.
+        self._patience = policy.connect_timeout + 2 * policy.stall_timeout
+        try:
+            transport = _Transport(httpx.create_ssl_context(), proxies)
+        except (OSError, ValueError) as error:
+            raise DownloadError(
+                f"the certificates of the environment cannot be used: {error}; check SSL_CERT_FILE and SSL_CERT_DIR"
+            ) from error
+        timeout = httpx.Timeout(policy.stall_timeout, connect=policy.connect_timeout)
+        headers = {"User-Agent": f"runed/{__version__}"}
+        self._client = httpx.AsyncClient(transport=transport, timeout=timeout, headers=headers, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    def name(self, url: str) -> str:
+        """Return a URL for a message, without secrets and with the proxy that is used."""
+        return f"{printable_url(url)}{self._proxies.way(url)}"
+
+    @property
+    def way(self) -> str:
+        """A clause that tells the way of the last request, perhaps after a redirect; see `Proxies.way`."""
+        return self._proxies.way(self._here)
+
+    @asynccontextmanager
+    async def get(self, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        """Open the answer to a GET, and follow redirects. The answer has any status but those of temporary failures.
+
+        Raises:
+            PassingError: Another try may succeed.
+            DownloadError: No other try will succeed.
+        """
+        try:
+            response = await self._open(url, headers)
+            try:
+                self._check_passing(response)
+                yield response
+            finally:
+                await response.aclose()
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise PassingError(f"no answer in time ({type(error).__name__}){self.way}") from error
+        except httpx.RequestError as error:
+            if _is_certificate_error(error):
+                raise DownloadError(
+                    f"the server of {self.name(url)} cannot be trusted: {error}; "
+                    "behind a proxy with its own certificate set SSL_CERT_FILE"
+                ) from error
+            raise PassingError(f"{str(error) or type(error).__name__}{self.way}") from error
+
+    async def _open(self, url: str, headers: dict[str, str]) -> httpx.Response:
+        """Send a GET, and follow redirects."""
+        try:
+            request = self._client.build_request("GET", url, headers=headers)
+            for _ in range(MAX_REDIRECTS + 1):
+                self._here = str(request.url)
+                async with asyncio.timeout(self._patience):
+                    response = await self._client.send(request, stream=True)
+                if response.next_request is None:
+                    return response
+                await response.aclose()
+                if request.url.scheme == "https" and response.next_request.url.scheme != "https":
+                    raise DownloadError(
+                        f"{self.name(url)} redirects from https to an insecure URL, which is not followed; check the URL"
+                    )
+                request = response.next_request
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError) as error:  # the last: a name that IDNA cannot encode
+            raise DownloadError(f"{self.name(url)} is, or redirects to, a URL that cannot be fetched: {error}") from error
+        raise DownloadError(f"{self.name(url)} redirects more than {MAX_REDIRECTS} times; check the URL")
+
+    def refusal(self, response: httpx.Response, url: str) -> DownloadError:
+        """Return the error of an answer whose status is none of the expected ones."""
+        return DownloadError(
+            f"{self.name(url)} answered {_status(response)}; check that the file is still there, and RUNED_MANIFEST"
+        )
+
+    def _check_passing(self, response: httpx.Response) -> None:
+        status = response.status_code
+        if status in _TEMPORARY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise PassingError(
+                f"the server answered {_status(response)}{self.way}",
+                retry_after=_retry_after(response.headers.get("Retry-After")),
+            )
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """Sends each request to its server or to the proxy of its URL."""
+
+    def __init__(self, certificates: ssl.SSLContext, proxies: Proxies) -> None:
+        self._certificates = certificates
+        self._proxies = proxies
+        self._transports: dict[Proxy | None, httpx.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+        proxy = self._proxies.choose(str(request.url))
+        if proxy not in self._transports:
+            through = None
+            if proxy is not None:
+                certificates = self._certificates if proxy.url.startswith("https:") else None
+                through = httpx.Proxy(proxy.url, auth=proxy.auth, ssl_context=certificates)
+            self._transports[proxy] = httpx.AsyncHTTPTransport(verify=self._certificates, proxy=through, trust_env=False)
+        return await self._transports[proxy].handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for transport in self._transports.values():
+            await transport.aclose()
+
+
+async def fetch(url: str, *, limit: int, policy: DownloadPolicy, proxies: Proxies) -> bytes:
+    """Fetch a small document.
+
+    Args:
+        url: The URL of the document.
+        limit: The largest size that is accepted, in bytes.
+        policy: The number and the times of tries.
+        proxies: The proxies.
+
+    Raises:
+        DownloadError: The fetch failed in spite of all retries, or the document is larger than `limit`.
+    """
+
+    async def attempt() -> bytes:
+        async with web.get(url, IDENTITY) as response:
+            if response.status_code != HTTPStatus.OK:
+                raise web.refusal(response, url)
+            data = bytearray()
+            async for chunk in response.aiter_bytes():
+                data += chunk
+                if len(data) > limit:
+                    raise DownloadError(f"{web.name(url)} is larger than {limit} bytes; check the URL")
+            return bytes(data)
+
+    async with Web(policy, proxies) as web:
+        try:
+            return await retrying(policy, lambda _: None)(attempt)
+        except PassingError as error:
+            raise exhausted(url, error, "check the network and RUNED_MANIFEST") from error
+
+
+def retrying(policy: DownloadPolicy, on_retry: Callable[[str], None]) -> tenacity.AsyncRetrying:
+    """Return the retries of a policy. Nothing else in runed tries a download again."""
+    backoff = tenacity.wait_exponential(multiplier=policy.first_wait, max=policy.max_wait)
+    jitter = tenacity.wait_random(0, policy.first_wait)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, PassingError) and error.retry_after is not None:
+            return min(error.retry_after, policy.max_retry_after)
+        return backoff(state) + jitter(state)
+
+    def before_sleep(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        message = f"{error}; trying again in {state.upcoming_sleep:.0f} s"
+        _log.warning("download interrupted", problem=str(error), wait_seconds=round(state.upcoming_sleep, 1))
+        on_retry(message)
+
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(PassingError),
+        stop=tenacity.stop_after_attempt(policy.attempts),
+        wait=wait,
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+
+
+def exhausted(url: str, error: PassingError, hint: str) -> DownloadError:
+    """Return the error of a download whose last try failed, with what to do now."""
+    return DownloadError(f"{printable_url(url)} could not be downloaded: {error}; {hint}")
+
+
+def _status(response: httpx.Response) -> str:
+    return f"{response.status_code} {response.reason_phrase}".strip()
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Read a Retry-After header: seconds or a date (RFC 9110, section 10.2.3)."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _is_certificate_error(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

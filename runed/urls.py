@@ -1,0 +1,52 @@
+"""URLs in settings and manifests: their kind, the path of a `file:` URL, and the text that may be shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
+
+_SCHEME = re.compile(r"file(?=:)|[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
+_FILE = re.compile(r"file:(?://(?:localhost|127\.0\.0\.1)?)?(/(?!/).*)", re.IGNORECASE | re.DOTALL)
+_BLANK = re.compile(r"[\x00-\x20\x7f]")
+_PLACE = re.compile(r"(?:\[[0-9a-f:.]+\]|[^][:\\<>^`{|}]+)(?::[0-9]*)?", re.IGNORECASE)
+"""A host and perhaps a port."""
+
+
+def scheme_of(location: str) -> str:
+    """Return the scheme of a URL in small letters; "" if the text is a path."""
+    found = _SCHEME.match(location)
+    return found[0].lower() if found else ""
+
+
+def path_of_file_url(url: str) -> str:
+    """Return the path of a `file:` URL.
+
+    Raises:
+        ValueError: It names another machine, or no full path.
+    """
+    found = _FILE.fullmatch(url)
+    if found is None:
+        raise ValueError(f"{url!r} names no file of this machine; such a URL is written file:///full/path")
+    return os.fsdecode(unquote_to_bytes(os.fsencode(found[1])))
+
+
+def is_web_url(url: str) -> bool:
+    """Return whether a text is an http or https URL with a host and a port that can be."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 # raises for a port that is no port
+    except ValueError:
+        return False
+    place = parts.netloc.rpartition("@")[2]
+    return parts.scheme in {"http", "https"} and _PLACE.fullmatch(place) is not None and not _BLANK.search(url)
+
+
+def printable_url(url: str) -> str:
+    """Return a URL without user, password and query, which may hold secrets, for messages, logs and the audit."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 # raises if the text before a "/" in a password was taken for host and port
+    except ValueError:
+        return "a malformed URL"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,0 +1,84 @@
+"""The time without work of a child: a slow or sleeping machine must not look like a hang."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from runed.backends.llama.process import ChildProcess, OutputLog
+from runed.backends.llama.stillness import Stillness
+
+Spawn = Callable[[str], Awaitable[ChildProcess]]
+
+BUSY = "while True: pass"
+IDLE = "import time; time.sleep(600)"
+
+
+@pytest.fixture
+async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
+    children: list[ChildProcess] = []
+
+    async def run(program: str) -> ChildProcess:
+        output = OutputLog(tmp_path / "output")
+        argv = [sys.executable, "-ESs", "-c", program]
+        child = await ChildProcess.spawn(argv, env={}, output=output, record=tmp_path / "record", leftovers=[])
+        children.append(child)
+        return child
+
+    yield run
+    for child in children:
+        await child.kill()
+
+
+async def watch(child: ChildProcess, *, looks: int) -> float:
+    """Return the stillness after some looks, 0.05 s apart. The first second, in which Python starts, does not count."""
+    await asyncio.sleep(1.0)
+    stillness = Stillness(child, look=0.05)
+    seconds = 0.0
+    for _ in range(looks):
+        seconds = stillness.look()
+        await asyncio.sleep(0.05)
+    return seconds
+
+
+async def test_child_that_waits_is_still(spawn: Spawn) -> None:
+    assert await watch(await spawn(IDLE), looks=10) > 0.25
+
+
+async def test_child_that_works_is_not_still(spawn: Spawn) -> None:
+    assert await watch(await spawn(BUSY), looks=10) == 0.0
+
+
+async def test_work_of_a_descendant_counts(spawn: Spawn) -> None:
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}])"
+    assert await watch(await spawn(script), looks=10) < 0.15
+
+
+async def test_output_is_work(spawn: Spawn) -> None:
+    assert await watch(await spawn("import time\nwhile True: print(1, flush=True); time.sleep(0.02)"), looks=10) < 0.15
+
+
+async def test_time_in_which_this_process_did_not_run_does_not_count(spawn: Spawn) -> None:
+    child = await spawn(IDLE)
+    await watch(child, looks=1)
+    stillness = Stillness(child, look=0.05)
+    for _ in range(3):
+        stillness.look()
+    time.sleep(1.0)  # noqa: ASYNC251 # as if this process was stopped, or the machine slept
+    assert stillness.look() <= 0.15
+
+
+async def test_restart_forgets_the_time(spawn: Spawn) -> None:
+    child = await spawn(IDLE)
+    await watch(child, looks=1)
+    stillness = Stillness(child, look=1.0)
+    for _ in range(3):
+        stillness.look()
+    await asyncio.sleep(0.3)
+    stillness.restart()
+    assert stillness.look() < 0.1
