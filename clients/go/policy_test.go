@@ -590,6 +590,7 @@ func TestPolicyRules(t *testing.T) {
 		"a refusal to the end":            testRefusalToTheEnd,
 		"an idle stream":                  testIdleStream,
 		"a silent stream":                 testSilentStream,
+		"many calls at once":              testManyCallsAtOnce,
 		"a closed client":                 testClosedClient,
 	}
 	for _, row := range readPolicy(t).Rules.Rows {
@@ -1116,6 +1117,42 @@ func testHomeInOtherBytes(t *testing.T) {
 	t.Setenv("RUNED_HOME", "/h\xff")
 	if _, err := runed.Locate(); !errors.Is(err, runed.ErrBadSetting) || !strings.Contains(err.Error(), `"/h\xff" is not UTF-8`) {
 		t.Error(err)
+	}
+}
+
+func testManyCallsAtOnce(t *testing.T) {
+	const most = 64
+	var now, peak atomic.Int32
+	blocked := make(chan struct{})
+	client := (&script{embed: func() (*runedv1.EmbedResponse, error) {
+		peak.Store(max(peak.Load(), now.Add(1)))
+		defer now.Add(-1)
+		<-blocked
+		return &runedv1.EmbedResponse{Vector: goodVector, Fingerprint: "fp"}, nil
+	}}).start(t)
+	failures := make(chan error)
+	for range 700 {
+		go func() {
+			_, err := client.Embed(t.Context(), "text")
+			failures <- err
+		}()
+	}
+	for now.Load() < most {
+		time.Sleep(time.Millisecond)
+	}
+	late, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := client.Embed(late, "late"); !errors.Is(err, runed.ErrDeadlineExceeded) {
+		t.Error("the wait does not count:", err)
+	}
+	close(blocked)
+	for range 700 {
+		if err := <-failures; err != nil {
+			t.Error(err)
+		}
+	}
+	if peak.Load() > most {
+		t.Error(peak.Load(), "calls went on at a time")
 	}
 }
 

@@ -932,6 +932,33 @@ const tests: Record<string, () => Promise<void>> = {
     assert.equal(execFileSync("/bin/sh", ["-c", run, process.execPath, script], { encoding: "utf8" }), "BAD_SETTING\n");
   },
 
+  "many calls at once": async () => {
+    let [now, peak] = [0, 0];
+    let unblock = () => {};
+    const blocked = new Promise<void>((resolve) => {
+      unblock = resolve;
+    });
+    const caller = await client({
+      embed: async () => {
+        now += 1;
+        peak = Math.max(peak, now);
+        await blocked;
+        now -= 1;
+        return VECTOR;
+      },
+    });
+    const calls = Array.from({ length: 700 }, () => caller.embed("text"));
+    while (now < policy.CONNECTIONS) {
+      await delay(1);
+    }
+    assert.equal((await refusal(caller.embed("late", { timeoutMs: 100 }))).reason, "DEADLINE_EXCEEDED");
+    const signal = AbortSignal.timeout(100);
+    await assert.rejects(caller.embed("left", { signal }), (reason) => reason === signal.reason);
+    unblock();
+    assert.equal((await Promise.all(calls)).length, 700);
+    assert.equal(peak, policy.CONNECTIONS);
+  },
+
   "a closed client": async () => {
     const caller = await client({});
     await caller.embed("text");
