@@ -1,16 +1,18 @@
 """The identity of a process, its memory, and the end of a child with its parent.
 
-The kernel reuses a pid. A pid together with a start time names one process.
+The kernel reuses a pid. A pid together with a start time names one process, within one boot and one pid namespace.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,17 +34,20 @@ _START_TIME_FIELD = 22
 """The field of /proc/<pid>/stat, counted from 1, with the start time in clock ticks since the machine's start."""
 
 
-class ProcessIdentity(msgspec.Struct, frozen=True):
+class ProcessIdentity(msgspec.Struct, frozen=True, omit_defaults=True):
     """The identity of one process, which no later process has.
 
     Attributes:
         pid: The process id.
         start_time: The start time in seconds: on Linux since the machine's start, so that setting the clock does not change it;
             on macOS since the epoch, as the kernel noted it then.
+        scope: On Linux, the boot of the machine and the pid namespace in which the numbers count. The records of older versions
+            have none.
     """
 
     pid: Annotated[int, msgspec.Meta(ge=1, le=MAX_PID)]
     start_time: float
+    scope: str = ""
 
 
 def identify(pid: int) -> ProcessIdentity | None:
@@ -62,7 +67,38 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 def is_alive(identity: ProcessIdentity) -> bool:
     """Return whether a process still lives. Another process of the same pid does not count."""
-    return identify(identity.pid) == identity
+    found = identify(identity.pid)
+    return found is not None and found.start_time == identity.start_time and identity.scope in {"", found.scope}
+
+
+def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
+    """Send a signal to exactly this process, if it lives; return whether it was sent. On Linux, `scope` must be known."""
+    descriptor = -1
+    with suppress(OSError, AttributeError):  # an old kernel, another system, or a container that forbids it
+        descriptor = os.pidfd_open(identity.pid)
+    try:
+        if identify(identity.pid) != identity:
+            return False
+        if descriptor >= 0:  # refers to the process that was just identified, also if it ends now and its pid is reused
+            signal.pidfd_send_signal(descriptor, number)
+        else:
+            os.kill(identity.pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return True
+
+
+def is_child(pid: int, parent: ProcessIdentity) -> bool:
+    """Return whether a process is a child of another one."""
+    import psutil  # noqa: PLC0415 # as in `identify`
+
+    try:
+        return is_alive(parent) and psutil.Process(pid).ppid() == parent.pid
+    except psutil.Error:
+        return False
 
 
 def _identify_on_linux(pid: int) -> ProcessIdentity | None:
@@ -76,7 +112,13 @@ def _identify_on_linux(pid: int) -> ProcessIdentity | None:
     if state in {b"Z", b"X"}:
         return None
     ticks = int(others[_START_TIME_FIELD - 4])
-    return ProcessIdentity(pid, ticks / os.sysconf("SC_CLK_TCK"))
+    return ProcessIdentity(pid, ticks / os.sysconf("SC_CLK_TCK"), _scope())
+
+
+@functools.cache
+def _scope() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def resident_bytes(pid: int) -> int:

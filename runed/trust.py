@@ -86,6 +86,8 @@ def check_file(path: Path) -> None:
         info = path.stat()
     except OSError:  # an error of the reader then
         return
+    if not stat.S_ISREG(info.st_mode):  # neither: the reader takes regular files alone, and /dev/null has to stay open to all
+        return
     _check_owner(path, info.st_uid)
     if is_open_to_writers(info):
         raise ForeignPathError(

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import site
 import struct
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from typing import Any, TypeVar, cast
 import grpc
 import httpx
 import numpy as np
-import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.json_format import MessageToJson, Parse
@@ -40,9 +38,7 @@ from runed.lifecycle.listener import probe
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).resolve().parent.parent
-
-FIXTURES = ROOT / "tests" / "fixtures"
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
 GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 """Options of a channel without grpcio's own limit of 4 MiB, so that the daemon's limit applies."""
@@ -63,37 +59,6 @@ def http_over(socket: Path, *, timeout: float = 30.0) -> httpx.Client:
 def short_home() -> Path:
     """Make an empty directory whose path leaves room for a socket."""
     return Path(tempfile.mkdtemp(prefix="rd-", dir="/tmp"))
-
-
-def run_as(user: int, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code with the packages of the tests as another user, which only root can. Skip the test if that user cannot.
-
-    Args:
-        user: The user id, which is also the only group id.
-        code: The code.
-        arguments: The rest of its `sys.argv`.
-        environment: Variables besides those of this process.
-    """
-    places = (ROOT, ROOT / "gen" / "python", *site.getsitepackages())
-    # The interpreter of the tests may lie in a directory that only root can enter.
-    for python in (sys.executable, "/usr/bin/python3"):
-        with suppress(PermissionError, FileNotFoundError):
-            done = subprocess.run(
-                [python, "-c", f"import runed\n{code}", *arguments],
-                env=clean_environment(PYTHONPATH=os.pathsep.join(map(str, places)), PYTHONDONTWRITEBYTECODE="1", **environment),
-                cwd="/",
-                user=user,
-                group=user,
-                extra_groups=[],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            if "ModuleNotFoundError" not in done.stderr:
-                return done
-    pytest.skip("no Python with the packages of the tests can be run by other users")
 
 
 def wait_until(condition: Callable[[], T], *, timeout: float = 30.0, what: str = "the condition") -> T:

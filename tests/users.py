@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import site
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.support import clean_environment
+
 OTHER = 64_321
 """The id of the other user, of whom nobody else has files."""
 
-FAKE = Path(__file__).resolve().parent / "fakes" / "other_user.py"
+ROOT = Path(__file__).resolve().parent.parent
+
+FAKE = ROOT / "tests" / "fakes" / "other_user.py"
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can run processes as another user")
 
@@ -57,3 +62,34 @@ def answer_to_other(path: Path) -> str:
     """Return what the other user gets from a socket when it asks for Health."""
     done = subprocess.run([sys.executable, FAKE, str(OTHER), "connect", path], stdout=subprocess.PIPE, check=True, timeout=20)
     return done.stdout.decode()
+
+
+def run_as(user: int, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code with the packages of the tests as another user, which only root can. Skip the test if that user cannot.
+
+    Args:
+        user: The user id, which is also the only group id.
+        code: The code.
+        arguments: The rest of its `sys.argv`.
+        environment: Variables besides those of this process.
+    """
+    places = (ROOT, ROOT / "gen" / "python", *site.getsitepackages())
+    # The interpreter of the tests may lie in a directory that only root can enter.
+    for python in (sys.executable, "/usr/bin/python3"):
+        with suppress(PermissionError, FileNotFoundError):
+            done = subprocess.run(
+                [python, "-c", f"import runed\n{code}", *arguments],
+                env=clean_environment(PYTHONPATH=os.pathsep.join(map(str, places)), PYTHONDONTWRITEBYTECODE="1", **environment),
+                cwd="/",
+                user=user,
+                group=user,
+                extra_groups=[],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            if "ModuleNotFoundError" not in done.stderr:
+                return done
+    pytest.skip("no Python with the packages of the tests can be run by other users")

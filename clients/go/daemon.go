@@ -114,6 +114,11 @@ func (d *daemon) ensure(ctx context.Context) (started bool, err error) {
 	case <-ctx.Done():
 		return false, errorOfContext(ctx)
 	}
+	if d.home != "" {
+		if err := checkHome(d.home); err != nil {
+			return false, err
+		}
+	}
 	err = d.probe(ctx)
 	if !d.maySpawn || (err != nil && !errors.Is(err, ErrDaemonUnavailable)) {
 		return false, err

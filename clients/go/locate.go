@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 )
 
 // locate returns the daemon's home and socket. The home is empty if others look after the daemon.
@@ -33,6 +34,9 @@ func locate(c *config) (home, socket string, err error) {
 	}
 	if home, err = absolute(home); err != nil {
 		return "", "", err
+	}
+	if !utf8.ValidString(home) {
+		return "", "", newError(ErrBadSetting, nil, "the home %q is not UTF-8; accepted is a path in UTF-8", home)
 	}
 	return home, shortSocketPath(filepath.Join(home, "embedding.sock")), nil
 }
@@ -118,15 +122,15 @@ func findProgram(home string) (string, error) {
 		"run `pip install runed`, or name one as runed_binary in %s", filepath.Join(home, "config.json"))
 }
 
-// configuredProgram returns the runed_binary of config.json. It ignores a file that cannot be read: the "runed" that is found
-// otherwise says what is wrong with that file.
+// configuredProgram returns the runed_binary of config.json. It ignores a file that cannot be read, or that another user can change:
+// the "runed" that is found otherwise says what is wrong with that file.
 func configuredProgram(home string) string {
 	path := os.Getenv("RUNED_CONFIG")
 	if path == "" {
 		path = filepath.Join(home, "config.json")
 	}
 	path, err := absolute(path)
-	if err != nil {
+	if err != nil || !mayRead(path) {
 		return ""
 	}
 	data, err := os.ReadFile(path)

@@ -2,11 +2,13 @@ package runed_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"net"
 	"net/http"
@@ -77,6 +79,11 @@ type policy struct {
 		SocketPath  string `json:"socket_path"`
 		Socket      string
 		Reason      runed.Reason
+	}]
+	Homes table[struct {
+		Lay    []string
+		Home   string
+		Reason runed.Reason
 	}]
 	Dial table[struct {
 		Found  string
@@ -458,6 +465,52 @@ func TestPolicyPlaces(t *testing.T) {
 				}
 			} else if err != nil || socket != filled(row.Socket) {
 				t.Errorf("%+v: %q, %v", row, socket, err)
+			}
+		})
+	}
+}
+
+func TestPolicyHomes(t *testing.T) {
+	for _, row := range readPolicy(t).Homes.Rows {
+		t.Run(strings.Join(append(row.Lay, row.Home), ", "), func(t *testing.T) {
+			if strings.Contains(strings.Join(row.Lay, " "), "12345") && os.Geteuid() != 0 {
+				t.Skip("only root can give a file to another user")
+			}
+			place := ownHome(t)
+			for _, step := range row.Lay {
+				words := strings.Fields(step)
+				path := filepath.Join(place, words[1])
+				number, _ := strconv.ParseUint(words[len(words)-1], map[bool]int{true: 8, false: 10}[words[0] == "directory"], 32)
+				err := map[string]func() error{
+					// Of the mode of os.Chmod, the sticky bit stands elsewhere.
+					"directory": func() error { return errors.Join(os.Mkdir(path, 0o700), syscall.Chmod(path, uint32(number))) },
+					"file":      func() error { return os.WriteFile(path, nil, 0o600) },
+					"link":      func() error { return os.Symlink(words[2], path) },
+					"owner":     func() error { return os.Lchown(path, int(number), -1) },
+					"group":     func() error { return os.Lchown(path, -1, int(number)) },
+				}[words[0]]()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			home, ran := filepath.Join(place, cmp.Or(row.Home, "home")), filepath.Join(place, "ran")
+			options := []runed.Option{runed.WithHome(home)}
+			config := filepath.Join(home, "config.json")
+			if row.Reason != runed.ErrForeignPath {
+				options = append(options, runed.WithoutSpawn())
+			} else if _, err := os.Lstat(config); errors.Is(err, fs.ErrNotExist) {
+				program := filepath.Join(place, "program")
+				document := fmt.Sprintf(`{"version": 1, "runed_binary": %q}`, program)
+				if err := os.WriteFile(program, []byte("#!/bin/sh\ntouch "+ran+"\n"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				os.WriteFile(config, []byte(document), 0o644) // the home itself may be missing
+			}
+			if _, err := runed.Connect(t.Context(), options...); !errors.Is(err, row.Reason) {
+				t.Error(err)
+			}
+			if _, err := os.Stat(ran); err == nil {
+				t.Error("the program of the home was run")
 			}
 		})
 	}

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 
-from runed.cli.boundary import ExitCode
+from runed.cli.boundary import ExitCode, tell
 from runed.cli.options import seconds
 from runed.errors import RunedError, SettingsError
 from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
@@ -25,9 +25,9 @@ with --json, standard output is one line of JSON, whatever happens:
   {"socket": "/home/me/.runed/embedding.sock", "pid": 4711, "version": "0.1.0",
    "started": true}
   {"error": {"reason": "DAEMON_START_FAILED", "message": "..."}}
-the exit code is 0, 1 or, for a bad setting, 2. pid and version are null if the
-daemon that listens has left no record. started is true if this call started the
-daemon.
+the exit code is 0, 1 or, for a bad setting, 2. version is null if the daemon
+that listens has left no record, and pid if its process cannot be seen from
+here. started is true if this call started the daemon.
 """
 
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         print(json.dumps({"error": {"reason": error.reason, "message": error.message}}))
         return ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
-    print(_as_json(handle) if arguments.json else _as_text(handle))
+    tell(_as_json(handle) if arguments.json else _as_text(handle))
     return ExitCode.OK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runed.daemon import run as daemon
+from runed.daemon import inherited
 from runed.settings import load_settings
 
 DESCRIPTION = """\
@@ -26,4 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until asked to stop."""
+    inherited.forbid_core_dumps()
+    if arguments.ready_fd is not None:  # a service manager, or a person, means what a daemon in the foreground inherits
+        inherited.reset()
+    from runed.daemon import run as daemon  # noqa: PLC0415 # numpy starts threads, which would keep what they inherited
+
     return daemon.run(load_settings(), log_file=arguments.log_file, ready_fd=arguments.ready_fd)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import runed
-from runed.cli.boundary import ExitCode
+from runed.cli.boundary import ExitCode, tell
 from runed.cli.waiting import ANSWER_SECONDS, PHASES
 from runed.client.look import look
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError
 from runed.lifecycle.record import DaemonRecord
+from runed.lifecycle.spawn import find_process
 from runed.paths import Paths
-from runed.processes import resident_bytes
+from runed.processes import is_child, resident_bytes
 from runed.settings import load_settings
 
 DESCRIPTION = """\
@@ -26,6 +27,8 @@ with --json, standard output is one JSON object with the fields of the calls
 Info and Health (see runed.proto), and:
   running              whether a daemon answers; if not, the only other fields
                        are home, socket and log
+  pid                  the process of the daemon; 0 if it cannot be seen from
+                       here, as that of a container
   daemon_memory_bytes  resident memory of the daemon
   engine_memory_bytes  resident memory of llama-server, 0 while none runs
   http, http_token     the URL of the OpenAI API and the file of its token, if
@@ -37,7 +40,7 @@ Info and Health (see runed.proto), and:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answers of a running daemon, and the resident memory of daemon and `llama-server` in bytes."""
+    """The answers of a running daemon, and the resident memory of daemon and `llama-server` in bytes; 0 if it is not known."""
 
     info: runed.Info
     health: runed.Health
@@ -61,12 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"running": report is not None} | (_as_dict(report) if report else {}) | places | http, indent=2))
     elif report is None:
-        print(_why_not(paths))
+        tell(_why_not(paths))
     else:
         lines = _as_lines(report) | places
         if http:
             lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
-        print("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
+        tell("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
     return ExitCode.OK if report else ExitCode.NOT_RUNNING
 
 
@@ -80,7 +83,13 @@ def _ask(paths: Paths) -> Report | None:
             f"a daemon listens on {paths.socket} but does not answer within {ANSWER_SECONDS:g} s; "
             "see `runed logs`, or end it with `runed stop`"
         ) from None
-    return Report(info, health, resident_bytes(health.pid), resident_bytes(health.engine_pid))
+    # In a container that shares the home, the pids of Health are those of other processes, if of any.
+    process = find_process(paths)
+    if process is None or process.pid != health.pid:
+        health = replace(health, pid=process.pid if process else 0)
+        return Report(info, health, resident_bytes(health.pid) if process else 0, 0)
+    engine = resident_bytes(health.engine_pid) if is_child(health.engine_pid, process) else 0
+    return Report(info, health, resident_bytes(process.pid), engine)
 
 
 def _http(paths: Paths) -> dict[str, str]:
@@ -114,17 +123,17 @@ def _as_lines(report: Report) -> dict[str, str]:
     info, health = report.info, report.health
     variant = f" ({info.model_variant})" if info.model_variant else ""
     engine = f"llama-server {info.engine_version}".strip()
-    return {
+    lines = {
         "state": _state(health),
         "model": f"{info.model_name}{variant}, {info.model_identity}" if info.model_identity else "not installed yet",
         "vectors": f"{info.vector_dim} dimensions, of texts of at most {info.max_text_length} tokens"
         if info.vector_dim
         else "-",
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
-        "engine": f"{engine}, profile {info.profile}, pid {health.engine_pid}, {_megabytes(report.engine_memory)}"
+        "engine": f"{engine}, profile {info.profile}, {_process(health.engine_pid, report.engine_memory)}"
         if health.engine_pid
         else f"{engine}, profile {info.profile}, not running",
-        "daemon": f"runed {info.daemon_version}, pid {health.pid}, {_megabytes(report.daemon_memory)}, "
+        "daemon": f"runed {info.daemon_version}, {_process(health.pid, report.daemon_memory)}, "
         f"up {_duration(health.uptime_seconds)}",
         "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
         f"{health.refused_requests} refused, {health.engine_restarts} engine restarts",
@@ -136,6 +145,7 @@ def _as_lines(report: Report) -> dict[str, str]:
         f"{health.cache_hits:,} found there, "
         f"{health.shared_texts:,} shared in flight",
     }
+    return lines | ({"limits": "; ".join(info.restrictions)} if info.restrictions else {})
 
 
 def _lane(lane: runed.LaneHealth) -> str:
@@ -156,6 +166,12 @@ def _state(health: runed.Health) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.1f} ms"
+
+
+def _process(pid: int, memory: int) -> str:
+    """Return the pid and the memory of a process, which may run where they cannot be seen."""
+    seen = f"pid {pid}" if pid else "in another pid namespace"
+    return f"{seen}, {_megabytes(memory)}" if memory else f"{seen}, memory unknown"
 
 
 def _megabytes(size: int) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import threading
 import time
+from collections.abc import Iterator
 
 import runed
-from runed.cli.boundary import ExitCode
+from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.waiting import ANSWER_SECONDS
-from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError
-from runed.lifecycle.spawn import stop_daemon
+from runed.errors import DaemonUnavailableError, DeadlineExceededError
+from runed.lifecycle.spawn import find_process, stop_daemon, wait_for_end
 from runed.paths import Paths
-from runed.processes import ProcessIdentity, identify, is_alive
 from runed.settings import load_settings
 
 DEFAULT_GRACE = 10.0
@@ -22,8 +24,8 @@ DEFAULT_GRACE = 10.0
 EXIT_SECONDS = 20.0
 """Seconds that a daemon may need after the grace, to stop or kill `llama-server` and to exit."""
 
-_POLL = 0.05
-"""Seconds between two looks whether the daemon has ended."""
+_SILENCE = 2.0
+"""Seconds after which the command says that it waits."""
 
 DESCRIPTION = """\
 Let the daemon finish its calls in flight and exit, and wait for its end. New
@@ -42,40 +44,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long calls in flight may take before they are cut off (default: 10; at most 300)",
     )
+    parser.add_argument("--force", action="store_true", help="kill a daemon that has not ended after this time")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Stop the daemon and print the result."""
     paths = Paths(load_settings().home)
     started = time.monotonic()
-    if _stop(paths, arguments.grace):
-        print(f"stopped the daemon of {paths.home} after {time.monotonic() - started:.1f} s")
+    if _stop(paths, arguments.grace, force=arguments.force):
+        tell(f"stopped the daemon of {paths.home} after {time.monotonic() - started:.1f} s")
     else:
-        print(f"no daemon runs for {paths.home}")
+        tell(f"no daemon runs for {paths.home}")
     return ExitCode.OK
 
 
-def _stop(paths: Paths, grace: float) -> bool:
+def _stop(paths: Paths, grace: float, *, force: bool) -> bool:
     """Stop the daemon. Return whether there was one."""
-    patience = grace + EXIT_SECONDS
-    try:
-        with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
-            daemon = identify(client.health().pid)
-            client.shutdown(grace_seconds=math.ceil(grace))
-    except (DaemonUnavailableError, DeadlineExceededError):
-        # A daemon that does not answer may be draining. A stuck daemon may still obey a signal.
-        return stop_daemon(paths, timeout=patience)
-    if daemon is not None:
-        _wait_for_end(daemon, patience)
+    patience = grace + (0 if force else EXIT_SECONDS)
+    process = find_process(paths)  # before the call, since the daemon may be gone after it
+    with _word_after_a_while(paths):
+        try:
+            with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
+                client.shutdown(grace_seconds=math.ceil(grace))
+        except (DaemonUnavailableError, DeadlineExceededError):
+            # A daemon that does not answer may be draining. A stuck daemon may still obey a signal.
+            return stop_daemon(paths, timeout=patience, force=force)
+        wait_for_end(paths, process, timeout=patience, force=force)
     return True
 
 
-def _wait_for_end(daemon: ProcessIdentity, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while is_alive(daemon):
-        if time.monotonic() > deadline:
-            raise LifecycleError(
-                f"the daemon, pid {daemon.pid}, was asked to stop but still runs after {patience:g} s; "
-                f"see `runed logs`, or end it with `kill -9 {daemon.pid}`"
-            )
-        time.sleep(_POLL)
+@contextlib.contextmanager
+def _word_after_a_while(paths: Paths) -> Iterator[None]:
+    """Tell what the command waits for, if it waits."""
+    timer = threading.Timer(_SILENCE, complain, [f"waiting for the daemon of {paths.home} to finish its work"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -194,6 +194,7 @@ class Info:
         profile: The profile of the engine: "memory", "balanced" or "throughput".
         max_queued_texts: The largest number of texts that may wait. More are refused with `QueueFullError`.
         max_queued_bytes: The most bytes of text that may wait.
+        restrictions: What makes the daemon slower or smaller than the machine allows, in words for people.
     """
 
     daemon_version: str
@@ -216,3 +217,4 @@ class Info:
     profile: str
     max_queued_texts: int
     max_queued_bytes: int
+    restrictions: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
 from runed.daemon.gauges import add_gauges
 from runed.daemon.host import DaemonHost
+from runed.daemon.inherited import restrictions
 from runed.daemon.served_model import ServedModel
 from runed.domain.status import Info
 from runed.files import run_in_thread
@@ -73,6 +74,7 @@ def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener
         profile=settings.profile,
         max_queued_texts=settings.queue_texts,
         max_queued_bytes=settings.queue_bytes,
+        restrictions=restrictions(),
     )
     host = DaemonHost(facts, bootstrapper=bootstrapper, draining=draining, metrics=metrics)
     add_gauges(metrics, host, bootstrapper)

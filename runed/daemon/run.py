@@ -26,9 +26,6 @@ from runed.version import __version__
 EVICTION_CHECK_INTERVAL = 1.0
 """Seconds between two checks that the socket's path still belongs to this daemon."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that begin the drain. A second one ends its grace."""
-
 _log = get_logger(__name__)
 
 
@@ -114,13 +111,20 @@ def _signals_held_back() -> Iterator[None]:
     mask does not help, since the threads of numpy's BLAS would take the signal then.
     """
     came: list[int] = []
-    for number in _SIGNALS:
+    for number in _signals():
         signal.signal(number, lambda number, _: came.append(number))
     yield
-    for number in _SIGNALS:  # the default action would leave socket and record behind, until the event loop handles the signals
+    for number in _signals():
+        # Until the event loop handles the signals, the default action would leave socket and record behind.
         signal.signal(number, _leave)
     if came:
         sys.exit(0)
+
+
+def _signals() -> list[signal.Signals]:
+    """Return the signals that begin the drain; a second one ends its grace. With `nohup`, SIGHUP stays ignored."""
+    hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 # Python calls it so
@@ -130,12 +134,12 @@ def _leave(number: int, frame: object) -> None:  # noqa: ARG001 # Python calls i
 @contextlib.contextmanager
 def _signals_call(handler: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
+    for number in _signals():
         loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for number in _SIGNALS:
+        for number in _signals():
             loop.remove_signal_handler(number)
             # The default action would end this process before its socket and record are removed.
             signal.signal(number, signal.SIG_IGN)

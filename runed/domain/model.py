@@ -25,6 +25,8 @@ class ModelInfo:
         pooling: "last", "mean" or "cls".
         file_type: The quantization, such as "Q6_K" or "F16".
         sha256: The SHA-256 of the file, in hexadecimal.
+        unknown_token: The token in place of a word that the vocabulary lacks, or None.
+        special_tokens: Number and text of each special token, such as (102, "[SEP]").
     """
 
     identity: str
@@ -35,6 +37,8 @@ class ModelInfo:
     pooling: str
     file_type: str
     sha256: str
+    unknown_token: int | None = None
+    special_tokens: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -134,3 +134,4 @@ class Info:
     max_queued_texts: int = 0
     max_queued_bytes: int = 0
     centroid_set_version: str = ""
+    restrictions: Sequence[str] = ()

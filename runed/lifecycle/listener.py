@@ -12,7 +12,7 @@ from typing import Self
 
 from runed.errors import AlreadyRunningError, DaemonUnavailableError, ForeignPathError
 from runed.paths import check_socket_dir, ensure_socket_dir
-from runed.peers import peer_of
+from runed.peers import Peer, peer_of
 
 BACKLOG = 1024
 """Connections that may wait to be accepted. The kernel may hold fewer (`net.core.somaxconn`, `kern.ipc.somaxconn`)."""
@@ -65,8 +65,8 @@ def _check_listener(connection: socket.socket, path: Path) -> None:
         )
 
 
-def probe(path: Path) -> bool:
-    """Return whether a process accepts connections at a path.
+def find_listener(path: Path) -> Peer | None:
+    """Return the process that accepts connections at a path, or None.
 
     Args:
         path: A socket from `Paths`.
@@ -75,13 +75,18 @@ def probe(path: Path) -> bool:
         ForeignPathError: See `dial`.
     """
     try:
-        dial(path, timeout=_PROBE_TIMEOUT).close()
-    except DaemonUnavailableError:
-        return False
+        with dial(path, timeout=_PROBE_TIMEOUT) as connection:
+            return peer_of(connection)
+    except (DaemonUnavailableError, ConnectionResetError):
+        return None
     except (BlockingIOError, TimeoutError):
         # A full backlog belongs to a busy daemon. Its live socket must not be unlinked.
-        return True
-    return True
+        return Peer(uid=os.geteuid(), pid=0)
+
+
+def probe(path: Path) -> bool:
+    """Return whether a process accepts connections at a path; see `find_listener`."""
+    return find_listener(path) is not None
 
 
 class Listener:

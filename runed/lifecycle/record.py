@@ -12,8 +12,9 @@ from typing import Annotated, Self
 
 import msgspec
 
+from runed.errors import LifecycleError
 from runed.files import read_record, write_atomically
-from runed.processes import MAX_PID, ProcessIdentity, identify, is_alive
+from runed.processes import MAX_PID, ProcessIdentity, identify, is_alive, send_signal
 from runed.version import __version__
 
 
@@ -23,6 +24,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     Attributes:
         pid: The process id of the daemon.
         start_time: The start time of that process, as in `ProcessIdentity`.
+        scope: The boot and the pid namespace of that process, as in `ProcessIdentity`.
         version: The version of the daemon, as in "0.1.0".
         socket: The path that it listens on.
         http: The URL of its loopback port, such as "http://127.0.0.1:8321"; "" if it has none.
@@ -35,13 +37,26 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     socket: str
     http: str = ""
     draining: bool = False
+    scope: str = ""
 
     @classmethod
     def of_this_process(cls, socket: Path, *, http: str = "") -> Self:
-        """Return the record of the calling process as the daemon on a socket, and on a loopback port if it has one."""
+        """Return the record of the calling process as the daemon on a socket, and on a loopback port if it has one.
+
+        Raises:
+            LifecycleError: The system does not tell when this process started.
+        """
         identity = identify(os.getpid())
-        assert identity is not None
-        return cls(pid=identity.pid, start_time=identity.start_time, version=__version__, socket=os.fspath(socket), http=http)
+        if identity is None:
+            raise LifecycleError("/proc cannot be read, which tells processes apart; mount it: `mount -t proc proc /proc`")
+        return cls(
+            pid=identity.pid,
+            start_time=identity.start_time,
+            scope=identity.scope,
+            version=__version__,
+            socket=os.fspath(socket),
+            http=http,
+        )
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -66,16 +81,15 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         found = type(self).read(path)
         return found is not None and (found.pid, found.start_time) == (self.pid, self.start_time)
 
+    @property
+    def process(self) -> ProcessIdentity:
+        """The recorded process."""
+        return ProcessIdentity(self.pid, self.start_time, self.scope)
+
     def is_alive(self) -> bool:
         """Return whether the recorded process still lives. Another process of the same pid does not count."""
-        return is_alive(ProcessIdentity(self.pid, self.start_time))
+        return is_alive(self.process)
 
     def terminate(self) -> bool:
         """Send SIGTERM to the recorded process, which then drains and exits. Return whether it still lived."""
-        if not self.is_alive():
-            return False
-        try:
-            os.kill(self.pid, signal.SIGTERM)
-        except ProcessLookupError:
-            return False
-        return True
+        return send_signal(self.process, signal.SIGTERM)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import functools
 import re
+import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from runed.errors import DaemonStartError, LifecycleError
 from runed.lifecycle.launch import Launch, command_version, find_command
-from runed.lifecycle.listener import probe
+from runed.lifecycle.listener import find_listener
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
+from runed.os_errors import explain
 from runed.paths import Paths, check_home, ensure_home, ensure_private_dir
+from runed.peers import Peer
+from runed.processes import ProcessIdentity, identify, is_alive, send_signal
 from runed.settings import Settings
 
 _POLL = 0.05
 """Seconds between two looks."""
+
+_KILL_PATIENCE = 5.0
+"""Seconds to wait for the end of a daemon that was killed."""
 
 _MAX_LAUNCHES = 3
 """Most daemons that one call starts. Each but the last may meet another daemon that holds the home."""
@@ -28,7 +38,7 @@ class DaemonHandle:
     """A daemon that listens.
 
     Attributes:
-        pid: Its process id; None if it left no record.
+        pid: Its process id; None if it lives in a pid namespace that this process cannot see.
         socket: The path to connect to.
         version: Its version, as in "0.1.0"; None if it left no record.
         started: Whether this call started it.
@@ -64,31 +74,80 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
     try:
         return search.find() or search.start()
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise DaemonStartError(f"the daemon cannot be started: {where}{error.strerror or error}") from None
+        raise DaemonStartError(f"the daemon cannot be started: {explain(error)}") from None
 
 
-def stop_daemon(paths: Paths, *, timeout: float = 30.0) -> bool:
-    """Ask the recorded daemon to end by SIGTERM and wait until it has. For a daemon that does not answer a Shutdown.
+def find_process(paths: Paths) -> ProcessIdentity | None:
+    """Return the process that provably is the daemon of a home; None if there is none that this process can see.
+
+    The kernel tells the pid of a process that listens. The pid in a record may be that of another process: after a crash, or in
+    a container that shares the home. So the record is a proof only if boot, pid namespace and start time agree.
+    """
+    if (listener := find_listener(paths.socket)) and listener.pid:
+        return identify(listener.pid)
+    record = DaemonRecord.read(paths.daemon_record)
+    return record.process if record is not None and identify(record.pid) == record.process else None
+
+
+def stop_daemon(paths: Paths, *, timeout: float = 30.0, force: bool = False) -> bool:
+    """Ask a daemon to end by SIGTERM and wait until it has. For a daemon that does not answer a Shutdown.
 
     Args:
         paths: The home.
         timeout: Seconds to wait for its drain.
+        force: Whether to kill it then.
 
     Returns:
         Whether there was a daemon to stop.
 
     Raises:
+        LifecycleError: It did not end in time, or it lives where it cannot be signalled from here.
+    """
+    process = find_process(paths)
+    if process is None:
+        if find_listener(paths.socket) is None:
+            return False
+        raise LifecycleError(
+            f"the daemon on {paths.socket} does not answer, and its process cannot be seen from here; "
+            "if it runs in a container, run `runed stop` in there"
+        )
+    if not send_signal(process, signal.SIGTERM):
+        return False
+    send_signal(process, signal.SIGCONT)  # a stopped process, as after Ctrl-Z, would not hear of the other
+    wait_for_end(paths, process, timeout=timeout, force=force)
+    return True
+
+
+def wait_for_end(paths: Paths, process: ProcessIdentity | None, *, timeout: float, force: bool) -> None:
+    """Wait until a daemon that was asked to end has ended.
+
+    Args:
+        paths: Its home.
+        process: Its process; None if it cannot be seen from here, and only its socket can be watched.
+        timeout: Seconds to wait.
+        force: Whether to kill it then.
+
+    Raises:
         LifecycleError: It did not end in time.
     """
-    record = DaemonRecord.read(paths.daemon_record)
-    if record is None or not record.terminate():
-        return False
-    if not _wait_for_end(record, time.monotonic() + timeout):
+
+    def has_ended() -> bool:
+        return not is_alive(process) if process else find_listener(paths.socket) is None
+
+    if _comes_true(has_ended, timeout):
+        return
+    if process is None:
         raise LifecycleError(
-            f"the daemon, pid {record.pid}, did not end within {timeout:g} s; end it with `kill -9 {record.pid}`"
+            f"the daemon on {paths.socket} did not end within {timeout:g} s, and its process cannot be seen from here; "
+            "if it runs in a container, run `runed stop` in there"
         )
-    return True
+    if not force:
+        raise LifecycleError(
+            f"the daemon, pid {process.pid}, did not end within {timeout:g} s; see `runed logs`, or run `runed stop --force`"
+        )
+    send_signal(process, signal.SIGKILL)
+    if not _comes_true(has_ended, _KILL_PATIENCE):
+        raise LifecycleError(f"the daemon, pid {process.pid}, was killed and has not ended; it waits for a disk or a device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +155,7 @@ class _Running:
     """A daemon listens and takes calls. It may have left no record."""
 
     record: DaemonRecord | None
+    listener: Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +196,7 @@ class _Search:
     def find(self) -> DaemonHandle | None:
         """Return the running daemon that may stay, or None."""
         found = self._look()
-        return self._handle(found.record, started=False) if isinstance(found, _Running) else None
+        return self._found(found) if isinstance(found, _Running) else None
 
     def start(self) -> DaemonHandle:
         """Start a daemon under the spawn lock, unless another process does."""
@@ -144,7 +204,7 @@ class _Search:
         ensure_private_dir(self._paths.logs)
         with LockFile(self._paths.spawn_lock) as lock:
             while not lock.try_acquire():
-                self._pause(f"process {lock.holder()} is starting the daemon and has not finished; end it and try again")
+                self._pause(f"process {lock.holder()} is starting the daemon and has not finished; try again in a minute")
                 if handle := self.find():
                     return handle
             for remaining in reversed(range(_MAX_LAUNCHES)):
@@ -152,7 +212,8 @@ class _Search:
                     return handle
                 with Launch(find_command(self._settings), self._paths) as launch:
                     if launch.wait_until_ready(self._deadline):
-                        return self._handle(DaemonRecord.read(self._paths.daemon_record), started=True)
+                        record = DaemonRecord.read(self._paths.daemon_record)
+                        return self._handle(record, record.pid if record else None, started=True)
                     # An exit code of 0 tells that it met the lock of another daemon, which listens soon or has just ended.
                     if launch.exit_code != 0 or not remaining:
                         raise launch.failure()
@@ -161,23 +222,26 @@ class _Search:
 
     def _look(self) -> _Running | _Older | _Draining | _Absent:
         """Look at the socket and at `daemon.json`, once each."""
-        listens = probe(self._paths.socket)
+        listener = find_listener(self._paths.socket)
         present = DaemonRecord.read(self._paths.daemon_record)
-        if present is None and listens:
-            return _Running(None)
+        if present is None and listener:
+            return _Running(None, listener)
         # A daemon removes its record a moment before it releases its lock. So the last record that was read counts.
         self._record = record = present or self._record
         if record is None:
             return _Absent()
         new_enough = self._minimum_version is None or _release(record.version) >= _release(self._minimum_version)
-        if listens and new_enough and not record.draining:
-            return _Running(record)
+        if listener and new_enough and not record.draining:
+            return _Running(record, listener)
         if not record.is_alive():
-            return _Running(record) if listens else _Absent()
+            return _Running(record, listener) if listener else _Absent()
         # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):
+            if listener and listener.pid == record.pid and (process := identify(record.pid)):
+                # The record of an old version proves nothing by itself, but the kernel tells who listens.
+                record = msgspec.structs.replace(record, scope=process.scope)
             return _Older(record)
-        return _Running(record) if listens and not record.draining else _Draining(record)
+        return _Running(record, listener) if listener and not record.draining else _Draining(record)
 
     @functools.cached_property
     def _available_version(self) -> str:
@@ -192,27 +256,24 @@ class _Search:
         while True:
             look = self._look()
             if isinstance(look, _Running):
-                return self._handle(look.record, started=False)
+                return self._found(look)
             if isinstance(look, _Absent):
                 return None
             # Only once: a second SIGTERM would make it drop the calls that it is finishing.
             if isinstance(look, _Older) and not asked:
                 asked = look.record.terminate()
-            pid = look.record.pid
-            self._pause(f"its daemon, pid {pid}, takes no calls and does not end; end it with `kill {pid}`")
+            self._pause(f"its daemon, pid {look.record.pid}, takes no calls and does not end; end it with `runed stop`")
 
     def _pause(self, reason: str) -> None:
         if time.monotonic() >= self._deadline:
             raise DaemonStartError(f"no daemon listens on {self._paths.socket} in time: {reason}")
         time.sleep(_POLL)
 
-    def _handle(self, record: DaemonRecord | None, *, started: bool) -> DaemonHandle:
-        return DaemonHandle(
-            pid=record.pid if record else None,
-            socket=self._paths.socket,
-            version=record.version if record else None,
-            started=started,
-        )
+    def _found(self, running: _Running) -> DaemonHandle:
+        return self._handle(running.record, running.listener.pid or None, started=False)
+
+    def _handle(self, record: DaemonRecord | None, pid: int | None, *, started: bool) -> DaemonHandle:
+        return DaemonHandle(pid, self._paths.socket, record.version if record else None, started)
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -221,8 +282,10 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def _wait_for_end(record: DaemonRecord, deadline: float) -> bool:
-    while record.is_alive():
+def _comes_true(condition: Callable[[], bool], timeout: float) -> bool:
+    """Poll a condition; return whether it held in time."""
+    deadline = time.monotonic() + timeout
+    while not condition():
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL)

@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from runed.backends.base import CountingEmbedder, TextInput
 from runed.domain.requests import Truncate
-from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, TextTooLongError
+from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, RunedError, TextTooLongError
+from runed.scheduling.counting import tokenize_each
 from runed.turns import breathe
 
 MAX_BATCH_TEXTS = 2048
@@ -152,7 +153,7 @@ class Preparer:
         truncate: Truncate,
         names: Sequence[Name],
         exact: bool = False,
-    ) -> list[Prepared | TextTooLongError]:
+    ) -> list[Prepared | RunedError]:
         """Prepare texts. Count the tokens of those that may be too long.
 
         Args:
@@ -166,7 +167,7 @@ class Preparer:
             The prepared form of each text, or its error.
 
         Raises:
-            BackendError: The backend cannot count.
+            BackendUnavailableError: The engine cannot be had.
         """
         whole: list[str] = []
         long: list[int] = []
@@ -175,12 +176,16 @@ class Preparer:
             if exact or self.may_be_too_long(whole[-1]):
                 long.append(index)
             await breathe()
-        fitted: dict[int, Prepared | TextTooLongError] = {}
+        fitted: dict[int, Prepared | RunedError] = {}
         indices = iter(long)
         for part in portions([whole[index] for index in long]):
-            for text, tokens in zip(part, await self._backend.tokenize(part), strict=True):
+            for text, tokens in zip(part, await tokenize_each(part, self._backend, prompt=prompt), strict=True):
                 index = next(indices)
-                fitted[index] = await self._fit(text, tokens, prompt, truncate, names[index])
+                name = names[index]
+                if isinstance(tokens, RunedError):
+                    fitted[index] = located(tokens, name)
+                else:
+                    fitted[index] = await self._fit(text, tokens, prompt, truncate, name)
                 await breathe()
         for index, text in enumerate(whole):
             if index not in fitted:  # then it is short
@@ -230,6 +235,12 @@ class Preparer:
         # The last match: the sample is a plain letter, which cannot be a special token.
         first = next(count for count in range(len(none) + 1) if some[count : count + 1] != none[count : count + 1])
         return first, len(none) - first
+
+
+def located(error: RunedError, name: Name) -> RunedError:
+    """Return an error of a text with the name of the text, which the backend does not know."""
+    words, where = name
+    return error.retold(f"{words}: {error.message}", **where) if where.keys() - error.metadata.keys() else error
 
 
 def named(index: int, count: int) -> Name:

@@ -158,6 +158,7 @@ async def test_info_tells_all(served: Served) -> None:
         profile="balanced",
         max_queued_texts=17,
         max_queued_bytes=18,
+        restrictions=["nice 3"],
     )
 
 

@@ -67,7 +67,6 @@ async def test_time_in_which_this_process_did_not_run_does_not_count(spawn: Spaw
     child = await spawn(IDLE)
     await watch(child, looks=1)
     stillness = Stillness(child, look=0.05)
-    seconds = 0.0
     for _ in range(3):
         stillness.look()
     time.sleep(1.0)  # noqa: ASYNC251 # as if this process was stopped, or the machine slept

@@ -51,7 +51,7 @@ class Cli:
         """Run a command to its end and return its output as text."""
         done = subprocess.run(
             [SCRIPTS / program, *arguments],
-            env=self._environment(),
+            env=self.environment_of_a_command(),
             input=stdin,
             capture_output=True,
             timeout=60,
@@ -63,7 +63,7 @@ class Cli:
         """Start a command whose output is read through pipes."""
         return subprocess.Popen(
             [SCRIPTS / program, *arguments],
-            env=self._environment(),
+            env=self.environment_of_a_command(),
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -85,7 +85,7 @@ class Cli:
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 [SCRIPTS / program, *arguments],
-                env=self._environment() | {"TERM": "xterm"},
+                env=self.environment_of_a_command() | {"TERM": "xterm"},
                 stdin=terminal,
                 stdout=terminal if stdout_too else output,
                 stderr=terminal,
@@ -116,7 +116,8 @@ class Cli:
         assert done.returncode == 0, done.stderr
         assert daemon is None or not is_alive(daemon)
 
-    def _environment(self) -> dict[str, str]:
+    def environment_of_a_command(self) -> dict[str, str]:
+        """Return the whole environment that `run` gives to a command."""
         return clean_environment(RUNED_HOME=str(self.home), **self.environment)
 
 

@@ -209,6 +209,7 @@ class TestDaemon:
         assert info.default_instruction == "find it"
         assert info.profile == "balanced"
         assert (info.max_queued_texts, info.max_queued_bytes) == (1000, 2000)
+        assert info.restrictions == ("nice 3", "1 of 8 processors")
 
     def test_health(self, shared: Path) -> None:
         with runed.connect(home=shared) as client:

@@ -171,7 +171,7 @@ def test_daemon_leaves_when_its_socket_is_no_longer_its_own(how: str, start_daem
 
 def test_home_with_a_long_path_is_served_through_the_alias(tmp_path: Path, llama_server: Path, tiny_qwen3: Path) -> None:
     long_home = tmp_path / ("deep-" * 20) / "home"
-    long_home.mkdir(parents=True)
+    long_home.mkdir(mode=0o700, parents=True)
     daemon = RunningDaemon(long_home, {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)})
     try:
         alias = Paths(long_home).socket

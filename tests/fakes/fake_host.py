@@ -179,6 +179,7 @@ class FakeHost(DaemonDouble):
             profile="balanced",
             max_queued_texts=17,
             max_queued_bytes=18,
+            restrictions=["nice 3"],
             centroid_set_version=self.pushed[-1][0].version if self.pushed else "",
         )
 

@@ -214,6 +214,7 @@ class Service(RunedService):
             profile="balanced",
             max_queued_texts=1000,
             max_queued_bytes=2000,
+            restrictions=["nice 3", "1 of 8 processors"],
         )
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:

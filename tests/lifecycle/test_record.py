@@ -29,6 +29,7 @@ def test_a_record_is_read_back_as_written_and_only_by_its_owner(paths: Paths, ow
     assert document == {
         "pid": os.getpid(),
         "start_time": own.start_time,
+        "scope": own.scope,
         "version": __version__,
         "socket": str(paths.socket),
     }

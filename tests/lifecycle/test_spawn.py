@@ -19,11 +19,13 @@ import pytest
 from runed.errors import DaemonStartError, ForeignPathError, LifecycleError
 from runed.lifecycle import spawn
 from runed.lifecycle.launch import find_command
-from runed.lifecycle.listener import probe
+from runed.lifecycle.listener import find_listener, probe
 from runed.lifecycle.record import DaemonRecord
 from runed.lifecycle.spawn import ensure_daemon, stop_daemon
 from runed.locking import LockFile
 from runed.paths import Paths
+from runed.peers import Peer
+from runed.processes import identify
 from runed.settings import Settings
 from tests.lifecycle.conftest import starts, write_fake
 from tests.support import process_gone, wait_until
@@ -192,7 +194,7 @@ def test_a_draining_daemon_is_waited_for_and_then_followed_by_a_new_one(fake: Fa
 def test_a_recorded_daemon_that_is_stuck_without_listening_is_named_in_the_error(fake: Fake, paths: Paths) -> None:
     settings = fake()
     DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
-    with pytest.raises(DaemonStartError, match=rf"pid {os.getpid()}, takes no calls.*kill {os.getpid()}"):
+    with pytest.raises(DaemonStartError, match=rf"pid {os.getpid()}, takes no calls.*end it with `runed stop`"):
         ensure_daemon(settings, timeout=0.3)
     assert starts(paths.home) == []
 
@@ -235,12 +237,12 @@ def test_each_look_reads_the_record_once(fake: Fake, paths: Paths, monkeypatch: 
         steps.append("read")
         return read(path)
 
-    def note_probe(path: Path) -> bool:
+    def note_probe(path: Path) -> Peer | None:
         steps.append("probe")
-        return probe(path)
+        return find_listener(path)
 
     monkeypatch.setattr(DaemonRecord, "read", note_read)
-    monkeypatch.setattr(spawn, "probe", note_probe)
+    monkeypatch.setattr(spawn, "find_listener", note_probe)
     assert ensure_daemon(fake("serves", "0.10.0"), minimum_version="0.10.0").started
     *looks, last = steps
     assert last == "read", "of the daemon that was started"
@@ -401,5 +403,30 @@ class TestStop:
 
     def test_it_says_when_the_drain_takes_too_long(self, fake: Fake, paths: Paths) -> None:
         handle = ensure_daemon(fake("serves, drains slowly"))
-        with pytest.raises(LifecycleError, match=f"kill -9 {handle.pid}"):
+        with pytest.raises(LifecycleError, match=rf"pid {handle.pid}, did not end within 0\.1 s.*runed stop --force"):
             stop_daemon(paths, timeout=0.1)
+
+    def test_it_kills_one_that_does_not_end_if_it_is_forced(self, fake: Fake, paths: Paths) -> None:
+        handle = ensure_daemon(fake("serves, drains slowly"))
+        assert handle.pid
+        assert stop_daemon(paths, timeout=0.1, force=True)
+        assert process_gone(handle.pid)
+
+    def test_it_ends_one_that_was_stopped(self, fake: Fake, paths: Paths) -> None:
+        handle = ensure_daemon(fake())
+        assert handle.pid
+        os.kill(handle.pid, signal.SIGSTOP)
+        assert stop_daemon(paths, timeout=10)
+        assert process_gone(handle.pid)
+
+    @pytest.mark.parametrize("scope", ["", "another boot/4026531836"])
+    def test_it_signals_no_process_that_only_a_record_names(self, paths: Paths, scope: str) -> None:
+        with subprocess.Popen(["sleep", "60"]) as bystander:
+            identity = identify(bystander.pid)
+            assert identity is not None
+            own = DaemonRecord.of_this_process(paths.socket)
+            changes = {"pid": identity.pid, "start_time": identity.start_time, "scope": scope}
+            msgspec.structs.replace(own, **changes).write(paths.daemon_record)
+            assert not stop_daemon(paths, timeout=1)
+            assert bystander.poll() is None
+            bystander.kill()

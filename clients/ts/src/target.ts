@@ -10,6 +10,7 @@ import { dirname, join, resolve } from "node:path";
 import { RunedError } from "./errors.js";
 import { connectToOwn } from "./peer.js";
 import { DIAL_PATIENCE_MS, DIAL_PAUSE_MS, MAX_SOCKET_PATH, START_PATIENCE_MS } from "./policy.js";
+import { checkHome, mayRead } from "./trust.js";
 import { isOlder, VERSION } from "./version.js";
 import { Deadline } from "./waiting.js";
 
@@ -38,6 +39,8 @@ export class Target {
   readonly home: string | undefined;
   /** Where the daemon listens. */
   readonly socket: string;
+  /** The directory of the daemon; undefined if only its socket is known. */
+  readonly #directory: string | undefined;
   /** The older daemon that `runed ensure` was asked to replace. */
   #asked = "";
 
@@ -52,6 +55,11 @@ export class Target {
     }
     const directory = absolute(home || process.env.RUNED_HOME || "~/.runed");
     this.socket = shortSocketPath(join(directory, "embedding.sock"));
+    if (directory.includes("\uFFFD")) {
+      // Node.js puts this character in the place of bytes that are not UTF-8.
+      throw new RunedError("BAD_SETTING", `the home ${directory} is not UTF-8; accepted is a path in UTF-8`);
+    }
+    this.#directory = directory;
     this.home = spawn ? directory : undefined;
   }
 
@@ -84,6 +92,9 @@ export class Target {
    * @throws RunedError DAEMON_UNAVAILABLE: No process listens, and none may be started. DAEMON_START_FAILED: It could not be.
    */
   async ensure(deadline: Deadline): Promise<boolean> {
+    if (this.#directory !== undefined) {
+      checkHome(this.#directory);
+    }
     const problem = await this.#probe(deadline);
     if (this.home === undefined || (problem !== undefined && problem.reason !== "DAEMON_UNAVAILABLE")) {
       if (problem !== undefined) {
@@ -253,10 +264,13 @@ function homeOf(name: string): string | undefined {
   }
 }
 
-/** Reads `runed_binary` of config.json. It ignores a file that cannot be read: `runed` itself says what is wrong with that file. */
+/**
+ * Reads `runed_binary` of config.json. It ignores a file that cannot be read, or that another user can change: `runed` itself says
+ * what is wrong with that file.
+ */
 async function configuredProgram(home: string): Promise<string | undefined> {
   const path = process.env.RUNED_CONFIG ? absolute(process.env.RUNED_CONFIG) : join(home, "config.json");
-  const { runed_binary: program } = await readJson(path);
+  const { runed_binary: program } = mayRead(path) ? await readJson(path) : {};
   return typeof program === "string" && program !== "" ? absolute(program) : undefined;
 }
 

@@ -3,7 +3,17 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once as event } from "node:events";
-import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  lchownSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer, type ServerHttp2Session, type ServerHttp2Stream } from "node:http2";
 import { Socket } from "node:net";
 import { userInfo } from "node:os";
@@ -40,6 +50,7 @@ const {
   bootstrap,
   room,
   places,
+  homes,
   dial,
   ensure,
   versions,
@@ -58,6 +69,7 @@ const {
   }>;
   room: Table<{ call: string; options: EmbedOptions; room: number }>;
   places: Table<{ environment: Record<string, string>; home?: string; socket_path?: string; socket?: string; reason?: string }>;
+  homes: Table<{ lay: string[]; home?: string; reason: string }>;
   dial: Table<{ found: string; reason: string }>;
   ensure: Table<{ output: string; exit: number; reason: string; says: string }>;
   versions: Table<{ daemon: string; client: string; older: boolean }>;
@@ -334,6 +346,41 @@ describe("the daemon is looked for", () => {
       } else {
         assert.throws(find, (error) => error instanceof RunedError && error.reason === reason);
       }
+    });
+  }
+});
+
+describe("a home is checked that was laid by", () => {
+  for (const [index, { lay, home = "home", reason }] of homes.rows.entries()) {
+    const skip = lay.join().includes("12345") && process.geteuid?.() !== 0 && "only root can give a file to another user";
+    it(`${lay.join(", ") || "nothing"} at ${home}`, { skip }, async () => {
+      const place = join(folder, `homes${index}`);
+      mkdirSync(place);
+      chmodSync(place, 0o700);
+      for (const step of lay) {
+        const [kind = "", name = "", value = ""] = step.split(" ");
+        const path = join(place, name);
+        const steps: Record<string, () => void> = {
+          directory: () => {
+            mkdirSync(path);
+            chmodSync(path, Number.parseInt(value, 8));
+          },
+          file: () => writeFileSync(path, "", { mode: 0o600 }),
+          link: () => symlinkSync(value, path),
+          owner: () => lchownSync(path, Number(value), -1),
+          group: () => lchownSync(path, -1, Number(value)),
+        };
+        steps[kind]?.();
+      }
+      const config = join(place, home, "config.json");
+      const refused = reason === "FOREIGN_PATH";
+      const isDirectory = existsSync(`${join(place, home)}/.`);
+      if (refused && isDirectory && lstatSync(config, { throwIfNoEntry: false }) === undefined) {
+        writeFileSync(join(place, "program"), `#!/bin/sh\ntouch ${join(place, "ran")}\n`, { mode: 0o755 });
+        writeFileSync(config, JSON.stringify({ version: 1, runed_binary: join(place, "program") }), { mode: 0o644 });
+      }
+      assert.equal((await refusal(connect({ home: join(place, home), spawn: refused }))).reason, reason);
+      assert.equal(existsSync(join(place, "ran")), false);
     });
   }
 });

@@ -193,6 +193,7 @@ def info_response(info: Info) -> pb.InfoResponse:
         max_queued_texts=info.max_queued_texts,
         max_queued_bytes=info.max_queued_bytes,
         centroid_set_version=info.centroid_set_version,
+        restrictions=info.restrictions,
     )
 
 

@@ -14,9 +14,10 @@ from typing import Self
 import msgspec
 import psutil
 
+from runed.errors import printable_bytes
 from runed.files import make_way, read_record
 from runed.log import get_logger
-from runed.processes import ProcessIdentity, die_with_parent, identify, is_alive
+from runed.processes import ProcessIdentity, die_with_parent, identify
 
 _log = get_logger(__name__)
 
@@ -48,6 +49,7 @@ class OutputLog:
     def write(self, data: bytes) -> None:
         """Append to the output. A full disk loses it: an error would leave the pipe unread, and the child blocked."""
         self.written += len(data)
+        data = printable_bytes(data)  # an engine tells the names in a model's file as they are
         self._recent = (self._recent + data)[-_TAIL_BYTES:]
         with contextlib.suppress(OSError):
             if self._path.exists() and self._path.stat().st_size + len(data) > _MAX_LOG_BYTES:
@@ -189,7 +191,7 @@ def reap_orphan(record: Path) -> None:
         record: The file that `ChildProcess.spawn` wrote; it is removed.
     """
     identity = read_record(record, ProcessIdentity)
-    if identity is not None and identity.pid > 1 and is_alive(identity):
+    if identity is not None and identity.pid > 1 and identify(identity.pid) == identity:
         _log.warning("ending the engine that an earlier daemon left behind", pid=identity.pid)
         with contextlib.suppress(OSError, psutil.Error):
             os.killpg(identity.pid, signal.SIGKILL)

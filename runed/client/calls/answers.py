@@ -108,6 +108,7 @@ def info(response: InfoResponse) -> Info:
         profile=response.profile,
         max_queued_texts=response.max_queued_texts,
         max_queued_bytes=response.max_queued_bytes,
+        restrictions=tuple(response.restrictions),
     )
 
 

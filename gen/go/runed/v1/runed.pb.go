@@ -1243,8 +1243,11 @@ type InfoResponse struct {
 	// How many texts, and bytes of text, may wait at most; more is refused with QUEUE_FULL.
 	MaxQueuedTexts uint32 `protobuf:"varint,28,opt,name=max_queued_texts,json=maxQueuedTexts,proto3" json:"max_queued_texts,omitempty"`
 	MaxQueuedBytes int64  `protobuf:"varint,29,opt,name=max_queued_bytes,json=maxQueuedBytes,proto3" json:"max_queued_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What makes the daemon slower or smaller than the machine allows, each in words for people, such as "nice 19: other processes
+	// go first". The daemon inherited it from the process that started it, or its container has it.
+	Restrictions  []string `protobuf:"bytes,30,rep,name=restrictions,proto3" json:"restrictions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
@@ -1415,6 +1418,13 @@ func (x *InfoResponse) GetMaxQueuedBytes() int64 {
 		return x.MaxQueuedBytes
 	}
 	return 0
+}
+
+func (x *InfoResponse) GetRestrictions() []string {
+	if x != nil {
+		return x.Restrictions
+	}
+	return nil
 }
 
 type HealthRequest struct {
@@ -2265,7 +2275,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13CountTokensResponse\x12!\n" +
 	"\ftoken_counts\x18\x01 \x03(\rR\vtokenCounts\x12&\n" +
 	"\x0fmax_text_length\x18\x02 \x01(\rR\rmaxTextLength\"\r\n" +
-	"\vInfoRequest\"\x81\x06\n" +
+	"\vInfoRequest\"\xa5\x06\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -2289,7 +2299,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13default_instruction\x18\x1a \x01(\tR\x12defaultInstruction\x12\x18\n" +
 	"\aprofile\x18\x1b \x01(\tR\aprofile\x12(\n" +
 	"\x10max_queued_texts\x18\x1c \x01(\rR\x0emaxQueuedTexts\x12(\n" +
-	"\x10max_queued_bytes\x18\x1d \x01(\x03R\x0emaxQueuedBytes\"\x0f\n" +
+	"\x10max_queued_bytes\x18\x1d \x01(\x03R\x0emaxQueuedBytes\x12\"\n" +
+	"\frestrictions\x18\x1e \x03(\tR\frestrictions\"\x0f\n" +
 	"\rHealthRequest\"\xaf\t\n" +
 	"\x0eHealthResponse\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.runed.v1.HealthResponse.StatusR\x06status\x12%\n" +

@@ -16,9 +16,10 @@ import pytest
 
 from runed.lifecycle.record import DaemonRecord
 from runed.processes import identify
-from tests.support import run_as, short_home
+from tests.support import short_home
+from tests.users import needs_root, run_as
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
+pytestmark = needs_root
 
 ALICE, MALLORY = 41_001, 41_002
 
