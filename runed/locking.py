@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from runed.files import open_regular
+from runed.os_errors import naming
+
 
 class LockFile:
     """An exclusive `flock` on a file that holds the pid of the holder as text.
@@ -26,18 +29,18 @@ class LockFile:
         """Take the lock if it is free; return whether this object holds it now."""
         if self._descriptor is not None:
             return True
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return False
         try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:  # the disk is full; an open descriptor would hold the lock for the life of the process
+            with naming(self._path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError:  # the disk is full; an open descriptor would hold the lock for the life of the process
             os.close(descriptor)
-            error.filename = os.fspath(self._path)
             raise
         self._descriptor = descriptor
         return True

@@ -105,6 +105,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     """
     env = os.environ if environ is None else environ
     home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
+    _check_utf8(str(home_path), "the home")
     check_home(home_path)
     explicit = _get(env, "RUNED_CONFIG")
     config_path = full_path(explicit) if explicit else home_path / "config.json"
@@ -115,6 +116,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     for name, setting in SETTINGS.items():
         value, origin = setting.default, setting.variable
         if setting.variable and (found := _get(env, setting.variable)):
+            _check_utf8(found, setting.variable)
             value = found
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = str(found), f"{name} in {config_path}"
@@ -190,6 +192,14 @@ def debug_enabled() -> bool:
 def _get(env: Mapping[str, str], name: str) -> str | None:
     """Read a variable. An empty one counts as not set, since the two are hard to tell apart in a shell."""
     return env.get(name) or None
+
+
+def _check_utf8(value: str, origin: str) -> None:
+    """Refuse a value with bytes that are not UTF-8: it can stand in no JSON and no message."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"{origin} {value!a} is not UTF-8; accepted is UTF-8 alone") from None
 
 
 def full_path(path: str, _origin: str = "") -> Path:

@@ -12,7 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 
-from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError
+from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError, printable
 
 
 class ExitCode(IntEnum):
@@ -33,6 +33,10 @@ exit codes:
   3    no daemon runs, and the command does not start one
   130  interrupted by Ctrl-C; 128 + N: ended by signal N
 """
+
+
+_KEPT = "\n\t"
+"""Control characters that the texts of commands hold on purpose."""
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -67,8 +71,9 @@ def guarded(command: Callable[[], int]) -> int:
         code = ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
     except OSError as error:
         _show_trace()
-        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        complain(f"{name}{error.strerror or type(error).__name__}")
+        from runed.os_errors import explain  # noqa: PLC0415 # as `_show_trace` does
+
+        complain(explain(error))
         code = ExitCode.FAILED
     except Exception as error:  # noqa: BLE001 # the last line of defence between a bug and a user
         _show_trace()
@@ -79,11 +84,16 @@ def guarded(command: Callable[[], int]) -> int:
     return code
 
 
+def tell(text: str) -> None:
+    """Print lines for the user on standard output. Names in them cannot steer the terminal."""
+    print(printable(text, keep=_KEPT))
+
+
 def complain(message: str) -> None:
-    """Print one line for the user on standard error."""
+    """Print one line for the user on standard error. Names in it cannot steer the terminal."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"runed: {message}\n")
+            sys.stderr.write(f"runed: {printable(message, keep=_KEPT)}\n")
             sys.stderr.flush()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +17,9 @@ from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
 from runed.jobs import inputs
 from runed.jobs.formats import ENCODERS
-from runed.jobs.inputs import INPUT_FORMATS, STANDARD_STREAM, Columns, Source
+from runed.jobs.input_files import STANDARD_STREAM
+from runed.jobs.inputs import INPUT_FORMATS, Columns, Source
+from runed.jobs.outputs import descriptor_of
 from runed.jobs.runner import run_job
 
 BAR_TEXTS = 32
@@ -33,11 +37,14 @@ before the first text is embedded.
 
 EPILOG = """\
 input of --batch, chosen by the extension or --input-format:
-  jsonl    a JSON string a line, or an object with "text" and maybe "id"
-  csv      a header, then rows; .tsv is the same with tabs
+  jsonl    a JSON string a line, or an object with "text" and maybe "id";
+           other members may hold anything, and blank lines are ignored
+  csv      a header, then rows; .tsv is the same with tabs; --delimiter ";"
   parquet  needs `pip install 'runed[parquet]'`
   lines    .txt: a text a line
   --text-column and --id-column name other columns or members.
+  Files that are compressed by gzip or zstd are decompressed, also behind
+  --file. UTF-16 with a byte order mark is read as well as UTF-8.
 
 output:
   json     {"model_identity": "sha256:...", "fingerprint": "...", "dim": 1024,
@@ -53,7 +60,8 @@ output:
   "total_token_count" follows "token_count" where a text was truncated.
   Vectors have L2 norm 1. Those of different fingerprints cannot be compared.
 
-  FILE appears under its name only when it is complete. Incomplete vectors on
+  FILE appears under its name only when it is complete. A pipe, a device or
+  /dev/fd/N is written to at once. Incomplete vectors there and on
   standard output cannot be parsed (json, npy, parquet), or end with the line
   {"error": {"reason": ..., "message": ...}} (jsonl); the exit code is not 0.
   With --keep-going, a text without a vector has "error" instead of "embedding"
@@ -87,6 +95,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--input-format", choices=INPUT_FORMATS, help="the format of the --batch file")
     add("--text-column", metavar="NAME", help="where --batch has the texts (default: text)")
     add("--id-column", metavar="NAME", help="where --batch has ids (default: id, if there)")
+    add(
+        "--delimiter", type=_delimiter, metavar="CHAR", help='what separates the columns of a table of text, such as ";" or tab'
+    )
     add("--role", choices=("query", "document"), help="the purpose of the texts; the model's own prompt for it is put in front")
     add("--instruction", default="", metavar="TEXT", help="the task of a query, in one English sentence")
     add("--dimensions", type=positive_number, metavar="N", help="shorten the vectors to N values, where the model allows it")
@@ -101,6 +112,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Embed all texts and write the vectors."""
+    if descriptor_of(arguments.output) == (os.getpid(), 1):
+        arguments.output = STANDARD_STREAM
     _check_usage(arguments)
     with _open_source(arguments) as source, ProgressDisplay() as display:
         result = run_job(
@@ -132,7 +145,7 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("give the texts as arguments, by --file or by --batch, not by several of them")
     if not any(sources) and (sys.stdin is None or sys.stdin.isatty()):
         refuse('there is no text; try: runed embed "hello world"')
-    only_batch = ("input_format", "text_column", "id_column", "resume", "overwrite")
+    only_batch = ("input_format", "text_column", "id_column", "delimiter", "resume", "overwrite")
     if arguments.batch is None and (given := next((name for name in only_batch if getattr(arguments, name)), None)):
         refuse(f"--{given.replace('_', '-')} is for --batch")
     if arguments.whole and arguments.batch is not None:
@@ -141,27 +154,46 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("--text-column and --id-column name the same column")
     if arguments.instruction and arguments.role != "query":
         refuse("--instruction is for --role query")
-    if any(_is_same_file(path, arguments.output) for path in (arguments.batch, *arguments.file)):
+    if any(_is_same_file(path, arguments.output) for path in _input_paths(arguments)):
         refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:
         refuse("give --resume or --overwrite, not both")
-    if (arguments.resume or arguments.overwrite) and arguments.output == STANDARD_STREAM:
+    if (arguments.resume or arguments.overwrite) and _is_stream(arguments.output):
         refuse("only a job with --output FILE can be resumed")
 
 
-def _is_same_file(path: str | None, output: str) -> bool:
-    """Return whether the output would replace an input. A device, such as a terminal, can be both."""
-    if path is None or STANDARD_STREAM in (path, output) or not Path(output).is_file():
-        return False
+def _delimiter(value: str) -> str:
+    """Convert the argument of --delimiter."""
+    char = {"tab": "\t", "\\t": "\t"}.get(value, value)
+    if len(char) != 1 or char in '"\r\n\0':
+        raise argparse.ArgumentTypeError(f'{value!r} is not one character, such as ";", or the word tab')
+    return char
+
+
+def _input_paths(arguments: argparse.Namespace) -> list[str]:
+    if arguments.batch is not None:
+        return [arguments.batch]
+    return arguments.file or ([] if arguments.texts and arguments.texts != [STANDARD_STREAM] else [STANDARD_STREAM])
+
+
+def _is_same_file(path: str, output: str) -> bool:
+    """Return whether the output would replace an input, or be appended to it. A device, such as a terminal, can be both."""
     try:
-        return Path(path).samefile(output)
+        read = os.fstat(0) if path == STANDARD_STREAM else os.stat(path)  # noqa: PTH116 # as the next line
+        written = os.fstat(1) if output == STANDARD_STREAM else os.stat(output)  # noqa: PTH116 # a descriptor has no path
     except OSError:
         return False  # the reading of the input will fail with the reason
+    return stat.S_ISREG(read.st_mode) and os.path.samestat(read, written)
+
+
+def _is_stream(output: str) -> bool:
+    path = Path(output)
+    return output == STANDARD_STREAM or descriptor_of(output) is not None or (path.exists() and not path.is_file())
 
 
 def _open_source(arguments: argparse.Namespace) -> AbstractContextManager[Source]:
     if arguments.batch is not None:
-        columns = Columns(arguments.text_column or Columns().text, arguments.id_column)
+        columns = Columns(arguments.text_column or Columns().text, arguments.id_column, arguments.delimiter)
         return inputs.open_batch(arguments.batch, arguments.input_format, columns)
     if arguments.texts and arguments.texts != [STANDARD_STREAM]:
         return nullcontext(lambda: inputs.from_arguments(arguments.texts))

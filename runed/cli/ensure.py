@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 
-from runed.cli.boundary import ExitCode
+from runed.cli.boundary import ExitCode, tell
 from runed.cli.options import seconds
 from runed.errors import RunedError, SettingsError
 from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         print(json.dumps({"error": {"reason": error.reason, "message": error.message}}))
         return ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
-    print(_as_json(handle) if arguments.json else _as_text(handle))
+    tell(_as_json(handle) if arguments.json else _as_text(handle))
     return ExitCode.OK
 
 

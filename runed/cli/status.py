@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 import runed
-from runed.cli.boundary import ExitCode
+from runed.cli.boundary import ExitCode, tell
 from runed.cli.waiting import ANSWER_SECONDS, PHASES
 from runed.client.look import look
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError
@@ -64,12 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"running": report is not None} | (_as_dict(report) if report else {}) | places | http, indent=2))
     elif report is None:
-        print(_why_not(paths))
+        tell(_why_not(paths))
     else:
         lines = _as_lines(report) | places
         if http:
             lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
-        print("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
+        tell("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
     return ExitCode.OK if report else ExitCode.NOT_RUNNING
 
 

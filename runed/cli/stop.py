@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 import runed
-from runed.cli.boundary import ExitCode, complain
+from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.waiting import ANSWER_SECONDS
 from runed.errors import DaemonUnavailableError, DeadlineExceededError
@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     paths = Paths(load_settings().home)
     started = time.monotonic()
     if _stop(paths, arguments.grace, force=arguments.force):
-        print(f"stopped the daemon of {paths.home} after {time.monotonic() - started:.1f} s")
+        tell(f"stopped the daemon of {paths.home} after {time.monotonic() - started:.1f} s")
     else:
-        print(f"no daemon runs for {paths.home}")
+        tell(f"no daemon runs for {paths.home}")
     return ExitCode.OK
 
 

@@ -11,30 +11,25 @@ import contextlib
 import csv
 import io
 import os
-import shutil
-import stat
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import msgspec
 
 from runed.errors import EmptyTextError, InvalidRequestError, InvalidTextError, SettingsError
 from runed.jobs import parquet
-
-STANDARD_STREAM = "-"
-"""The name of standard input, or of standard output, in the place of a file's path."""
+from runed.jobs.input_files import InputFile, seekable
+from runed.jobs.json_lines import LineDecoder
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 """Bytes of the longest line, field or whole file, so that a file of another kind does not fill the memory."""
 
-_SPOOLED_BYTES = 1024 * 1024
-"""Bytes of a pipe that are kept in memory. A longer one is copied to a temporary file."""
+_PIECE = 1024 * 1024
+"""Bytes of a line beyond the limit that are read at once."""
 
 _SHOWN_COLUMNS = 20
 
@@ -68,84 +63,40 @@ class Columns:
     Attributes:
         text: The name of the column of the texts.
         id: The name of the column of the ids. None means "id" if there is such a column.
+        delimiter: The character between two columns of a table of text. None means that of the format.
     """
 
     text: str = "text"
     id: str | None = None
+    delimiter: str | None = None
 
     @property
     def id_or_default(self) -> str:
         """The name of the column of the ids, which need not exist; empty if the column "id" has the texts."""
         return self.id or ("id" if self.text != "id" else "")
 
-    def places(self, name: str, header: Sequence[str]) -> tuple[int, int | None]:
+    def places(self, name: str, header: Sequence[str], remedy: str = "") -> tuple[int, int | None]:
         """Return the positions of the columns of texts and ids in a table.
 
         Args:
             name: The name of the table in error messages.
             header: The names of its columns.
+            remedy: The remedy if there is no such column, besides another name.
 
         Raises:
-            SettingsError: A column does not exist.
+            SettingsError: A column does not exist, or there are several.
         """
         for option, column in (("--text-column", self.text), ("--id-column", self.id)):
             if column is not None and column not in header:
                 shown = ", ".join(f'"{other}"' for other in header[:_SHOWN_COLUMNS])
-                raise SettingsError(f'{name} has no column "{column}", but {shown}; name the right one by {option}')
+                raise SettingsError(f'{name} has no column "{column}", but {shown}; {remedy}name the right one by {option}')
         chosen = self.id_or_default
+        for option, column in (("--text-column", self.text), ("--id-column", chosen)):
+            if header.count(column) > 1:
+                raise SettingsError(
+                    f'{name} has {header.count(column)} columns "{column}"; rename all but one, or name another one by {option}'
+                )
         return header.index(self.text), header.index(chosen) if chosen in header else None
-
-
-class InputFile:
-    """A file, a pipe or standard input that can be read any number of times.
-
-    Args:
-        path: The path, or "-" for standard input.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self.name = "standard input" if path == STANDARD_STREAM else path
-        self._spool: IO[bytes] | None = None
-        self._offset: int | None = None
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[IO[bytes]]:
-        """Open the file at its start. A pipe is first copied to a temporary file, since it can be read only once.
-
-        Raises:
-            SettingsError: The file cannot be read.
-        """
-        if self._spool is None:
-            try:
-                file = self._open()
-            except OSError as error:
-                raise SettingsError(f"{self.name} cannot be read: {error.strerror}") from None
-            with file:
-                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    yield file
-                    return
-                spool = cast("IO[bytes]", tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))  # noqa: SIM115 # closed by `close`
-                shutil.copyfileobj(file, spool)
-                self._spool = spool
-        self._spool.seek(0)
-        yield self._spool
-
-    def close(self) -> None:
-        """Remove the temporary file, if there is one."""
-        if self._spool is not None:
-            self._spool.close()
-
-    def _open(self) -> IO[bytes]:
-        if self._path != STANDARD_STREAM:
-            return open(self._path, "rb")  # noqa: PTH123 # also reads /dev/fd/63, which a shell passes for <(command)
-        if sys.stdin is None:
-            return open(os.devnull, "rb")  # noqa: PTH123 # as above
-        file = open(os.dup(sys.stdin.fileno()), "rb")  # noqa: PTH123, SIM115 # a descriptor has no path; `open` closes it
-        if file.seekable():
-            # The shell may have read a part of the file. So the start is the position at the first opening.
-            self._offset = file.tell() if self._offset is None else file.seek(self._offset)
-        return file
 
 
 def from_arguments(texts: Sequence[str]) -> Iterator[Item]:
@@ -181,12 +132,14 @@ def open_batch(path: str, input_format: str | None = None, columns: Columns | No
 
     Args:
         path: The path, or "-" for standard input.
-        input_format: A key of `INPUT_FORMATS`. None chooses by the file's extension, and JSON lines for an unknown one.
+        input_format: A key of `INPUT_FORMATS`. None recognizes Parquet by its content, and chooses another format by the
+            extension. In front of ".gz" or ".zst", that is the one before. An unknown extension means JSON lines.
         columns: The columns to read; None means the default ones.
     """
-    chosen = input_format or _EXTENSIONS.get(Path(path).suffix.lower(), "jsonl")
+    *_, before, last = ["", "", *(suffix.lower() for suffix in Path(path).suffixes)]
+    by_name = _EXTENSIONS.get(before if last in _COMPRESSED else last, "jsonl")
     with contextlib.closing(InputFile(path)) as file:
-        yield lambda: _from_file(file, chosen, columns or Columns())
+        yield lambda: _from_file(file, input_format, columns or Columns(), by_name)
 
 
 def _from_whole_file(source: InputFile) -> Iterator[Item]:
@@ -197,70 +150,51 @@ def _from_whole_file(source: InputFile) -> Iterator[Item]:
     yield _item(data.removeprefix(codecs.BOM_UTF8), source.name)
 
 
-def _from_file(source: InputFile, input_format: str, columns: Columns) -> Iterator[Item]:
+def _from_file(source: InputFile, input_format: str | None, columns: Columns, by_name: str = "") -> Iterator[Item]:
     with source.open() as file:
-        yield from INPUT_FORMATS[input_format](file, source.name, columns)
+        chosen = input_format or ("parquet" if source.head.startswith(parquet.MAGIC) else by_name)
+        yield from INPUT_FORMATS[chosen](file, source.name, columns)
 
 
 def _from_lines(file: IO[bytes], name: str, _columns: Columns) -> Iterator[Item]:
     for origin, line in _lines(file, name):
-        yield _item(line, origin)
+        yield _item(line, origin) if isinstance(line, bytes) else _bad(origin, line)
 
 
 def _from_json_lines(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
     """Yield the texts of lines that are JSON strings, or JSON objects with a text and, optionally, an id."""
-    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [("text", str)]
-    if columns.id_or_default:
-        fields.append(("id", msgspec.Raw, msgspec.Raw(b"")))
-    line_type = msgspec.defstruct("Line", fields, rename={"text": columns.text, "id": columns.id_or_default})
-    decoder = msgspec.json.Decoder(str | line_type)
+    decoder = LineDecoder(columns.text, columns.id_or_default)
     for origin, line in _lines(file, name):
+        if not isinstance(line, bytes):
+            yield _bad(origin, line)
+            continue
         try:
-            record = decoder.decode(line)
-        except UnicodeDecodeError as error:
-            yield _bad(origin, _not_utf8(origin, error))
-        except msgspec.DecodeError as error:
-            example = f'{{"id": 1, "{columns.text}": "..."}}'
-            problem = f"{origin}: {error}; each line must be a JSON string or an object like {example}"
-            yield _bad(origin, InvalidRequestError(problem))
+            record = decoder.read(line)
+        except InvalidRequestError as error:
+            yield _bad(origin, type(error)(f"{origin}: {error}"))
         else:
-            if isinstance(record, str):
-                yield _checked(Item(record, origin))
-            else:
-                yield _checked(Item(record.text, origin, bytes(getattr(record, "id", b""))))
+            if record is not None:
+                yield _checked(Item(record[0], origin, record[1]))
 
 
 def _from_delimited(file: IO[bytes], name: str, columns: Columns, delimiter: str) -> Iterator[Item]:
     """Yield the texts of a column of a table with a header. Blank lines between the rows are ignored."""
     csv.field_size_limit(MAX_TEXT_BYTES)
     # Columns that are not read may have bytes that are not UTF-8. In the columns that are read, these become lone surrogates.
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    text = io.TextIOWrapper(cast("io.BufferedReader", file), encoding="utf-8-sig", errors="surrogateescape", newline="")
     # strict: otherwise a quote that is never closed turns the rest of the file into one text.
-    reader = csv.reader(_bounded_lines(text, name), delimiter=delimiter, strict=True)
+    reader = csv.reader(_bounded_lines(text, name), delimiter=columns.delimiter or delimiter, strict=True)
     try:
         header = next(reader, None)
         if header is None:
             return
-        text_place, id_place = columns.places(name, header)
+        places = columns.places(name, header, _advice(header))
         line = reader.line_num
         for row in reader:
             origin = f"{name}, line {line + 1}"
             line = reader.line_num
-            if not row:
-                continue
-            if len(row) != len(header):
-                problem = (
-                    f"{origin} has {len(row)} columns instead of {len(header)}; a text that holds a separator needs quotes"
-                )
-                yield _bad(origin, InvalidRequestError(problem))
-                continue
-            try:
-                name_of_it = b"" if id_place is None else msgspec.json.encode(row[id_place])
-                row[text_place].encode()
-            except UnicodeEncodeError:
-                yield _bad(origin, InvalidTextError(f"{origin} is not valid UTF-8; convert it, for example with iconv"))
-            else:
-                yield _checked(Item(row[text_place], origin, name_of_it))
+            if row:
+                yield _from_row(row, origin, len(header), places)
     except csv.Error as error:
         raise InvalidRequestError(
             f"{name}, line {reader.line_num}: {error}; quotes must be closed, and doubled inside"
@@ -269,13 +203,36 @@ def _from_delimited(file: IO[bytes], name: str, columns: Columns, delimiter: str
         text.detach()  # otherwise the wrapper closes the file
 
 
+def _from_row(row: Sequence[str], origin: str, width: int, places: tuple[int, int | None]) -> Item:
+    if len(row) != width:
+        problem = f"{origin} has {len(row)} columns instead of {width}; a text that holds a separator needs quotes"
+        return _bad(origin, InvalidRequestError(problem))
+    text_place, id_place = places
+    try:
+        name_of_it = b"" if id_place is None else msgspec.json.encode(row[id_place])
+        row[text_place].encode()
+    except UnicodeEncodeError:
+        return _bad(origin, InvalidTextError(f"{origin} is not valid UTF-8; convert it, for example with iconv"))
+    return _checked(Item(row[text_place], origin, name_of_it))
+
+
+def _advice(header: Sequence[str]) -> str:
+    """Return a remedy for a table that was split at the wrong character, or nothing."""
+    if len(header) == 1 and (found := next((char for char in ";\t|," if char in header[0]), None)):
+        shown = {"\t": "tab"}.get(found, f'"{found}"')
+        return f"its columns seem to be separated by {shown}: add `--delimiter {shown}`, or "
+    return ""
+
+
 def _from_parquet(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
-    schema = parquet.column_names(file, name)
-    text_place, id_place = columns.places(name, schema)
-    chosen = [schema[place] for place in (text_place, id_place) if place is not None]
-    for number, (data, value) in enumerate(parquet.read_columns(file, name, chosen), start=1):
-        origin = f"{name}, row {number}"
-        yield _item(data, origin, b"" if value is None else msgspec.json.encode(value))
+    with seekable(file) as table:
+        places = columns.places(name, parquet.column_names(table, name))
+        for number, (data, value) in enumerate(parquet.read_columns(table, name, *places), start=1):
+            origin = f"{name}, row {number}"
+            if isinstance(value, str):
+                yield _bad(origin, InvalidRequestError(f"{origin}: {value}"))
+            else:
+                yield _item(data, origin, value)
 
 
 INPUT_FORMATS: dict[str, Callable[[IO[bytes], str, Columns], Iterator[Item]]] = {
@@ -295,17 +252,25 @@ _EXTENSIONS = {
     ".pq": "parquet",
 }
 
+_COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
 
-def _lines(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
-    """Yield origin and bytes of every line. Only LF and CR LF end a line, since a text may contain other separators."""
+
+def _lines(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes | InvalidRequestError]]:
+    """Yield origin and bytes of every line, or an error for a line that is too long.
+
+    Only LF and CR LF end a line, since a text may contain other separators.
+    """
     number = 0
     while line := file.readline(MAX_TEXT_BYTES + 1):
         number += 1
         if number == 1 and not (line := line.removeprefix(codecs.BOM_UTF8)):
             break
         if len(line) > MAX_TEXT_BYTES:
-            raise _no_lines(name, number)
-        yield f"{name}, line {number}", line.removesuffix(b"\n").removesuffix(b"\r")
+            yield f"{name}, line {number}", _no_lines(name, number)
+            while not line.endswith(b"\n") and (line := file.readline(_PIECE)):
+                pass
+        else:
+            yield f"{name}, line {number}", line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _bounded_lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:

@@ -168,6 +168,8 @@ class Journal:
     def _load(self, *, resume: bool) -> None:
         record = self._read(JobRecord)
         if not self._part.exists():
+            if record is None and os.fstat(self._file.fileno()).st_size:
+                raise SettingsError(f"{self.path} exists, and not from an interrupted job; remove it, or add --overwrite")
             self.complete = resume and record is not None and self._last_mark().complete
             return
         if record is None or record.version != VERSION:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import re
+import shutil
+import stat
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -14,9 +19,15 @@ from typing import BinaryIO
 from runed.errors import RunedError, SettingsError
 from runed.files import sync_file, sync_path
 from runed.jobs.formats import BINARY, ENCODERS, Encoder
-from runed.jobs.inputs import STANDARD_STREAM
+from runed.jobs.input_files import STANDARD_STREAM
 from runed.jobs.journal import VERSION, JobRecord, Journal, Mark
 from runed.jobs.row import JobSpace
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk without room for the output."""
+
+_MOST_LINKS = 40
+"""Symbolic links that are followed, as many as by Linux."""
 
 
 class Output(ABC):
@@ -215,10 +226,13 @@ class FileOutput(Output):
                 self._encoder.convert(rows, result)
                 sync_file(result)
         if self._target.exists():
-            source.chmod(self._target.stat().st_mode & 0o7777)
+            mode = self._target.stat().st_mode
+            if not stat.S_ISREG(mode):  # a device that has come meanwhile would be replaced
+                raise RunedError(f"{self._target} is not a file any more; move it away, and try again")
+            source.chmod(stat.S_IMODE(mode))
         if self._journal:
             self._journal.finish()
-        source.replace(self._target)
+        _take_place(source, self._target)
         self._finished = True
         sync_path(self._target.parent)
         self._remove()
@@ -280,7 +294,7 @@ def open_output(
     """Open the output for the time of a `with` block. The block calls `finish`; otherwise the output is marked as incomplete.
 
     Args:
-        output: A path, or "-" for standard output. A device or pipe is written to directly.
+        output: A path, or "-" for standard output. A device, a pipe and an open descriptor are written to directly.
         keep: Whether the part of a file is kept after an interruption, so that the job can be resumed.
         resume: Whether to go on with the part of an earlier run. Without a part, the job begins at the start.
         overwrite: Whether to delete the part of an earlier run.
@@ -299,7 +313,9 @@ def open_output(
     except (KeyboardInterrupt, SystemExit):
         opened.abandon("INTERRUPTED", "the job was ended by Ctrl-C or a signal")
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:  # the kernel names no file
+            error.filename = error.filename or ("standard output" if output == STANDARD_STREAM else output)
         opened.abandon("INTERNAL", "the job failed unexpectedly; standard error says why")
         raise
     finally:
@@ -311,17 +327,76 @@ def part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
+def descriptor_of(path: str) -> tuple[int, int] | None:
+    """Return the process and the number of the open descriptor that a path such as "/dev/stdout" names; else None."""
+    folders = re.compile(r"/dev/fd|/proc/([0-9]+)(?:/task/[0-9]+)?/fd")
+    place = Path(path)
+    for _ in range(_MOST_LINKS):
+        folder = os.path.realpath(place.parent)
+        if (found := folders.fullmatch(folder)) and place.name.isdecimal():
+            return int(found[1] or os.getpid()), int(place.name)
+        place = Path(folder, place.name)
+        if not place.is_symlink():
+            break
+        place = Path(folder, place.readlink())
+    return None
+
+
 def _open(output: str, on_complaint: Callable[[str], None], *, keep: bool, resume: bool, overwrite: bool) -> Output:
     if output == STANDARD_STREAM:
         return StreamOutput(sys.stdout.buffer)
-    target = Path(output).resolve()
     try:
-        if target.exists() and not target.is_file():
-            return StreamOutput(target.open("wb"))
+        if stream := _open_stream(output, on_complaint):
+            return StreamOutput(stream)
+        target = _target_of(output)
         journal = Journal(part_of(target), resume=resume, overwrite=overwrite) if keep else None
         return FileOutput(target, journal, on_complaint)
     except OSError as error:
-        raise SettingsError(f"--output {output} cannot be written: {error.strerror}") from None
+        place = f" ({error.filename})" if error.filename else ""
+        raise SettingsError(f"--output {output} cannot be written: {error.strerror}{place}") from None
+
+
+def _target_of(output: str) -> Path:
+    target = Path(os.path.realpath(output))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, "its symbolic links form a circle")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "the file is write-protected")
+    return target
+
+
+def _open_stream(output: str, on_complaint: Callable[[str], None]) -> BinaryIO | None:
+    """Open a device, a pipe, or an open descriptor; return None for any other path."""
+    if descriptor := descriptor_of(output):
+        # By its path, it would be opened at the start of a file that others write to, and what they have written be cut off.
+        process, number = descriptor
+        own = process == os.getpid()
+        if own and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "it is open for reading alone")
+        return os.fdopen(os.dup(number) if own else os.open(output, os.O_WRONLY | os.O_APPEND), "wb")
+    target = Path(output)
+    if not target.exists() or target.is_file():
+        return None
+    if target.is_fifo():
+        try:
+            os.close(os.open(output, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            on_complaint(f"waiting for a program that reads {output}")
+    return target.open("wb")
+
+
+def _take_place(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        # A single file that is mounted into a container can only be written into.
+        with source.open("rb") as rows, target.open("wb") as file:
+            shutil.copyfileobj(rows, file)
+            sync_file(file)
 
 
 def _beside(target: Path, extension: str) -> Path:

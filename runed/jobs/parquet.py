@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -10,6 +11,9 @@ import msgspec
 import numpy as np
 
 from runed.errors import InvalidRequestError, SettingsError
+
+MAGIC = b"PAR1"
+"""The first bytes of a Parquet file."""
 
 _READ_ROWS = 1024
 """Rows of an input file that are in memory at once."""
@@ -51,36 +55,103 @@ def column_names(file: IO[bytes], name: str) -> list[str]:
     return names
 
 
-def read_columns(file: IO[bytes], name: str, columns: Sequence[str]) -> Iterator[tuple[bytes, object]]:
+def read_columns(file: IO[bytes], name: str, text: int, id_: int | None) -> Iterator[tuple[bytes, bytes | str]]:
     """Read the rows of a Parquet file, with a bounded number of them in memory at once.
 
     Args:
         file: The file, seekable.
         name: The name of the file in error messages.
-        columns: The name of the column of texts and, optionally, of a column of other values.
+        text: The position of the column of texts.
+        id_: The position of the column of ids, or None.
 
     Yields:
-        The text as UTF-8, empty where it is null, and the other value as a Python object, or None.
+        The text as UTF-8, empty where it is null. Then its id as JSON, empty where it is null; or, as a string, the reason why
+        the id cannot be used.
 
     Raises:
-        InvalidRequestError: The column of texts has no strings, or the file is damaged.
+        InvalidRequestError: A column has the wrong type, or the file is damaged.
     """
     arrow = pyarrow()
     table = _open(file, name)
-    text_type = table.schema_arrow.field(columns[0]).type
-    if arrow.types.is_dictionary(text_type):
-        text_type = text_type.value_type
-    if not (arrow.types.is_string(text_type) or arrow.types.is_large_string(text_type)):
-        raise InvalidRequestError(f'{name}: the column "{columns[0]}" holds {text_type} instead of strings')
+    fields = [table.schema_arrow.field(place) for place in (text, id_) if place is not None]
+    if not _is_text(fields[0].type):
+        raise InvalidRequestError(f'{name}: the column "{fields[0].name}" holds {fields[0].type} instead of strings')
     try:
-        for batch in table.iter_batches(_READ_ROWS, columns=list(columns), use_threads=False):
+        for batch in table.iter_batches(_READ_ROWS, columns=[field.name for field in fields], use_threads=False):
             # As bytes, since a decoding error of pyarrow does not tell the row.
-            texts = batch.column(columns[0]).cast(arrow.string()).cast(arrow.binary()).to_pylist()
-            values = batch.column(columns[1]).to_pylist() if len(columns) > 1 else [None] * len(texts)
-            for text, value in zip(texts, values, strict=True):
-                yield text or b"", value
+            texts = _decoded(batch.column(fields[0].name)).cast(arrow.large_binary()).to_pylist()
+            ids = _ids(batch.column(fields[1].name)) if len(fields) > 1 else [b""] * len(texts)
+            for data, value in zip(texts, ids, strict=True):
+                yield data or b"", value
+    except _NoIdError:
+        raise InvalidRequestError(
+            f'{name}: the column "{fields[1].name}" holds {fields[1].type}, which is no id; name another one by --id-column'
+        ) from None
     except (arrow.ArrowException, OSError) as error:
         raise _damaged(name, error) from None
+
+
+class _NoIdError(Exception):
+    """The values of a column cannot be written as JSON."""
+
+
+def _is_text(type_: Any) -> bool:  # noqa: ANN401 # as above
+    """Return whether a column has strings. Some programs write these as binary values."""
+    types = pyarrow().types
+    if types.is_dictionary(type_):
+        type_ = type_.value_type
+    tests = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(type_) for test in (*tests, types.is_binary, types.is_large_binary, types.is_binary_view))
+
+
+def _decoded(column: Any) -> Any:  # noqa: ANN401 # as above
+    return column.dictionary_decode() if pyarrow().types.is_dictionary(column.type) else column
+
+
+def _ids(column: Any) -> Iterator[bytes | str]:  # noqa: ANN401 # as above
+    """Yield each value of a column as JSON, or the reason why it cannot be an id."""
+    column = _decoded(column)
+    # With pandas, pyarrow returns its times, which lose their nanoseconds in JSON.
+    exact = getattr(column.type, "unit", "") == "ns"
+    try:
+        values = column if exact else column.to_pylist()
+    except (ValueError, OverflowError):
+        values = column
+    for value in values:
+        yield _as_json(value) if values is not column else _scalar_as_json(value, exact=exact)
+
+
+def _scalar_as_json(scalar: Any, *, exact: bool) -> bytes | str:  # noqa: ANN401 # as above
+    """Return a value as JSON: in words if Python has no object for it, such as a year after 9999, or nanoseconds."""
+    try:
+        if not exact:
+            return _as_json(scalar.as_py())
+    except UnicodeDecodeError:
+        return "its id is not valid UTF-8; convert it"
+    except (ValueError, OverflowError):
+        pass
+    if not scalar.is_valid:
+        return b""
+    try:
+        words = scalar.cast(pyarrow().string()).as_py()
+    except pyarrow().ArrowException:
+        raise _NoIdError from None
+    if not words.lstrip("-")[:1].isdigit() or words.lstrip("-").isdigit():  # out of Arrow's range, or a duration
+        words = f"{scalar.value} {getattr(scalar.type, 'unit', 'd')}"
+    return _as_json(words.replace(" ", "T", 1) if ":" in words else words)
+
+
+def _as_json(value: object) -> bytes | str:
+    if value is None:
+        return b""
+    try:
+        # msgspec writes NaN as null.
+        json.dumps(value, allow_nan=False, default=str)
+        return msgspec.json.encode(value)
+    except ValueError:
+        return "its id is or holds NaN or Infinity, which JSON does not have; change it"
+    except (TypeError, OverflowError):
+        raise _NoIdError from None
 
 
 def _open(file: IO[bytes], name: str) -> Any:  # noqa: ANN401 # as above
@@ -179,7 +250,6 @@ class Schema:
 
 
 def _name(value: bytes) -> str | None:
-    if not value:
-        return None
-    decoded = msgspec.json.decode(value)
-    return decoded if isinstance(decoded, str) else None if decoded is None else value.decode()
+    if value.startswith(b'"'):
+        return msgspec.json.decode(value, type=str)
+    return None if value in (b"", b"null") else value.decode()

@@ -17,6 +17,7 @@ from runed.lifecycle.launch import Launch, command_version, find_command
 from runed.lifecycle.listener import find_listener
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
+from runed.os_errors import explain
 from runed.paths import Paths, check_home, ensure_home, ensure_private_dir
 from runed.peers import Peer
 from runed.processes import ProcessIdentity, identify, is_alive, send_signal
@@ -73,8 +74,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
     try:
         return search.find() or search.start()
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise DaemonStartError(f"the daemon cannot be started: {where}{error.strerror or error}") from None
+        raise DaemonStartError(f"the daemon cannot be started: {explain(error)}") from None
 
 
 def find_process(paths: Paths) -> ProcessIdentity | None:

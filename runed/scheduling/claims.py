@@ -16,10 +16,15 @@ from runed.domain.vectors import shorten
 from runed.errors import BackendFaultError, InvalidRequestError, QueueFullError, RunedError
 from runed.metrics import Metrics
 from runed.scheduling.batcher import Batcher
+from runed.scheduling.blanks import BlankFinder, empty_text
 from runed.scheduling.packing import pack
-from runed.scheduling.preparing import Name, Prepared, Preparer, check_text
+from runed.scheduling.preparing import Name, Prepared, Preparer, check_text, located
 from runed.scheduling.queue import Computed, QueueEntry
 from runed.scheduling.tickets import Ticket
+from runed.turns import breathe
+
+_OF_THE_TEXT = (InvalidRequestError, BackendFaultError)
+"""Errors that a text causes. Other texts of the same call may have vectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +63,14 @@ class Terms:
 
     def fails(self, error: BaseException) -> bool:
         """Return whether an error fails the whole call; see `tolerate`."""
-        return self.strict or not isinstance(error, InvalidRequestError | BackendFaultError)
+        return self.strict or not isinstance(error, _OF_THE_TEXT)
 
-    def finish(self, item: Embedding | RunedError) -> Embedding | RunedError:
+    def finish(self, item: Embedding | RunedError, name: Name) -> Embedding | RunedError:
         """Shorten the vector of an embedding to the requested dimensions. Return an error unchanged.
+
+        Args:
+            item: The outcome of a text.
+            name: The name of the text in errors.
 
         Raises:
             BackendFaultError: With `strict`: the values to keep are all 0.
@@ -71,7 +80,7 @@ class Terms:
         try:
             vector = shorten(item.vector, self.dimensions)
         except BackendFaultError as error:
-            return self.tolerate(error)
+            return self.tolerate(located(error, name))
         return item if vector is item.vector else replace(item, vector=vector)
 
 
@@ -85,6 +94,7 @@ class Claim:
         key: The key of its vector in the cache, once the text is checked.
         state: None at first. Then its error, its vector from the cache, its prepared text, or its ticket.
         shared: Whether another claim to the same ticket came first.
+        doubtful: Whether the engine must judge the text before it is embedded; see `BlankFinder.is_doubtful`.
     """
 
     text: str
@@ -92,6 +102,7 @@ class Claim:
     key: bytes = b""
     state: RunedError | CachedVector | Prepared | Ticket | None = None
     shared: bool = False
+    doubtful: bool = False
 
     @property
     def future(self) -> asyncio.Future[Computed] | None:
@@ -117,8 +128,8 @@ class Claim:
         assert isinstance(state, Ticket)
         try:
             return state.redeem(shared=self.shared)
-        except RunedError as error:
-            return terms.tolerate(error)
+        except _OF_THE_TEXT as error:
+            return terms.tolerate(located(error, self.name))
 
     def join(self, ticket: Ticket, *, shared: bool) -> None:
         """Hold a ticket."""
@@ -157,9 +168,14 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         for future in pending:
             future.remove_done_callback(note)
     for claim in claims:
+        await breathe()
         if claim.ready:
             claim.outcome(terms)  # raises the error that fails the call, if there is one
-    return [claim.outcome(terms) for claim in claims]
+    outcomes = []
+    for claim in claims:
+        await breathe()
+        outcomes.append(claim.outcome(terms))
+    return outcomes
 
 
 class ClaimDesk:
@@ -191,6 +207,7 @@ class ClaimDesk:
         self._busy = busy
         self._metrics = metrics
         self._preparer = Preparer(backend)
+        self._blanks = BlankFinder(backend)
         self._tickets: dict[bytes, Ticket] = {}
 
     @contextlib.asynccontextmanager
@@ -206,10 +223,11 @@ class ClaimDesk:
         """
         with contextlib.ExitStack() as awake:
             try:
-                self._check(claims, terms)
+                await self._check(claims, terms)
                 await self._look_up(claims)
                 if missing := [claim for claim in claims if claim.state is None]:
                     awake.enter_context(self._busy())  # only here, since a text from the cache needs no engine and starts none
+                    missing = await self._refuse_blank(missing, terms)
                     await self._prepare(missing, terms)
                     await self._queue(missing, terms)
                 self._metrics.hit(sum(isinstance(claim.state, CachedVector) for claim in claims))
@@ -219,7 +237,7 @@ class ClaimDesk:
                 for claim in claims:
                     claim.release()
 
-    def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
+    async def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
         """Check each text, and set the key of its vector."""
         for claim in claims:
             try:
@@ -227,20 +245,32 @@ class ClaimDesk:
             except InvalidRequestError as error:
                 claim.state = terms.tolerate(error)
             else:
-                claim.key = self._key(claim.text, terms)
+                claim.doubtful = self._blanks.is_doubtful(claim.text)
+                claim.key = self._key(claim, terms)
+            await breathe()
 
-    def _key(self, text: str, terms: Terms) -> bytes:
+    def _key(self, claim: Claim, terms: Terms) -> bytes:
         # A text that is short enough has one vector for every way of cutting. The place of a cut depends on the context, which
         # may differ when the disk cache is read again.
-        too_long = self._preparer.may_be_too_long(terms.prompt + text)
+        too_long = self._preparer.may_be_too_long(terms.prompt + claim.text)
         cut = f"{terms.truncate.value} {self._backend.model.max_tokens}" if too_long else ""
-        return cache_key(self._fingerprint, terms.prompt, cut, text)
+        # A doubtful text has a key of its own, since a cache on disk may have its vector from a version that did not doubt.
+        return cache_key(self._fingerprint, terms.prompt, f"{cut} judged" if claim.doubtful else cut, claim.text)
 
     async def _look_up(self, claims: Sequence[Claim]) -> None:
         cached = await self._cache.get([claim.key for claim in claims if claim.state is None])
         for claim in claims:
             if claim.state is None:
                 claim.state = cached.get(claim.key)
+
+    async def _refuse_blank(self, missing: Sequence[Claim], terms: Terms) -> list[Claim]:
+        """Refuse the doubtful texts of which the model reads nothing. Return the other claims."""
+        if doubtful := [claim for claim in missing if claim.doubtful]:
+            blank = await self._blanks.judge([claim.text for claim in doubtful])
+            for claim, is_blank in zip(doubtful, blank, strict=True):
+                if is_blank:
+                    claim.state = terms.tolerate(empty_text(*claim.name))
+        return [claim for claim in missing if claim.state is None]
 
     async def _prepare(self, missing: Sequence[Claim], terms: Terms) -> None:
         prepared = await self._preparer.prepare(

@@ -168,6 +168,23 @@ def test_bad_item_leaves_the_others_alone(qwen_daemon: RunningDaemon) -> None:
     assert batch.embeddings[2].error.metadata["tokens"] == str(limit + 1)
 
 
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff\x01", "\ue000", "[SEP]"])
+def test_text_of_which_the_model_reads_nothing_is_empty_in_every_protocol(minilm_daemon: RunningDaemon, text: str) -> None:
+    for protocol in PROTOCOLS:
+        for message in (pb.EmbedRequest(text=text), pb.EmbedBatchRequest(texts=["fine", text])):
+            method = type(message).__name__.removesuffix("Request")
+            refusal = call(protocol, minilm_daemon.socket, method, message).refusal
+            assert refusal is not None
+            assert (refusal.code, refusal.reason) == ("invalid_argument", "EMPTY_TEXT")
+    items = pb.EmbedBatchRequest(texts=["fine", text], per_item_errors=True)
+    batch = cast("pb.EmbedBatchResponse", ask(minilm_daemon, "EmbedBatch", items))
+    assert [item.error.reason for item in batch.embeddings] == ["", "EMPTY_TEXT"]
+    with minilm_daemon.http() as http:
+        for body in (text, ["fine", text]):
+            response = http.post("/v1/embeddings", json={"input": body})
+            assert (response.status_code, response.json()["error"]["code"]) == (400, "EMPTY_TEXT")
+
+
 def test_repeated_text_is_told_to_be_cached_and_counted(qwen_daemon: RunningDaemon) -> None:
     before = health_of(qwen_daemon)
     assert not embed(qwen_daemon, "said twice").cached

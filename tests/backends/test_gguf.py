@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
@@ -15,6 +17,7 @@ from runed.backends.llama import gguf
 from runed.backends.llama.gguf import check_model, read_gguf
 from runed.errors import ModelFileError
 from tests.backends.support import QWEN3, TENSORS, build_gguf, gguf_string
+from tests.bad_files import BAD_FILES, put_bad_file
 
 TINY = Path(__file__).resolve().parent.parent / "fixtures" / "tiny-qwen3.f32.gguf"
 TINY_HEADER = 12_000
@@ -46,13 +49,49 @@ def test_tiny_qwen3_is_read_whole(tiny_qwen3: Path) -> None:
         add_eos=True,
         eos_id=319,
         rope_freq_base=1e6,
+        unknown_id=None,
+        special_tokens=((319, "<|endoftext|>"),),
     )
+
+
+def test_names_of_a_file_cannot_steer_the_terminal(file: Path) -> None:
+    name = "\x1b]0;x\x07\n\x9b2J" + "n" * 1000
+    file.write_bytes(build_gguf(QWEN3 | {"general.name": name}))
+    assert read_gguf(file).name == r"\x1b]0;x\x07\n\x9b2J" + "n" * 246
+    words = refuse(file, build_gguf(QWEN3 | {"general.architecture": "\x1b[2J"}))
+    words += refuse(file, build_gguf(QWEN3 | {"qwen3.pooling_type": 9, "general.name": name}))
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", words)
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_anything_in_the_place_of_a_model_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    put_bad_file(kind, tmp_path / "model.gguf")
+    with pytest.raises(ModelFileError, match=r"the model .*/model\.gguf "):
+        check_model(tmp_path / "model.gguf")
 
 
 def test_minilm_is_read_whole(minilm: Path) -> None:
     metadata = read_gguf(minilm)
     assert (metadata.architecture, metadata.dim, metadata.context_length) == ("bert", 384, 512)
     assert (metadata.pooling, metadata.file_type) == ("mean", "F16")
+    assert metadata.unknown_id == 100
+    assert {(0, "[PAD]"), (100, "[UNK]"), (101, "[CLS]"), (102, "[SEP]"), (103, "[MASK]")} < {*metadata.special_tokens}
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        {},
+        {"tokenizer.ggml.token_type": ["a", "b", "c"]},
+        {"tokenizer.ggml.token_type": []},
+        {"tokenizer.ggml.unknown_token_id": "none"},
+        {"tokenizer.ggml.unknown_token_id": True},
+    ],
+)
+def test_vocabulary_without_usable_types_has_no_special_tokens(file: Path, vocabulary: dict[str, Any]) -> None:
+    file.write_bytes(build_gguf(QWEN3 | vocabulary))
+    metadata = read_gguf(file)
+    assert metadata.special_tokens == ()
 
 
 def test_both_versions_are_read(file: Path) -> None:

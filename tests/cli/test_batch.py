@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from runed.errors import EmptyTextError, InvalidRequestError, RunedError, SettingsError
-from runed.jobs import inputs, ordering, parquet
+from runed.jobs import input_files, inputs, ordering, parquet
 from runed.jobs.inputs import Item
 from tests.cli import jobs
 from tests.cli.stand_in import DIM, Options, StandIn
@@ -75,7 +75,7 @@ def test_parquet_is_read_by_its_columns(
 def test_every_format_is_read_from_a_pipe_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, input_format: str, spooled: int
 ) -> None:
-    monkeypatch.setattr(inputs, "_SPOOLED_BYTES", spooled)
+    monkeypatch.setattr(input_files, "_SPOOLED_BYTES", spooled)
     texts = [f"text {number}" for number in range(300)]
     stream = io.BytesIO()
     pq.write_table(pa.table({"text": texts}), stream)

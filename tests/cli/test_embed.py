@@ -185,7 +185,7 @@ def test_output_to_a_device_does_not_replace_it(served: Cli) -> None:
         (["--batch", "-"], b'"good"\n5\n', 1, "standard input, line 2: Expected `str | object`, got `int`"),
         (["--batch", "-"], b'{"id": 1}\n', 1, "standard input, line 1: Object missing required field `text`"),
         (["--batch", "-"], b'{"text": 5}\n', 1, "standard input, line 1: Expected `str`, got `int` - at `$.text`"),
-        (["--batch", "-"], b'"good"\n\n', 1, "standard input, line 2: Input data was truncated"),
+        (["--batch", "-"], b'"good"\n\n{\n', 1, "standard input, line 3: JSON ends too early"),
         (["--batch", "-"], b'"bad \xff"\n', 1, "standard input, line 1: "),
         (["--batch", "-"], b'"bad \\ud800"\n', 1, "standard input, line 1: "),
         (["--batch", "-"], b'{"text": ""}\n', 1, "standard input, line 1 is empty"),

@@ -227,7 +227,7 @@ def _error(definition: Message, info: Message | None) -> ConnectError:
 
 def _app(service: ServiceDescriptor, read_max_bytes: int | None) -> Application:
     """Serve the methods of the suite's service as the daemon serves those of its own."""
-    routes = app._routes(service, SuiteApplication(service, read_max_bytes))
+    routes = app._routes(service, SuiteApplication(service, read_max_bytes), read_max_bytes or sys.maxsize)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if (route := routes.get(scope["path"])) is None:

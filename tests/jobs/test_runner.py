@@ -59,6 +59,21 @@ def test_failures_are_counted_and_told_to_the_callback(
     assert capfd.readouterr() == ("", "")
 
 
+def test_text_of_which_the_model_reads_nothing_fails_alone(minilm_daemon: RunningDaemon, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\n\u200b\n[SEP]\ntwo\n")
+
+    def connect() -> runed.Client:
+        return runed.connect(home=minilm_daemon.home, spawn=False)
+
+    with inputs.open_batch(str(texts)) as source:
+        with pytest.raises(EmptyTextError, match="line 2: the text has only special tokens"):
+            run_job(source, tmp_path / "out.npy", connect=connect)
+        result = run_job(source, tmp_path / "out.npy", connect=connect, keep_going=True, overwrite=True)
+    assert result == JobResult(count=4, failed=2)
+    assert np.isnan(np.load(tmp_path / "out.npy")).all(axis=1).tolist() == [False, True, True, False]
+
+
 def test_bad_input_connects_to_no_daemon(tmp_path: Path) -> None:
     def connect() -> runed.Client:
         raise AssertionError("the input is to be checked first")

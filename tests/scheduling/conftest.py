@@ -19,11 +19,12 @@ from runed.scheduling.scheduler import Scheduler, SchedulerSettings
 
 
 class Recorder:
-    """A backend that passes every call on and notes each micro-batch."""
+    """A backend that passes every call on, and notes each micro-batch and each tokenized text."""
 
     def __init__(self, backend: LlamaBackend) -> None:
         self._backend = backend
         self.batches: list[list[TextInput]] = []
+        self.tokenized: list[str] = []
 
     @property
     def model(self) -> ModelInfo:
@@ -49,6 +50,7 @@ class Recorder:
         await self._backend.stop()
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        self.tokenized.extend(texts)
         return await self._backend.tokenize(texts)
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:

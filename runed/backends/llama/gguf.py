@@ -8,14 +8,18 @@ stream and never mapped: if another process truncated a mapped file, SIGBUS woul
 from __future__ import annotations
 
 import math
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from runed.errors import ModelFileError
+import numpy as np
+
+from runed.errors import ModelFileError, printable
+from runed.files import open_regular
 
 MAX_METADATA_BYTES = 64 * 1024 * 1024
 """Most bytes that are read, also of a hostile file. A large vocabulary takes 7 MB (Gemma's 262,144 tokens)."""
@@ -23,11 +27,15 @@ MAX_METADATA_BYTES = 64 * 1024 * 1024
 _MAX_PAIRS = 10_000
 _MAX_TENSORS = 100_000
 _MAX_NAME_BYTES = 65_535
+_MAX_NAME_LENGTH = 256
+"""Characters of the model's name that are shown."""
+
 _MAX_DIMENSIONS = 4
 _MAX_ALIGNMENT = 65_536
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIM = 65_536
 _MAX_INTEGER = 2**31 - 1
+_MAX_SPECIAL_TOKENS = 10_000
 _FIRST_READ = 256 * 1024
 
 _SCALARS = {
@@ -46,6 +54,12 @@ _SCALARS = {
 """Layout of each GGUF value type with a fixed size."""
 
 _STRING, _ARRAY = 8, 9
+
+_TOKEN_TYPE = 5
+"""Type of the values in `tokenizer.ggml.token_type`, which is int32."""
+
+_SPECIAL_TYPES = (2, 3)
+"""Types of special tokens: unknown and control."""
 
 _MAGIC = int.from_bytes(b"GGUF", "little")
 
@@ -80,8 +94,8 @@ class GGUFMetadata:
     """The metadata of a model.
 
     Attributes:
-        architecture: `general.architecture`, such as "qwen3" or "bert".
-        name: `general.name`, or "".
+        architecture: `general.architecture`, such as "qwen3" or "bert", in printable characters.
+        name: `general.name`, or "", in printable characters.
         dim: `<architecture>.embedding_length`, the number of values of a vector.
         context_length: `<architecture>.context_length`, the most tokens that the model was trained for.
         pooling: "last", "mean" or "cls".
@@ -90,6 +104,8 @@ class GGUFMetadata:
             tell.
         eos_id: `tokenizer.ggml.eos_token_id`, or None.
         rope_freq_base: `<architecture>.rope.freq_base`, or None, which makes the engine assume 10,000.
+        unknown_id: `tokenizer.ggml.unknown_token_id`, or None.
+        special_tokens: Number and text of each special token.
     """
 
     architecture: str
@@ -101,6 +117,8 @@ class GGUFMetadata:
     add_eos: bool
     eos_id: int | None
     rope_freq_base: float | None
+    unknown_id: int | None
+    special_tokens: tuple[tuple[int, str], ...]
 
 
 def check_model(path: Path) -> None:
@@ -119,11 +137,11 @@ def read_gguf(path: Path) -> GGUFMetadata:
         ModelFileError: The file cannot be read, is not a GGUF, is cut short, or its model cannot be served.
     """
     with _explained(path):
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            values = _read_head(_Reader(file, size))
-        return _interpret(values)
+            values, special_tokens = _read_head(_Reader(file, size))
+        return _interpret(values, special_tokens)
 
 
 @contextmanager
@@ -195,28 +213,50 @@ class _Reader:
         start = self.skip(length)
         return self._data[start : start + length].decode("utf-8", "replace")
 
-    def skip_array(self) -> None:
+    def skip_array(self) -> tuple[int, Sequence[int]]:
+        """Step over an array. Return the type and the positions of its values."""
         kind, count = self.uint32(), self.uint64()
         if layout := _SCALARS.get(kind):
-            self.skip(layout.size * count)
-        elif kind == _STRING:
-            self._skip_strings(count)
-        else:
-            raise _broken(f"its header holds an array of the unknown type {kind}")
+            start = self.skip(layout.size * count)
+            return kind, range(start, self.position, layout.size)
+        if kind == _STRING:
+            return kind, self._skip_strings(count)
+        raise _broken(f"its header holds an array of the unknown type {kind}")
 
-    def _skip_strings(self, count: int) -> None:
+    def _skip_strings(self, count: int) -> list[int]:
         """Step over a vocabulary. The loop calls no method, since nearly all of the reading time is spent here."""
         position, available, length_at = self.position, len(self._data), _UINT64.unpack_from
+        positions = []
         for _ in range(count):  # a false count ends soon, since each turn consumes bytes of the bounded header
             if position + 8 > available:
                 available = self._fetch(position + 8)
+            positions.append(position)
             position += 8 + length_at(self._data, position)[0]
         self.position = position
         self.skip(0)
+        return positions
+
+    def special_tokens(self, arrays: dict[str, tuple[int, Sequence[int]]]) -> tuple[tuple[int, str], ...]:
+        """Return the special tokens of a vocabulary; none if the file does not tell its types."""
+        kind, tokens = arrays.get("tokenizer.ggml.tokens", (_STRING, []))
+        type_kind, types = arrays.get("tokenizer.ggml.token_type", (_TOKEN_TYPE, []))
+        if not types or len(types) != len(tokens) or (kind, type_kind) != (_STRING, _TOKEN_TYPE):
+            return ()
+        special = np.isin(np.frombuffer(self._data, "<i4", len(types), types[0]), _SPECIAL_TYPES)
+        end, found = self.position, []
+        for number in np.flatnonzero(special)[:_MAX_SPECIAL_TOKENS].tolist():
+            self.position = tokens[number]
+            if text := self.string():
+                found.append((number, text))
+        self.position = end
+        return tuple(found)
 
 
-def _read_head(reader: _Reader) -> dict[str, _Value]:
-    """Read everything before the tensor data, and check that the tensor data is all there."""
+def _read_head(reader: _Reader) -> tuple[dict[str, _Value], tuple[tuple[int, str], ...]]:
+    """Read everything before the tensor data, and check that the tensor data is all there.
+
+    Return the metadata without arrays, and the special tokens.
+    """
     if reader.size < _UINT32.size or reader.uint32() != _MAGIC:
         raise _BadFileError("it is not a GGUF file; convert the model with llama.cpp's convert_hf_to_gguf.py")
     version = reader.uint32()
@@ -229,29 +269,30 @@ def _read_head(reader: _Reader) -> dict[str, _Value]:
         raise _broken(f"its header claims {tensors:,} tensors and {pairs:,} metadata entries")
     if tensors == 0:
         raise _BadFileError("it holds no tensors, such as a file with only a vocabulary; get the file with the weights")
-    values = _read_pairs(reader, pairs)
+    values, special_tokens = _read_pairs(reader, pairs)
     alignment = _integer(values, "general.alignment", lowest=1, highest=_MAX_ALIGNMENT) or _DEFAULT_ALIGNMENT
     _check_tensors(reader, tensors, alignment)
-    return values
+    return values, special_tokens
 
 
-def _read_pairs(reader: _Reader, count: int) -> dict[str, _Value]:
-    """Read the metadata, except arrays, which only the engine needs."""
+def _read_pairs(reader: _Reader, count: int) -> tuple[dict[str, _Value], tuple[tuple[int, str], ...]]:
+    """Read the metadata. Of arrays, read the special tokens alone, since only the engine needs the others."""
     values: dict[str, _Value] = {}
+    arrays: dict[str, tuple[int, Sequence[int]]] = {}
     for _ in range(count):
         name = reader.string(_MAX_NAME_BYTES)
         kind = reader.uint32()
         if name in values:
             raise _broken(f"its header gives {name!r} twice")
         if kind == _ARRAY:
-            reader.skip_array()
+            arrays[name] = reader.skip_array()
         elif kind == _STRING:
             values[name] = reader.string()
         elif layout := _SCALARS.get(kind):
             values[name] = reader.scalar(layout)
         else:
             raise _broken(f"its header gives {name!r} the unknown type {kind}")
-    return values
+    return values, reader.special_tokens(arrays)
 
 
 def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
@@ -276,7 +317,7 @@ def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
         )
 
 
-def _interpret(values: dict[str, _Value]) -> GGUFMetadata:
+def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str], ...]) -> GGUFMetadata:
     architecture = _text(values, "general.architecture")
     if not architecture:
         raise _broken("its header names no architecture")
@@ -289,6 +330,7 @@ def _interpret(values: dict[str, _Value]) -> GGUFMetadata:
             "its pooling reads the last token, but it does not ask for the end-of-text token after each text "
             "(tokenizer.ggml.add_eos_token), so its vectors would be wrong; get a newer conversion of this model"
         )
+    unknown = values.get("tokenizer.ggml.unknown_token_id")
     rope = values.get(f"{architecture}.rope.freq_base")
     rope_freq_base = rope if isinstance(rope, float) and rope > 0 else None
     if architecture == "qwen3" and rope_freq_base is None:
@@ -297,8 +339,8 @@ def _interpret(values: dict[str, _Value]) -> GGUFMetadata:
         )
     file_type = _integer(values, "general.file_type")
     return GGUFMetadata(
-        architecture=architecture,
-        name=name,
+        architecture=printable(architecture),
+        name=printable(name[:_MAX_NAME_LENGTH]),
         dim=_required(values, f"{architecture}.embedding_length", highest=_MAX_DIM),
         context_length=_required(values, f"{architecture}.context_length", highest=_MAX_INTEGER),
         pooling=pooling,
@@ -306,6 +348,8 @@ def _interpret(values: dict[str, _Value]) -> GGUFMetadata:
         add_eos=add_eos,
         eos_id=eos_id,
         rope_freq_base=rope_freq_base,
+        unknown_id=unknown if isinstance(unknown, int) else None,
+        special_tokens=special_tokens,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Self
 import msgspec
 import psutil
 
+from runed.errors import printable_bytes
 from runed.files import make_way, read_record
 from runed.log import get_logger
 from runed.processes import ProcessIdentity, die_with_parent, identify
@@ -48,6 +49,7 @@ class OutputLog:
     def write(self, data: bytes) -> None:
         """Append to the output. A full disk loses it: an error would leave the pipe unread, and the child blocked."""
         self.written += len(data)
+        data = printable_bytes(data)  # an engine tells the names in a model's file as they are
         self._recent = (self._recent + data)[-_TAIL_BYTES:]
         with contextlib.suppress(OSError):
             if self._path.exists() and self._path.stat().st_size + len(data) > _MAX_LOG_BYTES:
