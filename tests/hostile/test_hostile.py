@@ -10,15 +10,7 @@ import pytest
 from tests.hostile.arena import ATTACKS, Attack
 from tests.hostile.table import row, tried
 
-OPEN = {
-    "another user connects to our daemon, whose directory was opened",
-    "a model's name holds escape sequences",
-    "700 embed() in one asyncio.gather",
-    "a proxy that refuses, for a host that is not loopback",
-    "11 texts of invisible characters, by six ways, with a WordPiece model",
-    "JSON lines with a blank line, and odd members that are not read",
-    "the engine spoils one vector of a batch",
-}
+OPEN: set[str] = set()
 """Attacks whose bars are not met yet, by name."""
 
 QUICK = [it for it in ATTACKS if not it.slow]
