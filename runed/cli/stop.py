@@ -24,7 +24,7 @@ DEFAULT_GRACE = 10.0
 EXIT_SECONDS = 20.0
 """Seconds that a daemon may need after the grace, to stop or kill `llama-server` and to exit."""
 
-_SILENCE = 2.0
+_SILENCE = 5.0
 """Seconds after which the command says that it waits."""
 
 DESCRIPTION = """\
