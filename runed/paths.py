@@ -265,7 +265,8 @@ def ensure_private_dir(path: Path, *, shared: bool = False) -> None:
         return
     if not is_trusted(info.st_uid):
         raise ForeignPathError(
-            f"{path} belongs to user id {info.st_uid}, and you are user id {os.geteuid()}; set RUNED_HOME to a place of your own"
+            f"{path} belongs to user id {info.st_uid}, and you are user id {os.geteuid()}; "
+            "set RUNED_HOME to a place of your own"
         )
     if path.is_symlink() and is_open_to_writers(info):
         raise ForeignPathError(
