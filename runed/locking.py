@@ -46,7 +46,7 @@ class LockFile:
         return True
 
     def is_held(self) -> bool:
-        """Return whether a process holds the lock at this moment."""
+        """Return whether a process holds the lock. A process that tries to take it at this very moment fails, too."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
