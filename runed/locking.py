@@ -48,7 +48,7 @@ class LockFile:
     def is_held(self) -> bool:
         """Return whether a process holds the lock. A process that tries to take it at this very moment fails, too."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return False
         try:

@@ -1,7 +1,7 @@
 /** The client against tests/conformance/policy.json, which the clients of all languages follow. */
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once as event } from "node:events";
 import {
   chmodSync,
@@ -13,6 +13,7 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
 } from "node:fs";
 import { createServer, type ServerHttp2Session, type ServerHttp2Stream } from "node:http2";
@@ -372,6 +373,12 @@ describe("a home is checked that was laid by", () => {
           link: () => symlinkSync(value, path),
           owner: () => lchownSync(path, Number(value), -1),
           group: () => lchownSync(path, -1, Number(value)),
+          trust: () => {
+            process.env.RUNED_TRUST_PARENTS = "1";
+            endings.push(() => {
+              delete process.env.RUNED_TRUST_PARENTS;
+            });
+          },
         };
         steps[kind]?.();
       }
@@ -465,6 +472,29 @@ async function servedHome(record: unknown, script = WELL_ENSURED, methods: Metho
   }
   return home;
 }
+
+describe("a bad daemon.json counts as none:", () => {
+  const lay: Record<string, (path: string) => void> = {
+    "nothing in it": (path) => writeFileSync(path, ""),
+    "no UTF-8": (path) => writeFileSync(path, Buffer.from('{"version": "\xff"}', "latin1")),
+    nested: (path) => writeFileSync(path, "[".repeat(100_000)),
+    huge: (path) => {
+      writeFileSync(path, '{"draining": true}');
+      truncateSync(path, 2 ** 40);
+    },
+    "a directory": (path) => mkdirSync(path),
+    "a pipe": (path) => execFileSync("mkfifo", [path]),
+    "a device": (path) => symlinkSync("/dev/zero", path),
+  };
+  for (const [name, put] of Object.entries(lay)) {
+    it(name, { timeout: 10_000 }, async () => {
+      const home = await servedHome(undefined);
+      put(join(home, "daemon.json"));
+      await connectHome(home);
+      assert.equal(asked(home), 0);
+    });
+  }
+});
 
 async function connectHome(home: string, options: ConnectOptions = {}): Promise<Client> {
   const caller = await connect({ home, ...options });
@@ -894,6 +924,12 @@ const tests: Record<string, () => Promise<void>> = {
       count += 1;
     }
     assert.equal(count, 2);
+  },
+
+  "a home in other bytes": async () => {
+    const script = `import("${ROOT}/clients/ts/dist/target.js").then(({ Target }) => new Target({})).catch(({ reason }) => console.log(reason))`;
+    const run = `RUNED_HOME=$(printf '/h\\377') exec "$0" -e "$1"`;
+    assert.equal(execFileSync("/bin/sh", ["-c", run, process.execPath, script], { encoding: "utf8" }), "BAD_SETTING\n");
   },
 
   "a closed client": async () => {
