@@ -489,6 +489,7 @@ func TestPolicyHomes(t *testing.T) {
 					"link":      func() error { return os.Symlink(words[2], path) },
 					"owner":     func() error { return os.Lchown(path, int(number), -1) },
 					"group":     func() error { return os.Lchown(path, -1, int(number)) },
+					"trust":     func() error { t.Setenv("RUNED_TRUST_PARENTS", "1"); return nil },
 				}[words[0]]()
 				if err != nil {
 					t.Fatal(err)
@@ -576,6 +577,7 @@ func TestPolicyRules(t *testing.T) {
 		"a full backlog":                  testFullBacklog,
 		"one time limit":                  testOneTimeLimit,
 		"another user listens":            testAnotherUserListens,
+		"a home in other bytes":           testHomeInOtherBytes,
 		"an older daemon":                 testOlderDaemon,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
@@ -588,6 +590,7 @@ func TestPolicyRules(t *testing.T) {
 		"a refusal to the end":            testRefusalToTheEnd,
 		"an idle stream":                  testIdleStream,
 		"a silent stream":                 testSilentStream,
+		"many calls at once":              testManyCallsAtOnce,
 		"a closed client":                 testClosedClient,
 	}
 	for _, row := range readPolicy(t).Rules.Rows {
@@ -668,7 +671,7 @@ func testOneTimeLimit(t *testing.T) {
 	if _, err := client.Embed(limited, "text"); !errors.Is(err, runed.ErrDeadlineExceeded) {
 		t.Error(err)
 	}
-	if took := time.Since(began); took < 700*time.Millisecond || took > time.Second {
+	if took := time.Since(began); took < 700*time.Millisecond || took > 1150*time.Millisecond {
 		t.Errorf("it took %v", took)
 	}
 }
@@ -1107,6 +1110,49 @@ func testSilentStream(t *testing.T) {
 	}
 	if count != 2 {
 		t.Error(count)
+	}
+}
+
+func testHomeInOtherBytes(t *testing.T) {
+	t.Setenv("RUNED_HOME", "/h\xff")
+	if _, err := runed.Locate(); !errors.Is(err, runed.ErrBadSetting) || !strings.Contains(err.Error(), `"/h\xff" is not UTF-8`) {
+		t.Error(err)
+	}
+}
+
+func testManyCallsAtOnce(t *testing.T) {
+	const most = 64
+	var now, peak atomic.Int32
+	blocked := make(chan struct{})
+	client := (&script{embed: func() (*runedv1.EmbedResponse, error) {
+		peak.Store(max(peak.Load(), now.Add(1)))
+		defer now.Add(-1)
+		<-blocked
+		return &runedv1.EmbedResponse{Vector: goodVector, Fingerprint: "fp"}, nil
+	}}).start(t)
+	failures := make(chan error)
+	for range 700 {
+		go func() {
+			_, err := client.Embed(t.Context(), "text")
+			failures <- err
+		}()
+	}
+	for now.Load() < most {
+		time.Sleep(time.Millisecond)
+	}
+	late, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := client.Embed(late, "late"); !errors.Is(err, runed.ErrDeadlineExceeded) {
+		t.Error("the wait does not count:", err)
+	}
+	close(blocked)
+	for range 700 {
+		if err := <-failures; err != nil {
+			t.Error(err)
+		}
+	}
+	if peak.Load() > most {
+		t.Error(peak.Load(), "calls went on at a time")
 	}
 }
 
