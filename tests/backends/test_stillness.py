@@ -35,13 +35,13 @@ async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
         await child.kill()
 
 
-async def watch(child: ChildProcess, *, looks: int) -> float:
+async def watch(child: ChildProcess, *, looks: int, answering: bool = False) -> float:
     """Return the stillness after some looks, 0.05 s apart. The first second, in which Python starts, does not count."""
     await asyncio.sleep(1.0)
     stillness = Stillness(child, look=0.05)
     seconds = 0.0
     for _ in range(looks):
-        seconds = stillness.look()
+        seconds = stillness.look(answering=answering)
         await asyncio.sleep(0.05)
     return seconds
 
@@ -64,9 +64,12 @@ async def test_thread_that_answers_now_and_then_is_no_progress_of_a_main_thread_
     assert child.progress() == before
 
 
-async def test_other_thread_that_works_without_a_pause_is_work(spawn: Spawn) -> None:
+async def test_other_thread_that_works_is_work_unless_it_answers(spawn: Spawn) -> None:
     counting = "import threading, time\ndef count():\n while True: sum(range(10**7))\n"
-    assert await watch(await spawn(f"{counting}threading.Thread(target=count).start(); time.sleep(600)"), looks=10) < 0.15
+    child = await spawn(f"{counting}threading.Thread(target=count).start(); time.sleep(600)")
+    assert await watch(child, looks=10) < 0.15
+    if sys.platform == "linux":
+        assert await watch(child, looks=10, answering=True) > 0.25
 
 
 async def test_work_of_a_descendant_counts(spawn: Spawn) -> None:

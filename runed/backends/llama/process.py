@@ -146,11 +146,15 @@ class ChildProcess:
             return 0.0
         return sum(time.user + time.system for time in times)
 
-    @property
-    def wants_to_work(self) -> bool:
-        """Whether a thread of the child runs, or waits for a processor or a disk. Outside of Linux, the main thread counts."""
-        working = {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
-        return self._state() in working or any(thread.state in "RD" for thread in threads_of(self.pid))
+    def wants_to_work(self, *, main: bool) -> bool:
+        """Return whether the main thread, or any thread, runs or waits for a processor or a disk.
+
+        Args:
+            main: Whether only the main thread counts. Outside of Linux, nothing is known of others.
+        """
+        if self._state() in {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}:
+            return True
+        return not main and any(thread.state in "RD" for thread in threads_of(self.pid))
 
     @property
     def stopped(self) -> bool:
