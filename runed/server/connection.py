@@ -7,8 +7,8 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Collection, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.events import Closed, Event, RawData
@@ -140,7 +140,8 @@ class Connection:
         tasks.spawn(protocol.write)
         try:
             while data and not protocol.closed:
-                await self._handle(protocol, protocol.receive(data))
+                async with self._share(protocol):
+                    await protocol.receive(data)
                 data = await self._read()
             if not data and not protocol.closed:
                 await self._answer_the_rest(protocol)
@@ -153,7 +154,8 @@ class Connection:
         try:
             while data:
                 if not self._lingering:
-                    await self._handle(protocol, self._handle_in_turns(protocol, data))
+                    async with self._share(protocol):
+                        await self._handle_in_turns(protocol, data)
                     deadline = (deadline or self._head_deadline()) if protocol.in_head else None
                 data = await self._read(deadline)
             await self._answer_the_rest(protocol)
@@ -171,14 +173,15 @@ class Connection:
             self._ration.spent(time.perf_counter() - started)
             start = end
 
-    async def _handle(self, protocol: Http1Protocol | Http2Connection, handling: Coroutine[None, None, None]) -> None:
-        """Handle bytes of the client. A client that has not passed the gate waits for its turn."""
+    @asynccontextmanager
+    async def _share(self, protocol: Http1Protocol | Http2Connection) -> AsyncIterator[None]:
+        """Let a client that has not passed the gate wait for its share of the event loop before its bytes are handled."""
         if self._context.gate is None or protocol.passed_gate:
-            await handling
+            yield
             return
         await self._context.share.turn()
         began = time.perf_counter()
-        await handling
+        yield
         if not protocol.passed_gate:  # otherwise the time is that of an app
             self._context.share.charge(time.perf_counter() - began)
 
@@ -243,10 +246,11 @@ class Connection:
         """Close after the last response. First wait until the client stops sending, or it would miss the response."""
         assert isinstance(self._protocol, Http1Protocol)
         if self._protocol.expects_input and not self._lingering and writer.can_write_eof():
-            writer.write_eof()
-            self._lingering = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
-        else:
-            writer.close()
+            with suppress(OSError):  # the client has left
+                writer.write_eof()
+                self._lingering = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
+                return
+        writer.close()
 
     async def _close(self, writer: asyncio.StreamWriter) -> None:
         """Free the descriptor, even if the client does not read its last bytes."""
