@@ -16,7 +16,7 @@ from hypercorn.events import Closed, Event, RawData
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
-from runed.server.stream import RequestStream, ServerContext
+from runed.server.stream import SLOW, RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
 READ_SIZE = 64 * 1024
@@ -57,6 +57,7 @@ class Connection:
         self._protocol: Http1Protocol | Http2Connection | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._draining = False
+        self._handling = False
         self._ration = Ration()
         self._last_heard = asyncio.get_running_loop().time()
 
@@ -80,12 +81,16 @@ class Connection:
         waiting = [moment for moment in since if moment is not None and now - moment > FRESH]
         return max(waiting) if len(waiting) == len(since) else None
 
-    def give_way(self) -> None:
-        """Close, since another connection needs the room."""
-        if self.idle:
-            self.drain()
-        else:
+    def give_way(self) -> bool:
+        """Close, since another connection needs the room. Return whether this is possible."""
+        silent = asyncio.get_running_loop().time() - self._last_heard
+        if not self.idle:
             self.abort()
+        elif (self._handling and silent < SLOW) or self._has_input():  # we have not come to its bytes yet
+            return False
+        else:
+            self.drain()
+        return True
 
     async def run(self) -> None:
         """Serve until the connection is closed and all its calls of the app have ended."""
@@ -207,20 +212,24 @@ class Connection:
         """Return whether the connection is closed in both directions."""
         if self._writer is None or self._writer.is_closing():
             return True
-        poll = select.poll()
-        poll.register(self._writer.get_extra_info("socket"), 0)  # the kernel tells the end and errors in any case
-        return bool(poll.poll(0))
+        return bool(_events_of(self._writer, 0))  # the kernel tells the end and errors in any case
+
+    def _has_input(self) -> bool:
+        """Return whether bytes of the client wait to be read."""
+        return self._writer is None or bool(_events_of(self._writer, select.POLLIN))
 
     def _head_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._context.head_timeout
 
     async def _read(self, deadline: float | None = None) -> bytes:
         """Return the next bytes, or b"" if the client has disconnected, was cut off, or missed the deadline."""
+        self._handling = False
         try:
             async with asyncio.timeout_at(deadline):
                 data = await self._reader.read(READ_SIZE)
         except OSError:
             return b""
+        self._handling = True
         self._last_heard = asyncio.get_running_loop().time()
         return data
 
@@ -270,3 +279,10 @@ async def _open(sock: socket.socket, reader: asyncio.StreamReader) -> asyncio.St
     protocol = asyncio.StreamReaderProtocol(reader)
     transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
     return asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+def _events_of(writer: asyncio.StreamWriter, wanted: int) -> int:
+    """Return what the kernel has to tell about a connection now."""
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket"), wanted)
+    return sum(events for _, events in poll.poll(0))
