@@ -40,7 +40,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test lint pytest test-go test-ts test-pythons test-lowest mutants bench gen pins picture release
+.PHONY: help setup demo check test lint pytest test-go test-ts test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -84,6 +84,15 @@ test-go: setup
 
 test-ts: setup
 	export $(ENGINE_AND_MODEL); npm --prefix clients/ts test
+
+chaos: setup ## Break things around a daemon while clients call it; SECONDS=1800 SEED=1
+	python -m tests.chaos --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+
+fuzz: setup ## Feed broken inputs to the daemon and all readers of files; INPUTS=200000 SEED=1
+	python -m tests.fuzz --inputs $(or $(INPUTS),20000) --seed $(or $(SEED),1)
+
+hostile: setup ## Attack daemons in all known ways, and print a table of what held
+	python -m tests.hostile
 
 bench: setup ## Measure runed against the raw engine
 	python -m benchmarks

@@ -8,6 +8,7 @@ error, and the client raises the class of the same reason.
 from __future__ import annotations
 
 import re
+from typing import Self
 
 WINDOWS_UNSUPPORTED = "Windows is not supported; run runed on Linux, on macOS or inside WSL 2"
 """Text of the error on Windows, which several modules raise."""
@@ -24,6 +25,14 @@ def printable(text: str, *, keep: str = "") -> str:
         keep: Characters that are not escaped.
     """
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
+_UNPRINTABLE_BYTES = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
+
+
+def printable_bytes(output: bytes) -> bytes:
+    """Replace the control characters in the output of a program by "?", but not its line ends and tabs."""
+    return _UNPRINTABLE_BYTES.sub(b"?", output)
 
 
 class RunedError(Exception):
@@ -46,6 +55,18 @@ class RunedError(Exception):
     def message(self) -> str:
         """The sentence for people."""
         return str(self)
+
+    def retold(self, message: str = "", **facts: str) -> Self:
+        """Return a copy.
+
+        Args:
+            message: The sentence of the copy; "" keeps that of the original.
+            facts: Further metadata of the copy.
+        """
+        # Without `__init__`, which may have other arguments in a subclass.
+        copy = type(self).__new__(type(self), printable(message or self.message, keep="\n\t"))
+        copy.__dict__.update(self.__dict__, metadata=self.metadata | facts)
+        return copy
 
 
 class SettingsError(RunedError):
@@ -184,7 +205,7 @@ class BackendUnavailableError(BackendError):
 
 
 class BackendFaultError(BackendError):
-    """The engine answered a vector that is not an embedding, such as NaN or zeros."""
+    """The engine answered a vector that is not an embedding, such as NaN or zeros, or it died of the text."""
 
     reason = "BACKEND_FAULT"
 

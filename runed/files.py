@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import msgspec
 
 from runed.errors import ForeignPathError
+from runed.os_errors import naming
 
 if TYPE_CHECKING:  # the blocking client writes files too, and uses no threads of asyncio
     from concurrent.futures import Executor
@@ -241,8 +242,9 @@ def load_secret(path: Path, make: Callable[[], bytes]) -> bytes:
         return _read_secret(path)
     new = NewFile(path)
     try:
-        new.file.write(make())
-        new.publish(replace=False)
+        with naming(path):
+            new.file.write(make())
+            new.publish(replace=False)
     finally:
         new.discard()
     return _read_secret(path)

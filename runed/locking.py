@@ -8,6 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from runed.files import open_regular
+from runed.os_errors import naming
+
 
 class LockFile:
     """An exclusive `flock` on a file that holds the pid of the holder as text.
@@ -26,21 +29,35 @@ class LockFile:
         """Take the lock if it is free; return whether this object holds it now."""
         if self._descriptor is not None:
             return True
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return False
         try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:  # the disk is full; an open descriptor would hold the lock for the life of the process
+            with naming(self._path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError:  # the disk is full; an open descriptor would hold the lock for the life of the process
             os.close(descriptor)
-            error.filename = os.fspath(self._path)
             raise
         self._descriptor = descriptor
         return True
+
+    def is_held(self) -> bool:
+        """Return whether a process holds the lock. A process that tries to take it at this very moment fails, too."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def holder(self) -> int | None:
         """Return the pid in the file: of the holder, or of the last holder if the lock is free. None if there is none."""

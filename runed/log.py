@@ -7,6 +7,7 @@ quote its input.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import logging.handlers
 import sys
@@ -68,7 +69,7 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
             _describe_exc_info,
             structlog.processors.EventRenamer("message"),
             _order_keys,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(_to_json),
         ],
     )
     root = logging.getLogger()
@@ -154,6 +155,11 @@ def _order_keys(logger: object, method: str, event: structlog.typing.EventDict) 
     """Put the keys that every line has first, so that people can read a log, too."""
     first = ("timestamp", "level", "message")
     return {key: event[key] for key in first} | {key: value for key, value in event.items() if key not in first}
+
+
+def _to_json(event: object, **options: Any) -> str:  # noqa: ANN401 # those of json.dumps
+    """Encode a line. JSON leaves one control character as it is."""
+    return json.dumps(event, **options).replace("\x7f", "\\u007f")
 
 
 def get_logger(name: str) -> Logger:

@@ -87,6 +87,7 @@ class Settings:
     cache_bytes: int = 64 * 1024 * 1024
     disk_cache_bytes: int = 1024 * 1024 * 1024
     http: tuple[str, int] | None = None
+    trust_parents: bool = False
 
 
 def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -105,7 +106,9 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     """
     env = os.environ if environ is None else environ
     home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
-    check_home(home_path)
+    _check_utf8(str(home_path), "the home")
+    trust_parents = _get(env, "RUNED_TRUST_PARENTS") or "no"
+    check_home(home_path, trust_parents=_boolean(trust_parents, "RUNED_TRUST_PARENTS"))
     explicit = _get(env, "RUNED_CONFIG")
     config_path = full_path(explicit) if explicit else home_path / "config.json"
     if explicit or config_path.is_symlink():  # the home does not protect it
@@ -118,6 +121,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
             value = found
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = str(found), f"{name} in {config_path}"
+        _check_utf8(value, origin)
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
     return Settings(home_path, **values)
@@ -190,6 +194,14 @@ def debug_enabled() -> bool:
 def _get(env: Mapping[str, str], name: str) -> str | None:
     """Read a variable. An empty one counts as not set, since the two are hard to tell apart in a shell."""
     return env.get(name) or None
+
+
+def _check_utf8(value: str, origin: str) -> None:
+    """Refuse a value with bytes that are not UTF-8: it can stand in no JSON and no message."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"{origin} {value!a} is not UTF-8; accepted is UTF-8 alone") from None
 
 
 def full_path(path: str, _origin: str = "") -> Path:
@@ -383,6 +395,8 @@ SETTINGS = {
     "http": Setting("RUNED_HTTP", str, "http", _loopback, "",
         "where to serve the OpenAI API besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
+    "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
+        "whether to use a home below a directory that others own or can write to: they could replace the home"),
     "debug": Setting("RUNED_DEBUG", None, "", _boolean, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

@@ -54,6 +54,7 @@ from runed.errors import (
     BootstrappingError,
     EmptyBatchError,
     EmptyTextError,
+    InvalidTextError,
     NoCentroidSetError,
     RunedError,
     TextTooLongError,
@@ -298,6 +299,10 @@ class DaemonDouble:
             return EmptyTextError("the text is empty or only white space; leave it out")
         if error := self._faults.get(text):
             return error
+        try:
+            text.encode()
+        except UnicodeEncodeError as broken:
+            return InvalidTextError(f"the text has half of a surrogate pair at position {broken.start}; replace or remove that")
         total = _count(text)
         if total > self.max_text_length and options.truncate is Truncate.NONE:
             return TextTooLongError(

@@ -97,6 +97,9 @@ func (f *fakeDaemon) EmbedBatch(_ context.Context, request *connectrpc.Request[r
 		if text == "fail" {
 			return nil, refusal(connectrpc.CodeInvalidArgument, "TEXT_TOO_LONG", map[string]string{"index": fmt.Sprint(i)}, 0)
 		}
+		if text == "deadly" {
+			return nil, refusal(connectrpc.CodeInternal, "BACKEND_FAULT", map[string]string{"index": fmt.Sprint(i)}, 0)
+		}
 		response.Embeddings = append(response.Embeddings, f.embedding(text))
 	}
 	return answer(f, response)
@@ -235,11 +238,13 @@ func TestBatchesAreCutByTheDaemonsLimits(t *testing.T) {
 	if !slices.Equal(fake.batches, []int{4, 1, 1, 2, 1}) {
 		t.Error(fake.batches)
 	}
-	_, err := client.EmbedBatch(t.Context(), []string{"a", "b", "c", "d", "e", "fail"})
-	if failure := failureOf(t, err); failure.Metadata["index"] != "5" || !strings.Contains(failure.Message, "starts with text 4") {
-		t.Errorf("%v, %v", err, failure.Metadata)
+	for _, bad := range []string{"fail", "deadly"} {
+		_, err := client.EmbedBatch(t.Context(), []string{"a", "b", "c", "d", "e", bad})
+		if failure := failureOf(t, err); failure.Metadata["index"] != "5" || !strings.Contains(failure.Message, "starts with text 4") {
+			t.Errorf("%v, %v", err, failure.Metadata)
+		}
 	}
-	_, err = client.EmbedBatch(t.Context(), []string{"a", strings.Repeat("x", 100)})
+	_, err := client.EmbedBatch(t.Context(), []string{"a", strings.Repeat("x", 100)})
 	if failure := failureOf(t, err); failure.Reason != runed.ErrRequestTooLarge || failure.Metadata["limit"] != "100" {
 		t.Errorf("%v, %v", err, failure.Metadata)
 	}

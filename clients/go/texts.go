@@ -7,8 +7,6 @@ import (
 	"maps"
 	"strconv"
 	"unicode/utf8"
-
-	"connectrpc.com/connect"
 )
 
 // place says in an error where a text stands.
@@ -79,7 +77,7 @@ func split(texts []string, limits limits) iter.Seq2[int, int] {
 // relocated tells the place in the caller's batch of a text that the daemon refused as part of one request.
 func relocated(err error, start, count int) error {
 	var failure *Error
-	if start == 0 || !errors.As(err, &failure) || failure.Code != connect.CodeInvalidArgument {
+	if start == 0 || !errors.As(err, &failure) {
 		return err
 	}
 	index, parseError := strconv.Atoi(failure.Metadata["index"])

@@ -16,8 +16,9 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from runed.bootstrap.disk import require_space
-from runed.errors import ArchiveError, RunedError
+from runed.errors import ArchiveError, BootstrapError, RunedError
 from runed.files import sync_path
+from runed.os_errors import forbids_programs, naming, noexec
 
 MAX_MEMBERS = 10_000
 """Most members of an archive. An official one has about 60."""
@@ -62,7 +63,7 @@ def extract(archive: Path, folder: Path) -> None:
     """
     folder.mkdir(mode=0o700)
     try:
-        with _Stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with naming(folder), _Stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             members = _members(tar, folder)
             _check_members(members)
             stream.budget = sys.maxsize
@@ -93,8 +94,11 @@ def check_executable(folder: Path, executable: PurePosixPath) -> Path:
 
     Raises:
         ArchiveError: The folder does not hold the program.
+        BootstrapError: Its file system runs no programs.
     """
     path = folder / executable
+    if path.is_file() and forbids_programs(path):
+        raise BootstrapError(f"{path} cannot be run: {noexec(path)}; set RUNED_HOME to a directory elsewhere")
     if not is_executable(path):
         raise ArchiveError(f"the archive of the engine holds no executable {executable}; check `exec` in the manifest")
     return path

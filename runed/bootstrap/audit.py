@@ -108,7 +108,7 @@ class _Verified(msgspec.Struct, frozen=True):
     size: int
     mtime_ns: int
     inode: int
-    sha256: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
     @classmethod
     def of(cls, path: Path, sha256: str) -> _Verified:

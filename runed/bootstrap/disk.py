@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runed.errors import BootstrapError, DiskSpaceError
-from runed.files import run_in_thread
+from runed.files import open_regular, run_in_thread
+from runed.os_errors import FULL, mount_point, reason_of
 
 _HASH_BYTES = 1024 * 1024
 """Bytes that are read and hashed at once. A cancel waits for one such step."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Error numbers for no room, no quota, and a file over the limit of its size (`ulimit -f`)."""
 
 
 async def hash_rest(file: BinaryIO) -> hashlib._Hash:
@@ -36,7 +34,7 @@ async def hash_rest(file: BinaryIO) -> hashlib._Hash:
 
 async def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return (await hash_rest(file)).hexdigest()
 
 
@@ -50,7 +48,7 @@ def require_space(directory: Path, needed: int, purpose: str) -> None:
     if needed > free:
         raise DiskSpaceError(
             f"{purpose} needs {_megabytes(needed)} in {directory}, but only {_megabytes(free)} are free; "
-            "make room, or set RUNED_HOME to a larger disk"
+            f"make room on the file system at {mount_point(directory)}, or set RUNED_HOME to a disk with more space"
         )
 
 
@@ -65,8 +63,8 @@ def file_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = error.filename2 or error.filename or "RUNED_HOME"
-        if error.errno in _FULL:
+        place = f"{error.filename2 or error.filename or 'RUNED_HOME'}{reason_of(error)}"
+        if error.errno in FULL:
             raise DiskSpaceError(
                 f"cannot {action}: {error.strerror} ({place}); make room or raise the limit, and try again: "
                 "finished parts are kept"

@@ -30,6 +30,7 @@ from runed.bootstrap.proxies import Proxies
 from runed.errors import DownloadError, VerificationError
 from runed.files import open_regular, read_record, replace_durably, run_in_thread, write_atomically
 from runed.log import get_logger
+from runed.os_errors import naming
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.IGNORECASE)
 
@@ -140,8 +141,9 @@ class _Part:
         """Write further bytes."""
 
         def write() -> None:
-            self._file.write(chunk)
-            self._file.flush()
+            with naming(self.path):
+                self._file.write(chunk)
+                self._file.flush()
             self.digest.update(chunk)
             self.size += len(chunk)
 

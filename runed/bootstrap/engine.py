@@ -67,7 +67,8 @@ class EngineInstaller:
         """
         artefact, file = choice.artefact, self._download_path(choice)
         # A verified archive that does not work is not downloaded again at every try.
-        if not (file.is_file() and await sha256_of(file) == artefact.sha256):
+        whole = file.is_file() and file.stat().st_size == artefact.size
+        if not (whole and await sha256_of(file) == artefact.sha256):
             await self._context.download(artefact, file, Phase.FETCHING_LLAMA_SERVER, "llama-server")
         self._context.reporter.begin(Phase.FETCHING_LLAMA_SERVER, 0, "unpacking llama-server")
         engine = Engine(self._paths.llama_cpp / choice.executable, await self._unpack(file, choice))

@@ -157,7 +157,10 @@ class _Transport(httpx.AsyncBaseTransport):
         """Send a request."""
         proxy = self._proxies.choose(str(request.url))
         if proxy not in self._transports:
-            through = proxy and httpx.Proxy(proxy.url, auth=proxy.auth, ssl_context=self._certificates)
+            through = None
+            if proxy is not None:
+                certificates = self._certificates if proxy.url.startswith("https:") else None
+                through = httpx.Proxy(proxy.url, auth=proxy.auth, ssl_context=certificates)
             self._transports[proxy] = httpx.AsyncHTTPTransport(verify=self._certificates, proxy=through, trust_env=False)
         return await self._transports[proxy].handle_async_request(request)
 

@@ -17,6 +17,7 @@ from runed.bootstrap.policy import QUICK_LOOK, DownloadPolicy
 from runed.errors import DownloadError, ManifestError, SettingsError
 from runed.files import read_record, write_atomically
 from runed.log import get_logger
+from runed.os_errors import forbids_programs, noexec
 from runed.settings import Settings
 
 _log = get_logger(__name__)
@@ -48,6 +49,8 @@ def check_own_files(settings: Settings) -> None:
     engine, model = settings.llama_server, settings.model
     if engine and not is_executable(engine):
         problem = "is not an executable file" if engine.exists() else "does not exist"
+        if engine.is_file() and forbids_programs(engine):
+            problem = f"cannot be run: {noexec(engine)}"
         raise SettingsError(
             f"the engine {engine} {problem}; correct RUNED_LLAMA_SERVER (or llama_server in config.json), "
             "or unset it to have an engine installed"

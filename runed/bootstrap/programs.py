@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from runed.errors import BootstrapError
+from runed.errors import BootstrapError, printable
 from runed.processes import describe_exit, die_with_parent
 from runed.settings import engine_environment
 
@@ -19,6 +19,9 @@ _VERSION_TIMEOUT = 20.0
 
 _QUANTIZE_TIMEOUT = 1800.0
 """Seconds that a quantization may take. 20 are usual, so only a hang takes this long."""
+
+_MAX_VERSION_LENGTH = 128
+"""Characters of a version that are kept."""
 
 _TAIL_BYTES = 4096
 _TENSOR = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
@@ -40,7 +43,7 @@ async def engine_version(executable: Path, *, timeout: float = _VERSION_TIMEOUT)
     """
     argv = [str(executable), "--version"]
     match = _VERSION.search(await _run(argv, " ".join(argv), timeout))
-    return match.group(1).strip() if match else ""
+    return printable(match.group(1).strip()[:_MAX_VERSION_LENGTH]) if match else ""
 
 
 async def quantize(

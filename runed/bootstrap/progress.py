@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from runed.errors import printable
 from runed.log import get_logger
 
 _INTERVAL = 0.2
@@ -84,7 +85,7 @@ class ProgressReporter:
         """Report a sentence at once. `downloading` tells that it is about a download without bytes to count."""
         self._downloading |= downloading
         self._reported_at = time.monotonic()
-        self._report(Progress(self._phase, self._done, self._total, message, self._downloading))
+        self._report(Progress(self._phase, self._done, self._total, printable(message), self._downloading))
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._reported_at >= _INTERVAL

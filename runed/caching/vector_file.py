@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from runed.caching.entry import CachedVector
-from runed.files import load_secret, write_atomically
+from runed.files import load_secret, make_way, write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
 from runed.paths import ensure_private_dir
@@ -66,6 +66,7 @@ _PRAGMAS = (
     f"wal_autocheckpoint = {WAL_PAGES}",
     f"journal_size_limit = {WAL_PAGES * PAGE_BYTES}",
     "cache_size = -4096",  # KiB; more than any transaction, which would otherwise be written to the log twice
+    "mmap_size = 0",  # if another process shortened a mapped file, SIGBUS would end the daemon
     "cell_size_check = ON",
     "trusted_schema = OFF",
 )
@@ -188,7 +189,7 @@ class VectorFile:
 
     def _open(self) -> sqlite3.Connection | None:
         """Open the file. Return None if there is none, or if it must be replaced."""
-        if not self._path.exists():
+        if not self._path.is_file() or any(os.path.lexists(path) and not path.is_file() for path in self._files()):
             return None
         try:
             with ExitStack() as stack:
@@ -210,8 +211,9 @@ class VectorFile:
 
     def _create(self) -> sqlite3.Connection:
         # The file is removed last: SQLite would read a remaining log into the next file of this name.
-        for suffix in ("-wal", "-shm", "-journal", ""):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        for path in self._files():
+            make_way(path)
+            path.unlink(missing_ok=True)
         with ExitStack() as stack:
             connection = self._connect()
             stack.callback(connection.close)
@@ -223,6 +225,10 @@ class VectorFile:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             stack.pop_all()
         return connection
+
+    def _files(self) -> list[Path]:
+        """Return the paths of the file, as the last one, and of all that SQLite makes beside it."""
+        return [self._path.with_name(self._path.name + suffix) for suffix in ("-wal", "-shm", "-journal", "")]
 
     def _connect(self) -> sqlite3.Connection:
         # SQLite would make the file with the mode of the umask. The files beside it get the mode of the file.

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import runed
-from runed.cli.boundary import ExitCode, complain
+from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import ANSWER_SECONDS, connect
@@ -143,7 +143,7 @@ def _measure(part_seconds: float, *, as_json: bool) -> None:
     table.add_row(
         f"{speed.texts:,} texts at once", f"{speed.texts_per_second:,.1f} texts/s", f"{speed.tokens_per_second:,.0f} tokens/s"
     )
-    print(f"{info.model_name}, profile {info.profile}, texts of {SHORT_TEXT_WORDS} words")
+    tell(f"{info.model_name}, profile {info.profile}, texts of {SHORT_TEXT_WORDS} words")
     _print(table)
 
 
@@ -216,7 +216,7 @@ def _tune(part_seconds: float, *, as_json: bool, force: bool) -> None:
     if not kept:
         print("not kept, since these figures are chance; measure again when the machine is quiet, or give --force")
         return
-    print(f"kept in {paths.tuning} for the next start; `runed stop` ends a daemon that runs without it")
+    tell(f"kept in {paths.tuning} for the next start; `runed stop` ends a daemon that runs without it")
     print(f"RUNED_PROFILE chooses among them, now {settings.profile}; without the file the built-in settings are back")
 
 

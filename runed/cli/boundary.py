@@ -12,7 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 
-from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError
+from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError, printable
 
 
 class ExitCode(IntEnum):
@@ -35,6 +35,10 @@ exit codes:
 """
 
 
+_KEPT = "\n\t"
+"""Control characters that the texts of commands hold on purpose."""
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; show no stack trace if it fails, unless `RUNED_DEBUG=1`.
 
@@ -50,6 +54,7 @@ def guarded(command: Callable[[], int]) -> int:
         complain(WINDOWS_UNSUPPORTED)
         return ExitCode.FAILED
     try:
+        _forbid_core_dumps()
         _prepare_output()
         _clean_up_on_signals()
         code = _run(command)
@@ -67,8 +72,9 @@ def guarded(command: Callable[[], int]) -> int:
         code = ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
     except OSError as error:
         _show_trace()
-        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        complain(f"{name}{error.strerror or type(error).__name__}")
+        from runed.os_errors import explain  # noqa: PLC0415 # as `_show_trace` does
+
+        complain(explain(error))
         code = ExitCode.FAILED
     except Exception as error:  # noqa: BLE001 # the last line of defence between a bug and a user
         _show_trace()
@@ -79,11 +85,16 @@ def guarded(command: Callable[[], int]) -> int:
     return code
 
 
+def tell(text: str) -> None:
+    """Print lines for the user on standard output. Names in them cannot steer the terminal."""
+    print(printable(text, keep=_KEPT))
+
+
 def complain(message: str) -> None:
-    """Print one line for the user on standard error."""
+    """Print one line for the user on standard error. Names in it cannot steer the terminal."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"runed: {message}\n")
+            sys.stderr.write(f"runed: {printable(message, keep=_KEPT)}\n")
             sys.stderr.flush()
 
 
@@ -92,6 +103,16 @@ def _run(command: Callable[[], int]) -> int:
         return command()
     except SystemExit as end:  # argparse ends in this way, after `--help` or a wrong usage, and so does a signal
         return end.code if isinstance(end.code, int) else ExitCode.OK
+
+
+def _forbid_core_dumps() -> None:
+    """Keep the texts in the memory of this process and its children, such as the daemon, out of core dumps."""
+    import resource  # noqa: PLC0415 # Windows, which is refused, has no such module
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The limit does not hold where the kernel pipes a core dump to a program. An empty filter leaves no memory in it.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text("0")
 
 
 def _prepare_output() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runed.backends.llama import check_model
 from runed.bootstrap import Installation, Progress, install
-from runed.cli.boundary import ExitCode, complain
+from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.progress import ProgressDisplay
 from runed.files import write_atomically
 from runed.log import configure_logging
@@ -46,9 +46,9 @@ def run(_arguments: argparse.Namespace) -> int:
     launcher = _write_launcher(paths)
     for warning in installation.warnings:
         complain(warning)
-    print(f"engine    {installation.llama_server}")
-    print(f"model     {installation.model}")
-    print(f"launcher  {launcher}")
+    tell(f"engine    {installation.llama_server}")
+    tell(f"model     {installation.model}")
+    tell(f"launcher  {launcher}")
     return ExitCode.OK
 
 
@@ -61,7 +61,7 @@ def open_home(log: str) -> tuple[Settings, Paths]:
     settings = load_settings()
     os.umask(0o077)
     paths = Paths(settings.home)
-    ensure_home(paths.home)
+    ensure_home(paths.home, trust_parents=settings.trust_parents)
     ensure_private_dir(paths.logs)
     configure_logging(paths.logs / log)
     return settings, paths

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.options import whole_number
+from runed.errors import printable_bytes
 from runed.paths import Paths
 from runed.settings import load_settings
 
@@ -53,13 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
         complain(f"{log} does not exist: no daemon was started by a client yet")
         return ExitCode.FAILED
     out = sys.stdout.buffer
+    show = printable_bytes if sys.stdout.isatty() else bytes
     if not arguments.follow:
         with log.open("rb") as file:
             seek_last_lines(file, arguments.lines)
-            out.write(file.read())
+            out.write(show(file.read()))
         return ExitCode.OK
     for block in follow(log, arguments.lines):
-        out.write(block)
+        out.write(show(block))
         out.flush()
     return ExitCode.OK
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from runed.cli.boundary import complain
+from runed.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task, TaskID
@@ -47,8 +48,9 @@ class ProgressDisplay:
             unit: The name of the units. If they are not bytes, the rate is shown too.
             detail: A sentence about the step, which is shown instead of its name.
         """
+        detail = printable(detail or step)
         if not self.live:
-            self._print(detail or step)
+            self._print(detail)
             return
         if self._bars is None:
             self._bars = _make_bars(keep=self._keep)
@@ -58,9 +60,9 @@ class ProgressDisplay:
         if (step, total > 0) != (self._step, self._counted) or self._task is None:
             self._end_step()
             self._step, self._counted = step, total > 0
-            self._task = self._bars.add_task(detail or step, total=total or None, completed=done, amount=amount)
+            self._task = self._bars.add_task(detail, total=total or None, completed=done, amount=amount)
         else:
-            self._bars.update(self._task, description=detail or step, completed=done, total=total or None, amount=amount)
+            self._bars.update(self._task, description=detail, completed=done, total=total or None, amount=amount)
 
     def close(self) -> None:
         """End the last step and release the terminal. A later update shows a new bar."""

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from runed.cli.boundary import EXIT_CODES_HELP, ExitCode, guarded
+from runed.cli.boundary import EXIT_CODES_HELP, ExitCode, guarded, tell
 from runed.cli.progress import ProgressDisplay
 
 DEFAULT_TEXT = "The quick brown fox jumps over the lazy dog"
@@ -36,11 +36,11 @@ def _run(arguments: Sequence[str]) -> int:
         vector = client.embed(text)
         info = client.info()
     norm = math.sqrt(sum(float(value) ** 2 for value in vector))
-    print(f"version    {info.daemon_version}")
-    print(f"model      {info.model_name}")
-    print(f"identity   {info.model_identity}")
-    print(f"dimension  {len(vector)}")
-    print(f"vector     {' '.join(f'{value:+.6f}' for value in vector[:SHOWN_VALUES])} ...")
-    print(f"norm       {norm:.6f}")
+    tell(f"version    {info.daemon_version}")
+    tell(f"model      {info.model_name}")
+    tell(f"identity   {info.model_identity}")
+    tell(f"dimension  {len(vector)}")
+    tell(f"vector     {' '.join(f'{value:+.6f}' for value in vector[:SHOWN_VALUES])} ...")
+    tell(f"norm       {norm:.6f}")
     print("OK")
     return ExitCode.OK

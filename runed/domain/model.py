@@ -62,6 +62,9 @@ class ModelTraits:
 PROMPTS_VERSION = 1
 """Version of the construction of prompts. Raise it with each change, since a change of prompts changes vectors."""
 
+MAX_INSTRUCTION = 4096
+"""The most characters of an instruction. It stands in front of each text of a call, so a long one takes much memory."""
+
 _PLACE = "{instruction}"
 
 _QWEN3_EMBEDDING = ModelTraits(
@@ -95,6 +98,11 @@ def prompt_for(options: EmbedOptions, traits: ModelTraits) -> str:
             raise BadInstructionError("an instruction is for queries; set the role to query, or leave the instruction out")
         if _PLACE not in template:
             raise BadInstructionError("this model takes no instruction (Info.query_prompt has no place for it); leave it out")
+        if len(options.instruction) > MAX_INSTRUCTION:
+            raise BadInstructionError(
+                f"the instruction has {len(options.instruction)} characters, the limit is {MAX_INSTRUCTION}; shorten it",
+                metadata={"characters": str(len(options.instruction)), "limit": str(MAX_INSTRUCTION)},
+            )
         if options.instruction.isspace() or "\0" in options.instruction:
             raise BadInstructionError("the instruction is only white space or has a NUL; write one sentence, or leave it out")
     return template.replace(_PLACE, options.instruction or traits.default_instruction)

@@ -173,7 +173,7 @@ class InOrder:
 def _located(outcome: Embedding | RunedError, origin: str) -> Embedding | RunedError:
     """Add the place of the text to an error, since the daemon knows only its number."""
     if isinstance(outcome, OF_THE_TEXT):
-        return type(outcome)(f"{origin}: {outcome.message}", metadata=outcome.metadata, retry_after=outcome.retry_after)
+        return outcome.retold(f"{origin}: {outcome.message}")
     return outcome
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,10 +21,12 @@ from runed.errors import (
 )
 from runed.files import remove_unfinished, run_in_thread
 from runed.log import get_logger
+from runed.os_errors import explain
 from runed.paths import ensure_private_dir
 from runed.processes import release_free_memory
 from runed.routing.centroids import MAX_SET_BYTES, CentroidSet, block_rows
 from runed.routing.set_file import IncomingFile, UnusableFileError, load
+from runed.turns import breathe
 
 MAX_NAME_BYTES = 256
 """Most UTF-8 bytes of a version, or of the name of a preset."""
@@ -115,9 +118,10 @@ class CentroidStore:
                     f"the centroid set did not come within {RECEIVE_SECONDS:g} s; send it faster, in messages of up to 4 MiB"
                 ) from None
             except OSError as error:
+                error.filename = os.fspath(self._path.parent)
                 raise CentroidStoreError(
-                    f"the centroid set cannot be kept in {self._path.parent}: {error.strerror}; the set before it stays; "
-                    "make room, and push it again"
+                    f"the centroid set cannot be kept in {explain(error)}; "
+                    "the set before it stays; make room, and push it again"
                 ) from None
         _log.info("centroid set installed", version=self.version, nlist=header.nlist)
         release_free_memory()  # frees the memory of the messages
@@ -179,6 +183,7 @@ class CentroidStore:
                 block[filled] = np.frombuffer(centroid.values, "<f4")
                 filled += 1
                 count += 1
+                await breathe()
                 if filled == len(block):
                     await run_in_thread(partial(incoming.append, block))
                     filled = 0

@@ -278,17 +278,9 @@ class Batcher:
 def _fail(entries: Sequence[QueueEntry], error: Exception) -> None:
     for entry in entries:
         if not entry.future.done():
-            entry.future.set_exception(_copy(error))
+            # A copy for each caller: a shared error would collect the traces and notes of all callers.
+            entry.future.set_exception(error.retold() if isinstance(error, RunedError) else error)
             entry.future.exception()  # marks it as seen, so that asyncio does not report it
-
-
-def _copy(error: Exception) -> Exception:
-    """Copy an error for one caller. A shared error would collect the traces and notes of all callers."""
-    if not isinstance(error, RunedError):
-        return error
-    duplicate = type(error).__new__(type(error), *error.args)  # without `__init__`, since a subclass may have other arguments
-    duplicate.__dict__.update(error.__dict__, metadata=dict(error.metadata))
-    return duplicate
 
 
 def _shutting_down() -> ShuttingDownError:

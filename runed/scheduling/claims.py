@@ -18,9 +18,13 @@ from runed.metrics import Metrics
 from runed.scheduling.batcher import Batcher
 from runed.scheduling.blanks import BlankFinder, empty_text
 from runed.scheduling.packing import pack
-from runed.scheduling.preparing import Name, Prepared, Preparer, check_text
+from runed.scheduling.preparing import Name, Prepared, Preparer, check_text, located
 from runed.scheduling.queue import Computed, QueueEntry
 from runed.scheduling.tickets import Ticket
+from runed.turns import breathe
+
+_OF_THE_TEXT = (InvalidRequestError, BackendFaultError)
+"""Errors that a text causes. Other texts of the same call may have vectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +59,18 @@ class Terms:
         """
         if self.fails(error):
             raise error
-        return error
+        return error.with_traceback(None)  # its frames hold all texts of the call, and the texts would hold the error
 
     def fails(self, error: BaseException) -> bool:
         """Return whether an error fails the whole call; see `tolerate`."""
-        return self.strict or not isinstance(error, InvalidRequestError | BackendFaultError)
+        return self.strict or not isinstance(error, _OF_THE_TEXT)
 
-    def finish(self, item: Embedding | RunedError) -> Embedding | RunedError:
+    def finish(self, item: Embedding | RunedError, name: Name) -> Embedding | RunedError:
         """Shorten the vector of an embedding to the requested dimensions. Return an error unchanged.
+
+        Args:
+            item: The outcome of a text.
+            name: The name of the text in errors.
 
         Raises:
             BackendFaultError: With `strict`: the values to keep are all 0.
@@ -72,7 +80,7 @@ class Terms:
         try:
             vector = shorten(item.vector, self.dimensions)
         except BackendFaultError as error:
-            return self.tolerate(error)
+            return self.tolerate(located(error, name))
         return item if vector is item.vector else replace(item, vector=vector)
 
 
@@ -120,8 +128,8 @@ class Claim:
         assert isinstance(state, Ticket)
         try:
             return state.redeem(shared=self.shared)
-        except RunedError as error:
-            return terms.tolerate(error)
+        except _OF_THE_TEXT as error:
+            return terms.tolerate(located(error, self.name))
 
     def join(self, ticket: Ticket, *, shared: bool) -> None:
         """Hold a ticket."""
@@ -160,9 +168,14 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         for future in pending:
             future.remove_done_callback(note)
     for claim in claims:
+        await breathe()
         if claim.ready:
             claim.outcome(terms)  # raises the error that fails the call, if there is one
-    return [claim.outcome(terms) for claim in claims]
+    outcomes = []
+    for claim in claims:
+        await breathe()
+        outcomes.append(claim.outcome(terms))
+    return outcomes
 
 
 class ClaimDesk:
@@ -210,7 +223,7 @@ class ClaimDesk:
         """
         with contextlib.ExitStack() as awake:
             try:
-                self._check(claims, terms)
+                await self._check(claims, terms)
                 await self._look_up(claims)
                 if missing := [claim for claim in claims if claim.state is None]:
                     awake.enter_context(self._busy())  # only here, since a text from the cache needs no engine and starts none
@@ -224,7 +237,7 @@ class ClaimDesk:
                 for claim in claims:
                     claim.release()
 
-    def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
+    async def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
         """Check each text, and set the key of its vector."""
         for claim in claims:
             try:
@@ -234,6 +247,7 @@ class ClaimDesk:
             else:
                 claim.doubtful = self._blanks.is_doubtful(claim.text)
                 claim.key = self._key(claim, terms)
+            await breathe()
 
     def _key(self, claim: Claim, terms: Terms) -> bytes:
         # A text that is short enough has one vector for every way of cutting. The place of a cut depends on the context, which

@@ -1,15 +1,29 @@
-"""Replaces upper bounds of tokens by exact numbers."""
+"""Counts tokens, and replaces upper bounds of them by exact numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from runed.backends.base import Tokenizer
-from runed.errors import BackendFaultError
+from runed.errors import BackendFaultError, RunedError
 from runed.log import describe_exception, get_logger
 from runed.scheduling.queue import QueueEntry
 
 _log = get_logger(__name__)
+
+
+async def tokenize_each(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int] | RunedError]:
+    """Return the tokens of each text, or the error of a text that has none. Such a text does not affect the others.
+
+    Raises:
+        BackendUnavailableError: The engine cannot be had.
+    """
+    try:
+        return [*await tokenizer.tokenize(texts)]
+    except BackendFaultError as error:
+        if len(texts) == 1:
+            return [error]
+    return [(await tokenize_each([text], tokenizer))[0] for text in texts]
 
 
 async def count(entries: Sequence[QueueEntry], tokenizer: Tokenizer) -> bool:
@@ -24,9 +38,9 @@ async def count(entries: Sequence[QueueEntry], tokenizer: Tokenizer) -> bool:
     """
     texts = [entry.input for entry in entries if isinstance(entry.input, str)]
     try:
-        tokens = await tokenizer.tokenize(texts)
+        tokens = await tokenize_each(texts, tokenizer)
         for entry, its_tokens in list(zip(entries, tokens, strict=True)):
-            if not entry.exact:
+            if not entry.exact and not isinstance(its_tokens, RunedError):
                 entry.tokens, entry.exact = len(its_tokens), True
     except Exception as error:  # noqa: BLE001 # no text fails because it could not be counted
         _log.warning("texts could not be counted", texts=len(entries), **describe_exception(error))

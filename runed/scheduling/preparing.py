@@ -8,10 +8,16 @@ from typing import TypeAlias
 
 from runed.backends.base import CountingEmbedder, TextInput
 from runed.domain.requests import Truncate
-from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, TextTooLongError
+from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, RunedError, TextTooLongError
+from runed.scheduling.counting import tokenize_each
+from runed.turns import breathe
 
 MAX_BATCH_TEXTS = 2048
 """The most texts of one call."""
+
+MAX_TEXT_CHARACTERS = 4 * 1024 * 1024
+"""The most characters of a text. They fill a thick book, of which no model reads a tenth. But every token is counted, also of a
+text that is cut."""
 
 _TOKENS_PER_BYTE = 2
 """Most tokens for each UTF-8 byte of a text, without special tokens. A byte-level tokenizer (Qwen3) makes at most one token
@@ -82,7 +88,13 @@ def check_text(text: str, name: str, where: dict[str, str]) -> None:
     Raises:
         EmptyTextError: It is empty or only white space.
         InvalidTextError: It has a NUL, or is not valid Unicode.
+        TextTooLongError: It has more than `MAX_TEXT_CHARACTERS`.
     """
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise TextTooLongError(
+            f"{name} has {len(text)} characters, the most that are counted are {MAX_TEXT_CHARACTERS}; split or shorten it",
+            metadata=where | {"characters": str(len(text)), "character_limit": str(MAX_TEXT_CHARACTERS)},
+        )
     if not text or text.isspace():
         raise EmptyTextError(
             f"{name} is empty or only white space, so that its vector would mean nothing; leave it out", metadata=where
@@ -141,7 +153,7 @@ class Preparer:
         truncate: Truncate,
         names: Sequence[Name],
         exact: bool = False,
-    ) -> list[Prepared | TextTooLongError]:
+    ) -> list[Prepared | RunedError]:
         """Prepare texts. Count the tokens of those that may be too long.
 
         Args:
@@ -155,20 +167,30 @@ class Preparer:
             The prepared form of each text, or its error.
 
         Raises:
-            BackendError: The backend cannot count.
+            BackendUnavailableError: The engine cannot be had.
         """
-        whole = [prompt + text for text in texts]
-        long = [index for index, text in enumerate(whole) if exact or self.may_be_too_long(text)]
-        fitted: dict[int, Prepared | TextTooLongError] = {}
+        whole: list[str] = []
+        long: list[int] = []
+        for index, text in enumerate(texts):
+            whole.append(prompt + text)
+            if exact or self.may_be_too_long(whole[-1]):
+                long.append(index)
+            await breathe()
+        fitted: dict[int, Prepared | RunedError] = {}
         indices = iter(long)
         for part in portions([whole[index] for index in long]):
-            for text, tokens in zip(part, await self._backend.tokenize(part), strict=True):
+            for text, tokens in zip(part, await tokenize_each(part, self._backend), strict=True):
                 index = next(indices)
-                fitted[index] = await self._fit(text, tokens, prompt, truncate, names[index])
-        return [
-            fitted.get(index) or Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
-            for index, text in enumerate(whole)
-        ]
+                name = names[index]
+                if isinstance(tokens, RunedError):
+                    fitted[index] = located(tokens, name)
+                else:
+                    fitted[index] = await self._fit(text, tokens, prompt, truncate, name)
+                await breathe()
+        for index, text in enumerate(whole):
+            if index not in fitted:  # then it is short
+                fitted[index] = Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
+        return [fitted[index] for index in range(len(whole))]
 
     async def _fit(
         self, text: str, tokens: list[int], prompt: str, truncate: Truncate, name: Name
@@ -213,6 +235,12 @@ class Preparer:
         # The last match: the sample is a plain letter, which cannot be a special token.
         first = next(count for count in range(len(none) + 1) if some[count : count + 1] != none[count : count + 1])
         return first, len(none) - first
+
+
+def located(error: RunedError, name: Name) -> RunedError:
+    """Return an error of a text with the name of the text, which the backend does not know."""
+    words, where = name
+    return error.retold(f"{words}: {error.message}", **where) if where.keys() - error.metadata.keys() else error
 
 
 def named(index: int, count: int) -> Name:

@@ -10,6 +10,7 @@ from runed.caching.cache import VectorCache
 from runed.domain.model import ModelTraits, dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, StreamAnswer, StreamItem, VectorSpace
 from runed.domain.status import Load
+from runed.errors import RunedError
 from runed.log import get_logger
 from runed.metrics import Metrics
 from runed.processes import release_free_memory
@@ -17,10 +18,12 @@ from runed.routing.router import Router
 from runed.routing.store import CentroidStore
 from runed.scheduling.batcher import Batcher
 from runed.scheduling.claims import Claim, ClaimDesk, Terms, redeem
+from runed.scheduling.counting import tokenize_each
 from runed.scheduling.idle import IdleClock
-from runed.scheduling.preparing import check_count, check_text, named, portions
+from runed.scheduling.preparing import check_count, check_text, located, named, portions
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.stream import PIECE_TEXTS, Stream
+from runed.turns import breathe
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request message in bytes."""
@@ -156,7 +159,9 @@ class Scheduler:
             items = await redeem(claims, terms)
         if centroids is not None:
             items = await self._router.route(items, centroids)  # a route is that of the whole vector
-        items = [terms.finish(item) for item in items]
+        for index, claim in enumerate(claims):
+            items[index] = terms.finish(items[index], claim.name)
+            await breathe()
         self._metrics.answered(sum(isinstance(item, Embedding) for item in items))
         return EmbedAnswer(items=items, space=terms.space, centroid_set_version=centroids.version if centroids else "")
 
@@ -195,10 +200,14 @@ class Scheduler:
         prompt = prompt_for(options, self.traits)
         for index, text in enumerate(texts):
             check_text(text, *named(index, len(texts)))
+            await breathe()
         with self._idle.busy():
             counts: list[int] = []
             for part in portions([prompt + text for text in texts]):
-                counts += [len(tokens) for tokens in await self.backend.tokenize(part)]
+                for tokens in await tokenize_each(part, self.backend):
+                    if isinstance(tokens, RunedError):
+                        raise located(tokens, named(len(counts), len(texts)))
+                    counts.append(len(tokens))
             return counts
 
     async def close(self) -> None:

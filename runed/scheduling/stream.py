@@ -99,7 +99,7 @@ class Stream:
             while pending:
                 for item, size, claim in pending:
                     if claim.ready:
-                        outcome = self._terms.finish(claim.outcome(self._terms))
+                        outcome = self._terms.finish(claim.outcome(self._terms), claim.name)
                         self._ready.append((StreamResult(item.id, outcome), size))
                 self._news.set()
                 pending = [entry for entry in pending if not entry[2].ready]

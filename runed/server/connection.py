@@ -17,6 +17,7 @@ from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
 from runed.server.stream import RequestStream, ServerContext
+from runed.turns import Ration, take_turn
 
 READ_SIZE = 64 * 1024
 """Bytes that are read from the kernel at a time."""
@@ -56,6 +57,7 @@ class Connection:
         self._protocol: Http1Protocol | Http2Connection | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._draining = False
+        self._ration = Ration()
         self._last_heard = asyncio.get_running_loop().time()
 
     @property
@@ -151,12 +153,23 @@ class Connection:
         try:
             while data:
                 if not self._lingering:
-                    await self._handle(protocol, protocol.handle(RawData(data)))
+                    await self._handle(protocol, self._handle_in_turns(protocol, data))
                     deadline = (deadline or self._head_deadline()) if protocol.in_head else None
                 data = await self._read(deadline)
             await self._answer_the_rest(protocol)
         finally:
             await protocol.handle(Closed())
+
+    async def _handle_in_turns(self, protocol: Http1Protocol, data: bytes) -> None:
+        """Handle bytes of HTTP/1.1 in turns."""
+        start = 0
+        while start < len(data) and not self._lingering:
+            await take_turn()
+            end = start + self._ration.size
+            started = time.perf_counter()
+            await protocol.handle(RawData(data[start:end]))
+            self._ration.spent(time.perf_counter() - started)
+            start = end
 
     async def _handle(self, protocol: Http1Protocol | Http2Connection, handling: Coroutine[None, None, None]) -> None:
         """Handle bytes of the client. A client that has not passed the gate waits for its turn."""

@@ -8,6 +8,7 @@ every buffer has a limit in bytes, and the end of a connection frees all its mem
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Collection
 
@@ -15,7 +16,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, Event, RequestReceived, StreamEnded, StreamReset
-from h2.exceptions import ProtocolError
+from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed, Trailers
 from hypercorn.protocol.events import Event as StreamEvent
@@ -26,6 +27,7 @@ from hyperframe.frame import Frame, GoAwayFrame
 from runed.log import get_logger, log_refusal
 from runed.server.gate import Refusal
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
+from runed.turns import Ration, take_turn
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of an HTTP/2 client (RFC 9113 section 3.4). No HTTP/1.1 request begins with them."""
@@ -35,9 +37,6 @@ MAX_HEADERS = 64 * 1024
 
 WRITE_LIMIT = 64 * 1024
 """Bytes of responses that are framed ahead of the transport. Further bytes wait, and so do their handlers."""
-
-READ_SLICE = 16 * 1024
-"""Bytes of frames that are handled before other connections get their turn. Tiny frames cost the most time a byte."""
 
 UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
 """Bytes that may come without completing a frame or a header block. More are an attack on the memory."""
@@ -77,7 +76,8 @@ class _Protocol(H2Connection):
                 SettingCodes.INITIAL_WINDOW_SIZE: BODY_LIMIT,
             },
         )
-        self.frames_received = 0
+        self._frames = 0
+        self._unparsed = 0
         self.initiate_connection()
         # The sum of the windows of all streams, so that a body that nobody reads uses up only its own window.
         self.increment_flow_control_window(max_streams * BODY_LIMIT)
@@ -92,9 +92,24 @@ class _Protocol(H2Connection):
         """Tell the client which request is the last. Open requests go on, unlike after `close_connection`."""
         self._prepare_for_sending([GoAwayFrame(last_stream_id=self.highest_inbound_stream_id)])
 
+    def read(self, data: bytes) -> list[Event]:
+        """Read bytes of the client. A request that is reset in them gives no event, so that it costs no call of the app.
+
+        Raises:
+            ProtocolError: This is no HTTP/2, or an attack on the memory. The reason is framed as a GOAWAY.
+        """
+        frames = self._frames
+        events = self.receive_data(data)
+        self._unparsed = 0 if self._frames > frames else self._unparsed + len(data)
+        if self._unparsed > UNPARSED_LIMIT:
+            self.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            raise DenialOfServiceError
+        given_up = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        return [event for event in events if not (isinstance(event, RequestReceived) and event.stream_id in given_up)]
+
     def _receive_frame(self, frame: Frame) -> list[Event]:
         """Count complete frames. Not every frame gives an event: a body after the reset of its stream gives none."""
-        self.frames_received += 1
+        self._frames += 1
         return super()._receive_frame(frame)
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
@@ -239,7 +254,7 @@ class Http2Connection:
         self._writer = writer
         self._h2 = _Protocol(context.max_streams)
         self._draining = False
-        self._unparsed = 0
+        self._ration = Ration()
         self._bodies = _Bodies(self._h2)
         self._has_output = asyncio.Event()
         self._has_output.set()  # our SETTINGS
@@ -266,12 +281,14 @@ class Http2Connection:
 
     async def receive(self, data: bytes) -> None:
         """Handle bytes of the client, and wait until it reads the answers."""
-        for start in range(0, len(data), READ_SLICE):
-            if start:
-                await asyncio.sleep(0)
+        start = 0
+        while start < len(data):
+            await take_turn()
             if self.closed:
                 return
-            await self._receive_slice(data[start : start + READ_SLICE])
+            end = start + self._ration.size
+            await self._receive_slice(data[start:end])
+            start = end
             # No more frames are read from a client that reads no answers. Otherwise answers would pile up.
             await self._writable.wait()
 
@@ -375,24 +392,22 @@ class Http2Connection:
         self._has_output.set()
 
     async def _receive_slice(self, data: bytes) -> None:
-        frames = self._h2.frames_received
+        started = time.perf_counter()
         try:
-            events = self._h2.receive_data(data)
+            events = self._h2.read(data)
         except ProtocolError:  # h2 has framed a GOAWAY with the reason
             log_refusal(_log, "connection refused: it is no HTTP/2", connection=self._client)
             self.close()
             return
-        self._unparsed = 0 if self._h2.frames_received > frames else self._unparsed + len(data)
-        if self._unparsed > UNPARSED_LIMIT:
-            self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
-            self.close()
-            return
+        self._ration.spent(time.perf_counter() - started)
+        opened = False
         for event in events:
             if self.closed:
                 return
             match event:
                 case RequestReceived():
-                    await self._open(event)
+                    await self._open(event, turn_used=opened)
+                    opened = True
                 case DataReceived():
                     await self._take_body(event)
                 case StreamEnded() if stream := self.streams.get(event.stream_id):
@@ -403,7 +418,11 @@ class Http2Connection:
                     pass  # `write` looks at the windows when it frames bodies
         self._has_output.set()
 
-    async def _open(self, event: RequestReceived) -> None:
+    async def _open(self, event: RequestReceived, *, turn_used: bool) -> None:
+        if turn_used:
+            await take_turn()
+            if self.closed:
+                return
         if self._draining or len(self.streams) >= self._context.max_streams:
             self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return

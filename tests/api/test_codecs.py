@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict, Parse
 from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
+from runed.api.error_codes import MalformedRequestError
 from runed.api.rpc.codecs import CompactJsonCodec
 
 ONE = pb.EmbedResponse(vector=[0.1, -1e-30, 1 / 3, 0.0], token_count=3, fingerprint="fp", cached=True)
@@ -52,7 +53,7 @@ def test_a_large_batch_in_json_does_not_keep_others_waiting() -> None:
 @pytest.mark.parametrize(("field", "value"), [("role", "query"), ("truncate", "end"), ("lane", "BULK")])
 def test_an_unknown_name_is_refused_and_not_taken_for_none(field: str, value: str) -> None:
     data = json.dumps({"text": "x", field: value}).encode()
-    with pytest.raises(ValueError, match=f"{field} '{value}' is unknown.*_UNSPECIFIED"):
+    with pytest.raises(MalformedRequestError, match=f"{field} '{value}' is unknown.*_UNSPECIFIED"):
         CompactJsonCodec().decode(data, pb.EmbedRequest)
 
 

@@ -120,8 +120,8 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None, str]] = {
         None,
         "not valid JSON",
     ),
-    "invalid UTF-8": (b'{"input": "\xff"}', "MALFORMED_REQUEST", "input", "not valid Unicode"),
-    "half a surrogate": (b'{"input": "\\ud800"}', "MALFORMED_REQUEST", None, "not valid Unicode"),
+    "invalid UTF-8": (b'{"input": "\xff"}', "MALFORMED_REQUEST", None, "byte 11 is not UTF-8"),
+    "half a surrogate": (b'{"input": "\\ud800"}', "INVALID_TEXT", "input", "half of a surrogate pair"),
     "no input": (b'{"model": "m"}', "INVALID_REQUEST", "input", "input is missing"),
     "null": (b'{"input": null}', "INVALID_REQUEST", "input", "neither a string nor a list"),
     "number": (b'{"input": 7}', "INVALID_REQUEST", "input", "neither a string nor a list"),
@@ -362,9 +362,9 @@ async def test_others_get_their_turn_while_a_large_answer_is_written() -> None:
             turns += 1
             await asyncio.sleep(0)
 
-    items = [Embedding(vector=vector_of("x", 1024), tokens=3, total_tokens=3)] * 50
+    items = [Embedding(vector=vector_of("x", 1024), tokens=3, total_tokens=3)] * 1000
     taking = asyncio.create_task(take_turns())
     content = await _encode(EmbedAnswer(items=items, space=VectorSpace(fingerprint="fp", prompt="")), "m", as_base64=False)
     taking.cancel()
-    assert len(json.loads(content)["data"]) == 50
-    assert turns >= 50
+    assert len(json.loads(content)["data"]) == 1000
+    assert turns >= 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from runed.backends.llama import gguf
 from runed.backends.llama.gguf import check_model, read_gguf
 from runed.errors import ModelFileError
 from tests.backends.support import QWEN3, TENSORS, build_gguf, gguf_string
+from tests.bad_files import BAD_FILES, put_bad_file
 
 TINY = Path(__file__).resolve().parent.parent / "fixtures" / "tiny-qwen3.f32.gguf"
 TINY_HEADER = 12_000
@@ -50,6 +52,22 @@ def test_tiny_qwen3_is_read_whole(tiny_qwen3: Path) -> None:
         unknown_id=None,
         special_tokens=((319, "<|endoftext|>"),),
     )
+
+
+def test_names_of_a_file_cannot_steer_the_terminal(file: Path) -> None:
+    name = "\x1b]0;x\x07\n\x9b2J" + "n" * 1000
+    file.write_bytes(build_gguf(QWEN3 | {"general.name": name}))
+    assert read_gguf(file).name == r"\x1b]0;x\x07\n\x9b2J" + "n" * 246
+    words = refuse(file, build_gguf(QWEN3 | {"general.architecture": "\x1b[2J"}))
+    words += refuse(file, build_gguf(QWEN3 | {"qwen3.pooling_type": 9, "general.name": name}))
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f]", words)
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_anything_in_the_place_of_a_model_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    put_bad_file(kind, tmp_path / "model.gguf")
+    with pytest.raises(ModelFileError, match=r"the model .*/model\.gguf "):
+        check_model(tmp_path / "model.gguf")
 
 
 def test_minilm_is_read_whole(minilm: Path) -> None:

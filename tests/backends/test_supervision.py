@@ -515,6 +515,20 @@ async def test_engine_that_is_stopped_for_a_moment_is_left_alone(make_backend: M
     assert (backend.state.pid, backend.state.restarts) == (pid, 0)
 
 
+async def test_stopped_engine_whose_queue_of_connections_is_full_is_waited_for(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    fake.behave(backlog=1, close_silently=True)
+    backend = make_backend(fake.executable, timings=replace(QUICK, hang=60.0, probe=60.0))
+    await backend.start()
+    freeze(pid := backend.state.pid)
+    waiting = [asyncio.create_task(backend.tokenize([f"text {number}"])) for number in range(6)]
+    await asyncio.sleep(1.5)  # longer than a lost connection is waited for
+    os.kill(pid, signal.SIGCONT)
+    assert await asyncio.gather(*waiting) == [[[0, 1, 319]]] * 6
+    assert (backend.state.pid, backend.state.restarts) == (pid, 0)
+
+
 async def test_stopped_engine_is_replaced_though_nobody_asks(make_backend: MakeBackend, fake: FakeEngine) -> None:
     backend = make_backend(fake.executable)
     await backend.start()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,3 +119,12 @@ async def test_exception_that_nobody_awaits_is_logged_without_its_message(home: 
     line = json.loads((home / "daemon.log").read_text())
     assert (line["message"], line["error_type"]) == ("failure in the event loop", "builtins.ValueError")
     assert "secret" not in json.dumps(line)
+
+
+def test_no_control_character_reaches_a_log_as_it_is(home: Path) -> None:
+    configure_logging(home / "log")
+    get_logger("runed.test").warning("\x1b[2J\x7f\x9b", name="\x1b]0;x\x07\x7f\u202e\n")
+    configure_logging()
+    content = (home / "log").read_bytes()
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]", content)
+    assert json.loads(content)["name"] == "\x1b]0;x\x07\x7f\u202e\n"

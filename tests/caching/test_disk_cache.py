@@ -24,6 +24,7 @@ from runed.caching.cache import VectorCache
 from runed.caching.disk_cache import MAX_PENDING_BYTES, MAX_USED_KEYS, MIN_DISK_BYTES, DiskCache
 from runed.caching.entry import CachedVector
 from runed.caching.vector_file import EVICTION_ROWS, PAGE_BYTES, RECENCY_SECONDS, SPARE_BYTES
+from tests.bad_files import BAD_FILES, put_bad_file
 from tests.fakes import vector_writer
 from tests.fakes.vector_writer import key_of, open_cache, value_of
 
@@ -673,7 +674,7 @@ async def test_in_a_directory_that_cannot_be_written_there_is_no_cache(home: Pat
     (home / "cache").chmod(0o700)
 
 
-@pytest.mark.parametrize("place", ["cache", "cache/vectors.sqlite", "cache/vectors.sqlite.lock", "secret"])
+@pytest.mark.parametrize("place", ["cache", "cache/vectors.sqlite.lock", "secret"])
 async def test_something_else_in_a_files_place_is_left_there(tmp_path: Path, place: str) -> None:
     (tmp_path / place).parent.mkdir(exist_ok=True)
     if place == "cache":
@@ -741,3 +742,42 @@ async def test_a_failure_that_nobody_foresaw_is_a_miss_too(tmp_path: Path) -> No
     await disk.flush()
     assert await numbers_in(disk, range(3)) == {1}
     await disk.close()
+
+
+async def stored(directory: Path, *numbers: int) -> None:
+    """Open the cache, put vectors, and close it."""
+    disk = open_cache(directory)
+    put(disk, *numbers)
+    await disk.close()
+
+
+async def found_anew(directory: Path, numbers: range) -> set[int]:
+    """Open the cache, and return the numbers in it."""
+    disk = open_cache(directory)
+    try:
+        return await numbers_in(disk, numbers)
+    finally:
+        await disk.close()
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+@pytest.mark.parametrize("ending", ["", "-wal", "-journal"])
+async def test_anything_in_the_place_of_a_file_begins_anew(tmp_path: Path, ending: str, kind: str) -> None:
+    await stored(tmp_path, 1)
+    put_bad_file(kind, file_of(tmp_path).with_name(f"vectors.sqlite{ending}"))
+    await stored(tmp_path, 2)
+    assert 2 in await found_anew(tmp_path, range(3))
+
+
+@pytest.mark.parametrize("size", [0, 10, PAGE_BYTES, 3 * PAGE_BYTES])
+async def test_a_file_that_is_shortened_while_it_is_open_harms_nobody(tmp_path: Path, size: int) -> None:
+    disk = open_cache(tmp_path)
+    put(disk, *range(2000))
+    await disk.flush()
+    for path in (file_of(tmp_path), file_of(tmp_path).with_name("vectors.sqlite-wal")):
+        os.truncate(path, min(size, path.stat().st_size))
+    await numbers_in(disk, range(2000))  # whatever is still found is right
+    put(disk, 3000)
+    await disk.close()
+    await stored(tmp_path, 3001)
+    assert 3001 in await found_anew(tmp_path, range(3000, 3002))

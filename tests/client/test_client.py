@@ -183,6 +183,9 @@ class TestBatch:
             with pytest.raises(errors.TextTooLongError, match=r"^fake: TEXT_TOO_LONG$") as caught:
                 client.embed_batch(["a", "fail:TEXT_TOO_LONG"])
             assert caught.value.metadata["index"] == "1"
+            with pytest.raises(errors.BackendFaultError, match="starts with text 4") as fault:
+                client.embed_batch(["a"] * 6 + ["fail:BACKEND_FAULT"])
+            assert fault.value.metadata["index"] == "6"
 
     def test_a_text_larger_than_a_request_is_refused_before_anything_is_sent(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(max_request_bytes=100)) as client:

@@ -10,6 +10,7 @@ Keys of `behaviour.json`, all optional:
     hang: "before-listening", "after-listening" (accepts, answers nothing) or "loading" (answers 503 for ever)
     load_seconds: load for this number of seconds, using the processor
     ignore_sigterm: ignore SIGTERM
+    backlog: the number of connections that may wait to be accepted
     close_silently: close each connection after one answer, without announcing it
     no_slots: refuse to erase slots
     no_eos: do not end a text with the EOS token
@@ -211,7 +212,7 @@ DEEDS: dict[str, Callable[[Handler], object]] = {
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
-    request_queue_size = 64
+    request_queue_size = BEHAVIOUR.get("backlog", 64)
 
     def handle_error(self, *_: object) -> None:
         """Ignore a client that went away, like the real one."""

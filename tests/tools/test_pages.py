@@ -33,7 +33,7 @@ def test_index_lists_every_decision_in_order() -> None:
     folder = ROOT / "docs" / "decisions"
     files = sorted(path.name for path in folder.glob("[0-9]*.md"))
     assert re.findall(r"\]\((.+)\)", (folder / "README.md").read_text()) == files
-    assert [int(name[:4]) for name in files] == list(range(1, len(files) + 1))
+    assert len({name[:4] for name in files}) == len(files)  # a removed decision leaves a gap
     titles = [(folder / name).read_text().splitlines()[0].partition(". ")[2] for name in files]
     assert [
         row.split(" | ")[2].removesuffix(" |") for row in (folder / "README.md").read_text().splitlines()[-len(files) :]

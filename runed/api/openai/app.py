@@ -6,6 +6,7 @@ import asyncio
 import base64
 import re
 from collections.abc import Coroutine
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -20,6 +21,8 @@ from runed.api.answer_size import reserve_answer
 from runed.api.call_log import logged_call
 from runed.api.error_codes import CanceledError, MalformedRequestError
 from runed.api.host import Host
+from runed.api.json_body import check_unicode, read_json
+from runed.api.large import beside_the_loop, let_go
 from runed.api.openai.errors import ModelNotFoundError, UnsupportedTypeError, error_response
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate
 from runed.domain.status import Info, Status
@@ -32,6 +35,7 @@ from runed.errors import (
     ShuttingDownError,
     UnimplementedError,
 )
+from runed.turns import breathe
 
 T = TypeVar("T")
 
@@ -41,9 +45,6 @@ PREFIX = "/v1/"
 _EMBEDDINGS = f"{PREFIX}embeddings"
 _MODELS = f"{PREFIX}models"
 
-_TOKENS = re.compile(rb"\s*\[\s*[\[\d-]")
-"""The start of a list of tokens, or of lists of tokens."""
-
 _FIELD = re.compile(r"\$\.(\w+)")
 """Pattern of the bad field's name in an error of msgspec. Unknown fields are skipped, and never named."""
 
@@ -51,7 +52,7 @@ _FIELD = re.compile(r"\$\.(\w+)")
 class _EmbeddingsRequest(msgspec.Struct):
     """The body of `POST /v1/embeddings`. The last four fields are those of `EmbedRequest` in runed.proto."""
 
-    input: msgspec.Raw = msgspec.Raw()  # undecoded, so that an error can name its fault
+    input: Any = msgspec.UNSET  # read by `_texts`, whose errors name the fault
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -96,9 +97,11 @@ def build_openai_app(host: Host) -> Starlette:
     async def embeddings(request: Request) -> Response:
         with logged_call("OpenAI") as call:
             try:
-                wanted = _decode(await _read(request, limit))
+                body = await _read(request, limit)
             except ClientDisconnect:
                 raise _gone() from None
+            wanted = _request(await beside_the_loop(partial(read_json, body), len(body)))
+            del body
             texts = _texts(wanted.input)
             options = wanted.options()
             call.texts, call.lane = len(texts), options.lane
@@ -147,42 +150,38 @@ async def _read(request: Request, limit: int) -> bytearray:
     return body
 
 
-def _decode(body: bytearray) -> _EmbeddingsRequest:
+def _request(document: object) -> _EmbeddingsRequest:
+    if not isinstance(document, dict):
+        raise MalformedRequestError('the body is no JSON object; send one such as {"input": "a text"}')
     try:
-        return msgspec.json.decode(body, type=_EmbeddingsRequest)
+        wanted = msgspec.convert(document, _EmbeddingsRequest)
     except msgspec.ValidationError as error:
-        if (found := _FIELD.search(str(error))) is None:
-            raise MalformedRequestError('the body is no JSON object; send one such as {"input": "a text"}') from None
+        found = _FIELD.search(str(error))
+        assert found is not None
         field = found[1]
         raise InvalidRequestError(
             f"{field} has a value that cannot be used; accepted is {_ACCEPTED[field]}", metadata={"field": field}
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise MalformedRequestError(
-            'the body is not valid JSON, or not valid Unicode; send an object such as {"input": "a text"}'
-        ) from None
+    check_unicode(wanted.instruction or "", "instruction")
+    return wanted
 
 
-def _texts(raw: msgspec.Raw) -> list[str]:
-    data = memoryview(raw)  # not a copy: there may be 32 MiB of it
-    try:
-        texts = msgspec.json.decode(data, type=str | list[str])
-    except msgspec.ValidationError:
-        if _TOKENS.match(data):
+def _texts(value: object) -> list[str]:
+    match value:
+        case str():
+            return [value]
+        case list() if all(isinstance(text, str) for text in value):
+            return value
+        case [int() | [int(), *_], *_]:
             message = (
                 "input holds tokens, as numbers, of a tokenizer that is not this model's; send strings. LangChain does so with "
                 "OpenAIEmbeddings(check_embedding_ctx_length=False)"
             )
-        else:
+        case msgspec.UNSET:
+            message = "input is missing; send a string or a list of strings"
+        case _:
             message = "input is neither a string nor a list of strings; send one of these"
-        raise InvalidRequestError(message, metadata={"field": "input"}) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        if not data:
-            raise InvalidRequestError(
-                "input is missing; send a string or a list of strings", metadata={"field": "input"}
-            ) from None
-        raise MalformedRequestError("input is not valid JSON, or not valid Unicode", metadata={"field": "input"}) from None
-    return [texts] if isinstance(texts, str) else texts
+    raise InvalidRequestError(message, metadata={"field": "input"})
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -222,8 +221,7 @@ async def _encode(answer: EmbedAnswer, model: str, *, as_base64: bool) -> bytes:
         vector = base64.b64encode(item.vector).decode() if as_base64 else np.frombuffer(item.vector, "<f4").tolist()
         data.append(msgspec.Raw(msgspec.json.encode({"object": "embedding", "index": index, "embedding": vector})))
         tokens += item.tokens
-        # 2,048 vectors of 1,024 numbers take half a second. In the event loop, nobody else would be served meanwhile.
-        await asyncio.sleep(0)
+        await breathe()  # 2,048 vectors of 1,024 numbers take half a second
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
 
@@ -267,6 +265,7 @@ def _client(request: Request) -> str:
 
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, RunedError)
+    let_go(error)
     return error_response(error)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from runed_proto.grpc.health.v1 import health_pb2
 from runed_proto.grpc.health.v1.health_connect import HealthASGIApplication
 from runed_proto.grpc.reflection.v1 import reflection_pb2
@@ -20,10 +21,12 @@ from runed_proto.runed.v1.runed_connect import RunedServiceASGIApplication
 
 from runed.api.error_codes import MalformedRequestError
 from runed.api.host import Host
-from runed.api.rpc.codecs import CODECS
+from runed.api.rpc.codecs import CODECS, BatchWriter
 from runed.api.rpc.handler import RunedServicer
 from runed.api.rpc.heads import fault_of, without_noise
 from runed.api.rpc.health import HealthServicer
+from runed.api.rpc.inflating import Gzip
+from runed.api.rpc.intake import take_in
 from runed.api.rpc.observation import Observer
 from runed.api.rpc.reflection import AlphaReflectionServicer, ReflectionServicer
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, connect_body, is_grpc, refuse
@@ -62,17 +65,20 @@ def build_rpc_app(host: Host) -> Application:
     """
     limit = host.info().max_request_bytes
     options: dict[str, Any] = {
-        "interceptors": [Observer(max_request_bytes=limit)],
+        "interceptors": [Observer(max_request_bytes=limit), BatchWriter()],
         "read_max_bytes": limit,
         "codecs": CODECS,
+        "compressions": [Gzip()],
     }
     names = [service.full_name for service in _SERVICES]
     reflection = ReflectionServicer(host, names)
     routes: dict[str, Application] = {
-        **_routes(_RUNED, RunedServiceASGIApplication(RunedServicer(host), **options)),
-        **_routes(_HEALTH, HealthASGIApplication(HealthServicer(host, names), **options)),
-        **_routes(_REFLECTION, ServerReflectionASGIApplication(reflection, **options)),
-        **_routes(_ALPHA_REFLECTION, AlphaServerReflectionASGIApplication(AlphaReflectionServicer(reflection), **options)),
+        **_routes(_RUNED, RunedServiceASGIApplication(RunedServicer(host), **options), limit),
+        **_routes(_HEALTH, HealthASGIApplication(HealthServicer(host, names), **options), limit),
+        **_routes(_REFLECTION, ServerReflectionASGIApplication(reflection, **options), limit),
+        **_routes(
+            _ALPHA_REFLECTION, AlphaServerReflectionASGIApplication(AlphaReflectionServicer(reflection), **options), limit
+        ),
     }
     unknown = UnimplementedError(f"there is no such method; {_methods_of(_SERVICES)}")
 
@@ -89,12 +95,12 @@ def _methods_of(services: Iterable[ServiceDescriptor]) -> str:
     return "; ".join(f"{service.full_name} has {', '.join(method.name for method in service.methods)}" for service in services)
 
 
-def _routes(service: ServiceDescriptor, application: Any) -> dict[str, Application]:  # noqa: ANN401 # the library's types for ASGI are others
+def _routes(service: ServiceDescriptor, application: Any, limit: int) -> dict[str, Application]:  # noqa: ANN401 # the library's types for ASGI are others
     """Return the application of each path of a service."""
-    return {f"/{service.full_name}/{method.name}": _route(method, application) for method in service.methods}
+    return {f"/{service.full_name}/{method.name}": _route(method, limit, application) for method in service.methods}
 
 
-def _route(method: MethodDescriptor, application: Application) -> Application:
+def _route(method: MethodDescriptor, limit: int, application: Application) -> Application:
     """Serve a method; a caller that the RPC library cannot serve gets advice."""
     both_ways = method.client_streaming and method.server_streaming
     instead = _INSTEAD.get(method.full_name, "")
@@ -108,6 +114,8 @@ def _route(method: MethodDescriptor, application: Application) -> Application:
             f"and frame each message as the Connect protocol wants it{instead}"
         )
 
+    message_class = GetMessageClass(method.input_type)
+
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if is_grpc(scope) and scope["http_version"] != "2":
             await refuse(scope, send, 505, _GRPC_NEEDS_HTTP2)
@@ -115,12 +123,16 @@ def _route(method: MethodDescriptor, application: Application) -> Application:
             await refuse(scope, send, 505, needs_http2)
         elif fault := fault_of(scope):
             await refuse(scope, send, 400, fault)
-        elif both_ways:
-            await _serve_stream(application, without_noise(scope), receive, _with_hint(send, wrong_type=wrong_type))
         else:
-            await application(without_noise(scope), receive, _with_hint(send, wrong_type=wrong_type))
+            call = _serve_stream if both_ways else _serve_call
+            scope, receive = take_in(without_noise(scope), receive, message_class, limit)
+            await call(application, scope, receive, _with_hint(send, wrong_type=wrong_type))
 
     return serve
+
+
+async def _serve_call(service: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    await service(scope, receive, send)
 
 
 async def _serve_stream(service: Application, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -31,12 +31,16 @@ from runed.api.answer_size import reserve_answer
 from runed.api.call_log import Call
 from runed.api.host import Host
 from runed.api.rpc import messages
+from runed.api.rpc.decoding import whole
 from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
 from runed.server import forget_message
 
 _SHARE_OF_DEADLINE = 0.8
 """Largest share of the deadline that `Info` waits for the model. So its answer comes in time even without a model."""
+
+_PIECE = 4096
+"""Texts of a stream's message that are taken out of it at a time. A message may have many, and may wait for a long time."""
 
 
 class RunedServicer:
@@ -51,14 +55,14 @@ class RunedServicer:
 
     async def embed(self, request: EmbedRequest, ctx: RequestContext[EmbedRequest, EmbedResponse], /) -> EmbedResponse:
         """Embed one text."""
-        return messages.embed_response(await self._embed([request.text], request, ctx))
+        return messages.embed_response(await self._embed(whole([request.text]), request, ctx))
 
     async def embed_batch(
         self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse], /
     ) -> EmbedBatchResponse:
         """Embed many texts."""
-        answer = await self._embed(list(request.texts), request, ctx, per_item_errors=request.per_item_errors)
-        return messages.embed_batch_response(answer)
+        answer = await self._embed(whole(list(request.texts)), request, ctx, per_item_errors=request.per_item_errors)
+        return await messages.embed_batch_response(answer)
 
     async def embed_stream(
         self, request: AsyncIterator[EmbedStreamRequest], ctx: RequestContext[EmbedStreamRequest, EmbedStreamResponse], /
@@ -81,7 +85,7 @@ class RunedServicer:
         self, request: CountTokensRequest, ctx: RequestContext[CountTokensRequest, CountTokensResponse], /
     ) -> CountTokensResponse:
         """Count the tokens of many texts."""
-        counts = await self._host.count_tokens(list(request.texts), messages.count_options(request))
+        counts = await self._host.count_tokens(whole(list(request.texts)), messages.count_options(request))
         return CountTokensResponse(token_counts=counts, max_text_length=self._host.info().max_text_length)
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
@@ -137,21 +141,22 @@ def _client(ctx: RequestContext[Any, Any]) -> str:
 async def _chunks(
     first: EmbedStreamRequest, later: AsyncIterator[EmbedStreamRequest], call: Call
 ) -> AsyncIterator[list[StreamItem]]:
-    """Yield the texts of a stream, message by message."""
-    if first.items:
-        call.texts += len(first.items)
-        yield _items(first)
+    """Yield the texts of a stream, in pieces of its messages."""
+    for piece in _pieces(first, call):
+        yield piece
     async for message in later:
         messages.check_same_options(first, message)
-        if message.items:
-            call.texts += len(message.items)
-            items = _items(message)
-            forget_message()
-            yield items
+        for piece in _pieces(message, call):
+            yield piece
+        forget_message()
 
 
-def _items(message: EmbedStreamRequest) -> list[StreamItem]:
-    return [StreamItem(item.id, item.text) for item in message.items]
+def _pieces(message: EmbedStreamRequest, call: Call) -> Iterator[list[StreamItem]]:
+    call.texts += len(message.items)
+    for start in range(0, len(message.items), _PIECE):
+        items = message.items[start : start + _PIECE]
+        texts = whole([item.text for item in items], start)
+        yield [StreamItem(item.id, text) for item, text in zip(items, texts, strict=True)]
 
 
 async def _batches(request: AsyncIterator[SetCentroidsRequest]) -> AsyncIterator[Iterable[Centroid]]:

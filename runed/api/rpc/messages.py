@@ -22,6 +22,7 @@ from runed.domain.requests import (
 )
 from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, Status
 from runed.errors import BadCentroidsError, InvalidRequestError, RunedError
+from runed.turns import breathe
 
 T = TypeVar("T")
 
@@ -117,13 +118,13 @@ def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
     return response
 
 
-def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
+async def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
     """Return the response to a call with several texts."""
-    return pb.EmbedBatchResponse(
-        embeddings=[_outcome(item, answer.centroid_set_version) for item in answer.items],
-        fingerprint=answer.space.fingerprint,
-        prompt=answer.space.prompt,
-    )
+    response = pb.EmbedBatchResponse(fingerprint=answer.space.fingerprint, prompt=answer.space.prompt)
+    for item in answer.items:
+        response.embeddings.append(_outcome(item, answer.centroid_set_version))
+        await breathe()
+    return response
 
 
 def embed_stream_responses(answer: StreamAnswer) -> Iterator[pb.EmbedStreamResponse]:

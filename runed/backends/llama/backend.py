@@ -17,7 +17,7 @@ from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
 from runed.domain.model import ModelInfo
-from runed.errors import BackendFaultError, BackendUnavailableError
+from runed.errors import BackendFaultError, BackendUnavailableError, printable
 from runed.paths import Paths
 
 _T = TypeVar("_T")
@@ -57,7 +57,7 @@ class LlamaBackend:
         longest = min(context, metadata.context_length)
         self._model = ModelInfo(
             identity=f"sha256:{model_sha256[:16]}",
-            name=metadata.name or model.stem,
+            name=metadata.name or printable(model.stem),
             architecture=metadata.architecture,
             dim=metadata.dim,
             # Measured: with last-token pooling, the server needs one free token of the context.

@@ -8,6 +8,7 @@ stream and never mapped: if another process truncated a mapped file, SIGBUS woul
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from runed.errors import ModelFileError
+from runed.errors import ModelFileError, printable
+from runed.files import open_regular
 
 MAX_METADATA_BYTES = 64 * 1024 * 1024
 """Most bytes that are read, also of a hostile file. A large vocabulary takes 7 MB (Gemma's 262,144 tokens)."""
@@ -25,6 +27,9 @@ MAX_METADATA_BYTES = 64 * 1024 * 1024
 _MAX_PAIRS = 10_000
 _MAX_TENSORS = 100_000
 _MAX_NAME_BYTES = 65_535
+_MAX_NAME_LENGTH = 256
+"""Characters of the model's name that are shown."""
+
 _MAX_DIMENSIONS = 4
 _MAX_ALIGNMENT = 65_536
 _DEFAULT_ALIGNMENT = 32
@@ -89,8 +94,8 @@ class GGUFMetadata:
     """The metadata of a model.
 
     Attributes:
-        architecture: `general.architecture`, such as "qwen3" or "bert".
-        name: `general.name`, or "".
+        architecture: `general.architecture`, such as "qwen3" or "bert", in printable characters.
+        name: `general.name`, or "", in printable characters.
         dim: `<architecture>.embedding_length`, the number of values of a vector.
         context_length: `<architecture>.context_length`, the most tokens that the model was trained for.
         pooling: "last", "mean" or "cls".
@@ -132,7 +137,7 @@ def read_gguf(path: Path) -> GGUFMetadata:
         ModelFileError: The file cannot be read, is not a GGUF, is cut short, or its model cannot be served.
     """
     with _explained(path):
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
             values, special_tokens = _read_head(_Reader(file, size))
@@ -334,8 +339,8 @@ def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str],
         )
     file_type = _integer(values, "general.file_type")
     return GGUFMetadata(
-        architecture=architecture,
-        name=name,
+        architecture=printable(architecture),
+        name=printable(name[:_MAX_NAME_LENGTH]),
         dim=_required(values, f"{architecture}.embedding_length", highest=_MAX_DIM),
         context_length=_required(values, f"{architecture}.context_length", highest=_MAX_INTEGER),
         pooling=pooling,

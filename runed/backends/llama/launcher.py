@@ -21,6 +21,7 @@ from runed.backends.llama.timings import Timings
 from runed.errors import BackendUnavailableError, ForeignPathError
 from runed.files import run_in_thread
 from runed.log import get_logger
+from runed.os_errors import explain
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
 from runed.settings import engine_environment
@@ -192,7 +193,7 @@ class Launcher:
             path = error.filename or executable
             remedy = "run `runed install`, or correct RUNED_LLAMA_SERVER if you set it"
             raise BackendUnavailableError(
-                f"llama-server cannot be started: {path}: {error.strerror}; "
+                f"llama-server cannot be started: {explain(error) if error.filename else f'{path}: {error.strerror}'}; "
                 f"{remedy if str(path) == str(executable) else 'correct that'}, and try again"
             ) from None
 

@@ -47,14 +47,16 @@ class Watch:
     def _judge(self) -> str:
         """Return the reason why the server must be killed now, or ""."""
         server, timings = self._server, self._timings
-        if not server.accepts():
+        stopped = server.child.stopped
+        # The queue of a stopped server fills up, which looks like a refusal on macOS.
+        if not stopped and not server.accepts():
             return UNREACHABLE
         if self._probe is not None and self._probe.done():
             return self._end_probe(self._probe)
-        quiet = self._quiet()
+        quiet = self._quiet(stopped=stopped)
         server.doubt = ""
         if self._probe or quiet > timings.hang / 2:
-            what = "is stopped by a signal" if server.child.stopped else "owes an answer and does nothing"
+            what = "is stopped by a signal" if stopped else "owes an answer and does nothing"
             server.doubt = f"llama-server {what}; it is replaced soon, unless it goes on"
         if self._probe is not None:
             return self._hung if quiet >= timings.probe else ""
@@ -63,10 +65,10 @@ class Watch:
             self._stillness.restart()
         return ""
 
-    def _quiet(self) -> float:
+    def _quiet(self, *, stopped: bool) -> float:
         """Return the seconds for which the server has done nothing that it should do."""
         since = self._server.waiting_since
-        if since is None and not self._server.child.stopped:
+        if since is None and not stopped:
             self._stillness.restart()
             return 0.0
         still = self._stillness.look()

@@ -26,7 +26,6 @@ from runed.client.options import Options, too_old
 from runed.client.types import Embedding, Info, Vectors
 from runed.errors import (
     BatchTooLargeError,
-    InvalidRequestError,
     InvalidTextError,
     RequestTooLargeError,
     RunedError,
@@ -109,7 +108,7 @@ class Flows(DaemonFlows):
         for start, end in _cut(texts, common, limits):
             try:
                 response = yield from self._embed_part(texts[start:end], common, deadline)
-            except InvalidRequestError as error:
+            except RunedError as error:
                 raise relocated(error, start, end - start) from None
             options.check_known(response.fingerprint)
             space.check(response.fingerprint)
@@ -162,7 +161,7 @@ class Flows(DaemonFlows):
             request.MergeFrom(common)
             try:
                 response = yield from self.send_when_ready("CountTokens", request, CountTokensResponse, deadline)
-            except InvalidRequestError as error:
+            except RunedError as error:
                 raise relocated(error, start, end - start) from None
             if len(response.token_counts) != end - start:
                 raise RunedError("the daemon counted the tokens of other texts than were asked for; send them again")

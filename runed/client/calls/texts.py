@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from runed.errors import InvalidRequestError, InvalidTextError, RequestTooLargeError
+from runed.errors import InvalidTextError, RequestTooLargeError, RunedError
 
 LARGE_TEXT = 1024 * 1024
 """Bytes of UTF-8 above which a single text is compared with the daemon's limit before it is sent."""
@@ -107,14 +107,11 @@ def split(lengths: Sequence[int], max_texts: int, max_bytes: int) -> Iterator[tu
         yield start, len(lengths)
 
 
-def relocated(error: InvalidRequestError, start: int, count: int) -> InvalidRequestError:
+def relocated(error: RunedError, start: int, count: int) -> RunedError:
     """Extend an error of a request by the place of the refused text in the caller's batch."""
     if not start or "index" not in error.metadata:
         return error
-    moved = type(error)(
+    return error.retold(
         f"in the request that starts with text {start} of the batch, {count} texts long: {error.message}",
-        metadata=error.metadata | {"index": str(start + int(error.metadata["index"]))},
-        retry_after=error.retry_after,
+        index=str(start + int(error.metadata["index"])),
     )
-    moved.reason = error.reason
-    return moved

@@ -1,0 +1,43 @@
+"""The attacks that take some seconds. A bar of time is told and not judged, since the machine may be busy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.arena import ATTACKS, Attack
+from tests.hostile.table import row, tried
+
+OPEN = {
+    "another user connects to our daemon, whose directory was opened",
+    "a model's name holds escape sequences",
+    "700 embed() in one asyncio.gather",
+    "a proxy that refuses, for a host that is not loopback",
+    "11 texts of invisible characters, by six ways, with a WordPiece model",
+    "JSON lines with a blank line, and odd members that are not read",
+    "the engine spoils one vector of a batch",
+}
+"""Attacks whose bars are not met yet, by name."""
+
+QUICK = [it for it in ATTACKS if not it.slow]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", QUICK, ids=[f"{it.item} {it.name}" for it in QUICK])
+def test_attack_meets_its_bar(attack: Attack, llama_server: Path) -> None:
+    if attack.name in OPEN:
+        pytest.xfail("not met yet")
+    measured = tried(attack)
+    told = row(attack, measured, 0.0)
+    if measured.ok is None:
+        pytest.skip(measured.text)
+    if measured.time and not measured.ok:
+        sys.stdout.write(f"late, as a busy machine may be: {told}\n")
+        return
+    assert measured.ok, told
+
+
+def test_every_item_has_an_attack() -> None:
+    assert {int(it.item) for it in ATTACKS} >= {*range(1, 24)}
