@@ -211,6 +211,20 @@ def test_file_of_another_program_is_named_with_the_remedy(tmp_path: Path) -> Non
                 read(path)
 
 
+def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(encoded("parquet"))
+    assert texts_of(path) == TEXTS
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.csv")
+    assert texts_of(tmp_path / "empty.csv") == []
+    with pytest.raises(InvalidRequestError, match="is a Parquet file; give it by --batch, without --input-format"):
+        read(path, "jsonl")
+    with inputs.open_files([str(path)]) as source, pytest.raises(InvalidRequestError, match="is a Parquet file; give it by"):
+        list(source())
+    path.write_text("PAR1 is what a golfer says")
+    assert texts_of(path) == ["PAR1 is what a golfer says"]
+
+
 # Tables
 
 
