@@ -137,7 +137,7 @@ def odd_name(arena: Arena) -> Measured:
 @attack("19", "a home on a full file system, and on one without exec", "one true sentence that names the file", root=True)
 def small_places(arena: Arena) -> Measured:
     told = []
-    for options, word in (("size=300k", "space"), ("size=100m,noexec", "noexec")):
+    for options, word in (("size=300k", "are free"), ("size=100m,noexec", "noexec")):
         home = arena.new()
         home.mkdir(mode=0o700)
         if subprocess.run(
