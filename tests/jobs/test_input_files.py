@@ -144,6 +144,12 @@ def test_window_that_needs_too_much_memory_is_told(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a file")
+def test_file_that_fails_while_it_is_read_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"^/proc/self/mem cannot be read: Input/output error$"):
+        read(Path("/proc/self/mem"))
+
+
 # UTF-16 and UTF-32
 
 
