@@ -226,5 +226,15 @@ def test_full_disk_names_the_output_and_keeps_what_is_done(tmp_path: Path) -> No
     assert jobs.here("--batch", texts, "-o", tmp_path / "out.npy", "--resume") == 0
     assert jobs.here("--batch", texts, "-o", tmp_path / "whole.npy") == 0
     assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    done = shell(tmp_path, f"{command} > /dev/full".replace(f"{tmp_path}/out.npy", "/dev/stdout --format json"))
-    assert (done.returncode, done.stderr) == (1, "runed: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("output", "name"), [("/dev/stdout", "standard output"), ("/dev/full", "/dev/full"), ("/dev/fd/7", "/dev/fd/7")]
+)
+def test_full_device_is_named(tmp_path: Path, texts: Path, output: str, name: str, output_format: str) -> None:
+    command = shlex.join(os.fspath(word) for word in jobs.command("--batch", texts, "--format", output_format, "-o", output))
+    done = shell(tmp_path, f"{command} > /dev/full 7> /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"runed: {name}: No space left on device")
+    assert done.stderr.count("\n") == 1
