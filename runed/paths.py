@@ -183,19 +183,20 @@ def _alias_dir() -> Path:
     return Path(f"/tmp/runed-{os.getuid()}")  # noqa: S108 # guarded by ensure_socket_dir and check_socket_dir
 
 
-def check_home(home: Path) -> None:
+def check_home(home: Path, *, trust_parents: bool = False) -> None:
     """Check that no other user has a hand in a home, before anything of it is read, run, connected to or signalled.
 
     A missing home is fine. A link to a home is, too, if it belongs to this user or root.
 
     Args:
         home: The home, absolute.
+        trust_parents: Whether to trust everybody who can write to the directories above it, or owns them.
 
     Raises:
         ForeignPathError: The home is not a directory, or belongs to another user, or others can write to it or replace it; or a
             file of runed in it belongs to another user.
     """
-    real = resolve_trusted(home)
+    real = resolve_trusted(home, trust_parents=trust_parents)
     try:
         info = real.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -216,20 +217,21 @@ def check_home(home: Path) -> None:
     check_contents(real, _NAMES)
 
 
-def ensure_home(home: Path) -> None:
+def ensure_home(home: Path, *, trust_parents: bool = False) -> None:
     """Make the home, which only this user can enter, or check that it can be one.
 
     Only a home that runed made, and an empty directory, get the mode 0700.
 
     Args:
         home: The home, absolute. Missing parents are made, too.
+        trust_parents: As for `check_home`.
 
     Raises:
         ForeignPathError: See `check_home`; or others can enter the directory, and it holds files that are not runed's.
     """
-    check_home(home)
+    check_home(home, trust_parents=trust_parents)
     _make_dir(home)
-    check_home(home)  # another user may have made it meanwhile
+    check_home(home, trust_parents=trust_parents)  # another user may have made it meanwhile
     info = home.stat()
     if not stat.S_IMODE(info.st_mode) & 0o077:
         return
@@ -253,7 +255,8 @@ def ensure_private_dir(path: Path, *, shared: bool = False) -> None:
         ForeignPathError: The path is not a directory; or it or an entry of it belongs to another user; or it is a link to a
             place that others can write to.
     """
-    real = path if shared else resolve_trusted(path)
+    # What is no link lies in a home that was checked.
+    real = path if shared or not path.is_symlink() else resolve_trusted(path)
     _make_dir(path)
     info = path.stat()
     if not stat.S_ISDIR(info.st_mode):

@@ -32,6 +32,14 @@ async def beside_the_loop(function: Callable[[], _T], size: int) -> _T:
     return function() if size <= INLINE_BYTES else await run_in_thread(function, _thread)
 
 
+def let_go(error: BaseException) -> None:
+    """Free what an error holds besides its message: the frames that it went through, and the error before it.
+
+    They may hold megabytes of a request. They also hold each other in a circle, so that these would stay for a long time.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+
+
 def too_many_parts() -> RequestTooLargeError:
     """Return the error of a message with more parts than `MOST_PARTS`."""
     return RequestTooLargeError(

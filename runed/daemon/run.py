@@ -19,6 +19,7 @@ from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.log import configure_logging, get_logger, log_unobserved_exception
 from runed.paths import Paths, ensure_home, ensure_private_dir, ensure_socket_dir
+from runed.processes import return_large_blocks
 from runed.settings import Settings
 from runed.version import __version__
 
@@ -45,7 +46,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
     """
     os.umask(0o077)
     paths = Paths(settings.home)
-    ensure_home(paths.home)
+    ensure_home(paths.home, trust_parents=settings.trust_parents)
     ensure_private_dir(paths.logs)
     configure_logging(log_file, events=paths.events_log if log_file == paths.daemon_log else None)
     try:
@@ -59,6 +60,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
 
 
 def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
+    return_large_blocks()
     ensure_socket_dir(paths.socket)
     if probe(paths.socket):
         # That daemon holds no lock of this home. Its files here, such as a record, stay untouched.

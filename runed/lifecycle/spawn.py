@@ -69,7 +69,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
         DaemonStartError: The daemon ended, or did not listen in time; the message ends with the tail of its log.
         ForeignPathError: A foreign file is at the place of the home or the socket, or another user has a hand in the home.
     """
-    check_home(settings.home)
+    check_home(settings.home, trust_parents=settings.trust_parents)
     search = _Search(settings, time.monotonic() + timeout, minimum_version)
     try:
         return search.find() or search.start()
@@ -200,7 +200,7 @@ class _Search:
 
     def start(self) -> DaemonHandle:
         """Start a daemon under the spawn lock, unless another process does."""
-        ensure_home(self._paths.home)
+        ensure_home(self._paths.home, trust_parents=self._settings.trust_parents)
         ensure_private_dir(self._paths.logs)
         with LockFile(self._paths.spawn_lock) as lock:
             while not lock.try_acquire():
@@ -233,7 +233,8 @@ class _Search:
         new_enough = self._minimum_version is None or _release(record.version) >= _release(self._minimum_version)
         if listener and new_enough and not record.draining:
             return _Running(record, listener)
-        if not record.is_alive():
+        # A record without a scope proves nothing, since it may name a process of another boot or container.
+        if not record.is_alive() or not (record.scope or LockFile(self._paths.daemon_lock).is_held()):
             return _Running(record, listener) if listener else _Absent()
         # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):

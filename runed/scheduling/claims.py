@@ -59,7 +59,7 @@ class Terms:
         """
         if self.fails(error):
             raise error
-        return error
+        return error.with_traceback(None)  # its frames hold all texts of the call, and the texts would hold the error
 
     def fails(self, error: BaseException) -> bool:
         """Return whether an error fails the whole call; see `tolerate`."""

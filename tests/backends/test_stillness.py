@@ -54,6 +54,21 @@ async def test_child_that_works_is_not_still(spawn: Spawn) -> None:
     assert await watch(await spawn(BUSY), looks=10) == 0.0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell the time of the whole process only")
+async def test_thread_that_answers_now_and_then_is_no_progress_of_a_main_thread_that_hangs(spawn: Spawn) -> None:
+    answering = "import threading, time\ndef answer():\n while True: sum(range(10**5)); time.sleep(0.02)\n"
+    child = await spawn(f"{answering}threading.Thread(target=answer).start(); time.sleep(600)")
+    await asyncio.sleep(1.0)
+    before = child.progress()
+    await asyncio.sleep(1.0)
+    assert child.progress() == before
+
+
+async def test_other_thread_that_works_without_a_pause_is_work(spawn: Spawn) -> None:
+    counting = "import threading, time\ndef count():\n while True: sum(range(10**7))\n"
+    assert await watch(await spawn(f"{counting}threading.Thread(target=count).start(); time.sleep(600)"), looks=10) < 0.15
+
+
 async def test_work_of_a_descendant_counts(spawn: Spawn) -> None:
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}])"
     assert await watch(await spawn(script), looks=10) < 0.15

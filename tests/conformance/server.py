@@ -29,10 +29,12 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 from protobuf.wkt import Any as AnyDetail
 
+from runed.api.error_codes import code_of
 from runed.api.rpc import app
 from runed.api.rpc.codecs import CODECS
+from runed.api.rpc.inflating import Gzip
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, refuse
-from runed.errors import UnimplementedError
+from runed.errors import RunedError, UnimplementedError
 from runed.server import Server
 
 PACKAGE = "connectrpc.conformance.v1"
@@ -146,6 +148,17 @@ class Conformance:
         return info
 
 
+class _PlainErrors:
+    """A metadata interceptor that sends our errors without details, as the suite wants them. The daemon's adds details."""
+
+    async def on_start(self, ctx: Context) -> None:
+        pass
+
+    async def on_end(self, token: None, ctx: Context, error: Exception | None, /) -> None:
+        if isinstance(error, RunedError):
+            raise ConnectError(code_of(error), error.message)
+
+
 class SuiteApplication(ConnectASGIApplication[Conformance]):
     """The application that protoc's plugin would generate for the service, made from its descriptor."""
 
@@ -159,6 +172,8 @@ class SuiteApplication(ConnectASGIApplication[Conformance]):
             },
             read_max_bytes=read_max_bytes,
             codecs=CODECS,
+            compressions=[Gzip()],
+            interceptors=[_PlainErrors()],
         )
 
     @property

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.hostile import load, odd, safety, stops
+from tests.hostile import load, odd, safety, waits
 from tests.hostile.arena import Arena, Attack, Measured
 
-MODULES = (safety, load, stops, odd)
+MODULES = (safety, load, waits, odd)
 """The modules whose import adds their attacks to the table."""
 
 

@@ -10,20 +10,12 @@ import pytest
 from tests.hostile.arena import ATTACKS, Attack
 from tests.hostile.table import row, tried
 
-OPEN = {
-    "700 embed() in one asyncio.gather",
-    "daemon.json names a stranger as an older daemon; then stop, embed, stop",
-}
-"""Attacks whose bars are not met yet, by name."""
-
 QUICK = [it for it in ATTACKS if not it.slow]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", QUICK, ids=[f"{it.item} {it.name}" for it in QUICK])
 def test_attack_meets_its_bar(attack: Attack, llama_server: Path) -> None:
-    if attack.name in OPEN:
-        pytest.xfail("not met yet")
     measured = tried(attack)
     told = row(attack, measured, 0.0)
     if measured.ok is None:
@@ -35,4 +27,4 @@ def test_attack_meets_its_bar(attack: Attack, llama_server: Path) -> None:
 
 
 def test_every_item_has_an_attack() -> None:
-    assert {int(it.item) for it in ATTACKS} == {*range(1, 24)}
+    assert {int(it.item) for it in ATTACKS} >= {*range(1, 24)}

@@ -199,6 +199,12 @@ def test_a_recorded_daemon_that_is_stuck_without_listening_is_named_in_the_error
     assert starts(paths.home) == []
 
 
+def test_a_record_of_an_old_version_that_names_a_stranger_hinders_nobody(fake: Fake, paths: Paths) -> None:
+    own = DaemonRecord.of_this_process(paths.socket)
+    msgspec.structs.replace(own, scope="", version="0.0.1").write(paths.daemon_record)
+    assert ensure_daemon(fake(version="9.9.9"), minimum_version="9.9.9", timeout=20).started
+
+
 def test_a_starter_that_hangs_is_named_in_the_error(fake: Fake, paths: Paths) -> None:
     settings = fake()
     with LockFile(paths.spawn_lock) as lock:

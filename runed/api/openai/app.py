@@ -22,7 +22,7 @@ from runed.api.call_log import logged_call
 from runed.api.error_codes import CanceledError, MalformedRequestError
 from runed.api.host import Host
 from runed.api.json_body import check_unicode, read_json
-from runed.api.large import beside_the_loop
+from runed.api.large import beside_the_loop, let_go
 from runed.api.openai.errors import ModelNotFoundError, UnsupportedTypeError, error_response
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate
 from runed.domain.status import Info, Status
@@ -265,6 +265,7 @@ def _client(request: Request) -> str:
 
 async def _refuse(_: Request, error: Exception) -> Response:
     assert isinstance(error, RunedError)
+    let_go(error)
     return error_response(error)
 
 

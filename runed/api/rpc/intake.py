@@ -12,6 +12,7 @@ from runed.api.large import beside_the_loop
 from runed.api.rpc.decoding import Decoded, decode, hand_over
 from runed.api.rpc.inflating import inflate, too_large
 from runed.api.rpc.refusals import Receive, Scope, content_type, is_any_grpc
+from runed.server import reserve
 from runed.turns import breathe
 
 _ENVELOPE_BYTES = 5
@@ -72,7 +73,7 @@ class _Messages:
                 raise too_large(self._limit)
         if self._over:
             return await self._receive()
-        await self._hand_over(bytes(self._buffer), compressed=self._gzip and bool(self._buffer))
+        await self._hand_over(self._take(0, len(self._buffer)), compressed=self._gzip)
         return self._part(b"")
 
     async def next_envelope(self) -> dict[str, Any]:
@@ -86,10 +87,7 @@ class _Messages:
                     return self._part(bytes([flags, 0, 0, 0, 0]))
                 end = _ENVELOPE_BYTES + size
                 if len(self._buffer) >= end:
-                    with memoryview(self._buffer) as view:
-                        payload = bytes(view[_ENVELOPE_BYTES:end])
-                    del self._buffer[:end]
-                    await self._hand_over(payload, compressed=bool(flags))
+                    await self._hand_over(self._take(_ENVELOPE_BYTES, end), compressed=bool(flags))
                     await breathe()
                     return {"type": "http.request", "body": bytes(_ENVELOPE_BYTES), "more_body": True}
             if not self._more:
@@ -97,6 +95,13 @@ class _Messages:
             if (event := await self._read()) is not None:
                 return event
         return await self._receive()
+
+    def _take(self, start: int, end: int) -> bytes:
+        """Return bytes of the buffer, and remove everything up to their end."""
+        with memoryview(self._buffer) as view:
+            taken = bytes(view[start:end])
+        del self._buffer[:end]
+        return taken
 
     def _part(self, body: bytes) -> dict[str, Any]:
         """Return the last part of the body."""
@@ -114,7 +119,8 @@ class _Messages:
         return None
 
     async def _hand_over(self, data: bytes, *, compressed: bool) -> None:
-        if compressed:
+        if compressed and data:
             # Even a small message may become a large one.
             data = await beside_the_loop(partial(inflate, data, self._limit), 1000 * len(data))
+            reserve(len(data))
         hand_over(await beside_the_loop(partial(self._reader, data), len(data)))

@@ -11,6 +11,7 @@ from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 
 from runed.api.call_log import Call
+from runed.api.large import let_go
 from runed.api.rpc.errors import complete, to_connect
 from runed.errors import RunedError
 from runed.log import describe_exception, get_logger, log_refusal
@@ -52,6 +53,8 @@ class Observer:
         answer = None if error is None else self._answer(error, ctx.method.name)
         if ctx.method.name in _EMBEDDING_METHODS:
             token.log(ctx.method.name, "ok" if answer is None else answer.code.value)
+        if error is not None:
+            let_go(error)
         if answer is not None and answer is not error:
             raise answer from None
 

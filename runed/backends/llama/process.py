@@ -17,7 +17,7 @@ import psutil
 from runed.errors import printable_bytes
 from runed.files import make_way, read_record
 from runed.log import get_logger
-from runed.processes import ProcessIdentity, die_with_parent, identify
+from runed.processes import ProcessIdentity, die_with_parent, identify, threads_of
 
 _log = get_logger(__name__)
 
@@ -128,23 +128,31 @@ class ChildProcess:
             await process.wait()
             raise
 
-    def progress(self, *, tree: bool) -> tuple[float, int]:
-        """Return two sums that grow while the child works: processor seconds, and bytes of output.
+    def progress(self) -> tuple[float, int]:
+        """Return two sums that grow while the child works: processor seconds of its main thread, and bytes of output.
 
-        Args:
-            tree: Whether to count its descendants, too. Looking for them reads all processes of the machine.
+        Other threads count texts. They go on although the main thread, which computes, hangs. Outside of Linux, all count.
         """
+        seconds = [thread.seconds for thread in threads_of(self.pid) if thread.id == self.pid]
+        if not seconds:
+            with contextlib.suppress(psutil.Error, OSError):  # OSError: no file descriptor is left
+                times = psutil.Process(self.pid).cpu_times()
+                seconds = [times.user, times.system]
+        return sum(seconds), self.output.written
+
+    def progress_of_descendants(self) -> float:
+        """Return their processor seconds. Looking for them reads all processes of the machine."""
         try:
-            process = psutil.Process(self.pid)
-            times = [member.cpu_times() for member in (process, *(process.children(recursive=True) if tree else ()))]
-        except (psutil.Error, OSError):  # OSError: no file descriptor is left, which tells nothing about the child
-            return 0.0, self.output.written
-        return sum(time.user + time.system for time in times), self.output.written
+            times = [member.cpu_times() for member in psutil.Process(self.pid).children(recursive=True)]
+        except (psutil.Error, OSError):
+            return 0.0
+        return sum(time.user + time.system for time in times)
 
     @property
     def wants_to_work(self) -> bool:
-        """Whether the child's main thread waits for a processor or for a disk, or runs."""
-        return self._state() in {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
+        """Whether a thread of the child runs, or waits for a processor or a disk. Outside of Linux, the main thread counts."""
+        working = {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
+        return self._state() in working or any(thread.state in "RD" for thread in threads_of(self.pid))
 
     @property
     def stopped(self) -> bool:

@@ -10,7 +10,8 @@ from runed.backends.llama.process import ChildProcess
 class Stillness:
     """The time without work of one child, by looks at it.
 
-    Work is processor time, output, waiting for a disk, or waiting for a processor: a slow machine must not look like a hang.
+    Work is processor time of the main thread, output, or a thread that runs or waits for a processor or a disk. So a slow
+    machine does not look like a hang.
 
     Args:
         child: The child.
@@ -21,7 +22,8 @@ class Stillness:
     def __init__(self, child: ChildProcess, *, look: float) -> None:
         self._child = child
         self._longest = 2 * look
-        self._seen: dict[bool, tuple[float, int]] = {}
+        self._seen: tuple[float, int] | None = None
+        self._descendants: float | None = None
         self._looked = time.monotonic()
         self._seconds = 0.0
 
@@ -40,9 +42,9 @@ class Stillness:
         self._seconds = 0.0
 
     def _has_worked(self) -> bool:
-        for tree in (False, True):  # the child may be a script that waits while its own child does the work
-            progress = self._child.progress(tree=tree)
-            if progress != self._seen.get(tree):
-                self._seen[tree] = progress
-                return True
-        return False
+        before, self._seen = self._seen, self._child.progress()
+        if before != self._seen:
+            return True
+        # The child may be a script that waits while its own child does the work.
+        earlier, self._descendants = self._descendants, self._child.progress_of_descendants()
+        return earlier is not None and earlier != self._descendants
