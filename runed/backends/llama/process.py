@@ -83,10 +83,12 @@ class ChildProcess:
         self.pid = process.pid
         self.output = output
         self._process = process
-        self._leftovers = (record, *leftovers)
-        if identity := identify(process.pid):
+        self._record = record
+        self._leftovers = leftovers
+        self._identity = identify(process.pid)
+        if self._identity:
             # Not `write_atomically`: its fsync may take seconds, and the record is worthless after a reboot.
-            record.write_bytes(msgspec.json.encode(identity))
+            record.write_bytes(msgspec.json.encode(self._identity))
         self.exited: asyncio.Task[int] = asyncio.create_task(self._attend())
 
     @classmethod
@@ -191,9 +193,26 @@ class ChildProcess:
         while data := await self._process.stdout.read(_CHUNK):
             self.output.write(data)
         code = await self._process.wait()
-        for path in self._leftovers:
-            path.unlink(missing_ok=True)
+        # A daemon that has taken this home over may have a record and a socket of the same names.
+        if read_record(self._record, ProcessIdentity) in {None, self._identity}:
+            for path in (self._record, *self._leftovers):
+                path.unlink(missing_ok=True)
         return code
+
+
+def has_successor(record: Path) -> bool:
+    """Return whether a record names a live child of another process: of a daemon that has taken this home over.
+
+    Args:
+        record: The file that `ChildProcess.spawn` wrote.
+    """
+    identity = read_record(record, ProcessIdentity)
+    if identity is None or identify(identity.pid) != identity:
+        return False
+    try:
+        return psutil.Process(identity.pid).ppid() not in {1, os.getpid()}  # an orphan is a child of process 1
+    except psutil.Error:
+        return False
 
 
 def reap_orphan(record: Path) -> None:
