@@ -23,7 +23,7 @@ from hypercorn.typing import (
     WorkerContext,
 )
 
-from runed.errors import QueueFullError
+from runed.errors import RunedError
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.budget import Budget, enter
 from runed.server.gate import Gate, Headers, Refusal, Share
@@ -118,7 +118,7 @@ class RequestStream(HTTPStream):
         self._changed = asyncio.Event()
         self._disconnected = asyncio.Event()
         self._duplex = False
-        self._refusal: QueueFullError | None = None
+        self._refusal: RunedError | None = None
         self._account = context.budget.open(self)
         self._receives_since = asyncio.get_running_loop().time()
         self._sends_since: float | None = None
@@ -135,7 +135,7 @@ class RequestStream(HTTPStream):
             return None
         return self._receives_since if not self._duplex or now - self._receives_since > SLOW else None
 
-    def evict(self, error: QueueFullError) -> None:
+    def evict(self, error: RunedError) -> None:
         """End the request, since others need its memory. A client that still sends is told why."""
         if self._sends_since is not None:
             self.cut_off()
@@ -202,7 +202,7 @@ class RequestStream(HTTPStream):
         """Wait for the next part of the request, as ASGI's `receive`.
 
         Raises:
-            QueueFullError: There is no memory for the request. The app answers that to the client.
+            RunedError: There is no memory for the request. The app answers that to the client.
         """
         while not (self.closed or self._refusal or self._body or self.request_ended != self._end_delivered):
             self._changed.clear()
@@ -237,7 +237,7 @@ class RequestStream(HTTPStream):
         if self._refusal is None and not self.closed:
             try:
                 self._account.take(size, base=base)
-            except QueueFullError as error:
+            except RunedError as error:
                 self._account.close()
                 self.evict(error)
 

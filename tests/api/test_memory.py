@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -12,7 +14,7 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest, EmbedRequest, HealthRequest
 
 from runed.server import Budget
-from tests.api.conftest import Serve
+from tests.api.conftest import Serve, Served
 from tests.api.streams import StreamClient
 from tests.fakes.fake_host import WAIT
 from tests.server.clients import SERVICE, RawClient
@@ -44,25 +46,45 @@ async def begin(path: Path, size: int) -> tuple[asyncio.StreamReader, asyncio.St
     return reader, writer
 
 
+@asynccontextmanager
+async def full(serve: Serve, budget: Budget) -> AsyncIterator[Served]:
+    """Serve a host whose requests hold most of the memory until the end."""
+    async with serve(budget=budget) as served:
+        request = EmbedBatchRequest(texts=[WAIT, "x" * PART])
+        held = [asyncio.create_task(served.call("connect+proto", "EmbedBatch", request)) for _ in range(3)]
+        await eventually(lambda: served.host.waiting == 3)
+        served.host.asked.clear()
+        yield served
+        served.host.let_go()
+        assert [answer.refusal for answer in await asyncio.gather(*held)] == [None] * 3
+        await eventually(lambda: budget.used == 0)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_body_that_does_not_fit_is_refused_and_told_when_to_come_again(
     protocol: str, serve: Serve, budget: Budget
 ) -> None:
-    async with serve(budget=budget) as served:
-        large = EmbedBatchRequest(texts=["x" * MIB] * 3)
-        assert_refused_for_now(await served.call(protocol, "EmbedBatch", large))
+    async with full(serve, budget) as served:
+        assert_refused_for_now(await served.call(protocol, "Embed", EmbedRequest(text="x" * PART)))
         assert not served.host.asked
-        small = await served.call(protocol, "Embed", EmbedRequest(text="x"))
-        assert small.refusal is None
-        await eventually(lambda: budget.used == 0)
+        assert (await served.call(protocol, "Embed", EmbedRequest(text="x"))).refusal is None
+        assert (await served.call(protocol, "Health", HealthRequest())).refusal is None
 
 
 async def test_openai_api_refuses_it_too(serve: Serve, budget: Budget) -> None:
-    async with serve(budget=budget) as served, client_for(served.path) as client:
-        response = await client.post("http://runed/v1/embeddings", json={"input": "x" * 3 * MIB})
+    async with full(serve, budget) as served, client_for(served.path) as client:
+        response = await client.post("http://runed/v1/embeddings", json={"input": "x" * PART})
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "QUEUE_FULL"
         assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_body_that_can_never_fit_is_too_large(protocol: str, serve: Serve, budget: Budget) -> None:
+    async with serve(budget=budget) as served:
+        answer = await served.call(protocol, "EmbedBatch", EmbedBatchRequest(texts=["x" * PART] * 5))
+        assert answer.refusal is not None
+        assert answer.refusal.reason == "REQUEST_TOO_LARGE"
         await eventually(lambda: budget.used == 0)
 
 
@@ -88,26 +110,13 @@ async def test_oldest_unfinished_request_makes_room(serve: Serve, budget: Budget
         await eventually(lambda: budget.used == 0)
 
 
-async def test_request_that_is_worked_on_is_left_alone_and_health_is_told(serve: Serve, budget: Budget) -> None:
-    async with serve(budget=budget) as served:
-        held = [
-            asyncio.create_task(served.call("connect+proto", "EmbedBatch", EmbedBatchRequest(texts=[WAIT, "x" * PART])))
-            for _ in range(3)
-        ]
-        await eventually(lambda: served.host.waiting == 3)
-        assert_refused_for_now(await served.call("connect+proto", "Embed", EmbedRequest(text="x" * PART)))
-        assert (await served.call("grpc", "Health", HealthRequest())).refusal is None
-        served.host.let_go()
-        assert [answer.refusal for answer in await asyncio.gather(*held)] == [None] * 3
-        assert (await served.call("connect+proto", "Embed", EmbedRequest(text="x" * PART))).refusal is None
-
-
 @pytest.mark.parametrize("protocol", ["connect+proto", "connect+json"])
 async def test_answer_that_does_not_fit_is_refused_before_the_work(protocol: str, serve: Serve) -> None:
     async with serve(budget=Budget(MIB // 4)) as served:
         answer = await served.call(protocol, "EmbedBatch", EmbedBatchRequest(texts=["x"] * 4000))
         assert answer.refusal is not None
-        assert answer.refusal.reason == "QUEUE_FULL"
+        assert answer.refusal.reason == "REQUEST_TOO_LARGE"
+        assert "RUNED_REQUEST_MEMORY" in answer.refusal.message
         assert not served.host.asked
 
 
