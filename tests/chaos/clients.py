@@ -196,7 +196,7 @@ class DriverClient(ProgramClient):
 
     def _next_call(self) -> tuple[dict[str, Any], list[int]]:
         self._calls += 1
-        numbers = self.choose(self.random.choice([1, 1, 8, 64, 200]))
+        numbers = self.choose(self.random.choice([1, 1, 8, 32, 100]))
         texts = [self.ground.texts[number] for number in numbers]
         kind = self.random.choice(["embed_items", "embed_batch", "embed_stream", "embed_items", "count_tokens", "health"])
         args: dict[str, Any] = {"timeout_ms": int(CALL_SECONDS * 1000)}

@@ -58,7 +58,7 @@ def proxies(arena: Arena) -> Measured:
     return Measured("; ".join(failed) or "all work", not failed)
 
 
-@attack("16", "a proxy that refuses, for a host that is not loopback", "the error names the proxy's variable")
+@attack("16", "a proxy that refuses, for a host that is not loopback", "the error names the proxy's variable", slow=True)
 def refused_proxy(arena: Arena) -> Measured:
     result = _install(arena, "http://runed.invalid/manifest.json", http_proxy="http://127.0.0.1:9")
     named = "proxy" in result.stderr.lower()
