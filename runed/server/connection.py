@@ -52,7 +52,7 @@ class Connection:
         self._context = context
         self._client = (context.transport, number)
         self._sock = sock
-        self._reader = asyncio.StreamReader(READ_SIZE)
+        self._reader = asyncio.StreamReader(READ_SIZE // 2)  # it holds twice as much before it stops reading
         self._writer: asyncio.StreamWriter | None = None
         self._protocol: Http1Protocol | Http2Connection | None = None
         self._lingering: asyncio.TimerHandle | None = None

@@ -40,6 +40,9 @@ REQUEST_COST = 24 * 1024
 DUPLEX_COST = 512 * 1024
 """Bytes that a request in both directions costs besides: the texts and vectors of it that are in flight."""
 
+SPARE = 3
+"""Divisor of a body that gives what its growing buffers take besides."""
+
 SLOW = 1.0
 """Seconds after which a client that does not go on may be missed when room is needed."""
 
@@ -223,7 +226,7 @@ class RequestStream(HTTPStream):
         return {"type": "http.request", "body": body, "more_body": not self._end_delivered}
 
     def _take_body(self, data: bytes) -> None:
-        self._take(len(data))
+        self._take(len(data) + len(data) // SPARE)
         if self._refusal is not None:
             self.body_was_read(len(data))
             return

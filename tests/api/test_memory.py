@@ -23,7 +23,7 @@ from tests.support import PROTOCOLS, Answer, eventually, refusal_of_json
 
 MIB = 1024 * 1024
 LIMIT = 2 * MIB
-PART = MIB // 2
+PART = MIB * 11 // 32
 
 
 @pytest.fixture
