@@ -12,7 +12,17 @@ from runed.bootstrap import Phase, Progress
 from runed.daemon.draining import Draining
 from runed.daemon.served_model import ServedModel, Situation
 from runed.domain.status import LoadingPhase, Status
-from runed.errors import BackendUnavailableError, BootstrappingError, RunedError
+from runed.errors import (
+    ArchiveError,
+    BackendUnavailableError,
+    BootstrappingError,
+    ManifestError,
+    ModelFileError,
+    RunedError,
+    SettingsError,
+    UnsupportedPlatformError,
+    VerificationError,
+)
 from runed.log import describe_exception, get_logger
 from runed.scheduling.scheduler import Scheduler
 
@@ -24,6 +34,9 @@ MAX_WAIT = 60.0
 
 _RETRY_SECONDS = 1.0
 """Seconds after which a refused call may be tried again."""
+
+_LASTING = (ManifestError, ModelFileError, VerificationError, ArchiveError, UnsupportedPlatformError)
+"""Failures that stay until somebody changes something. A client that tried again would keep its user waiting for a minute."""
 
 _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
@@ -41,10 +54,12 @@ class _Failure:
 
     Attributes:
         message: The reason, for people.
+        lasting: Whether another try fails in the same way until somebody changes something.
         retry_at: The time of the monotonic clock from which on a call may start the next bootstrap.
     """
 
     message: str
+    lasting: bool
     retry_at: float
 
 
@@ -129,8 +144,12 @@ class Bootstrapper:
     async def _run(self) -> None:
         try:
             self.model = await self._build(self._report)
+        except SettingsError as error:
+            # The daemon keeps the settings that it was started with.
+            remedy = "then run `runed stop`, since this daemon began with the setting as it was"
+            self._fail(f"{error.message}; {remedy}", lasting=True)
         except RunedError as error:
-            self._fail(error.message)
+            self._fail(error.message, lasting=isinstance(error, _LASTING))
         except Exception as error:  # noqa: BLE001 # the daemon must live on to tell the failure
             _log.error("bootstrap failed unexpectedly", **describe_exception(error))
             self._fail(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")
@@ -146,14 +165,14 @@ class Bootstrapper:
         if progress.downloading:
             self._settled.set()
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, message: str, *, lasting: bool = False) -> None:
         _log.error("bootstrap failed", reason=message)
-        self._failure = _Failure(message, time.monotonic() + BOOTSTRAP_PAUSE)
+        self._failure = _Failure(message, lasting, time.monotonic() + BOOTSTRAP_PAUSE)
 
     def _refusal(self) -> RunedError:
         if self._failure is not None:
-            pause = self._failure.retry_at - time.monotonic()
-            return BackendUnavailableError(self._failure.message, retry_after=max(pause, 0.0))
+            pause = None if self._failure.lasting else max(self._failure.retry_at - time.monotonic(), 0.0)
+            return BackendUnavailableError(self._failure.message, retry_after=pause)
         progress = self.progress
         step = progress.message
         if progress.bytes_total:
