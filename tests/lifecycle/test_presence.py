@@ -80,6 +80,8 @@ def test_a_daemon_that_does_not_listen(paths: Paths, condition: Condition, *, dr
 
 def test_a_daemon_that_listens_is_overloaded_and_the_kernel_tells_its_pid(paths: Paths) -> None:
     with Listener.bind(paths.socket):
+        assert observe(paths).pid is None, "this may be a program that hands connections on"
+        DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
         presence = observe(paths)
     assert (presence.condition, presence.pid) == (Condition.OVERLOADED, os.getpid())
 
