@@ -259,7 +259,7 @@ class _Search:
 
     @functools.cached_property
     def _available_version(self) -> str:
-        return command_version(find_command(self._settings))
+        return command_version(find_command(self._settings), timeout=max(0.0, self._deadline - time.monotonic()))
 
     def _outlast_predecessor(self) -> DaemonHandle | None:
         """Wait until no daemon lives, and ask one that is too old to drain. Return a daemon that listens after all.
