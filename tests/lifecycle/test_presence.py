@@ -117,6 +117,7 @@ def test_a_stopped_daemon_says_how_to_go_on(paths: Paths) -> None:
     with subprocess.Popen([sys.executable, "-c", LISTENER, paths.socket], stdout=subprocess.PIPE) as listener:
         assert listener.stdout is not None
         assert listener.stdout.readline() == b"1\n"
+        record_of(listener.pid, paths)
         stop(listener.pid)
         presence = observe(paths)
         listener.kill()
