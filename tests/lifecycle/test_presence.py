@@ -78,12 +78,13 @@ def test_a_daemon_that_does_not_listen(paths: Paths, condition: Condition, *, dr
         assert observe(paths).condition is Condition.STOPPED
 
 
-def test_a_daemon_that_listens_is_overloaded_and_the_kernel_tells_its_pid(paths: Paths) -> None:
+def test_a_daemon_that_listens_is_overloaded_and_its_pid_is_told_once_it_is_proved(paths: Paths) -> None:
     with Listener.bind(paths.socket):
-        assert observe(paths).pid is None, "this may be a program that hands connections on"
-        DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
-        presence = observe(paths)
-    assert (presence.condition, presence.pid) == (Condition.OVERLOADED, os.getpid())
+        unproved = observe(paths)
+        record_of(os.getpid(), paths)
+        proved = observe(paths)
+    assert (unproved.condition, unproved.pid) == (Condition.OVERLOADED, None)
+    assert (proved.condition, proved.pid) == (Condition.OVERLOADED, os.getpid())
 
 
 def test_a_daemon_with_a_full_backlog_is_overloaded(paths: Paths) -> None:
