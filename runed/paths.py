@@ -206,7 +206,7 @@ def check_home(home: Path, *, trust_parents: bool = False) -> None:
     if info.st_uid != os.geteuid():
         sudo = ", or use `sudo -H`" if os.geteuid() == 0 else ""
         raise ForeignPathError(
-            f"{home} belongs to user id {info.st_uid}, not to you, who are user id {os.geteuid()}; "
+            f"{home} belongs to user id {info.st_uid}, and you are user id {os.geteuid()}; "
             f"set RUNED_HOME to a place of your own{sudo}"
         )
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -264,7 +264,10 @@ def ensure_private_dir(path: Path, *, shared: bool = False) -> None:
     if shared:
         return
     if not is_trusted(info.st_uid):
-        raise ForeignPathError(f"{path} belongs to user id {info.st_uid}, not to you; set RUNED_HOME to a place of your own")
+        raise ForeignPathError(
+            f"{path} belongs to user id {info.st_uid}, and you are user id {os.geteuid()}; "
+            "set RUNED_HOME to a place of your own"
+        )
     if path.is_symlink() and is_open_to_writers(info):
         raise ForeignPathError(
             f"{path} leads to {real}, and others can write there (mode {mode_of(info)}); let it lead to a directory of your own"

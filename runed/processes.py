@@ -95,6 +95,16 @@ def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
     return True
 
 
+def program_names(pid: int) -> set[str]:
+    """Return the last parts of the paths on the command line of a process; nothing if it is gone."""
+    import psutil  # noqa: PLC0415 # as in `identify`
+
+    try:
+        return {Path(argument).name for argument in psutil.Process(pid).cmdline()}
+    except (psutil.Error, OSError):
+        return set()
+
+
 def is_child(pid: int, parent: ProcessIdentity) -> bool:
     """Return whether a process is a child of another one."""
     import psutil  # noqa: PLC0415 # as in `identify`

@@ -353,7 +353,7 @@ class Setting(msgspec.Struct, frozen=True):
 _CTX_SIZE = partial(_whole_number, least=64, most=131_072, what="tokens")  # above what any embedding model reads
 _QUEUE_TEXTS = partial(_whole_number, least=64, most=1_000_000, what="texts")  # a stream queues up to 64 texts at once
 _QUEUE_BYTES = partial(_size, least=1024 * 1024)  # one text may be as large as a request
-_REQUEST_MEMORY = partial(_size, least=64 * 1024 * 1024)  # the largest request and its answer fit in
+_REQUEST_MEMORY = partial(_size, least=128 * 1024 * 1024)  # the largest request and its answer fit in
 _CACHE_SIZE = partial(_size, least=1, none=True)
 _DISK_CACHE_SIZE = partial(_size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
 _PROFILE = partial(_one_of, accepted=PROFILES)
@@ -385,7 +385,7 @@ SETTINGS = {
     "queue_bytes": Setting("RUNED_QUEUE_BYTES", _JSON_SIZE, "queue_bytes", _QUEUE_BYTES, "64MiB",
         "the most bytes of text that may wait, at least 1 MiB"),
     "request_memory": Setting("RUNED_REQUEST_MEMORY", _JSON_SIZE, "request_bytes", _REQUEST_MEMORY, "256MiB",
-        "the most memory for all requests that are in flight, at least 64 MiB; more are refused with QUEUE_FULL"),
+        "the most memory for all requests that are in flight, at least 128 MiB; more are refused with QUEUE_FULL"),
     "cache": Setting("RUNED_CACHE", str, "disk_cache", _on_disk, "memory",
         "the place of cached vectors: `memory`, or `disk` for both"),
     "cache_size": Setting("RUNED_CACHE_SIZE", _JSON_SIZE, "cache_bytes", _CACHE_SIZE, "64MiB",

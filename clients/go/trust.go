@@ -33,7 +33,7 @@ func checkHome(home string) error {
 	case !info.IsDir():
 		return newError(ErrForeignPath, nil, "%s is not a directory; move it away or set RUNED_HOME to another place", home)
 	case ownerOf(info) != os.Geteuid():
-		return newError(ErrForeignPath, nil, "%s belongs to user id %d, not to you, who are user id %d; "+
+		return newError(ErrForeignPath, nil, "%s belongs to user id %d, and you are user id %d; "+
 			"set RUNED_HOME to a place of your own", home, ownerOf(info), os.Geteuid())
 	case info.Mode().Perm()&0o022 != 0:
 		return newError(ErrForeignPath, nil, "others can write to %s (mode %04o), so nothing of it is used; "+

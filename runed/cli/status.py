@@ -192,7 +192,7 @@ def _milliseconds(seconds: float) -> str:
 
 def _process(pid: int, memory: int) -> str:
     """Return the pid and the memory of a process, which may run where they cannot be seen."""
-    seen = f"pid {pid}" if pid else "in another pid namespace"
+    seen = f"pid {pid}" if pid else "pid not seen from here"
     return f"{seen}, {_megabytes(memory)}" if memory else f"{seen}, memory unknown"
 
 

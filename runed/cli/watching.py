@@ -93,4 +93,4 @@ class _Watch:
             return ""  # the command itself meets it and tells it
         if health.status is not Status.SHUTTING_DOWN:
             return ""
-        return f"the daemon, pid {health.pid}, is shutting down: {health.message}"
+        return f"the daemon is shutting down: {health.message}"

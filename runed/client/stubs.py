@@ -19,9 +19,10 @@ from pyqwest import Headers, HTTPVersion, Request, Response, StreamError, SyncRe
 from pyqwest._pyqwest import get_sync_timeout  # has no public name; pyqwest's own transport for tests does this
 
 from runed.client.target import Target
+from runed.client.transport.aio_slots import AsyncSlots
 from runed.client.transport.aio_stream import AsyncStreamConnection
 from runed.client.transport.blocking_stream import BlockingStreamConnection
-from runed.client.transport.slots import AsyncSlots, Slots
+from runed.client.transport.slots import Slots
 from runed.client.wire.http2 import Http2Request
 from runed.errors import DaemonUnavailableError
 

@@ -36,7 +36,7 @@ export function checkHome(home: string): void {
   }
   const own = process.geteuid?.();
   if (stat.uid !== own) {
-    throw foreign(`${home} belongs to user id ${stat.uid}, not to you, who are user id ${own}; ${REMEDY}`);
+    throw foreign(`${home} belongs to user id ${stat.uid}, and you are user id ${own}; ${REMEDY}`);
   }
   if ((stat.mode & 0o022) !== 0) {
     throw foreign(

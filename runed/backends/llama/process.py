@@ -83,10 +83,12 @@ class ChildProcess:
         self.pid = process.pid
         self.output = output
         self._process = process
-        self._leftovers = (record, *leftovers)
-        if identity := identify(process.pid):
+        self._record = record
+        self._leftovers = leftovers
+        self._identity = identify(process.pid)
+        if self._identity:
             # Not `write_atomically`: its fsync may take seconds, and the record is worthless after a reboot.
-            record.write_bytes(msgspec.json.encode(identity))
+            record.write_bytes(msgspec.json.encode(self._identity))
         self.exited: asyncio.Task[int] = asyncio.create_task(self._attend())
 
     @classmethod
@@ -146,11 +148,15 @@ class ChildProcess:
             return 0.0
         return sum(time.user + time.system for time in times)
 
-    @property
-    def wants_to_work(self) -> bool:
-        """Whether a thread of the child runs, or waits for a processor or a disk. Outside of Linux, the main thread counts."""
-        working = {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
-        return self._state() in working or any(thread.state in "RD" for thread in threads_of(self.pid))
+    def wants_to_work(self, *, main: bool) -> bool:
+        """Return whether the main thread, or any thread, runs or waits for a processor or a disk.
+
+        Args:
+            main: Whether only the main thread counts. Outside of Linux, nothing is known of others.
+        """
+        if self._state() in {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}:
+            return True
+        return not main and any(thread.state in "RD" for thread in threads_of(self.pid))
 
     @property
     def stopped(self) -> bool:
@@ -187,9 +193,26 @@ class ChildProcess:
         while data := await self._process.stdout.read(_CHUNK):
             self.output.write(data)
         code = await self._process.wait()
-        for path in self._leftovers:
-            path.unlink(missing_ok=True)
+        # A daemon that has taken this home over may have a record and a socket of the same names.
+        if read_record(self._record, ProcessIdentity) in {None, self._identity}:
+            for path in (self._record, *self._leftovers):
+                path.unlink(missing_ok=True)
         return code
+
+
+def has_successor(record: Path) -> bool:
+    """Return whether a record names a live child of another process: of a daemon that has taken this home over.
+
+    Args:
+        record: The file that `ChildProcess.spawn` wrote.
+    """
+    identity = read_record(record, ProcessIdentity)
+    if identity is None or identify(identity.pid) != identity:
+        return False
+    try:
+        return psutil.Process(identity.pid).ppid() not in {1, os.getpid()}  # an orphan is a child of process 1
+    except psutil.Error:
+        return False
 
 
 def reap_orphan(record: Path) -> None:

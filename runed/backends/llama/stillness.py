@@ -27,12 +27,17 @@ class Stillness:
         self._looked = time.monotonic()
         self._seconds = 0.0
 
-    def look(self) -> float:
-        """Look at the child. Return the seconds without work up to now."""
+    def look(self, *, answering: bool = False) -> float:
+        """Look at the child. Return the seconds without work up to now.
+
+        Args:
+            answering: Whether the child has answered something since the last look. Then a thread that is not the main one may
+                just answer again, so that it is no sign of work. Where answers come, the main thread gets a processor, too.
+        """
         now = time.monotonic()
         self._seconds += min(now - self._looked, self._longest)
         self._looked = now
-        if self._has_worked() or self._child.wants_to_work:
+        if self._has_worked() or self._child.wants_to_work(main=answering):
             self._seconds = 0.0
         return self._seconds
 

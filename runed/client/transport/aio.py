@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Ensure, Send, Sleep
 from runed.client.target import Target
+from runed.client.transport.aio_slots import AsyncSlots
 from runed.client.transport.blocking import (
     BLOCKED,
     BROKEN,
@@ -23,7 +24,6 @@ from runed.client.transport.blocking import (
     closed,
     too_late,
 )
-from runed.client.transport.slots import AsyncSlots
 from runed.client.wire.unary import Answer, Exchange
 from runed.lifecycle.listener import dial
 

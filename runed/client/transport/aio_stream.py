@@ -13,8 +13,8 @@ from runed.client.calls.patience import Deadline
 from runed.client.calls.pending import PendingTexts
 from runed.client.calls.steps import Connect, Outcome, StreamFlow, Turn, UploadFlow
 from runed.client.transport.aio import AsyncTransport, open_socket
+from runed.client.transport.aio_slots import AsyncSlots
 from runed.client.transport.blocking import CHUNK, DIAL_PATIENCE
-from runed.client.transport.slots import AsyncSlots
 from runed.client.wire.http2 import Http2Request
 from runed.client.wire.stream import StreamExchange
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable
@@ -37,24 +36,10 @@ class Slots:
             raise TimeoutError
         return free.release
 
+    def __reduce__(self) -> tuple[type[Slots], tuple[()]]:
+        """Pickle as slots of another process, which are all free."""
+        return Slots, ()
+
     def _renew(self) -> None:
         self._pid = os.getpid()
         self._free = threading.Semaphore(MAX_CONNECTIONS)
-
-
-class AsyncSlots:
-    """The connections of a client with asyncio, for each event loop anew."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._free = asyncio.Semaphore()
-
-    async def take(self, timeout: float | None) -> Callable[[], None]:  # noqa: ASYNC109 # as for the blocking twin
-        """Wait until one more connection may be open; see `Slots.take`."""
-        if self._loop is not (loop := asyncio.get_running_loop()):
-            self._loop = loop
-            self._free = asyncio.Semaphore(MAX_CONNECTIONS)
-        free = self._free
-        async with asyncio.timeout(timeout):
-            await free.acquire()
-        return free.release
