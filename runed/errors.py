@@ -91,7 +91,7 @@ class InvalidRequestError(RunedError):
 
 
 class EmptyTextError(InvalidRequestError):
-    """A text is empty or only white space. Its vector would mean nothing."""
+    """A text is empty or only white space, or the model reads nothing of it. Its vector would mean nothing."""
 
     reason = "EMPTY_TEXT"
 

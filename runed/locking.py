@@ -45,6 +45,20 @@ class LockFile:
         self._descriptor = descriptor
         return True
 
+    def is_held(self) -> bool:
+        """Return whether a process holds the lock. A process that tries to take it at this very moment fails, too."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def holder(self) -> int | None:
         """Return the pid in the file: of the holder, or of the last holder if the lock is free. None if there is none."""
         try:

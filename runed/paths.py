@@ -183,19 +183,20 @@ def _alias_dir() -> Path:
     return Path(f"/tmp/runed-{os.getuid()}")  # noqa: S108 # guarded by ensure_socket_dir and check_socket_dir
 
 
-def check_home(home: Path) -> None:
+def check_home(home: Path, *, trust_parents: bool = False) -> None:
     """Check that no other user has a hand in a home, before anything of it is read, run, connected to or signalled.
 
     A missing home is fine. A link to a home is, too, if it belongs to this user or root.
 
     Args:
         home: The home, absolute.
+        trust_parents: Whether to trust everybody who can write to the directories above it, or owns them.
 
     Raises:
         ForeignPathError: The home is not a directory, or belongs to another user, or others can write to it or replace it; or a
             file of runed in it belongs to another user.
     """
-    real = resolve_trusted(home)
+    real = resolve_trusted(home, trust_parents=trust_parents)
     try:
         info = real.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -205,7 +206,7 @@ def check_home(home: Path) -> None:
     if info.st_uid != os.geteuid():
         sudo = ", or use `sudo -H`" if os.geteuid() == 0 else ""
         raise ForeignPathError(
-            f"{home} belongs to user id {info.st_uid}, not to you, who are user id {os.geteuid()}; "
+            f"{home} belongs to user id {info.st_uid}, and you are user id {os.geteuid()}; "
             f"set RUNED_HOME to a place of your own{sudo}"
         )
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -216,20 +217,21 @@ def check_home(home: Path) -> None:
     check_contents(real, _NAMES)
 
 
-def ensure_home(home: Path) -> None:
+def ensure_home(home: Path, *, trust_parents: bool = False) -> None:
     """Make the home, which only this user can enter, or check that it can be one.
 
     Only a home that runed made, and an empty directory, get the mode 0700.
 
     Args:
         home: The home, absolute. Missing parents are made, too.
+        trust_parents: As for `check_home`.
 
     Raises:
         ForeignPathError: See `check_home`; or others can enter the directory, and it holds files that are not runed's.
     """
-    check_home(home)
+    check_home(home, trust_parents=trust_parents)
     _make_dir(home)
-    check_home(home)  # another user may have made it meanwhile
+    check_home(home, trust_parents=trust_parents)  # another user may have made it meanwhile
     info = home.stat()
     if not stat.S_IMODE(info.st_mode) & 0o077:
         return
@@ -253,7 +255,8 @@ def ensure_private_dir(path: Path, *, shared: bool = False) -> None:
         ForeignPathError: The path is not a directory; or it or an entry of it belongs to another user; or it is a link to a
             place that others can write to.
     """
-    real = path if shared else resolve_trusted(path)
+    # What is no link lies in a home that was checked.
+    real = path if shared or not path.is_symlink() else resolve_trusted(path)
     _make_dir(path)
     info = path.stat()
     if not stat.S_ISDIR(info.st_mode):
@@ -261,7 +264,10 @@ def ensure_private_dir(path: Path, *, shared: bool = False) -> None:
     if shared:
         return
     if not is_trusted(info.st_uid):
-        raise ForeignPathError(f"{path} belongs to user id {info.st_uid}, not to you; set RUNED_HOME to a place of your own")
+        raise ForeignPathError(
+            f"{path} belongs to user id {info.st_uid}, and you are user id {os.geteuid()}; "
+            "set RUNED_HOME to a place of your own"
+        )
     if path.is_symlink() and is_open_to_writers(info):
         raise ForeignPathError(
             f"{path} leads to {real}, and others can write there (mode {mode_of(info)}); let it lead to a directory of your own"

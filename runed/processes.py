@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ _PR_SET_PDEATHSIG = 1
 
 MAX_PID = 2**31 - 1
 """The largest number that a process id can be. A larger one is an error of some file."""
+
+_CPU_TIME_FIELD = 14
+"""The field of /proc/<pid>/stat, counted from 1, with the clock ticks in user mode. Those in kernel mode follow."""
 
 _M_MMAP_THRESHOLD = -3
 """The option of mallopt(3) that sets the size from which on a block has pages of its own."""
@@ -91,6 +95,16 @@ def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
     return True
 
 
+def program_names(pid: int) -> set[str]:
+    """Return the last parts of the paths on the command line of a process; nothing if it is gone."""
+    import psutil  # noqa: PLC0415 # as in `identify`
+
+    try:
+        return {Path(argument).name for argument in psutil.Process(pid).cmdline()}
+    except (psutil.Error, OSError):
+        return set()
+
+
 def is_child(pid: int, parent: ProcessIdentity) -> bool:
     """Return whether a process is a child of another one."""
     import psutil  # noqa: PLC0415 # as in `identify`
@@ -101,14 +115,21 @@ def is_child(pid: int, parent: ProcessIdentity) -> bool:
         return False
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped, by a signal such as SIGSTOP or by a debugger. It does nothing then."""
+    if sys.platform == "linux":
+        return _stat_on_linux(pid)[:1] in ([b"T"], [b"t"])
+    import psutil  # noqa: PLC0415 # as in `identify`
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
 def _identify_on_linux(pid: int) -> ProcessIdentity | None:
     """Read /proc. psutil's start time is a time of the clock, which moves with every correction of the clock."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    # The name of the program, field 2, may hold spaces and brackets. The last bracket ends it.
-    state, *others = stat.rpartition(b")")[2].split()
+    state, *others = _stat_on_linux(pid) or [b"X"]
     if state in {b"Z", b"X"}:
         return None
     ticks = int(others[_START_TIME_FIELD - 4])
@@ -117,8 +138,41 @@ def _identify_on_linux(pid: int) -> ProcessIdentity | None:
 
 @functools.cache
 def _scope() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:  # a sandbox hides them
+        return ""
+
+
+def _stat_on_linux(pid: int) -> list[bytes]:
+    """Return the fields of /proc/<pid>/stat from the third, the state, on; no fields for a process that is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return []
+    # The name of the program, field 2, may hold spaces and brackets. The last bracket ends it.
+    return stat.rpartition(b")")[2].split()
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread of a process: its id, its state as a letter of proc(5), and its processor seconds."""
+
+    id: int
+    state: str
+    seconds: float
+
+
+def threads_of(pid: int) -> list[Thread]:
+    """Return the threads of a process; none if it is gone, and none on other systems than Linux."""
+    threads = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            state, *others = (task / "stat").read_bytes().rpartition(b")")[2].split()
+            ticks = sum(map(int, others[_CPU_TIME_FIELD - 4 : _CPU_TIME_FIELD - 2]))
+            threads.append(Thread(int(task.name), state.decode(), ticks / os.sysconf("SC_CLK_TCK")))
+    return threads
 
 
 def resident_bytes(pid: int) -> int:

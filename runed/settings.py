@@ -87,6 +87,7 @@ class Settings:
     cache_bytes: int = 64 * 1024 * 1024
     disk_cache_bytes: int = 1024 * 1024 * 1024
     http: tuple[str, int] | None = None
+    trust_parents: bool = False
 
 
 def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -106,7 +107,8 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     env = os.environ if environ is None else environ
     home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
     _check_utf8(str(home_path), "the home")
-    check_home(home_path)
+    trust_parents = _get(env, "RUNED_TRUST_PARENTS") or "no"
+    check_home(home_path, trust_parents=_boolean(trust_parents, "RUNED_TRUST_PARENTS"))
     explicit = _get(env, "RUNED_CONFIG")
     config_path = full_path(explicit) if explicit else home_path / "config.json"
     if explicit or config_path.is_symlink():  # the home does not protect it
@@ -116,10 +118,10 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     for name, setting in SETTINGS.items():
         value, origin = setting.default, setting.variable
         if setting.variable and (found := _get(env, setting.variable)):
-            _check_utf8(found, setting.variable)
             value = found
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = str(found), f"{name} in {config_path}"
+        _check_utf8(value, origin)
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
     return Settings(home_path, **values)
@@ -351,7 +353,7 @@ class Setting(msgspec.Struct, frozen=True):
 _CTX_SIZE = partial(_whole_number, least=64, most=131_072, what="tokens")  # above what any embedding model reads
 _QUEUE_TEXTS = partial(_whole_number, least=64, most=1_000_000, what="texts")  # a stream queues up to 64 texts at once
 _QUEUE_BYTES = partial(_size, least=1024 * 1024)  # one text may be as large as a request
-_REQUEST_MEMORY = partial(_size, least=64 * 1024 * 1024)  # the largest request and its answer fit in
+_REQUEST_MEMORY = partial(_size, least=128 * 1024 * 1024)  # the largest request and its answer fit in
 _CACHE_SIZE = partial(_size, least=1, none=True)
 _DISK_CACHE_SIZE = partial(_size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
 _PROFILE = partial(_one_of, accepted=PROFILES)
@@ -383,7 +385,7 @@ SETTINGS = {
     "queue_bytes": Setting("RUNED_QUEUE_BYTES", _JSON_SIZE, "queue_bytes", _QUEUE_BYTES, "64MiB",
         "the most bytes of text that may wait, at least 1 MiB"),
     "request_memory": Setting("RUNED_REQUEST_MEMORY", _JSON_SIZE, "request_bytes", _REQUEST_MEMORY, "256MiB",
-        "the most memory for all requests that are in flight, at least 64 MiB; more are refused with QUEUE_FULL"),
+        "the most memory for all requests that are in flight, at least 128 MiB; more are refused with QUEUE_FULL"),
     "cache": Setting("RUNED_CACHE", str, "disk_cache", _on_disk, "memory",
         "the place of cached vectors: `memory`, or `disk` for both"),
     "cache_size": Setting("RUNED_CACHE_SIZE", _JSON_SIZE, "cache_bytes", _CACHE_SIZE, "64MiB",
@@ -393,6 +395,8 @@ SETTINGS = {
     "http": Setting("RUNED_HTTP", str, "http", _loopback, "",
         "where to serve the OpenAI API besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
+    "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
+        "whether to use a home below a directory that others own or can write to: they could replace the home"),
     "debug": Setting("RUNED_DEBUG", None, "", _boolean, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

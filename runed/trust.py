@@ -13,8 +13,10 @@ _MAX_LINKS = 40
 
 _REMEDY = "set RUNED_HOME to a place of your own"
 
+_PARENT_REMEDY = f"{_REMEDY}, or set RUNED_TRUST_PARENTS=1 if you trust them"
 
-def resolve_trusted(path: Path) -> Path:
+
+def resolve_trusted(path: Path, *, trust_parents: bool = False) -> Path:
     """Return a path without links. Check that no other user can replace a directory or a link on the way to it.
 
     Each directory above the path must belong to this user or root. Others may write to it only if it is sticky, like `/tmp`.
@@ -23,6 +25,7 @@ def resolve_trusted(path: Path) -> Path:
 
     Args:
         path: An absolute path.
+        trust_parents: Whether to trust everybody who can write to the directories above it, or owns them.
 
     Raises:
         ForeignPathError: Another user can replace a part of the path, or the path cannot be read.
@@ -30,7 +33,8 @@ def resolve_trusted(path: Path) -> Path:
     place, pending, links = Path("/"), list(reversed(path.parts[1:])), 0
     try:
         while pending:
-            _check_parent(path, place)
+            if not trust_parents:
+                _check_parent(path, place)
             if (name := pending.pop()) == "..":
                 place = place.parent
                 continue
@@ -114,11 +118,11 @@ def mode_of(info: os.stat_result) -> str:
 def _check_parent(path: Path, parent: Path) -> None:
     info = parent.lstat()
     if not is_trusted(info.st_uid):
-        raise ForeignPathError(f"{parent} belongs to user id {info.st_uid}, who could replace {path}; {_REMEDY}")
+        raise ForeignPathError(f"{parent} belongs to user id {info.st_uid}, who could replace {path}; {_PARENT_REMEDY}")
     if is_open_to_writers(info) and not info.st_mode & stat.S_ISVTX:
         raise ForeignPathError(
-            f"others can write to {parent} (mode {mode_of(info)}), and could replace {path}; {_REMEDY}, "
-            f"or run `chmod go-w {parent}`"
+            f"others can write to {parent} (mode {mode_of(info)}), and could replace {path}; run `chmod go-w {parent}`, "
+            f"{_PARENT_REMEDY}"
         )
 
 

@@ -58,6 +58,19 @@ def listening_as_other(path: Path) -> Iterator[Eavesdropper]:
             process.kill()
 
 
+@contextmanager
+def swapping_as_other(directory: Path) -> Iterator[None]:
+    """Let the other user swap a directory with its sibling `.theirs` again and again. Their parent must be that user's."""
+    with subprocess.Popen([sys.executable, FAKE, str(OTHER), "swap", directory], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
 def answer_to_other(path: Path) -> str:
     """Return what the other user gets from a socket when it asks for Health."""
     done = subprocess.run([sys.executable, FAKE, str(OTHER), "connect", path], stdout=subprocess.PIPE, check=True, timeout=20)

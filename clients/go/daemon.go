@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 )
 
 // ensureGrace is how long "runed ensure" may go on after its time is over, and again after it was told to stop.
@@ -171,11 +174,35 @@ type record struct {
 
 // readRecord reads daemon.json. A missing or broken file is an empty record: the file is a hint, and no proof of life.
 func readRecord(home string) (found record) {
-	data, err := os.ReadFile(filepath.Join(home, "daemon.json"))
+	data, err := readState(filepath.Join(home, "daemon.json"))
 	if err != nil || json.Unmarshal(data, &found) != nil {
 		return record{}
 	}
 	return found
+}
+
+// maxStateBytes is the size up to which a file is read. A larger one is no state of runed.
+const maxStateBytes = 4 << 20
+
+// readState reads a small file. It never waits: something else in its place, such as a pipe, is an error.
+func readState(path string) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxStateBytes {
+		return nil, fmt.Errorf("%s is no small file", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxStateBytes))
+	if err == nil && !utf8.Valid(data) {
+		return nil, fmt.Errorf("%s is not UTF-8", path) // encoding/json would replace the wrong bytes
+	}
+	return data, err
 }
 
 // spawn runs "runed ensure --json". That starts the daemon, unless another process does, and waits until it listens.

@@ -26,6 +26,7 @@ var Constants = map[string]float64{
 	"bootstrap_longest_poll_seconds": seconds(bootstrapLongestPoll),
 	"dial_pause_seconds":             seconds(dialPause),
 	"dial_patience_seconds":          seconds(dialPatience),
+	"connections":                    connections,
 	"start_patience_seconds":         seconds(startPatience),
 	"socket_path_bytes":              maxSocketPath,
 	"stream_texts":                   streamTexts,

@@ -133,7 +133,7 @@ func configuredProgram(home string) string {
 	if err != nil || !mayRead(path) {
 		return ""
 	}
-	data, err := os.ReadFile(path)
+	data, err := readState(path)
 	if err != nil {
 		return ""
 	}

@@ -32,6 +32,9 @@ const (
 	// dialPatience is how long to try so where the caller sets no limit.
 	dialPatience = time.Minute
 
+	// connections is how many single calls go on at a time, each over a connection of its own. Further calls wait for one.
+	connections = 64
+
 	// startPatience is how long the start of a daemon may take where the caller sets no limit.
 	startPatience = time.Minute
 

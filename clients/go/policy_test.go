@@ -2,6 +2,7 @@ package runed_test
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -488,6 +489,7 @@ func TestPolicyHomes(t *testing.T) {
 					"link":      func() error { return os.Symlink(words[2], path) },
 					"owner":     func() error { return os.Lchown(path, int(number), -1) },
 					"group":     func() error { return os.Lchown(path, -1, int(number)) },
+					"trust":     func() error { t.Setenv("RUNED_TRUST_PARENTS", "1"); return nil },
 				}[words[0]]()
 				if err != nil {
 					t.Fatal(err)
@@ -575,6 +577,7 @@ func TestPolicyRules(t *testing.T) {
 		"a full backlog":                  testFullBacklog,
 		"one time limit":                  testOneTimeLimit,
 		"another user listens":            testAnotherUserListens,
+		"a home in other bytes":           testHomeInOtherBytes,
 		"an older daemon":                 testOlderDaemon,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
@@ -587,6 +590,7 @@ func TestPolicyRules(t *testing.T) {
 		"a refusal to the end":            testRefusalToTheEnd,
 		"an idle stream":                  testIdleStream,
 		"a silent stream":                 testSilentStream,
+		"many calls at once":              testManyCallsAtOnce,
 		"a closed client":                 testClosedClient,
 	}
 	for _, row := range readPolicy(t).Rules.Rows {
@@ -667,7 +671,7 @@ func testOneTimeLimit(t *testing.T) {
 	if _, err := client.Embed(limited, "text"); !errors.Is(err, runed.ErrDeadlineExceeded) {
 		t.Error(err)
 	}
-	if took := time.Since(began); took < 700*time.Millisecond || took > time.Second {
+	if took := time.Since(began); took < 700*time.Millisecond || took > 1150*time.Millisecond {
 		t.Errorf("it took %v", took)
 	}
 }
@@ -715,6 +719,43 @@ func servedHome(t *testing.T, daemon *script, record, program string) (home stri
 }
 
 const wellEnsured = `echo '{"socket": "'"$RUNED_HOME"'/embedding.sock", "started": true}'`
+
+func TestBadRecord(t *testing.T) {
+	lay := map[string]func(path string) error{
+		"nothing in it": func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"no UTF-8":      func(path string) error { return os.WriteFile(path, []byte("{\"version\": \"\xff\"}"), 0o600) },
+		"nested":        func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("["), 100_000), 0o600) },
+		"other types":   func(path string) error { return os.WriteFile(path, []byte(`{"draining": "yes", "pid": []}`), 0o600) },
+		"huge": func(path string) error {
+			if err := os.WriteFile(path, []byte(`{"draining": true}`), 0o600); err != nil {
+				return err
+			}
+			return os.Truncate(path, 1<<40)
+		},
+		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"a pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"a device":    func(path string) error { return os.Symlink("/dev/zero", path) },
+	}
+	for name, put := range lay {
+		t.Run(name, func(t *testing.T) {
+			home, asked := servedHome(t, &script{}, "{}", wellEnsured)
+			path := filepath.Join(home, "daemon.json")
+			if err := errors.Join(os.Remove(path), put(path)); err != nil {
+				t.Fatal(err)
+			}
+			limited, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			client, err := runed.Connect(limited, runed.WithHome(home))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if count := asked(); count != 0 {
+				t.Errorf("`runed ensure` was run %d times", count)
+			}
+		})
+	}
+}
 
 func testOlderDaemon(t *testing.T) {
 	recordOf := func(version string) string {
@@ -1069,6 +1110,49 @@ func testSilentStream(t *testing.T) {
 	}
 	if count != 2 {
 		t.Error(count)
+	}
+}
+
+func testHomeInOtherBytes(t *testing.T) {
+	t.Setenv("RUNED_HOME", "/h\xff")
+	if _, err := runed.Locate(); !errors.Is(err, runed.ErrBadSetting) || !strings.Contains(err.Error(), `"/h\xff" is not UTF-8`) {
+		t.Error(err)
+	}
+}
+
+func testManyCallsAtOnce(t *testing.T) {
+	const most = 64
+	var now, peak atomic.Int32
+	blocked := make(chan struct{})
+	client := (&script{embed: func() (*runedv1.EmbedResponse, error) {
+		peak.Store(max(peak.Load(), now.Add(1)))
+		defer now.Add(-1)
+		<-blocked
+		return &runedv1.EmbedResponse{Vector: goodVector, Fingerprint: "fp"}, nil
+	}}).start(t)
+	failures := make(chan error)
+	for range 700 {
+		go func() {
+			_, err := client.Embed(t.Context(), "text")
+			failures <- err
+		}()
+	}
+	for now.Load() < most {
+		time.Sleep(time.Millisecond)
+	}
+	late, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := client.Embed(late, "late"); !errors.Is(err, runed.ErrDeadlineExceeded) {
+		t.Error("the wait does not count:", err)
+	}
+	close(blocked)
+	for range 700 {
+		if err := <-failures; err != nil {
+			t.Error(err)
+		}
+	}
+	if peak.Load() > most {
+		t.Error(peak.Load(), "calls went on at a time")
 	}
 }
 

@@ -45,6 +45,7 @@ func newTransport(dial, dialService dialFunc, protocol Protocol) *transport {
 	}
 	if result.unary = result.streams; protocol != ProtocolGRPC {
 		result.unary = newHTTP(dial, (*http.Protocols).SetHTTP1)
+		result.unary.MaxConnsPerHost = connections
 	}
 	return result
 }

@@ -33,7 +33,7 @@ func checkHome(home string) error {
 	case !info.IsDir():
 		return newError(ErrForeignPath, nil, "%s is not a directory; move it away or set RUNED_HOME to another place", home)
 	case ownerOf(info) != os.Geteuid():
-		return newError(ErrForeignPath, nil, "%s belongs to user id %d, not to you, who are user id %d; "+
+		return newError(ErrForeignPath, nil, "%s belongs to user id %d, and you are user id %d; "+
 			"set RUNED_HOME to a place of your own", home, ownerOf(info), os.Geteuid())
 	case info.Mode().Perm()&0o022 != 0:
 		return newError(ErrForeignPath, nil, "others can write to %s (mode %04o), so nothing of it is used; "+
@@ -88,17 +88,23 @@ func parts(path string) []string {
 	return slices.DeleteFunc(strings.Split(path, "/"), func(name string) bool { return name == "" || name == "." })
 }
 
+// parentRemedy says what to do about a directory above a home.
+const parentRemedy = "set RUNED_HOME to a place of your own, or set RUNED_TRUST_PARENTS=1 if you trust them"
+
 func checkParent(path, parent string) error {
+	if slices.Contains([]string{"1", "true", "yes", "on"}, strings.ToLower(os.Getenv("RUNED_TRUST_PARENTS"))) {
+		return nil
+	}
 	info, err := os.Lstat(parent)
 	switch {
 	case err != nil || !info.IsDir():
 		return nil // the look at what is below it tells why
 	case !isTrusted(ownerOf(info)):
-		return newError(ErrForeignPath, nil, "%s belongs to user id %d, who could replace %s; set RUNED_HOME to a place of your own",
-			parent, ownerOf(info), path)
+		return newError(ErrForeignPath, nil, "%s belongs to user id %d, who could replace %s; %s", parent, ownerOf(info), path,
+			parentRemedy)
 	case isOpenToWriters(info) && info.Mode()&fs.ModeSticky == 0:
-		return newError(ErrForeignPath, nil, "others can write to %s (mode %04o), and could replace %s; "+
-			"set RUNED_HOME to a place of your own, or run `chmod go-w %s`", parent, modeOf(info), path, parent)
+		return newError(ErrForeignPath, nil, "others can write to %s (mode %04o), and could replace %s; run `chmod go-w %s`, %s",
+			parent, modeOf(info), path, parent, parentRemedy)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ def reserve_answer(host: Host, texts: int, options: EmbedOptions, *, as_text: bo
         as_text: Whether the vectors are written as digits.
 
     Raises:
-        QueueFullError: There is none.
+        RunedError: There is none.
     """
     if texts > 1:  # the vector of one text is part of what every request costs
         values = options.dimensions or host.info().vector_dim or _UNKNOWN_VALUES

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from runed.errors import BootstrapError, DiskSpaceError
 from runed.files import open_regular, run_in_thread
-from runed.os_errors import FULL, reason_of
+from runed.os_errors import FULL, mount_point, reason_of
 
 _HASH_BYTES = 1024 * 1024
 """Bytes that are read and hashed at once. A cancel waits for one such step."""
@@ -48,7 +48,7 @@ def require_space(directory: Path, needed: int, purpose: str) -> None:
     if needed > free:
         raise DiskSpaceError(
             f"{purpose} needs {_megabytes(needed)} in {directory}, but only {_megabytes(free)} are free; "
-            "make room, or set RUNED_HOME to a larger disk"
+            f"make room on the file system at {mount_point(directory)}, or set RUNED_HOME to a disk with more space"
         )
 
 

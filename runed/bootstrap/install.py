@@ -86,7 +86,7 @@ async def install(
         BootstrapError: See its subclasses: manifest, download, verification, disk space, archive.
         ForeignPathError: A directory of the home is not ours.
     """
-    ensure_home(paths.home)
+    ensure_home(paths.home, trust_parents=settings.trust_parents)
     for directory in (paths.bin, paths.cache, paths.licenses):
         ensure_private_dir(directory)
     check_contents(paths.llama_cpp)

@@ -133,6 +133,8 @@ def _parse_proxy(value: str, variable: str) -> Proxy:
         raise ValueError("its host or port cannot be read; such a value is written http://host:port")
     if match["address"]:
         ipaddress.IPv6Address(match["address"])
+    elif re.fullmatch(r"[0-9.]+", match["host"]):
+        ipaddress.IPv4Address(match["host"])
     user, _, password = login.partition(":")
     return Proxy(f"{scheme.lower()}://{match[0]}", (unquote(user), unquote(password)) if at else None, variable)
 

@@ -54,6 +54,7 @@ def guarded(command: Callable[[], int]) -> int:
         complain(WINDOWS_UNSUPPORTED)
         return ExitCode.FAILED
     try:
+        _forbid_core_dumps()
         _prepare_output()
         _clean_up_on_signals()
         code = _run(command)
@@ -102,6 +103,16 @@ def _run(command: Callable[[], int]) -> int:
         return command()
     except SystemExit as end:  # argparse ends in this way, after `--help` or a wrong usage, and so does a signal
         return end.code if isinstance(end.code, int) else ExitCode.OK
+
+
+def _forbid_core_dumps() -> None:
+    """Keep the texts in the memory of this process and its children, such as the daemon, out of core dumps."""
+    import resource  # noqa: PLC0415 # Windows, which is refused, has no such module
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The limit does not hold where the kernel pipes a core dump to a program. An empty filter leaves no memory in it.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text("0")
 
 
 def _prepare_output() -> None:

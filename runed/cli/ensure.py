@@ -6,10 +6,14 @@ import argparse
 import json
 import os
 
-from runed.cli.boundary import ExitCode, tell
+from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
+from runed.cli.watching import watched
 from runed.errors import RunedError, SettingsError
+from runed.lifecycle.presence import Condition, Presence
 from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
+from runed.paths import Paths
+from runed.processes import is_stopped
 from runed.settings import load_settings
 from runed.version import __version__
 
@@ -42,12 +46,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Find or start the daemon."""
     try:
-        handle = ensure_daemon(load_settings(), timeout=arguments.timeout, minimum_version=__version__)
+        settings = load_settings()
+        with watched(Paths(settings.home), patience=None):
+            handle = ensure_daemon(settings, timeout=arguments.timeout, minimum_version=__version__)
     except RunedError as error:
         if not arguments.json:
             raise
         print(json.dumps({"error": {"reason": error.reason, "message": error.message}}))
         return ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
+    if handle.pid is not None and is_stopped(handle.pid):
+        complain(str(Presence(Paths(settings.home), Condition.STOPPED, handle.pid)))
     tell(_as_json(handle) if arguments.json else _as_text(handle))
     return ExitCode.OK
 

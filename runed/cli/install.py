@@ -61,7 +61,7 @@ def open_home(log: str) -> tuple[Settings, Paths]:
     settings = load_settings()
     os.umask(0o077)
     paths = Paths(settings.home)
-    ensure_home(paths.home)
+    ensure_home(paths.home, trust_parents=settings.trust_parents)
     ensure_private_dir(paths.logs)
     configure_logging(paths.logs / log)
     return settings, paths

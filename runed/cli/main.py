@@ -6,8 +6,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from runed.cli.boundary import EXIT_CODES_HELP, guarded
+from runed.errors import printable
 from runed.version import __version__
 
 COMMANDS = {
@@ -37,6 +39,12 @@ examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line. A shell may have put the name of a file in the place of an option."""
+        super().error(printable(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program.
 
@@ -50,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="runed",
         description=DESCRIPTION,
         epilog=EPILOG,

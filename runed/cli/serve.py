@@ -26,7 +26,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until asked to stop."""
-    inherited.forbid_core_dumps()
     if arguments.ready_fd is not None:  # a service manager, or a person, means what a daemon in the foreground inherits
         inherited.reset()
     from runed.daemon import run as daemon  # noqa: PLC0415 # numpy starts threads, which would keep what they inherited

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 
 import runed
-from runed.cli.boundary import ExitCode, tell
+from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.waiting import ANSWER_SECONDS, PHASES
+from runed.client.calls.patience import Deadline
 from runed.client.look import look
-from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError
+from runed.errors import DaemonUnavailableError, DeadlineExceededError
+from runed.lifecycle.presence import Condition, Presence, observe
 from runed.lifecycle.record import DaemonRecord
 from runed.lifecycle.spawn import find_process
 from runed.paths import Paths
@@ -19,14 +22,18 @@ from runed.settings import load_settings
 
 DESCRIPTION = """\
 Show what the daemon is doing and what it costs. Never starts a daemon and never
-wakes a suspended engine. Exits with 3 if none runs.
+wakes a suspended engine. Exits with 3 if none runs, and with 1 if one runs but
+does not answer within 5 seconds.
 """
 
 EPILOG = """\
 with --json, standard output is one JSON object with the fields of the calls
 Info and Health (see runed.proto), and:
-  running              whether a daemon answers; if not, the only other fields
-                       are home, socket and log
+  running              whether a daemon runs
+  condition            why a daemon that runs does not answer: "starting",
+                       "shutting down", "stopped" (by SIGSTOP) or "overloaded";
+                       null if it answers. Unless it answers, the only other
+                       fields are pid, home, socket and log
   pid                  the process of the daemon; 0 if it cannot be seen from
                        here, as that of a container
   daemon_memory_bytes  resident memory of the daemon
@@ -36,6 +43,9 @@ Info and Health (see runed.proto), and:
   home                 the directory of all files
   log                  the log of a daemon that a client started
 """
+
+_PAUSE = 0.1
+"""Seconds between two tries to ask a daemon that breaks connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +70,48 @@ def run(arguments: argparse.Namespace) -> int:
     paths = Paths(load_settings().home)
     places = {"socket": str(paths.socket), "home": str(paths.home), "log": str(paths.daemon_log)}
     report = _ask(paths)
-    http = _http(paths) if report else {}
+    if isinstance(report, Presence):
+        return _tell_why_not(report, places, as_json=arguments.json)
+    http = _http(paths)
     if arguments.json:
-        print(json.dumps({"running": report is not None} | (_as_dict(report) if report else {}) | places | http, indent=2))
-    elif report is None:
-        tell(_why_not(paths))
+        print(json.dumps({"running": True, "condition": None} | _as_dict(report) | places | http, indent=2))
     else:
         lines = _as_lines(report) | places
         if http:
             lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
         tell("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
-    return ExitCode.OK if report else ExitCode.NOT_RUNNING
+    return ExitCode.OK
 
 
-def _ask(paths: Paths) -> Report | None:
+def _ask(paths: Paths) -> Report | Presence:
+    """Return the answers of the daemon, or why there are none."""
+    deadline = Deadline(ANSWER_SECONDS)
     try:
-        info, health = look(paths.home, timeout=ANSWER_SECONDS)
-    except DaemonUnavailableError:
-        return None
+        while True:
+            try:
+                return _report(paths, *look(paths.home, timeout=deadline.remaining() or 0))
+            except DaemonUnavailableError:
+                presence = observe(paths)
+                if presence.condition is not Condition.OVERLOADED:
+                    return presence
+                time.sleep(_PAUSE)  # it listens: it may only have had too many connections
     except DeadlineExceededError:
-        raise LifecycleError(
-            f"a daemon listens on {paths.socket} but does not answer within {ANSWER_SECONDS:g} s; "
-            "see `runed logs`, or end it with `runed stop`"
-        ) from None
+        return observe(paths)
+
+
+def _tell_why_not(presence: Presence, places: dict[str, str], *, as_json: bool) -> ExitCode:
+    running = presence.condition is not Condition.ABSENT
+    if as_json:
+        why = {"condition": presence.condition.name.lower().replace("_", " "), "pid": presence.pid or 0} if running else {}
+        print(json.dumps({"running": running} | why | places, indent=2))
+    elif running:
+        complain(str(presence))
+    else:
+        tell(f"no daemon runs for {presence.paths.home}; it starts with the first `runed embed`, or by `runed ensure`")
+    return ExitCode.FAILED if running else ExitCode.NOT_RUNNING
+
+
+def _report(paths: Paths, info: runed.Info, health: runed.Health) -> Report:
     # In a container that shares the home, the pids of Health are those of other processes, if of any.
     process = find_process(paths)
     if process is None or process.pid != health.pid:
@@ -98,13 +127,6 @@ def _http(paths: Paths) -> dict[str, str]:
     if record is None or not record.http:
         return {}
     return {"http": f"{record.http}/v1", "http_token": str(paths.http_token)}
-
-
-def _why_not(paths: Paths) -> str:
-    record = DaemonRecord.read(paths.daemon_record)
-    if record is not None and record.is_alive():
-        return f"the daemon of {paths.home}, pid {record.pid}, accepts no connections: it is starting or shutting down"
-    return f"no daemon runs for {paths.home}; it starts with the first `runed embed`, or by `runed ensure`"
 
 
 def _as_dict(report: Report) -> dict[str, object]:
@@ -170,7 +192,7 @@ def _milliseconds(seconds: float) -> str:
 
 def _process(pid: int, memory: int) -> str:
     """Return the pid and the memory of a process, which may run where they cannot be seen."""
-    seen = f"pid {pid}" if pid else "in another pid namespace"
+    seen = f"pid {pid}" if pid else "pid not seen from here"
     return f"{seen}, {_megabytes(memory)}" if memory else f"{seen}, memory unknown"
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import threading
 import time
-from collections.abc import Iterator
 
 import runed
-from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.boundary import ExitCode, tell
 from runed.cli.options import seconds
 from runed.cli.waiting import ANSWER_SECONDS
+from runed.cli.watching import watched
 from runed.errors import DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.spawn import find_process, stop_daemon, wait_for_end
 from runed.paths import Paths
@@ -23,9 +21,6 @@ DEFAULT_GRACE = 10.0
 
 EXIT_SECONDS = 20.0
 """Seconds that a daemon may need after the grace, to stop or kill `llama-server` and to exit."""
-
-_SILENCE = 2.0
-"""Seconds after which the command says that it waits."""
 
 DESCRIPTION = """\
 Let the daemon finish its calls in flight and exit, and wait for its end. New
@@ -62,7 +57,7 @@ def _stop(paths: Paths, grace: float, *, force: bool) -> bool:
     """Stop the daemon. Return whether there was one."""
     patience = grace + (0 if force else EXIT_SECONDS)
     process = find_process(paths)  # before the call, since the daemon may be gone after it
-    with _word_after_a_while(paths):
+    with watched(paths, patience=None):
         try:
             with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
                 client.shutdown(grace_seconds=math.ceil(grace))
@@ -71,15 +66,3 @@ def _stop(paths: Paths, grace: float, *, force: bool) -> bool:
             return stop_daemon(paths, timeout=patience, force=force)
         wait_for_end(paths, process, timeout=patience, force=force)
     return True
-
-
-@contextlib.contextmanager
-def _word_after_a_while(paths: Paths) -> Iterator[None]:
-    """Tell what the command waits for, if it waits."""
-    timer = threading.Timer(_SILENCE, complain, [f"waiting for the daemon of {paths.home} to finish its work"])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import runed
 from runed.cli.progress import ProgressDisplay
+from runed.cli.watching import watched
+from runed.paths import Paths
+from runed.settings import load_settings
 
 ANSWER_SECONDS = 5.0
 """Seconds that a daemon may take to answer `Info` or `Health`, which are cheap."""
@@ -15,12 +21,18 @@ PHASES = {
 }
 
 
-def connect(display: ProgressDisplay) -> runed.Client:
-    """Connect to the daemon, and start it if none runs. A waiting call shows its phase on the display."""
+@contextmanager
+def connect(display: ProgressDisplay) -> Iterator[runed.Client]:
+    """Connect to the daemon for a block, and start it if none runs. A waiting call shows its phase on the display.
+
+    Raises:
+        LifecycleError: The daemon answered nothing for a minute.
+    """
 
     def show(health: runed.Health) -> None:
         if health.phase:
             step = PHASES.get(health.phase, "loading")
             display.update(step, health.bytes_done, health.bytes_total, detail=health.message)
 
-    return runed.connect(on_progress=show)
+    with watched(Paths(load_settings().home)), runed.connect(on_progress=show) as client:
+        yield client

@@ -199,7 +199,7 @@ class AsyncClient:
         self._transport.check_open()
         options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
         pending, flow = stream_flow(self._flows, options, self._timeout if timeout is None else timeout)
-        return run_stream(flow, pending, items, self._target.socket, self._transport.perform)
+        return run_stream(flow, pending, items, self._transport)
 
     async def count_tokens(
         self,
@@ -238,7 +238,7 @@ class AsyncClient:
 
         self._transport.check_open()
         flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))
-        return await run_upload(flow, self._target.socket, self._transport.perform)
+        return await run_upload(flow, self._transport)
 
     async def wait_until_ready(self, *, timeout: float | None = None) -> Info:
         """Wait while the daemon fetches its engine and model; see `Client.wait_until_ready`."""

@@ -309,7 +309,7 @@ class Client(DaemonClient):
         self._transport.check_open()
         options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
         pending, flow = stream_flow(self._flows, options, self._timeout if timeout is None else timeout)
-        return run_stream(flow, pending, iter(items), self._target.socket, self._transport.perform)
+        return run_stream(flow, pending, iter(items), self._transport)
 
     def count_tokens(
         self, texts: Iterable[str], *, role: Role | None = None, instruction: str = "", timeout: float | None = None
@@ -365,7 +365,7 @@ class Client(DaemonClient):
 
         self._transport.check_open()
         flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))
-        return run_upload(flow, self._target.socket, self._transport.perform)
+        return run_upload(flow, self._transport)
 
 
 def described(client: object, target: Target, flows: Flows) -> str:

@@ -1,7 +1,9 @@
-"""A look at a running daemon, for `runed status`."""
+"""Looks at a running daemon, for commands that show what it is doing. None is started."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runed.client.calls.daemon_flows import DaemonFlows
@@ -10,6 +12,9 @@ from runed.client.calls.patience import Deadline
 from runed.client.target import Target
 from runed.client.transport.blocking import Transport
 from runed.client.types import Health, Info
+
+_SHARE_OF_INFO = 0.7
+"""The part of the time that Info may take. It waits for a model that is being looked for, and leaves time for Health."""
 
 
 def look(home: Path, *, timeout: float) -> tuple[Info, Health]:
@@ -20,18 +25,31 @@ def look(home: Path, *, timeout: float) -> tuple[Info, Health]:
 
     Args:
         home: The directory of the daemon.
-        timeout: Seconds that each of the two answers may take.
+        timeout: Seconds that the two answers may take together.
 
     Raises:
         DaemonUnavailableError: No daemon runs; none is started.
         DeadlineExceededError: The daemon did not answer in time.
     """
+    deadline = Deadline(timeout)
+    with _reached(home, timeout) as (flows, transport):
+        # Info waits a while for a model that is being looked for; a Health from before would contradict it.
+        info = drive(flows.present_info(Deadline(_SHARE_OF_INFO * timeout)), transport.perform)
+        return info, drive(flows.health(deadline), transport.perform)
+
+
+def ask_health(home: Path, *, timeout: float) -> Health:
+    """Return the present state of a running daemon. Arguments and errors are those of `look`."""
+    with _reached(home, timeout) as (flows, transport):
+        return drive(flows.health(Deadline(timeout)), transport.perform)
+
+
+@contextmanager
+def _reached(home: Path, timeout: float) -> Iterator[tuple[DaemonFlows, Transport]]:
     target = Target.resolve(home=home, socket_path=None, spawn=False)
     target.ensure(timeout)
-    flows, transport = DaemonFlows(spawn=False, on_progress=None), Transport(target)
+    transport = Transport(target)
     try:
-        # Info waits a while for a model that is being looked for; a Health from before would contradict it.
-        info = drive(flows.present_info(Deadline(timeout)), transport.perform)
-        return info, drive(flows.health(Deadline(timeout)), transport.perform)
+        yield DaemonFlows(spawn=False, on_progress=None), transport
     finally:
         transport.close()

@@ -19,8 +19,10 @@ from pyqwest import Headers, HTTPVersion, Request, Response, StreamError, SyncRe
 from pyqwest._pyqwest import get_sync_timeout  # has no public name; pyqwest's own transport for tests does this
 
 from runed.client.target import Target
+from runed.client.transport.aio_slots import AsyncSlots
 from runed.client.transport.aio_stream import AsyncStreamConnection
 from runed.client.transport.blocking_stream import BlockingStreamConnection
+from runed.client.transport.slots import Slots
 from runed.client.wire.http2 import Http2Request
 from runed.errors import DaemonUnavailableError
 
@@ -80,6 +82,7 @@ class _BlockingTransport:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._ensured = False
+        self._slots = Slots()
 
     def execute_sync(self, request: SyncRequest) -> SyncResponse:
         limit = get_sync_timeout()
@@ -91,10 +94,10 @@ class _BlockingTransport:
     def _connect(self, request: Http2Request, end: float | None) -> BlockingStreamConnection[Http2Request]:
         if self._ensured:
             with suppress(DaemonUnavailableError):
-                return BlockingStreamConnection(self._target.socket, request, _left(end))
+                return BlockingStreamConnection(self._target.socket, request, _left(end), self._slots)
         self._target.ensure(_left(end))
         self._ensured = True
-        return BlockingStreamConnection(self._target.socket, request, _left(end))
+        return BlockingStreamConnection(self._target.socket, request, _left(end), self._slots)
 
 
 class _BlockingContent(Iterator[bytes]):
@@ -164,6 +167,7 @@ class _AsyncTransport:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._ensured = False
+        self._slots = AsyncSlots()
 
     async def execute(self, request: Request) -> Response:
         news = asyncio.Event()
@@ -173,10 +177,10 @@ class _AsyncTransport:
     async def _connect(self, request: Http2Request, news: asyncio.Event) -> AsyncStreamConnection[Http2Request]:
         if self._ensured:
             with suppress(DaemonUnavailableError):
-                return await AsyncStreamConnection.open(self._target.socket, request, news, None)
+                return await AsyncStreamConnection.open(self._target.socket, request, news, None, self._slots)
         await asyncio.to_thread(self._target.ensure, None)
         self._ensured = True
-        return await AsyncStreamConnection.open(self._target.socket, request, news, None)
+        return await AsyncStreamConnection.open(self._target.socket, request, news, None, self._slots)
 
 
 class _AsyncContent(AsyncIterator[bytes]):

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 _UNLIMITED = ("RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_AS", "RLIMIT_RSS", "RLIMIT_NPROC", "RLIMIT_MEMLOCK")
 """Limits that would end or hinder the daemon or the engine. Not every system has each of them."""
 
@@ -36,17 +38,11 @@ _LIMITS = {
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
-
-def forbid_core_dumps() -> None:
-    """Keep the texts in the memory of this process and its children out of core dumps."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The limit does not hold where the kernel pipes a core dump to a program. An empty filter leaves no memory in it.
-    with suppress(OSError):
-        Path("/proc/self/coredump_filter").write_text("0")
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
 def reset() -> None:
-    """Give up the signal mask, ignored signals, priority, processors and resource limits of the parent, as far as allowed.
+    """Give up the signal mask, ignored signals, priorities, processors and resource limits of the parent, as far as allowed.
 
     Must be called before this process has other threads: on Linux, some of these belong to a thread.
     """
@@ -62,6 +58,11 @@ def reset() -> None:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         with suppress(OSError):  # the kernel leaves those out that a container may not use
             os.sched_setaffinity(0, range(os.sysconf("SC_NPROCESSORS_CONF")))
+        with suppress(psutil.Error, OSError):
+            psutil.Process().ionice(psutil.IOPRIO_CLASS_NONE)
+        with suppress(OSError):
+            if _readiness_to_be_killed() > 0:
+                _OOM_SCORE.write_text("0")
     for name in _UNLIMITED:
         if (limit := getattr(resource, name, None)) is not None:
             hard = resource.getrlimit(limit)[1]
@@ -93,9 +94,19 @@ def _scheduling() -> Iterator[str]:
         names = {os.SCHED_BATCH: "batch", os.SCHED_IDLE: "idle"}
         if name := names.get(os.sched_getscheduler(0)):
             yield f"the scheduling policy {name}: other processes go first"
+        with suppress(psutil.Error, OSError):
+            if psutil.Process().ionice().ioclass == psutil.IOPRIO_CLASS_IDLE:
+                yield "the class idle of ionice: other processes read and write first"
+        with suppress(OSError):
+            if (score := _readiness_to_be_killed()) > 0:
+                yield f"oom_score_adj {score}: killed before others if memory runs out"
         allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 0
         if allowed < present:
             yield f"{allowed} of {present} processors"
+
+
+def _readiness_to_be_killed() -> int:
+    return int(_OOM_SCORE.read_text())
 
 
 def _limits() -> Iterator[str]:

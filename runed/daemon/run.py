@@ -46,7 +46,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
     """
     os.umask(0o077)
     paths = Paths(settings.home)
-    ensure_home(paths.home)
+    ensure_home(paths.home, trust_parents=settings.trust_parents)
     ensure_private_dir(paths.logs)
     configure_logging(log_file, events=paths.events_log if log_file == paths.daemon_log else None)
     try:

@@ -97,7 +97,7 @@ class InputFile:
             SettingsError: The file cannot be read.
             InvalidRequestError: The file has another form than text or Parquet.
         """
-        with self._raw() as raw, contextlib.ExitStack() as stack:
+        with self._named_errors(), self._raw() as raw, contextlib.ExitStack() as stack:
             self.head = _peek(raw)
             file: IO[bytes] = raw
             if decompress := _of_head(_DECOMPRESSORS, self.head):
@@ -121,11 +121,7 @@ class InputFile:
     def _raw(self) -> Iterator[IO[bytes]]:
         """Open the bytes of the file, seekable, at their start."""
         if self._spool is None:
-            try:
-                file = self._open()
-            except OSError as error:
-                raise SettingsError(f"{self.name} cannot be read: {error.strerror}") from None
-            with file:
+            with self._open() as file:
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     yield file
                     return
@@ -134,6 +130,13 @@ class InputFile:
                 self._spool = spool
         self._spool.seek(0)
         yield self._spool
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SettingsError(f"{self.name} cannot be read: {error.strerror}") from None
 
     def _copy(self, file: IO[bytes], spool: IO[bytes]) -> None:
         try:

@@ -152,7 +152,10 @@ def _from_whole_file(source: InputFile) -> Iterator[Item]:
 
 def _from_file(source: InputFile, input_format: str | None, columns: Columns, by_name: str = "") -> Iterator[Item]:
     with source.open() as file:
-        chosen = input_format or ("parquet" if source.head.startswith(parquet.MAGIC) else by_name)
+        is_parquet = source.head.startswith(parquet.MAGIC)
+        chosen = input_format or ("parquet" if is_parquet else by_name)
+        if is_parquet and chosen != "parquet":
+            raise InvalidRequestError(f"{source.name} is a Parquet file; give it by --batch, without --input-format")
         yield from INPUT_FORMATS[chosen](file, source.name, columns)
 
 

@@ -196,9 +196,9 @@ class Journal:
     def _verify(self, record: JobRecord, end: int, *, read_part: bool) -> tuple[Mark, int]:
         """Return the last mark that agrees with the part, and the position in the journal after its line."""
         good = Mark(size=record.head)
-        with self._part.open("rb") as part:
+        with os.fdopen(open_regular(self._part), "rb") as part:
             available = os.fstat(part.fileno()).st_size
-            part.seek(record.head)
+            part.seek(min(record.head, available))
             while mark := self._read(Mark):
                 if not good.size <= mark.size <= available:
                     break

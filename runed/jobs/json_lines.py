@@ -134,9 +134,10 @@ def _next_token(line: bytes, position: int, wanted: str) -> tuple[bytes, str]:
 
 def _malformed(line: bytes, position: int) -> _NoJSONError:
     rest = line[position:].lstrip()
-    return _NoJSONError(
-        f"JSON is malformed: invalid character (byte {len(line) - len(rest)})" if rest else "JSON ends too early"
-    )
+    if not rest:
+        return _NoJSONError("JSON ends too early")
+    what = "a NUL, as in a damaged file or one of another kind" if rest.startswith(b"\0") else "invalid character"
+    return _NoJSONError(f"JSON is malformed: {what} (byte {len(line) - len(rest)})")
 
 
 def _name_of(token: bytes) -> str:

@@ -102,6 +102,7 @@ class StreamOutput(Output):
         self._rows: BinaryIO = stream
         self._encoder: Encoder | None = None
         self._torn = False
+        self._finished = False
 
     def begin(self, encoder: Encoder, _space: JobSpace, _options: Mapping[str, str]) -> None:
         """Write the bytes before the first row."""
@@ -125,6 +126,7 @@ class StreamOutput(Output):
             self._rows.seek(0)
             self._encoder.convert(self._rows, self._stream)
         self._stream.flush()
+        self._finished = True
 
     def abandon(self, reason: str, message: str) -> None:
         """Write the mark of incomplete output, if the format has one."""
@@ -135,7 +137,9 @@ class StreamOutput(Output):
     def close(self) -> None:
         """Close the files, but not standard output."""
         for stream in {self._rows, self._stream} - {sys.stdout.buffer}:
-            stream.close()
+            # After an error, the rest of the buffer fails again, and would hide the first error.
+            with contextlib.suppress(*() if self._finished else (OSError,)):
+                stream.close()
 
 
 class FileOutput(Output):

@@ -12,8 +12,8 @@ import numpy as np
 
 from runed.errors import InvalidRequestError, SettingsError
 
-MAGIC = b"PAR1"
-"""The first bytes of a Parquet file."""
+MAGIC = b"PAR1\x15"
+"""The first bytes of a Parquet file: its mark, and the beginning of the first page or of the description."""
 
 _READ_ROWS = 1024
 """Rows of an input file that are in memory at once."""

@@ -70,11 +70,12 @@ def find_command(settings: Settings) -> list[str]:
     )
 
 
-def command_version(command: list[str]) -> str:
+def command_version(command: list[str], *, timeout: float) -> str:
     """Ask a `runed` for its version.
 
     Args:
         command: A command from `find_command`.
+        timeout: Seconds that it may take; it gets 10 at most.
 
     Returns:
         The version, as in "0.1.0"; "" if the command does not tell one.
@@ -87,7 +88,7 @@ def command_version(command: list[str]) -> str:
             env=daemon_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_VERSION_TIMEOUT,
+            timeout=min(timeout, _VERSION_TIMEOUT),
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -20,7 +20,7 @@ from runed.locking import LockFile
 from runed.os_errors import explain
 from runed.paths import Paths, check_home, ensure_home, ensure_private_dir
 from runed.peers import Peer
-from runed.processes import ProcessIdentity, identify, is_alive, send_signal
+from runed.processes import ProcessIdentity, identify, is_alive, program_names, send_signal
 from runed.settings import Settings
 
 _POLL = 0.05
@@ -69,7 +69,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
         DaemonStartError: The daemon ended, or did not listen in time; the message ends with the tail of its log.
         ForeignPathError: A foreign file is at the place of the home or the socket, or another user has a hand in the home.
     """
-    check_home(settings.home)
+    check_home(settings.home, trust_parents=settings.trust_parents)
     search = _Search(settings, time.monotonic() + timeout, minimum_version)
     try:
         return search.find() or search.start()
@@ -80,13 +80,25 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
 def find_process(paths: Paths) -> ProcessIdentity | None:
     """Return the process that provably is the daemon of a home; None if there is none that this process can see.
 
-    The kernel tells the pid of a process that listens. The pid in a record may be that of another process: after a crash, or in
-    a container that shares the home. So the record is a proof only if boot, pid namespace and start time agree.
+    The pid in a record may be that of another process: after a crash, or in a container that shares the home. So the record is
+    a proof only if boot, pid namespace and start time agree.
     """
-    if (listener := find_listener(paths.socket)) and listener.pid:
-        return identify(listener.pid)
-    record = DaemonRecord.read(paths.daemon_record)
+    listener, record = find_listener(paths.socket), DaemonRecord.read(paths.daemon_record)
+    if listener and listener.pid:
+        return _daemon_of(listener, record)
     return record.process if record is not None and identify(record.pid) == record.process else None
+
+
+def _daemon_of(listener: Peer, record: DaemonRecord | None) -> ProcessIdentity | None:
+    """Return the process that listens, if it is a daemon, and not a program that hands connections on, such as ssh.
+
+    The kernel tells its pid here. In the record of a container it is another one, but the start time is the same everywhere.
+    """
+    process = identify(listener.pid) if listener.pid else None
+    if process is None:
+        return None
+    recorded = record is not None and record.start_time == process.start_time
+    return process if recorded or "runed" in program_names(process.pid) else None
 
 
 def stop_daemon(paths: Paths, *, timeout: float = 30.0, force: bool = False) -> bool:
@@ -109,7 +121,7 @@ def stop_daemon(paths: Paths, *, timeout: float = 30.0, force: bool = False) -> 
             return False
         raise LifecycleError(
             f"the daemon on {paths.socket} does not answer, and its process cannot be seen from here; "
-            "if it runs in a container, run `runed stop` in there"
+            "run `runed stop` where it runs, such as in its container"
         )
     if not send_signal(process, signal.SIGTERM):
         return False
@@ -139,7 +151,7 @@ def wait_for_end(paths: Paths, process: ProcessIdentity | None, *, timeout: floa
     if process is None:
         raise LifecycleError(
             f"the daemon on {paths.socket} did not end within {timeout:g} s, and its process cannot be seen from here; "
-            "if it runs in a container, run `runed stop` in there"
+            "run `runed stop` where it runs, such as in its container"
         )
     if not force:
         raise LifecycleError(
@@ -200,7 +212,7 @@ class _Search:
 
     def start(self) -> DaemonHandle:
         """Start a daemon under the spawn lock, unless another process does."""
-        ensure_home(self._paths.home)
+        ensure_home(self._paths.home, trust_parents=self._settings.trust_parents)
         ensure_private_dir(self._paths.logs)
         with LockFile(self._paths.spawn_lock) as lock:
             while not lock.try_acquire():
@@ -233,11 +245,13 @@ class _Search:
         new_enough = self._minimum_version is None or _release(record.version) >= _release(self._minimum_version)
         if listener and new_enough and not record.draining:
             return _Running(record, listener)
-        if not record.is_alive():
+        # A record without a scope proves nothing, since it may name a process of another boot or container.
+        if not record.is_alive() or not (record.scope or LockFile(self._paths.daemon_lock).is_held()):
             return _Running(record, listener) if listener else _Absent()
         # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):
-            if listener and listener.pid == record.pid and (process := identify(record.pid)):
+            process = _daemon_of(listener, record) if listener else None
+            if process is not None and process.pid == record.pid:
                 # The record of an old version proves nothing by itself, but the kernel tells who listens.
                 record = msgspec.structs.replace(record, scope=process.scope)
             return _Older(record)
@@ -245,7 +259,7 @@ class _Search:
 
     @functools.cached_property
     def _available_version(self) -> str:
-        return command_version(find_command(self._settings))
+        return command_version(find_command(self._settings), timeout=max(0.0, self._deadline - time.monotonic()))
 
     def _outlast_predecessor(self) -> DaemonHandle | None:
         """Wait until no daemon lives, and ask one that is too old to drain. Return a daemon that listens after all.
@@ -270,7 +284,8 @@ class _Search:
         time.sleep(_POLL)
 
     def _found(self, running: _Running) -> DaemonHandle:
-        return self._handle(running.record, running.listener.pid or None, started=False)
+        process = _daemon_of(running.listener, running.record)
+        return self._handle(running.record, process.pid if process else None, started=False)
 
     def _handle(self, record: DaemonRecord | None, pid: int | None, *, started: bool) -> DaemonHandle:
         return DaemonHandle(pid, self._paths.socket, record.version if record else None, started)

@@ -20,6 +20,9 @@ _BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"
 _BLANK_SYMBOLS = "\u2800\ufffd"
 """The Braille pattern without a dot, and the character in place of one that was lost."""
 
+_EXAMINED = 4096
+"""Characters of a text that are searched for a letter or a digit. A longer search would keep the event loop from others."""
+
 _CONTENT = re.compile(rf"[^\W_{_BLANK_LETTERS}]")
 
 
@@ -42,8 +45,8 @@ class BlankFinder:
         self._shortest = min((before for before, _ in self._shapes), default=0)
 
     def is_doubtful(self, text: str) -> bool:
-        """Return whether the engine must judge a text: the first letter or digit is of a special token, or there is none."""
-        found = _CONTENT.search(text)
+        """Return whether the engine must judge a text: the first letter or digit is of a special token, or far away."""
+        found = _CONTENT.search(text, 0, _EXAMINED)
         if found is None:
             return True
         first = found.start()
@@ -75,7 +78,7 @@ class BlankFinder:
             if number in tokens:
                 text = text.replace(written, "")
         # The unknown token stands for a smiley as well as for a character that nobody sees.
-        return not text.strip() or (rest == {self._unknown} and all(map(_is_invisible, text)))
+        return not text.strip() or (rest == {self._unknown} and all(map(_is_invisible, set(text))))
 
 
 def empty_text(name: str, where: dict[str, str]) -> EmptyTextError:

@@ -12,16 +12,10 @@ from runed.scheduling.queue import QueueEntry
 _log = get_logger(__name__)
 
 
-async def tokenize_each(texts: Sequence[str], tokenizer: Tokenizer, *, prompt: str = "") -> list[list[int] | RunedError]:
+async def tokenize_each(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int] | RunedError]:
     """Return the tokens of each text, or the error of a text that has none. Such a text does not affect the others.
 
-    Args:
-        texts: The texts, with their prompt.
-        tokenizer: The backend that counts.
-        prompt: The prompt that all texts begin with.
-
     Raises:
-        BackendFaultError: The prompt has no tokens.
         BackendUnavailableError: The engine cannot be had.
     """
     try:
@@ -29,8 +23,6 @@ async def tokenize_each(texts: Sequence[str], tokenizer: Tokenizer, *, prompt: s
     except BackendFaultError as error:
         if len(texts) == 1:
             return [error]
-    if prompt:
-        await tokenizer.tokenize([prompt])  # an engine that dies of the prompt would die of each text
     return [(await tokenize_each([text], tokenizer))[0] for text in texts]
 
 

@@ -179,7 +179,7 @@ class Preparer:
         fitted: dict[int, Prepared | RunedError] = {}
         indices = iter(long)
         for part in portions([whole[index] for index in long]):
-            for text, tokens in zip(part, await tokenize_each(part, self._backend, prompt=prompt), strict=True):
+            for text, tokens in zip(part, await tokenize_each(part, self._backend), strict=True):
                 index = next(indices)
                 name = names[index]
                 if isinstance(tokens, RunedError):

@@ -204,7 +204,7 @@ class Scheduler:
         with self._idle.busy():
             counts: list[int] = []
             for part in portions([prompt + text for text in texts]):
-                for tokens in await tokenize_each(part, self.backend, prompt=prompt):
+                for tokens in await tokenize_each(part, self.backend):
                     if isinstance(tokens, RunedError):
                         raise located(tokens, named(len(counts), len(texts)))
                     counts.append(len(tokens))

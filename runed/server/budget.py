@@ -6,7 +6,7 @@ import asyncio
 from contextvars import ContextVar
 from typing import Protocol
 
-from runed.errors import QueueFullError
+from runed.errors import QueueFullError, RequestTooLargeError, RunedError
 
 DEFAULT_LIMIT = 256 * 1024 * 1024
 """Bytes of the budget where nobody sets another limit."""
@@ -31,7 +31,7 @@ class Holder(Protocol):
         """Return the time since which the request waits for its client, or None if the client waits for us."""
         ...
 
-    def evict(self, error: QueueFullError) -> None:
+    def evict(self, error: RunedError) -> None:
         """End the request for this reason."""
         ...
 
@@ -63,11 +63,17 @@ class Budget:
 
     def take(self, account: Account, size: int) -> None:
         """Take bytes for an account; see `Account.take`."""
-        reserve = 0 if account.held + size <= SMALL else self._limit // SMALL_RESERVE
-        excess = self.used + size - (self._limit - reserve)
+        limit = self._limit if account.held + size <= SMALL else self._limit - self._limit // SMALL_RESERVE
+        if account.held + size > limit:
+            raise RequestTooLargeError(
+                f"this request alone, with its answer, would need {account.held + size} bytes, and may have {limit} of "
+                "RUNED_REQUEST_MEMORY; send fewer or smaller texts at once",
+                metadata={"limit": str(limit)},
+            )
+        excess = self.used + size - limit
         if excess > 0:
             self._evict(max(excess, self._limit // EVICTED))
-            if account not in self._accounts or self.used + size > self._limit - reserve:
+            if account not in self._accounts or self.used + size > limit:
                 raise self._refusal()
         self.used += size
         account.held += size
@@ -121,6 +127,7 @@ class Account:
 
         Raises:
             QueueFullError: They are not left, and no other request can be ended for them.
+            RequestTooLargeError: The request may never have so many.
         """
         self._budget.take(self, size)
         self._base += size if base else 0
@@ -156,7 +163,7 @@ def reserve(size: int) -> None:
         size: The bytes.
 
     Raises:
-        QueueFullError: See `Account.take`.
+        RunedError: See `Account.take`.
     """
     if (account := _account.get()) is not None:
         account.take(size)

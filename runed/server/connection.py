@@ -7,8 +7,8 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Collection, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.events import Closed, Event, RawData
@@ -16,7 +16,7 @@ from hypercorn.events import Closed, Event, RawData
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
-from runed.server.stream import RequestStream, ServerContext
+from runed.server.stream import SLOW, RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
 READ_SIZE = 64 * 1024
@@ -52,11 +52,12 @@ class Connection:
         self._context = context
         self._client = (context.transport, number)
         self._sock = sock
-        self._reader = asyncio.StreamReader(READ_SIZE)
+        self._reader = asyncio.StreamReader(READ_SIZE // 2)  # it holds twice as much before it stops reading
         self._writer: asyncio.StreamWriter | None = None
         self._protocol: Http1Protocol | Http2Connection | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._draining = False
+        self._handling = False
         self._ration = Ration()
         self._last_heard = asyncio.get_running_loop().time()
 
@@ -80,12 +81,16 @@ class Connection:
         waiting = [moment for moment in since if moment is not None and now - moment > FRESH]
         return max(waiting) if len(waiting) == len(since) else None
 
-    def give_way(self) -> None:
-        """Close, since another connection needs the room."""
-        if self.idle:
-            self.drain()
-        else:
+    def give_way(self) -> bool:
+        """Close, since another connection needs the room. Return whether this is possible."""
+        silent = asyncio.get_running_loop().time() - self._last_heard
+        if not self.idle:
             self.abort()
+        elif (self._handling and silent < SLOW) or self._has_input():  # we have not come to its bytes yet
+            return False
+        else:
+            self.drain()
+        return True
 
     async def run(self) -> None:
         """Serve until the connection is closed and all its calls of the app have ended."""
@@ -140,7 +145,8 @@ class Connection:
         tasks.spawn(protocol.write)
         try:
             while data and not protocol.closed:
-                await self._handle(protocol, protocol.receive(data))
+                async with self._share(protocol):
+                    await protocol.receive(data)
                 data = await self._read()
             if not data and not protocol.closed:
                 await self._answer_the_rest(protocol)
@@ -153,7 +159,8 @@ class Connection:
         try:
             while data:
                 if not self._lingering:
-                    await self._handle(protocol, self._handle_in_turns(protocol, data))
+                    async with self._share(protocol):
+                        await self._handle_in_turns(protocol, data)
                     deadline = (deadline or self._head_deadline()) if protocol.in_head else None
                 data = await self._read(deadline)
             await self._answer_the_rest(protocol)
@@ -171,14 +178,15 @@ class Connection:
             self._ration.spent(time.perf_counter() - started)
             start = end
 
-    async def _handle(self, protocol: Http1Protocol | Http2Connection, handling: Coroutine[None, None, None]) -> None:
-        """Handle bytes of the client. A client that has not passed the gate waits for its turn."""
+    @asynccontextmanager
+    async def _share(self, protocol: Http1Protocol | Http2Connection) -> AsyncIterator[None]:
+        """Let a client that has not passed the gate wait for its share of the event loop before its bytes are handled."""
         if self._context.gate is None or protocol.passed_gate:
-            await handling
+            yield
             return
         await self._context.share.turn()
         began = time.perf_counter()
-        await handling
+        yield
         if not protocol.passed_gate:  # otherwise the time is that of an app
             self._context.share.charge(time.perf_counter() - began)
 
@@ -204,20 +212,24 @@ class Connection:
         """Return whether the connection is closed in both directions."""
         if self._writer is None or self._writer.is_closing():
             return True
-        poll = select.poll()
-        poll.register(self._writer.get_extra_info("socket"), 0)  # the kernel tells the end and errors in any case
-        return bool(poll.poll(0))
+        return bool(_events_of(self._writer, 0))  # the kernel tells the end and errors in any case
+
+    def _has_input(self) -> bool:
+        """Return whether bytes of the client wait to be read."""
+        return self._writer is None or bool(_events_of(self._writer, select.POLLIN))
 
     def _head_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._context.head_timeout
 
     async def _read(self, deadline: float | None = None) -> bytes:
         """Return the next bytes, or b"" if the client has disconnected, was cut off, or missed the deadline."""
+        self._handling = False
         try:
             async with asyncio.timeout_at(deadline):
                 data = await self._reader.read(READ_SIZE)
         except OSError:
             return b""
+        self._handling = True
         self._last_heard = asyncio.get_running_loop().time()
         return data
 
@@ -243,10 +255,11 @@ class Connection:
         """Close after the last response. First wait until the client stops sending, or it would miss the response."""
         assert isinstance(self._protocol, Http1Protocol)
         if self._protocol.expects_input and not self._lingering and writer.can_write_eof():
-            writer.write_eof()
-            self._lingering = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
-        else:
-            writer.close()
+            with suppress(OSError):  # the client has left
+                writer.write_eof()
+                self._lingering = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
+                return
+        writer.close()
 
     async def _close(self, writer: asyncio.StreamWriter) -> None:
         """Free the descriptor, even if the client does not read its last bytes."""
@@ -266,3 +279,10 @@ async def _open(sock: socket.socket, reader: asyncio.StreamReader) -> asyncio.St
     protocol = asyncio.StreamReaderProtocol(reader)
     transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
     return asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+def _events_of(writer: asyncio.StreamWriter, wanted: int) -> int:
+    """Return what the kernel has to tell about a connection now."""
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket"), wanted)
+    return sum(events for _, events in poll.poll(0))

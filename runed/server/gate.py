@@ -29,6 +29,10 @@ Gate = Callable[[Headers], Refusal | None]
 """Looks at the headers of a request. Returns the answer to a request that is not served."""
 
 
+LONGEST_TURN = 0.05
+"""Most seconds that count for one turn."""
+
+
 class Share:
     """The part of the event loop's time that strangers get, all together. Strangers are clients that have not passed the gate.
 
@@ -51,5 +55,5 @@ class Share:
             await asyncio.sleep(starts - now)
 
     def charge(self, seconds: float) -> None:
-        """Let later turns wait for one that took longer than expected."""
-        self._free_at += max(0.0, seconds - self._slot) / self._part
+        """Let later turns wait for one that took longer than expected. Much of a long time is that of other clients."""
+        self._free_at += max(0.0, min(seconds, LONGEST_TURN) - self._slot) / self._part

@@ -166,9 +166,7 @@ class Server:
             for connection in self._connections.values()
             if (since := connection.missed_since(now)) is not None
         ]
-        if missed:
-            min(missed, key=lambda entry: entry[0])[1].give_way()
-        return bool(missed)
+        return any(connection.give_way() for _, connection in sorted(missed, key=lambda entry: entry[0]))
 
 
 def connection_limits() -> tuple[int, int]:

@@ -23,7 +23,7 @@ from hypercorn.typing import (
     WorkerContext,
 )
 
-from runed.errors import QueueFullError
+from runed.errors import RunedError
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.budget import Budget, enter
 from runed.server.gate import Gate, Headers, Refusal, Share
@@ -39,6 +39,9 @@ REQUEST_COST = 24 * 1024
 
 DUPLEX_COST = 512 * 1024
 """Bytes that a request in both directions costs besides: the texts and vectors of it that are in flight."""
+
+SPARE = 3
+"""Divisor of a body that gives what its growing buffers take besides."""
 
 SLOW = 1.0
 """Seconds after which a client that does not go on may be missed when room is needed."""
@@ -118,7 +121,7 @@ class RequestStream(HTTPStream):
         self._changed = asyncio.Event()
         self._disconnected = asyncio.Event()
         self._duplex = False
-        self._refusal: QueueFullError | None = None
+        self._refusal: RunedError | None = None
         self._account = context.budget.open(self)
         self._receives_since = asyncio.get_running_loop().time()
         self._sends_since: float | None = None
@@ -135,7 +138,7 @@ class RequestStream(HTTPStream):
             return None
         return self._receives_since if not self._duplex or now - self._receives_since > SLOW else None
 
-    def evict(self, error: QueueFullError) -> None:
+    def evict(self, error: RunedError) -> None:
         """End the request, since others need its memory. A client that still sends is told why."""
         if self._sends_since is not None:
             self.cut_off()
@@ -202,7 +205,7 @@ class RequestStream(HTTPStream):
         """Wait for the next part of the request, as ASGI's `receive`.
 
         Raises:
-            QueueFullError: There is no memory for the request. The app answers that to the client.
+            RunedError: There is no memory for the request. The app answers that to the client.
         """
         while not (self.closed or self._refusal or self._body or self.request_ended != self._end_delivered):
             self._changed.clear()
@@ -223,7 +226,7 @@ class RequestStream(HTTPStream):
         return {"type": "http.request", "body": body, "more_body": not self._end_delivered}
 
     def _take_body(self, data: bytes) -> None:
-        self._take(len(data))
+        self._take(len(data) + len(data) // SPARE)
         if self._refusal is not None:
             self.body_was_read(len(data))
             return
@@ -237,7 +240,7 @@ class RequestStream(HTTPStream):
         if self._refusal is None and not self.closed:
             try:
                 self._account.take(size, base=base)
-            except QueueFullError as error:
+            except RunedError as error:
                 self._account.close()
                 self.evict(error)
 

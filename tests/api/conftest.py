@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
@@ -39,13 +40,13 @@ def serve(home: Path) -> Serve:
     """Serve a fake host. Keyword arguments are settings of the server. Fail if anything still runs at the end."""
 
     @asynccontextmanager
-    async def run(**settings: float) -> AsyncIterator[Served]:
+    async def run(**settings: Any) -> AsyncIterator[Served]:  # noqa: ANN401 # each has a type of its own
         host = FakeHost()
         before = asyncio.all_tasks()
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(home / "s"))
             sock.listen()
-            server = Server(build_app(host), sock, **settings)  # type: ignore[arg-type] # all of them take a float
+            server = Server(build_app(host), sock, **settings)
             await server.start()
             try:
                 yield Served(host, home / "s", server)

@@ -12,6 +12,7 @@ import pytest
 
 from runed.backends.llama.process import ChildProcess, OutputLog
 from runed.backends.llama.stillness import Stillness
+from tests.support import wait_until
 
 Spawn = Callable[[str], Awaitable[ChildProcess]]
 
@@ -25,9 +26,11 @@ async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
 
     async def run(program: str) -> ChildProcess:
         output = OutputLog(tmp_path / "output")
-        argv = [sys.executable, "-ESs", "-c", program]
+        argv = [sys.executable, "-ESs", "-c", f"print('begun', flush=True)\n{program}"]
         child = await ChildProcess.spawn(argv, env={}, output=output, record=tmp_path / "record", leftovers=[])
         children.append(child)
+        await asyncio.to_thread(wait_until, lambda: output.written, what="the start of the child")
+        await asyncio.sleep(0.1)  # until it does what it was started for
         return child
 
     yield run
@@ -35,13 +38,12 @@ async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
         await child.kill()
 
 
-async def watch(child: ChildProcess, *, looks: int) -> float:
-    """Return the stillness after some looks, 0.05 s apart. The first second, in which Python starts, does not count."""
-    await asyncio.sleep(1.0)
+async def watch(child: ChildProcess, *, looks: int, answering: bool = False) -> float:
+    """Return the stillness after some looks, 0.05 s apart."""
     stillness = Stillness(child, look=0.05)
     seconds = 0.0
     for _ in range(looks):
-        seconds = stillness.look()
+        seconds = stillness.look(answering=answering)
         await asyncio.sleep(0.05)
     return seconds
 
@@ -52,6 +54,23 @@ async def test_child_that_waits_is_still(spawn: Spawn) -> None:
 
 async def test_child_that_works_is_not_still(spawn: Spawn) -> None:
     assert await watch(await spawn(BUSY), looks=10) == 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell the time of the whole process only")
+async def test_thread_that_answers_now_and_then_is_no_progress_of_a_main_thread_that_hangs(spawn: Spawn) -> None:
+    answering = "import threading, time\ndef answer():\n while True: sum(range(10**5)); time.sleep(0.02)\n"
+    child = await spawn(f"{answering}threading.Thread(target=answer).start(); time.sleep(600)")
+    before = child.progress()
+    await asyncio.sleep(0.7)
+    assert child.progress() == before
+
+
+async def test_other_thread_that_works_is_work_unless_it_answers(spawn: Spawn) -> None:
+    counting = "import threading, time\ndef count():\n while True: sum(range(10**7))\n"
+    child = await spawn(f"{counting}threading.Thread(target=count).start(); time.sleep(600)")
+    assert await watch(child, looks=10) < 0.15
+    if sys.platform == "linux":
+        assert await watch(child, looks=10, answering=True) > 0.25
 
 
 async def test_work_of_a_descendant_counts(spawn: Spawn) -> None:
@@ -65,7 +84,6 @@ async def test_output_is_work(spawn: Spawn) -> None:
 
 async def test_time_in_which_this_process_did_not_run_does_not_count(spawn: Spawn) -> None:
     child = await spawn(IDLE)
-    await watch(child, looks=1)
     stillness = Stillness(child, look=0.05)
     for _ in range(3):
         stillness.look()
@@ -75,7 +93,6 @@ async def test_time_in_which_this_process_did_not_run_does_not_count(spawn: Spaw
 
 async def test_restart_forgets_the_time(spawn: Spawn) -> None:
     child = await spawn(IDLE)
-    await watch(child, looks=1)
     stillness = Stillness(child, look=1.0)
     for _ in range(3):
         stillness.look()

@@ -65,3 +65,13 @@ def test_kernel_releases_the_lock_of_a_killed_holder(home: Path) -> None:
         holder.wait(10)
         holder.stdin.close()
         holder.stdout.close()
+
+
+def test_a_lock_is_known_to_be_held_without_being_taken(home: Path) -> None:
+    lock, other = LockFile(home / "lock"), LockFile(home / "lock")
+    assert not other.is_held()
+    assert not (home / "lock").exists()
+    assert lock.try_acquire()
+    assert other.is_held()
+    lock.release()
+    assert not other.is_held()

@@ -15,12 +15,13 @@ from random import Random
 from typing import Any
 
 import grpc
-import httpx
-from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest, EmbedBatchResponse, EmbedRequest
+from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest, EmbedBatchResponse
 
+import runed
+from runed.errors import RunedError
 from tests.chaos.ground import LEAST_COSINE, RUNED, Ground
 from tests.chaos.report import Report
-from tests.support import GRPC_OPTIONS, call, raw_stub
+from tests.support import GRPC_OPTIONS, raw_stub
 
 CALL_SECONDS = 20.0
 """The time limit of a call."""
@@ -42,7 +43,7 @@ _TRANSIENT_CODES = {
     grpc.StatusCode.CANCELLED,
 }
 
-_JOB_TEXTS = 4000
+_JOB_TEXTS = 1500
 
 
 class ChaosClient(threading.Thread):
@@ -195,7 +196,7 @@ class DriverClient(ProgramClient):
 
     def _next_call(self) -> tuple[dict[str, Any], list[int]]:
         self._calls += 1
-        numbers = self.choose(self.random.choice([1, 1, 8, 64, 200]))
+        numbers = self.choose(self.random.choice([1, 1, 8, 32, 100]))
         texts = [self.ground.texts[number] for number in numbers]
         kind = self.random.choice(["embed_items", "embed_batch", "embed_stream", "embed_items", "count_tokens", "health"])
         args: dict[str, Any] = {"timeout_ms": int(CALL_SECONDS * 1000)}
@@ -329,12 +330,12 @@ class Probe:
         return self._embed_by_program(timeout) or self._embed_anew(timeout)
 
     def _embed_anew(self, timeout: float) -> str:
-        request = EmbedRequest(text=f"another probe {self._calls}")
         try:
-            answer = call("connect+proto", self._ground.paths.socket, "Embed", request, timeout=timeout)
-        except httpx.TransportError as error:
-            return type(error).__name__
-        return answer.refusal.reason if answer.refusal else ""
+            with runed.connect(socket_path=self._ground.paths.socket) as client:
+                client.embed(f"another probe {self._calls}", timeout=timeout)
+        except RunedError as error:
+            return error.reason
+        return ""
 
     def _embed_by_program(self, timeout: float) -> str:
         self._calls += 1

@@ -17,12 +17,12 @@ from pathlib import Path
 from random import Random
 
 import psutil
-from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest
 
+import runed
+from runed.errors import RunedError
 from runed.processes import identify
 from tests.chaos.clients import ProgramClient
 from tests.chaos.ground import RUNED, Ground
-from tests.support import call
 
 HEALED, THAWED = 5.0, 30.0
 """Seconds to heal: after any fault, and after the freeze of an engine, which looks like a long computation for a while."""
@@ -305,8 +305,8 @@ def fill_queue(scene: Scene) -> None:
 def _flood(scene: Scene, number: int) -> None:
     """Embed many texts that no cache has."""
     texts = [f"flood {number} {index} {time.monotonic()}" for index in range(400)]
-    with suppress(Exception):  # most are refused, and some are cut off
-        call("connect+proto", scene.ground.paths.socket, "EmbedBatch", EmbedBatchRequest(texts=texts), timeout=3.0)
+    with suppress(RunedError), runed.connect(socket_path=scene.ground.paths.socket) as client:
+        client.embed_batch(texts, timeout=3.0)  # it waits for room in the queue, as long as that takes
 
 
 def open_connections(scene: Scene) -> None:

@@ -32,7 +32,11 @@ _KNOWN_FILES = frozenset(
         *("daemon.lock", "spawn.lock", "install.lock"),
         *("cache/engine-quirks.json", "cache/tuning.json", "cache/centroids.bin", "cache/verified.json"),
         *(f"cache/vectors.sqlite{suffix}" for suffix in ("", "-wal", "-shm", ".lock")),
-        *(f"logs/{name}{suffix}" for name in ("daemon.log", "llama-server.log") for suffix in ("", ".1", ".2", ".3")),
+        *(
+            f"logs/{name}{suffix}"
+            for name in ("daemon.log", "events.log", "llama-server.log")
+            for suffix in ("", ".1", ".2", ".3")
+        ),
     }
 )
 """Files that a home may keep after its daemon has ended. Any other file is a leftover."""
@@ -158,7 +162,7 @@ class Ground:
 
 
 def _stranger() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sleep", "100000"])
+    return subprocess.Popen(["sleep", "100000"], start_new_session=True)
 
 
 def _command(process: psutil.Process) -> list[str]:

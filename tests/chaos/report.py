@@ -23,7 +23,7 @@ class Report:
         jobs: The jobs that ended with a complete output.
         healed: Seconds to heal, by fault.
         late: Descriptions of healings beyond their bars.
-        violations: Descriptions of broken promises; must be empty.
+        violations: How often each promise was broken, by a description; must be empty.
     """
 
     seed: int
@@ -34,7 +34,7 @@ class Report:
     jobs: int = 0
     healed: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     late: list[str] = field(default_factory=list)
-    violations: list[str] = field(default_factory=list)
+    violations: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _began: float = field(default_factory=time.monotonic)
 
@@ -52,8 +52,10 @@ class Report:
     def violated(self, what: str) -> None:
         """Note a broken promise."""
         with self._lock:
-            self.violations.append(f"{time.monotonic() - self._began:.1f} s: {what}")
-        self.say(f"VIOLATION: {what}")
+            self.violations[what] += 1
+            first = self.violations[what] == 1
+        if first:
+            self.say(f"VIOLATION: {what}")
 
     def say(self, line: str) -> None:
         """Print a line with the seconds since the start."""
@@ -72,5 +74,5 @@ class Report:
             outcomes = sorted((outcome, count) for (name, outcome), count in self.calls.items() if name == client)
             lines.append(f"{client}: " + ", ".join(f"{outcome} {count:,}" for outcome, count in outcomes))
         lines += [f"late: {text}" for text in self.late]
-        lines += [f"VIOLATION: {text}" for text in self.violations] or ["no violations"]
+        lines += [f"VIOLATION, {count} times: {text}" for text, count in self.violations.items()] or ["no violations"]
         return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
@@ -26,13 +26,16 @@ _PAUSE = 0.5
 """Longest pause between two faults, in seconds."""
 
 
-def run_chaos(seed: int, seconds: float, drivers: Drivers, *, judge_times: bool = True) -> Report:
+def run_chaos(
+    seed: int, seconds: float, drivers: Drivers, *, faults: Sequence[Fault] = FAULTS, judge_times: bool = True
+) -> Report:
     """Run.
 
     Args:
         seed: Decides the order of the faults, and what they and the clients do.
         seconds: The time for faults. The start and the end come on top.
         drivers: The compiled drivers.
+        faults: The faults. Each comes once before any comes again.
         judge_times: Whether a healing beyond its bar is a violation. Otherwise it is only told, up to `HOPELESS_SECONDS`.
 
     Returns:
@@ -62,7 +65,7 @@ def run_chaos(seed: int, seconds: float, drivers: Drivers, *, judge_times: bool 
             client.start()
         stack.callback(_stop, clients)
         scene = Scene(ground, programs, Random(seed))
-        _break(scene, probe, report, clients, seconds)
+        _break(scene, faults, probe, report, clients, seconds)
         _stop(clients)
         jobs.finish(HOPELESS_SECONDS)
         probe.close()
@@ -70,15 +73,17 @@ def run_chaos(seed: int, seconds: float, drivers: Drivers, *, judge_times: bool 
     return report
 
 
-def _deal(random: Random) -> Iterator[Fault]:
+def _deal(faults: Sequence[Fault], random: Random) -> Iterator[Fault]:
     while True:
-        yield from random.sample(FAULTS, len(FAULTS))
+        yield from random.sample(faults, len(faults))
 
 
-def _break(scene: Scene, probe: Probe, report: Report, clients: list[ChaosClient], seconds: float) -> None:
+def _break(  # noqa: PLR0917 # the parts of a run
+    scene: Scene, faults: Sequence[Fault], probe: Probe, report: Report, clients: list[ChaosClient], seconds: float
+) -> None:
     """Make faults until the time is over, and wait after each until the daemon serves again."""
     until = time.monotonic() + seconds
-    for fault in _deal(scene.random):
+    for fault in _deal(faults, scene.random):
         if time.monotonic() >= until:
             return
         report.say(fault.name)

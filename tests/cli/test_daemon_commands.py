@@ -241,19 +241,6 @@ def test_stop_waits_until_the_process_is_gone(cli: Cli) -> None:
     assert cli.run("stop").stdout == f"no daemon runs for {cli.home}\n"
 
 
-def test_daemon_that_hangs_is_told_from_none(cli: Cli) -> None:
-    assert cli.run("ensure").returncode == 0
-    daemon = cli.daemon()
-    assert daemon is not None
-    os.kill(daemon.pid, signal.SIGSTOP)
-    try:
-        done = cli.run("status")
-    finally:
-        os.kill(daemon.pid, signal.SIGCONT)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "does not answer within 5 s" in done.stderr
-
-
 def test_status_does_not_wake_a_suspended_engine(cli: Cli) -> None:
     assert cli.with_environment(RUNED_IDLE_TIMEOUT="300ms").run("embed", "x").returncode == 0
     wait_until(lambda: status(cli)["status"] == "IDLE", what="the suspension")

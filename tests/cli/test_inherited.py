@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.cli.support import SCRIPTS, Cli
@@ -25,6 +26,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal
 for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
 os.nice(11)
+open("/proc/self/oom_score_adj", "w").write("300")
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 for limit, low, high in (
     (resource.RLIMIT_NOFILE, 128, 900),
@@ -46,8 +48,9 @@ def signals(pid: int) -> dict[str, set[int]]:
 
 
 def test_daemon_and_engine_of_a_caller_in_bad_circumstances_serve_like_any_other(cli: Cli) -> None:
-    processors = os.sched_getaffinity(0)
-    caller = "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)); os.execv(sys.argv[1], sys.argv[1:])"
+    processors, score = os.sched_getaffinity(0), Path("/proc/self/oom_score_adj").read_text()
+    idle = "import psutil; psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)\n"
+    caller = f"{idle}os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)); os.execv(sys.argv[1], sys.argv[1:])"
     argv = [sys.executable, "-c", BAD_CIRCUMSTANCES + caller, str(SCRIPTS / "runed"), "embed", "hello"]
     subprocess.run(argv, env=cli.environment_of_a_command(), capture_output=True, timeout=60, check=True)
     document: dict[str, Any] = json.loads(cli.run("status", "--json").stdout)
@@ -61,6 +64,8 @@ def test_daemon_and_engine_of_a_caller_in_bad_circumstances_serve_like_any_other
         assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
         assert resource.prlimit(pid, resource.RLIMIT_STACK)[0] == 8 * 2**20
         assert resource.prlimit(pid, resource.RLIMIT_FSIZE)[0] in {2**40, resource.RLIM_INFINITY}
+        assert psutil.Process(pid).ionice().ioclass == psutil.IOPRIO_CLASS_NONE
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == score
         assert int(Path(f"/proc/{pid}/coredump_filter").read_text(), 16) == 0
     assert "at most 900 open files (ulimit -n)" in document["restrictions"]
     assert "limits    " in cli.run("status").stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,29 @@ def test_quick_commands_import_neither_server_nor_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("embed", "-\x1b[2J.txt"),
+        ("embed", "-f", "\x1b[2J.txt", "-o", "\x1b[2J.npy"),
+        ("\x1b[2J",),
+        ("logs", "-n", "\x1b[2J"),
+        ("status",),
+        ("logs",),
+        ("stop",),
+    ],
+)
+def test_no_name_steers_the_terminal(bare: Cli, arguments: tuple[str, ...]) -> None:
+    done = Cli(bare.home / "\x1b[2J").run(*arguments)
+    assert done.stdout + done.stderr
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize("variable", ["RUNED_MODEL", "RUNED_LLAMA_SERVER"])
+def test_a_url_in_the_place_of_a_file_is_answered_with_what_to_do(bare: Cli, variable: str) -> None:
+    done = bare.with_environment(**{variable: "https://me:pass-word@models.example/m.gguf"}).run("ensure")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"runed: {variable}='https://models.example/m.gguf': accepted is the path or the file: URL")
+    assert done.stderr.count("\n") == 1

@@ -170,13 +170,15 @@ def test_device_that_takes_the_place_of_the_output_is_not_replaced(tmp_path: Pat
         assert len(output.read_text().splitlines()) == 50 * COUNT
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every file")
 def test_write_protected_file_is_not_replaced(tmp_path: Path, texts: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("precious")
     output.chmod(0o444)
-    with pytest.raises(SettingsError, match="cannot be written: the file is write-protected"):
-        jobs.here("--batch", texts, "-o", output)
+    powerless = ["setpriv", "--bounding-set=-all"] if os.geteuid() == 0 else []  # root may write to every file
+    command = [*powerless, *jobs.command("--batch", texts, "-o", output)]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False, timeout=60)
+    message = f"runed: --output {output} cannot be written: the file is write-protected\n"
+    assert (done.returncode, done.stderr) == (2, message)
     assert output.read_text() == "precious"
 
 
@@ -226,5 +228,15 @@ def test_full_disk_names_the_output_and_keeps_what_is_done(tmp_path: Path) -> No
     assert jobs.here("--batch", texts, "-o", tmp_path / "out.npy", "--resume") == 0
     assert jobs.here("--batch", texts, "-o", tmp_path / "whole.npy") == 0
     assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    done = shell(tmp_path, f"{command} > /dev/full".replace(f"{tmp_path}/out.npy", "/dev/stdout --format json"))
-    assert (done.returncode, done.stderr) == (1, "runed: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("output", "name"), [("/dev/stdout", "standard output"), ("/dev/full", "/dev/full"), ("/dev/fd/7", "/dev/fd/7")]
+)
+def test_full_device_is_named(tmp_path: Path, texts: Path, output: str, name: str, output_format: str) -> None:
+    command = shlex.join(os.fspath(word) for word in jobs.command("--batch", texts, "--format", output_format, "-o", output))
+    done = shell(tmp_path, f"{command} > /dev/full 7> /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"runed: {name}: No space left on device")
+    assert done.stderr.count("\n") == 1

@@ -77,7 +77,7 @@ def test_from_inside_of_a_container_a_daemon_outside_is_stopped_but_not_measured
     assert daemon is not None
     document = json.loads(run_in_a_namespace(cli, "status", "--json").stdout)
     assert (document["running"], document["pid"], document["daemon_memory_bytes"]) == (True, 0, 0)
-    assert "in another pid namespace, memory unknown" in run_in_a_namespace(cli, "status").stdout
+    assert "pid not seen from here, memory unknown" in run_in_a_namespace(cli, "status").stdout
     assert json.loads(run_in_a_namespace(cli, "ensure", "--json").stdout)["pid"] is None
     done = run_in_a_namespace(cli, "stop")
     assert (done.returncode, done.stderr) == (0, "")

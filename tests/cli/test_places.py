@@ -87,6 +87,13 @@ class TestMounts:
         line = run_with(bare, f"{mount(bare, 'size=1m')}; mkdir {bare.home}/logs; mount -o remount,ro {bare.home}", "ensure")
         assert f"{bare.home}/spawn.lock: Read-only file system: the file system at {bare.home} is mounted read-only" in line
 
+    def test_output_of_a_job_on_a_full_file_system(self, cli: Cli, tmp_path: Path) -> None:
+        assert cli.run("embed", "x").returncode == 0
+        (cli.home / "texts").write_text("\n".join(map(str, range(100))))
+        small = f"mount -t tmpfs -o size=8k none {tmp_path}"
+        line = run_with(cli, small, "embed", "-f", str(cli.home / "texts"), "-o", str(tmp_path / "rows.jsonl"))
+        assert f"{tmp_path}/rows.jsonl: No space left on device: the file system at {tmp_path} is full" in line
+
     def test_machine_without_proc(self, bare: Cli) -> None:
         line = run_with(bare, "mount -t tmpfs none /proc", "serve")
         assert line == "runed: /proc cannot be read, which tells processes apart; mount it: `mount -t proc proc /proc`"

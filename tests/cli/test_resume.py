@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import itertools
 import json
 import os
@@ -9,6 +11,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,6 +26,11 @@ from tests.cli import jobs
 from tests.cli.stand_in import DIM, Options
 from tests.cli.support import Cli
 from tests.support import wait_until
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 COUNT = 2000
 FORMATS = ["json", "jsonl", "npy", "parquet"]
@@ -91,6 +99,34 @@ def test_job_that_is_killed_again_and_again_gives_the_same_file(texts: Path, tmp
     # Texts in flight at the kill were never answered and may be sent again. Rows on the disk may not.
     assert len(asked) <= COUNT + killed * (options.in_flight + 256)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([texts.name, whole.name, output.name, log.name])
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "parquet.gz", "utf-16", "NaN and blank lines"])
+def test_killed_job_with_input_of_another_form_gives_the_same_file(texts: Path, tmp_path: Path, kind: str) -> None:
+    data = texts.read_bytes()
+    rows = [json.loads(line) for line in data.splitlines()]
+    path = tmp_path / {"utf-16": "t.jsonl", "NaN and blank lines": "t.jsonl"}.get(kind, f"t.{kind}")
+    if kind == "jsonl.gz":
+        path.write_bytes(gzip.compress(data[:5000]) + gzip.compress(data[5000:]))
+    elif kind == "jsonl.zst":
+        path.write_bytes(zstd.compress(data))
+    elif kind == "parquet.gz":
+        stream = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream, row_group_size=100)
+        path.write_bytes(gzip.compress(stream.getvalue()))
+    elif kind == "utf-16":
+        path.write_bytes(data.decode().encode("utf-16"))
+    else:
+        path.write_bytes(data.replace(b"{", b'\n{"x": NaN, "y": "\\ud800", '))
+    whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    assert jobs.here("--batch", texts, "-o", whole) == 0
+    process = jobs.start("--batch", path, "-o", output, options=Options(pause=0.02))
+    wait_until(lambda: done_rows(output) or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    assert 0 < done_rows(output) < COUNT
+    assert jobs.here("--batch", path, "-o", output, "--resume") == 0
+    assert output.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize(("output_format", "syncs"), [("npy", 5), ("parquet", 6)])

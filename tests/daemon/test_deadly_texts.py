@@ -133,13 +133,6 @@ def test_no_deadly_text_is_logged(daemon: RunningDaemon) -> None:
     assert "ZZZZ" not in daemon.log() + (daemon.home / "logs" / "llama-server.log").read_text()
 
 
-def test_instruction_that_kills_the_engine_is_blamed_instead_of_each_text(daemon: RunningDaemon) -> None:
-    before = deaths(daemon)
-    with runed.connect(home=daemon.home) as client, pytest.raises(BackendFaultError, match="the engine died 2 times"):
-        client.embed_items([f"query {number}" for number in range(64)], role="query", instruction=deadly(6))
-    assert deaths(daemon) - before <= 6
-
-
 # An engine that answers wrong vectors
 
 

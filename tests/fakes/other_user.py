@@ -1,16 +1,21 @@
-"""A process of another user, for tests that run as root: `other_user.py UID listen PATH`, or `... connect PATH`.
+"""A process of another user, for tests that run as root: `other_user.py UID listen|connect|swap PATH`.
 
 `listen` takes over the path of a socket, prints "ready", and then the number of bytes that it got by each connection.
-`connect` sends a request for Health, and prints what comes back.
+`connect` sends a request for Health, and prints what comes back. `swap` prints "ready", and exchanges the directory PATH with
+PATH.theirs as fast as it can.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
 
 REQUEST = (
     b"POST /runed.v1.RunedService/Health HTTP/1.1\r\nhost: runed\r\ncontent-type: application/json\r\n"
@@ -52,10 +57,19 @@ def connect(uid: int, path: Path) -> None:
                 sys.stdout.buffer.write(data)
 
 
+def swap(uid: int, path: Path) -> None:
+    rename, ours, theirs = ctypes.CDLL(None).renameat2, bytes(path), bytes(path) + b".theirs"
+    become(uid)
+    say("ready")
+    while True:
+        if rename(AT_FDCWD, ours, AT_FDCWD, theirs, RENAME_EXCHANGE) != 0:
+            sys.exit("the swap failed")
+
+
 def say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    {"listen": listen, "connect": connect}[sys.argv[2]](int(sys.argv[1]), Path(sys.argv[3]))
+    {"listen": listen, "connect": connect, "swap": swap}[sys.argv[2]](int(sys.argv[1]), Path(sys.argv[3]))

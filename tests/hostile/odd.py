@@ -58,7 +58,7 @@ def proxies(arena: Arena) -> Measured:
     return Measured("; ".join(failed) or "all work", not failed)
 
 
-@attack("16", "a proxy that refuses, for a host that is not loopback", "the error names the proxy's variable")
+@attack("16", "a proxy that refuses, for a host that is not loopback", "the error names the proxy's variable", slow=True)
 def refused_proxy(arena: Arena) -> Measured:
     result = _install(arena, "http://runed.invalid/manifest.json", http_proxy="http://127.0.0.1:9")
     named = "proxy" in result.stderr.lower()
@@ -137,7 +137,7 @@ def odd_name(arena: Arena) -> Measured:
 @attack("19", "a home on a full file system, and on one without exec", "one true sentence that names the file", root=True)
 def small_places(arena: Arena) -> Measured:
     told = []
-    for options, word in (("size=300k", "space"), ("size=100m,noexec", "noexec")):
+    for options, word in (("size=300k", "are free"), ("size=100m,noexec", "noexec")):
         home = arena.new()
         home.mkdir(mode=0o700)
         if subprocess.run(

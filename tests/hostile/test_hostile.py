@@ -10,31 +10,12 @@ import pytest
 from tests.hostile.arena import ATTACKS, Attack
 from tests.hostile.table import row, tried
 
-OPEN = {
-    "another user connects to our daemon, whose directory was opened",
-    "the first caller has nice 10, one core, few files, cores, and blocks SIGTERM",
-    "daemon and engine may dump core",
-    "a model's name holds escape sequences",
-    "700 embed() in one asyncio.gather",
-    "a proxy that refuses, for a host that is not loopback",
-    "daemon.json names a stranger as an older daemon; then stop, embed, stop",
-    "run/engine.json names a stranger, and the daemon starts",
-    "a home whose name is not UTF-8",
-    "a home on a full file system, and on one without exec",
-    "11 texts of invisible characters, by six ways, with a WordPiece model",
-    "JSON lines with a blank line, and odd members that are not read",
-    "the engine spoils one vector of a batch",
-}
-"""Attacks whose bars are not met yet, by name."""
-
 QUICK = [it for it in ATTACKS if not it.slow]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", QUICK, ids=[f"{it.item} {it.name}" for it in QUICK])
 def test_attack_meets_its_bar(attack: Attack, llama_server: Path) -> None:
-    if attack.name in OPEN:
-        pytest.xfail("not met yet")
     measured = tried(attack)
     told = row(attack, measured, 0.0)
     if measured.ok is None:

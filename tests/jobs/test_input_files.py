@@ -144,6 +144,12 @@ def test_window_that_needs_too_much_memory_is_told(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a file")
+def test_file_that_fails_while_it_is_read_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"^/proc/self/mem cannot be read: Input/output error$"):
+        read(Path("/proc/self/mem"))
+
+
 # UTF-16 and UTF-32
 
 
@@ -209,6 +215,20 @@ def test_file_of_another_program_is_named_with_the_remedy(tmp_path: Path) -> Non
             path.write_bytes(data)
             with pytest.raises(InvalidRequestError, match=what):
                 read(path)
+
+
+def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(encoded("parquet"))
+    assert texts_of(path) == TEXTS
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.csv")
+    assert texts_of(tmp_path / "empty.csv") == []
+    with pytest.raises(InvalidRequestError, match="is a Parquet file; give it by --batch, without --input-format"):
+        read(path, "jsonl")
+    with inputs.open_files([str(path)]) as source, pytest.raises(InvalidRequestError, match="is a Parquet file; give it by"):
+        list(source())
+    path.write_text("PAR1 is what a golfer says")
+    assert texts_of(path) == ["PAR1 is what a golfer says"]
 
 
 # Tables

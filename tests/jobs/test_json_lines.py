@@ -72,7 +72,11 @@ FORM = '; each line must be a JSON string or an object like {"id": 1, "text": ".
         (b'{"text": "a", "x": "\\q"}', InvalidRequestError, f"JSON is malformed: invalid character (byte 19){FORM}"),
         (b'{"text": "a"', InvalidRequestError, f"JSON ends too early{FORM}"),
         (b'{"text": "a", "x": [', InvalidRequestError, f"JSON ends too early{FORM}"),
-        (b"\0\0\0", InvalidRequestError, f"JSON is malformed: invalid character (byte 0){FORM}"),
+        (
+            b"\0\0\0",
+            InvalidRequestError,
+            "JSON is malformed: a NUL, as in a damaged file or one of another kind (byte 0); each",
+        ),
         (b"text", InvalidRequestError, f"JSON is malformed: invalid character (byte 0){FORM}"),
         (b'{"x": NaN}', InvalidRequestError, f"Object missing required field `text`{FORM}"),
         (b'{"x": NaN, "text": 5}', InvalidRequestError, f"Expected `str` - at `$.text`{FORM}"),

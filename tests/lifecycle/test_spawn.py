@@ -199,6 +199,12 @@ def test_a_recorded_daemon_that_is_stuck_without_listening_is_named_in_the_error
     assert starts(paths.home) == []
 
 
+def test_a_record_of_an_old_version_that_names_a_stranger_hinders_nobody(fake: Fake, paths: Paths) -> None:
+    own = DaemonRecord.of_this_process(paths.socket)
+    msgspec.structs.replace(own, scope="", version="0.0.1").write(paths.daemon_record)
+    assert ensure_daemon(fake(version="9.9.9"), minimum_version="9.9.9", timeout=20).started
+
+
 def test_a_starter_that_hangs_is_named_in_the_error(fake: Fake, paths: Paths) -> None:
     settings = fake()
     with LockFile(paths.spawn_lock) as lock:
@@ -419,6 +425,19 @@ class TestStop:
         assert stop_daemon(paths, timeout=10)
         assert process_gone(handle.pid)
 
+    def test_it_signals_no_program_that_only_hands_connections_on(self, paths: Paths) -> None:
+        code = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)"
+        with subprocess.Popen([sys.executable, "-c", code, paths.socket]) as forwarder:
+            wait_until(lambda: probe(paths.socket))
+            for _ in range(2):
+                with pytest.raises(LifecycleError, match="cannot be seen from here"):
+                    stop_daemon(paths, timeout=1, force=True)
+                assert ensure_daemon(Settings(home=paths.home)).pid is None
+                # The record that a daemon has left behind is none of this program.
+                DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
+            assert forwarder.poll() is None
+            forwarder.kill()
+
     @pytest.mark.parametrize("scope", ["", "another boot/4026531836"])
     def test_it_signals_no_process_that_only_a_record_names(self, paths: Paths, scope: str) -> None:
         with subprocess.Popen(["sleep", "60"]) as bystander:
@@ -430,3 +449,13 @@ class TestStop:
             assert not stop_daemon(paths, timeout=1)
             assert bystander.poll() is None
             bystander.kill()
+
+
+def test_a_program_that_does_not_tell_its_version_takes_no_longer_than_the_call_may(fake: Fake, paths: Paths) -> None:
+    settings = fake(version="0.0.1")
+    older = ensure_daemon(settings)
+    assert settings.runed_binary is not None
+    settings.runed_binary.write_text("#!/bin/sh\nexec sleep 30\n")
+    began = time.monotonic()
+    assert ensure_daemon(settings, timeout=0.5, minimum_version="0.1.0") == replace(older, started=False)
+    assert time.monotonic() - began < 3

@@ -171,6 +171,9 @@ async def test_only_doubtful_texts_cost_the_engine_a_question(make_engine: MakeE
     for text in ("!", "🙂", "[SEP] a"):
         await engine.embed([text], PLAIN, client=ME)
     assert backend.tokenized == ["", " ", "!", "🙂", "[SEP] a"]
+    await engine.embed(["\u200b" * 5000 + "far away"], PLAIN, client=ME)
+    assert {len(text) for text in backend.tokenized[5:]} == {5008}
+    del backend.tokenized[5:]
     for text in ("!", "🙂", "[SEP] a"):  # from the cache
         await engine.embed([text], PLAIN, client=ME)
     assert len(backend.tokenized) == 5

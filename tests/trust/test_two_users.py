@@ -171,7 +171,7 @@ def test_no_command_uses_a_home_in_which_another_user_has_a_hand(stage: Stage, l
 def test_root_does_not_use_the_home_of_a_user_as_under_sudo_with_the_environment_of_that_user(stage: Stage) -> None:
     home = stage.home(".runed", owner=ALICE, mode=0o700, filler=ALICE)
     done = stage.run(home, user=0, RUNED_HOME="", HOME=str(stage.place))
-    check_refused(stage, done, f"{home} belongs to user id {ALICE}, not to you, who are user id 0; ")
+    check_refused(stage, done, f"{home} belongs to user id {ALICE}, and you are user id 0; ")
     assert "`sudo -H`" in done.stderr
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +23,11 @@ import runed
 import runed.testing
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.errors import AlreadyRunningError, ForeignPathError
-from runed.lifecycle.listener import Listener, probe
+from runed.lifecycle.listener import Listener, dial, probe
 from runed.log import REFUSALS_PAUSE
 from runed.server.door import refusal_of_stranger
 from tests.support import http_over
-from tests.users import OTHER, Eavesdropper, answer_to_other, listening_as_other, needs_root
+from tests.users import OTHER, Eavesdropper, answer_to_other, listening_as_other, needs_root, swapping_as_other
 
 pytestmark = needs_root
 
@@ -93,6 +94,39 @@ def test_a_client_that_was_connected_before_sends_nothing() -> None:
             heard = other.heard()
     assert heard == [0] * len(heard)
     assert heard
+
+
+def test_a_directory_that_is_swapped_at_the_right_moment_brings_nothing(home: Path) -> None:
+    """All clients in Python connect by `dial`."""
+    directory, theirs = home / "d", home / "d.theirs"
+    directory.mkdir(mode=0o700)
+    theirs.mkdir()
+    for each in (home, theirs):
+        os.chown(each, OTHER, OTHER)
+    home.chmod(0o755)
+    served, refusals = 0, []
+    with socket.socket(socket.AF_UNIX) as listener, listening_as_other(theirs / "s") as other:
+        listener.bind(str(directory / "s"))
+        listener.listen()
+        listener.settimeout(5)
+        with swapping_as_other(directory):
+            for _ in range(2000):
+                try:
+                    with dial(directory / "s") as connection:
+                        connection.sendall(b"secret")
+                        listener.accept()[0].close()
+                    served += 1
+                except ForeignPathError as error:
+                    refusals.append(str(error))
+        if directory.stat().st_uid == OTHER:
+            directory.rename(home / "d.ours")
+            theirs.rename(directory)
+            (home / "d.ours").rename(theirs)
+        heard = other.heard()
+    assert served > 0
+    assert len(refusals) == len(heard) > 0
+    assert set(heard) == {0}
+    assert {f"belongs to user id {OTHER}" in refusal for refusal in refusals} == {True}
 
 
 class TestAnotherUserConnects:

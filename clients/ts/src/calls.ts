@@ -110,12 +110,21 @@ export class Calls {
     }
   }
 
-  /** Makes a call once; throws as `send`. */
+  /** Makes a call once, as soon as there is a place for it; throws as `send`. */
   async sendOnce<T>(deadline: Deadline, call: (rpc: Rpc, options: RpcOptions) => Promise<T>): Promise<T> {
+    return await this.#link.places.hold(deadline, async () => await this.#make(deadline, this.#link.rpc, call));
+  }
+
+  /** Makes a call that lasts, beside the others, once; throws as `send`. */
+  async converse<T>(deadline: Deadline, call: (rpc: Rpc, options: RpcOptions) => Promise<T>): Promise<T> {
+    return await this.#make(deadline, this.#link.streams, call);
+  }
+
+  async #make<T>(deadline: Deadline, rpc: Rpc, call: (rpc: Rpc, options: RpcOptions) => Promise<T>): Promise<T> {
     this.checkOpen();
     const remaining = deadline.remaining();
     try {
-      return await call(this.#link.rpc, {
+      return await call(rpc, {
         ...(deadline.signal && { signal: deadline.signal }),
         // A header holds it, in whole milliseconds.
         ...(remaining !== undefined && { timeoutMs: Math.ceil(remaining) }),

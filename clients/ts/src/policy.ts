@@ -40,6 +40,9 @@ export const DIAL_PAUSE_MS = 20;
 /** Milliseconds for which this is tried where the caller sets no limit. */
 export const DIAL_PATIENCE_MS = 60_000;
 
+/** The most single calls of a client at a time. Further ones wait until one ends. */
+export const CONNECTIONS = 64;
+
 /** Milliseconds that the start of a daemon may take where the caller sets no limit. */
 export const START_PATIENCE_MS = 60_000;
 

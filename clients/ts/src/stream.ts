@@ -314,7 +314,7 @@ class Talker<K> {
     );
     try {
       const options = new Deadline(undefined, life.signal);
-      await this.#calls.sendOnce(options, async (rpc, rpcOptions) => {
+      await this.#calls.converse(options, async (rpc, rpcOptions) => {
         for await (const answer of rpc.embedStream(this.#requests(maxBytes, life.signal, watch), rpcOptions)) {
           this.#receive(answer);
           watch.feed();

@@ -2,8 +2,8 @@
 
 import { type ExecFileException, execFile, execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { lstatSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { constants, lstatSync } from "node:fs";
+import { open } from "node:fs/promises";
 import type { Socket } from "node:net";
 import { userInfo } from "node:os";
 import { dirname, join, resolve } from "node:path";
@@ -274,10 +274,25 @@ async function configuredProgram(home: string): Promise<string | undefined> {
   return typeof program === "string" && program !== "" ? absolute(program) : undefined;
 }
 
-/** Reads a file that holds a JSON object. A missing or broken one is an empty object. */
+/** The size in bytes up to which a file is read. A larger one is no state of runed. */
+const MAX_STATE_BYTES = 4 << 20;
+
+/**
+ * Reads a file that holds a JSON object. A missing or broken one is an empty object, and so is something else in its place, such
+ * as a pipe, which would keep the client waiting.
+ */
 async function readJson(path: string): Promise<Record<string, unknown>> {
   try {
-    return objectOf(JSON.parse(await readFile(path, "utf8")));
+    const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      const stat = await file.stat();
+      if (!stat.isFile() || stat.size > MAX_STATE_BYTES) {
+        return {};
+      }
+      return objectOf(JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await file.readFile())));
+    } finally {
+      await file.close();
+    }
   } catch {
     return {};
   }

@@ -11,6 +11,7 @@ import {
 import { Connection } from "./connection.js";
 import { RunedError } from "./errors.js";
 import { RunedService } from "./gen/runed/v1/runed_pb.js";
+import { Places } from "./places.js";
 import { type Place, Target } from "./target.js";
 import { Deadline } from "./waiting.js";
 
@@ -38,16 +39,26 @@ function transportOver(connection: Connection, protocol: Protocol): Transport {
   return TRANSPORTS[protocol]({ baseUrl: ORIGIN, sessionManager: connection, acceptCompression: [] });
 }
 
-/** The calls of one client, and their connection. */
+/** The calls of one client, and their two connections. */
 export class Link {
+  /** Single calls. */
   readonly rpc: Rpc;
-  readonly #connection: Connection;
+  /** Streams. A connection carries a bounded number of them, and those that last must not keep single calls waiting. */
+  readonly streams: Rpc;
+  /** The places of single calls. */
+  readonly places = new Places();
+  readonly #connections: Connection[] = [];
   #closed = false;
 
   /** @throws TypeError There is no such protocol. */
   constructor(target: Target, protocol: Protocol) {
-    this.#connection = new Connection(ORIGIN, (signal) => target.dial(signal));
-    this.rpc = createClient(RunedService, transportOver(this.#connection, protocol));
+    const open = (): Rpc => {
+      const connection = new Connection(ORIGIN, (signal) => target.dial(signal));
+      this.#connections.push(connection);
+      return createClient(RunedService, transportOver(connection, protocol));
+    };
+    this.rpc = open();
+    this.streams = open();
   }
 
   /** Whether `close` was called. */
@@ -55,10 +66,12 @@ export class Link {
     return this.#closed;
   }
 
-  /** Closes the connection, and breaks off the calls that are under way. */
+  /** Closes the connections, and breaks off the calls that are under way. */
   close(): void {
     this.#closed = true;
-    this.#connection.close();
+    for (const connection of this.#connections) {
+      connection.close();
+    }
   }
 }
 

@@ -15,6 +15,8 @@ const HOME_FILES =
 
 const REMEDY = "set RUNED_HOME to a place of your own";
 
+const PARENT_REMEDY = `${REMEDY}, or set RUNED_TRUST_PARENTS=1 if you trust them`;
+
 /**
  * Refuses a home in which another user has a hand, before anything of it is read, run or connected to.
  *
@@ -34,7 +36,7 @@ export function checkHome(home: string): void {
   }
   const own = process.geteuid?.();
   if (stat.uid !== own) {
-    throw foreign(`${home} belongs to user id ${stat.uid}, not to you, who are user id ${own}; ${REMEDY}`);
+    throw foreign(`${home} belongs to user id ${stat.uid}, and you are user id ${own}; ${REMEDY}`);
   }
   if ((stat.mode & 0o022) !== 0) {
     throw foreign(
@@ -99,13 +101,16 @@ function parts(path: string): string[] {
 }
 
 function checkParent(path: string, parent: string): void {
+  if (["1", "true", "yes", "on"].includes((process.env.RUNED_TRUST_PARENTS ?? "").toLowerCase())) {
+    return;
+  }
   const stat = look(() => lstatSync(parent), path);
   if (!isTrusted(stat.uid)) {
-    throw foreign(`${parent} belongs to user id ${stat.uid}, who could replace ${path}; ${REMEDY}`);
+    throw foreign(`${parent} belongs to user id ${stat.uid}, who could replace ${path}; ${PARENT_REMEDY}`);
   }
   if (isOpenToWriters(stat) && (stat.mode & 0o1000) === 0) {
     throw foreign(
-      `others can write to ${parent} (mode ${modeOf(stat)}), and could replace ${path}; ${REMEDY}, or run \`chmod go-w ${parent}\``,
+      `others can write to ${parent} (mode ${modeOf(stat)}), and could replace ${path}; run \`chmod go-w ${parent}\`, ${PARENT_REMEDY}`,
     );
   }
 }

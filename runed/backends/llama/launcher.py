@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
-from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
+from runed.backends.llama.process import ChildProcess, OutputLog, has_successor, reap_orphan
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.self_test import CompanyError, check_again, check_engine
 from runed.backends.llama.server import LlamaServer
@@ -47,6 +47,7 @@ class Launcher:
         self._paths = paths
         self._timings = timings
         self._tested: str | None = None
+        self._made_room = False
         self._reference = b""
         self._model_state = _file_state(command.model)
         self._heed_quirks()
@@ -134,6 +135,11 @@ class Launcher:
         for directory in (self._paths.engine_record.parent, self._paths.logs, self._paths.cache):
             ensure_private_dir(directory)
         ensure_socket_dir(socket)
+        # Two daemons that end each other's engines would go on with it for ever. The first start of the newer one ends the
+        # older one's; the older one, whose home was removed or whose socket was replaced, gives in and finishes its drain.
+        if self._made_room and has_successor(self._paths.engine_record):
+            raise BackendUnavailableError("another daemon has taken this home over and runs its own llama-server")
+        self._made_room = True
         reap_orphan(self._paths.engine_record)
         if socket.exists() and not socket.is_socket():
             raise ForeignPathError(f"{socket} is not a socket; move it away or set RUNED_HOME to another place")

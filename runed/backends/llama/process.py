@@ -17,7 +17,7 @@ import psutil
 from runed.errors import printable_bytes
 from runed.files import make_way, read_record
 from runed.log import get_logger
-from runed.processes import ProcessIdentity, die_with_parent, identify
+from runed.processes import ProcessIdentity, die_with_parent, identify, threads_of
 
 _log = get_logger(__name__)
 
@@ -83,10 +83,12 @@ class ChildProcess:
         self.pid = process.pid
         self.output = output
         self._process = process
-        self._leftovers = (record, *leftovers)
-        if identity := identify(process.pid):
+        self._record = record
+        self._leftovers = leftovers
+        self._identity = identify(process.pid)
+        if self._identity:
             # Not `write_atomically`: its fsync may take seconds, and the record is worthless after a reboot.
-            record.write_bytes(msgspec.json.encode(identity))
+            record.write_bytes(msgspec.json.encode(self._identity))
         self.exited: asyncio.Task[int] = asyncio.create_task(self._attend())
 
     @classmethod
@@ -126,23 +128,35 @@ class ChildProcess:
             await process.wait()
             raise
 
-    def progress(self, *, tree: bool) -> tuple[float, int]:
-        """Return two sums that grow while the child works: processor seconds, and bytes of output.
+    def progress(self) -> tuple[float, int]:
+        """Return two sums that grow while the child works: processor seconds of its main thread, and bytes of output.
+
+        Other threads count texts. They go on although the main thread, which computes, hangs. Outside of Linux, all count.
+        """
+        seconds = [thread.seconds for thread in threads_of(self.pid) if thread.id == self.pid]
+        if not seconds:
+            with contextlib.suppress(psutil.Error, OSError):  # OSError: no file descriptor is left
+                times = psutil.Process(self.pid).cpu_times()
+                seconds = [times.user, times.system]
+        return sum(seconds), self.output.written
+
+    def progress_of_descendants(self) -> float:
+        """Return their processor seconds. Looking for them reads all processes of the machine."""
+        try:
+            times = [member.cpu_times() for member in psutil.Process(self.pid).children(recursive=True)]
+        except (psutil.Error, OSError):
+            return 0.0
+        return sum(time.user + time.system for time in times)
+
+    def wants_to_work(self, *, main: bool) -> bool:
+        """Return whether the main thread, or any thread, runs or waits for a processor or a disk.
 
         Args:
-            tree: Whether to count its descendants, too. Looking for them reads all processes of the machine.
+            main: Whether only the main thread counts. Outside of Linux, nothing is known of others.
         """
-        try:
-            process = psutil.Process(self.pid)
-            times = [member.cpu_times() for member in (process, *(process.children(recursive=True) if tree else ()))]
-        except (psutil.Error, OSError):  # OSError: no file descriptor is left, which tells nothing about the child
-            return 0.0, self.output.written
-        return sum(time.user + time.system for time in times), self.output.written
-
-    @property
-    def wants_to_work(self) -> bool:
-        """Whether the child's main thread waits for a processor or for a disk, or runs."""
-        return self._state() in {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
+        if self._state() in {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}:
+            return True
+        return not main and any(thread.state in "RD" for thread in threads_of(self.pid))
 
     @property
     def stopped(self) -> bool:
@@ -179,9 +193,26 @@ class ChildProcess:
         while data := await self._process.stdout.read(_CHUNK):
             self.output.write(data)
         code = await self._process.wait()
-        for path in self._leftovers:
-            path.unlink(missing_ok=True)
+        # A daemon that has taken this home over may have a record and a socket of the same names.
+        if read_record(self._record, ProcessIdentity) in {None, self._identity}:
+            for path in (self._record, *self._leftovers):
+                path.unlink(missing_ok=True)
         return code
+
+
+def has_successor(record: Path) -> bool:
+    """Return whether a record names a live child of another process: of a daemon that has taken this home over.
+
+    Args:
+        record: The file that `ChildProcess.spawn` wrote.
+    """
+    identity = read_record(record, ProcessIdentity)
+    if identity is None or identify(identity.pid) != identity:
+        return False
+    try:
+        return psutil.Process(identity.pid).ppid() not in {1, os.getpid()}  # an orphan is a child of process 1
+    except psutil.Error:
+        return False
 
 
 def reap_orphan(record: Path) -> None:

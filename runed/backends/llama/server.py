@@ -45,6 +45,7 @@ class LlamaServer:
         verdict: The reason why it was killed, or "".
         poisoned: Whether it was killed because its vectors were wrong.
         doubt: A sentence on its silence, or "".
+        answers: The number of requests that it has answered.
     """
 
     child: ChildProcess
@@ -55,6 +56,7 @@ class LlamaServer:
     verdict: str = ""
     poisoned: bool = False
     doubt: str = ""
+    answers: int = 0
     _asked: dict[object, float] = field(default_factory=dict)
     _abandoned: float | None = None
     _broke_off: bool = False
@@ -81,6 +83,7 @@ class LlamaServer:
         abandoned: float | None = None
         try:
             yield
+            self.answers += 1
         except ConnectionLostError:
             self._broke_off = True
             raise

@@ -10,7 +10,8 @@ from runed.backends.llama.process import ChildProcess
 class Stillness:
     """The time without work of one child, by looks at it.
 
-    Work is processor time, output, waiting for a disk, or waiting for a processor: a slow machine must not look like a hang.
+    Work is processor time of the main thread, output, or a thread that runs or waits for a processor or a disk. So a slow
+    machine does not look like a hang.
 
     Args:
         child: The child.
@@ -21,16 +22,22 @@ class Stillness:
     def __init__(self, child: ChildProcess, *, look: float) -> None:
         self._child = child
         self._longest = 2 * look
-        self._seen: dict[bool, tuple[float, int]] = {}
+        self._seen: tuple[float, int] | None = None
+        self._descendants: float | None = None
         self._looked = time.monotonic()
         self._seconds = 0.0
 
-    def look(self) -> float:
-        """Look at the child. Return the seconds without work up to now."""
+    def look(self, *, answering: bool = False) -> float:
+        """Look at the child. Return the seconds without work up to now.
+
+        Args:
+            answering: Whether the child has answered something since the last look. Then a thread that is not the main one may
+                just answer again, so that it is no sign of work. Where answers come, the main thread gets a processor, too.
+        """
         now = time.monotonic()
         self._seconds += min(now - self._looked, self._longest)
         self._looked = now
-        if self._has_worked() or self._child.wants_to_work:
+        if self._has_worked() or self._child.wants_to_work(main=answering):
             self._seconds = 0.0
         return self._seconds
 
@@ -40,9 +47,9 @@ class Stillness:
         self._seconds = 0.0
 
     def _has_worked(self) -> bool:
-        for tree in (False, True):  # the child may be a script that waits while its own child does the work
-            progress = self._child.progress(tree=tree)
-            if progress != self._seen.get(tree):
-                self._seen[tree] = progress
-                return True
-        return False
+        before, self._seen = self._seen, self._child.progress()
+        if before != self._seen:
+            return True
+        # The child may be a script that waits while its own child does the work.
+        earlier, self._descendants = self._descendants, self._child.progress_of_descendants()
+        return earlier is not None and earlier != self._descendants

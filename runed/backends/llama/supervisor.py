@@ -148,7 +148,9 @@ class Supervisor:
             try:
                 server = await self._launch()
             except BackendError as error:
-                if self._give_up(error, pause=self._timings.pause):
+                if self._has_failed(error):
+                    self._refused_until = time.monotonic() + self._timings.pause
+                    error.retry_after = self._timings.pause
                     raise
                 delay = self._backoff()
                 continue
@@ -161,15 +163,12 @@ class Supervisor:
             _log.info("llama-server ready", pid=self.pid, seconds=round(time.monotonic() - started, 3), restarts=self.restarts)
             return server
 
-    def _give_up(self, error: BackendError, *, pause: float) -> bool:
+    def _has_failed(self, error: BackendError) -> bool:
         """Count a failure. Return whether to give up: after too many failures, or if another try would fail in the same way."""
         self._failures += 1
         self._failure = error.message
         given_up = self._failures >= self._timings.max_failures or isinstance(error, BackendFaultError)
         _log.error("llama-server failed", reason=error.message, failures=self._failures, given_up=given_up)
-        if given_up:
-            self._refused_until = time.monotonic() + pause
-            error.retry_after = pause
         return given_up
 
     def _backoff(self) -> float:
@@ -205,7 +204,10 @@ class Supervisor:
             self._failure = server.obituary()
             _log.error("llama-server died", reason=self._failure)
             return False
-        return self._give_up(BackendUnavailableError(server.obituary()), pause=0.0)
+        if not self._has_failed(BackendUnavailableError(server.obituary())):
+            return False
+        self._failures = 0  # so that the next start has all its tries
+        return True
 
     async def _shut_down(self) -> None:
         # In a loop: while one task ends, another may begin, such as the replacement of a server that just died.

@@ -15,8 +15,8 @@ class Timings:
     2. It owes an answer and does no work for `hang` seconds. Then it is asked to embed a short text, and for `probe` seconds it
        neither answers nor works. An engine that a signal has stopped is treated in the same way, also if it owes nothing.
 
-    Work is processor time, output, waiting for a disk, or waiting for a processor. Time in which this program did not run does
-    not count, since the machine may have slept.
+    Work is processor time of the main thread, output, or a thread that runs or waits for a processor or a disk. Time in which
+    this program did not run does not count, since the machine may have slept.
 
     Attributes:
         start_stall: A start is given up after this time without work.

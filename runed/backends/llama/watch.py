@@ -31,6 +31,7 @@ class Watch:
         self._timings = timings
         self._stillness = Stillness(server.child, look=timings.look)
         self._probe: asyncio.Task[None] | None = None
+        self._answers = 0
 
     async def until_dead(self) -> None:
         """Wait until the server has died. Kill it if it cannot be reached, or if it hangs."""
@@ -71,7 +72,8 @@ class Watch:
         if since is None and not stopped:
             self._stillness.restart()
             return 0.0
-        still = self._stillness.look()
+        answers, self._answers = self._answers, self._server.answers
+        still = self._stillness.look(answering=answers != self._answers)
         return still if since is None or self._probe is not None else min(still, time.monotonic() - since)
 
     def _end_probe(self, probe: asyncio.Task[None]) -> str:

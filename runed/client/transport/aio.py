@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Ensure, Send, Sleep
 from runed.client.target import Target
+from runed.client.transport.aio_slots import AsyncSlots
 from runed.client.transport.blocking import (
     BLOCKED,
     BROKEN,
@@ -32,14 +33,20 @@ class AsyncTransport:
 
     Args:
         target: The daemon to talk to.
+
+    Attributes:
+        path: The daemon's socket.
+        streams: The connections of streams.
     """
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._path = target.socket
+        self.path = target.socket
         self._idle: list[_AsyncConnection] = []
         self._abandoned: list[_AsyncConnection] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._slots = AsyncSlots()
+        self.streams = AsyncSlots()
         self._closed = False
 
     async def perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
@@ -91,16 +98,23 @@ class AsyncTransport:
         deadline = Deadline(timeout, "the daemon did not answer")
         try:
             async with asyncio.timeout(timeout):
-                while connection := self._take_idle():
-                    with suppress(*BROKEN):
-                        return await self._use(connection, method, message, deadline)
-                    self._discard_idle()
-                connection = await _AsyncConnection.open(self._path, deadline.remaining())
-                return await self._use(connection, method, message, deadline)
+                give_back = await self._slots.take(None)
+                try:
+                    return await self._call_now(method, message, deadline)
+                finally:
+                    give_back()
         except TimeoutError:
             raise deadline.exceeded() from None
         except BROKEN:
-            raise broken(self._path) from None
+            raise broken(self.path) from None
+
+    async def _call_now(self, method: str, message: bytes, deadline: Deadline) -> bytes:
+        while connection := self._take_idle():
+            with suppress(*BROKEN):
+                return await self._use(connection, method, message, deadline)
+            self._discard_idle()
+        connection = await _AsyncConnection.open(self.path, deadline.remaining())
+        return await self._use(connection, method, message, deadline)
 
     def _take_idle(self) -> _AsyncConnection | None:
         loop = asyncio.get_running_loop()

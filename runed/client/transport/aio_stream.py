@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from runed.client.calls.drive import drive_async
+from runed.client.calls.patience import Deadline
 from runed.client.calls.pending import PendingTexts
-from runed.client.calls.steps import Connect, Ensure, Outcome, Send, Sleep, StreamFlow, Turn, UploadFlow
-from runed.client.transport.aio import open_socket
-from runed.client.transport.blocking import CHUNK
+from runed.client.calls.steps import Connect, Outcome, StreamFlow, Turn, UploadFlow
+from runed.client.transport.aio import AsyncTransport, open_socket
+from runed.client.transport.aio_slots import AsyncSlots
+from runed.client.transport.blocking import CHUNK, DIAL_PATIENCE
 from runed.client.wire.http2 import Http2Request
 from runed.client.wire.stream import StreamExchange
 
@@ -30,10 +32,12 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
     Args:
         exchange: The initial state of the stream.
         news: Set when something can be received.
+        give_back: Called when the connection is closed.
     """
 
-    def __init__(self, exchange: E, news: asyncio.Event) -> None:
+    def __init__(self, exchange: E, news: asyncio.Event, give_back: Callable[[], None]) -> None:
         self.exchange = exchange
+        self._give_back = give_back
         self._news = news
         self._received = bytearray()
         self._at_end = False
@@ -47,6 +51,7 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
         exchange: E,
         news: asyncio.Event,
         timeout: float | None,  # noqa: ASYNC109 # a time limit has its own error
+        slots: AsyncSlots,
     ) -> AsyncStreamConnection[E]:
         """Connect to the daemon; errors as for `blocking.open_socket`.
 
@@ -55,10 +60,20 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
             exchange: As for the class.
             news: As for the class.
             timeout: Seconds that the connect may take; None means `DIAL_PATIENCE`.
+            slots: The connections that it is one of.
         """
-        sock = await open_socket(path, timeout)
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_unix_connection(lambda: cls(exchange, news), sock=sock)
+        deadline = Deadline(DIAL_PATIENCE if timeout is None else timeout, "no connection for the stream was free")
+        try:
+            give_back = await slots.take(deadline.timeout)
+        except TimeoutError:
+            raise deadline.exceeded() from None
+        try:
+            sock = await open_socket(path, deadline.remaining())
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_unix_connection(lambda: cls(exchange, news, give_back), sock=sock)
+        except BaseException:
+            give_back()
+            raise
         return connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,6 +92,7 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 # however it ended
         """Note the end of the connection."""
         self._at_end = True
+        self._give_back()
         self._closed.set_result(None)
         self._news.set()
 
@@ -166,21 +182,18 @@ class _StreamSteps:
     """Performs the steps of one stream or upload.
 
     Args:
-        path: The daemon's socket.
-        perform: Performs the steps that streams share with other calls.
+        transport: Performs the steps that streams share with other calls.
         news: Set when bytes or texts have come.
         feeder: Takes the caller's texts; None for an upload.
     """
 
     def __init__(
         self,
-        path: Path,
-        perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]],
+        transport: AsyncTransport,
         news: asyncio.Event,
         feeder: Feeder[Any] | None = None,
     ) -> None:
-        self._path = path
-        self._perform = perform
+        self._transport = transport
         self._news = news
         self._feeder = feeder
         self._connections: list[AsyncStreamConnection[StreamExchange]] = []
@@ -188,7 +201,9 @@ class _StreamSteps:
     async def perform(self, step: Any) -> Any:  # noqa: ANN401 # any step, and its result
         match step:
             case Connect():
-                connection = await AsyncStreamConnection.open(self._path, step.exchange, self._news, step.timeout)
+                connection = await AsyncStreamConnection.open(
+                    self._transport.path, step.exchange, self._news, step.timeout, self._transport.streams
+                )
                 self._connections.append(connection)
                 return connection
             case Turn(connection=AsyncStreamConnection() as connection):
@@ -198,7 +213,7 @@ class _StreamSteps:
             case Turn():
                 return await self._wait(step.timeout)
             case _:
-                return await self._perform(step)
+                return await self._transport.perform(step)
 
     async def close(self) -> None:
         """End the feeder, and wait until all descriptors are free."""
@@ -222,12 +237,11 @@ async def run_stream(
     flow: StreamFlow[K],
     pending: PendingTexts[K],
     source: Iterable[tuple[K, str]] | AsyncIterable[tuple[K, str]],
-    path: Path,
-    perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]],
+    transport: AsyncTransport,
 ) -> AsyncGenerator[tuple[K, Outcome], None]:
     """Drive the flow of a stream. Arguments are those of `blocking_stream.run_stream`."""
     news = asyncio.Event()
-    steps = _StreamSteps(path, perform, news, Feeder(pending, source, news))
+    steps = _StreamSteps(transport, news, Feeder(pending, source, news))
     try:
         while results := await drive_async(flow, steps.perform):
             for each in results:
@@ -237,9 +251,9 @@ async def run_stream(
         await steps.close()
 
 
-async def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep | Ensure], Awaitable[Any]]) -> T:
+async def run_upload(flow: UploadFlow[T], transport: AsyncTransport) -> T:
     """Drive the flow of a call that sends many messages and gets one. Arguments are those of `blocking_stream.run_upload`."""
-    steps = _StreamSteps(path, perform, asyncio.Event())
+    steps = _StreamSteps(transport, asyncio.Event())
     try:
         return await drive_async(flow, steps.perform)
     finally:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Ensure, Send, Sleep
 from runed.client.target import Target
+from runed.client.transport.slots import Slots
 from runed.client.wire.unary import Answer, Exchange
 from runed.errors import ClosedError, DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.listener import dial
@@ -42,13 +43,19 @@ class Transport:
 
     Args:
         target: The daemon to talk to.
+
+    Attributes:
+        path: The daemon's socket.
+        streams: The connections of streams.
     """
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._path = target.socket
+        self.path = target.socket
         self._idle: list[_Connection] = []
         self._pid = os.getpid()
+        self._slots = Slots()
+        self.streams = Slots()
         self._closed = False
 
     def perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
@@ -94,15 +101,25 @@ class Transport:
         """
         self.check_open()
         deadline = Deadline(timeout, "the daemon did not answer")
+        try:
+            give_back = self._slots.take(timeout)
+        except TimeoutError:
+            raise deadline.exceeded() from None
+        try:
+            return self._call_now(method, message, deadline)
+        finally:
+            give_back()
+
+    def _call_now(self, method: str, message: bytes, deadline: Deadline) -> bytes:
         while connection := self._take_idle():
             with suppress(*BROKEN):
                 return self._use(connection, method, message, deadline)
             # The daemon closes idle connections after a while, and all of them when it ends.
             self._discard_idle()
         try:
-            return self._use(_Connection(self._path, deadline.remaining()), method, message, deadline)
+            return self._use(_Connection(self.path, deadline.remaining()), method, message, deadline)
         except BROKEN:
-            raise broken(self._path) from None
+            raise broken(self.path) from None
 
     def _take_idle(self) -> _Connection | None:
         if self._pid != os.getpid():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Generator, Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from runed.client.calls.drive import drive
+from runed.client.calls.patience import Deadline
 from runed.client.calls.pending import PendingTexts
-from runed.client.calls.steps import Connect, Ensure, Outcome, Send, Sleep, StreamFlow, Turn, UploadFlow
-from runed.client.transport.blocking import CHUNK, open_socket
+from runed.client.calls.steps import Connect, Outcome, StreamFlow, Turn, UploadFlow
+from runed.client.transport.blocking import CHUNK, DIAL_PATIENCE, Transport, open_socket
+from runed.client.transport.slots import Slots
 from runed.client.wire.http2 import Http2Request
 from runed.client.wire.stream import StreamExchange
 
@@ -31,11 +34,23 @@ class BlockingStreamConnection(Generic[E]):
         path: The daemon's socket.
         exchange: The initial state of the stream.
         timeout: Seconds that the connect may take; None means `DIAL_PATIENCE`.
+        slots: The connections that it is one of.
     """
 
-    def __init__(self, path: Path, exchange: E, timeout: float | None) -> None:
+    def __init__(self, path: Path, exchange: E, timeout: float | None, slots: Slots) -> None:
         self.exchange = exchange
-        self._socket = open_socket(path, timeout)
+        deadline = Deadline(DIAL_PATIENCE if timeout is None else timeout, "no connection for the stream was free")
+        try:
+            give_back = slots.take(deadline.timeout)
+        except TimeoutError:
+            raise deadline.exceeded() from None
+        # Also for a stream that its caller drops without closing it.
+        self._give_back = weakref.finalize(self, give_back)
+        try:
+            self._socket = open_socket(path, deadline.remaining())
+        except BaseException:
+            self._give_back()
+            raise
         self._socket.setblocking(False)
         self._unwritten = memoryview(b"")
 
@@ -69,6 +84,7 @@ class BlockingStreamConnection(Generic[E]):
         # A daemon that does not read will notice the end of the connection.
         self._write()
         self._socket.close()
+        self._give_back()
 
     def _write(self) -> None:
         while data := self._unwritten or memoryview(self.exchange.output()):
@@ -93,8 +109,7 @@ def run_stream(
     flow: StreamFlow[K],
     pending: PendingTexts[K],
     source: Iterator[tuple[K, str]],
-    path: Path,
-    perform: Callable[[Send | Sleep | Ensure], Any],
+    transport: Transport,
 ) -> Generator[tuple[K, Outcome], None, None]:
     """Drive the flow of a stream.
 
@@ -102,8 +117,7 @@ def run_stream(
         flow: The flow.
         pending: The texts that wait for their outcome.
         source: The caller's texts. An error of this iterator ends the stream and reaches the caller unchanged.
-        path: The daemon's socket.
-        perform: Performs the steps that streams share with other calls.
+        transport: Performs the steps that streams share with other calls.
 
     Yields:
         The caller's ids of the texts with their outcomes.
@@ -111,7 +125,7 @@ def run_stream(
 
     def perform_step(step: object) -> object:
         if not isinstance(step, Turn):
-            return _perform(step, path, perform)
+            return _perform(step, transport)
         data = _turn(step, 0 if pending.has_room else step.timeout)
         if data is None:
             _feed(pending, source)
@@ -122,27 +136,28 @@ def run_stream(
             yield from results
 
 
-def run_upload(flow: UploadFlow[T], path: Path, perform: Callable[[Send | Sleep | Ensure], Any]) -> T:
+def run_upload(flow: UploadFlow[T], transport: Transport) -> T:
     """Drive the flow of a call that sends many messages and gets one.
 
     Args:
         flow: The flow.
-        path: The daemon's socket.
-        perform: Performs the steps that uploads share with other calls.
+        transport: Performs the steps that uploads share with other calls.
 
     Returns:
         The call's result.
     """
 
     def perform_step(step: object) -> object:
-        return _turn(step, step.timeout) if isinstance(step, Turn) else _perform(step, path, perform)
+        return _turn(step, step.timeout) if isinstance(step, Turn) else _perform(step, transport)
 
     with closing(flow):  # tells the daemon, also after Ctrl-C
         return drive(flow, perform_step)
 
 
-def _perform(step: Any, path: Path, perform: Callable[[Send | Sleep | Ensure], Any]) -> object:  # noqa: ANN401 # any step
-    return BlockingStreamConnection(path, step.exchange, step.timeout) if isinstance(step, Connect) else perform(step)
+def _perform(step: Any, transport: Transport) -> object:  # noqa: ANN401 # any step
+    if isinstance(step, Connect):
+        return BlockingStreamConnection(transport.path, step.exchange, step.timeout, transport.streams)
+    return transport.perform(step)
 
 
 def _turn(step: Turn, timeout: float | None) -> bytes | None:

@@ -1,0 +1,96 @@
+"""Watches the daemon while a command waits for it: no wait is silent for long, and none on a dead end is for ever."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from runed.cli.boundary import complain
+from runed.errors import DaemonUnavailableError, DeadlineExceededError, LifecycleError, RunedError
+from runed.lifecycle.presence import Condition, observe
+from runed.paths import Paths
+
+_PAUSE = 1.5
+"""Seconds between two questions. A shorter command asks none."""
+
+_ANSWER_SECONDS = 2.5
+"""Seconds that Health may take. So a user gets a word within five seconds."""
+
+PATIENCE = 60.0
+"""Seconds for which a daemon may answer nothing before the command gives up. A call waits as long for a connection."""
+
+_HOPELESS = {Condition.STOPPED, Condition.OVERLOADED}
+"""Conditions that may last for ever. A start and a drain have limits of their own."""
+
+
+@contextmanager
+def watched(paths: Paths, *, patience: float | None = PATIENCE) -> Iterator[None]:
+    """Watch the daemon during the block. Tell the user when it does not answer, and why.
+
+    Args:
+        paths: The home.
+        patience: Seconds after which a daemon that answers nothing ends the block; None if the block has a limit of its own.
+
+    Raises:
+        LifecycleError: The daemon answered nothing for `patience` seconds.
+    """
+    ended = threading.Event()
+    watch = _Watch(paths, patience, ended)
+    before = signal.signal(signal.SIGALRM, watch.interrupt)
+    threading.Thread(target=watch.run, name="runed-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.signal(signal.SIGALRM, before)
+
+
+class _Watch:
+    def __init__(self, paths: Paths, patience: float | None, ended: threading.Event) -> None:
+        self._paths = paths
+        self._patience = patience
+        self._ended = ended
+        self._word = ""
+        self._silent_since: float | None = None
+
+    def run(self) -> None:
+        """Ask for Health again and again, and tell what is seen of a daemon that does not answer."""
+        while not self._ended.wait(_PAUSE):
+            asked = time.monotonic()
+            told, self._word = self._word, self._look(asked)
+            if self._ended.is_set():
+                return
+            if self._word and self._word != told:
+                complain(f"waiting: {self._word}")
+            if self._patience is not None and self._silent_since is not None and asked - self._silent_since >= self._patience:
+                # A signal, since only that ends a system call in which the main thread waits.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+                return
+
+    def interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """End the wait of the main thread."""
+        if not self._ended.is_set():
+            raise LifecycleError(f"gave up after {self._patience:g} s without an answer: {self._word}")
+
+    def _look(self, now: float) -> str:
+        """Return what is worth telling of the daemon, and note whether it is silent for no good reason."""
+        from runed.client.look import ask_health  # noqa: PLC0415 # 80 ms that a short command never spends
+        from runed.client.types import Status  # noqa: PLC0415 # as above
+
+        silent_since, self._silent_since = self._silent_since, None
+        try:
+            health = ask_health(self._paths.home, timeout=_ANSWER_SECONDS)
+        except (DaemonUnavailableError, DeadlineExceededError):
+            seen = observe(self._paths)
+            if seen.condition in _HOPELESS:
+                self._silent_since = now if silent_since is None else silent_since
+            return "" if seen.condition is Condition.ABSENT else str(seen)
+        except RunedError:
+            return ""  # the command itself meets it and tells it
+        if health.status is not Status.SHUTTING_DOWN:
+            return ""
+        return f"the daemon is shutting down: {health.message}"
