@@ -86,6 +86,7 @@ async def test_an_http_proxy_is_used(
     ("variable", "form"),
     [
         ("all_proxy", "socks5://{}"),
+        ("all_proxy", "socks://{}/"),
         ("http_proxy", "socks5h://{}"),
         ("ALL_PROXY", "SOCKS5://me:p%40ss@{}"),
         ("all_proxy", "socks5h://me:p@ss@{}/"),
