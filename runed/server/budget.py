@@ -108,13 +108,15 @@ class Account:
     Attributes:
         holder: The request.
         held: The bytes.
+        owed: The texts of a stream that are not answered yet.
     """
 
-    __slots__ = ("_base", "_budget", "held", "holder")
+    __slots__ = ("_base", "_budget", "held", "holder", "owed")
 
     def __init__(self, budget: Budget, holder: Holder) -> None:
         self.held = 0
         self.holder = holder
+        self.owed = 0
         self._base = 0
         self._budget = budget
 
@@ -167,6 +169,15 @@ def reserve(size: int) -> None:
     """
     if (account := _account.get()) is not None:
         account.take(size)
+
+
+def owe(texts: int) -> None:
+    """Tell that the stream that the current task works for has got texts, or, below 0, has answered some.
+
+    While the daemon owes answers, a silent client waits for the daemon. Its stream is not ended to free memory.
+    """
+    if (account := _account.get()) is not None:
+        account.owed += texts
 
 
 def forget_message() -> None:
