@@ -76,16 +76,17 @@ def check_contents(directory: Path, names: frozenset[str] | None = None) -> None
         raise ForeignPathError(f"{directory} cannot be read: {error.strerror}; {_REMEDY}") from None
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, trust_parents: bool = False) -> None:
     """Check that no other user can change a file. A missing one is fine.
 
     Args:
         path: An absolute path, which may be a link.
+        trust_parents: As for `resolve_trusted`.
 
     Raises:
         ForeignPathError: The file belongs to another user than this one or root, or others can write to it or replace it.
     """
-    resolve_trusted(path)
+    resolve_trusted(path, trust_parents=trust_parents)
     try:
         info = path.stat()
     except OSError:  # an error of the reader then
