@@ -12,7 +12,15 @@ from runed.bootstrap import Phase, Progress
 from runed.daemon.draining import Draining
 from runed.daemon.served_model import ServedModel, Situation
 from runed.domain.status import LoadingPhase, Status
-from runed.errors import BackendUnavailableError, BootstrappingError, RunedError
+from runed.errors import (
+    BackendUnavailableError,
+    BootstrappingError,
+    ManifestError,
+    ModelFileError,
+    RunedError,
+    SettingsError,
+    UnsupportedPlatformError,
+)
 from runed.log import describe_exception, get_logger
 from runed.scheduling.scheduler import Scheduler
 
@@ -30,6 +38,9 @@ _LOADING_PHASES = {
     Phase.FETCHING_MODEL: LoadingPhase.FETCHING_MODEL,
 }
 
+_LASTING = (SettingsError, UnsupportedPlatformError, ManifestError, ModelFileError)
+"""Failures that only the user can mend, so that clients should not wait for the next bootstrap."""
+
 _NOTHING_DONE = Progress(Phase.FETCHING_LLAMA_SERVER, 0, 0, "looking for engine and model")
 
 _log = get_logger(__name__)
@@ -42,10 +53,12 @@ class _Failure:
     Attributes:
         message: The reason, for people.
         retry_at: The time of the monotonic clock from which on a call may start the next bootstrap.
+        lasting: Whether it is one of `_LASTING`.
     """
 
     message: str
     retry_at: float
+    lasting: bool
 
 
 class Bootstrapper:
@@ -130,7 +143,7 @@ class Bootstrapper:
         try:
             self.model = await self._build(self._report)
         except RunedError as error:
-            self._fail(error.message)
+            self._fail(error.message, lasting=isinstance(error, _LASTING))
         except Exception as error:  # noqa: BLE001 # the daemon must live on to tell the failure
             _log.error("bootstrap failed unexpectedly", **describe_exception(error))
             self._fail(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")
@@ -146,14 +159,14 @@ class Bootstrapper:
         if progress.downloading:
             self._settled.set()
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, message: str, *, lasting: bool = False) -> None:
         _log.error("bootstrap failed", reason=message)
-        self._failure = _Failure(message, time.monotonic() + BOOTSTRAP_PAUSE)
+        self._failure = _Failure(message, time.monotonic() + BOOTSTRAP_PAUSE, lasting)
 
     def _refusal(self) -> RunedError:
         if self._failure is not None:
-            pause = self._failure.retry_at - time.monotonic()
-            return BackendUnavailableError(self._failure.message, retry_after=max(pause, 0.0))
+            pause = max(self._failure.retry_at - time.monotonic(), 0.0)
+            return BackendUnavailableError(self._failure.message, retry_after=None if self._failure.lasting else pause)
         progress = self.progress
         step = progress.message
         if progress.bytes_total:

@@ -13,7 +13,7 @@ from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
 from runed.daemon.served_model import ServedModel
 from runed.domain.status import Status
-from runed.errors import BackendUnavailableError, BootstrappingError, DownloadError
+from runed.errors import BackendUnavailableError, BootstrappingError, DownloadError, SettingsError
 
 
 class Site:
@@ -80,4 +80,16 @@ async def test_call_after_the_pause_starts_the_next_try_and_waits_for_it(monkeyp
         with pytest.raises(BackendUnavailableError):
             await call
     assert site.tries == 2
+    await bootstrapper.close()
+
+
+async def test_wrong_setting_is_refused_without_a_time_for_another_try() -> None:
+    async def build(_: Callable[[Progress], None]) -> ServedModel:
+        raise SettingsError("the model /missing.gguf does not exist")
+
+    bootstrapper = Bootstrapper(build, Draining(lambda: None))
+    bootstrapper.begin()
+    with pytest.raises(BackendUnavailableError, match="does not exist") as caught:
+        await bootstrapper.scheduler()
+    assert caught.value.retry_after is None, "a client would wait for a minute in silence"
     await bootstrapper.close()
