@@ -282,8 +282,11 @@ def _make_dir(path: Path) -> None:
         for parent in reversed(path.parents):
             if not parent.exists():
                 parent.mkdir(mode=0o755)
-        path.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700)
+        path.chmod(0o700)  # a umask such as 0177 takes away the owner's own right to enter
     except FileExistsError:
+        if path.is_dir():
+            return
         what = f"leads to {path.readlink()}, where there is no directory" if path.is_symlink() else "is not a directory"
         raise ForeignPathError(f"{path} {what}; move it away or set RUNED_HOME to another place") from None
     except OSError as error:

@@ -46,6 +46,15 @@ def test_missing_home_is_made_private_and_no_parent_is_open_to_writers(home: Pat
     assert (mode(home / "a"), mode(home / "a" / "b")) == (0o755, 0o700)
 
 
+def test_umask_that_takes_away_the_rights_of_the_owner_does_not_lock_the_owner_out(home: Path) -> None:
+    before = os.umask(0o177)
+    try:
+        ensure_home(home / "a")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((home / "a").stat().st_mode) == 0o700
+
+
 @pytest.mark.parametrize("names", [(), ("config.json",), ("daemon.lock", "notes"), ("installed.json", "config.json")])
 def test_wide_directory_that_is_empty_or_runeds_is_narrowed(home: Path, names: tuple[str, ...]) -> None:
     for name in names:
