@@ -72,7 +72,7 @@ class Metrics:
         self._answered = counter("runed_texts", "Texts answered with a vector, including cached ones.")
         self._hits = counter("runed_cache_hits", "Texts whose vector was in the cache.")
         self._shared = counter("runed_shared_texts", "Texts whose vector was being computed for another caller already.")
-        self._refused = counter("runed_refused_requests", "Calls refused because the queue was full.")
+        self._refused = counter("runed_refused_requests", "Calls refused because the queue, or their memory, was full.")
         self._tokens = counter("runed_tokens", "Tokens computed by the engine.", "lane")
         self._waits = histogram("runed_queue_wait_seconds", "Wait of a text until the engine took it.", _WAIT_BOUNDS)
         self._seconds = histogram("runed_batch_seconds", "Time of the engine for a micro-batch.", _BATCH_SECONDS_BOUNDS)
@@ -128,7 +128,7 @@ class Metrics:
         self._answered.inc(texts)
 
     def refused(self) -> None:
-        """Count a call that was refused because the queue was full."""
+        """Count a call that was refused because the queue, or the memory of requests, was full."""
         self._refused.inc()
 
     def watch(self, name: str, help: str, read: Callable[[], float], **labels: str) -> None:  # noqa: A002 # Prometheus' word

@@ -107,12 +107,12 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     env = os.environ if environ is None else environ
     home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
     _check_utf8(str(home_path), "the home")
-    trust_parents = _get(env, "RUNED_TRUST_PARENTS") or "no"
-    check_home(home_path, trust_parents=_boolean(trust_parents, "RUNED_TRUST_PARENTS"))
+    trust_parents = _boolean(_get(env, "RUNED_TRUST_PARENTS") or "no", "RUNED_TRUST_PARENTS")
+    check_home(home_path, trust_parents=trust_parents)
     explicit = _get(env, "RUNED_CONFIG")
     config_path = full_path(explicit) if explicit else home_path / "config.json"
     if explicit or config_path.is_symlink():  # the home does not protect it
-        check_file(config_path)
+        check_file(config_path, trust_parents=trust_parents)
     config = _read_config(config_path, required=explicit is not None)
     values: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
@@ -396,7 +396,7 @@ SETTINGS = {
         "where to serve the OpenAI API besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
-        "whether to use a home below a directory that others own or can write to: they could replace the home"),
+        "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),
     "debug": Setting("RUNED_DEBUG", None, "", _boolean, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

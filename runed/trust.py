@@ -76,16 +76,17 @@ def check_contents(directory: Path, names: frozenset[str] | None = None) -> None
         raise ForeignPathError(f"{directory} cannot be read: {error.strerror}; {_REMEDY}") from None
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, trust_parents: bool = False) -> None:
     """Check that no other user can change a file. A missing one is fine.
 
     Args:
         path: An absolute path, which may be a link.
+        trust_parents: As for `resolve_trusted`.
 
     Raises:
         ForeignPathError: The file belongs to another user than this one or root, or others can write to it or replace it.
     """
-    resolve_trusted(path)
+    resolve_trusted(path, trust_parents=trust_parents)
     try:
         info = path.stat()
     except OSError:  # an error of the reader then
@@ -117,6 +118,8 @@ def mode_of(info: os.stat_result) -> str:
 
 def _check_parent(path: Path, parent: Path) -> None:
     info = parent.lstat()
+    if not stat.S_ISDIR(info.st_mode):  # as with HOME=/dev/null; the look below it tells why, and nobody may chmod /dev/null
+        return
     if not is_trusted(info.st_uid):
         raise ForeignPathError(f"{parent} belongs to user id {info.st_uid}, who could replace {path}; {_PARENT_REMEDY}")
     if is_open_to_writers(info) and not info.st_mode & stat.S_ISVTX:

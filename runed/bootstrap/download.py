@@ -155,6 +155,11 @@ class _Part:
         self._file.truncate()
         self.size, self.digest = size, digest
 
+    def rename(self, path: Path) -> None:
+        """Move the file to another place, where it replaces another file."""
+        self.path.replace(path)
+        self.path = path
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -287,7 +292,7 @@ class _Transfer:
             new.path.unlink()
             return
         self._part.close()
-        new.path.replace(self._part.path)
+        new.rename(self._part.path)
         self._part, self._kept, self._can_go_on = new, (0, hashlib.sha256()), True
         self._note(new)
 

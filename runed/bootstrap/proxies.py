@@ -125,7 +125,8 @@ def _parse_proxy(value: str, variable: str) -> Proxy:
     """
     text = value.strip()
     scheme, rest = text.split("://", 1) if "://" in text else ("http", text)
-    if scheme.lower() not in _SCHEMES:
+    scheme = {"socks": "socks5"}.get(scheme.lower(), scheme.lower())  # as the settings of desktops such as GNOME write it
+    if scheme not in _SCHEMES:
         raise ValueError(f"its kind is none of {', '.join(_SCHEMES)}")
     login, at, place = rest.rpartition("@")
     match = _PLACE.fullmatch(re.split(r"[/?#]", place)[0])
@@ -136,7 +137,7 @@ def _parse_proxy(value: str, variable: str) -> Proxy:
     elif re.fullmatch(r"[0-9.]+", match["host"]):
         ipaddress.IPv4Address(match["host"])
     user, _, password = login.partition(":")
-    return Proxy(f"{scheme.lower()}://{match[0]}", (unquote(user), unquote(password)) if at else None, variable)
+    return Proxy(f"{scheme}://{match[0]}", (unquote(user), unquote(password)) if at else None, variable)
 
 
 def _parse_exemption(entry: str) -> _Exemption:

@@ -78,7 +78,7 @@ def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener
     )
     host = DaemonHost(facts, bootstrapper=bootstrapper, draining=draining, metrics=metrics)
     add_gauges(metrics, host, bootstrapper)
-    budget = Budget(settings.request_bytes)
+    budget = Budget(settings.request_bytes, metrics.refused)
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:

@@ -13,6 +13,7 @@ from runed.daemon.draining import Draining
 from runed.daemon.served_model import ServedModel, Situation
 from runed.domain.status import LoadingPhase, Status
 from runed.errors import (
+    ArchiveError,
     BackendUnavailableError,
     BootstrappingError,
     ManifestError,
@@ -20,6 +21,7 @@ from runed.errors import (
     RunedError,
     SettingsError,
     UnsupportedPlatformError,
+    VerificationError,
 )
 from runed.log import describe_exception, get_logger
 from runed.scheduling.scheduler import Scheduler
@@ -33,13 +35,13 @@ MAX_WAIT = 60.0
 _RETRY_SECONDS = 1.0
 """Seconds after which a refused call may be tried again."""
 
+_LASTING = (ManifestError, ModelFileError, VerificationError, ArchiveError, UnsupportedPlatformError)
+"""Failures that stay until somebody changes something. A client that tried again would keep its user waiting for a minute."""
+
 _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
     Phase.FETCHING_MODEL: LoadingPhase.FETCHING_MODEL,
 }
-
-_LASTING = (SettingsError, UnsupportedPlatformError, ManifestError, ModelFileError)
-"""Failures that only the user can mend, so that clients should not wait for the next bootstrap."""
 
 _NOTHING_DONE = Progress(Phase.FETCHING_LLAMA_SERVER, 0, 0, "looking for engine and model")
 
@@ -52,13 +54,13 @@ class _Failure:
 
     Attributes:
         message: The reason, for people.
+        lasting: Whether another try fails in the same way until somebody changes something.
         retry_at: The time of the monotonic clock from which on a call may start the next bootstrap.
-        lasting: Whether it is one of `_LASTING`.
     """
 
     message: str
-    retry_at: float
     lasting: bool
+    retry_at: float
 
 
 class Bootstrapper:
@@ -142,6 +144,10 @@ class Bootstrapper:
     async def _run(self) -> None:
         try:
             self.model = await self._build(self._report)
+        except SettingsError as error:
+            # The daemon keeps the settings that it was started with.
+            remedy = "then run `runed stop`, since this daemon began with the setting as it was"
+            self._fail(f"{error.message}; {remedy}", lasting=True)
         except RunedError as error:
             self._fail(error.message, lasting=isinstance(error, _LASTING))
         except Exception as error:  # noqa: BLE001 # the daemon must live on to tell the failure
@@ -161,12 +167,12 @@ class Bootstrapper:
 
     def _fail(self, message: str, *, lasting: bool = False) -> None:
         _log.error("bootstrap failed", reason=message)
-        self._failure = _Failure(message, time.monotonic() + BOOTSTRAP_PAUSE, lasting)
+        self._failure = _Failure(message, lasting, time.monotonic() + BOOTSTRAP_PAUSE)
 
     def _refusal(self) -> RunedError:
         if self._failure is not None:
-            pause = max(self._failure.retry_at - time.monotonic(), 0.0)
-            return BackendUnavailableError(self._failure.message, retry_after=None if self._failure.lasting else pause)
+            pause = None if self._failure.lasting else max(self._failure.retry_at - time.monotonic(), 0.0)
+            return BackendUnavailableError(self._failure.message, retry_after=pause)
         progress = self.progress
         step = progress.message
         if progress.bytes_total:

@@ -56,7 +56,7 @@ class LineDecoder:
         try:
             record = self._decode(line)
         except msgspec.ValidationError as error:
-            raise self._refusal(str(error)) from None
+            raise self._refusal(str(error), line) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._read_leniently(line)
         if isinstance(record, str):
@@ -73,17 +73,22 @@ class LineDecoder:
         try:
             members = {self._text: line} if _is_string(line) else _members(line)
         except _NoJSONError as error:
-            raise self._refusal(str(error)) from None
+            raise self._refusal(str(error), line) from None
         if (text := members.get(self._text)) is None:
-            raise self._refusal(f"Object missing required field `{self._text}`")
+            raise self._refusal(f"Object missing required field `{self._text}`", line)
         if not _is_string(text):
-            raise self._refusal(f"Expected `str` - at `$.{self._text}`")
+            raise self._refusal(f"Expected `str` - at `$.{self._text}`", line)
         id_ = members.get(self._id, b"") if self._id else b""
         return _text_of(text), _checked_id(id_)
 
-    def _refusal(self, reason: str) -> InvalidRequestError:
+    def _refusal(self, reason: str, line: bytes) -> InvalidRequestError:
         example = f'{{"id": 1, "{self._text}": "..."}}'
-        return InvalidRequestError(f"{reason}; each line must be a JSON string or an object like {example}")
+        remedy = f"each line must be a JSON string or an object like {example}"
+        start = line.removeprefix(codecs.BOM_UTF8).strip()
+        if start.startswith(b"[") or start == b"{":
+            selection = ".[]" if start.startswith(b"[") else "."
+            remedy += f"; a file that is one JSON document is made such lines by `jq -c '{selection}' FILE`"
+        return InvalidRequestError(f"{reason}; {remedy}")
 
 
 class _NoJSONError(Exception):

@@ -167,15 +167,21 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
     finally:
         for future in pending:
             future.remove_done_callback(note)
-    for claim in claims:
-        await breathe()
+    for index, claim in enumerate(claims):
+        await _breathe_before(index)
         if claim.ready:
             claim.outcome(terms)  # raises the error that fails the call, if there is one
     outcomes = []
-    for claim in claims:
-        await breathe()
+    for index, claim in enumerate(claims):
+        await _breathe_before(index)
         outcomes.append(claim.outcome(terms))
     return outcomes
+
+
+async def _breathe_before(index: int) -> None:
+    """Breathe before a text of a call, but not before its first: a call of one text does not wait for the work of others."""
+    if index:
+        await breathe()
 
 
 class ClaimDesk:
@@ -239,7 +245,8 @@ class ClaimDesk:
 
     async def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
         """Check each text, and set the key of its vector."""
-        for claim in claims:
+        for index, claim in enumerate(claims):
+            await _breathe_before(index)
             try:
                 check_text(claim.text, *claim.name)
             except InvalidRequestError as error:
@@ -247,7 +254,6 @@ class ClaimDesk:
             else:
                 claim.doubtful = self._blanks.is_doubtful(claim.text)
                 claim.key = self._key(claim, terms)
-            await breathe()
 
     def _key(self, claim: Claim, terms: Terms) -> bytes:
         # A text that is short enough has one vector for every way of cutting. The place of a cut depends on the context, which

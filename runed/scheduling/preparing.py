@@ -172,10 +172,11 @@ class Preparer:
         whole: list[str] = []
         long: list[int] = []
         for index, text in enumerate(texts):
+            if index:  # a call of one text does not wait for the work of others
+                await breathe()
             whole.append(prompt + text)
             if exact or self.may_be_too_long(whole[-1]):
                 long.append(index)
-            await breathe()
         fitted: dict[int, Prepared | RunedError] = {}
         indices = iter(long)
         for part in portions([whole[index] for index in long]):

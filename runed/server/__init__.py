@@ -6,8 +6,8 @@ requests, `gate` refuses requests without a secret, and `stream` is one request 
 memory of all requests.
 """
 
-from runed.server.budget import Budget, forget_message, reserve
+from runed.server.budget import Budget, forget_message, owe, reserve
 from runed.server.gate import Gate, Headers, Refusal
 from runed.server.serving import Server, connection_limits
 
-__all__ = ["Budget", "Gate", "Headers", "Refusal", "Server", "connection_limits", "forget_message", "reserve"]
+__all__ = ["Budget", "Gate", "Headers", "Refusal", "Server", "connection_limits", "forget_message", "owe", "reserve"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -45,13 +46,15 @@ class Budget:
 
     Args:
         limit: The bytes.
+        on_refusal: Called for each request that is refused or ended for want of memory.
 
     Attributes:
         used: The bytes that are held.
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, limit: int = DEFAULT_LIMIT, on_refusal: Callable[[], None] | None = None) -> None:
         self.used = 0
+        self._on_refusal = on_refusal
         self._limit = limit
         self._accounts: dict[Account, None] = {}
 
@@ -94,6 +97,8 @@ class Budget:
             account.holder.evict(self._refusal())
 
     def _refusal(self) -> QueueFullError:
+        if self._on_refusal is not None:
+            self._on_refusal()
         return QueueFullError(
             f"all requests in flight together would need more than {self._limit} bytes, the limit RUNED_REQUEST_MEMORY; try "
             "again in a moment, or send fewer or smaller requests at once",
@@ -108,13 +113,15 @@ class Account:
     Attributes:
         holder: The request.
         held: The bytes.
+        owed: The texts of a stream that are not answered yet.
     """
 
-    __slots__ = ("_base", "_budget", "held", "holder")
+    __slots__ = ("_base", "_budget", "held", "holder", "owed")
 
     def __init__(self, budget: Budget, holder: Holder) -> None:
         self.held = 0
         self.holder = holder
+        self.owed = 0
         self._base = 0
         self._budget = budget
 
@@ -167,6 +174,15 @@ def reserve(size: int) -> None:
     """
     if (account := _account.get()) is not None:
         account.take(size)
+
+
+def owe(texts: int) -> None:
+    """Tell that the stream that the current task works for has got texts, or, below 0, has answered some.
+
+    While the daemon owes answers, a silent client waits for the daemon. Its stream is not ended to free memory.
+    """
+    if (account := _account.get()) is not None:
+        account.owed += texts
 
 
 def forget_message() -> None:

@@ -134,7 +134,7 @@ class RequestStream(HTTPStream):
         """
         if self._sends_since is not None:
             return self._sends_since if now - self._sends_since > SLOW else None
-        if self.request_ended:
+        if self.request_ended or self._account.owed:
             return None
         return self._receives_since if not self._duplex or now - self._receives_since > SLOW else None
 

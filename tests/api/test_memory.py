@@ -14,8 +14,9 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest, EmbedRequest, HealthRequest
 
 from runed.server import Budget
+from runed.server.stream import SLOW
 from tests.api.conftest import Serve, Served
-from tests.api.streams import StreamClient
+from tests.api.streams import StreamClient, request
 from tests.fakes.fake_host import WAIT
 from tests.server.clients import SERVICE, RawClient
 from tests.server.test_http1 import head
@@ -107,6 +108,23 @@ async def test_oldest_unfinished_request_makes_room(serve: Serve, budget: Budget
         assert b" 200 " in await asyncio.wait_for(reader.readline(), 5)
         for _, writer in unfinished:
             writer.transport.abort()
+        await eventually(lambda: budget.used == 0)
+
+
+async def test_stream_that_waits_for_its_answers_makes_no_room(serve: Serve, budget: Budget) -> None:
+    async with serve(budget=budget) as served, await StreamClient.open(served.path) as stream:
+        await stream.send(request(WAIT, "b"))
+        await eventually(lambda: served.host.waiting == 1)
+        await asyncio.sleep(SLOW + 0.1)
+        unfinished = [await begin(served.path, PART) for _ in range(5)]
+        reader, _ = unfinished[0]
+        assert await asyncio.wait_for(reader.read(), 5)  # it made room instead
+        for _, writer in unfinished:
+            writer.transport.abort()
+        served.host.let_go()
+        await stream.send(request("c"), end=True)
+        assert len(await stream.results(3)) == 3
+        assert await stream.outcome() is None
         await eventually(lambda: budget.used == 0)
 
 

@@ -22,6 +22,7 @@ from runed.api.rpc.decoding import decode
 from runed.api.rpc.inflating import inflate
 from runed.errors import BatchTooLargeError, RequestTooLargeError, RunedError
 from tests.api.conftest import Served
+from tests.api.streams import StreamClient
 from tests.server.clients import SERVICE
 from tests.support import RunningDaemon, http_over, refusal_of_json
 
@@ -117,6 +118,27 @@ def test_a_broken_text_of_a_batch_is_named(qwen_daemon: RunningDaemon) -> None:
     assert outcomes[0]["vector"] == outcomes[2]["vector"]
     assert openai.json()["error"]["code"] == "INVALID_TEXT"
     assert "text 1 of the batch" in openai.json()["error"]["message"]
+
+
+def test_a_text_of_too_many_characters_is_refused_before_it_is_counted(qwen_daemon: RunningDaemon) -> None:
+    most = 4 * 1024 * 1024
+    answer = qwen_daemon.call("EmbedBatch", {"texts": ["fine", " " * (most + 1)], "perItemErrors": True})
+    error = answer["embeddings"][1]["error"]
+    assert error["reason"] == "TEXT_TOO_LONG"
+    assert error["metadata"] == {"index": "1", "characters": str(most + 1), "character_limit": str(most)}
+    assert "vector" in answer["embeddings"][0]
+    counted = qwen_daemon.call("CountTokens", {"texts": ["x" * (most + 1)]})
+    assert refusal_of_json(counted).reason == "TEXT_TOO_LONG"
+
+
+async def test_a_broken_text_of_a_stream_is_refused_in_its_result(served: Served) -> None:
+    body = b'{"items": [{"id": "1", "text": "x"}, {"id": "2", "text": "\\ud800"}]}'
+    async with await StreamClient.open(served.path, "connect+json") as stream:
+        stream.client.h2.send_data(stream.stream_id, struct.pack(">BI", 0, len(body)) + body, end_stream=True)
+        await stream.client.over(stream.stream_id)
+    size = int.from_bytes(stream.exchange.body[1:5], "big")
+    results = json.loads(stream.exchange.body[5 : 5 + size])["results"]
+    assert [result["embedding"].get("error", {}).get("reason") for result in results] == [None, "INVALID_TEXT"]
 
 
 @pytest.mark.parametrize("field", ["instruction", "id"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import cast
 
 import grpc
@@ -17,6 +19,7 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 
 from tests.api.streams import CONTENT_TYPES, PATH, StreamClient, request
 from tests.api.test_golden import CASES
+from tests.server.test_http1 import head
 from tests.support import GRPC_OPTIONS, PROTOCOLS, Answer, Golden, Refusal, RunningDaemon, call, wait_until
 
 
@@ -156,6 +159,18 @@ def test_full_queue_refuses_at_once_and_says_when_to_come_again(start_daemon: Ca
         assert refusal.retry_seconds
         assert refusal.metadata["limit_texts"].isdigit()
     assert health_of(daemon).refused_requests == len(refusals)
+
+
+@pytest.mark.slow
+def test_refusal_for_want_of_memory_is_counted(start_daemon: Callable[..., RunningDaemon]) -> None:
+    daemon = start_daemon(RUNED_REQUEST_MEMORY="128MiB")
+    daemon.wait_for("STATUS_OK")
+    with ExitStack() as stack:
+        for _ in range(8):  # 12 MiB take 16 with what grows, and 112 are for large requests
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(daemon.socket))
+            client.sendall(head(bytes(12 * 1024 * 1024))[:-1])
+        wait_until(lambda: health_of(daemon).refused_requests > 0, what="the refusal of the oldest")
 
 
 def test_bad_item_leaves_the_others_alone(qwen_daemon: RunningDaemon) -> None:

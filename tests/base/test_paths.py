@@ -145,3 +145,9 @@ def test_file_of_somebody_else_in_a_directory_of_ours_is_refused(home: Path) -> 
     os.chown(home / "engine.json", 12345, 12345)
     with pytest.raises(ForeignPathError, match=r"engine\.json belongs to user id 12345"):
         ensure_private_dir(home)
+
+
+def test_home_below_a_device_is_refused_without_advice_to_chmod_the_device() -> None:
+    with pytest.raises(ForeignPathError, match="Not a directory") as refused:
+        ensure_home(Path("/dev/null/.runed"))
+    assert "chmod" not in str(refused.value)

@@ -228,6 +228,22 @@ def test_named_config_must_exist(home: Path) -> None:
         load_settings(home=home, environ={"RUNED_CONFIG": str(home / "none.json")})
 
 
+@pytest.mark.parametrize("way", ["named", "behind a link of the home"])
+def test_trusted_parents_of_a_configuration_elsewhere(home: Path, way: str) -> None:
+    wide = home / "wide"  # as a volume of Kubernetes
+    wide.mkdir()
+    wide.chmod(0o777)
+    (wide / "config.json").write_text('{"queue_texts": 4711}')
+    environment = {"RUNED_HOME": str(home)}
+    if way == "named":
+        environment["RUNED_CONFIG"] = str(wide / "config.json")
+    else:
+        (home / "config.json").symlink_to("wide/config.json")
+    with pytest.raises(ForeignPathError, match="RUNED_TRUST_PARENTS"):
+        load_settings(environ=environment)
+    assert load_settings(environ=environment | {"RUNED_TRUST_PARENTS": "1"}).queue_texts == 4711
+
+
 def test_environment_of_a_daemon_holds_only_what_it_reads() -> None:
     env = {
         "PATH": "/bin",

@@ -20,6 +20,7 @@ class ProxyServer:
         address: Its host and port, such as "127.0.0.1:4711".
         site_port: The port of loopback to which it connects.
         asked: The hosts and ports that it was asked for.
+        released: An event that ends the connections of a silent proxy.
         logins: The logins that came: the value of Proxy-Authorization, or "user:password" with SOCKS.
     """
 
@@ -27,6 +28,7 @@ class ProxyServer:
     site_port: int
     asked: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -92,10 +94,10 @@ class _SocksHandler(_Handler):
 
 
 class _SilentHandler(_Handler):
-    """Accepts, and never answers."""
+    """Accepts, and never answers. Closes the connection at the end of the proxy."""
 
     def handle(self) -> None:
-        self.rfile.read()
+        self.proxy.released.wait(60)
 
 
 _HANDLERS = {"http": _HttpHandler, "socks": _SocksHandler, "silent": _SilentHandler}
@@ -127,5 +129,6 @@ def running_proxy(kind: str, site_url: str) -> Iterator[ProxyServer]:
         try:
             yield proxy
         finally:
+            proxy.released.set()
             server.shutdown()
             thread.join()

@@ -7,6 +7,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from runed.bootstrap.manifest import Artefact
 from runed.bootstrap.partial_files import partial_path
 from runed.errors import DownloadError, RunedError, VerificationError
 from tests.bad_files import BAD_FILES, put_bad_file
-from tests.bootstrap.parts import CONTENT, HALF, Wanted, sha256
+from tests.bootstrap.parts import CONTENT, HALF, IMPATIENT, Wanted, sha256
 from tests.bootstrap.site import Behaviour, Exchange, drop_after, redirect, serve, status, without_length
 
 WHOLE = len(CONTENT)
@@ -143,6 +144,14 @@ async def test_a_fresh_start_that_came_further_is_gone_on_with(wanted: Wanted) -
     await wanted.download()
     wanted.check_complete()
     assert wanted.ranges() == ["", f"bytes={HALF}-", "", f"bytes={HALF + 1000}-"]
+
+
+async def test_any_number_of_fresh_starts_ends_with_the_right_file(wanted: Wanted) -> None:
+    broken = [drop_after(HALF + place, honour_range=False) for place in (1000, 2000, 3000)]
+    wanted.site.behaviours["/f"] = [drop_after(HALF), *(each for one in broken for each in (status(416), one))]
+    await wanted.download(replace(IMPATIENT, attempts=9))
+    wanted.check_complete()
+    assert wanted.ranges()[-1] == f"bytes={HALF + 3000}-"
 
 
 async def test_a_changed_etag_does_not_keep_a_flaky_line_from_going_on(wanted: Wanted) -> None:

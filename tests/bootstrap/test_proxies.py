@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gc
 import socket
@@ -85,6 +86,7 @@ async def test_an_http_proxy_is_used(
     ("variable", "form"),
     [
         ("all_proxy", "socks5://{}"),
+        ("all_proxy", "socks://{}/"),
         ("http_proxy", "socks5h://{}"),
         ("ALL_PROXY", "SOCKS5://me:p%40ss@{}"),
         ("all_proxy", "socks5h://me:p@ss@{}/"),
@@ -268,6 +270,7 @@ async def test_a_proxy_that_never_answers_does_not_hang_the_download(
         ):
             await far.download(DownloadPolicy(attempts=1, connect_timeout=0.2, stall_timeout=0.2))
         assert time.monotonic() - began < 5
+    await asyncio.sleep(0.2)  # the event loop learns that the connection has ended
     gc.collect()
 
 

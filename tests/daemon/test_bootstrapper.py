@@ -13,13 +13,23 @@ from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
 from runed.daemon.served_model import ServedModel
 from runed.domain.status import Status
-from runed.errors import BackendUnavailableError, BootstrappingError, DownloadError, SettingsError
+from runed.errors import (
+    BackendUnavailableError,
+    BootstrappingError,
+    DownloadError,
+    ManifestError,
+    ModelFileError,
+    RunedError,
+    SettingsError,
+    VerificationError,
+)
 
 
 class Site:
     """A bootstrap that reports as the test asks, waits until the test lets it go, and fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: RunedError | None = None) -> None:
+        self.error = error or DownloadError("the site is gone")
         self.tries = 0
         self.report: Callable[[Progress], None] = lambda _: None
         self.broken = asyncio.Event()
@@ -28,7 +38,7 @@ class Site:
         self.tries += 1
         self.report = report
         await self.broken.wait()
-        raise DownloadError("the site is gone")
+        raise self.error
 
 
 async def test_call_gives_up_after_a_while_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,13 +93,15 @@ async def test_call_after_the_pause_starts_the_next_try_and_waits_for_it(monkeyp
     await bootstrapper.close()
 
 
-async def test_wrong_setting_is_refused_without_a_time_for_another_try() -> None:
-    async def build(_: Callable[[Progress], None]) -> ServedModel:
-        raise SettingsError("the model /missing.gguf does not exist")
-
-    bootstrapper = Bootstrapper(build, Draining(lambda: None))
+@pytest.mark.parametrize("kind", [SettingsError, ManifestError, ModelFileError, VerificationError])
+async def test_failure_that_only_a_change_can_mend_is_not_tried_again_by_clients(kind: type[RunedError]) -> None:
+    site = Site(kind("it is wrong; correct it"))
+    site.broken.set()
+    bootstrapper = Bootstrapper(site.build, Draining(lambda: None))
     bootstrapper.begin()
-    with pytest.raises(BackendUnavailableError, match="does not exist") as caught:
+    with pytest.raises(BackendUnavailableError, match="it is wrong; correct it") as caught:
         await bootstrapper.scheduler()
-    assert caught.value.retry_after is None, "a client would wait for a minute in silence"
+    assert caught.value.retry_after is None
+    # The daemon keeps the environment of its start. So a user who corrects only that would meet the error for ever.
+    assert ("runed stop" in caught.value.message) == (kind is SettingsError)
     await bootstrapper.close()

@@ -128,6 +128,21 @@ def test_byte_order_mark_is_accepted_where_files_were_put_together(tmp_path: Pat
     assert [(item.text, item.id) for item in items] == [("one", b""), ("two", b"2")]
 
 
+@pytest.mark.parametrize(
+    ("document", "selection"),
+    [
+        (b'[{"text": "a"}, {"text": "b"}]', ".[]"),
+        (b'\xef\xbb\xbf[\r\n  {"text": "a"}\r\n]\r\n', ".[]"),
+        (b'["a", "b"]', ".[]"),
+        (b'{\n  "text": "a"\n}\n', "."),
+    ],
+)
+def test_one_json_document_is_refused_with_the_way_to_make_lines_of_it(tmp_path: Path, document: bytes, selection: str) -> None:
+    problem = items_of(tmp_path / "texts.json", document)[0].problem
+    assert problem is not None
+    assert f"`jq -c '{selection}' FILE`" in str(problem)
+
+
 def test_empty_text_is_no_blank_line(tmp_path: Path) -> None:
     [item] = items_of(tmp_path / "t.jsonl", b'{"text": " ", "x": NaN}\n')
     assert isinstance(item.problem, EmptyTextError)

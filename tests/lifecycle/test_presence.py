@@ -78,10 +78,13 @@ def test_a_daemon_that_does_not_listen(paths: Paths, condition: Condition, *, dr
         assert observe(paths).condition is Condition.STOPPED
 
 
-def test_a_daemon_that_listens_is_overloaded_and_the_kernel_tells_its_pid(paths: Paths) -> None:
+def test_a_daemon_that_listens_is_overloaded_and_its_pid_is_told_once_it_is_proved(paths: Paths) -> None:
     with Listener.bind(paths.socket):
-        presence = observe(paths)
-    assert (presence.condition, presence.pid) == (Condition.OVERLOADED, os.getpid())
+        unproved = observe(paths)
+        record_of(os.getpid(), paths)
+        proved = observe(paths)
+    assert (unproved.condition, unproved.pid) == (Condition.OVERLOADED, None)
+    assert (proved.condition, proved.pid) == (Condition.OVERLOADED, os.getpid())
 
 
 def test_a_daemon_with_a_full_backlog_is_overloaded(paths: Paths) -> None:
@@ -115,6 +118,7 @@ def test_a_stopped_daemon_says_how_to_go_on(paths: Paths) -> None:
     with subprocess.Popen([sys.executable, "-c", LISTENER, paths.socket], stdout=subprocess.PIPE) as listener:
         assert listener.stdout is not None
         assert listener.stdout.readline() == b"1\n"
+        record_of(listener.pid, paths)
         stop(listener.pid)
         presence = observe(paths)
         listener.kill()

@@ -89,6 +89,11 @@ def test_prompt_follows_from_the_role(options: EmbedOptions, prompt: str) -> Non
             "this model takes no instruction .Info.query_prompt has no place for it.; leave it out$",
         ),
         (EmbedOptions(role=Role.QUERY, instruction=" \n"), TRAITS, "the instruction is only white space or has a NUL"),
+        (
+            EmbedOptions(role=Role.QUERY, instruction="x" * 4097),
+            TRAITS,
+            "the instruction has 4097 characters, the limit is 4096",
+        ),
         (EmbedOptions(role=Role.QUERY, instruction="a\0b"), TRAITS, "the instruction is only white space or has a NUL"),
     ],
 )

@@ -107,6 +107,9 @@ function checkParent(path: string, parent: string): void {
     return;
   }
   const stat = look(() => lstatSync(parent), path);
+  if (!stat.isDirectory()) {
+    return; // as with HOME=/dev/null; nothing can be below it, and nobody may chmod /dev/null
+  }
   if (!isTrusted(stat.uid)) {
     throw foreign(`${parent} belongs to user id ${stat.uid}, who could replace ${path}; ${PARENT_REMEDY}`);
   }

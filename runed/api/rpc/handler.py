@@ -34,7 +34,7 @@ from runed.api.rpc import messages
 from runed.api.rpc.decoding import whole
 from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
-from runed.server import forget_message
+from runed.server import forget_message, owe
 
 _SHARE_OF_DEADLINE = 0.8
 """Largest share of the deadline that `Info` waits for the model. So its answer comes in time even without a model."""
@@ -78,6 +78,7 @@ class RunedServicer:
         async with aclosing(answers):
             async for answer in answers:
                 call.count(result.outcome for result in answer.results)
+                owe(-len(answer.results))
                 for response in messages.embed_stream_responses(answer):
                     yield response
 
@@ -153,6 +154,7 @@ async def _chunks(
 
 def _pieces(message: EmbedStreamRequest, call: Call) -> Iterator[list[StreamItem]]:
     call.texts += len(message.items)
+    owe(len(message.items))
     for start in range(0, len(message.items), _PIECE):
         items = message.items[start : start + _PIECE]
         texts = whole([item.text for item in items], start)
