@@ -210,9 +210,11 @@ def check_home(home: Path, *, trust_parents: bool = False) -> None:
             f"set RUNED_HOME to a place of your own{sudo}"
         )
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        # Other users need a sticky directory, such as /tmp.
+        narrow = "" if info.st_mode & stat.S_ISVTX else f", or check what is in it and run `chmod 700 {home}`"
         raise ForeignPathError(
             f"others can write to {home} (mode {mode_of(info)}), so nothing of it is used; "
-            f"set RUNED_HOME to a directory of its own, or check what is in it and run `chmod 700 {home}`"
+            f"set RUNED_HOME to a directory of its own{narrow}"
         )
     check_contents(real, _NAMES)
 
@@ -239,7 +241,7 @@ def ensure_home(home: Path, *, trust_parents: bool = False) -> None:
     if home.is_symlink() or not (names <= {"config.json"} or names & _MARKS):
         raise ForeignPathError(
             f"others can enter {home} (mode {mode_of(info)}), and it was not made by runed; "
-            f"set RUNED_HOME to a directory of its own, or run `chmod 700 {home}`"
+            f"set RUNED_HOME to a directory of its own, such as {home / 'runed'}"
         )
     home.chmod(0o700)
 

@@ -2,6 +2,7 @@ package runed
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -36,8 +37,12 @@ func checkHome(home string) error {
 		return newError(ErrForeignPath, nil, "%s belongs to user id %d, and you are user id %d; "+
 			"set RUNED_HOME to a place of your own", home, ownerOf(info), os.Geteuid())
 	case info.Mode().Perm()&0o022 != 0:
+		narrow := ""
+		if info.Mode()&fs.ModeSticky == 0 { // other users need a sticky directory, such as /tmp
+			narrow = fmt.Sprintf(", or check what is in it and run `chmod 700 %s`", home)
+		}
 		return newError(ErrForeignPath, nil, "others can write to %s (mode %04o), so nothing of it is used; "+
-			"set RUNED_HOME to a directory of its own, or check what is in it and run `chmod 700 %s`", home, modeOf(info), home)
+			"set RUNED_HOME to a directory of its own%s", home, modeOf(info), narrow)
 	}
 	for _, name := range homeFiles {
 		if info, err := os.Lstat(filepath.Join(real, name)); err == nil && !isTrusted(ownerOf(info)) {

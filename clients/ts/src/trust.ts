@@ -39,9 +39,11 @@ export function checkHome(home: string): void {
     throw foreign(`${home} belongs to user id ${stat.uid}, and you are user id ${own}; ${REMEDY}`);
   }
   if ((stat.mode & 0o022) !== 0) {
+    // Other users need a sticky directory, such as /tmp.
+    const narrow = (stat.mode & 0o1000) !== 0 ? "" : `, or check what is in it and run \`chmod 700 ${home}\``;
     throw foreign(
       `others can write to ${home} (mode ${modeOf(stat)}), so nothing of it is used; ` +
-        `set RUNED_HOME to a directory of its own, or check what is in it and run \`chmod 700 ${home}\``,
+        `set RUNED_HOME to a directory of its own${narrow}`,
     );
   }
   for (const name of HOME_FILES) {
