@@ -218,9 +218,8 @@ class Manifest:
         except (ValueError, SettingsError) as error:
             raise self._error(f"the url at {where}.url cannot be read: {error}") from None
         if not is_web_url(absolute):
-            raise self._error(
-                f"the url at {where}.url is no http or https URL (only a manifest file may hold paths and file: URLs)"
-            )
+            hint = " (only a manifest file may hold paths and file: URLs)" if self.source.is_url else ""
+            raise self._error(f"the url at {where}.url is no http or https URL{hint}")
         return absolute
 
     def _local_file(self, location: str) -> Path:
