@@ -29,16 +29,16 @@ def post(path: str, body: bytes, content_type: str = "application/json", **heade
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
-def _json(method: str, body: bytes) -> Callable[[], bytes]:
-    return lambda: post(f"{SERVICE}/{method}", body)
+def _json(method: str, body: bytes) -> bytes:
+    return post(f"{SERVICE}/{method}", body)
 
 
-def _proto(method: str, body: bytes, **headers: str) -> Callable[[], bytes]:
-    return lambda: post(f"{SERVICE}/{method}", body, "application/proto", **headers)
+def _proto(method: str, body: bytes) -> bytes:
+    return post(f"{SERVICE}/{method}", body, "application/proto")
 
 
-def _openai(body: bytes) -> Callable[[], bytes]:
-    return lambda: post("/v1/embeddings", body)
+def _openai(body: bytes) -> bytes:
+    return post("/v1/embeddings", body)
 
 
 def _fill(start: bytes, piece: bytes, end: bytes, size: int = 31 * MIB) -> bytes:
@@ -67,10 +67,6 @@ def _many_headers() -> bytes:
 def envelope(payload: bytes, flags: int = 0) -> bytes:
     """Return a message in its envelope."""
     return struct.pack(">BI", flags, len(payload)) + payload
-
-
-def _grpc_web(method: str, body: bytes, **headers: str) -> Callable[[], bytes]:
-    return lambda: post(f"{SERVICE}/{method}", body, "application/grpc-web+proto", **headers)
 
 
 # HTTP/2
@@ -178,27 +174,27 @@ BODIES: Mapping[str, Callable[[], bytes]] = {
         "EmbedStream", envelope(gzip.compress(b"\x0a\x00" * 15 * MIB), 1) * 8, grpc_encoding="gzip"
     ),
     # JSON
-    "JSON of 8 million texts": _json("EmbedBatch", _fill(b'{"texts":[""', b',""', b"]}", 24 * MIB)),
-    "JSON of one-letter texts to count": _json("CountTokens", _fill(b'{"texts":["a"', b',"a"', b"]}")),
+    "JSON of 8 million texts": lambda: _json("EmbedBatch", _fill(b'{"texts":[""', b',""', b"]}", 24 * MIB)),
+    "JSON of one-letter texts to count": lambda: _json("CountTokens", _fill(b'{"texts":["a"', b',"a"', b"]}")),
     "JSON of 2 million unknown keys": lambda: post(
         f"{SERVICE}/Embed", b"{" + b",".join(b'"k%d":0' % number for number in range(2_000_000)) + b"}"
     ),
-    "JSON of the same unknown key": _json("Embed", _fill(b'{"a":0', b',"a":0', b"}")),
-    "JSON of the same known key": _json("Embed", _fill(b'{"text":""', b',"text":""', b"}")),
-    "JSON of unknown numbers": _json("Embed", _fill(b'{"a":[0', b",0", b"]}")),
-    "JSON of numbers for texts": _json("EmbedBatch", _fill(b'{"texts":[0', b",0", b"]}")),
-    "JSON of lists for texts": _json("EmbedBatch", _fill(b'{"texts":[[]', b",[]", b"]}")),
-    "JSON of unknown objects": _json("Embed", _fill(b'{"a":[{}', b',{"b":{}}', b"]}")),
-    "deep JSON": _json("Embed", b'{"a":' + b"[" * (15 * MIB) + b"]" * (15 * MIB) + b"}"),
-    "JSON with a number of 10^7 digits": _json("Embed", b'{"text":"a","dimensions":' + b"1" * 10_000_000 + b"}"),
-    "JSON with an unknown number of 3*10^7 digits": _json("Embed", b'{"text":"","a":' + b"1" * 30_000_000 + b"}"),
-    "JSON with a float of 10^7 digits": _json("Embed", b'{"text":"","dimensions":0.' + b"1" * 10_000_000 + b"e9}"),
-    "JSON with a key of 30 MiB": _json("Embed", _fill(b'{"text":"a","', b"k", b'":0}')),
-    "JSON with a role of 30 MiB": _json("Embed", _fill(b'{"text":"a","role":"', b"R", b'"}')),
-    "JSON of escapes": _json("Embed", _fill(b'{"text":"', b"\\u0061", b'"}')),
-    "JSON of backslashes": _json("Embed", _fill(b'{"text":"', b"\\\\", b'"}')),
-    "JSON of surrogates": _json("Embed", _fill(b'{"text":"', b"\\ud800", b'"}')),
-    "JSON of spaces": _json("Embed", _fill(b'{"text":', b" ", b'"a"}')),
+    "JSON of the same unknown key": lambda: _json("Embed", _fill(b'{"a":0', b',"a":0', b"}")),
+    "JSON of the same known key": lambda: _json("Embed", _fill(b'{"text":""', b',"text":""', b"}")),
+    "JSON of unknown numbers": lambda: _json("Embed", _fill(b'{"a":[0', b",0", b"]}")),
+    "JSON of numbers for texts": lambda: _json("EmbedBatch", _fill(b'{"texts":[0', b",0", b"]}")),
+    "JSON of lists for texts": lambda: _json("EmbedBatch", _fill(b'{"texts":[[]', b",[]", b"]}")),
+    "JSON of unknown objects": lambda: _json("Embed", _fill(b'{"a":[{}', b',{"b":{}}', b"]}")),
+    "deep JSON": lambda: _json("Embed", b'{"a":' + b"[" * (15 * MIB) + b"]" * (15 * MIB) + b"}"),
+    "JSON with a number of 10^7 digits": lambda: _json("Embed", b'{"text":"a","dimensions":' + b"1" * 10_000_000 + b"}"),
+    "JSON with an unknown number of 3*10^7 digits": lambda: _json("Embed", b'{"text":"","a":' + b"1" * 30_000_000 + b"}"),
+    "JSON with a float of 10^7 digits": lambda: _json("Embed", b'{"text":"","dimensions":0.' + b"1" * 10_000_000 + b"e9}"),
+    "JSON with a key of 30 MiB": lambda: _json("Embed", _fill(b'{"text":"a","', b"k", b'":0}')),
+    "JSON with a role of 30 MiB": lambda: _json("Embed", _fill(b'{"text":"a","role":"', b"R", b'"}')),
+    "JSON of escapes": lambda: _json("Embed", _fill(b'{"text":"', b"\\u0061", b'"}')),
+    "JSON of backslashes": lambda: _json("Embed", _fill(b'{"text":"', b"\\\\", b'"}')),
+    "JSON of surrogates": lambda: _json("Embed", _fill(b'{"text":"', b"\\ud800", b'"}')),
+    "JSON of spaces": lambda: _json("Embed", _fill(b'{"text":', b" ", b'"a"}')),
     "JSON of stream items": lambda: post(
         f"{SERVICE}/SetCentroids", envelope(_fill(b'{"batch":{"centroids":[{}', b",{}", b"]}}")), "application/connect+json"
     ),
@@ -208,36 +204,36 @@ BODIES: Mapping[str, Callable[[], bytes]] = {
         "application/connect+json",
     ),
     # One text
-    "text of 30 MiB": _json("Embed", _fill(b'{"text":"', _WORDS, b'"}')),
-    "text of 30 MiB, truncated": _json("Embed", _fill(b'{"truncate":"TRUNCATE_END","text":"', _WORDS, b'"}')),
-    "text of 30 MiB to count": _json("CountTokens", _fill(b'{"texts":["', _WORDS, b'"]}')),
-    "word of 30 MiB": _json("Embed", _fill(b'{"text":"', b"a", b'"}')),
-    "text of 30 MiB of spaces": _json("Embed", _fill(b'{"text":"', b" ", b'"}')),
-    "text of 30 MiB of four-byte characters": _json("Embed", _fill(b'{"text":"', "\U0001f600".encode(), b'"}')),
-    "text of 30 MiB of combining marks": _json("Embed", _fill(b'{"text":"a', "\u0301\u0327".encode(), b'"}')),
-    "text of 4 MiB": _json("Embed", _fill(b'{"text":"', _WORDS, b'"}', 4 * MIB)),
-    "text of 4 MiB, truncated": _json("Embed", _fill(b'{"truncate":"TRUNCATE_END","text":"', _WORDS, b'"}', 4 * MIB)),
-    "word of 4 MiB to count": _json("CountTokens", _fill(b'{"texts":["', b"a", b'"]}', 4 * MIB)),
-    "texts of 3.9 MiB to count": _json("CountTokens", _fill(b'{"texts":["a', b'","' + _WORDS * 64_000, b'"]}')),
-    "batch of long texts, truncated": _json(
+    "text of 30 MiB": lambda: _json("Embed", _fill(b'{"text":"', _WORDS, b'"}')),
+    "text of 30 MiB, truncated": lambda: _json("Embed", _fill(b'{"truncate":"TRUNCATE_END","text":"', _WORDS, b'"}')),
+    "text of 30 MiB to count": lambda: _json("CountTokens", _fill(b'{"texts":["', _WORDS, b'"]}')),
+    "word of 30 MiB": lambda: _json("Embed", _fill(b'{"text":"', b"a", b'"}')),
+    "text of 30 MiB of spaces": lambda: _json("Embed", _fill(b'{"text":"', b" ", b'"}')),
+    "text of 30 MiB of four-byte characters": lambda: _json("Embed", _fill(b'{"text":"', "\U0001f600".encode(), b'"}')),
+    "text of 30 MiB of combining marks": lambda: _json("Embed", _fill(b'{"text":"a', "\u0301\u0327".encode(), b'"}')),
+    "text of 4 MiB": lambda: _json("Embed", _fill(b'{"text":"', _WORDS, b'"}', 4 * MIB)),
+    "text of 4 MiB, truncated": lambda: _json("Embed", _fill(b'{"truncate":"TRUNCATE_END","text":"', _WORDS, b'"}', 4 * MIB)),
+    "word of 4 MiB to count": lambda: _json("CountTokens", _fill(b'{"texts":["', b"a", b'"]}', 4 * MIB)),
+    "texts of 3.9 MiB to count": lambda: _json("CountTokens", _fill(b'{"texts":["a', b'","' + _WORDS * 64_000, b'"]}')),
+    "batch of long texts, truncated": lambda: _json(
         "EmbedBatch",
         _fill(b'{"truncate":"TRUNCATE_END","perItemErrors":true,"texts":["a', b'","' + _WORDS * 240, b'"]}', 8 * MIB),
     ),
-    "batch of texts that are all too long": _json(
+    "batch of texts that are all too long": lambda: _json(
         "EmbedBatch", _fill(b'{"perItemErrors":true,"texts":["a', b'","' + _WORDS * 240, b'"]}', 28 * MIB)
     ),
-    "batch of spaces": _json(
+    "batch of spaces": lambda: _json(
         "EmbedBatch", _fill(b'{"perItemErrors":true,"texts":["a', b'","' + b" " * 15_000, b'"]}', 28 * MIB)
     ),
-    "batch of 28 MiB": _json("EmbedBatch", _fill(b'{"texts":["a', b'","' + _WORDS * 240, b'"]}', 28 * MIB)),
-    "instruction of 30 MiB": _json("Embed", _fill(b'{"text":"a","role":"ROLE_QUERY","instruction":"', b"i", b'"}')),
+    "batch of 28 MiB": lambda: _json("EmbedBatch", _fill(b'{"texts":["a', b'","' + _WORDS * 240, b'"]}', 28 * MIB)),
+    "instruction of 30 MiB": lambda: _json("Embed", _fill(b'{"text":"a","role":"ROLE_QUERY","instruction":"', b"i", b'"}')),
     # Protobuf
-    "protobuf of 16 million texts": _proto("EmbedBatch", b"\x0a\x00" * (15 * MIB)),
-    "protobuf of unknown fields": _proto("EmbedBatch", b"\xf8\x06\x01" * (10 * MIB)),
-    "protobuf of groups": _proto("EmbedBatch", b"\xfb\x06\xfc\x06" * (7 * MIB)),
-    "protobuf of one option again and again": _proto("EmbedBatch", b"\x80\x01\x01" * (10 * MIB)),
-    "deep protobuf": _proto("EmbedBatch", b"\xfb\x06" * (15 * MIB)),
-    "protobuf text of 30 MiB": _proto("Embed", _field(1, _fill(b"", _WORDS, b""))),
+    "protobuf of 16 million texts": lambda: _proto("EmbedBatch", b"\x0a\x00" * (15 * MIB)),
+    "protobuf of unknown fields": lambda: _proto("EmbedBatch", b"\xf8\x06\x01" * (10 * MIB)),
+    "protobuf of groups": lambda: _proto("EmbedBatch", b"\xfb\x06\xfc\x06" * (7 * MIB)),
+    "protobuf of one option again and again": lambda: _proto("EmbedBatch", b"\x80\x01\x01" * (10 * MIB)),
+    "deep protobuf": lambda: _proto("EmbedBatch", b"\xfb\x06" * (15 * MIB)),
+    "protobuf text of 30 MiB": lambda: _proto("Embed", _field(1, _fill(b"", _WORDS, b""))),
     "protobuf of centroids": lambda: post(
         f"{SERVICE}/SetCentroids",
         envelope(b"\x0a\x04\x10\x40\x18\x01") + envelope(_field(2, b"\x0a\x00" * (15 * MIB))),
@@ -250,13 +246,13 @@ BODIES: Mapping[str, Callable[[], bytes]] = {
     ),
     "tiny messages": lambda: post(f"{SERVICE}/SetCentroids", envelope(b"") * 2_000_000, "application/connect+proto"),
     # The OpenAI API
-    "OpenAI of 8 million texts": _openai(_fill(b'{"input":[""', b',""', b"]}")),
-    "OpenAI of tokens": _openai(_fill(b'{"input":[[1', b",1", b"]]}")),
-    "OpenAI of lists of tokens": _openai(_fill(b'{"input":[[1]', b",[1]", b"]}")),
+    "OpenAI of 8 million texts": lambda: _openai(_fill(b'{"input":[""', b',""', b"]}")),
+    "OpenAI of tokens": lambda: _openai(_fill(b'{"input":[[1', b",1", b"]]}")),
+    "OpenAI of lists of tokens": lambda: _openai(_fill(b'{"input":[[1]', b",[1]", b"]}")),
     "OpenAI of unknown keys": lambda: post(
         "/v1/embeddings", b"{" + b",".join(b'"k%d":0' % number for number in range(2_000_000)) + b"}"
     ),
-    "OpenAI text of 30 MiB": _openai(_fill(b'{"input":"', _WORDS, b'"}')),
+    "OpenAI text of 30 MiB": lambda: _openai(_fill(b'{"input":"', _WORDS, b'"}')),
     # HTTP/1.1
     "tiny chunks": _chunks,
     "5,000 calls in a pipeline": _pipeline,
@@ -283,7 +279,7 @@ BODIES: Mapping[str, Callable[[], bytes]] = {
     "tiny messages of a stream": lambda: _upload("EmbedStream", envelope(b"") * 200_000),
     "messages of a text each": lambda: _upload("EmbedStream", envelope(_STREAM_ITEM) * 20_000),
 }
-"""What one peer sends, by the name of the attack."""
+"""What one peer sends, by the name of the attack. Each is made when it is needed: all together take 1.3 GiB."""
 
 ATTACKS: Mapping[str, Attack] = {
     **{name: Attack(make) for name, make in BODIES.items()},
