@@ -26,6 +26,9 @@ from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
 from runed.settings import engine_environment
 
+_SUCCESSOR_SECONDS = 0.1
+"""Seconds that a daemon needs at most, after it has ended the engine of an earlier one, to start and record its own."""
+
 _log = get_logger(__name__)
 
 
@@ -137,6 +140,8 @@ class Launcher:
         ensure_socket_dir(socket)
         # Two daemons that end each other's engines would go on with it for ever. The first start of the newer one ends the
         # older one's; the older one, whose home was removed or whose socket was replaced, gives in and finishes its drain.
+        if self._made_room:
+            time.sleep(_SUCCESSOR_SECONDS)
         if self._made_room and has_successor(self._paths.engine_record):
             raise BackendUnavailableError("another daemon has taken this home over and runs its own llama-server")
         self._made_room = True
