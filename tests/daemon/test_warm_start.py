@@ -305,7 +305,7 @@ def test_failure_is_told_to_the_calls_that_wait(
         refusal = refusal_of_json(call.result(30))
         assert (refusal.code, refusal.reason) == ("unavailable", "BACKEND_UNAVAILABLE")
         assert "cut.gguf" in refusal.message
-        assert refusal.retry_seconds is not None
+        assert refusal.retry_seconds is None, "only the user can mend this"
         assert models.result(30).json()["error"]["code"] == "BACKEND_UNAVAILABLE"
     assert daemon.health()["status"] == "STATUS_DEGRADED"
 
