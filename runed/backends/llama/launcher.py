@@ -27,7 +27,7 @@ from runed.processes import describe_exit
 from runed.settings import engine_environment
 
 _SUCCESSOR_SECONDS = 0.1
-"""Seconds that a daemon needs at most, after it has ended the engine of an earlier one, to start and record its own."""
+"""Seconds that a daemon gives a successor, which may have ended its engine, to record the new one. A slower one is missed."""
 
 _log = get_logger(__name__)
 
