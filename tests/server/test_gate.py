@@ -166,12 +166,14 @@ async def test_strangers_that_have_left_are_no_obstacle_to_others(monkeypatch: p
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
     async with guarded(max_connections=4) as (server, address):
-        strangers = [socket.create_connection(address) for _ in range(8)]
+        strangers = [socket.create_connection(address) for _ in range(12)]
         for stranger in strangers:
             stranger.sendall(request(secret=False, size=10))
         await eventually(lambda: len(server._connections) == 4)
-        for stranger in strangers:
+        for stranger in strangers[:4]:
             stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that the close resets
             stranger.close()
         await asyncio.sleep(1.5)
+        for stranger in strangers:
+            stranger.close()
     assert failures == []
