@@ -245,8 +245,9 @@ class _Search:
         new_enough = self._minimum_version is None or _release(record.version) >= _release(self._minimum_version)
         if listener and new_enough and not record.draining:
             return _Running(record, listener)
-        # A record without a scope proves nothing, since it may name a process of another boot or container.
-        if not record.is_alive() or not (record.scope or LockFile(self._paths.daemon_lock).is_held()):
+        # The lock proves that the daemon is of this home as it is now: the daemon of a home that was removed is not waited for.
+        if not record.is_alive() or not LockFile(self._paths.daemon_lock).is_held():
+            self._record = None
             return _Running(record, listener) if listener else _Absent()
         # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):

@@ -194,9 +194,21 @@ def test_a_draining_daemon_is_waited_for_and_then_followed_by_a_new_one(fake: Fa
 def test_a_recorded_daemon_that_is_stuck_without_listening_is_named_in_the_error(fake: Fake, paths: Paths) -> None:
     settings = fake()
     DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
-    with pytest.raises(DaemonStartError, match=rf"pid {os.getpid()}, takes no calls.*end it with `runed stop`"):
-        ensure_daemon(settings, timeout=0.3)
-    assert starts(paths.home) == []
+    with LockFile(paths.daemon_lock) as lock:
+        assert lock.try_acquire()
+        with pytest.raises(DaemonStartError, match=rf"pid {os.getpid()}, takes no calls.*end it with `runed stop`"):
+            ensure_daemon(settings, timeout=0.3)
+        assert starts(paths.home) == []
+
+
+def test_a_live_daemon_that_lost_the_home_is_not_waited_for(fake: Fake, paths: Paths) -> None:
+    """It holds the lock of a home that was removed, and somebody put its record, or a backup of it, into the new home."""
+    settings = fake()
+    DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
+    with LockFile(paths.daemon_lock) as lock:
+        assert lock.try_acquire()
+        paths.daemon_lock.unlink()
+        assert ensure_daemon(settings, timeout=10).started
 
 
 def test_a_record_of_an_old_version_that_names_a_stranger_hinders_nobody(fake: Fake, paths: Paths) -> None:
