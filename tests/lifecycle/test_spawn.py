@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from runed.lifecycle import spawn
 from runed.lifecycle.launch import find_command
 from runed.lifecycle.listener import find_listener, probe
 from runed.lifecycle.record import DaemonRecord
-from runed.lifecycle.spawn import ensure_daemon, stop_daemon
+from runed.lifecycle.spawn import ensure_daemon, stop_daemon, wait_for_end
 from runed.locking import LockFile
 from runed.paths import Paths
 from runed.peers import Peer
@@ -436,6 +437,31 @@ class TestStop:
         os.kill(handle.pid, signal.SIGSTOP)
         assert stop_daemon(paths, timeout=10)
         assert process_gone(handle.pid)
+
+    def test_it_waits_for_a_parent_that_is_slow_to_ask_for_the_end(self, paths: Paths) -> None:
+        with subprocess.Popen(["sleep", "60"]) as daemon:
+            identity = identify(daemon.pid)
+            assert identity is not None
+            daemon.kill()
+            parent = threading.Timer(0.4, daemon.wait)
+            parent.start()
+            wait_for_end(paths, identity, timeout=10, force=False)
+            with pytest.raises(ProcessLookupError):
+                os.kill(identity.pid, 0)
+            parent.join()
+
+    def test_it_does_not_wait_long_for_a_parent_that_never_asks(self, paths: Paths) -> None:
+        with subprocess.Popen(["sleep", "60"]) as daemon:
+            identity = identify(daemon.pid)
+            assert identity is not None
+            daemon.kill()
+            wait_for_end(paths, identity, timeout=10, force=False)
+
+    def test_it_waits_for_a_daemon_that_has_already_removed_its_files(self, paths: Paths) -> None:
+        with subprocess.Popen(["sleep", "0.5"]) as daemon:
+            identity = identify(daemon.pid)
+            assert stop_daemon(paths, identity, timeout=10)
+            assert daemon.poll() is not None
 
     def test_it_signals_no_program_that_only_hands_connections_on(self, paths: Paths) -> None:
         code = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)"
