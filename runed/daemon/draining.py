@@ -12,7 +12,7 @@ from runed.server import Server
 DEFAULT_GRACE = 10.0
 """Seconds that the calls in flight may take at a shutdown by default."""
 
-SIGNAL_GRACE = 2.0
+SIGNAL_GRACE = 1.0
 """Seconds that the calls in flight may take if a signal ends the daemon, or if its socket is gone. Nobody waits for its end
 then but clients that need its successor. The clients send a call again that was cut off."""
 

@@ -25,6 +25,7 @@ from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
 from runed.errors import BackendFaultError, BackendUnavailableError
+from runed.lifecycle.listener import probe
 from runed.paths import Paths
 from runed.processes import identify
 from tests.backends.support import QUICK, FakeEngine, MakeBackend
@@ -559,6 +560,32 @@ async def test_engine_that_is_stopped_while_it_starts_is_replaced(make_backend: 
     starting = asyncio.create_task(backend.start())
     launch = await asyncio.to_thread(wait_until, lambda: fake.launches)
     freeze(launch[0]["pid"])
+    async with asyncio.timeout(15):
+        await starting
+    assert len(fake.launches) == 2
+
+
+@pytest.mark.parametrize("action", ["deaf-once", "gone-once"])
+async def test_engine_that_closes_its_listener_in_its_self_test_is_replaced_at_once(
+    make_backend: MakeBackend, fake: FakeEngine, action: str
+) -> None:
+    fake.behave(always=action)
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=60.0))
+    async with asyncio.timeout(15):
+        await backend.start()
+    assert len(fake.launches) == 2
+
+
+async def test_engine_that_loses_its_socket_while_it_loads_is_replaced_at_once(
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+) -> None:
+    fake.behave(hang="loading")
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=60.0))
+    starting = asyncio.create_task(backend.start())
+    await asyncio.to_thread(wait_until, lambda: probe(paths.engine_socket), what="its listener")
+    await asyncio.sleep(0.5)
+    fake.behave()
+    paths.engine_socket.unlink()
     async with asyncio.timeout(15):
         await starting
     assert len(fake.launches) == 2

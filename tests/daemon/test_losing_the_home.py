@@ -1,4 +1,4 @@
-"""A daemon whose home is removed or replaced ends at once, and clients go on with its successor."""
+"""A daemon that loses its home or its socket, or gets a signal, ends soon, and clients go on with its successor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runed.lifecycle.spawn import stop_daemon
 from runed.paths import Paths
 from tests.support import RunningDaemon, process_gone, short_home, wait_until
 
-END_SECONDS = 8.0
+END_SECONDS = 12.0
 """Seconds within which the older daemon must end. The grace of its call in flight would be longer."""
 
 
@@ -56,6 +56,19 @@ def lead_elsewhere(home: Path) -> None:
     home.symlink_to("other")
 
 
+def remove_socket(home: Path) -> None:
+    (home / "embedding.sock").unlink()
+
+
+def send_sigterm(home: Path) -> None:
+    record = DaemonRecord.read(home / "daemon.json")
+    assert record is not None
+    record.terminate()
+
+
+LOSSES = [remove_home, move_home, copy_home, remove_locks, replace_lock, lead_elsewhere, remove_socket, send_sigterm]
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     path = short_home()
@@ -64,7 +77,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lose", [remove_home, move_home, copy_home, remove_locks, replace_lock, lead_elsewhere])
+@pytest.mark.parametrize("lose", LOSSES)
 def test_client_goes_on_with_a_successor_although_a_call_is_in_flight(
     lose: Callable[[Path], None], folder: Path, llama_server: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,9 @@ class Launcher:
                     break
                 if child.exited.done():
                     raise _failed_start(server, describe_exit(child.exited.result()))
+                # A signal closes the listener. An engine that just computes its self-test would never answer then, nor end.
+                if server.listened and not child.stopped and not server.accepts():
+                    raise _failed_start(server, "could not be reached any more by its socket")
                 patience = min(timings.hang + timings.probe if child.stopped else timings.start_stall, timings.start_stall)
                 if stillness.look() > patience:
                     raise _failed_start(server, f"made no progress for {patience:g} seconds")
@@ -194,9 +197,11 @@ class Launcher:
     async def _come_up(self, server: LlamaServer) -> None:
         """Wait until the server has loaded, and check its vectors: of all test texts for a new program, else of one."""
         started = time.monotonic()
-        while not (self._command.socket.exists() and await server.http.healthy()):  # noqa: ASYNC110 # no event tells it
+        while not (self._command.socket.exists() and await server.http.healthy()):  # no event tells it
+            server.listened = server.listened or server.accepts()
             # The pause grows with the elapsed time. A wake-up loses at most 5 ms, and a long load costs little processor time.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
+        server.listened = True
         tested = f"{self._quirks.engine()} {self._command.slots}"
         try:
             if tested == self._tested:

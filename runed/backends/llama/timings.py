@@ -35,7 +35,7 @@ class Timings:
 
     start_stall: float = 60.0
     start_limit: float = 1800.0
-    term_grace: float = 1.0
+    term_grace: float = 0.5
     look: float = 1.0
     hang: float = 12.0
     probe: float = 6.0
