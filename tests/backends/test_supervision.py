@@ -622,7 +622,8 @@ async def test_engine_that_outlives_its_launcher_script_is_ended_all_the_same(
     await backend.embed(["hello"])
     async with asyncio.timeout(20):
         await backend.stop()
-    assert process_gone(fake.launches[0]["pid"])
+    # The kernel closes the pipe of a process, which is what the daemon sees of this one, a moment before the process is gone.
+    await asyncio.to_thread(wait_until, lambda: process_gone(fake.launches[0]["pid"]))
 
 
 async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBackend, fake: FakeEngine) -> None:
