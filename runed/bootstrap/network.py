@@ -15,7 +15,7 @@ import httpx
 import tenacity
 
 from runed.bootstrap.policy import DownloadPolicy
-from runed.bootstrap.proxies import Proxies, Proxy
+from runed.bootstrap.proxies import Proxies, Proxy, is_loopback_name
 from runed.errors import DownloadError, printable
 from runed.log import get_logger
 from runed.urls import printable_url
@@ -156,6 +156,8 @@ class _Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request."""
         proxy = self._proxies.choose(str(request.url))
+        if is_loopback_name(request.url.host):
+            request = _to_localhost(request)
         if proxy not in self._transports:
             through = None
             if proxy is not None:
@@ -168,6 +170,17 @@ class _Transport(httpx.AsyncBaseTransport):
         """Close all connections."""
         for transport in self._transports.values():
             await transport.aclose()
+
+
+def _to_localhost(request: httpx.Request) -> httpx.Request:
+    """Return a request to a name of loopback with the address of `localhost`, the only such name that all systems look up."""
+    return httpx.Request(
+        request.method,
+        request.url.copy_with(host="localhost"),
+        headers=request.headers,  # with the old name as Host
+        stream=request.stream,
+        extensions={"sni_hostname": request.url.host, **request.extensions},
+    )
 
 
 async def fetch(url: str, *, limit: int, policy: DownloadPolicy, proxies: Proxies) -> bytes:

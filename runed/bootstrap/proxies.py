@@ -186,4 +186,10 @@ def _address(host: str) -> _Address | None:
 def _is_this_machine(host: str, address: _Address | None) -> bool:
     if address is not None:
         return address.is_loopback or address.is_unspecified
-    return f".{host}".endswith(".localhost") or host in _LOOPBACK_NAMES
+    return is_loopback_name(host)
+
+
+def is_loopback_name(host: str) -> bool:
+    """Return whether a name means this machine, whatever the name servers say."""
+    name = host.lower().rstrip(".")
+    return f".{name}".endswith(".localhost") or name in _LOOPBACK_NAMES
