@@ -212,13 +212,13 @@ class Connection:
         """Return whether the connection is closed in both directions."""
         if self._writer is None or self._writer.is_closing():
             return True
-        return bool(_events_of(self._writer, 0))  # the kernel tells the end and errors in any case
+        return bool(events_of(self._writer.get_extra_info("socket"), 0))  # the kernel tells the end and errors in any case
 
     def _has_input(self) -> bool:
         """Return whether bytes of the client wait to be read. A closed connection has none, and no descriptor to ask by."""
         if self._writer is None:
             return True
-        return not self._writer.is_closing() and bool(_events_of(self._writer, select.POLLIN))
+        return not self._writer.is_closing() and bool(events_of(self._writer.get_extra_info("socket"), select.POLLIN))
 
     def _head_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._context.head_timeout
@@ -283,8 +283,13 @@ async def _open(sock: socket.socket, reader: asyncio.StreamReader) -> asyncio.St
     return asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
-def _events_of(writer: asyncio.StreamWriter, wanted: int) -> int:
-    """Return what the kernel has to tell about a connection now."""
+def events_of(sock: socket.socket, wanted: int) -> int:
+    """Return what the kernel has to tell about a connection now: some of the wanted events, and in any case its end and errors.
+
+    Args:
+        sock: An open socket.
+        wanted: The events, such as `select.POLLIN`.
+    """
     poll = select.poll()
-    poll.register(writer.get_extra_info("socket"), wanted)
+    poll.register(sock, wanted)
     return sum(events for _, events in poll.poll(0))

@@ -160,20 +160,20 @@ async def test_flood_of_strangers_lets_the_clients_of_the_socket_go_on(
         assert longest < 0.5
 
 
-def come_and_leave(address: tuple[str, int], times: int) -> None:
-    for _ in range(times):
-        with socket.create_connection(address) as stranger:
-            stranger.sendall(request(secret=False, size=10))
-            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that the close resets
-
-
 async def test_strangers_that_have_left_are_no_obstacle_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their connections are closed, but still wait for their share while room is made for others."""
     monkeypatch.setattr("runed.server.serving.Share", partial(Share, part=0.0005))  # so that each waits for a second
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
     async with guarded(max_connections=4) as (server, address):
-        await asyncio.to_thread(come_and_leave, address, 8)
+        strangers = [socket.create_connection(address) for _ in range(12)]
+        for stranger in strangers:
+            stranger.sendall(request(secret=False, size=10))
         await eventually(lambda: len(server._connections) == 4)
+        for stranger in strangers[:4]:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that the close resets
+            stranger.close()
         await asyncio.sleep(1.5)
+        for stranger in strangers:
+            stranger.close()
     assert failures == []
