@@ -103,11 +103,10 @@ async def test_a_socks_proxy_is_used_and_looks_up_the_name_itself(
     assert socks_proxy.logins == (["me:p@ss"] if "me" in form else [])
 
 
-@pytest.mark.parametrize("kind", ["refusing", "silent"])
 async def test_a_failed_handshake_with_a_socks_proxy_leaves_no_connection_open(
-    far: Wanted, monkeypatch: pytest.MonkeyPatch, kind: str
+    far: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running_proxy(kind, far.site.url) as proxy:
+    with running_proxy("refusing", far.site.url) as proxy:
         monkeypatch.setenv("ALL_PROXY", f"socks5h://{proxy.address}")
         await far.fail(DownloadError, "could not be downloaded")
         assert len(far.retries) > 0
