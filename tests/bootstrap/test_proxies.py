@@ -111,7 +111,7 @@ async def test_a_failed_handshake_with_a_socks_proxy_leaves_no_connection_open(
         await far.fail(DownloadError, "could not be downloaded")
         assert len(far.retries) > 0
         port = int(proxy.address.rpartition(":")[2])
-        ours = [it for it in psutil.Process().net_connections("tcp") if it.raddr and it.raddr.port == port]
+        ours = [it for it in psutil.Process().net_connections("tcp") if getattr(it.raddr, "port", 0) == port]
         assert [it.status for it in ours if it.status == psutil.CONN_ESTABLISHED] == []
 
 
@@ -145,6 +145,26 @@ async def test_this_machine_is_never_reached_through_a_proxy(
     wanted.site.files["/m"] = b"{}"
     if host not in {"[::ffff:127.0.0.1]", "LOCALHOST."}:  # the site listens on IPv4 alone, and not every system knows the last
         assert await fetch(url.replace("/f", "/m"), limit=10, policy=IMPATIENT, proxies=proxies) == b"{}"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("a.localhost", "A.b.LocalHost.", "localhost.localdomain", "LOCALHOST.LocalDomain.", "localhost4.localdomain4"),
+        *("localhost6.localdomain6", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"),
+    ],
+)
+def test_names_of_loopback_are_never_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
+    assert Proxies().choose(f"https://{host}:8080/") is None
+
+
+@pytest.mark.parametrize(
+    "host", ["notlocalhost", "localhost.example", "a.localhost.localdomain", "localdomain", "ip6-allnodes"]
+)
+def test_names_like_those_of_loopback_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
+    assert Proxies().choose(f"https://{host}:8080/") is not None
 
 
 NO_PROXY = [
