@@ -6,10 +6,10 @@ import asyncio
 import email.utils
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import tenacity
@@ -158,6 +158,7 @@ class _Transport(httpx.AsyncBaseTransport):
         proxy = self._proxies.choose(str(request.url))
         if is_loopback_name(request.url.host):
             request = _to_localhost(request)
+        request.extensions["trace"] = _close_after_failed_handshake()
         if proxy not in self._transports:
             through = None
             if proxy is not None:
@@ -181,6 +182,20 @@ def _to_localhost(request: httpx.Request) -> httpx.Request:
         stream=request.stream,
         extensions={"sni_hostname": request.url.host, **request.extensions},
     )
+
+
+def _close_after_failed_handshake() -> Callable[[str, dict[str, Any]], Awaitable[None]]:
+    """Return a trace of httpcore that closes a connection to a SOCKS proxy whose handshake fails. httpcore leaves it open."""
+    stream: Any = None
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        nonlocal stream
+        if event.endswith("connect_tcp.complete"):
+            stream = info["return_value"]
+        elif event.endswith("setup_socks5_connection.failed"):
+            await stream.aclose()
+
+    return trace
 
 
 async def fetch(url: str, *, limit: int, policy: DownloadPolicy, proxies: Proxies) -> bytes:

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import trustme
 from structlog.testing import capture_logs
@@ -100,6 +101,18 @@ async def test_a_socks_proxy_is_used_and_looks_up_the_name_itself(
     far.check_complete()
     assert socks_proxy.asked == ["files.example:80"]
     assert socks_proxy.logins == (["me:p@ss"] if "me" in form else [])
+
+
+async def test_a_failed_handshake_with_a_socks_proxy_leaves_no_connection_open(
+    far: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_proxy("refusing", far.site.url) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5h://{proxy.address}")
+        await far.fail(DownloadError, "could not be downloaded")
+        assert len(far.retries) > 0
+        port = int(proxy.address.rpartition(":")[2])
+        ours = [it for it in psutil.Process().net_connections("tcp") if getattr(it.raddr, "port", 0) == port]
+        assert [it.status for it in ours if it.status == psutil.CONN_ESTABLISHED] == []
 
 
 @pytest.mark.parametrize("kind", ["http", "socks"])

@@ -103,8 +103,10 @@ def test_a_daemon_killed_by_a_signal_is_reported_with_the_signal(fake: Fake) -> 
 @pytest.mark.slow
 def test_a_daemon_that_never_gets_ready_is_ended_and_reported(fake: Fake, paths: Paths, behaviour: str) -> None:
     settings = fake(behaviour)
+    began = time.monotonic()
     with pytest.raises(DaemonStartError, match="did not listen in time and was ended"):
         ensure_daemon(settings, timeout=1.5)
+    assert time.monotonic() - began < 1.5 + 1.0
     for start in starts(paths.home):
         assert process_gone(start["pid"])
 
