@@ -28,6 +28,9 @@ from runed.version import __version__
 EVICTION_CHECK_INTERVAL = 0.5
 """Seconds between two checks that home and socket are still this daemon's."""
 
+_SWITCH_INTERVAL = 0.001
+"""Seconds for which a thread may keep the interpreter while the event loop waits for it. Python's default is 0.005."""
+
 _log = get_logger(__name__)
 
 
@@ -63,6 +66,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
 
 def _serve(settings: Settings, paths: Paths, lock: LockFile, ready_fd: int | None) -> None:
     return_large_blocks()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     ensure_socket_dir(paths.socket)
     if probe(paths.socket):
         # That daemon holds no lock of this home. Its files here, such as a record, stay untouched.

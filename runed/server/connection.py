@@ -215,8 +215,10 @@ class Connection:
         return bool(_events_of(self._writer, 0))  # the kernel tells the end and errors in any case
 
     def _has_input(self) -> bool:
-        """Return whether bytes of the client wait to be read."""
-        return self._writer is None or bool(_events_of(self._writer, select.POLLIN))
+        """Return whether bytes of the client wait to be read. A closed connection has none, and no descriptor to ask by."""
+        if self._writer is None:
+            return True
+        return not self._writer.is_closing() and bool(_events_of(self._writer, select.POLLIN))
 
     def _head_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._context.head_timeout

@@ -77,6 +77,24 @@ async def test_engine_that_is_no_program_is_named(make_backend: MakeBackend, fak
     await fail_to_start(make_backend(fake.executable), r"llama-server: Exec format error")
 
 
+@pytest.mark.parametrize("program", ["true", "false", "echo", "sleep"])
+async def test_engine_that_is_another_program_names_the_setting(make_backend: MakeBackend, program: str) -> None:
+    path = shutil.which(program)
+    await fail_to_start(
+        make_backend(Path(str(path))),
+        rf"exited with code [01] while it started; it.*; if {path} is not the llama-server .*, correct RUNED_LLAMA_SERVER ",
+    )
+
+
+async def test_failure_of_an_engine_that_runed_installed_names_no_setting(
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+) -> None:
+    fake.behave(exit="out of luck")
+    paths.bin.mkdir()
+    fake.executable.parent.rename(paths.llama_cpp)
+    await fail_to_start(make_backend(paths.llama_cpp / fake.executable.name), r"its last words: out of luck$")
+
+
 async def test_engine_that_exits_is_tried_again_then_given_up_then_recovers(
     make_backend: MakeBackend, fake: FakeEngine
 ) -> None:
@@ -123,7 +141,7 @@ async def test_engine_that_hangs_in_its_self_test_is_given_up(make_backend: Make
 
 async def test_engine_that_dies_in_its_self_test_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
     fake.behave(always="crash")
-    await fail_to_start(make_backend(fake.executable), r"was ended by SIGABRT while it started")
+    await fail_to_start(make_backend(fake.executable), r"was ended by SIGABRT while it started.* correct RUNED_LLAMA_SERVER ")
 
 
 async def test_slow_load_is_waited_for_as_long_as_it_makes_progress(make_backend: MakeBackend, fake: FakeEngine) -> None:
@@ -631,7 +649,8 @@ async def test_engine_that_outlives_its_launcher_script_is_ended_all_the_same(
     await backend.embed(["hello"])
     async with asyncio.timeout(20):
         await backend.stop()
-    assert process_gone(fake.launches[0]["pid"])
+    # The kernel closes the pipe of a process, which is what the daemon sees of this one, a moment before the process is gone.
+    await asyncio.to_thread(wait_until, lambda: process_gone(fake.launches[0]["pid"]))
 
 
 async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBackend, fake: FakeEngine) -> None:

@@ -134,6 +134,26 @@ async def test_this_machine_is_never_reached_through_a_proxy(
         assert await fetch(url.replace("/f", "/m"), limit=10, policy=IMPATIENT, proxies=proxies) == b"{}"
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("a.localhost", "A.b.LocalHost.", "localhost.localdomain", "LOCALHOST.LocalDomain.", "localhost4.localdomain4"),
+        *("localhost6.localdomain6", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"),
+    ],
+)
+def test_names_of_loopback_are_never_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
+    assert Proxies().choose(f"https://{host}:8080/") is None
+
+
+@pytest.mark.parametrize(
+    "host", ["notlocalhost", "localhost.example", "a.localhost.localdomain", "localdomain", "ip6-allnodes"]
+)
+def test_names_like_those_of_loopback_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
+    assert Proxies().choose(f"https://{host}:8080/") is not None
+
+
 NO_PROXY = [
     ("fd00::/8", "http://[fd12::1]/", True),
     ("fd00::/8", "http://[fe80::1]/", False),

@@ -18,7 +18,7 @@ from runed.backends.llama.self_test import CompanyError, check_again, check_engi
 from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.stillness import Stillness
 from runed.backends.llama.timings import Timings
-from runed.errors import BackendUnavailableError, ForeignPathError
+from runed.errors import BackendFaultError, BackendUnavailableError, ForeignPathError
 from runed.files import run_in_thread
 from runed.log import get_logger
 from runed.os_errors import explain
@@ -137,8 +137,22 @@ class Launcher:
             await child.kill()  # it has no state that a graceful end would save
             if isinstance(error, BackendUnavailableError) and child.exited.result() == -signal.SIGILL:
                 raise _IllegalInstructionError(output) from None
+            if isinstance(error, BackendFaultError | BackendUnavailableError):
+                raise error.retold(error.message + self._doubt(error.message)) from None
             raise
         return server
+
+    def _doubt(self, message: str) -> str:
+        """Return a clause that names the setting of an engine of the user's own; "" for an engine that runed installed."""
+        program = self._command.executable
+        # A program that tells of `load_model` is a llama-server, and the model is at fault.
+        told = "RUNED_LLAMA_SERVER" in message or "load_model" in message
+        if told or program.is_relative_to(self._paths.llama_cpp):
+            return ""
+        return (
+            f"; if {program} is not the llama-server that you want, correct RUNED_LLAMA_SERVER (llama_server in config.json), "
+            "or unset it to have an engine installed, and run `runed stop`"
+        )
 
     def _make_room(self) -> None:
         """Make the directories, and remove an earlier server and its socket, since no server binds to an existing path."""
