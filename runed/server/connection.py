@@ -16,14 +16,12 @@ from hypercorn.events import Closed, Event, RawData
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
+from runed.server.lingering import LINGER_SECONDS
 from runed.server.stream import SLOW, RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
 READ_SIZE = 64 * 1024
 """Bytes that are read from the kernel at a time."""
-
-CLOSE_TIMEOUT = 5.0
-"""Seconds that a client may take to read the last bytes, or to end a request that is already answered. It is cut off then."""
 
 FRESH = 0.1
 """Seconds for which a connection or a request is too young to make room for another one."""
@@ -259,7 +257,7 @@ class Connection:
         if self._protocol.expects_input and not self._lingering and writer.can_write_eof():
             with suppress(OSError):  # the client has left
                 writer.write_eof()
-                self._lingering = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
+                self._lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self.abort)
                 return
         writer.close()
 
@@ -269,7 +267,7 @@ class Connection:
             self._lingering.cancel()
         writer.close()
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with asyncio.timeout(LINGER_SECONDS):
                 await writer.wait_closed()
         except OSError:
             self.abort()
