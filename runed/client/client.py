@@ -139,9 +139,9 @@ class Client(DaemonClient):
     """A connection to the daemon, for any number of threads; `runed.connect` makes it.
 
     Every method raises a subclass of `runed.RunedError`, whose message says what to do. If the daemon went away since the last
-    call, it is started again, unless the client was told not to, and the call is repeated once. If the daemon or its engine is
-    too busy for the moment, the call is repeated in growing pauses until its time is over, or for 60 seconds without a
-    `timeout`. It then raises the daemon's own error.
+    call, it is started again, unless the client was told not to, and the call is repeated, three times at most. If the daemon
+    or its engine is too busy for the moment, the call is repeated in growing pauses until its time is over, or for 60 seconds
+    without a `timeout`. It then raises the daemon's own error.
 
     Args:
         target: The daemon to talk to.
