@@ -53,7 +53,7 @@ demo: setup $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap
 	@python -m tools.demo
 
 check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
-	pytest -m 'not (engine or foreign or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
+	pytest --numprocesses=4 -m 'not (engine or foreign or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
 
 test: setup lint ## Check everything, and show which lines of runed the Python tests do not reach
 	rm -rf build/gen
