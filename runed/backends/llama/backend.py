@@ -79,6 +79,7 @@ class LlamaBackend:
             info=self._model,
             context=context,
             profile=profile,
+            vocabulary=metadata.vocabulary,
         )
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
         self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, timings=timings)
