@@ -30,11 +30,11 @@ _SMALL_REMARK = (
     "because little memory is free"
 )
 
-_TEST_TOKENS = 72
-"""Tokens of the self-test's long text, unless texts have passes."""
+_LONG_TOKENS = 72
+"""Tokens of the self-test's long text if the texts of several slots share no context."""
 
-_TEST_REST = 8
-"""Tokens of that text beyond the first pass, so that a tile is missing beside them."""
+_REST = 8
+"""Tokens of that text beyond its first pass otherwise, so that a tile is missing beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +101,9 @@ class EngineCommand:
         return "; ".join(remarks)
 
     @property
-    def test_tokens(self) -> int:
-        """The tokens of a long text that shows whether vectors depend on company."""
-        return min(self.pass_tokens + _TEST_REST, self.info.max_tokens) if self.isolation else _TEST_TOKENS
+    def long_tokens(self) -> int:
+        """The tokens of the self-test's long text, which is computed alone."""
+        return min(self.pass_tokens + _REST if self.isolation else _LONG_TOKENS, self.info.max_tokens)
 
     def within(self, free: int) -> EngineCommand:
         """Return this command with passes for `free` bytes of memory."""
