@@ -80,6 +80,21 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassMeasurement:
+    """The speed of the engine with one size of passes, for single texts.
+
+    Attributes:
+        pass_tokens: As `Profile.pass_tokens`.
+        medium_tokens_per_second: The speed with texts of 120 tokens.
+        long_tokens_per_second: The speed with texts of 500 tokens.
+    """
+
+    pass_tokens: int
+    medium_tokens_per_second: float
+    long_tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """The profiles that suit one engine and model on this machine.
 
@@ -88,7 +103,8 @@ class Tuning:
         method: A sentence for people on how it was measured.
         cores: The number of usable processors. With another number, the measurement is void.
         profiles: The best profile for each name.
-        measurements: All measurements.
+        measurements: All measurements of micro-batches.
+        passes: All measurements of passes; empty unless pooling is "last".
         remarks: Sentences for people on failures and disturbances.
         disturbance: The share of the machine that other programs used meanwhile.
     """
@@ -98,6 +114,7 @@ class Tuning:
     cores: int
     profiles: tuple[Profile, ...]
     measurements: tuple[Measurement, ...]
+    passes: tuple[PassMeasurement, ...] = ()
     remarks: tuple[str, ...] = ()
     disturbance: float = 0.0
 
@@ -158,6 +175,19 @@ def store_tuning(tuned: Path, key: str, tuning: Tuning) -> None:
     document.tunings[key] = tuning
     ensure_private_dir(tuned.parent)
     write_atomically(tuned, msgspec.json.format(msgspec.json.encode(document)))
+
+
+def remove_tunings(tuned: Path) -> bool:
+    """Remove all tunings, and return whether there were any.
+
+    Raises:
+        OSError: The file cannot be removed.
+    """
+    try:
+        tuned.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _read(path: Path) -> _Document:
