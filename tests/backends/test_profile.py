@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from runed.backends.llama.cores import usable_cores
-from runed.backends.llama.profile import MAX_SLOTS, Measurement, Profile, Tuning, built_in_profile, choose_profile, store_tuning
+from runed.backends.llama.profile import (
+    MAX_SLOTS,
+    Measurement,
+    Profile,
+    Tuning,
+    built_in_profile,
+    choose_profile,
+    remove_tunings,
+    store_tuning,
+)
 from runed.settings import PROFILES
 
 KEY = "llama-server 123 456 x86_64 Some Processor sha256:0123456789abcdef"
@@ -67,6 +76,8 @@ def test_without_a_measurement_the_built_in_holds(tuned: Path, name: str, poolin
 def test_a_measurement_holds_for_its_engine_model_and_name(tuned: Path) -> None:
     store_tuning(tuned, KEY, TUNING)
     assert choose(tuned) == TUNED
+    assert choose(tuned).tuned_at == TUNING.measured_at
+    assert choose(tuned, "memory").tuned_at == ""
     assert choose(tuned, "throughput").slots == 16
     assert choose(tuned, "memory") == built_in_profile("memory", pooling="mean")
     assert choose(tuned, key=KEY.replace("456", "457")) == built_in_profile("balanced", pooling="mean")
@@ -123,6 +134,13 @@ def test_an_unreadable_file_is_as_good_as_none_and_can_be_replaced(tuned: Path, 
     assert choose(tuned) == built_in_profile("balanced", pooling="mean")
     store_tuning(tuned, KEY, TUNING)
     assert choose(tuned) == TUNED
+
+
+def test_tunings_are_removed_once(tuned: Path) -> None:
+    store_tuning(tuned, KEY, TUNING)
+    assert remove_tunings(tuned)
+    assert not remove_tunings(tuned)
+    assert choose(tuned).tuned_at == ""
 
 
 def test_a_crash_while_storing_leaves_the_old_file(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,7 @@ class LlamaBackend:
             reason=self._supervisor.reason or self._launcher.command.remark,
             pid=self._supervisor.pid,
             restarts=self._supervisor.restarts,
+            tuned_at=self._launcher.command.profile.tuned_at,
         )
 
     @property

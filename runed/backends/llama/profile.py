@@ -45,6 +45,7 @@ class Profile:
         threads: The threads that the engine computes with.
         pass_tokens: The tokens that the engine computes at once with last-token pooling, which is `--ubatch-size`. A longer
             text takes several passes. 0 with other poolings, which need a whole text at once.
+        tuned_at: The time at which it was measured on this machine, in ISO 8601; "" for a built-in profile.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Profile:
     batch_tokens: int
     threads: int
     pass_tokens: int = 0
+    tuned_at: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,9 +155,11 @@ def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile
     tuning = _read(tuned).tunings.get(key)
     if tuning is None or tuning.cores != built_in.threads:
         return built_in
-    measured = next((profile for profile in tuning.profiles if profile.name == name), built_in)
-    if not measured.pass_tokens:  # an earlier release measured no passes
-        measured = replace(measured, pass_tokens=built_in.pass_tokens)
+    measured = next((profile for profile in tuning.profiles if profile.name == name), None)
+    if measured is None:
+        return built_in
+    # Earlier releases measured no passes.
+    measured = replace(measured, pass_tokens=measured.pass_tokens or built_in.pass_tokens, tuned_at=tuning.measured_at)
     return measured if _is_safe(measured, pooling) else built_in
 
 
