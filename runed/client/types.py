@@ -196,6 +196,8 @@ class Info:
         max_queued_texts: The largest number of texts that may wait. More are refused with `QueueFullError`.
         max_queued_bytes: The most bytes of text that may wait.
         restrictions: What makes the daemon slower or smaller than the machine allows, in words for people.
+        tuned_at: The time at which `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty
+            if they are built-in ones.
     """
 
     daemon_version: str
@@ -219,3 +221,4 @@ class Info:
     max_queued_texts: int
     max_queued_bytes: int
     restrictions: tuple[str, ...] = ()
+    tuned_at: str = ""

@@ -225,6 +225,7 @@ class Service(RunedService):
             max_queued_texts=1000,
             max_queued_bytes=2000,
             restrictions=["nice 3", "1 of 8 processors"],
+            tuned_at="2026-11-28T12:00:00+00:00",
         )
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
