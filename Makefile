@@ -29,8 +29,9 @@ SAME_PROTOC = --ignore-matching-lines='^\# Protobuf Python Version: 6\.31\.' --i
 # The path of a Python of some version. pyenv has shims for versions that are installed but not chosen.
 find_python = PATH='$(SYSTEM_PATH)' PYENV_VERSION=$(1) python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null
 
-# Shows that a step goes on; `$(STEP) TITLE COMMAND`.
+# Show that a step goes on, or the output of a long command. Both end without a word after Ctrl-C, which make tells in one line.
 STEP = @$(VENV)/bin/python tools/step.py
+SHOW = @$(VENV)/bin/python tools/step.py --show
 PIP = python -m pip install --progress-bar=off
 
 COMPILE = uv pip compile --quiet --python-version $(firstword $(PYTHONS)) --no-annotate --all-extras pyproject.toml
@@ -57,29 +58,29 @@ demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from 
 	@python -m tools.demo
 
 check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
-	pytest -m 'not (engine or foreign or slow)'
+	$(SHOW) pytest -m 'not (engine or foreign or slow)'
 
 test: setup lint ## Check everything, and show which lines of runed the Python tests do not reach
-	rm -rf build/gen
-	buf generate --output build/gen
+	@rm -rf build/gen
+	$(STEP) 'Generate the stubs' buf generate --output build/gen
 	for part in go/runed ts; do diff --recursive build/gen/gen/$$part gen/$$part || exit 1; done
 	test -z "$$(gofmt -l $(GO_MODULES) tools/go | tee /dev/stderr)"
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
-	pytest --cov
+	$(STEP) 'Test the clients in Go and TypeScript' $(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
+	$(SHOW) pytest --cov
 
 lint: $(STAMPS)/requirements
 	ruff format --check
 	ruff check
-	mypy
-	python -m tools.sizes runed tools benchmarks
-	lint-imports --no-logo
+	$(STEP) 'Check the types' mypy
+	$(STEP) 'Check the sizes' python -m tools.sizes runed tools benchmarks
+	$(STEP) 'Check the borders' lint-imports --no-logo
 	buf lint
 	buf format --diff --exit-code
 	buf breaking --against tests/fixtures/runed.v1.binpb
 	@mkdir -p build
 	sed '/make check/,$$d' buf.gen.yaml > build/buf.gen.python.yaml
-	rm -rf build/gen
-	buf generate --template build/buf.gen.python.yaml --output build/gen
+	@rm -rf build/gen
+	$(STEP) 'Generate the Python stubs' buf generate --template build/buf.gen.python.yaml --output build/gen
 	diff --recursive --exclude=__pycache__ $(SAME_PROTOC) build/gen/gen/python gen/python
 
 pytest: setup

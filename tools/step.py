@@ -3,6 +3,10 @@
 On a terminal, one line has the title, the seconds and the last words of the command. In a log, each second is a dot, and each
 ten seconds are a line with these words. The output of a command that fails is shown whole.
 
+`step.py --show COMMAND ...` shows the output of the command as it comes, instead.
+
+Ctrl-C reaches the command, too. What the command says about that is dropped: make tells the interruption in one line.
+
 It needs no more than Python, since it also shows the making of the environment.
 """
 
@@ -15,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import IO, NoReturn
@@ -62,7 +67,7 @@ class _Line:
             return
         while self._dots < int(self._seconds):
             self._dots += 1
-            self._write(" ." if self._dots % _DOTS else f" . {self._dots} s: {words[:_WORDS]}\n")
+            self._write(" ." if self._dots % _DOTS else f" . {self._dots} s {words[:_WORDS]}".rstrip() + "\n")
 
     def end(self, mark: str = "") -> None:
         """End the line, so that something else can follow."""
@@ -111,6 +116,32 @@ def run(title: str, argv: list[str]) -> int:
     return code
 
 
+def show(argv: list[str]) -> int:
+    """Run a command, and show its output as it comes.
+
+    Args:
+        argv: The command. If standard output is a terminal, pytest uses colours.
+
+    Returns:
+        The exit code of the command.
+
+    Raises:
+        KeyboardInterrupt: As for `run`.
+    """
+    colours = {"PY_COLORS": "1"} if sys.stdout.isatty() else {}
+    process = subprocess.Popen(argv, env=os.environ | colours, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    try:
+        while piece := os.read(process.stdout.fileno(), 1 << 16):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        return process.wait()
+    except KeyboardInterrupt:
+        _end(process)
+        print(flush=True)
+        raise
+
+
 def _follow(pipe: IO[bytes], line: _Line) -> bytes:
     """Read the output of a command until its end, and show the line meanwhile."""
     output = bytearray()
@@ -134,6 +165,10 @@ def _last_words(output: str) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of an interrupted command, and drop its output. Kill it if it does not end."""
+    assert process.stdout is not None
+    # Without a reader, it might wait for ever for room in the pipe. A child of it may hold the pipe open for longer.
+    threading.Thread(target=process.stdout.read, daemon=True).start()
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -152,4 +187,4 @@ def quietly(main: Callable[[], int | None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    quietly(lambda: run(sys.argv[1], sys.argv[2:]))
+    quietly(lambda: show(sys.argv[2:]) if sys.argv[1] == "--show" else run(sys.argv[1], sys.argv[2:]))

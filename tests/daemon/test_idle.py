@@ -76,6 +76,12 @@ def test_who_keeps_nothing_on_disk_loads_no_database() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_the_engine_can_start_before_the_packages_of_servers_and_clients_are_imported() -> None:
+    heavy = {"aiohttp", "connectrpc", "hypercorn", "starlette"}
+    program = f"import sys, runed.daemon.run; print(sorted({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_zero_never_suspends(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(RUNED_IDLE_TIMEOUT="0")
     engine = daemon.wait_for("STATUS_OK")["enginePid"]

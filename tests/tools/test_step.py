@@ -75,6 +75,34 @@ def test_a_terminal_shows_seconds_and_last_words_in_one_line() -> None:
     assert seen.count(b"\n") == 1
 
 
+def test_the_output_of_a_long_command_is_shown_as_it_comes() -> None:
+    process = start("--show", "sh", "-c", "echo first; echo second >&2; sleep 60")
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["first\n", "second\n"]
+
+    os.killpg(process.pid, signal.SIGINT)
+
+    assert process.communicate(timeout=20) == ("\n", "")
+    assert process.returncode == -signal.SIGINT
+
+
+def test_the_exit_code_of_a_long_command_is_kept() -> None:
+    process = start("--show", "sh", "-c", "echo it; exit 3")
+
+    assert process.communicate(timeout=20) == ("it\n", "")
+    assert process.returncode == 3
+
+
+def test_what_a_command_says_about_an_interruption_is_dropped() -> None:
+    process = start("--show", sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    os.killpg(process.pid, signal.SIGINT)
+
+    assert process.communicate(timeout=20) == ("\n", "")
+
+
 @pytest.mark.parametrize("command", ["sleep 60", "trap '' INT; echo noise; sleep 60 & wait; sleep 0.5"])
 def test_an_interruption_ends_the_step_by_its_signal_without_a_word(command: str) -> None:
     process = start("Do it", "sh", "-c", command)

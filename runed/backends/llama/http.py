@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import aiohttp
 import msgspec
 import numpy as np
 
 from runed.backends.base import EmbeddingBatch, TextInput
-from runed.backends.llama.connector import EngineConnector
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 
 _KEEP_ALIVE = 3.0
@@ -132,6 +130,10 @@ class LlamaHTTP:
         self.max_tokens = max_tokens
         self._isolation = isolation
         self._special: tuple[list[int], list[int]] | None = None
+        import aiohttp  # noqa: PLC0415 # 0.1 s, in which an engine that was started loads its model already
+
+        from runed.backends.llama.connector import EngineConnector  # noqa: PLC0415 # as above
+
         self._session = aiohttp.ClientSession(
             base_url="http://engine",  # only for the Host header; the socket is the address
             connector=EngineConnector(str(socket), limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
@@ -146,6 +148,8 @@ class LlamaHTTP:
 
     async def healthy(self) -> bool:
         """Return whether the server has loaded its model."""
+        import aiohttp  # noqa: PLC0415 # as above
+
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT), self._session.get("/health") as response:
                 return response.status == _OK
@@ -245,6 +249,8 @@ class LlamaHTTP:
         return body
 
     async def _exchange(self, path: str, data: bytes) -> tuple[int, bytes]:
+        import aiohttp  # noqa: PLC0415 # as above
+
         try:
             async with self._session.post(path, data=data) as response:
                 return response.status, await response.read()
