@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
+from runed.backends.llama.passes import free_memory
 from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.self_test import CompanyError, check_again, check_engine
@@ -96,7 +97,8 @@ class Launcher:
         return server
 
     def _heed_quirks(self) -> None:
-        self._command = replace(self._command, no_repack=self._quirks.no_repack(), one_slot=self._quirks.one_slot())
+        command = replace(self._command, no_repack=self._quirks.no_repack(), one_slot=self._quirks.one_slot())
+        self._command = command.within(free_memory())
 
     async def _launch_repacked(self) -> LlamaServer:
         """Start the server. If it dies of its repacked kernels, start it once more without them."""
@@ -202,12 +204,15 @@ class Launcher:
             # The pause grows with the elapsed time. A wake-up loses at most 5 ms, and a long load costs little processor time.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
         server.listened = True
-        tested = f"{self._quirks.engine()} {self._command.slots}"
+        tested = f"{self._quirks.engine()} {self._command.slots} {self._command.pass_tokens}"
         try:
             if tested == self._tested:
                 await check_again(server.http, self._reference)
             else:
-                self._reference = await check_engine(server.http, eos_id=self._eos_id, limits=self._command.limits)
+                command = self._command
+                self._reference = await check_engine(
+                    server.http, eos_id=self._eos_id, limits=command.limits, long_tokens=command.long_tokens
+                )
         except ConnectionLostError:
             dead = await server.has_died()
             how = describe_exit(server.child.exited.result()) if dead else "broke off its first answer"
