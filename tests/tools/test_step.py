@@ -31,14 +31,18 @@ def start(*argv: str) -> subprocess.Popen[str]:
 def test_the_output_of_a_command_that_works_is_not_shown() -> None:
     process = start("Do it", "sh", "-c", "echo noise; echo noise >&2")
 
-    assert process.communicate(timeout=20) == ("Do it ✓ 0 s\n", "")
+    output, errors = process.communicate(timeout=20)
+    assert re.fullmatch(r"Do it( \.)* ✓ \d+ s\n", output)
+    assert errors == ""
     assert process.returncode == 0
 
 
 def test_the_output_of_a_command_that_fails_is_shown_whole() -> None:
     process = start("Do it", "sh", "-c", "echo first; echo second >&2; exit 3")
 
-    assert process.communicate(timeout=20) == ("Do it ✗ 0 s\n", "first\nsecond\n")
+    output, errors = process.communicate(timeout=20)
+    assert re.fullmatch(r"Do it( \.)* ✗ \d+ s\n", output)
+    assert errors == "first\nsecond\n"
     assert process.returncode == 3
 
 
@@ -52,7 +56,7 @@ def test_a_command_that_is_missing_is_told() -> None:
 def test_a_log_gets_a_dot_each_second() -> None:
     process = start("Do it", "sleep", "2.5")
 
-    assert re.fullmatch(r"Do it( \.){2,} ✓ [23] s\n", process.communicate(timeout=20)[0])
+    assert re.fullmatch(r"Do it( \.){2,} ✓ \d+ s\n", process.communicate(timeout=20)[0])
 
 
 def test_a_terminal_shows_seconds_and_last_words_in_one_line() -> None:
@@ -70,8 +74,8 @@ def test_a_terminal_shows_seconds_and_last_words_in_one_line() -> None:
     os.close(terminal)
     assert os.waitpid(pid, 0)[1] == 0
 
-    assert b"\r\x1b[KDo it \xe2\x80\xa6 0 s  two\r" in seen
-    assert seen.endswith(b"\r\x1b[K\xe2\x9c\x93 Do it (1 s)\r\n")
+    assert re.search("\r\x1b\\[KDo it … \\d+ s  two\r", seen.decode())
+    assert re.search("\r\x1b\\[K✓ Do it \\(\\d+ s\\)\r\n$", seen.decode())
     assert seen.count(b"\n") == 1
 
 
@@ -112,7 +116,8 @@ def test_an_interruption_ends_the_step_by_its_signal_without_a_word(command: str
     output, errors = process.communicate(timeout=20)
 
     assert process.returncode == -signal.SIGINT
-    assert (output, errors) == ("Do it\n", "")
+    assert re.fullmatch(r"Do it( \.)*\n", output)
+    assert errors == ""
 
 
 def test_a_program_that_is_run_quietly_dies_of_an_interruption(tmp_path: Path) -> None:
