@@ -13,12 +13,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeVar
 
-import aiohttp
 import msgspec
 import numpy as np
 
 from runed.backends.base import EmbeddingBatch, TextInput
-from runed.backends.llama.connector import EngineConnector
 from runed.backends.llama.passes import TILE, missing_tile
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 
@@ -134,6 +132,10 @@ class LlamaHTTP:
         self.max_tokens = max_tokens
         self._isolation = isolation
         self._special: tuple[list[int], list[int]] | None = None
+        import aiohttp  # noqa: PLC0415 # 0.1 s, in which an engine that was started loads its model already
+
+        from runed.backends.llama.connector import EngineConnector  # noqa: PLC0415 # as above
+
         self._session = aiohttp.ClientSession(
             base_url="http://engine",  # only for the Host header; the socket is the address
             connector=EngineConnector(str(socket), limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
@@ -148,6 +150,8 @@ class LlamaHTTP:
 
     async def healthy(self) -> bool:
         """Return whether the server has loaded its model."""
+        import aiohttp  # noqa: PLC0415 # as above
+
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT), self._session.get("/health") as response:
                 return response.status == _OK
@@ -250,6 +254,8 @@ class LlamaHTTP:
         return body
 
     async def _exchange(self, path: str, data: bytes) -> tuple[int, bytes]:
+        import aiohttp  # noqa: PLC0415 # as above
+
         try:
             async with self._session.post(path, data=data) as response:
                 return response.status, await response.read()
