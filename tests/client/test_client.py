@@ -509,6 +509,11 @@ class TestImport:
             "rich",
         }
 
+    def test_looking_at_the_daemon_does_not_import_numpy(self, shared: Path) -> None:
+        modules = self.run(f"import runed\nwith runed.connect(home={str(shared)!r}) as client: client.info(), client.health()")
+        assert "runed.client.client" in modules
+        assert "numpy" not in modules
+
     def test_every_public_name_is_there(self) -> None:
         for name in runed.__all__:
             assert getattr(runed, name) is not None
