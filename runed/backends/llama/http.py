@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -54,6 +54,15 @@ _MOST_SPECIAL = 2
 _FILLER = "a b c d e f g h"
 """A text of at least `_FEW_TOKENS` tokens, which is added to a batch with fewer tokens."""
 
+_MAX_COUNT = 2**53
+"""Largest number of tokens that is believed."""
+
+_ANSWER_BYTES = 64 * 1024 * 1024
+"""Most bytes of an answer, beside `_BYTES_A_BYTE`. The vectors of a batch have a third of that at most."""
+
+_BYTES_A_BYTE = 16
+"""Bytes that an answer may have for each byte of its question. A byte has one token at most, and a token seven digits."""
+
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process")
 
 _T = TypeVar("_T")
@@ -92,7 +101,7 @@ class _Embedding(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 
 
 class _Embeddings(msgspec.Struct):
@@ -258,7 +267,7 @@ class LlamaHTTP:
 
         try:
             async with self._session.post(path, data=data) as response:
-                return response.status, await response.read()
+                return response.status, await _read(response, _ANSWER_BYTES + _BYTES_A_BYTE * len(data))
         except aiohttp.ClientResponseError:
             raise BackendFaultError("llama-server answered something that is not HTTP") from None
         except aiohttp.ClientConnectorError as error:
@@ -308,6 +317,16 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         size += len(text)
     if start < len(texts):
         yield texts[start:]
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the body of an answer. A broken server must not fill the memory of this process."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise BackendFaultError("llama-server answered more bytes than the texts can have")
+    return bytes(body)
 
 
 def _decode(body: bytes, kind: type[_T]) -> _T:
