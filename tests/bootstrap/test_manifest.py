@@ -164,25 +164,28 @@ def test_an_engine_for_an_accelerator_that_makes_no_sense_is_refused(change: dic
         parse(with_accelerators(VULKAN | change)).accelerators("linux-amd64")
 
 
+class _OldEngine(msgspec.Struct):
+    url: str
+    sha256: str
+    size: int
+    exec: str
+    extract: str = ""
+
+
+class _OldPlatform(msgspec.Struct):
+    llama_server: _OldEngine | None = None
+
+
+class _OldDocument(msgspec.Struct):
+    platforms: dict[str, _OldPlatform]
+    default_model: str
+
+
 def test_an_older_runed_reads_the_engines_of_the_processors_in_the_packaged_manifest() -> None:
     """These are the types that version 0.1.0 read. It ignored unknown keys, and refused a `llama_server` without a size."""
 
-    class Engine(msgspec.Struct):
-        url: str
-        sha256: str
-        size: int
-        exec: str
-        extract: str = ""
-
-    class Platform(msgspec.Struct):
-        llama_server: Engine | None = None
-
-    class Document(msgspec.Struct):
-        platforms: dict[str, Platform]
-        default_model: str
-
     data = Path("runed/bootstrap/default_manifest.json").read_bytes()
-    document = msgspec.json.decode(data, type=Document)
+    document = msgspec.json.decode(data, type=_OldDocument)
     assert all(platform.llama_server for platform in document.platforms.values())
 
 

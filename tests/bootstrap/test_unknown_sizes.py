@@ -78,7 +78,7 @@ async def test_a_wrong_file_of_unknown_size_is_refused(unsized: Wanted) -> None:
     await unsized.fail(VerificationError, r"has SHA-256 .*, but the manifest says .*, twice")
 
 
-@pytest.mark.parametrize("length", [2**40, 10**30])
+@pytest.mark.parametrize("length", [2**40, 10**17])
 async def test_a_length_that_no_file_has_is_refused_before_its_first_byte(unsized: Wanted, length: int) -> None:
     def behave(exchange: Exchange) -> None:
         exchange.wfile.write(exchange.begin(length=length))
