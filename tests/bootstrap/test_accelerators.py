@@ -270,9 +270,7 @@ async def test_a_device_that_vanished_leaves_the_processors_and_comes_back(
     assert (
         (await settle(machine, radeon, url))
         .warnings[0]
-        .startswith(
-            "the processors serve: llama-server lists no vulkan device; a device in software counts only if GGML_VK_VISIBLE_DEVICES"
-        )
+        .startswith("the processors serve: llama-server lists no vulkan device; a device in software counts only if GGML_VK")
     )
     present.touch()
     assert (await settle(machine, radeon, url)).device.name == "Vulkan0"
