@@ -12,7 +12,7 @@ from runed.api.app import build_app
 from runed.api.openai.app import build_openai_app
 from runed.api.openai.token_guard import token_gate
 from runed.backends.llama import LlamaBackend, check_model
-from runed.bootstrap import Progress, install
+from runed.bootstrap import DeviceFailures, Progress, install, load_failures
 from runed.caching.cache import VectorCache
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
@@ -64,7 +64,8 @@ def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
     metrics = Metrics()
     draining = Draining(announce_drain)
-    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, queue, metrics), draining)
+    failures = load_failures(settings, paths)
+    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, queue, metrics, failures=failures), draining)
     facts = Info(
         daemon_version=__version__,
         socket_path=str(listener.path),
@@ -88,10 +89,16 @@ def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener
 
 
 async def _build_model(
-    settings: Settings, paths: Paths, queue: QueueLimits, metrics: Metrics, report: Callable[[Progress], None]
+    settings: Settings,
+    paths: Paths,
+    queue: QueueLimits,
+    metrics: Metrics,
+    report: Callable[[Progress], None],
+    *,
+    failures: DeviceFailures,
 ) -> ServedModel:
     """Get engine and model, and construct the parts that serve them. The engine is not started."""
-    installation = await install(settings, paths, report=report, check_model=check_model)
+    installation = await install(settings, paths, report=report, check_model=check_model, failures=failures)
     # In a thread, since reading the metadata of a large vocabulary takes 0.1 s.
     backend = await asyncio.to_thread(
         LlamaBackend,
@@ -101,6 +108,7 @@ async def _build_model(
         paths=paths,
         ctx_size=settings.ctx_size,
         profile=settings.profile,
+        device=installation.device,
     )
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
     await run_in_thread(centroids.restore)
@@ -111,9 +119,10 @@ async def _build_model(
         metrics=metrics,
         centroids=centroids,
         engine_version=installation.engine_version,
+        device=installation.device,
         traits=installation.traits,
     )
-    return ServedModel(scheduler, installation)
+    return ServedModel(scheduler, installation, failures)
 
 
 def _build_cache(settings: Settings, paths: Paths) -> VectorCache:

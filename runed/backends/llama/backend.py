@@ -16,6 +16,7 @@ from runed.backends.llama.profile import Profile, choose_profile
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.errors import BackendFaultError, BackendUnavailableError, printable
 from runed.paths import Paths
@@ -35,6 +36,7 @@ class LlamaBackend:
         paths: The home. Only one backend at a time may use it, as its daemon's lock ensures.
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
         profile: The number of texts at once and of threads, or the name of a profile.
+        device: The device that computes.
         timings: Time limits for the engine.
 
     Raises:
@@ -50,6 +52,7 @@ class LlamaBackend:
         paths: Paths,
         ctx_size: int,
         profile: str | Profile = "balanced",
+        device: Device = CPU,
         timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
         metadata = read_gguf(model)
@@ -69,9 +72,10 @@ class LlamaBackend:
             special_tokens=metadata.special_tokens,
         )
         executable = executable.absolute()  # the child works in another directory
-        quirks = Quirks(paths.engine_quirks, executable, self._model)
+        quirks = Quirks(paths.engine_quirks, executable, self._model, device)
         if isinstance(profile, str):
-            profile = choose_profile(profile, pooling=metadata.pooling, tuned=paths.tuning, key=quirks.engine_and_model())
+            key = quirks.engine_and_model()
+            profile = choose_profile(profile, pooling=metadata.pooling, tuned=paths.tuning, key=key, device=device)
         command = EngineCommand(
             executable=executable,
             model=model.absolute(),
@@ -79,6 +83,7 @@ class LlamaBackend:
             info=self._model,
             context=context,
             profile=profile,
+            device=device,
         )
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
         self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, timings=timings)
@@ -98,6 +103,7 @@ class LlamaBackend:
             reason=self._supervisor.reason or self._launcher.command.remark,
             pid=self._supervisor.pid,
             restarts=self._supervisor.restarts,
+            company_cosine=self._launcher.company_cosine,
         )
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from runed.backends.base import BatchLimits
 from runed.backends.llama.http import MAX_CONNECTIONS, Isolation
 from runed.backends.llama.profile import Profile
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 
 CONTEXT_STEP = 256
@@ -22,6 +23,21 @@ _LAST_MICRO_BATCH = 60
 - From 64 rows on, llama.cpp's flash attention computes in tiles on a CPU. Their bounds depend on the place of a text in the
   context, and so does its vector. Measured on a random-weight Qwen3-0.6B in q6_K: cosines down to 0.9994, and 1 below 64
   rows."""
+
+_MORE_TOKENS = 12
+"""Tokens of the long text of the self-test beyond those of a micro-batch."""
+
+_ALL_LAYERS = 999
+"""More layers than any model has."""
+
+_TOKEN_BYTES = 1_250_000
+"""Bytes that each token of a micro-batch costs on a device, for a vocabulary of 151,936: two buffers of float32."""
+
+_DEVICE_SHARE = 4
+"""A micro-batch takes one part of this number of the free memory of a device."""
+
+_FEW_DEVICE_TOKENS = 512
+"""Tokens of a micro-batch on a device that does not tell its memory."""
 
 _NO_REPACK_REMARK = (
     "llama-server is run with --no-repack, which is slower, because its fast kernels use an instruction "
@@ -47,6 +63,7 @@ class EngineCommand:
         profile: The number of texts at once and of threads.
         no_repack: Whether to disable the repacked kernels, which crash some engines.
         one_slot: Whether to compute texts one by one, for engines whose vectors depend on the other texts of a batch.
+        device: The device that computes.
     """
 
     executable: Path
@@ -57,6 +74,7 @@ class EngineCommand:
     profile: Profile
     no_repack: bool = False
     one_slot: bool = False
+    device: Device = CPU
 
     @property
     def slots(self) -> int:
@@ -81,10 +99,28 @@ class EngineCommand:
         return "; ".join([*([_NO_REPACK_REMARK] if self.no_repack else []), *([_ONE_SLOT_REMARK] if slow else [])])
 
     @property
+    def long_tokens(self) -> int:
+        """The tokens of the long text of the self-test: more than are computed at once where texts share a context."""
+        # On a device, the kernels and the memory for a whole micro-batch have to show what they can do.
+        whole = self.info.pooling == "last" or not self.device.is_cpu
+        return min((self._batch if whole else _LAST_MICRO_BATCH) + _MORE_TOKENS, self.info.max_tokens)
+
+    @property
     def _batch(self) -> int:
         """The tokens that the engine computes at once."""
+        if not self.device.is_cpu:
+            return self._device_batch
         # Mean and cls pooling need a whole text in one micro-batch.
         return _LAST_MICRO_BATCH if self.info.pooling == "last" else self.info.max_tokens
+
+    @property
+    def _device_batch(self) -> int:
+        """The tokens that a device computes at once: as many as its memory allows, since it is fast with many."""
+        share = self.device.free_memory // _DEVICE_SHARE // _TOKEN_BYTES
+        room = max(64, share // 64 * 64) if self.device.memory else _FEW_DEVICE_TOKENS
+        # The other half of the context may hold the last texts of the slots.
+        tokens = min(self.profile.batch_tokens, room, self.context // 2)
+        return tokens if self.info.pooling == "last" else max(tokens, self.info.max_tokens)
 
     def argv(self) -> list[str]:
         """Return the program and its arguments."""
@@ -96,6 +132,7 @@ class EngineCommand:
             "--batch-size": self._batch,  # one larger than the micro-batch used to assert
             "--ubatch-size": self._batch,
             "--parallel": self.slots,
+            "--device": self.device.name or "none",
             "--threads": self.profile.threads,
             "--threads-batch": self.profile.threads,
             "--threads-http": MAX_CONNECTIONS + 2,  # for connections that we closed and it has not noticed yet
@@ -107,6 +144,8 @@ class EngineCommand:
         flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if self.no_repack else [])]
         if self.isolation:
             options["--slot-save-path"] = self.socket.parent  # nothing is saved there, but without it no slot can be erased
+        if not self.device.is_cpu:
+            options["--n-gpu-layers"] = _ALL_LAYERS
         if self.slots > 1:
             flags.append("--kv-unified")  # one text may use the whole context, instead of the share of its slot
         return [str(self.executable), *flags, *(str(part) for option in options.items() for part in option)]

@@ -14,11 +14,11 @@ from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
 from runed.backends.llama.process import ChildProcess, OutputLog, has_successor, reap_orphan
 from runed.backends.llama.quirks import Quirks
-from runed.backends.llama.self_test import CompanyError, check_again, check_engine
+from runed.backends.llama.self_test import CompanyError, SelfTest, check_again, check_engine
 from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.stillness import Stillness
 from runed.backends.llama.timings import Timings
-from runed.errors import BackendUnavailableError, ForeignPathError
+from runed.errors import BackendError, BackendUnavailableError, ForeignPathError
 from runed.files import run_in_thread
 from runed.log import get_logger
 from runed.os_errors import explain
@@ -30,6 +30,10 @@ _SUCCESSOR_SECONDS = 0.1
 """Seconds that a daemon gives a successor, which may have ended its engine, to record the new one. A slower one is missed."""
 
 _log = get_logger(__name__)
+
+
+class DeviceError(BackendUnavailableError):
+    """The engine died while it started on a device, or its vectors are wrong there. Elsewhere it may be sound."""
 
 
 class Launcher:
@@ -51,7 +55,8 @@ class Launcher:
         self._timings = timings
         self._tested: str | None = None
         self._made_room = False
-        self._reference = b""
+        self._spawned = False
+        self._self_test: SelfTest | None = None
         self._model_state = _file_state(command.model)
         self._heed_quirks()
 
@@ -67,6 +72,7 @@ class Launcher:
             The server; the caller closes it.
 
         Raises:
+            DeviceError: It did not come up on its device, or its vectors are wrong there.
             BackendUnavailableError: It did not come up.
             BackendFaultError: It came up, but its vectors are wrong.
         """
@@ -77,6 +83,21 @@ class Launcher:
                 "the next client starts a daemon that serves the present file"
             )
         self._heed_quirks()
+        self._spawned = False
+        try:
+            return await self._launch_independent()
+        except BackendError as error:
+            if self._command.device.is_cpu or not self._spawned:
+                raise
+            raise DeviceError(error.message) from None
+
+    @property
+    def company_cosine(self) -> float:
+        """See `BackendState.company_cosine`."""
+        return self._self_test.company_cosine if self._self_test else 0.0
+
+    async def _launch_independent(self) -> LlamaServer:
+        """Start the server. If its vectors depend on the other texts of a batch, start it once more with one slot."""
         try:
             return await self._launch_repacked()
         except (CompanyError, SlotsError) as error:
@@ -119,6 +140,7 @@ class Launcher:
                 record=self._paths.engine_record,
                 leftovers=[command.socket],
             )
+        self._spawned = True
         http = LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
         server = LlamaServer(child, http, command.socket)
         try:
@@ -181,16 +203,19 @@ class Launcher:
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
         tested = f"{self._quirks.engine()} {self._command.slots}"
         try:
-            if tested == self._tested:
-                await check_again(server.http, self._reference)
+            if self._self_test and tested == self._tested:
+                await check_again(server.http, self._self_test.reference)
             else:
-                self._reference = await check_engine(server.http, eos_id=self._eos_id, limits=self._command.limits)
+                command = self._command
+                self._self_test = await check_engine(
+                    server.http, eos_id=self._eos_id, limits=command.limits, long_tokens=command.long_tokens
+                )
         except ConnectionLostError:
             dead = await server.has_died()
             how = describe_exit(server.child.exited.result()) if dead else "broke off its first answer"
             raise _failed_start(server, how) from None
         self._tested = tested
-        server.reference = self._reference
+        server.reference = self._self_test.reference
 
     @contextmanager
     def _as_unavailable(self) -> Iterator[None]:

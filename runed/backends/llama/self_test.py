@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,9 +13,6 @@ from runed.errors import BackendFaultError
 
 _TEXTS = ("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four.")
 """Texts. Each fits into a micro-batch of 63 tokens, even if each byte is a token."""
-
-_LONG_TOKENS = 72
-"""Tokens of a long text: more than the 60 that are computed at once where texts share a context."""
 
 MIN_COSINE = 0.9999
 """Smallest accepted cosine between the vectors of a text alone and beside other texts."""
@@ -30,16 +28,27 @@ class CompanyError(BackendFaultError):
         super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
-async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits) -> bytes:
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """The result of a self-test.
+
+    Attributes:
+        reference: The vector of the first text, for `check_again`.
+        company_cosine: The smallest cosine between the vectors of a text alone and beside others.
+    """
+
+    reference: bytes
+    company_cosine: float
+
+
+async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits, long_tokens: int) -> SelfTest:
     """Check an engine that has just loaded its model.
 
     Args:
         http: The engine.
         eos_id: The token that each text must end with, or None.
         limits: The most texts and tokens of a micro-batch.
-
-    Returns:
-        The vector of the first text, for `check_again`.
+        long_tokens: The tokens of a long text.
 
     Raises:
         CompanyError: Vectors depend a little on the other texts of a batch, and there is more than one slot.
@@ -66,12 +75,12 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
             "so its vectors cannot be trusted; use another version of llama-server"
         )
     if limits.texts > 1:
-        long = (list(itertools.chain.from_iterable(tokens)) * _LONG_TOKENS)[:_LONG_TOKENS]
+        long = (list(itertools.chain.from_iterable(tokens)) * long_tokens)[:long_tokens]
         first, _, second = await http.embed([long]), await http.embed(_TEXTS[:2]), await http.embed([long])
         worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
         if worst < MIN_COSINE:
             raise CompanyError(worst)
-    return alone[0].vectors[0]
+    return SelfTest(alone[0].vectors[0], worst)
 
 
 async def check_again(http: LlamaHTTP, reference: bytes) -> None:
