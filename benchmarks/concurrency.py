@@ -15,12 +15,15 @@ _CURVE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """The times of single texts at one number of clients, in seconds."""
+class Summary:
+    """The figures of several slices: texts per second, and percentiles of single texts in seconds."""
 
-    clients: int
+    rate: float
     p50: float
     p99: float
+
+    def __str__(self) -> str:
+        return f"{self.rate:.1f} texts/s, p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms"
 
 
 def measure_clients(lab: Lab) -> list[Row]:
@@ -59,29 +62,16 @@ def measure_clients(lab: Lab) -> list[Row]:
     ]
 
 
-def measure_curves(lab: Lab) -> dict[str, list[Point]]:
-    """Measure p50 and p99 against the number of clients: runed, raw with one slot, raw with its best slot count."""
+def measure_curves(lab: Lab) -> dict[str, dict[int, Summary]]:
+    """Measure runed, raw with one slot, and raw with its best slot count, each by the number of clients."""
     seconds = min(_CURVE_SECONDS, lab.effort.slice_seconds)
     with lab.raw(1) as one, lab.raw(lab.best_slots()) as best:
         targets = [lab.daemon.target, one, best]
-        curves: dict[str, list[Point]] = {target.name: [] for target in targets}
+        curves: dict[str, dict[int, Summary]] = {target.name: {} for target in targets}
         for clients in CURVE_CLIENTS:
-            for target, [sample] in _alternate(lab, targets, clients=clients, slices=1, seconds=seconds).items():
-                point = Point(clients, percentile(sample.seconds, 0.5), percentile(sample.seconds, 0.99))
-                curves[target.name].append(point)
+            for target, samples in _alternate(lab, targets, clients=clients, slices=1, seconds=seconds).items():
+                curves[target.name][clients] = _summary(samples)
     return curves
-
-
-@dataclass(frozen=True, slots=True)
-class _Summary:
-    """The figures of several slices: texts per second, and percentiles of single texts in seconds."""
-
-    rate: float
-    p50: float
-    p99: float
-
-    def __str__(self) -> str:
-        return f"{self.rate:.1f} texts/s, p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms"
 
 
 def _alternate(lab: Lab, targets: list[Target], *, clients: int, slices: int, seconds: float) -> dict[Target, list[Sample]]:
@@ -95,9 +85,9 @@ def _alternate(lab: Lab, targets: list[Target], *, clients: int, slices: int, se
     return samples
 
 
-def _summary(samples: list[Sample]) -> _Summary:
+def _summary(samples: list[Sample]) -> Summary:
     seconds = [second for sample in samples for second in sample.seconds]
-    return _Summary(
+    return Summary(
         rate=statistics.median(sample.rate for sample in samples),
         p50=percentile(seconds, 0.5),
         p99=percentile(seconds, 0.99),

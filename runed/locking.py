@@ -15,7 +15,8 @@ from runed.os_errors import naming
 class LockFile:
     """An exclusive `flock` on a file that holds the pid of the holder as text.
 
-    The file is never unlinked: a process that waits for an unlinked file would get a lock that excludes nobody.
+    runed never unlinks the file, but a user may, alone or with its directory. A lock on a file that is no longer at its path
+    excludes nobody, so `is_current` tells whether it still is.
 
     Args:
         path: The lock file; its directory must exist.
@@ -35,6 +36,9 @@ class LockFile:
         except BlockingIOError:
             os.close(descriptor)
             return False
+        if not _is_at(self._path, descriptor):  # it was unlinked before it was locked
+            os.close(descriptor)
+            return False
         try:
             with naming(self._path):
                 os.ftruncate(descriptor, 0)
@@ -44,6 +48,13 @@ class LockFile:
             raise
         self._descriptor = descriptor
         return True
+
+    def is_current(self) -> bool:
+        """Return whether this object holds the lock, and its file is still the one at the path.
+
+        The kernel keeps the inode while the file is open, so no other file can get its number.
+        """
+        return self._descriptor is not None and _is_at(self._path, self._descriptor)
 
     def is_held(self) -> bool:
         """Return whether a process holds the lock. A process that tries to take it at this very moment fails, too."""
@@ -79,3 +90,10 @@ class LockFile:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except OSError:
+        return False

@@ -20,7 +20,10 @@ _MARKS = frozenset(
 )
 """Files that only runed makes. A directory that has one of them is a home."""
 
-_NAMES = _MARKS | {"bin", "cache", "config.json", "licenses", "logs", "models", "run"}
+_PRIVATE_DIRS = frozenset({"bin", "cache", "licenses", "logs", "run"})
+"""Names of the directories of a home that no other user may write to. Each may be a link to another place."""
+
+_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models"}
 """Names of all entries of a home."""
 
 
@@ -238,11 +241,14 @@ def ensure_home(home: Path, *, trust_parents: bool = False) -> None:
         trust_parents: As for `check_home`.
 
     Raises:
-        ForeignPathError: See `check_home`; or others can enter the directory, and it holds files that are not runed's.
+        ForeignPathError: See `check_home`; or others can enter the directory, and it holds files that are not runed's; or a
+            directory in it is a link to a place that others can replace.
     """
     check_home(home, trust_parents=trust_parents)
     _make_dir(home)
     check_home(home, trust_parents=trust_parents)  # another user may have made it meanwhile
+    for name in _PRIVATE_DIRS:
+        resolve_trusted(home / name, trust_parents=trust_parents)
     info = home.stat()
     if not stat.S_IMODE(info.st_mode) & 0o077:
         return
@@ -259,15 +265,13 @@ def ensure_private_dir(path: Path, *, shared: bool = False) -> None:
     """Make a directory of a home, or check that it is one. The mode of an existing one stays: the home keeps others out.
 
     Args:
-        path: The directory. It may be a link to another place, which is left alone.
+        path: The directory. It may be a link to another place, which is left alone. `ensure_home` has checked the way to it.
         shared: Whether others may own and write what is behind a link.
 
     Raises:
         ForeignPathError: The path is not a directory; or it or an entry of it belongs to another user; or it is a link to a
             place that others can write to.
     """
-    # What is no link lies in a home that was checked.
-    real = path if shared or not path.is_symlink() else resolve_trusted(path)
     _make_dir(path)
     info = path.stat()
     if not stat.S_ISDIR(info.st_mode):
@@ -281,9 +285,10 @@ def ensure_private_dir(path: Path, *, shared: bool = False) -> None:
         )
     if path.is_symlink() and is_open_to_writers(info):
         raise ForeignPathError(
-            f"{path} leads to {real}, and others can write there (mode {mode_of(info)}); let it lead to a directory of your own"
+            f"{path} leads to {path.resolve()}, and others can write there (mode {mode_of(info)}); "
+            "let it lead to a directory of your own"
         )
-    check_contents(real)
+    check_contents(path)
 
 
 def _make_dir(path: Path) -> None:

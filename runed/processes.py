@@ -75,6 +75,17 @@ def is_alive(identity: ProcessIdentity) -> bool:
     return found is not None and found.start_time == identity.start_time and identity.scope in {"", found.scope}
 
 
+def is_gone(identity: ProcessIdentity) -> bool:
+    """Return whether a process is gone, also as a zombie, which keeps the pid until its parent has asked for its end."""
+    try:
+        os.kill(identity.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # the pid is another user's now
+        return True
+    return (found := identify(identity.pid)) is not None and found.start_time != identity.start_time
+
+
 def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
     """Send a signal to exactly this process, if it lives; return whether it was sent. On Linux, `scope` must be known."""
     descriptor = -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def resolve_trusted(path: Path, *, trust_parents: bool = False) -> Path:
     """Return a path without links. Check that no other user can replace a directory or a link on the way to it.
 
     Each directory above the path must belong to this user or root. Others may write to it only if it is sticky, like `/tmp`.
-    The group of this process may: where the umask is 002, a user's directories are open to a group that has no other member.
+    The group of this user's login may, and so may that of this process: where the umask is 002, a user's directories are open
+    to a group that has no other member. `newgrp` changes only the second.
     The end of the path itself is not checked, and need not exist.
 
     Args:
@@ -107,8 +109,17 @@ def is_trusted(uid: int) -> bool:
 
 
 def is_open_to_writers(info: os.stat_result) -> bool:
-    """Return whether others than the owner and the group of this process can write to a file or directory."""
-    return bool(info.st_mode & (stat.S_IWOTH if info.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP))
+    """Return whether others than the owner and this user's own groups can write to a file or directory."""
+    by_group = info.st_mode & stat.S_IWGRP and info.st_gid not in {os.getegid(), _login_group()}
+    return bool(by_group or info.st_mode & stat.S_IWOTH)
+
+
+def _login_group() -> int | None:
+    """Return the group that this user has after a login; None for a user whom the system does not know."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_gid
+    except KeyError:
+        return None
 
 
 def mode_of(info: os.stat_result) -> str:

@@ -1,4 +1,4 @@
-"""Turns at the event loop. They keep the work of one client from delaying the others.
+"""Turns at the event loop, and pauses of threads beside it. They keep the work of one client from delaying the others.
 
 A task that handles input, or that has much to compute, takes a turn before each piece of work. In one round of the event loop,
 one task with a turn goes on. So a round stays short, however many clients send and compute at the same time.
@@ -84,6 +84,23 @@ async def breathe() -> None:
     turns = _turns_of_loop()
     if time.perf_counter() - turns.began > SLICE:
         await turns.take(turns.work)
+
+
+class Pauses:
+    """The pauses of a thread between long steps of work.
+
+    A step that is one call of C keeps the interpreter's lock to its end. Meanwhile the event loop stands still whenever it has
+    waited for the kernel, so it gets one round for each step. A pause lets it have many.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def pause(self) -> None:
+        """Sleep as long as the work since the last pause took, if that was longer than a turn."""
+        if (took := time.perf_counter() - self._began) > SLICE:
+            time.sleep(took)
+            self._began = time.perf_counter()
 
 
 class Ration:

@@ -17,8 +17,11 @@ import (
 	"unicode/utf8"
 )
 
-// ensureGrace is how long "runed ensure" may go on after its time is over, and again after it was told to stop.
+// ensureGrace is how long "runed ensure" may go on after its time is over, if the caller sets no limit.
 const ensureGrace = 5 * time.Second
+
+// stopGrace is how long "runed ensure" may go on after it was told to stop. By this, a call may exceed its limit.
+const stopGrace = 500 * time.Millisecond
 
 // daemon is a daemon, running or not.
 type daemon struct {
@@ -217,7 +220,7 @@ func (d *daemon) spawn(ctx context.Context) (started bool, err error) {
 	command.Env = append(os.Environ(), "RUNED_HOME="+d.home)
 	// A kill at once could leave a daemon behind that the command has started and not heard of yet.
 	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
-	command.WaitDelay = ensureGrace
+	command.WaitDelay = stopGrace
 	output, failure := command.Output()
 	if ctx.Err() != nil {
 		return false, errorOfContext(ctx)

@@ -85,6 +85,7 @@ type policy struct {
 		Lay    []string
 		Home   string
 		Reason runed.Reason
+		Unsaid string
 	}]
 	Dial table[struct {
 		Found  string
@@ -481,15 +482,23 @@ func TestPolicyHomes(t *testing.T) {
 			for _, step := range row.Lay {
 				words := strings.Fields(step)
 				path := filepath.Join(place, words[1])
-				number, _ := strconv.ParseUint(words[len(words)-1], map[bool]int{true: 8, false: 10}[words[0] == "directory"], 32)
+				base := map[string]int{"directory": 8, "file": 8}[words[0]]
+				number, _ := strconv.ParseUint(words[len(words)-1], cmp.Or(base, 10), 32)
 				err := map[string]func() error{
 					// Of the mode of os.Chmod, the sticky bit stands elsewhere.
 					"directory": func() error { return errors.Join(os.Mkdir(path, 0o700), syscall.Chmod(path, uint32(number))) },
-					"file":      func() error { return os.WriteFile(path, nil, 0o600) },
-					"link":      func() error { return os.Symlink(words[2], path) },
-					"owner":     func() error { return os.Lchown(path, int(number), -1) },
-					"group":     func() error { return os.Lchown(path, -1, int(number)) },
-					"trust":     func() error { t.Setenv("RUNED_TRUST_PARENTS", "1"); return nil },
+					"file": func() error {
+						return errors.Join(os.WriteFile(path, nil, 0o600), syscall.Chmod(path, cmp.Or(uint32(number), 0o600)))
+					},
+					"link":  func() error { return os.Symlink(words[2], path) },
+					"owner": func() error { return os.Lchown(path, int(number), -1) },
+					"group": func() error { return os.Lchown(path, -1, int(number)) },
+					"trust": func() error { t.Setenv("RUNED_TRUST_PARENTS", "1"); return nil },
+					"switch": func() error {
+						own := os.Getegid()
+						t.Cleanup(func() { syscall.Setegid(own) })
+						return syscall.Setegid(int(number))
+					},
 				}[words[0]]()
 				if err != nil {
 					t.Fatal(err)
@@ -508,7 +517,8 @@ func TestPolicyHomes(t *testing.T) {
 				}
 				os.WriteFile(config, []byte(document), 0o644) // the home itself may be missing
 			}
-			if _, err := runed.Connect(t.Context(), options...); !errors.Is(err, row.Reason) {
+			if _, err := runed.Connect(t.Context(), options...); !errors.Is(err, row.Reason) ||
+				row.Unsaid != "" && strings.Contains(err.Error(), row.Unsaid) {
 				t.Error(err)
 			}
 			if _, err := os.Stat(ran); err == nil {

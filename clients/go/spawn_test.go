@@ -233,6 +233,19 @@ func TestWithoutAProgramTheErrorSaysHowToGetOne(t *testing.T) {
 	t.Setenv("PATH", path) // for the clean-up
 }
 
+func TestAStartThatHangsEndsSoonAfterItsLimit(t *testing.T) {
+	home := asRuned(t, `trap '' TERM; sleep 8 & while :; do sleep 0.05; done`)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if _, err := runed.Connect(ctx, runed.WithHome(home)); !errors.Is(err, runed.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the call with a limit of 0.5 s took %v", took)
+	}
+}
+
 func TestAStartEndsWithItsContext(t *testing.T) {
 	home := asRuned(t, `trap 'echo ended > "$RUNED_HOME/ended"; exit 1' TERM; echo > "$RUNED_HOME/began"; while :; do sleep 0.05; done`)
 	ctx, cancel := context.WithCancel(t.Context())

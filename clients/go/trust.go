@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -131,12 +133,20 @@ func isTrusted(uid int) bool {
 	return err == nil && uid == ownerOf(root)
 }
 
-// isOpenToWriters tells whether others than the owner and the group of this process can write to a file or directory.
+// isOpenToWriters tells whether others than the owner and this user's own groups can write to a file or directory.
 func isOpenToWriters(info fs.FileInfo) bool {
-	if status, ok := info.Sys().(*syscall.Stat_t); ok && int(status.Gid) == os.Getegid() {
-		return info.Mode().Perm()&0o002 != 0
+	status, ok := info.Sys().(*syscall.Stat_t)
+	byGroup := info.Mode().Perm()&0o020 != 0 && !(ok && isOwnGroup(int(status.Gid)))
+	return byGroup || info.Mode().Perm()&0o002 != 0
+}
+
+// isOwnGroup tells whether a group is that of this process, or that of this user's login, which newgrp does not change.
+func isOwnGroup(gid int) bool {
+	if gid == os.Getegid() {
+		return true
 	}
-	return info.Mode().Perm()&0o022 != 0
+	login, err := user.LookupId(strconv.Itoa(os.Geteuid()))
+	return err == nil && login.Gid == strconv.Itoa(gid)
 }
 
 // modeOf returns the permissions with the bits of set-user-id, set-group-id and stickiness.

@@ -11,6 +11,7 @@ from typing import Any
 
 from runed.api.error_codes import MalformedRequestError
 from runed.api.large import MANY_BYTES, MOST_PARTS, too_many_parts
+from runed.turns import Pauses
 
 _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+){0,4096}+', re.DOTALL)
 """The next part of a string. The number of escapes is bounded, as other threads of this process wait for the end of a match."""
@@ -24,10 +25,14 @@ def read_json(data: bytes | bytearray) -> object:
             error does not quote the document.
         RequestTooLargeError: There are more than `MOST_PARTS` values and names.
     """
+    pauses = Pauses()
     if len(data) > MANY_BYTES:
         _check_parts(data)
+        pauses.pause()
     try:
-        return _decoder.decode(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
+        pauses.pause()
+        document = _decoder.decode(text)
     except UnicodeDecodeError as error:
         raise _invalid(f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -36,6 +41,8 @@ def read_json(data: bytes | bytearray) -> object:
         raise _invalid("a number has too many digits") from None
     except RecursionError:
         raise _invalid("it is nested too deeply") from None
+    pauses.pause()
+    return document
 
 
 def check_unicode(text: str, name: str) -> None:

@@ -6,16 +6,16 @@ import asyncio
 import email.utils
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import tenacity
 
 from runed.bootstrap.policy import DownloadPolicy
-from runed.bootstrap.proxies import Proxies, Proxy
+from runed.bootstrap.proxies import Proxies, Proxy, is_loopback_name
 from runed.errors import DownloadError, printable
 from runed.log import get_logger
 from runed.urls import printable_url
@@ -156,6 +156,9 @@ class _Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request."""
         proxy = self._proxies.choose(str(request.url))
+        if is_loopback_name(request.url.host):
+            request = _to_localhost(request)
+        request.extensions["trace"] = _close_after_failed_handshake()
         if proxy not in self._transports:
             through = None
             if proxy is not None:
@@ -168,6 +171,31 @@ class _Transport(httpx.AsyncBaseTransport):
         """Close all connections."""
         for transport in self._transports.values():
             await transport.aclose()
+
+
+def _to_localhost(request: httpx.Request) -> httpx.Request:
+    """Return a request to a name of loopback with the address of `localhost`, the only such name that all systems look up."""
+    return httpx.Request(
+        request.method,
+        request.url.copy_with(host="localhost"),
+        headers=request.headers,  # with the old name as Host
+        stream=request.stream,
+        extensions={"sni_hostname": request.url.host, **request.extensions},
+    )
+
+
+def _close_after_failed_handshake() -> Callable[[str, dict[str, Any]], Awaitable[None]]:
+    """Return a trace of httpcore that closes a connection to a SOCKS proxy whose handshake fails. httpcore leaves it open."""
+    stream: Any = None
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        nonlocal stream
+        if event.endswith("connect_tcp.complete"):
+            stream = info["return_value"]
+        elif event.endswith("setup_socks5_connection.failed"):
+            await stream.aclose()
+
+    return trace
 
 
 async def fetch(url: str, *, limit: int, policy: DownloadPolicy, proxies: Proxies) -> bytes:

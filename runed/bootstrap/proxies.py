@@ -21,6 +21,12 @@ _PLACE = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9_.-]
 _NAME = re.compile(r"(?:\*?\.)?(?P<name>[\w-]+(?:\.[\w-]+)*)\.?")
 _MAX_PORT = 65_535
 
+_LOOPBACK_NAMES = {
+    *("localhost.localdomain", "localhost4", "localhost4.localdomain4", "localhost6", "localhost6.localdomain6"),
+    *("ip6-localhost", "ip6-loopback"),
+}
+"""Usual names of loopback in /etc/hosts, beside `localhost` and all names below it, which RFC 6761 reserves."""
+
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -180,4 +186,10 @@ def _address(host: str) -> _Address | None:
 def _is_this_machine(host: str, address: _Address | None) -> bool:
     if address is not None:
         return address.is_loopback or address.is_unspecified
-    return f".{host}".endswith(".localhost")
+    return is_loopback_name(host)
+
+
+def is_loopback_name(host: str) -> bool:
+    """Return whether a name means this machine, whatever the name servers say."""
+    name = host.lower().rstrip(".")
+    return f".{name}".endswith(".localhost") or name in _LOOPBACK_NAMES

@@ -63,6 +63,6 @@ def _stop(paths: Paths, grace: float, *, force: bool) -> bool:
                 client.shutdown(grace_seconds=math.ceil(grace))
         except (DaemonUnavailableError, DeadlineExceededError):
             # A daemon that does not answer may be draining. A stuck daemon may still obey a signal.
-            return stop_daemon(paths, timeout=patience, force=force)
+            return stop_daemon(paths, process, timeout=patience, force=force)
         wait_for_end(paths, process, timeout=patience, force=force)
     return True

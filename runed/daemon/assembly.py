@@ -25,6 +25,7 @@ from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
+from runed.locking import LockFile
 from runed.metrics import Metrics
 from runed.paths import Paths
 from runed.routing.store import CentroidStore
@@ -46,12 +47,15 @@ class Daemon:
     servers: Sequence[Server]
 
 
-def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener: Listener, http: Loopback | None) -> Daemon:
+def assemble(
+    settings: Settings, paths: Paths, *, lock: LockFile, record: DaemonRecord, listener: Listener, http: Loopback | None
+) -> Daemon:
     """Construct a daemon that serves one home. Nothing runs yet.
 
     Args:
         settings: The settings.
         paths: The files of the home.
+        lock: The daemon's lock of the home, which is held.
         record: The home's record of this process.
         listener: The listening socket.
         http: The listening loopback port, or None.
@@ -65,7 +69,7 @@ def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener
     metrics = Metrics()
     draining = Draining(announce_drain)
     failures = load_failures(settings, paths)
-    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, queue, metrics, failures=failures), draining)
+    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, queue, metrics, failures=failures), draining)
     facts = Info(
         daemon_version=__version__,
         socket_path=str(listener.path),
@@ -88,9 +92,10 @@ def assemble(settings: Settings, paths: Paths, *, record: DaemonRecord, listener
     return Daemon(host, bootstrapper, draining, servers)
 
 
-async def _build_model(
+async def _build_model(  # noqa: PLR0917 # the parts of a daemon
     settings: Settings,
     paths: Paths,
+    lock: LockFile,
     queue: QueueLimits,
     metrics: Metrics,
     report: Callable[[Progress], None],
@@ -109,6 +114,7 @@ async def _build_model(
         ctx_size=settings.ctx_size,
         profile=settings.profile,
         device=installation.device,
+        holds_home=lock.is_current,
     )
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
     await run_in_thread(centroids.restore)

@@ -12,6 +12,10 @@ from runed.server import Server
 DEFAULT_GRACE = 10.0
 """Seconds that the calls in flight may take at a shutdown by default."""
 
+SIGNAL_GRACE = 1.0
+"""Seconds that the calls in flight may take if a signal ends the daemon, or if its socket is gone. Nobody waits for its end
+then but clients that need its successor. The clients send a call again that was cut off."""
+
 MAX_GRACE = 300.0
 """Most seconds of grace that a caller can ask for."""
 
@@ -49,6 +53,11 @@ class Draining:
         self.grace = DEFAULT_GRACE if grace is None else min(grace, MAX_GRACE)
         self._begun.set()
         self._announce()
+
+    def cut(self) -> None:
+        """Drain without any grace, also if the drain has begun."""
+        self.begin(0)
+        self._hurried.set()
 
     async def wait(self) -> None:
         """Wait until the drain begins."""

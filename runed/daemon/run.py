@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from runed.daemon.assembly import Daemon, assemble
+from runed.daemon.draining import SIGNAL_GRACE, Draining
 from runed.errors import AlreadyRunningError
 from runed.lifecycle.launch import READY
 from runed.lifecycle.listener import Listener, probe
@@ -23,8 +25,11 @@ from runed.processes import return_large_blocks
 from runed.settings import Settings
 from runed.version import __version__
 
-EVICTION_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the socket's path still belongs to this daemon."""
+EVICTION_CHECK_INTERVAL = 0.5
+"""Seconds between two checks that home and socket are still this daemon's."""
+
+_SWITCH_INTERVAL = 0.001
+"""Seconds for which a thread may keep the interpreter while the event loop waits for it. Python's default is 0.005."""
 
 _log = get_logger(__name__)
 
@@ -53,14 +58,15 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
         with LockFile(paths.daemon_lock) as lock:
             if not lock.try_acquire():
                 raise AlreadyRunningError(f"pid {lock.holder() or 'unknown'} already serves {paths.socket}")  # noqa: TRY301 # as bind
-            _serve(settings, paths, ready_fd)
+            _serve(settings, paths, lock, ready_fd)
     except AlreadyRunningError as error:
         print(f"runed: {error}; nothing to do", file=sys.stderr)  # noqa: T201 # for a person at a terminal, not for the log
     return 0
 
 
-def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
+def _serve(settings: Settings, paths: Paths, lock: LockFile, ready_fd: int | None) -> None:
     return_large_blocks()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     ensure_socket_dir(paths.socket)
     if probe(paths.socket):
         # That daemon holds no lock of this home. Its files here, such as a record, stay untouched.
@@ -77,16 +83,18 @@ def _serve(settings: Settings, paths: Paths, ready_fd: int | None) -> None:
 
         async def serve() -> None:
             asyncio.get_running_loop().set_exception_handler(log_unobserved_exception)
-            daemon = assemble(settings, paths, record=record, listener=listener, http=http)
-            await _serve_until_drained(daemon, listener, http, ready_fd)
+            daemon = assemble(settings, paths, lock=lock, record=record, listener=listener, http=http)
+            await _serve_until_drained(daemon, lock, listener, http, ready_fd)
 
         asyncio.run(serve())
 
 
-async def _serve_until_drained(daemon: Daemon, listener: Listener, http: Loopback | None, ready_fd: int | None) -> None:
-    """Serve until a signal, a call or the loss of the socket's path begins the drain; then drain."""
+async def _serve_until_drained(
+    daemon: Daemon, lock: LockFile, listener: Listener, http: Loopback | None, ready_fd: int | None
+) -> None:
+    """Serve until a signal, a call or the loss of home or socket begins the drain; then drain."""
     host, draining = daemon.host, daemon.draining
-    with _signals_call(draining.begin):
+    with _signals_call(partial(draining.begin, SIGNAL_GRACE)):
         for server in daemon.servers:
             await server.start()
         if ready_fd is not None:
@@ -94,11 +102,11 @@ async def _serve_until_drained(daemon: Daemon, listener: Listener, http: Loopbac
         places = {"socket": str(listener.path)} | ({"http": http.url} if http else {})
         _log.info("serving", **places, pid=os.getpid(), version=__version__)
         daemon.bootstrapper.begin()
-        async with _eviction_watch(listener, draining.begin):
+        async with _eviction_watch(lock, listener, draining):
             await draining.wait()
-        _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)
-        daemon.bootstrapper.interrupt()
-        await draining.stop(daemon.servers)
+            _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)
+            daemon.bootstrapper.interrupt()
+            await draining.stop(daemon.servers)
         await daemon.bootstrapper.close()
     _log.info("stopped", uptime_seconds=round(host.uptime), requests=host.total_requests)
 
@@ -146,17 +154,21 @@ def _signals_call(handler: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _eviction_watch(listener: Listener, leave: Callable[[], None]) -> AsyncIterator[None]:
-    """Begin the drain if the socket's path leads elsewhere.
+async def _eviction_watch(lock: LockFile, listener: Listener, draining: Draining) -> AsyncIterator[None]:
+    """Drain if the socket's path leads elsewhere, and end at once if the lock's does.
 
-    No client can find this daemon any more, so it would only hold memory.
+    No client can find this daemon any more. Without the lock, another daemon may already serve the home, and this one must not
+    stand in its way.
     """
 
     async def watch() -> None:
-        while listener.is_ours():  # noqa: ASYNC110 # no event tells that a path was replaced
+        while lock.is_current():  # no event tells that a path was replaced
+            if not draining.begun and not listener.is_ours():
+                _log.warning("the socket's path is no longer this daemon's; leaving", socket=str(listener.path))
+                draining.begin(SIGNAL_GRACE)
             await asyncio.sleep(EVICTION_CHECK_INTERVAL)
-        _log.warning("the socket's path is no longer this daemon's; leaving", socket=str(listener.path))
-        leave()
+        _log.warning("the home was removed or replaced, or its daemon.lock; leaving at once", socket=str(listener.path))
+        draining.cut()
 
     task = asyncio.create_task(watch())
     try:

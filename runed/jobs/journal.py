@@ -10,8 +10,10 @@ So bytes that Ctrl-C, `kill -9` or a power failure has lost are never taken for 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import stat
 import time
 import zlib
 from pathlib import Path
@@ -103,8 +105,10 @@ class Journal:
         self.complete = False
         self._part = part
         self._synced = time.monotonic()
+        self._check_owners()
         self._file = self._lock()
         try:
+            self._check_owners()  # another user may have laid one meanwhile
             if not overwrite:
                 self._load(resume=resume)
         except BaseException:
@@ -152,7 +156,7 @@ class Journal:
 
     def _lock(self) -> BinaryIO:
         while True:
-            file = os.fdopen(open_regular(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            file = os.fdopen(open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The last holder may have removed the file between our open and our lock.
@@ -164,6 +168,16 @@ class Journal:
             except FileNotFoundError:
                 pass
             file.close()
+
+    def _check_owners(self) -> None:
+        """Refuse files that another user laid in a directory such as /tmp: that user would get or make the vectors."""
+        is_open = self.path.parent.stat().st_mode & stat.S_IWOTH
+        for path in (self._part, self.path):
+            with contextlib.suppress(FileNotFoundError):
+                info = path.lstat()
+                if stat.S_ISLNK(info.st_mode) or (is_open and info.st_uid != os.geteuid()):
+                    what = "is a link" if stat.S_ISLNK(info.st_mode) else f"belongs to user id {info.st_uid}"
+                    raise SettingsError(f"{path} {what}, so it is not written; remove it, or name another output")
 
     def _load(self, *, resume: bool) -> None:
         record = self._read(JobRecord)

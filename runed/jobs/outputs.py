@@ -203,7 +203,7 @@ class FileOutput(Output):
             return
         if self._journal:
             self._journal.begin(JobRecord(VERSION, dict(options), space, len(head)))
-            self._file = self._part.open("wb")
+            self._file = _new(self._part)
         assert self._file is not None
         self._file.write(head)
 
@@ -226,7 +226,7 @@ class FileOutput(Output):
         source = self._part
         if self._encoder.convert:
             source = self._converted
-            with self._part.open("rb") as rows, source.open("wb") as result:
+            with self._part.open("rb") as rows, _new(source) as result:
                 self._encoder.convert(rows, result)
                 sync_file(result)
         if self._target.exists():
@@ -366,6 +366,9 @@ def _target_of(output: str) -> Path:
         raise OSError(errno.ELOOP, "its symbolic links form a circle")
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "the file is write-protected")
+    folder = target.parent.stat()
+    if folder.st_mode & stat.S_ISVTX and target.exists() and os.geteuid() not in {0, folder.st_uid, target.stat().st_uid}:
+        raise PermissionError(errno.EPERM, "the file belongs to another user, whose files nobody else can replace there")
     return target
 
 
@@ -401,6 +404,12 @@ def _take_place(source: Path, target: Path) -> None:
         with source.open("rb") as rows, target.open("wb") as file:
             shutil.copyfileobj(rows, file)
             sync_file(file)
+
+
+def _new(path: Path) -> BinaryIO:
+    """Make a file in the place of what a crash left there. Never write to a file of another user, or through a link."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def _beside(target: Path, extension: str) -> Path:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from runed.errors import DaemonStartError
+from runed.os_errors import mount_point
 from runed.paths import Paths
 from runed.processes import describe_exit
 from runed.settings import Settings, daemon_environment, search_path
@@ -27,7 +28,10 @@ READY = b"ready\n"
 """The bytes that a daemon writes to its `--ready-fd` once it listens."""
 
 _EXIT_GRACE = 3.0
-"""Seconds that a daemon may take to end after a signal, or after it has closed its pipe."""
+"""Seconds that a daemon may take to end after it has closed its pipe."""
+
+_OVERRUN = 0.5
+"""Seconds that a start may take longer than its caller allows, to wait for the end of the daemon."""
 
 _VERSION_TIMEOUT = 10.0
 """Seconds that `runed version` may take."""
@@ -158,7 +162,7 @@ class Launch:
         while heard != READY and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             if not (chunk := self._ready.read(len(READY) - len(heard))):
                 # The pipe is closed when the process ends, or a moment before.
-                self._reaper.join(_EXIT_GRACE)
+                self._reaper.join(max(_OVERRUN, min(_EXIT_GRACE, deadline - time.monotonic())))
                 break
             heard += chunk
         if heard != READY:
@@ -179,17 +183,18 @@ class Launch:
             how = f"{describe_exit(code)} before it listened"
         tail = self._tail()
         said = f"its log {self._log_path} ends with:\n{tail}" if tail else f"its log {self._log_path} says nothing"
+        if not tail and not os.fstatvfs(self._log.fileno()).f_bavail:
+            said = f"its log {self._log_path} cannot be written: the file system at {mount_point(self._log_path)} is full"
         return DaemonStartError(f"the daemon {how}; {said}", metadata={"log": str(self._log_path)})
 
     def _end(self) -> None:
-        for ending in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.poll() is not None:
-                return
+        """End the daemon at once, since its caller has no time left. It serves nobody yet, and each of its steps is whole."""
+        if self._process.poll() is None:
             self._given_up = True
             # The signal goes to the whole session, since `runed` may be a shell script around the daemon.
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, ending)
-            self._reaper.join(_EXIT_GRACE)
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._reaper.join(_OVERRUN)
 
     def _tail(self) -> str:
         size = os.fstat(self._log.fileno()).st_size

@@ -20,7 +20,7 @@ from runed.locking import LockFile
 from runed.os_errors import explain
 from runed.paths import Paths, check_home, ensure_home, ensure_private_dir
 from runed.peers import Peer
-from runed.processes import ProcessIdentity, identify, is_alive, program_names, send_signal
+from runed.processes import ProcessIdentity, identify, is_alive, is_gone, program_names, send_signal
 from runed.settings import Settings
 
 _POLL = 0.05
@@ -28,6 +28,9 @@ _POLL = 0.05
 
 _KILL_PATIENCE = 5.0
 """Seconds to wait for the end of a daemon that was killed."""
+
+_REAP_PATIENCE = 1.0
+"""Seconds to wait for the parent of a daemon that has ended. A parent that never asks for the end leaves a zombie."""
 
 _MAX_LAUNCHES = 3
 """Most daemons that one call starts. Each but the last may meet another daemon that holds the home."""
@@ -101,11 +104,12 @@ def _daemon_of(listener: Peer, record: DaemonRecord | None) -> ProcessIdentity |
     return process if recorded or "runed" in program_names(process.pid) else None
 
 
-def stop_daemon(paths: Paths, *, timeout: float = 30.0, force: bool = False) -> bool:
+def stop_daemon(paths: Paths, process: ProcessIdentity | None = None, *, timeout: float = 30.0, force: bool = False) -> bool:
     """Ask a daemon to end by SIGTERM and wait until it has. For a daemon that does not answer a Shutdown.
 
     Args:
         paths: The home.
+        process: Its process as `find_process` told it; None means to look for it.
         timeout: Seconds to wait for its drain.
         force: Whether to kill it then.
 
@@ -115,7 +119,8 @@ def stop_daemon(paths: Paths, *, timeout: float = 30.0, force: bool = False) -> 
     Raises:
         LifecycleError: It did not end in time, or it lives where it cannot be signalled from here.
     """
-    process = find_process(paths)
+    # A daemon that ends removes its socket and its record a moment before it is gone.
+    process = find_process(paths) or process
     if process is None:
         if find_listener(paths.socket) is None:
             return False
@@ -123,15 +128,14 @@ def stop_daemon(paths: Paths, *, timeout: float = 30.0, force: bool = False) -> 
             f"the daemon on {paths.socket} does not answer, and its process cannot be seen from here; "
             "run `runed stop` where it runs, such as in its container"
         )
-    if not send_signal(process, signal.SIGTERM):
-        return False
+    send_signal(process, signal.SIGTERM)
     send_signal(process, signal.SIGCONT)  # a stopped process, as after Ctrl-Z, would not hear of the other
     wait_for_end(paths, process, timeout=timeout, force=force)
     return True
 
 
 def wait_for_end(paths: Paths, process: ProcessIdentity | None, *, timeout: float, force: bool) -> None:
-    """Wait until a daemon that was asked to end has ended.
+    """Wait until a daemon that was asked to end is gone.
 
     Args:
         paths: Its home.
@@ -142,7 +146,12 @@ def wait_for_end(paths: Paths, process: ProcessIdentity | None, *, timeout: floa
     Raises:
         LifecycleError: It did not end in time.
     """
+    _wait_for_end(paths, process, timeout=timeout, force=force)
+    if process is not None:
+        _comes_true(lambda: is_gone(process), _REAP_PATIENCE)
 
+
+def _wait_for_end(paths: Paths, process: ProcessIdentity | None, *, timeout: float, force: bool) -> None:
     def has_ended() -> bool:
         return not is_alive(process) if process else find_listener(paths.socket) is None
 
@@ -245,8 +254,9 @@ class _Search:
         new_enough = self._minimum_version is None or _release(record.version) >= _release(self._minimum_version)
         if listener and new_enough and not record.draining:
             return _Running(record, listener)
-        # A record without a scope proves nothing, since it may name a process of another boot or container.
-        if not record.is_alive() or not (record.scope or LockFile(self._paths.daemon_lock).is_held()):
+        # The lock proves that the daemon is of this home as it is now: the daemon of a home that was removed is not waited for.
+        if not record.is_alive() or not LockFile(self._paths.daemon_lock).is_held():
+            self._record = None
             return _Running(record, listener) if listener else _Absent()
         # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from runed.errors import (
     QueueFullError,
 )
 from runed.files import remove_unfinished, run_in_thread
-from runed.log import get_logger
+from runed.log import get_logger, log_refusal
 from runed.os_errors import explain
 from runed.paths import ensure_private_dir
 from runed.processes import release_free_memory
@@ -123,7 +124,7 @@ class CentroidStore:
                     f"the centroid set cannot be kept in {explain(error)}; "
                     "the set before it stays; make room, and push it again"
                 ) from None
-        _log.info("centroid set installed", version=self.version, nlist=header.nlist)
+        log_refusal(_log, "centroid set installed", level=logging.INFO, version=self.version, nlist=header.nlist)
         release_free_memory()  # frees the memory of the messages
         return self.version
 

@@ -19,7 +19,7 @@ from runed.errors import (
     ShuttingDownError,
     TextTooLongError,
 )
-from runed.log import describe_exception, get_logger
+from runed.log import describe_exception, get_logger, log_refusal
 from runed.scheduling.counting import count, settle_tokens
 from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
 from runed.scheduling.queue import Computed, FairQueue, QueueEntry, QueueLimits
@@ -225,7 +225,8 @@ class Batcher:
             if len(batch) == 1:
                 _fail(batch, error)
                 return
-            _log.warning("micro-batch failed, its texts are tried one by one", texts=len(batch), reason=error.reason)
+            event = "micro-batch failed, its texts are tried one by one"
+            log_refusal(_log, event, kind=error.reason, texts=len(batch), reason=error.reason)
             for entry in batch:
                 if not entry.future.done():
                     await self._compute([entry])

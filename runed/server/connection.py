@@ -16,14 +16,12 @@ from hypercorn.events import Closed, Event, RawData
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
+from runed.server.lingering import LINGER_SECONDS
 from runed.server.stream import SLOW, RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
 READ_SIZE = 64 * 1024
 """Bytes that are read from the kernel at a time."""
-
-CLOSE_TIMEOUT = 5.0
-"""Seconds that a client may take to read the last bytes, or to end a request that is already answered. It is cut off then."""
 
 FRESH = 0.1
 """Seconds for which a connection or a request is too young to make room for another one."""
@@ -212,11 +210,13 @@ class Connection:
         """Return whether the connection is closed in both directions."""
         if self._writer is None or self._writer.is_closing():
             return True
-        return bool(_events_of(self._writer, 0))  # the kernel tells the end and errors in any case
+        return bool(events_of(self._writer.get_extra_info("socket"), 0))  # the kernel tells the end and errors in any case
 
     def _has_input(self) -> bool:
-        """Return whether bytes of the client wait to be read."""
-        return self._writer is None or bool(_events_of(self._writer, select.POLLIN))
+        """Return whether bytes of the client wait to be read. A closed connection has none, and no descriptor to ask by."""
+        if self._writer is None:
+            return True
+        return not self._writer.is_closing() and bool(events_of(self._writer.get_extra_info("socket"), select.POLLIN))
 
     def _head_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._context.head_timeout
@@ -257,7 +257,7 @@ class Connection:
         if self._protocol.expects_input and not self._lingering and writer.can_write_eof():
             with suppress(OSError):  # the client has left
                 writer.write_eof()
-                self._lingering = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.abort)
+                self._lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self.abort)
                 return
         writer.close()
 
@@ -267,7 +267,7 @@ class Connection:
             self._lingering.cancel()
         writer.close()
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with asyncio.timeout(LINGER_SECONDS):
                 await writer.wait_closed()
         except OSError:
             self.abort()
@@ -281,8 +281,13 @@ async def _open(sock: socket.socket, reader: asyncio.StreamReader) -> asyncio.St
     return asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
-def _events_of(writer: asyncio.StreamWriter, wanted: int) -> int:
-    """Return what the kernel has to tell about a connection now."""
+def events_of(sock: socket.socket, wanted: int) -> int:
+    """Return what the kernel has to tell about a connection now: some of the wanted events, and in any case its end and errors.
+
+    Args:
+        sock: An open socket.
+        wanted: The events, such as `select.POLLIN`.
+    """
     poll = select.poll()
-    poll.register(writer.get_extra_info("socket"), wanted)
+    poll.register(sock, wanted)
     return sum(events for _, events in poll.poll(0))

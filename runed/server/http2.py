@@ -26,6 +26,7 @@ from hyperframe.frame import Frame, GoAwayFrame
 
 from runed.log import get_logger, log_refusal
 from runed.server.gate import Refusal
+from runed.server.lingering import Lingering
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
@@ -256,6 +257,7 @@ class Http2Connection:
         self._draining = False
         self._ration = Ration()
         self._bodies = _Bodies(self._h2)
+        self._lingering = Lingering(self._reset, context.max_streams // 4, context.stall_timeout)
         self._has_output = asyncio.Event()
         self._has_output.set()  # our SETTINGS
         self._writable = asyncio.Event()
@@ -325,6 +327,7 @@ class Http2Connection:
         for stream in self.streams.values():
             stream.disconnect()
         self._bodies.clear()
+        self._lingering.clear()
         if not self._writer.is_closing():
             self._writer.write(self._h2.data_to_send())
         self._has_output.set()
@@ -337,11 +340,10 @@ class Http2Connection:
             return
         match event:
             case Response():
-                own_headers = self._context.config.response_headers("h2")
-                headers = [(name.lower(), value) for name, value in (*event.headers, *own_headers)]
+                all_headers = (*event.headers, *self._context.config.response_headers("h2"))
                 stream.head = [
                     (b":status", b"%d" % event.status_code),
-                    *(header for header in headers if header[0] not in _CONNECTION_HEADERS),
+                    *((key, value) for name, value in all_headers if (key := name.lower()) not in _CONNECTION_HEADERS),
                 ]
             case Body():
                 self._send_head(stream)
@@ -404,6 +406,8 @@ class Http2Connection:
         for event in events:
             if self.closed:
                 return
+            if isinstance(event, StreamEnded | StreamReset):
+                self._lingering.forget(event.stream_id)
             match event:
                 case RequestReceived():
                     await self._open(event, turn_used=opened)
@@ -463,7 +467,7 @@ class Http2Connection:
         if not stream.response_ended:
             self._reset(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
         elif not stream.request_ended:
-            self._reset(stream.stream_id, ErrorCodes.NO_ERROR)  # "send no more", RFC 9113 section 8.1
+            self._lingering.add(stream.stream_id)
         stream.disconnect()
 
     def _reset(self, stream_id: int, code: ErrorCodes) -> None:

@@ -16,7 +16,7 @@ from hypercorn.config import Config
 from runed.log import get_logger
 from runed.server.acceptor import Acceptor
 from runed.server.budget import Budget
-from runed.server.connection import Connection
+from runed.server.connection import Connection, events_of
 from runed.server.door import refusal_of_stranger
 from runed.server.gate import Gate, Share
 from runed.server.stream import Application, ServerContext
@@ -137,6 +137,9 @@ class Server:
         return len(pending)
 
     def _accept(self, sock: socket.socket) -> None:
+        if events_of(sock, 0):  # the client has left while it waited; thousands of such must not keep others waiting
+            sock.close()
+            return
         if self._context.transport == "unix" and (refusal := refusal_of_stranger(sock)):
             with sock, contextlib.suppress(OSError):  # a client that is gone needs no answer
                 sock.send(refusal)

@@ -90,6 +90,16 @@ async def test_context_that_is_no_multiple_of_256_is_clamped_exactly(
         await backend.embed(["z" * 299])
 
 
+@pytest.mark.parametrize("context", [24, 64, 72])
+async def test_model_with_a_small_context_passes_its_self_test(
+    make_backend: MakeBackend, copy_of_tiny_qwen3: Path, context: int
+) -> None:
+    key = b"qwen3.context_length"
+    replace_bytes(copy_of_tiny_qwen3, key + struct.pack("<II", 4, 2048), key + struct.pack("<II", 4, context))
+    backend = make_backend(model=copy_of_tiny_qwen3)
+    assert (await backend.embed(["z" * (context - 2)])).tokens == backend.model.max_tokens == context - 1
+
+
 @pytest.mark.parametrize("ctx_size", [256, 2048])
 async def test_mean_pooling_takes_max_tokens_and_not_one_more(make_backend: MakeBackend, minilm: Path, ctx_size: int) -> None:
     backend = make_backend(model=minilm, ctx_size=ctx_size)

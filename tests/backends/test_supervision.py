@@ -25,6 +25,7 @@ from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
 from runed.errors import BackendFaultError, BackendUnavailableError
+from runed.lifecycle.listener import probe
 from runed.paths import Paths
 from runed.processes import identify
 from tests.backends.support import QUICK, FakeEngine, MakeBackend
@@ -76,6 +77,24 @@ async def test_engine_that_is_no_program_is_named(make_backend: MakeBackend, fak
     await fail_to_start(make_backend(fake.executable), r"llama-server: Exec format error")
 
 
+@pytest.mark.parametrize("program", ["true", "false", "echo", "sleep"])
+async def test_engine_that_is_another_program_names_the_setting(make_backend: MakeBackend, program: str) -> None:
+    path = shutil.which(program)
+    await fail_to_start(
+        make_backend(Path(str(path))),
+        rf"exited with code [01] while it started; it.*; if {path} is not the llama-server .*, correct RUNED_LLAMA_SERVER ",
+    )
+
+
+async def test_failure_of_an_engine_that_runed_installed_names_no_setting(
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+) -> None:
+    fake.behave(exit="out of luck")
+    paths.bin.mkdir()
+    fake.executable.parent.rename(paths.llama_cpp)
+    await fail_to_start(make_backend(paths.llama_cpp / fake.executable.name), r"its last words: out of luck$")
+
+
 async def test_engine_that_exits_is_tried_again_then_given_up_then_recovers(
     make_backend: MakeBackend, fake: FakeEngine
 ) -> None:
@@ -122,7 +141,7 @@ async def test_engine_that_hangs_in_its_self_test_is_given_up(make_backend: Make
 
 async def test_engine_that_dies_in_its_self_test_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
     fake.behave(always="crash")
-    await fail_to_start(make_backend(fake.executable), r"was ended by SIGABRT while it started")
+    await fail_to_start(make_backend(fake.executable), r"was ended by SIGABRT while it started.* correct RUNED_LLAMA_SERVER ")
 
 
 async def test_slow_load_is_waited_for_as_long_as_it_makes_progress(make_backend: MakeBackend, fake: FakeEngine) -> None:
@@ -546,6 +565,32 @@ async def test_engine_that_is_stopped_while_it_starts_is_replaced(make_backend: 
     assert len(fake.launches) == 2
 
 
+@pytest.mark.parametrize("action", ["deaf-once", "gone-once"])
+async def test_engine_that_closes_its_listener_in_its_self_test_is_replaced_at_once(
+    make_backend: MakeBackend, fake: FakeEngine, action: str
+) -> None:
+    fake.behave(always=action)
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=60.0))
+    async with asyncio.timeout(15):
+        await backend.start()
+    assert len(fake.launches) == 2
+
+
+async def test_engine_that_loses_its_socket_while_it_loads_is_replaced_at_once(
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+) -> None:
+    fake.behave(hang="loading")
+    backend = make_backend(fake.executable, timings=replace(QUICK, start_stall=60.0))
+    starting = asyncio.create_task(backend.start())
+    await asyncio.to_thread(wait_until, lambda: probe(paths.engine_socket), what="its listener")
+    await asyncio.sleep(0.5)
+    fake.behave()
+    paths.engine_socket.unlink()
+    async with asyncio.timeout(15):
+        await starting
+    assert len(fake.launches) == 2
+
+
 async def test_hung_engine_is_noticed_though_every_caller_loses_patience(make_backend: MakeBackend, fake: FakeEngine) -> None:
     backend = make_backend(fake.executable)
     await backend.start()
@@ -604,7 +649,8 @@ async def test_engine_that_outlives_its_launcher_script_is_ended_all_the_same(
     await backend.embed(["hello"])
     async with asyncio.timeout(20):
         await backend.stop()
-    assert process_gone(fake.launches[0]["pid"])
+    # The kernel closes the pipe of a process, which is what the daemon sees of this one, a moment before the process is gone.
+    await asyncio.to_thread(wait_until, lambda: process_gone(fake.launches[0]["pid"]))
 
 
 async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBackend, fake: FakeEngine) -> None:

@@ -1,47 +1,78 @@
-"""A daemon whose home another daemon has taken over leaves the other one's engine alone."""
+"""A daemon whose home was removed or replaced leaves the engine and the files of its successor alone."""
 
 from __future__ import annotations
 
-import asyncio
-import sys
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runed.backends.llama.backend import LlamaBackend
 from runed.errors import BackendUnavailableError
+from runed.locking import LockFile
 from runed.paths import Paths
 from tests.backends.support import QUICK, FakeEngine
 from tests.support import process_gone, wait_until
 
-PROGRAM = Path(__file__).resolve().parent.parent / "fakes" / "daemon_with_engine.py"
 
-# A daemon is a process, and each of these backends must be the child of another one. So the older one runs in this process, and
-# the newer one in `daemon_with_engine.py`.
+def remove_home(paths: Paths) -> None:
+    shutil.rmtree(paths.home)
 
 
-async def test_older_daemon_leaves_the_engine_of_its_successor_alone(home: Path, fake: FakeEngine, tiny_qwen3: Path) -> None:
-    paths = Paths(home)
-    older = LlamaBackend(
-        executable=fake.executable, model=tiny_qwen3, model_sha256="0" * 64, paths=paths, ctx_size=256, timings=QUICK
-    )
-    await older.start()
-    first = older.state.pid
-    newer = await asyncio.create_subprocess_exec(
-        sys.executable, str(PROGRAM), str(fake.executable), str(tiny_qwen3), str(home), stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert newer.stdout is not None
-        second = int(await asyncio.wait_for(newer.stdout.readline(), 30))
-        assert first is not None
-        wait_until(lambda: process_gone(first), what="the end of the older engine")
-        with pytest.raises(BackendUnavailableError):
-            await older.embed(["a text"])
-        await asyncio.sleep(0.5)
-        assert not process_gone(second)
-        assert paths.engine_socket.is_socket()
-        assert paths.engine_record.exists()
-    finally:
-        await older.stop()
-        newer.kill()
-        await newer.wait()
+def remove_lock(paths: Paths) -> None:
+    paths.daemon_lock.unlink()
+
+
+def replace_lock(paths: Paths) -> None:
+    paths.daemon_lock.with_suffix(".new").touch()
+    paths.daemon_lock.with_suffix(".new").replace(paths.daemon_lock)
+
+
+def move_home(paths: Paths) -> None:
+    paths.home.rename(paths.home.with_name(f"{paths.home.name}.old"))
+
+
+@pytest.mark.parametrize("lose", [remove_home, remove_lock, replace_lock, move_home])
+async def test_older_daemon_leaves_the_engine_of_its_successor_alone(
+    lose: Callable[[Paths], None], tmp_path: Path, fake: FakeEngine, tiny_qwen3: Path
+) -> None:
+    paths = Paths(tmp_path / "h")
+    paths.home.mkdir(0o700)
+
+    def backend(lock: LockFile) -> LlamaBackend:
+        return LlamaBackend(
+            executable=fake.executable,
+            model=tiny_qwen3,
+            model_sha256="0" * 64,
+            paths=paths,
+            ctx_size=256,
+            holds_home=lock.is_current,
+            timings=QUICK,
+        )
+
+    with LockFile(paths.daemon_lock) as old_lock, LockFile(paths.daemon_lock) as new_lock:
+        assert old_lock.try_acquire()
+        older = backend(old_lock)
+        await older.start()
+        first = older.state.pid
+        lose(paths)
+        paths.home.mkdir(0o700, exist_ok=True)
+        assert new_lock.try_acquire()
+        newer = backend(new_lock)
+        try:
+            await newer.start()
+            second = newer.state.pid
+            # Its engine is ended, or has lost its socket, so it would start another one.
+            with pytest.raises(BackendUnavailableError, match="removed or replaced"):
+                await older.embed(["a text"])
+            assert first is not None
+            assert second is not None
+            wait_until(lambda: process_gone(first), what="the end of the older engine")
+            await older.stop()
+            assert not process_gone(second)
+            assert paths.engine_socket.is_socket()
+            assert paths.engine_record.exists()
+        finally:
+            await older.stop()
+            await newer.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import subprocess
@@ -75,3 +76,34 @@ def test_a_lock_is_known_to_be_held_without_being_taken(home: Path) -> None:
     assert other.is_held()
     lock.release()
     assert not other.is_held()
+
+
+def test_lock_is_current_only_while_its_file_is_at_the_path(home: Path) -> None:
+    path = home / "lock"
+    with LockFile(path) as lock:
+        assert not lock.is_current()
+        assert lock.try_acquire()
+        assert lock.is_current()
+        path.rename(home / "moved")
+        assert not lock.is_current()
+        path.write_bytes((home / "moved").read_bytes())
+        assert not lock.is_current()
+        (home / "moved").replace(path)
+        assert lock.is_current()
+    assert not lock.is_current()
+
+
+def test_file_that_is_unlinked_before_it_is_locked_gives_no_lock(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = home / "lock"
+    flock = fcntl.flock
+
+    def unlink_first(descriptor: int, operation: int) -> None:
+        path.unlink()
+        flock(descriptor, operation)
+
+    with LockFile(path) as lock:
+        monkeypatch.setattr(fcntl, "flock", unlink_first)
+        assert not lock.try_acquire()
+        monkeypatch.undo()
+        assert lock.try_acquire()
+        assert lock.is_current()

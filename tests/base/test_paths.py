@@ -122,6 +122,22 @@ def test_shared_directory_behind_a_link_is_left_alone_and_only_models_may_lie_th
     assert mode(team) == 0o755
 
 
+@pytest.mark.parametrize("name", ["bin", "cache", "licenses", "logs", "run"])
+def test_link_to_a_place_that_others_can_replace_is_refused_unless_they_are_trusted(home: Path, name: str) -> None:
+    (home / "home").mkdir(0o700)
+    (home / "wide").mkdir()
+    (home / "wide").chmod(0o777)
+    (home / "wide" / "place").mkdir(0o700)
+    (home / "home" / name).symlink_to(home / "wide" / "place")
+    with pytest.raises(ForeignPathError, match=rf"{name}.* RUNED_TRUST_PARENTS=1"):
+        ensure_home(home / "home")
+    ensure_home(home / "home", trust_parents=True)
+    ensure_private_dir(home / "home" / name)
+    (home / "wide" / "place").chmod(0o777)
+    with pytest.raises(ForeignPathError, match="others can write there"):
+        ensure_private_dir(home / "home" / name)
+
+
 def test_link_to_nothing_in_the_place_of_a_directory_tells_where_it_leads(home: Path) -> None:
     (home / "models").symlink_to("/nonexistent/disk")
     for shared in (False, True):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from runed.peers import Peer, peer_of
 from tests.users import OTHER, listening_as_other, needs_root
@@ -15,6 +20,25 @@ def test_a_process_of_this_user_is_ours() -> None:
     with left, right:
         assert peer_of(left) == peer_of(right) == Peer(uid=os.geteuid(), pid=os.getpid())
         assert peer_of(left).is_ours
+
+
+@pytest.mark.skipif(shutil.which("fakeroot") is None, reason="fakeroot is not installed")
+def test_a_process_of_this_user_is_ours_also_under_another_number(home: Path) -> None:
+    ask = f"""
+import os, socket, sys
+from runed.peers import peer_of
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect({str(home / "s")!r})
+    print(os.geteuid(), peer_of(connection).is_ours)
+"""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home / "s"))
+        listener.listen()
+        faked = ["fakeroot", "env", f"FAKEROOTEUID={OTHER}", sys.executable, "-c", ask]
+        assert subprocess.run(faked, capture_output=True, check=True, text=True, timeout=60).stdout.split() == [
+            str(OTHER),
+            "True",
+        ]
 
 
 @needs_root

@@ -93,6 +93,17 @@ class _SocksHandler(_Handler):
             self.relay(site)
 
 
+class _RefusingHandler(_Handler):
+    """SOCKS5 that cannot reach any host. It leaves it to the client to close the connection."""
+
+    def handle(self) -> None:
+        self.rfile.read(self.rfile.read(2)[1])
+        self.wfile.write(b"\x05\x00")
+        self.rfile.read(self.rfile.read(5)[4] + 2)
+        self.wfile.write(b"\x05\x04\x00\x01" + bytes(6))
+        self.proxy.released.wait(60)
+
+
 class _SilentHandler(_Handler):
     """Accepts, and never answers. Closes the connection at the end of the proxy."""
 
@@ -100,7 +111,7 @@ class _SilentHandler(_Handler):
         self.proxy.released.wait(60)
 
 
-_HANDLERS = {"http": _HttpHandler, "socks": _SocksHandler, "silent": _SilentHandler}
+_HANDLERS = {"http": _HttpHandler, "socks": _SocksHandler, "refusing": _RefusingHandler, "silent": _SilentHandler}
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -116,7 +127,7 @@ def running_proxy(kind: str, site_url: str) -> Iterator[ProxyServer]:
     """Run a proxy until the block ends. Only one of each kind can run at a time.
 
     Args:
-        kind: "http", "socks", or "silent" for one that never answers.
+        kind: "http", "socks", "refusing" for one of SOCKS that reaches no host, or "silent" for one that never answers.
         site_url: The site to which it connects.
     """
 

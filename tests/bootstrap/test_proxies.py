@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import trustme
 from structlog.testing import capture_logs
@@ -102,6 +103,18 @@ async def test_a_socks_proxy_is_used_and_looks_up_the_name_itself(
     assert socks_proxy.logins == (["me:p@ss"] if "me" in form else [])
 
 
+async def test_a_failed_handshake_with_a_socks_proxy_leaves_no_connection_open(
+    far: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_proxy("refusing", far.site.url) as proxy:
+        monkeypatch.setenv("ALL_PROXY", f"socks5h://{proxy.address}")
+        await far.fail(DownloadError, "could not be downloaded")
+        assert len(far.retries) > 0
+        port = int(proxy.address.rpartition(":")[2])
+        ours = [it for it in psutil.Process().net_connections("tcp") if getattr(it.raddr, "port", 0) == port]
+        assert [it.status for it in ours if it.status == psutil.CONN_ESTABLISHED] == []
+
+
 @pytest.mark.parametrize("kind", ["http", "socks"])
 async def test_https_goes_through_a_proxy_and_stays_private(
     far: Wanted, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, kind: str
@@ -120,7 +133,14 @@ async def test_https_goes_through_a_proxy_and_stays_private(
         assert proxy.asked == ["files.example:443"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "[::ffff:127.0.0.1]", "0.0.0.0", "LOCALHOST."])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "127.1", "[::ffff:127.0.0.1]", "0.0.0.0", "LOCALHOST."),
+        *("a.localhost", "A.b.LocalHost.", "localhost.localdomain", "LOCALHOST.LocalDomain.", "localhost4.localdomain4"),
+        *("localhost6.localdomain6", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"),
+    ],
+)
 @pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
 async def test_this_machine_is_never_reached_through_a_proxy(
     wanted: Wanted, monkeypatch: pytest.MonkeyPatch, host: str, variable: str
@@ -130,8 +150,32 @@ async def test_this_machine_is_never_reached_through_a_proxy(
     proxies = Proxies()
     assert proxies.choose(url) is None
     wanted.site.files["/m"] = b"{}"
-    if host not in {"[::ffff:127.0.0.1]", "LOCALHOST."}:  # the site listens on IPv4 alone, and not every system knows the last
+    if host != "[::ffff:127.0.0.1]":  # the site listens on IPv4 alone
         assert await fetch(url.replace("/f", "/m"), limit=10, policy=IMPATIENT, proxies=proxies) == b"{}"
+
+
+async def test_a_name_of_loopback_keeps_its_certificate(
+    far: Wanted, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("a.localhost").configure_cert(tls)
+    file = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with running_site(tls) as site:
+        site.files["/f"] = far.site.files["/f"]
+        url = f"{site.url.replace('127.0.0.1', 'a.localhost')}/f"
+        far.artefact = Artefact(url, far.artefact.sha256, far.artefact.size)
+        await far.download()
+    far.check_complete()
+
+
+@pytest.mark.parametrize(
+    "host", ["notlocalhost", "localhost.example", "a.localhost.localdomain", "localdomain", "ip6-allnodes"]
+)
+def test_names_like_those_of_loopback_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.example:3128")
+    assert Proxies().choose(f"https://{host}:8080/") is not None
 
 
 NO_PROXY = [

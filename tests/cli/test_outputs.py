@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from runed.errors import SettingsError
 from runed.jobs.outputs import descriptor_of
 from tests.cli import jobs
 from tests.cli.stand_in import Options
-from tests.support import clean_environment, wait_until
+from tests.support import clean_environment, short_home, wait_until
+from tests.users import OTHER, needs_root, run_as
 
 COUNT = 3
 
@@ -240,3 +242,26 @@ def test_full_device_is_named(tmp_path: Path, texts: Path, output: str, name: st
     assert done.returncode == 1
     assert done.stderr.startswith(f"runed: {name}: No space left on device")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_link_in_the_place_of_the_table_to_be_converted_is_replaced_and_not_followed(tmp_path: Path, texts: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "out.parquet.part.tmp").symlink_to("precious")
+    assert jobs.here("--batch", texts, "-o", tmp_path / "out.parquet") == 0
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.parquet", "precious", "texts.jsonl"]
+
+
+@needs_root
+def test_a_file_that_its_owner_alone_can_replace_is_told_before_any_work(tmp_path: Path, texts: Path) -> None:
+    """As a file of a stranger in /tmp, although its mode lets everybody write."""
+    place = short_home()
+    (place / "out.jsonl").touch()
+    (place / "out.jsonl").chmod(0o666)
+    os.chown(place / "out.jsonl", OTHER, OTHER)
+    place.chmod(0o1777)
+    code = "import sys, runed.cli.main; sys.exit(runed.cli.main.main(sys.argv[1:]))"
+    done = run_as(OTHER + 1, code, "embed", "--batch", str(texts), "-o", str(place / "out.jsonl"), RUNED_HOME=str(place / "no"))
+    shutil.rmtree(place)
+    assert done.returncode == 2
+    assert "out.jsonl cannot be written: the file belongs to another user" in done.stderr

@@ -210,6 +210,10 @@ BODIES: Mapping[str, Callable[[], bytes]] = {
     "word of 30 MiB": lambda: _json("Embed", _fill(b'{"text":"', b"a", b'"}')),
     "text of 30 MiB of spaces": lambda: _json("Embed", _fill(b'{"text":"', b" ", b'"}')),
     "text of 30 MiB of four-byte characters": lambda: _json("Embed", _fill(b'{"text":"', "\U0001f600".encode(), b'"}')),
+    "text of 30 MiB of three-byte characters": lambda: _json("Embed", _fill(b'{"text":"', "\u4e16".encode(), b'"}')),
+    "OpenAI text of 30 MiB of four-byte characters": lambda: _openai(
+        _fill(b'{"model":"x","input":"', "\U0001f600".encode(), b'"}')
+    ),
     "text of 30 MiB of combining marks": lambda: _json("Embed", _fill(b'{"text":"a', "\u0301\u0327".encode(), b'"}')),
     "text of 4 MiB": lambda: _json("Embed", _fill(b'{"text":"', _WORDS, b'"}', 4 * MIB)),
     "text of 4 MiB, truncated": lambda: _json("Embed", _fill(b'{"truncate":"TRUNCATE_END","text":"', _WORDS, b'"}', 4 * MIB)),

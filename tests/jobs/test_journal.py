@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from runed.errors import RunedError
+from runed.errors import RunedError, SettingsError
 from runed.jobs.journal import JobRecord, Journal
 from runed.jobs.row import JobSpace
 from tests.bad_files import BAD_FILES, put_bad_file
+from tests.users import OTHER, needs_root
 
 RECORD = JobRecord(version=1, options={}, space=JobSpace(fingerprint="fp1-0", model_identity="sha256:0", dim=2), head=4)
 
@@ -40,7 +43,7 @@ def test_anything_in_the_place_of_a_journal_is_told_or_written_anew(
     try:
         journal = Journal(part, resume=resume, overwrite=False)
     except RunedError as error:
-        assert "--overwrite" in error.message  # noqa: PT017 # there may be no error
+        assert "remove it, or " in error.message  # noqa: PT017 # there may be no error
     except OSError as error:
         assert error.filename == str(path)  # noqa: PT017 # as above
     else:
@@ -61,7 +64,7 @@ def test_a_damaged_record_is_no_journal(tmp_path: Path, change: dict[str, object
     try:
         journal = Journal(part, resume=True, overwrite=False)
     except RunedError as error:
-        assert "--overwrite" in error.message  # noqa: PT017 # as above
+        assert "remove it, or " in error.message  # noqa: PT017 # as above
     else:
         assert journal.record is None
         journal.close()
@@ -94,5 +97,30 @@ def test_a_part_that_is_no_file_is_told(tmp_path: Path, kind: str) -> None:
     part = tmp_path / "out.part"
     written(part)
     put_bad_file(kind, part)
-    with pytest.raises(OSError, match=r"out\.part"):
+    with pytest.raises((OSError, SettingsError), match=r"out\.part"):
         Journal(part, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["out.part", "out.part.journal"])
+def test_a_link_in_the_place_of_part_or_journal_is_not_followed(tmp_path: Path, name: str, *, overwrite: bool) -> None:
+    (tmp_path / name).symlink_to("precious")
+    with pytest.raises(SettingsError, match=rf"{name} is a link, so it is not written; remove it"):
+        Journal(tmp_path / "out.part", resume=False, overwrite=overwrite)
+    assert not (tmp_path / "precious").exists()
+
+
+@needs_root
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+@pytest.mark.parametrize("name", ["out.part", "out.part.journal"])
+def test_files_of_another_user_in_an_open_directory_are_not_used(tmp_path: Path, name: str, options: dict[str, bool]) -> None:
+    part = tmp_path / "out.part"
+    written(part)
+    os.chown(tmp_path / name, OTHER, OTHER)
+    arguments = {"resume": False, "overwrite": False} | options
+    tmp_path.chmod(0o1777)
+    with pytest.raises(SettingsError, match=rf"{name} belongs to user id {OTHER}, so it is not written"):
+        Journal(part, **arguments)
+    tmp_path.chmod(0o755)
+    with suppress(SettingsError):  # in a directory that nobody else can write to, there is only the question of --resume
+        Journal(part, **arguments).close()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from runed.lifecycle import spawn
 from runed.lifecycle.launch import find_command
 from runed.lifecycle.listener import find_listener, probe
 from runed.lifecycle.record import DaemonRecord
-from runed.lifecycle.spawn import ensure_daemon, stop_daemon
+from runed.lifecycle.spawn import ensure_daemon, stop_daemon, wait_for_end
 from runed.locking import LockFile
 from runed.paths import Paths
 from runed.peers import Peer
@@ -102,8 +103,10 @@ def test_a_daemon_killed_by_a_signal_is_reported_with_the_signal(fake: Fake) -> 
 @pytest.mark.slow
 def test_a_daemon_that_never_gets_ready_is_ended_and_reported(fake: Fake, paths: Paths, behaviour: str) -> None:
     settings = fake(behaviour)
+    began = time.monotonic()
     with pytest.raises(DaemonStartError, match="did not listen in time and was ended"):
         ensure_daemon(settings, timeout=1.5)
+    assert time.monotonic() - began < 1.5 + 1.0
     for start in starts(paths.home):
         assert process_gone(start["pid"])
 
@@ -194,9 +197,21 @@ def test_a_draining_daemon_is_waited_for_and_then_followed_by_a_new_one(fake: Fa
 def test_a_recorded_daemon_that_is_stuck_without_listening_is_named_in_the_error(fake: Fake, paths: Paths) -> None:
     settings = fake()
     DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
-    with pytest.raises(DaemonStartError, match=rf"pid {os.getpid()}, takes no calls.*end it with `runed stop`"):
-        ensure_daemon(settings, timeout=0.3)
-    assert starts(paths.home) == []
+    with LockFile(paths.daemon_lock) as lock:
+        assert lock.try_acquire()
+        with pytest.raises(DaemonStartError, match=rf"pid {os.getpid()}, takes no calls.*end it with `runed stop`"):
+            ensure_daemon(settings, timeout=0.3)
+        assert starts(paths.home) == []
+
+
+def test_a_live_daemon_that_lost_the_home_is_not_waited_for(fake: Fake, paths: Paths) -> None:
+    """It holds the lock of a home that was removed, and somebody put its record, or a backup of it, into the new home."""
+    settings = fake()
+    DaemonRecord.of_this_process(paths.socket).write(paths.daemon_record)
+    with LockFile(paths.daemon_lock) as lock:
+        assert lock.try_acquire()
+        paths.daemon_lock.unlink()
+        assert ensure_daemon(settings, timeout=10).started
 
 
 def test_a_record_of_an_old_version_that_names_a_stranger_hinders_nobody(fake: Fake, paths: Paths) -> None:
@@ -424,6 +439,31 @@ class TestStop:
         os.kill(handle.pid, signal.SIGSTOP)
         assert stop_daemon(paths, timeout=10)
         assert process_gone(handle.pid)
+
+    def test_it_waits_for_a_parent_that_is_slow_to_ask_for_the_end(self, paths: Paths) -> None:
+        with subprocess.Popen(["sleep", "60"]) as daemon:
+            identity = identify(daemon.pid)
+            assert identity is not None
+            daemon.kill()
+            parent = threading.Timer(0.4, daemon.wait)
+            parent.start()
+            wait_for_end(paths, identity, timeout=10, force=False)
+            with pytest.raises(ProcessLookupError):
+                os.kill(identity.pid, 0)
+            parent.join()
+
+    def test_it_does_not_wait_long_for_a_parent_that_never_asks(self, paths: Paths) -> None:
+        with subprocess.Popen(["sleep", "60"]) as daemon:
+            identity = identify(daemon.pid)
+            assert identity is not None
+            daemon.kill()
+            wait_for_end(paths, identity, timeout=10, force=False)
+
+    def test_it_waits_for_a_daemon_that_has_already_removed_its_files(self, paths: Paths) -> None:
+        with subprocess.Popen(["sleep", "0.5"]) as daemon:
+            identity = identify(daemon.pid)
+            assert stop_daemon(paths, identity, timeout=10)
+            assert daemon.poll() is not None
 
     def test_it_signals_no_program_that_only_hands_connections_on(self, paths: Paths) -> None:
         code = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)"

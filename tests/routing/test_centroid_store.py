@@ -339,6 +339,14 @@ async def test_sender_that_trickles_is_told_to_hurry(open_store: Open, path: Pat
     assert await install(store, values()) == version_of(values())
 
 
+async def test_sets_that_come_one_after_the_other_do_not_fill_the_log(open_store: Open) -> None:
+    store = open_store()
+    with capture_logs() as logs:
+        for number in range(5):
+            await install(store, values(), version=str(number))
+    assert len([entry for entry in logs if entry["event"] == "centroid set installed"]) < 5
+
+
 # Restarts
 
 

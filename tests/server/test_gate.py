@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from hyperframe.frame import PingFrame, SettingsFrame
 
 from runed.server import Headers, Refusal, Server
+from runed.server.gate import Share
 from runed.server.http2 import PREFACE
 from tests.server.app import Servicer, build_app
 from tests.server.clients import RawClient
@@ -31,11 +34,11 @@ def gate(headers: Headers) -> Refusal | None:
 
 
 @asynccontextmanager
-async def guarded(app: Any = None) -> AsyncIterator[tuple[Server, tuple[str, int]]]:  # noqa: ANN401 # any application
+async def guarded(app: Any = None, *, max_connections: int = 16) -> AsyncIterator[tuple[Server, tuple[str, int]]]:  # noqa: ANN401 # any application
     """Serve an app behind the gate, and yield the address."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         address = sock.getsockname()
-        server = Server(app or build_app(Servicer()), sock, gate=gate, max_connections=16)
+        server = Server(app or build_app(Servicer()), sock, gate=gate, max_connections=max_connections)
         await server.start()
         yield server, address
         await server.stop(0)
@@ -155,3 +158,22 @@ async def test_flood_of_strangers_lets_the_clients_of_the_socket_go_on(
                 attacker.kill()
                 attacker.wait()
         assert longest < 0.5
+
+
+async def test_strangers_that_have_left_are_no_obstacle_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their connections are closed, but still wait for their share while room is made for others."""
+    monkeypatch.setattr("runed.server.serving.Share", partial(Share, part=0.0005))  # so that each waits for a second
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    async with guarded(max_connections=4) as (server, address):
+        strangers = [socket.create_connection(address) for _ in range(12)]
+        for stranger in strangers:
+            stranger.sendall(request(secret=False, size=10))
+        await eventually(lambda: len(server._connections) == 4)
+        for stranger in strangers[:4]:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that the close resets
+            stranger.close()
+        await asyncio.sleep(1.5)
+        for stranger in strangers:
+            stranger.close()
+    assert failures == []

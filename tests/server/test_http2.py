@@ -65,16 +65,36 @@ async def test_oversize_request_is_refused_alone(path: Path, serve: Serve, servi
 
 
 async def test_client_whose_request_is_answered_early_is_told_to_stop(path: Path, serve: Serve, servicer: Servicer) -> None:
-    async with serve(servicer), await RawClient.connect(path) as client:
+    async with serve(servicer, stall_timeout=0.3), await RawClient.connect(path) as client:
         early = client.exchanges[client.open(b"/no.such.Service/Method", end=False)]
         assert await client.until(lambda: early.ended and early.reset is not None)
         assert early.reset == ErrorCodes.NO_ERROR
 
 
+async def test_request_that_is_answered_early_may_be_sent_to_its_end(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer), await RawClient.connect(path) as client:
+        stream = client.open(b"/no.such.Service/Method", end=False)
+        early = client.exchanges[stream]
+        assert await client.until(lambda: early.ended)
+        for _ in range(40):  # more than the window of a stream
+            assert await client.until(lambda: client.h2.local_flow_control_window(stream) >= 16_000)
+            client.h2.send_data(stream, bytes(16_000))
+        client.h2.end_stream(stream)
+        assert (await client.over(client.call("Info", pb.InfoRequest()))).succeeded
+        assert early.reset is None
+
+
+async def test_streams_that_are_answered_early_are_bounded(path: Path, serve: Serve, servicer: Servicer) -> None:
+    async with serve(servicer, max_streams=8), await RawClient.connect(path) as client:
+        early = [client.exchanges[client.open(b"/no.such.Service/Method", end=False)] for _ in range(3)]
+        assert await client.until(lambda: all(it.ended for it in early) and early[0].reset is not None)
+        assert [it.reset for it in early] == [ErrorCodes.NO_ERROR, None, None]
+
+
 async def test_body_that_was_under_way_when_it_was_refused_ends_no_other_call(
     path: Path, serve: Serve, servicer: Servicer
 ) -> None:
-    async with serve(servicer), await RawClient.connect(path) as client:
+    async with serve(servicer, stall_timeout=0.3), await RawClient.connect(path) as client:
         in_flight = client.call("Embed", pb.EmbedRequest(text=WAIT))
         refused = client.open(b"/no.such.Service/Method", end=False)
         assert await client.until(lambda: client.exchanges[refused].reset is not None and servicer.waiting == 1)

@@ -188,3 +188,15 @@ def test_connections_follow_the_limit_of_open_files(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     assert connection_limits() == (clients, strangers)
+
+
+async def test_clients_that_left_before_their_turn_are_not_served(
+    sock: socket.socket, serve: Serve, path: Path, servicer: Servicer
+) -> None:
+    for _ in range(100):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(head(b'{"text": "a"}'))
+    async with serve(servicer):
+        await embed(path)
+    assert len(servicer.clients) == 1

@@ -14,8 +14,8 @@ import { checkHome, mayRead } from "./trust.js";
 import { isOlder, VERSION } from "./version.js";
 import { Deadline } from "./waiting.js";
 
-/** Milliseconds that `runed ensure` may go on after its time is over. */
-const ENSURE_GRACE_MS = 5000;
+/** Milliseconds that `runed ensure` may go on after its time is over. By this, a call may exceed its limit. */
+const ENSURE_GRACE_MS = 1000;
 
 /** The codes of a failed connect while no process listens. */
 const ABSENT = new Set(["ENOENT", "ECONNREFUSED", "ENOTDIR"]);
@@ -316,12 +316,19 @@ async function runEnsure(
 ): Promise<Ensured | undefined> {
   const args = ["ensure", "--json", "--timeout", (timeoutMs / 1000).toFixed(3)];
   const env = { ...process.env, RUNED_HOME: home };
-  const options = { env, timeout: Math.ceil(timeoutMs) + ENSURE_GRACE_MS, ...(signal && { signal }) };
+  const options = { env, ...(signal && { signal }) };
   const { error, stdout, stderr } = await new Promise<{ error: ExecFileException | null; stdout: string; stderr: string }>(
     (settle) => {
       const child = execFile(program, args, options, (error, stdout, stderr) => {
+        clearTimeout(timer);
         settle({ error, stdout, stderr });
       });
+      const timer = setTimeout(() => {
+        child.kill("SIGKILL");
+        // A child of it may hold these open, and the end of both is waited for.
+        child.stdout?.destroy();
+        child.stderr?.destroy();
+      }, timeoutMs + ENSURE_GRACE_MS);
       child.stdin?.end();
     },
   );

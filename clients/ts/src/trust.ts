@@ -1,6 +1,7 @@
 /** Whether other users have a hand in a home. Root is trusted everywhere, since it can do everything anyway. */
 
 import { lstatSync, readlinkSync, type Stats, statSync } from "node:fs";
+import { userInfo } from "node:os";
 import { isAbsolute, join } from "node:path";
 import { RunedError } from "./errors.js";
 
@@ -27,7 +28,7 @@ const PARENT_REMEDY = `${REMEDY}, or set RUNED_TRUST_PARENTS=1 if you trust them
  */
 export function checkHome(home: string): void {
   const real = resolveTrusted(home);
-  const stat = look(() => lstatSync(real, { throwIfNoEntry: false }), home);
+  const stat = find(real, home);
   if (stat === undefined) {
     return;
   }
@@ -47,7 +48,7 @@ export function checkHome(home: string): void {
     );
   }
   for (const name of HOME_FILES) {
-    const found = look(() => lstatSync(join(real, name), { throwIfNoEntry: false }), home);
+    const found = find(join(real, name), home);
     if (found !== undefined && !isTrusted(found.uid)) {
       throw foreign(`${join(home, name)} belongs to user id ${found.uid}, so it is not used; remove it, or ${REMEDY}`);
     }
@@ -79,7 +80,7 @@ function resolveTrusted(path: string): string {
     }
     checkParent(path, place);
     const next = join(place, name); // of "..", too: place has no links
-    const stat = look(() => lstatSync(next, { throwIfNoEntry: false }), path);
+    const stat = find(next, path);
     if (stat === undefined) {
       return join(next, ...pending);
     }
@@ -126,13 +127,37 @@ function isTrusted(uid: number): boolean {
   return uid === process.geteuid?.() || uid === 0 || uid === statSync("/").uid;
 }
 
-/** Tells whether others than the owner and the group of this process can write to a file or directory. */
+/** Tells whether others than the owner and this user's own groups can write to a file or directory. */
 function isOpenToWriters(stat: Stats): boolean {
-  return (stat.mode & (stat.gid === process.getegid?.() ? 0o002 : 0o022)) !== 0;
+  return ((stat.mode & 0o020) !== 0 && !isOwnGroup(stat.gid)) || (stat.mode & 0o002) !== 0;
+}
+
+/** Tells whether a group is that of this process, or that of this user's login, which newgrp does not change. */
+function isOwnGroup(gid: number): boolean {
+  try {
+    return gid === process.getegid?.() || gid === userInfo().gid;
+  } catch {
+    return false; // the system does not know this user
+  }
 }
 
 function modeOf(stat: Stats): string {
   return (stat.mode & 0o7777).toString(8).padStart(4, "0");
+}
+
+/** Returns what is at a place on the way to a path, without following a link; undefined if nothing is or can be there. */
+function find(place: string, path: string): Stats | undefined {
+  return look(() => {
+    try {
+      return lstatSync(place, { throwIfNoEntry: false });
+    } catch (error) {
+      // Node.js 20 throws this one, although nothing can be below a file.
+      if ((error as NodeJS.ErrnoException).code === "ENOTDIR") {
+        return undefined;
+      }
+      throw error;
+    }
+  }, path);
 }
 
 /** Looks at the file system, and turns its errors into ours. */

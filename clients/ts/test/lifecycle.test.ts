@@ -199,6 +199,13 @@ describe("the program that starts the daemon", () => {
     assert.match((await refusal(connect({ home: empty }))).message, /gave no answer/);
   });
 
+  it("is ended soon after the limit of the call, also if it hangs", async () => {
+    writeFileSync(join(empty, "other"), `#!/bin/sh\ntrap '' TERM\nsleep 8 &\nwhile :; do sleep 0.05; done\n`);
+    const began = performance.now();
+    assert.match((await refusal(connect({ home: empty, timeoutMs: 500 }))).message, /gave no answer/);
+    assert.ok(performance.now() - began < 3000, "a second and a half, and a busy machine");
+  });
+
   it("is ended when the caller gives up", async () => {
     writeFileSync(join(empty, "other"), `#!/bin/sh\ntouch "${empty}/began"\nexec sleep 60\n`);
     const abort = new AbortController();

@@ -73,7 +73,7 @@ const {
   }>;
   room: Table<{ call: string; options: EmbedOptions; room: number }>;
   places: Table<{ environment: Record<string, string>; home?: string; socket_path?: string; socket?: string; reason?: string }>;
-  homes: Table<{ lay: string[]; home?: string; reason: string }>;
+  homes: Table<{ lay: string[]; home?: string; reason: string; unsaid?: string }>;
   dial: Table<{ found: string; reason: string }>;
   ensure: Table<{ output: string; exit: number; reason: string; says: string }>;
   versions: Table<{ daemon: string; client: string; older: boolean }>;
@@ -355,7 +355,7 @@ describe("the daemon is looked for", () => {
 });
 
 describe("a home is checked that was laid by", () => {
-  for (const [index, { lay, home = "home", reason }] of homes.rows.entries()) {
+  for (const [index, { lay, home = "home", reason, unsaid }] of homes.rows.entries()) {
     const skip = lay.join().includes("12345") && process.geteuid?.() !== 0 && "only root can give a file to another user";
     it(`${lay.join(", ") || "nothing"} at ${home}`, { skip }, async () => {
       const place = join(folder, `homes${index}`);
@@ -369,7 +369,10 @@ describe("a home is checked that was laid by", () => {
             mkdirSync(path);
             chmodSync(path, Number.parseInt(value, 8));
           },
-          file: () => writeFileSync(path, "", { mode: 0o600 }),
+          file: () => {
+            writeFileSync(path, "");
+            chmodSync(path, Number.parseInt(value || "600", 8));
+          },
           link: () => symlinkSync(value, path),
           owner: () => lchownSync(path, Number(value), -1),
           group: () => lchownSync(path, -1, Number(value)),
@@ -378,6 +381,11 @@ describe("a home is checked that was laid by", () => {
             endings.push(() => {
               delete process.env.RUNED_TRUST_PARENTS;
             });
+          },
+          switch: () => {
+            const own = process.getegid?.() ?? 0;
+            process.setegid?.(Number(value));
+            endings.push(() => process.setegid?.(own));
           },
         };
         steps[kind]?.();
@@ -389,7 +397,9 @@ describe("a home is checked that was laid by", () => {
         writeFileSync(join(place, "program"), `#!/bin/sh\ntouch ${join(place, "ran")}\n`, { mode: 0o755 });
         writeFileSync(config, JSON.stringify({ version: 1, runed_binary: join(place, "program") }), { mode: 0o644 });
       }
-      assert.equal((await refusal(connect({ home: join(place, home), spawn: refused }))).reason, reason);
+      const error = await refusal(connect({ home: join(place, home), spawn: refused }));
+      assert.equal(error.reason, reason);
+      assert.ok(unsaid === undefined || !error.message.includes(unsaid));
       assert.equal(existsSync(join(place, "ran")), false);
     });
   }

@@ -17,6 +17,7 @@ from runed.api.error_codes import MalformedRequestError
 from runed.api.json_body import check_unicode, read_json
 from runed.api.large import MANY_BYTES, MOST_PARTS, too_many_parts
 from runed.errors import BatchTooLargeError, RunedError
+from runed.turns import Pauses
 
 _FIELD_AT_FAULT = re.compile(r"Failed to parse (\w+) field: ")
 """The start of an error of Google's runtime; the rest of it may quote the caller."""
@@ -36,10 +37,12 @@ class Decoded:
         message: The message.
         broken: The texts with half of a surrogate pair, by their index among the texts of the message. The message has "" in
             their place.
+        pauses: The pauses of the thread that reads it.
     """
 
     message: Message
     broken: dict[int, str] = field(default_factory=dict)
+    pauses: Pauses = field(default_factory=Pauses)
 
 
 _message: ContextVar[Message | None] = ContextVar("runed_message", default=None)
@@ -222,6 +225,7 @@ def _fill_strings(message: Message, kind: _Descriptor, value: object, decoded: D
     if not kind.is_repeated:
         text = _fitting(message, kind, value, decoded, index or 0)
         setattr(message, kind.name, text)
+        decoded.pauses.pause()
         return
     texts = _checked(message, kind, value, list)
     getattr(message, kind.name).extend(_fitting(message, kind, text, decoded, place) for place, text in enumerate(texts))
@@ -237,6 +241,7 @@ def _fitting(message: Message, kind: _Descriptor, value: object, decoded: Decode
             raise
         decoded.broken[index] = text
         return ""
+    decoded.pauses.pause()
     return text
 
 

@@ -37,6 +37,7 @@ class LlamaBackend:
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
         profile: The number of texts at once and of threads, or the name of a profile.
         device: The device that computes.
+        holds_home: Returns whether the home is still this process's. Otherwise no engine is started, and no file removed.
         timings: Time limits for the engine.
 
     Raises:
@@ -53,6 +54,7 @@ class LlamaBackend:
         ctx_size: int,
         profile: str | Profile = "balanced",
         device: Device = CPU,
+        holds_home: Callable[[], bool] = lambda: True,
         timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
         metadata = read_gguf(model)
@@ -86,7 +88,7 @@ class LlamaBackend:
             device=device,
         )
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
-        self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, timings=timings)
+        self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, holds_home=holds_home, timings=timings)
         self._supervisor = Supervisor(self._launcher.launch, timings)
         self._guard = Guard()
 

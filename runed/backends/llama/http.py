@@ -120,13 +120,16 @@ class LlamaHTTP:
     Args:
         socket: The server's UNIX socket.
         dim: The number of values that each vector must have.
-        max_tokens: The largest number of tokens of one text, told in errors.
+        max_tokens: The largest number of tokens of one text.
         isolation: The facts for `Isolation`; None where texts do not share a context.
+
+    Attributes:
+        max_tokens: As given.
     """
 
     def __init__(self, socket: Path, *, dim: int, max_tokens: int, isolation: Isolation | None = None) -> None:
         self._dim = dim
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._isolation = isolation
         self._special: tuple[list[int], list[int]] | None = None
         self._session = aiohttp.ClientSession(
@@ -269,8 +272,8 @@ class LlamaHTTP:
                 f"llama-server answered {path} with HTTP status {status}{kind}; logs/llama-server.log may say why"
             )
         return TextTooLongError(
-            f"a text has {tokens:,} tokens and at most {self._max_tokens:,} are read at once; shorten or split it",
-            metadata={"tokens": str(tokens), "limit": str(self._max_tokens)},
+            f"a text has {tokens:,} tokens and at most {self.max_tokens:,} are read at once; shorten or split it",
+            metadata={"tokens": str(tokens), "limit": str(self.max_tokens)},
         )
 
 

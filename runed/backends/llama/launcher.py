@@ -5,29 +5,26 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
-from runed.backends.llama.process import ChildProcess, OutputLog, has_successor, reap_orphan
+from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.self_test import CompanyError, SelfTest, check_again, check_engine
 from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.stillness import Stillness
 from runed.backends.llama.timings import Timings
-from runed.errors import BackendError, BackendUnavailableError, ForeignPathError
+from runed.errors import BackendError, BackendFaultError, BackendUnavailableError, ForeignPathError
 from runed.files import run_in_thread
 from runed.log import get_logger
 from runed.os_errors import explain
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
 from runed.settings import engine_environment
-
-_SUCCESSOR_SECONDS = 0.1
-"""Seconds that a daemon gives a successor, which may have ended its engine, to record the new one. A slower one is missed."""
 
 _log = get_logger(__name__)
 
@@ -44,17 +41,27 @@ class Launcher:
         eos_id: The token that each text must end with, or None.
         quirks: The quirks of the engine on this machine.
         paths: The home.
+        holds_home: Returns whether the home is still this process's.
         timings: Time limits for the engine.
     """
 
-    def __init__(self, command: EngineCommand, *, eos_id: int | None, quirks: Quirks, paths: Paths, timings: Timings) -> None:
+    def __init__(  # the facts about an engine
+        self,
+        command: EngineCommand,
+        *,
+        eos_id: int | None,
+        quirks: Quirks,
+        paths: Paths,
+        holds_home: Callable[[], bool],
+        timings: Timings,
+    ) -> None:
         self._command = command
         self._eos_id = eos_id
         self._quirks = quirks
         self._paths = paths
         self._timings = timings
         self._tested: str | None = None
-        self._made_room = False
+        self._holds_home = holds_home
         self._spawned = False
         self._self_test: SelfTest | None = None
         self._model_state = _file_state(command.model)
@@ -139,6 +146,7 @@ class Launcher:
                 output=output,
                 record=self._paths.engine_record,
                 leftovers=[command.socket],
+                holds_home=self._holds_home,
             )
         self._spawned = True
         http = LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
@@ -151,22 +159,32 @@ class Launcher:
             await child.kill()  # it has no state that a graceful end would save
             if isinstance(error, BackendUnavailableError) and child.exited.result() == -signal.SIGILL:
                 raise _IllegalInstructionError(output) from None
+            if isinstance(error, BackendFaultError | BackendUnavailableError):
+                raise error.retold(error.message + self._doubt(error.message)) from None
             raise
         return server
+
+    def _doubt(self, message: str) -> str:
+        """Return a clause that names the setting of an engine of the user's own; "" for an engine that runed installed."""
+        program = self._command.executable
+        # A program that tells of `load_model` is a llama-server, and the model is at fault.
+        told = "RUNED_LLAMA_SERVER" in message or "load_model" in message
+        if told or program.is_relative_to(self._paths.llama_cpp):
+            return ""
+        return (
+            f"; if {program} is not the llama-server that you want, correct RUNED_LLAMA_SERVER (llama_server in config.json), "
+            "or unset it to have an engine installed, and run `runed stop`"
+        )
 
     def _make_room(self) -> None:
         """Make the directories, and remove an earlier server and its socket, since no server binds to an existing path."""
         socket = self._command.socket
+        if not self._holds_home():
+            # Another daemon may serve what is at this path now. Two daemons there would end each other's engines for ever.
+            raise BackendUnavailableError("the home of this daemon was removed or replaced, so it ends; connect again")
         for directory in (self._paths.engine_record.parent, self._paths.logs, self._paths.cache):
             ensure_private_dir(directory)
         ensure_socket_dir(socket)
-        # Two daemons that end each other's engines would go on with it for ever. The first start of the newer one ends the
-        # older one's; the older one, whose home was removed or whose socket was replaced, gives in and finishes its drain.
-        if self._made_room:
-            time.sleep(_SUCCESSOR_SECONDS)
-        if self._made_room and has_successor(self._paths.engine_record):
-            raise BackendUnavailableError("another daemon has taken this home over and runs its own llama-server")
-        self._made_room = True
         reap_orphan(self._paths.engine_record)
         if socket.exists() and not socket.is_socket():
             raise ForeignPathError(f"{socket} is not a socket; move it away or set RUNED_HOME to another place")
@@ -185,6 +203,9 @@ class Launcher:
                     break
                 if child.exited.done():
                     raise _failed_start(server, describe_exit(child.exited.result()))
+                # A signal closes the listener. An engine that just computes its self-test would never answer then, nor end.
+                if server.listened and not child.stopped and not server.accepts():
+                    raise _failed_start(server, "could not be reached any more by its socket")
                 patience = min(timings.hang + timings.probe if child.stopped else timings.start_stall, timings.start_stall)
                 if stillness.look() > patience:
                     raise _failed_start(server, f"made no progress for {patience:g} seconds")
@@ -198,9 +219,11 @@ class Launcher:
     async def _come_up(self, server: LlamaServer) -> None:
         """Wait until the server has loaded, and check its vectors: of all test texts for a new program, else of one."""
         started = time.monotonic()
-        while not (self._command.socket.exists() and await server.http.healthy()):  # noqa: ASYNC110 # no event tells it
+        while not (self._command.socket.exists() and await server.http.healthy()):  # no event tells it
+            server.listened = server.listened or server.accepts()
             # The pause grows with the elapsed time. A wake-up loses at most 5 ms, and a long load costs little processor time.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
+        server.listened = True
         tested = f"{self._quirks.engine()} {self._command.slots}"
         try:
             if self._self_test and tested == self._tested:

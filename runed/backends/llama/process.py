@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +17,7 @@ import psutil
 from runed.errors import printable_bytes
 from runed.files import make_way, read_record
 from runed.log import get_logger
+from runed.os_errors import naming
 from runed.processes import ProcessIdentity, die_with_parent, identify, threads_of
 
 _log = get_logger(__name__)
@@ -79,21 +80,37 @@ class ChildProcess:
             signal that ended it.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, output: OutputLog, record: Path, leftovers: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        output: OutputLog,
+        record: Path,
+        leftovers: Sequence[Path],
+        holds_home: Callable[[], bool],
+    ) -> None:
         self.pid = process.pid
         self.output = output
         self._process = process
         self._record = record
         self._leftovers = leftovers
+        self._holds_home = holds_home
         self._identity = identify(process.pid)
         if self._identity:
             # Not `write_atomically`: its fsync may take seconds, and the record is worthless after a reboot.
-            record.write_bytes(msgspec.json.encode(self._identity))
+            with naming(record):
+                record.write_bytes(msgspec.json.encode(self._identity))
         self.exited: asyncio.Task[int] = asyncio.create_task(self._attend())
 
     @classmethod
-    async def spawn(
-        cls, argv: Sequence[str], *, env: Mapping[str, str], output: OutputLog, record: Path, leftovers: Sequence[Path]
+    async def spawn(  # what a child needs
+        cls,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        output: OutputLog,
+        record: Path,
+        leftovers: Sequence[Path],
+        holds_home: Callable[[], bool] = lambda: True,
     ) -> Self:
         """Start a child.
 
@@ -106,6 +123,7 @@ class ChildProcess:
             output: The log for its standard output and error.
             record: The file for its identity, which `reap_orphan` reads.
             leftovers: Files that the child makes. They and `record` are removed when the child is gone.
+            holds_home: Returns whether the files at these paths are still this process's. Otherwise they are left alone.
 
         Raises:
             OSError: The program cannot be started, or the record cannot be written.
@@ -122,7 +140,7 @@ class ChildProcess:
             preexec_fn=die_with_parent(),
         )
         try:
-            return cls(process, output, record, leftovers)
+            return cls(process, output, record, leftovers, holds_home)
         except OSError:
             process.kill()
             await process.wait()
@@ -193,26 +211,10 @@ class ChildProcess:
         while data := await self._process.stdout.read(_CHUNK):
             self.output.write(data)
         code = await self._process.wait()
-        # A daemon that has taken this home over may have a record and a socket of the same names.
-        if read_record(self._record, ProcessIdentity) in {None, self._identity}:
+        if self._holds_home():
             for path in (self._record, *self._leftovers):
                 path.unlink(missing_ok=True)
         return code
-
-
-def has_successor(record: Path) -> bool:
-    """Return whether a record names a live child of another process: of a daemon that has taken this home over.
-
-    Args:
-        record: The file that `ChildProcess.spawn` wrote.
-    """
-    identity = read_record(record, ProcessIdentity)
-    if identity is None or identify(identity.pid) != identity:
-        return False
-    try:
-        return psutil.Process(identity.pid).ppid() not in {1, os.getpid()}  # an orphan is a child of process 1
-    except psutil.Error:
-        return False
 
 
 def reap_orphan(record: Path) -> None:

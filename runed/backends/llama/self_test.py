@@ -12,7 +12,7 @@ from runed.backends.llama.http import LlamaHTTP
 from runed.errors import BackendFaultError
 
 _TEXTS = ("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four.")
-"""Texts. Each fits into a micro-batch of 63 tokens, even if each byte is a token."""
+"""Texts. Each fits into a micro-batch of 63 tokens, even if each byte is a token. A smaller context gets their first tokens."""
 
 MIN_COSINE = 0.9999
 """Smallest accepted cosine between the vectors of a text alone and beside other texts."""
@@ -63,11 +63,13 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
             f"(it ends with {tokens[0][-1:]}), so its vectors would be wrong; "
             "use another version of llama-server or of the model"
         )
-    alone = [await http.embed([text]) for text in _TEXTS]
-    if [batch.tokens for batch in alone] != [len(text) for text in tokens]:
+    most = http.max_tokens
+    texts = [text if len(ids) <= most else ids[:most] for text, ids in zip(_TEXTS, tokens, strict=True)]
+    alone = [await http.embed([text]) for text in texts]
+    if [batch.tokens for batch in alone] != [min(len(ids), most) for ids in tokens]:
         raise BackendFaultError("llama-server counts other tokens than it embeds; use another version of llama-server")
-    fitting = sum(np.cumsum([len(text) for text in tokens]) <= limits.tokens)
-    together = await http.embed(_TEXTS[: max(min(fitting, limits.texts), 2)])
+    fitting = sum(np.cumsum([batch.tokens for batch in alone]) <= limits.tokens)
+    together = await http.embed(texts[: max(min(fitting, limits.texts), 2)])
     worst = min(cosine(batch.vectors[0], vector) for batch, vector in zip(alone, together.vectors, strict=False))
     if not worst >= _BROKEN_COSINE:
         raise BackendFaultError(
@@ -76,7 +78,7 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         )
     if limits.texts > 1:
         long = (list(itertools.chain.from_iterable(tokens)) * long_tokens)[:long_tokens]
-        first, _, second = await http.embed([long]), await http.embed(_TEXTS[:2]), await http.embed([long])
+        first, _, second = await http.embed([long]), await http.embed(texts[:2]), await http.embed([long])
         worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
         if worst < MIN_COSINE:
             raise CompanyError(worst)

@@ -40,6 +40,7 @@ class LlamaServer:
         child: Its process.
         http: Its interface.
         path: Its socket.
+        listened: Whether it has taken a connection while it started.
         reference: The vector of the self-test's first text; the launcher sets it when the server is ready.
         closing: Whether it is being stopped on purpose. A lost connection is expected then.
         verdict: The reason why it was killed, or "".
@@ -51,6 +52,7 @@ class LlamaServer:
     child: ChildProcess
     http: LlamaHTTP
     path: Path
+    listened: bool = False
     reference: bytes = b""
     closing: bool = False
     verdict: str = ""

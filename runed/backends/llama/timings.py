@@ -21,7 +21,7 @@ class Timings:
     Attributes:
         start_stall: A start is given up after this time without work.
         start_limit: A start is given up after this time, even if the engine works.
-        term_grace: The time between SIGTERM and SIGKILL.
+        term_grace: The time between SIGTERM and SIGKILL. A busy engine does not obey the first, and has no state to save.
         look: The time between two looks at the engine.
         hang: The time without work after which an engine is asked something.
         probe: The time without work after which an engine that was asked is hung.
@@ -35,7 +35,7 @@ class Timings:
 
     start_stall: float = 60.0
     start_limit: float = 1800.0
-    term_grace: float = 5.0
+    term_grace: float = 0.5
     look: float = 1.0
     hang: float = 12.0
     probe: float = 6.0
