@@ -101,9 +101,8 @@ class EngineCommand:
     @property
     def long_tokens(self) -> int:
         """The tokens of the long text of the self-test: more than are computed at once where texts share a context."""
-        # On a device, the kernels and the memory for a whole micro-batch have to show what they can do.
-        whole = self.info.pooling == "last" or not self.device.is_cpu
-        return min((self._batch if whole else _LAST_MICRO_BATCH) + _MORE_TOKENS, self.info.max_tokens)
+        at_once = self._batch if self.info.pooling == "last" else _LAST_MICRO_BATCH
+        return min(at_once + _MORE_TOKENS, self.info.max_tokens)
 
     @property
     def _batch(self) -> int:
