@@ -72,6 +72,7 @@ class BackendState:
         restarts: The number of times that a dead engine was replaced, since the backend was made.
         company_cosine: The smallest cosine between the vectors of a text alone and beside others that the last self-test found;
             0 before the first one.
+        tuned_at: The time at which the settings of the engine were measured on this machine, in ISO 8601; "" for built-in ones.
     """
 
     status: BackendStatus
@@ -79,6 +80,7 @@ class BackendState:
     pid: int = 0
     restarts: int = 0
     company_cosine: float = 0.0
+    tuned_at: str = ""
 
 
 class Embedder(Protocol):

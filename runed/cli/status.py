@@ -153,9 +153,9 @@ def _as_lines(report: Report) -> dict[str, str]:
         if info.vector_dim
         else "-",
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
-        "engine": f"{engine}, profile {info.profile}, {_process(health.engine_pid, report.engine_memory)}"
+        "engine": f"{engine}, {_profile(info)}, {_process(health.engine_pid, report.engine_memory)}"
         if health.engine_pid
-        else f"{engine}, profile {info.profile}, not running",
+        else f"{engine}, {_profile(info)}, not running",
         "device": _device(info),
         "daemon": f"runed {info.daemon_version}, {_process(health.pid, report.daemon_memory)}, "
         f"up {_duration(health.uptime_seconds)}",
@@ -179,6 +179,11 @@ def _device(info: runed.Info) -> str:
     name = f"{info.device} ({info.accelerator})" if info.device else "the processors"
     cosine = math.floor(info.company_cosine * 1e7) / 1e7  # not rounded up to a 1 that it is not
     return f"{name}; a text alone and beside others has a cosine of {cosine:.7f}" if cosine else name
+
+
+def _profile(info: runed.Info) -> str:
+    tuned = f" as tuned at {info.tuned_at} (`runed bench --reset` undoes that)" if info.tuned_at else ""
+    return f"profile {info.profile}{tuned}"
 
 
 def _lane(lane: runed.LaneHealth) -> str:

@@ -199,6 +199,8 @@ class Info:
         device: The name of the device for people; "" for the processors.
         company_cosine: The smallest cosine between the vectors of a text alone and beside others that the engine's last
             self-test found; 0 before the first one.
+        tuned_at: The time at which `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty
+            if they are built-in ones.
     """
 
     daemon_version: str
@@ -225,3 +227,4 @@ class Info:
     accelerator: str = ""
     device: str = ""
     company_cosine: float = 0.0
+    tuned_at: str = ""

@@ -138,3 +138,4 @@ class Info:
     accelerator: str = ""
     device: str = ""
     company_cosine: float = 0.0
+    tuned_at: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def command(device: Device, *, pooling: str = "last", profile: str = "balanced",
         info=info,
         context=context,
         profile=built_in_profile(profile, pooling=pooling, device=device),
+        vocabulary=151_936,
         device=device,
     )
 
@@ -76,8 +78,8 @@ def test_a_device_that_does_not_tell_its_memory_gets_passes_of_middle_size() -> 
 
 
 def test_the_long_text_of_the_self_test_needs_two_passes_where_texts_share_a_context() -> None:
-    assert command(GPU).long_tokens == 2060
-    assert command(CPU).long_tokens == 72
+    assert command(GPU).long_tokens == 2056
+    assert command(CPU).long_tokens == 136
     assert command(GPU, pooling="mean").long_tokens == command(CPU, pooling="mean").long_tokens == 72
 
 
@@ -96,7 +98,7 @@ def test_quirks_of_a_device_are_not_those_of_the_processors(tmp_path: Path) -> N
     [
         ({"exit": "CUDA error: no kernel image is available"}, "no kernel image is available"),
         ({"always": "nan"}, "a vector that is not finite"),
-        ({"always": "crash"}, "SIGABRT"),
+        ({"always": "crash"}, "llama-server .* while it started"),
         ({"always": "batch-differs"}, "differently alone and in a batch"),
     ],
 )
@@ -108,7 +110,7 @@ async def test_an_engine_that_fails_on_its_device_is_given_up_after_another_try(
     with pytest.raises(DeviceError, match=reason) as caught:
         await backend.start()
     assert backend.state.status is BackendStatus.DEVICE_FAILED
-    assert reason in backend.state.reason
+    assert re.search(reason, backend.state.reason)
     assert caught.value.retry_after is not None
     assert caught.value.retry_after < 1.0
     assert [launch["argv"][launch["argv"].index("--device") + 1] for launch in fake.launches] == ["CUDA0"] * 2

@@ -218,6 +218,7 @@ class Service(RunedService):
             accelerator="vulkan",
             device="fake device",
             company_cosine=0.75,
+            tuned_at="2026-11-28T12:00:00+00:00",
         )
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:

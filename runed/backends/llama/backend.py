@@ -86,6 +86,7 @@ class LlamaBackend:
             context=context,
             profile=profile,
             device=device,
+            vocabulary=metadata.vocabulary,
         )
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
         self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, holds_home=holds_home, timings=timings)
@@ -106,6 +107,7 @@ class LlamaBackend:
             pid=self._supervisor.pid,
             restarts=self._supervisor.restarts,
             company_cosine=self._launcher.company_cosine,
+            tuned_at=self._launcher.command.profile.tuned_at,
         )
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
+from runed.backends.llama.passes import free_memory
 from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.self_test import CompanyError, SelfTest, check_again, check_engine
@@ -25,6 +26,9 @@ from runed.os_errors import explain
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
 from runed.settings import engine_environment
+
+_EXPLAINED_LINES = 50
+"""Last lines of the output among which the reason is looked for why a device is not there."""
 
 _log = get_logger(__name__)
 
@@ -117,7 +121,8 @@ class Launcher:
         return server
 
     def _heed_quirks(self) -> None:
-        self._command = replace(self._command, no_repack=self._quirks.no_repack(), one_slot=self._quirks.one_slot())
+        command = replace(self._command, no_repack=self._quirks.no_repack(), one_slot=self._quirks.one_slot())
+        self._command = command.within(free_memory())
 
     async def _launch_repacked(self) -> LlamaServer:
         """Start the server. If it dies of its repacked kernels, start it once more without them."""
@@ -224,7 +229,7 @@ class Launcher:
             # The pause grows with the elapsed time. A wake-up loses at most 5 ms, and a long load costs little processor time.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
         server.listened = True
-        tested = f"{self._quirks.engine()} {self._command.slots}"
+        tested = f"{self._quirks.engine()} {self._command.slots} {self._command.pass_tokens}"
         try:
             if self._self_test and tested == self._tested:
                 await check_again(server.http, self._self_test.reference)
@@ -270,6 +275,9 @@ class _IllegalInstructionError(BackendUnavailableError):
 
 def _failed_start(server: LlamaServer, how: str) -> BackendUnavailableError:
     output = server.child.output
+    # After this line, llama.cpp explains its options at length.
+    if gone := next((line for line in output.tail(_EXPLAINED_LINES) if "invalid device" in line), ""):
+        return BackendUnavailableError(f"llama-server {how} while it started: {gone.strip()}")
     # llama.cpp's error for an option that this build lacks. The user may have chosen an old program.
     too_old = any(words in output.last_words() for words in ("invalid argument", "unknown argument"))
     remedy = "; it lacks an option that runed needs: use a newer one, or unset RUNED_LLAMA_SERVER" if too_old else ""

@@ -106,6 +106,7 @@ def info(response: InfoResponse) -> Info:
         document_prompt=response.document_prompt,
         default_instruction=response.default_instruction,
         profile=response.profile,
+        tuned_at=response.tuned_at,
         max_queued_texts=response.max_queued_texts,
         max_queued_bytes=response.max_queued_bytes,
         restrictions=tuple(response.restrictions),

@@ -1254,6 +1254,8 @@ type InfoResponse struct {
 	// How much a vector depends on the other texts that are computed at once: the smallest cosine between the vectors of a text
 	// alone and beside others that the engine's last self-test found. 1 means not at all. 0 before the first self-test.
 	CompanyCosine float64 `protobuf:"fixed64,33,opt,name=company_cosine,json=companyCosine,proto3" json:"company_cosine,omitempty"`
+	// When `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty if they are built-in ones.
+	TunedAt       string `protobuf:"bytes,34,opt,name=tuned_at,json=tunedAt,proto3" json:"tuned_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1454,6 +1456,13 @@ func (x *InfoResponse) GetCompanyCosine() float64 {
 		return x.CompanyCosine
 	}
 	return 0
+}
+
+func (x *InfoResponse) GetTunedAt() string {
+	if x != nil {
+		return x.TunedAt
+	}
+	return ""
 }
 
 type HealthRequest struct {
@@ -2304,7 +2313,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13CountTokensResponse\x12!\n" +
 	"\ftoken_counts\x18\x01 \x03(\rR\vtokenCounts\x12&\n" +
 	"\x0fmax_text_length\x18\x02 \x01(\rR\rmaxTextLength\"\r\n" +
-	"\vInfoRequest\"\x86\a\n" +
+	"\vInfoRequest\"\xa1\a\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -2332,7 +2341,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\frestrictions\x18\x1e \x03(\tR\frestrictions\x12 \n" +
 	"\vaccelerator\x18\x1f \x01(\tR\vaccelerator\x12\x16\n" +
 	"\x06device\x18  \x01(\tR\x06device\x12%\n" +
-	"\x0ecompany_cosine\x18! \x01(\x01R\rcompanyCosine\"\x0f\n" +
+	"\x0ecompany_cosine\x18! \x01(\x01R\rcompanyCosine\x12\x19\n" +
+	"\btuned_at\x18\" \x01(\tR\atunedAt\"\x0f\n" +
 	"\rHealthRequest\"\xaf\t\n" +
 	"\x0eHealthResponse\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.runed.v1.HealthResponse.StatusR\x06status\x12%\n" +
