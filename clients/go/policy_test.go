@@ -591,6 +591,7 @@ func TestPolicyRules(t *testing.T) {
 		"an older daemon":                 testOlderDaemon,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
+		"a daemon that is lost again":     testDaemonLostAgain,
 		"another program":                 testAnotherProgram,
 		"an answer without a vector":      testNoVector,
 		"an error of one text":            testErrorOfOneText,
@@ -813,6 +814,25 @@ func testDrainingDaemon(t *testing.T) {
 	connect(t, runed.WithHome(home))
 	if asked() != 1 {
 		t.Errorf("`runed ensure` was run %d times", asked())
+	}
+}
+
+func testDaemonLostAgain(t *testing.T) {
+	for deaths, want := range []error{nil, nil, nil, nil, runed.ErrDaemonUnavailable} {
+		left := deaths
+		record := fmt.Sprintf(`{"pid": 1, "start_time": 2.5, "version": %q, "socket": "/s", "draining": true}`, runed.Version)
+		home, asked := servedHome(t, &script{embed: func() (*runedv1.EmbedResponse, error) {
+			if left--; left >= 0 {
+				panic(http.ErrAbortHandler) // breaks the connection
+			}
+			return &runedv1.EmbedResponse{Vector: goodVector}, nil
+		}}, record, wellEnsured)
+		if _, err := connect(t, runed.WithHome(home)).Embed(t.Context(), "text"); !errors.Is(err, want) {
+			t.Errorf("after %d deaths: %v", deaths, err)
+		}
+		if starts := asked() - 1; starts != min(deaths, 3) {
+			t.Errorf("%d starts after %d deaths", starts, deaths)
+		}
 	}
 }
 
