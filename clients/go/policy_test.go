@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -589,6 +590,7 @@ func TestPolicyRules(t *testing.T) {
 		"another user listens":            testAnotherUserListens,
 		"a home in other bytes":           testHomeInOtherBytes,
 		"an older daemon":                 testOlderDaemon,
+		"one look at a time":              testOneLookAtATime,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
 		"a daemon that is lost again":     testDaemonLostAgain,
@@ -806,6 +808,30 @@ func testOlderDaemon(t *testing.T) {
 		t.Setenv("PATH", home)
 		must(connect(t, runed.WithHome(home)).Embed(t.Context(), "text"))(t)
 	})
+}
+
+func testOneLookAtATime(t *testing.T) {
+	home := asRuned(t, `mkdir "$RUNED_HOME/looking" || exit 1; sleep 0.4; rmdir "$RUNED_HOME/looking"`+"\n"+wellEnsured)
+	client := connect(t, runed.WithHome(home))
+	var callers sync.WaitGroup
+	for range 3 {
+		callers.Go(func() {
+			if err := client.Ensure(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waitUntil(t, "a look", func() bool { _, err := os.Stat(filepath.Join(home, "looking")); return err == nil })
+	for range 3 {
+		callers.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			if err := client.Ensure(ctx); !errors.Is(err, runed.ErrDeadlineExceeded) {
+				t.Error(err)
+			}
+		})
+	}
+	callers.Wait()
 }
 
 func testDrainingDaemon(t *testing.T) {

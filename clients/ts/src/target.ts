@@ -9,6 +9,7 @@ import { userInfo } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { RunedError } from "./errors.js";
 import { connectToOwn } from "./peer.js";
+import { Places } from "./places.js";
 import { DIAL_PATIENCE_MS, DIAL_PAUSE_MS, MAX_SOCKET_PATH, START_PATIENCE_MS } from "./policy.js";
 import { checkHome, mayRead } from "./trust.js";
 import { isOlder, VERSION } from "./version.js";
@@ -43,6 +44,8 @@ export class Target {
   readonly #directory: string | undefined;
   /** The older daemon that `runed ensure` was asked to replace. */
   #asked = "";
+  /** The place of the one call that looks for the daemon. */
+  readonly #looking = new Places(1);
 
   /** @throws TypeError Both `home` and `socketPath` are given. RunedError BAD_SETTING: No home directory is known for `~`. */
   constructor({ home, socketPath, spawn = true }: Place) {
@@ -91,6 +94,11 @@ export class Target {
    * @throws RunedError DAEMON_UNAVAILABLE: No process listens, and none may be started. DAEMON_START_FAILED: It could not be.
    */
   async ensure(deadline: Deadline): Promise<void> {
+    // Otherwise each of the calls that lose a daemon together would run a `runed ensure` of its own.
+    await this.#looking.hold(deadline, async () => await this.#look(deadline));
+  }
+
+  async #look(deadline: Deadline): Promise<void> {
     if (this.#directory !== undefined) {
       checkHome(this.#directory);
     }

@@ -673,6 +673,19 @@ const tests: Record<string, () => Promise<void>> = {
     assert.equal((await (await connectHome(home)).embed("text")).length, 2, "without a program");
   },
 
+  "one look at a time": async () => {
+    const home = homeOf(`mkdir "$RUNED_HOME/looking" || exit 1; sleep 0.1; rmdir "$RUNED_HOME/looking"\n${WELL_ENSURED}`);
+    const target = new Target({ home });
+    const look = (timeoutMs?: number) => target.ensure(new Deadline(timeoutMs, undefined));
+    const patient = Array.from({ length: 4 }, () => look());
+    const hurried = Array.from({ length: 4 }, () => refusal(look(20)));
+    await Promise.all(patient);
+    for (const { reason } of await Promise.all(hurried)) {
+      assert.equal(reason, "DEADLINE_EXCEEDED");
+    }
+    assert.equal(asked(home), 4);
+  },
+
   "a draining daemon": async () => {
     const home = await servedHome({ ...OUTDATED, version: VERSION, draining: true });
     await connectHome(home);

@@ -234,16 +234,25 @@ class Launcher:
             if self._self_test and tested == self._tested:
                 await check_again(server.http, self._self_test.reference)
             else:
-                command = self._command
-                self._self_test = await check_engine(
-                    server.http, eos_id=self._eos_id, limits=command.limits, long_tokens=command.long_tokens
-                )
+                self._self_test = await self._check(server.http)
         except ConnectionLostError:
             dead = await server.has_died()
             how = describe_exit(server.child.exited.result()) if dead else "broke off its first answer"
             raise _failed_start(server, how) from None
         self._tested = tested
         server.reference = self._self_test.reference
+
+    async def _check(self, http: LlamaHTTP) -> SelfTest:
+        """Run the self-test. Its long text takes seconds, so it is computed once for a build, a model and a size of passes."""
+        command = self._command
+        # On a device, another driver may compute passes in another way.
+        known = command.device.is_cpu and self._quirks.has_sound_passes(command.pass_tokens)
+        result = await check_engine(
+            http, eos_id=self._eos_id, limits=command.limits, long_tokens=0 if known else command.long_tokens
+        )
+        if not known and command.isolation:
+            self._quirks.remember_sound_passes(command.pass_tokens)
+        return result
 
     @contextmanager
     def _as_unavailable(self) -> Iterator[None]:

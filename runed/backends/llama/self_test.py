@@ -48,7 +48,7 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         http: The engine.
         eos_id: The token that each text must end with, or None.
         limits: The most texts and tokens of a micro-batch.
-        long_tokens: The tokens of a long text, which is computed alone.
+        long_tokens: The tokens of a long text, which is computed alone; 0 for none.
 
     Raises:
         CompanyError: Vectors depend a little on the other texts of a batch, and there is more than one slot.
@@ -76,12 +76,12 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
             f"llama-server embeds a text differently alone and in a batch (cosine {worst:.4f}), "
             "so its vectors cannot be trusted; use another version of llama-server"
         )
-    if limits.texts > 1:
+    if limits.texts > 1 and long_tokens:
         long = list(itertools.islice(itertools.cycle(itertools.chain.from_iterable(tokens)), long_tokens))
         first, _, second = await http.embed([long]), await http.embed(texts[:2]), await http.embed([long])
         worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
-        if worst < MIN_COSINE:
-            raise CompanyError(worst)
+    if limits.texts > 1 and worst < MIN_COSINE:
+        raise CompanyError(worst)
     return SelfTest(alone[0].vectors[0], worst)
 
 
