@@ -87,7 +87,9 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("runed").setLevel(logging.INFO)
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line tells them
+    # No line tells these. Python's documentation names these ways to save their time.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # type: ignore[attr-defined] # noqa: SLF001 # as above
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, _render],
         logger_factory=structlog.stdlib.LoggerFactory(),

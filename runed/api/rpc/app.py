@@ -104,28 +104,29 @@ def _routes(service: ServiceDescriptor, servicer: object, library: Any, observer
     """Return the application of each path of a service."""
     routes: dict[str, Application] = {}
     for method in service.methods:
-        application: Application = library
-        if not (method.client_streaming or method.server_streaming):
+        streams = method.client_streaming or method.server_streaming
+        application = _hinting(library, _wrong_stream_type(method) if streams else _WRONG_TYPE)
+        if not streams:
             handler = getattr(servicer, _WORD.sub("_", method.name).lower())
-            application = UnaryMethod(method, handler, observer, library)
+            application = UnaryMethod(method, handler, observer, application)
         routes[f"/{service.full_name}/{method.name}"] = _route(method, observer.max_request_bytes, application)
     return routes
+
+
+def _wrong_stream_type(method: MethodDescriptor) -> MalformedRequestError:
+    return MalformedRequestError(
+        "this Content-Type cannot be used for a stream; for JSON, send the header Content-Type: application/connect+json "
+        f"and frame each message as the Connect protocol wants it{_INSTEAD.get(method.full_name, '')}"
+    )
 
 
 def _route(method: MethodDescriptor, limit: int, application: Application) -> Application:
     """Serve a method; a caller that the RPC library cannot serve gets advice."""
     both_ways = method.client_streaming and method.server_streaming
-    instead = _INSTEAD.get(method.full_name, "")
     needs_http2 = MalformedRequestError(
-        f"{method.name} needs HTTP/2, as it goes both ways at once; speak it without TLS (h2c by prior knowledge){instead}"
+        f"{method.name} needs HTTP/2, as it goes both ways at once; speak it without TLS (h2c by prior knowledge)"
+        f"{_INSTEAD.get(method.full_name, '')}"
     )
-    wrong_type = _WRONG_TYPE
-    if method.client_streaming or method.server_streaming:
-        wrong_type = MalformedRequestError(
-            "this Content-Type cannot be used for a stream; for JSON, send the header Content-Type: application/connect+json "
-            f"and frame each message as the Connect protocol wants it{instead}"
-        )
-
     message_class = GetMessageClass(method.input_type)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,15 +137,13 @@ def _route(method: MethodDescriptor, limit: int, application: Application) -> Ap
         elif fault := fault_of(scope):
             await refuse(scope, send, 400, fault)
         else:
-            call = _serve_stream if both_ways else _serve_call
             scope, receive = take_in(without_noise(scope), receive, message_class, limit)
-            await call(application, scope, receive, _with_hint(send, wrong_type=wrong_type))
+            if both_ways:
+                await _serve_stream(application, scope, receive, send)
+            else:
+                await application(scope, receive, send)
 
     return serve
-
-
-async def _serve_call(service: Application, scope: Scope, receive: Receive, send: Send) -> None:
-    await service(scope, receive, send)
 
 
 async def _serve_stream(service: Application, scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,17 +179,22 @@ async def _serve_stream(service: Application, scope: Scope, receive: Receive, se
             raise
 
 
-def _with_hint(send: Send, *, wrong_type: MalformedRequestError) -> Send:
+def _hinting(library: Application, wrong_type: MalformedRequestError) -> Application:
     """Add advice to the refusals that the RPC library answers with a bare status."""
-    body = b""
+    errors = {405: _WRONG_METHOD, 415: wrong_type}
 
-    async def send_with_hint(message: dict[str, Any]) -> None:
-        nonlocal body
-        if error := {405: _WRONG_METHOD, 415: wrong_type}.get(message.get("status", 0)):
-            body = connect_body(error)
-            message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}
-        elif body and message["type"] == "http.response.body":
-            message |= {"body": body}
-        await send(message)
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
 
-    return send_with_hint
+        async def send_with_hint(message: dict[str, Any]) -> None:
+            nonlocal body
+            if error := errors.get(message.get("status", 0)):
+                body = connect_body(error)
+                message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}
+            elif body and message["type"] == "http.response.body":
+                message |= {"body": body}
+            await send(message)
+
+        await library(scope, receive, send_with_hint)
+
+    return serve
