@@ -10,6 +10,8 @@ REQUIREMENTS := requirements-dev.txt
 STAMPS := $(VENV)/.stamps
 MINILM := build/all-minilm-l6-v2.f16.gguf
 DEMO_ROOT := build/demo-root/manifest.json
+# Tests of frameworks that take seconds to import. All of these tests need an engine.
+ENGINE_ALONE := chroma llama_index
 GO_MODULES := clients/go tests/interop/go
 NODE_PACKAGES := clients/ts tests/interop/openai-node
 
@@ -51,7 +53,7 @@ demo: setup $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap
 	@python -m tools.demo
 
 check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
-	pytest -m 'not (engine or foreign or slow)'
+	pytest --numprocesses=4 -m 'not (engine or foreign or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
 
 test: setup lint ## Check everything, and show which lines of runed the Python tests do not reach
 	rm -rf build/gen

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.bulk import measure_bulk, measure_cancel, measure_reindex
+from benchmarks.bulk import measure_bulk, measure_cancel, measure_long, measure_reindex
 from benchmarks.company import measure_company
 from benchmarks.concurrency import measure_clients, measure_curves
 from benchmarks.cost import measure_cost
@@ -27,6 +27,7 @@ _EVERY_MODEL: Mapping[str, Measure] = {
     "single": measure_single,
     "clients": measure_clients,
     "bulk": measure_bulk,
+    "long": measure_long,
     "mixed": measure_interactive_beside_bulk,
     "company": measure_company,
 }

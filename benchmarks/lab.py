@@ -136,14 +136,14 @@ class Lab:
         first = self.fresh(texts)
         return [self.model.text(number) for number in range(first, first + texts)]
 
-    def raw_server(self, slots: int | None = None) -> RawServer:
-        """Return a raw server that is not started yet. It has `slots` slots, by default as many as the daemon's engine."""
-        return RawServer(self._argv, self._folder / f"raw{slots or ''}.sock", slots=slots)
+    def raw_server(self, slots: int | None = None, pass_tokens: int | None = None) -> RawServer:
+        """Return a raw server that is not started yet; by default with the slots and passes of the daemon's engine."""
+        return RawServer(self._argv, self._folder / f"raw{slots or ''}.sock", slots=slots, pass_tokens=pass_tokens)
 
     @contextmanager
-    def raw(self, slots: int) -> Iterator[Target]:
-        """Run a raw server with `slots` slots."""
-        with self.raw_server(slots) as server:
+    def raw(self, slots: int, pass_tokens: int | None = None) -> Iterator[Target]:
+        """Run a raw server with `slots` slots, and passes of `pass_tokens` tokens."""
+        with self.raw_server(slots, pass_tokens) as server:
             yield Target(f"raw, {slots} slot{'s' * (slots > 1)}", server.socket, raw=True)
 
     def best_slots(self) -> int:

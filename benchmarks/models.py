@@ -39,6 +39,7 @@ class Effort:
         probe_pause: Seconds between the starts of two texts of that client.
         lone_probes: Texts that the interactive client sends without any other load.
         single_calls: Calls of a single client that sends one text after the other.
+        long_texts: Long texts of a bulk job that is measured against the yardstick. Each slice has one job.
     """
 
     slices: int
@@ -52,6 +53,7 @@ class Effort:
     probe_pause: float
     lone_probes: int
     single_calls: int
+    long_texts: int
 
     def quick(self) -> Effort:
         """Return about a tenth of this effort: enough to see that everything works, too little to judge by."""
@@ -67,6 +69,7 @@ class Effort:
             beside_texts=self.beside_texts // 10,
             lone_probes=8,
             single_calls=self.single_calls // 2,
+            long_texts=self.long_texts // 4,
         )
 
 
@@ -81,6 +84,7 @@ class Model:
         texts: A description of its short texts, for people.
         words: Whether a text is made of words; otherwise it is made of letters.
         lengths: The smallest and the largest number of words or letters of a short text.
+        long_text: The number of words or letters of a long text: about 500 tokens.
         long: The numbers of words or letters of the texts in `benchmarks.company`.
         effort: The amount of work to measure it.
     """
@@ -91,6 +95,7 @@ class Model:
     texts: str
     words: bool
     lengths: tuple[int, int]
+    long_text: int
     long: tuple[int, ...]
     effort: Effort
 
@@ -98,6 +103,10 @@ class Model:
         """Return the short text of a number. Different numbers have different texts."""
         random = Random(number)
         return self.text_of(random.randint(*self.lengths), random)
+
+    def with_long_texts(self) -> Model:
+        """Return this model with long texts in place of the short ones."""
+        return replace(self, lengths=(self.long_text, self.long_text))
 
     def text_of(self, length: int, random: Random) -> str:
         """Return a text of a given number of words or letters."""
@@ -111,6 +120,7 @@ MINILM = Model(
     texts="9 to 13 random words",
     words=True,
     lengths=(9, 13),
+    long_text=480,
     long=(1, 1, 2, 2, 3, 4, 5, 7, 10, 14, 20, 29, 41, 58, 83, 118, 168, 239, 340, 450),
     effort=Effort(
         slices=5,
@@ -124,6 +134,7 @@ MINILM = Model(
         probe_pause=0.25,
         lone_probes=60,
         single_calls=300,
+        long_texts=40,
     ),
 )
 
@@ -134,6 +145,7 @@ QWEN3 = Model(
     texts="8 to 24 random letters, nearly each a token",
     words=False,
     lengths=(8, 24),
+    long_text=500,
     long=(1, 2, 3, 4, 6, 7, 8, 11, 16, 23, 33, 47, 58, 59, 60, 61, 90, 130, 260, 420),
     effort=Effort(
         slices=3,
@@ -147,6 +159,7 @@ QWEN3 = Model(
         probe_pause=1.0,
         lone_probes=24,
         single_calls=40,
+        long_texts=8,
     ),
 )
 

@@ -107,9 +107,12 @@ class RawServer:
         argv: The command line of the daemon's engine.
         socket_path: The socket that this one listens on instead.
         slots: The number of its slots; None means as many as the daemon's engine has.
+        pass_tokens: The tokens that it computes at once; None means as many as the daemon's engine does.
     """
 
-    def __init__(self, argv: Sequence[str], socket_path: Path, *, slots: int | None = None) -> None:
+    def __init__(
+        self, argv: Sequence[str], socket_path: Path, *, slots: int | None = None, pass_tokens: int | None = None
+    ) -> None:
         self.argv = list(argv)
         self.socket = socket_path
         self._set("--host", str(socket_path))
@@ -120,6 +123,9 @@ class RawServer:
             self.argv = [part for part in self.argv if part != "--kv-unified"]
             if slots > 1:
                 self.argv.append("--kv-unified")
+        if pass_tokens is not None:
+            self._set("--batch-size", str(pass_tokens))
+            self._set("--ubatch-size", str(pass_tokens))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:

@@ -172,13 +172,16 @@ def proxy_settings() -> dict[str, tuple[str, str]]:
     Returns:
         The value and the name of the variable, by kind: "http", "https", "all", and "no" for the hosts without a proxy.
     """
+    found: dict[str, tuple[str, str]] = {}
+    for kind in ("http", "https", "all", "no"):
+        for name in (f"{kind.upper()}_PROXY", f"{kind}_proxy"):  # the second one wins
+            if (value := _get(os.environ, name)) is not None:
+                found[kind] = value, name
+    if found:
+        return found
     from urllib.request import getproxies  # noqa: PLC0415 # memory that most starts never need
 
-    found: dict[str, tuple[str, str]] = {}
-    for kind, value in getproxies().items():
-        names = (f"{kind}_proxy", f"{kind.upper()}_PROXY")
-        found[kind] = value, next((name for name in names if os.environ.get(name) == value), "the system's settings")
-    return found
+    return {kind: (value, "the system's settings") for kind, value in getproxies().items()}
 
 
 def search_path() -> str:

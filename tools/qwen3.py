@@ -45,13 +45,14 @@ QWEN3_0_6B = Shape(
 """The sizes of Qwen3-Embedding-0.6B; 1.2 GB in f16."""
 
 
-def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
-    """Write a model in f16. The same shape and seed make the same bytes.
+def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False) -> None:
+    """Write a model in f16 or f32. The same arguments make the same bytes.
 
     Args:
         path: The GGUF to write; its directory must exist.
         shape: The sizes.
         seed: The seed of the random weights.
+        single: Whether the weights are f32, instead of f16.
     """
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_name("qwen3-embedding-random")
@@ -66,7 +67,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_pooling_type(gguf.PoolingType.LAST)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if single else gguf.LlamaFileType.MOSTLY_F16)
     vocabulary = _copy_tokenizer(writer, shape.vocabulary)
 
     random = np.random.default_rng(seed)
@@ -74,7 +75,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0) -> None:
     def add(name: str, *size: int) -> None:
         # With this scale, the values keep their size from layer to layer, like those of a trained model.
         weights = random.standard_normal(size, dtype=np.float32) / np.sqrt(size[-1])
-        writer.add_tensor(f"{name}.weight", weights.astype(np.float16))
+        writer.add_tensor(f"{name}.weight", weights.astype(np.float32 if single else np.float16))
 
     def add_norm(name: str, size: int) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(size, dtype=np.float32))

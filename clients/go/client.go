@@ -18,9 +18,9 @@ type Health = runedv1.HealthResponse
 // Client is a connection to the daemon. Any number of goroutines may use it. [Connect] makes it.
 //
 // Every method fails with an [*Error], whose message says what to do. If the daemon has gone away since the last call, the client
-// starts it again, unless it was told not to, and sends the call once more. If the daemon or its engine is too busy for the
-// moment, the client sends the call again in growing pauses until the call's context ends. Without a deadline it does so for a
-// minute. The error is then the daemon's own.
+// starts it again, unless it was told not to, and sends the call again, three times at most. If the daemon or its engine is too
+// busy for the moment, the client sends the call again in growing pauses until the call's context ends. Without a deadline it does
+// so for a minute. The error is then the daemon's own.
 type Client struct {
 	daemon    *daemon
 	timeout   time.Duration
@@ -56,7 +56,7 @@ func Connect(ctx context.Context, options ...Option) (*Client, error) {
 	}
 	ctx, cancel := client.limit(ctx)
 	defer cancel()
-	if _, err := daemon.ensure(ctx); err != nil {
+	if err := daemon.ensure(ctx); err != nil {
 		return nil, err
 	}
 	return client, nil

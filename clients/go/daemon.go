@@ -112,34 +112,34 @@ func peerUser(connection net.Conn) (uid int, err error) {
 	return uid, errors.Join(failure, err)
 }
 
-// ensure makes sure that a daemon listens, and returns whether it started one.
-func (d *daemon) ensure(ctx context.Context) (started bool, err error) {
+// ensure makes sure that a daemon listens.
+func (d *daemon) ensure(ctx context.Context) error {
 	select {
 	case d.spawning <- struct{}{}:
 		defer func() { <-d.spawning }()
 	case <-ctx.Done():
-		return false, errorOfContext(ctx)
+		return errorOfContext(ctx)
 	}
 	if d.home != "" {
 		if err := checkHome(d.home); err != nil {
-			return false, err
+			return err
 		}
 	}
-	err = d.probe(ctx)
+	err := d.probe(ctx)
 	if !d.maySpawn || (err != nil && !errors.Is(err, ErrDaemonUnavailable)) {
-		return false, err
+		return err
 	}
 	if err != nil {
 		return d.spawn(ctx)
 	}
 	if !d.mustMakeRoom(readRecord(d.home)) {
-		return false, nil
+		return nil
 	}
-	started, err = d.spawn(ctx)
+	err = d.spawn(ctx)
 	if err != nil && d.probe(ctx) == nil {
-		return false, nil // an older daemon is better than none
+		return nil // an older daemon is better than none
 	}
-	return started, err
+	return err
 }
 
 // probe returns nil if a daemon listens, and otherwise the error that says why it cannot be talked to.
@@ -209,10 +209,10 @@ func readState(path string) ([]byte, error) {
 }
 
 // spawn runs "runed ensure --json". That starts the daemon, unless another process does, and waits until it listens.
-func (d *daemon) spawn(ctx context.Context) (started bool, err error) {
+func (d *daemon) spawn(ctx context.Context) error {
 	program, err := findProgram(d.home)
 	if err != nil {
-		return false, err
+		return err
 	}
 	limited, cancel := context.WithTimeout(ctx, startPatience+ensureGrace)
 	defer cancel()
@@ -223,29 +223,28 @@ func (d *daemon) spawn(ctx context.Context) (started bool, err error) {
 	command.WaitDelay = stopGrace
 	output, failure := command.Output()
 	if ctx.Err() != nil {
-		return false, errorOfContext(ctx)
+		return errorOfContext(ctx)
 	}
 	var answer struct {
-		Socket  string
-		Started bool
-		Error   *struct {
+		Socket string
+		Error  *struct {
 			Reason  Reason
 			Message string
 		}
 	}
 	switch err := json.Unmarshal(output, &answer); {
 	case err == nil && answer.Error != nil && answer.Error.Reason != "":
-		return false, newError(answer.Error.Reason, nil, "%s", answer.Error.Message)
+		return newError(answer.Error.Reason, nil, "%s", answer.Error.Message)
 	case failure != nil:
-		return false, newError(ErrDaemonStartFailed, nil, "`%s ensure --json` failed: %s", program, describe(failure))
+		return newError(ErrDaemonStartFailed, nil, "`%s ensure --json` failed: %s", program, describe(failure))
 	case err != nil || answer.Socket == "":
-		return false, newError(ErrDaemonStartFailed, nil,
+		return newError(ErrDaemonStartFailed, nil,
 			"`%s ensure --json` did not answer where the daemon is; is it another program's?", program)
 	case answer.Socket != d.socket:
-		return false, newError(ErrDaemonStartFailed, nil,
+		return newError(ErrDaemonStartFailed, nil,
 			"`%s ensure --json` serves %s instead of %s; use a version of it that fits this client", program, answer.Socket, d.socket)
 	}
-	return answer.Started, nil
+	return nil
 }
 
 // describe tells why a program failed, with the last line that it wrote to its standard error.

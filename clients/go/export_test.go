@@ -55,6 +55,5 @@ func Locate(options ...Option) (socket string, err error) {
 
 // Ensure makes sure that a daemon listens, as a client does that has lost its daemon.
 func (c *Client) Ensure(ctx context.Context) error {
-	_, err := c.daemon.ensure(ctx)
-	return err
+	return c.daemon.ensure(ctx)
 }

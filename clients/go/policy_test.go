@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -589,8 +590,10 @@ func TestPolicyRules(t *testing.T) {
 		"another user listens":            testAnotherUserListens,
 		"a home in other bytes":           testHomeInOtherBytes,
 		"an older daemon":                 testOlderDaemon,
+		"one look at a time":              testOneLookAtATime,
 		"a draining daemon":               testDrainingDaemon,
 		"a lost answer":                   testLostAnswer,
+		"a daemon that is lost again":     testDaemonLostAgain,
 		"another program":                 testAnotherProgram,
 		"an answer without a vector":      testNoVector,
 		"an error of one text":            testErrorOfOneText,
@@ -807,12 +810,55 @@ func testOlderDaemon(t *testing.T) {
 	})
 }
 
+func testOneLookAtATime(t *testing.T) {
+	home := asRuned(t, `mkdir "$RUNED_HOME/looking" || exit 1; sleep 0.4; rmdir "$RUNED_HOME/looking"`+"\n"+wellEnsured)
+	client := connect(t, runed.WithHome(home))
+	var callers sync.WaitGroup
+	for range 3 {
+		callers.Go(func() {
+			if err := client.Ensure(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waitUntil(t, "a look", func() bool { _, err := os.Stat(filepath.Join(home, "looking")); return err == nil })
+	for range 3 {
+		callers.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			if err := client.Ensure(ctx); !errors.Is(err, runed.ErrDeadlineExceeded) {
+				t.Error(err)
+			}
+		})
+	}
+	callers.Wait()
+}
+
 func testDrainingDaemon(t *testing.T) {
 	record := fmt.Sprintf(`{"pid": 1, "start_time": 2.5, "version": %q, "socket": "/s", "draining": true}`, runed.Version)
 	home, asked := servedHome(t, &script{}, record, wellEnsured)
 	connect(t, runed.WithHome(home))
 	if asked() != 1 {
 		t.Errorf("`runed ensure` was run %d times", asked())
+	}
+}
+
+func testDaemonLostAgain(t *testing.T) {
+	for deaths, want := range []error{nil, nil, nil, nil, runed.ErrDaemonUnavailable} {
+		left := deaths
+		record := fmt.Sprintf(`{"pid": 1, "start_time": 2.5, "version": %q, "socket": "/s", "draining": true}`, runed.Version)
+		home, asked := servedHome(t, &script{embed: func() (*runedv1.EmbedResponse, error) {
+			if left--; left >= 0 {
+				panic(http.ErrAbortHandler) // breaks the connection
+			}
+			return &runedv1.EmbedResponse{Vector: goodVector}, nil
+		}}, record, wellEnsured)
+		if _, err := connect(t, runed.WithHome(home)).Embed(t.Context(), "text"); !errors.Is(err, want) {
+			t.Errorf("after %d deaths: %v", deaths, err)
+		}
+		if starts := asked() - 1; starts != min(deaths, 3) {
+			t.Errorf("%d starts after %d deaths", starts, deaths)
+		}
 	}
 }
 

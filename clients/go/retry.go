@@ -19,7 +19,6 @@ type tries struct {
 	client         *Client
 	reconnect      bool // whether to look for the daemon again even if none may be started
 	refuseDownload bool // whether to fail during a download instead of waiting for its end
-	restarted      bool
 	lost           int
 	drained        time.Duration
 	refusals       int
@@ -46,7 +45,7 @@ func (t *tries) recover(ctx context.Context, failure *Error) error {
 		t.drained += drainPoll
 		return t.findDaemon(ctx, drainPoll)
 	case ErrDaemonUnavailable:
-		if !t.mayReconnect() || t.restarted || t.lost == lostTries {
+		if !t.mayReconnect() || t.lost == lostTries {
 			return failure
 		}
 		t.lost++
@@ -68,9 +67,7 @@ func (t *tries) findDaemon(ctx context.Context, wait time.Duration) error {
 	}
 	t.client.limits.Store(nil) // the next daemon may have others
 	t.client.watched.Store(false)
-	var err error
-	t.restarted, err = t.client.daemon.ensure(ctx)
-	return err
+	return t.client.daemon.ensure(ctx)
 }
 
 // comeBack waits until the daemon may have room. It returns the failure if that comes too late.

@@ -87,7 +87,7 @@ func (c *Client) dialService(ctx context.Context) (net.Conn, error) {
 	if err := c.begin(); err != nil {
 		return nil, err
 	}
-	if _, err := c.daemon.ensure(ctx); err != nil {
+	if err := c.daemon.ensure(ctx); err != nil {
 		return nil, err
 	}
 	return c.daemon.dial(ctx)

@@ -68,12 +68,14 @@ class BackendState:
         reason: One sentence on the failure or the silence, or on a fallback of a working engine; empty if all is well.
         pid: The process id of the engine; 0 while none runs, and for a backend that is not `Managed`.
         restarts: The number of times that a dead engine was replaced, since the backend was made.
+        tuned_at: The time at which the settings of the engine were measured on this machine, in ISO 8601; "" for built-in ones.
     """
 
     status: BackendStatus
     reason: str = ""
     pid: int = 0
     restarts: int = 0
+    tuned_at: str = ""
 
 
 class Embedder(Protocol):

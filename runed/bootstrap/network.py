@@ -50,9 +50,6 @@ class Web:
     Args:
         policy: The times of a try.
         proxies: The proxies.
-
-    Raises:
-        DownloadError: The certificates that the environment names cannot be used.
     """
 
     def __init__(self, policy: DownloadPolicy, proxies: Proxies) -> None:
@@ -60,15 +57,9 @@ class Web:
         self._here = ""  # the URL at which the last request was sent, perhaps after a redirect
         # A proxy may accept a connection and then never answer, for which httpx has no time limit.
         self._patience = policy.connect_timeout + 2 * policy.stall_timeout
-        try:
-            transport = _Transport(httpx.create_ssl_context(), proxies)
-        except (OSError, ValueError) as error:
-            raise DownloadError(
-                f"the certificates of the environment cannot be used: {error}; check SSL_CERT_FILE and SSL_CERT_DIR"
-            ) from error
         timeout = httpx.Timeout(policy.stall_timeout, connect=policy.connect_timeout)
         headers = {"User-Agent": f"runed/{__version__}"}
-        self._client = httpx.AsyncClient(transport=transport, timeout=timeout, headers=headers, trust_env=False)
+        self._client = httpx.AsyncClient(transport=_Transport(proxies), timeout=timeout, headers=headers, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -148,29 +139,54 @@ class Web:
 class _Transport(httpx.AsyncBaseTransport):
     """Sends each request to its server or to the proxy of its URL."""
 
-    def __init__(self, certificates: ssl.SSLContext, proxies: Proxies) -> None:
-        self._certificates = certificates
+    def __init__(self, proxies: Proxies) -> None:
         self._proxies = proxies
-        self._transports: dict[Proxy | None, httpx.AsyncHTTPTransport] = {}
+        self._transports: dict[tuple[Proxy | None, str], httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request."""
+        """Send a request.
+
+        Raises:
+            DownloadError: It needs certificates, and those that the environment names cannot be used.
+        """
         proxy = self._proxies.choose(str(request.url))
         if is_loopback_name(request.url.host):
             request = _to_localhost(request)
         request.extensions["trace"] = _close_after_failed_handshake()
-        if proxy not in self._transports:
-            through = None
-            if proxy is not None:
-                certificates = self._certificates if proxy.url.startswith("https:") else None
-                through = httpx.Proxy(proxy.url, auth=proxy.auth, ssl_context=certificates)
-            self._transports[proxy] = httpx.AsyncHTTPTransport(verify=self._certificates, proxy=through, trust_env=False)
-        return await self._transports[proxy].handle_async_request(request)
+        key = proxy, request.url.scheme
+        if key not in self._transports:
+            self._transports[key] = _transport(*key)
+        return await self._transports[key].handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close all connections."""
         for transport in self._transports.values():
             await transport.aclose()
+
+
+def _transport(proxy: Proxy | None, scheme: str) -> httpx.AsyncHTTPTransport:
+    """Return what sends requests of one scheme to their servers, or to a proxy."""
+    by_tls = proxy is not None and proxy.url.startswith("https:")
+    certificates = _certificates() if by_tls or scheme == "https" else _no_certificates()
+    through = None
+    if proxy is not None:
+        through = httpx.Proxy(proxy.url, auth=proxy.auth, ssl_context=certificates if by_tls else None)
+    return httpx.AsyncHTTPTransport(verify=certificates, proxy=through, trust_env=False)
+
+
+def _certificates() -> ssl.SSLContext:
+    """Load the certificates of the environment, which takes 25 ms."""
+    try:
+        return httpx.create_ssl_context()
+    except (OSError, ValueError) as error:
+        raise DownloadError(
+            f"the certificates of the environment cannot be used: {error}; check SSL_CERT_FILE and SSL_CERT_DIR"
+        ) from error
+
+
+def _no_certificates() -> ssl.SSLContext:
+    """Return what trusts nobody, since httpx would load certificates also for requests without encryption."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _to_localhost(request: httpx.Request) -> httpx.Request:

@@ -19,7 +19,7 @@ from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import ANSWER_SECONDS, connect
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
 from runed.paths import Paths
-from runed.settings import Settings
+from runed.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +30,7 @@ SECONDS = 3.0
 TUNE_SECONDS = 2.0
 """Seconds of one part of a measurement."""
 
-TUNE_LIMIT = 240.0
+TUNE_LIMIT = 360.0
 """Seconds after which `--tune` leaves out the other measurements."""
 
 SHORT_TEXT_WORDS = 12
@@ -48,12 +48,14 @@ the cache. Starts the daemon if none runs.
 With --tune, measure the engine instead with several settings (texts at once,
 tokens at once, threads), and keep the best for each profile of RUNED_PROFILE:
   memory      one text at once
-  balanced    the most texts per second, if a batch takes at most three times as
-              long as a single text, which may have to wait for it; the default
+  balanced    at least 90 % of the most texts per second; if it can be, a batch
+              takes at most three times as long as a single text, which may have
+              to wait for it; the default
   throughput  the most texts per second
-This takes half a minute for a small model and up to four minutes for a large
+This takes half a minute for a small model and up to six minutes for a large
 one. The machine should do nothing else meanwhile. A running daemon goes on; it
-uses the result from its next start on.
+uses the result from its next start on. `runed status` names it. --reset removes
+it.
 """
 
 EPILOG = """\
@@ -62,6 +64,7 @@ with --json, standard output is one JSON object; times are in seconds.
 examples:
   runed bench
   runed bench --tune && runed stop    the next client starts a tuned daemon
+  runed bench --reset && runed stop   the next one has the built-in settings
 """
 
 _WORDS = (  # noqa: SIM905 # words read best as words
@@ -102,12 +105,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"how long each part takes; default: {SECONDS:g}, with --tune {TUNE_SECONDS:g} of which there are a dozen",
     )
+    parser.add_argument("--reset", action="store_true", help="remove what --tune kept; with --tune, do so first")
     parser.add_argument("--force", action="store_true", help="with --tune: keep the result though other programs disturbed it")
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print the results."""
+    if arguments.reset:
+        _reset()
+    if arguments.reset and not arguments.tune:
+        return ExitCode.OK
     if arguments.tune:
         _tune(arguments.seconds or TUNE_SECONDS, as_json=arguments.json, force=arguments.force)
     else:
@@ -211,13 +219,25 @@ def _tune(part_seconds: float, *, as_json: bool, force: bool) -> None:
         print(json.dumps({"stored": str(paths.tuning) if kept else None} | asdict(tuning), indent=2))
         return
     _print(_tuning_table(tuning))
+    if tuning.passes:
+        _print(_pass_table(tuning))
     for remark in tuning.remarks:
         complain(remark)
     if not kept:
         print("not kept, since these figures are chance; measure again when the machine is quiet, or give --force")
         return
     tell(f"kept in {paths.tuning} for the next start; `runed stop` ends a daemon that runs without it")
-    print(f"RUNED_PROFILE chooses among them, now {settings.profile}; without the file the built-in settings are back")
+    print(f"RUNED_PROFILE chooses among them, now {settings.profile}; `runed bench --reset` brings the built-in settings back")
+
+
+def _reset() -> None:
+    from runed.backends.llama.profile import remove_tunings  # noqa: PLC0415 # the figures of a daemon need none of its imports
+
+    paths = Paths(load_settings().home)
+    if remove_tunings(paths.tuning):
+        tell(f"removed {paths.tuning}; `runed stop` ends a daemon that runs with it")
+    else:
+        tell(f"nothing to remove: there is no {paths.tuning}")
 
 
 def _daemon_is_busy(paths: Paths) -> bool:
@@ -268,6 +288,15 @@ def _tuning_table(tuning: Tuning) -> Table:
             f"{each.tokens_per_second:,.0f}",
             ", ".join(best_for.get((each.slots, each.batch_tokens, each.threads), [])),
         )
+    return table
+
+
+def _pass_table(tuning: Tuning) -> Table:
+    table = _table("tokens at once", "texts of 120", "texts of 500", "best for")
+    for each in tuning.passes:
+        names = [profile.name for profile in tuning.profiles if profile.pass_tokens == each.pass_tokens]
+        speeds = (f"{speed:,.0f} tokens/s" for speed in (each.medium_tokens_per_second, each.long_tokens_per_second))
+        table.add_row(str(each.pass_tokens), *speeds, ", ".join(names))
     return table
 
 

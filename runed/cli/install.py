@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from runed.backends.llama import check_model
-from runed.bootstrap import Installation, Progress, install
 from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.progress import ProgressDisplay
 from runed.files import write_atomically
-from runed.log import configure_logging
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from runed.bootstrap import Installation, Progress
 
 DESCRIPTION = """\
 Download and verify the engine and the model now, so that the first start needs
@@ -63,12 +63,18 @@ def open_home(log: str) -> tuple[Settings, Paths]:
     paths = Paths(settings.home)
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     ensure_private_dir(paths.logs)
+    from runed.log import configure_logging  # noqa: PLC0415 # 90 ms, after what may refuse the home
+
     configure_logging(paths.logs / log)
     return settings, paths
 
 
 def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay) -> Installation:
     """Install engine and model, and show the progress."""
+    import asyncio  # noqa: PLC0415 # with the next two, 200 ms that `runed install --help` does not spend
+
+    from runed.backends.llama import check_model  # noqa: PLC0415
+    from runed.bootstrap import install  # noqa: PLC0415
 
     def report(progress: Progress) -> None:
         display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)

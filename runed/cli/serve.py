@@ -28,6 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until asked to stop."""
     if arguments.ready_fd is not None:  # a service manager, or a person, means what a daemon in the foreground inherits
         inherited.reset()
-    from runed.daemon import run as daemon  # noqa: PLC0415 # numpy starts threads, which would keep what they inherited
+    settings = load_settings()
+    # After the reset: numpy starts threads, which would keep what they inherited. After the settings: a mistake in them is told
+    # half a second earlier.
+    from runed.daemon import run as daemon  # noqa: PLC0415
 
-    return daemon.run(load_settings(), log_file=arguments.log_file, ready_fd=arguments.ready_fd)
+    return daemon.run(settings, log_file=arguments.log_file, ready_fd=arguments.ready_fd)

@@ -152,9 +152,9 @@ def _as_lines(report: Report) -> dict[str, str]:
         if info.vector_dim
         else "-",
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
-        "engine": f"{engine}, profile {info.profile}, {_process(health.engine_pid, report.engine_memory)}"
+        "engine": f"{engine}, {_profile(info)}, {_process(health.engine_pid, report.engine_memory)}"
         if health.engine_pid
-        else f"{engine}, profile {info.profile}, not running",
+        else f"{engine}, {_profile(info)}, not running",
         "daemon": f"runed {info.daemon_version}, {_process(health.pid, report.daemon_memory)}, "
         f"up {_duration(health.uptime_seconds)}",
         "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
@@ -168,6 +168,11 @@ def _as_lines(report: Report) -> dict[str, str]:
         f"{health.shared_texts:,} shared in flight",
     }
     return lines | ({"limits": "; ".join(info.restrictions)} if info.restrictions else {})
+
+
+def _profile(info: runed.Info) -> str:
+    tuned = f" as tuned at {info.tuned_at} (`runed bench --reset` undoes that)" if info.tuned_at else ""
+    return f"profile {info.profile}{tuned}"
 
 
 def _lane(lane: runed.LaneHealth) -> str:

@@ -58,14 +58,15 @@ class _Watch:
         self._silent_since: float | None = None
 
     def run(self) -> None:
-        """Ask for Health again and again, and tell what is seen of a daemon that does not answer."""
+        """Ask for Health again and again, and tell each new reason why the daemon does not answer."""
         while not self._ended.wait(_PAUSE):
             asked = time.monotonic()
-            told, self._word = self._word, self._look(asked)
+            word = self._look(asked)
             if self._ended.is_set():
                 return
-            if self._word and self._word != told:
-                complain(f"waiting: {self._word}")
+            if word and word != self._word:
+                complain(f"waiting: {word}")
+                self._word = word
             if self._patience is not None and self._silent_since is not None and asked - self._silent_since >= self._patience:
                 # A signal, since only that ends a system call in which the main thread waits.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
@@ -91,6 +92,6 @@ class _Watch:
             return "" if seen.condition is Condition.ABSENT else str(seen)
         except RunedError:
             return ""  # the command itself meets it and tells it
-        if health.status is not Status.SHUTTING_DOWN:
-            return ""
-        return f"the daemon is shutting down: {health.message}"
+        if health.status is Status.SHUTTING_DOWN:
+            return f"the daemon is shutting down: {health.message}"
+        return f"embeddings fail for now: {health.message}" if health.status is Status.DEGRADED else ""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
-from typing import Self, TypeVar
-
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from runed.client.calls.drive import drive
 from runed.client.calls.flows import Flows
@@ -18,6 +16,9 @@ from runed.client.target import Target
 from runed.client.transport.blocking import Transport
 from runed.client.types import CentroidSet, Embedding, Health, Info, Vectors
 from runed.errors import RunedError
+
+if TYPE_CHECKING:  # as in `runed.client.types`
+    from numpy.typing import ArrayLike
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -139,9 +140,9 @@ class Client(DaemonClient):
     """A connection to the daemon, for any number of threads; `runed.connect` makes it.
 
     Every method raises a subclass of `runed.RunedError`, whose message says what to do. If the daemon went away since the last
-    call, it is started again, unless the client was told not to, and the call is repeated once. If the daemon or its engine is
-    too busy for the moment, the call is repeated in growing pauses until its time is over, or for 60 seconds without a
-    `timeout`. It then raises the daemon's own error.
+    call, it is started again, unless the client was told not to, and the call is repeated, three times at most. If the daemon
+    or its engine is too busy for the moment, the call is repeated in growing pauses until its time is over, or for 60 seconds
+    without a `timeout`. It then raises the daemon's own error.
 
     Args:
         target: The daemon to talk to.

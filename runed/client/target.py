@@ -44,14 +44,11 @@ class Target:
         settings = load_settings(home=home or None)
         return cls(Paths(settings.home).socket, settings if spawn else None)
 
-    def ensure(self, timeout: float | None) -> bool:
+    def ensure(self, timeout: float | None) -> None:
         """Make sure that a daemon listens. If it may be started here, it has at least this version.
 
         Args:
             timeout: Seconds that it may take; None means 60.
-
-        Returns:
-            Whether one was started for that.
 
         Raises:
             DaemonUnavailableError: No daemon listens, and none may be started.
@@ -59,7 +56,6 @@ class Target:
         """
         if self.settings is not None:
             limit = _START_TIMEOUT if timeout is None else timeout
-            return ensure_daemon(self.settings, timeout=limit, minimum_version=__version__).started
-        if not probe(self.socket):
+            ensure_daemon(self.settings, timeout=limit, minimum_version=__version__)
+        elif not probe(self.socket):
             raise DaemonUnavailableError(f"no daemon listens on {self.socket}; start one with `runed ensure` or `runed`")
-        return False

@@ -63,6 +63,7 @@ class ServedModel:
             model_name=model.name,
             model_variant=self.installation.variant,
             pooling=model.pooling,
+            tuned_at=self.state.tuned_at,
             engine_version=self.installation.engine_version,
             fingerprint=scheduler.fingerprint(model.dim),
             min_dimensions=scheduler.min_dimensions,

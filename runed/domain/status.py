@@ -135,3 +135,4 @@ class Info:
     max_queued_bytes: int = 0
     centroid_set_version: str = ""
     restrictions: Sequence[str] = ()
+    tuned_at: str = ""

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from runed.errors import DaemonStartError
+from runed.os_errors import mount_point
 from runed.paths import Paths
 from runed.processes import describe_exit
 from runed.settings import Settings, daemon_environment, search_path
@@ -182,6 +183,8 @@ class Launch:
             how = f"{describe_exit(code)} before it listened"
         tail = self._tail()
         said = f"its log {self._log_path} ends with:\n{tail}" if tail else f"its log {self._log_path} says nothing"
+        if not tail and not os.fstatvfs(self._log.fileno()).f_bavail:
+            said = f"its log {self._log_path} cannot be written: the file system at {mount_point(self._log_path)} is full"
         return DaemonStartError(f"the daemon {how}; {said}", metadata={"log": str(self._log_path)})
 
     def _end(self) -> None:

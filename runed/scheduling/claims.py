@@ -189,7 +189,7 @@ class ClaimDesk:
 
     Args:
         backend: The backend that counts and computes.
-        fingerprint: The name of the space of its whole vectors.
+        space: The name of the space of its whole vectors in the cache.
         cache: The vectors that were computed before.
         batcher: Computes the texts whose vectors are in no cache.
         busy: Keeps the engine awake for the length of a block.
@@ -200,14 +200,14 @@ class ClaimDesk:
         self,
         backend: CountingEmbedder,
         *,
-        fingerprint: str,
+        space: str,
         cache: VectorCache,
         batcher: Batcher,
         busy: Callable[[], contextlib.AbstractContextManager[None]],
         metrics: Metrics,
     ) -> None:
         self._backend = backend
-        self._fingerprint = fingerprint
+        self._space = space
         self._cache = cache
         self._batcher = batcher
         self._busy = busy
@@ -261,7 +261,7 @@ class ClaimDesk:
         too_long = self._preparer.may_be_too_long(terms.prompt + claim.text)
         cut = f"{terms.truncate.value} {self._backend.model.max_tokens}" if too_long else ""
         # A doubtful text has a key of its own, since a cache on disk may have its vector from a version that did not doubt.
-        return cache_key(self._fingerprint, terms.prompt, f"{cut} judged" if claim.doubtful else cut, claim.text)
+        return cache_key(self._space, terms.prompt, f"{cut} judged" if claim.doubtful else cut, claim.text)
 
     async def _look_up(self, claims: Sequence[Claim]) -> None:
         cached = await self._cache.get([claim.key for claim in claims if claim.state is None])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runed.backends.base import LocalBackend
 from runed.caching.cache import VectorCache
-from runed.domain.model import ModelTraits, dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
+from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, StreamAnswer, StreamItem, VectorSpace
 from runed.domain.status import Load
 from runed.errors import RunedError
@@ -89,7 +89,7 @@ class Scheduler:
         self._batcher = Batcher(backend, limits=settings.queue, metrics=metrics)
         self._desk = ClaimDesk(
             backend,
-            fingerprint=self._native_fingerprint,
+            space=cache_space(backend.model, self._native_fingerprint),
             cache=cache,
             batcher=self._batcher,
             busy=self._idle.busy,

@@ -51,6 +51,7 @@ def test_tiny_qwen3_is_read_whole(tiny_qwen3: Path) -> None:
         rope_freq_base=1e6,
         unknown_id=None,
         special_tokens=((319, "<|endoftext|>"),),
+        vocabulary=320,
     )
 
 

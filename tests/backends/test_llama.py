@@ -174,11 +174,11 @@ async def test_every_flag_is_known_to_the_engine_and_memory_is_bounded(make_back
     argv = backend._launcher.command.argv()
     text = await asyncio.to_thread(lambda: subprocess.run([llama_server, "--help"], capture_output=True, text=True, check=True))
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.stdout))
-    assert {argument for argument in [*argv, "--no-repack"] if argument.startswith("-")} <= known
+    assert {argument for argument in [*argv, "--no-repack", "--flash-attn"] if argument.startswith("-")} <= known
     options = dict(pairwise(argv))
     assert (options["--cache-ram"], options["--parallel"], options["--ctx-size"]) == ("0", "8", "2048")
     assert "--kv-unified" in argv
-    assert options["--ubatch-size"] == options["--batch-size"] == "60"
+    assert options["--ubatch-size"] == options["--batch-size"] == "128"
 
 
 async def test_engine_listens_on_a_private_socket_and_no_port(make_backend: MakeBackend, paths: Paths) -> None:

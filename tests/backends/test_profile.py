@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from runed.backends.llama.cores import usable_cores
-from runed.backends.llama.profile import MAX_SLOTS, Measurement, Profile, Tuning, built_in_profile, choose_profile, store_tuning
+from runed.backends.llama.profile import (
+    MAX_SLOTS,
+    Measurement,
+    Profile,
+    Tuning,
+    built_in_profile,
+    choose_profile,
+    remove_tunings,
+    store_tuning,
+)
 from runed.settings import PROFILES
 
 KEY = "llama-server 123 456 x86_64 Some Processor sha256:0123456789abcdef"
@@ -46,26 +55,29 @@ def choose(tuned: Path, name: str = "balanced", pooling: str = "mean", key: str 
 
 
 @pytest.mark.parametrize(
-    ("name", "pooling", "slots", "tokens"),
+    ("name", "pooling", "size"),
     [
-        ("memory", "mean", 1, 128),
-        ("memory", "last", 1, 63),
-        ("balanced", "mean", 16, 256),
-        ("balanced", "cls", 16, 256),
-        ("balanced", "last", 8, 63),
-        ("throughput", "mean", 32, 512),
-        ("throughput", "cls", 32, 512),
-        ("throughput", "last", 8, 63),
+        ("memory", "mean", (1, 128, 0)),
+        ("memory", "last", (1, 63, 60)),
+        ("balanced", "mean", (16, 256, 0)),
+        ("balanced", "cls", (16, 256, 0)),
+        ("balanced", "last", (8, 63, 128)),
+        ("throughput", "mean", (32, 512, 0)),
+        ("throughput", "cls", (32, 512, 0)),
+        ("throughput", "last", (8, 63, 512)),
     ],
 )
-def test_without_a_measurement_the_built_in_holds(tuned: Path, name: str, pooling: str, slots: int, tokens: int) -> None:
-    assert choose(tuned, name, pooling) == Profile(name, slots, tokens, usable_cores())
+def test_without_a_measurement_the_built_in_holds(tuned: Path, name: str, pooling: str, size: tuple[int, int, int]) -> None:
+    slots, tokens, passes = size
+    assert choose(tuned, name, pooling) == Profile(name, slots, tokens, usable_cores(), passes)
     assert not tuned.parent.exists()  # reading makes nothing
 
 
 def test_a_measurement_holds_for_its_engine_model_and_name(tuned: Path) -> None:
     store_tuning(tuned, KEY, TUNING)
     assert choose(tuned) == TUNED
+    assert choose(tuned).tuned_at == TUNING.measured_at
+    assert choose(tuned, "memory").tuned_at == ""
     assert choose(tuned, "throughput").slots == 16
     assert choose(tuned, "memory") == built_in_profile("memory", pooling="mean")
     assert choose(tuned, key=KEY.replace("456", "457")) == built_in_profile("balanced", pooling="mean")
@@ -88,6 +100,11 @@ def test_another_measurement_replaces_its_own_and_keeps_the_others(tuned: Path) 
     assert choose(tuned, key="another model").slots == 2
 
 
+def test_a_measurement_without_passes_gets_the_built_in_ones(tuned: Path) -> None:
+    store_tuning(tuned, KEY, TUNING)  # as earlier releases did
+    assert choose(tuned, "throughput", "last") == replace(TUNING.profiles[1], pass_tokens=512)
+
+
 def test_a_measurement_of_another_number_of_processors_is_void(tuned: Path) -> None:
     store_tuning(tuned, KEY, replace(TUNING, cores=usable_cores() + 1))
     assert choose(tuned) == built_in_profile("balanced", pooling="mean")
@@ -102,6 +119,7 @@ def test_a_measurement_of_another_number_of_processors_is_void(tuned: Path) -> N
         replace(TUNED, threads=usable_cores() + 1),
         replace(TUNED, batch_tokens=0),
         replace(TUNED, batch_tokens=64),  # with last-token pooling, vectors would then depend on the other texts of a batch
+        replace(TUNED, pass_tokens=100),  # no multiple of a tile
     ],
 )
 def test_a_profile_that_cannot_be_right_is_not_used(tuned: Path, profile: Profile) -> None:
@@ -116,6 +134,13 @@ def test_an_unreadable_file_is_as_good_as_none_and_can_be_replaced(tuned: Path, 
     assert choose(tuned) == built_in_profile("balanced", pooling="mean")
     store_tuning(tuned, KEY, TUNING)
     assert choose(tuned) == TUNED
+
+
+def test_tunings_are_removed_once(tuned: Path) -> None:
+    store_tuning(tuned, KEY, TUNING)
+    assert remove_tunings(tuned)
+    assert not remove_tunings(tuned)
+    assert choose(tuned).tuned_at == ""
 
 
 def test_a_crash_while_storing_leaves_the_old_file(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:

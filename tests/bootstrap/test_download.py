@@ -349,9 +349,26 @@ async def test_a_folder_that_is_gone_is_told(wanted: Wanted, tmp_path: Path) -> 
     await wanted.fail(BootstrapError, "cannot write f: No such file or directory")
 
 
-async def test_certificates_that_cannot_be_used_are_told(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificates_that_cannot_be_used_are_told(
+    secure_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", __file__)
+    wanted = Wanted(secure_site, tmp_path)
     await wanted.fail(DownloadError, "the certificates of the environment cannot be used: .*; check SSL_CERT_FILE")
+
+
+async def test_certificates_that_cannot_be_used_are_not_needed_without_encryption(
+    wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", __file__)
+    await wanted.download()
+    wanted.check_complete()
+
+
+async def test_a_redirect_to_https_is_checked_by_the_certificates(wanted: Wanted, secure_site: Site) -> None:
+    wanted.site.always["/f"] = redirect(f"{secure_site.url}/f")
+    await wanted.fail(DownloadError, "cannot be trusted: .*set SSL_CERT_FILE")
+    assert secure_site.requests == []
 
 
 async def test_a_small_document_has_a_limit(site: Site) -> None:

@@ -324,8 +324,21 @@ async def test_a_host_that_cannot_be_is_told(wanted: Wanted, url: str) -> None:
     await wanted.fail(DownloadError, "a URL that cannot be fetched|could not be downloaded")
 
 
-def test_an_empty_small_variable_switches_the_capital_one_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", VARIABLES[::2])
+def test_an_empty_small_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:1")
-    assert Proxies().choose("http://files.example/f") is not None
-    monkeypatch.setenv("http_proxy", "")
-    assert Proxies().choose("http://files.example/f") is None
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:1")
+    monkeypatch.setenv("NO_PROXY", "near.example")
+    monkeypatch.setenv(variable, "")
+    proxies = Proxies()
+    for scheme in ("http", "https"):
+        proxy = proxies.choose(f"{scheme}://files.example/f")
+        assert proxy is not None
+        assert proxy.variable == f"{scheme.upper()}_PROXY"
+        assert proxies.choose(f"{scheme}://near.example/f") is None
+    monkeypatch.delenv("HTTP_PROXY")
+    monkeypatch.delenv("HTTPS_PROXY")
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.example:2")
+    proxy = Proxies().choose("http://files.example/f")
+    assert proxy is not None
+    assert proxy.variable == "ALL_PROXY"

@@ -56,6 +56,7 @@ def test_tune_leaves_the_daemon_alone_and_its_next_start_runs_by_the_result(cli:
     header, *rows = done.stdout.splitlines()
     assert header.split()[:3] == ["texts", "tokens", "threads"]
     assert any("memory" in row for row in rows)
+    assert any(row.startswith("tokens at once") for row in rows)
     assert str(cli.paths.tuning) in done.stdout
     assert "runed stop" in done.stdout
 
@@ -73,6 +74,15 @@ def test_tune_leaves_the_daemon_alone_and_its_next_start_runs_by_the_result(cli:
     (engine,) = engines(daemon.pid)
     command = engine.cmdline()
     assert command[command.index("--parallel") + 1] == "5"
+    status = cli.run("status").stdout
+    assert f"profile balanced as tuned at {tuning['measured_at']}" in status
+
+    for words in ("removed", "nothing to remove"):
+        done = cli.run("bench", "--reset")
+        assert (done.returncode, done.stderr.startswith(words) or done.stdout.startswith(words)) == (0, True)
+    cli.stop()
+    assert cli.run("embed", "a text").returncode == 0
+    assert "tuned" not in cli.run("status").stdout
 
 
 def test_ctrl_c_while_tuning_leaves_nothing_behind(cli: Cli) -> None:

@@ -137,3 +137,14 @@ def test_a_wait_for_a_daemon_that_answers_nothing_ends(cli: Cli, capsys: pytest.
     assert capsys.readouterr().err.count("waiting: the daemon") == 1
     assert signal.getsignal(signal.SIGALRM) is before
     wait_until(lambda: "runed-watch" not in {thread.name for thread in threading.enumerate()})
+
+
+@pytest.mark.slow
+def test_a_wait_for_an_engine_that_fails_tells_why(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """A call is tried again for a minute meanwhile. The reason is told once, although it comes and goes with the tries."""
+    assert cli.with_environment(RUNED_LLAMA_SERVER="/bin/false").run("embed", "hello").returncode != 0
+    with watched(Paths(cli.home)):
+        time.sleep(5)
+    told = capsys.readouterr().err
+    assert told.startswith("runed: waiting: embeddings fail for now: llama-server exited with code 1")
+    assert told.count("waiting: ") == 1

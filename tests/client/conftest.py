@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,30 +18,44 @@ import pytest
 
 from tests.support import process_gone, short_home, wait_until
 
-FAKE_SERVICE = Path(__file__).resolve().parent.parent / "fakes" / "fake_service.py"
+FAKES = Path(__file__).resolve().parent.parent / "fakes"
 
 Arrange = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Path]:
+    """The socket of a process that starts fake services by forks of itself."""
+    directory = short_home()
+    path = directory / "forks"
+    command = [sys.executable, str(FAKES / "fake_service.py"), "forks", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield path
+        process.communicate()
+    shutil.rmtree(directory)
+
+
 @pytest.fixture
-def arrange(home: Path) -> Iterator[Arrange]:
+def arrange(home: Path, forks: Path) -> Iterator[Arrange]:
     """Make the test's home with a fake service of the given options. End all its daemons afterwards."""
-    yield partial(_arrange, home)
+    yield partial(_arrange, home, forks)
     _end_all(home)
 
 
 @pytest.fixture(scope="session")
-def shared() -> Iterator[Path]:
+def shared(forks: Path) -> Iterator[Path]:
     """A home with a fake service with default options, for tests that do not change it."""
     home = short_home()
-    yield _arrange(home)
+    yield _arrange(home, forks)
     _end_all(home)
     shutil.rmtree(home)
 
 
-def _arrange(home: Path, **options: object) -> Path:
+def _arrange(home: Path, forks: Path, **options: object) -> Path:
     script = home / "fake-runed"
-    command = shlex.join([sys.executable, str(FAKE_SERVICE), json.dumps(options)])
+    command = shlex.join([sys.executable, "-IS", str(FAKES / "hand_over.py"), str(forks), json.dumps(options)])
     script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     script.chmod(0o700)
     (home / "config.json").write_text(json.dumps({"version": 1, "runed_binary": str(script)}))

@@ -362,11 +362,11 @@ class TestDaemonGoesAway:
             client.embed("a")
         assert "shutdown 7" in events(home)
 
-    def test_a_call_that_kills_every_daemon_is_repeated_only_once(self, arrange: Arrange) -> None:
+    def test_a_call_that_kills_every_daemon_is_repeated_three_times(self, arrange: Arrange) -> None:
         home = arrange()
         with runed.connect(home=home) as client, pytest.raises(errors.DaemonUnavailableError, match="broke before the answer"):
             client.embed("die")
-        assert len(pids(home)) == 2
+        assert len(pids(home)) == 4
 
     @pytest.mark.parametrize(
         ("smaller", "sizes"), [({"max_batch_size": 2}, [2, 2, 2, 2, 1]), ({"max_request_bytes": 30}, [3, 3, 3])]
@@ -508,6 +508,11 @@ class TestImport:
             "psutil",
             "rich",
         }
+
+    def test_looking_at_the_daemon_does_not_import_numpy(self, shared: Path) -> None:
+        modules = self.run(f"import runed\nwith runed.connect(home={str(shared)!r}) as client: client.info(), client.health()")
+        assert "runed.client.client" in modules
+        assert "numpy" not in modules
 
     def test_every_public_name_is_there(self) -> None:
         for name in runed.__all__:

@@ -207,7 +207,7 @@ class TestDaemon:
         assert info.query_prompt == "Instruct: {instruction}\nQuery:"
         assert info.document_prompt == "passage: "
         assert info.default_instruction == "find it"
-        assert info.profile == "balanced"
+        assert (info.profile, info.tuned_at) == ("balanced", "2026-11-28T12:00:00+00:00")
         assert (info.max_queued_texts, info.max_queued_bytes) == (1000, 2000)
         assert info.restrictions == ("nice 3", "1 of 8 processors")
 

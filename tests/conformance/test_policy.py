@@ -402,6 +402,18 @@ def test_another_user_listens(home: Path) -> None:
         assert other.heard() == [0]
 
 
+def test_a_daemon_that_is_lost_again() -> None:
+    flow = Flows(spawn=True, on_progress=None).embed("a", Options(), Deadline(60))
+    lost = errors.DaemonUnavailableError("it is gone")
+    for _ in range(daemon_flows._MAX_RETRIES):
+        assert isinstance(flow.send(None), Send)
+        assert isinstance(flow.throw(lost), Sleep)
+        assert isinstance(flow.send(None), Ensure)
+    assert isinstance(flow.send(None), Send)
+    with pytest.raises(errors.DaemonUnavailableError, match="it is gone"):
+        flow.throw(lost)
+
+
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\nshort"])
 def test_a_lost_answer(home: Path, answer: bytes) -> None:
     def break_off(connection: socket.socket) -> None:

@@ -1,6 +1,9 @@
 """A `runed serve` with the real contract. The test arranges its answers.
 
     fake_service.py OPTIONS serve --log-file FILE --ready-fd N
+    fake_service.py forks SOCKET
+
+The second form starts services for `hand_over.py`, each in a fork of itself, since the imports take 0.3 s of a processor.
 
 OPTIONS is a JSON object, see `Options`. The vector of a text is `[length, pid, number of the request, texts in the request]`,
 cut or filled up to the dimensions asked for. Once a centroid set was pushed, its cluster is its length. Texts, and presets of
@@ -12,12 +15,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import hashlib
+import json
 import os
+import select
 import signal
+import socket
 import struct
+import sys
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import hypercorn.asyncio
 import msgspec
@@ -215,6 +225,7 @@ class Service(RunedService):
             max_queued_texts=1000,
             max_queued_bytes=2000,
             restrictions=["nice 3", "1 of 8 processors"],
+            tuned_at="2026-11-28T12:00:00+00:00",
         )
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
@@ -381,13 +392,13 @@ async def serve(options: Options, paths: Paths, listener: Listener, ready_fd: in
     await server.stop(DRAIN)
 
 
-def main() -> None:
+def main(command_line: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("options")
     parser.add_argument("command")
     parser.add_argument("--log-file", type=Path)
     parser.add_argument("--ready-fd", type=int)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     options = msgspec.json.decode(arguments.options, type=Options)
     paths = Paths(Path(os.environ["RUNED_HOME"]))
     with LockFile(paths.daemon_lock) as lock:
@@ -404,4 +415,47 @@ def main() -> None:
             record.remove(paths.daemon_record)
 
 
-main()
+def forks(path: str) -> None:
+    """Start a service for each program that connects, until standard input ends, as it does with the process of the tests."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the services
+    gc.freeze()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while sys.stdin not in select.select([sys.stdin, listener], [], [])[0]:
+            connection, _ = listener.accept()
+            with connection:
+                message, descriptors, _, _ = socket.recv_fds(connection, 1024 * 1024, 4)
+                if os.fork() == 0:
+                    listener.close()
+                    connection.close()
+                    become(json.loads(message), descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def become(program: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
+    """Take the place of the program that connected: its standard streams and pipe, its environment and its arguments."""
+    try:
+        os.setsid()
+        os.chdir("/")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        *streams, ready_fd = descriptors
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.environ.clear()
+        os.environ.update(program["environment"])
+        main([*program["arguments"], "--ready-fd", str(ready_fd)])
+    except Exception:  # noqa: BLE001 # as a process of its own would
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+if sys.argv[1] == "forks":
+    forks(sys.argv[2])
+else:
+    main(sys.argv[1:])

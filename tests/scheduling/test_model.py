@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from runed.domain import model as module
-from runed.domain.model import ModelInfo, ModelTraits, dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
+from runed.domain.model import (
+    ModelInfo,
+    ModelTraits,
+    cache_space,
+    dimensions_for,
+    fingerprint,
+    min_dimensions,
+    prompt_for,
+    traits_of,
+)
 from runed.domain.requests import EmbedOptions, Role
 from runed.errors import BadDimensionsError, BadInstructionError
 
@@ -125,3 +134,8 @@ def test_other_dimensions_are_refused(asked: int, traits: ModelTraits, least: in
 @pytest.mark.parametrize(("told", "least"), [(0, 64), (1, 1), (32, 32), (64, 64), (65, 64)])
 def test_fewest_dimensions_are_never_more_than_the_models(told: int, least: int) -> None:
     assert min_dimensions(QWEN, ModelTraits(min_dimensions=told)) == least
+
+
+def test_cached_vectors_that_were_computed_less_exactly_are_of_another_space() -> None:
+    assert cache_space(QWEN, name()) != name()  # earlier releases kept vectors under the fingerprint alone
+    assert cache_space(replace(QWEN, pooling="mean"), name()) == name()

@@ -30,7 +30,6 @@ export class Tries {
   /** Whether to look for the daemon again even if none may be started. */
   readonly reconnect: boolean;
   readonly patience: Patience;
-  restarted = false;
   lost = 0;
   drainedMs = 0;
 
@@ -43,7 +42,6 @@ export class Tries {
   /** Begins again, after a try that brought the work forward. */
   reset(): void {
     this.patience.reset();
-    this.restarted = false;
     this.lost = 0;
     this.drainedMs = 0;
   }
@@ -170,7 +168,7 @@ export class Calls {
         tries.drainedMs += DRAIN_POLL_MS;
         return await this.#findDaemon(tries, DRAIN_POLL_MS);
       case "DAEMON_UNAVAILABLE":
-        if (!this.#mayReconnect(tries) || tries.restarted || tries.lost === LOST_TRIES) {
+        if (!this.#mayReconnect(tries) || tries.lost === LOST_TRIES) {
           throw error;
         }
         tries.lost += 1;
@@ -191,7 +189,7 @@ export class Calls {
     await tries.deadline.sleep(pauseMs);
     this.#limits = undefined; // the next daemon may have others
     this.#watched = false;
-    tries.restarted = await this.#target.ensure(tries.deadline);
+    await this.#target.ensure(tries.deadline);
   }
 
   /** Reports the progress of a daemon that starts. That daemon would let the first call wait without telling any. */

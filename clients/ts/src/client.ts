@@ -58,9 +58,9 @@ export async function connect(options: ConnectOptions = {}): Promise<Client> {
  * A connection to the daemon, for any number of calls at a time. `connect` makes it.
  *
  * Every method rejects with a `RunedError`, whose message says what to do, or with the reason of an aborted signal. If the daemon
- * has gone away since the last call, the client starts it again, unless it was told not to, and sends the call once more. If the
- * daemon or its engine is too busy for the moment, the client sends the call again in growing pauses until the call's time is
- * over. Without a `timeoutMs` it does so for a minute. The error is then the daemon's own.
+ * has gone away since the last call, the client starts it again, unless it was told not to, and sends the call again, three times at
+ * most. If the daemon or its engine is too busy for the moment, the client sends the call again in growing pauses until the call's
+ * time is over. Without a `timeoutMs` it does so for a minute. The error is then the daemon's own.
  *
  * A client that is not closed does not keep the process alive.
  */

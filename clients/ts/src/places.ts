@@ -1,12 +1,16 @@
-/** The bound of the calls that a client makes at a time. */
+/** The bound of what a client does at a time. */
 
-import { CONNECTIONS } from "./policy.js";
 import type { Deadline } from "./waiting.js";
 
 /** A bounded number of places for calls. Further calls wait for a place, in the order of their coming. */
 export class Places {
-  #free = CONNECTIONS;
+  #free: number;
   readonly #waiting = new Set<() => void>();
+
+  /** @param count - The number of places. */
+  constructor(count: number) {
+    this.#free = count;
+  }
 
   /**
    * Makes a call in a place of its own.

@@ -9,6 +9,7 @@ import { userInfo } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { RunedError } from "./errors.js";
 import { connectToOwn } from "./peer.js";
+import { Places } from "./places.js";
 import { DIAL_PATIENCE_MS, DIAL_PAUSE_MS, MAX_SOCKET_PATH, START_PATIENCE_MS } from "./policy.js";
 import { checkHome, mayRead } from "./trust.js";
 import { isOlder, VERSION } from "./version.js";
@@ -43,6 +44,8 @@ export class Target {
   readonly #directory: string | undefined;
   /** The older daemon that `runed ensure` was asked to replace. */
   #asked = "";
+  /** The place of the one call that looks for the daemon. */
+  readonly #looking = new Places(1);
 
   /** @throws TypeError Both `home` and `socketPath` are given. RunedError BAD_SETTING: No home directory is known for `~`. */
   constructor({ home, socketPath, spawn = true }: Place) {
@@ -88,10 +91,14 @@ export class Target {
   /**
    * Makes sure that a daemon listens.
    *
-   * @returns Whether one was started for that.
    * @throws RunedError DAEMON_UNAVAILABLE: No process listens, and none may be started. DAEMON_START_FAILED: It could not be.
    */
-  async ensure(deadline: Deadline): Promise<boolean> {
+  async ensure(deadline: Deadline): Promise<void> {
+    // Otherwise each of the calls that lose a daemon together would run a `runed ensure` of its own.
+    await this.#looking.hold(deadline, async () => await this.#look(deadline));
+  }
+
+  async #look(deadline: Deadline): Promise<void> {
     if (this.#directory !== undefined) {
       checkHome(this.#directory);
     }
@@ -100,19 +107,19 @@ export class Target {
       if (problem !== undefined) {
         throw problem;
       }
-      return false;
+      return;
     }
     if (problem !== undefined) {
       return await this.#start(this.home, deadline);
     }
     if (!(await this.#mustMakeRoom(this.home))) {
-      return false;
+      return;
     }
     try {
       return await this.#start(this.home, deadline);
     } catch (error) {
       if ((await this.#probe(deadline)) === undefined) {
-        return false; // an older daemon is better than none
+        return; // an older daemon is better than none
       }
       throw error;
     }
@@ -174,23 +181,23 @@ export class Target {
     return true;
   }
 
-  async #start(home: string, deadline: Deadline): Promise<boolean> {
+  async #start(home: string, deadline: Deadline): Promise<void> {
     const timeoutMs = deadline.remaining() ?? START_PATIENCE_MS;
     const configured = await configuredProgram(home);
     const programs = configured === undefined ? ["runed", join(home, "bin", "runed")] : [configured];
     for (const program of programs) {
-      const result = await runEnsure(program, home, timeoutMs, deadline.signal);
-      if (result === undefined) {
+      const socket = await runEnsure(program, home, timeoutMs, deadline.signal);
+      if (socket === undefined) {
         continue;
       }
-      if (result.socket !== this.socket) {
+      if (socket !== this.socket) {
         throw new RunedError(
           "DAEMON_START_FAILED",
-          `\`${program} ensure --json\` serves ${result.socket} instead of ${this.socket}; ` +
+          `\`${program} ensure --json\` serves ${socket} instead of ${this.socket}; ` +
             "use a version of it that fits this client",
         );
       }
-      return result.started;
+      return;
     }
     throw new RunedError(
       "DAEMON_START_FAILED",
@@ -302,18 +309,13 @@ function objectOf(value: unknown): Record<string, unknown> {
   return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
 }
 
-interface Ensured {
-  socket: string;
-  started: boolean;
-}
-
-/** Runs `runed ensure`; returns undefined if there is no such program. */
+/** Runs `runed ensure`; returns the socket of the daemon, or undefined if there is no such program. */
 async function runEnsure(
   program: string,
   home: string,
   timeoutMs: number,
   signal: AbortSignal | undefined,
-): Promise<Ensured | undefined> {
+): Promise<string | undefined> {
   const args = ["ensure", "--json", "--timeout", (timeoutMs / 1000).toFixed(3)];
   const env = { ...process.env, RUNED_HOME: home };
   const options = { env, ...(signal && { signal }) };
@@ -347,7 +349,7 @@ async function runEnsure(
   return answer;
 }
 
-function parseAnswer(stdout: string): Ensured | RunedError | undefined {
+function parseAnswer(stdout: string): string | RunedError | undefined {
   let answer: Record<string, unknown>;
   try {
     answer = objectOf(JSON.parse(stdout));
@@ -358,6 +360,5 @@ function parseAnswer(stdout: string): Ensured | RunedError | undefined {
   if (typeof reason === "string" && reason !== "") {
     return new RunedError(reason, String(message));
   }
-  const { socket, started } = answer;
-  return typeof socket === "string" ? { socket, started: started === true } : undefined;
+  return typeof answer.socket === "string" ? answer.socket : undefined;
 }

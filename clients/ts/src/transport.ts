@@ -12,6 +12,7 @@ import { Connection } from "./connection.js";
 import { RunedError } from "./errors.js";
 import { RunedService } from "./gen/runed/v1/runed_pb.js";
 import { Places } from "./places.js";
+import { CONNECTIONS } from "./policy.js";
 import { type Place, Target } from "./target.js";
 import { Deadline } from "./waiting.js";
 
@@ -46,7 +47,7 @@ export class Link {
   /** Streams. A connection carries a bounded number of them, and those that last must not keep single calls waiting. */
   readonly streams: Rpc;
   /** The places of single calls. */
-  readonly places = new Places();
+  readonly places = new Places(CONNECTIONS);
   readonly #connections: Connection[] = [];
   #closed = false;
 

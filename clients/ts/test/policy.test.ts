@@ -23,6 +23,7 @@ import { join } from "node:path";
 import type { Readable } from "node:stream";
 import { after, afterEach, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { create, toBinary } from "@bufbuild/protobuf";
 import type { ServiceImpl } from "@connectrpc/connect";
 import { codeFromString } from "@connectrpc/connect/protocol-connect";
 import {
@@ -40,7 +41,7 @@ import * as policy from "#dist/policy.js";
 import { Target } from "#dist/target.js";
 import { isOlder, VERSION } from "#dist/version.js";
 import { Deadline, Patience } from "#dist/waiting.js";
-import { HealthResponse_Phase, HealthResponse_Status, type RunedService } from "#gen/runed/v1/runed_pb.js";
+import { EmbedResponseSchema, HealthResponse_Phase, HealthResponse_Status, type RunedService } from "#gen/runed/v1/runed_pb.js";
 import { Code, ROOT, refusal, serve, shortHome, wireError } from "./support.js";
 
 type Methods = Partial<ServiceImpl<typeof RunedService>>;
@@ -513,8 +514,7 @@ async function connectHome(home: string, options: ConnectOptions = {}): Promise<
 }
 
 /** Answers each request over HTTP/2 in the same way; returns the socket. */
-async function answering(answer: (stream: ServerHttp2Stream) => void): Promise<string> {
-  const path = nextSocket();
+async function answering(answer: (stream: ServerHttp2Stream) => void, path = nextSocket()): Promise<string> {
   const server = createServer();
   const sessions = new Set<ServerHttp2Session>();
   server.on("session", (session) => sessions.add(session));
@@ -673,10 +673,49 @@ const tests: Record<string, () => Promise<void>> = {
     assert.equal((await (await connectHome(home)).embed("text")).length, 2, "without a program");
   },
 
+  "one look at a time": async () => {
+    const home = homeOf(`mkdir "$RUNED_HOME/looking" || exit 1; sleep 0.1; rmdir "$RUNED_HOME/looking"\n${WELL_ENSURED}`);
+    const target = new Target({ home });
+    const look = (timeoutMs?: number) => target.ensure(new Deadline(timeoutMs, undefined));
+    const patient = Array.from({ length: 4 }, () => look());
+    const hurried = Array.from({ length: 4 }, () => refusal(look(20)));
+    await Promise.all(patient);
+    for (const { reason } of await Promise.all(hurried)) {
+      assert.equal(reason, "DEADLINE_EXCEEDED");
+    }
+    assert.equal(asked(home), 4);
+  },
+
   "a draining daemon": async () => {
     const home = await servedHome({ ...OUTDATED, version: VERSION, draining: true });
     await connectHome(home);
     assert.equal(asked(home), 1);
+  },
+
+  "a daemon that is lost again": async () => {
+    for (const deaths of [0, 1, 2, 3, 4]) {
+      const home = homeOf(WELL_ENSURED);
+      writeFileSync(join(home, "daemon.json"), JSON.stringify({ ...OUTDATED, version: VERSION, draining: true }));
+      let left = deaths;
+      await answering(
+        (stream) => {
+          if (--left >= 0) {
+            stream.session?.destroy();
+            return;
+          }
+          stream.respond({ ":status": 200, "content-type": "application/proto" });
+          stream.end(toBinary(EmbedResponseSchema, create(EmbedResponseSchema, VECTOR)));
+        },
+        join(home, "embedding.sock"),
+      );
+      const embedding = (await connectHome(home)).embed("text");
+      if (deaths < 4) {
+        assert.equal((await embedding).length, 2);
+      } else {
+        assert.equal((await refusal(embedding)).reason, "DAEMON_UNAVAILABLE");
+      }
+      assert.equal(asked(home) - 1, Math.min(deaths, 3), `starts after ${deaths} deaths`);
+    }
   },
 
   "a lost answer": async () => {

@@ -190,6 +190,7 @@ def info_response(info: Info) -> pb.InfoResponse:
         document_prompt=info.document_prompt,
         default_instruction=info.default_instruction,
         profile=info.profile,
+        tuned_at=info.tuned_at,
         max_queued_texts=info.max_queued_texts,
         max_queued_bytes=info.max_queued_bytes,
         centroid_set_version=info.centroid_set_version,

@@ -81,6 +81,7 @@ class LlamaBackend:
             info=self._model,
             context=context,
             profile=profile,
+            vocabulary=metadata.vocabulary,
         )
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
         self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, holds_home=holds_home, timings=timings)
@@ -100,6 +101,7 @@ class LlamaBackend:
             reason=self._supervisor.reason or self._launcher.command.remark,
             pid=self._supervisor.pid,
             restarts=self._supervisor.restarts,
+            tuned_at=self._launcher.command.profile.tuned_at,
         )
 
     @property

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runed.backends.base import BatchLimits
 from runed.backends.llama.http import MAX_CONNECTIONS, Isolation
+from runed.backends.llama.passes import SHORT_PASS, affordable_pass, fitting_pass
 from runed.backends.llama.profile import Profile
 from runed.domain.model import ModelInfo
 
 CONTEXT_STEP = 256
 """Step of a context in tokens: llama.cpp rounds a context up to a multiple of it. Measured: `-c 300` accepts texts of 511
 tokens."""
-
-_LAST_MICRO_BATCH = 60
-"""Tokens that the engine computes at once, for models with last-token pooling. Three reasons:
-
-- A text may span several micro-batches, and each token of a micro-batch costs two buffers of the vocabulary's size.
-- The kernels take 4 rows at once, so it is a multiple of 4.
-- From 64 rows on, llama.cpp's flash attention computes in tiles on a CPU. Their bounds depend on the place of a text in the
-  context, and so does its vector. Measured on a random-weight Qwen3-0.6B in q6_K: cosines down to 0.9994, and 1 below 64
-  rows."""
 
 _NO_REPACK_REMARK = (
     "llama-server is run with --no-repack, which is slower, because its fast kernels use an instruction "
@@ -32,6 +24,17 @@ _ONE_SLOT_REMARK = (
     "texts are computed one by one, which is slower for many short ones, because this build of llama-server computes "
     "another vector for a text in a batch than for the same text alone"
 )
+
+_SMALL_REMARK = (
+    "the engine computes {tokens} tokens at once instead of {wanted}, which is slower for long texts, "
+    "because little memory is free"
+)
+
+_LONG_TOKENS = 72
+"""Tokens of the self-test's long text if the texts of several slots share no context."""
+
+_REST = 8
+"""Tokens of that text beyond its first pass otherwise, so that a tile is missing beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,9 @@ class EngineCommand:
         socket: The UNIX socket to listen on.
         info: The description of the model.
         context: The context in tokens, a multiple of `CONTEXT_STEP`.
-        profile: The number of texts at once and of threads.
+        profile: The number of texts at once, of tokens at once, and of threads.
+        vocabulary: The number of tokens that the model knows.
+        pass_bound: The most tokens of a pass that the free memory allows; None allows any.
         no_repack: Whether to disable the repacked kernels, which crash some engines.
         one_slot: Whether to compute texts one by one, for engines whose vectors depend on the other texts of a batch.
     """
@@ -55,36 +60,60 @@ class EngineCommand:
     info: ModelInfo
     context: int
     profile: Profile
+    vocabulary: int = 0
+    pass_bound: int | None = None
     no_repack: bool = False
     one_slot: bool = False
 
     @property
     def slots(self) -> int:
         """The most texts that are computed at once."""
-        return 1 if self.one_slot else self.profile.slots
+        # With last-token pooling, several slots need passes in tiles: without flash attention, vectors depend on company.
+        return 1 if self.one_slot or (self._pools_last and self.pass_tokens <= SHORT_PASS) else self.profile.slots
+
+    @property
+    def pass_tokens(self) -> int:
+        """The tokens that the engine computes at once."""
+        if not self._pools_last:
+            return self.info.max_tokens  # mean and cls pooling need a whole text at once
+        wanted = self.profile.pass_tokens
+        return fitting_pass(wanted if self.pass_bound is None else min(wanted, self.pass_bound), self.context)
 
     @property
     def limits(self) -> BatchLimits:
         """See `Embedder.limits`."""
         # If the engine had to cut a batch, a text's tokens would be computed beside other tokens than when it is alone.
-        return BatchLimits(texts=self.slots, tokens=min(self.profile.batch_tokens, self._batch))
+        return BatchLimits(texts=self.slots, tokens=min(self.profile.batch_tokens, self.pass_tokens))
 
     @property
     def isolation(self) -> Isolation | None:
         """The facts for `Isolation`; None where texts of several slots do not share a context."""
-        return Isolation(self.slots, self._batch) if self.slots > 1 and self.info.pooling == "last" else None
+        return Isolation(self.slots, self.pass_tokens) if self.slots > 1 and self._pools_last else None
 
     @property
     def remark(self) -> str:
         """A sentence for people about the quirks that this command avoids, or ""."""
-        slow = self.one_slot and self.profile.slots > 1
-        return "; ".join([*([_NO_REPACK_REMARK] if self.no_repack else []), *([_ONE_SLOT_REMARK] if slow else [])])
+        remarks = [_NO_REPACK_REMARK] if self.no_repack else []
+        if self.one_slot and self.profile.slots > 1:
+            remarks.append(_ONE_SLOT_REMARK)
+        if self._pools_last and self.pass_bound is not None and self.pass_bound < self.profile.pass_tokens:
+            remarks.append(_SMALL_REMARK.format(tokens=self.pass_bound, wanted=self.profile.pass_tokens))
+        return "; ".join(remarks)
 
     @property
-    def _batch(self) -> int:
-        """The tokens that the engine computes at once."""
-        # Mean and cls pooling need a whole text in one micro-batch.
-        return _LAST_MICRO_BATCH if self.info.pooling == "last" else self.info.max_tokens
+    def long_tokens(self) -> int:
+        """The tokens of the self-test's long text, which is computed alone."""
+        return min(self.pass_tokens + _REST if self.isolation else _LONG_TOKENS, self.info.max_tokens)
+
+    def within(self, free: int) -> EngineCommand:
+        """Return this command with passes for `free` bytes of memory."""
+        if not self._pools_last:
+            return self
+        return replace(self, pass_bound=affordable_pass(self.profile.pass_tokens, vocabulary=self.vocabulary, free=free))
+
+    @property
+    def _pools_last(self) -> bool:
+        return self.info.pooling == "last"
 
     def argv(self) -> list[str]:
         """Return the program and its arguments."""
@@ -93,8 +122,8 @@ class EngineCommand:
             "--host": self.socket,
             "--pooling": self.info.pooling,
             "--ctx-size": self.context,
-            "--batch-size": self._batch,  # one larger than the micro-batch used to assert
-            "--ubatch-size": self._batch,
+            "--batch-size": self.pass_tokens,  # one larger than the pass used to assert
+            "--ubatch-size": self.pass_tokens,
             "--parallel": self.slots,
             "--threads": self.profile.threads,
             "--threads-batch": self.profile.threads,
@@ -105,6 +134,9 @@ class EngineCommand:
             "--verbosity": 2,  # warnings; more would be three lines a text
         }
         flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if self.no_repack else [])]
+        if self._pools_last and self.slots == 1:
+            # A single slot has no room for a tile beside a short piece. Without flash attention, pieces of any size are exact.
+            options["--flash-attn"] = "off"
         if self.isolation:
             options["--slot-save-path"] = self.socket.parent  # nothing is saved there, but without it no slot can be erased
         if self.slots > 1:

@@ -86,6 +86,8 @@ _FILE_TYPES = {
 """Names of `enum llama_ftype`, as `llama-quantize` takes them."""
 # fmt: on
 
+_VOCABULARY = "tokenizer.ggml.tokens"
+
 _Value = int | float | bool | str
 
 
@@ -106,6 +108,7 @@ class GGUFMetadata:
         rope_freq_base: `<architecture>.rope.freq_base`, or None, which makes the engine assume 10,000.
         unknown_id: `tokenizer.ggml.unknown_token_id`, or None.
         special_tokens: Number and text of each special token.
+        vocabulary: The number of tokens that the model knows.
     """
 
     architecture: str
@@ -119,6 +122,7 @@ class GGUFMetadata:
     rope_freq_base: float | None
     unknown_id: int | None
     special_tokens: tuple[tuple[int, str], ...]
+    vocabulary: int
 
 
 def check_model(path: Path) -> None:
@@ -238,7 +242,7 @@ class _Reader:
 
     def special_tokens(self, arrays: dict[str, tuple[int, Sequence[int]]]) -> tuple[tuple[int, str], ...]:
         """Return the special tokens of a vocabulary; none if the file does not tell its types."""
-        kind, tokens = arrays.get("tokenizer.ggml.tokens", (_STRING, []))
+        kind, tokens = arrays.get(_VOCABULARY, (_STRING, []))
         type_kind, types = arrays.get("tokenizer.ggml.token_type", (_TOKEN_TYPE, []))
         if not types or len(types) != len(tokens) or (kind, type_kind) != (_STRING, _TOKEN_TYPE):
             return ()
@@ -276,7 +280,7 @@ def _read_head(reader: _Reader) -> tuple[dict[str, _Value], tuple[tuple[int, str
 
 
 def _read_pairs(reader: _Reader, count: int) -> tuple[dict[str, _Value], tuple[tuple[int, str], ...]]:
-    """Read the metadata. Of arrays, read the special tokens alone, since only the engine needs the others."""
+    """Read the metadata. Of arrays, read the size of the vocabulary and the special tokens. The engine alone needs the rest."""
     values: dict[str, _Value] = {}
     arrays: dict[str, tuple[int, Sequence[int]]] = {}
     for _ in range(count):
@@ -292,6 +296,7 @@ def _read_pairs(reader: _Reader, count: int) -> tuple[dict[str, _Value], tuple[t
             values[name] = reader.scalar(layout)
         else:
             raise _broken(f"its header gives {name!r} the unknown type {kind}")
+    values[_VOCABULARY] = len(arrays.get(_VOCABULARY, (_STRING, ()))[1])
     return values, reader.special_tokens(arrays)
 
 
@@ -350,6 +355,7 @@ def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str],
         rope_freq_base=rope_freq_base,
         unknown_id=unknown if isinstance(unknown, int) else None,
         special_tokens=special_tokens,
+        vocabulary=_integer(values, _VOCABULARY) or 0,
     )
 
 

@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from runed.backends.base import EmbeddingBatch, TextInput
 from runed.backends.llama.connector import EngineConnector
+from runed.backends.llama.passes import TILE, missing_tile
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 
 _KEEP_ALIVE = 3.0
@@ -63,11 +65,11 @@ _T = TypeVar("_T")
 class Isolation:
     """The number of slots that share the context of the model, and the tokens that the engine computes at once.
 
-    With these facts, `LlamaHTTP` keeps a vector independent of the other texts of its batch.
+    With these facts, `LlamaHTTP` keeps a vector independent of the other texts of its batch, and exact.
     """
 
     slots: int
-    micro_batch: int
+    pass_tokens: int
 
 
 class ConnectionLostError(Exception):
@@ -209,17 +211,20 @@ class LlamaHTTP:
         return result
 
     async def _isolate(self, texts: Sequence[TextInput], isolation: Isolation) -> list[list[int]]:
-        """Prepare the engine for a batch. Return a filler text if the batch is too small for the kernels of larger ones."""
+        """Prepare the engine for a batch. Return a filler text if the batch, or its last pass, is too small."""
         size = sum(map(_least_size, texts))
-        if len(texts) == 1 and size + _MOST_SPECIAL > isolation.micro_batch:
-            # A text of several micro-batches attends to its own earlier ones. They lie in the context in the order of the text
-            # only if the context is empty at the start of the text. But a slot keeps its last text until it gets another one.
-            await asyncio.gather(*(self._erase(slot) for slot in range(isolation.slots)))
-        if size > _FEW_BYTES:
+        is_long = len(texts) == 1 and size + _MOST_SPECIAL >= TILE
+        if not is_long and size > _FEW_BYTES:
             return []
-        counted = await self.tokenize([_FILLER, *(text for text in texts if isinstance(text, str))])
-        given = sum(len(text) for text in texts if not isinstance(text, str))
-        return counted[:1] if given + sum(map(len, counted[1:])) < _FEW_TOKENS else []
+        filler, *counted = await self.tokenize([_FILLER, *(text for text in texts if isinstance(text, str))])
+        tokens = sum(map(len, counted)) + sum(len(text) for text in texts if not isinstance(text, str))
+        if is_long and tokens >= TILE:
+            # The tiles depend on the place of the text, which is the same only in an empty context. But a slot keeps its last
+            # text until it gets another one.
+            await asyncio.gather(*(self._erase(slot) for slot in range(isolation.slots)))
+            # The filler may lie before the text. A whole tile of it leaves the bounds of the other tiles where they are.
+            return [_stretch(filler, TILE)] if missing_tile(tokens, isolation.pass_tokens) else []
+        return [filler] if tokens < _FEW_TOKENS else []
 
     async def _erase(self, slot: int) -> None:
         """Erase the last text of a slot, once that is computed."""
@@ -280,6 +285,11 @@ class LlamaHTTP:
 def _least_size(text: TextInput) -> int:
     """Return the bytes of a text, which are never fewer than its tokens. For a list of tokens, return a comparable size."""
     return len(text.encode(errors="replace")) if isinstance(text, str) else _FEW_BYTES // _FEW_TOKENS * len(text)
+
+
+def _stretch(text: Sequence[int], length: int) -> list[int]:
+    """Return a text of `length` tokens. It repeats the given one, and ends like it."""
+    return [*islice(cycle(text), length - 1), text[-1]]
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:

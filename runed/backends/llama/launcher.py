@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
+from runed.backends.llama.passes import free_memory
 from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.self_test import CompanyError, check_again, check_engine
@@ -96,7 +97,8 @@ class Launcher:
         return server
 
     def _heed_quirks(self) -> None:
-        self._command = replace(self._command, no_repack=self._quirks.no_repack(), one_slot=self._quirks.one_slot())
+        command = replace(self._command, no_repack=self._quirks.no_repack(), one_slot=self._quirks.one_slot())
+        self._command = command.within(free_memory())
 
     async def _launch_repacked(self) -> LlamaServer:
         """Start the server. If it dies of its repacked kernels, start it once more without them."""
@@ -202,18 +204,29 @@ class Launcher:
             # The pause grows with the elapsed time. A wake-up loses at most 5 ms, and a long load costs little processor time.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
         server.listened = True
-        tested = f"{self._quirks.engine()} {self._command.slots}"
+        tested = f"{self._quirks.engine()} {self._command.slots} {self._command.pass_tokens}"
         try:
             if tested == self._tested:
                 await check_again(server.http, self._reference)
             else:
-                self._reference = await check_engine(server.http, eos_id=self._eos_id, limits=self._command.limits)
+                self._reference = await self._check(server.http)
         except ConnectionLostError:
             dead = await server.has_died()
             how = describe_exit(server.child.exited.result()) if dead else "broke off its first answer"
             raise _failed_start(server, how) from None
         self._tested = tested
         server.reference = self._reference
+
+    async def _check(self, http: LlamaHTTP) -> bytes:
+        """Run the self-test. Its long text takes seconds, so it is computed once for a build, a model and a size of passes."""
+        command = self._command
+        known = self._quirks.has_sound_passes(command.pass_tokens)
+        reference = await check_engine(
+            http, eos_id=self._eos_id, limits=command.limits, long_tokens=0 if known else command.long_tokens
+        )
+        if not known and command.isolation:
+            self._quirks.remember_sound_passes(command.pass_tokens)
+        return reference
 
     @contextmanager
     def _as_unavailable(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ import psutil
 from runed.errors import printable_bytes
 from runed.files import make_way, read_record
 from runed.log import get_logger
+from runed.os_errors import naming
 from runed.processes import ProcessIdentity, die_with_parent, identify, threads_of
 
 _log = get_logger(__name__)
@@ -96,7 +97,8 @@ class ChildProcess:
         self._identity = identify(process.pid)
         if self._identity:
             # Not `write_atomically`: its fsync may take seconds, and the record is worthless after a reboot.
-            record.write_bytes(msgspec.json.encode(self._identity))
+            with naming(record):
+                record.write_bytes(msgspec.json.encode(self._identity))
         self.exited: asyncio.Task[int] = asyncio.create_task(self._attend())
 
     @classmethod

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
 from runed.backends.llama.cores import usable_cores
+from runed.backends.llama.passes import SHORT_PASS, TILE, TILED_PASSES
 from runed.files import read_record, write_atomically
 from runed.paths import ensure_private_dir
 
@@ -17,10 +18,9 @@ MAX_SLOTS = 64
 MAX_DISTURBANCE = 0.25
 """Share of the machine that other programs may use during a measurement. With a larger share, the result is not kept."""
 
-MAX_TOKENS_TOGETHER = {"last": 63}
-"""Most tokens that several texts may have together, by pooling; other poolings have no limit. From 64 query rows on, the
-flash attention of llama.cpp computes in tiles on a CPU. A vector then depends on the other texts of its batch. Measured: its
-cosine to the vector of the text alone is 0.9994, and 1 below 64 rows."""
+MAX_TOKENS_TOGETHER = {"last": TILE - 1}
+"""Most tokens that several texts may have together, by pooling; other poolings have no limit. In tiles, a vector depends on the
+other texts of its batch. Measured: its cosine to the vector of the text alone is 0.9994, and 1 without tiles."""
 
 _MAX_SLOTS_TOGETHER = 8
 """Most slots if the tokens are limited: 8 of the shortest texts use them up, and every slot is erased before a long text."""
@@ -29,6 +29,9 @@ _MAX_SLOTS_TOGETHER = 8
 # 0.6B: 5.7 texts/s alone, 10 in lists of 3; a text of 17 tokens takes 170 ms alone.
 _BUILT_IN = {"memory": (1, 128), "balanced": (16, 256), "throughput": (32, 512)}
 """Slots and tokens of a micro-batch."""
+
+_PASSES = {"memory": SHORT_PASS, "balanced": 128, "throughput": 512}
+"""Tokens of a pass with last-token pooling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,17 @@ class Profile:
         slots: The most texts of one micro-batch, which is `--parallel` of the engine.
         batch_tokens: The most tokens of all texts of a micro-batch together, unless it is a single text.
         threads: The threads that the engine computes with.
+        pass_tokens: The tokens that the engine computes at once with last-token pooling, which is `--ubatch-size`. A longer
+            text takes several passes. 0 with other poolings, which need a whole text at once.
+        tuned_at: The time at which it was measured on this machine, in ISO 8601; "" for a built-in profile.
     """
 
     name: str
     slots: int
     batch_tokens: int
     threads: int
+    pass_tokens: int = 0
+    tuned_at: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +82,21 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassMeasurement:
+    """The speed of the engine with one size of passes, for single texts.
+
+    Attributes:
+        pass_tokens: As `Profile.pass_tokens`.
+        medium_tokens_per_second: The speed with texts of 120 tokens.
+        long_tokens_per_second: The speed with texts of 500 tokens.
+    """
+
+    pass_tokens: int
+    medium_tokens_per_second: float
+    long_tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """The profiles that suit one engine and model on this machine.
 
@@ -82,7 +105,8 @@ class Tuning:
         method: A sentence for people on how it was measured.
         cores: The number of usable processors. With another number, the measurement is void.
         profiles: The best profile for each name.
-        measurements: All measurements.
+        measurements: All measurements of micro-batches.
+        passes: All measurements of passes; empty unless pooling is "last".
         remarks: Sentences for people on failures and disturbances.
         disturbance: The share of the machine that other programs used meanwhile.
     """
@@ -92,6 +116,7 @@ class Tuning:
     cores: int
     profiles: tuple[Profile, ...]
     measurements: tuple[Measurement, ...]
+    passes: tuple[PassMeasurement, ...] = ()
     remarks: tuple[str, ...] = ()
     disturbance: float = 0.0
 
@@ -114,7 +139,7 @@ def built_in_profile(name: str, *, pooling: str) -> Profile:
     slots, batch_tokens = _BUILT_IN[name]
     if pooling in MAX_TOKENS_TOGETHER:
         slots, batch_tokens = min(slots, _MAX_SLOTS_TOGETHER), min(batch_tokens, MAX_TOKENS_TOGETHER[pooling])
-    return Profile(name, slots, batch_tokens, usable_cores())
+    return Profile(name, slots, batch_tokens, usable_cores(), _PASSES[name] if pooling == "last" else 0)
 
 
 def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile:
@@ -130,7 +155,11 @@ def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile
     tuning = _read(tuned).tunings.get(key)
     if tuning is None or tuning.cores != built_in.threads:
         return built_in
-    measured = next((profile for profile in tuning.profiles if profile.name == name), built_in)
+    measured = next((profile for profile in tuning.profiles if profile.name == name), None)
+    if measured is None:
+        return built_in
+    # Earlier releases measured no passes.
+    measured = replace(measured, pass_tokens=measured.pass_tokens or built_in.pass_tokens, tuned_at=tuning.measured_at)
     return measured if _is_safe(measured, pooling) else built_in
 
 
@@ -152,6 +181,19 @@ def store_tuning(tuned: Path, key: str, tuning: Tuning) -> None:
     write_atomically(tuned, msgspec.json.format(msgspec.json.encode(document)))
 
 
+def remove_tunings(tuned: Path) -> bool:
+    """Remove all tunings, and return whether there were any.
+
+    Raises:
+        OSError: The file cannot be removed.
+    """
+    try:
+        tuned.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _read(path: Path) -> _Document:
     document = read_record(path, _Document)
     return document if document is not None and document.version == 1 else _Document()
@@ -164,5 +206,6 @@ def _is_safe(profile: Profile, pooling: str) -> bool:
         1 <= profile.slots <= MAX_SLOTS
         and 1 <= profile.threads <= usable_cores()
         and profile.batch_tokens >= 1
+        and profile.pass_tokens in ({SHORT_PASS, *TILED_PASSES} if pooling == "last" else {0})
         and (most_tokens is None or profile.batch_tokens <= most_tokens)
     )

@@ -18,6 +18,7 @@ _log = get_logger(__name__)
 class _Document(msgspec.Struct, kw_only=True):
     no_repack: list[str] = []
     one_slot: list[str] = []
+    sound_passes: list[str] = []
 
 
 class Quirks:
@@ -52,6 +53,16 @@ class Quirks:
         """Remember that the engine rounds a vector of this model differently beside other texts."""
         document = self._read()
         document.one_slot = sorted({*document.one_slot, self.engine_and_model()})
+        self._write(document)
+
+    def has_sound_passes(self, tokens: int) -> bool:
+        """Return whether long texts of this model were found independent of company, with passes of `tokens` tokens."""
+        return f"{self.engine_and_model()} {tokens}" in self._read().sound_passes
+
+    def remember_sound_passes(self, tokens: int) -> None:
+        """Remember that long texts of this model are independent of company, with passes of `tokens` tokens."""
+        document = self._read()
+        document.sound_passes = sorted({*document.sound_passes, f"{self.engine_and_model()} {tokens}"})
         self._write(document)
 
     def engine(self) -> str:

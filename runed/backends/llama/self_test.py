@@ -13,10 +13,6 @@ from runed.errors import BackendFaultError
 _TEXTS = ("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four.")
 """Texts. Each fits into a micro-batch of 63 tokens, even if each byte is a token. A smaller context gets their first tokens."""
 
-_LONG_TOKENS = 72
-"""Tokens of a long text, or fewer in a smaller context. They are more than the 60 that are computed at once where texts share a
-context."""
-
 MIN_COSINE = 0.9999
 """Smallest accepted cosine between the vectors of a text alone and beside other texts."""
 
@@ -31,13 +27,14 @@ class CompanyError(BackendFaultError):
         super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
-async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits) -> bytes:
+async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits, long_tokens: int) -> bytes:
     """Check an engine that has just loaded its model.
 
     Args:
         http: The engine.
         eos_id: The token that each text must end with, or None.
         limits: The most texts and tokens of a micro-batch.
+        long_tokens: The tokens of a long text, which is computed alone; 0 for none.
 
     Returns:
         The vector of the first text, for `check_again`.
@@ -68,12 +65,12 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
             f"llama-server embeds a text differently alone and in a batch (cosine {worst:.4f}), "
             "so its vectors cannot be trusted; use another version of llama-server"
         )
-    if limits.texts > 1:
-        long = (list(itertools.chain.from_iterable(tokens)) * _LONG_TOKENS)[: min(_LONG_TOKENS, most)]
+    if limits.texts > 1 and long_tokens:
+        long = list(itertools.islice(itertools.cycle(itertools.chain.from_iterable(tokens)), long_tokens))
         first, _, second = await http.embed([long]), await http.embed(texts[:2]), await http.embed([long])
         worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
-        if worst < MIN_COSINE:
-            raise CompanyError(worst)
+    if limits.texts > 1 and worst < MIN_COSINE:
+        raise CompanyError(worst)
     return alone[0].vectors[0]
 
 

@@ -8,8 +8,9 @@ import shutil
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import cycle
+from itertools import chain, count, cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -18,16 +19,41 @@ import psutil
 
 from runed.backends.base import BatchLimits
 from runed.backends.llama.backend import LlamaBackend
+from runed.backends.llama.command import CONTEXT_STEP
 from runed.backends.llama.cores import usable_cores
-from runed.backends.llama.profile import MAX_TOKENS_TOGETHER, Measurement, Profile, Tuning, store_tuning
+from runed.backends.llama.gguf import read_gguf
+from runed.backends.llama.passes import SHORT_PASS, TILED_PASSES, affordable_pass, fitting_pass, free_memory
+from runed.backends.llama.profile import (
+    MAX_TOKENS_TOGETHER,
+    Measurement,
+    PassMeasurement,
+    Profile,
+    Tuning,
+    built_in_profile,
+    store_tuning,
+)
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.self_test import MIN_COSINE, CompanyError, cosine
+from runed.domain.model import ModelInfo
 from runed.errors import BackendError, BackendUnavailableError
 from runed.paths import Paths, ensure_private_dir
 
 MAX_BALANCED_RATIO = 3.0
-"""Longest time of a micro-batch of the profile "balanced", in multiples of a single text's time. An interactive text may
-have to wait for one."""
+"""Wanted time of a micro-batch of the profile "balanced", in multiples of a single text's time. An interactive text may have to
+wait for one."""
+
+_FEWEST_BALANCED = 0.9
+"""Smallest share of the best rate for the profile "balanced", whatever the ratio. The scheduler makes bulk micro-batches
+smaller while interactive texts come, so that a large one hardly delays them."""
+
+_BALANCED_PASSES = 256
+"""Most tokens of a pass of the profile "balanced". More cost memory."""
+
+_BALANCED_PASS_RATE = 0.95
+"""Share of the best speed of long texts from which on a smaller pass is preferred for the profile "balanced"."""
+
+_MEDIUM, _LONG = 120, 500
+"""Tokens of the texts to measure passes with."""
 
 _WORTH_IT = 0.97
 """Share of the best rate from which on a smaller micro-batch is preferred. It needs less memory and waiting, and the
@@ -103,7 +129,7 @@ def tune(
         workshop = Paths(Path(directory))
         _copy_quirks(paths, workshop)
 
-        def make(profile: Profile) -> LlamaBackend:
+        def make(profile: Profile | str) -> LlamaBackend:
             return LlamaBackend(
                 executable=executable,
                 model=model,
@@ -113,16 +139,23 @@ def tune(
                 profile=profile,
             )
 
-        info = make(Profile("measured", *_USUAL_SIZE, usable_cores())).model
-        trials = _Trials(lambda way: _measure(make(way), way, texts, seconds), info.pooling, report)
+        info = make("balanced").model
+        trials = _Trials(
+            lambda way: _measure(make(way), way, texts, seconds),
+            lambda way: _measure_passes(make(way), way, texts, seconds),
+            info.pooling,
+            _passes_to_try(info, read_gguf(model).vocabulary),
+            report,
+        )
         asyncio.run(trials.run(limit))
-    measurements = tuple(trials.measured.values())
+    measurements, passes = tuple(trials.measured.values()), tuple(trials.passes.values())
     tuning = Tuning(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         method=f"runed bench --tune: {len(texts)} texts of {min(_LENGTHS)} to {max(_LENGTHS)} tokens, {seconds:g} s each way",
         cores=usable_cores(),
-        profiles=choose_profiles(measurements),
+        profiles=choose_profiles(measurements, passes),
         measurements=measurements,
+        passes=passes,
         remarks=tuple(trials.remarks),
         disturbance=trials.disturbance,
     )
@@ -131,19 +164,53 @@ def tune(
     return tuning
 
 
-def choose_profiles(measurements: Sequence[Measurement]) -> tuple[Profile, ...]:
+def choose_profiles(measurements: Sequence[Measurement], passes: Sequence[PassMeasurement] = ()) -> tuple[Profile, ...]:
     """Choose the best of at least one measurement for each profile.
 
-    "memory" has one slot. "throughput" has the most texts per second. "balanced" has the most texts per second among those
-    whose micro-batch takes at most `MAX_BALANCED_RATIO` times the time of a single text. A profile without a suitable
-    measurement is missing.
+    "memory" has one slot. "throughput" has the most texts per second. "balanced" has at least 90 % of them, and a micro-batch
+    that takes at most `MAX_BALANCED_RATIO` times the time of a single text. If that is too much to ask for, it has the smallest
+    of these ratios.
+
+    Args:
+        measurements: The measurements of micro-batches. Without one of a single slot, "memory" is missing.
+        passes: The measurements of passes. Without them, the built-in ones are kept.
     """
+    enough = _FEWEST_BALANCED * _rate(max(measurements, key=_rate))
+    fast = [each for each in measurements if _rate(each) >= enough]
     candidates = {
         "memory": [each for each in measurements if each.slots == 1],
-        "balanced": [each for each in measurements if each.batch_seconds <= MAX_BALANCED_RATIO * each.lone_seconds],
+        "balanced": [each for each in fast if _ratio(each) <= MAX_BALANCED_RATIO] or [min(fast, key=_ratio)],
         "throughput": list(measurements),
     }
-    return tuple(_fastest(name, fit) for name, fit in candidates.items() if fit)
+    chosen = (_fastest(name, fit) for name, fit in candidates.items() if fit)
+    return tuple(replace(profile, pass_tokens=_choose_pass(profile.name, passes)) for profile in chosen)
+
+
+def _choose_pass(name: str, passes: Sequence[PassMeasurement]) -> int:
+    """Return the tokens of a pass for a profile; 0 without measurements."""
+    if not passes or name == "memory":
+        return SHORT_PASS if passes else 0
+    balanced = name == "balanced"
+    sizes = [each for each in passes if not balanced or each.pass_tokens <= _BALANCED_PASSES] or passes
+    share = _BALANCED_PASS_RATE if balanced else _WORTH_IT
+    medium = share * max(each.medium_tokens_per_second for each in sizes)
+    long = share * max(each.long_tokens_per_second for each in sizes)
+    good = [each for each in sizes if each.medium_tokens_per_second >= medium and each.long_tokens_per_second >= long]
+    best = min(good, key=_pass_tokens) if good else max(sizes, key=lambda each: each.long_tokens_per_second)
+    return best.pass_tokens
+
+
+def _pass_tokens(measurement: PassMeasurement) -> int:
+    return measurement.pass_tokens
+
+
+def _passes_to_try(info: ModelInfo, vocabulary: int) -> list[int]:
+    """Return the sizes of passes that the context and the free memory allow; none unless a text may take several passes."""
+    if info.pooling not in MAX_TOKENS_TOGETHER:
+        return []
+    context = -(-info.max_tokens // CONTEXT_STEP) * CONTEXT_STEP
+    most = affordable_pass(max(TILED_PASSES), vocabulary=vocabulary, free=free_memory())
+    return [size for size in TILED_PASSES if size <= most and fitting_pass(size, context) == size]
 
 
 def _fastest(name: str, measurements: Sequence[Measurement]) -> Profile:
@@ -164,31 +231,45 @@ class _Trials:
     """Measures an engine with every promising profile, several times each.
 
     Args:
-        measure: Measures one profile.
+        measure: Measures micro-batches with one profile.
+        measure_passes: Measures single texts with one profile.
         pooling: The pooling of the model, which decides on the sizes to try.
+        passes: The sizes of passes to try.
         report: As for `tune`.
 
     Attributes:
         measured: The best measurement of each profile.
+        passes: The best measurement of each size of passes.
         remarks: As in `Tuning`, and so is `disturbance`.
     """
 
-    def __init__(self, measure: Callable[[Profile], Awaitable[Measurement]], pooling: str, report: Report) -> None:
+    def __init__(
+        self,
+        measure: Callable[[Profile], Awaitable[Measurement]],
+        measure_passes: Callable[[Profile], Awaitable[PassMeasurement]],
+        pooling: str,
+        passes: Sequence[int],
+        report: Report,
+    ) -> None:
         bounded = pooling in MAX_TOKENS_TOGETHER
         self._usual_size = _USUAL_SIZE_BOUNDED if bounded else _USUAL_SIZE
         self._other_sizes = _OTHER_SIZES_BOUNDED if bounded else _OTHER_SIZES
         self._threads = _numbers_of_threads(usable_cores())
-        self._total = _ROUNDS * (len(self._threads) + len(self._other_sizes))
+        self._passes = passes
+        self._usual_pass = built_in_profile("balanced", pooling=pooling).pass_tokens
+        self._total = _ROUNDS * (len(self._threads) + len(self._other_sizes) + len(passes))
         self._measure = measure
+        self._measure_passes = measure_passes
         self._report = report
         self._visits = 0
         self._failed: set[Profile] = set()
         self.measured: dict[Profile, Measurement] = {}
+        self.passes: dict[Profile, PassMeasurement] = {}
         self.remarks: list[str] = []
         self.disturbance = 0.0
 
     async def run(self, limit: float) -> None:
-        """Find the best number of threads for a micro-batch of the usual size, then try the other sizes with it.
+        """Find the best number of threads for a micro-batch of the usual size, then try the other sizes and the passes with it.
 
         Raises:
             BackendUnavailableError: Nothing could be measured.
@@ -199,6 +280,9 @@ class _Trials:
                 await self._measure_each([(*self._usual_size, threads) for threads in self._threads])
                 threads = self._best_threads()
                 await self._measure_each([(*size, threads) for size in self._other_sizes])
+                for size in [*self._passes] * _ROUNDS:
+                    way = Profile("measured", *self._usual_size, threads, size)
+                    await self._try(way, f"long texts, {size} tokens at once", self._measure_passes, self.passes, _best_of)
         except TimeoutError:
             self.remarks.append(f"the time of {limit:g} s was over after {self._visits - 1} of {self._total} measurements")
         if not self.measured:
@@ -212,21 +296,32 @@ class _Trials:
 
     async def _measure_each(self, ways: Sequence[tuple[int, int, int]]) -> None:
         for slots, batch_tokens, threads in [*ways] * _ROUNDS:
-            way = Profile("measured", slots, batch_tokens, threads)
+            way = Profile("measured", slots, batch_tokens, threads, self._usual_pass)
             what = f"{slots} slots, {batch_tokens} tokens, {threads} threads"
-            self._report(self._visits, self._total, what)
-            self._visits += 1
-            if way in self._failed:
-                continue
-            try:
-                measurement = await self._measure(way)
-            except BackendError as error:
-                # Other profiles may work: perhaps the memory is too small for this number of slots.
-                self._failed.add(way)
-                self.measured.pop(way, None)
-                self.remarks.append(f"{what}: {error}")
-            else:
-                self.measured[way] = max(measurement, self.measured.get(way, measurement), key=_rate)
+            await self._try(way, what, self._measure, self.measured, _faster_of)
+
+    async def _try(
+        self,
+        way: Profile,
+        what: str,
+        measure: Callable[[Profile], Awaitable[_T]],
+        results: dict[Profile, _T],
+        merge: Callable[[_T, _T], _T],
+    ) -> None:
+        """Measure one way, and merge the result with that of the last round."""
+        self._report(self._visits, self._total, what)
+        self._visits += 1
+        if way in self._failed:
+            return
+        try:
+            measurement = await measure(way)
+        except BackendError as error:
+            # Other profiles may work: perhaps the memory is too small for this number of slots.
+            self._failed.add(way)
+            results.pop(way, None)
+            self.remarks.append(f"{what}: {error}")
+        else:
+            results[way] = merge(results[way], measurement) if way in results else measurement
 
     def _best_threads(self) -> int:
         all_cores = self._threads[0]
@@ -239,6 +334,22 @@ class _Trials:
 
 def _rate(measurement: Measurement) -> float:
     return measurement.texts_per_second
+
+
+def _ratio(measurement: Measurement) -> float:
+    return measurement.batch_seconds / measurement.lone_seconds
+
+
+def _faster_of(one: Measurement, other: Measurement) -> Measurement:
+    return max(one, other, key=_rate)
+
+
+def _best_of(one: PassMeasurement, other: PassMeasurement) -> PassMeasurement:
+    return replace(
+        one,
+        medium_tokens_per_second=max(one.medium_tokens_per_second, other.medium_tokens_per_second),
+        long_tokens_per_second=max(one.long_tokens_per_second, other.long_tokens_per_second),
+    )
 
 
 def _work_of_others() -> float:
@@ -297,6 +408,33 @@ async def _measure_running(backend: LlamaBackend, profile: Profile, samples: Seq
         texts_per_second=sum(sizes) / sum(times),
         tokens_per_second=tokens / sum(times),
     )
+
+
+async def _measure_passes(backend: LlamaBackend, profile: Profile, texts: Sequence[str], seconds: float) -> PassMeasurement:
+    """Start a backend with a profile, measure its speed with long texts, and stop it.
+
+    Raises:
+        BackendError: The engine does not run, or its vectors are wrong.
+    """
+    try:
+        await backend.start()
+        tokens = await backend.tokenize(texts)
+        medium, long = [await _speed_of(backend, tokens, length, seconds / 2) for length in (_MEDIUM, _LONG)]
+    finally:
+        await backend.stop()
+    return PassMeasurement(pass_tokens=profile.pass_tokens, medium_tokens_per_second=medium, long_tokens_per_second=long)
+
+
+async def _speed_of(backend: LlamaBackend, tokens: Sequence[Sequence[int]], length: int, seconds: float) -> float:
+    """Return the tokens per second of single texts of `length` tokens, or of the longest ones."""
+    length = min(length, backend.model.max_tokens)
+    source = cycle(chain.from_iterable(tokens))
+    times = []
+    for text in _while_time_is_left((list(islice(source, length)) for _ in count()), seconds):
+        started = time.perf_counter()
+        await backend.embed([text])
+        times.append(time.perf_counter() - started)
+    return length / min(times)
 
 
 def _cut(tokens: Sequence[int], length: int) -> Sequence[int]:

@@ -72,7 +72,6 @@ class Tries:
     def reset(self) -> None:
         """Start the count anew, after a try that made progress."""
         self.patience.reset()
-        self.restarted = False
         self.retries = 0
         self.drained = 0.0
 
@@ -222,12 +221,12 @@ class DaemonFlows:
             yield from self._pause(_DRAIN_POLL, deadline)
             tries.drained += _DRAIN_POLL
         else:
-            if tries.restarted or tries.retries == _MAX_RETRIES:
+            if tries.retries == _MAX_RETRIES:
                 raise error
             yield from self._pause(_RETRY_PAUSE, deadline)
             tries.retries += 1
         self._limits, self._watched = None, False
-        tries.restarted = yield Ensure(deadline.remaining())
+        yield Ensure(deadline.remaining())
 
     def _pause(self, seconds: float, deadline: Deadline) -> Flow[None]:
         remaining = deadline.remaining()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
 from google.protobuf.message import Message
 from runed_proto.runed.v1.runed_pb2 import (
     CountTokensRequest,
@@ -54,14 +53,14 @@ class Flows(DaemonFlows):
         options.check_known(response.fingerprint)
         if not response.vector:
             raise answers.no_vector()
-        return np.array(response.vector, dtype=np.float32)
+        return answers.vector(response.vector)
 
     def embed_batch(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[Vectors]:
         """Embed many texts by as many requests as the daemon's limits demand. The vectors have shape (n, dim)."""
         texts = listed(texts)
         if not texts:
             dim = options.dimensions or (yield from self.wait_until_ready(deadline)).vector_dim
-            return np.empty((0, dim), dtype=np.float32)
+            return answers.table(0, dim)
         return (yield from self._within_limits(partial(self._embed_batch, texts, options, deadline), deadline))
 
     def embed_items(
@@ -113,7 +112,7 @@ class Flows(DaemonFlows):
             options.check_known(response.fingerprint)
             space.check(response.fingerprint)
             if vectors is None:
-                vectors = np.empty((len(texts), len(response.embeddings[0].vector)), dtype=np.float32)
+                vectors = answers.table(len(texts), len(response.embeddings[0].vector))
             for row, embedding in enumerate(response.embeddings, start):
                 if not embedding.vector or len(embedding.vector) != vectors.shape[1]:
                     raise answers.no_vector()

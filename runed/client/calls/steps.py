@@ -64,7 +64,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Ensure:
-    """Make sure that a daemon listens. The result tells whether one was started for that.
+    """Make sure that a daemon listens. There is no result.
 
     Attributes:
         timeout: Seconds that it may take; None means the default of `ensure_daemon`.

@@ -49,13 +49,13 @@ class AsyncTransport:
         self.streams = AsyncSlots()
         self._closed = False
 
-    async def perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
+    async def perform(self, step: Send | Sleep | Ensure) -> Message | None:
         """Perform a step, and return its result."""
         match step:
             case Send():
                 return step.decode(await self._call(step.method, step.request.SerializeToString(), step.timeout))
             case Ensure():
-                return await asyncio.to_thread(self._target.ensure, step.timeout)
+                await asyncio.to_thread(self._target.ensure, step.timeout)
             case Sleep():
                 await asyncio.sleep(step.seconds)
         return None

@@ -58,13 +58,13 @@ class Transport:
         self.streams = Slots()
         self._closed = False
 
-    def perform(self, step: Send | Sleep | Ensure) -> Message | bool | None:
+    def perform(self, step: Send | Sleep | Ensure) -> Message | None:
         """Perform a step, and return its result."""
         match step:
             case Send():
                 return step.decode(self._call(step.method, step.request.SerializeToString(), step.timeout))
             case Ensure():
-                return self._target.ensure(step.timeout)
+                self._target.ensure(step.timeout)
             case Sleep():
                 time.sleep(step.seconds)
         return None

@@ -1245,7 +1245,9 @@ type InfoResponse struct {
 	MaxQueuedBytes int64  `protobuf:"varint,29,opt,name=max_queued_bytes,json=maxQueuedBytes,proto3" json:"max_queued_bytes,omitempty"`
 	// What makes the daemon slower or smaller than the machine allows, each in words for people, such as "nice 19: other processes
 	// go first". The daemon inherited it from the process that started it, or its container has it.
-	Restrictions  []string `protobuf:"bytes,30,rep,name=restrictions,proto3" json:"restrictions,omitempty"`
+	Restrictions []string `protobuf:"bytes,30,rep,name=restrictions,proto3" json:"restrictions,omitempty"`
+	// When `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty if they are built-in ones.
+	TunedAt       string `protobuf:"bytes,34,opt,name=tuned_at,json=tunedAt,proto3" json:"tuned_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1425,6 +1427,13 @@ func (x *InfoResponse) GetRestrictions() []string {
 		return x.Restrictions
 	}
 	return nil
+}
+
+func (x *InfoResponse) GetTunedAt() string {
+	if x != nil {
+		return x.TunedAt
+	}
+	return ""
 }
 
 type HealthRequest struct {
@@ -2275,7 +2284,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13CountTokensResponse\x12!\n" +
 	"\ftoken_counts\x18\x01 \x03(\rR\vtokenCounts\x12&\n" +
 	"\x0fmax_text_length\x18\x02 \x01(\rR\rmaxTextLength\"\r\n" +
-	"\vInfoRequest\"\xa5\x06\n" +
+	"\vInfoRequest\"\xc0\x06\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -2300,7 +2309,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\aprofile\x18\x1b \x01(\tR\aprofile\x12(\n" +
 	"\x10max_queued_texts\x18\x1c \x01(\rR\x0emaxQueuedTexts\x12(\n" +
 	"\x10max_queued_bytes\x18\x1d \x01(\x03R\x0emaxQueuedBytes\x12\"\n" +
-	"\frestrictions\x18\x1e \x03(\tR\frestrictions\"\x0f\n" +
+	"\frestrictions\x18\x1e \x03(\tR\frestrictions\x12\x19\n" +
+	"\btuned_at\x18\" \x01(\tR\atunedAt\"\x0f\n" +
 	"\rHealthRequest\"\xaf\t\n" +
 	"\x0eHealthResponse\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.runed.v1.HealthResponse.StatusR\x06status\x12%\n" +
