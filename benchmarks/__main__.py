@@ -13,7 +13,7 @@ from benchmarks.concurrency import measure_clients, measure_curves
 from benchmarks.cost import measure_cost
 from benchmarks.endurance import measure_calls, measure_memory
 from benchmarks.lab import Lab, lab, say
-from benchmarks.lifecycle import measure_sleep, measure_start
+from benchmarks.lifecycle import measure_restart, measure_sleep, measure_start
 from benchmarks.mixed import measure_interactive_beside_bulk
 from benchmarks.models import MINILM, MODELS, ensure
 from benchmarks.report import Row, Section, print_tables, write_report
@@ -30,6 +30,7 @@ _EVERY_MODEL: Mapping[str, Measure] = {
     "long": measure_long,
     "mixed": measure_interactive_beside_bulk,
     "company": measure_company,
+    "restart": measure_restart,
 }
 
 _SMALL_MODEL: Mapping[str, Measure] = {

@@ -7,10 +7,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from runed.api.app import build_app
-from runed.api.openai.app import build_openai_app
-from runed.api.openai.token_guard import token_gate
 from runed.backends.llama import LlamaBackend, check_model
 from runed.bootstrap import Progress, install
 from runed.caching.cache import VectorCache
@@ -32,9 +30,11 @@ from runed.routing.store import CentroidStore
 from runed.scheduling.preparing import MAX_BATCH_TEXTS
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Scheduler, SchedulerSettings
-from runed.server import Budget, Server, connection_limits
 from runed.settings import Settings
 from runed.version import __version__
+
+if TYPE_CHECKING:
+    from runed.server import Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class Daemon:
     host: DaemonHost
     bootstrapper: Bootstrapper
     draining: Draining
-    servers: Sequence[Server]
+    build_servers: Callable[[], Sequence[Server]]
+    """Construct the servers, which may take half a second."""
 
 
 def assemble(
@@ -82,13 +83,25 @@ def assemble(
     )
     host = DaemonHost(facts, bootstrapper=bootstrapper, draining=draining, metrics=metrics)
     add_gauges(metrics, host, bootstrapper)
+    return Daemon(host, bootstrapper, draining, partial(_build_servers, settings, host, metrics, listener, http))
+
+
+def _build_servers(
+    settings: Settings, host: DaemonHost, metrics: Metrics, listener: Listener, http: Loopback | None
+) -> Sequence[Server]:
+    from runed.api.app import build_app  # noqa: PLC0415 # 0.2 s for this and the next, in which an engine loads already
+    from runed.server import Budget, Server, connection_limits  # noqa: PLC0415 # as above
+
     budget = Budget(settings.request_bytes, metrics.refused)
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:
+        from runed.api.openai.app import build_openai_app  # noqa: PLC0415 # as above
+        from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+
         gate = token_gate(token=http.token, port=http.port)
         servers.append(Server(build_openai_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
-    return Daemon(host, bootstrapper, draining, servers)
+    return servers
 
 
 async def _build_model(  # noqa: PLR0917 # the parts of a daemon

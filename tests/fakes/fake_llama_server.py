@@ -20,12 +20,12 @@ Keys of `behaviour.json`, all optional:
 Actions, each with "-once" for the first time only: "crash" (abort), "kill" (SIGKILL to itself), "hang", "deadlock" (no
 embedding is answered any more), "deaf" (close the listener and answer nothing, as the real one does at a SIGTERM), "gone" (the
 same, and remove the socket), "poison" (NaN for this text and for all later ones), "sleep" (for a second, then answer), "busy"
-(use the processor for a second, then answer).
+(use the processor for a second, then answer), "endless" (never end the answer).
 
 Other actions: "slow-death" (break off the answer, abort half a second later), "nan", "zeros", "norm-0.999", "norm-0.9996",
 "norm-1.0004", "norm-1.001" (the norm of each vector), "dimension" (a value too few), "too-few" (a vector too few), "other" (the
 vector of another text), "batch-differs", "batch-rounds" (it differs a little), "500", "garbage" (no JSON), "not-http", "half"
-(close the connection in the middle of the answer).
+(close the connection in the middle of the answer), "count" (tell 10**30 tokens).
 """
 
 from __future__ import annotations
@@ -172,6 +172,8 @@ class Handler(BaseHTTPRequestHandler):
             case "not-http":
                 self.wfile.write(f"SSH-2.0-{texts[0]}\r\n\r\n".encode())
                 self.close_connection = True
+            case "count":
+                self.answer(200, body.replace(b'"prompt_tokens": ', b'"prompt_tokens": 1' + b"0" * 30))
             case "half":
                 self.answer(200, body, send=len(body) // 2)
             case _:
@@ -197,6 +199,13 @@ def vanish(handler: Handler) -> None:
     turn_deaf(handler)
 
 
+def never_end(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(bytes(1024 * 1024))
+
+
 DEEDS: dict[str, Callable[[Handler], object]] = {
     "crash": lambda _: os.abort(),
     "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
@@ -207,6 +216,7 @@ DEEDS: dict[str, Callable[[Handler], object]] = {
     "poison": lambda _: POISONED.set(),
     "sleep": lambda _: time.sleep(1.0),
     "busy": lambda _: burn(1.0),
+    "endless": never_end,
 }
 
 

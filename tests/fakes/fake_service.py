@@ -60,6 +60,8 @@ from runed_proto.runed.v1.runed_pb2 import (
     SetCentroidsResponse,
     ShutdownRequest,
     ShutdownResponse,
+    WarmUpRequest,
+    WarmUpResponse,
 )
 
 from runed.api.rpc.errors import to_connect
@@ -187,6 +189,11 @@ class Service(RunedService):
         self._note("count")
         prompt = len(self._prompt(request).split())
         return CountTokensResponse(token_counts=[len(text.split()) + prompt for text in request.texts], max_text_length=512)
+
+    async def warm_up(self, request: WarmUpRequest, ctx: RequestContext[WarmUpRequest, WarmUpResponse], /) -> WarmUpResponse:
+        self._note("warm up")
+        self._admit()
+        return WarmUpResponse()
 
     async def set_centroids(
         self, request: AsyncIterator[SetCentroidsRequest], ctx: RequestContext[SetCentroidsRequest, SetCentroidsResponse], /

@@ -331,6 +331,14 @@ class LaneHealth(_message.Message):
     wait_p99_seconds: float
     def __init__(self, queued_texts: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., total_texts: _Optional[int] = ..., wait_p50_seconds: _Optional[float] = ..., wait_p99_seconds: _Optional[float] = ...) -> None: ...
 
+class WarmUpRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WarmUpResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ShutdownRequest(_message.Message):
     __slots__ = ("grace_seconds",)
     GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
