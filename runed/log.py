@@ -89,7 +89,7 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
     logging.getLogger("runed").setLevel(logging.INFO)
     # No line tells these. Python's documentation names these ways to save their time.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined] # noqa: SLF001 # as above
+    logging._srcfile = None  # noqa: SLF001 # as above
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, _render],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -114,6 +114,7 @@ class UnaryMethod:
             ConnectError: The client has left, or the deadline has passed.
         """
         loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(None if context.timeout_ms is None else context.timeout_ms / 1000)
         left = False
         watching: asyncio.Task[None] | None = None
 
@@ -131,7 +132,7 @@ class UnaryMethod:
             watching = loop.create_task(watch())
 
         try:
-            async with asyncio.timeout(None if context.timeout_ms is None else context.timeout_ms / 1000) as limit:
+            async with limit:
                 request = await _read(receive, grpc=grpc)
                 later = loop.call_soon(begin_to_watch)  # a handler that never waits needs no watch
                 try:
