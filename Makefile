@@ -54,7 +54,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
+setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
 
 demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
 	@python -m tools.demo
@@ -174,6 +174,11 @@ $(STAMPS)/engine: tools/engine.py tools/llama_cpp.cmake | $(STAMPS)/project
 
 $(STAMPS)/any-engine: tools/prebuilt.py | $(STAMPS)/project
 	@python -m tools.engine --prebuilt
+	@touch $@
+
+# An engine with Vulkan, for the tests of devices.
+$(STAMPS)/vulkan: tools/prebuilt.py | $(STAMPS)/project
+	@python -m tools.prebuilt
 	@touch $@
 
 $(MINILM): tools/minilm.py | $(STAMPS)/project

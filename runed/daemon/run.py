@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -108,6 +109,7 @@ async def _serve_until_drained(
             _announce(ready_fd)
         places = {"socket": str(listener.path)} | ({"http": http.url} if http else {})
         _log.info("serving", **places, pid=os.getpid(), version=__version__)
+        gc.freeze()  # what was made until here stays to the end, so the collector need not look at it again and again
         async with _eviction_watch(lock, listener, draining):
             await draining.wait()
             _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)

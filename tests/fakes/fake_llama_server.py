@@ -14,6 +14,8 @@ Keys of `behaviour.json`, all optional:
     close_silently: close each connection after one answer, without announcing it
     no_slots: refuse to erase slots
     no_eos: do not end a text with the EOS token
+    devices: the lines of `--list-devices`
+    on_device: the keys that hold instead for a start on a device
     always: an action for each embedding
     on: a mapping from a text to an action for it
 
@@ -229,6 +231,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 def main() -> None:
+    if "--list-devices" in sys.argv:
+        sys.stdout.write("\n  ".join(["Available devices:", *BEHAVIOUR.get("devices", [])]) + "\n")
+        return
+    if "--device" in sys.argv and sys.argv[sys.argv.index("--device") + 1] != "none":
+        BEHAVIOUR.update(BEHAVIOUR.get("on_device", {}))
     with (HERE / "launches.jsonl").open("a") as file:
         file.write(json.dumps({"argv": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid()}) + "\n")
     for _ in range(BEHAVIOUR.get("stderr_bytes", 0) // 100):

@@ -232,6 +232,9 @@ class Service(RunedService):
             max_queued_texts=1000,
             max_queued_bytes=2000,
             restrictions=["nice 3", "1 of 8 processors"],
+            accelerator="vulkan",
+            device="fake device",
+            company_cosine=0.75,
             tuned_at="2026-11-28T12:00:00+00:00",
         )
 

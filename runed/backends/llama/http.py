@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,6 +19,9 @@ import numpy as np
 from runed.backends.base import EmbeddingBatch, TextInput
 from runed.backends.llama.passes import TILE, missing_tile
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
+
+if TYPE_CHECKING:  # it takes 0.1 s to import, see `LlamaHTTP`
+    import aiohttp
 
 _KEEP_ALIVE = 3.0
 """Seconds until this side closes an unused connection. The server closes it after 5 s, which could hit a request on its way."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.files import read_record, write_atomically
 from runed.log import get_logger
@@ -28,12 +29,14 @@ class Quirks:
         path: The file. An unreadable file counts as empty.
         executable: The engine.
         model: The model.
+        device: The device that computes.
     """
 
-    def __init__(self, path: Path, executable: Path, model: ModelInfo) -> None:
+    def __init__(self, path: Path, executable: Path, model: ModelInfo, device: Device = CPU) -> None:
         self._path = path
         self._executable = executable
         self._model = model
+        self._device = device
 
     def no_repack(self) -> bool:
         """Return whether the engine dies of SIGILL without `--no-repack`."""
@@ -66,12 +69,13 @@ class Quirks:
         self._write(document)
 
     def engine(self) -> str:
-        """Return a key for this build of the engine on this kind of processor. An updated engine has another key."""
+        """Return a key for this build of the engine on this kind of processor and device. An updated engine has another key."""
         try:
             info = self._executable.stat()
         except OSError:
             return ""
-        return f"{self._executable} {info.st_size} {info.st_mtime_ns} {_processor()}"
+        device = "" if self._device.is_cpu else f" {self._device}"
+        return f"{self._executable} {info.st_size} {info.st_mtime_ns} {_processor()}{device}"
 
     def engine_and_model(self) -> str:
         """Return a key for the engine, as `engine` does, and the model that it serves."""

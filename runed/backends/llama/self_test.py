@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,7 +28,20 @@ class CompanyError(BackendFaultError):
         super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
-async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits, long_tokens: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """The result of a self-test.
+
+    Attributes:
+        reference: The vector of the first text, for `check_again`.
+        company_cosine: The smallest cosine between the vectors of a text alone and beside others.
+    """
+
+    reference: bytes
+    company_cosine: float
+
+
+async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits, long_tokens: int) -> SelfTest:
     """Check an engine that has just loaded its model.
 
     Args:
@@ -35,9 +49,6 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         eos_id: The token that each text must end with, or None.
         limits: The most texts and tokens of a micro-batch.
         long_tokens: The tokens of a long text, which is computed alone; 0 for none.
-
-    Returns:
-        The vector of the first text, for `check_again`.
 
     Raises:
         CompanyError: Vectors depend a little on the other texts of a batch, and there is more than one slot.
@@ -71,7 +82,7 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
     if limits.texts > 1 and worst < MIN_COSINE:
         raise CompanyError(worst)
-    return alone[0].vectors[0]
+    return SelfTest(alone[0].vectors[0], worst)
 
 
 async def check_again(http: LlamaHTTP, reference: bytes) -> None:

@@ -1227,7 +1227,8 @@ type InfoResponse struct {
 	// The path of the socket that the daemon listens on, for people and logs.
 	SocketPath string `protobuf:"bytes,21,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
 	// Names the space that vectors of all dimensions lie in: the same string means that vectors can be compared, another one that
-	// they cannot. It covers the model file, its quantization, the pooling, the dimensions, the prompts and the engine's build.
+	// they cannot. It covers the model file, its quantization, the pooling, the dimensions, the prompts, the engine's build and
+	// the device, unless that is the processors.
 	// Keep it beside stored vectors. Empty until the model is installed.
 	Fingerprint string `protobuf:"bytes,22,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// The smallest EmbedRequest.dimensions; vector_dim where the model was not trained for fewer (Matryoshka).
@@ -1246,6 +1247,13 @@ type InfoResponse struct {
 	// What makes the daemon slower or smaller than the machine allows, each in words for people, such as "nice 19: other processes
 	// go first". The daemon inherited it from the process that started it, or its container has it.
 	Restrictions []string `protobuf:"bytes,30,rep,name=restrictions,proto3" json:"restrictions,omitempty"`
+	// What the engine computes with: "cpu", "cuda", "rocm", "vulkan" or "metal". Empty until the model is installed.
+	Accelerator string `protobuf:"bytes,31,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	// The name of the device for people, such as "NVIDIA H100 80GB HBM3". Empty for the processors.
+	Device string `protobuf:"bytes,32,opt,name=device,proto3" json:"device,omitempty"`
+	// How much a vector depends on the other texts that are computed at once: the smallest cosine between the vectors of a text
+	// alone and beside others that the engine's last self-test found. 1 means not at all. 0 before the first self-test.
+	CompanyCosine float64 `protobuf:"fixed64,33,opt,name=company_cosine,json=companyCosine,proto3" json:"company_cosine,omitempty"`
 	// When `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty if they are built-in ones.
 	TunedAt       string `protobuf:"bytes,34,opt,name=tuned_at,json=tunedAt,proto3" json:"tuned_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1427,6 +1435,27 @@ func (x *InfoResponse) GetRestrictions() []string {
 		return x.Restrictions
 	}
 	return nil
+}
+
+func (x *InfoResponse) GetAccelerator() string {
+	if x != nil {
+		return x.Accelerator
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetCompanyCosine() float64 {
+	if x != nil {
+		return x.CompanyCosine
+	}
+	return 0
 }
 
 func (x *InfoResponse) GetTunedAt() string {
@@ -2356,7 +2385,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13CountTokensResponse\x12!\n" +
 	"\ftoken_counts\x18\x01 \x03(\rR\vtokenCounts\x12&\n" +
 	"\x0fmax_text_length\x18\x02 \x01(\rR\rmaxTextLength\"\r\n" +
-	"\vInfoRequest\"\xc0\x06\n" +
+	"\vInfoRequest\"\xa1\a\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -2381,7 +2410,10 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\aprofile\x18\x1b \x01(\tR\aprofile\x12(\n" +
 	"\x10max_queued_texts\x18\x1c \x01(\rR\x0emaxQueuedTexts\x12(\n" +
 	"\x10max_queued_bytes\x18\x1d \x01(\x03R\x0emaxQueuedBytes\x12\"\n" +
-	"\frestrictions\x18\x1e \x03(\tR\frestrictions\x12\x19\n" +
+	"\frestrictions\x18\x1e \x03(\tR\frestrictions\x12 \n" +
+	"\vaccelerator\x18\x1f \x01(\tR\vaccelerator\x12\x16\n" +
+	"\x06device\x18  \x01(\tR\x06device\x12%\n" +
+	"\x0ecompany_cosine\x18! \x01(\x01R\rcompanyCosine\x12\x19\n" +
 	"\btuned_at\x18\" \x01(\tR\atunedAt\"\x0f\n" +
 	"\rHealthRequest\"\xaf\t\n" +
 	"\x0eHealthResponse\x127\n" +
