@@ -244,11 +244,16 @@ def return_large_blocks() -> None:
 
 
 def release_free_memory() -> None:
-    """Return unused memory of this process to the kernel.
+    """Return unused memory of this process to the kernel, after a search for objects that only hold each other."""
+    gc.collect()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """Return freed memory of this process to the kernel, in some milliseconds.
 
     glibc keeps freed memory: tens of MiB after a large batch. Other C libraries have no such call, and nothing is done there.
     """
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -26,6 +26,7 @@ from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.metrics import Metrics
 from runed.paths import Paths
+from runed.processes import trim_memory
 from runed.routing.store import CentroidStore
 from runed.scheduling.preparing import MAX_BATCH_TEXTS
 from runed.scheduling.queue import QueueLimits
@@ -93,7 +94,7 @@ def _build_servers(
     from runed.api.app import build_app  # noqa: PLC0415 # 0.2 s for this and the next, in which an engine loads already
     from runed.server import Budget, Server, connection_limits  # noqa: PLC0415 # as above
 
-    budget = Budget(settings.request_bytes, metrics.refused)
+    budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:

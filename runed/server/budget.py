@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Protocol
 
 from runed.errors import QueueFullError, RequestTooLargeError, RunedError
@@ -20,6 +20,12 @@ SMALL_RESERVE = 8
 
 EVICTED = 16
 """Divisor of the budget that gives the bytes to free at once, since each search for them looks at all requests."""
+
+LARGE = 1024 * 1024
+"""Bytes of all requests together from which on the end of a request is a relief."""
+
+RELIEF_SECONDS = 1.0
+"""Seconds from such an end to `on_relief`, so that one call of it serves many requests."""
 
 RETRY_SECONDS = 1.0
 """Seconds after which a refused request may be tried again."""
@@ -47,21 +53,29 @@ class Budget:
     Args:
         limit: The bytes.
         on_refusal: Called for each request that is refused or ended for want of memory.
+        on_relief: Called some time after a request has ended while all requests held `LARGE` bytes or more.
 
     Attributes:
         used: The bytes that are held.
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, on_refusal: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        limit: int = DEFAULT_LIMIT,
+        on_refusal: Callable[[], None] | None = None,
+        on_relief: Callable[[], None] | None = None,
+    ) -> None:
         self.used = 0
         self._on_refusal = on_refusal
+        self._on_relief = on_relief
         self._limit = limit
-        self._accounts: dict[Account, None] = {}
+        self._accounts: dict[Account, Holder] = {}
+        self._relief: asyncio.TimerHandle | None = None
 
     def open(self, holder: Holder) -> Account:
         """Return the account of a new request."""
-        account = Account(self, holder)
-        self._accounts[account] = None
+        account = Account(self)
+        self._accounts[account] = holder
         return account
 
     def take(self, account: Account, size: int) -> None:
@@ -83,18 +97,31 @@ class Budget:
 
     def forget(self, account: Account) -> None:
         """Give back all bytes of an account, for ever."""
+        if self.used >= LARGE and self._on_relief is not None and self._relief is None:
+            # An empty context: that of the current task may hold a request.
+            self._relief = asyncio.get_running_loop().call_later(RELIEF_SECONDS, self._relieve, context=Context())
+        account.give_back(account.held)
         self._accounts.pop(account, None)
+
+    def _relieve(self) -> None:
+        self._relief = None
+        if self._on_relief is not None:
+            self._on_relief()
 
     def _evict(self, size: int) -> None:
         """End requests that wait for their clients, until `size` bytes are free or none waits."""
         now = asyncio.get_running_loop().time()
-        waiting = [(since, account) for account in self._accounts if (since := account.holder.waits_since(now)) is not None]
-        for _, account in sorted(waiting, key=lambda entry: entry[0]):
+        waiting = [
+            (since, account, holder)
+            for account, holder in self._accounts.items()
+            if (since := holder.waits_since(now)) is not None
+        ]
+        for _, account, holder in sorted(waiting, key=lambda entry: entry[0]):
             if size <= 0:
                 return
             size -= account.held
             account.close()
-            account.holder.evict(self._refusal())
+            holder.evict(self._refusal())
 
     def _refusal(self) -> QueueFullError:
         if self._on_refusal is not None:
@@ -110,17 +137,18 @@ class Budget:
 class Account:
     """The bytes that one request holds.
 
+    It does not hold the request itself: it is in the context of each timer that was set for the request, and asyncio keeps a
+    cancelled timer until its time.
+
     Attributes:
-        holder: The request.
         held: The bytes.
         owed: The texts of a stream that are not answered yet.
     """
 
-    __slots__ = ("_base", "_budget", "held", "holder", "owed")
+    __slots__ = ("_base", "_budget", "held", "owed")
 
-    def __init__(self, budget: Budget, holder: Holder) -> None:
+    def __init__(self, budget: Budget) -> None:
         self.held = 0
-        self.holder = holder
         self.owed = 0
         self._base = 0
         self._budget = budget
@@ -151,7 +179,6 @@ class Account:
 
     def close(self) -> None:
         """Give all bytes back, at the end of the request. Nothing can be taken any more. A second close does nothing."""
-        self.give_back(self.held)
         self._budget.forget(self)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from contextvars import copy_context
 
 import numpy as np
 import pytest
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import Headers, RequestContext
 from google.protobuf.json_format import MessageToDict, Parse
 from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.api.error_codes import MalformedRequestError
-from runed.api.rpc.codecs import CompactJsonCodec
+from runed.api.rpc.codecs import BatchWriter, CompactJsonCodec
 
 ONE = pb.EmbedResponse(vector=[0.1, -1e-30, 1 / 3, 0.0], token_count=3, fingerprint="fp", cached=True)
 FAILED = pb.EmbedResponse(error=pb.ItemError(reason="EMPTY_TEXT", message='the "text" is empty', metadata={"index": "1"}))
@@ -62,3 +65,23 @@ def test_known_names_numbers_and_unknown_fields_are_read() -> None:
     assert CompactJsonCodec().decode(data, pb.EmbedRequest) == pb.EmbedRequest(
         text="x", role=pb.ROLE_QUERY, truncate=pb.TRUNCATE_END
     )
+
+
+async def test_answer_that_was_written_ahead_is_not_kept() -> None:
+    response = pb.EmbedBatchResponse(embeddings=[ONE])
+    method: MethodInfo[Message, Message] = MethodInfo(
+        name="EmbedBatch",
+        service_name="runed.v1.RunedService",
+        input=pb.EmbedBatchRequest,
+        output=pb.EmbedBatchResponse,
+        idempotency_level=IdempotencyLevel.UNKNOWN,
+        stream_type=StreamType.UNARY,
+    )
+    context = RequestContext(method=method, http_method="POST", request_headers=Headers({"content-type": "application/json"}))
+
+    async def answer(request: Message, ctx: object) -> Message:
+        return response
+
+    await BatchWriter().intercept_unary(answer, pb.EmbedBatchRequest(), context)
+    CompactJsonCodec().encode(response)
+    assert not [value for value in copy_context().values() if isinstance(value, tuple) and response in value]

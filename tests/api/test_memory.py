@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest, EmbedRequest, HealthRequest
 
 from runed.server import Budget
-from runed.server.stream import SLOW
+from runed.server.stream import SLOW, RequestStream
 from tests.api.conftest import Serve, Served
 from tests.api.streams import StreamClient, request
 from tests.fakes.fake_host import WAIT
@@ -158,3 +159,31 @@ async def test_stream_may_be_longer_than_the_memory(serve: Serve) -> None:
             assert len(await stream.results(number + 1)) == number + 1
         assert await stream.outcome() is None
         await eventually(lambda: budget.used == 0)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_nothing_of_an_answered_request_is_kept(serve: Serve, protocol: str) -> None:
+    # Behind a timer that still runs, asyncio keeps a cancelled timer, with the context of its request.
+    timer = asyncio.get_running_loop().call_later(30, gc.collect)
+    async with serve() as served:
+        answer = await served.call(protocol, "EmbedBatch", EmbedBatchRequest(texts=["x" * 500] * 2000))
+        assert answer.refusal is None
+        await eventually(lambda: not _kept())
+    timer.cancel()
+
+
+def _kept() -> list[RequestStream]:
+    """Return the requests that something holds."""
+    gc.collect()
+    return [it for it in gc.get_objects() if isinstance(it, RequestStream)]
+
+
+async def test_memory_is_returned_once_after_large_requests(serve: Serve) -> None:
+    reliefs: list[int] = []
+    memory = Budget(16 * MIB, on_relief=lambda: reliefs.append(memory.used))
+    async with serve(budget=memory) as served:
+        await served.call("grpc", "Embed", EmbedRequest(text="a small text"))
+        assert memory._relief is None
+        for _ in range(3):
+            await served.call("grpc", "EmbedBatch", EmbedBatchRequest(texts=["x" * 2 * MIB]))
+        await eventually(lambda: reliefs == [0])

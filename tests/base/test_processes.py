@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,26 @@ def test_zombie_is_not_alive() -> None:
     finally:
         child.communicate()
     assert identify(child.pid) is None
+
+
+_TRIM = """
+from runed.processes import return_large_blocks, resident_bytes, trim_memory
+import os
+import platform
+return_large_blocks()
+before = resident_bytes(os.getpid())
+texts = [bytes(15_000) for _ in range(4000)]
+last = bytes(15_000)  # lies behind all others, so that glibc keeps them
+del texts
+kept = resident_bytes(os.getpid())
+trim_memory()
+print(kept - before, resident_bytes(os.getpid()) - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such call")
+def test_freed_memory_goes_back_to_the_kernel() -> None:
+    result = subprocess.run([sys.executable, "-c", _TRIM], capture_output=True, text=True, check=True)
+    kept, left = map(int, result.stdout.split())
+    assert kept > 40 * 2**20
+    assert left < 8 * 2**20

@@ -69,6 +69,7 @@ class CompactJsonCodec(_Codec):
         """Write a message."""
         written = _written.get()
         if written is not None and written[0] is message:
+            _written.set(None)  # a timer that is set for the sending would keep the answer in its context for a minute
             return written[1]
         match message:
             case pb.EmbedResponse():
