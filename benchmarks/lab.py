@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +43,8 @@ class Daemon:
             "RUNED_MODEL": str(model.file),
             "RUNED_IDLE_TIMEOUT": "0",
         }
-        self.running = RunningDaemon(self._home, environment | settings)
+        self._environment = environment | settings
+        self.running = RunningDaemon(self._home, self._environment)
 
     @property
     def target(self) -> Target:
@@ -66,6 +69,24 @@ class Daemon:
     def connect(self) -> runed.Client:
         """Return a new client, which the caller closes."""
         return runed.connect(socket_path=self.running.socket)
+
+    @contextmanager
+    def as_home(self) -> Iterator[None]:
+        """Let this process and its children use the home and the settings of this daemon for a block, as a user would."""
+        changes = {
+            "RUNED_HOME": str(self._home),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        } | self._environment
+        before = {name: os.environ.get(name) for name in changes}
+        os.environ |= changes
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
     def texts_taken(self) -> int:
         """Return the number of texts that the engine was sent so far."""

@@ -6,12 +6,16 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import runed
 from benchmarks.lab import Daemon, Lab
 from benchmarks.report import Row, median_ms
 from runed import Status
 from runed.processes import resident_bytes
 from tests.support import RunningDaemon, short_home, wait_until
+
+RUNED = Path(sys.executable).with_name("runed")
 
 STARTS = 7
 WAKES = 7
@@ -52,6 +56,32 @@ def measure_start(lab: Lab) -> list[Row]:
     ]
 
 
+def measure_restart(lab: Lab) -> list[Row]:
+    """Measure the time from the end of `runed stop` to a client's first vector, against that of a raw server and its start."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    with Daemon(lab.model) as daemon, daemon.as_home():
+        for text in lab.fresh_texts(STARTS):
+            subprocess.run([RUNED, "stop"], check=True, capture_output=True)
+            began = time.perf_counter()
+            with runed.connect() as client:
+                client.embed(text)
+            ours.append(time.perf_counter() - began)
+            subprocess.run([RUNED, "stop"], check=True, capture_output=True)
+            theirs.append(_raw_start(lab, text))
+    extra = median_ms(ours) - median_ms(theirs)
+    return [
+        Row(
+            "from `runed stop` to the first vector, p50",
+            f"{median_ms(ours):.0f} ms",
+            f"{median_ms(theirs):.0f} ms",
+            f"{extra:+.0f} ms (x {median_ms(ours) / median_ms(theirs):.2f})",
+            "at most 250 ms over raw",
+            extra <= 250,
+        )
+    ]
+
+
 def measure_sleep(lab: Lab) -> list[Row]:
     """Measure the first text after a suspension against a raw server's start plus the same text, and measure the memory."""
     with Daemon(lab.model, RUNED_IDLE_TIMEOUT="1500ms") as daemon:
@@ -68,15 +98,7 @@ def _measure_wake(lab: Lab, daemon: Daemon) -> Row:
             client.embed(text)
             ours.append(time.perf_counter() - began)
             wait_until(lambda: client.health().status is Status.IDLE, what="idleness")
-            raw = lab.raw_server()
-            start = raw.start()
-            try:
-                with raw.connect() as connection:
-                    began = time.perf_counter()
-                    connection.embed(text)
-                    theirs.append(start + time.perf_counter() - began)
-            finally:
-                raw.stop()
+            theirs.append(_raw_start(lab, text))
     extra = median_ms(ours) - median_ms(theirs)
     return Row(
         "wake from idle to the first vector, p50",
@@ -86,6 +108,19 @@ def _measure_wake(lab: Lab, daemon: Daemon) -> Row:
         "at most 150 ms over raw",
         extra <= 150,
     )
+
+
+def _raw_start(lab: Lab, text: str) -> float:
+    """Return the seconds from the start of a raw server to its first vector."""
+    raw = lab.raw_server()
+    start = raw.start()
+    try:
+        with raw.connect() as connection:
+            began = time.perf_counter()
+            connection.embed(text)
+            return start + time.perf_counter() - began
+    finally:
+        raw.stop()
 
 
 def _measure_idle_memory(daemon: Daemon) -> Row:

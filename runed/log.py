@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import msgspec
 import structlog
 
 MAX_LOG_BYTES = 5 * 1024 * 1024
@@ -36,6 +37,18 @@ _quiet: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, tuple[int, dic
 """The kinds of refusals that were logged a moment ago: how many came since then, and the facts of the last one."""
 
 
+class _Line(str):
+    """A line that is complete. It is rendered once for all handlers."""
+
+    __slots__ = ()
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record. Only those of libraries are not lines yet."""
+        return record.msg if isinstance(record.msg, _Line) else super().format(record)
+
+
 class _RotatingFile(logging.handlers.RotatingFileHandler):
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 # the base class calls it so
         """Return whether a line does not fit any more. The base class asks the file system each time."""
@@ -52,7 +65,6 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
         max_bytes: Bytes at which a file is rotated.
     """
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -62,15 +74,9 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
     ] or [logging.StreamHandler(sys.stderr)]
     if events is not None:
         handlers[-1].addFilter(lambda record: record.name != CALLS)
-    formatter = structlog.stdlib.ProcessorFormatter(
+    formatter = _Formatter(
         foreign_pre_chain=shared,
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            _describe_exc_info,
-            structlog.processors.EventRenamer("message"),
-            _order_keys,
-            structlog.processors.JSONRenderer(_to_json),
-        ],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _describe_exc_info, _render],
     )
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -81,12 +87,11 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("runed").setLevel(logging.INFO)
+    # No line tells these. Python's documentation names these ways to save their time.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # type: ignore[attr-defined] # noqa: SLF001 # as above
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=[structlog.stdlib.filter_by_level, *shared, _render],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
@@ -151,15 +156,18 @@ def _describe_exc_info(logger: object, method: str, event: structlog.typing.Even
     return event
 
 
-def _order_keys(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ARG001 # structlog calls it so
-    """Put the keys that every line has first, so that people can read a log, too."""
-    first = ("timestamp", "level", "message")
-    return {key: event[key] for key in first} | {key: value for key, value in event.items() if key not in first}
-
-
-def _to_json(event: object, **options: Any) -> str:  # noqa: ANN401 # those of json.dumps
-    """Encode a line. JSON leaves one control character as it is."""
-    return json.dumps(event, **options).replace("\x7f", "\\u007f")
+def _render(logger: object, method: str, event: structlog.typing.EventDict) -> str:  # noqa: ARG001 # structlog calls it so
+    """Write a line. It begins with the keys that every line has, so that people can read a log, too."""
+    first = {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "message": event.pop("event")}
+    document = {**first, **event}
+    try:
+        line = msgspec.json.encode(document, enc_hook=repr).decode()
+    except (UnicodeEncodeError, OverflowError):  # half of a surrogate pair, as in a file name that is not UTF-8; a huge number
+        line = ""
+    if line and line.isascii() and "\x7f" not in line:
+        return _Line(line)
+    # A terminal obeys control characters. msgspec leaves some as they are, and json one.
+    return _Line(json.dumps(document, default=repr).replace("\x7f", "\\u007f"))
 
 
 def get_logger(name: str) -> Logger:

@@ -81,6 +81,7 @@ class Metrics:
         for lane in Lane:  # so that a lane is shown before its first text
             for metric in (self._tokens, self._waits, self._seconds, self._batch_texts, self._batch_tokens):
                 metric.labels(lane.value)
+        self._waits_of = {lane: self._waits.labels(lane.value) for lane in Lane}  # each text is counted, so none looks it up
         self._recent_waits = {lane: _LastMinute(clock, Tally[int]) for lane in Lane}
         self._recent_batches = _LastMinute(clock, _Batches)
         self._watched = _Watched()
@@ -94,7 +95,7 @@ class Metrics:
             lane: The lane.
             seconds: The time that the text had waited.
         """
-        self._waits.labels(lane.value).observe(seconds)
+        self._waits_of[lane].observe(seconds)
         self._recent_waits[lane].current()[_bucket(seconds)] += 1
 
     def computed(self, lane: Lane, *, texts: int, tokens: int, seconds: float) -> None:
@@ -171,7 +172,7 @@ class Metrics:
         for counts in self._recent_waits[lane].slices():
             waits.update(counts)
         return LaneStats(
-            total_texts=_total(self._waits.labels(lane.value), "_count"),
+            total_texts=_total(self._waits_of[lane], "_count"),
             wait_p50_seconds=_percentile(waits, 0.5),
             wait_p99_seconds=_percentile(waits, 0.99),
         )

@@ -127,6 +127,15 @@ class Paths:
         """The file with the SHA-256 of the archive that `llama_cpp` was extracted from."""
         return self.llama_cpp / ".llama_server.sha256"
 
+    def engine(self, accelerator: str) -> Path:
+        """Return the directory of the extracted engine for an accelerator; `llama_cpp` is that for "cpu"."""
+        return self.llama_cpp if accelerator == "cpu" else self.bin / f"llama-cpp-{accelerator}"
+
+    @property
+    def device_failures(self) -> Path:
+        """The devices on which an engine failed on this machine."""
+        return self.home / "cache" / "device-failures.json"
+
     @property
     def models(self) -> Path:
         """The directory of the models, each a `<variant>.gguf`."""

@@ -193,18 +193,23 @@ class SignalMasks:
     blocked: frozenset[int] = frozenset()
     caught: frozenset[int] = frozenset()
 
+    @classmethod
+    def parse(cls, status: bytes) -> SignalMasks:
+        """Return the masks in the text of /proc/<pid>/status. Some sandboxes leave them out, which is as if they were empty."""
+        return cls(_signals(status, b"SigBlk"), _signals(status, b"SigCgt"))
+
 
 def signal_masks_of(pid: int) -> SignalMasks:
     """Return the masks of a process; empty ones if it is gone, and on other systems than Linux."""
     try:
-        status = Path(f"/proc/{pid}/status").read_bytes()
+        return SignalMasks.parse(Path(f"/proc/{pid}/status").read_bytes())
     except OSError:
         return SignalMasks()
-    return SignalMasks(_signals(status, b"SigBlk"), _signals(status, b"SigCgt"))
 
 
 def _signals(status: bytes, name: bytes) -> frozenset[int]:
-    mask = int(status.rpartition(b"\n" + name + b":")[2].split(maxsplit=1)[0], 16)
+    _, found, rest = status.partition(b"\n" + name + b":")
+    mask = int(rest.split(maxsplit=1)[0], 16) if found else 0
     return frozenset(number for number in range(1, mask.bit_length() + 1) if mask >> (number - 1) & 1)
 
 

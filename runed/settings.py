@@ -28,6 +28,9 @@ from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
 PROFILES = ("memory", "balanced", "throughput")
 """Names of the profiles of the engine."""
 
+ENGINES = ("auto", "cpu", "vulkan", "cuda", "rocm")
+"""Names of the engines to choose from: "auto" for the fastest that works, and what each other one computes with."""
+
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 """Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
@@ -52,10 +55,12 @@ _NETWORK_ENVIRONMENT = (
 """Variables that httpx reads, for downloads behind a proxy or a private certificate authority."""
 
 _ENGINE_ENVIRONMENT = (
-    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
-    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GGML_METAL_PATH_RESOURCES"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "GGML_VK_VISIBLE_DEVICES"),
+    *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "GGML_METAL_PATH_RESOURCES"),
+    *("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES", "XDG_DATA_HOME", "XDG_DATA_DIRS"),
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
 )
-"""Variables with which the user's own engine may find its libraries and its device."""
+"""Variables with which an engine may find its libraries, the drivers of its devices, and its device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Settings:
     idle_timeout: float = 600.0
     keep_source: bool = False
     runed_binary: Path | None = None
+    engine: str = "auto"
     profile: str = "balanced"
     queue_texts: int = 16_384
     queue_bytes: int = 64 * 1024 * 1024
@@ -359,6 +365,7 @@ _QUEUE_BYTES = partial(_size, least=1024 * 1024)  # one text may be as large as 
 _REQUEST_MEMORY = partial(_size, least=128 * 1024 * 1024)  # the largest request and its answer fit in
 _CACHE_SIZE = partial(_size, least=1, none=True)
 _DISK_CACHE_SIZE = partial(_size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
+_ENGINE = partial(_one_of, accepted=ENGINES)
 _PROFILE = partial(_one_of, accepted=PROFILES)
 
 # The formatter would give each argument a line of its own.
@@ -374,6 +381,8 @@ SETTINGS = {
         "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most that of the model"),
     "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", _file, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
+    "engine": Setting("RUNED_ENGINE", str, "engine", _ENGINE, "auto",
+        "what the engine computes with: `auto` for the best that works, `cpu`, `vulkan`, `cuda` or `rocm`; see below"),
     "model": Setting("RUNED_MODEL", str, "model", _file, "",
         "a GGUF of your own, as a path or a `file:` URL; none is fetched then"),
     "manifest": Setting("RUNED_MANIFEST", None, "manifest", _file_or_url, "",

@@ -226,6 +226,10 @@ class DaemonDouble:
         self._admit(options)
         return [_count(text) for text in texts]
 
+    async def warm_up(self) -> None:
+        """Fail as an embedding would; see `Host.warm_up`."""
+        self._admit(Asked())
+
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the set of routing centroids; see `Host.set_centroids`."""
         rows = [np.frombuffer(centroid.values, dtype="<f4") async for batch in batches for centroid in batch]

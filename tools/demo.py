@@ -5,7 +5,12 @@ The demo plays two parts. As the network, it serves the document root of `tools.
 everyday case.
 """
 
+# ruff: noqa: E402 # the imports below take half a second, in which Ctrl-C must not show a stack trace
 from __future__ import annotations
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import io
 import os
@@ -25,6 +30,7 @@ from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import PHASES
 from runed.errors import RunedError
 from runed.processes import ProcessIdentity, identify, is_alive, resident_bytes
+from tools import step
 from tools.docroot import DOCUMENT_ROOT, MANIFEST, ROOT, Site, serve
 
 HOME = ROOT / "build" / "demo-home"
@@ -57,6 +63,7 @@ def main() -> int:
     Returns:
         The exit code: 0 only if everything worked and no process is left.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)  # keeps the order with the progress on standard error, if both go to a log
     with serve(DOCUMENT_ROOT) as site:
@@ -112,8 +119,10 @@ def _tell_the_story(site: Site) -> None:
         _headline("$ runed stop", "the daemon finishes what it is doing, ends the engine and exits")
         health = client.health()
         processes = [found for pid in (health.pid, health.engine_pid) if (found := identify(pid))]
-    _run_command("runed", "stop")
-    _wait_for_end(processes)
+    with ProgressDisplay() as waiting:
+        waiting.update("stopping the daemon")
+        _run_command("runed", "stop")
+        _wait_for_end(processes)
     _done(f"no process is left; engine and model stay in {HOME.relative_to(ROOT)} for the next run")
 
 
@@ -124,6 +133,7 @@ def _connect(display: ProgressDisplay) -> runed.Client:
         if health.phase:
             display.update(health.message or PHASES[health.phase], health.bytes_done, health.bytes_total)
 
+    display.update("starting the daemon")
     return runed.connect(on_progress=show)
 
 
@@ -157,10 +167,12 @@ def _show_idling(client: runed.Client, display: ProgressDisplay) -> None:
     """Wait until the engine is suspended, then wake it by embedding."""
     engine_memory = resident_bytes(client.health().engine_pid)
     deadline = time.monotonic() + IDLE_SECONDS
-    while client.health().status is not runed.Status.IDLE:
-        if time.monotonic() > deadline:
-            raise RunedError(f"the engine is not suspended after {IDLE_SECONDS:g} s")
-        time.sleep(0.1)
+    with ProgressDisplay() as waiting:
+        waiting.update("waiting until nobody has embedded for long enough")
+        while client.health().status is not runed.Status.IDLE:
+            if time.monotonic() > deadline:
+                raise RunedError(f"the engine is not suspended after {IDLE_SECONDS:g} s")
+            time.sleep(0.1)
     daemon_memory = resident_bytes(client.health().pid)
     _done(f"the engine's {_size(engine_memory)} are free; the daemon waits in {_size(daemon_memory)}")
     started = time.monotonic()
@@ -198,4 +210,4 @@ def _size(size: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    step.quietly(main)

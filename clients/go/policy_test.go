@@ -1015,6 +1015,12 @@ func testProgressOfAStart(t *testing.T) {
 		"EmbedStream": func(c *runed.Client) error { _, err := embedOnStream(t, c); return err },
 		"Info":        func(c *runed.Client) error { _, err := c.Info(t.Context()); return err },
 		"WaitReady":   func(c *runed.Client) error { _, err := c.WaitReady(t.Context()); return err },
+		"WarmUp": func(c *runed.Client) error {
+			if err := c.WarmUp(t.Context()); !errors.Is(err, runed.ErrUnimplemented) { // by the script
+				return err
+			}
+			return nil
+		},
 		"SetCentroids": func(c *runed.Client) error {
 			_, err := c.SetCentroids(t.Context(), [][]float32{goodVector}, "")
 			if errors.Is(err, runed.ErrUnimplemented) { // by the script

@@ -12,8 +12,8 @@ from runed.domain.status import Health, Info
 class Host(Protocol):
     """One daemon.
 
-    The four calls that need a model (`embed`, `embed_stream`, `count_tokens`, `set_centroids`) raise `RunedError`. While the
-    model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
+    The five calls that need a model (`embed`, `embed_stream`, `count_tokens`, `set_centroids`, `warm_up`) raise `RunedError`.
+    While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
     `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
     generator is closed.
     """
@@ -58,6 +58,10 @@ class Host(Protocol):
         Returns:
             The version of the set.
         """
+        ...
+
+    async def warm_up(self) -> None:
+        """Start the engine ahead of the first text. Return when it has loaded its model."""
         ...
 
     async def settle(self) -> None:

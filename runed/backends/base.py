@@ -57,6 +57,8 @@ class BackendStatus(Enum):
     FAILED = "failed"
     """The process died too often in a row; `BackendState.reason` tells the reason. The next embedding after a pause tries
     again."""
+    DEVICE_FAILED = "device failed"
+    """The device failed while the engine started, or gave wrong vectors. Another engine has to serve in place of this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class BackendState:
         reason: One sentence on the failure or the silence, or on a fallback of a working engine; empty if all is well.
         pid: The process id of the engine; 0 while none runs, and for a backend that is not `Managed`.
         restarts: The number of times that a dead engine was replaced, since the backend was made.
+        company_cosine: The smallest cosine between the vectors of a text alone and beside others that the last self-test found;
+            0 before the first one.
         tuned_at: The time at which the settings of the engine were measured on this machine, in ISO 8601; "" for built-in ones.
     """
 
@@ -75,6 +79,7 @@ class BackendState:
     reason: str = ""
     pid: int = 0
     restarts: int = 0
+    company_cosine: float = 0.0
     tuned_at: str = ""
 
 

@@ -80,6 +80,28 @@ def extract(archive: Path, folder: Path) -> None:
     _sync_tree(folder)
 
 
+def add_libraries(archive: Path, folder: Path) -> None:
+    """Extract a tar.gz, and put its files beside those of a folder, whatever directories they are in.
+
+    A file that is there already stays.
+
+    Raises:
+        ArchiveError: As `extract`; or a link leads to another directory.
+        DiskSpaceError: There is no room for its content.
+    """
+    extracted = folder / ".libraries"
+    extract(archive, extracted)
+    for root, _, names in os.walk(extracted):
+        for path in (Path(root, name) for name in names):
+            # The link would lead elsewhere from its new place.
+            if path.is_symlink() and len(path.readlink().parts) > 1:
+                raise _leaving(path.name)
+            if not os.path.lexists(folder / path.name):
+                path.rename(folder / path.name)
+    shutil.rmtree(extracted)
+    sync_path(folder)
+
+
 def place_program(file: Path, folder: Path, executable: PurePosixPath) -> None:
     """Put an engine that is a single file into a new folder, at the path `executable`, and sync it to the disk."""
     target = folder / executable

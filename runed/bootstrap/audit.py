@@ -27,7 +27,7 @@ def now() -> str:
 
 
 class EngineRecord(msgspec.Struct, frozen=True):
-    """The engine: URL without secrets, hash and size of the download; path under the home and version of the program."""
+    """An engine: URL without secrets, hash and size of the download; path under the home and version of the program."""
 
     url: str
     sha256: str
@@ -57,13 +57,14 @@ class ModelRecord(msgspec.Struct, frozen=True):
 
 
 class Installed(msgspec.Struct, omit_defaults=True):
-    """The document: the engine, unless the user brings one, and the models by variant."""
+    """The document: the engine, unless the user brings one, those for accelerators by name, and the models by variant."""
 
     version: int = 1
     runed_version: str = ""
     updated_at: str = ""
     manifest: str = ""
     llama_server: EngineRecord | None = None
+    accelerators: dict[str, EngineRecord] = msgspec.field(default_factory=dict)
     models: dict[str, ModelRecord] = msgspec.field(default_factory=dict)
 
 

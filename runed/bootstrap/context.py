@@ -30,7 +30,8 @@ class InstallContext:
         from runed.bootstrap.download import download  # noqa: PLC0415 # httpx is memory that most starts never need
 
         step = "downloading" if artefact.path is None else "copying"
-        self.reporter.begin(phase, artefact.size, f"{step} {name} ({artefact.size / 1e6:,.0f} MB)")
+        size = f" ({artefact.size / 1e6:,.0f} MB)" if artefact.size else ""
+        self.reporter.begin(phase, f"{step} {name}{size}", total=artefact.size, downloading=True)
         await download(
             artefact,
             target,

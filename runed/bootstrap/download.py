@@ -40,6 +40,9 @@ _ENCODINGS = {"gzip", "deflate"}
 _COPY_BYTES = 1024 * 1024
 """Bytes that are copied at once."""
 
+_MAX_UNKNOWN_BYTES = 64 * 1024**3
+"""Most bytes of a file whose size neither the manifest nor the server tells."""
+
 _CHANGED = "the file or the manifest was changed: check RUNED_MANIFEST"
 
 _log = get_logger(__name__)
@@ -88,7 +91,7 @@ async def _copy(artefact: Artefact, source: Path, target: Path, on_bytes: Callab
         raise DownloadError(f"{source} cannot be read: {error.strerror}; check RUNED_MANIFEST, which names it") from None
     with file:
         size = os.fstat(file.fileno()).st_size
-        if size != artefact.size:
+        if artefact.size not in {None, size}:
             raise VerificationError(f"{source} has {size} bytes, but the manifest says {artefact.size}; {_CHANGED}")
         with closing(_Part(partial_path(target))) as part:
             part.cut(0, hashlib.sha256())
@@ -176,6 +179,12 @@ class _Transfer:
         self._part = _Part(partial_path(target))
         self._kept = 0, self._part.digest.copy()
         self._can_go_on = True
+        self._size = artefact.size  # if None, that of the last answer that tells one
+
+    @property
+    def _most(self) -> int:
+        """The most bytes of the file."""
+        return _MAX_UNKNOWN_BYTES if self._size is None else self._size
 
     def close(self) -> None:
         """Close the partial file, and remove it if nothing is in it."""
@@ -203,7 +212,7 @@ class _Transfer:
         """Go on after the bytes of an earlier download if they belong to this file. Otherwise start anew."""
         sidecar = read_record(sidecar_path(self._target), _Sidecar)
         part = self._part
-        if sidecar is None or sidecar.sha256 != self._artefact.sha256 or part.path.stat().st_size > self._artefact.size:
+        if sidecar is None or sidecar.sha256 != self._artefact.sha256 or part.path.stat().st_size > self._most:
             part.cut(0, hashlib.sha256())
         else:
             await part.load()
@@ -227,17 +236,20 @@ class _Transfer:
 
     def _reject(self) -> None:
         """Drop the last answer from the partial file, and do not ask for a rest again."""
-        if self._part.size == self._artefact.size:
+        if self._size in {None, self._part.size}:
             size, digest = self._kept
             self._part.cut(size, digest.copy())
         self._can_go_on = False
+        self._size = self._artefact.size
 
     async def _attempt(self) -> str:
         """Make one try. Return the SHA-256 of the whole file."""
-        part, size = self._part, self._artefact.size
+        part = self._part
         if part.size == 0:
             await self._begin(part)
-        elif part.size < size and not (self._can_go_on and await self._go_on(part)):
+        elif part.sha256 == self._artefact.sha256 or part.size == self._size:
+            return part.sha256
+        elif not (self._can_go_on and await self._go_on(part)):
             return await self._begin_anew()
         return part.sha256
 
@@ -267,11 +279,12 @@ class _Transfer:
         # A body that was compressed on the way has another length, or none.
         right_length = length == str(last - start + 1) if _encoding(response) else length in {"", str(last - start + 1)}
         same_file = not part.etag or _strong_etag(response) in {"", part.etag}
-        return start == part.size and total in {str(self._artefact.size), "*"} and right_length and same_file
+        self._learn_size(total)
+        return start == part.size and total in {str(self._size), "*"} and right_length and same_file
 
     async def _begin_anew(self) -> str:
         """Download the whole file beside the partial one. Return its SHA-256."""
-        if shutil.disk_usage(self._target.parent).free < self._artefact.size:
+        if shutil.disk_usage(self._target.parent).free < (self._size or self._part.size):
             self._part.cut(0, hashlib.sha256())  # there is no room for both
         new = _Part(fresh_path(self._target))
         new.cut(0, hashlib.sha256())
@@ -283,10 +296,8 @@ class _Transfer:
 
     def _keep_better(self, new: _Part) -> None:
         """Replace the partial file by a new one if that is known to be better. Otherwise remove the new one."""
-        if new.size == self._artefact.size:
-            better = new.sha256 == self._artefact.sha256
-        else:
-            better = new.length_told and new.size > self._part.size
+        longer = new.size != self._size and new.length_told and new.size > self._part.size
+        better = longer or new.sha256 == self._artefact.sha256
         if not better:
             new.close()
             new.path.unlink()
@@ -298,10 +309,11 @@ class _Transfer:
 
     async def _begin(self, part: _Part) -> None:
         """Download the whole file to an empty part."""
+        self._size = self._artefact.size
         async with self._web.get(self._artefact.url, IDENTITY) as response:
             raw = self._check_whole(response)
             part.etag = _strong_etag(response)
-            part.length_told = response.headers.get("Content-Length") == str(self._artefact.size)
+            part.length_told = response.headers.get("Content-Length") == str(self._size)
             if part is self._part:
                 self._note(part)
             if not await self._receive(response, part, raw=raw):
@@ -315,7 +327,7 @@ class _Transfer:
             raise PassingError(f"the server answers {response.status_code} to a request for the whole file{self._web.way}")
         if response.status_code != HTTPStatus.OK:
             raise self._web.refusal(response, self._artefact.url)
-        if told == str(self._artefact.size):
+        if told == str(self._size):
             return True  # also a server that calls a tar.gz an encoding of the tar
         if response.headers.get("Content-Type", "").lower().startswith("text/html"):
             raise PassingError(
@@ -324,30 +336,35 @@ class _Transfer:
         if encoding:
             if encoding not in _ENCODINGS:
                 raise PassingError(f"the answer is compressed by {encoding!r}, although told not to{self._web.way}")
-            return False
-        if told:
+            return self._size is None and self._artefact.url.endswith((".gz", ".tgz"))  # see above
+        self._learn_size(told)
+        if told and told != str(self._size):
             raise self._wrong_size(f"has {told} bytes")
         return True
 
     async def _receive(self, response: httpx.Response, part: _Part, *, raw: bool) -> bool:
         """Append a body. Return False if it has more bytes than the file."""
         async for chunk in response.aiter_raw() if raw else response.aiter_bytes():
-            if part.size + len(chunk) > self._artefact.size:
+            if part.size + len(chunk) > self._most:
                 return False
             await part.append(chunk)
             self._on_bytes(part.size)
-        if part.size < self._artefact.size:
-            raise PassingError(f"the connection was closed after {part.size} of {self._artefact.size} bytes{self._web.way}")
+        if self._size is not None and part.size < self._size:
+            raise PassingError(f"the connection was closed after {part.size} of {self._size} bytes{self._web.way}")
         return True
 
     def _note(self, part: _Part) -> None:
         sidecar = _Sidecar(url=self._artefact.url, sha256=self._artefact.sha256, etag=part.etag)
         write_atomically(sidecar_path(self._target), msgspec.json.encode(sidecar))
 
+    def _learn_size(self, told: str) -> None:
+        """Take the size that a server tells, if the manifest tells none."""
+        if self._size is None and re.fullmatch(r"[0-9]{1,18}", told) and int(told) <= _MAX_UNKNOWN_BYTES:
+            self._size = int(told)
+
     def _wrong_size(self, problem: str) -> VerificationError:
-        return VerificationError(
-            f"{self._web.name(self._artefact.url)} {problem}, but the manifest says {self._artefact.size}; {_CHANGED}"
-        )
+        says = f"the manifest says {self._artefact.size}" if self._artefact.size else f"at most {self._most} are expected"
+        return VerificationError(f"{self._web.name(self._artefact.url)} {problem}, but {says}; {_CHANGED}")
 
 
 def _encoding(response: httpx.Response) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from runed.bootstrap import archive, programs
 from runed.bootstrap.audit import EngineRecord, now
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.disk import sha256_of
-from runed.bootstrap.manifest import EngineChoice
+from runed.bootstrap.manifest import Artefact, EngineChoice
 from runed.bootstrap.partial_files import partial_size
 from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError
@@ -29,10 +31,17 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An installed engine, with the version that it tells, or ""."""
+    """An installed engine.
+
+    Attributes:
+        executable: The program.
+        version: The version that it tells, or "".
+        build: A name of this build. Another build has another one.
+    """
 
     executable: Path
     version: str
+    build: str
 
 
 class EngineInstaller:
@@ -41,8 +50,6 @@ class EngineInstaller:
     def __init__(self, context: InstallContext) -> None:
         self._context = context
         self._paths = context.paths
-        self._fresh = context.paths.bin / ".llama-cpp.new"
-        self._retired = context.paths.bin / ".llama-cpp.old"
         self._found: dict[EngineChoice | None, Engine | None] = {}
 
     async def current(self, choice: EngineChoice | None) -> Engine | None:
@@ -51,13 +58,17 @@ class EngineInstaller:
             self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
         return self._found[choice]
 
-    async def recover(self) -> bool:
+    async def recover(self, accelerator: str = "cpu") -> bool:
         """Clean up after a process that died during an installation. Return whether the old engine is back in its place."""
-        return await run_in_thread(lambda: archive.recover(self._fresh, self._paths.llama_cpp, self._retired))
+        places = self._places(accelerator)
+        return await run_in_thread(lambda: archive.recover(*places))
 
     def missing_bytes(self, choice: EngineChoice) -> int:
         """Return the approximate bytes that an installation needs on the disk."""
-        return (1 + _EXTRACTED_RATIO) * choice.artefact.size - partial_size(self._download_path(choice))
+        whole = sum(artefact.size or 0 for artefact in choice.artefacts)
+        return (1 + _EXTRACTED_RATIO) * whole - sum(
+            partial_size(self._download_path(choice, each)) for each in choice.artefacts
+        )
 
     async def install(self, choice: EngineChoice) -> Engine:
         """Download an engine and replace the installed one.
@@ -65,37 +76,50 @@ class EngineInstaller:
         Raises:
             BootstrapError: See its subclasses: download, verification, disk space, archive; or the engine does not run.
         """
-        artefact, file = choice.artefact, self._download_path(choice)
-        # A verified archive that does not work is not downloaded again at every try.
-        whole = file.is_file() and file.stat().st_size == artefact.size
-        if not (whole and await sha256_of(file) == artefact.sha256):
-            await self._context.download(artefact, file, Phase.FETCHING_LLAMA_SERVER, "llama-server")
-        self._context.reporter.begin(Phase.FETCHING_LLAMA_SERVER, 0, "unpacking llama-server")
-        engine = Engine(self._paths.llama_cpp / choice.executable, await self._unpack(file, choice))
-        self._context.audit.installed.llama_server = EngineRecord(
-            url=printable_url(artefact.url),
-            sha256=artefact.sha256,
-            size=artefact.size,
-            executable=str(engine.executable.relative_to(self._paths.home)),
+        files = [await self._download(choice, artefact) for artefact in choice.artefacts]
+        self._context.reporter.begin(Phase.FETCHING_LLAMA_SERVER, f"unpacking {_name(choice)}")
+        executable = self._paths.engine(choice.accelerator) / choice.executable
+        engine = Engine(executable, await self._unpack(files, choice), choice.build)
+        record = EngineRecord(
+            url=printable_url(choice.artefact.url),
+            sha256=choice.artefact.sha256,
+            size=files[0].stat().st_size,
+            executable=str(executable.relative_to(self._paths.home)),
             version=engine.version,
             installed_at=now(),
         )
+        installed = self._context.audit.installed
+        if choice.accelerator == "cpu":
+            installed.llama_server = record
+        else:
+            installed.accelerators[choice.accelerator] = record
         self._context.audit.save()
-        file.unlink()
-        _log.info("engine installed", version=engine.version, sha256=artefact.sha256)
+        for file in files:
+            file.unlink()
+        _log.info("engine installed", version=engine.version, sha256=choice.artefact.sha256, accelerator=choice.accelerator)
         return engine
 
+    async def _download(self, choice: EngineChoice, artefact: Artefact) -> Path:
+        """Download one file of an engine, unless an earlier installation has left it."""
+        file = self._download_path(choice, artefact)
+        # A verified archive that does not work is not downloaded again at every try.
+        whole = file.is_file() and artefact.size in {None, file.stat().st_size}
+        if not (whole and await sha256_of(file) == artefact.sha256):
+            what = _name(choice) if artefact is choice.artefact else f"the libraries of {_name(choice)}"
+            await self._context.download(artefact, file, Phase.FETCHING_LLAMA_SERVER, what)
+        return file
+
     async def _look(self, choice: EngineChoice) -> Engine | None:
-        executable = self._paths.llama_cpp / choice.executable
-        marker = self._paths.llama_cpp_marker
+        folder = self._paths.engine(choice.accelerator)
+        executable, marker = folder / choice.executable, folder / self._paths.llama_cpp_marker.name
         try:
-            marked = read_regular(marker, limit=MAX_RECORD_BYTES).strip() == choice.artefact.sha256.encode()
+            marked = read_regular(marker, limit=MAX_RECORD_BYTES).strip() == choice.build.encode()
         except OSError:
             marked = False
         if not (marked and archive.is_executable(executable)):
             return None
         try:
-            return Engine(executable, await programs.engine_version(executable))
+            return Engine(executable, await programs.engine_version(executable), choice.build)
         except BootstrapError as error:  # a library beside the program may be gone, which neither marker nor path show
             _log.warning("the engine in place does not run and is installed anew", problem=error.message)
             return None
@@ -103,27 +127,45 @@ class EngineInstaller:
     async def _look_at_own(self) -> Engine:
         own = self._context.settings.llama_server
         assert own is not None
+        info = own.stat()
+        build = f"{own} {info.st_size} {info.st_mtime_ns}"
         try:
-            return Engine(own, await programs.engine_version(own, timeout=_OWN_VERSION_TIMEOUT))
+            return Engine(own, await programs.engine_version(own, timeout=_OWN_VERSION_TIMEOUT), build)
         except BootstrapError as error:
             _log.warning("the engine does not tell its version", problem=error.message)
-            return Engine(own, "")
+            return Engine(own, "", build)
 
-    def _download_path(self, choice: EngineChoice) -> Path:
-        return self._paths.cache / f"llama-server-{choice.artefact.sha256[:16]}.download"
+    def _download_path(self, choice: EngineChoice, artefact: Artefact) -> Path:
+        # The name decides when an abandoned download is removed; see `remove_leftovers`.
+        kind = "llama-server" if choice.accelerator == "cpu" else "accelerator"
+        return self._paths.cache / f"{kind}-{artefact.sha256[:16]}.download"
 
-    async def _unpack(self, file: Path, choice: EngineChoice) -> str:
+    def _places(self, accelerator: str) -> tuple[Path, Path, Path]:
+        """Return the folders of an engine that is being unpacked, of the installed one, and of its predecessor."""
+        place = self._paths.engine(accelerator)
+        return place.with_name(f".{place.name}.new"), place, place.with_name(f".{place.name}.old")
+
+    async def _unpack(self, files: Sequence[Path], choice: EngineChoice) -> str:
         """Install an engine if it runs, and return its version."""
-        fresh = self._fresh
+        fresh, place, retired = self._places(choice.accelerator)
+        file, *libraries = files
+        executable = fresh / choice.executable
         try:
             if choice.is_archive:
                 await run_in_thread(lambda: archive.extract(file, fresh))
             else:
                 await run_in_thread(lambda: archive.place_program(file, fresh, choice.executable))
-            version = await programs.engine_version(archive.check_executable(fresh, choice.executable))
+            archive.check_executable(fresh, choice.executable)
+            for library in libraries:
+                await run_in_thread(partial(archive.add_libraries, library, executable.parent))
+            version = await programs.engine_version(executable)
             # The marker comes last, so that a folder with a marker works.
-            write_atomically(fresh / self._paths.llama_cpp_marker.name, f"{choice.artefact.sha256}\n".encode())
-            await run_in_thread(lambda: archive.swap_in(fresh, self._paths.llama_cpp, self._retired))
+            write_atomically(fresh / self._paths.llama_cpp_marker.name, f"{choice.build}\n".encode())
+            await run_in_thread(lambda: archive.swap_in(fresh, place, retired))
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         return version
+
+
+def _name(choice: EngineChoice) -> str:
+    return "llama-server" if choice.accelerator == "cpu" else f"llama-server for {choice.accelerator}"

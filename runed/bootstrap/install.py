@@ -1,4 +1,4 @@
-"""Installs engine and model, in this order: plan, look, lock, engine, model, licences.
+"""Installs engine and model, in this order: plan, look, lock, engine, model, licences, engine for an accelerator.
 
 A start that finds everything in place takes no lock and hashes no unchanged file. It uses the network only for a quick look at
 a manifest from a URL. Everything else happens under `install.lock`, one process at a time. A crash at any step leaves the old
@@ -8,30 +8,40 @@ state or the new state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
+from runed.bootstrap.accelerators import Chooser
 from runed.bootstrap.audit import Audit
 from runed.bootstrap.context import InstallContext
+from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.bootstrap.disk import file_errors, require_space
+from runed.bootstrap.drivers import find_drivers
 from runed.bootstrap.engine import Engine, EngineInstaller
+from runed.bootstrap.manifest import EngineChoice
 from runed.bootstrap.model import Model, ModelInstaller
 from runed.bootstrap.planning import Plan, check_own_files, keep_manifest, make_plan
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.progress import Progress, ProgressReporter
 from runed.bootstrap.proxies import Proxies
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelTraits
 from runed.files import write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
 from runed.paths import Paths, ensure_home, ensure_private_dir
-from runed.settings import Settings
+from runed.settings import Settings, engine_environment
 from runed.trust import check_contents
 
 _LOCK_INTERVAL = 0.1
 """Seconds between two tries to get the install lock."""
+
+_FEW_ATTEMPTS = 2
+"""Attempts in a row to download the engine for an accelerator. Half a download is resumed by the next start."""
 
 _QWEN_LICENCE = "Qwen3-Embedding.txt"
 
@@ -50,6 +60,8 @@ class Installation:
         engine_version: The version that the engine tells, or "".
         warnings: Sentences for the user about everything that works, but not as requested.
         traits: The prompts and dimensions of the model, or None if no manifest tells.
+        device: The device to run the engine on.
+        device_use: The key of a failure of the device; None for the processors.
     """
 
     llama_server: Path
@@ -59,6 +71,8 @@ class Installation:
     engine_version: str
     warnings: tuple[str, ...]
     traits: ModelTraits | None = None
+    device: Device = CPU
+    device_use: DeviceUse | None = None
 
 
 async def install(
@@ -68,6 +82,8 @@ async def install(
     report: Callable[[Progress], None],
     check_model: Callable[[Path], None],
     policy: DownloadPolicy = DownloadPolicy(),  # noqa: B008 # immutable
+    failures: DeviceFailures | None = None,
+    root: Path = Path("/"),
 ) -> Installation:
     """Install an engine and a model. What is in place is used; the rest is downloaded and verified.
 
@@ -79,6 +95,8 @@ async def install(
         report: Called with the progress, a few times a second.
         check_model: Raises a RunedError for a file that is not a valid GGUF. Called in a thread, on models made here.
         policy: The number and the times of a download's tries.
+        failures: The devices that failed before; None reads those of the home.
+        root: The root directory of the machine, in which its drivers are looked for.
 
     Raises:
         SettingsError: A file that the user brings is missing or cannot be used.
@@ -94,10 +112,17 @@ async def install(
     ensure_private_dir(paths.models, shared=True)
     with file_errors("install engine and model"):
         context = InstallContext(settings, paths, Audit(paths.installed, settings), ProgressReporter(report), policy, Proxies())
-        return await _run(context, check_model)
+        return await _run(context, check_model, failures or load_failures(settings, paths), root)
 
 
-async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> Installation:
+def load_failures(settings: Settings, paths: Paths) -> DeviceFailures:
+    """Read which devices failed before. An accelerator that the user names is tried again."""
+    return DeviceFailures(paths.device_failures, forget=settings.engine)
+
+
+async def _run(
+    context: InstallContext, check_model: Callable[[Path], None], failures: DeviceFailures, root: Path
+) -> Installation:
     check_own_files(context.settings)
     engines, models = EngineInstaller(context), ModelInstaller(context, check_model)
 
@@ -127,17 +152,50 @@ async def _run(context: InstallContext, check_model: Callable[[Path], None]) -> 
                 assert plan.model is not None
                 model = await models.install(plan.model, engine)
             _write_licences(plan, engine, context.paths.licenses)
-            _remove_leftovers(context.paths)
+            partials = (context.paths.models.glob(f"*.partial{ending}") for ending in ("", ".json", ".new"))
+            _remove_leftovers(chain(context.paths.cache.glob("llama-server-*.download*"), *partials))
     keep_manifest(context, plan)
+    chosen = await Chooser(
+        setting=context.settings.engine,
+        drivers=find_drivers(engine_environment(), root=root) if context.settings.engine != "cpu" else [],
+        failures=failures,
+        base=engine,
+        own=plan.engine is None,
+        accelerated=plan.accelerated,
+        obtain=partial(_obtain, context),
+        model=(model.path, model.sha256),
+    ).choose()
     return Installation(
-        llama_server=engine.executable,
+        llama_server=chosen.engine.executable,
         model=model.path,
         variant=model.variant,
         model_sha256=model.sha256,
-        engine_version=engine.version,
-        warnings=tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings))),
+        engine_version=chosen.engine.version,
+        warnings=tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings, *chosen.problems))),
         traits=plan.model.traits if plan.model else None,
+        device=chosen.device,
+        device_use=chosen.use,
     )
+
+
+async def _obtain(context: InstallContext, choice: EngineChoice) -> Engine:
+    """Return an engine for an accelerator, and install it before if it is not in place."""
+    # The processors can serve, so nobody waits as long for a server as without any engine.
+    patience = replace(context.policy, attempts=min(context.policy.attempts, _FEW_ATTEMPTS))
+    context = replace(context, policy=patience)
+    if engine := await EngineInstaller(context).current(choice):
+        return engine
+    with LockFile(context.paths.install_lock) as lock:
+        await _wait_for(lock, context.reporter)
+        context.audit.reload()
+        engines = EngineInstaller(context)
+        await engines.recover(choice.accelerator)
+        if engine := await engines.current(choice):
+            return engine
+        require_space(context.paths.home, engines.missing_bytes(choice), f"installing the engine for {choice.accelerator}")
+        engine = await engines.install(choice)
+        _remove_leftovers(context.paths.cache.glob("accelerator-*.download*"))
+        return engine
 
 
 async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
@@ -155,12 +213,9 @@ async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
     return waited
 
 
-def _remove_leftovers(paths: Paths) -> None:
+def _remove_leftovers(downloads: Iterable[Path]) -> None:
     """Remove partial downloads that no later installation can resume."""
-    for path in (
-        *(path for ending in ("", ".json", ".new") for path in paths.models.glob(f"*.partial{ending}")),
-        *paths.cache.glob("llama-server-*.download*"),
-    ):
+    for path in downloads:
         if path.is_symlink() or not path.is_dir():
             path.unlink()
 

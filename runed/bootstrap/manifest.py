@@ -3,9 +3,13 @@
 A manifest is JSON:
 
     {"version": 1,
-     "platforms": {"linux-amd64": {"llama_server": {"url", "sha256", "size", "extract", "exec"}}},
+     "platforms": {"linux-amd64": {"llama_server": {"url", "sha256", "size", "extract", "exec"},
+                                   "accelerators": [{"name", "driver", "url", ..., "exec",
+                                                     "libraries": [{"url", "sha256", "size"}]}]}},
      "models": {"<variant>": {"url", "sha256", "size"}, "<variant>": {"derive": {"from", "type"}}},
      "default_model": "<variant>"}
+
+Each size may be missing. Older versions of runed ignore `accelerators`, but refuse a `llama_server` without a size.
 
 A model may have "traits": {"query_prompt", "document_prompt", "default_instruction", "min_dimensions"}; see `ModelTraits`.
 
@@ -20,7 +24,7 @@ import errno
 import platform
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -32,17 +36,19 @@ from runed.bootstrap.baked import MANIFEST_URL
 from runed.domain.model import ModelTraits
 from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
 from runed.files import read_regular
-from runed.settings import Settings, full_path
+from runed.settings import ENGINES, Settings, full_path
 from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
 
 VERSION = 1
 """Version of the format that this module reads."""
 
 MAX_MANIFEST_BYTES = 1024 * 1024
-"""Most bytes of a manifest. The pinned one has 3 KB, so a larger document is not a manifest."""
+"""Most bytes of a manifest. The pinned one has 6 KB, so a larger document is not a manifest."""
 
 _OPERATING_SYSTEMS = {"linux": "linux", "darwin": "darwin"}
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+_ACCELERATORS = frozenset(ENGINES) - {"auto", "cpu"}
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 ByteCount = Annotated[int, msgspec.Meta(gt=0, le=2**62)]
@@ -52,16 +58,29 @@ QuantizationType = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]{1,32}\Z")
 """Name of a quantization. It becomes an argument of `llama-quantize`, so it must not look like an option."""
 
 
-class _Engine(msgspec.Struct, frozen=True):
+DriverVersion = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,9}([.][0-9]{1,9})*)?\Z")]
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     sha256: Sha256
-    size: ByteCount
+    size: ByteCount | None = None
+
+
+class _Engine(_File, frozen=True, kw_only=True):
     exec: str
     extract: str = ""
 
 
+class _Accelerator(_Engine, frozen=True, kw_only=True):
+    name: str
+    driver: DriverVersion = ""
+    libraries: list[_File] = []
+
+
 class _Platform(msgspec.Struct, frozen=True):
     llama_server: _Engine | None = None
+    accelerators: list[_Accelerator] = []
 
 
 class _Derive(msgspec.Struct, frozen=True, rename={"source": "from"}):
@@ -89,11 +108,14 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A file to download or copy: absolute http, https or file URL, hash as 64 lower-case hexadecimal digits, size in bytes."""
+    """A file to download or copy: absolute http, https or file URL, hash as 64 lower-case hexadecimal digits, size in bytes.
+
+    The size is None if the manifest does not tell it.
+    """
 
     url: str
     sha256: str
-    size: int
+    size: int | None
 
     @property
     def path(self) -> Path | None:
@@ -103,17 +125,33 @@ class Artefact:
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """The engine for a platform.
+    """An engine for a platform.
 
     Attributes:
         artefact: The archive, or the program itself.
         is_archive: Whether the artefact is a tar.gz to extract.
         executable: The relative path of `llama-server` in the folder of the engine, without "..".
+        accelerator: What the engine computes with besides the processors: "cuda", "rocm" or "vulkan"; "cpu" for nothing.
+        driver: The lowest version of the driver that it works with, or "".
+        libraries: Further archives. Their files belong beside the program.
     """
 
     artefact: Artefact
     is_archive: bool
     executable: PurePosixPath
+    accelerator: str = "cpu"
+    driver: str = ""
+    libraries: tuple[Artefact, ...] = ()
+
+    @property
+    def artefacts(self) -> tuple[Artefact, ...]:
+        """All files of the engine."""
+        return (self.artefact, *self.libraries)
+
+    @property
+    def build(self) -> str:
+        """The name of this build: the hashes of all its files, one a line."""
+        return "\n".join(artefact.sha256 for artefact in self.artefacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +212,35 @@ class Manifest:
                 f"{self.source} has no llama_server for {platform_name}, only for {_names(self._document.platforms)}; "
                 "set RUNED_LLAMA_SERVER to a llama-server of your own"
             )
-        where = f"$.platforms['{platform_name}'].llama_server"
+        return self._engine_choice(engine, f"$.platforms['{platform_name}'].llama_server")
+
+    def accelerators(self, platform_name: str) -> tuple[EngineChoice, ...]:
+        """Return the engines of a platform for accelerators, those to prefer first.
+
+        Raises:
+            ManifestError: An entry is invalid.
+        """
+        entry = self._document.platforms.get(platform_name)
+        return tuple(
+            replace(
+                self._engine_choice(engine, where),
+                accelerator=engine.name,
+                driver=engine.driver,
+                libraries=tuple(self._artefact(file, f"{where}.libraries[{n}]") for n, file in enumerate(engine.libraries)),
+            )
+            for number, engine in enumerate(entry.accelerators if entry else [])
+            # A later manifest may name accelerators that this version does not know.
+            if engine.name in _ACCELERATORS
+            for where in [f"$.platforms['{platform_name}'].accelerators[{number}]"]
+        )
+
+    def _engine_choice(self, engine: _Engine, where: str) -> EngineChoice:
         if engine.extract not in {"", "tar.gz"}:
             raise self._error(f'{engine.extract!r} at {where}.extract is not known; accepted are "" and "tar.gz"')
         executable = PurePosixPath(engine.exec)
         if not executable.name or executable.is_absolute() or ".." in executable.parts or "\0" in engine.exec:
             raise self._error(f"{engine.exec!r} at {where}.exec is not a relative path inside the engine's folder")
-        artefact = Artefact(self._absolute_url(engine.url, where), engine.sha256.lower(), engine.size)
-        return EngineChoice(artefact, is_archive=engine.extract == "tar.gz", executable=executable)
+        return EngineChoice(self._artefact(engine, where), is_archive=engine.extract == "tar.gz", executable=executable)
 
     def model(self, variant: str | None) -> ModelChoice:
         """Choose a variant of the model, or with None the manifest's default.
@@ -205,9 +264,12 @@ class Manifest:
     def _download(self, name: str) -> Artefact:
         model = self._document.models[name]
         where = f"$.models['{name}']"
-        if model.url is None or model.sha256 is None or model.size is None:
-            raise self._error(f"{where} lacks one of url, sha256 and size, which a model to download must have")
-        return Artefact(self._absolute_url(model.url, where), model.sha256.lower(), model.size)
+        if model.url is None or model.sha256 is None:
+            raise self._error(f"{where} lacks one of url and sha256, which a model to download must have")
+        return self._artefact(_File(url=model.url, sha256=model.sha256, size=model.size), where)
+
+    def _artefact(self, file: _File, where: str) -> Artefact:
+        return Artefact(self._absolute_url(file.url, where), file.sha256.lower(), file.size)
 
     def _absolute_url(self, url: str, where: str) -> str:
         """Resolve a URL or path against the place of the manifest. Only a manifest of this machine may name files of it."""

@@ -46,9 +46,7 @@ class ModelInstaller:
         self._context = context
         self._paths = context.paths
         self._check = check
-        self._verified = VerifiedFiles(
-            context.paths, announce=lambda step: context.reporter.begin(Phase.FETCHING_MODEL, 0, step)
-        )
+        self._verified = VerifiedFiles(context.paths, announce=lambda step: context.reporter.begin(Phase.FETCHING_MODEL, step))
         self._found: dict[ModelChoice | None, Model | None] = {}
         self.warnings: list[str] = []
 
@@ -61,11 +59,11 @@ class ModelInstaller:
     async def missing_bytes(self, choice: ModelChoice) -> int:
         """Return the approximate bytes that an installation needs on the disk."""
         if choice.quantization is None:
-            return choice.source.size - partial_size(self._paths.model(choice.variant))
+            return (choice.source.size or 0) - partial_size(self._paths.model(choice.variant))
         # A derived model is smaller than its source, but only llama-quantize knows its size. If the source is in place, no room
         # is required: without room for both files, the source serves.
         source = choice.source_only()
-        return 0 if await self.current(source) else await self.missing_bytes(source) + source.source.size
+        return 0 if await self.current(source) else await self.missing_bytes(source) + (source.source.size or 0)
 
     async def install(self, choice: ModelChoice, engine: Engine) -> Model:
         """Download a model, or derive it by the `llama-quantize` of an engine.
@@ -104,12 +102,12 @@ class ModelInstaller:
         size, sha256 = self._expected(choice)
         if not path.is_file():
             return None
-        if path.stat().st_size != size or await self._verified.sha256(path) != sha256:
+        if size not in {None, path.stat().st_size} or await self._verified.sha256(path) != sha256:
             _log.warning("the model in place is not the one to serve", file=path.name)
             return None
         return Model(path, choice.variant, sha256)
 
-    def _expected(self, choice: ModelChoice) -> tuple[int, str]:
+    def _expected(self, choice: ModelChoice) -> tuple[int | None, str]:
         """Return size and hash of a model. A derived model was made here, so only the audit knows them."""
         if choice.quantization is None:
             return choice.source.size, choice.source.sha256
@@ -126,7 +124,7 @@ class ModelInstaller:
 
     async def _derive(self, choice: ModelChoice, quantization: str, source: Model, engine: Engine) -> Model:
         step = f"making {choice.variant} of {source.variant}"
-        self._context.reporter.begin(Phase.FETCHING_MODEL, 0, step)
+        self._context.reporter.begin(Phase.FETCHING_MODEL, step)
         path = self._paths.model(choice.variant)
         partial = partial_path(path)
         # Not overwritten: a llama-quantize that outlived its killed parent (macOS) may still write to it.

@@ -32,10 +32,14 @@ class _KeptManifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The engine and the model to install; None stands for the user's own. `warning` is for the user."""
+    """The engine and the model to install; None stands for the user's own. `warning` is for the user.
+
+    `accelerated` are the engines for accelerators. Which of them is installed depends on the machine.
+    """
 
     engine: EngineChoice | None
     model: ModelChoice | None
+    accelerated: tuple[EngineChoice, ...] = ()
     warning: str = ""
     fetched: _KeptManifest | None = None
 
@@ -105,9 +109,11 @@ def _kept(context: InstallContext) -> Path:
 
 
 def _choose(settings: Settings, document: Manifest) -> Plan:
+    own = settings.llama_server is not None
     return Plan(
-        engine=None if settings.llama_server else document.engine(manifest.current_platform()),
+        engine=None if own else document.engine(manifest.current_platform()),
         model=None if settings.model else document.model(settings.model_variant),
+        accelerated=() if own or settings.engine == "cpu" else document.accelerators(manifest.current_platform()),
     )
 
 

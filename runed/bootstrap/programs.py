@@ -1,4 +1,4 @@
-"""Runs the programs of the engine's archive to their end: `llama-server --version` and `llama-quantize`."""
+"""Runs the programs of the engine's archive to their end: `llama-server`, to tell about itself, and `llama-quantize`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from runed.domain.device import Device
 from runed.errors import BootstrapError, printable
 from runed.processes import describe_exit, die_with_parent
 from runed.settings import engine_environment
 
 _VERSION_TIMEOUT = 20.0
 """Seconds that `--version` may take. The first start of a program may wait for a slow disk, or for the check of macOS."""
+
+_DEVICES_TIMEOUT = 30.0
+"""Seconds that `--list-devices` may take. A driver may be loaded from a slow disk, and wake its device."""
 
 _QUANTIZE_TIMEOUT = 1800.0
 """Seconds that a quantization may take. 20 are usual, so only a hang takes this long."""
@@ -26,6 +30,15 @@ _MAX_VERSION_LENGTH = 128
 _TAIL_BYTES = 4096
 _TENSOR = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
 _VERSION = re.compile(r"^version: *(.+)$", re.MULTILINE)
+_DEVICE = re.compile(
+    r"^ *(([A-Za-z]{1,16})[0-9]{0,4}): (.{1,512}) \(([0-9]{1,12}) MiB, ([0-9]{1,12}) MiB free\)\r?$", re.MULTILINE
+)
+
+_ACCELERATORS = {"CUDA": "cuda", "ROCm": "rocm", "Vulkan": "vulkan", "MTL": "metal", "Metal": "metal"}
+"""Accelerators by the first letters of the names of their devices. Others, such as "BLAS", are no devices of their own."""
+
+_QUOTED_CHARACTERS = 600
+"""Most characters of a program's output that an error quotes."""
 
 
 async def engine_version(executable: Path, *, timeout: float = _VERSION_TIMEOUT) -> str:  # noqa: ASYNC109 # a part of the error
@@ -44,6 +57,33 @@ async def engine_version(executable: Path, *, timeout: float = _VERSION_TIMEOUT)
     argv = [str(executable), "--version"]
     match = _VERSION.search(await _run(argv, " ".join(argv), timeout))
     return printable(match.group(1).strip()[:_MAX_VERSION_LENGTH]) if match else ""
+
+
+async def list_devices(executable: Path, *, timeout: float = _DEVICES_TIMEOUT) -> list[Device]:  # noqa: ASYNC109 # as above
+    """Run `llama-server --list-devices`.
+
+    Args:
+        executable: The engine.
+        timeout: Seconds to wait for its end.
+
+    Returns:
+        The accelerators that it lists, in its order.
+
+    Raises:
+        BootstrapError: It cannot be started, fails or hangs; the message quotes its output.
+    """
+    argv = [str(executable), "--list-devices"]
+    return [
+        Device(
+            accelerator=_ACCELERATORS[kind],
+            name=name,
+            description=printable(description.strip()[:_MAX_VERSION_LENGTH]),
+            memory=int(memory) * 1024**2,
+            free_memory=int(free) * 1024**2,
+        )
+        for name, kind, description, memory, free in _DEVICE.findall(await _run(argv, " ".join(argv), timeout))
+        if kind in _ACCELERATORS
+    ]
 
 
 async def quantize(
@@ -94,11 +134,11 @@ async def _run(argv: list[str], name: str, seconds: float, on_output: Callable[[
                     on_output(tail)
             status = await process.wait()
     except TimeoutError:
-        raise BootstrapError(f"{argv[0]} did not end within {seconds:.0f} s and was stopped; it wrote: {_text(tail)}") from None
+        raise BootstrapError(f"{name} did not end within {seconds:.0f} s and was stopped; it wrote: {_quote(tail)}") from None
     finally:
         await _end(process)
     if status != 0:
-        lines = "; ".join(line.strip() for line in _text(tail).splitlines()[-6:])
+        lines = _quote(tail)
         quoted = f": {lines}" if lines else " without a word"
         raise BootstrapError(f"{name} {describe_exit(status)}{quoted}{_hint(tail)}")
     return _text(tail)
@@ -146,6 +186,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 def _text(output: bytes) -> str:
     return output.decode("utf-8", "replace").strip()
+
+
+def _quote(output: bytes) -> str:
+    """Return the last lines of an output as one, for an error."""
+    return "; ".join(line.strip() for line in _text(output).splitlines()[-6:])[-_QUOTED_CHARACTERS:]
 
 
 def _hint(output: bytes) -> str:

@@ -59,17 +59,17 @@ class ProgressReporter:
         self._logged_tenth = 0
         self._reported_at = 0.0
 
-    def begin(self, phase: Phase, total: int, step: str) -> None:
-        """Begin a step: a download of `total` bytes, or other work if `total` is 0. `step` describes it."""
-        self._phase, self._step, self._done, self._total, self._logged_tenth = phase, step, 0, total, 0
-        self._downloading |= total > 0
+    def begin(self, phase: Phase, step: str, *, total: int | None = None, downloading: bool = False) -> None:
+        """Begin a step, which `step` describes: a download, whose `total` bytes may not be known, or other work."""
+        self._phase, self._step, self._done, self._total, self._logged_tenth = phase, step, 0, total or 0, 0
+        self._downloading |= downloading
         _log.info("bootstrap", step=step, bytes_total=total)
         self.say(step)
 
     def advance(self, done: int) -> None:
         """Report the number of bytes so far."""
         self._done = done
-        tenth = done * 10 // self._total
+        tenth = done * 10 // self._total if self._total else 0
         if tenth > self._logged_tenth:
             self._logged_tenth = tenth
             _log.info("bootstrap", step=self._step, percent=tenth * 10, bytes_done=done)

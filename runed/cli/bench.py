@@ -269,6 +269,7 @@ def _tune_installed(settings: Settings, paths: Paths, part_seconds: float, displ
         limit=TUNE_LIMIT,
         report=show_tuning,
         force=force,
+        device=installation.device,
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 
 from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.watching import watched
-from runed.errors import RunedError, SettingsError
+from runed.errors import DeadlineExceededError, RunedError, SettingsError
 from runed.lifecycle.presence import Condition, Presence
 from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
 from runed.paths import Paths
@@ -19,10 +20,17 @@ from runed.version import __version__
 
 DESCRIPTION = """\
 Make sure that a daemon of at least this version listens, and say where. Any
-number of processes may run this at once: one daemon is started. It may still be
-fetching its engine and model; `runed status` and the call Health show its
-progress.
+number of processes may run this at once: one daemon is started. A call may
+follow at once: it waits for the engine. Only while the daemon downloads its
+engine or model, such as the first time, it is refused with BOOTSTRAPPING.
+
+With --wait, the command ends when embeddings are answered, also after a
+download. With --warm, it also starts an engine that was suspended since nobody
+embedded. Both show the progress on standard error.
 """
+
+START_SECONDS = 60.0
+"""Seconds that the start of a daemon may take if the user names no time."""
 
 EPILOG = """\
 with --json, standard output is one line of JSON, whatever happens:
@@ -40,15 +48,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     parser.add_argument("--json", action="store_true", help="for programs: one line of JSON on standard output")
-    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="SECONDS", help="how long to try (default: 60)")
+    waits = parser.add_mutually_exclusive_group()
+    waits.add_argument("--wait", action="store_true", help="wait until embeddings are answered")
+    waits.add_argument("--warm", action="store_true", help="wait until the engine is loaded")
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="how long all may take (default: 60 for the start of the daemon, no limit for --wait and --warm)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Find or start the daemon."""
+    began = time.monotonic()
     try:
         settings = load_settings()
         with watched(Paths(settings.home), patience=None):
-            handle = ensure_daemon(settings, timeout=arguments.timeout, minimum_version=__version__)
+            handle = ensure_daemon(settings, timeout=arguments.timeout or START_SECONDS, minimum_version=__version__)
+        if arguments.wait or arguments.warm:
+            _wait(arguments.timeout, began=began, warm=arguments.warm)
     except RunedError as error:
         if not arguments.json:
             raise
@@ -58,6 +77,40 @@ def run(arguments: argparse.Namespace) -> int:
         complain(str(Presence(Paths(settings.home), Condition.STOPPED, handle.pid)))
     tell(_as_json(handle) if arguments.json else _as_text(handle))
     return ExitCode.OK
+
+
+def _wait(timeout: float | None, *, began: float, warm: bool) -> None:
+    """Wait until embeddings are answered.
+
+    Args:
+        timeout: Seconds that the whole command may take; None means no limit.
+        began: The time when it began.
+        warm: Whether to start a suspended engine.
+
+    Raises:
+        RunedError: The daemon has no engine or model, or the time was over.
+    """
+    from runed import Phase, Status  # noqa: PLC0415 # 200 ms for the client, which a plain `ensure` does not use
+    from runed.cli.progress import ProgressDisplay  # noqa: PLC0415 # as above
+    from runed.cli.waiting import PHASES, connect  # noqa: PLC0415 # as above
+
+    def remaining() -> float | None:
+        return None if timeout is None else max(began + timeout - time.monotonic(), 0.001)
+
+    with ProgressDisplay() as display, connect(display) as client:
+        health = client.health(timeout=remaining())
+        if health.status is Status.IDLE and not warm:
+            return
+        if health.status is Status.IDLE:
+            display.update(PHASES[Phase.STARTING_LLAMA_SERVER])
+        elif health.status is Status.DEGRADED:
+            display.update("trying again", detail=f"trying again: {health.message}")
+        try:
+            client.warm_up(timeout=remaining())
+        except DeadlineExceededError:
+            raise DeadlineExceededError(
+                f"embeddings are not answered after {timeout:g} s; the daemon goes on, and `runed status` shows how far it is"
+            ) from None
 
 
 def _as_json(handle: DaemonHandle) -> str:

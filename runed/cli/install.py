@@ -29,6 +29,7 @@ EPILOG = """\
 examples:
   runed install
   RUNED_MODEL_VARIANT=qwen3-embedding-0.6b.f16 runed install    another model
+  runed install --reset && runed stop    try a device again that failed before
 """
 
 
@@ -36,17 +37,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
+    parser.add_argument("--reset", action="store_true", help="forget which devices failed on this machine")
 
 
-def run(_arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Install, and print the paths of all parts."""
     settings, paths = open_home("install.log")
+    if arguments.reset:
+        paths.device_failures.unlink(missing_ok=True)
     with ProgressDisplay(keep=True) as display:
         installation = install_shown(settings, paths, display)
     launcher = _write_launcher(paths)
     for warning in installation.warnings:
         complain(warning)
     tell(f"engine    {installation.llama_server}")
+    tell(f"device    {installation.device}")
     tell(f"model     {installation.model}")
     tell(f"launcher  {launcher}")
     return ExitCode.OK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 
@@ -155,6 +156,7 @@ def _as_lines(report: Report) -> dict[str, str]:
         "engine": f"{engine}, {_profile(info)}, {_process(health.engine_pid, report.engine_memory)}"
         if health.engine_pid
         else f"{engine}, {_profile(info)}, not running",
+        "device": _device(info),
         "daemon": f"runed {info.daemon_version}, {_process(health.pid, report.daemon_memory)}, "
         f"up {_duration(health.uptime_seconds)}",
         "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
@@ -168,6 +170,15 @@ def _as_lines(report: Report) -> dict[str, str]:
         f"{health.shared_texts:,} shared in flight",
     }
     return lines | ({"limits": "; ".join(info.restrictions)} if info.restrictions else {})
+
+
+def _device(info: runed.Info) -> str:
+    """Return what the engine computes with, and how much a vector depends on the other texts there."""
+    if not info.accelerator:
+        return "-"
+    name = f"{info.device} ({info.accelerator})" if info.device else "the processors"
+    cosine = math.floor(info.company_cosine * 1e7) / 1e7  # not rounded up to a 1 that it is not
+    return f"{name}; a text alone and beside others has a cosine of {cosine:.7f}" if cosine else name
 
 
 def _profile(info: runed.Info) -> str:

@@ -248,6 +248,10 @@ class AsyncClient:
         """Return the description of the daemon and its model; see `Client.info`."""
         return await self._run(self._flows.info(self._deadline(timeout)))
 
+    async def warm_up(self, *, timeout: float | None = None) -> None:
+        """Start the engine ahead of the first text, and wait for it; see `Client.warm_up`."""
+        await self._run(self._flows.warm_up(self._deadline(timeout)))
+
     async def health(self, *, timeout: float | None = None) -> Health:
         """Return the present state of the daemon; see `Client.health`."""
         return await self._run(self._flows.health(self._deadline(timeout)))

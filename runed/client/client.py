@@ -98,6 +98,22 @@ class DaemonClient:
         """
         return self._run(self._flows.wait_until_ready(self._deadline(timeout)))
 
+    def warm_up(self, *, timeout: float | None = None) -> None:
+        """Start the engine ahead of the first text, and wait until an embedding would be computed at once.
+
+        Wait while the daemon fetches its engine and model, also for a download. The engine is suspended again after the idle
+        time, as after an embedding.
+
+        Args:
+            timeout: As for `Client.embed`.
+
+        Raises:
+            BackendError: The engine cannot be installed or started.
+            DeadlineExceededError: The time was over first.
+            UnimplementedError: The daemon is too old. Embed a text instead.
+        """
+        self._run(self._flows.warm_up(self._deadline(timeout)))
+
     def health(self, *, timeout: float | None = None) -> Health:
         """Return the present state of the daemon; `timeout` as for `Client.embed`."""
         return self._run(self._flows.health(self._deadline(timeout)))

@@ -196,6 +196,10 @@ class Info:
         max_queued_texts: The largest number of texts that may wait. More are refused with `QueueFullError`.
         max_queued_bytes: The most bytes of text that may wait.
         restrictions: What makes the daemon slower or smaller than the machine allows, in words for people.
+        accelerator: What the engine computes with: "cpu", "cuda", "rocm", "vulkan" or "metal"; "" until the model is installed.
+        device: The name of the device for people; "" for the processors.
+        company_cosine: The smallest cosine between the vectors of a text alone and beside others that the engine's last
+            self-test found; 0 before the first one.
         tuned_at: The time at which `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty
             if they are built-in ones.
     """
@@ -221,4 +225,7 @@ class Info:
     max_queued_texts: int
     max_queued_bytes: int
     restrictions: tuple[str, ...] = ()
+    accelerator: str = ""
+    device: str = ""
+    company_cosine: float = 0.0
     tuned_at: str = ""

@@ -7,12 +7,10 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from runed.api.app import build_app
-from runed.api.openai.app import build_openai_app
-from runed.api.openai.token_guard import token_gate
 from runed.backends.llama import LlamaBackend, check_model
-from runed.bootstrap import Progress, install
+from runed.bootstrap import DeviceFailures, Progress, install, load_failures
 from runed.caching.cache import VectorCache
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
@@ -32,9 +30,11 @@ from runed.routing.store import CentroidStore
 from runed.scheduling.preparing import MAX_BATCH_TEXTS
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Scheduler, SchedulerSettings
-from runed.server import Budget, Server, connection_limits
 from runed.settings import Settings
 from runed.version import __version__
+
+if TYPE_CHECKING:
+    from runed.server import Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class Daemon:
     host: DaemonHost
     bootstrapper: Bootstrapper
     draining: Draining
-    servers: Sequence[Server]
+    build_servers: Callable[[], Sequence[Server]]
+    """Construct the servers, which may take half a second."""
 
 
 def assemble(
@@ -68,7 +69,8 @@ def assemble(
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
     metrics = Metrics()
     draining = Draining(announce_drain)
-    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, queue, metrics), draining)
+    failures = load_failures(settings, paths)
+    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, queue, metrics, failures=failures), draining)
     facts = Info(
         daemon_version=__version__,
         socket_path=str(listener.path),
@@ -82,20 +84,39 @@ def assemble(
     )
     host = DaemonHost(facts, bootstrapper=bootstrapper, draining=draining, metrics=metrics)
     add_gauges(metrics, host, bootstrapper)
+    return Daemon(host, bootstrapper, draining, partial(_build_servers, settings, host, metrics, listener, http))
+
+
+def _build_servers(
+    settings: Settings, host: DaemonHost, metrics: Metrics, listener: Listener, http: Loopback | None
+) -> Sequence[Server]:
+    from runed.api.app import build_app  # noqa: PLC0415 # 0.2 s for this and the next, in which an engine loads already
+    from runed.server import Budget, Server, connection_limits  # noqa: PLC0415 # as above
+
     budget = Budget(settings.request_bytes, metrics.refused)
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:
+        from runed.api.openai.app import build_openai_app  # noqa: PLC0415 # as above
+        from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+
         gate = token_gate(token=http.token, port=http.port)
         servers.append(Server(build_openai_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
-    return Daemon(host, bootstrapper, draining, servers)
+    return servers
 
 
 async def _build_model(  # noqa: PLR0917 # the parts of a daemon
-    settings: Settings, paths: Paths, lock: LockFile, queue: QueueLimits, metrics: Metrics, report: Callable[[Progress], None]
+    settings: Settings,
+    paths: Paths,
+    lock: LockFile,
+    queue: QueueLimits,
+    metrics: Metrics,
+    report: Callable[[Progress], None],
+    *,
+    failures: DeviceFailures,
 ) -> ServedModel:
     """Get engine and model, and construct the parts that serve them. The engine is not started."""
-    installation = await install(settings, paths, report=report, check_model=check_model)
+    installation = await install(settings, paths, report=report, check_model=check_model, failures=failures)
     # In a thread, since reading the metadata of a large vocabulary takes 0.1 s.
     backend = await asyncio.to_thread(
         LlamaBackend,
@@ -105,6 +126,7 @@ async def _build_model(  # noqa: PLR0917 # the parts of a daemon
         paths=paths,
         ctx_size=settings.ctx_size,
         profile=settings.profile,
+        device=installation.device,
         holds_home=lock.is_current,
     )
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
@@ -116,9 +138,10 @@ async def _build_model(  # noqa: PLR0917 # the parts of a daemon
         metrics=metrics,
         centroids=centroids,
         engine_version=installation.engine_version,
+        device=installation.device,
         traits=installation.traits,
     )
-    return ServedModel(scheduler, installation)
+    return ServedModel(scheduler, installation, failures)
 
 
 def _build_cache(settings: Settings, paths: Paths) -> VectorCache:

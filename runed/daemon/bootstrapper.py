@@ -1,4 +1,7 @@
-"""Gets engine and model in the background, while calls wait for them or are refused."""
+"""Gets engine and model in the background, while calls wait for them or are refused.
+
+If the device of the engine fails, it gets another engine in the same way.
+"""
 
 from __future__ import annotations
 
@@ -96,10 +99,7 @@ class Bootstrapper:
 
     def begin(self) -> None:
         """Begin a bootstrap."""
-        self._failure = None
-        self.progress = _NOTHING_DONE
-        self._settled.clear()
-        self._bootstrap = asyncio.create_task(self._run())
+        self._bootstrap = asyncio.create_task(self._run(self._start_over()))
 
     async def settle(self) -> None:
         """Wait for a bootstrap that downloads nothing, for at most `MAX_WAIT` seconds."""
@@ -116,6 +116,8 @@ class Bootstrapper:
             ShuttingDownError: The daemon drains.
         """
         self._draining.check()
+        if self.model is not None and self.model.device_failed:
+            self.begin()
         if self.model is None:
             if self._failure is not None and self._failure.retry_at <= time.monotonic():
                 self.begin()
@@ -141,7 +143,34 @@ class Bootstrapper:
         if self.model is not None:
             await self.model.scheduler.close()
 
-    async def _run(self) -> None:
+    def _start_over(self) -> ServedModel | None:
+        """Forget everything of the last bootstrap. Return its model."""
+        model, self.model = self.model, None
+        self._failure = None
+        self.progress = _NOTHING_DONE
+        self._settled.clear()
+        return model
+
+    async def _run(self, failed: ServedModel | None) -> None:
+        """Get a model and start its engine, until one starts or none is left.
+
+        Args:
+            failed: A model whose device failed, to be replaced.
+        """
+        while True:
+            if failed is not None:
+                await failed.give_way()
+            await self._get_model()
+            if self.model is None:
+                return
+            # A failed start shows in the backend's state, and the next call tries again.
+            with contextlib.suppress(RunedError):
+                await self.model.scheduler.start()
+            if not self.model.device_failed:
+                return
+            failed = self._start_over()
+
+    async def _get_model(self) -> None:
         try:
             self.model = await self._build(self._report)
         except SettingsError as error:
@@ -155,10 +184,6 @@ class Bootstrapper:
             self._fail(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")
         finally:
             self._settled.set()
-        if self.model is not None:
-            # A failed start shows in the backend's state, and the next call tries again.
-            with contextlib.suppress(RunedError):
-                await self.model.scheduler.start()
 
     def _report(self, progress: Progress) -> None:
         self.progress = progress

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from runed.domain.requests import StreamItem
 from runed.errors import ShuttingDownError
-from runed.server import Server
+
+if TYPE_CHECKING:
+    from runed.server import Server
 
 DEFAULT_GRACE = 10.0
 """Seconds that the calls in flight may take at a shutdown by default."""

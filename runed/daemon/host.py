@@ -71,6 +71,10 @@ class DaemonHost:
         """Replace the centroid set; see `Host.set_centroids`."""
         return await (await self._bootstrapper.scheduler()).centroids.install(header, batches)
 
+    async def warm_up(self) -> None:
+        """Start the engine ahead of the first text; see `Host.warm_up`."""
+        await (await self._bootstrapper.scheduler()).start()
+
     async def settle(self) -> None:
         """Wait until the model is known, but not for a download; see `Host.settle`."""
         await self._bootstrapper.settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -95,18 +96,25 @@ async def _serve_until_drained(
     """Serve until a signal, a call or the loss of home or socket begins the drain; then drain."""
     host, draining = daemon.host, daemon.draining
     with _signals_call(partial(draining.begin, SIGNAL_GRACE)):
-        for server in daemon.servers:
-            await server.start()
+        # First, so that an engine that is installed loads its model while the servers are made.
+        daemon.bootstrapper.begin()
+        try:
+            servers = await asyncio.to_thread(daemon.build_servers)
+            for server in servers:
+                await server.start()
+        except BaseException:
+            await daemon.bootstrapper.close()
+            raise
         if ready_fd is not None:
             _announce(ready_fd)
         places = {"socket": str(listener.path)} | ({"http": http.url} if http else {})
         _log.info("serving", **places, pid=os.getpid(), version=__version__)
-        daemon.bootstrapper.begin()
+        gc.freeze()  # what was made until here stays to the end, so the collector need not look at it again and again
         async with _eviction_watch(lock, listener, draining):
             await draining.wait()
             _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)
             daemon.bootstrapper.interrupt()
-            await draining.stop(daemon.servers)
+            await draining.stop(servers)
         await daemon.bootstrapper.close()
     _log.info("stopped", uptime_seconds=round(host.uptime), requests=host.total_requests)
 

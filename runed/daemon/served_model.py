@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from runed.backends.base import BackendState, BackendStatus
-from runed.bootstrap import Installation
+from runed.bootstrap import DeviceFailures, Installation
 from runed.domain.status import Info, LoadingPhase, Status
 from runed.scheduling.scheduler import Scheduler
 
@@ -21,10 +21,12 @@ class ServedModel:
     Attributes:
         scheduler: Shares the model's engine among callers.
         installation: The files of engine and model.
+        failures: The devices that failed on this machine.
     """
 
     scheduler: Scheduler
     installation: Installation
+    failures: DeviceFailures
 
     @property
     def state(self) -> BackendState:
@@ -47,6 +49,19 @@ class ServedModel:
                 return Status.IDLE, None, warnings
             case BackendStatus.FAILED:
                 return Status.DEGRADED, None, state.reason
+            case BackendStatus.DEVICE_FAILED:
+                return Status.IDLE, None, f"{self.installation.device} failed, so the next text is computed without it"
+
+    @property
+    def device_failed(self) -> bool:
+        """Whether another engine has to serve, since the device of this one failed."""
+        return self.state.status is BackendStatus.DEVICE_FAILED
+
+    async def give_way(self) -> None:
+        """Remember the failure of the device, and end, so that another engine can serve."""
+        if use := self.installation.device_use:
+            self.failures.remember(use, self.state.reason)
+        await self.scheduler.close(replaced=True)
 
     def describe(self, daemon: Info) -> Info:
         """Return the Info of a daemon that serves this model.
@@ -71,4 +86,7 @@ class ServedModel:
             document_prompt=scheduler.traits.document_prompt,
             default_instruction=scheduler.traits.default_instruction,
             centroid_set_version=scheduler.centroids.version,
+            accelerator=self.installation.device.accelerator,
+            device=self.installation.device.description,
+            company_cosine=self.state.company_cosine,
         )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from runed.domain.device import CPU, Device
 from runed.domain.requests import EmbedOptions, Role
 from runed.errors import BadDimensionsError, BadInstructionError
 
@@ -141,7 +142,7 @@ def min_dimensions(model: ModelInfo, traits: ModelTraits) -> int:
     return min(traits.min_dimensions or model.dim, model.dim)
 
 
-def fingerprint(model: ModelInfo, traits: ModelTraits, *, engine_version: str, dimensions: int) -> str:
+def fingerprint(model: ModelInfo, traits: ModelTraits, *, engine_version: str, dimensions: int, device: Device = CPU) -> str:
     """Return the name of the space of vectors. Vectors can be compared if their names are equal.
 
     Args:
@@ -149,6 +150,7 @@ def fingerprint(model: ModelInfo, traits: ModelTraits, *, engine_version: str, d
         traits: Its traits.
         engine_version: The version that the engine tells.
         dimensions: The number of values of a vector.
+        device: The device that computes. Other devices round differently.
 
     Returns:
         "fp1-" and 24 hexadecimal digits.
@@ -156,6 +158,8 @@ def fingerprint(model: ModelInfo, traits: ModelTraits, *, engine_version: str, d
     parts = (
         *(model.sha256, model.file_type, model.pooling, str(dimensions), engine_version),
         *(str(PROMPTS_VERSION), traits.query_prompt, traits.document_prompt),
+        # Nothing for the processors, so that the fingerprints of earlier versions stay.
+        *(() if device.is_cpu else (device.accelerator, device.description)),
     )
     return f"fp1-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}"
 

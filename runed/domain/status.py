@@ -135,4 +135,7 @@ class Info:
     max_queued_bytes: int = 0
     centroid_set_version: str = ""
     restrictions: Sequence[str] = ()
+    accelerator: str = ""
+    device: str = ""
+    company_cosine: float = 0.0
     tuned_at: str = ""

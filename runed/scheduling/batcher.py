@@ -70,6 +70,7 @@ class Batcher:
         self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
         self._gathered = asyncio.Event()
         self._closed = False
+        self._replaced = False
 
     def submit(self, entries: Sequence[QueueEntry]) -> None:
         """Queue entries: all of them or, with an error, none.
@@ -133,13 +134,14 @@ class Batcher:
         """Return the number of texts that wait in a lane, and their bytes in UTF-8. Texts in flight do not count."""
         return self._queue.depth(lane)
 
-    async def close(self) -> None:
+    async def close(self, *, replaced: bool = False) -> None:
         """Refuse new entries, and fail all that wait or are in flight with a `ShuttingDownError`.
 
-        The micro-batch in flight is cancelled, so the backend must be stopped next. If answers are still wanted, drain first.
+        If another scheduler replaces this one, the error is a `BackendUnavailableError`. The micro-batch in flight is
+        cancelled, so the backend must be stopped next. If answers are still wanted, drain first.
         """
-        self._closed = True
-        _fail(self._queue.drain(), _shutting_down())
+        self._closed, self._replaced = True, replaced
+        _fail(self._queue.drain(), self._refusal())
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -147,7 +149,12 @@ class Batcher:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise _shutting_down()
+            raise self._refusal()
+
+    def _refusal(self) -> RunedError:
+        if self._replaced:
+            return BackendUnavailableError("another engine takes over; try again", retry_after=FIRST_RETRY_AFTER)
+        return ShuttingDownError("the daemon is shutting down; try again, and a new one will be started")
 
     def _check_fits(self, lane: Lane, texts: int, size: int) -> None:
         limits = self._queue.limits(lane)
@@ -190,7 +197,7 @@ class Batcher:
                 if batch[0].lane is Lane.INTERACTIVE:
                     await self._gather(sum(not entry.future.cancelled() for entry in batch))
         finally:
-            _fail(self._flight, _shutting_down())  # cancelled by `close`; otherwise all of them have their answers
+            _fail(self._flight, self._refusal())  # cancelled by `close`; otherwise all of them have their answers
             self._flight = ()
             self._worker = None
 
@@ -282,10 +289,6 @@ def _fail(entries: Sequence[QueueEntry], error: Exception) -> None:
             # A copy for each caller: a shared error would collect the traces and notes of all callers.
             entry.future.set_exception(error.retold() if isinstance(error, RunedError) else error)
             entry.future.exception()  # marks it as seen, so that asyncio does not report it
-
-
-def _shutting_down() -> ShuttingDownError:
-    return ShuttingDownError("the daemon is shutting down; try again, and a new one will be started")
 
 
 def _describe(limits: QueueLimits) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from runed.backends.base import LocalBackend
 from runed.caching.cache import VectorCache
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, StreamAnswer, StreamItem, VectorSpace
 from runed.domain.status import Load
@@ -57,6 +58,7 @@ class Scheduler:
         metrics: Counts and measures.
         centroids: The centroid set to route by.
         engine_version: The version that the engine tells, or "".
+        device: The device that the engine computes on.
         traits: The traits of the model; None derives them from its file.
 
     Attributes:
@@ -74,6 +76,7 @@ class Scheduler:
         metrics: Metrics,
         centroids: CentroidStore,
         engine_version: str = "",
+        device: Device = CPU,
         traits: ModelTraits | None = None,
     ) -> None:
         self.backend = backend
@@ -83,6 +86,7 @@ class Scheduler:
         self.centroids = centroids
         self._router = Router()
         self._engine_version = engine_version
+        self._device = device
         self.traits = traits or traits_of(backend.model)
         self._native_fingerprint = self.fingerprint(backend.model.dim)
         self._idle = IdleClock(settings.idle_timeout, self._suspend)
@@ -115,7 +119,13 @@ class Scheduler:
 
     def fingerprint(self, dimensions: int) -> str:
         """Return the name of the space of vectors with the given number of values; see `runed.domain.model.fingerprint`."""
-        return fingerprint(self.backend.model, self.traits, engine_version=self._engine_version, dimensions=dimensions)
+        return fingerprint(
+            self.backend.model,
+            self.traits,
+            engine_version=self._engine_version,
+            dimensions=dimensions,
+            device=self._device,
+        )
 
     async def start(self) -> None:
         """Start the backend ahead of the first text.
@@ -211,10 +221,10 @@ class Scheduler:
                     counts.append(len(tokens))
             return counts
 
-    async def close(self) -> None:
-        """Stop the clock and the backend, and fail waiting texts."""
+    async def close(self, *, replaced: bool = False) -> None:
+        """Stop the clock and the backend, and fail waiting texts. `replaced` tells whether another scheduler takes over."""
         await self._idle.close()
-        await self._batcher.close()
+        await self._batcher.close(replaced=replaced)
         self._router.close()
         await self.backend.stop()
         await self._cache.close()

@@ -8,6 +8,7 @@ import itertools
 import resource
 import socket
 import sys
+import time
 from collections.abc import Set as AbstractSet
 
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -81,7 +82,7 @@ class Server:
     ) -> None:
         self._context = ServerContext(
             app,
-            _hypercorn_config(),
+            _Config(),
             WorkerContext(None),
             max_streams,
             head_timeout,
@@ -183,9 +184,20 @@ def connection_limits() -> tuple[int, int]:
     return min(MAX_CONNECTIONS, left - strangers), strangers
 
 
-def _hypercorn_config() -> Config:
-    config = Config()
-    config.accesslog = config.errorlog = None
-    config.include_server_header = False
-    config.keep_alive_max_requests = sys.maxsize
-    return config
+class _Config(Config):
+    """Hypercorn's settings, with the headers of all responses made once a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accesslog = self.errorlog = None
+        self.include_server_header = False
+        self.keep_alive_max_requests = sys.maxsize
+        self._second = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        """Return the headers that every response has."""
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._headers = second, super().response_headers(protocol)
+        return self._headers

@@ -159,6 +159,9 @@ async def test_info_tells_all(served: Served) -> None:
         max_queued_texts=17,
         max_queued_bytes=18,
         restrictions=["nice 3"],
+        accelerator="vulkan",
+        device="fake device",
+        company_cosine=0.75,
         tuned_at="2026-11-28T12:00:00+00:00",
     )
 

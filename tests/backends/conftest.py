@@ -11,6 +11,7 @@ import pytest
 from runed.backends.base import BackendStatus
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.timings import Timings
+from runed.domain.device import CPU, Device
 from runed.paths import Paths
 from tests.backends.support import QUICK, FakeEngine, MakeBackend
 
@@ -32,12 +33,23 @@ async def make_backend(paths: Paths, llama_server: Path, tiny_qwen3: Path) -> As
     made: list[LlamaBackend] = []
 
     def make(
-        executable: Path = llama_server, model: Path = tiny_qwen3, *, ctx_size: int = 256, timings: Timings = QUICK
+        executable: Path = llama_server,
+        model: Path = tiny_qwen3,
+        *,
+        ctx_size: int = 256,
+        timings: Timings = QUICK,
+        device: Device = CPU,
     ) -> LlamaBackend:
         # Two backends in one home would each end the other's engine, taking it for one that an earlier daemon left behind.
         assert all(earlier.state.status is BackendStatus.STOPPED for earlier in made), "stop the earlier backend first"
         backend = LlamaBackend(
-            executable=executable, model=model, model_sha256="ab" * 32, paths=paths, ctx_size=ctx_size, timings=timings
+            executable=executable,
+            model=model,
+            model_sha256="ab" * 32,
+            paths=paths,
+            ctx_size=ctx_size,
+            timings=timings,
+            device=device,
         )
         made.append(backend)
         return backend

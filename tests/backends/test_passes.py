@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 from collections.abc import Sequence
@@ -157,3 +158,15 @@ def test_little_memory_makes_smaller_passes_and_says_so() -> None:
     assert "computes 192 tokens at once instead of 512" in little.remark
     assert (options(least), least.slots, least.limits.tokens) == (("60", "off", False), 1, SHORT_PASS)
     assert command("balanced", pooling="mean").within(0) == command("balanced", pooling="mean")
+
+
+async def test_a_build_whose_long_texts_are_independent_is_remembered(home: Path, llama_server: Path, tiny_qwen3: Path) -> None:
+    identities = set()
+    for profile in ("throughput", "throughput", "memory"):
+        backend = backend_of(profile, tiny_qwen3, llama_server, home)
+        await backend.start()
+        await backend.stop()
+        identities.add(backend.model.identity)
+    (identity,) = identities
+    (key,) = json.loads(Paths(home).engine_quirks.read_text())["sound_passes"]
+    assert key.endswith(f" {identity} 512")  # with one slot, there is nothing to check

@@ -274,6 +274,8 @@ async def test_engine_for_another_processor_is_told(make_backend: MakeBackend, h
         ("garbage", "not of the expected form"),
         ("not-http", "not HTTP"),
         ("half", "broke off its answer"),
+        ("endless", "more bytes than the texts can have"),
+        ("count", "not of the expected form"),
     ],
 )
 async def test_wrong_answer_is_a_fault_and_hurts_no_other_text(

@@ -9,7 +9,9 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from runed.log import (
@@ -128,3 +130,26 @@ def test_no_control_character_reaches_a_log_as_it_is(home: Path) -> None:
     content = (home / "log").read_bytes()
     assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]", content)
     assert json.loads(content)["name"] == "\x1b]0;x\x07\x7f\u202e\n"
+
+
+def test_name_that_is_no_unicode_and_a_huge_number_are_logged(home: Path) -> None:
+    configure_logging(home / "log")
+    get_logger("runed.test").warning("odd", file="a\udcff", number=10**30, path=home)
+    line = json.loads((home / "log").read_text())
+    assert (line["file"], line["number"]) == ("a\udcff", 10**30)
+    assert str(home) in line["path"]
+
+
+def test_line_is_rendered_once_for_all_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = []
+    encode = msgspec.json.encode
+
+    def note(document: object, **options: Any) -> bytes:  # noqa: ANN401 # those of msgspec
+        rendered.append(document)
+        return encode(document, **options)
+
+    monkeypatch.setattr(msgspec.json, "encode", note)
+    configure_logging(home / "daemon.log", events=home / "events.log")
+    get_logger("runed.test").info("hello")
+    assert len(rendered) == 1
+    assert (home / "daemon.log").read_text() == (home / "events.log").read_text() != ""

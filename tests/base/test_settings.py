@@ -285,6 +285,19 @@ def test_environment_of_the_engine_cannot_change_what_it_computes() -> None:
     assert engine_environment(env | {"OMP_WAIT_POLICY": "active"})["OMP_WAIT_POLICY"] == "active"
 
 
+def test_engine_gets_the_variables_by_which_it_finds_its_device() -> None:
+    found = {"VK_DRIVER_FILES": "/d", "XDG_DATA_DIRS": "/e", "GGML_VK_VISIBLE_DEVICES": "0", "ROCR_VISIBLE_DEVICES": "1"}
+    assert engine_environment(found).items() >= found.items()
+    assert daemon_environment(found) == found
+
+
+def test_engine_is_one_of_the_known_ones(home: Path) -> None:
+    assert load_settings(home=home, environ={}).engine == "auto"
+    assert load_settings(home=home, environ={"RUNED_ENGINE": "Vulkan"}).engine == "vulkan"
+    with pytest.raises(SettingsError, match=r"RUNED_ENGINE='metal': accepted is auto, cpu, vulkan, cuda, rocm$"):
+        load_settings(home=home, environ={"RUNED_ENGINE": "metal"})
+
+
 def test_documentation_shows_the_table_of_settings() -> None:
     def code(word: str) -> str:
         return f" `{word}` " if word else " "

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from runed.bootstrap.manifest import (
@@ -64,6 +65,128 @@ def test_the_packaged_manifest_pins_every_platform_and_variant() -> None:
     assert manifest.model("qwen3-embedding-0.6b.f16").source.size == 1197629632
     for variant in ("q5_K_M", "q4_K_M"):
         assert manifest.model(f"qwen3-embedding-0.6b.{variant}").source_variant == "qwen3-embedding-0.6b.q8_0"
+
+
+def test_the_packaged_manifest_pins_engines_for_accelerators() -> None:
+    """Each hash and size is that of two independent files or more, none of them checked by a download."""
+    manifest = read_local_manifest(manifest_source(Settings(home=Path("/h"))))
+    release = "https://github.com/ggml-org/llama.cpp/releases/download/b11194"
+    engines = manifest.accelerators("linux-amd64")
+    assert [(engine.accelerator, engine.driver) for engine in engines] == [
+        ("cuda", "580"),
+        ("cuda", "525"),
+        ("rocm", "10"),
+        ("vulkan", ""),
+    ]
+    expected = {
+        "llama-b11194-bin-ubuntu-cuda-13.4-x64": (
+            "d4c637a0c8fd7bdca68d140c9a36cc6038067a7aa29f7b1994f52f2dafede8fd",
+            151252143,
+        ),
+        "cudart-llama-b11194-bin-ubuntu-cuda-13.4-x64": (
+            "df147535ca08a49cb9be1ced3241e0a043dbedc8a0138b847f0c2e09012ac54c",
+            440236666,
+        ),
+        "llama-b11194-bin-ubuntu-cuda-12.8-x64": (
+            "d415b688f353fcb5a387f272a5b6d783b8f09267b3b73e5e8920de6df9bffac9",
+            170498826,
+        ),
+        "cudart-llama-b11194-bin-ubuntu-cuda-12.8-x64": (
+            "3ef39066810c3375bd2e30f418a8b7be7042a4e553e69ca0f9d8132c4fba4ca4",
+            594377795,
+        ),
+        "llama-b11194-bin-ubuntu-rocm-10.0-x64": (
+            "b364ae02badfba6feb47931978b06aaf9c939a49f4f31d80290517fd4bacd604",
+            240223282,
+        ),
+        "llama-b11194-bin-ubuntu-vulkan-x64": ("e4f8163eaf2e4d45639238a6fbc09f559e4ff5c0e7d612088a282ed128359c5e", 30955864),
+    }
+    files = [artefact for engine in engines for artefact in engine.artefacts]
+    assert {file.url: (file.sha256, file.size) for file in files} == {
+        f"{release}/{name}.tar.gz": facts for name, facts in expected.items()
+    }
+    [vulkan] = manifest.accelerators("linux-arm64")
+    assert vulkan.artefact.sha256 == "1aa413dda941b31f58ff40205dcd9bad200eb569ef82623b8bc3adf8115162ef"
+    assert vulkan.artefact.size == 24776725
+    assert not manifest.accelerators("darwin-arm64")  # Metal is in its archive
+    for engine in (*engines, vulkan):
+        assert (engine.is_archive, str(engine.executable)) == (True, "llama-b11194/llama-server")
+
+
+def with_accelerators(*engines: object) -> dict[str, Any]:
+    content = document()
+    content["platforms"]["linux-amd64"]["accelerators"] = list(engines)
+    return content
+
+
+VULKAN = {"name": "vulkan", "url": "v.tar.gz", "sha256": HASH, "extract": "tar.gz", "exec": "x/llama-server"}
+
+
+def test_sizes_may_be_missing() -> None:
+    content = with_accelerators(VULKAN | {"libraries": [{"url": "l.tar.gz", "sha256": HASH.upper()}]})
+    del content["platforms"]["linux-amd64"]["llama_server"]["size"]
+    del content["models"]["m.q8_0"]["size"]
+    manifest = parse(content)
+    assert manifest.engine("linux-amd64").artefact.size is None
+    assert manifest.model("m.q6_K").source.size is None
+    [engine] = manifest.accelerators("linux-amd64")
+    assert [(file.url, file.size) for file in engine.artefacts] == [
+        ("https://example.org/r/v.tar.gz", None),
+        ("https://example.org/r/l.tar.gz", None),
+    ]
+    assert engine.build == f"{HASH}\n{HASH}"
+
+
+def test_a_manifest_without_accelerators_and_a_platform_without_any_entry_have_none() -> None:
+    assert parse(document()).accelerators("linux-amd64") == ()
+    assert parse(document()).accelerators("linux-arm64") == ()
+
+
+def test_an_accelerator_of_a_later_manifest_is_left_out() -> None:
+    engines = parse(with_accelerators(VULKAN | {"name": "npu", "exec": "../x", "added": 1}, VULKAN)).accelerators("linux-amd64")
+    assert [engine.accelerator for engine in engines] == ["vulkan"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"exec": "/bin/sh"}, r"'/bin/sh' at \$.platforms\['linux-amd64'\].accelerators\[0\].exec is not a relative path"),
+        ({"extract": "zip"}, r"'zip' at \$.platforms\['linux-amd64'\].accelerators\[0\].extract is not known"),
+        ({"url": "ftp://x/y"}, r"the url at \$.platforms\['linux-amd64'\].accelerators\[0\].url is no http"),
+        ({"libraries": [{"url": "file:///x", "sha256": HASH}]}, r"accelerators\[0\].libraries\[0\].url is no http"),
+        ({"driver": "latest"}, r"`\$.platforms\[...\].accelerators\[0\].driver`"),
+        ({"libraries": {}}, r"Expected `array`"),
+        ({"sha256": "ab"}, r"accelerators\[0\].sha256`"),
+    ],
+)
+def test_an_engine_for_an_accelerator_that_makes_no_sense_is_refused(change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ManifestError, match=expected):
+        parse(with_accelerators(VULKAN | change)).accelerators("linux-amd64")
+
+
+class _OldEngine(msgspec.Struct):
+    url: str
+    sha256: str
+    size: int
+    exec: str
+    extract: str = ""
+
+
+class _OldPlatform(msgspec.Struct):
+    llama_server: _OldEngine | None = None
+
+
+class _OldDocument(msgspec.Struct):
+    platforms: dict[str, _OldPlatform]
+    default_model: str
+
+
+def test_an_older_runed_reads_the_engines_of_the_processors_in_the_packaged_manifest() -> None:
+    """These are the types that version 0.1.0 read. It ignored unknown keys, and refused a `llama_server` without a size."""
+
+    data = Path("runed/bootstrap/default_manifest.json").read_bytes()
+    document = msgspec.json.decode(data, type=_OldDocument)
+    assert all(platform.llama_server for platform in document.platforms.values())
 
 
 def test_relative_urls_resolve_against_the_manifest_and_unknown_keys_are_ignored() -> None:
@@ -153,8 +276,8 @@ def test_an_unknown_kind_of_archive_is_refused() -> None:
 @pytest.mark.parametrize(
     ("models", "expected"),
     [
-        ({"m": {}}, r"\$.models\['m'\] lacks one of url, sha256 and size"),
-        ({"m": {"url": "u", "size": 3}}, r"\$.models\['m'\] lacks one of url, sha256 and size"),
+        ({"m": {}}, r"\$.models\['m'\] lacks one of url and sha256"),
+        ({"m": {"url": "u", "size": 3}}, r"\$.models\['m'\] lacks one of url and sha256"),
         ({"m": {"derive": {"from": "gone", "type": "Q6_K"}}}, r"'gone' at \$.models\['m'\].derive.from"),
         ({"m": {"derive": {"from": "m", "type": "Q6_K"}}}, "lacks one of"),
         ({"m": {"url": "ftp://example.org/m", "sha256": HASH, "size": 3}}, r"\$.models\['m'\].url is no http or https URL"),

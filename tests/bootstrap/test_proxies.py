@@ -21,7 +21,7 @@ from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.proxies import Proxies
 from runed.errors import DownloadError
 from tests.bootstrap.conftest import Machine
-from tests.bootstrap.parts import IMPATIENT, Release, Wanted
+from tests.bootstrap.parts import CONTENT, IMPATIENT, Release, Wanted
 from tests.bootstrap.proxy_servers import ProxyServer, running_proxy
 from tests.bootstrap.site import drop_after, redirect, running_site, status
 
@@ -289,7 +289,7 @@ async def test_wrong_sizes_and_hashes_name_the_proxy_too(
     far: Wanted, http_proxy: ProxyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", http_proxy.address)
-    for content in (b"short", b"x" * far.artefact.size):
+    for content in (b"short", b"x" * len(CONTENT)):
         far.site.files["/f"] = content
         with pytest.raises(Exception, match="through the proxy"):
             await far.download()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.version import __version__
 from tests.cli.support import Cli, interrupt
 from tests.support import clean_environment, wait_until
@@ -89,6 +90,7 @@ def test_install_fetches_all_and_the_daemon_then_needs_no_network(fresh: Cli, or
     model = fresh.paths.model("tiny")
     assert done.stdout.splitlines() == [
         f"engine    {fresh.environment['RUNED_LLAMA_SERVER']}",
+        "device    cpu",
         f"model     {model}",
         f"launcher  {fresh.home / 'bin' / 'runed'}",
     ]
@@ -124,12 +126,23 @@ def test_launcher_runs_this_runed_even_beside_a_folder_of_that_name(fresh: Cli, 
     assert (done.returncode, done.stdout, done.stderr) == (0, f"runed {__version__}\n", "")
 
 
+def test_reset_forgets_the_devices_that_failed(fresh: Cli) -> None:
+    use = DeviceUse("cuda", "build", "535", "model")
+    fresh.paths.cache.mkdir(parents=True)
+    DeviceFailures(fresh.paths.device_failures).remember(use, "device lost")
+    assert fresh.run("install").returncode == 0
+    assert DeviceFailures(fresh.paths.device_failures).reason(use) == "device lost"
+    assert fresh.run("install", "--reset").returncode == 0
+    assert DeviceFailures(fresh.paths.device_failures).reason(use) is None
+    assert fresh.run("install", "--reset").returncode == 0
+
+
 def test_bars_show_bytes_on_a_terminal(fresh: Cli) -> None:
     shown = fresh.run_on_terminal("install")
     assert shown.returncode == 0
     assert "downloading tiny" in shown.screen
     assert "kB" in shown.screen or "MB" in shown.screen
-    assert shown.stdout.count(b"\n") == 3
+    assert shown.stdout.count(b"\n") == 4
 
 
 def test_wrong_file_is_refused_in_one_line_and_nothing_is_installed(fresh: Cli, origin: Origin) -> None:

@@ -121,6 +121,12 @@ class TestBootstrap:
             assert client.wait_until_ready().vector_dim == 4
             assert client.wait_until_ready().vector_dim == 4
 
+    def test_a_warm_up_waits_for_it(self, arrange: Arrange) -> None:
+        home = arrange(loading=3)
+        with runed.connect(home=home) as client:
+            client.warm_up()
+            assert client.health().status is runed.Status.OK
+
     def test_a_failed_one_ends_the_wait_with_the_daemons_message(self, arrange: Arrange) -> None:
         with (
             runed.connect(home=arrange(loading=2, degraded="the disk is full; free 500 MB")) as client,

@@ -14,7 +14,7 @@ from runed_proto.runed.v1.runed_pb2 import DESCRIPTOR
 _FIRST_OF_OURS = 16
 """Lowest field number that the Go program of the same name does not know."""
 
-_OUR_METHODS = {"EmbedStream", "CountTokens"}
+_OUR_METHODS = {"EmbedStream", "CountTokens", "WarmUp"}
 """Methods that the Go program of the same name does not know."""
 
 

@@ -80,6 +80,11 @@ def _count_tokens(client: runed.Client, args: Args) -> Result:
     return {"counts": client.count_tokens(_texts(args), **args)}
 
 
+def _warm_up(client: runed.Client, args: Args) -> Result:
+    client.warm_up(**args)
+    return {}
+
+
 def _info(client: runed.Client, args: Args) -> Result:
     return dataclasses.asdict(client.info(**args))
 
@@ -100,6 +105,7 @@ _CALLS: Mapping[str, Callable[[runed.Client, Args], Result]] = {
     "embed_items": _embed_items,
     "embed_stream": _embed_stream,
     "count_tokens": _count_tokens,
+    "warm_up": _warm_up,
     "info": _info,
     "health": _health,
     "set_centroids": _set_centroids,

@@ -29,10 +29,12 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message_factory import GetMessageClass
 from protobuf.wkt import Any as AnyDetail
 
+from runed.api.call_log import Call
 from runed.api.error_codes import code_of
 from runed.api.rpc import app
 from runed.api.rpc.codecs import CODECS
 from runed.api.rpc.inflating import Gzip
+from runed.api.rpc.observation import Observer
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, refuse
 from runed.errors import RunedError, UnimplementedError
 from runed.server import Server
@@ -148,13 +150,10 @@ class Conformance:
         return info
 
 
-class _PlainErrors:
-    """A metadata interceptor that sends our errors without details, as the suite wants them. The daemon's adds details."""
+class PlainErrors(Observer):
+    """The interceptor of the daemon without the details that it adds to errors, as the suite wants them."""
 
-    async def on_start(self, ctx: Context) -> None:
-        pass
-
-    async def on_end(self, token: None, ctx: Context, error: Exception | None, /) -> None:
+    async def on_end(self, token: Call, ctx: Context, error: Exception | None, /) -> None:
         if isinstance(error, RunedError):
             raise ConnectError(code_of(error), error.message)
 
@@ -162,18 +161,18 @@ class _PlainErrors:
 class SuiteApplication(ConnectASGIApplication[Conformance]):
     """The application that protoc's plugin would generate for the service, made from its descriptor."""
 
-    def __init__(self, service: ServiceDescriptor, read_max_bytes: int | None) -> None:
+    def __init__(self, service: ServiceDescriptor, servicer: Conformance, observer: PlainErrors) -> None:
         self._full_name = service.full_name
         super().__init__(
-            service=Conformance(service),
+            service=servicer,
             endpoints=lambda servicer: {
                 f"{self.path}/{method.name}": _endpoint(method, getattr(servicer, _snake_case(method.name)))
                 for method in service.methods
             },
-            read_max_bytes=read_max_bytes,
+            read_max_bytes=observer.max_request_bytes,
             codecs=CODECS,
             compressions=[Gzip()],
-            interceptors=[_PlainErrors()],
+            interceptors=[observer],
         )
 
     @property
@@ -242,7 +241,8 @@ def _error(definition: Message, info: Message | None) -> ConnectError:
 
 def _app(service: ServiceDescriptor, read_max_bytes: int | None) -> Application:
     """Serve the methods of the suite's service as the daemon serves those of its own."""
-    routes = app._routes(service, SuiteApplication(service, read_max_bytes), read_max_bytes or sys.maxsize)
+    servicer, observer = Conformance(service), PlainErrors(max_request_bytes=read_max_bytes or sys.maxsize)
+    routes = app._routes(service, servicer, SuiteApplication(service, servicer, observer), observer)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if (route := routes.get(scope["path"])) is None:

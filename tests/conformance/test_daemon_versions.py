@@ -169,6 +169,7 @@ async def test_client_reads_the_answers_of_a_newer_daemon(
         "embed_items": {"texts": ["one", "", "fail:OF_NEXT_YEAR"]},
         "embed_stream": {"items": [["a", "one"], ["b", "two"]]},
         "count_tokens": {"texts": ["one", "two"]},
+        "warm_up": {},
         "info": {},
         "health": {},
         "refused:embed": {"text": "fail:OF_NEXT_YEAR"},
@@ -183,6 +184,7 @@ async def test_client_reads_the_answers_of_a_newer_daemon(
     streamed = answers["embed_stream"]["result"]["items"]
     assert {key: vector_in(item) for key, item in streamed.items()} == {"a": floats("one"), "b": floats("two")}
     assert answers["count_tokens"]["result"]["counts"] == [3, 3]
+    assert answers["warm_up"]["result"] == {}
     assert (answers["info"]["result"]["vector_dim"], answers["info"]["result"]["fingerprint"]) == (DIM, "fp")
     assert answers["health"]["result"]["pid"] == 2
     assert answers["refused:embed"]["error"]["reason"] == "OF_NEXT_YEAR"
@@ -205,6 +207,7 @@ async def test_client_gets_from_an_older_daemon_what_that_knows_and_nothing_else
         # An older daemon lacks these methods.
         "embed_stream": {"items": [["a", "one"]]},
         "count_tokens": {"texts": ["one"]},
+        "warm_up": {},
     }
     async with other_daemon(home / "s", OlderCodec, monkeypatch):
         answers = await ask(drivers, language, protocol, home / "s", calls)
@@ -220,5 +223,6 @@ async def test_client_gets_from_an_older_daemon_what_that_knows_and_nothing_else
         "embed_items",
         "embed_stream",
         "count_tokens",
+        "warm_up",
     ]
     assert {id_: answers[id_].get("error", {}).get("reason") for id_ in refused} == dict.fromkeys(refused, "UNIMPLEMENTED")

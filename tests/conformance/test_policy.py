@@ -527,10 +527,11 @@ def looks(step: object) -> bool:
         lambda flows: flows.embed_batch(["a"], Options(), Deadline(60)),
         lambda flows: flows.info(Deadline(60)),
         lambda flows: flows.wait_until_ready(Deadline(60)),
+        lambda flows: flows.warm_up(Deadline(60)),
         lambda flows: set_centroids_flow(flows, [[1.0, 0.0]], "", "", Deadline(60)),
         stream_of_one_text,
     ],
-    ids=["embed", "embed_batch", "info", "wait_until_ready", "set_centroids", "embed_stream"],
+    ids=["embed", "embed_batch", "info", "wait_until_ready", "warm_up", "set_centroids", "embed_stream"],
 )
 def test_the_progress_of_a_start(call: Callable[[Flows], Generator[Any, Any, object]]) -> None:
     told: list[runed.Health] = []

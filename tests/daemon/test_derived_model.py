@@ -36,12 +36,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[docroot.Site]:
     quantize = engine.programs_folder() / "llama-quantize"
     subprocess.run([quantize, root / "random.f16.gguf", root / "random.q8_0.gguf", "Q8_0"], check=True, capture_output=True)
     archive = root / "engine.tar.gz"
-    docroot.pack_engine(engine.programs_folder(), archive)
+    docroot.pack_engine(engine.programs_folder(), archive, "llama-b1")
 
     def entry(path: Path) -> dict[str, Any]:
         return {"url": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
 
-    llama_server = entry(archive) | {"extract": "tar.gz", "exec": f"{docroot.RELEASE}/llama-server"}
+    llama_server = entry(archive) | {"extract": "tar.gz", "exec": "llama-b1/llama-server"}
     manifest = {
         "version": 1,
         "platforms": {docroot.PLATFORM: {"llama_server": llama_server}},

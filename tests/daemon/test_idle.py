@@ -48,6 +48,19 @@ def test_health_and_info_neither_wake_nor_keep_awake(start_daemon: StartDaemon) 
         assert daemon.health()["status"] == "STATUS_IDLE"
 
 
+def test_a_warm_up_wakes_and_counts_for_the_idle_time(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(RUNED_IDLE_TIMEOUT="700ms")
+    daemon.wait_for("STATUS_IDLE")
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: daemon.call("WarmUp"), range(4))) == [{}] * 4
+    health = daemon.health()
+    assert (health["status"], health.get("totalRequests", "0")) == ("STATUS_OK", "0")
+    assert int(health["enginePid"]) > 0
+    daemon.wait_for("STATUS_IDLE")
+    starts = [line for line in daemon.log_lines() if line["message"] == "llama-server ready"]
+    assert len(starts) == 2
+
+
 def test_never_suspends_with_a_call_in_flight(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(RUNED_IDLE_TIMEOUT="50ms")
     daemon.wait_for("STATUS_IDLE")
@@ -61,6 +74,12 @@ def test_never_suspends_with_a_call_in_flight(start_daemon: StartDaemon) -> None
 def test_who_keeps_nothing_on_disk_loads_no_database() -> None:
     program = "import sys, runed.daemon.run; sys.exit('sqlite3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_engine_can_start_before_the_packages_of_servers_and_clients_are_imported() -> None:
+    heavy = {"aiohttp", "connectrpc", "hypercorn", "starlette"}
+    program = f"import sys, runed.daemon.run; print(sorted({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_zero_never_suspends(start_daemon: StartDaemon) -> None:

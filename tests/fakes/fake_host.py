@@ -180,6 +180,9 @@ class FakeHost(DaemonDouble):
             max_queued_texts=17,
             max_queued_bytes=18,
             restrictions=["nice 3"],
+            accelerator="vulkan",
+            device="fake device",
+            company_cosine=0.75,
             tuned_at="2026-11-28T12:00:00+00:00",
             centroid_set_version=self.pushed[-1][0].version if self.pushed else "",
         )

@@ -14,6 +14,8 @@ Keys of `behaviour.json`, all optional:
     close_silently: close each connection after one answer, without announcing it
     no_slots: refuse to erase slots
     no_eos: do not end a text with the EOS token
+    devices: the lines of `--list-devices`
+    on_device: the keys that hold instead for a start on a device
     always: an action for each embedding
     on: a mapping from a text to an action for it
 
@@ -21,12 +23,12 @@ Actions, each with "-once" for the first time only: "crash" (abort), "kill" (SIG
 embedding is answered any more), "deaf" (close the listener and answer nothing, as the real one does at a SIGTERM), "gone" (the
 same, and remove the socket), "caught" (get a SIGTERM whose handler waits for ever, as the real one's does now and then, and
 answer no embedding any more), "poison" (NaN for this text and for all later ones), "sleep" (for a second, then answer), "busy"
-(use the processor for a second, then answer).
+(use the processor for a second, then answer), "endless" (never end the answer).
 
 Other actions: "slow-death" (break off the answer, abort half a second later), "nan", "zeros", "norm-0.999", "norm-0.9996",
 "norm-1.0004", "norm-1.001" (the norm of each vector), "dimension" (a value too few), "too-few" (a vector too few), "other" (the
 vector of another text), "batch-differs", "batch-rounds" (it differs a little), "500", "garbage" (no JSON), "not-http", "half"
-(close the connection in the middle of the answer).
+(close the connection in the middle of the answer), "count" (tell 10**30 tokens).
 """
 
 from __future__ import annotations
@@ -174,6 +176,8 @@ class Handler(BaseHTTPRequestHandler):
             case "not-http":
                 self.wfile.write(f"SSH-2.0-{texts[0]}\r\n\r\n".encode())
                 self.close_connection = True
+            case "count":
+                self.answer(200, body.replace(b'"prompt_tokens": ', b'"prompt_tokens": 1' + b"0" * 30))
             case "half":
                 self.answer(200, body, send=len(body) // 2)
             case _:
@@ -206,6 +210,13 @@ def get_caught(_: Handler) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def never_end(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(bytes(1024 * 1024))
+
+
 DEEDS: dict[str, Callable[[Handler], object]] = {
     "crash": lambda _: os.abort(),
     "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
@@ -217,6 +228,7 @@ DEEDS: dict[str, Callable[[Handler], object]] = {
     "poison": lambda _: POISONED.set(),
     "sleep": lambda _: time.sleep(1.0),
     "busy": lambda _: burn(1.0),
+    "endless": never_end,
 }
 
 
@@ -229,6 +241,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 def main() -> None:
+    if "--list-devices" in sys.argv:
+        sys.stdout.write("\n  ".join(["Available devices:", *BEHAVIOUR.get("devices", [])]) + "\n")
+        return
+    if "--device" in sys.argv and sys.argv[sys.argv.index("--device") + 1] != "none":
+        BEHAVIOUR.update(BEHAVIOUR.get("on_device", {}))
     with (HERE / "launches.jsonl").open("a") as file:
         file.write(json.dumps({"argv": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid()}) + "\n")
     for _ in range(BEHAVIOUR.get("stderr_bytes", 0) // 100):

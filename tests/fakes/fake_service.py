@@ -60,6 +60,8 @@ from runed_proto.runed.v1.runed_pb2 import (
     SetCentroidsResponse,
     ShutdownRequest,
     ShutdownResponse,
+    WarmUpRequest,
+    WarmUpResponse,
 )
 
 from runed.api.rpc.errors import to_connect
@@ -188,6 +190,11 @@ class Service(RunedService):
         prompt = len(self._prompt(request).split())
         return CountTokensResponse(token_counts=[len(text.split()) + prompt for text in request.texts], max_text_length=512)
 
+    async def warm_up(self, request: WarmUpRequest, ctx: RequestContext[WarmUpRequest, WarmUpResponse], /) -> WarmUpResponse:
+        self._note("warm up")
+        self._admit()
+        return WarmUpResponse()
+
     async def set_centroids(
         self, request: AsyncIterator[SetCentroidsRequest], ctx: RequestContext[SetCentroidsRequest, SetCentroidsResponse], /
     ) -> SetCentroidsResponse:
@@ -225,6 +232,9 @@ class Service(RunedService):
             max_queued_texts=1000,
             max_queued_bytes=2000,
             restrictions=["nice 3", "1 of 8 processors"],
+            accelerator="vulkan",
+            device="fake device",
+            company_cosine=0.75,
             tuned_at="2026-11-28T12:00:00+00:00",
         )
 

@@ -25,6 +25,8 @@ from runed.backends.llama.process import reap_orphan
 from runed.backends.llama.profile import choose_profile
 from runed.bootstrap.archive import extract
 from runed.bootstrap.audit import Audit
+from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
+from runed.bootstrap.drivers import find_drivers
 from runed.bootstrap.manifest import ManifestSource, current_platform, parse_manifest
 from runed.caching.vector_file import VectorFile
 from runed.client.wire.stream import StreamExchange
@@ -62,7 +64,7 @@ class FileTarget:
 
 def _file(folder: Path, name: str, data: bytes) -> Path:
     path = folder / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 
@@ -146,6 +148,7 @@ def _states() -> Sequence[bytes]:
         {"/m": {"size": 1, "mtime_ns": 1, "inode": 1, "sha256": "0"}},
         {"version": 1, "tunings": {"key": {"cores": 2, "profiles": []}}},
         {"version": 1, "no_repack": ["a"], "one_slot": []},
+        [{"use": {"accelerator": "cuda", "engine": "b", "driver": "535", "model": "m"}, "reason": "lost", "at": "2026"}],
     ]
     return [json.dumps(document).encode() for document in documents]
 
@@ -156,9 +159,24 @@ def _read_states(data: bytes, folder: Path) -> object:
     audit = Audit(path, Settings(folder)).installed
     profile = choose_profile("balanced", pooling="mean", tuned=path, key="key")
     alive = record is not None and record.pid > 0 and record.is_alive()
+    failure = DeviceFailures(path).reason(DeviceUse("cuda", "b", "535", "m"))
     reap_orphan(path)
     assert not path.exists()
-    return type(record), type(audit), type(profile), alive
+    return type(record), type(audit), type(profile), alive, type(failure)
+
+
+def _drivers() -> Sequence[bytes]:
+    icd = {"file_format_version": "1.0.0", "ICD": {"library_path": "/lib.so", "api_version": "1.3.230"}}
+    nvidia = b"NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023"
+    return [json.dumps(icd).encode(), nvidia, b"glibc-ld.so.cache1.1\0libcuda.so.1\0/lib.so\0/libcuda.so.1\0", b"10.0.1-12"]
+
+
+def _read_drivers(data: bytes, folder: Path) -> object:
+    for name in ("etc/ld.so.cache", "etc/vulkan/icd.d/x.json", "proc/driver/nvidia/version", "opt/rocm/.info/version"):
+        _file(folder, name, data)
+    for name in ("lib.so", "libcuda.so.1", "dev/kfd", "dev/nvidia0", "dev/dri/renderD128"):
+        _file(folder, name, b"")
+    return [(driver.accelerator, driver.has_device) for driver in find_drivers({}, root=folder, system="linux")]
 
 
 def _read_settings(data: bytes, folder: Path) -> object:
@@ -283,6 +301,7 @@ FILE_TARGETS = {
     "archive": FileTarget(_archives, _extract, wrap=_compressed),
     "gguf": FileTarget(_ggufs, lambda data, folder: read_gguf(_file(folder, "m.gguf", data)), words=(b"GGUF", b"qwen3.")),
     "state": FileTarget(_states, _read_states),
+    "drivers": FileTarget(_drivers, _read_drivers, words=(b"library_path", b"ICD", b"Kernel Module  5.1", b"/libcuda.so.1\0")),
     "config": FileTarget(_states, _read_settings, words=(b"queue_texts", b"idle_timeout", b"model")),
     "centroids": FileTarget(
         _centroids,

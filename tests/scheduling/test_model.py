@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from runed.domain import model as module
+from runed.domain.device import CPU, Device
 from runed.domain.model import (
     ModelInfo,
     ModelTraits,
@@ -24,8 +25,14 @@ QWEN = ModelInfo("sha256:12", "qwen", "qwen3", 64, 511, "last", "Q6_K", "ab" * 3
 TRAITS = ModelTraits(query_prompt="find {instruction}: ", document_prompt="text: ", default_instruction="it", min_dimensions=32)
 
 
-def name(model: ModelInfo = QWEN, traits: ModelTraits = TRAITS, engine_version: str = "1", dimensions: int = 64) -> str:
-    return fingerprint(model, traits, engine_version=engine_version, dimensions=dimensions)
+def name(
+    model: ModelInfo = QWEN,
+    traits: ModelTraits = TRAITS,
+    engine_version: str = "1",
+    dimensions: int = 64,
+    device: Device = CPU,
+) -> str:
+    return fingerprint(model, traits, engine_version=engine_version, dimensions=dimensions, device=device)
 
 
 def test_fingerprint_stays_the_same_from_release_to_release() -> None:
@@ -44,6 +51,7 @@ def test_fingerprint_stays_the_same_from_release_to_release() -> None:
         name(traits=replace(TRAITS, query_prompt="")),
         name(traits=replace(TRAITS, document_prompt="")),
         name(engine_version="1\x002", traits=ModelTraits()),
+        name(device=Device("vulkan", "Vulkan0", "a")),
     ],
 )
 def test_fingerprint_depends_on_all_that_vectors_depend_on(other: str) -> None:
@@ -57,6 +65,10 @@ def test_fingerprint_depends_on_the_way_in_which_prompts_are_put_together(monkey
 
 
 def test_fingerprint_does_not_depend_on_what_vectors_do_not() -> None:
+    device = Device("vulkan", "Vulkan0", "a", 2, 1)
+    assert name(device=device) == name(device=replace(device, name="Vulkan1", free_memory=0))
+    assert name(device=device) != name(device=replace(device, description="b"))
+    assert name(device=device) != name(device=replace(device, accelerator="cuda"))
     renamed = replace(QWEN, name="other", identity="sha256:34", max_tokens=9)
     assert name(renamed, replace(TRAITS, default_instruction="them", min_dimensions=16)) == name()
 

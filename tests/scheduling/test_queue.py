@@ -184,6 +184,19 @@ async def test_bulk_has_its_share_while_both_lanes_wait(interactive: int, bulk: 
 
 
 @virtual_time
+@pytest.mark.parametrize("lane", list(Lane))
+async def test_long_texts_that_go_alone_do_not_starve_short_ones(lane: Lane) -> None:
+    queue = FairQueue(PLENTY)
+    queue.push([entry(f"long {number}", 2000, client="unix:1", lane=lane) for number in range(5)])
+    queue.push([entry(f"short {number}", 10, client="unix:2") for number in range(100)])
+    taken: list[str] = []
+    while batch := take(queue):
+        assert len(batch) == 1 or all(each.tokens == 10 for each in batch)
+        taken += [str(each.input) for each in batch]
+    assert sum(name.startswith("long") for name in taken[: taken.index("short 99")]) <= 1
+
+
+@virtual_time
 async def test_bulk_earns_nothing_while_it_does_not_wait() -> None:
     queue = FairQueue(PLENTY)
     queue.push([entry("interactive", 50) for _ in range(1000)])

@@ -14,12 +14,14 @@ import pytest
 
 from tools import docroot, engine
 
+TOP = "llama-b1"
+
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real engine, packed."""
     path = tmp_path_factory.mktemp("archive") / "engine.tar.gz"
-    docroot.pack_engine(engine.programs_folder(), path)
+    docroot.pack_engine(engine.programs_folder(), path, TOP)
     return path
 
 
@@ -35,17 +37,17 @@ def test_the_archive_is_flat_with_links_and_a_licence(archive: Path) -> None:
     with tarfile.open(archive) as tar:
         members = {member.name: member for member in tar}
 
-    assert all(name.startswith(f"{docroot.RELEASE}/") and name.count("/") == 1 for name in members)
+    assert all(name.startswith(f"{TOP}/") and name.count("/") == 1 for name in members)
     names = {name.partition("/")[2] for name in members}
     assert {"llama-server", "llama-quantize", "LICENSE"} <= names
-    library = members[f"{docroot.RELEASE}/libllama.so"]
+    library = members[f"{TOP}/libllama.so"]
     assert library.issym()
     assert library.linkname == "libllama.so.0"
 
 
 def test_the_programs_run_wherever_they_are_extracted(archive: Path, tmp_path: Path) -> None:
     subprocess.run(["tar", "--extract", "--file", archive, "--directory", tmp_path], check=True, timeout=60)
-    program = tmp_path / docroot.RELEASE / "llama-server"
+    program = tmp_path / TOP / "llama-server"
 
     loaded = subprocess.run(["ldd", program], check=True, capture_output=True, text=True, timeout=30).stdout
     version = subprocess.run([program, "--version"], check=True, capture_output=True, text=True, timeout=30)
@@ -56,7 +58,7 @@ def test_the_programs_run_wherever_they_are_extracted(archive: Path, tmp_path: P
 
 
 def test_packing_again_changes_no_hash(archive: Path, tmp_path: Path) -> None:
-    docroot.pack_engine(engine.programs_folder(), tmp_path / "again.tar.gz")
+    docroot.pack_engine(engine.programs_folder(), tmp_path / "again.tar.gz", TOP)
 
     assert (tmp_path / "again.tar.gz").read_bytes() == archive.read_bytes()
 

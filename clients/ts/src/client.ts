@@ -285,6 +285,17 @@ export class Client {
     return await this.#calls.info(this.#deadline(options), "refuse");
   }
 
+  /**
+   * Starts the engine ahead of the first text, and returns when an embedding would be computed at once. Waits while the daemon
+   * fetches its engine and model. The engine is suspended again after the idle time, as after an embedding.
+   *
+   * @throws RunedError BACKEND_UNAVAILABLE: The engine cannot be installed or started. DEADLINE_EXCEEDED: The time was over first.
+   * UNIMPLEMENTED: The daemon is too old. Embed a text instead.
+   */
+  async warmUp(options: CallOptions = {}): Promise<void> {
+    await this.#calls.sendWhenReady(this.#deadline(options), (rpc, rpcOptions) => rpc.warmUp({}, rpcOptions));
+  }
+
   /** Tells what the daemon is doing at this moment, at any stage. It never wakes a suspended engine. */
   async health(options: CallOptions = {}): Promise<Health> {
     return await this.#calls.health(this.#deadline(options));

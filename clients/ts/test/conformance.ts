@@ -83,6 +83,9 @@ async function result(client: Client, call: string, args: Args): Promise<unknown
     }
     case "count_tokens":
       return { counts: await client.countTokens(texts.map(written), options) };
+    case "warm_up":
+      await client.warmUp(options);
+      return {};
     case "info":
       return renamed({ ...(await client.info(options)) });
     case "health": {

@@ -843,6 +843,7 @@ const tests: Record<string, () => Promise<void>> = {
       embedStream: streamed,
       info: (caller) => caller.info(),
       waitUntilReady: (caller) => caller.waitUntilReady(),
+      warmUp: (caller) => caller.warmUp(),
       setCentroids: (caller) => caller.setCentroids([[1, 0]]),
     };
     const loading = { status: HealthResponse_Status.LOADING, message: "looking for engine and model" };
@@ -862,6 +863,7 @@ const tests: Record<string, () => Promise<void>> = {
           health: () => states[looks++] ?? { status: HealthResponse_Status.OK },
           embedBatch: ({ texts }) => ({ embeddings: texts.map(() => VECTOR), fingerprint: "fp" }),
           setCentroids: async () => ({ version: "v", nlist: 1 }),
+          warmUp: () => ({}),
         };
         const told: [string, string][] = [];
         const caller = await client(methods, { onProgress: ({ status, message }) => told.push([status, message]) });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,7 @@ from runed.api.rpc.intake import take_in
 from runed.api.rpc.observation import Observer
 from runed.api.rpc.reflection import AlphaReflectionServicer, ReflectionServicer
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, connect_body, is_grpc, refuse
+from runed.api.rpc.unary import UnaryMethod
 from runed.errors import UnimplementedError
 
 _RUNED = runed_pb2.DESCRIPTOR.services_by_name["RunedService"]
@@ -48,6 +50,9 @@ _GRPC_NEEDS_HTTP2 = MalformedRequestError(
     "gRPC needs HTTP/2; speak it without TLS (h2c by prior knowledge), or use Connect or gRPC-Web instead"
 )
 _WRONG_METHOD = MalformedRequestError("this HTTP method cannot be used here; send a POST")
+_WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
+"""The beginning of a word inside of the name of a method. The names of handlers have a line there."""
+
 _WRONG_TYPE = MalformedRequestError(
     "this Content-Type cannot be used here; for JSON, send the header Content-Type: application/json"
 )
@@ -64,21 +69,21 @@ def build_rpc_app(host: Host) -> Application:
         extension "runed.duplex" of `runed.server`.
     """
     limit = host.info().max_request_bytes
+    observer = Observer(max_request_bytes=limit)
     options: dict[str, Any] = {
-        "interceptors": [Observer(max_request_bytes=limit), BatchWriter()],
+        "interceptors": [observer, BatchWriter()],
         "read_max_bytes": limit,
         "codecs": CODECS,
         "compressions": [Gzip()],
     }
     names = [service.full_name for service in _SERVICES]
-    reflection = ReflectionServicer(host, names)
+    servicer, health, reflection = RunedServicer(host), HealthServicer(host, names), ReflectionServicer(host, names)
+    alpha = AlphaReflectionServicer(reflection)
     routes: dict[str, Application] = {
-        **_routes(_RUNED, RunedServiceASGIApplication(RunedServicer(host), **options), limit),
-        **_routes(_HEALTH, HealthASGIApplication(HealthServicer(host, names), **options), limit),
-        **_routes(_REFLECTION, ServerReflectionASGIApplication(reflection, **options), limit),
-        **_routes(
-            _ALPHA_REFLECTION, AlphaServerReflectionASGIApplication(AlphaReflectionServicer(reflection), **options), limit
-        ),
+        **_routes(_RUNED, servicer, RunedServiceASGIApplication(servicer, **options), observer),
+        **_routes(_HEALTH, health, HealthASGIApplication(health, **options), observer),
+        **_routes(_REFLECTION, reflection, ServerReflectionASGIApplication(reflection, **options), observer),
+        **_routes(_ALPHA_REFLECTION, alpha, AlphaServerReflectionASGIApplication(alpha, **options), observer),
     }
     unknown = UnimplementedError(f"there is no such method; {_methods_of(_SERVICES)}")
 
@@ -95,25 +100,33 @@ def _methods_of(services: Iterable[ServiceDescriptor]) -> str:
     return "; ".join(f"{service.full_name} has {', '.join(method.name for method in service.methods)}" for service in services)
 
 
-def _routes(service: ServiceDescriptor, application: Any, limit: int) -> dict[str, Application]:  # noqa: ANN401 # the library's types for ASGI are others
+def _routes(service: ServiceDescriptor, servicer: object, library: Any, observer: Observer) -> dict[str, Application]:  # noqa: ANN401 # the library's types for ASGI are others
     """Return the application of each path of a service."""
-    return {f"/{service.full_name}/{method.name}": _route(method, limit, application) for method in service.methods}
+    routes: dict[str, Application] = {}
+    for method in service.methods:
+        streams = method.client_streaming or method.server_streaming
+        application = _hinting(library, _wrong_stream_type(method) if streams else _WRONG_TYPE)
+        if not streams:
+            handler = getattr(servicer, _WORD.sub("_", method.name).lower())
+            application = UnaryMethod(method, handler, observer, application)
+        routes[f"/{service.full_name}/{method.name}"] = _route(method, observer.max_request_bytes, application)
+    return routes
+
+
+def _wrong_stream_type(method: MethodDescriptor) -> MalformedRequestError:
+    return MalformedRequestError(
+        "this Content-Type cannot be used for a stream; for JSON, send the header Content-Type: application/connect+json "
+        f"and frame each message as the Connect protocol wants it{_INSTEAD.get(method.full_name, '')}"
+    )
 
 
 def _route(method: MethodDescriptor, limit: int, application: Application) -> Application:
     """Serve a method; a caller that the RPC library cannot serve gets advice."""
     both_ways = method.client_streaming and method.server_streaming
-    instead = _INSTEAD.get(method.full_name, "")
     needs_http2 = MalformedRequestError(
-        f"{method.name} needs HTTP/2, as it goes both ways at once; speak it without TLS (h2c by prior knowledge){instead}"
+        f"{method.name} needs HTTP/2, as it goes both ways at once; speak it without TLS (h2c by prior knowledge)"
+        f"{_INSTEAD.get(method.full_name, '')}"
     )
-    wrong_type = _WRONG_TYPE
-    if method.client_streaming or method.server_streaming:
-        wrong_type = MalformedRequestError(
-            "this Content-Type cannot be used for a stream; for JSON, send the header Content-Type: application/connect+json "
-            f"and frame each message as the Connect protocol wants it{instead}"
-        )
-
     message_class = GetMessageClass(method.input_type)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,15 +137,13 @@ def _route(method: MethodDescriptor, limit: int, application: Application) -> Ap
         elif fault := fault_of(scope):
             await refuse(scope, send, 400, fault)
         else:
-            call = _serve_stream if both_ways else _serve_call
             scope, receive = take_in(without_noise(scope), receive, message_class, limit)
-            await call(application, scope, receive, _with_hint(send, wrong_type=wrong_type))
+            if both_ways:
+                await _serve_stream(application, scope, receive, send)
+            else:
+                await application(scope, receive, send)
 
     return serve
-
-
-async def _serve_call(service: Application, scope: Scope, receive: Receive, send: Send) -> None:
-    await service(scope, receive, send)
 
 
 async def _serve_stream(service: Application, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,17 +179,22 @@ async def _serve_stream(service: Application, scope: Scope, receive: Receive, se
             raise
 
 
-def _with_hint(send: Send, *, wrong_type: MalformedRequestError) -> Send:
+def _hinting(library: Application, wrong_type: MalformedRequestError) -> Application:
     """Add advice to the refusals that the RPC library answers with a bare status."""
-    body = b""
+    errors = {405: _WRONG_METHOD, 415: wrong_type}
 
-    async def send_with_hint(message: dict[str, Any]) -> None:
-        nonlocal body
-        if error := {405: _WRONG_METHOD, 415: wrong_type}.get(message.get("status", 0)):
-            body = connect_body(error)
-            message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}
-        elif body and message["type"] == "http.response.body":
-            message |= {"body": body}
-        await send(message)
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
 
-    return send_with_hint
+        async def send_with_hint(message: dict[str, Any]) -> None:
+            nonlocal body
+            if error := errors.get(message.get("status", 0)):
+                body = connect_body(error)
+                message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}
+            elif body and message["type"] == "http.response.body":
+                message |= {"body": body}
+            await send(message)
+
+        await library(scope, receive, send_with_hint)
+
+    return serve

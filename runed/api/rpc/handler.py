@@ -25,6 +25,8 @@ from runed_proto.runed.v1.runed_pb2 import (
     SetCentroidsResponse,
     ShutdownRequest,
     ShutdownResponse,
+    WarmUpRequest,
+    WarmUpResponse,
 )
 
 from runed.api.answer_size import reserve_answer
@@ -100,6 +102,11 @@ class RunedServicer:
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
         """Describe the present state."""
         return messages.health_response(self._host.health())
+
+    async def warm_up(self, request: WarmUpRequest, ctx: RequestContext[WarmUpRequest, WarmUpResponse], /) -> WarmUpResponse:
+        """Start the engine ahead of the first text."""
+        await self._host.warm_up()
+        return WarmUpResponse()
 
     async def shutdown(
         self, request: ShutdownRequest, ctx: RequestContext[ShutdownRequest, ShutdownResponse], /

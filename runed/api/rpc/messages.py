@@ -195,6 +195,9 @@ def info_response(info: Info) -> pb.InfoResponse:
         max_queued_bytes=info.max_queued_bytes,
         centroid_set_version=info.centroid_set_version,
         restrictions=info.restrictions,
+        accelerator=info.accelerator,
+        device=info.device,
+        company_cosine=info.company_cosine,
     )
 
 

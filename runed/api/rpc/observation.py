@@ -20,12 +20,15 @@ _EMBEDDING_METHODS = {"Embed", "EmbedBatch", "EmbedStream"}
 
 _log = get_logger(__name__)
 
-_call: ContextVar[Call] = ContextVar("runed_call")
+_begun: ContextVar[tuple[Call, RequestContext[Any, Any]] | None] = ContextVar("runed_call", default=None)
+"""The call that the current task serves, and its context."""
 
 
 def current_call() -> Call:
     """Return the call that the current task serves."""
-    return _call.get()
+    begun = _begun.get()
+    assert begun is not None
+    return begun[0]
 
 
 class Observer:
@@ -33,15 +36,26 @@ class Observer:
 
     Args:
         max_request_bytes: The limit to tell when a message is too large.
+
+    Attributes:
+        max_request_bytes: As above.
     """
 
     def __init__(self, *, max_request_bytes: int) -> None:
-        self._max_request_bytes = max_request_bytes
+        self.max_request_bytes = max_request_bytes
 
     async def on_start(self, ctx: RequestContext[Any, Any]) -> Call:
-        """Begin a call."""
-        call = Call()
-        _call.set(call)  # seen by this request's task alone: the server runs each request in a task of its own
+        """Begin a call. If it has begun with another context, as a call that `unary` leaves to the library, go on with it."""
+        begun = _begun.get()
+        call = Call() if begun is None else begun[0]
+        if begun is not None:
+            for ours, before in (
+                (ctx.response_headers, begun[1].response_headers),
+                (ctx.response_trailers, begun[1].response_trailers),
+            ):
+                for name, value in before.allitems():
+                    ours.add(name, value)
+        _begun.set((call, ctx))  # seen by this request's task alone: the server runs each request in a task of its own
         return call
 
     async def on_end(self, token: Call, ctx: RequestContext[Any, Any], error: Exception | None, /) -> None:
@@ -63,7 +77,7 @@ class Observer:
             return to_connect(error)
         if isinstance(error, ConnectError):
             if error.code is Code.RESOURCE_EXHAUSTED and not error.details:
-                limit = self._max_request_bytes
+                limit = self.max_request_bytes
                 error = ConnectError(error.code, f"the request has more than the limit of {limit} bytes; send several requests")
                 return complete(error, {"limit": str(limit)})
             return complete(error)

@@ -21,14 +21,19 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_KIND = "runed.content_type"
+"""The key of the content type in a request, where it is kept since many look at it."""
+
 _END_OF_STREAM = 0b10
 """The flag of the message of the Connect protocol that ends a stream."""
 
 
 def content_type(scope: Scope) -> str:
     """Return the content type of a request, or ""."""
-    value: bytes = dict(scope["headers"]).get(b"content-type", b"")
-    return value.decode("latin-1")
+    kind: str | None = scope.get(_KIND)
+    if kind is None:
+        kind = scope[_KIND] = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
+    return kind
 
 
 def is_any_grpc(scope: Scope) -> bool:

@@ -16,6 +16,7 @@ from runed.backends.llama.profile import Profile, choose_profile
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.errors import BackendFaultError, BackendUnavailableError, printable
 from runed.paths import Paths
@@ -35,6 +36,7 @@ class LlamaBackend:
         paths: The home. Only one backend at a time may use it, as its daemon's lock ensures.
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
         profile: The number of texts at once and of threads, or the name of a profile.
+        device: The device that computes.
         holds_home: Returns whether the home is still this process's. Otherwise no engine is started, and no file removed.
         timings: Time limits for the engine.
 
@@ -51,6 +53,7 @@ class LlamaBackend:
         paths: Paths,
         ctx_size: int,
         profile: str | Profile = "balanced",
+        device: Device = CPU,
         holds_home: Callable[[], bool] = lambda: True,
         timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
@@ -71,9 +74,10 @@ class LlamaBackend:
             special_tokens=metadata.special_tokens,
         )
         executable = executable.absolute()  # the child works in another directory
-        quirks = Quirks(paths.engine_quirks, executable, self._model)
+        quirks = Quirks(paths.engine_quirks, executable, self._model, device)
         if isinstance(profile, str):
-            profile = choose_profile(profile, pooling=metadata.pooling, tuned=paths.tuning, key=quirks.engine_and_model())
+            key = quirks.engine_and_model()
+            profile = choose_profile(profile, pooling=metadata.pooling, tuned=paths.tuning, key=key, device=device)
         command = EngineCommand(
             executable=executable,
             model=model.absolute(),
@@ -81,6 +85,7 @@ class LlamaBackend:
             info=self._model,
             context=context,
             profile=profile,
+            device=device,
             vocabulary=metadata.vocabulary,
         )
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
@@ -101,6 +106,7 @@ class LlamaBackend:
             reason=self._supervisor.reason or self._launcher.command.remark,
             pid=self._supervisor.pid,
             restarts=self._supervisor.restarts,
+            company_cosine=self._launcher.company_cosine,
             tuned_at=self._launcher.command.profile.tuned_at,
         )
 

@@ -7,13 +7,23 @@ from pathlib import Path
 
 from runed.backends.base import BatchLimits
 from runed.backends.llama.http import MAX_CONNECTIONS, Isolation
-from runed.backends.llama.passes import SHORT_PASS, affordable_pass, fitting_pass
+from runed.backends.llama.passes import SHORT_PASS, affordable_pass, fitting_pass, pass_cost
 from runed.backends.llama.profile import Profile
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 
 CONTEXT_STEP = 256
 """Step of a context in tokens: llama.cpp rounds a context up to a multiple of it. Measured: `-c 300` accepts texts of 511
 tokens."""
+
+_ALL_LAYERS = 999
+"""More layers than any model has."""
+
+_DEVICE_SHARE = 4
+"""A micro-batch takes one part of this number of the free memory of a device."""
+
+_FEW_DEVICE_TOKENS = 512
+"""Tokens of a micro-batch on a device that does not tell its memory."""
 
 _NO_REPACK_REMARK = (
     "llama-server is run with --no-repack, which is slower, because its fast kernels use an instruction "
@@ -52,6 +62,7 @@ class EngineCommand:
         pass_bound: The most tokens of a pass that the free memory allows; None allows any.
         no_repack: Whether to disable the repacked kernels, which crash some engines.
         one_slot: Whether to compute texts one by one, for engines whose vectors depend on the other texts of a batch.
+        device: The device that computes.
     """
 
     executable: Path
@@ -64,6 +75,7 @@ class EngineCommand:
     pass_bound: int | None = None
     no_repack: bool = False
     one_slot: bool = False
+    device: Device = CPU
 
     @property
     def slots(self) -> int:
@@ -74,6 +86,8 @@ class EngineCommand:
     @property
     def pass_tokens(self) -> int:
         """The tokens that the engine computes at once."""
+        if not self.device.is_cpu:
+            return self._device_pass
         if not self._pools_last:
             return self.info.max_tokens  # mean and cls pooling need a whole text at once
         wanted = self.profile.pass_tokens
@@ -107,13 +121,22 @@ class EngineCommand:
 
     def within(self, free: int) -> EngineCommand:
         """Return this command with passes for `free` bytes of memory."""
-        if not self._pools_last:
+        if not (self._pools_last and self.device.is_cpu):
             return self
         return replace(self, pass_bound=affordable_pass(self.profile.pass_tokens, vocabulary=self.vocabulary, free=free))
 
     @property
     def _pools_last(self) -> bool:
         return self.info.pooling == "last"
+
+    @property
+    def _device_pass(self) -> int:
+        """The tokens that a device computes at once: as many as its memory allows, since it is fast with many."""
+        share = self.device.free_memory // _DEVICE_SHARE // max(1, pass_cost(self.vocabulary))
+        room = max(64, share // 64 * 64) if self.device.memory else _FEW_DEVICE_TOKENS
+        # The other half of the context may hold the last texts of the slots.
+        tokens = min(self.profile.batch_tokens, room, self.context // 2)
+        return tokens if self._pools_last else max(tokens, self.info.max_tokens)
 
     def argv(self) -> list[str]:
         """Return the program and its arguments."""
@@ -125,6 +148,7 @@ class EngineCommand:
             "--batch-size": self.pass_tokens,  # one larger than the pass used to assert
             "--ubatch-size": self.pass_tokens,
             "--parallel": self.slots,
+            "--device": self.device.name or "none",
             "--threads": self.profile.threads,
             "--threads-batch": self.profile.threads,
             "--threads-http": MAX_CONNECTIONS + 2,  # for connections that we closed and it has not noticed yet
@@ -134,11 +158,13 @@ class EngineCommand:
             "--verbosity": 2,  # warnings; more would be three lines a text
         }
         flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if self.no_repack else [])]
-        if self._pools_last and self.slots == 1:
+        if self._pools_last and self.slots == 1 and self.device.is_cpu:
             # A single slot has no room for a tile beside a short piece. Without flash attention, pieces of any size are exact.
             options["--flash-attn"] = "off"
         if self.isolation:
             options["--slot-save-path"] = self.socket.parent  # nothing is saved there, but without it no slot can be erased
+        if not self.device.is_cpu:
+            options["--n-gpu-layers"] = _ALL_LAYERS
         if self.slots > 1:
             flags.append("--kv-unified")  # one text may use the whole context, instead of the share of its slot
         return [str(self.executable), *flags, *(str(part) for option in options.items() for part in option)]

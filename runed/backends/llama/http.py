@@ -11,16 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import aiohttp
 import msgspec
 import numpy as np
 
 from runed.backends.base import EmbeddingBatch, TextInput
-from runed.backends.llama.connector import EngineConnector
 from runed.backends.llama.passes import TILE, missing_tile
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
+
+if TYPE_CHECKING:  # it takes 0.1 s to import, see `LlamaHTTP`
+    import aiohttp
 
 _KEEP_ALIVE = 3.0
 """Seconds until this side closes an unused connection. The server closes it after 5 s, which could hit a request on its way."""
@@ -55,6 +56,15 @@ _MOST_SPECIAL = 2
 
 _FILLER = "a b c d e f g h"
 """A text of at least `_FEW_TOKENS` tokens, which is added to a batch with fewer tokens."""
+
+_MAX_COUNT = 2**53
+"""Largest number of tokens that is believed."""
+
+_ANSWER_BYTES = 64 * 1024 * 1024
+"""Most bytes of an answer, beside `_BYTES_A_BYTE`. The vectors of a batch have a third of that at most."""
+
+_BYTES_A_BYTE = 16
+"""Bytes that an answer may have for each byte of its question. A byte has one token at most, and a token seven digits."""
 
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process")
 
@@ -94,7 +104,7 @@ class _Embedding(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 
 
 class _Embeddings(msgspec.Struct):
@@ -134,6 +144,10 @@ class LlamaHTTP:
         self.max_tokens = max_tokens
         self._isolation = isolation
         self._special: tuple[list[int], list[int]] | None = None
+        import aiohttp  # noqa: PLC0415 # 0.1 s, in which an engine that was started loads its model already
+
+        from runed.backends.llama.connector import EngineConnector  # noqa: PLC0415 # as above
+
         self._session = aiohttp.ClientSession(
             base_url="http://engine",  # only for the Host header; the socket is the address
             connector=EngineConnector(str(socket), limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
@@ -148,6 +162,8 @@ class LlamaHTTP:
 
     async def healthy(self) -> bool:
         """Return whether the server has loaded its model."""
+        import aiohttp  # noqa: PLC0415 # as above
+
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT), self._session.get("/health") as response:
                 return response.status == _OK
@@ -250,9 +266,11 @@ class LlamaHTTP:
         return body
 
     async def _exchange(self, path: str, data: bytes) -> tuple[int, bytes]:
+        import aiohttp  # noqa: PLC0415 # as above
+
         try:
             async with self._session.post(path, data=data) as response:
-                return response.status, await response.read()
+                return response.status, await _read(response, _ANSWER_BYTES + _BYTES_A_BYTE * len(data))
         except aiohttp.ClientResponseError:
             raise BackendFaultError("llama-server answered something that is not HTTP") from None
         except aiohttp.ClientConnectorError as error:
@@ -302,6 +320,16 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         size += len(text)
     if start < len(texts):
         yield texts[start:]
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the body of an answer. A broken server must not fill the memory of this process."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise BackendFaultError("llama-server answered more bytes than the texts can have")
+    return bytes(body)
 
 
 def _decode(body: bytes, kind: type[_T]) -> _T:

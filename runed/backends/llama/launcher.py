@@ -15,11 +15,11 @@ from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
 from runed.backends.llama.passes import free_memory
 from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
 from runed.backends.llama.quirks import Quirks
-from runed.backends.llama.self_test import CompanyError, check_again, check_engine
+from runed.backends.llama.self_test import CompanyError, SelfTest, check_again, check_engine
 from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.stillness import Stillness
 from runed.backends.llama.timings import Timings
-from runed.errors import BackendFaultError, BackendUnavailableError, ForeignPathError
+from runed.errors import BackendError, BackendFaultError, BackendUnavailableError, ForeignPathError
 from runed.files import run_in_thread
 from runed.log import get_logger
 from runed.os_errors import explain
@@ -27,7 +27,14 @@ from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
 from runed.settings import engine_environment
 
+_EXPLAINED_LINES = 50
+"""Last lines of the output among which the reason is looked for why a device is not there."""
+
 _log = get_logger(__name__)
+
+
+class DeviceError(BackendUnavailableError):
+    """The engine died while it started on a device, or its vectors are wrong there. Elsewhere it may be sound."""
 
 
 class Launcher:
@@ -59,7 +66,8 @@ class Launcher:
         self._timings = timings
         self._tested: str | None = None
         self._holds_home = holds_home
-        self._reference = b""
+        self._spawned = False
+        self._self_test: SelfTest | None = None
         self._model_state = _file_state(command.model)
         self._heed_quirks()
 
@@ -75,6 +83,7 @@ class Launcher:
             The server; the caller closes it.
 
         Raises:
+            DeviceError: It did not come up on its device, or its vectors are wrong there.
             BackendUnavailableError: It did not come up.
             BackendFaultError: It came up, but its vectors are wrong.
         """
@@ -85,6 +94,21 @@ class Launcher:
                 "the next client starts a daemon that serves the present file"
             )
         self._heed_quirks()
+        self._spawned = False
+        try:
+            return await self._launch_independent()
+        except BackendError as error:
+            if self._command.device.is_cpu or not self._spawned:
+                raise
+            raise DeviceError(error.message) from None
+
+    @property
+    def company_cosine(self) -> float:
+        """See `BackendState.company_cosine`."""
+        return self._self_test.company_cosine if self._self_test else 0.0
+
+    async def _launch_independent(self) -> LlamaServer:
+        """Start the server. If its vectors depend on the other texts of a batch, start it once more with one slot."""
         try:
             return await self._launch_repacked()
         except (CompanyError, SlotsError) as error:
@@ -129,6 +153,7 @@ class Launcher:
                 leftovers=[command.socket],
                 holds_home=self._holds_home,
             )
+        self._spawned = True
         http = LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
         server = LlamaServer(child, http, command.socket)
         try:
@@ -206,19 +231,28 @@ class Launcher:
         server.listened = True
         tested = f"{self._quirks.engine()} {self._command.slots} {self._command.pass_tokens}"
         try:
-            if tested == self._tested:
-                await check_again(server.http, self._reference)
+            if self._self_test and tested == self._tested:
+                await check_again(server.http, self._self_test.reference)
             else:
-                command = self._command
-                self._reference = await check_engine(
-                    server.http, eos_id=self._eos_id, limits=command.limits, long_tokens=command.long_tokens
-                )
+                self._self_test = await self._check(server.http)
         except ConnectionLostError:
             dead = await server.has_died()
             how = describe_exit(server.child.exited.result()) if dead else "broke off its first answer"
             raise _failed_start(server, how) from None
         self._tested = tested
-        server.reference = self._reference
+        server.reference = self._self_test.reference
+
+    async def _check(self, http: LlamaHTTP) -> SelfTest:
+        """Run the self-test. Its long text takes seconds, so it is computed once for a build, a model and a size of passes."""
+        command = self._command
+        # On a device, another driver may compute passes in another way.
+        known = command.device.is_cpu and self._quirks.has_sound_passes(command.pass_tokens)
+        result = await check_engine(
+            http, eos_id=self._eos_id, limits=command.limits, long_tokens=0 if known else command.long_tokens
+        )
+        if not known and command.isolation:
+            self._quirks.remember_sound_passes(command.pass_tokens)
+        return result
 
     @contextmanager
     def _as_unavailable(self) -> Iterator[None]:
@@ -250,6 +284,9 @@ class _IllegalInstructionError(BackendUnavailableError):
 
 def _failed_start(server: LlamaServer, how: str) -> BackendUnavailableError:
     output = server.child.output
+    # After this line, llama.cpp explains its options at length.
+    if gone := next((line for line in output.tail(_EXPLAINED_LINES) if "invalid device" in line), ""):
+        return BackendUnavailableError(f"llama-server {how} while it started: {gone.strip()}")
     # llama.cpp's error for an option that this build lacks. The user may have chosen an old program.
     too_old = any(words in output.last_words() for words in ("invalid argument", "unknown argument"))
     remedy = "; it lacks an option that runed needs: use a newer one, or unset RUNED_LLAMA_SERVER" if too_old else ""

@@ -9,6 +9,7 @@ import msgspec
 
 from runed.backends.llama.cores import usable_cores
 from runed.backends.llama.passes import SHORT_PASS, TILE, TILED_PASSES
+from runed.domain.device import CPU, Device
 from runed.files import read_record, write_atomically
 from runed.paths import ensure_private_dir
 
@@ -32,6 +33,9 @@ _BUILT_IN = {"memory": (1, 128), "balanced": (16, 256), "throughput": (32, 512)}
 
 _PASSES = {"memory": SHORT_PASS, "balanced": 128, "throughput": 512}
 """Tokens of a pass with last-token pooling."""
+
+_ON_DEVICE = {"memory": (1, 512), "balanced": (32, 2048), "throughput": (64, 4096)}
+"""The same for a device, which is fast only with many tokens. Its memory may admit fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +138,17 @@ class _Document:
     tunings: dict[str, Tuning] = field(default_factory=dict)
 
 
-def built_in_profile(name: str, *, pooling: str) -> Profile:
-    """Return a profile for any machine. For `name` and `pooling` see `choose_profile`."""
+def built_in_profile(name: str, *, pooling: str, device: Device = CPU) -> Profile:
+    """Return a profile for any machine. For the arguments see `choose_profile`."""
+    if not device.is_cpu:
+        return Profile(name, *_ON_DEVICE[name], usable_cores())
     slots, batch_tokens = _BUILT_IN[name]
     if pooling in MAX_TOKENS_TOGETHER:
         slots, batch_tokens = min(slots, _MAX_SLOTS_TOGETHER), min(batch_tokens, MAX_TOKENS_TOGETHER[pooling])
     return Profile(name, slots, batch_tokens, usable_cores(), _PASSES[name] if pooling == "last" else 0)
 
 
-def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile:
+def choose_profile(name: str, *, pooling: str, tuned: Path, key: str, device: Device = CPU) -> Profile:
     """Return the profile that was measured for this engine and model on this machine, else the built-in one.
 
     Args:
@@ -150,8 +156,9 @@ def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile
         pooling: "last", "mean" or "cls".
         tuned: The file that `store_tuning` writes. A missing or unreadable file counts as empty.
         key: The key for the engine, the model and the machine.
+        device: The device that computes.
     """
-    built_in = built_in_profile(name, pooling=pooling)
+    built_in = built_in_profile(name, pooling=pooling, device=device)
     tuning = _read(tuned).tunings.get(key)
     if tuning is None or tuning.cores != built_in.threads:
         return built_in
@@ -160,7 +167,7 @@ def choose_profile(name: str, *, pooling: str, tuned: Path, key: str) -> Profile
         return built_in
     # Earlier releases measured no passes.
     measured = replace(measured, pass_tokens=measured.pass_tokens or built_in.pass_tokens, tuned_at=tuning.measured_at)
-    return measured if _is_safe(measured, pooling) else built_in
+    return measured if _is_safe(measured, pooling if device.is_cpu else "") else built_in
 
 
 def store_tuning(tuned: Path, key: str, tuning: Tuning) -> None:

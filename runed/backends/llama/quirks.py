@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.files import read_record, write_atomically
 from runed.log import get_logger
@@ -18,6 +19,7 @@ _log = get_logger(__name__)
 class _Document(msgspec.Struct, kw_only=True):
     no_repack: list[str] = []
     one_slot: list[str] = []
+    sound_passes: list[str] = []
 
 
 class Quirks:
@@ -27,12 +29,14 @@ class Quirks:
         path: The file. An unreadable file counts as empty.
         executable: The engine.
         model: The model.
+        device: The device that computes.
     """
 
-    def __init__(self, path: Path, executable: Path, model: ModelInfo) -> None:
+    def __init__(self, path: Path, executable: Path, model: ModelInfo, device: Device = CPU) -> None:
         self._path = path
         self._executable = executable
         self._model = model
+        self._device = device
 
     def no_repack(self) -> bool:
         """Return whether the engine dies of SIGILL without `--no-repack`."""
@@ -54,13 +58,24 @@ class Quirks:
         document.one_slot = sorted({*document.one_slot, self.engine_and_model()})
         self._write(document)
 
+    def has_sound_passes(self, tokens: int) -> bool:
+        """Return whether long texts of this model were found independent of company, with passes of `tokens` tokens."""
+        return f"{self.engine_and_model()} {tokens}" in self._read().sound_passes
+
+    def remember_sound_passes(self, tokens: int) -> None:
+        """Remember that long texts of this model are independent of company, with passes of `tokens` tokens."""
+        document = self._read()
+        document.sound_passes = sorted({*document.sound_passes, f"{self.engine_and_model()} {tokens}"})
+        self._write(document)
+
     def engine(self) -> str:
-        """Return a key for this build of the engine on this kind of processor. An updated engine has another key."""
+        """Return a key for this build of the engine on this kind of processor and device. An updated engine has another key."""
         try:
             info = self._executable.stat()
         except OSError:
             return ""
-        return f"{self._executable} {info.st_size} {info.st_mtime_ns} {_processor()}"
+        device = "" if self._device.is_cpu else f" {self._device}"
+        return f"{self._executable} {info.st_size} {info.st_mtime_ns} {_processor()}{device}"
 
     def engine_and_model(self) -> str:
         """Return a key for the engine, as `engine` does, and the model that it serves."""

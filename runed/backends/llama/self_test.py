@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,17 +28,27 @@ class CompanyError(BackendFaultError):
         super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
-async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits, long_tokens: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """The result of a self-test.
+
+    Attributes:
+        reference: The vector of the first text, for `check_again`.
+        company_cosine: The smallest cosine between the vectors of a text alone and beside others.
+    """
+
+    reference: bytes
+    company_cosine: float
+
+
+async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits, long_tokens: int) -> SelfTest:
     """Check an engine that has just loaded its model.
 
     Args:
         http: The engine.
         eos_id: The token that each text must end with, or None.
         limits: The most texts and tokens of a micro-batch.
-        long_tokens: The tokens of a long text, which is computed alone.
-
-    Returns:
-        The vector of the first text, for `check_again`.
+        long_tokens: The tokens of a long text, which is computed alone; 0 for none.
 
     Raises:
         CompanyError: Vectors depend a little on the other texts of a batch, and there is more than one slot.
@@ -65,13 +76,13 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
             f"llama-server embeds a text differently alone and in a batch (cosine {worst:.4f}), "
             "so its vectors cannot be trusted; use another version of llama-server"
         )
-    if limits.texts > 1:
+    if limits.texts > 1 and long_tokens:
         long = list(itertools.islice(itertools.cycle(itertools.chain.from_iterable(tokens)), long_tokens))
         first, _, second = await http.embed([long]), await http.embed(texts[:2]), await http.embed([long])
         worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
-        if worst < MIN_COSINE:
-            raise CompanyError(worst)
-    return alone[0].vectors[0]
+    if limits.texts > 1 and worst < MIN_COSINE:
+        raise CompanyError(worst)
+    return SelfTest(alone[0].vectors[0], worst)
 
 
 async def check_again(http: LlamaHTTP, reference: bytes) -> None:

@@ -10,11 +10,15 @@ from collections.abc import Awaitable, Callable
 from runed.backends.base import BackendStatus
 from runed.backends.llama.guard import EngineDiedError
 from runed.backends.llama.http import ConnectionLostError
+from runed.backends.llama.launcher import DeviceError
 from runed.backends.llama.server import UNREACHABLE, LlamaServer
 from runed.backends.llama.timings import Timings
 from runed.backends.llama.watch import POISONED, Watch
 from runed.errors import BackendError, BackendFaultError, BackendUnavailableError
 from runed.log import describe_exception, get_logger
+
+_DEVICE_FAILURES = 2
+"""Failed starts in a row on a device after which it is given up."""
 
 _log = get_logger(__name__)
 
@@ -41,6 +45,7 @@ class Supervisor:
         self._refused_until: float | None = None
         self._replacing = False
         self._failure = ""
+        self._device_failed = False
         self.restarts = 0
 
     @property
@@ -50,6 +55,8 @@ class Supervisor:
             return BackendStatus.SILENT if self._server.doubt else BackendStatus.READY
         if self._starting is not None:
             return BackendStatus.STARTING
+        if self._device_failed:
+            return BackendStatus.DEVICE_FAILED
         return BackendStatus.STOPPED if self._refused_until is None else BackendStatus.FAILED
 
     @property
@@ -150,7 +157,8 @@ class Supervisor:
             except BackendError as error:
                 if self._has_failed(error):
                     self._refused_until = time.monotonic() + self._timings.pause
-                    error.retry_after = self._timings.pause
+                    self._device_failed = isinstance(error, DeviceError)
+                    error.retry_after = self._timings.backoff if self._device_failed else self._timings.pause
                     raise
                 delay = self._backoff()
                 continue
@@ -167,7 +175,9 @@ class Supervisor:
         """Count a failure. Return whether to give up: after too many failures, or if another try would fail in the same way."""
         self._failures += 1
         self._failure = error.message
-        given_up = self._failures >= self._timings.max_failures or isinstance(error, BackendFaultError)
+        # One more try for a device: the memory of an engine that has just died may not be free yet.
+        most = _DEVICE_FAILURES if isinstance(error, DeviceError) else self._timings.max_failures
+        given_up = self._failures >= most or isinstance(error, BackendFaultError)
         _log.error("llama-server failed", reason=error.message, failures=self._failures, given_up=given_up)
         return given_up
 

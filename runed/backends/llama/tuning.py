@@ -34,6 +34,7 @@ from runed.backends.llama.profile import (
 )
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.self_test import MIN_COSINE, CompanyError, cosine
+from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.errors import BackendError, BackendUnavailableError
 from runed.paths import Paths, ensure_private_dir
@@ -102,6 +103,7 @@ def tune(
     limit: float,
     report: Report,
     force: bool = False,
+    device: Device = CPU,
 ) -> Tuning:
     """Measure an engine and a model with several profiles, choose the best ones, and store them for the next start.
 
@@ -119,6 +121,7 @@ def tune(
         limit: The time in seconds after which the other measurements are left out.
         report: Called before each measurement.
         force: Whether to keep the result even if other programs used more than `MAX_DISTURBANCE` of the machine.
+        device: The device that computes.
 
     Raises:
         BackendError: The engine cannot be run at all, or nothing could be measured within the limit.
@@ -137,14 +140,16 @@ def tune(
                 paths=workshop,
                 ctx_size=ctx_size,
                 profile=profile,
+                device=device,
             )
 
         info = make("balanced").model
         trials = _Trials(
             lambda way: _measure(make(way), way, texts, seconds),
             lambda way: _measure_passes(make(way), way, texts, seconds),
-            info.pooling,
-            _passes_to_try(info, read_gguf(model).vocabulary),
+            # A device has neither the bound of the processors nor their passes.
+            info.pooling if device.is_cpu else "",
+            _passes_to_try(info, read_gguf(model).vocabulary) if device.is_cpu else [],
             report,
         )
         asyncio.run(trials.run(limit))
@@ -160,7 +165,7 @@ def tune(
         disturbance=trials.disturbance,
     )
     if force or not tuning.is_chance:
-        store_tuning(paths.tuning, Quirks(paths.engine_quirks, executable.absolute(), info).engine_and_model(), tuning)
+        store_tuning(paths.tuning, Quirks(paths.engine_quirks, executable.absolute(), info, device).engine_and_model(), tuning)
     return tuning
 
 

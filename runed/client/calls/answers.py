@@ -125,6 +125,9 @@ def info(response: InfoResponse) -> Info:
         max_queued_texts=response.max_queued_texts,
         max_queued_bytes=response.max_queued_bytes,
         restrictions=tuple(response.restrictions),
+        accelerator=response.accelerator,
+        device=response.device,
+        company_cosine=response.company_cosine,
     )
 
 

@@ -14,6 +14,8 @@ from runed_proto.runed.v1.runed_pb2 import (
     InfoResponse,
     ShutdownRequest,
     ShutdownResponse,
+    WarmUpRequest,
+    WarmUpResponse,
 )
 
 from runed.client.calls import answers
@@ -102,6 +104,10 @@ class DaemonFlows:
     def wait_until_ready(self, deadline: Deadline) -> Flow[Info]:
         """Wait until engine and model are there, also for a download. Return the complete Info."""
         return (yield from self._complete_info(deadline, refuse_download=False))
+
+    def warm_up(self, deadline: Deadline) -> Flow[None]:
+        """Wait until the engine has loaded its model, also for a download. Start it if it is suspended."""
+        yield from self.send_when_ready("WarmUp", WarmUpRequest(), WarmUpResponse, deadline)
 
     def health(self, deadline: Deadline) -> Flow[Health]:
         """Return the present state of the daemon."""

@@ -154,6 +154,8 @@ func perform(ctx context.Context, client *runed.Client, next call) (any, error) 
 	case "set_centroids":
 		version, err := client.SetCentroids(ctx, args.Vectors, args.Preset)
 		return object{"version": version, "nlist": len(args.Vectors)}, err
+	case "warm_up":
+		return object{}, client.WarmUp(ctx)
 	case "info":
 		info, err := client.Info(ctx)
 		return fieldsOf(info), err

@@ -1227,7 +1227,8 @@ type InfoResponse struct {
 	// The path of the socket that the daemon listens on, for people and logs.
 	SocketPath string `protobuf:"bytes,21,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
 	// Names the space that vectors of all dimensions lie in: the same string means that vectors can be compared, another one that
-	// they cannot. It covers the model file, its quantization, the pooling, the dimensions, the prompts and the engine's build.
+	// they cannot. It covers the model file, its quantization, the pooling, the dimensions, the prompts, the engine's build and
+	// the device, unless that is the processors.
 	// Keep it beside stored vectors. Empty until the model is installed.
 	Fingerprint string `protobuf:"bytes,22,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// The smallest EmbedRequest.dimensions; vector_dim where the model was not trained for fewer (Matryoshka).
@@ -1246,6 +1247,13 @@ type InfoResponse struct {
 	// What makes the daemon slower or smaller than the machine allows, each in words for people, such as "nice 19: other processes
 	// go first". The daemon inherited it from the process that started it, or its container has it.
 	Restrictions []string `protobuf:"bytes,30,rep,name=restrictions,proto3" json:"restrictions,omitempty"`
+	// What the engine computes with: "cpu", "cuda", "rocm", "vulkan" or "metal". Empty until the model is installed.
+	Accelerator string `protobuf:"bytes,31,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	// The name of the device for people, such as "NVIDIA H100 80GB HBM3". Empty for the processors.
+	Device string `protobuf:"bytes,32,opt,name=device,proto3" json:"device,omitempty"`
+	// How much a vector depends on the other texts that are computed at once: the smallest cosine between the vectors of a text
+	// alone and beside others that the engine's last self-test found. 1 means not at all. 0 before the first self-test.
+	CompanyCosine float64 `protobuf:"fixed64,33,opt,name=company_cosine,json=companyCosine,proto3" json:"company_cosine,omitempty"`
 	// When `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty if they are built-in ones.
 	TunedAt       string `protobuf:"bytes,34,opt,name=tuned_at,json=tunedAt,proto3" json:"tuned_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1427,6 +1435,27 @@ func (x *InfoResponse) GetRestrictions() []string {
 		return x.Restrictions
 	}
 	return nil
+}
+
+func (x *InfoResponse) GetAccelerator() string {
+	if x != nil {
+		return x.Accelerator
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetCompanyCosine() float64 {
+	if x != nil {
+		return x.CompanyCosine
+	}
+	return 0
 }
 
 func (x *InfoResponse) GetTunedAt() string {
@@ -1803,6 +1832,78 @@ func (x *LaneHealth) GetWaitP99Seconds() float64 {
 	return 0
 }
 
+type WarmUpRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmUpRequest) Reset() {
+	*x = WarmUpRequest{}
+	mi := &file_runed_v1_runed_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmUpRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmUpRequest) ProtoMessage() {}
+
+func (x *WarmUpRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmUpRequest.ProtoReflect.Descriptor instead.
+func (*WarmUpRequest) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{16}
+}
+
+type WarmUpResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmUpResponse) Reset() {
+	*x = WarmUpResponse{}
+	mi := &file_runed_v1_runed_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmUpResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmUpResponse) ProtoMessage() {}
+
+func (x *WarmUpResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmUpResponse.ProtoReflect.Descriptor instead.
+func (*WarmUpResponse) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{17}
+}
+
 type ShutdownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Seconds that calls in flight may take. 0 means the daemon's own grace of 10 seconds; more than 300 counts as 300.
@@ -1813,7 +1914,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[16]
+	mi := &file_runed_v1_runed_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1926,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[16]
+	mi := &file_runed_v1_runed_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1939,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{16}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ShutdownRequest) GetGraceSeconds() int32 {
@@ -1858,7 +1959,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[17]
+	mi := &file_runed_v1_runed_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +1971,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[17]
+	mi := &file_runed_v1_runed_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +1984,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{17}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ShutdownResponse) GetAccepted() bool {
@@ -1908,7 +2009,7 @@ type SetCentroidsRequest struct {
 
 func (x *SetCentroidsRequest) Reset() {
 	*x = SetCentroidsRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[18]
+	mi := &file_runed_v1_runed_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2021,7 @@ func (x *SetCentroidsRequest) String() string {
 func (*SetCentroidsRequest) ProtoMessage() {}
 
 func (x *SetCentroidsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[18]
+	mi := &file_runed_v1_runed_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2034,7 @@ func (x *SetCentroidsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCentroidsRequest.ProtoReflect.Descriptor instead.
 func (*SetCentroidsRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{18}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetCentroidsRequest) GetPayload() isSetCentroidsRequest_Payload {
@@ -1995,7 +2096,7 @@ type CentroidSetHeader struct {
 
 func (x *CentroidSetHeader) Reset() {
 	*x = CentroidSetHeader{}
-	mi := &file_runed_v1_runed_proto_msgTypes[19]
+	mi := &file_runed_v1_runed_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2108,7 @@ func (x *CentroidSetHeader) String() string {
 func (*CentroidSetHeader) ProtoMessage() {}
 
 func (x *CentroidSetHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[19]
+	mi := &file_runed_v1_runed_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2121,7 @@ func (x *CentroidSetHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CentroidSetHeader.ProtoReflect.Descriptor instead.
 func (*CentroidSetHeader) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{19}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CentroidSetHeader) GetVersion() string {
@@ -2061,7 +2162,7 @@ type CentroidBatch struct {
 
 func (x *CentroidBatch) Reset() {
 	*x = CentroidBatch{}
-	mi := &file_runed_v1_runed_proto_msgTypes[20]
+	mi := &file_runed_v1_runed_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2174,7 @@ func (x *CentroidBatch) String() string {
 func (*CentroidBatch) ProtoMessage() {}
 
 func (x *CentroidBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[20]
+	mi := &file_runed_v1_runed_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2187,7 @@ func (x *CentroidBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CentroidBatch.ProtoReflect.Descriptor instead.
 func (*CentroidBatch) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{20}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CentroidBatch) GetCentroids() []*Centroid {
@@ -2108,7 +2209,7 @@ type Centroid struct {
 
 func (x *Centroid) Reset() {
 	*x = Centroid{}
-	mi := &file_runed_v1_runed_proto_msgTypes[21]
+	mi := &file_runed_v1_runed_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2120,7 +2221,7 @@ func (x *Centroid) String() string {
 func (*Centroid) ProtoMessage() {}
 
 func (x *Centroid) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[21]
+	mi := &file_runed_v1_runed_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2133,7 +2234,7 @@ func (x *Centroid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Centroid.ProtoReflect.Descriptor instead.
 func (*Centroid) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{21}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Centroid) GetId() uint32 {
@@ -2162,7 +2263,7 @@ type SetCentroidsResponse struct {
 
 func (x *SetCentroidsResponse) Reset() {
 	*x = SetCentroidsResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[22]
+	mi := &file_runed_v1_runed_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2275,7 @@ func (x *SetCentroidsResponse) String() string {
 func (*SetCentroidsResponse) ProtoMessage() {}
 
 func (x *SetCentroidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[22]
+	mi := &file_runed_v1_runed_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2288,7 @@ func (x *SetCentroidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCentroidsResponse.ProtoReflect.Descriptor instead.
 func (*SetCentroidsResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{22}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetCentroidsResponse) GetVersion() string {
@@ -2284,7 +2385,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13CountTokensResponse\x12!\n" +
 	"\ftoken_counts\x18\x01 \x03(\rR\vtokenCounts\x12&\n" +
 	"\x0fmax_text_length\x18\x02 \x01(\rR\rmaxTextLength\"\r\n" +
-	"\vInfoRequest\"\xc0\x06\n" +
+	"\vInfoRequest\"\xa1\a\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -2309,7 +2410,10 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\aprofile\x18\x1b \x01(\tR\aprofile\x12(\n" +
 	"\x10max_queued_texts\x18\x1c \x01(\rR\x0emaxQueuedTexts\x12(\n" +
 	"\x10max_queued_bytes\x18\x1d \x01(\x03R\x0emaxQueuedBytes\x12\"\n" +
-	"\frestrictions\x18\x1e \x03(\tR\frestrictions\x12\x19\n" +
+	"\frestrictions\x18\x1e \x03(\tR\frestrictions\x12 \n" +
+	"\vaccelerator\x18\x1f \x01(\tR\vaccelerator\x12\x16\n" +
+	"\x06device\x18  \x01(\tR\x06device\x12%\n" +
+	"\x0ecompany_cosine\x18! \x01(\x01R\rcompanyCosine\x12\x19\n" +
 	"\btuned_at\x18\" \x01(\tR\atunedAt\"\x0f\n" +
 	"\rHealthRequest\"\xaf\t\n" +
 	"\x0eHealthResponse\x127\n" +
@@ -2362,7 +2466,9 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\vtotal_texts\x18\x03 \x01(\x03R\n" +
 	"totalTexts\x12(\n" +
 	"\x10wait_p50_seconds\x18\x04 \x01(\x01R\x0ewaitP50Seconds\x12(\n" +
-	"\x10wait_p99_seconds\x18\x05 \x01(\x01R\x0ewaitP99Seconds\"6\n" +
+	"\x10wait_p99_seconds\x18\x05 \x01(\x01R\x0ewaitP99Seconds\"\x0f\n" +
+	"\rWarmUpRequest\"\x10\n" +
+	"\x0eWarmUpResponse\"6\n" +
 	"\x0fShutdownRequest\x12#\n" +
 	"\rgrace_seconds\x18\x01 \x01(\x05R\fgraceSeconds\".\n" +
 	"\x10ShutdownResponse\x12\x1a\n" +
@@ -2397,7 +2503,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x14TRUNCATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rTRUNCATE_NONE\x10\x01\x12\x10\n" +
 	"\fTRUNCATE_END\x10\x02\x12\x12\n" +
-	"\x0eTRUNCATE_START\x10\x032\xbf\x04\n" +
+	"\x0eTRUNCATE_START\x10\x032\xfc\x04\n" +
 	"\fRunedService\x128\n" +
 	"\x05Embed\x12\x16.runed.v1.EmbedRequest\x1a\x17.runed.v1.EmbedResponse\x12G\n" +
 	"\n" +
@@ -2405,7 +2511,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\vEmbedStream\x12\x1c.runed.v1.EmbedStreamRequest\x1a\x1d.runed.v1.EmbedStreamResponse(\x010\x01\x12J\n" +
 	"\vCountTokens\x12\x1c.runed.v1.CountTokensRequest\x1a\x1d.runed.v1.CountTokensResponse\x12:\n" +
 	"\x04Info\x12\x15.runed.v1.InfoRequest\x1a\x16.runed.v1.InfoResponse\"\x03\x90\x02\x01\x12@\n" +
-	"\x06Health\x12\x17.runed.v1.HealthRequest\x1a\x18.runed.v1.HealthResponse\"\x03\x90\x02\x01\x12A\n" +
+	"\x06Health\x12\x17.runed.v1.HealthRequest\x1a\x18.runed.v1.HealthResponse\"\x03\x90\x02\x01\x12;\n" +
+	"\x06WarmUp\x12\x17.runed.v1.WarmUpRequest\x1a\x18.runed.v1.WarmUpResponse\x12A\n" +
 	"\bShutdown\x12\x19.runed.v1.ShutdownRequest\x1a\x1a.runed.v1.ShutdownResponse\x12O\n" +
 	"\fSetCentroids\x12\x1d.runed.v1.SetCentroidsRequest\x1a\x1e.runed.v1.SetCentroidsResponse(\x01b\x06proto3"
 
@@ -2422,7 +2529,7 @@ func file_runed_v1_runed_proto_rawDescGZIP() []byte {
 }
 
 var file_runed_v1_runed_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_runed_v1_runed_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_runed_v1_runed_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_runed_v1_runed_proto_goTypes = []any{
 	(Lane)(0),                    // 0: runed.v1.Lane
 	(Role)(0),                    // 1: runed.v1.Role
@@ -2445,21 +2552,23 @@ var file_runed_v1_runed_proto_goTypes = []any{
 	(*HealthRequest)(nil),        // 18: runed.v1.HealthRequest
 	(*HealthResponse)(nil),       // 19: runed.v1.HealthResponse
 	(*LaneHealth)(nil),           // 20: runed.v1.LaneHealth
-	(*ShutdownRequest)(nil),      // 21: runed.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),     // 22: runed.v1.ShutdownResponse
-	(*SetCentroidsRequest)(nil),  // 23: runed.v1.SetCentroidsRequest
-	(*CentroidSetHeader)(nil),    // 24: runed.v1.CentroidSetHeader
-	(*CentroidBatch)(nil),        // 25: runed.v1.CentroidBatch
-	(*Centroid)(nil),             // 26: runed.v1.Centroid
-	(*SetCentroidsResponse)(nil), // 27: runed.v1.SetCentroidsResponse
-	nil,                          // 28: runed.v1.ItemError.MetadataEntry
+	(*WarmUpRequest)(nil),        // 21: runed.v1.WarmUpRequest
+	(*WarmUpResponse)(nil),       // 22: runed.v1.WarmUpResponse
+	(*ShutdownRequest)(nil),      // 23: runed.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),     // 24: runed.v1.ShutdownResponse
+	(*SetCentroidsRequest)(nil),  // 25: runed.v1.SetCentroidsRequest
+	(*CentroidSetHeader)(nil),    // 26: runed.v1.CentroidSetHeader
+	(*CentroidBatch)(nil),        // 27: runed.v1.CentroidBatch
+	(*Centroid)(nil),             // 28: runed.v1.Centroid
+	(*SetCentroidsResponse)(nil), // 29: runed.v1.SetCentroidsResponse
+	nil,                          // 30: runed.v1.ItemError.MetadataEntry
 }
 var file_runed_v1_runed_proto_depIdxs = []int32{
 	0,  // 0: runed.v1.EmbedRequest.lane:type_name -> runed.v1.Lane
 	1,  // 1: runed.v1.EmbedRequest.role:type_name -> runed.v1.Role
 	2,  // 2: runed.v1.EmbedRequest.truncate:type_name -> runed.v1.Truncate
 	7,  // 3: runed.v1.EmbedResponse.error:type_name -> runed.v1.ItemError
-	28, // 4: runed.v1.ItemError.metadata:type_name -> runed.v1.ItemError.MetadataEntry
+	30, // 4: runed.v1.ItemError.metadata:type_name -> runed.v1.ItemError.MetadataEntry
 	0,  // 5: runed.v1.EmbedBatchRequest.lane:type_name -> runed.v1.Lane
 	1,  // 6: runed.v1.EmbedBatchRequest.role:type_name -> runed.v1.Role
 	2,  // 7: runed.v1.EmbedBatchRequest.truncate:type_name -> runed.v1.Truncate
@@ -2475,27 +2584,29 @@ var file_runed_v1_runed_proto_depIdxs = []int32{
 	4,  // 17: runed.v1.HealthResponse.phase:type_name -> runed.v1.HealthResponse.Phase
 	20, // 18: runed.v1.HealthResponse.interactive:type_name -> runed.v1.LaneHealth
 	20, // 19: runed.v1.HealthResponse.bulk:type_name -> runed.v1.LaneHealth
-	24, // 20: runed.v1.SetCentroidsRequest.header:type_name -> runed.v1.CentroidSetHeader
-	25, // 21: runed.v1.SetCentroidsRequest.batch:type_name -> runed.v1.CentroidBatch
-	26, // 22: runed.v1.CentroidBatch.centroids:type_name -> runed.v1.Centroid
+	26, // 20: runed.v1.SetCentroidsRequest.header:type_name -> runed.v1.CentroidSetHeader
+	27, // 21: runed.v1.SetCentroidsRequest.batch:type_name -> runed.v1.CentroidBatch
+	28, // 22: runed.v1.CentroidBatch.centroids:type_name -> runed.v1.Centroid
 	5,  // 23: runed.v1.RunedService.Embed:input_type -> runed.v1.EmbedRequest
 	8,  // 24: runed.v1.RunedService.EmbedBatch:input_type -> runed.v1.EmbedBatchRequest
 	10, // 25: runed.v1.RunedService.EmbedStream:input_type -> runed.v1.EmbedStreamRequest
 	14, // 26: runed.v1.RunedService.CountTokens:input_type -> runed.v1.CountTokensRequest
 	16, // 27: runed.v1.RunedService.Info:input_type -> runed.v1.InfoRequest
 	18, // 28: runed.v1.RunedService.Health:input_type -> runed.v1.HealthRequest
-	21, // 29: runed.v1.RunedService.Shutdown:input_type -> runed.v1.ShutdownRequest
-	23, // 30: runed.v1.RunedService.SetCentroids:input_type -> runed.v1.SetCentroidsRequest
-	6,  // 31: runed.v1.RunedService.Embed:output_type -> runed.v1.EmbedResponse
-	9,  // 32: runed.v1.RunedService.EmbedBatch:output_type -> runed.v1.EmbedBatchResponse
-	12, // 33: runed.v1.RunedService.EmbedStream:output_type -> runed.v1.EmbedStreamResponse
-	15, // 34: runed.v1.RunedService.CountTokens:output_type -> runed.v1.CountTokensResponse
-	17, // 35: runed.v1.RunedService.Info:output_type -> runed.v1.InfoResponse
-	19, // 36: runed.v1.RunedService.Health:output_type -> runed.v1.HealthResponse
-	22, // 37: runed.v1.RunedService.Shutdown:output_type -> runed.v1.ShutdownResponse
-	27, // 38: runed.v1.RunedService.SetCentroids:output_type -> runed.v1.SetCentroidsResponse
-	31, // [31:39] is the sub-list for method output_type
-	23, // [23:31] is the sub-list for method input_type
+	21, // 29: runed.v1.RunedService.WarmUp:input_type -> runed.v1.WarmUpRequest
+	23, // 30: runed.v1.RunedService.Shutdown:input_type -> runed.v1.ShutdownRequest
+	25, // 31: runed.v1.RunedService.SetCentroids:input_type -> runed.v1.SetCentroidsRequest
+	6,  // 32: runed.v1.RunedService.Embed:output_type -> runed.v1.EmbedResponse
+	9,  // 33: runed.v1.RunedService.EmbedBatch:output_type -> runed.v1.EmbedBatchResponse
+	12, // 34: runed.v1.RunedService.EmbedStream:output_type -> runed.v1.EmbedStreamResponse
+	15, // 35: runed.v1.RunedService.CountTokens:output_type -> runed.v1.CountTokensResponse
+	17, // 36: runed.v1.RunedService.Info:output_type -> runed.v1.InfoResponse
+	19, // 37: runed.v1.RunedService.Health:output_type -> runed.v1.HealthResponse
+	22, // 38: runed.v1.RunedService.WarmUp:output_type -> runed.v1.WarmUpResponse
+	24, // 39: runed.v1.RunedService.Shutdown:output_type -> runed.v1.ShutdownResponse
+	29, // 40: runed.v1.RunedService.SetCentroids:output_type -> runed.v1.SetCentroidsResponse
+	32, // [32:41] is the sub-list for method output_type
+	23, // [23:32] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
 	23, // [23:23] is the sub-list for extension extendee
 	0,  // [0:23] is the sub-list for field type_name
@@ -2506,7 +2617,7 @@ func file_runed_v1_runed_proto_init() {
 	if File_runed_v1_runed_proto != nil {
 		return
 	}
-	file_runed_v1_runed_proto_msgTypes[18].OneofWrappers = []any{
+	file_runed_v1_runed_proto_msgTypes[20].OneofWrappers = []any{
 		(*SetCentroidsRequest_Header)(nil),
 		(*SetCentroidsRequest_Batch)(nil),
 	}
@@ -2516,7 +2627,7 @@ func file_runed_v1_runed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runed_v1_runed_proto_rawDesc), len(file_runed_v1_runed_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

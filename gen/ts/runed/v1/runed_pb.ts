@@ -18,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file runed/v1/runed.proto.
  */
 export const file_runed_v1_runed: GenFile = /*@__PURE__*/
-  fileDesc("ChRydW5lZC92MS9ydW5lZC5wcm90bxIIcnVuZWQudjEiuwEKDEVtYmVkUmVxdWVzdBIMCgR0ZXh0GAEgASgJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlIu0BCg1FbWJlZFJlc3BvbnNlEg4KBnZlY3RvchgBIAMoAhISCgpjbHVzdGVyX2lkGAIgASgNEhwKFGNlbnRyb2lkX3NldF92ZXJzaW9uGAMgASgJEhMKC3Rva2VuX2NvdW50GBAgASgNEhkKEXRvdGFsX3Rva2VuX2NvdW50GBEgASgNEhEKCXRydW5jYXRlZBgSIAEoCBITCgtmaW5nZXJwcmludBgTIAEoCRIOCgZwcm9tcHQYFCABKAkSDgoGY2FjaGVkGBUgASgIEiIKBWVycm9yGBYgASgLMhMucnVuZWQudjEuSXRlbUVycm9yIpIBCglJdGVtRXJyb3ISDgoGcmVhc29uGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSMwoIbWV0YWRhdGEYAyADKAsyIS5ydW5lZC52MS5JdGVtRXJyb3IuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi2gEKEUVtYmVkQmF0Y2hSZXF1ZXN0Eg0KBXRleHRzGAEgAygJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEhcKD3Blcl9pdGVtX2Vycm9ycxgVIAEoCCJmChJFbWJlZEJhdGNoUmVzcG9uc2USKwoKZW1iZWRkaW5ncxgBIAMoCzIXLnJ1bmVkLnYxLkVtYmVkUmVzcG9uc2USEwoLZmluZ2VycHJpbnQYECABKAkSDgoGcHJvbXB0GBEgASgJIskBChJFbWJlZFN0cmVhbVJlcXVlc3QSKAoFaXRlbXMYASADKAsyGS5ydW5lZC52MS5FbWJlZFN0cmVhbUl0ZW0SHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlIisKD0VtYmVkU3RyZWFtSXRlbRIKCgJpZBgBIAEoCRIMCgR0ZXh0GAIgASgJImgKE0VtYmVkU3RyZWFtUmVzcG9uc2USLAoHcmVzdWx0cxgBIAMoCzIbLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVzdWx0EhMKC2ZpbmdlcnByaW50GBAgASgJEg4KBnByb21wdBgRIAEoCSJLChFFbWJlZFN0cmVhbVJlc3VsdBIKCgJpZBgBIAEoCRIqCgllbWJlZGRpbmcYAiABKAsyFy5ydW5lZC52MS5FbWJlZFJlc3BvbnNlIlYKEkNvdW50VG9rZW5zUmVxdWVzdBINCgV0ZXh0cxgBIAMoCRIcCgRyb2xlGBEgASgOMg4ucnVuZWQudjEuUm9sZRITCgtpbnN0cnVjdGlvbhgSIAEoCSJEChNDb3VudFRva2Vuc1Jlc3BvbnNlEhQKDHRva2VuX2NvdW50cxgBIAMoDRIXCg9tYXhfdGV4dF9sZW5ndGgYAiABKA0iDQoLSW5mb1JlcXVlc3QiiwQKDEluZm9SZXNwb25zZRIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgCIAEoCRISCgp2ZWN0b3JfZGltGAMgASgFEhcKD21heF90ZXh0X2xlbmd0aBgEIAEoBRIWCg5tYXhfYmF0Y2hfc2l6ZRgFIAEoBRIcChRjZW50cm9pZF9zZXRfdmVyc2lvbhgGIAEoCRISCgptb2RlbF9uYW1lGBAgASgJEhUKDW1vZGVsX3ZhcmlhbnQYESABKAkSDwoHcG9vbGluZxgSIAEoCRIWCg5lbmdpbmVfdmVyc2lvbhgTIAEoCRIZChFtYXhfcmVxdWVzdF9ieXRlcxgUIAEoAxITCgtzb2NrZXRfcGF0aBgVIAEoCRITCgtmaW5nZXJwcmludBgWIAEoCRIWCg5taW5fZGltZW5zaW9ucxgXIAEoDRIUCgxxdWVyeV9wcm9tcHQYGCABKAkSFwoPZG9jdW1lbnRfcHJvbXB0GBkgASgJEhsKE2RlZmF1bHRfaW5zdHJ1Y3Rpb24YGiABKAkSDwoHcHJvZmlsZRgbIAEoCRIYChBtYXhfcXVldWVkX3RleHRzGBwgASgNEhgKEG1heF9xdWV1ZWRfYnl0ZXMYHSABKAMSFAoMcmVzdHJpY3Rpb25zGB4gAygJEhAKCHR1bmVkX2F0GCIgASgJIg8KDUhlYWx0aFJlcXVlc3QiggcKDkhlYWx0aFJlc3BvbnNlEi8KBnN0YXR1cxgBIAEoDjIfLnJ1bmVkLnYxLkhlYWx0aFJlc3BvbnNlLlN0YXR1cxIWCg51cHRpbWVfc2Vjb25kcxgCIAEoAxIWCg50b3RhbF9yZXF1ZXN0cxgDIAEoAxItCgVwaGFzZRgEIAEoDjIeLnJ1bmVkLnYxLkhlYWx0aFJlc3BvbnNlLlBoYXNlEhIKCmJ5dGVzX2RvbmUYBSABKAMSEwoLYnl0ZXNfdG90YWwYBiABKAMSDwoHbWVzc2FnZRgHIAEoCRILCgNwaWQYECABKAMSEgoKZW5naW5lX3BpZBgRIAEoAxIXCg9lbmdpbmVfcmVzdGFydHMYEiABKAMSGgoSaW5fZmxpZ2h0X3JlcXVlc3RzGBMgASgDEikKC2ludGVyYWN0aXZlGBQgASgLMhQucnVuZWQudjEuTGFuZUhlYWx0aBIiCgRidWxrGBUgASgLMhQucnVuZWQudjEuTGFuZUhlYWx0aBITCgt0b3RhbF90ZXh0cxgWIAEoAxIUCgx0b3RhbF90b2tlbnMYFyABKAMSGQoRdG9rZW5zX3Blcl9zZWNvbmQYGCABKAESFQoNdG90YWxfYmF0Y2hlcxgZIAEoAxIYChBtZWFuX2JhdGNoX3RleHRzGBogASgBEhIKCmNhY2hlX2hpdHMYGyABKAMSFAoMc2hhcmVkX3RleHRzGBwgASgDEhUKDWNhY2hlX2VudHJpZXMYHSABKAMSEwoLY2FjaGVfYnl0ZXMYHiABKAMSGAoQcmVmdXNlZF9yZXF1ZXN0cxgfIAEoAxIYChBkaXNrX2NhY2hlX2J5dGVzGCAgASgDIoMBCgZTdGF0dXMSFgoSU1RBVFVTX1VOU1BFQ0lGSUVEEAASDQoJU1RBVFVTX09LEAESEgoOU1RBVFVTX0xPQURJTkcQAhITCg9TVEFUVVNfREVHUkFERUQQAxIYChRTVEFUVVNfU0hVVFRJTkdfRE9XThAEEg8KC1NUQVRVU19JRExFEAUiegoFUGhhc2USFQoRUEhBU0VfVU5TUEVDSUZJRUQQABIfChtQSEFTRV9GRVRDSElOR19MTEFNQV9TRVJWRVIQARIYChRQSEFTRV9GRVRDSElOR19NT0RFTBACEh8KG1BIQVNFX1NUQVJUSU5HX0xMQU1BX1NFUlZFUhADIoEBCgpMYW5lSGVhbHRoEhQKDHF1ZXVlZF90ZXh0cxgBIAEoAxIUCgxxdWV1ZWRfYnl0ZXMYAiABKAMSEwoLdG90YWxfdGV4dHMYAyABKAMSGAoQd2FpdF9wNTBfc2Vjb25kcxgEIAEoARIYChB3YWl0X3A5OV9zZWNvbmRzGAUgASgBIigKD1NodXRkb3duUmVxdWVzdBIVCg1ncmFjZV9zZWNvbmRzGAEgASgFIiQKEFNodXRkb3duUmVzcG9uc2USEAoIYWNjZXB0ZWQYASABKAgieQoTU2V0Q2VudHJvaWRzUmVxdWVzdBItCgZoZWFkZXIYASABKAsyGy5ydW5lZC52MS5DZW50cm9pZFNldEhlYWRlckgAEigKBWJhdGNoGAIgASgLMhcucnVuZWQudjEuQ2VudHJvaWRCYXRjaEgAQgkKB3BheWxvYWQiUAoRQ2VudHJvaWRTZXRIZWFkZXISDwoHdmVyc2lvbhgBIAEoCRILCgNkaW0YAiABKA0SDQoFbmxpc3QYAyABKA0SDgoGcHJlc2V0GAQgASgJIjYKDUNlbnRyb2lkQmF0Y2gSJQoJY2VudHJvaWRzGAEgAygLMhIucnVuZWQudjEuQ2VudHJvaWQiIwoIQ2VudHJvaWQSCgoCaWQYASABKA0SCwoDdmVjGAIgAygCIjYKFFNldENlbnRyb2lkc1Jlc3BvbnNlEg8KB3ZlcnNpb24YASABKAkSDQoFbmxpc3QYAiABKA0qQQoETGFuZRIUChBMQU5FX1VOU1BFQ0lGSUVEEAASFAoQTEFORV9JTlRFUkFDVElWRRABEg0KCUxBTkVfQlVMSxACKj8KBFJvbGUSFAoQUk9MRV9VTlNQRUNJRklFRBAAEg4KClJPTEVfUVVFUlkQARIRCg1ST0xFX0RPQ1VNRU5UEAIqXQoIVHJ1bmNhdGUSGAoUVFJVTkNBVEVfVU5TUEVDSUZJRUQQABIRCg1UUlVOQ0FURV9OT05FEAESEAoMVFJVTkNBVEVfRU5EEAISEgoOVFJVTkNBVEVfU1RBUlQQAzK/BAoMUnVuZWRTZXJ2aWNlEjgKBUVtYmVkEhYucnVuZWQudjEuRW1iZWRSZXF1ZXN0GhcucnVuZWQudjEuRW1iZWRSZXNwb25zZRJHCgpFbWJlZEJhdGNoEhsucnVuZWQudjEuRW1iZWRCYXRjaFJlcXVlc3QaHC5ydW5lZC52MS5FbWJlZEJhdGNoUmVzcG9uc2USTgoLRW1iZWRTdHJlYW0SHC5ydW5lZC52MS5FbWJlZFN0cmVhbVJlcXVlc3QaHS5ydW5lZC52MS5FbWJlZFN0cmVhbVJlc3BvbnNlKAEwARJKCgtDb3VudFRva2VucxIcLnJ1bmVkLnYxLkNvdW50VG9rZW5zUmVxdWVzdBodLnJ1bmVkLnYxLkNvdW50VG9rZW5zUmVzcG9uc2USOgoESW5mbxIVLnJ1bmVkLnYxLkluZm9SZXF1ZXN0GhYucnVuZWQudjEuSW5mb1Jlc3BvbnNlIgOQAgESQAoGSGVhbHRoEhcucnVuZWQudjEuSGVhbHRoUmVxdWVzdBoYLnJ1bmVkLnYxLkhlYWx0aFJlc3BvbnNlIgOQAgESQQoIU2h1dGRvd24SGS5ydW5lZC52MS5TaHV0ZG93blJlcXVlc3QaGi5ydW5lZC52MS5TaHV0ZG93blJlc3BvbnNlEk8KDFNldENlbnRyb2lkcxIdLnJ1bmVkLnYxLlNldENlbnRyb2lkc1JlcXVlc3QaHi5ydW5lZC52MS5TZXRDZW50cm9pZHNSZXNwb25zZSgBYgZwcm90bzM");
+  fileDesc("ChRydW5lZC92MS9ydW5lZC5wcm90bxIIcnVuZWQudjEiuwEKDEVtYmVkUmVxdWVzdBIMCgR0ZXh0GAEgASgJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlIu0BCg1FbWJlZFJlc3BvbnNlEg4KBnZlY3RvchgBIAMoAhISCgpjbHVzdGVyX2lkGAIgASgNEhwKFGNlbnRyb2lkX3NldF92ZXJzaW9uGAMgASgJEhMKC3Rva2VuX2NvdW50GBAgASgNEhkKEXRvdGFsX3Rva2VuX2NvdW50GBEgASgNEhEKCXRydW5jYXRlZBgSIAEoCBITCgtmaW5nZXJwcmludBgTIAEoCRIOCgZwcm9tcHQYFCABKAkSDgoGY2FjaGVkGBUgASgIEiIKBWVycm9yGBYgASgLMhMucnVuZWQudjEuSXRlbUVycm9yIpIBCglJdGVtRXJyb3ISDgoGcmVhc29uGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSMwoIbWV0YWRhdGEYAyADKAsyIS5ydW5lZC52MS5JdGVtRXJyb3IuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi2gEKEUVtYmVkQmF0Y2hSZXF1ZXN0Eg0KBXRleHRzGAEgAygJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEhcKD3Blcl9pdGVtX2Vycm9ycxgVIAEoCCJmChJFbWJlZEJhdGNoUmVzcG9uc2USKwoKZW1iZWRkaW5ncxgBIAMoCzIXLnJ1bmVkLnYxLkVtYmVkUmVzcG9uc2USEwoLZmluZ2VycHJpbnQYECABKAkSDgoGcHJvbXB0GBEgASgJIskBChJFbWJlZFN0cmVhbVJlcXVlc3QSKAoFaXRlbXMYASADKAsyGS5ydW5lZC52MS5FbWJlZFN0cmVhbUl0ZW0SHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlIisKD0VtYmVkU3RyZWFtSXRlbRIKCgJpZBgBIAEoCRIMCgR0ZXh0GAIgASgJImgKE0VtYmVkU3RyZWFtUmVzcG9uc2USLAoHcmVzdWx0cxgBIAMoCzIbLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVzdWx0EhMKC2ZpbmdlcnByaW50GBAgASgJEg4KBnByb21wdBgRIAEoCSJLChFFbWJlZFN0cmVhbVJlc3VsdBIKCgJpZBgBIAEoCRIqCgllbWJlZGRpbmcYAiABKAsyFy5ydW5lZC52MS5FbWJlZFJlc3BvbnNlIlYKEkNvdW50VG9rZW5zUmVxdWVzdBINCgV0ZXh0cxgBIAMoCRIcCgRyb2xlGBEgASgOMg4ucnVuZWQudjEuUm9sZRITCgtpbnN0cnVjdGlvbhgSIAEoCSJEChNDb3VudFRva2Vuc1Jlc3BvbnNlEhQKDHRva2VuX2NvdW50cxgBIAMoDRIXCg9tYXhfdGV4dF9sZW5ndGgYAiABKA0iDQoLSW5mb1JlcXVlc3QiyAQKDEluZm9SZXNwb25zZRIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgCIAEoCRISCgp2ZWN0b3JfZGltGAMgASgFEhcKD21heF90ZXh0X2xlbmd0aBgEIAEoBRIWCg5tYXhfYmF0Y2hfc2l6ZRgFIAEoBRIcChRjZW50cm9pZF9zZXRfdmVyc2lvbhgGIAEoCRISCgptb2RlbF9uYW1lGBAgASgJEhUKDW1vZGVsX3ZhcmlhbnQYESABKAkSDwoHcG9vbGluZxgSIAEoCRIWCg5lbmdpbmVfdmVyc2lvbhgTIAEoCRIZChFtYXhfcmVxdWVzdF9ieXRlcxgUIAEoAxITCgtzb2NrZXRfcGF0aBgVIAEoCRITCgtmaW5nZXJwcmludBgWIAEoCRIWCg5taW5fZGltZW5zaW9ucxgXIAEoDRIUCgxxdWVyeV9wcm9tcHQYGCABKAkSFwoPZG9jdW1lbnRfcHJvbXB0GBkgASgJEhsKE2RlZmF1bHRfaW5zdHJ1Y3Rpb24YGiABKAkSDwoHcHJvZmlsZRgbIAEoCRIYChBtYXhfcXVldWVkX3RleHRzGBwgASgNEhgKEG1heF9xdWV1ZWRfYnl0ZXMYHSABKAMSFAoMcmVzdHJpY3Rpb25zGB4gAygJEhMKC2FjY2VsZXJhdG9yGB8gASgJEg4KBmRldmljZRggIAEoCRIWCg5jb21wYW55X2Nvc2luZRghIAEoARIQCgh0dW5lZF9hdBgiIAEoCSIPCg1IZWFsdGhSZXF1ZXN0IoIHCg5IZWFsdGhSZXNwb25zZRIvCgZzdGF0dXMYASABKA4yHy5ydW5lZC52MS5IZWFsdGhSZXNwb25zZS5TdGF0dXMSFgoOdXB0aW1lX3NlY29uZHMYAiABKAMSFgoOdG90YWxfcmVxdWVzdHMYAyABKAMSLQoFcGhhc2UYBCABKA4yHi5ydW5lZC52MS5IZWFsdGhSZXNwb25zZS5QaGFzZRISCgpieXRlc19kb25lGAUgASgDEhMKC2J5dGVzX3RvdGFsGAYgASgDEg8KB21lc3NhZ2UYByABKAkSCwoDcGlkGBAgASgDEhIKCmVuZ2luZV9waWQYESABKAMSFwoPZW5naW5lX3Jlc3RhcnRzGBIgASgDEhoKEmluX2ZsaWdodF9yZXF1ZXN0cxgTIAEoAxIpCgtpbnRlcmFjdGl2ZRgUIAEoCzIULnJ1bmVkLnYxLkxhbmVIZWFsdGgSIgoEYnVsaxgVIAEoCzIULnJ1bmVkLnYxLkxhbmVIZWFsdGgSEwoLdG90YWxfdGV4dHMYFiABKAMSFAoMdG90YWxfdG9rZW5zGBcgASgDEhkKEXRva2Vuc19wZXJfc2Vjb25kGBggASgBEhUKDXRvdGFsX2JhdGNoZXMYGSABKAMSGAoQbWVhbl9iYXRjaF90ZXh0cxgaIAEoARISCgpjYWNoZV9oaXRzGBsgASgDEhQKDHNoYXJlZF90ZXh0cxgcIAEoAxIVCg1jYWNoZV9lbnRyaWVzGB0gASgDEhMKC2NhY2hlX2J5dGVzGB4gASgDEhgKEHJlZnVzZWRfcmVxdWVzdHMYHyABKAMSGAoQZGlza19jYWNoZV9ieXRlcxggIAEoAyKDAQoGU3RhdHVzEhYKElNUQVRVU19VTlNQRUNJRklFRBAAEg0KCVNUQVRVU19PSxABEhIKDlNUQVRVU19MT0FESU5HEAISEwoPU1RBVFVTX0RFR1JBREVEEAMSGAoUU1RBVFVTX1NIVVRUSU5HX0RPV04QBBIPCgtTVEFUVVNfSURMRRAFInoKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASHwobUEhBU0VfRkVUQ0hJTkdfTExBTUFfU0VSVkVSEAESGAoUUEhBU0VfRkVUQ0hJTkdfTU9ERUwQAhIfChtQSEFTRV9TVEFSVElOR19MTEFNQV9TRVJWRVIQAyKBAQoKTGFuZUhlYWx0aBIUCgxxdWV1ZWRfdGV4dHMYASABKAMSFAoMcXVldWVkX2J5dGVzGAIgASgDEhMKC3RvdGFsX3RleHRzGAMgASgDEhgKEHdhaXRfcDUwX3NlY29uZHMYBCABKAESGAoQd2FpdF9wOTlfc2Vjb25kcxgFIAEoASIPCg1XYXJtVXBSZXF1ZXN0IhAKDldhcm1VcFJlc3BvbnNlIigKD1NodXRkb3duUmVxdWVzdBIVCg1ncmFjZV9zZWNvbmRzGAEgASgFIiQKEFNodXRkb3duUmVzcG9uc2USEAoIYWNjZXB0ZWQYASABKAgieQoTU2V0Q2VudHJvaWRzUmVxdWVzdBItCgZoZWFkZXIYASABKAsyGy5ydW5lZC52MS5DZW50cm9pZFNldEhlYWRlckgAEigKBWJhdGNoGAIgASgLMhcucnVuZWQudjEuQ2VudHJvaWRCYXRjaEgAQgkKB3BheWxvYWQiUAoRQ2VudHJvaWRTZXRIZWFkZXISDwoHdmVyc2lvbhgBIAEoCRILCgNkaW0YAiABKA0SDQoFbmxpc3QYAyABKA0SDgoGcHJlc2V0GAQgASgJIjYKDUNlbnRyb2lkQmF0Y2gSJQoJY2VudHJvaWRzGAEgAygLMhIucnVuZWQudjEuQ2VudHJvaWQiIwoIQ2VudHJvaWQSCgoCaWQYASABKA0SCwoDdmVjGAIgAygCIjYKFFNldENlbnRyb2lkc1Jlc3BvbnNlEg8KB3ZlcnNpb24YASABKAkSDQoFbmxpc3QYAiABKA0qQQoETGFuZRIUChBMQU5FX1VOU1BFQ0lGSUVEEAASFAoQTEFORV9JTlRFUkFDVElWRRABEg0KCUxBTkVfQlVMSxACKj8KBFJvbGUSFAoQUk9MRV9VTlNQRUNJRklFRBAAEg4KClJPTEVfUVVFUlkQARIRCg1ST0xFX0RPQ1VNRU5UEAIqXQoIVHJ1bmNhdGUSGAoUVFJVTkNBVEVfVU5TUEVDSUZJRUQQABIRCg1UUlVOQ0FURV9OT05FEAESEAoMVFJVTkNBVEVfRU5EEAISEgoOVFJVTkNBVEVfU1RBUlQQAzL8BAoMUnVuZWRTZXJ2aWNlEjgKBUVtYmVkEhYucnVuZWQudjEuRW1iZWRSZXF1ZXN0GhcucnVuZWQudjEuRW1iZWRSZXNwb25zZRJHCgpFbWJlZEJhdGNoEhsucnVuZWQudjEuRW1iZWRCYXRjaFJlcXVlc3QaHC5ydW5lZC52MS5FbWJlZEJhdGNoUmVzcG9uc2USTgoLRW1iZWRTdHJlYW0SHC5ydW5lZC52MS5FbWJlZFN0cmVhbVJlcXVlc3QaHS5ydW5lZC52MS5FbWJlZFN0cmVhbVJlc3BvbnNlKAEwARJKCgtDb3VudFRva2VucxIcLnJ1bmVkLnYxLkNvdW50VG9rZW5zUmVxdWVzdBodLnJ1bmVkLnYxLkNvdW50VG9rZW5zUmVzcG9uc2USOgoESW5mbxIVLnJ1bmVkLnYxLkluZm9SZXF1ZXN0GhYucnVuZWQudjEuSW5mb1Jlc3BvbnNlIgOQAgESQAoGSGVhbHRoEhcucnVuZWQudjEuSGVhbHRoUmVxdWVzdBoYLnJ1bmVkLnYxLkhlYWx0aFJlc3BvbnNlIgOQAgESOwoGV2FybVVwEhcucnVuZWQudjEuV2FybVVwUmVxdWVzdBoYLnJ1bmVkLnYxLldhcm1VcFJlc3BvbnNlEkEKCFNodXRkb3duEhkucnVuZWQudjEuU2h1dGRvd25SZXF1ZXN0GhoucnVuZWQudjEuU2h1dGRvd25SZXNwb25zZRJPCgxTZXRDZW50cm9pZHMSHS5ydW5lZC52MS5TZXRDZW50cm9pZHNSZXF1ZXN0Gh4ucnVuZWQudjEuU2V0Q2VudHJvaWRzUmVzcG9uc2UoAWIGcHJvdG8z");
 
 /**
  * @generated from message runed.v1.EmbedRequest
@@ -613,7 +613,8 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
 
   /**
    * Names the space that vectors of all dimensions lie in: the same string means that vectors can be compared, another one that
-   * they cannot. It covers the model file, its quantization, the pooling, the dimensions, the prompts and the engine's build.
+   * they cannot. It covers the model file, its quantization, the pooling, the dimensions, the prompts, the engine's build and
+   * the device, unless that is the processors.
    * Keep it beside stored vectors. Empty until the model is installed.
    *
    * @generated from field: string fingerprint = 22;
@@ -674,6 +675,28 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
    * @generated from field: repeated string restrictions = 30;
    */
   restrictions: string[];
+
+  /**
+   * What the engine computes with: "cpu", "cuda", "rocm", "vulkan" or "metal". Empty until the model is installed.
+   *
+   * @generated from field: string accelerator = 31;
+   */
+  accelerator: string;
+
+  /**
+   * The name of the device for people, such as "NVIDIA H100 80GB HBM3". Empty for the processors.
+   *
+   * @generated from field: string device = 32;
+   */
+  device: string;
+
+  /**
+   * How much a vector depends on the other texts that are computed at once: the smallest cosine between the vectors of a text
+   * alone and beside others that the engine's last self-test found. 1 means not at all. 0 before the first self-test.
+   *
+   * @generated from field: double company_cosine = 33;
+   */
+  companyCosine: number;
 
   /**
    * When `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty if they are built-in ones.
@@ -1023,6 +1046,32 @@ export const LaneHealthSchema: GenMessage<LaneHealth> = /*@__PURE__*/
   messageDesc(file_runed_v1_runed, 15);
 
 /**
+ * @generated from message runed.v1.WarmUpRequest
+ */
+export type WarmUpRequest = Message<"runed.v1.WarmUpRequest"> & {
+};
+
+/**
+ * Describes the message runed.v1.WarmUpRequest.
+ * Use `create(WarmUpRequestSchema)` to create a new message.
+ */
+export const WarmUpRequestSchema: GenMessage<WarmUpRequest> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 16);
+
+/**
+ * @generated from message runed.v1.WarmUpResponse
+ */
+export type WarmUpResponse = Message<"runed.v1.WarmUpResponse"> & {
+};
+
+/**
+ * Describes the message runed.v1.WarmUpResponse.
+ * Use `create(WarmUpResponseSchema)` to create a new message.
+ */
+export const WarmUpResponseSchema: GenMessage<WarmUpResponse> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 17);
+
+/**
  * @generated from message runed.v1.ShutdownRequest
  */
 export type ShutdownRequest = Message<"runed.v1.ShutdownRequest"> & {
@@ -1039,7 +1088,7 @@ export type ShutdownRequest = Message<"runed.v1.ShutdownRequest"> & {
  * Use `create(ShutdownRequestSchema)` to create a new message.
  */
 export const ShutdownRequestSchema: GenMessage<ShutdownRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 16);
+  messageDesc(file_runed_v1_runed, 18);
 
 /**
  * @generated from message runed.v1.ShutdownResponse
@@ -1058,7 +1107,7 @@ export type ShutdownResponse = Message<"runed.v1.ShutdownResponse"> & {
  * Use `create(ShutdownResponseSchema)` to create a new message.
  */
 export const ShutdownResponseSchema: GenMessage<ShutdownResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 17);
+  messageDesc(file_runed_v1_runed, 19);
 
 /**
  * @generated from message runed.v1.SetCentroidsRequest
@@ -1093,7 +1142,7 @@ export type SetCentroidsRequest = Message<"runed.v1.SetCentroidsRequest"> & {
  * Use `create(SetCentroidsRequestSchema)` to create a new message.
  */
 export const SetCentroidsRequestSchema: GenMessage<SetCentroidsRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 18);
+  messageDesc(file_runed_v1_runed, 20);
 
 /**
  * @generated from message runed.v1.CentroidSetHeader
@@ -1133,7 +1182,7 @@ export type CentroidSetHeader = Message<"runed.v1.CentroidSetHeader"> & {
  * Use `create(CentroidSetHeaderSchema)` to create a new message.
  */
 export const CentroidSetHeaderSchema: GenMessage<CentroidSetHeader> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 19);
+  messageDesc(file_runed_v1_runed, 21);
 
 /**
  * @generated from message runed.v1.CentroidBatch
@@ -1152,7 +1201,7 @@ export type CentroidBatch = Message<"runed.v1.CentroidBatch"> & {
  * Use `create(CentroidBatchSchema)` to create a new message.
  */
 export const CentroidBatchSchema: GenMessage<CentroidBatch> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 20);
+  messageDesc(file_runed_v1_runed, 22);
 
 /**
  * @generated from message runed.v1.Centroid
@@ -1178,7 +1227,7 @@ export type Centroid = Message<"runed.v1.Centroid"> & {
  * Use `create(CentroidSchema)` to create a new message.
  */
 export const CentroidSchema: GenMessage<Centroid> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 21);
+  messageDesc(file_runed_v1_runed, 23);
 
 /**
  * @generated from message runed.v1.SetCentroidsResponse
@@ -1204,7 +1253,7 @@ export type SetCentroidsResponse = Message<"runed.v1.SetCentroidsResponse"> & {
  * Use `create(SetCentroidsResponseSchema)` to create a new message.
  */
 export const SetCentroidsResponseSchema: GenMessage<SetCentroidsResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 22);
+  messageDesc(file_runed_v1_runed, 24);
 
 /**
  * The queues of the daemon.
@@ -1384,6 +1433,17 @@ export const RunedService: GenService<{
     methodKind: "unary";
     input: typeof HealthRequestSchema;
     output: typeof HealthResponseSchema;
+  },
+  /**
+   * Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
+   * embedding does, and counts as one for the time until the engine is suspended.
+   *
+   * @generated from rpc runed.v1.RunedService.WarmUp
+   */
+  warmUp: {
+    methodKind: "unary";
+    input: typeof WarmUpRequestSchema;
+    output: typeof WarmUpResponseSchema;
   },
   /**
    * Asks the daemon to finish what is in flight and to exit.

@@ -55,6 +55,8 @@ const (
 	RunedServiceInfoProcedure = "/runed.v1.RunedService/Info"
 	// RunedServiceHealthProcedure is the fully-qualified name of the RunedService's Health RPC.
 	RunedServiceHealthProcedure = "/runed.v1.RunedService/Health"
+	// RunedServiceWarmUpProcedure is the fully-qualified name of the RunedService's WarmUp RPC.
+	RunedServiceWarmUpProcedure = "/runed.v1.RunedService/WarmUp"
 	// RunedServiceShutdownProcedure is the fully-qualified name of the RunedService's Shutdown RPC.
 	RunedServiceShutdownProcedure = "/runed.v1.RunedService/Shutdown"
 	// RunedServiceSetCentroidsProcedure is the fully-qualified name of the RunedService's SetCentroids
@@ -80,6 +82,9 @@ type RunedServiceClient interface {
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
 	// Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
+	// Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
+	// embedding does, and counts as one for the time until the engine is suspended.
+	WarmUp(context.Context, *connect.Request[v1.WarmUpRequest]) (*connect.Response[v1.WarmUpResponse], error)
 	// Asks the daemon to finish what is in flight and to exit.
 	Shutdown(context.Context, *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error)
 	// Replaces the set of routing centroids: first one header, then batches in the order of their ids.
@@ -135,6 +140,12 @@ func NewRunedServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		warmUp: connect.NewClient[v1.WarmUpRequest, v1.WarmUpResponse](
+			httpClient,
+			baseURL+RunedServiceWarmUpProcedure,
+			connect.WithSchema(runedServiceMethods.ByName("WarmUp")),
+			connect.WithClientOptions(opts...),
+		),
 		shutdown: connect.NewClient[v1.ShutdownRequest, v1.ShutdownResponse](
 			httpClient,
 			baseURL+RunedServiceShutdownProcedure,
@@ -158,6 +169,7 @@ type runedServiceClient struct {
 	countTokens  *connect.Client[v1.CountTokensRequest, v1.CountTokensResponse]
 	info         *connect.Client[v1.InfoRequest, v1.InfoResponse]
 	health       *connect.Client[v1.HealthRequest, v1.HealthResponse]
+	warmUp       *connect.Client[v1.WarmUpRequest, v1.WarmUpResponse]
 	shutdown     *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
 	setCentroids *connect.Client[v1.SetCentroidsRequest, v1.SetCentroidsResponse]
 }
@@ -192,6 +204,11 @@ func (c *runedServiceClient) Health(ctx context.Context, req *connect.Request[v1
 	return c.health.CallUnary(ctx, req)
 }
 
+// WarmUp calls runed.v1.RunedService.WarmUp.
+func (c *runedServiceClient) WarmUp(ctx context.Context, req *connect.Request[v1.WarmUpRequest]) (*connect.Response[v1.WarmUpResponse], error) {
+	return c.warmUp.CallUnary(ctx, req)
+}
+
 // Shutdown calls runed.v1.RunedService.Shutdown.
 func (c *runedServiceClient) Shutdown(ctx context.Context, req *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error) {
 	return c.shutdown.CallUnary(ctx, req)
@@ -220,6 +237,9 @@ type RunedServiceHandler interface {
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
 	// Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
+	// Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
+	// embedding does, and counts as one for the time until the engine is suspended.
+	WarmUp(context.Context, *connect.Request[v1.WarmUpRequest]) (*connect.Response[v1.WarmUpResponse], error)
 	// Asks the daemon to finish what is in flight and to exit.
 	Shutdown(context.Context, *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error)
 	// Replaces the set of routing centroids: first one header, then batches in the order of their ids.
@@ -271,6 +291,12 @@ func NewRunedServiceHandler(svc RunedServiceHandler, opts ...connect.HandlerOpti
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	runedServiceWarmUpHandler := connect.NewUnaryHandler(
+		RunedServiceWarmUpProcedure,
+		svc.WarmUp,
+		connect.WithSchema(runedServiceMethods.ByName("WarmUp")),
+		connect.WithHandlerOptions(opts...),
+	)
 	runedServiceShutdownHandler := connect.NewUnaryHandler(
 		RunedServiceShutdownProcedure,
 		svc.Shutdown,
@@ -297,6 +323,8 @@ func NewRunedServiceHandler(svc RunedServiceHandler, opts ...connect.HandlerOpti
 			runedServiceInfoHandler.ServeHTTP(w, r)
 		case RunedServiceHealthProcedure:
 			runedServiceHealthHandler.ServeHTTP(w, r)
+		case RunedServiceWarmUpProcedure:
+			runedServiceWarmUpHandler.ServeHTTP(w, r)
 		case RunedServiceShutdownProcedure:
 			runedServiceShutdownHandler.ServeHTTP(w, r)
 		case RunedServiceSetCentroidsProcedure:
@@ -332,6 +360,10 @@ func (UnimplementedRunedServiceHandler) Info(context.Context, *connect.Request[v
 
 func (UnimplementedRunedServiceHandler) Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("runed.v1.RunedService.Health is not implemented"))
+}
+
+func (UnimplementedRunedServiceHandler) WarmUp(context.Context, *connect.Request[v1.WarmUpRequest]) (*connect.Response[v1.WarmUpResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("runed.v1.RunedService.WarmUp is not implemented"))
 }
 
 func (UnimplementedRunedServiceHandler) Shutdown(context.Context, *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error) {

@@ -21,7 +21,7 @@ from connectrpc.protocol import ProtocolType
 from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DEFAULT_READ_MAX_BYTES, Endpoint, EndpointSync
 from pyqwest import Client, SyncClient
 
-from .runed_pb2 import CountTokensRequest, CountTokensResponse, EmbedBatchRequest, EmbedBatchResponse, EmbedRequest, EmbedResponse, EmbedStreamRequest, EmbedStreamResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, SetCentroidsRequest, SetCentroidsResponse, ShutdownRequest, ShutdownResponse
+from .runed_pb2 import CountTokensRequest, CountTokensResponse, EmbedBatchRequest, EmbedBatchResponse, EmbedRequest, EmbedResponse, EmbedStreamRequest, EmbedStreamResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, SetCentroidsRequest, SetCentroidsResponse, ShutdownRequest, ShutdownResponse, WarmUpRequest, WarmUpResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -78,6 +78,13 @@ class RunedService(Protocol):
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
         """
         Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def warm_up(self, request: WarmUpRequest, ctx: RequestContext[WarmUpRequest, WarmUpResponse], /) -> WarmUpResponse:
+        """
+        Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
+        embedding does, and counts as one for the time until the engine is suspended.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -172,6 +179,17 @@ class RunedServiceASGIApplication(ConnectASGIApplication[RunedService]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.health,
+                ),
+                "/runed.v1.RunedService/WarmUp": Endpoint.unary(
+                    method=MethodInfo(
+                        name="WarmUp",
+                        service_name="runed.v1.RunedService",
+                        input=WarmUpRequest,
+                        output=WarmUpResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.warm_up,
                 ),
                 "/runed.v1.RunedService/Shutdown": Endpoint.unary(
                     method=MethodInfo(
@@ -382,6 +400,30 @@ class RunedServiceClient(ConnectClient):
             timeout_ms=timeout_ms,
             use_get=use_get,
         )
+    async def warm_up(
+        self,
+        request: WarmUpRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> WarmUpResponse:
+        """
+        Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
+        embedding does, and counts as one for the time until the engine is suspended.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="WarmUp",
+                service_name="runed.v1.RunedService",
+                input=WarmUpRequest,
+                output=WarmUpResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
     async def shutdown(
         self,
         request: ShutdownRequest,
@@ -470,6 +512,13 @@ class RunedServiceSync(Protocol):
     def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
         """
         Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def warm_up(self, request: WarmUpRequest, ctx: RequestContext[WarmUpRequest, WarmUpResponse], /) -> WarmUpResponse:
+        """
+        Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
+        embedding does, and counts as one for the time until the engine is suspended.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -562,6 +611,17 @@ class RunedServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.health,
+                ),
+                "/runed.v1.RunedService/WarmUp": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="WarmUp",
+                        service_name="runed.v1.RunedService",
+                        input=WarmUpRequest,
+                        output=WarmUpResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.warm_up,
                 ),
                 "/runed.v1.RunedService/Shutdown": EndpointSync.unary(
                     method=MethodInfo(
@@ -771,6 +831,30 @@ class RunedServiceClientSync(ConnectClientSync):
             headers=headers,
             timeout_ms=timeout_ms,
             use_get=use_get,
+        )
+    def warm_up(
+        self,
+        request: WarmUpRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> WarmUpResponse:
+        """
+        Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
+        embedding does, and counts as one for the time until the engine is suspended.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="WarmUp",
+                service_name="runed.v1.RunedService",
+                input=WarmUpRequest,
+                output=WarmUpResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
         )
     def shutdown(
         self,

