@@ -186,6 +186,33 @@ def threads_of(pid: int) -> list[Thread]:
     return threads
 
 
+@dataclass(frozen=True, slots=True)
+class SignalMasks:
+    """The numbers of the signals that the main thread of a process blocks, and of those for which it has a handler."""
+
+    blocked: frozenset[int] = frozenset()
+    caught: frozenset[int] = frozenset()
+
+    @classmethod
+    def parse(cls, status: bytes) -> SignalMasks:
+        """Return the masks in the text of /proc/<pid>/status. Some sandboxes leave them out, which is as if they were empty."""
+        return cls(_signals(status, b"SigBlk"), _signals(status, b"SigCgt"))
+
+
+def signal_masks_of(pid: int) -> SignalMasks:
+    """Return the masks of a process; empty ones if it is gone, and on other systems than Linux."""
+    try:
+        return SignalMasks.parse(Path(f"/proc/{pid}/status").read_bytes())
+    except OSError:
+        return SignalMasks()
+
+
+def _signals(status: bytes, name: bytes) -> frozenset[int]:
+    _, found, rest = status.partition(b"\n" + name + b":")
+    mask = int(rest.split(maxsplit=1)[0], 16) if found else 0
+    return frozenset(number for number in range(1, mask.bit_length() + 1) if mask >> (number - 1) & 1)
+
+
 def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process in bytes; 0 if it is gone."""
     import psutil  # noqa: PLC0415 # as in `identify`

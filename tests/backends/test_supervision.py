@@ -34,6 +34,20 @@ from tests.support import process_gone, wait_until
 SECRET = "a text that must not be told"
 
 
+at_a_signal = pytest.mark.parametrize(
+    "action",
+    [
+        "deaf-once",
+        "gone-once",
+        pytest.param(
+            "caught-once",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell that a handler runs"),
+        ),
+    ],
+)
+"""The ways in which a busy engine takes a signal that asks it to end."""
+
+
 async def until(backend: LlamaBackend, status: BackendStatus) -> BackendState:
     await asyncio.to_thread(wait_until, lambda: backend.state.status is status)
     return backend.state
@@ -455,8 +469,8 @@ async def test_removed_socket_gets_a_new_engine(make_backend: MakeBackend, fake:
     assert backend.state.restarts == 1
 
 
-@pytest.mark.parametrize("action", ["deaf-once", "gone-once"])
-async def test_engine_that_owes_an_answer_and_takes_no_connection_is_replaced_at_once(
+@at_a_signal
+async def test_engine_that_owes_an_answer_and_never_gives_it_after_a_signal_is_replaced_at_once(
     make_backend: MakeBackend, fake: FakeEngine, action: str
 ) -> None:
     fake.behave(on={"stuck": action})
@@ -567,8 +581,8 @@ async def test_engine_that_is_stopped_while_it_starts_is_replaced(make_backend: 
     assert len(fake.launches) == 2
 
 
-@pytest.mark.parametrize("action", ["deaf-once", "gone-once"])
-async def test_engine_that_closes_its_listener_in_its_self_test_is_replaced_at_once(
+@at_a_signal
+async def test_engine_that_gets_a_signal_in_its_self_test_is_replaced_at_once(
     make_backend: MakeBackend, fake: FakeEngine, action: str
 ) -> None:
     fake.behave(always=action)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from runed.processes import ProcessIdentity, describe_exit, identify, is_alive
+from runed.processes import ProcessIdentity, SignalMasks, describe_exit, identify, is_alive, signal_masks_of
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,6 @@ def test_zombie_is_not_alive() -> None:
 _TRIM = """
 from runed.processes import return_large_blocks, resident_bytes, trim_memory
 import os
-import platform
 return_large_blocks()
 before = resident_bytes(os.getpid())
 texts = [bytes(15_000) for _ in range(4000)]
@@ -74,3 +74,20 @@ def test_freed_memory_goes_back_to_the_kernel() -> None:
     kept, left = map(int, result.stdout.split())
     assert kept > 40 * 2**20
     assert left < 8 * 2**20
+
+
+def test_signal_masks_are_read() -> None:
+    status = b"Name:\tSigBlk:\t1\nSigPnd:\t0000000000000001\nSigBlk:\t0000000000004002\nSigCgt:\t0000000100000001\n"
+    blocked, caught = frozenset({signal.SIGINT, signal.SIGTERM}), frozenset({1, 33})
+    assert SignalMasks.parse(status) == SignalMasks(blocked, caught)
+
+
+def test_signal_masks_that_a_sandbox_leaves_out_are_empty() -> None:
+    assert SignalMasks.parse(b"Name:\tllama-server\nState:\tS (sleeping)\nThreads:\t7\n") == SignalMasks()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the masks")
+def test_signal_masks_of_a_process_are_found() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert signal_masks_of(process.pid).blocked == signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert signal_masks_of(process.pid) == SignalMasks()

@@ -145,6 +145,7 @@ class ProgramClient(ChaosClient):
             self.report.violated(f"{self.name}: ended with code {code}: {said[-600:]}")
         if code:
             self.report.called(self.name, f"exit code {code}")
+            self.report.say(f"{self.name}: exit code {code}: {last[:300]}")
             self.stopping.wait(0.3)
 
 

@@ -21,7 +21,8 @@ Keys of `behaviour.json`, all optional:
 
 Actions, each with "-once" for the first time only: "crash" (abort), "kill" (SIGKILL to itself), "hang", "deadlock" (no
 embedding is answered any more), "deaf" (close the listener and answer nothing, as the real one does at a SIGTERM), "gone" (the
-same, and remove the socket), "poison" (NaN for this text and for all later ones), "sleep" (for a second, then answer), "busy"
+same, and remove the socket), "caught" (get a SIGTERM whose handler waits for ever, as the real one's does now and then, and
+answer no embedding any more), "poison" (NaN for this text and for all later ones), "sleep" (for a second, then answer), "busy"
 (use the processor for a second, then answer), "endless" (never end the answer).
 
 Other actions: "slow-death" (break off the answer, abort half a second later), "nan", "zeros", "norm-0.999", "norm-0.9996",
@@ -33,6 +34,7 @@ vector of another text), "batch-differs", "batch-rounds" (it differs a little), 
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import math
 import os
@@ -201,6 +203,13 @@ def vanish(handler: Handler) -> None:
     turn_deaf(handler)
 
 
+def get_caught(_: Handler) -> None:
+    libc = ctypes.CDLL(None)
+    libc.signal(signal.SIGTERM, ctypes.cast(libc.pause, ctypes.c_void_p))
+    DEADLOCKED.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def never_end(handler: Handler) -> None:
     handler.send_response(200)
     handler.end_headers()
@@ -215,6 +224,7 @@ DEEDS: dict[str, Callable[[Handler], object]] = {
     "deadlock": lambda _: DEADLOCKED.set(),
     "deaf": turn_deaf,
     "gone": vanish,
+    "caught": get_caught,
     "poison": lambda _: POISONED.set(),
     "sleep": lambda _: time.sleep(1.0),
     "busy": lambda _: burn(1.0),

@@ -208,9 +208,9 @@ class Launcher:
                     break
                 if child.exited.done():
                     raise _failed_start(server, describe_exit(child.exited.result()))
-                # A signal closes the listener. An engine that just computes its self-test would never answer then, nor end.
-                if server.listened and not child.stopped and not server.accepts():
-                    raise _failed_start(server, "could not be reached any more by its socket")
+                # After a signal, an engine that just computes its self-test would never answer, nor end.
+                if server.listened and (fault := server.fault()):
+                    raise _failed_start(server, fault)
                 patience = min(timings.hang + timings.probe if child.stopped else timings.start_stall, timings.start_stall)
                 if stillness.look() > patience:
                     raise _failed_start(server, f"made no progress for {patience:g} seconds")

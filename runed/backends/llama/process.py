@@ -18,7 +18,7 @@ from runed.errors import printable_bytes
 from runed.files import make_way, read_record
 from runed.log import get_logger
 from runed.os_errors import naming
-from runed.processes import ProcessIdentity, die_with_parent, identify, threads_of
+from runed.processes import ProcessIdentity, die_with_parent, identify, signal_masks_of, threads_of
 
 _log = get_logger(__name__)
 
@@ -27,6 +27,9 @@ _MAX_LOG_BYTES = 5 * 1024 * 1024
 _TAIL_BYTES = 8 * 1024
 _QUOTED_LINES = 3
 _QUOTED_LINE_LENGTH = 240
+
+_REQUESTS_TO_END = {signal.SIGINT, signal.SIGTERM}
+"""Signals that ask a program to end, and that it may handle."""
 
 _REAP_PATIENCE = 5.0
 """Seconds to wait for the end of a killed orphan."""
@@ -94,6 +97,7 @@ class ChildProcess:
         self._record = record
         self._leftovers = leftovers
         self._holds_home = holds_home
+        self._inherited = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._identity = identify(process.pid)
         if self._identity:
             # Not `write_atomically`: its fsync may take seconds, and the record is worthless after a reboot.
@@ -180,6 +184,16 @@ class ChildProcess:
     def stopped(self) -> bool:
         """Whether a signal, such as SIGSTOP, has stopped the child."""
         return self._state() == psutil.STATUS_STOPPED
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the main thread is in its handler of a signal that asks to end. Outside of Linux, nothing is known of it.
+
+        The kernel blocks a signal, and only this, while it is handled. For a moment, all are blocked when a thread is started.
+        """
+        masks = signal_masks_of(self.pid)
+        handled = masks.blocked - self._inherited
+        return bool(handled) and handled <= masks.caught & _REQUESTS_TO_END
 
     async def terminate(self, grace: float) -> None:
         """Send SIGTERM to the child, and kill it if it still lives after `grace` seconds."""

@@ -20,6 +20,12 @@ _DEATH_NOTICE = 1.0
 """Seconds after the loss of a connection during which the process may still turn out to be dead. A dying process closes its
 connections first. On a busy machine, hundreds of milliseconds may pass until its end shows."""
 
+UNREACHABLE = "could not be reached any more by its socket"
+"""Fault of a server whose socket is closed or gone."""
+
+_ENDING = "was asked to end by a signal, and did not"
+"""Fault of a server that is caught in the handler of the signal."""
+
 _CRASHES = {
     signal.SIGABRT,
     signal.SIGBUS,
@@ -108,6 +114,18 @@ class LlamaServer:
             pass
         return True
 
+    def fault(self) -> str:
+        """Return the fault for which the server will not answer any more, or "".
+
+        After a signal such as SIGTERM, a busy server waits for ever. Mostly it closes its listener first. But the handler needs
+        the lock of the queue, and the main thread may hold this lock when the signal comes.
+        """
+        if self.child.stopped:  # its queue fills up, which looks like a refusal on macOS
+            return ""
+        if not self.accepts():
+            return UNREACHABLE
+        return _ENDING if self.child.is_ending else ""
+
     async def check(self) -> None:
         """Ask for the vector of a short text.
 
@@ -123,9 +141,9 @@ class LlamaServer:
         await asyncio.wait({self.child.exited}, timeout=_DEATH_NOTICE)
         return self.child.exited.done()
 
-    async def condemn(self, verdict: str) -> None:
-        """Kill the server for a reason."""
-        self.verdict = verdict
+    async def condemn(self, fault: str) -> None:
+        """Kill the server for a fault, which is told as the end of a sentence."""
+        self.verdict = f"llama-server {fault}, so it was replaced"
         await self.child.kill()
 
     async def close(self, grace: float) -> None:

@@ -11,9 +11,9 @@ from runed.backends.base import BackendStatus
 from runed.backends.llama.guard import EngineDiedError
 from runed.backends.llama.http import ConnectionLostError
 from runed.backends.llama.launcher import DeviceError
-from runed.backends.llama.server import LlamaServer
+from runed.backends.llama.server import UNREACHABLE, LlamaServer
 from runed.backends.llama.timings import Timings
-from runed.backends.llama.watch import POISONED, UNREACHABLE, Watch
+from runed.backends.llama.watch import POISONED, Watch
 from runed.errors import BackendError, BackendFaultError, BackendUnavailableError
 from runed.log import describe_exception, get_logger
 
@@ -197,7 +197,7 @@ class Supervisor:
             await Watch(server, self._timings).until_dead()
         except Exception as error:  # noqa: BLE001 # nobody would notice the death or the hang of a server without a watcher
             _log.error("llama-server cannot be watched", **describe_exception(error))
-            await server.condemn("llama-server could not be watched any longer, so it was replaced")
+            await server.condemn("could not be watched any longer")
         if server.closing:
             return
         # No await before the next start has begun: a request that came in between would begin a second start.

@@ -11,11 +11,8 @@ from runed.backends.llama.stillness import Stillness
 from runed.backends.llama.timings import Timings
 from runed.errors import BackendFaultError
 
-UNREACHABLE = "llama-server could not be reached any more by its socket, so it was replaced"
-"""Verdict on a server whose socket is closed or gone."""
-
-POISONED = "llama-server gave a wrong vector for the text of its self-test, too, so it was replaced"
-"""Verdict on a server that gives wrong vectors for every text."""
+POISONED = "gave a wrong vector for the text of its self-test, too"
+"""Fault of a server that gives wrong vectors for every text."""
 
 
 class Watch:
@@ -38,20 +35,19 @@ class Watch:
         server = self._server
         try:
             while not (await asyncio.wait({server.child.exited}, timeout=self._timings.look))[0]:
-                if not server.closing and (verdict := self._judge()):
-                    await server.condemn(verdict)
+                if not server.closing and (fault := self._judge()):
+                    await server.condemn(fault)
         finally:
             if self._probe is not None:
                 self._probe.cancel()
                 await asyncio.wait({self._probe})
 
     def _judge(self) -> str:
-        """Return the reason why the server must be killed now, or ""."""
+        """Return the fault for which the server must be killed now, or ""."""
         server, timings = self._server, self._timings
         stopped = server.child.stopped
-        # The queue of a stopped server fills up, which looks like a refusal on macOS.
-        if not stopped and not server.accepts():
-            return UNREACHABLE
+        if fault := server.fault():
+            return fault
         if self._probe is not None and self._probe.done():
             return self._end_probe(self._probe)
         quiet = self._quiet(stopped=stopped)
@@ -92,4 +88,4 @@ class Watch:
     @property
     def _hung(self) -> str:
         patience = self._timings.hang + self._timings.probe
-        return f"llama-server did not answer for {patience:g} seconds and did nothing, so it was replaced"
+        return f"did not answer for {patience:g} seconds and did nothing"
