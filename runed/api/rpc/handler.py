@@ -33,9 +33,11 @@ from runed.api.answer_size import reserve_answer
 from runed.api.call_log import Call
 from runed.api.host import Host
 from runed.api.rpc import messages
+from runed.api.rpc.batch_turns import BatchTurns
 from runed.api.rpc.decoding import whole
 from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
+from runed.scheduling.scheduler import INTERACTIVE_BATCH
 from runed.server import forget_message, owe
 
 _SHARE_OF_DEADLINE = 0.8
@@ -54,6 +56,7 @@ class RunedServicer:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._batches = BatchTurns()
 
     async def embed(self, request: EmbedRequest, ctx: RequestContext[EmbedRequest, EmbedResponse], /) -> EmbedResponse:
         """Embed one text."""
@@ -62,7 +65,15 @@ class RunedServicer:
     async def embed_batch(
         self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse], /
     ) -> EmbedBatchResponse:
-        """Embed many texts."""
+        """Embed many texts. A batch of `INTERACTIVE_BATCH` texts or fewer does not wait for its turn."""
+        if len(request.texts) <= INTERACTIVE_BATCH:
+            return await self._embed_batch(request, ctx)
+        async with self._batches.turn(_client(ctx), messages.embed_options(request).lane, len(request.texts)):
+            return await self._embed_batch(request, ctx)
+
+    async def _embed_batch(
+        self, request: EmbedBatchRequest, ctx: RequestContext[EmbedBatchRequest, EmbedBatchResponse]
+    ) -> EmbedBatchResponse:
         answer = await self._embed(whole(list(request.texts)), request, ctx, per_item_errors=request.per_item_errors)
         return await messages.embed_batch_response(answer)
 
