@@ -18,7 +18,7 @@ from runed.metrics import Metrics
 from runed.scheduling.batcher import Batcher
 from runed.scheduling.blanks import BlankFinder, empty_text
 from runed.scheduling.packing import pack
-from runed.scheduling.preparing import Name, Prepared, Preparer, check_text, located
+from runed.scheduling.preparing import STREAMED, Name, Prepared, Preparer, check_text, located, named
 from runed.scheduling.queue import Computed, QueueEntry
 from runed.scheduling.tickets import Ticket
 from runed.turns import breathe
@@ -65,12 +65,12 @@ class Terms:
         """Return whether an error fails the whole call; see `tolerate`."""
         return self.strict or not isinstance(error, _OF_THE_TEXT)
 
-    def finish(self, item: Embedding | RunedError, name: Name) -> Embedding | RunedError:
+    def finish(self, item: Embedding | RunedError, claim: Claim) -> Embedding | RunedError:
         """Shorten the vector of an embedding to the requested dimensions. Return an error unchanged.
 
         Args:
             item: The outcome of a text.
-            name: The name of the text in errors.
+            claim: The claim to it.
 
         Raises:
             BackendFaultError: With `strict`: the values to keep are all 0.
@@ -80,7 +80,7 @@ class Terms:
         try:
             vector = shorten(item.vector, self.dimensions)
         except BackendFaultError as error:
-            return self.tolerate(located(error, name))
+            return self.tolerate(located(error, claim.name))
         return item if vector is item.vector else replace(item, vector=vector)
 
 
@@ -90,7 +90,8 @@ class Claim:
 
     Attributes:
         text: The text, without its prompt.
-        name: The name of the text in errors.
+        index: Its index in the call; None in a stream.
+        count: The number of texts of the call.
         key: The key of its vector in the cache, once the text is checked.
         state: None at first. Then its error, its vector from the cache, its prepared text, or its ticket.
         shared: Whether another claim to the same ticket came first.
@@ -98,11 +99,17 @@ class Claim:
     """
 
     text: str
-    name: Name
+    index: int | None = None
+    count: int = 0
     key: bytes = b""
     state: RunedError | CachedVector | Prepared | Ticket | None = None
     shared: bool = False
     doubtful: bool = False
+
+    @property
+    def name(self) -> Name:
+        """The name of the text in errors. It is made when it is needed, since it takes twice the memory of the claim."""
+        return STREAMED if self.index is None else named(self.index, self.count)
 
     @property
     def future(self) -> asyncio.Future[Computed] | None:
@@ -283,7 +290,7 @@ class ClaimDesk:
             [claim.text for claim in missing],
             prompt=terms.prompt,
             truncate=terms.truncate,
-            names=[claim.name for claim in missing],
+            name=lambda index: missing[index].name,
             exact=terms.lane is Lane.BULK and len(missing) > 1,  # for the packing
         )
         for claim, item in zip(missing, prepared, strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from runed.backends.base import CountingEmbedder, TextInput
@@ -151,7 +152,7 @@ class Preparer:
         *,
         prompt: str,
         truncate: Truncate,
-        names: Sequence[Name],
+        name: Callable[[int], Name],
         exact: bool = False,
     ) -> list[Prepared | RunedError]:
         """Prepare texts. Count the tokens of those that may be too long.
@@ -160,7 +161,7 @@ class Preparer:
             texts: The texts, checked by `check_text`.
             prompt: The text in front of each text.
             truncate: The treatment of a text that is too long.
-            names: The name of each text in errors.
+            name: Returns the name of the text with an index, for an error.
             exact: Whether to count all texts.
 
         Returns:
@@ -182,11 +183,10 @@ class Preparer:
         for part in portions([whole[index] for index in long]):
             for text, tokens in zip(part, await tokenize_each(part, self._backend), strict=True):
                 index = next(indices)
-                name = names[index]
                 if isinstance(tokens, RunedError):
-                    fitted[index] = located(tokens, name)
+                    fitted[index] = located(tokens, name(index))
                 else:
-                    fitted[index] = await self._fit(text, tokens, prompt, truncate, name)
+                    fitted[index] = await self._fit(text, tokens, prompt, truncate, partial(name, index))
                 await breathe()
         for index, text in enumerate(whole):
             if index not in fitted:  # then it is short
@@ -194,12 +194,12 @@ class Preparer:
         return [fitted[index] for index in range(len(whole))]
 
     async def _fit(
-        self, text: str, tokens: list[int], prompt: str, truncate: Truncate, name: Name
+        self, text: str, tokens: list[int], prompt: str, truncate: Truncate, name: Callable[[], Name]
     ) -> Prepared | TextTooLongError:
         limit = self._backend.model.max_tokens
         if len(tokens) <= limit:
             return Prepared(text, len(tokens), exact=True, total_tokens=0, size=len(text.encode()))
-        words, where = name
+        words, where = name()
         facts = {"tokens": str(len(tokens)), "limit": str(limit)} | where
         if truncate is Truncate.NONE:
             return TextTooLongError(

@@ -164,7 +164,7 @@ class Scheduler:
         terms = self._terms(options, client, lane, strict=not per_item_errors)
         # The whole call uses one set, even if another one is installed meanwhile.
         centroids = self.centroids.current() if options.with_route else None
-        claims = [Claim(text, named(index, len(texts))) for index, text in enumerate(texts)]
+        claims = [Claim(text, index, len(texts)) for index, text in enumerate(texts)]
         async with self._desk.claimed(claims, terms):
             items = await redeem(claims, terms)
         if centroids is not None:
@@ -172,7 +172,7 @@ class Scheduler:
         for index, claim in enumerate(claims):
             if index:  # a call of one text does not wait for the work of others
                 await breathe()
-            items[index] = terms.finish(items[index], claim.name)
+            items[index] = terms.finish(items[index], claim)
         self._metrics.answered(sum(isinstance(item, Embedding) for item in items))
         return EmbedAnswer(items=items, space=terms.space, centroid_set_version=centroids.version if centroids else "")
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 
 from runed.domain.requests import Embedding, StreamAnswer, StreamItem, StreamResult
 from runed.scheduling.claims import Claim, ClaimDesk, Terms
-from runed.scheduling.preparing import STREAMED
 
 WINDOW_TEXTS = 512
 """Most texts of one stream in flight, from their reading to the sending of their vectors. Enough to keep the engine busy
@@ -93,13 +92,13 @@ class Stream:
 
     async def _embed(self, piece: Sequence[StreamItem], sizes: Sequence[int]) -> None:
         """Embed a piece, and pass each of its results on as soon as it is ready."""
-        claims = [Claim(item.text, STREAMED) for item in piece]
+        claims = [Claim(item.text) for item in piece]
         async with self._desk.claimed(claims, self._terms):
             pending = list(zip(piece, sizes, claims, strict=True))
             while pending:
                 for item, size, claim in pending:
                     if claim.ready:
-                        outcome = self._terms.finish(claim.outcome(self._terms), claim.name)
+                        outcome = self._terms.finish(claim.outcome(self._terms), claim)
                         self._ready.append((StreamResult(item.id, outcome), size))
                 self._news.set()
                 pending = [entry for entry in pending if not entry[2].ready]

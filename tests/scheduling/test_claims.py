@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
@@ -227,7 +228,7 @@ async def test_texts_that_fail_one_after_the_other_are_each_waited_for_once() ->
     loop = asyncio.get_running_loop()
     futures = [CountingFuture() for _ in range(500)]
     entry = partial(QueueEntry, input="tea", tokens=3, exact=True, size=3, lane=Lane.BULK, client=ME)
-    claims = [Claim("tea", ("the text", {}), state=Ticket(entry(future=future), 0)) for future in futures]
+    claims = [Claim("tea", state=Ticket(entry(future=future), 0)) for future in futures]
     for delay, future in enumerate(futures):
         loop.call_later(delay, future.set_exception, BackendFaultError("NaN"))
     terms = Terms(
@@ -557,3 +558,13 @@ async def test_a_route_is_that_of_the_whole_vector(home: Path) -> None:
     assert answer.centroid_set_version == scheduler.centroids.version != ""
     assert len(item.vector) == 6 * 4
     await scheduler.close()
+
+
+def test_a_claim_takes_little_memory() -> None:
+    texts = [f"text {number}" for number in range(2000)]
+    tracemalloc.start()
+    claims = [Claim(text, index, len(texts)) for index, text in enumerate(texts)]
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert claims[1].name[0].startswith("text 1 of the batch")
+    assert taken / len(claims) < 200

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from runed.domain.requests import Lane
 
 TEXTS_IN_WORK = 2048
-"""Most texts of one client's batches in work at once; a larger batch is alone. Each takes almost 1 KB as Python objects. Python
+"""Most texts of one client's batches in work at once; a larger batch is alone. Each takes about 0.5 KB as Python objects. Python
 hardly returns such memory, as it does not return 1 MiB in which one object lives on."""
 
 
