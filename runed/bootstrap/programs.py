@@ -181,6 +181,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     # The whole group: a wrapper script may have left the program itself behind.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    # asyncio tells the end of a process after that of its pipe, which it does not see while unread output fills its buffer.
+    assert process.stdout is not None
+    while await process.stdout.read(_TAIL_BYTES):
+        pass
     await process.wait()
 
 

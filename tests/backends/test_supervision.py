@@ -419,7 +419,7 @@ async def test_backend_that_recovered_is_stopped_not_failed(make_backend: MakeBa
     await asyncio.sleep(QUICK.pause)
     await backend.start()
     await backend.stop()
-    assert backend.state == BackendState(BackendStatus.STOPPED)
+    assert backend.state == BackendState(BackendStatus.STOPPED, company_cosine=1.0)
 
 
 async def test_stop_ends_the_pause_before_a_replacement(make_backend: MakeBackend, fake: FakeEngine) -> None:

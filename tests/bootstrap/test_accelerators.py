@@ -420,7 +420,7 @@ async def test_devices_are_read_from_the_output_of_an_engine(tmp_path: Path) -> 
     assert "\033" not in found[1].description
 
 
-@pytest.mark.parametrize("action", ["sleep 60", "while :; do echo 'ggml: retrying'; done"])
+@pytest.mark.parametrize("action", ["sleep 60", "while :; do echo 'ggml: retrying'; done", "yes 'ggml: retrying'"])
 async def test_an_engine_that_hangs_while_it_looks_for_devices_is_ended(tmp_path: Path, action: str) -> None:
     program = tmp_path / "llama-server"
     program.write_text(engine(action))

@@ -370,7 +370,7 @@ class TestDaemonGoesAway:
         home = arrange()
         with pytest.raises(errors.DaemonUnavailableError, match="broke in the middle"):
             streamed_blocking(home, [(0, "die")])
-        assert len(pids(home)) == 2
+        assert len(pids(home)) == 4  # its own, and three more
 
     def test_without_spawning_it_is_an_error(self, arrange: Arrange) -> None:
         home = arrange()
