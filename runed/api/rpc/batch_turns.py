@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 from runed.domain.requests import Lane
 
 TEXTS_IN_WORK = 2048
-"""Most texts of one client's batches in work at once; a larger batch is alone. Each takes about 0.5 KB as Python objects. Python
-hardly returns such memory, as it does not return 1 MiB in which one object lives on."""
+"""Most texts of one client's batches in work at once; a larger batch is alone. Each takes about 0.5 KB as Python objects.
+Python returns that memory only in pieces of 1 MiB in which no object lives on."""
 
 
 class _Flow:
