@@ -18,6 +18,14 @@ from runed.log import get_logger
 _SPARE_BYTES = 256 * 1024 * 1024
 """Least memory of a device that an engine needs besides the model: for its buffers and its context."""
 
+_ADVICE = {
+    "cuda": "check the driver with `nvidia-smi`, and CUDA_VISIBLE_DEVICES",
+    "rocm": "check the driver with `rocminfo`, and HIP_VISIBLE_DEVICES",
+    "vulkan": "check the driver with `vulkaninfo`; a device in software counts only if GGML_VK_VISIBLE_DEVICES names it",
+    "metal": "a virtual machine may have none",
+}
+"""Advice for a driver whose device the engine does not list, by accelerator."""
+
 _log = get_logger(__name__)
 
 
@@ -101,7 +109,7 @@ class Chooser:
                 if driver.accelerator == accelerator:
                     yield from ((driver, choice) for choice in self._fitting(driver, problems))
         if self._is_named and drivers and not any(choice.accelerator == self.setting for choice in self.accelerated):
-            problems.append(f"the manifest has no engine for {self.setting} on this platform: unset RUNED_ENGINE")
+            problems.append(f"the manifest has no engine for {self.setting} on this platform: set RUNED_ENGINE=auto")
 
     def _usable_drivers(self, problems: list[str]) -> list[Driver]:
         """Return the drivers that the setting admits. One that is named may have a device in software only."""
@@ -114,7 +122,7 @@ class Chooser:
         if not drivers and self.own:
             return [Driver(self.setting)]  # the user's own engine may know where it is
         if not drivers:
-            problems.append(f"no driver for {self.setting} is installed on this machine: install it, or unset RUNED_ENGINE")
+            problems.append(f"no driver for {self.setting} is installed on this machine: install it, or set RUNED_ENGINE=auto")
         return drivers
 
     @property
@@ -137,8 +145,8 @@ class Chooser:
         """Return the first device with enough memory."""
         devices = [each for each in await programs.list_devices(engine.executable) if each.accelerator == accelerator]
         if not devices:
-            hint = "; a device in software counts only if GGML_VK_VISIBLE_DEVICES names it" if accelerator == "vulkan" else ""
-            raise _NoDeviceError(f"llama-server lists no {accelerator} device{hint}")
+            built = "; RUNED_LLAMA_SERVER may be built without it" if self.own else ""
+            raise _NoDeviceError(f"llama-server lists no {accelerator} device: {_ADVICE[accelerator]}{built}")
         needed = self.model[0].stat().st_size + _SPARE_BYTES
         for device in devices:
             if not device.memory or device.free_memory >= needed:

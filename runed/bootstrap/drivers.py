@@ -102,7 +102,7 @@ class _Machine:
         folders = [*self.folders("LD_LIBRARY_PATH"), *_LIBRARY_FOLDERS]
         cached = re.findall(rb"(/[^\0]*/" + re.escape(name.encode()) + rb")\0", self.read("etc/ld.so.cache"))
         places = [*map(os.fsdecode, cached), *(f"{folder}/{name}" for folder in folders)]
-        return next((path for path in map(self.path, places) if path.is_file()), None)
+        return next((path for path in map(self.path, places) if os.path.isfile(path)), None)  # noqa: PTH113 # as in `_icd_files`
 
     def folders(self, variable: str, default: str = "") -> list[str]:
         """Return the paths in a variable of the environment. As everywhere, relative ones do not count."""
@@ -202,9 +202,10 @@ def _icd_files(machine: _Machine) -> Iterator[Path]:
             )
         ]
     for path in map(machine.path, named):
-        if path.is_dir():
+        # Path.is_dir and is_file raise where this user may not look, such as in the home of another one.
+        if os.path.isdir(path):  # noqa: PTH112 # see above
             yield from sorted(path.glob("*.json"))
-        elif path.is_file():
+        elif os.path.isfile(path):  # noqa: PTH113 # see above
             yield path
 
 

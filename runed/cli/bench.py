@@ -55,7 +55,8 @@ tokens at once, threads), and keep the best for each profile of RUNED_PROFILE:
 This takes half a minute for a small model and up to six minutes for a large
 one. The machine should do nothing else meanwhile. A running daemon goes on; it
 uses the result from its next start on. `runed status` names it. --reset removes
-it.
+it. If other programs disturb the measurement, its result is not kept, and the
+exit code is 1.
 """
 
 EPILOG = """\
@@ -117,9 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.reset and not arguments.tune:
         return ExitCode.OK
     if arguments.tune:
-        _tune(arguments.seconds or TUNE_SECONDS, as_json=arguments.json, force=arguments.force)
-    else:
-        _measure(arguments.seconds or SECONDS, as_json=arguments.json)
+        return _tune(arguments.seconds or TUNE_SECONDS, as_json=arguments.json, force=arguments.force)
+    _measure(arguments.seconds or SECONDS, as_json=arguments.json)
     return ExitCode.OK
 
 
@@ -206,7 +206,7 @@ def _vector(answer: runed.Embedding | RunedError) -> runed.Embedding:
 # The engine as it could be
 
 
-def _tune(part_seconds: float, *, as_json: bool, force: bool) -> None:
+def _tune(part_seconds: float, *, as_json: bool, force: bool) -> ExitCode:
     from runed.cli.install import open_home  # noqa: PLC0415 # the figures of a daemon need none of its imports
 
     settings, paths = open_home("bench.log")
@@ -215,19 +215,21 @@ def _tune(part_seconds: float, *, as_json: bool, force: bool) -> None:
     with ProgressDisplay() as display:
         tuning = _tune_installed(settings, paths, part_seconds, display, force=force)
     kept = force or not tuning.is_chance
+    code = ExitCode.OK if kept else ExitCode.FAILED
     if as_json:
         print(json.dumps({"stored": str(paths.tuning) if kept else None} | asdict(tuning), indent=2))
-        return
+        return code
     _print(_tuning_table(tuning))
     if tuning.passes:
         _print(_pass_table(tuning))
     for remark in tuning.remarks:
         complain(remark)
     if not kept:
-        print("not kept, since these figures are chance; measure again when the machine is quiet, or give --force")
-        return
+        complain("the result is not kept; with --force it is")
+        return code
     tell(f"kept in {paths.tuning} for the next start; `runed stop` ends a daemon that runs without it")
     print(f"RUNED_PROFILE chooses among them, now {settings.profile}; `runed bench --reset` brings the built-in settings back")
+    return code
 
 
 def _reset() -> None:

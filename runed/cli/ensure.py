@@ -103,8 +103,6 @@ def _wait(timeout: float | None, *, began: float, warm: bool) -> None:
             return
         if health.status is Status.IDLE:
             display.update(PHASES[Phase.STARTING_LLAMA_SERVER])
-        elif health.status is Status.DEGRADED:
-            display.update("trying again", detail=f"trying again: {health.message}")
         try:
             client.warm_up(timeout=remaining())
         except DeadlineExceededError:

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     for warning in installation.warnings:
         complain(warning)
     tell(f"engine    {installation.llama_server}")
-    tell(f"device    {installation.device}")
+    tell(f"device    {'the processors' if installation.device.is_cpu else installation.device}")
     tell(f"model     {installation.model}")
     tell(f"launcher  {launcher}")
     return ExitCode.OK

@@ -38,8 +38,8 @@ MAX_WAIT = 60.0
 _RETRY_SECONDS = 1.0
 """Seconds after which a refused call may be tried again."""
 
-_LASTING = (ManifestError, ModelFileError, VerificationError, ArchiveError, UnsupportedPlatformError)
-"""Failures that stay until somebody changes something. A client that tried again would keep its user waiting for a minute."""
+_LASTING = (VerificationError, ArchiveError, UnsupportedPlatformError)
+"""More failures that stay until somebody changes something. A client that tried again would keep its user waiting a minute."""
 
 _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
@@ -177,6 +177,8 @@ class Bootstrapper:
             # The daemon keeps the settings that it was started with.
             remedy = "then run `runed stop`, since this daemon began with the setting as it was"
             self._fail(f"{error.message}; {remedy}", lasting=True)
+        except (ManifestError, ModelFileError) as error:
+            self._fail(f"{error.message}; if you correct that by a setting, then run `runed stop`", lasting=True)
         except RunedError as error:
             self._fail(error.message, lasting=isinstance(error, _LASTING))
         except Exception as error:  # noqa: BLE001 # the daemon must live on to tell the failure

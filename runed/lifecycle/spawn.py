@@ -29,6 +29,9 @@ _POLL = 0.05
 _KILL_PATIENCE = 5.0
 """Seconds to wait for the end of a daemon that was killed."""
 
+_MAX_HOMES = 3
+"""Most tries to make a home that is removed again and again."""
+
 _REAP_PATIENCE = 1.0
 """Seconds to wait for the parent of a daemon that has ended. A parent that never asks for the end leaves a zombie."""
 
@@ -74,10 +77,14 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
     """
     check_home(settings.home, trust_parents=settings.trust_parents)
     search = _Search(settings, time.monotonic() + timeout, minimum_version)
-    try:
-        return search.find() or search.start()
-    except OSError as error:
-        raise DaemonStartError(f"the daemon cannot be started: {explain(error)}") from None
+    for remaining in reversed(range(_MAX_HOMES)):
+        try:
+            return search.find() or search.start()
+        except OSError as error:
+            # The home may have been removed while the files in it were made.
+            if not remaining or not isinstance(error, FileNotFoundError):
+                raise DaemonStartError(f"the daemon cannot be started: {explain(error)}") from None
+    raise AssertionError("the last try returns or raises")
 
 
 def find_process(paths: Paths) -> ProcessIdentity | None:

@@ -307,8 +307,13 @@ async def test_engine_that_a_signal_ends_while_a_connection_is_open_is_replaced(
 
 async def test_stop_meets_a_request_in_flight(make_backend: MakeBackend) -> None:
     backend = make_backend(ctx_size=2048)
+
+    async def ask_again_and_again() -> None:
+        while True:
+            await backend.embed(["z" * 500] * 4)
+
     await backend.start()
-    running = asyncio.create_task(backend.embed(["z" * 2000] * 20))
+    running = asyncio.create_task(ask_again_and_again())
     await asyncio.sleep(0.1)
     started = time.monotonic()
     await backend.stop()

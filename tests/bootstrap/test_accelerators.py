@@ -270,7 +270,7 @@ async def test_a_device_that_vanished_leaves_the_processors_and_comes_back(
     assert (
         (await settle(machine, radeon, url))
         .warnings[0]
-        .startswith("the processors serve: llama-server lists no vulkan device; a device in software counts only if GGML_VK")
+        .startswith("the processors serve: llama-server lists no vulkan device: check the driver with `vulkaninfo`; ")
     )
     present.touch()
     assert (await settle(machine, radeon, url)).device.name == "Vulkan0"
@@ -359,8 +359,8 @@ def test_only_the_last_failures_are_kept_and_a_damaged_file_counts_as_empty(tmp_
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("rocm", "no driver for rocm is installed on this machine: install it, or unset RUNED_ENGINE"),
-        ("cuda", "the manifest has no engine for cuda on this platform: unset RUNED_ENGINE"),
+        ("rocm", "no driver for rocm is installed on this machine: install it, or set RUNED_ENGINE=auto"),
+        ("cuda", "the manifest has no engine for cuda on this platform: set RUNED_ENGINE=auto"),
     ],
 )
 async def test_an_accelerator_that_is_named_in_vain_is_told(
@@ -390,8 +390,10 @@ async def test_an_engine_of_the_users_own_is_asked_for_its_devices(machine: Mach
     own.write_text(engine("echo '  (none)'"))
     installation = await settle(machine, radeon, url, llama_server=own)
     assert (installation.device, installation.warnings) == (CPU, ())
-    installation = await settle(machine, radeon, url, llama_server=own, engine="vulkan")
-    assert "lists no vulkan device" in installation.warnings[0]
+    for setting, tool in [("vulkan", "vulkaninfo"), ("cuda", "nvidia-smi"), ("rocm", "rocminfo")]:
+        (warning,) = (await settle(machine, radeon, url, llama_server=own, engine=setting)).warnings
+        assert f"lists no {setting} device: check the driver with `{tool}`" in warning
+        assert warning.endswith("; RUNED_LLAMA_SERVER may be built without it")
 
 
 async def test_devices_are_read_from_the_output_of_an_engine(tmp_path: Path) -> None:

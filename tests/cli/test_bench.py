@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.cli.support import Cli, interrupt
 from tests.support import wait_until
@@ -83,6 +87,21 @@ def test_tune_leaves_the_daemon_alone_and_its_next_start_runs_by_the_result(cli:
     cli.stop()
     assert cli.run("embed", "a text").returncode == 0
     assert "tuned" not in cli.run("status").stdout
+
+
+@pytest.mark.slow
+def test_a_tuning_that_is_not_kept_is_a_failure(cli: Cli) -> None:
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        done = cli.run("bench", "--tune", "--seconds", "0.02")
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert done.returncode == 1
+    assert done.stderr.endswith("runed: the result is not kept; with --force it is\n")
+    assert "measure again when the machine is quiet" in done.stderr
+    assert not cli.paths.tuning.exists()
 
 
 def test_ctrl_c_while_tuning_leaves_nothing_behind(cli: Cli) -> None:

@@ -86,6 +86,7 @@ def test_a_wait_for_what_cannot_be_had_fails_with_the_reason(cli: Cli) -> None:
     assert error["reason"] == "BACKEND_UNAVAILABLE"
     assert "missing.gguf does not exist" in error["message"]
     assert broken.run("ensure").returncode == 0  # the daemon runs, to tell the reason
+    assert broken.run("ensure", "--wait").stderr.count("missing.gguf") == 1
 
 
 def test_a_wait_has_the_limit_that_the_user_gives_it(cli: Cli, llama_server: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_install_fetches_all_and_the_daemon_then_needs_no_network(fresh: Cli, or
     model = fresh.paths.model("tiny")
     assert done.stdout.splitlines() == [
         f"engine    {fresh.environment['RUNED_LLAMA_SERVER']}",
-        "device    cpu",
+        "device    the processors",
         f"model     {model}",
         f"launcher  {fresh.home / 'bin' / 'runed'}",
     ]

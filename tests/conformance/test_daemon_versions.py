@@ -112,6 +112,7 @@ def _without_ours(message: Message) -> Message:
 async def other_daemon(path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Serve a fake host like a daemon of another version."""
     monkeypatch.setattr(rpc_app, "CODECS", [codec(known) for known in CODECS])
+    monkeypatch.setattr("runed.api.rpc.unary._CODECS", {})  # so that the library and the codec serve all calls
     app = build_app(FakeHost())
 
     async def without_our_methods(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,6 +4,7 @@ first."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from runed.lifecycle.listener import find_listener, probe
 from runed.lifecycle.record import DaemonRecord
 from runed.lifecycle.spawn import ensure_daemon, stop_daemon, wait_for_end
 from runed.locking import LockFile
-from runed.paths import Paths
+from runed.paths import Paths, ensure_private_dir
 from runed.peers import Peer
 from runed.processes import identify
 from runed.settings import Settings
@@ -269,6 +270,29 @@ def test_each_look_reads_the_record_once(fake: Fake, paths: Paths, monkeypatch: 
     assert last == "read", "of the daemon that was started"
     assert len(looks) >= 4
     assert looks == ["probe", "read"] * (len(looks) // 2)
+
+
+@pytest.mark.parametrize("removals", [2, 3])
+def test_a_home_that_is_removed_while_it_is_made_is_made_again(
+    fake: Fake, paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removals: int
+) -> None:
+    left = removals
+
+    def make_and_lose(path: Path) -> None:
+        nonlocal left
+        ensure_private_dir(path)
+        if left:
+            left -= 1
+            shutil.rmtree(paths.home)
+
+    monkeypatch.setattr(spawn, "ensure_private_dir", make_and_lose)
+    settings = replace(fake(), runed_binary=write_fake(tmp_path, "serves"))
+    if removals == 2:
+        assert ensure_daemon(settings).started
+    else:
+        with pytest.raises(DaemonStartError, match=r"spawn\.lock: No such file or directory"):
+            ensure_daemon(settings)
+        paths.home.mkdir()
 
 
 def test_many_newer_clients_restart_an_older_daemon_once(fake: Fake, paths: Paths) -> None:
