@@ -59,6 +59,8 @@ WRONG_SHAPES: dict[str, tuple[str, bytes]] = {
     "negative dimensions": ("Embed", b'{"text": "secret-4711", "dimensions": -1}'),
     "dimensions beyond 32 bits": ("Embed", b'{"text": "secret-4711", "dimensions": 4294967296}'),
     "half a dimension": ("Embed", b'{"text": "secret-4711", "dimensions": 32.5}'),
+    "infinite dimensions": ("Embed", b'{"text": "secret-4711", "dimensions": 1e999}'),
+    "an infinite number of an enum": ("EmbedBatch", b'{"texts": ["secret-4711"], "truncate": -1e999}'),
     "dimensions in words": ("Embed", b'{"text": "secret-4711", "dimensions": "secret-4711"}'),
     "NaN": ("Embed", b'{"text": "secret-4711", "dimensions": NaN}'),
     "text for a truth value": ("EmbedBatch", b'{"texts": ["x"], "perItemErrors": "secret-4711"}'),

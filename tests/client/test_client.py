@@ -275,6 +275,7 @@ class TestErrors:
         [
             (b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\noops", "HTTP 404 .* another program"),
             (b"HTTP/1.1 500 Oops\r\ncontent-length: 2\r\n\r\n[]", "HTTP 500 .* another program"),
+            (b"HTTP/1.1 500 Oops\r\ncontent-length: 9000\r\n\r\n" + b"[" * 9000, "HTTP 500 .* another program"),
             (b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n\xff\xff\xff\xff", "no message of runed"),
             (b"SSH-2.0-OpenSSH\r\n", "broke before the answer"),
             (b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\nshort", "broke before the answer"),

@@ -199,7 +199,7 @@ def _fill(message: Message, document: dict[str, Any], decoded: Decoded, index: i
     if rest:
         try:
             ParseDict(rest, message)
-        except ParseError as error:
+        except (ParseError, OverflowError) as error:  # the latter for an infinite number in a field of integers
             found = _FIELD_AT_FAULT.match(str(error))
             name = found[1] if found and found[1] in rest else "/".join(rest)
             raise _wrong_value(message, name) from None

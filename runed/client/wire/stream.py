@@ -116,7 +116,7 @@ class StreamExchange:
             document = json.loads(message)
             if error := document.get("error"):
                 raise error_of(error)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise not_of_runed() from None
 
 

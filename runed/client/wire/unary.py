@@ -137,7 +137,7 @@ def _error(answer: Answer) -> RunedError:
     """Turn an answer that is not a message into its error."""
     try:
         return error_of(json.loads(answer.body))
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, no error of ours, or lists in lists in lists
         return RunedError(
             f"the daemon answered HTTP {answer.status} without an error of its own; is it another program's socket?"
         )
