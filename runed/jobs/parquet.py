@@ -87,7 +87,7 @@ def read_columns(file: IO[bytes], name: str, text: int, id_: int | None) -> Iter
         raise InvalidRequestError(
             f'{name}: the column "{fields[1].name}" holds {fields[1].type}, which is no id; name another one by --id-column'
         ) from None
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(name, error) from None
 
 
@@ -158,7 +158,7 @@ def _open(file: IO[bytes], name: str) -> Any:  # noqa: ANN401 # as above
     arrow = pyarrow()
     try:
         return pyarrow("pyarrow.parquet").ParquetFile(file, buffer_size=_READ_BUFFER)
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(name, error) from None
 
 
