@@ -60,7 +60,7 @@ demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from 
 	@python -m tools.demo
 
 check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
-	$(SHOW) pytest --numprocesses=4 -m 'not (engine or foreign or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
+	$(SHOW) pytest --numprocesses=6 -m 'not (engine or foreign or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
 
 test: setup lint ## Check everything, and show which lines of runed the Python tests do not reach
 	@rm -rf build/gen
