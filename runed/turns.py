@@ -86,6 +86,12 @@ async def breathe() -> None:
         await turns.take(turns.work)
 
 
+async def breathe_before(index: int) -> None:
+    """Breathe before a text of a call, but not before its first: a call of one text does not wait for the work of others."""
+    if index:
+        await breathe()
+
+
 class Pauses:
     """The pauses of a thread between long steps of work.
 

@@ -39,7 +39,8 @@ _RETRY_SECONDS = 1.0
 """Seconds after which a refused call may be tried again."""
 
 _LASTING = (VerificationError, ArchiveError, UnsupportedPlatformError)
-"""More failures that stay until somebody changes something. A client that tried again would keep its user waiting a minute."""
+"""Failures without a remedy of their own that stay until somebody changes something. A client that tried again would keep its
+user waiting for a minute."""
 
 _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
