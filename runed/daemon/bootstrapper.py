@@ -162,12 +162,12 @@ class Bootstrapper:
             if failed is not None:
                 await failed.give_way()
             await self._get_model()
-            if self.model is None:
+            if (model := self.model) is None:
                 return
             # A failed start shows in the backend's state, and the next call tries again.
             with contextlib.suppress(RunedError):
-                await self.model.scheduler.start()
-            if not self.model.device_failed:
+                await model.scheduler.start()
+            if not model.device_failed or self.model is not model:  # a call may have begun the next bootstrap
                 return
             failed = self._start_over()
 
