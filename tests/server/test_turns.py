@@ -21,10 +21,11 @@ WORK = 0.005
 
 
 @asynccontextmanager
-async def waits_of_another_client(path: Path, clock: Callable[[], float] = time.perf_counter) -> AsyncIterator[list[float]]:
+async def waits_of_another_client(path: Path, clock: Callable[[], float] = time.process_time) -> AsyncIterator[list[float]]:
     """Call Health again and again after a pause of 10 ms, and note how far a clock goes on until each answer.
 
-    The pause counts, since the event loop may stand still during it. The default clock counts seconds.
+    The pause counts, since the event loop may stand still during it. The default clock counts seconds of processor time, of
+    the server and its clients together.
     """
     waits: list[float] = []
 
@@ -98,7 +99,7 @@ async def test_tiny_chunks_do_not_keep_another_client_waiting(path: Path, serve:
         writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 40_000 + b"2\r\n{}\r\n0\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.close()
-    assert max(waits) < 0.3
+    assert max(waits) < 0.15
 
 
 async def test_another_client_is_served_again_and_again_between_resets_of_nothing(
@@ -110,4 +111,4 @@ async def test_another_client_is_served_again_and_again_between_resets_of_nothin
         await client.flush()
         client.writer.write(RstStreamFrame(stream).serialize() * 100_000)
         await client.over(client.call("Embed", pb.EmbedRequest(text="x")), within=20)
-    assert len(waits) > 9, "three or four if each read from the socket is handled at once"
+    assert max(waits) < sum(waits) / 7, "a third or more if each read from the socket is handled at once"
