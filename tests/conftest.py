@@ -24,11 +24,12 @@ MARKERS = {
 
 
 def pytest_configure() -> None:
-    """Restore the default handling of SIGINT and SIGHUP, which every process of the tests inherits.
+    """Restore the default handling of SIGINT, SIGQUIT and SIGHUP, which every process of the tests inherits.
 
-    A shell makes a program that it runs in the background ignore both signals.
+    A shell makes a program that it runs in the background ignore SIGINT and SIGQUIT, and `nohup` makes it ignore SIGHUP.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 

@@ -40,7 +40,7 @@ import ctypes
 libc = ctypes.CDLL(None)
 libc.signal(signal.SIGTERM, ctypes.cast(libc.pause, ctypes.c_void_p))
 """
-"""Lets a SIGTERM wait in its handler for ever."""
+"""A program whose handler of SIGTERM never ends."""
 
 
 async def start(tmp_path: Path, program: str) -> ChildProcess:

@@ -8,7 +8,8 @@ import gc
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import psutil
 import pytest
@@ -23,10 +24,12 @@ from runed.errors import DownloadError
 from tests.bootstrap.conftest import Machine
 from tests.bootstrap.parts import CONTENT, IMPATIENT, Release, Wanted
 from tests.bootstrap.proxy_servers import ProxyServer, running_proxy
-from tests.bootstrap.site import drop_after, redirect, running_site, status
+from tests.bootstrap.site import Site, drop_after, redirect, running_site, status
 
 VARIABLES = [name for kind in ("http", "https", "all", "no") for name in (f"{kind}_proxy", f"{kind.upper()}_PROXY")]
 SECRET = "pass-word"
+
+TrustedSite = Callable[[str], AbstractContextManager[Site]]
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +56,21 @@ def http_proxy(wanted: Wanted) -> Iterator[ProxyServer]:
 def socks_proxy(wanted: Wanted) -> Iterator[ProxyServer]:
     with running_proxy("socks", wanted.site.url) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def trusted_site(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> TrustedSite:
+    """Serve a site by https under a name, with a certificate that downloads trust."""
+
+    def run(name: str) -> AbstractContextManager[Site]:
+        authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(tls)
+        file = tmp_path_factory.mktemp("ca") / "ca.pem"
+        authority.cert_pem.write_to_path(str(file))
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        return running_site(tls)
+
+    return run
 
 
 def closed_port() -> int:
@@ -117,14 +135,9 @@ async def test_a_failed_handshake_with_a_socks_proxy_leaves_no_connection_open(
 
 @pytest.mark.parametrize("kind", ["http", "socks"])
 async def test_https_goes_through_a_proxy_and_stays_private(
-    far: Wanted, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, kind: str
+    far: Wanted, trusted_site: TrustedSite, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("files.example").configure_cert(tls)
-    file = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(str(file))
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with running_site(tls) as site, running_proxy(kind, site.url) as proxy:
+    with trusted_site("files.example") as site, running_proxy(kind, site.url) as proxy:
         site.files["/f"] = far.site.files["/f"]
         monkeypatch.setenv("HTTPS_PROXY", f"{'http' if kind == 'http' else 'socks5h'}://{proxy.address}")
         far.artefact = Artefact("https://files.example/f", far.artefact.sha256, far.artefact.size)
@@ -154,15 +167,8 @@ async def test_this_machine_is_never_reached_through_a_proxy(
         assert await fetch(url.replace("/f", "/m"), limit=10, policy=IMPATIENT, proxies=proxies) == b"{}"
 
 
-async def test_a_name_of_loopback_keeps_its_certificate(
-    far: Wanted, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("a.localhost").configure_cert(tls)
-    file = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(str(file))
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with running_site(tls) as site:
+async def test_a_name_of_loopback_keeps_its_certificate(far: Wanted, trusted_site: TrustedSite) -> None:
+    with trusted_site("a.localhost") as site:
         site.files["/f"] = far.site.files["/f"]
         url = f"{site.url.replace('127.0.0.1', 'a.localhost')}/f"
         far.artefact = Artefact(url, far.artefact.sha256, far.artefact.size)

@@ -283,7 +283,7 @@ BODIES: Mapping[str, Callable[[], bytes]] = {
     "tiny messages of a stream": lambda: _upload("EmbedStream", envelope(b"") * 200_000),
     "messages of a text each": lambda: _upload("EmbedStream", envelope(_STREAM_ITEM) * 20_000),
 }
-"""What one peer sends, by the name of the attack. Each is made when it is needed: all together take 1.3 GiB."""
+"""The makers of the bytes that one peer sends, by the name of the attack. All these bytes together take 1.3 GiB."""
 
 ATTACKS: Mapping[str, Attack] = {
     **{name: Attack(make) for name, make in BODIES.items()},

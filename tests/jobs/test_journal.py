@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -122,5 +122,6 @@ def test_files_of_another_user_in_an_open_directory_are_not_used(tmp_path: Path,
     with pytest.raises(SettingsError, match=rf"{name} belongs to user id {OTHER}, so it is not written"):
         Journal(part, **arguments)
     tmp_path.chmod(0o755)
-    with suppress(SettingsError):  # in a directory that nobody else can write to, there is only the question of --resume
+    # In a directory that nobody else can write to, there is only the question of --resume.
+    with nullcontext() if options else pytest.raises(SettingsError, match="--resume"):
         Journal(part, **arguments).close()

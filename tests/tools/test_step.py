@@ -9,11 +9,12 @@ import select
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.support import wait_until
 from tools import step
 
 
@@ -107,13 +108,22 @@ def test_what_a_command_says_about_an_interruption_is_dropped() -> None:
     assert process.communicate(timeout=20) == ("\n", "")
 
 
-@pytest.mark.parametrize("command", ["sleep 60", "trap '' INT; echo noise; sleep 60 & wait; sleep 0.5"])
-def test_an_interruption_ends_the_step_by_its_signal_without_a_word(command: str) -> None:
-    process = start("Do it", "sh", "-c", command)
-    time.sleep(0.5)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "touch {begun}; sleep 60",
+        pytest.param("trap '' INT; touch {begun}; echo noise; sleep 60 & wait", marks=pytest.mark.slow),  # takes 10 s
+    ],
+)
+def test_an_interruption_ends_the_step_by_its_signal_without_a_word(command: str, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    process = start("Do it", "sh", "-c", command.format(begun=begun))
+    wait_until(begun.exists, what="the begin of the command")
 
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=20)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # a child that ignored the interruption
 
     assert process.returncode == -signal.SIGINT
     assert re.fullmatch(r"Do it( \.)*\n", output)
