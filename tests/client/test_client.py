@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -516,16 +517,19 @@ class TestImport:
             "rich",
         }
 
-    def test_looking_at_the_daemon_does_not_import_numpy(self, shared: Path) -> None:
-        modules = self.run(f"import runed\nwith runed.connect(home={str(shared)!r}) as client: client.info(), client.health()")
-        assert "runed.client.client" in modules
-        assert "numpy" not in modules
-
     def test_every_public_name_is_there(self) -> None:
         for name in runed.__all__:
             assert getattr(runed, name) is not None
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             runed.nothing  # noqa: B018 # the access is the test
+
+    def test_the_types_of_all_public_names_can_be_read(self) -> None:
+        """Libraries for validation and for commands do so."""
+        for name in runed.__all__:
+            if inspect.isclass(cls := getattr(runed, name)):
+                methods = [method for each, method in inspect.getmembers(cls, inspect.isfunction) if not each.startswith("_")]
+                for thing in (cls, *methods):
+                    typing.get_type_hints(thing)
 
 
 class TestFace:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 from runed_proto.runed.v1.runed_pb2 import (
     EmbedBatchResponse,
     EmbedResponse,
@@ -13,7 +12,7 @@ from runed_proto.runed.v1.runed_pb2 import (
 )
 from runed_proto.runed.v1.runed_pb2 import LaneHealth as LaneHealthMessage
 
-from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Status, Vectors
+from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Status
 from runed.errors import BackendFaultError, RunedError, error_of_reason
 
 _FALLBACK_BATCH_SIZE = 32
@@ -45,20 +44,6 @@ class SpaceGuard:
             )
 
 
-def vector(values: Sequence[float]) -> Vectors:
-    """Return the vector of an answer, shape (dim,)."""
-    import numpy as np  # noqa: PLC0415 # a program that only looks at the daemon saves 90 ms
-
-    return np.array(values, dtype=np.float32)
-
-
-def table(rows: int, columns: int) -> Vectors:
-    """Make room for the vectors of answers, shape (rows, columns)."""
-    import numpy as np  # noqa: PLC0415 # as above
-
-    return np.empty((rows, columns), dtype=np.float32)
-
-
 def outcome(
     item: EmbedResponse, answer: EmbedBatchResponse | EmbedStreamResponse, index: int | None = None
 ) -> Embedding | RunedError:
@@ -83,7 +68,7 @@ def outcome(
     if not item.vector:
         raise no_vector()
     return Embedding(
-        vector=vector(item.vector),
+        vector=np.array(item.vector, dtype=np.float32),
         token_count=item.token_count,
         total_token_count=item.total_token_count,
         truncated=item.truncated,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+import numpy as np
 from google.protobuf.message import DecodeError
+from numpy.typing import ArrayLike
 from runed_proto.runed.v1.runed_pb2 import (
     Centroid,
     CentroidBatch,
@@ -20,9 +21,6 @@ from runed.client.calls.steps import Connect, StreamConnection, Turn, UploadFlow
 from runed.client.types import CentroidSet, Vectors
 from runed.client.wire.stream import StreamExchange, not_of_runed
 from runed.errors import BadCentroidsError, BootstrappingError
-
-if TYPE_CHECKING:  # as in `runed.client.types`
-    from numpy.typing import ArrayLike
 
 METHOD = "SetCentroids"
 
@@ -60,8 +58,6 @@ def set_centroids_flow(
 
 
 def _matrix(vectors: ArrayLike) -> Vectors:
-    import numpy as np  # noqa: PLC0415 # as in `runed.client.calls.answers`
-
     try:
         with np.errstate(over="ignore"):  # a value that is too large becomes infinite, and the daemon's error names it
             matrix: Vectors = np.asarray(vectors, dtype="<f4", order="C")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 from google.protobuf.message import Message
 from runed_proto.runed.v1.runed_pb2 import (
     CountTokensRequest,
@@ -53,14 +54,14 @@ class Flows(DaemonFlows):
         options.check_known(response.fingerprint)
         if not response.vector:
             raise answers.no_vector()
-        return answers.vector(response.vector)
+        return np.array(response.vector, dtype=np.float32)
 
     def embed_batch(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[Vectors]:
         """Embed many texts by as many requests as the daemon's limits demand. The vectors have shape (n, dim)."""
         texts = listed(texts)
         if not texts:
             dim = options.dimensions or (yield from self.wait_until_ready(deadline)).vector_dim
-            return answers.table(0, dim)
+            return np.empty((0, dim), dtype=np.float32)
         return (yield from self._within_limits(partial(self._embed_batch, texts, options, deadline), deadline))
 
     def embed_items(
@@ -112,7 +113,7 @@ class Flows(DaemonFlows):
             options.check_known(response.fingerprint)
             space.check(response.fingerprint)
             if vectors is None:
-                vectors = answers.table(len(texts), len(response.embeddings[0].vector))
+                vectors = np.empty((len(texts), len(response.embeddings[0].vector)), dtype=np.float32)
             for row, embedding in enumerate(response.embeddings, start):
                 if not embedding.vector or len(embedding.vector) != vectors.shape[1]:
                     raise answers.no_vector()
