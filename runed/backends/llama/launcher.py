@@ -49,7 +49,7 @@ class Launcher:
         timings: Time limits for the engine.
     """
 
-    def __init__(  # the facts about an engine
+    def __init__(
         self,
         command: EngineCommand,
         *,
