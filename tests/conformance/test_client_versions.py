@@ -17,7 +17,9 @@ CONTRACTS = {"older": OLD, "newer": NEW}
 SERVICE = "/runed.v1.RunedService"
 
 
-def ask(daemon: RunningDaemon, protocol: str, contract: FileDescriptor, method: str, **fields: object) -> Any:  # noqa: ANN401 # its class is made at run time
+def ask(  # a message of any contract
+    daemon: RunningDaemon, protocol: str, contract: FileDescriptor, method: str, **fields: object
+) -> Any:  # noqa: ANN401 # its class is made at run time
     answer = answer_of(daemon, protocol, contract, method, **fields)
     assert answer.message is not None, answer.refusal
     return answer.message
