@@ -239,7 +239,7 @@ async def test_a_wrong_archive_leaves_the_processors(machine: Machine, gpus: Gpu
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        (engine("exit 3"), "ended with code 3|exited with 3|code 3"),
+        (engine("exit 3"), "code 3"),
         (engine("kill -11 $$"), "SIGSEGV"),
         (engine("echo 'ggml_vulkan: device lost' >&2; exit 1"), "ggml_vulkan: device lost"),
         (VERSION_SCRIPT.replace("echo", "exit 1 #"), "without a word"),
@@ -253,7 +253,7 @@ async def test_an_engine_that_fails_leaves_the_processors_and_is_remembered(
     first = await settle(machine, radeon, url)
     assert first.device == CPU
     assert first.warnings[0].startswith("the processors serve: vulkan cannot be used: ")
-    assert any(words in first.warnings[0] for words in expected.split("|")), first.warnings
+    assert expected in first.warnings[0]
     again = await settle(machine, radeon, url)
     assert again.device == CPU
     assert "vulkan failed before: " in again.warnings[0]
@@ -283,7 +283,7 @@ async def test_a_device_needs_memory_for_the_model(machine: Machine, gpus: Gpus,
     url = gpus.publish()
     assert (await settle(machine, nvidia, url)).device.description == "large"
     gpus.entries.clear()
-    gpus.add("cuda", listing("CUDA0: small (300 MiB, 20 MiB free)"))
+    gpus.add("cuda", listing("CUDA0: full (900 MiB, 5 MiB free)", "CUDA1: small (300 MiB, 20 MiB free)"))
     installation = await settle(machine, nvidia, gpus.publish())
     assert installation.device == CPU
     assert installation.warnings[0].endswith("but cuda: small has only 21 MB of free memory")
