@@ -174,7 +174,7 @@ class Launcher:
         program = self._command.executable
         # A program that tells of `load_model` is a llama-server, and the model is at fault.
         told = "RUNED_LLAMA_SERVER" in message or "load_model" in message
-        if told or program.is_relative_to(self._paths.llama_cpp):
+        if told or program.is_relative_to(self._paths.bin):
             return ""
         return (
             f"; if {program} is not the llama-server that you want, correct RUNED_LLAMA_SERVER (llama_server in config.json), "
