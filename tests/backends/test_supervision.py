@@ -154,8 +154,9 @@ async def test_engine_that_hangs_in_its_self_test_is_given_up(make_backend: Make
     await fail_to_start(backend, r"made no progress for 0.5 seconds while it started")
 
 
-async def test_engine_that_dies_in_its_self_test_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
-    fake.behave(always="crash")
+@pytest.mark.parametrize("action", ["crash", "dying"])
+async def test_engine_that_dies_in_its_self_test_is_told(make_backend: MakeBackend, fake: FakeEngine, action: str) -> None:
+    fake.behave(always=action)
     await fail_to_start(make_backend(fake.executable), r"was ended by SIGABRT while it started.* correct RUNED_LLAMA_SERVER ")
 
 
