@@ -86,6 +86,12 @@ async def breathe() -> None:
         await turns.take(turns.work)
 
 
+async def breathe_before(index: int) -> None:
+    """Breathe before a text of a call, but not before its first: a call of one text does not wait for the work of others."""
+    if index:
+        await breathe()
+
+
 class Pauses:
     """The pauses of a thread between long steps of work.
 
@@ -97,10 +103,21 @@ class Pauses:
         self._began = time.perf_counter()
 
     def pause(self) -> None:
-        """Sleep as long as the work since the last pause took, if that was longer than a turn."""
-        if (took := time.perf_counter() - self._began) > SLICE:
+        """Sleep as long as the work since the last pause took, if that was longer than a turn. Never sleep in an event loop.
+
+        An event loop reads small messages itself, and takes longer than a turn when the machine is busy.
+        """
+        if (took := time.perf_counter() - self._began) > SLICE and not _in_event_loop():
             time.sleep(took)
             self._began = time.perf_counter()
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Ration:

@@ -39,7 +39,8 @@ _RETRY_SECONDS = 1.0
 """Seconds after which a refused call may be tried again."""
 
 _LASTING = (VerificationError, ArchiveError, UnsupportedPlatformError)
-"""More failures that stay until somebody changes something. A client that tried again would keep its user waiting a minute."""
+"""Failures without a remedy of their own that stay until somebody changes something. A client that tried again would keep its
+user waiting for a minute."""
 
 _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
@@ -161,12 +162,12 @@ class Bootstrapper:
             if failed is not None:
                 await failed.give_way()
             await self._get_model()
-            if self.model is None:
+            if (model := self.model) is None:
                 return
             # A failed start shows in the backend's state, and the next call tries again.
             with contextlib.suppress(RunedError):
-                await self.model.scheduler.start()
-            if not self.model.device_failed:
+                await model.scheduler.start()
+            if not model.device_failed or self.model is not model:  # a call may have begun the next bootstrap
                 return
             failed = self._start_over()
 

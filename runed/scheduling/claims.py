@@ -21,7 +21,7 @@ from runed.scheduling.packing import pack
 from runed.scheduling.preparing import STREAMED, Name, Prepared, Preparer, check_text, located, named
 from runed.scheduling.queue import Computed, QueueEntry
 from runed.scheduling.tickets import Ticket
-from runed.turns import breathe
+from runed.turns import breathe_before
 
 _OF_THE_TEXT = (InvalidRequestError, BackendFaultError)
 """Errors that a text causes. Other texts of the same call may have vectors."""
@@ -175,20 +175,14 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         for future in pending:
             future.remove_done_callback(note)
     for index, claim in enumerate(claims):
-        await _breathe_before(index)
+        await breathe_before(index)
         if claim.ready:
             claim.outcome(terms)  # raises the error that fails the call, if there is one
     outcomes = []
     for index, claim in enumerate(claims):
-        await _breathe_before(index)
+        await breathe_before(index)
         outcomes.append(claim.outcome(terms))
     return outcomes
-
-
-async def _breathe_before(index: int) -> None:
-    """Breathe before a text of a call, but not before its first: a call of one text does not wait for the work of others."""
-    if index:
-        await breathe()
 
 
 class ClaimDesk:
@@ -253,7 +247,7 @@ class ClaimDesk:
     async def _check(self, claims: Sequence[Claim], terms: Terms) -> None:
         """Check each text, and set the key of its vector."""
         for index, claim in enumerate(claims):
-            await _breathe_before(index)
+            await breathe_before(index)
             try:
                 check_text(claim.text, *claim.name)
             except InvalidRequestError as error:

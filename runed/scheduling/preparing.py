@@ -11,7 +11,7 @@ from runed.backends.base import CountingEmbedder, TextInput
 from runed.domain.requests import Truncate
 from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, RunedError, TextTooLongError
 from runed.scheduling.counting import tokenize_each
-from runed.turns import breathe
+from runed.turns import breathe, breathe_before
 
 MAX_BATCH_TEXTS = 2048
 """The most texts of one call."""
@@ -173,8 +173,7 @@ class Preparer:
         whole: list[str] = []
         long: list[int] = []
         for index, text in enumerate(texts):
-            if index:  # a call of one text does not wait for the work of others
-                await breathe()
+            await breathe_before(index)
             whole.append(prompt + text)
             if exact or self.may_be_too_long(whole[-1]):
                 long.append(index)

@@ -24,7 +24,7 @@ from runed.scheduling.idle import IdleClock
 from runed.scheduling.preparing import check_count, check_text, located, named, portions
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.stream import PIECE_TEXTS, Stream
-from runed.turns import breathe
+from runed.turns import breathe, breathe_before
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request message in bytes."""
@@ -170,8 +170,7 @@ class Scheduler:
         if centroids is not None:
             items = await self._router.route(items, centroids)  # a route is that of the whole vector
         for index, claim in enumerate(claims):
-            if index:  # a call of one text does not wait for the work of others
-                await breathe()
+            await breathe_before(index)
             items[index] = terms.finish(items[index], claim)
         self._metrics.answered(sum(isinstance(item, Embedding) for item in items))
         return EmbedAnswer(items=items, space=terms.space, centroid_set_version=centroids.version if centroids else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from runed.turns import SLICE, Ration, breathe, take_turn
+from runed.turns import SLICE, Pauses, Ration, breathe, take_turn
 
 
 async def _rounds(until: asyncio.Event) -> int:
@@ -74,6 +74,18 @@ async def test_work_that_takes_no_time_takes_no_turns() -> None:
         await breathe()
     over.set()
     assert await counting <= 3
+
+
+async def test_a_thread_pauses_as_long_as_it_worked_and_an_event_loop_never() -> None:
+    def pause() -> float:
+        pauses = Pauses()
+        time.sleep(0.2)  # it stands for work
+        began = time.perf_counter()
+        pauses.pause()
+        return time.perf_counter() - began
+
+    assert await asyncio.to_thread(pause) >= 0.2
+    assert pause() < 0.2
 
 
 def test_a_ration_shrinks_at_once_and_grows_slowly() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from runed.bootstrap import Phase, Progress
 from runed.daemon import bootstrapper as module
+from runed.daemon.assembly import assemble
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
 from runed.daemon.served_model import ServedModel
@@ -23,6 +26,12 @@ from runed.errors import (
     SettingsError,
     VerificationError,
 )
+from runed.lifecycle.listener import Listener
+from runed.lifecycle.record import DaemonRecord
+from runed.locking import LockFile
+from runed.paths import Paths
+from runed.settings import load_settings
+from tests.backends.support import FakeEngine
 
 
 class Site:
@@ -105,3 +114,27 @@ async def test_failure_that_only_a_change_can_mend_is_not_tried_again_by_clients
     # The daemon keeps the environment of its start. So a user who corrects only that would meet the error for ever.
     assert ("runed stop" in caught.value.message) == (kind is not VerificationError)
     await bootstrapper.close()
+
+
+async def test_a_call_in_the_moment_in_which_the_device_fails_leaves_one_bootstrap(home: Path, tiny_qwen3: Path) -> None:
+    engine = FakeEngine(home / "engine")
+    engine.behave(devices=["Vulkan0: fake device (2048 MiB, 2000 MiB free)"], on_device={"exit": "device lost"})
+    chosen = {"RUNED_LLAMA_SERVER": str(engine.executable), "RUNED_MODEL": str(tiny_qwen3), "RUNED_ENGINE": "vulkan"}
+    settings, paths = load_settings(home=home, environ=chosen), Paths(home)
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    with LockFile(paths.daemon_lock) as lock, Listener.bind(paths.socket) as listener:
+        assert lock.try_acquire()
+        record = DaemonRecord.of_this_process(paths.socket, http="")
+        bootstrapper = assemble(settings, paths, lock=lock, record=record, listener=listener, http=None).bootstrapper
+        bootstrapper.begin()
+        async with asyncio.timeout(30):
+            while bootstrapper.model is None or not bootstrapper.model.device_failed:  # noqa: ASYNC110 # no event tells it
+                await asyncio.sleep(0)  # in each round of the event loop, so that it comes before the bootstrap
+            scheduler = await bootstrapper.scheduler()
+            await scheduler.start()
+        assert bootstrapper.model is not None
+        assert bootstrapper.model.installation.device.is_cpu
+        await bootstrapper.close()
+    gc.collect()
+    assert failures == []

@@ -35,7 +35,7 @@ from runed.errors import (
     ShuttingDownError,
     UnimplementedError,
 )
-from runed.turns import breathe
+from runed.turns import breathe_before
 
 T = TypeVar("T")
 
@@ -217,11 +217,11 @@ async def _encode(answer: EmbedAnswer, model: str, *, as_base64: bool) -> bytes:
     data: list[msgspec.Raw] = []
     tokens = 0
     for index, item in enumerate(answer.items):
+        await breathe_before(index)  # 2,048 vectors of 1,024 numbers take half a second
         assert isinstance(item, Embedding)  # errors of single items were not requested
         vector = base64.b64encode(item.vector).decode() if as_base64 else np.frombuffer(item.vector, "<f4").tolist()
         data.append(msgspec.Raw(msgspec.json.encode({"object": "embedding", "index": index, "embedding": vector})))
         tokens += item.tokens
-        await breathe()  # 2,048 vectors of 1,024 numbers take half a second
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
 

@@ -51,7 +51,7 @@ _GRPC_NEEDS_HTTP2 = MalformedRequestError(
 )
 _WRONG_METHOD = MalformedRequestError("this HTTP method cannot be used here; send a POST")
 _WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
-"""The beginning of a word inside of the name of a method. The names of handlers have a line there."""
+"""The place before each further word in the name of a method. The name of its handler has an underscore there."""
 
 _WRONG_TYPE = MalformedRequestError(
     "this Content-Type cannot be used here; for JSON, send the header Content-Type: application/json"

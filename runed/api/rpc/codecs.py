@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.api.rpc.decoding import decode, take_over
-from runed.turns import breathe
+from runed.turns import breathe_before
 
 M = TypeVar("M", bound=Message)
 
@@ -92,9 +92,9 @@ class BatchWriter:
         response: Message = await call_next(request, ctx)
         if isinstance(response, pb.EmbedBatchResponse) and _JSON in ctx.request_headers.get("content-type", ""):
             embeddings = []
-            for embedding in response.embeddings:
+            for index, embedding in enumerate(response.embeddings):
+                await breathe_before(index)
                 embeddings.append(msgspec.Raw(_embedding(embedding)))
-                await breathe()
             _written.set((response, _batch(response, embeddings)))
         return response
 

@@ -88,7 +88,8 @@ class _Messages:
                 end = _ENVELOPE_BYTES + size
                 if len(self._buffer) >= end:
                     await self._hand_over(self._take(_ENVELOPE_BYTES, end), compressed=bool(flags))
-                    await breathe()
+                    if self._buffer:  # a message that is alone does not wait for the work of others
+                        await breathe()
                     return {"type": "http.request", "body": bytes(_ENVELOPE_BYTES), "more_body": True}
             if not self._more:
                 return self._part(bytes(self._buffer[:_ENVELOPE_BYTES]))

@@ -22,7 +22,7 @@ from runed.domain.requests import (
 )
 from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, Status
 from runed.errors import BadCentroidsError, InvalidRequestError, RunedError
-from runed.turns import breathe
+from runed.turns import breathe_before
 
 T = TypeVar("T")
 
@@ -121,9 +121,9 @@ def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
 async def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
     """Return the response to a call with several texts."""
     response = pb.EmbedBatchResponse(fingerprint=answer.space.fingerprint, prompt=answer.space.prompt)
-    for item in answer.items:
+    for index, item in enumerate(answer.items):
+        await breathe_before(index)
         response.embeddings.append(_outcome(item, answer.centroid_set_version))
-        await breathe()
     return response
 
 

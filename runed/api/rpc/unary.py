@@ -42,10 +42,10 @@ _CODECS: dict[bytes, Codec[Any, Any]] = {
 """The codec of each content type that is served here."""
 
 _FIRST = {"type": "http.request", "body": bytes(5), "more_body": True}
-"""What `intake` leaves of a message in an envelope that it has read."""
+"""The rest of a message in an envelope, once `intake` has read it."""
 
 _END = {"type": "http.request", "body": b"", "more_body": False}
-"""The end of a request, which is also what `intake` leaves of a message without an envelope."""
+"""The end of a request. It is also the rest of a message without an envelope, once `intake` has read it."""
 
 _UNITS = {"H": 3_600_000, "M": 60_000, "S": 1000, "m": 1, "u": 1e-3, "n": 1e-6}
 """Milliseconds of each unit of the header `grpc-timeout`."""
