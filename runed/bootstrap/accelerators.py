@@ -151,9 +151,9 @@ class Chooser:
         for device in devices:
             if not device.memory or device.free_memory >= needed:
                 return device
-        free = max(device.free_memory for device in devices)
+        best = max(devices, key=lambda device: device.free_memory)
         raise _NoDeviceError(
-            f"the model needs {needed / 1e6:,.0f} MB, but {devices[0]} has only {free / 1e6:,.0f} MB of free memory"
+            f"the model needs {needed / 1e6:,.0f} MB, but {best} has only {best.free_memory / 1e6:,.0f} MB of free memory"
         )
 
 

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -162,12 +162,13 @@ def _vulkan(machine: _Machine) -> Driver | None:
     drivers = dict(_icds(machine))
     if not drivers:
         return None
-    usable, barred = machine.nodes("dev/dri/renderD[0-9]*", "dev/nvidiactl", "dev/dxg")
     hardware = [library for library in drivers if not any(part in library.name.lower() for part in _SOFTWARE)]
-    has_device = any(_drives(machine, library, node) for library in hardware for node in usable)
-    wanted = not has_device and any(_drives(machine, library, node) for library in hardware for node in barred)
+    usable, barred = (
+        [node for node in nodes if any(_drives(machine, library, node) for library in hardware)]
+        for nodes in machine.nodes("dev/dri/renderD[0-9]*", "dev/nvidiactl", "dev/dxg")
+    )
     version = ", ".join(sorted(drivers.values()))
-    return Driver("vulkan", version, has_device, _may_not_open([], barred) if wanted else "")
+    return Driver("vulkan", version, bool(usable), _may_not_open(usable, barred))
 
 
 def _icds(machine: _Machine) -> Iterator[tuple[Path, str]]:
@@ -218,8 +219,8 @@ def _drives(machine: _Machine, library: Path, node: Path) -> bool:
     return any(part in name for part in _VENDORS.get(vendor, [""]))
 
 
-def _may_not_open(usable: Iterable[Path], barred: list[Path]) -> str:
-    if any(usable) or not barred:
+def _may_not_open(usable: list[Path], barred: list[Path]) -> str:
+    if usable or not barred:
         return ""
     return f"you may not open {barred[0]}: join its group, such as render or video, and log in again"
 

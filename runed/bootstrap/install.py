@@ -34,7 +34,7 @@ from runed.files import write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
 from runed.paths import Paths, ensure_home, ensure_private_dir
-from runed.settings import Settings, engine_environment
+from runed.settings import ENGINES, Settings, engine_environment
 from runed.trust import check_contents
 
 _LOCK_INTERVAL = 0.1
@@ -107,7 +107,8 @@ async def install(
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     for directory in (paths.bin, paths.cache, paths.licenses):
         ensure_private_dir(directory)
-    check_contents(paths.llama_cpp)
+    for accelerator in set(ENGINES) - {"auto"}:
+        check_contents(paths.engine(accelerator))
     # Models may lie in the directory of a team: each is used for its hash, whoever wrote it.
     ensure_private_dir(paths.models, shared=True)
     with file_errors("install engine and model"):

@@ -24,8 +24,8 @@ _DEVICES_TIMEOUT = 30.0
 _QUANTIZE_TIMEOUT = 1800.0
 """Seconds that a quantization may take. 20 are usual, so only a hang takes this long."""
 
-_MAX_VERSION_LENGTH = 128
-"""Characters of a version that are kept."""
+_MAX_LENGTH = 128
+"""Most characters that are kept of a version, or of the description of a device."""
 
 _TAIL_BYTES = 4096
 _TENSOR = re.compile(rb"\[ *(\d+)/ *(\d+)\]")
@@ -56,7 +56,7 @@ async def engine_version(executable: Path, *, timeout: float = _VERSION_TIMEOUT)
     """
     argv = [str(executable), "--version"]
     match = _VERSION.search(await _run(argv, " ".join(argv), timeout))
-    return printable(match.group(1).strip()[:_MAX_VERSION_LENGTH]) if match else ""
+    return printable(match.group(1).strip()[:_MAX_LENGTH]) if match else ""
 
 
 async def list_devices(executable: Path, *, timeout: float = _DEVICES_TIMEOUT) -> list[Device]:  # noqa: ASYNC109 # as above
@@ -77,7 +77,7 @@ async def list_devices(executable: Path, *, timeout: float = _DEVICES_TIMEOUT) -
         Device(
             accelerator=_ACCELERATORS[kind],
             name=name,
-            description=printable(description.strip()[:_MAX_VERSION_LENGTH]),
+            description=printable(description.strip()[:_MAX_LENGTH]),
             memory=int(memory) * 1024**2,
             free_memory=int(free) * 1024**2,
         )

@@ -100,13 +100,14 @@ async def test_engine_that_is_another_program_names_the_setting(make_backend: Ma
     )
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
 async def test_failure_of_an_engine_that_runed_installed_names_no_setting(
-    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths, accelerator: str
 ) -> None:
     fake.behave(exit="out of luck")
     paths.bin.mkdir()
-    fake.executable.parent.rename(paths.llama_cpp)
-    await fail_to_start(make_backend(paths.llama_cpp / fake.executable.name), r"its last words: out of luck$")
+    fake.executable.parent.rename(paths.engine(accelerator))
+    await fail_to_start(make_backend(paths.engine(accelerator) / fake.executable.name), r"its last words: out of luck$")
 
 
 async def test_engine_that_exits_is_tried_again_then_given_up_then_recovers(
@@ -153,8 +154,9 @@ async def test_engine_that_hangs_in_its_self_test_is_given_up(make_backend: Make
     await fail_to_start(backend, r"made no progress for 0.5 seconds while it started")
 
 
-async def test_engine_that_dies_in_its_self_test_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
-    fake.behave(always="crash")
+@pytest.mark.parametrize("action", ["crash", "dying"])
+async def test_engine_that_dies_in_its_self_test_is_told(make_backend: MakeBackend, fake: FakeEngine, action: str) -> None:
+    fake.behave(always=action)
     await fail_to_start(make_backend(fake.executable), r"was ended by SIGABRT while it started.* correct RUNED_LLAMA_SERVER ")
 
 

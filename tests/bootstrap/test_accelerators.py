@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.bootstrap.manifest import current_platform
 from runed.bootstrap.programs import list_devices
 from runed.domain.device import CPU, Device
-from runed.errors import BootstrapError
+from runed.errors import BootstrapError, ForeignPathError
 from tests.bootstrap.conftest import Machine
 from tests.bootstrap.parts import IMPATIENT, VERSION_SCRIPT, Release, archive, check_magic, sha256
 from tests.bootstrap.site import Site, drop_after, status
 from tests.bootstrap.test_drivers import NVIDIA, OPEN_NVIDIA, Root
+from tests.users import OTHER, needs_root
 
 MIB = 1024**2
 
@@ -283,13 +285,26 @@ async def test_a_device_needs_memory_for_the_model(machine: Machine, gpus: Gpus,
     url = gpus.publish()
     assert (await settle(machine, nvidia, url)).device.description == "large"
     gpus.entries.clear()
-    gpus.add("cuda", listing("CUDA0: small (300 MiB, 20 MiB free)"))
+    gpus.add("cuda", listing("CUDA0: full (900 MiB, 5 MiB free)", "CUDA1: small (300 MiB, 20 MiB free)"))
     installation = await settle(machine, nvidia, gpus.publish())
     assert installation.device == CPU
     assert installation.warnings[0].endswith("but cuda: small has only 21 MB of free memory")
     gpus.entries.clear()
     gpus.add("cuda", listing("CUDA0: silent (0 MiB, 0 MiB free)"))
     assert (await settle(machine, nvidia, gpus.publish())).device.name == "CUDA0"
+
+
+@needs_root
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda", "rocm", "vulkan"])
+async def test_an_engine_in_which_another_user_has_a_hand_is_not_run(
+    machine: Machine, gpus: Gpus, root: Root, accelerator: str
+) -> None:
+    folder = machine.paths.engine(accelerator)
+    folder.mkdir(parents=True)
+    (folder / "libcudart.so.12").touch()
+    os.chown(folder / "libcudart.so.12", OTHER, OTHER)
+    with pytest.raises(ForeignPathError, match=r"libcudart\.so\.12 belongs to user id"):
+        await settle(machine, root, gpus.publish())
 
 
 async def test_the_next_accelerator_serves_instead_of_a_failed_one(machine: Machine, gpus: Gpus, nvidia: Root) -> None:

@@ -213,8 +213,9 @@ def test_a_device_that_the_user_may_not_open_is_a_problem_that_is_told(home: Pat
     root = Root(home)
     root.nvidia()
     root.icd("/usr/lib/libvulkan_radeon.so")
+    root.node("renderD127", "0x8086")  # no driver is for it, so it is not the one to complain about
     root.node("renderD128", "0x1002")
-    for node in ("dev/nvidia0", "dev/dri/renderD128"):
+    for node in ("dev/nvidia0", "dev/dri/renderD127", "dev/dri/renderD128"):
         root.write(node).chmod(0o660)
     for folder in (home, *(path for path in home.rglob("*") if path.is_dir())):
         folder.chmod(0o755)

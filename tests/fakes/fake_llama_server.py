@@ -21,9 +21,10 @@ Keys of `behaviour.json`, all optional:
 
 Actions, each with "-once" for the first time only: "crash" (abort), "kill" (SIGKILL to itself), "hang", "deadlock" (no
 embedding is answered any more), "deaf" (close the listener and answer nothing, as the real one does at a SIGTERM), "gone" (the
-same, and remove the socket), "caught" (get a SIGTERM whose handler waits for ever, as the real one's does now and then, and
-answer no embedding any more), "poison" (NaN for this text and for all later ones), "sleep" (for a second, then answer), "busy"
-(use the processor for a second, then answer), "endless" (never end the answer).
+same, and remove the socket), "dying" (close all sockets, abort half a second later), "caught" (get a SIGTERM whose handler
+waits for ever, as the real one's does now and then, and answer no embedding any more), "poison" (NaN for this text and for all
+later ones), "sleep" (for a second, then answer), "busy" (use the processor for a second, then answer), "endless" (never end the
+answer).
 
 Other actions: "slow-death" (break off the answer, abort half a second later), "nan", "zeros", "norm-0.999", "norm-0.9996",
 "norm-1.0004", "norm-1.001" (the norm of each vector), "dimension" (a value too few), "too-few" (a vector too few), "other" (the
@@ -40,6 +41,7 @@ import math
 import os
 import random
 import signal
+import socket
 import socketserver
 import struct
 import sys
@@ -192,10 +194,16 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = send is not None or bool(BEHAVIOUR.get("close_silently"))
 
 
-def turn_deaf(handler: Handler) -> None:
+def turn_deaf(handler: Handler, seconds: float = 3600.0) -> None:
     handler.server.shutdown()
     handler.server.server_close()
-    time.sleep(3600)
+    time.sleep(seconds)
+
+
+def close_and_die(handler: Handler) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    turn_deaf(handler, 0.5)
+    os.abort()
 
 
 def vanish(handler: Handler) -> None:
@@ -224,6 +232,7 @@ DEEDS: dict[str, Callable[[Handler], object]] = {
     "deadlock": lambda _: DEADLOCKED.set(),
     "deaf": turn_deaf,
     "gone": vanish,
+    "dying": close_and_die,
     "caught": get_caught,
     "poison": lambda _: POISONED.set(),
     "sleep": lambda _: time.sleep(1.0),

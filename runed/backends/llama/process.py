@@ -106,7 +106,7 @@ class ChildProcess:
         self.exited: asyncio.Task[int] = asyncio.create_task(self._attend())
 
     @classmethod
-    async def spawn(  # what a child needs
+    async def spawn(
         cls,
         argv: Sequence[str],
         *,

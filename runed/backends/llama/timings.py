@@ -11,8 +11,8 @@ class Timings:
 
     A running engine is looked at every `look` seconds. It is killed and replaced in two cases:
 
-    1. Its socket refuses connections, or its main thread is in the handler of SIGTERM or SIGINT. Such a signal lets a busy
-       engine wait for ever.
+    1. Its socket refuses connections, or its main thread is in the handler of SIGTERM or SIGINT. After such a signal, a
+       busy engine waits for ever.
     2. It owes an answer and does no work for `hang` seconds. Then it is asked to embed a short text, and for `probe` seconds it
        neither answers nor works. An engine that a signal has stopped is treated in the same way, also if it owes nothing.
 
