@@ -66,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         settings = load_settings()
         with watched(Paths(settings.home), patience=None):
             handle = ensure_daemon(settings, timeout=arguments.timeout or START_SECONDS, minimum_version=__version__)
+        if handle.pid is not None and is_stopped(handle.pid):
+            complain(str(Presence(Paths(settings.home), Condition.STOPPED, handle.pid)))
         if arguments.wait or arguments.warm:
             _wait(arguments.timeout, began=began, warm=arguments.warm)
     except RunedError as error:
@@ -73,8 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         print(json.dumps({"error": {"reason": error.reason, "message": error.message}}))
         return ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
-    if handle.pid is not None and is_stopped(handle.pid):
-        complain(str(Presence(Paths(settings.home), Condition.STOPPED, handle.pid)))
     tell(_as_json(handle) if arguments.json else _as_text(handle))
     return ExitCode.OK
 
@@ -98,12 +98,12 @@ def _wait(timeout: float | None, *, began: float, warm: bool) -> None:
         return None if timeout is None else max(began + timeout - time.monotonic(), 0.001)
 
     with ProgressDisplay() as display, connect(display) as client:
-        health = client.health(timeout=remaining())
-        if health.status is Status.IDLE and not warm:
-            return
-        if health.status is Status.IDLE:
-            display.update(PHASES[Phase.STARTING_LLAMA_SERVER])
         try:
+            health = client.health(timeout=remaining())
+            if health.status is Status.IDLE and not warm:
+                return
+            if health.status is Status.IDLE:
+                display.update(PHASES[Phase.STARTING_LLAMA_SERVER])
             client.warm_up(timeout=remaining())
         except DeadlineExceededError:
             raise DeadlineExceededError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -114,3 +116,17 @@ def test_one_wait_at_a_time(cli: Cli) -> None:
     done: subprocess.CompletedProcess[str] = cli.run("ensure", "--wait", "--warm")
     assert done.returncode == 2
     assert "not allowed with" in done.stderr
+
+
+def test_a_wait_for_a_stopped_daemon_tells_that_it_is_stopped_and_ends_at_its_limit(cli: Cli) -> None:
+    assert cli.run("ensure", "--wait").returncode == 0
+    pid = json.loads(cli.run("ensure", "--json").stdout)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = cli.run("ensure", "--wait", "--timeout", "1")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    stopped, ended = done.stderr.splitlines()
+    assert f"kill -CONT {pid}" in stopped
+    assert ended.startswith("runed: embeddings are not answered after 1 s")
+    assert (done.returncode, done.stdout) == (1, "")
