@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -181,12 +181,15 @@ class _Bodies:
 
     Args:
         h2: The protocol of the connection.
+        give_up: Resets a stream whose window can never open again.
     """
 
-    def __init__(self, h2: H2Connection) -> None:
+    def __init__(self, h2: H2Connection, give_up: Callable[[Http2Stream, ErrorCodes], None]) -> None:
         self._h2 = h2
+        self._give_up = give_up
         self._sending: deque[Http2Stream] = deque()
         self._framed = 0
+        self._windows_are_final = False
 
     def add(self, stream: Http2Stream) -> None:
         """Frame the unsent bytes of a stream as soon as that is possible."""
@@ -196,6 +199,11 @@ class _Bodies:
     def clear(self) -> None:
         """Drop all bodies."""
         self._sending.clear()
+
+    def end_windows(self) -> None:
+        """Take note that the client's input has ended, so that no window opens again. What does not fit is given up."""
+        self._windows_are_final = True
+        self._frame()
 
     def output(self) -> bytes:
         """Return the next bytes of the connection to write."""
@@ -212,6 +220,9 @@ class _Bodies:
                 continue
             window = self._h2.local_flow_control_window(stream.stream_id)
             size = min(len(stream.unsent), window, self._h2.max_outbound_frame_size, WRITE_LIMIT)
+            if size <= 0 and self._windows_are_final:
+                self._give_up(stream, ErrorCodes.FLOW_CONTROL_ERROR)
+                continue
             if size <= 0:
                 self._sending.append(stream)
                 blocked += 1
@@ -256,7 +267,7 @@ class Http2Connection:
         self._h2 = _Protocol(context.max_streams)
         self._draining = False
         self._ration = Ration()
-        self._bodies = _Bodies(self._h2)
+        self._bodies = _Bodies(self._h2, self.reset)
         self._lingering = Lingering(self._reset, context.max_streams // 4, context.stall_timeout)
         self._has_output = asyncio.Event()
         self._has_output.set()  # our SETTINGS
@@ -273,6 +284,7 @@ class Http2Connection:
         for stream in self.streams.values():
             if not stream.request_ended:
                 stream.disconnect()
+        self._bodies.end_windows()
         self.drain()
         return any(not stream.closed for stream in self.streams.values())
 

@@ -9,6 +9,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.server import Server
@@ -113,6 +115,32 @@ async def test_http2_is_answered_too(serve: Serve, servicer: Servicer) -> None:
             while data := await client.reader.read(65536):
                 client._take(client.h2.receive_data(data))
         assert client.exchanges[whole].succeeded
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("at_once", [True, False], ids=["with the request", "during the work"])
+async def test_http2_answer_that_can_never_be_sent_ends_the_connection(
+    serve: Serve,
+    servicer: Servicer,
+    window: int,
+    at_once: bool,  # noqa: FBT001 # pytest passes it by name
+) -> None:
+    async with serve(servicer) as connect, RawClient(*await connect(), takes_bodies=False) as client:
+        client.h2.initiate_connection()
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
+        whole = client.call("Embed", pb.EmbedRequest(text=WAIT))
+        await client.flush()
+        if at_once:
+            client.writer.write_eof()
+        await eventually(lambda: servicer.waiting == 1)
+        servicer.let_go()
+        if not at_once:
+            await asyncio.sleep(0.2)
+            client.writer.write_eof()
+        async with asyncio.timeout(3):
+            while data := await client.reader.read(65536):
+                client._take(client.h2.receive_data(data))
+        assert client.exchanges[whole].reset == ErrorCodes.FLOW_CONTROL_ERROR
 
 
 async def test_http2_client_that_has_left_cancels_its_work(serve: Serve, servicer: Servicer) -> None:
