@@ -22,10 +22,10 @@ EVICTED = 16
 """Divisor of the budget that gives the bytes to free at once, since each search for them looks at all requests."""
 
 LARGE = 1024 * 1024
-"""Bytes of all requests together from which on the end of a request is a relief."""
+"""Bytes of all requests together from which on it is a relief that one of them gives bytes back."""
 
 RELIEF_SECONDS = 1.0
-"""Seconds from such an end to `on_relief`, so that one call of it serves many requests."""
+"""Seconds from a relief to `on_relief`, so that one call of it serves many requests."""
 
 RETRY_SECONDS = 1.0
 """Seconds after which a refused request may be tried again."""
@@ -53,7 +53,7 @@ class Budget:
     Args:
         limit: The bytes.
         on_refusal: Called for each request that is refused or ended for want of memory.
-        on_relief: Called some time after a request has ended while all requests held `LARGE` bytes or more.
+        on_relief: Called some time after a request has given bytes back while all requests held `LARGE` bytes or more.
 
     Attributes:
         used: The bytes that are held.
@@ -97,11 +97,17 @@ class Budget:
 
     def forget(self, account: Account) -> None:
         """Give back all bytes of an account, for ever."""
-        if self.used >= LARGE and self._on_relief is not None and self._relief is None:
+        self.give_back(account, account.held)
+        self._accounts.pop(account, None)
+
+    def give_back(self, account: Account, size: int) -> None:
+        """Give back bytes of an account; see `Account.give_back`."""
+        size = min(size, account.held)
+        if size and self.used >= LARGE and self._on_relief is not None and self._relief is None:
             # An empty context: that of the current task may hold a request.
             self._relief = asyncio.get_running_loop().call_later(RELIEF_SECONDS, self._relieve, context=Context())
-        account.give_back(account.held)
-        self._accounts.pop(account, None)
+        self.used -= size
+        account.held -= size
 
     def _relieve(self) -> None:
         self._relief = None
@@ -169,9 +175,7 @@ class Account:
 
     def give_back(self, size: int) -> None:
         """Give bytes back that the request does not hold any more. More than it holds counts as all."""
-        size = min(size, self.held)
-        self._budget.used -= size
-        self.held -= size
+        self._budget.give_back(self, size)
 
     def forget_body(self) -> None:
         """Give back all but the base."""

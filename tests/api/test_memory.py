@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 from runed_proto.runed.v1.runed_pb2 import EmbedBatchRequest, EmbedRequest, HealthRequest
 
 from runed.server import Budget
+from runed.server.budget import Holder
 from runed.server.stream import SLOW, RequestStream
 from tests.api.conftest import Serve, Served
 from tests.api.streams import StreamClient, request
@@ -187,3 +189,12 @@ async def test_memory_is_returned_once_after_large_requests(serve: Serve) -> Non
         for _ in range(3):
             await served.call("grpc", "EmbedBatch", EmbedBatchRequest(texts=["x" * 2 * MIB]))
         await eventually(lambda: reliefs == [0])
+
+
+async def test_memory_is_returned_while_the_request_goes_on() -> None:
+    reliefs: list[int] = []
+    memory = Budget(16 * MIB, on_relief=lambda: reliefs.append(memory.used))
+    account = memory.open(cast("Holder", None))
+    account.take(2 * MIB)
+    account.forget_body()
+    await eventually(lambda: reliefs == [0])

@@ -15,14 +15,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.hostile", description="Attack daemons, and hold the results to bars."
     )
-    parser.add_argument("--only", nargs="+", metavar="ITEM", help="numbers of items")
+    parser.add_argument("--only", nargs="+", metavar="ITEM", help="numbers of items, or words of the names of attacks")
     parser.add_argument("--quick", action="store_true", help="leave out what takes long")
     arguments = parser.parse_args()
     missed = 0
     began = time.monotonic()
     sys.stdout.write(f"{HEAD}\n")
     for it in sorted(ATTACKS, key=lambda one: int(one.item)):
-        if (arguments.only and it.item not in arguments.only) or (arguments.quick and it.slow):
+        wanted = not arguments.only or any(
+            only == it.item or (only in it.name and not only.isdigit()) for only in arguments.only
+        )
+        if not wanted or (arguments.quick and it.slow):
             continue
         started = time.monotonic()
         measured = tried(it)

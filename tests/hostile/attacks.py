@@ -50,6 +50,9 @@ def _chunks() -> bytes:
     return head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 300_000 + b"0\r\n\r\n"
 
 
+_METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
 def _pipeline() -> bytes:
     one = post(f"{SERVICE}/Health", b"{}").replace(b"Connection: close\r\n", b"")
     return one * 4999 + post(f"{SERVICE}/Health", b"{}")
@@ -295,7 +298,7 @@ ATTACKS: Mapping[str, Attack] = {
     "honest batches in JSON": Attack(lambda: post(f"{SERVICE}/EmbedBatch", _BATCH_2048, Accept_Encoding="gzip")),
     "honest batches of OpenAI": Attack(lambda: post("/v1/embeddings", _BATCH_2048.replace(b"texts", b"input"))),
     "descriptions": Attack(lambda: _calls("Info", _HEALTH, 3000), calls_at_once=100),
-    "metrics": Attack(lambda: b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 3000),
+    "metrics": Attack(lambda: _METRICS * 2999 + _METRICS.replace(b"Host", b"Connection: close\r\nHost")),
 }
 """All attacks by name, each by one peer."""
 

@@ -22,6 +22,9 @@ from tests.hostile.attacks import ATTACKS, SERVICE, of
 from tests.support import running_daemon
 from tools.engine import programs_folder
 
+LONGEST = 300.0
+"""Seconds that one attack may take. An attacker whose answers do not come would wait for ever."""
+
 INTERVAL = 0.02
 """Seconds between two calls of the other client."""
 
@@ -65,31 +68,37 @@ def measure(path: Path, pid: int, name: str, *, peers: int = 1, seconds: float =
         name: The name of the attack.
         peers: The number of attackers.
         seconds: The time after which no attacker begins again.
+
+    Raises:
+        TimeoutError: The attack has not ended.
     """
     context = multiprocessing.get_context("spawn")
     begin = context.Barrier(2)
     attackers = context.Process(target=_attack_all, args=(begin, path, name, peers, seconds))
     attackers.start()
     measured = Measured()
+    over = threading.Event()
+    others = [threading.Thread(target=ask, args=(path, over, measured)) for ask in (_ask_health, _ask_embed)]
     try:
         begin.wait(60)
         started = time.monotonic()
-        over = threading.Event()
-        others = [threading.Thread(target=ask, args=(path, over, measured)) for ask in (_ask_health, _ask_embed)]
         for other in others:
             other.start()
         while attackers.is_alive():
+            if time.monotonic() - started > seconds + LONGEST:
+                raise TimeoutError(f"the attack has not ended after {LONGEST:g} s")
             measured.rss = max(measured.rss, memory(pid))
             attackers.join(INTERVAL)
         measured.seconds = time.monotonic() - started
         time.sleep(0.1)
-        over.set()
-        for other in others:
-            other.join()
         measured.rss = max(measured.rss, memory(pid))
     finally:
+        over.set()
         attackers.kill()
         attackers.join()
+        for other in others:
+            if other.ident:
+                other.join()
     return measured
 
 

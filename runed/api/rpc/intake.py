@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from runed.api.large import beside_the_loop
+from runed.api.large import beside_the_loop, let_go
 from runed.api.rpc.decoding import Decoded, decode, hand_over
 from runed.api.rpc.inflating import inflate, too_large
 from runed.api.rpc.refusals import Receive, Scope, content_type, is_any_grpc
@@ -70,6 +70,7 @@ class _Messages:
             if (event := await self._read()) is not None:
                 return event
             if len(self._buffer) > self._limit:
+                self._buffer.clear()
                 raise too_large(self._limit)
         if self._over:
             return await self._receive()
@@ -82,6 +83,7 @@ class _Messages:
             if len(self._buffer) >= _ENVELOPE_BYTES:
                 flags, size = self._buffer[0], int.from_bytes(self._buffer[1:_ENVELOPE_BYTES], "big")
                 if size > self._limit:
+                    self._buffer.clear()
                     raise too_large(self._limit)
                 if flags & ~_COMPRESSED or (flags and not self._gzip):
                     return self._part(bytes([flags, 0, 0, 0, 0]))
@@ -120,8 +122,14 @@ class _Messages:
         return None
 
     async def _hand_over(self, data: bytes, *, compressed: bool) -> None:
-        if compressed and data:
-            # Even a small message may become a large one.
-            data = await beside_the_loop(partial(inflate, data, self._limit), 1000 * len(data))
-            reserve(len(data))
-        hand_over(await beside_the_loop(partial(self._reader, data), len(data)))
+        try:
+            if compressed and data:
+                # Even a small message may become a large one.
+                data = await beside_the_loop(partial(inflate, data, self._limit), 1000 * len(data))
+                reserve(len(data))
+            hand_over(await beside_the_loop(partial(self._reader, data), len(data)))
+        except BaseException as error:  # a cancel, too
+            # The library keeps the error of a stream until the next collection of garbage.
+            let_go(error)
+            del data
+            raise
