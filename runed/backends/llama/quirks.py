@@ -8,10 +8,14 @@ from pathlib import Path
 
 import msgspec
 
+from runed.backends.llama.self_test import SelfTest
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.files import read_record, write_atomically
 from runed.log import get_logger
+
+_MAX_SELF_TESTS = 8
+"""Most self-tests that are kept; the oldest are dropped first."""
 
 _log = get_logger(__name__)
 
@@ -20,6 +24,7 @@ class _Document(msgspec.Struct, kw_only=True):
     no_repack: list[str] = []
     one_slot: list[str] = []
     sound_passes: list[str] = []
+    self_tests: dict[str, SelfTest] = {}
 
 
 class Quirks:
@@ -66,6 +71,17 @@ class Quirks:
         """Remember that long texts of this model are independent of company, with passes of `tokens` tokens."""
         document = self._read()
         document.sound_passes = sorted({*document.sound_passes, f"{self.engine_and_model()} {tokens}"})
+        self._write(document)
+
+    def self_test(self, key: str) -> SelfTest | None:
+        """Return the self-test that the engine passed with this model, run as `key` tells; None if there is none."""
+        return self._read().self_tests.get(f"{self.engine_and_model()} {key}")
+
+    def remember_self_test(self, key: str, passed: SelfTest) -> None:
+        """Remember a self-test that the engine passed with this model, run as `key` tells."""
+        document = self._read()
+        tests = [*document.self_tests.items(), (f"{self.engine_and_model()} {key}", passed)]
+        document.self_tests = dict(tests[-_MAX_SELF_TESTS:])
         self._write(document)
 
     def engine(self) -> str:
