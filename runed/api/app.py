@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import Any
 
 from runed.api.host import Host
+from runed.api.later import Later
 from runed.api.openai import PREFIX
 from runed.api.rpc.app import build_rpc_app
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, respond
@@ -24,14 +25,11 @@ def build_app(host: Host) -> Application:
         An ASGI application. A request over HTTP/2 has to offer the extension "runed.duplex" of `runed.server`.
     """
     rpc = build_rpc_app(host)
-    openai: asyncio.Task[Any] | None = None  # the library's types for ASGI are others
+    openai = Later(partial(_build_openai, host))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal openai
         if scope["path"].startswith(PREFIX):
-            if openai is None:
-                openai = asyncio.create_task(asyncio.to_thread(_build_openai, host))
-            await (await asyncio.shield(openai))(scope, receive, send)
+            await (await openai.get())(scope, receive, send)
         elif scope["path"] == _METRICS_PATH:
             await _serve_metrics(host, scope, send)
         else:
@@ -40,8 +38,8 @@ def build_app(host: Host) -> Application:
     return app
 
 
-def _build_openai(host: Host) -> object:
-    from runed.api.openai.app import build_openai_app  # noqa: PLC0415 # most daemons never need what it imports
+def _build_openai(host: Host) -> Any:  # noqa: ANN401 # its types for ASGI differ
+    from runed.api.openai.app import build_openai_app  # noqa: PLC0415 # see `Later`
 
     return build_openai_app(host)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,16 +73,21 @@ def assemble(
         with contextlib.suppress(OSError):  # tells clients that find this daemon that it takes no more calls
             record.tell_draining(paths.daemon_record)
 
-    metrics = asyncio.create_task(asyncio.to_thread(_build_metrics))
+    # One thread imports, in the order of need: two would slow each other down, and the engine would start later.
+    importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
+    loop = asyncio.get_running_loop()
+    for module in ("runed.backends.llama", "runed.daemon.host"):
+        importing.submit(importlib.import_module, module)
+    metrics = loop.run_in_executor(importing, _build_metrics)
     draining = Draining(announce_drain)
     failures = load_failures(settings, paths)
     bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, metrics, failures=failures), draining)
 
     async def build_face() -> Face:
         made = await metrics
-        return await asyncio.to_thread(
-            _build_face, settings, listener, http, bootstrapper=bootstrapper, draining=draining, metrics=made
-        )
+        build = partial(_build_face, settings, listener, http, bootstrapper=bootstrapper, draining=draining, metrics=made)
+        with importing:
+            return await loop.run_in_executor(importing, build)
 
     return Daemon(bootstrapper, draining, build_face)
 

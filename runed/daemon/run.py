@@ -110,6 +110,7 @@ async def _serve_until_drained(
         places = {"socket": str(listener.path)} | ({"http": http.url} if http else {})
         _log.info("serving", **places, pid=os.getpid(), version=__version__)
         gc.freeze()  # what was made until here stays to the end, so the collector need not look at it again and again
+        gc.enable()  # see `runed serve`
         host = face.host
         async with _eviction_watch(lock, listener, draining):
             await draining.wait()
