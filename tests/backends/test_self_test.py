@@ -37,9 +37,11 @@ async def test_an_engine_that_computes_another_vector_than_before_is_tested_anew
         await serve_once(make_backend, fake)
 
 
-async def test_another_build_of_the_engine_is_tested_anew(make_backend: MakeBackend, fake: FakeEngine) -> None:
+@pytest.mark.parametrize("changed", ["llama-server", "libllama.so.0"])
+async def test_another_build_of_the_engine_is_tested_anew(make_backend: MakeBackend, fake: FakeEngine, changed: str) -> None:
     await serve_once(make_backend, fake)
-    fake.executable.write_text(f"{fake.executable.read_text()}\n")
+    with fake.executable.with_name(changed).open("a") as file:
+        file.write("\n")
     fake.behave(on=UNTESTED)
     with pytest.raises(BackendFaultError, match="not finite"):
         await serve_once(make_backend, fake)
