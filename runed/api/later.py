@@ -1,9 +1,10 @@
-"""Parts of the API that are made when they are first needed, since most daemons never need what they import."""
+"""Parts that are made when they are first needed, since many daemons never need what they import."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -14,14 +15,16 @@ class Later(Generic[T]):
 
     Args:
         make: Makes the part.
+        executor: The threads to use; None means those of the event loop.
     """
 
-    def __init__(self, make: Callable[[], T]) -> None:
+    def __init__(self, make: Callable[[], T], executor: Executor | None = None) -> None:
         self._make = make
-        self._made: asyncio.Task[T] | None = None
+        self._executor = executor
+        self._made: asyncio.Future[T] | None = None
 
     async def get(self) -> T:
         """Return the part. Callers that leave meanwhile do not stop its making."""
         if self._made is None:
-            self._made = asyncio.create_task(asyncio.to_thread(self._make))
+            self._made = asyncio.get_running_loop().run_in_executor(self._executor, self._make)
         return await asyncio.shield(self._made)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runed.api.later import Later
 from runed.bootstrap import DeviceFailures, Installation, Progress, install, load_failures
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
@@ -58,7 +59,7 @@ class Daemon:
 def assemble(
     settings: Settings, paths: Paths, *, lock: LockFile, record: DaemonRecord, listener: Listener, http: Loopback | None
 ) -> Daemon:
-    """Construct a daemon that serves one home, in a running event loop. The rest is constructed when the daemon has begun.
+    """Construct the parts of a daemon that find engine and model for one home. Nothing runs yet.
 
     Args:
         settings: The settings.
@@ -73,21 +74,21 @@ def assemble(
         with contextlib.suppress(OSError):  # tells clients that find this daemon that it takes no more calls
             record.tell_draining(paths.daemon_record)
 
-    # One thread imports, in the order of need: two would slow each other down, and the engine would start later.
+    # One thread imports, in the order of need: two would slow each other down, and the engine would start later. It begins in
+    # `build_face`: until then a signal raises SystemExit, even amid the start of a thread, which nobody would end.
     importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
-    loop = asyncio.get_running_loop()
-    for module in ("runed.backends.llama", "runed.daemon.host"):
-        importing.submit(importlib.import_module, module)
-    metrics = loop.run_in_executor(importing, _build_metrics)
+    metrics = Later(_build_metrics, importing)
     draining = Draining(announce_drain)
     failures = load_failures(settings, paths)
     bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, metrics, failures=failures), draining)
 
     async def build_face() -> Face:
-        made = await metrics
-        build = partial(_build_face, settings, listener, http, bootstrapper=bootstrapper, draining=draining, metrics=made)
         with importing:
-            return await loop.run_in_executor(importing, build)
+            for module in ("runed.backends.llama", "runed.daemon.host"):
+                importing.submit(importlib.import_module, module)
+            made = await metrics.get()
+            build = partial(_build_face, settings, listener, http, bootstrapper=bootstrapper, draining=draining, metrics=made)
+            return await asyncio.get_running_loop().run_in_executor(importing, build)
 
     return Daemon(bootstrapper, draining, build_face)
 
@@ -146,7 +147,7 @@ async def _build_model(
     settings: Settings,
     paths: Paths,
     lock: LockFile,
-    metrics: Awaitable[Metrics],
+    metrics: Later[Metrics],
     report: Callable[[Progress], None],
     *,
     failures: DeviceFailures,
@@ -156,7 +157,7 @@ async def _build_model(
     # In threads, since imports take 0.1 s, and so does reading the metadata of a large vocabulary.
     backend = await asyncio.to_thread(_build_backend, settings, paths, lock, installation)
     async with _starting(backend):
-        scheduler = await run_in_thread(partial(_build_scheduler, settings, paths, installation, backend, await metrics))
+        scheduler = await run_in_thread(partial(_build_scheduler, settings, paths, installation, backend, await metrics.get()))
     return ServedModel(scheduler, installation, failures)
 
 
