@@ -12,12 +12,12 @@ import logging
 import logging.handlers
 import sys
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import msgspec
-import structlog
 
 MAX_LOG_BYTES = 5 * 1024 * 1024
 """Bytes at which a log file is rotated."""
@@ -31,22 +31,45 @@ REFUSALS_PAUSE = 1.0
 CALLS = "runed.api.call_log"
 """The logger of the lines about single calls."""
 
-Logger = structlog.stdlib.BoundLogger
-
 _quiet: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, tuple[int, dict[str, Any]]]] = WeakKeyDictionary()
 """The kinds of refusals that were logged a moment ago: how many came since then, and the facts of the last one."""
 
 
-class _Line(str):
-    """A line that is complete. It is rendered once for all handlers."""
+class Logger:
+    """Logs events, each with facts, by the logger of the same name of `logging`.
 
-    __slots__ = ()
+    Args:
+        name: The name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def info(self, event: str, /, **facts: object) -> None:
+        """Log an event that is as it should be."""
+        self.log(logging.INFO, event, **facts)
+
+    def warning(self, event: str, /, **facts: object) -> None:
+        """Log an event after which the daemon does less than it should."""
+        self.log(logging.WARNING, event, **facts)
+
+    def error(self, event: str, /, **facts: object) -> None:
+        """Log a failure."""
+        self.log(logging.ERROR, event, **facts)
+
+    def log(self, level: int, event: str, /, **facts: object) -> None:
+        """Log an event at a level of `logging`. Its record has the facts as its attribute `facts`."""
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, event, extra={"facts": facts})
 
 
-class _Formatter(structlog.stdlib.ProcessorFormatter):
+class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record. Only those of libraries are not lines yet."""
-        return record.msg if isinstance(record.msg, _Line) else super().format(record)
+        """Return the line of a record. It is rendered once for all handlers."""
+        line: str | None = getattr(record, "line", None)
+        if line is None:
+            line = record.line = _render(record)
+        return line
 
 
 class _RotatingFile(logging.handlers.RotatingFileHandler):
@@ -64,20 +87,12 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
             happened out of it.
         max_bytes: Bytes at which a file is rotated.
     """
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     handlers: list[logging.Handler] = [
         _RotatingFile(each, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8") for each in (file, events) if each
     ] or [logging.StreamHandler(sys.stderr)]
     if events is not None:
         handlers[-1].addFilter(lambda record: record.name != CALLS)
-    formatter = _Formatter(
-        foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _describe_exc_info, _render],
-    )
+    formatter = _Formatter()
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -90,12 +105,6 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
     # No line tells these. Python's documentation names these ways to save their time.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 # as above
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, _render],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
 
 
 def log_refusal(logger: Logger, event: str, *, level: int = logging.WARNING, kind: str = "", **facts: object) -> None:
@@ -148,32 +157,30 @@ def log_unobserved_exception(loop: asyncio.AbstractEventLoop, context: dict[str,
     log_refusal(get_logger(__name__), "failure in the event loop", level=logging.ERROR, kind=str(details), **details)
 
 
-def _describe_exc_info(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ARG001 # structlog calls it so
-    """Replace an exception that a library logs by a description without its message."""
-    exc_info = event.pop("exc_info", None)
-    if isinstance(exc_info, tuple) and exc_info[1] is not None:
-        event.update(describe_exception(exc_info[1]))
-    return event
-
-
-def _render(logger: object, method: str, event: structlog.typing.EventDict) -> str:  # noqa: ARG001 # structlog calls it so
+def _render(record: logging.LogRecord) -> str:
     """Write a line. It begins with the keys that every line has, so that people can read a log, too."""
-    first = {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "message": event.pop("event")}
-    document = {**first, **event}
+    document = {
+        "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "level": record.levelname.lower(),
+        "message": record.getMessage(),
+        **getattr(record, "facts", {}),
+        "logger": record.name,
+    }
+    if record.exc_info and record.exc_info[1] is not None:  # of a library, which may quote its input
+        document |= describe_exception(record.exc_info[1])
     try:
         line = msgspec.json.encode(document, enc_hook=repr).decode()
     except (UnicodeEncodeError, OverflowError):  # half of a surrogate pair, as in a file name that is not UTF-8; a huge number
         line = ""
     if line and line.isascii() and "\x7f" not in line:
-        return _Line(line)
+        return line
     # A terminal obeys control characters. msgspec leaves some as they are, and json one.
-    return _Line(json.dumps(document, default=repr).replace("\x7f", "\\u007f"))
+    return json.dumps(document, default=repr).replace("\x7f", "\\u007f")
 
 
 def get_logger(name: str) -> Logger:
     """Return the logger of a module; `name` is its `__name__`."""
-    logger: Logger = structlog.stdlib.get_logger(name)
-    return logger
+    return Logger(name)
 
 
 def describe_exception(error: BaseException) -> dict[str, str]:

@@ -26,10 +26,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from runed.api.app import build_app
@@ -72,15 +70,6 @@ _FINGERPRINT = "double"
 _TURNS_OF_ACCEPT = 3
 """Turns of the event loop in which asyncio accepts a connection. One that is accepted after the last turn would stay open."""
 
-_log_config: dict[str, Any] = {
-    "processors": [structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
-    "logger_factory": structlog.stdlib.LoggerFactory(),
-    "wrapper_class": structlog.stdlib.BoundLogger,
-}
-_log_users: list[None] = []
-_log_lock = threading.Lock()
-"""Guards the configuration of structlog, which the doubles of a process share; the last one ends it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -119,7 +108,7 @@ def daemon(
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     double = DaemonDouble(place, dimensions, max_text_length)
     try:
-        with _quiet_log(), Listener.bind(double.socket) as listener, _serving(double, listener):
+        with Listener.bind(double.socket) as listener, _serving(double, listener):
             _forbid_real_daemons(place)
             yield double
     finally:
@@ -394,19 +383,3 @@ def _serving(double: DaemonDouble, listener: Listener) -> Iterator[None]:
     finally:
         stop()
         thread.join()
-
-
-@contextmanager
-def _quiet_log() -> Iterator[None]:
-    """Send the log of the service to `logging`, unless the program has configured structlog. The default is standard output."""
-    with _log_lock:
-        _log_users.append(None)
-        if not structlog.is_configured():
-            structlog.configure(**_log_config)
-    try:
-        yield
-    finally:
-        with _log_lock:
-            _log_users.pop()
-            if not _log_users and _log_config.items() <= structlog.get_config().items():
-                structlog.reset_defaults()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import os
 import shutil
 import signal
@@ -48,6 +49,26 @@ def clean_environment(**changes: str) -> dict[str, str]:
     """Return this process's environment without any setting of runed, and with `changes`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RUNED_")}
     return env | changes
+
+
+@contextmanager
+def capture_logs() -> Iterator[list[dict[str, Any]]]:
+    """Yield the list to which each line of runed's log is added during the block: its event, its level and its facts."""
+    lines: list[dict[str, Any]] = []
+
+    class _Capture(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append({"event": record.msg, "log_level": record.levelname.lower(), **getattr(record, "facts", {})})
+
+    logger, capture = logging.getLogger("runed"), _Capture()
+    level = logger.level
+    logger.addHandler(capture)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(capture)
 
 
 def http_over(socket: Path, *, timeout: float = 30.0) -> httpx.Client:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from runed.api.host import Host
-from runed.api.openai.app import PREFIX, build_openai_app
+from runed.api.later import Later
+from runed.api.openai import PREFIX
 from runed.api.rpc.app import build_rpc_app
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, respond
 from runed.metrics import CONTENT_TYPE
@@ -23,17 +25,23 @@ def build_app(host: Host) -> Application:
         An ASGI application. A request over HTTP/2 has to offer the extension "runed.duplex" of `runed.server`.
     """
     rpc = build_rpc_app(host)
-    openai: Any = build_openai_app(host)  # its types for ASGI differ
+    openai = Later(partial(_build_openai, host))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(PREFIX):
-            await openai(scope, receive, send)
+            await (await openai.get())(scope, receive, send)
         elif scope["path"] == _METRICS_PATH:
             await _serve_metrics(host, scope, send)
         else:
             await rpc(scope, receive, send)
 
     return app
+
+
+def _build_openai(host: Host) -> Any:  # noqa: ANN401 # its types for ASGI differ
+    from runed.api.openai.app import build_openai_app  # noqa: PLC0415 # see `Later`
+
+    return build_openai_app(host)
 
 
 async def _serve_metrics(host: Host, scope: Scope, send: Send) -> None:

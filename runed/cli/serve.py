@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 
 from runed.daemon import inherited
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.ready_fd is not None:  # a service manager, or a person, means what a daemon in the foreground inherits
         inherited.reset()
     settings = load_settings()
+    gc.disable()  # until the daemon serves: nothing of what is imported is garbage, and looking for it delays the start
     # After the reset: numpy starts threads, which would keep what they inherited. After the settings: a mistake in them is told
     # half a second earlier.
     from runed.daemon import run as daemon  # noqa: PLC0415

@@ -4,55 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runed.backends.llama import LlamaBackend, check_model
-from runed.bootstrap import DeviceFailures, Progress, install, load_failures
-from runed.caching.cache import VectorCache
+from runed.api.later import Later
+from runed.bootstrap import DeviceFailures, Installation, Progress, install, load_failures
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
-from runed.daemon.gauges import add_gauges
-from runed.daemon.host import DaemonHost
 from runed.daemon.inherited import restrictions
 from runed.daemon.served_model import ServedModel
-from runed.domain.status import Info
+from runed.errors import RunedError
 from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
-from runed.metrics import Metrics
 from runed.paths import Paths
 from runed.processes import trim_memory
-from runed.routing.store import CentroidStore
-from runed.scheduling.preparing import MAX_BATCH_TEXTS
-from runed.scheduling.queue import QueueLimits
-from runed.scheduling.scheduler import MAX_REQUEST_BYTES, Scheduler, SchedulerSettings
 from runed.settings import Settings
 from runed.version import __version__
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # in the functions below, these are imported while the engine is looked for and loads its model
+    from runed.backends.llama import LlamaBackend
+    from runed.caching.cache import VectorCache
+    from runed.daemon.host import DaemonHost
+    from runed.metrics import Metrics
+    from runed.scheduling.scheduler import Scheduler
     from runed.server import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """The parts of a daemon that answer calls."""
+
+    host: DaemonHost
+    servers: Sequence[Server]
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """The parts of a daemon that its process runs."""
 
-    host: DaemonHost
     bootstrapper: Bootstrapper
     draining: Draining
-    build_servers: Callable[[], Sequence[Server]]
-    """Construct the servers, which may take half a second."""
+    build_face: Callable[[], Awaitable[Face]]
+    """Construct the host and the servers."""
 
 
 def assemble(
     settings: Settings, paths: Paths, *, lock: LockFile, record: DaemonRecord, listener: Listener, http: Loopback | None
 ) -> Daemon:
-    """Construct a daemon that serves one home. Nothing runs yet.
+    """Construct the parts of a daemon that find engine and model for one home. Nothing runs yet.
 
     Args:
         settings: The settings.
@@ -67,11 +74,50 @@ def assemble(
         with contextlib.suppress(OSError):  # tells clients that find this daemon that it takes no more calls
             record.tell_draining(paths.daemon_record)
 
-    queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
-    metrics = Metrics()
+    # One thread imports, in the order of need: two would slow each other down, and the engine would start later. It begins in
+    # `build_face`: until then a signal raises SystemExit, even amid the start of a thread, which nobody would end.
+    importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
+    metrics = Later(_build_metrics, importing)
     draining = Draining(announce_drain)
     failures = load_failures(settings, paths)
-    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, queue, metrics, failures=failures), draining)
+    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, metrics, failures=failures), draining)
+
+    async def build_face() -> Face:
+        with importing:
+            for module in ("runed.backends.llama", "runed.daemon.host"):
+                importing.submit(importlib.import_module, module)
+            made = await metrics.get()
+            build = partial(_build_face, settings, listener, http, bootstrapper=bootstrapper, draining=draining, metrics=made)
+            return await asyncio.get_running_loop().run_in_executor(importing, build)
+
+    return Daemon(bootstrapper, draining, build_face)
+
+
+def _build_metrics() -> Metrics:
+    from runed.metrics import Metrics  # noqa: PLC0415 # as above
+
+    return Metrics()
+
+
+def _build_face(
+    settings: Settings,
+    listener: Listener,
+    http: Loopback | None,
+    *,
+    bootstrapper: Bootstrapper,
+    draining: Draining,
+    metrics: Metrics,
+) -> Face:
+    from runed.api.app import build_app  # noqa: PLC0415 # as above
+    from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
+    from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
+    from runed.domain.status import Info  # noqa: PLC0415 # as above
+    from runed.scheduling.preparing import MAX_BATCH_TEXTS  # noqa: PLC0415 # as above
+    from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
+    from runed.scheduling.scheduler import MAX_REQUEST_BYTES  # noqa: PLC0415 # as above
+    from runed.server import Budget, Server, connection_limits  # noqa: PLC0415 # as above
+
+    queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
     facts = Info(
         daemon_version=__version__,
         socket_path=str(listener.path),
@@ -85,15 +131,6 @@ def assemble(
     )
     host = DaemonHost(facts, bootstrapper=bootstrapper, draining=draining, metrics=metrics)
     add_gauges(metrics, host, bootstrapper)
-    return Daemon(host, bootstrapper, draining, partial(_build_servers, settings, host, metrics, listener, http))
-
-
-def _build_servers(
-    settings: Settings, host: DaemonHost, metrics: Metrics, listener: Listener, http: Loopback | None
-) -> Sequence[Server]:
-    from runed.api.app import build_app  # noqa: PLC0415 # 0.2 s for this and the next, in which an engine loads already
-    from runed.server import Budget, Server, connection_limits  # noqa: PLC0415 # as above
-
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
@@ -103,24 +140,37 @@ def _build_servers(
 
         gate = token_gate(token=http.token, port=http.port)
         servers.append(Server(build_openai_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
-    return servers
+    return Face(host, servers)
 
 
-async def _build_model(  # noqa: PLR0917 # the parts of a daemon
+async def _build_model(
     settings: Settings,
     paths: Paths,
     lock: LockFile,
-    queue: QueueLimits,
-    metrics: Metrics,
+    metrics: Later[Metrics],
     report: Callable[[Progress], None],
     *,
     failures: DeviceFailures,
 ) -> ServedModel:
-    """Get engine and model, and construct the parts that serve them. The engine is not started."""
-    installation = await install(settings, paths, report=report, check_model=check_model, failures=failures)
-    # In a thread, since reading the metadata of a large vocabulary takes 0.1 s.
-    backend = await asyncio.to_thread(
-        LlamaBackend,
+    """Get engine and model, begin to start the engine, and construct the parts that serve them."""
+    installation = await install(settings, paths, report=report, check_model=_check_model, failures=failures)
+    # In threads, since imports take 0.1 s, and so does reading the metadata of a large vocabulary.
+    backend = await asyncio.to_thread(_build_backend, settings, paths, lock, installation)
+    async with _starting(backend):
+        scheduler = await run_in_thread(partial(_build_scheduler, settings, paths, installation, backend, await metrics.get()))
+    return ServedModel(scheduler, installation, failures)
+
+
+def _check_model(path: Path) -> None:
+    from runed.backends.llama import check_model  # noqa: PLC0415 # as above
+
+    check_model(path)
+
+
+def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
+    from runed.backends.llama import LlamaBackend  # noqa: PLC0415 # as above
+
+    return LlamaBackend(
         executable=installation.llama_server,
         model=installation.model,
         model_sha256=installation.model_sha256,
@@ -130,9 +180,37 @@ async def _build_model(  # noqa: PLR0917 # the parts of a daemon
         device=installation.device,
         holds_home=lock.is_current,
     )
+
+
+@contextlib.asynccontextmanager
+async def _starting(backend: LlamaBackend) -> AsyncIterator[None]:
+    """Let the engine start during the block. It ends if the block fails."""
+
+    async def start() -> None:
+        # A failed start shows in the backend's state, and the bootstrapper tries again.
+        with contextlib.suppress(RunedError):
+            await backend.start()
+
+    starting = asyncio.create_task(start())
+    try:
+        yield
+    except BaseException:
+        await backend.stop()
+        await asyncio.wait([starting])
+        raise
+
+
+def _build_scheduler(
+    settings: Settings, paths: Paths, installation: Installation, backend: LlamaBackend, metrics: Metrics
+) -> Scheduler:
+    from runed.routing.store import CentroidStore  # noqa: PLC0415 # as above
+    from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
+    from runed.scheduling.scheduler import Scheduler, SchedulerSettings  # noqa: PLC0415 # as above
+
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
-    await run_in_thread(centroids.restore)
-    scheduler = Scheduler(
+    centroids.restore()
+    queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
+    return Scheduler(
         backend,
         settings=SchedulerSettings(idle_timeout=settings.idle_timeout, queue=queue),
         cache=_build_cache(settings, paths),
@@ -142,10 +220,11 @@ async def _build_model(  # noqa: PLR0917 # the parts of a daemon
         device=installation.device,
         traits=installation.traits,
     )
-    return ServedModel(scheduler, installation, failures)
 
 
 def _build_cache(settings: Settings, paths: Paths) -> VectorCache:
+    from runed.caching.cache import VectorCache  # noqa: PLC0415 # as above
+
     disk = None
     if settings.disk_cache and settings.disk_cache_bytes:
         from runed.caching.disk_cache import DiskCache  # noqa: PLC0415 # a daemon that keeps nothing on disk loads no SQLite

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from runed.bootstrap import Phase, Progress
 from runed.daemon.draining import Draining
@@ -27,7 +28,9 @@ from runed.errors import (
     VerificationError,
 )
 from runed.log import describe_exception, get_logger
-from runed.scheduling.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from runed.scheduling.scheduler import Scheduler
 
 BOOTSTRAP_PAUSE = 5.0
 """Seconds after a failed bootstrap before a call starts the next one."""

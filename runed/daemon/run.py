@@ -94,13 +94,13 @@ async def _serve_until_drained(
     daemon: Daemon, lock: LockFile, listener: Listener, http: Loopback | None, ready_fd: int | None
 ) -> None:
     """Serve until a signal, a call or the loss of home or socket begins the drain; then drain."""
-    host, draining = daemon.host, daemon.draining
+    draining = daemon.draining
     with _signals_call(partial(draining.begin, SIGNAL_GRACE)):
         # First, so that an engine that is installed loads its model while the servers are made.
         daemon.bootstrapper.begin()
         try:
-            servers = await asyncio.to_thread(daemon.build_servers)
-            for server in servers:
+            face = await daemon.build_face()
+            for server in face.servers:
                 await server.start()
         except BaseException:
             await daemon.bootstrapper.close()
@@ -110,11 +110,13 @@ async def _serve_until_drained(
         places = {"socket": str(listener.path)} | ({"http": http.url} if http else {})
         _log.info("serving", **places, pid=os.getpid(), version=__version__)
         gc.freeze()  # what was made until here stays to the end, so the collector need not look at it again and again
+        gc.enable()  # see `runed serve`
+        host = face.host
         async with _eviction_watch(lock, listener, draining):
             await draining.wait()
             _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)
             daemon.bootstrapper.interrupt()
-            await draining.stop(servers)
+            await draining.stop(face.servers)
         await daemon.bootstrapper.close()
     _log.info("stopped", uptime_seconds=round(host.uptime), requests=host.total_requests)
 

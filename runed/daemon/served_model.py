@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from runed.backends.base import BackendState, BackendStatus
 from runed.bootstrap import DeviceFailures, Installation
 from runed.domain.status import Info, LoadingPhase, Status
-from runed.scheduling.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from runed.scheduling.scheduler import Scheduler
 
 Situation: TypeAlias = tuple[Status, LoadingPhase | None, str]
 """The status, phase and message of `Health`."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 from google.protobuf.json_format import MessageToJson
 from runed_proto.runed.v1 import runed_pb2 as pb
 
@@ -16,7 +15,7 @@ from tests.api.conftest import Serve, Served
 from tests.api.streams import CONTENT_TYPES, StreamClient, deadline_headers, request
 from tests.fakes.fake_host import WAIT
 from tests.server.clients import SERVICE, Exchange, RawClient, envelope
-from tests.support import PROTOCOLS, eventually
+from tests.support import PROTOCOLS, capture_logs, eventually
 
 EMBED = f"{SERVICE}/Embed"
 REQUEST = pb.EmbedRequest(text=WAIT)
@@ -37,7 +36,7 @@ ENDS = {"lost": "canceled", "reset": "canceled", "deadline": "deadline_exceeded"
 @pytest.fixture
 def log() -> Iterator[list[Any]]:
     """The log entries of the test."""
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         yield lines
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ResponseReceived, StreamEnded
@@ -21,7 +20,7 @@ from runed.api.openai.token_guard import token_gate
 from runed.lifecycle.loopback import Loopback
 from runed.server import Server
 from tests.fakes.fake_host import WAIT, FakeHost
-from tests.support import eventually, no_task_but
+from tests.support import capture_logs, eventually, no_task_but
 
 PATHS = [
     ("POST", "/v1/embeddings"),
@@ -67,7 +66,7 @@ async def port(tmp_path: Path) -> AsyncIterator[Port]:
 @pytest.fixture
 def log() -> Iterator[list[Any]]:
     """The log entries of the test."""
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         yield lines
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import structlog
 from google.protobuf.json_format import MessageToJson
 from runed_proto.runed.v1 import runed_pb2 as pb
 
@@ -20,7 +19,7 @@ from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Ro
 from tests.api.conftest import Serve, Served
 from tests.fakes.fake_host import DIM, WAIT, vector_of
 from tests.server.clients import RawClient
-from tests.support import eventually
+from tests.support import capture_logs, eventually
 
 EMBEDDINGS = "/v1/embeddings"
 LIMIT = 4 * 1024 * 1024
@@ -35,7 +34,7 @@ async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def log() -> Iterator[list[Any]]:
     """The log entries of the test."""
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         yield lines
 
 

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 import psutil
 import pytest
 import trustme
-from structlog.testing import capture_logs
 
 from runed.bootstrap.manifest import Artefact
 from runed.bootstrap.network import fetch
@@ -25,6 +24,7 @@ from tests.bootstrap.conftest import Machine
 from tests.bootstrap.parts import CONTENT, IMPATIENT, Release, Wanted
 from tests.bootstrap.proxy_servers import ProxyServer, running_proxy
 from tests.bootstrap.site import Site, drop_after, redirect, running_site, status
+from tests.support import capture_logs
 
 VARIABLES = [name for kind in ("http", "https", "all", "no") for name in (f"{kind}_proxy", f"{kind.upper()}_PROXY")]
 SECRET = "pass-word"

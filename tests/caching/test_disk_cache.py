@@ -17,7 +17,6 @@ from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 
 import pytest
-from structlog.testing import capture_logs
 
 from runed.caching import disk_cache
 from runed.caching.cache import VectorCache
@@ -27,6 +26,7 @@ from runed.caching.vector_file import EVICTION_ROWS, PAGE_BYTES, RECENCY_SECONDS
 from tests.bad_files import BAD_FILES, put_bad_file
 from tests.fakes import vector_writer
 from tests.fakes.vector_writer import key_of, open_cache, value_of
+from tests.support import capture_logs
 
 WRITER = [sys.executable, vector_writer.__file__]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -512,7 +512,6 @@ class TestImport:
             "connectrpc",
             "pyqwest",
             "hypercorn",
-            "structlog",
             "psutil",
             "rich",
         }

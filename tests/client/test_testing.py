@@ -11,19 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import structlog
 
 import runed
 import runed.testing
 from runed import errors
 from runed.testing import Call, DaemonDouble
 from tests.support import clean_environment
-
-
-@pytest.fixture(autouse=True)
-def unconfigured_log() -> None:
-    """Forget what `capture_logs` leaves in other tests of the process: structlog then counts as configured by the program."""
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -217,16 +210,6 @@ class TestHomes:
             client.embed("tea")
         other.__exit__(None, None, None)
         assert capfd.readouterr() == ("", "")
-        assert not structlog.is_configured()
-
-    def test_a_program_that_configures_its_log_meanwhile_keeps_it(self) -> None:
-        processors = [structlog.processors.KeyValueRenderer()]
-        try:
-            with runed.testing.daemon():
-                structlog.configure(processors=processors)
-            assert structlog.get_config()["processors"] == processors
-        finally:
-            structlog.reset_defaults()
 
     def test_it_ends_in_order_when_the_test_fails(
         self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

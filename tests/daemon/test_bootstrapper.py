@@ -32,6 +32,7 @@ from runed.locking import LockFile
 from runed.paths import Paths
 from runed.settings import load_settings
 from tests.backends.support import FakeEngine
+from tests.support import process_gone, wait_until
 
 
 class Site:
@@ -138,3 +139,26 @@ async def test_a_call_in_the_moment_in_which_the_device_fails_leaves_one_bootstr
         await bootstrapper.close()
     gc.collect()
     assert failures == []
+
+
+async def test_an_engine_that_started_too_early_ends(home: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(home / "engine")
+    settings = load_settings(
+        home=home, environ={"RUNED_LLAMA_SERVER": str(engine.executable), "RUNED_MODEL": str(tiny_qwen3), "RUNED_ENGINE": "cpu"}
+    )
+    paths = Paths(home)
+
+    def fail(*_: object, **__: object) -> None:
+        wait_until(lambda: engine.launches, what="the engine")
+        raise RunedError("no room for the scheduler")
+
+    monkeypatch.setattr("runed.scheduling.scheduler.Scheduler.__init__", fail)
+    with LockFile(paths.daemon_lock) as lock, Listener.bind(paths.socket) as listener:
+        assert lock.try_acquire()
+        record = DaemonRecord.of_this_process(paths.socket, http="")
+        bootstrapper = assemble(settings, paths, lock=lock, record=record, listener=listener, http=None).bootstrapper
+        bootstrapper.begin()
+        with pytest.raises(BackendUnavailableError, match="no room for the scheduler"):
+            await bootstrapper.scheduler()
+        assert all(process_gone(launch["pid"]) for launch in engine.launches)
+        await bootstrapper.close()

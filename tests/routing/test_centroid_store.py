@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from runed.domain.requests import Centroid, CentroidHeader
 from runed.errors import (
@@ -28,6 +27,7 @@ from runed.routing.centroids import MAX_SET_BYTES, CentroidSet, Content, Matrix,
 from runed.routing.set_file import PAGE_BYTES, IncomingFile
 from runed.routing.store import MAX_NAME_BYTES, CentroidStore
 from tests.bad_files import BAD_FILES, put_bad_file
+from tests.support import capture_logs
 
 DIM = 8
 MODEL = "sha256:0123456789abcdef"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from runed.backends.base import BackendStatus, TextInput
 from runed.backends.llama.backend import LlamaBackend
@@ -38,6 +37,7 @@ from tests.scheduling.virtual import (
     vector_of,
     virtual_time,
 )
+from tests.support import capture_logs
 
 PLENTY = QueueLimits(texts=100_000, bytes=10**9)
 

@@ -12,7 +12,6 @@ from typing import Self
 
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from runed.backends.base import EmbeddingBatch, TextInput
 from runed.caching.cache import VectorCache
@@ -46,6 +45,7 @@ from runed.scheduling.queue import Computed, QueueEntry, QueueLimits
 from runed.scheduling.scheduler import Scheduler, SchedulerSettings
 from runed.scheduling.tickets import Ticket
 from tests.scheduling.virtual import Outcome, ScriptedBackend, Step, settle, vector_of, virtual_time
+from tests.support import capture_logs
 
 PLAIN = EmbedOptions()
 ME = "unix:1"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from structlog.testing import capture_logs
 
 from runed.errors import BackendFaultError
 from runed.scheduling.counting import count, settle_tokens
 from tests.scheduling.virtual import ScriptedBackend, Step, make_entry, virtual_time
+from tests.support import capture_logs
 
 
 @pytest.mark.parametrize("rest", [1, 5])

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from runed.backends.base import BatchLimits, TextInput
 from runed.domain.requests import Lane
@@ -31,6 +30,7 @@ from runed.scheduling.batcher import Batcher
 from runed.scheduling.pace import MAX_RETRY_AFTER, MIN_RETRY_AFTER
 from runed.scheduling.queue import BULK_SHARE, INTERACTIVE_RESERVE, QueueEntry, QueueLimits
 from tests.scheduling.virtual import Call, Notes, Outcome, ScriptedBackend, Step, make_entry, tokens_of, vector_of, virtual_time
+from tests.support import capture_logs
 
 ERROR_OF: dict[str, type[Exception]] = {
     "unavailable": BackendUnavailableError,

@@ -17,7 +17,6 @@ import pytest
 from connectrpc.errors import ConnectError
 from runed_proto.runed.v1.runed_connect import RunedServiceClient, RunedServiceClientSync
 from runed_proto.runed.v1.runed_pb2 import EmbedRequest
-from structlog.testing import capture_logs
 
 import runed
 import runed.testing
@@ -26,7 +25,7 @@ from runed.errors import AlreadyRunningError, ForeignPathError
 from runed.lifecycle.listener import Listener, dial, probe
 from runed.log import REFUSALS_PAUSE
 from runed.server.door import refusal_of_stranger
-from tests.support import http_over
+from tests.support import capture_logs, http_over
 from tests.users import OTHER, Eavesdropper, answer_to_other, listening_as_other, needs_root, swapping_as_other
 
 pytestmark = needs_root

@@ -23,6 +23,7 @@ from runed.api.error_codes import CanceledError, MalformedRequestError
 from runed.api.host import Host
 from runed.api.json_body import check_unicode, read_json
 from runed.api.large import beside_the_loop, let_go
+from runed.api.openai import PREFIX
 from runed.api.openai.errors import ModelNotFoundError, UnsupportedTypeError, error_response
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate
 from runed.domain.status import Info, Status
@@ -38,9 +39,6 @@ from runed.errors import (
 from runed.turns import breathe_before
 
 T = TypeVar("T")
-
-PREFIX = "/v1/"
-"""The start of every path of the API, also of unknown paths."""
 
 _EMBEDDINGS = f"{PREFIX}embeddings"
 _MODELS = f"{PREFIX}models"

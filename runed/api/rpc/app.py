@@ -5,28 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from runed_proto.grpc.health.v1 import health_pb2
-from runed_proto.grpc.health.v1.health_connect import HealthASGIApplication
 from runed_proto.grpc.reflection.v1 import reflection_pb2
-from runed_proto.grpc.reflection.v1.reflection_connect import ServerReflectionASGIApplication
 from runed_proto.grpc.reflection.v1alpha import reflection_pb2 as alpha_reflection_pb2
-from runed_proto.grpc.reflection.v1alpha.reflection_connect import (
-    ServerReflectionASGIApplication as AlphaServerReflectionASGIApplication,
-)
 from runed_proto.runed.v1 import runed_pb2
-from runed_proto.runed.v1.runed_connect import RunedServiceASGIApplication
 
 from runed.api.error_codes import MalformedRequestError
 from runed.api.host import Host
-from runed.api.rpc.codecs import CODECS, BatchWriter
+from runed.api.later import Later
 from runed.api.rpc.handler import RunedServicer
 from runed.api.rpc.heads import fault_of, without_noise
 from runed.api.rpc.health import HealthServicer
-from runed.api.rpc.inflating import Gzip
 from runed.api.rpc.intake import take_in
 from runed.api.rpc.observation import Observer
 from runed.api.rpc.reflection import AlphaReflectionServicer, ReflectionServicer
@@ -68,23 +62,16 @@ def build_rpc_app(host: Host) -> Application:
         An ASGI application that refuses every other path in the protocol of its caller. A request over HTTP/2 has to offer the
         extension "runed.duplex" of `runed.server`.
     """
-    limit = host.info().max_request_bytes
-    observer = Observer(max_request_bytes=limit)
-    options: dict[str, Any] = {
-        "interceptors": [observer, BatchWriter()],
-        "read_max_bytes": limit,
-        "codecs": CODECS,
-        "compressions": [Gzip()],
-    }
+    observer = Observer(max_request_bytes=host.info().max_request_bytes)
     names = [service.full_name for service in _SERVICES]
-    servicer, health, reflection = RunedServicer(host), HealthServicer(host, names), ReflectionServicer(host, names)
-    alpha = AlphaReflectionServicer(reflection)
-    routes: dict[str, Application] = {
-        **_routes(_RUNED, servicer, RunedServiceASGIApplication(servicer, **options), observer),
-        **_routes(_HEALTH, health, HealthASGIApplication(health, **options), observer),
-        **_routes(_REFLECTION, reflection, ServerReflectionASGIApplication(reflection, **options), observer),
-        **_routes(_ALPHA_REFLECTION, alpha, AlphaServerReflectionASGIApplication(alpha, **options), observer),
-    }
+    reflection = ReflectionServicer(host, names)
+    implementations = (RunedServicer(host), HealthServicer(host, names), reflection, AlphaReflectionServicer(reflection))
+    servicers: dict[str, Any] = dict(zip(names, implementations, strict=True))
+    library = Later(partial(_build_library, servicers, observer))
+    routes: dict[str, Application] = {}
+    for service in _SERVICES:
+        name = service.full_name
+        routes |= _routes(service, servicers[name], _served_by(library, name), observer)
     unknown = UnimplementedError(f"there is no such method; {_methods_of(_SERVICES)}")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,11 +83,24 @@ def build_rpc_app(host: Host) -> Application:
     return app
 
 
+def _build_library(servicers: dict[str, Any], observer: Observer) -> dict[str, Application]:
+    from runed.api.rpc.library import build_library  # noqa: PLC0415 # see `Later`
+
+    return build_library(servicers, observer)
+
+
+def _served_by(library: Later[dict[str, Application]], service: str) -> Application:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await (await library.get())[service](scope, receive, send)
+
+    return serve
+
+
 def _methods_of(services: Iterable[ServiceDescriptor]) -> str:
     return "; ".join(f"{service.full_name} has {', '.join(method.name for method in service.methods)}" for service in services)
 
 
-def _routes(service: ServiceDescriptor, servicer: object, library: Any, observer: Observer) -> dict[str, Application]:  # noqa: ANN401 # the library's types for ASGI are others
+def _routes(service: ServiceDescriptor, servicer: object, library: Application, observer: Observer) -> dict[str, Application]:
     """Return the application of each path of a service."""
     routes: dict[str, Application] = {}
     for method in service.methods:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from connectrpc.code import Code
-from connectrpc.errors import ConnectError, ErrorDetail
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
-from protobuf.wkt import Any
 
 from runed import errors
 from runed.api.error_codes import CanceledError, MalformedRequestError, code_of
+
+if TYPE_CHECKING:  # it takes 0.1 s to import, and most daemons answer no error
+    from connectrpc.errors import ConnectError, ErrorDetail
 
 DOMAIN = "runed.v1"
 """The domain of every `google.rpc.ErrorInfo` that the daemon sends."""
@@ -37,7 +41,14 @@ def to_connect(error: errors.RunedError) -> ConnectError:
         retry = RetryInfo()
         retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(_detail(retry))
-    return ConnectError(code_of(error), error.message, details)
+    return connect_error(code_of(error), error.message, details)
+
+
+def connect_error(code: Code, message: str, details: Iterable[ErrorDetail] = ()) -> ConnectError:
+    """Return an error of the RPC library."""
+    from connectrpc.errors import ConnectError  # noqa: PLC0415 # as above
+
+    return ConnectError(code, message, details)
 
 
 def complete(error: ConnectError, metadata: dict[str, str] | None = None) -> ConnectError:
@@ -50,9 +61,13 @@ def complete(error: ConnectError, metadata: dict[str, str] | None = None) -> Con
     if error.details:
         return error
     reason = _FOREIGN.get(error.code, errors.RunedError.reason)
-    return ConnectError(error.code, error.message, [_detail(ErrorInfo(domain=DOMAIN, reason=reason, metadata=metadata or {}))])
+    info = ErrorInfo(domain=DOMAIN, reason=reason, metadata=metadata or {})
+    return connect_error(error.code, error.message, [_detail(info)])
 
 
 def _detail(message: Message) -> ErrorDetail:
+    from connectrpc.errors import ErrorDetail  # noqa: PLC0415 # as above
+    from protobuf.wkt import Any  # noqa: PLC0415 # as above
+
     # connectrpc packs details by its own protobuf runtime; ours is Google's, so the packing is done here.
     return ErrorDetail(Any(type_url=f"type.googleapis.com/{message.DESCRIPTOR.full_name}", value=message.SerializeToString()))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connectrpc.code import Code
-from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 
 from runed.api.call_log import Call
 from runed.api.large import let_go
-from runed.api.rpc.errors import complete, to_connect
+from runed.api.rpc.errors import complete, connect_error, to_connect
 from runed.errors import RunedError
 from runed.log import describe_exception, get_logger, log_refusal
+
+if TYPE_CHECKING:  # as in `errors`
+    from connectrpc.errors import ConnectError
 
 _EMBEDDING_METHODS = {"Embed", "EmbedBatch", "EmbedStream"}
 
@@ -73,12 +75,16 @@ class Observer:
             raise answer from None
 
     def _answer(self, error: Exception, method: str) -> ConnectError:
+        from connectrpc.errors import ConnectError  # noqa: PLC0415 # as in `errors`
+
         if isinstance(error, RunedError):
             return to_connect(error)
         if isinstance(error, ConnectError):
             if error.code is Code.RESOURCE_EXHAUSTED and not error.details:
                 limit = self.max_request_bytes
-                error = ConnectError(error.code, f"the request has more than the limit of {limit} bytes; send several requests")
+                error = connect_error(
+                    error.code, f"the request has more than the limit of {limit} bytes; send several requests"
+                )
                 return complete(error, {"limit": str(limit)})
             return complete(error)
         facts = describe_exception(error)

@@ -11,11 +11,9 @@ import math
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connectrpc.code import Code
-from connectrpc.codec import Codec
-from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import Headers, RequestContext
 from google.protobuf.descriptor import MethodDescriptor
@@ -24,9 +22,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from runed.api.rpc.codecs import CODECS, BatchWriter
 from runed.api.rpc.decoding import take_over
+from runed.api.rpc.errors import connect_error
 from runed.api.rpc.observation import Observer
 from runed.api.rpc.refusals import Application, Receive, Scope, Send
 from runed.errors import RunedError
+
+if TYPE_CHECKING:
+    from connectrpc.codec import Codec
 
 Handler = Callable[[Any, RequestContext[Any, Any]], Awaitable[Message]]
 """A method of a generated service with one message and one answer."""
@@ -101,7 +103,7 @@ class UnaryMethod:
             return
         except asyncio.CancelledError:
             with suppress(Exception):  # the connection may be gone
-                await self._library(scope, _failing(ConnectError(Code.CANCELED, "Request was cancelled")), send)
+                await self._library(scope, _failing(connect_error(Code.CANCELED, "Request was cancelled")), send)
             raise
         await self._observer.on_end(call, context, None)
         await (_send_grpc if grpc else _send_connect)(send, kind, answer, context)
@@ -145,8 +147,8 @@ class UnaryMethod:
             if not limit.expired():
                 raise
             if left:
-                raise ConnectError(Code.CANCELED, "Client disconnected") from None
-            raise ConnectError(Code.DEADLINE_EXCEEDED, "Request timed out") from None
+                raise connect_error(Code.CANCELED, "Client disconnected") from None
+            raise connect_error(Code.DEADLINE_EXCEEDED, "Request timed out") from None
 
 
 class _NotOrdinaryError(Exception):

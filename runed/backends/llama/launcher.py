@@ -15,7 +15,7 @@ from runed.backends.llama.http import ConnectionLostError, LlamaHTTP, SlotsError
 from runed.backends.llama.passes import free_memory
 from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
 from runed.backends.llama.quirks import Quirks
-from runed.backends.llama.self_test import CompanyError, SelfTest, check_again, check_engine
+from runed.backends.llama.self_test import MIN_COSINE, CompanyError, SelfTest, check_again, check_engine
 from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.stillness import Stillness
 from runed.backends.llama.timings import Timings
@@ -222,23 +222,43 @@ class Launcher:
             await asyncio.wait({coming_up})
 
     async def _come_up(self, server: LlamaServer) -> None:
-        """Wait until the server has loaded, and check its vectors: of all test texts for a new program, else of one."""
+        """Wait until the server has loaded, and check its vectors."""
         started = time.monotonic()
         while not (self._command.socket.exists() and await server.http.healthy()):  # no event tells it
             server.listened = server.listened or server.accepts()
             # The pause grows with the elapsed time. A wake-up loses at most 5 ms, and a long load costs little processor time.
             await asyncio.sleep(min(max((time.monotonic() - started) / 20, 0.005), 0.25))
         server.listened = True
-        tested = f"{self._quirks.engine()} {self._command.slots} {self._command.pass_tokens}"
         try:
-            if self._self_test and tested == self._tested:
-                await check_again(server.http, self._self_test.reference)
-            else:
-                self._self_test = await self._check(server.http)
+            self._self_test = await self._test(server.http)
         except ConnectionLostError:
             raise _failed_start(server, await _end_or("broke off its first answer", server)) from None
-        self._tested = tested
         server.reference = self._self_test.reference
+
+    async def _test(self, http: LlamaHTTP) -> SelfTest:
+        """Check the vectors: of all test texts for a new program, else of one."""
+        command = self._command
+        how = f"{command.slots} {command.limits.tokens} {command.pass_tokens} {command.profile.threads} {command.no_repack}"
+        tested = f"{self._quirks.engine()} {how}"
+        if self._self_test and tested == self._tested:
+            await check_again(http, self._self_test.reference)
+            return self._self_test
+        # On a device, another driver may compute in another way.
+        known = self._quirks.self_test(how) if command.device.is_cpu else None
+        if known is None or not await self._holds(known, http):
+            known = await self._check(http)
+            if command.device.is_cpu:
+                self._quirks.remember_self_test(how, known)
+        self._tested = tested
+        return known
+
+    async def _holds(self, known: SelfTest, http: LlamaHTTP) -> bool:
+        """Return whether an engine still computes what an earlier daemon saw."""
+        try:
+            await check_again(http, known.reference, least=MIN_COSINE)
+        except BackendFaultError:
+            return False
+        return True
 
     async def _check(self, http: LlamaHTTP) -> SelfTest:
         """Run the self-test. Its long text takes seconds, so it is computed once for a build, a model and a size of passes."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
+from runed.backends.llama.self_test import SelfTest
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.files import read_record, write_atomically
 from runed.log import get_logger
+
+_LIBRARY = re.compile(r"lib.*\.(so|dylib)(\..*)?")
+"""Names of shared libraries."""
+
+_MAX_SELF_TESTS = 8
+"""Most self-tests that are kept; the oldest are dropped first."""
 
 _log = get_logger(__name__)
 
@@ -20,6 +29,7 @@ class _Document(msgspec.Struct, kw_only=True):
     no_repack: list[str] = []
     one_slot: list[str] = []
     sound_passes: list[str] = []
+    self_tests: dict[str, SelfTest] = {}
 
 
 class Quirks:
@@ -68,14 +78,26 @@ class Quirks:
         document.sound_passes = sorted({*document.sound_passes, f"{self.engine_and_model()} {tokens}"})
         self._write(document)
 
+    def self_test(self, key: str) -> SelfTest | None:
+        """Return the self-test that the engine passed with this model, run as `key` tells; None if there is none."""
+        return self._read().self_tests.get(f"{self.engine_and_model()} {key}")
+
+    def remember_self_test(self, key: str, passed: SelfTest) -> None:
+        """Remember a self-test that the engine passed with this model, run as `key` tells."""
+        document = self._read()
+        tests = [*document.self_tests.items(), (f"{self.engine_and_model()} {key}", passed)]
+        document.self_tests = dict(tests[-_MAX_SELF_TESTS:])
+        self._write(document)
+
     def engine(self) -> str:
         """Return a key for this build of the engine on this kind of processor and device. An updated engine has another key."""
         try:
-            info = self._executable.stat()
+            files = [self._executable.stat(), *_libraries_beside(self._executable)]
         except OSError:
             return ""
         device = "" if self._device.is_cpu else f" {self._device}"
-        return f"{self._executable} {info.st_size} {info.st_mtime_ns} {_processor()}{device}"
+        size, changed = sum(info.st_size for info in files), max(info.st_mtime_ns for info in files)
+        return f"{self._executable} {size} {changed} {_processor()}{device}"
 
     def engine_and_model(self) -> str:
         """Return a key for the engine, as `engine` does, and the model that it serves."""
@@ -89,6 +111,12 @@ class Quirks:
             write_atomically(self._path, msgspec.json.encode(document))
         except OSError as error:  # the next start will find the quirk again
             _log.warning("cannot remember the quirks of llama-server", error=error.strerror)
+
+
+def _libraries_beside(program: Path) -> list[os.stat_result]:
+    """Return the states of the libraries in the folder of a program, where those of llama.cpp lie. The program may be small."""
+    with os.scandir(program.parent) as entries:
+        return [entry.stat() for entry in entries if _LIBRARY.fullmatch(entry.name) and entry.is_file()]
 
 
 @cache

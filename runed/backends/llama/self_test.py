@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from operator import mul
+from typing import TYPE_CHECKING
 
-import numpy as np
+import msgspec
 
 from runed.backends.base import BatchLimits
-from runed.backends.llama.http import LlamaHTTP
 from runed.errors import BackendFaultError
+
+if TYPE_CHECKING:  # it imports numpy, for which no start of an engine shall wait
+    from runed.backends.llama.http import LlamaHTTP
 
 _TEXTS = ("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four.")
 """Texts. Each fits into a micro-batch of 63 tokens, even if each byte is a token. A smaller context gets their first tokens."""
@@ -28,12 +33,11 @@ class CompanyError(BackendFaultError):
         super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
-@dataclass(frozen=True, slots=True)
-class SelfTest:
-    """The result of a self-test.
+class SelfTest(msgspec.Struct, frozen=True):
+    """The result of a self-test that was passed.
 
     Attributes:
-        reference: The vector of the first text, for `check_again`.
+        reference: The vector of the first text, for `check_again`: little-endian float32 values.
         company_cosine: The smallest cosine between the vectors of a text alone and beside others.
     """
 
@@ -68,7 +72,7 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
     alone = [await http.embed([text]) for text in texts]
     if [batch.tokens for batch in alone] != [min(len(ids), most) for ids in tokens]:
         raise BackendFaultError("llama-server counts other tokens than it embeds; use another version of llama-server")
-    fitting = sum(np.cumsum([batch.tokens for batch in alone]) <= limits.tokens)
+    fitting = sum(tokens <= limits.tokens for tokens in itertools.accumulate(batch.tokens for batch in alone))
     together = await http.embed(texts[: max(min(fitting, limits.texts), 2)])
     worst = min(cosine(batch.vectors[0], vector) for batch, vector in zip(alone, together.vectors, strict=False))
     if not worst >= _BROKEN_COSINE:
@@ -85,22 +89,31 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
     return SelfTest(alone[0].vectors[0], worst)
 
 
-async def check_again(http: LlamaHTTP, reference: bytes) -> None:
+async def check_again(http: LlamaHTTP, reference: bytes, *, least: float = _BROKEN_COSINE) -> None:
     """Check by one short text that an engine still computes what `check_engine` saw.
 
     Args:
         http: The engine, or a replacement of it.
         reference: The vector that `check_engine` returned.
+        least: The smallest cosine that is accepted.
 
     Raises:
         BackendFaultError: The vector is wrong.
         ConnectionLostError: The connection ended.
     """
     answer = await http.embed(_TEXTS[:1])
-    if not (similarity := cosine(answer.vectors[0], reference)) >= _BROKEN_COSINE:
+    if not (similarity := cosine(answer.vectors[0], reference)) >= least:
         raise BackendFaultError(f"llama-server gives another vector for the same text than before (cosine {similarity:.4f})")
 
 
 def cosine(one: bytes, other: bytes) -> float:
-    """Return the cosine of two float32 vectors of norm 1."""
-    return float(np.frombuffer(one, "<f4") @ np.frombuffer(other, "<f4"))
+    """Return the cosine of two float32 vectors; NaN if there is none, such as of different lengths."""
+    if len(one) != len(other):
+        return math.nan
+    a, b = memoryview(one).cast("f"), memoryview(other).cast("f")
+    norms = math.sqrt(_dot(a, a) * _dot(b, b))
+    return _dot(a, b) / norms if norms else math.nan
+
+
+def _dot(one: Iterable[float], other: Iterable[float]) -> float:
+    return sum(map(mul, one, other), 0.0)
