@@ -271,7 +271,7 @@ class Batcher:
 
     def _count_ahead(self) -> None:
         """Count waiting texts during the micro-batch in flight, so that more of them fit into the next one."""
-        if self._counter is None and self._queue.uncounted(self._backend.limits):
+        if self._flight and self._counter is None and self._queue.uncounted(self._backend.limits):
             self._counter = self._spawn(self._count_waiting())
 
     async def _count_waiting(self) -> None:
