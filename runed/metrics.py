@@ -120,11 +120,13 @@ class Metrics:
 
     def hit(self, texts: int = 1) -> None:
         """Count texts whose vector was in the cache."""
-        self._hits.inc(texts)
+        if texts:
+            self._hits.inc(texts)
 
     def shared(self, texts: int = 1) -> None:
         """Count texts that joined the same text in flight."""
-        self._shared.inc(texts)
+        if texts:
+            self._shared.inc(texts)
 
     def answered(self, texts: int) -> None:
         """Count texts that were answered with a vector, including cached ones."""
