@@ -22,7 +22,7 @@ RESTARTS = 11
 WAKES = 7
 
 DEPENDENCIES = (
-    "aiohttp, cachetools, connectrpc.request, google.protobuf, h2, hypercorn.asyncio.run, msgspec, numpy, prometheus_client, "
+    "cachetools, connectrpc.request, google.protobuf, h2, httptools, hypercorn.asyncio.run, msgspec, numpy, prometheus_client, "
     "psutil"
 )
 """Packages that the daemon imports before it answers. The time to import them alone is the yardstick of its start."""

@@ -78,10 +78,13 @@ class Metrics:
         self._seconds = histogram("runed_batch_seconds", "Time of the engine for a micro-batch.", _BATCH_SECONDS_BOUNDS)
         self._batch_texts = histogram("runed_batch_texts", "Texts of a micro-batch.", _BATCH_TEXTS_BOUNDS)
         self._batch_tokens = histogram("runed_batch_tokens", "Tokens of a micro-batch.", _BATCH_TOKENS_BOUNDS)
-        for lane in Lane:  # so that a lane is shown before its first text
-            for metric in (self._tokens, self._waits, self._seconds, self._batch_texts, self._batch_tokens):
-                metric.labels(lane.value)
-        self._waits_of = {lane: self._waits.labels(lane.value) for lane in Lane}  # each text is counted, so none looks it up
+        # Here, so that a lane is shown before its first text, and that no text looks it up.
+        self._waits_of = {lane: self._waits.labels(lane.value) for lane in Lane}
+        self._tokens_of = {lane: self._tokens.labels(lane.value) for lane in Lane}
+        self._batches_of = {
+            lane: tuple(metric.labels(lane.value) for metric in (self._seconds, self._batch_texts, self._batch_tokens))
+            for lane in Lane
+        }
         self._recent_waits = {lane: _LastMinute(clock, Tally[int]) for lane in Lane}
         self._recent_batches = _LastMinute(clock, _Batches)
         self._watched = _Watched()
@@ -107,10 +110,9 @@ class Metrics:
             tokens: The number of their tokens.
             seconds: The time that the backend took.
         """
-        self._tokens.labels(lane.value).inc(tokens)
-        self._seconds.labels(lane.value).observe(seconds)
-        self._batch_texts.labels(lane.value).observe(texts)
-        self._batch_tokens.labels(lane.value).observe(tokens)
+        self._tokens_of[lane].inc(tokens)
+        for metric, number in zip(self._batches_of[lane], (seconds, texts, tokens), strict=True):
+            metric.observe(number)
         batches = self._recent_batches.current()
         batches.count += 1
         batches.texts += texts
@@ -118,11 +120,13 @@ class Metrics:
 
     def hit(self, texts: int = 1) -> None:
         """Count texts whose vector was in the cache."""
-        self._hits.inc(texts)
+        if texts:
+            self._hits.inc(texts)
 
     def shared(self, texts: int = 1) -> None:
         """Count texts that joined the same text in flight."""
-        self._shared.inc(texts)
+        if texts:
+            self._shared.inc(texts)
 
     def answered(self, texts: int) -> None:
         """Count texts that were answered with a vector, including cached ones."""

@@ -62,11 +62,18 @@ class _Turns:
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
 
+_latest: tuple[asyncio.AbstractEventLoop | None, _Turns] = None, _Turns()
+"""The loop that was looked up last, and its turns: a process has one loop, and many texts look it up."""
+
 
 def _turns_of_loop() -> _Turns:
+    global _latest
     loop = asyncio.get_running_loop()
-    if (turns := _turns.get(loop)) is None:
-        turns = _turns[loop] = _Turns()
+    known, turns = _latest
+    if known is not loop:
+        if (found := _turns.get(loop)) is None:
+            found = _turns[loop] = _Turns()
+        _latest, turns = (loop, found), found
     return turns
 
 

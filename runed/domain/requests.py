@@ -12,6 +12,8 @@ from runed.errors import RunedError
 class Lane(Enum):
     """Queues of the daemon; documented in runed.proto."""
 
+    __hash__ = object.__hash__  # Enum's own is a function of Python, and a lane is looked up many times for each text
+
     INTERACTIVE = "interactive"
     BULK = "bulk"
 

@@ -186,7 +186,7 @@ class Batcher:
     async def _work(self) -> None:
         """Compute until nothing waits."""
         try:
-            while batch := self._queue.take(limits := self._backend.limits, self._pace.bulk_limits(limits)):
+            while batch := self._take():
                 self._flight = batch
                 now = asyncio.get_running_loop().time()
                 for entry in batch:
@@ -200,6 +200,11 @@ class Batcher:
             _fail(self._flight, self._refusal())  # cancelled by `close`; otherwise all of them have their answers
             self._flight = ()
             self._worker = None
+
+    def _take(self) -> list[QueueEntry]:
+        limits = self._backend.limits
+        bulk_waits = self._queue.depth(Lane.BULK)[0] > 0
+        return self._queue.take(limits, self._pace.bulk_limits(limits) if bulk_waits else None)
 
     async def _gather(self, answered: int) -> None:
         """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch."""
@@ -271,7 +276,7 @@ class Batcher:
 
     def _count_ahead(self) -> None:
         """Count waiting texts during the micro-batch in flight, so that more of them fit into the next one."""
-        if self._counter is None and self._queue.uncounted(self._backend.limits):
+        if self._flight and self._counter is None and self._queue.uncounted(self._backend.limits):
             self._counter = self._spawn(self._count_waiting())
 
     async def _count_waiting(self) -> None:

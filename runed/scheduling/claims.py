@@ -157,31 +157,28 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         RunedError: An error fails the call by its terms.
     """
     pending = {claim.future for claim in claims if claim.future is not None and not claim.future.done()}
-    decided = asyncio.Event()
+    decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def note(future: asyncio.Future[Computed]) -> None:
         pending.discard(future)
         error = None if future.cancelled() else future.exception()
-        if not pending or (error is not None and terms.fails(error)):
-            decided.set()
+        if not decided.done() and (not pending or (error is not None and terms.fails(error))):
+            decided.set_result(None)
 
     # `asyncio.wait` from error to error would look at all futures each time, and each of 2,048 texts may fail alone.
     for future in pending:
         future.add_done_callback(note)
     try:
         if pending:
-            await decided.wait()
+            await decided
     finally:
         for future in pending:
             future.remove_done_callback(note)
-    for index, claim in enumerate(claims):
-        await breathe_before(index)
-        if claim.ready:
-            claim.outcome(terms)  # raises the error that fails the call, if there is one
     outcomes = []
     for index, claim in enumerate(claims):
         await breathe_before(index)
-        outcomes.append(claim.outcome(terms))
+        if claim.ready:  # unless an error fails the call, which is raised here then
+            outcomes.append(claim.outcome(terms))
     return outcomes
 
 
@@ -341,5 +338,5 @@ class ClaimDesk:
             del self._tickets[key]
         # Reading the exception also marks it as seen for asyncio, in case all callers have gone.
         if not future.cancelled() and future.exception() is None:
-            item = ticket.redeem(shared=False)
-            self._cache.put(key, CachedVector(item.vector, item.tokens, item.total_tokens))
+            done = future.result()
+            self._cache.put(key, CachedVector(done.vector, done.tokens, ticket.total_tokens or done.tokens))

@@ -151,7 +151,7 @@ class _Lane:
 
     def next_batch(self, limits: BatchLimits) -> list[QueueEntry]:
         """Return the entries that would be the next micro-batch; empty if nothing waits."""
-        return cut_micro_batch(self.in_order(), limits)
+        return cut_micro_batch(self.in_order(), limits) if self.texts else []
 
     def fills(self, limits: BatchLimits) -> bool:
         """Return whether the waiting entries fill the next micro-batch."""
@@ -272,6 +272,8 @@ class FairQueue:
     def uncounted(self, limits: BatchLimits) -> list[QueueEntry]:
         """Return the entries to count: the next ones of a lane, if only their bounds keep the next micro-batch small."""
         for lane in self._lanes.values():
+            if not lane.texts:
+                continue
             order = lane.in_order()
             first = list(islice(order, limits.texts))
             if sum(entry.tokens for entry in first) > limits.tokens and not all(entry.exact for entry in first):

@@ -17,14 +17,16 @@ class Ticket:
         total_tokens: The number of tokens before anything was cut off, or 0 if nothing was.
 
     Attributes:
+        entry: As above.
+        total_tokens: As above.
         holders: The number of claims that hold it.
     """
 
-    __slots__ = ("_total_tokens", "entry", "holders")
+    __slots__ = ("entry", "holders", "total_tokens")
 
     def __init__(self, entry: QueueEntry, total_tokens: int) -> None:
         self.entry = entry
-        self._total_tokens = total_tokens
+        self.total_tokens = total_tokens
         self.holders = 0
 
     @property
@@ -58,4 +60,4 @@ class Ticket:
             raise
         except Exception:  # noqa: BLE001 # the batcher has logged it, and its text may quote the caller's
             raise RunedError("the daemon failed at this call; its log says where, please report it") from None
-        return Embedding(vector=done.vector, tokens=done.tokens, total_tokens=self._total_tokens or done.tokens, cached=shared)
+        return Embedding(vector=done.vector, tokens=done.tokens, total_tokens=self.total_tokens or done.tokens, cached=shared)

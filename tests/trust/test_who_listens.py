@@ -77,7 +77,7 @@ class TestAnotherUserListens:
                     await http.embed(["a"])
                 assert caught.value.unreachable, "such an engine is replaced"
             finally:
-                await http.close()
+                http.close()
         told = "another user's process listens on the engine's socket"
         assert [(line["event"], line["uid"]) for line in log] == [(told, OTHER)], "once, though it was tried twice"
 

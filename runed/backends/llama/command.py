@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from runed.backends.base import BatchLimits
@@ -47,7 +48,7 @@ _REST = 8
 """Tokens of that text beyond its first pass otherwise, so that a tile is missing beside them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineCommand:
     """One way to run `llama-server` on a model.
 
@@ -93,7 +94,7 @@ class EngineCommand:
         wanted = self.profile.pass_tokens
         return fitting_pass(wanted if self.pass_bound is None else min(wanted, self.pass_bound), self.context)
 
-    @property
+    @cached_property
     def limits(self) -> BatchLimits:
         """See `Embedder.limits`."""
         # If the engine had to cut a batch, a text's tokens would be computed beside other tokens than when it is alone.
@@ -104,7 +105,7 @@ class EngineCommand:
         """The facts for `Isolation`; None where texts of several slots do not share a context."""
         return Isolation(self.slots, self.pass_tokens) if self.slots > 1 and self._pools_last else None
 
-    @property
+    @cached_property
     def remark(self) -> str:
         """A sentence for people about the quirks that this command avoids, or ""."""
         remarks = [_NO_REPACK_REMARK] if self.no_repack else []

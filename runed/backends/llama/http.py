@@ -1,4 +1,4 @@
-"""The part of `llama-server`'s HTTP interface that runed uses, over its UNIX socket. Exceptions of aiohttp end here.
+"""The part of `llama-server`'s HTTP interface that runed uses, over its UNIX socket.
 
 An error never quotes a text, nor a body of the server, which may quote one.
 """
@@ -11,20 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
 
 from runed.backends.base import EmbeddingBatch, TextInput
+from runed.backends.llama.connections import Connections
 from runed.backends.llama.passes import TILE, missing_tile
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
-
-if TYPE_CHECKING:  # it takes 0.1 s to import, see `LlamaHTTP`
-    import aiohttp
-
-_KEEP_ALIVE = 3.0
-"""Seconds until this side closes an unused connection. The server closes it after 5 s, which could hit a request on its way."""
 
 MAX_CONNECTIONS = 8
 """Most connections. Further requests wait in this process. The server uses a thread for each open connection, even for an
@@ -144,31 +139,20 @@ class LlamaHTTP:
         self.max_tokens = max_tokens
         self._isolation = isolation
         self._special: tuple[list[int], list[int]] | None = None
-        import aiohttp  # noqa: PLC0415 # 0.1 s, in which an engine that was started loads its model already
+        self._connections = Connections(socket, most=MAX_CONNECTIONS)
 
-        from runed.backends.llama.connector import EngineConnector  # noqa: PLC0415 # as above
-
-        self._session = aiohttp.ClientSession(
-            base_url="http://engine",  # only for the Host header; the socket is the address
-            connector=EngineConnector(str(socket), limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=None),  # no time limit here: `Supervisor` tells a busy server from a dead one
-        )
-
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close all connections. Requests on their way get `ConnectionLostError`."""
-        await self._session.close()
+        self._connections.close()
 
     async def healthy(self) -> bool:
         """Return whether the server has loaded its model."""
-        import aiohttp  # noqa: PLC0415 # as above
-
         try:
-            async with asyncio.timeout(_HEALTH_TIMEOUT), self._session.get("/health") as response:
-                return response.status == _OK
-        except (aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(_HEALTH_TIMEOUT):
+                status, _ = await self._connections.ask("GET", "/health", limit=_ANSWER_BYTES)
+        except (BackendFaultError, OSError):  # the latter also for a timeout
             return False
+        return status == _OK
 
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text as `embed` would see it, including special tokens.
@@ -266,18 +250,12 @@ class LlamaHTTP:
         return body
 
     async def _exchange(self, path: str, data: bytes) -> tuple[int, bytes]:
-        import aiohttp  # noqa: PLC0415 # as above
-
+        # No time limit: `Supervisor` tells a busy server from a dead one.
         try:
-            async with self._session.post(path, data=data) as response:
-                return response.status, await _read(response, _ANSWER_BYTES + _BYTES_A_BYTE * len(data))
-        except aiohttp.ClientResponseError:
-            raise BackendFaultError("llama-server answered something that is not HTTP") from None
-        except aiohttp.ClientConnectorError as error:
-            gone = isinstance(error.os_error, FileNotFoundError | ConnectionRefusedError)
+            return await self._connections.ask("POST", path, data, limit=_ANSWER_BYTES + _BYTES_A_BYTE * len(data))
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError | ConnectionRefusedError)
             raise ConnectionLostError(unreachable=gone) from None
-        except (aiohttp.ClientError, OSError, RuntimeError):  # RuntimeError: the session was closed by `close`
-            raise ConnectionLostError(unreachable=False) from None
 
     def _explain(self, path: str, status: int, body: bytes) -> TextTooLongError | BackendFaultError:
         """Return our error for an error answer."""
@@ -322,16 +300,6 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the body of an answer. A broken server must not fill the memory of this process."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise BackendFaultError("llama-server answered more bytes than the texts can have")
-    return bytes(body)
-
-
 def _decode(body: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
@@ -344,9 +312,7 @@ def _check_vectors(vectors: list[bytes], dim: int) -> None:
     for vector in vectors:
         if len(vector) != 4 * dim:
             raise BackendFaultError(f"llama-server answered a vector of {len(vector)} bytes, and the model's have {4 * dim}")
-    matrix = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, dim)
-    with np.errstate(invalid="ignore", over="ignore"):
-        off = np.abs(np.einsum("ij,ij->i", matrix, matrix) - 1.0)
-    if not (off < _NORM_TOLERANCE).all():  # also false for NaN and infinity
-        what = "not finite" if not np.isfinite(matrix).all() else "not of unit norm"
-        raise BackendFaultError(f"llama-server answered a vector that is {what}; the text's vector cannot be trusted")
+        values = np.frombuffer(vector, dtype="<f4")
+        if not abs(float(values.dot(values)) - 1.0) < _NORM_TOLERANCE:  # also for NaN and infinity
+            what = "not finite" if not np.isfinite(values).all() else "not of unit norm"
+            raise BackendFaultError(f"llama-server answered a vector that is {what}; the text's vector cannot be trusted")

@@ -160,7 +160,7 @@ class Launcher:
             await self._wait_while_it_works(server)
         except BaseException as error:
             server.closing = True
-            await http.close()
+            http.close()
             await child.kill()  # it has no state that a graceful end would save
             if isinstance(error, BackendUnavailableError) and child.exited.result() == -signal.SIGILL:
                 raise _IllegalInstructionError(output) from None

@@ -149,7 +149,7 @@ class LlamaServer:
     async def close(self, grace: float) -> None:
         """Stop the server, with `grace` seconds between SIGTERM and SIGKILL."""
         self.closing = True
-        await self.http.close()  # first, since the server obeys SIGTERM only when all connections are closed
+        self.http.close()  # first, since the server obeys SIGTERM only when all connections are closed
         await self.child.terminate(grace)
 
     @property

@@ -205,7 +205,7 @@ class Supervisor:
         self._replacing = True
         if not self._is_left_dead(server):
             self._begin_start(delay=self._backoff())
-        await server.http.close()
+        server.http.close()
 
     def _is_left_dead(self, server: LlamaServer) -> bool:
         """Note a death. Return whether the next start waits for a request, after too many deaths while nobody waited."""
