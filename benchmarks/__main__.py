@@ -1,4 +1,7 @@
-"""Run the benchmarks, print their tables, and write them to docs/benchmarks.md: `python -m benchmarks --help`."""
+"""Run the benchmarks and print their tables: `python -m benchmarks --help`.
+
+A whole run writes docs/benchmarks.md and its pictures, and keeps the results that they are made of.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 
 from benchmarks.bulk import measure_bulk, measure_cancel, measure_long, measure_reindex
 from benchmarks.company import measure_company
-from benchmarks.concurrency import measure_clients, measure_curves
+from benchmarks.concurrency import client_rows, measure_curves
 from benchmarks.cost import measure_cost
 from benchmarks.endurance import measure_calls, measure_memory
 from benchmarks.lab import Lab, lab, say
 from benchmarks.lifecycle import measure_restart, measure_sleep, measure_start
 from benchmarks.mixed import measure_interactive_beside_bulk
 from benchmarks.models import MINILM, MODELS, ensure
-from benchmarks.report import Row, Section, print_tables, write_report
+from benchmarks.report import print_tables, results, section, write_report
+from benchmarks.results import RESULTS, Curves, Results, Row, load, store
 from benchmarks.single import measure_cached, measure_single
 from benchmarks.soak import measure_soak
 
@@ -25,7 +29,6 @@ Measure = Callable[[Lab], list[Row]]
 
 _EVERY_MODEL: Mapping[str, Measure] = {
     "single": measure_single,
-    "clients": measure_clients,
     "bulk": measure_bulk,
     "long": measure_long,
     "mixed": measure_interactive_beside_bulk,
@@ -52,50 +55,64 @@ _QUICK: Mapping[str, Measure] = {
 }
 """Short forms of the measurements whose length does not depend on `Effort`."""
 
-_CURVES = "curves"
+_CLIENTS = "clients"
+"""The measurement that gives a picture, too."""
 
 
 def main() -> int:
     """Measure, print the tables and write the report. Return 1 if a bar was missed, otherwise 0."""
-    names = [*_EVERY_MODEL, *_SMALL_MODEL, _CURVES]
+    names = [_CLIENTS, *_EVERY_MODEL, *_SMALL_MODEL]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure runed against raw llama-server.")
     parser.add_argument("--quick", action="store_true", help="only see that everything works")
     parser.add_argument("--only", choices=names, nargs="+", default=names, metavar="NAME", help=f"of: {', '.join(names)}")
     parser.add_argument("--model", choices=[model.key for model in MODELS], help="measure only this one")
+    parser.add_argument(
+        "--draw", action="store_true", help="measure nothing; write the page and the pictures of the last run anew"
+    )
     arguments = parser.parse_args()
-    whole = not arguments.quick and arguments.only == names and not arguments.model
+    if arguments.draw:
+        write_report(load())
+        return 0
     began = time.monotonic()
+    measured = _measure_models(names, arguments)
+    print_tables(measured.sections)
+    say(f"{(time.monotonic() - began) / 60:.1f} minutes")
+    if arguments.quick or arguments.model or set(arguments.only) != set(names):
+        say("docs/benchmarks.md and its pictures stay as they are: this was not a whole run")
+    else:
+        store(measured)
+        write_report(measured)
+        say(f"written: docs/benchmarks.md, its pictures, and {RESULTS.name}")
+    return 0 if all(row.passed for section in measured.sections for row in section.rows) else 1
+
+
+def _measure_models(names: list[str], arguments: argparse.Namespace) -> Results:
     sections = []
     for model in MODELS:
-        if arguments.model not in (None, model.key):
-            continue
-        chosen = [name for name in names if name in arguments.only and (name in _EVERY_MODEL or model is MINILM)]
-        if not chosen:
+        everything = [name for name in names if model is MINILM or name not in _SMALL_MODEL]
+        chosen = [name for name in everything if name in arguments.only]
+        if not chosen or arguments.model not in {None, model.key}:
             continue
         ensure(model)
         with lab(model, model.effort.quick() if arguments.quick else model.effort) as laboratory:
-            sections.append(
-                Section(model, laboratory.argv, list(_measure(laboratory, chosen, quick=arguments.quick, keep=whole)))
-            )
-    print_tables(sections)
-    say(f"{(time.monotonic() - began) / 60:.1f} minutes")
-    if whole:
-        write_report(sections)
-    return 0 if all(row.passed for section in sections for row in section.rows) else 1
+            curves = _measure_curves(laboratory) if _CLIENTS in chosen else None
+            rows = [*(client_rows(curves) if curves else []), *_measure(laboratory, chosen, quick=arguments.quick)]
+            sections.append(section(model, laboratory.argv, rows, curves))
+    return results(sections)
 
 
-def _measure(laboratory: Lab, names: list[str], *, quick: bool, keep: bool) -> Iterator[Row]:
-    """Return the rows of the chosen measurements, and draw the curves if they are among them."""
+def _measure_curves(laboratory: Lab) -> Curves:
+    say(f"{laboratory.model.key}: {_CLIENTS}")
+    return measure_curves(laboratory)
+
+
+def _measure(laboratory: Lab, names: list[str], *, quick: bool) -> Iterator[Row]:
+    """Yield the rows of the chosen measurements."""
     measures = {**_EVERY_MODEL, **_SMALL_MODEL, **(_QUICK if quick else {})}
     for name in names:
-        say(f"{laboratory.model.key}: {name}")
-        if name == _CURVES:
-            curves = measure_curves(laboratory)
-            if keep:
-                from benchmarks.plot import plot_curves  # noqa: PLC0415 # matplotlib takes seconds to import
-
-                plot_curves(curves)
+        if name == _CLIENTS:
             continue
+        say(f"{laboratory.model.key}: {name}")
         for row in measures[name](laboratory):
             say(f"  {row.name}: {row.runed} / {row.raw} / {row.difference} ({row.bar}) {'ok' if row.passed else 'MISSED'}")
             yield row

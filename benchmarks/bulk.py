@@ -9,7 +9,7 @@ from random import Random
 from benchmarks.lab import Lab, say
 from benchmarks.load import Cancelled, batch_job, cancelled_batch, cancelled_stream, list_job, stream_job
 from benchmarks.raw import flag
-from benchmarks.report import Row
+from benchmarks.results import Row
 
 _CANCEL_TRIALS = 5
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import runed
 from benchmarks.lab import Daemon, Lab, say
-from benchmarks.report import Row
+from benchmarks.results import Row
 
 _BAR = 0.9999
 

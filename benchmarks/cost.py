@@ -11,7 +11,7 @@ import psutil
 from runed_proto.runed.v1.runed_pb2 import EmbedRequest, EmbedResponse
 
 from benchmarks.lab import Lab
-from benchmarks.report import Row
+from benchmarks.results import Row
 
 T = TypeVar("T")
 

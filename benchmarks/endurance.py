@@ -10,7 +10,7 @@ from runed_proto.runed.v1.runed_pb2 import EmbedRequest, EmbedResponse
 
 import runed
 from benchmarks.lab import CLIENTS, Daemon, Lab
-from benchmarks.report import Row
+from benchmarks.results import Row
 from runed.processes import resident_bytes
 
 CALLS = 20_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import runed
 from benchmarks.lab import Daemon, Lab
-from benchmarks.report import Row, median_ms
+from benchmarks.results import Row, median_ms
 from runed import Status
 from runed.processes import resident_bytes
 from tests.support import RunningDaemon, short_home, wait_until

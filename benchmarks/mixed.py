@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from benchmarks.lab import Lab, say
 from benchmarks.load import stream_job
-from benchmarks.report import Row, percentile
+from benchmarks.results import Row, percentile
 from runed import Client
 
 

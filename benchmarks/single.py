@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.lab import Lab
-from benchmarks.report import Row, median_ms
+from benchmarks.results import Row, median_ms
 
 _WARM_UP = 20
 

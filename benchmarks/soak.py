@@ -17,7 +17,7 @@ import runed
 from benchmarks.lab import Daemon, Lab, say
 from benchmarks.load import LoadProcess, Target
 from benchmarks.models import Model
-from benchmarks.report import Row
+from benchmarks.results import Row
 
 CLIENTS = 200
 PROCESSES = 4
