@@ -21,8 +21,7 @@ STARTS = 7
 WAKES = 7
 
 DEPENDENCIES = (
-    "aiohttp, cachetools, connectrpc.server, google.protobuf, h2, hypercorn.asyncio.run, msgspec, numpy, prometheus_client, "
-    "psutil, structlog"
+    "aiohttp, cachetools, connectrpc.server, google.protobuf, h11, h2, msgspec, numpy, prometheus_client, psutil, structlog"
 )
 """Packages that the daemon imports before it listens. The time to import them alone is the yardstick of its start."""
 

@@ -12,6 +12,8 @@ import logging
 import logging.handlers
 import sys
 import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,6 +43,27 @@ class _Line(str):
     """A line that is complete. It is rendered once for all handlers."""
 
     __slots__ = ()
+
+
+class _Output:
+    """Hands lines that are complete to the handlers of a logger of `logging`.
+
+    That logger's own methods would look for the caller and for arguments of each line, at twice the cost.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._logger = logging.getLogger(name)
+
+    @staticmethod
+    def _at(level: int) -> Callable[[_Output, str], None]:
+        def write(self: _Output, line: str) -> None:
+            self._logger.handle(logging.LogRecord(self.name, level, "", 0, line, None, None))
+
+        return write
+
+    debug, info, warning = _at(logging.DEBUG), _at(logging.INFO), _at(logging.WARNING)
+    error, critical = _at(logging.ERROR), _at(logging.CRITICAL)
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
@@ -86,14 +109,13 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("runed").setLevel(logging.INFO)
     # No line tells these. Python's documentation names these ways to save their time.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 # as above
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, _render],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[_complete],
+        logger_factory=_Output,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
 
@@ -156,10 +178,19 @@ def _describe_exc_info(logger: object, method: str, event: structlog.typing.Even
     return event
 
 
+def _complete(logger: _Output, method: str, event: structlog.typing.EventDict) -> str:
+    """Make a line of our own."""
+    time = datetime.now(UTC).isoformat()[: -len("+00:00")]
+    return _line({"timestamp": f"{time}Z", "level": method, "message": event.pop("event"), **event, "logger": logger.name})
+
+
 def _render(logger: object, method: str, event: structlog.typing.EventDict) -> str:  # noqa: ARG001 # structlog calls it so
+    """Make a line of a library's."""
+    return _line({"timestamp": event.pop("timestamp"), "level": event.pop("level"), "message": event.pop("event"), **event})
+
+
+def _line(document: dict[str, Any]) -> str:
     """Write a line. It begins with the keys that every line has, so that people can read a log, too."""
-    first = {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "message": event.pop("event")}
-    document = {**first, **event}
     try:
         line = msgspec.json.encode(document, enc_hook=repr).decode()
     except (UnicodeEncodeError, OverflowError):  # half of a surrogate pair, as in a file name that is not UTF-8; a huge number

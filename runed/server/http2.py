@@ -1,8 +1,6 @@
-"""HTTP/2 on h2, in place of Hypercorn's own.
+"""HTTP/2 on h2.
 
-Hypercorn 0.18.0 loses a whole connection, with all its calls, to events of a single request: a body that arrives after the
-answer, a handler that does not read, one stream too many, 1,000 requests. Here no event of a stream reaches another stream,
-every buffer has a limit in bytes, and the end of a connection frees all its memory.
+No event of a stream reaches another stream. Every buffer has a limit in bytes. The end of a connection frees all its memory.
 """
 
 from __future__ import annotations
@@ -18,14 +16,11 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, Event, RequestReceived, StreamEnded, StreamReset
 from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.settings import SettingCodes, Settings
-from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed, Trailers
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
-from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import Frame, GoAwayFrame
 
 from runed.log import get_logger, log_refusal
-from runed.server.gate import Refusal
+from runed.server.gate import Headers, Refusal
+from runed.server.heads import Head, date_header
 from runed.server.lingering import Lingering
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 from runed.turns import Ration, take_turn
@@ -43,8 +38,7 @@ UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
 """Bytes that may come without completing a frame or a header block. More are an attack on the memory."""
 
 _CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
-"""Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2). Hypercorn's own error responses have `connection`."""
-
+"""Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2)."""
 
 _PROBE = b"present?"
 """The eight bytes of a PING to a client that has ended its input."""
@@ -122,6 +116,7 @@ class Http2Stream(RequestStream):
     """A request over HTTP/2.
 
     Attributes:
+        stream_id: Its number.
         head: The headers of the response, which wait for its first part or its end.
         unsent: The bytes of the response that wait for the client's flow-control window.
         sent: Set when `unsent` is empty, or will never be sent.
@@ -129,20 +124,41 @@ class Http2Stream(RequestStream):
     """
 
     def __init__(self, context: ServerContext, client: tuple[str, int], connection: Http2Connection, stream_id: int) -> None:
-        super().__init__(context, connection.tasks, client, connection.send, stream_id)
+        super().__init__(context, connection.tasks, client)
+        self.stream_id = stream_id
         self.head: list[tuple[bytes, bytes]] | None = None
         self.unsent = memoryview(b"")
         self.sent = asyncio.Event()
         self.response_ended = False
         self._connection = connection
 
-    async def send_part(self, message: ASGISendEvent | None) -> None:
-        """Take a part of the response. None means that the app has ended; the stream ends then."""
+    async def send_head(self, status: int, headers: Headers) -> None:
+        """Keep the head for the next part. gRPC's clients want an error without a body as headers that end the stream."""
+        named = [(key, value) for name, value in headers if (key := name.lower()) not in _CONNECTION_HEADERS]
+        self.head = [(b":status", b"%d" % status), *named, date_header()]
+
+    async def send_body(self, data: bytes, *, last: bool) -> None:
+        """Send a part of the response as far as the client's window allows, and wait until the rest is sent."""
+        if data:
+            self._connection.send_body(self, data)
+            await self.flushed()
+        if last and not self.closed:
+            self._connection.end(self)
+
+    async def send_trailers(self, headers: Headers) -> None:
+        """Send the last part of the response."""
+        self._connection.end(self, [(name.lower(), value) for name, value in headers])
+
+    async def finish(self) -> None:
+        """End the stream."""
+        self._connection.finish(self)
+
+    async def app_ended(self) -> None:
+        """End the stream if the app has not done so, and forget it."""
         try:
-            await super().send_part(message)
+            await super().app_ended()
         finally:
-            if message is None:
-                self._connection.forget(self)
+            self._connection.forget(self)
 
     def disconnect(self) -> None:
         """Abandon this request."""
@@ -243,7 +259,9 @@ class Http2Connection:
         at_rest: Set while no request is being answered.
     """
 
-    def __init__(self, context: ServerContext, tasks: TaskGroup, client: tuple[str, int], writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, context: ServerContext, tasks: asyncio.TaskGroup, client: tuple[str, int], writer: asyncio.StreamWriter
+    ) -> None:
         self.tasks = tasks
         self.streams: dict[int, Http2Stream] = {}
         self.closed = False
@@ -332,44 +350,33 @@ class Http2Connection:
             self._writer.write(self._h2.data_to_send())
         self._has_output.set()
 
-    async def send(self, event: StreamEvent) -> None:
-        """Send one part of a response as far as the client's window allows, and wait until the rest is sent."""
-        stream = self.streams[event.stream_id]
-        await stream.flushed()
-        if stream.closed:
-            return
-        match event:
-            case Response():
-                all_headers = (*event.headers, *self._context.config.response_headers("h2"))
-                stream.head = [
-                    (b":status", b"%d" % event.status_code),
-                    *((key, value) for name, value in all_headers if (key := name.lower()) not in _CONNECTION_HEADERS),
-                ]
-            case Body():
-                self._send_head(stream)
-                stream.unsent = memoryview(event.data)
-                self._bodies.add(stream)
-            case Trailers():
-                self._send_head(stream)
-                self._h2.send_headers(
-                    stream.stream_id, [(name.lower(), value) for name, value in event.headers], end_stream=True
-                )
-                stream.response_ended = True
-            case EndBody() if not stream.response_ended:
-                if not self._send_head(stream, end_stream=True):
-                    self._h2.end_stream(stream.stream_id)
-                stream.response_ended = True
-            case StreamClosed():
-                self._finish(stream)
+    def send_body(self, stream: Http2Stream, data: bytes) -> None:
+        """Take a part of a response to frame."""
+        self._send_head(stream)
+        stream.unsent = memoryview(data)
+        self._bodies.add(stream)
         self._has_output.set()
-        await stream.flushed()
+
+    def end(self, stream: Http2Stream, trailers: Headers | None = None) -> None:
+        """Frame the end of a response."""
+        if trailers is not None:
+            self._send_head(stream)
+            self._h2.send_headers(stream.stream_id, trailers, end_stream=True)
+        elif not self._send_head(stream, end_stream=True):
+            self._h2.end_stream(stream.stream_id)
+        stream.response_ended = True
+        self._has_output.set()
+
+    def finish(self, stream: Http2Stream) -> None:
+        """Close the stream of a response that is complete, or of an app that has failed before its end."""
+        if not stream.response_ended:
+            self._reset(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
+        elif not stream.request_ended:
+            self._lingering.add(stream.stream_id)
+        stream.disconnect()
 
     def _send_head(self, stream: Http2Stream, *, end_stream: bool = False) -> bool:
-        """Frame the head of a response if it still waits, and return whether it did.
-
-        The head waits for the next part, since gRPC's clients accept an error without a body only as headers that end the
-        stream.
-        """
+        """Frame the head of a response if it still waits, and return whether it did."""
         head, stream.head = stream.head, None
         if head is not None:
             self._h2.send_headers(stream.stream_id, head, end_stream=end_stream)
@@ -413,9 +420,9 @@ class Http2Connection:
                     await self._open(event, turn_used=opened)
                     opened = True
                 case DataReceived():
-                    await self._take_body(event)
+                    self._take_body(event)
                 case StreamEnded() if stream := self.streams.get(event.stream_id):
-                    await stream.handle(EndBody(stream.stream_id))
+                    stream.end_request()
                 case StreamReset() if stream := self.streams.get(event.stream_id):
                     stream.disconnect()
                 case _:
@@ -430,16 +437,16 @@ class Http2Connection:
         if self._draining or len(self.streams) >= self._context.max_streams:
             self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        if (request := _read_head(event)) is None:
+        if (head := _read_head(event)) is None:
             self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
-        if (answer := self._context.refusal(request.headers)) is not None:
-            self._answer(event.stream_id, answer, with_body=request.method != "HEAD")
+        if (answer := self._context.refusal(head.headers)) is not None:
+            self._answer(event.stream_id, answer, with_body=head.method != b"HEAD")
             return
         self.passed_gate = True
         self.at_rest.clear()
         stream = self.streams[event.stream_id] = Http2Stream(self._context, self._client, self, event.stream_id)
-        await stream.handle(request)
+        stream.begin(head)
 
     def _answer(self, stream_id: int, answer: Refusal, *, with_body: bool) -> None:
         """Send a whole answer, the last one of this connection."""
@@ -454,21 +461,13 @@ class Http2Connection:
         self._h2.close_connection(last_stream_id=stream_id)
         self.close()
 
-    async def _take_body(self, event: DataReceived) -> None:
+    def _take_body(self, event: DataReceived) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is None or stream.closed:
             self.acknowledge(event.stream_id, event.flow_controlled_length)
             return
-        await stream.handle(Body(stream.stream_id, event.data))
+        stream.take_body(event.data)
         self.acknowledge(event.stream_id, event.flow_controlled_length - len(event.data))  # its padding
-
-    def _finish(self, stream: Http2Stream) -> None:
-        """Close the stream of a response that is complete, or of an app that has failed before its end."""
-        if not stream.response_ended:
-            self._reset(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
-        elif not stream.request_ended:
-            self._lingering.add(stream.stream_id)
-        stream.disconnect()
 
     def _reset(self, stream_id: int, code: ErrorCodes) -> None:
         try:
@@ -478,17 +477,19 @@ class Http2Connection:
         self._has_output.set()
 
 
-def _read_head(event: RequestReceived) -> Request | None:
+def _read_head(event: RequestReceived) -> Head | None:
     """Return the head of a request; None if it cannot be told to an app."""
-    pseudo = {name: value for name, value in event.headers if name.startswith(b":")}
+    pseudo: dict[bytes, bytes] = {}
+    headers: list[tuple[bytes, bytes]] = []
+    host = b""
+    for name, value in event.headers:
+        if name.startswith(b":"):
+            pseudo[name] = value
+        elif name == b"host":
+            host = value
+        else:
+            headers.append((name, value))
     method, path = pseudo[b":method"], pseudo.get(b":path", b"")
     if not (path and path.isascii() and method.isascii()):
         return None
-    return Request(
-        stream_id=event.stream_id,
-        headers=filter_pseudo_headers(event.headers),
-        http_version="2",
-        method=method.decode().upper(),
-        raw_path=path,
-        state=ConnectionState({}),
-    )
+    return Head(method.upper(), path, [(b"host", pseudo.get(b":authority", host)), *headers], "2")
