@@ -156,7 +156,24 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
     Raises:
         RunedError: An error fails the call by its terms.
     """
-    pending = {claim.future for claim in claims if claim.future is not None and not claim.future.done()}
+    if pending := {claim.future for claim in claims if claim.future is not None and not claim.future.done()}:
+        await _decided(pending, terms)
+        for index, claim in enumerate(claims):
+            await breathe_before(index)
+            if claim.ready:
+                claim.outcome(terms)  # raises the error that fails the call, if there is one
+    outcomes = []
+    for index, claim in enumerate(claims):
+        await breathe_before(index)
+        outcomes.append(claim.outcome(terms))
+    return outcomes
+
+
+async def _decided(pending: set[asyncio.Future[Computed]], terms: Terms) -> None:
+    """Wait for all futures, or for the first error that fails the call.
+
+    `asyncio.wait` from error to error would look at all futures each time, and each of 2,048 texts may fail alone.
+    """
     decided = asyncio.Event()
 
     def note(future: asyncio.Future[Computed]) -> None:
@@ -165,24 +182,13 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         if not pending or (error is not None and terms.fails(error)):
             decided.set()
 
-    # `asyncio.wait` from error to error would look at all futures each time, and each of 2,048 texts may fail alone.
     for future in pending:
         future.add_done_callback(note)
     try:
-        if pending:
-            await decided.wait()
+        await decided.wait()
     finally:
         for future in pending:
             future.remove_done_callback(note)
-    for index, claim in enumerate(claims):
-        await breathe_before(index)
-        if claim.ready:
-            claim.outcome(terms)  # raises the error that fails the call, if there is one
-    outcomes = []
-    for index, claim in enumerate(claims):
-        await breathe_before(index)
-        outcomes.append(claim.outcome(terms))
-    return outcomes
 
 
 class ClaimDesk:

@@ -7,8 +7,9 @@ import logging
 import select
 import socket
 import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Coroutine
+from contextlib import closing, suppress
+from typing import Any
 
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
@@ -140,8 +141,7 @@ class Connection:
         tasks.create_task(protocol.write())
         try:
             while data and not protocol.closed:
-                async with self._share(protocol):
-                    await protocol.receive(data)
+                await self._in_share(protocol, protocol.receive(data))
                 data = await self._read()
             if not data and not protocol.closed:
                 await self._answer_the_rest(protocol)
@@ -156,8 +156,7 @@ class Connection:
         try:
             while data:
                 if not self._lingering:
-                    async with self._share(protocol):
-                        await self._handle_in_turns(protocol, data)
+                    await self._in_share(protocol, self._handle_in_turns(protocol, data))
                     deadline = (deadline or self._head_deadline()) if protocol.in_head else None
                 data = await self._read(deadline)
             await self._answer_the_rest(protocol)
@@ -175,15 +174,15 @@ class Connection:
             self._ration.spent(time.perf_counter() - started)
             start = end
 
-    @asynccontextmanager
-    async def _share(self, protocol: Http1Protocol | Http2Connection) -> AsyncIterator[None]:
-        """Let a client that has not passed the gate wait for its share of the event loop before its bytes are handled."""
+    async def _in_share(self, protocol: Http1Protocol | Http2Connection, handling: Coroutine[Any, Any, None]) -> None:
+        """Handle bytes. Let a client that has not passed the gate wait for its share of the event loop before."""
         if self._context.gate is None or protocol.passed_gate:
-            yield
+            await handling
             return
-        await self._context.share.turn()
-        began = time.perf_counter()
-        yield
+        with closing(handling):
+            await self._context.share.turn()
+            began = time.perf_counter()
+            await handling
         if not protocol.passed_gate:  # otherwise the time is that of an app
             self._context.share.charge(time.perf_counter() - began)
 
@@ -224,8 +223,11 @@ class Connection:
         """Return the next bytes, or b"" if the client has disconnected, was cut off, or missed the deadline."""
         self._handling = False
         try:
-            async with asyncio.timeout_at(deadline):
+            if deadline is None:  # the wait of most calls
                 data = await self._reader.read(READ_SIZE)
+            else:
+                async with asyncio.timeout_at(deadline):
+                    data = await self._reader.read(READ_SIZE)
         except OSError:
             return b""
         self._handling = True

@@ -319,11 +319,12 @@ class Http2Connection:
                 await self._has_output.wait()
                 self._has_output.clear()
                 while data := self._bodies.output():
-                    self._writable.clear()
                     self._writer.write(data)
-                    async with asyncio.timeout(self._context.stall_timeout):
-                        await self._writer.drain()
-                    self._writable.set()
+                    if self._writer.transport.get_write_buffer_size():
+                        self._writable.clear()
+                        async with asyncio.timeout(self._context.stall_timeout):
+                            await self._writer.drain()
+                        self._writable.set()
                 if self._draining and not self.streams:
                     break
         except OSError:  # the client has disconnected, or (TimeoutError) reads no more
