@@ -243,8 +243,8 @@ class ClaimDesk:
                     missing = await self._refuse_blank(missing, terms)
                     await self._prepare(missing, terms)
                     await self._queue(missing, terms)
+                    self._metrics.shared(sum(claim.shared for claim in missing))
                 self._metrics.hit(sum(isinstance(claim.state, CachedVector) for claim in claims))
-                self._metrics.shared(sum(claim.shared for claim in claims))
                 yield
             finally:
                 for claim in claims:

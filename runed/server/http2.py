@@ -10,106 +10,34 @@ import time
 from collections import deque
 from collections.abc import Collection
 
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, DataReceived, Event, RequestReceived, StreamEnded, StreamReset
-from h2.exceptions import DenialOfServiceError, ProtocolError
-from h2.settings import SettingCodes, Settings
-from hyperframe.frame import Frame, GoAwayFrame
+from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
+from h2.exceptions import ProtocolError
 
 from runed.log import get_logger, log_refusal
+from runed.server.framing import Framing
 from runed.server.gate import Headers, Refusal
 from runed.server.heads import Head, date_header
 from runed.server.lingering import Lingering
-from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
+from runed.server.stream import RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of an HTTP/2 client (RFC 9113 section 3.4). No HTTP/1.1 request begins with them."""
 
-MAX_HEADERS = 64 * 1024
-"""Bytes that the headers of one request may have, names and values together."""
-
 WRITE_LIMIT = 64 * 1024
 """Bytes of responses that are framed ahead of the transport. Further bytes wait, and so do their handlers."""
 
-UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
-"""Bytes that may come without completing a frame or a header block. More are an attack on the memory."""
-
 _CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 """Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2)."""
+
+_ENDS = (StreamEnded, StreamReset)
+"""Events that end what a client sends of a request."""
 
 _PROBE = b"present?"
 """The eight bytes of a PING to a client that has ended its input."""
 
 _log = get_logger(__name__)
-
-
-class _Protocol(H2Connection):
-    """A connection of h2, changed so that a fault of one stream, or a GOAWAY of the client, does not end other streams."""
-
-    # h2 remembers how streams ended, to answer late frames. Late frames come soon, and h2's default of 65,536 streams costs
-    # megabytes for each connection.
-    MAX_CLOSED_STREAMS = 1024
-
-    def __init__(self, max_streams: int) -> None:
-        super().__init__(
-            H2Configuration(
-                client_side=False,
-                header_encoding=None,
-                # A check that fails inside a header block would leave both sides with different compression tables.
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-            )
-        )
-        self.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: max_streams,
-                SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADERS,
-                SettingCodes.INITIAL_WINDOW_SIZE: BODY_LIMIT,
-            },
-        )
-        self._frames = 0
-        self._unparsed = 0
-        self.initiate_connection()
-        # The sum of the windows of all streams, so that a body that nobody reads uses up only its own window.
-        self.increment_flow_control_window(max_streams * BODY_LIMIT)
-
-    @property
-    def open_inbound_streams(self) -> int:
-        """Always 0: `Http2Connection` itself refuses one stream too many, for which h2 would end the connection."""
-        super().open_inbound_streams  # noqa: B018 # forgets the streams that are closed
-        return 0
-
-    def send_goaway(self) -> None:
-        """Tell the client which request is the last. Open requests go on, unlike after `close_connection`."""
-        self._prepare_for_sending([GoAwayFrame(last_stream_id=self.highest_inbound_stream_id)])
-
-    def read(self, data: bytes) -> list[Event]:
-        """Read bytes of the client. A request that is reset in them gives no event, so that it costs no call of the app.
-
-        Raises:
-            ProtocolError: This is no HTTP/2, or an attack on the memory. The reason is framed as a GOAWAY.
-        """
-        frames = self._frames
-        events = self.receive_data(data)
-        self._unparsed = 0 if self._frames > frames else self._unparsed + len(data)
-        if self._unparsed > UNPARSED_LIMIT:
-            self.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
-            raise DenialOfServiceError
-        given_up = {event.stream_id for event in events if isinstance(event, StreamReset)}
-        return [event for event in events if not (isinstance(event, RequestReceived) and event.stream_id in given_up)]
-
-    def _receive_frame(self, frame: Frame) -> list[Event]:
-        """Count complete frames. Not every frame gives an event: a body after the reset of its stream gives none."""
-        self._frames += 1
-        return super()._receive_frame(frame)
-
-    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
-        """Let open streams go on, as RFC 9113 section 6.8 demands. h2 would drop the rest of their responses."""
-        return [], [ConnectionTerminated()]
 
 
 class Http2Stream(RequestStream):
@@ -199,7 +127,7 @@ class _Bodies:
         h2: The protocol of the connection.
     """
 
-    def __init__(self, h2: H2Connection) -> None:
+    def __init__(self, h2: Framing) -> None:
         self._h2 = h2
         self._sending: deque[Http2Stream] = deque()
         self._framed = 0
@@ -208,6 +136,9 @@ class _Bodies:
         """Frame the unsent bytes of a stream as soon as that is possible."""
         self._sending.append(stream)
         self._frame()
+
+    def __bool__(self) -> bool:
+        return bool(self._sending)
 
     def clear(self) -> None:
         """Drop all bodies."""
@@ -271,7 +202,7 @@ class Http2Connection:
         self._context = context
         self._client = client
         self._writer = writer
-        self._h2 = _Protocol(context.max_streams)
+        self._h2 = Framing(context.max_streams)
         self._draining = False
         self._ration = Ration()
         self._bodies = _Bodies(self._h2)
@@ -414,7 +345,7 @@ class Http2Connection:
         for event in events:
             if self.closed:
                 return
-            if isinstance(event, StreamEnded | StreamReset):
+            if isinstance(event, _ENDS):
                 self._lingering.forget(event.stream_id)
             match event:
                 case RequestReceived():
@@ -428,7 +359,8 @@ class Http2Connection:
                     stream.disconnect()
                 case _:
                     pass  # `write` looks at the windows when it frames bodies
-        self._has_output.set()
+        if self._h2.has_output or self._bodies:
+            self._has_output.set()
 
     async def _open(self, event: RequestReceived, *, turn_used: bool) -> None:
         if turn_used:
