@@ -21,10 +21,7 @@ STARTS = 7
 RESTARTS = 11
 WAKES = 7
 
-DEPENDENCIES = (
-    "cachetools, connectrpc.request, google.protobuf, h2, httptools, hypercorn.asyncio.run, msgspec, numpy, prometheus_client, "
-    "psutil"
-)
+DEPENDENCIES = "cachetools, connectrpc.request, google.protobuf, h11, h2, httptools, msgspec, numpy, prometheus_client, psutil"
 """Packages that the daemon imports before it answers. The time to import them alone is the yardstick of its start."""
 
 

@@ -57,7 +57,8 @@ class ServedModel:
     @property
     def device_failed(self) -> bool:
         """Whether another engine has to serve, since the device of this one failed."""
-        return self.state.status is BackendStatus.DEVICE_FAILED
+        # Each call asks, and most machines compute on their processors.
+        return self.installation.device_use is not None and self.state.status is BackendStatus.DEVICE_FAILED
 
     async def give_way(self) -> None:
         """Remember the failure of the device, and end, so that another engine can serve."""

@@ -156,7 +156,21 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
     Raises:
         RunedError: An error fails the call by its terms.
     """
-    pending = {claim.future for claim in claims if claim.future is not None and not claim.future.done()}
+    if pending := {claim.future for claim in claims if claim.future is not None and not claim.future.done()}:
+        await _decided(pending, terms)
+    outcomes = []
+    for index, claim in enumerate(claims):
+        await breathe_before(index)
+        if claim.ready:  # unless an error fails the call, which is raised here then
+            outcomes.append(claim.outcome(terms))
+    return outcomes
+
+
+async def _decided(pending: set[asyncio.Future[Computed]], terms: Terms) -> None:
+    """Wait for all futures, or for the first error that fails the call.
+
+    `asyncio.wait` from error to error would look at all futures each time, and each of 2,048 texts may fail alone.
+    """
     decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def note(future: asyncio.Future[Computed]) -> None:
@@ -165,21 +179,13 @@ async def redeem(claims: Sequence[Claim], terms: Terms) -> list[Embedding | Rune
         if not decided.done() and (not pending or (error is not None and terms.fails(error))):
             decided.set_result(None)
 
-    # `asyncio.wait` from error to error would look at all futures each time, and each of 2,048 texts may fail alone.
     for future in pending:
         future.add_done_callback(note)
     try:
-        if pending:
-            await decided
+        await decided
     finally:
         for future in pending:
             future.remove_done_callback(note)
-    outcomes = []
-    for index, claim in enumerate(claims):
-        await breathe_before(index)
-        if claim.ready:  # unless an error fails the call, which is raised here then
-            outcomes.append(claim.outcome(terms))
-    return outcomes
 
 
 class ClaimDesk:
@@ -234,8 +240,8 @@ class ClaimDesk:
                     missing = await self._refuse_blank(missing, terms)
                     await self._prepare(missing, terms)
                     await self._queue(missing, terms)
+                    self._metrics.shared(sum(claim.shared for claim in missing))
                 self._metrics.hit(sum(isinstance(claim.state, CachedVector) for claim in claims))
-                self._metrics.shared(sum(claim.shared for claim in claims))
                 yield
             finally:
                 for claim in claims:

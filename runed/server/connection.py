@@ -7,11 +7,9 @@ import logging
 import select
 import socket
 import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, suppress
-
-from hypercorn.asyncio.task_group import TaskGroup
-from hypercorn.events import Closed, Event, RawData
+from collections.abc import Collection, Coroutine
+from contextlib import closing, suppress
+from typing import Any
 
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.http1 import Http1Protocol
@@ -94,7 +92,7 @@ class Connection:
         """Serve until the connection is closed and all its calls of the app have ended."""
         try:
             self._writer = writer = await _open(self._sock, self._reader)
-            async with TaskGroup(asyncio.get_running_loop()) as tasks:
+            async with asyncio.TaskGroup() as tasks:
                 try:
                     await self._serve(tasks, writer)
                 finally:
@@ -122,7 +120,7 @@ class Connection:
     def _requests(self) -> Collection[RequestStream]:
         return () if self._protocol is None else self._protocol.requests
 
-    async def _serve(self, tasks: TaskGroup, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, tasks: asyncio.TaskGroup, writer: asyncio.StreamWriter) -> None:
         if self._draining:  # since before the connection was open
             return
         data = await self._read()
@@ -136,34 +134,34 @@ class Connection:
         else:
             await self._serve_http1(tasks, data)
 
-    async def _serve_http2(self, tasks: TaskGroup, writer: asyncio.StreamWriter, data: bytes) -> None:
+    async def _serve_http2(self, tasks: asyncio.TaskGroup, writer: asyncio.StreamWriter, data: bytes) -> None:
         self._protocol = protocol = Http2Connection(self._context, tasks, self._client, writer)
         if self._draining:
             protocol.drain()
-        tasks.spawn(protocol.write)
+        tasks.create_task(protocol.write())
         try:
             while data and not protocol.closed:
-                async with self._share(protocol):
-                    await protocol.receive(data)
+                await self._in_share(protocol, protocol.receive(data))
                 data = await self._read()
             if not data and not protocol.closed:
                 await self._answer_the_rest(protocol)
         finally:
             protocol.close()
 
-    async def _serve_http1(self, tasks: TaskGroup, data: bytes) -> None:
-        self._protocol = protocol = Http1Protocol(self._context, tasks, self._client, self._send, self.abort)
+    async def _serve_http1(self, tasks: asyncio.TaskGroup, data: bytes) -> None:
+        self._protocol = protocol = Http1Protocol(
+            self._context, tasks, self._client, write=self._send, finish=self._finish, abort=self.abort
+        )
         deadline: float | None = None
         try:
             while data:
                 if not self._lingering:
-                    async with self._share(protocol):
-                        await self._handle_in_turns(protocol, data)
+                    await self._in_share(protocol, self._handle_in_turns(protocol, data))
                     deadline = (deadline or self._head_deadline()) if protocol.in_head else None
                 data = await self._read(deadline)
             await self._answer_the_rest(protocol)
         finally:
-            await protocol.handle(Closed())
+            protocol.close()
 
     async def _handle_in_turns(self, protocol: Http1Protocol, data: bytes) -> None:
         """Handle bytes of HTTP/1.1 in turns."""
@@ -172,19 +170,19 @@ class Connection:
             await take_turn()
             end = start + self._ration.size
             started = time.perf_counter()
-            await protocol.handle(RawData(data[start:end]))
+            await protocol.receive(data[start:end])
             self._ration.spent(time.perf_counter() - started)
             start = end
 
-    @asynccontextmanager
-    async def _share(self, protocol: Http1Protocol | Http2Connection) -> AsyncIterator[None]:
-        """Let a client that has not passed the gate wait for its share of the event loop before its bytes are handled."""
+    async def _in_share(self, protocol: Http1Protocol | Http2Connection, handling: Coroutine[Any, Any, None]) -> None:
+        """Handle bytes. Let a client that has not passed the gate wait for its share of the event loop before."""
         if self._context.gate is None or protocol.passed_gate:
-            yield
+            await handling
             return
-        await self._context.share.turn()
-        began = time.perf_counter()
-        yield
+        with closing(handling):
+            await self._context.share.turn()
+            began = time.perf_counter()
+            await handling
         if not protocol.passed_gate:  # otherwise the time is that of an app
             self._context.share.charge(time.perf_counter() - began)
 
@@ -225,35 +223,36 @@ class Connection:
         """Return the next bytes, or b"" if the client has disconnected, was cut off, or missed the deadline."""
         self._handling = False
         try:
-            async with asyncio.timeout_at(deadline):
+            if deadline is None:  # the wait of most calls
                 data = await self._reader.read(READ_SIZE)
+            else:
+                async with asyncio.timeout_at(deadline):
+                    data = await self._reader.read(READ_SIZE)
         except OSError:
             return b""
         self._handling = True
         self._last_heard = asyncio.get_running_loop().time()
         return data
 
-    async def _send(self, event: Event) -> None:
-        """Send bytes of the HTTP/1.1 protocol to the client, or close the connection."""
+    async def _send(self, data: bytes) -> None:
+        """Send bytes of the HTTP/1.1 protocol to the client."""
         assert self._writer is not None
-        match event:
-            case RawData() if not self._writer.is_closing():
-                self._writer.write(event.data)
-                if not self._writer.transport.get_write_buffer_size():
-                    return
-                try:
-                    async with asyncio.timeout(self._context.stall_timeout):
-                        await self._writer.drain()
-                except OSError:  # the client has disconnected, or (TimeoutError) reads no more
-                    self.abort()
-            case Closed():
-                self._finish(self._writer)
-            case _:
-                pass  # Hypercorn's `Updated` drives its idle timer
+        if not data or self._writer.is_closing():
+            return
+        self._writer.write(data)
+        if not self._writer.transport.get_write_buffer_size():
+            return
+        try:
+            async with asyncio.timeout(self._context.stall_timeout):
+                await self._writer.drain()
+        except OSError:  # the client has disconnected, or (TimeoutError) reads no more
+            self.abort()
 
-    def _finish(self, writer: asyncio.StreamWriter) -> None:
+    def _finish(self) -> None:
         """Close after the last response. First wait until the client stops sending, or it would miss the response."""
+        assert self._writer is not None
         assert isinstance(self._protocol, Http1Protocol)
+        writer = self._writer
         if self._protocol.expects_input and not self._lingering and writer.can_write_eof():
             with suppress(OSError):  # the client has left
                 writer.write_eof()

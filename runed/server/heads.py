@@ -1,9 +1,12 @@
-"""The head of an HTTP/1.1 request, as far as RFC 9112 demands more of a server than h11 checks."""
+"""Heads of requests, as far as RFC 9112 demands more of a server than h11 checks, and what all heads of responses have."""
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
 
 import h11
 
@@ -21,11 +24,13 @@ class Head:
         method: The method.
         target: The path and the query, or "*".
         headers: The headers. The host is that of the target if the target names one.
+        version: The version of HTTP: "1.0", "1.1" or "2".
     """
 
     method: bytes
     target: bytes
     headers: Headers
+    version: str
 
 
 def refusal(status: int, message: str) -> Refusal:
@@ -62,5 +67,15 @@ def _route(request: h11.Request) -> Head | Refusal:
         if request.method == b"OPTIONS" and not rest:
             target = b"*"
     if target.startswith(b"/") or (target == b"*" and request.method == b"OPTIONS"):
-        return Head(request.method, target, headers)
+        return Head(request.method, target, headers, request.http_version.decode())
     return refusal(400, "the target of the request is no path that begins with / and no http URL")
+
+
+def date_header() -> tuple[bytes, bytes]:
+    """Return the header with the time, which every response has."""
+    return _date_header(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def _date_header(second: int) -> tuple[bytes, bytes]:
+    return b"date", formatdate(second, usegmt=True).encode()

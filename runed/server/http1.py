@@ -1,25 +1,23 @@
-"""HTTP/1.1 by Hypercorn's protocol on h11, with our own streams and without upgrades."""
+"""HTTP/1.1 on h11, without upgrades. A plain call goes past h11, which costs as much as the call itself."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import h11
-from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.events import Body, Request, Response
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
-from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
 
 from runed.log import get_logger, log_refusal
-from runed.server.gate import Refusal
-from runed.server.heads import Head, answer_itself, read_head, refusal
+from runed.server.gate import Headers, Refusal
+from runed.server.heads import Head, answer_itself, date_header, read_head, refusal
+from runed.server.ordinary import read_ordinary, write_ordinary
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 
 WRITE_SIZE = 64 * 1024
 """Bytes of a response that go to the transport at a time, so that a slow client costs time but no memory."""
+
+MAX_HEAD = 16 * 1024
+"""Bytes of a head, or of the line before a chunk, that may come without being complete."""
 
 _MALFORMED = {
     400: "this is no request of HTTP/1.1 (RFC 9112): its first line, a header or a length is malformed, or it has not one "
@@ -38,27 +36,37 @@ class Http1Stream(RequestStream):
     def __init__(
         self,
         context: ServerContext,
-        tasks: TaskGroup,
+        tasks: asyncio.TaskGroup,
         client: tuple[str, int],
         protocol: Http1Protocol,
     ) -> None:
-        super().__init__(context, tasks, client, protocol.stream_send, STREAM_ID)
+        super().__init__(context, tasks, client)
         self._protocol = protocol
         self._room = asyncio.Event()
+        self._head: tuple[int, Headers] | None = None
 
-    async def handle(self, event: StreamEvent) -> None:
-        """Take an event of the connection. Stop its reader while the app has enough to read."""
-        await super().handle(event)
+    async def has_room(self) -> None:
+        """Wait while the app has enough to read."""
         while len(self._body) > BODY_LIMIT:
             self._room.clear()
             await self._room.wait()
 
-    async def send_part(self, message: ASGISendEvent | None) -> None:
-        """Send a part of a response. The head waits for the first part of the body, as ASGI allows."""
-        self._protocol.hold()
-        await super().send_part(message)
-        if message is None or message["type"] != "http.response.start":
-            await self._protocol.flush()
+    async def send_head(self, status: int, headers: Headers) -> None:
+        """Keep the head for the next part, since each write costs a system call and wakes the client up."""
+        self._head = (status, headers)
+
+    async def send_body(self, data: bytes, *, last: bool) -> None:
+        """Send a part of the response."""
+        head, self._head = self._head, None
+        await self._protocol.respond(head, data, last=last)
+
+    async def send_trailers(self, headers: Headers) -> None:  # noqa: ARG002 # as for HTTP/2
+        """End the response. No trailers are offered to the app."""
+        await self.send_body(b"", last=True)
+
+    async def finish(self) -> None:
+        """Let the next request come, or close the connection."""
+        self._protocol.recycle()
 
     def disconnect(self) -> None:
         """Abandon this request, and let the reader of the connection go on."""
@@ -72,7 +80,7 @@ class Http1Stream(RequestStream):
     async def give_up(self) -> None:
         """Close the connection: HTTP/1.1 has no other way to end a request."""
         self.disconnect()
-        await self._protocol.send(Closed())
+        self._protocol.finish()
 
     def cut_off(self) -> None:
         """Close the connection without a look at what is unsent."""
@@ -80,17 +88,19 @@ class Http1Stream(RequestStream):
         self._protocol.abort()
 
 
-class Http1Protocol(H11Protocol):
+class Http1Protocol:
     """One HTTP/1.1 connection.
 
     Args:
         context: The state of the server.
         tasks: The tasks of the app's calls.
         client: The name of the transport, and the number of the connection.
-        send: Sends bytes to the client, or closes the connection.
+        write: Sends bytes to the client.
+        finish: Closes the connection after what was sent.
         abort: Closes the connection at once.
 
     Attributes:
+        finish: As above.
         abort: As above.
         passed_gate: Whether a request has passed the gate of the server.
         at_rest: Set while no request is being answered.
@@ -99,54 +109,58 @@ class Http1Protocol(H11Protocol):
     def __init__(
         self,
         context: ServerContext,
-        tasks: TaskGroup,
+        tasks: asyncio.TaskGroup,
         client: tuple[str, int],
-        send: Callable[[Event], Awaitable[None]],
+        *,
+        write: Callable[[bytes], Awaitable[None]],
+        finish: Callable[[], None],
         abort: Callable[[], None],
     ) -> None:
-        super().__init__(
-            context.app,  # type: ignore[arg-type] # unused: only `_create_stream` of Hypercorn, replaced below, reads it
-            context.config,
-            context.worker,
-            tasks,
-            ConnectionState({}),
-            False,  # Hypercorn's `ssl`, which it takes by position
-            client,
-            None,
-            self._write,
-        )
+        self.finish = finish
         self.abort = abort
         self.passed_gate = False
         self.at_rest = asyncio.Event()
         self.at_rest.set()
-        self._server_context = context
+        self._context = context
+        self._tasks = tasks
         self._client = client
-        self._send_now = send
-        self._held: bytearray | None = None
+        self._write = write
+        self._h11 = _new_connection()
+        self._unread = b""  # the request that is being answered, if h11 has not read it
+        self._stream: Http1Stream | None = None
         self._input_ended = False
 
     @property
     def requests(self) -> list[RequestStream]:
         """The request that is being answered, if there is one."""
-        return [self.stream] if isinstance(self.stream, RequestStream) else []
+        return [] if self._stream is None else [self._stream]
 
     @property
     def in_head(self) -> bool:
         """Whether the head of a request has begun but not ended."""
-        return self.stream is None and bool(self.connection.trailing_data[0])
+        return self._stream is None and bool(self._h11.trailing_data[0])
 
     @property
     def expects_input(self) -> bool:
         """Whether the client still sends a request that is already answered, or bytes that are not a request."""
-        return not self._input_ended and self.connection.their_state in {h11.SEND_BODY, h11.ERROR}
+        return not self._input_ended and self._h11.their_state in {h11.SEND_BODY, h11.ERROR}
 
-    async def handle(self, event: Event) -> None:
-        """Take bytes of the client, or the end of the connection. Empty lines before a request mean nothing."""
-        if isinstance(event, RawData) and self.stream is None and not self.connection.trailing_data[0]:
-            event = RawData(event.data.lstrip(b"\r\n"))
-            if not event.data:  # it would mean the end to h11
+    async def receive(self, data: bytes) -> None:
+        """Handle bytes of the client. Empty lines before a request mean nothing."""
+        if self._stream is None and not self._h11.trailing_data[0]:
+            data = data.lstrip(b"\r\n")
+            if not data:  # it would mean the end to h11
                 return
-        await super().handle(event)
+            if self._is_fresh and (ordinary := read_ordinary(data)) is not None:
+                self._unread = data
+                await self._open(ordinary[0])
+                if self._stream is not None:
+                    self._stream.take_body(ordinary[1])
+                    self._stream.end_request()
+                return
+        self._catch_up()
+        self._h11.receive_data(data)
+        await self._handle_events()
 
     async def end_input(self) -> bool:
         """Take the end of the client's input. Return whether whole requests still wait for their answers."""
@@ -155,97 +169,147 @@ class Http1Protocol(H11Protocol):
 
     async def probe(self) -> None:
         """Send bytes that mean nothing, so that the kernel of a client that has left says so."""
-        if self.connection.our_state is h11.SEND_RESPONSE and self.connection.their_http_version != b"1.0":
-            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+        self._catch_up()
+        if self._h11.our_state is h11.SEND_RESPONSE and self._h11.their_http_version != b"1.0":
+            await self._write(self._frame(h11.InformationalResponse(status_code=100, headers=[])))
 
-    def hold(self) -> None:
-        """Gather written bytes until `flush`, since each write costs a system call and wakes the client up."""
-        if self._held is None:
-            self._held = bytearray()
-
-    async def flush(self) -> None:
-        """Send the gathered bytes."""
-        data, self._held = self._held, None
-        if data:
-            await self._send_now(RawData(bytes(data)))
-
-    async def _write(self, event: Event) -> None:
-        if self._held is not None and isinstance(event, RawData):
-            self._held += event.data
-            if len(self._held) < WRITE_SIZE:
-                return
-            await self.flush()
-            self.hold()
-        else:
-            await self.flush()
-            await self._send_now(event)
-
-    async def stream_send(self, event: StreamEvent) -> None:
+    async def respond(self, head: tuple[int, Headers] | None, data: bytes, *, last: bool) -> None:
         """Send one part of a response.
 
         During a drain, or when nothing more can be read, tell that the connection closes. Otherwise a client would send its
         next request on a connection that is closed by then.
+
+        Args:
+            head: The status and the headers, for the first part.
+            data: A part of the body.
+            last: Whether this is the last part.
         """
-        if isinstance(event, Response) and (self.context.terminated.is_set() or self.expects_input or self._input_ended):
-            await super().stream_send(replace(event, headers=[*event.headers, (b"connection", b"close")]))
-        elif isinstance(event, Body):
-            for start in range(0, len(event.data), WRITE_SIZE):
-                await super().stream_send(replace(event, data=event.data[start : start + WRITE_SIZE]))
-        else:
-            await super().stream_send(event)
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Ignore `Upgrade: h2c`, which RFC 9113 dropped: the preface alone chooses HTTP/2."""
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        """Start a request, or answer it at once. A WebSocket handshake is treated as an ordinary GET."""
-        head = read_head(request)
-        answer = head if isinstance(head, Refusal) else self._server_context.refusal(head.headers) or answer_itself(head)
-        if answer is not None:
-            await self._answer(answer, with_body=request.method != b"HEAD")
-            await self.send(Closed())
+        closes = self._context.draining.is_set() or self._input_ended or self.expects_input
+        if head is not None and last and self._unread and not closes and (answer := write_ordinary(*head, data)) is not None:
+            self._unread = b""
+            await self._write(answer)
             return
-        assert isinstance(head, Head)
+        self._catch_up()
+        framed = b""
+        if head is not None:
+            headers = [*head[1], date_header(), *([(b"connection", b"close")] if closes else [])]
+            framed = self._frame(h11.Response(status_code=head[0], headers=headers))
+        for start in range(0, len(data), WRITE_SIZE):
+            if framed and start:
+                await self._write(framed)
+                framed = b""
+            framed += self._frame(h11.Data(data=data[start : start + WRITE_SIZE]))
+        if last:
+            framed += self._frame(h11.EndOfMessage())
+        await self._write(framed)
+
+    def recycle(self) -> None:
+        """End the request that is being answered. Let the next one come, or close the connection."""
+        self._catch_up()
+        self.close()
+        states = self._h11.our_state, self._h11.their_state
+        if self._context.draining.is_set() or states not in {(h11.DONE, h11.DONE), (h11.IDLE, h11.IDLE)}:
+            self.finish()
+        elif states == (h11.DONE, h11.DONE):
+            self._h11.start_next_cycle()
+            pipelined = self._h11.trailing_data[0]
+            if pipelined[:1] in {b"\r", b"\n"}:  # h11 takes an empty line before a request for the request
+                self._h11 = _new_connection()
+                if pipelined := pipelined.lstrip(b"\r\n"):
+                    self._h11.receive_data(pipelined)
+
+    def close(self) -> None:
+        """Abandon the request that is being answered, if there is one."""
+        if self._stream is not None:
+            self._stream.disconnect()
+            self._stream = None
+        self.at_rest.set()
+
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether h11 waits for the first request, or for the next one."""
+        return self._h11.our_state is h11.IDLE and self._h11.their_state is h11.IDLE
+
+    def _catch_up(self) -> None:
+        """Let h11 read the request that went past it."""
+        if self._unread:
+            self._h11.receive_data(self._unread)
+            self._unread = b""
+            while not isinstance(self._h11.next_event(), h11.EndOfMessage):
+                pass
+
+    def _frame(self, event: h11.Event) -> bytes:
+        """Return the bytes of a part of a response; b"" if h11 has given the connection up, for a fault of the client."""
+        try:
+            return self._h11.send(event) or b""
+        except h11.LocalProtocolError:
+            if self._h11.their_state is not h11.ERROR:
+                raise
+            return b""
+
+    async def _handle_events(self) -> None:
+        while (event := await self._next_event()) is not None:
+            if isinstance(event, h11.Request):
+                head = read_head(event)
+                if isinstance(head, Refusal):
+                    await self._refuse(head, with_body=event.method != b"HEAD")
+                else:
+                    await self._open(head)
+            elif event is h11.PAUSED:
+                await self.at_rest.wait()
+                if self._h11.their_state is h11.DONE:  # the connection is being closed
+                    return
+            elif self._stream is None:
+                return
+            elif isinstance(event, h11.Data):
+                self._stream.take_body(bytes(event.data))
+                await self._stream.has_room()
+            elif isinstance(event, h11.EndOfMessage):
+                self._stream.end_request()
+
+    async def _next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event | None:
+        """Return the next event of h11, or None if there is none now. Refuse bytes that are no HTTP, and close then."""
+        if self._h11.they_are_waiting_for_100_continue:
+            await self._write(self._frame(h11.InformationalResponse(status_code=100, headers=[date_header()])))
+        try:
+            event = self._h11.next_event()
+        except h11.RemoteProtocolError as error:
+            if self._h11.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                await self._refuse_bytes(error.error_status_hint)
+            self.finish()
+            return None
+        return None if event is h11.NEED_DATA or isinstance(event, h11.ConnectionClosed) else event
+
+    async def _open(self, head: Head) -> None:
+        """Start a request, or answer it at once. A WebSocket handshake is treated as an ordinary GET."""
+        if (answer := self._context.refusal(head.headers) or answer_itself(head)) is not None:
+            await self._refuse(answer, with_body=head.method != b"HEAD")
+            return
         self.passed_gate = True
         self.at_rest.clear()
-        self.stream = Http1Stream(self._server_context, self.task_group, self._client, self)
-        await self.stream.handle(
-            Request(
-                stream_id=STREAM_ID,
-                headers=list(head.headers),
-                http_version=request.http_version.decode(),
-                method=head.method.decode(),
-                raw_path=head.target,
-                state=self.connection_state,
-            )
-        )
+        self._stream = Http1Stream(self._context, self._tasks, self._client, self)
+        self._stream.begin(head)
 
-    async def _send_error_response(self, status_code: int) -> None:
+    async def _refuse_bytes(self, status: int) -> None:
         """Answer bytes that are no HTTP."""
-        log_refusal(_log, "request refused: it is no HTTP/1.1", connection=self._client, status=status_code)
-        await self._answer(refusal(status_code, _MALFORMED.get(status_code, _MALFORMED[400])))
+        log_refusal(_log, "request refused: it is no HTTP/1.1", connection=self._client, status=status)
+        await self._answer(refusal(status, _MALFORMED.get(status, _MALFORMED[400])))
+
+    async def _refuse(self, answer: Refusal, *, with_body: bool = True) -> None:
+        """Send a whole answer, and close the connection."""
+        await self._answer(answer, with_body=with_body)
+        self.finish()
 
     async def _answer(self, answer: Refusal, *, with_body: bool = True) -> None:
-        """Send a whole answer, the last one of this connection."""
+        self._catch_up()
         headers = [*answer.headers, (b"connection", b"close")]
         if answer.body:
-            headers.append((b"content-length", str(len(answer.body)).encode()))
-        self.hold()
-        await self._send_h11_event(h11.Response(status_code=answer.status, headers=headers))
+            headers.append((b"content-length", b"%d" % len(answer.body)))
+        framed = self._frame(h11.Response(status_code=answer.status, headers=headers))
         if with_body and answer.body:
-            await self._send_h11_event(h11.Data(data=answer.body))
-        await self._send_h11_event(h11.EndOfMessage())
-        await self.flush()
+            framed += self._frame(h11.Data(data=answer.body))
+        await self._write(framed + self._frame(h11.EndOfMessage()))
 
-    async def _maybe_recycle(self) -> None:
-        await super()._maybe_recycle()
-        pipelined = self.connection.trailing_data[0]
-        if self.connection.our_state is h11.IDLE and pipelined[:1] in {b"\r", b"\n"}:
-            # h11 takes an empty line before a request for the request.
-            self.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
-            if pipelined := pipelined.lstrip(b"\r\n"):
-                self.connection.receive_data(pipelined)
 
-    async def _close_stream(self) -> None:
-        await super()._close_stream()
-        self.at_rest.set()
+def _new_connection() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)

@@ -1,8 +1,6 @@
-"""HTTP/2 on h2, in place of Hypercorn's own.
+"""HTTP/2 on h2.
 
-Hypercorn 0.18.0 loses a whole connection, with all its calls, to events of a single request: a body that arrives after the
-answer, a handler that does not read, one stream too many, 1,000 requests. Here no event of a stream reaches another stream,
-every buffer has a limit in bytes, and the end of a connection frees all its memory.
+No event of a stream reaches another stream. Every buffer has a limit in bytes. The end of a connection frees all its memory.
 """
 
 from __future__ import annotations
@@ -12,39 +10,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, DataReceived, Event, RequestReceived, StreamEnded, StreamReset
-from h2.exceptions import DenialOfServiceError, ProtocolError
-from h2.settings import SettingCodes, Settings
-from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed, Trailers
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.typing import ASGISendEvent, ConnectionState, TaskGroup
-from hypercorn.utils import filter_pseudo_headers
-from hyperframe.frame import Frame, GoAwayFrame
+from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
+from h2.exceptions import ProtocolError
 
 from runed.log import get_logger, log_refusal
-from runed.server.gate import Refusal
+from runed.server.framing import Framing
+from runed.server.gate import Headers, Refusal
+from runed.server.heads import Head, date_header
 from runed.server.lingering import Lingering
-from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
+from runed.server.stream import RequestStream, ServerContext
 from runed.turns import Ration, take_turn
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes of an HTTP/2 client (RFC 9113 section 3.4). No HTTP/1.1 request begins with them."""
 
-MAX_HEADERS = 64 * 1024
-"""Bytes that the headers of one request may have, names and values together."""
-
 WRITE_LIMIT = 64 * 1024
 """Bytes of responses that are framed ahead of the transport. Further bytes wait, and so do their handlers."""
 
-UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
-"""Bytes that may come without completing a frame or a header block. More are an attack on the memory."""
-
 _CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
-"""Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2). Hypercorn's own error responses have `connection`."""
+"""Response headers that HTTP/2 forbids (RFC 9113 section 8.2.2)."""
 
+_ENDS = (StreamEnded, StreamReset)
+"""Events that end what a client sends of a request."""
 
 _PROBE = b"present?"
 """The eight bytes of a PING to a client that has ended its input."""
@@ -52,76 +40,11 @@ _PROBE = b"present?"
 _log = get_logger(__name__)
 
 
-class _Protocol(H2Connection):
-    """A connection of h2, changed so that a fault of one stream, or a GOAWAY of the client, does not end other streams."""
-
-    # h2 remembers how streams ended, to answer late frames. Late frames come soon, and h2's default of 65,536 streams costs
-    # megabytes for each connection.
-    MAX_CLOSED_STREAMS = 1024
-
-    def __init__(self, max_streams: int) -> None:
-        super().__init__(
-            H2Configuration(
-                client_side=False,
-                header_encoding=None,
-                # A check that fails inside a header block would leave both sides with different compression tables.
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-            )
-        )
-        self.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: max_streams,
-                SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADERS,
-                SettingCodes.INITIAL_WINDOW_SIZE: BODY_LIMIT,
-            },
-        )
-        self._frames = 0
-        self._unparsed = 0
-        self.initiate_connection()
-        # The sum of the windows of all streams, so that a body that nobody reads uses up only its own window.
-        self.increment_flow_control_window(max_streams * BODY_LIMIT)
-
-    @property
-    def open_inbound_streams(self) -> int:
-        """Always 0: `Http2Connection` itself refuses one stream too many, for which h2 would end the connection."""
-        super().open_inbound_streams  # noqa: B018 # forgets the streams that are closed
-        return 0
-
-    def send_goaway(self) -> None:
-        """Tell the client which request is the last. Open requests go on, unlike after `close_connection`."""
-        self._prepare_for_sending([GoAwayFrame(last_stream_id=self.highest_inbound_stream_id)])
-
-    def read(self, data: bytes) -> list[Event]:
-        """Read bytes of the client. A request that is reset in them gives no event, so that it costs no call of the app.
-
-        Raises:
-            ProtocolError: This is no HTTP/2, or an attack on the memory. The reason is framed as a GOAWAY.
-        """
-        frames = self._frames
-        events = self.receive_data(data)
-        self._unparsed = 0 if self._frames > frames else self._unparsed + len(data)
-        if self._unparsed > UNPARSED_LIMIT:
-            self.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
-            raise DenialOfServiceError
-        given_up = {event.stream_id for event in events if isinstance(event, StreamReset)}
-        return [event for event in events if not (isinstance(event, RequestReceived) and event.stream_id in given_up)]
-
-    def _receive_frame(self, frame: Frame) -> list[Event]:
-        """Count complete frames. Not every frame gives an event: a body after the reset of its stream gives none."""
-        self._frames += 1
-        return super()._receive_frame(frame)
-
-    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
-        """Let open streams go on, as RFC 9113 section 6.8 demands. h2 would drop the rest of their responses."""
-        return [], [ConnectionTerminated()]
-
-
 class Http2Stream(RequestStream):
     """A request over HTTP/2.
 
     Attributes:
+        stream_id: Its number.
         head: The headers of the response, which wait for its first part or its end.
         unsent: The bytes of the response that wait for the client's flow-control window.
         sent: Set when `unsent` is empty, or will never be sent.
@@ -129,20 +52,41 @@ class Http2Stream(RequestStream):
     """
 
     def __init__(self, context: ServerContext, client: tuple[str, int], connection: Http2Connection, stream_id: int) -> None:
-        super().__init__(context, connection.tasks, client, connection.send, stream_id)
+        super().__init__(context, connection.tasks, client)
+        self.stream_id = stream_id
         self.head: list[tuple[bytes, bytes]] | None = None
         self.unsent = memoryview(b"")
         self.sent = asyncio.Event()
         self.response_ended = False
         self._connection = connection
 
-    async def send_part(self, message: ASGISendEvent | None) -> None:
-        """Take a part of the response. None means that the app has ended; the stream ends then."""
+    async def send_head(self, status: int, headers: Headers) -> None:
+        """Keep the head for the next part. gRPC's clients want an error without a body as headers that end the stream."""
+        named = [(key, value) for name, value in headers if (key := name.lower()) not in _CONNECTION_HEADERS]
+        self.head = [(b":status", b"%d" % status), *named, date_header()]
+
+    async def send_body(self, data: bytes, *, last: bool) -> None:
+        """Send a part of the response as far as the client's window allows, and wait until the rest is sent."""
+        if data:
+            self._connection.send_body(self, data)
+            await self.flushed()
+        if last and not self.closed:
+            self._connection.end(self)
+
+    async def send_trailers(self, headers: Headers) -> None:
+        """Send the last part of the response."""
+        self._connection.end(self, [(name.lower(), value) for name, value in headers])
+
+    async def finish(self) -> None:
+        """End the stream."""
+        self._connection.finish(self)
+
+    async def app_ended(self) -> None:
+        """End the stream if the app has not done so, and forget it."""
         try:
-            await super().send_part(message)
+            await super().app_ended()
         finally:
-            if message is None:
-                self._connection.forget(self)
+            self._connection.forget(self)
 
     def disconnect(self) -> None:
         """Abandon this request."""
@@ -184,7 +128,7 @@ class _Bodies:
         give_up: Resets a stream whose window can never open again.
     """
 
-    def __init__(self, h2: H2Connection, give_up: Callable[[Http2Stream, ErrorCodes], None]) -> None:
+    def __init__(self, h2: Framing, give_up: Callable[[Http2Stream, ErrorCodes], None]) -> None:
         self._h2 = h2
         self._give_up = give_up
         self._sending: deque[Http2Stream] = deque()
@@ -195,6 +139,9 @@ class _Bodies:
         """Frame the unsent bytes of a stream as soon as that is possible."""
         self._sending.append(stream)
         self._frame()
+
+    def __bool__(self) -> bool:
+        return bool(self._sending)
 
     def clear(self) -> None:
         """Drop all bodies."""
@@ -254,7 +201,9 @@ class Http2Connection:
         at_rest: Set while no request is being answered.
     """
 
-    def __init__(self, context: ServerContext, tasks: TaskGroup, client: tuple[str, int], writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, context: ServerContext, tasks: asyncio.TaskGroup, client: tuple[str, int], writer: asyncio.StreamWriter
+    ) -> None:
         self.tasks = tasks
         self.streams: dict[int, Http2Stream] = {}
         self.closed = False
@@ -264,7 +213,7 @@ class Http2Connection:
         self._context = context
         self._client = client
         self._writer = writer
-        self._h2 = _Protocol(context.max_streams)
+        self._h2 = Framing(context.max_streams)
         self._draining = False
         self._ration = Ration()
         self._bodies = _Bodies(self._h2, self.reset)
@@ -313,11 +262,12 @@ class Http2Connection:
                 await self._has_output.wait()
                 self._has_output.clear()
                 while data := self._bodies.output():
-                    self._writable.clear()
                     self._writer.write(data)
-                    async with asyncio.timeout(self._context.stall_timeout):
-                        await self._writer.drain()
-                    self._writable.set()
+                    if self._writer.transport.get_write_buffer_size():
+                        self._writable.clear()
+                        async with asyncio.timeout(self._context.stall_timeout):
+                            await self._writer.drain()
+                        self._writable.set()
                 if self._draining and not self.streams:
                     break
         except OSError:  # the client has disconnected, or (TimeoutError) reads no more
@@ -344,44 +294,33 @@ class Http2Connection:
             self._writer.write(self._h2.data_to_send())
         self._has_output.set()
 
-    async def send(self, event: StreamEvent) -> None:
-        """Send one part of a response as far as the client's window allows, and wait until the rest is sent."""
-        stream = self.streams[event.stream_id]
-        await stream.flushed()
-        if stream.closed:
-            return
-        match event:
-            case Response():
-                all_headers = (*event.headers, *self._context.config.response_headers("h2"))
-                stream.head = [
-                    (b":status", b"%d" % event.status_code),
-                    *((key, value) for name, value in all_headers if (key := name.lower()) not in _CONNECTION_HEADERS),
-                ]
-            case Body():
-                self._send_head(stream)
-                stream.unsent = memoryview(event.data)
-                self._bodies.add(stream)
-            case Trailers():
-                self._send_head(stream)
-                self._h2.send_headers(
-                    stream.stream_id, [(name.lower(), value) for name, value in event.headers], end_stream=True
-                )
-                stream.response_ended = True
-            case EndBody() if not stream.response_ended:
-                if not self._send_head(stream, end_stream=True):
-                    self._h2.end_stream(stream.stream_id)
-                stream.response_ended = True
-            case StreamClosed():
-                self._finish(stream)
+    def send_body(self, stream: Http2Stream, data: bytes) -> None:
+        """Take a part of a response to frame."""
+        self._send_head(stream)
+        stream.unsent = memoryview(data)
+        self._bodies.add(stream)
         self._has_output.set()
-        await stream.flushed()
+
+    def end(self, stream: Http2Stream, trailers: Headers | None = None) -> None:
+        """Frame the end of a response."""
+        if trailers is not None:
+            self._send_head(stream)
+            self._h2.send_headers(stream.stream_id, trailers, end_stream=True)
+        elif not self._send_head(stream, end_stream=True):
+            self._h2.end_stream(stream.stream_id)
+        stream.response_ended = True
+        self._has_output.set()
+
+    def finish(self, stream: Http2Stream) -> None:
+        """Close the stream of a response that is complete, or of an app that has failed before its end."""
+        if not stream.response_ended:
+            self._reset(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
+        elif not stream.request_ended:
+            self._lingering.add(stream.stream_id)
+        stream.disconnect()
 
     def _send_head(self, stream: Http2Stream, *, end_stream: bool = False) -> bool:
-        """Frame the head of a response if it still waits, and return whether it did.
-
-        The head waits for the next part, since gRPC's clients accept an error without a body only as headers that end the
-        stream.
-        """
+        """Frame the head of a response if it still waits, and return whether it did."""
         head, stream.head = stream.head, None
         if head is not None:
             self._h2.send_headers(stream.stream_id, head, end_stream=end_stream)
@@ -418,21 +357,22 @@ class Http2Connection:
         for event in events:
             if self.closed:
                 return
-            if isinstance(event, StreamEnded | StreamReset):
+            if isinstance(event, _ENDS):
                 self._lingering.forget(event.stream_id)
             match event:
                 case RequestReceived():
                     await self._open(event, turn_used=opened)
                     opened = True
                 case DataReceived():
-                    await self._take_body(event)
+                    self._take_body(event)
                 case StreamEnded() if stream := self.streams.get(event.stream_id):
-                    await stream.handle(EndBody(stream.stream_id))
+                    stream.end_request()
                 case StreamReset() if stream := self.streams.get(event.stream_id):
                     stream.disconnect()
                 case _:
                     pass  # `write` looks at the windows when it frames bodies
-        self._has_output.set()
+        if self._h2.has_output or self._bodies:
+            self._has_output.set()
 
     async def _open(self, event: RequestReceived, *, turn_used: bool) -> None:
         if turn_used:
@@ -442,16 +382,16 @@ class Http2Connection:
         if self._draining or len(self.streams) >= self._context.max_streams:
             self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
-        if (request := _read_head(event)) is None:
+        if (head := _read_head(event)) is None:
             self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
-        if (answer := self._context.refusal(request.headers)) is not None:
-            self._answer(event.stream_id, answer, with_body=request.method != "HEAD")
+        if (answer := self._context.refusal(head.headers)) is not None:
+            self._answer(event.stream_id, answer, with_body=head.method != b"HEAD")
             return
         self.passed_gate = True
         self.at_rest.clear()
         stream = self.streams[event.stream_id] = Http2Stream(self._context, self._client, self, event.stream_id)
-        await stream.handle(request)
+        stream.begin(head)
 
     def _answer(self, stream_id: int, answer: Refusal, *, with_body: bool) -> None:
         """Send a whole answer, the last one of this connection."""
@@ -466,21 +406,13 @@ class Http2Connection:
         self._h2.close_connection(last_stream_id=stream_id)
         self.close()
 
-    async def _take_body(self, event: DataReceived) -> None:
+    def _take_body(self, event: DataReceived) -> None:
         stream = self.streams.get(event.stream_id)
         if stream is None or stream.closed:
             self.acknowledge(event.stream_id, event.flow_controlled_length)
             return
-        await stream.handle(Body(stream.stream_id, event.data))
+        stream.take_body(event.data)
         self.acknowledge(event.stream_id, event.flow_controlled_length - len(event.data))  # its padding
-
-    def _finish(self, stream: Http2Stream) -> None:
-        """Close the stream of a response that is complete, or of an app that has failed before its end."""
-        if not stream.response_ended:
-            self._reset(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
-        elif not stream.request_ended:
-            self._lingering.add(stream.stream_id)
-        stream.disconnect()
 
     def _reset(self, stream_id: int, code: ErrorCodes) -> None:
         try:
@@ -490,17 +422,19 @@ class Http2Connection:
         self._has_output.set()
 
 
-def _read_head(event: RequestReceived) -> Request | None:
+def _read_head(event: RequestReceived) -> Head | None:
     """Return the head of a request; None if it cannot be told to an app."""
-    pseudo = {name: value for name, value in event.headers if name.startswith(b":")}
+    pseudo: dict[bytes, bytes] = {}
+    headers: list[tuple[bytes, bytes]] = []
+    host = b""
+    for name, value in event.headers:
+        if name.startswith(b":"):
+            pseudo[name] = value
+        elif name == b"host":
+            host = value
+        else:
+            headers.append((name, value))
     method, path = pseudo[b":method"], pseudo.get(b":path", b"")
     if not (path and path.isascii() and method.isascii()):
         return None
-    return Request(
-        stream_id=event.stream_id,
-        headers=filter_pseudo_headers(event.headers),
-        http_version="2",
-        method=method.decode().upper(),
-        raw_path=path,
-        state=ConnectionState({}),
-    )
+    return Head(method.upper(), path, [(b"host", pseudo.get(b":authority", host)), *headers], "2")

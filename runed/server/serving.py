@@ -7,12 +7,7 @@ import contextlib
 import itertools
 import resource
 import socket
-import sys
-import time
 from collections.abc import Set as AbstractSet
-
-from hypercorn.asyncio.worker_context import WorkerContext
-from hypercorn.config import Config
 
 from runed.log import get_logger
 from runed.server.acceptor import Acceptor
@@ -82,8 +77,7 @@ class Server:
     ) -> None:
         self._context = ServerContext(
             app,
-            _Config(),
-            WorkerContext(None),
+            asyncio.Event(),
             max_streams,
             head_timeout,
             stall_timeout,
@@ -112,7 +106,7 @@ class Server:
         Args:
             grace: Seconds that the requests in flight may take.
         """
-        await self._context.worker.terminated.set()
+        self._context.draining.set()
         for task, connection in self._connections.items():
             if task not in self._late:
                 connection.drain()
@@ -148,7 +142,7 @@ class Server:
         connection = Connection(self._context, next(self._numbers), sock)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._connections[task] = connection
-        if self._context.worker.terminated.is_set():
+        if self._context.draining.is_set():
             self._late.add(task)
         task.add_done_callback(self._forget)
 
@@ -182,22 +176,3 @@ def connection_limits() -> tuple[int, int]:
     left = MAX_CONNECTIONS + MAX_STRANGERS if files == resource.RLIM_INFINITY else max(files - OWN_FILES, MIN_CONNECTIONS)
     strangers = min(MAX_STRANGERS, left // 4)
     return min(MAX_CONNECTIONS, left - strangers), strangers
-
-
-class _Config(Config):
-    """Hypercorn's settings, with the headers of all responses made once a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.accesslog = self.errorlog = None
-        self.include_server_header = False
-        self.keep_alive_max_requests = sys.maxsize
-        self._second = 0
-        self._headers: list[tuple[bytes, bytes]] = []
-
-    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
-        """Return the headers that every response has."""
-        second = int(time.time())
-        if second != self._second:
-            self._second, self._headers = second, super().response_headers(protocol)
-        return self._headers

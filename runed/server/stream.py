@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import abstractmethod
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
-
-from hypercorn.config import Config
-from hypercorn.protocol.events import Body, EndBody, Request, StreamClosed
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.http_stream import HTTPStream
-from hypercorn.typing import (
-    ASGIReceiveCallable,
-    ASGIReceiveEvent,
-    ASGISendCallable,
-    ASGISendEvent,
-    Scope,
-    TaskGroup,
-    WorkerContext,
-)
+from urllib.parse import unquote
 
 from runed.errors import RunedError
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.budget import Budget, enter
 from runed.server.gate import Gate, Headers, Refusal, Share
+from runed.server.heads import Head
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application: `await app(scope, receive, send)`. Each framework has its own types for the three."""
@@ -46,11 +35,14 @@ SPARE = 3
 SLOW = 1.0
 """Seconds after which a client that does not go on may be missed when room is needed."""
 
-_OFFERED_EXTENSIONS = ("http.response.trailers",)
-"""Extensions of Hypercorn that the app may use. Server push and early hints have no client here."""
-
 DUPLEX = "runed.duplex"
 """Our own ASGI extension, for HTTP/2 only; see `RequestStream.begin_duplex`."""
+
+_TRAILERS = "http.response.trailers"
+"""An extension of ASGI, for HTTP/2 only, and its message."""
+
+_BODILESS = {204, 304}
+"""Statuses of responses without a body."""
 
 _log = get_logger(__name__)
 
@@ -61,8 +53,7 @@ class ServerContext:
 
     Attributes:
         app: The ASGI application.
-        config: Hypercorn's settings.
-        worker: Hypercorn's state of the process. Its event `terminated` is set when a drain begins.
+        draining: Set when a drain begins.
         max_streams: Requests that one HTTP/2 connection may have open at a time.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
         stall_timeout: Seconds for which a request waits for a client that neither sends nor reads a byte.
@@ -73,8 +64,7 @@ class ServerContext:
     """
 
     app: Application
-    config: Config
-    worker: WorkerContext
+    draining: asyncio.Event
     max_streams: int
     head_timeout: float
     stall_timeout: float
@@ -88,34 +78,39 @@ class ServerContext:
         return None if self.gate is None else self.gate(headers)
 
 
-class RequestStream(HTTPStream):
-    """Hypercorn's HTTP stream, with one buffer in which the body of the request waits until the app reads it.
+class _Phase(Enum):
+    """What the app sends next."""
 
-    Hypercorn has a queue of messages there. A bounded queue blocks the reader of the whole connection, for ever once the app
-    has ended. An unbounded queue keeps everything that a client sends. A buffer has a size in bytes, which can be bounded.
+    HEAD = auto()
+    BODY = auto()
+    TRAILERS = auto()
+    NOTHING = auto()
+
+
+class RequestStream(ABC):
+    """One request. Its body waits in one buffer until the app reads it, so that what waits has a size in bytes.
+
+    Args:
+        context: The state of the server.
+        tasks: The tasks of the app's calls.
+        client: The name of the transport, and the number of the connection.
+
+    Attributes:
+        server_context: As above.
+        closed: Whether the request has ended, or was abandoned.
+        request_ended: Whether all of the request has come.
     """
 
-    def __init__(
-        self,
-        context: ServerContext,
-        tasks: TaskGroup,
-        client: tuple[str, int],
-        send: Callable[[StreamEvent], Awaitable[None]],
-        stream_id: int,
-    ) -> None:
-        super().__init__(
-            self._run_app,
-            context.config,
-            context.worker,
-            tasks,
-            False,  # Hypercorn's `ssl`, which it takes by position
-            client,
-            None,
-            send,
-            stream_id,
-        )
+    def __init__(self, context: ServerContext, tasks: asyncio.TaskGroup, client: tuple[str, int]) -> None:
+        now = asyncio.get_running_loop().time()
         self.server_context = context
+        self.closed = False
         self.request_ended = False
+        self._tasks = tasks
+        self._client = client
+        self._phase = _Phase.HEAD
+        self._bodiless = False
+        self._takes_trailers = self._sends_trailers = False
         self._body = bytearray()
         self._end_delivered = False
         self._changed = asyncio.Event()
@@ -123,7 +118,7 @@ class RequestStream(HTTPStream):
         self._duplex = False
         self._refusal: RunedError | None = None
         self._account = context.budget.open(self)
-        self._receives_since = asyncio.get_running_loop().time()
+        self._receives_since = now
         self._sends_since: float | None = None
 
     def waits_since(self, now: float) -> float | None:
@@ -148,37 +143,48 @@ class RequestStream(HTTPStream):
         self._body.clear()
         self._changed.set()
 
-    async def handle(self, event: StreamEvent) -> None:
-        """Take an event of the connection: the head of the request, its body, its end, or the loss of the client."""
-        match event:
-            case Body():
-                self._take_body(event.data)
-            case EndBody():
-                self.request_ended = True
-                self._changed.set()
-            case StreamClosed():
-                self.disconnect()
-            case Request():
-                self._take(REQUEST_COST + sum(len(name) + len(value) for name, value in event.headers), base=True)
-                await super().handle(event)
-            case _:
-                await super().handle(event)
+    def begin(self, head: Head) -> None:
+        """Call the app for a request."""
+        self._take(REQUEST_COST + sum(len(name) + len(value) for name, value in head.headers), base=True)
+        both_ways = head.version == "2"  # in HTTP/1.1, one direction follows the other, and few clients know trailers
+        self._bodiless = head.method == b"HEAD"
+        self._takes_trailers = both_ways and (b"te", b"trailers") in head.headers
+        path, _, query = head.target.partition(b"?")
+        scope = {
+            "type": "http",
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "http_version": head.version,
+            "method": head.method.decode(),
+            "scheme": "http",
+            "path": unquote(path.decode()),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": list(head.headers),
+            "client": self._client,
+            "server": None,
+            "state": {},
+            "extensions": {_TRAILERS: {}, DUPLEX: {"begin": self.begin_duplex}} if both_ways else {},
+        }
+        self._tasks.create_task(self._serve(scope))
 
-    async def app_send(self, message: ASGISendEvent | None) -> None:
-        """Send a part of the response. None means that the app has ended."""
-        self._sends_since = asyncio.get_running_loop().time()
-        try:
-            await self.send_part(message)
-        finally:
-            self._sends_since = None
-            if self._duplex:
-                self._receives_since = asyncio.get_running_loop().time()
-            if message is None:
-                self._account.close()
+    def take_body(self, data: bytes) -> None:
+        """Take a part of the request's body."""
+        if self.closed:
+            return
+        self._take(len(data) + len(data) // SPARE)
+        if self._refusal is not None:
+            self.body_was_read(len(data))
+            return
+        if self._duplex:
+            self._receives_since = asyncio.get_running_loop().time()
+        self._body += data
+        self._changed.set()
 
-    async def send_part(self, message: ASGISendEvent | None) -> None:
-        """Send what `app_send` takes."""
-        await super().app_send(message)
+    def end_request(self) -> None:
+        """Take note that all of the request has come."""
+        self.request_ended = True
+        self._changed.set()
 
     def disconnect(self) -> None:
         """Abandon this request. The app reads `http.disconnect`, and the rest of its response is dropped."""
@@ -201,7 +207,7 @@ class RequestStream(HTTPStream):
         self._take(DUPLEX_COST, base=True)
         return self._disconnected
 
-    async def receive(self) -> ASGIReceiveEvent:
+    async def receive(self) -> dict[str, Any]:
         """Wait for the next part of the request, as ASGI's `receive`.
 
         Raises:
@@ -225,16 +231,6 @@ class RequestStream(HTTPStream):
         self.body_was_read(len(body))
         return {"type": "http.request", "body": body, "more_body": not self._end_delivered}
 
-    def _take_body(self, data: bytes) -> None:
-        self._take(len(data) + len(data) // SPARE)
-        if self._refusal is not None:
-            self.body_was_read(len(data))
-            return
-        if self._duplex:
-            self._receives_since = asyncio.get_running_loop().time()
-        self._body += data
-        self._changed.set()
-
     def _take(self, size: int, *, base: bool = False) -> None:
         """Take memory for this request, or let `receive` refuse it."""
         if self._refusal is None and not self.closed:
@@ -256,23 +252,89 @@ class RequestStream(HTTPStream):
     def cut_off(self) -> None:
         """End a request whose client does not read its answer, and `disconnect`."""
 
-    async def _run_app(
-        self,
-        scope: Scope,
-        receive: ASGIReceiveCallable,  # noqa: ARG002 # Hypercorn's queue, which nothing fills
-        send: ASGISendCallable,
-        sync_spawn: Callable[..., Any],  # noqa: ARG002 # for WSGI
-        call_soon: Callable[..., Any],  # noqa: ARG002 # for WSGI
-    ) -> None:
-        """Call the app, and log an exception without its text. Hypercorn, which runs this as a task, would log the text."""
-        assert scope["type"] == "http"
-        extensions: dict[str, dict[Any, Any]] = {name: {} for name in _OFFERED_EXTENSIONS if name in scope["extensions"]}
-        if scope["http_version"] == "2":  # in HTTP/1.1, one direction follows the other
-            extensions[DUPLEX] = {"begin": self.begin_duplex}
-        scope["extensions"] = extensions
+    @abstractmethod
+    async def send_head(self, status: int, headers: Headers) -> None:
+        """Take the head of the response. It waits for the next part, as ASGI allows."""
+
+    @abstractmethod
+    async def send_body(self, data: bytes, *, last: bool) -> None:
+        """Send a part of the body of the response. Wait until the client has room for it."""
+
+    @abstractmethod
+    async def send_trailers(self, headers: Headers) -> None:
+        """Send the last part of a response."""
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """End the request, and `disconnect`. A response that is not complete is broken off."""
+
+    async def _serve(self, scope: dict[str, Any]) -> None:
+        """Call the app, and log an exception without its text."""
         enter(self._account)
         try:
-            await self.server_context.app(scope, self.receive, send)
+            await self.server_context.app(scope, self.receive, self._send)
         except Exception as error:  # noqa: BLE001 # a failure of the app ends only its own request
             facts = describe_exception(error)
-            log_refusal(_log, "request failed", level=logging.ERROR, kind=str(facts), connection=scope["client"], **facts)
+            log_refusal(_log, "request failed", level=logging.ERROR, kind=str(facts), connection=self._client, **facts)
+        finally:
+            await self.app_ended()
+
+    async def app_ended(self) -> None:
+        """End the request if the app has not done so."""
+        try:
+            if not self.closed and self._phase is _Phase.HEAD:
+                headers = [(b"content-length", b"0"), (b"connection", b"close")]
+                await self._send({"type": "http.response.start", "status": 500, "headers": headers})
+                await self._send({"type": "http.response.body"})
+            if not self.closed:
+                await self.finish()
+        finally:
+            self._account.close()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        """Send a part of the response, as ASGI's `send`."""
+        if self.closed:
+            return
+        self._sends_since = asyncio.get_running_loop().time()
+        try:
+            await self._send_part(message)
+        finally:
+            self._sends_since = None
+            if self._duplex:
+                self._receives_since = asyncio.get_running_loop().time()
+
+    async def _send_part(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "http.response.start" and self._phase is _Phase.HEAD:
+            self._phase = _Phase.BODY
+            self._bodiless |= message["status"] in _BODILESS
+            self._sends_trailers = message.get("trailers", False)
+            await self.send_head(message["status"], _stripped(message.get("headers", ())))
+        elif kind == "http.response.body" and self._phase is _Phase.BODY:
+            data = b"" if self._bodiless else message.get("body", b"")
+            if not (message.get("more_body", False) or self._sends_trailers):
+                await self._end(data)
+                return
+            if not message.get("more_body", False):
+                self._phase = _Phase.TRAILERS
+            if data:
+                await self.send_body(data, last=False)
+        elif kind == _TRAILERS and self._phase is _Phase.TRAILERS:
+            await self._end(b"", _stripped(message["headers"]) if self._takes_trailers else None)
+        else:
+            raise RuntimeError(f"the app sent {kind} while {self._phase.name} of its response was due")
+
+    async def _end(self, data: bytes, trailers: Headers | None = None) -> None:
+        """Send the last part of the response, and end the request."""
+        self._phase = _Phase.NOTHING
+        if trailers is None:
+            await self.send_body(data, last=True)
+        else:
+            await self.send_trailers(trailers)
+        if not self.closed:
+            await self.finish()
+
+
+def _stripped(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return headers without white space around them, which clients refuse."""
+    return [(name.strip(), value.strip()) for name, value in headers]

@@ -194,7 +194,8 @@ async def test_handler_that_does_not_read_holds_up_its_client_and_not_memory(pat
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(writer.drain(), 0.5)
         (connection,) = server._connections.values()
-        assert len(connection._protocol.stream._body) < 512 * 1024  # type: ignore[union-attr] # it is HTTP/1.1
+        (stream,) = connection._requests
+        assert len(stream._body) < 512 * 1024
         read.set()
         response = await asyncio.wait_for(reader.read(), 10)
         assert str(size).encode() in response

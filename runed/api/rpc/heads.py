@@ -73,6 +73,8 @@ def without_noise(scope: Scope) -> Scope:
 
 
 def _is_text(data: bytes) -> bool:
+    if data.isascii():
+        return True
     try:
         data.decode()
     except UnicodeDecodeError:

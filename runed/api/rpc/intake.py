@@ -43,10 +43,12 @@ def take_in(scope: Scope, receive: Receive, message_class: type[Message], limit:
     encoding_header = (
         b"grpc-encoding" if is_any_grpc(scope) else b"connect-content-encoding" if streams else b"content-encoding"
     )
-    encoding = dict(headers).get(encoding_header) or b"identity"
+    given = dict(headers).get(encoding_header)
+    encoding = given or b"identity"
     if encoding not in {b"identity", b"gzip"}:
         return request, receive  # the library refuses it
-    request["headers"] = [header for header in headers if header[0] != encoding_header]
+    if given is not None:
+        request["headers"] = [header for header in headers if header[0] != encoding_header]
     reader = partial(decode, message_class=message_class, codec="json" if "json" in kind else "proto")
     messages = _Messages(receive, reader, limit, gzip=encoding == b"gzip")
     return request, messages.next_envelope if streams or is_any_grpc(scope) else messages.body

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TypeVar
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
@@ -63,16 +62,14 @@ def embed_options(request: pb.EmbedRequest | pb.EmbedBatchRequest | pb.EmbedStre
     Raises:
         InvalidRequestError: An option has a value that the contract does not know.
     """
-    options = EmbedOptions(
+    return EmbedOptions(
         lane=_member(_LANE, pb.Lane, "lane", request.lane),
         role=_member(_ROLE, pb.Role, "role", request.role),
         instruction=request.instruction,
         dimensions=request.dimensions,
         truncate=_member(_TRUNCATE, pb.Truncate, "truncate", request.truncate),
+        with_route=False if isinstance(request, pb.EmbedStreamRequest) else request.with_route,  # a stream has no routes
     )
-    if isinstance(request, pb.EmbedStreamRequest):  # it has no routes
-        return options
-    return replace(options, with_route=request.with_route)
 
 
 def count_options(request: pb.CountTokensRequest) -> EmbedOptions:

@@ -72,7 +72,8 @@ class UnaryMethod:
             idempotency_level=IdempotencyLevel.UNKNOWN,
             stream_type=StreamType.UNARY,
         )
-        self._handler = partial(BatchWriter().intercept_unary, handler)
+        self._handler = handler
+        self._handler_for_json = partial(BatchWriter().intercept_unary, handler)
         self._observer = observer
         self._library = library
 
@@ -92,9 +93,10 @@ class UnaryMethod:
             timeout_ms=_timeout(headers, grpc=grpc),
             client_address=f"{scope['client'][0]}:{scope['client'][1]}",
         )
+        handler = self._handler_for_json if codec is _JSON else self._handler
         call = await self._observer.on_start(context)
         try:
-            answer = codec.encode(await self._call(context, receive, grpc=grpc))
+            answer = codec.encode(await self._call(handler, context, receive, grpc=grpc))
         except _NotOrdinaryError as reason:
             await self._library(scope, _again(reason.parts, receive), send)
             return
@@ -108,47 +110,78 @@ class UnaryMethod:
         await self._observer.on_end(call, context, None)
         await (_send_grpc if grpc else _send_connect)(send, kind, answer, context)
 
-    async def _call(self, context: RequestContext[Any, Any], receive: Receive, *, grpc: bool) -> Message:
+    async def _call(self, handler: Handler, context: RequestContext[Any, Any], receive: Receive, *, grpc: bool) -> Message:
         """Read the message and call the handler. Cancel it when its client leaves or its deadline passes.
 
         Raises:
             _NotOrdinaryError: The library has to serve the request.
             ConnectError: The client has left, or the deadline has passed.
         """
-        loop = asyncio.get_running_loop()
-        limit = asyncio.timeout(None if context.timeout_ms is None else context.timeout_ms / 1000)
-        left = False
-        watching: asyncio.Task[None] | None = None
-
-        async def watch() -> None:
-            nonlocal left
-            with suppress(RunedError):
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                left = True
-                if not limit.expired():
-                    limit.reschedule(loop.time())
-
-        def begin_to_watch() -> None:
-            nonlocal watching
-            watching = loop.create_task(watch())
-
+        limit = asyncio.timeout(None)
+        watch = _Watch(limit, receive, context.timeout_ms)
         try:
             async with limit:
-                request = await _read(receive, grpc=grpc)
-                later = loop.call_soon(begin_to_watch)  # a handler that never waits needs no watch
                 try:
-                    return await self._handler(request, context)
+                    request = await _read(receive, grpc=grpc)
+                    watch.request_was_read()
+                    return await handler(request, context)
                 finally:
-                    later.cancel()
-                    if watching is not None:
-                        watching.cancel()
+                    watch.end()
         except TimeoutError:
             if not limit.expired():
                 raise
-            if left:
+            if watch.client_left:
                 raise connect_error(Code.CANCELED, "Client disconnected") from None
             raise connect_error(Code.DEADLINE_EXCEEDED, "Request timed out") from None
+
+
+class _Watch:
+    """Ends a call when its client leaves or its deadline passes. A call that never waits gets neither a timer nor a task.
+
+    Args:
+        limit: Ends the call.
+        receive: ASGI's, which tells when the client has left.
+        timeout_ms: Milliseconds that the call may take, or None.
+
+    Attributes:
+        client_left: Whether the client has left.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, receive: Receive, timeout_ms: float | None) -> None:
+        self.client_left = False
+        self._loop = asyncio.get_running_loop()
+        self._limit = limit
+        self._receive = receive
+        self._deadline = None if timeout_ms is None else self._loop.time() + timeout_ms / 1000
+        self._waits = self._is_read = False
+        self._task: asyncio.Task[None] | None = None
+        self._start = self._loop.call_soon(self._begin)
+
+    def request_was_read(self) -> None:
+        """Watch the client from now on. Before, the call itself notices when it leaves."""
+        self._is_read = True
+        if self._waits:
+            self._task = self._loop.create_task(self._look())
+
+    def end(self) -> None:
+        """End the watch."""
+        self._start.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._waits = True
+        self._limit.reschedule(self._deadline)
+        if self._is_read:
+            self.request_was_read()
+
+    async def _look(self) -> None:
+        with suppress(RunedError):
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            self.client_left = True
+            if not self._limit.expired():
+                self._limit.reschedule(self._loop.time())
 
 
 class _NotOrdinaryError(Exception):
