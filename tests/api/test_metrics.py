@@ -55,7 +55,7 @@ def test_metrics_are_there_before_the_model(start_daemon: Callable[..., RunningD
 
 
 async def test_neither_metrics_nor_a_silent_stream_keeps_the_engine_awake(start_daemon: Callable[..., RunningDaemon]) -> None:
-    daemon = start_daemon(RUNED_IDLE_TIMEOUT="300ms")
+    daemon = start_daemon(RUNED_IDLE_TIMEOUT="700ms")
     daemon.wait_for("STATUS_OK")
     async with await StreamClient.open(daemon.socket) as stream:
         await stream.send(request("one"))
