@@ -68,6 +68,13 @@ class Http1Stream(RequestStream):
         """Let the next request come, or close the connection."""
         self._protocol.recycle()
 
+    async def app_ended(self) -> None:
+        """End the request if the app has not done so, and let the reader of the connection go on in any case."""
+        try:
+            await super().app_ended()
+        finally:
+            self._protocol.forget(self)
+
     def disconnect(self) -> None:
         """Abandon this request, and let the reader of the connection go on."""
         super().disconnect()
@@ -217,6 +224,11 @@ class Http1Protocol:
                 self._h11 = _new_connection()
                 if pipelined := pipelined.lstrip(b"\r\n"):
                     self._h11.receive_data(pipelined)
+
+    def forget(self, stream: Http1Stream) -> None:
+        """Remove a request whose app has ended."""
+        if self._stream is stream:
+            self.close()
 
     def close(self) -> None:
         """Abandon the request that is being answered, if there is one."""

@@ -15,7 +15,9 @@ import httpx
 import pytest
 from runed_proto.runed.v1 import runed_pb2 as pb
 
+from runed.server import Budget, Server
 from runed.server.http2 import PREFACE
+from runed.server.stream import SLOW
 from tests.server.app import MAX_REQUEST_BYTES, WAIT, Servicer
 from tests.server.clients import SERVICE, stop_reading
 from tests.server.conftest import Serve
@@ -219,6 +221,28 @@ async def test_client_that_reads_nothing_is_cut_off(path: Path, serve: Serve) ->
         writer.write(head(b""))
         await eventually(lambda: sent > 0 and not server._connections)
         writer.close()
+
+
+async def test_client_that_pipelines_and_reads_nothing_leaves_nothing_behind_when_its_memory_is_needed(
+    path: Path, sock: socket.socket
+) -> None:
+    async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], send: Callable[..., Any]) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(12_000_000)})
+
+    server = Server(app, sock, budget=Budget(256 * 1024))
+    await server.start()
+    _, writer = await asyncio.open_unix_connection(path)
+    stop_reading(writer)
+    writer.write(head(b"") + head(b""))
+    await eventually(lambda: any(stream._sends_since for it in server._connections.values() for stream in it._requests))
+    await asyncio.sleep(SLOW + 0.1)
+    async with client_for(path) as client:
+        assert (await client.post(EMBED, content=bytes(150_000))).status_code == 200
+    await eventually(lambda: not server._connections)
+    writer.close()
+    await server.stop(0)
 
 
 async def test_slow_reader_is_no_stalled_client(path: Path, serve: Serve) -> None:
