@@ -172,7 +172,7 @@ class NoCentroidSetError(RunedError):
 
 
 class CentroidStoreError(RunedError):
-    """A centroid set could not be written to the disk. The set before it stays."""
+    """A centroid set could not be kept, on the disk or in memory. The set before it stays."""
 
     reason = "CENTROIDS_NOT_STORED"
 
@@ -316,6 +316,15 @@ def error_of_reason(
     if reason:
         error.reason = reason
     return error
+
+
+def apology(error: Exception) -> RunedError:
+    """Return what a caller is told of an exception that is none of runed's errors. It quotes nothing of the exception."""
+    if isinstance(error, MemoryError):
+        return RunedError(
+            "the system refused memory to the daemon; send less at once, free memory, or raise the daemon's limit (ulimit -v)"
+        )
+    return RunedError("the daemon failed at this call; its log says where, please report it")
 
 
 def error_for_reason(reason: str) -> type[RunedError]:

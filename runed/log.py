@@ -60,10 +60,7 @@ class Logger:
     def log(self, level: int, event: str, /, **facts: object) -> None:
         """Log an event at a level of `logging`. Its record has the facts as its attribute `facts`."""
         if self._logger.isEnabledFor(level):
-            # `logging` itself would look for the caller and for arguments of each line, at twice the cost.
-            record = logging.LogRecord(self._logger.name, level, "", 0, event, None, None)
-            record.__dict__["facts"] = facts
-            self._logger.handle(record)
+            self._logger.log(level, event, extra={"facts": facts})
 
 
 class _Formatter(logging.Formatter):
@@ -104,6 +101,7 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    logging.getLogger("runed").setLevel(logging.INFO)
     # No line tells these. Python's documentation names these ways to save their time.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 # as above

@@ -344,7 +344,7 @@ class _Transfer:
 
     async def _receive(self, response: httpx.Response, part: _Part, *, raw: bool) -> bool:
         """Append a body. Return False if it has more bytes than the file."""
-        async for chunk in response.aiter_raw() if raw else response.aiter_bytes():
+        async for chunk in self._web.body(response, raw=raw):
             if part.size + len(chunk) > self._most:
                 return False
             await part.append(chunk)

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import httpx
 import tenacity
+from socksio import ProtocolError as SocksProtocolError
 
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.proxies import Proxies, Proxy, is_loopback_name
@@ -28,6 +29,11 @@ IDENTITY = {"Accept-Encoding": "identity"}
 
 _TEMPORARY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 """Statuses below 500 that another try may not meet."""
+
+_LOGIN_REFUSED = (str(int(HTTPStatus.PROXY_AUTHENTICATION_REQUIRED)), "Invalid username/password", "Requested ")
+"""Beginnings of the messages of httpx about a proxy that wants another login, or none."""
+
+_CHECK_LOGIN = "check user and password of the proxy"
 
 _log = get_logger(__name__)
 
@@ -54,6 +60,7 @@ class Web:
 
     def __init__(self, policy: DownloadPolicy, proxies: Proxies) -> None:
         self._proxies = proxies
+        self._policy = policy
         self._here = ""  # the URL at which the last request was sent, perhaps after a redirect
         # A proxy may accept a connection and then never answer, for which httpx has no time limit.
         self._patience = policy.connect_timeout + 2 * policy.stall_timeout
@@ -99,7 +106,30 @@ class Web:
                     f"the server of {self.name(url)} cannot be trusted: {error}; "
                     "behind a proxy with its own certificate set SSL_CERT_FILE"
                 ) from error
+            if isinstance(error, httpx.ProxyError) and str(error).startswith(_LOGIN_REFUSED):
+                raise DownloadError(f"{self.name(url)} could not be downloaded: {error}; {_CHECK_LOGIN}") from error
             raise PassingError(f"{str(error) or type(error).__name__}{self.way}") from error
+
+    async def body(self, response: httpx.Response, *, raw: bool = False) -> AsyncIterator[bytes]:
+        """Yield the pieces of a body.
+
+        Args:
+            response: The answer.
+            raw: Whether to leave the pieces as they were sent. Otherwise an encoding is undone.
+
+        Raises:
+            PassingError: They come more slowly than the policy allows.
+        """
+        count, began = 0, time.monotonic()
+        async for piece in response.aiter_raw() if raw else response.aiter_bytes():
+            arrived = time.monotonic()
+            count += len(piece)
+            if (passed := arrived - began) >= self._policy.slow_window:
+                if count < self._policy.slow_bytes:
+                    raise PassingError(f"only {count} bytes came in {passed:.0f} s{self.way}")
+                count, began = 0, arrived
+            yield piece
+            began += time.monotonic() - arrived  # the caller's time, such as that of a slow disk
 
     async def _open(self, url: str, headers: dict[str, str]) -> httpx.Response:
         """Send a GET, and follow redirects."""
@@ -123,9 +153,9 @@ class Web:
 
     def refusal(self, response: httpx.Response, url: str) -> DownloadError:
         """Return the error of an answer whose status is none of the expected ones."""
-        return DownloadError(
-            f"{self.name(url)} answered {_status(response)}; check that the file is still there, and RUNED_MANIFEST"
-        )
+        asks_login = response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+        hint = _CHECK_LOGIN if asks_login else "check that the file is still there, and RUNED_MANIFEST"
+        return DownloadError(f"{self.name(url)} answered {_status(response)}; {hint}")
 
     def _check_passing(self, response: httpx.Response) -> None:
         status = response.status_code
@@ -156,7 +186,10 @@ class _Transport(httpx.AsyncBaseTransport):
         key = proxy, request.url.scheme
         if key not in self._transports:
             self._transports[key] = _transport(*key)
-        return await self._transports[key].handle_async_request(request)
+        try:
+            return await self._transports[key].handle_async_request(request)
+        except SocksProtocolError:  # httpx does not know it
+            raise httpx.ProxyError("the proxy does not speak SOCKS5", request=request) from None
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -232,7 +265,7 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy, proxies: Proxie
             if response.status_code != HTTPStatus.OK:
                 raise web.refusal(response, url)
             data = bytearray()
-            async for chunk in response.aiter_bytes():
+            async for chunk in web.body(response):
                 data += chunk
                 if len(data) > limit:
                     raise DownloadError(f"{web.name(url)} is larger than {limit} bytes; check the URL")

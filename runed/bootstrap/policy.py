@@ -20,6 +20,8 @@ class DownloadPolicy:
         max_retry_after: The longest wait in seconds that a server may ask for by Retry-After.
         connect_timeout: Seconds for a connection to be made.
         stall_timeout: Seconds without any byte after which a connection counts as broken.
+        slow_window: Seconds over which the speed of an answer is measured.
+        slow_bytes: The bytes that must come in each of these times. With fewer, the connection counts as broken.
     """
 
     attempts: int = 6
@@ -29,7 +31,9 @@ class DownloadPolicy:
     max_retry_after: float = 120.0
     connect_timeout: float = 15.0
     stall_timeout: float = 30.0
+    slow_window: float = 60.0
+    slow_bytes: int = 60 * 1024
 
 
-QUICK_LOOK = DownloadPolicy(attempts=1, connect_timeout=3.0, stall_timeout=3.0)
+QUICK_LOOK = DownloadPolicy(attempts=1, connect_timeout=3.0, stall_timeout=3.0, slow_window=3.0, slow_bytes=3 * 1024)
 """Policy for the manifest when everything that it named last time is installed."""

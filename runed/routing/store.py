@@ -108,7 +108,7 @@ class CentroidStore:
             BadCentroidsError: The set is not complete, or not for this model; the text tells the reason.
             QueueFullError: Other sets were being received for `TURN_SECONDS`.
             DeadlineExceededError: The sender took longer than `RECEIVE_SECONDS`.
-            CentroidStoreError: The set cannot be written to the disk.
+            CentroidStoreError: The set cannot be written to the disk, or does not fit into memory.
         """
         self._check(header)
         async with self._one_at_a_time():
@@ -123,6 +123,11 @@ class CentroidStore:
                 raise CentroidStoreError(
                     f"the centroid set cannot be kept in {explain(error)}; "
                     "the set before it stays; make room, and push it again"
+                ) from None
+            except MemoryError:
+                raise CentroidStoreError(
+                    f"the system refused the memory for {header.nlist} centroids; the set before it stays; "
+                    "free memory or raise the daemon's limit (ulimit -v), and push it again"
                 ) from None
         log_refusal(_log, "centroid set installed", level=logging.INFO, version=self.version, nlist=header.nlist)
         release_free_memory()  # frees the memory of the messages

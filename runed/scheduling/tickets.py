@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from runed.domain.requests import Embedding
-from runed.errors import RunedError
+from runed.errors import RunedError, apology
 from runed.scheduling.queue import Computed, QueueEntry
 
 
@@ -58,6 +58,6 @@ class Ticket:
             done = self.future.result()
         except RunedError:
             raise
-        except Exception:  # noqa: BLE001 # the batcher has logged it, and its text may quote the caller's
-            raise RunedError("the daemon failed at this call; its log says where, please report it") from None
+        except Exception as error:  # noqa: BLE001 # the batcher has logged it, and its text may quote the caller's
+            raise apology(error) from None
         return Embedding(vector=done.vector, tokens=done.tokens, total_tokens=self.total_tokens or done.tokens, cached=shared)

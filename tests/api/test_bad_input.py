@@ -114,6 +114,30 @@ def test_bad_header_over_connect(case: str, qwen_daemon: RunningDaemon) -> None:
     assert (refusal.code, refusal.reason) == (code, reason)
 
 
+@pytest.mark.parametrize("values", [("1", "60000"), ("60000", "1"), ("60000", "60000")])
+@pytest.mark.parametrize(
+    ("content_type", "name", "unit"),
+    [
+        ("application/proto", "connect-timeout-ms", ""),
+        ("application/json", "connect-timeout-ms", ""),
+        ("application/grpc-web+proto", "grpc-timeout", "m"),
+    ],
+)
+def test_a_time_limit_that_comes_twice_is_refused(
+    values: tuple[str, str], content_type: str, name: str, unit: str, qwen_daemon: RunningDaemon
+) -> None:
+    body = b"{}" if content_type.endswith("json") else MESSAGE
+    headers = [("content-type", content_type), *((name, value + unit) for value in values)]
+    with qwen_daemon.http() as http:
+        response = http.post(f"{SERVICE}/Embed", content=body, headers=headers)
+    if name == "grpc-timeout":
+        assert "twice" in response.headers.get("grpc-message", "") + response.text
+        return
+    refusal = refusal_of_json(response.json())
+    assert (refusal.code, refusal.reason) == MALFORMED
+    assert "twice" in refusal.message
+
+
 BAD_QUERIES = {
     "no message": "encoding=json",
     "no base64": "encoding=proto&base64=1&message=%F0",

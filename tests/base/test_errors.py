@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from runed.client.calls.texts import relocated
-from runed.errors import BackendUnavailableError, EmptyTextError, InvalidRequestError, RunedError, error_of_reason, printable
+from runed.errors import (
+    BackendUnavailableError,
+    EmptyTextError,
+    InvalidRequestError,
+    RunedError,
+    apology,
+    error_of_reason,
+    printable,
+)
 
 
 def test_known_reason_gives_its_class_whatever_else_is_told() -> None:
@@ -33,3 +41,12 @@ def test_a_text_of_a_file_or_server_cannot_steer_the_terminal_through_an_error()
 
 def test_a_name_stays_on_its_line() -> None:
     assert printable("a\nb\tc é 名") == r"a\nb\tc é 名"
+
+
+def test_refused_memory_is_no_bug_to_report_and_nothing_is_quoted() -> None:
+    refused = apology(MemoryError("my text"))
+    assert refused.reason == "INTERNAL"
+    assert "refused memory" in refused.message
+    assert "report" not in refused.message
+    assert "please report it" in apology(ValueError("my text")).message
+    assert "my text" not in refused.message + apology(ValueError("my text")).message

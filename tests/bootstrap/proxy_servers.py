@@ -104,6 +104,34 @@ class _RefusingHandler(_Handler):
         self.proxy.released.wait(60)
 
 
+class _LoginHandler(_Handler):
+    """An HTTP proxy that accepts no login."""
+
+    def handle(self) -> None:
+        list(iter(self.rfile.readline, b"\r\n"))
+        self.wfile.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+
+class _SocksLoginHandler(_Handler):
+    """SOCKS5 that accepts no login."""
+
+    def handle(self) -> None:
+        offered = self.rfile.read(self.rfile.read(2)[1])
+        self.wfile.write(b"\x05\x02" if 2 in offered else b"\x05\xff")
+        if 2 in offered:
+            self.rfile.read(1)
+            for _ in ("user", "password"):
+                self.rfile.read(self.rfile.read(1)[0])
+            self.wfile.write(b"\x01\x01")
+
+
+class _HangingUpHandler(_Handler):
+    """Reads the first words of a client, and closes the connection."""
+
+    def handle(self) -> None:
+        self.connection.recv(4096)
+
+
 class _SilentHandler(_Handler):
     """Accepts, and never answers. Closes the connection at the end of the proxy."""
 
@@ -111,7 +139,15 @@ class _SilentHandler(_Handler):
         self.proxy.released.wait(60)
 
 
-_HANDLERS = {"http": _HttpHandler, "socks": _SocksHandler, "refusing": _RefusingHandler, "silent": _SilentHandler}
+_HANDLERS = {
+    "http": _HttpHandler,
+    "socks": _SocksHandler,
+    "refusing": _RefusingHandler,
+    "login": _LoginHandler,
+    "socks login": _SocksLoginHandler,
+    "hanging up": _HangingUpHandler,
+    "silent": _SilentHandler,
+}
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -127,7 +163,8 @@ def running_proxy(kind: str, site_url: str) -> Iterator[ProxyServer]:
     """Run a proxy until the block ends. Only one of each kind can run at a time.
 
     Args:
-        kind: "http", "socks", "refusing" for one of SOCKS that reaches no host, or "silent" for one that never answers.
+        kind: "http", "socks", "refusing" for one of SOCKS that reaches no host, "login" and "socks login" for ones that accept
+            no login, "hanging up" for one that closes each connection, or "silent" for one that never answers.
         site_url: The site to which it connects.
     """
 

@@ -157,6 +157,15 @@ def stall_after(count: int) -> Behaviour:
     return behave
 
 
+def trickle(exchange: Exchange) -> None:
+    """Send the body byte by byte, 20 a second, until the client leaves or the site releases it."""
+    for byte in exchange.begin():
+        exchange.wfile.write(bytes([byte]))
+        if exchange.site.released.wait(0.05):
+            break
+    exchange.close_connection = True
+
+
 def without_length(body: bytes) -> Behaviour:
     """Send a body that ends with the connection, as in HTTP/1.0."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import trustme
 
 from runed.bootstrap.manifest import Artefact
-from runed.bootstrap.network import fetch
+from runed.bootstrap.network import Web, fetch
 from runed.bootstrap.partial_files import partial_path
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.proxies import Proxies
@@ -29,6 +31,7 @@ from tests.bootstrap.site import (
     serve,
     stall_after,
     status,
+    trickle,
     without_length,
     wrong_part,
 )
@@ -103,6 +106,34 @@ async def test_a_stalled_connection_counts_as_broken(wanted: Wanted) -> None:
     wanted.check_complete()
     assert "no answer in time" in wanted.retries[0]
     assert wanted.ranges() == ["", f"bytes={HALF}-"]
+
+
+async def test_a_connection_that_only_trickles_counts_as_broken(wanted: Wanted) -> None:
+    wanted.site.behaviours["/f"] = [trickle]
+    policy = replace(IMPATIENT, slow_window=0.4, slow_bytes=1000)
+    await asyncio.wait_for(wanted.download(policy), 20)
+    wanted.check_complete()
+    assert re.match(r"only \d+ bytes came in 0 s; trying again", wanted.retries[0])
+    assert wanted.ranges()[1] != ""  # what came is kept
+
+
+async def test_a_small_document_that_only_trickles_is_given_up(site: Site) -> None:
+    site.files["/m"] = b"x" * 10_000
+    site.always["/m"] = trickle
+    policy = replace(IMPATIENT, slow_window=0.2, slow_bytes=1000)
+    with pytest.raises(DownloadError, match=r"only \d+ bytes came in"):
+        await asyncio.wait_for(fetch(f"{site.url}/m", limit=20_000, policy=policy, proxies=Proxies()), 20)
+
+
+async def test_a_slow_disk_is_no_slow_line(site: Site) -> None:
+    site.files["/m"] = b"x" * 300_000
+    policy = replace(IMPATIENT, slow_window=0.2, slow_bytes=1_000_000)
+    async with Web(policy, Proxies()) as web, web.get(f"{site.url}/m", {}) as response:
+        count = 0
+        async for piece in web.body(response):
+            count += len(piece)
+            await asyncio.sleep(0.1)
+    assert count == 300_000
 
 
 async def test_a_file_that_changed_on_the_server_is_not_glued_to_the_old_part(wanted: Wanted) -> None:

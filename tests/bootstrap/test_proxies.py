@@ -291,6 +291,34 @@ async def test_a_refusal_of_the_proxy_names_it(
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_does_not_speak_socks_is_told(far: Wanted, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    with running_proxy("hanging up", far.site.url) as proxy:
+        monkeypatch.setenv("all_proxy", f"socks5h://me:{SECRET}@{proxy.address}")
+        far.artefact = Artefact(f"{scheme}://files.example/f", far.artefact.sha256, far.artefact.size)
+        told = f"does not speak SOCKS5 .through the proxy socks5h://{proxy.address} of all_proxy"
+        with pytest.raises(DownloadError, match=told) as caught:
+            await far.download()
+    assert SECRET not in f"{caught.value}{far.retries}"
+
+
+@pytest.mark.parametrize("kind", ["login", "socks login"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("login", [f"me:{SECRET}@", ""])
+async def test_a_proxy_that_wants_another_login_is_told_at_once(
+    far: Wanted, monkeypatch: pytest.MonkeyPatch, kind: str, scheme: str, login: str
+) -> None:
+    with running_proxy(kind, far.site.url) as proxy:
+        place = f"{'socks5h' if kind == 'socks login' else 'http'}://{{}}{proxy.address}"
+        monkeypatch.setenv("all_proxy", place.format(login))
+        far.artefact = Artefact(f"{scheme}://files.example/f", far.artefact.sha256, far.artefact.size)
+        with pytest.raises(DownloadError, match="check user and password of the proxy") as caught:
+            await far.download()
+    assert f"through the proxy {place.format('')} of all_proxy" in str(caught.value)
+    assert far.retries == []
+    assert SECRET not in str(caught.value)
+
+
 async def test_wrong_sizes_and_hashes_name_the_proxy_too(
     far: Wanted, http_proxy: ProxyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -284,6 +285,31 @@ def test_kill_while_installing_leaves_the_set_before_it(start_daemon: StartDaemo
             assert versions == {client.info().centroid_set_version}
         assert ids in (nearest(vectors, old), nearest(vectors, new))
     assert successor.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a running process")
+@pytest.mark.parametrize("protocol", ["grpc", "connect"])
+def test_refused_memory_leaves_the_set_before_it_and_is_told(
+    protocol: str, routing_daemon: RunningDaemon, large: Matrix
+) -> None:
+    process = psutil.Process(routing_daemon.process.pid)
+    with runed.connect(socket_path=routing_daemon.socket) as client:
+        before = client.info().centroid_set_version
+        soft, hard = process.rlimit(psutil.RLIMIT_AS)
+        process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 40 * MIB, hard))
+        try:
+            with pytest.raises((runed.RunedError, grpc.RpcError)) as caught:
+                push_large(protocol, routing_daemon, client, large, "")
+            assert re.search(
+                r"refused the memory for 16384 centroids; the set before it stays|refused memory", str(caught.value)
+            )
+            assert "please report it" not in str(caught.value)
+            _, _, versions = routes(client)
+            assert versions == {before} == {client.info().centroid_set_version}
+        finally:
+            process.rlimit(psutil.RLIMIT_AS, (soft, hard))
+        assert not partial_files(routing_daemon.home)
+        assert push_large(protocol, routing_daemon, client, large, "") != before
 
 
 def test_damaged_file_and_another_model_are_not_served(start_daemon: StartDaemon, home: Path, minilm: Path) -> None:

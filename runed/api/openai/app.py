@@ -35,6 +35,7 @@ from runed.errors import (
     RunedError,
     ShuttingDownError,
     UnimplementedError,
+    apology,
 )
 from runed.turns import breathe_before
 
@@ -277,6 +278,6 @@ async def _refuse_route(_: Request, error: Exception) -> Response:
     return error_response(UnimplementedError(f"there is no such path; here are POST {_EMBEDDINGS} and GET {_MODELS}"))
 
 
-async def _apologize(_: Request, __: Exception) -> Response:
+async def _apologize(_: Request, error: Exception) -> Response:
     """Answer after a bug. Starlette raises the error again afterwards, and the server logs it without its text."""
-    return error_response(RunedError("the daemon failed at this call; its log says where, please report it"))
+    return error_response(apology(error))

@@ -35,6 +35,9 @@ _OURS = (b"content-", b"connect-", b"grpc-", b"accept-encoding")
 """Beginnings of the names of headers that decide how a request is served."""
 
 _NOT_TEXT = MalformedRequestError("a header that decides how the request is served is not UTF-8; send it in ASCII")
+_TWICE = MalformedRequestError(
+    "Connect-Protocol-Version, Connect-Timeout-Ms or Grpc-Timeout came twice, and nothing tells which one counts; send it once"
+)
 _GRPC_METHOD = UnimplementedError("gRPC knows no HTTP method but POST; send that")
 _GRPC_CODEC = UnimplementedError(
     "this Content-Type cannot be used for gRPC; send application/grpc+proto or application/grpc+json, for gRPC-Web "
@@ -48,6 +51,9 @@ def fault_of(scope: Scope) -> RunedError | None:
     Args:
         scope: The request, of any protocol.
     """
+    bound = [name for name, _ in scope["headers"] if name in _FORMS]
+    if len(bound) > len(set(bound)):
+        return _TWICE
     for name, value in scope["headers"]:
         if name in _FORMS and not (form := _FORMS[name])[0].fullmatch(value):
             return form[1]

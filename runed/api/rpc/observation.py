@@ -12,7 +12,7 @@ from connectrpc.request import RequestContext
 from runed.api.call_log import Call
 from runed.api.large import let_go
 from runed.api.rpc.errors import complete, connect_error, to_connect
-from runed.errors import RunedError
+from runed.errors import RunedError, apology
 from runed.log import describe_exception, get_logger, log_refusal
 
 if TYPE_CHECKING:  # as in `errors`
@@ -89,4 +89,4 @@ class Observer:
             return complete(error)
         facts = describe_exception(error)
         log_refusal(_log, "call failed unexpectedly", level=logging.ERROR, kind=f"{method} {facts}", method=method, **facts)
-        return to_connect(RunedError("the daemon failed at this call; its log says where, please report it"))
+        return to_connect(apology(error))
