@@ -24,6 +24,9 @@ from runed.scheduling.counting import count, settle_tokens
 from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
 from runed.scheduling.queue import Computed, FairQueue, QueueEntry, QueueLimits
 
+_GATHERING_SHARE = 0.25
+"""Longest time to gather, in parts of the time of the last micro-batch. Many callers come back one after the other."""
+
 _GATHERING = 0.003
 """Most seconds that a micro-batch waits for the callers of the last one, who often send their next text at once. Batches are
 larger then, and the engine shares its cores with fewer requests. Measured with MiniLM on two cores, texts/s without and with
@@ -69,6 +72,7 @@ class Batcher:
         self._tasks: set[asyncio.Task[object]] = set()
         self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
         self._gathered = asyncio.Event()
+        self._came = 0.0  # the time at which the last text came
         self._closed = False
         self._replaced = False
 
@@ -92,11 +96,16 @@ class Batcher:
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(lane, excess)
         now = asyncio.get_running_loop().time()
+        by_estimate = self._backend.limits.by_estimate
         for entry in entries:
             entry.since = now
+            if by_estimate:
+                entry.tokens = self._pace.estimated_tokens(entry)
         self._queue.push(entries)
-        if self._wanted and self._has_gathered():
-            self._gathered.set()
+        if self._wanted:
+            self._came = now
+            if self._has_gathered():
+                self._gathered.set()
         if self._worker is None:
             # The worker takes its first micro-batch in the next round of the event loop, when all entries of this round wait.
             self._worker = self._spawn(self._work())
@@ -195,7 +204,8 @@ class Batcher:
                 await self._compute(batch)
                 self._queue.settle(batch)
                 if batch[0].lane is Lane.INTERACTIVE:
-                    await self._gather(sum(not entry.future.cancelled() for entry in batch))
+                    taken = asyncio.get_running_loop().time() - now
+                    await self._gather(sum(not entry.future.cancelled() for entry in batch), taken * _GATHERING_SHARE)
         finally:
             _fail(self._flight, self._refusal())  # cancelled by `close`; otherwise all of them have their answers
             self._flight = ()
@@ -206,14 +216,23 @@ class Batcher:
         bulk_waits = self._queue.depth(Lane.BULK)[0] > 0
         return self._queue.take(limits, self._pace.bulk_limits(limits) if bulk_waits else None)
 
-    async def _gather(self, answered: int) -> None:
-        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch."""
+    async def _gather(self, answered: int, most: float) -> None:
+        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
+
+        Args:
+            answered: The number of texts that were answered.
+            most: The most seconds to wait while texts come.
+        """
         self._wanted = answered + self._queue.depth(Lane.INTERACTIVE)[0]
         if self._wanted > 1 and not self._has_gathered():
             self._gathered.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GATHERING):
-                    await self._gathered.wait()
+            clock = asyncio.get_running_loop().time
+            self._came = clock()
+            end = self._came + max(most, _GATHERING)
+            while not self._gathered.is_set() and (limit := min(self._came + _GATHERING, end)) > clock():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(limit):
+                        await self._gathered.wait()
         self._wanted = 0
 
     def _has_gathered(self) -> bool:
@@ -276,7 +295,8 @@ class Batcher:
 
     def _count_ahead(self) -> None:
         """Count waiting texts during the micro-batch in flight, so that more of them fit into the next one."""
-        if self._flight and self._counter is None and self._queue.uncounted(self._backend.limits):
+        limits = self._backend.limits
+        if self._flight and self._counter is None and not limits.by_estimate and self._queue.uncounted(limits):
             self._counter = self._spawn(self._count_waiting())
 
     async def _count_waiting(self) -> None:

@@ -1,9 +1,11 @@
-"""Measures the speed of a backend. It tells when to try again, and how large a bulk batch may be."""
+"""Measures the speed of a backend. It tells when to try again, and how large a batch may be."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from runed.backends.base import BatchLimits
 from runed.domain.requests import Lane
@@ -34,6 +36,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds_per_byte: float | None = None
+        self._tokens_per_byte: float | None = None
         self._bulk_seconds_per_token: float | None = None
         self._lone_seconds: float | None = None
         self._interactive_until = 0.0
@@ -46,13 +49,21 @@ class Pace:
             tokens: The number of their tokens.
             seconds: The time of the backend, without that of a start.
         """
-        self._seconds_per_byte = _smoothed(self._seconds_per_byte, seconds / max(1, sum(entry.size for entry in batch)))
+        size = max(1, sum(entry.size for entry in batch))
+        self._seconds_per_byte = _smoothed(self._seconds_per_byte, seconds / size)
+        self._tokens_per_byte = _smoothed(self._tokens_per_byte, tokens / size)
         if batch[0].lane is Lane.BULK:
             self._bulk_seconds_per_token = _smoothed(self._bulk_seconds_per_token, seconds / tokens)
         else:
             self._interactive_until = asyncio.get_running_loop().time() + _INTERACTIVE_MEMORY
             if len(batch) == 1:
                 self._lone_seconds = _smoothed(self._lone_seconds, seconds)
+
+    def estimated_tokens(self, entry: QueueEntry) -> int:
+        """Return the number of tokens that a text most likely has, by those before it; without any, what is known of it."""
+        if entry.exact or self._tokens_per_byte is None:
+            return entry.tokens
+        return min(entry.tokens, math.ceil(entry.size * self._tokens_per_byte))
 
     def retry_after(self, size: float) -> float:
         """Estimate the seconds until the given number of bytes has been computed, within `MIN_` and `MAX_RETRY_AFTER`."""
@@ -65,7 +76,7 @@ class Pace:
         if not expected or not self._lone_seconds or not self._bulk_seconds_per_token:
             return limits
         tokens = int(_BULK_PATIENCE * self._lone_seconds / self._bulk_seconds_per_token)
-        return BatchLimits(texts=limits.texts, tokens=max(1, min(tokens, limits.tokens)))
+        return replace(limits, tokens=max(1, min(tokens, limits.tokens)))
 
 
 def _smoothed(value: float | None, newest: float) -> float:
