@@ -31,6 +31,17 @@ _INTERACTIVE_MEMORY = 5.0
 """Seconds after an interactive text during which another one is likely."""
 
 
+_GATHERING = 0.003
+"""Seconds that a micro-batch waits at least for the callers of the last one, who often send their next text at once. Batches
+are larger then, and the engine shares its cores with fewer requests."""
+
+_RETURN_SHARE = 0.25
+"""Longest time for all callers to come back that is worth waiting for, in parts of the time of their micro-batch."""
+
+_RETURN_SPREAD = 1.5
+"""Time to wait for callers, in multiples of the time that they usually need."""
+
+
 class Pace:
     """The speed of the backend, learned from each micro-batch."""
 
@@ -77,6 +88,38 @@ class Pace:
             return limits
         tokens = int(_BULK_PATIENCE * self._lone_seconds / self._bulk_seconds_per_token)
         return replace(limits, tokens=max(1, min(tokens, limits.tokens)))
+
+
+class Returns:
+    """Learns how soon the callers of a micro-batch come back, each with its next text."""
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+        self._answered_at = 0.0
+        self._out = 0
+
+    def answered(self, texts: int, now: float) -> None:
+        """Take note that callers were answered, with `texts` texts in total, at `now`."""
+        if self._out > 0:  # those of the last time are not back yet
+            self._seconds = _smoothed(self._seconds, now - self._answered_at)
+        self._answered_at, self._out = now, texts
+
+    def came(self, texts: int, now: float) -> None:
+        """Take note that interactive texts came."""
+        if self._out > 0:
+            self._out -= texts
+            if self._out <= 0:
+                self._seconds = _smoothed(self._seconds, now - self._answered_at)
+
+    def patience(self, batch_seconds: float) -> float:
+        """Return the most seconds that the next micro-batch waits for the callers of the last one.
+
+        Args:
+            batch_seconds: The time of the last micro-batch.
+        """
+        if self._seconds is None or self._seconds > _RETURN_SHARE * batch_seconds:
+            return _GATHERING  # for callers that have no next text, a longer wait would be in vain
+        return max(_GATHERING, _RETURN_SPREAD * self._seconds)
 
 
 def _smoothed(value: float | None, newest: float) -> float:
