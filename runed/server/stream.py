@@ -15,7 +15,7 @@ from runed.errors import RunedError
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.budget import Budget, enter
 from runed.server.gate import Gate, Headers, Refusal, Share
-from runed.server.heads import Head
+from runed.server.heads import SMALL_HEAD, Head
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application: `await app(scope, receive, send)`. Each framework has its own types for the three."""
@@ -37,6 +37,9 @@ SLOW = 1.0
 
 DUPLEX = "runed.duplex"
 """Our own ASGI extension, for HTTP/2 only; see `RequestStream.begin_duplex`."""
+
+SMALL = "runed.small_head"
+"""The key of a request that tells whether its head is small; see `SMALL_HEAD`."""
 
 _TRAILERS = "http.response.trailers"
 """An extension of ASGI, for HTTP/2 only, and its message."""
@@ -145,7 +148,7 @@ class RequestStream(ABC):
 
     def begin(self, head: Head) -> None:
         """Call the app for a request."""
-        self._take(REQUEST_COST + sum(len(name) + len(value) for name, value in head.headers), base=True)
+        self._take(REQUEST_COST + head.size, base=True)
         both_ways = head.version == "2"  # in HTTP/1.1, one direction follows the other, and few clients know trailers
         self._bodiless = head.method == b"HEAD"
         self._takes_trailers = both_ways and (b"te", b"trailers") in head.headers
@@ -160,10 +163,11 @@ class RequestStream(ABC):
             "raw_path": path,
             "query_string": query,
             "root_path": "",
-            "headers": list(head.headers),
+            "headers": head.headers,
             "client": self._client,
             "server": None,
             "state": {},
+            SMALL: head.size <= SMALL_HEAD,
             "extensions": {_TRAILERS: {}, DUPLEX: {"begin": self.begin_duplex}} if both_ways else {},
         }
         self._tasks.create_task(self._serve(scope))

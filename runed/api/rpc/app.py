@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from runed_proto.grpc.health.v1 import health_pb2
 from runed_proto.grpc.reflection.v1 import reflection_pb2
@@ -108,8 +109,10 @@ def _routes(service: ServiceDescriptor, servicer: object, library: Application, 
         application = _hinting(library, _wrong_stream_type(method) if streams else _WRONG_TYPE)
         if not streams:
             handler = getattr(servicer, _WORD.sub("_", method.name).lower())
-            application = UnaryMethod(method, handler, observer, application)
-        routes[f"/{service.full_name}/{method.name}"] = _route(method, observer.max_request_bytes, application)
+            application = UnaryMethod(method, handler, observer, application)  # reads its message itself
+        else:
+            application = _taking_in(application, GetMessageClass(method.input_type), observer.max_request_bytes)
+        routes[f"/{service.full_name}/{method.name}"] = _route(method, application)
     return routes
 
 
@@ -120,14 +123,20 @@ def _wrong_stream_type(method: MethodDescriptor) -> MalformedRequestError:
     )
 
 
-def _route(method: MethodDescriptor, limit: int, application: Application) -> Application:
+def _taking_in(application: Application, message_class: type[Message], limit: int) -> Application:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await application(*take_in(scope, receive, message_class, limit), send)
+
+    return serve
+
+
+def _route(method: MethodDescriptor, application: Application) -> Application:
     """Serve a method; a caller that the RPC library cannot serve gets advice."""
     both_ways = method.client_streaming and method.server_streaming
     needs_http2 = MalformedRequestError(
         f"{method.name} needs HTTP/2, as it goes both ways at once; speak it without TLS (h2c by prior knowledge)"
         f"{_INSTEAD.get(method.full_name, '')}"
     )
-    message_class = GetMessageClass(method.input_type)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if is_grpc(scope) and scope["http_version"] != "2":
@@ -136,12 +145,10 @@ def _route(method: MethodDescriptor, limit: int, application: Application) -> Ap
             await refuse(scope, send, 505, needs_http2)
         elif fault := fault_of(scope):
             await refuse(scope, send, 400, fault)
+        elif both_ways:
+            await _serve_stream(application, without_noise(scope), receive, send)
         else:
-            scope, receive = take_in(without_noise(scope), receive, message_class, limit)
-            if both_ways:
-                await _serve_stream(application, scope, receive, send)
-            else:
-                await application(scope, receive, send)
+            await application(without_noise(scope), receive, send)
 
     return serve
 
