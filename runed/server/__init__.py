@@ -10,11 +10,12 @@ from runed.server.budget import Budget, forget_message, owe, reserve
 from runed.server.gate import Gate, Headers, Refusal
 from runed.server.heads import KNOWN_HEADS
 from runed.server.serving import Server, connection_limits
-from runed.server.stream import SMALL
+from runed.server.stream import SMALL, WHEN_GONE
 
 __all__ = [
     "KNOWN_HEADS",
     "SMALL",
+    "WHEN_GONE",
     "Budget",
     "Gate",
     "Headers",

@@ -41,6 +41,9 @@ DUPLEX = "runed.duplex"
 SMALL = "runed.small_head"
 """The key of a request that tells whether its head is small; see `SMALL_HEAD`."""
 
+WHEN_GONE = "runed.when_gone"
+"""The key of a request for `RequestStream.when_gone`. ASGI tells that a client has left only to a task that waits for it."""
+
 _TRAILERS = "http.response.trailers"
 """An extension of ASGI, for HTTP/2 only, and its message."""
 
@@ -119,6 +122,7 @@ class RequestStream(ABC):
         self._changed = asyncio.Event()
         self._disconnected = asyncio.Event()
         self._duplex = False
+        self._when_gone: Callable[[], None] | None = None
         self._refusal: RunedError | None = None
         self._account = context.budget.open(self)
         self._receives_since = now
@@ -168,6 +172,7 @@ class RequestStream(ABC):
             "server": None,
             "state": {},
             SMALL: head.size <= SMALL_HEAD,
+            WHEN_GONE: self.when_gone,
             "extensions": {_TRAILERS: {}, DUPLEX: {"begin": self.begin_duplex}} if both_ways else {},
         }
         self._tasks.create_task(self._serve(scope))
@@ -196,6 +201,8 @@ class RequestStream(ABC):
         self._body.clear()
         self._changed.set()
         self._disconnected.set()
+        if self._when_gone is not None:
+            self._when_gone()
 
     def begin_duplex(self) -> asyncio.Event:
         """Let both sides send at the same time. The app calls this as `scope["extensions"]["runed.duplex"]["begin"]`.
@@ -210,6 +217,12 @@ class RequestStream(ABC):
         self._duplex = True
         self._take(DUPLEX_COST, base=True)
         return self._disconnected
+
+    def when_gone(self, callback: Callable[[], None] | None) -> None:
+        """Let a function be called when the client disconnects or abandons the request, at once if it has; None undoes this."""
+        self._when_gone = callback
+        if callback is not None and self.closed:
+            callback()
 
     async def receive(self) -> dict[str, Any]:
         """Wait for the next part of the request, as ASGI's `receive`.

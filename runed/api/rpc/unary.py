@@ -28,8 +28,7 @@ from runed.api.rpc.errors import connect_error
 from runed.api.rpc.intake import ACCEPTED_ENCODINGS, take_in
 from runed.api.rpc.observation import Observer
 from runed.api.rpc.refusals import Application, Receive, Scope, Send
-from runed.errors import RunedError
-from runed.server import KNOWN_HEADS, SMALL
+from runed.server import KNOWN_HEADS, SMALL, WHEN_GONE
 
 if TYPE_CHECKING:
     from connectrpc.codec import Codec
@@ -158,7 +157,7 @@ class UnaryMethod:
         """
         handler = self._handler_for_json if form.codec is _JSON else self._handler
         limit = asyncio.timeout(None)
-        watch = _Watch(limit, receive, context.timeout_ms)
+        watch = _Watch(limit, scope[WHEN_GONE], context.timeout_ms)
         try:
             async with limit:
                 try:
@@ -218,34 +217,34 @@ class _Watch:
 
     Args:
         limit: Ends the call.
-        receive: ASGI's, which tells when the client has left.
+        when_gone: Takes a function to call when the client has left.
         timeout_ms: Milliseconds that the call may take, or None.
 
     Attributes:
         client_left: Whether the client has left.
     """
 
-    def __init__(self, limit: asyncio.Timeout, receive: Receive, timeout_ms: float | None) -> None:
+    def __init__(
+        self, limit: asyncio.Timeout, when_gone: Callable[[Callable[[], None] | None], None], timeout_ms: float | None
+    ) -> None:
         self.client_left = False
         self._loop = asyncio.get_running_loop()
         self._limit = limit
-        self._receive = receive
+        self._when_gone = when_gone
         self._deadline = None if timeout_ms is None else self._loop.time() + timeout_ms / 1000
         self._waits = self._is_read = False
-        self._task: asyncio.Task[None] | None = None
         self._start = self._loop.call_soon(self._begin)
 
     def request_was_read(self) -> None:
         """Watch the client from now on. Before, the call itself notices when it leaves."""
         self._is_read = True
         if self._waits:
-            self._task = self._loop.create_task(self._look())
+            self._when_gone(self._leave)
 
     def end(self) -> None:
         """End the watch."""
         self._start.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        self._when_gone(None)
 
     def _begin(self) -> None:
         self._waits = True
@@ -253,13 +252,10 @@ class _Watch:
         if self._is_read:
             self.request_was_read()
 
-    async def _look(self) -> None:
-        with suppress(RunedError):
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-            self.client_left = True
-            if not self._limit.expired():
-                self._limit.reschedule(self._loop.time())
+    def _leave(self) -> None:
+        self.client_left = True
+        if not self._limit.expired():
+            self._limit.reschedule(self._loop.time())
 
 
 class _NotOrdinaryError(Exception):
