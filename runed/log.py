@@ -71,10 +71,10 @@ class Logger:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:
-                _write_waiting()
+                write_waiting()
             else:
                 # An empty context: that of the current task may hold a request.
-                loop.call_later(SOON, _write_waiting, context=Context())
+                loop.call_later(SOON, write_waiting, context=Context())
 
     def warning(self, event: str, /, **facts: object) -> None:
         """Log an event after which the daemon does less than it should."""
@@ -87,7 +87,7 @@ class Logger:
     def log(self, level: int, event: str, /, **facts: object) -> None:
         """Log an event at a level of `logging`. Its record has the facts as its attribute `facts`."""
         if self._logger.isEnabledFor(level):
-            _write_waiting()
+            write_waiting()
             self._logger.log(level, event, extra={"facts": facts})
 
 
@@ -185,7 +185,8 @@ def log_unobserved_exception(loop: asyncio.AbstractEventLoop, context: dict[str,
     log_refusal(get_logger(__name__), "failure in the event loop", level=logging.ERROR, kind=str(details), **details)
 
 
-def _write_waiting() -> None:
+def write_waiting() -> None:
+    """Write the lines of `Logger.info_soon` that wait."""
     lines, _waiting[:] = _waiting[:], []
     for logger, created, event, facts in lines:
         record = logger.makeRecord(logger.name, logging.INFO, "", 0, event, (), None, extra={"facts": facts})
@@ -193,7 +194,7 @@ def _write_waiting() -> None:
         logger.handle(record)
 
 
-atexit.register(_write_waiting)
+atexit.register(write_waiting)
 
 
 def _render(record: logging.LogRecord) -> str:

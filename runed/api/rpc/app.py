@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from runed_proto.grpc.health.v1 import health_pb2
 from runed_proto.grpc.reflection.v1 import reflection_pb2
@@ -109,10 +108,8 @@ def _routes(service: ServiceDescriptor, servicer: object, library: Application, 
         application = _hinting(library, _wrong_stream_type(method) if streams else _WRONG_TYPE)
         if not streams:
             handler = getattr(servicer, _WORD.sub("_", method.name).lower())
-            application = UnaryMethod(method, handler, observer, application)  # reads its message itself
-        else:
-            application = _taking_in(application, GetMessageClass(method.input_type), observer.max_request_bytes)
-        routes[f"/{service.full_name}/{method.name}"] = _route(method, application)
+            application = UnaryMethod(method, handler, observer, application)
+        routes[f"/{service.full_name}/{method.name}"] = _route(method, observer.max_request_bytes, application)
     return routes
 
 
@@ -123,16 +120,11 @@ def _wrong_stream_type(method: MethodDescriptor) -> MalformedRequestError:
     )
 
 
-def _taking_in(application: Application, message_class: type[Message], limit: int) -> Application:
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        await application(*take_in(scope, receive, message_class, limit), send)
-
-    return serve
-
-
-def _route(method: MethodDescriptor, application: Application) -> Application:
+def _route(method: MethodDescriptor, limit: int, application: Application) -> Application:
     """Serve a method; a caller that the RPC library cannot serve gets advice."""
     both_ways = method.client_streaming and method.server_streaming
+    streams = method.client_streaming or method.server_streaming
+    message_class = GetMessageClass(method.input_type)
     needs_http2 = MalformedRequestError(
         f"{method.name} needs HTTP/2, as it goes both ways at once; speak it without TLS (h2c by prior knowledge)"
         f"{_INSTEAD.get(method.full_name, '')}"
@@ -145,10 +137,14 @@ def _route(method: MethodDescriptor, application: Application) -> Application:
             await refuse(scope, send, 505, needs_http2)
         elif fault := fault_of(scope):
             await refuse(scope, send, 400, fault)
-        elif both_ways:
-            await _serve_stream(application, without_noise(scope), receive, send)
+        elif not streams:
+            await application(without_noise(scope), receive, send)  # which reads its message itself
         else:
-            await application(without_noise(scope), receive, send)
+            scope, receive = take_in(without_noise(scope), receive, message_class, limit)
+            if both_ways:
+                await _serve_stream(application, scope, receive, send)
+            else:
+                await application(scope, receive, send)
 
     return serve
 
