@@ -21,13 +21,8 @@ from runed.errors import (
 )
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.scheduling.counting import count, settle_tokens
-from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
+from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace, Returns
 from runed.scheduling.queue import Computed, FairQueue, QueueEntry, QueueLimits
-
-_GATHERING = 0.003
-"""Most seconds that a micro-batch waits for the callers of the last one, who often send their next text at once. Batches are
-larger then, and the engine shares its cores with fewer requests. Measured with MiniLM on two cores, texts/s without and with
-it: 2 clients 102 and 155, 4 clients 136 and 167, 8 clients 164 and 202, 16 clients 202 and 226."""
 
 _log = get_logger(__name__)
 
@@ -69,6 +64,7 @@ class Batcher:
         self._tasks: set[asyncio.Task[object]] = set()
         self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
         self._gathered = asyncio.Event()
+        self._returns = Returns()
         self._closed = False
         self._replaced = False
 
@@ -92,9 +88,14 @@ class Batcher:
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(lane, excess)
         now = asyncio.get_running_loop().time()
+        by_estimate = self._backend.limits.by_estimate
         for entry in entries:
             entry.since = now
+            if by_estimate:
+                entry.tokens = self._pace.estimated_tokens(entry)
         self._queue.push(entries)
+        if lane is Lane.INTERACTIVE:
+            self._returns.came(texts, now)
         if self._wanted and self._has_gathered():
             self._gathered.set()
         if self._worker is None:
@@ -195,7 +196,7 @@ class Batcher:
                 await self._compute(batch)
                 self._queue.settle(batch)
                 if batch[0].lane is Lane.INTERACTIVE:
-                    await self._gather(sum(not entry.future.cancelled() for entry in batch))
+                    await self._gather(sum(not entry.future.cancelled() for entry in batch), since=now)
         finally:
             _fail(self._flight, self._refusal())  # cancelled by `close`; otherwise all of them have their answers
             self._flight = ()
@@ -206,13 +207,21 @@ class Batcher:
         bulk_waits = self._queue.depth(Lane.BULK)[0] > 0
         return self._queue.take(limits, self._pace.bulk_limits(limits) if bulk_waits else None)
 
-    async def _gather(self, answered: int) -> None:
-        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch."""
+    async def _gather(self, answered: int, *, since: float) -> None:
+        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
+
+        Args:
+            answered: The number of texts of the last micro-batch that were answered.
+            since: The time at which that micro-batch was sent.
+        """
+        now = asyncio.get_running_loop().time()
+        patience = self._returns.patience(now - since)
+        self._returns.answered(answered, now)
         self._wanted = answered + self._queue.depth(Lane.INTERACTIVE)[0]
         if self._wanted > 1 and not self._has_gathered():
             self._gathered.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GATHERING):
+                async with asyncio.timeout(patience):
                     await self._gathered.wait()
         self._wanted = 0
 
@@ -276,7 +285,8 @@ class Batcher:
 
     def _count_ahead(self) -> None:
         """Count waiting texts during the micro-batch in flight, so that more of them fit into the next one."""
-        if self._flight and self._counter is None and self._queue.uncounted(self._backend.limits):
+        limits = self._backend.limits
+        if self._flight and self._counter is None and not limits.by_estimate and self._queue.uncounted(limits):
             self._counter = self._spawn(self._count_waiting())
 
     async def _count_waiting(self) -> None:
