@@ -74,7 +74,7 @@ async def test_death_with_a_text_is_told_and_is_no_failure(
     await backend.embed(["boom"])
     ready, died, again = lines(log)
     assert died == ("ERROR", "llama-server died", {"reason": "llama-server was ended by SIGABRT; it said nothing"})
-    assert [line[1:2] + (line[2]["pid"], line[2]["restarts"]) for line in (ready, again)] == [
+    assert [(*line[1:2], line[2]["pid"], line[2]["restarts"]) for line in (ready, again)] == [
         ("llama-server ready", launch["pid"], restarts) for restarts, launch in enumerate(fake.launches)
     ]
 
