@@ -30,11 +30,11 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def lines(log: pytest.LogCaptureFixture) -> list[Line]:
-    """Return level, event and facts of what the supervisor has logged."""
+    """Return level, event and facts of what the supervisor has logged. Failures in callbacks reach only asyncio's log."""
     return [
-        (record.levelname, record.message, vars(record)["facts"])
+        (record.levelname, record.message, vars(record).get("facts", {}))
         for record in log.records
-        if record.name == Supervisor.__module__
+        if record.name in {Supervisor.__module__, "asyncio"}
     ]
 
 
