@@ -530,6 +530,21 @@ async def test_engine_that_cannot_be_reached_while_it_is_checked_is_not_called_p
     assert server.end == "llama-server could not be reached any more by its socket, so it was replaced"
 
 
+async def test_engine_that_closes_its_socket_before_it_dies_tells_its_own_end(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    fake.behave(on={"boom": "dying"})
+    backend = make_backend(fake.executable)
+    with pytest.raises(BackendFaultError, match=r"died 2 times .* was ended by SIGABRT"):
+        await backend.embed(["boom"])
+
+
+async def test_first_fault_of_an_engine_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    server = await make_backend(fake.executable)._supervisor.ready()
+    await asyncio.gather(server.condemn("gave wrong vectors"), server.condemn("could not be reached"))
+    assert server.end == "llama-server gave wrong vectors, so it was replaced"
+
+
 async def test_removed_socket_gets_a_new_engine(make_backend: MakeBackend, fake: FakeEngine, paths: Paths) -> None:
     fake.behave(close_silently=True)  # so that no open connection hides that the socket is gone
     backend = make_backend(fake.executable)
