@@ -188,19 +188,6 @@ def store_tuning(tuned: Path, key: str, tuning: Tuning) -> None:
     write_atomically(tuned, msgspec.json.format(msgspec.json.encode(document)))
 
 
-def remove_tunings(tuned: Path) -> bool:
-    """Remove all tunings, and return whether there were any.
-
-    Raises:
-        OSError: The file cannot be removed.
-    """
-    try:
-        tuned.unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def _read(path: Path) -> _Document:
     document = read_record(path, _Document)
     return document if document is not None and document.version == 1 else _Document()
