@@ -91,7 +91,7 @@ class Chooser:
         """Return the device that `choose` returns, and then all others: one for each accelerator, and the processors."""
         first = await self.choose()
         problems: list[str] = []
-        others = [*await self._find(self._attempts(problems), problems), EngineOnDevice(self.base, CPU)]
+        others = [*await self._find(self.attempts(problems), problems), EngineOnDevice(self.base, CPU)]
         # The processors serve because of these problems.
         told = first if first.problems and first.device.is_cpu else replace(first, problems=tuple(problems))
         return [told, *(each for each in others if each.device.accelerator != first.device.accelerator)]
@@ -103,7 +103,7 @@ class Chooser:
 
     def _uses(self) -> list[DeviceUse]:
         """Return the uses of all accelerators that may be tried on this machine."""
-        return [self._use(*attempt) for attempt in self._attempts([])]
+        return [self._use(*attempt) for attempt in self.attempts([])]
 
     async def _find(
         self, attempts: Iterable[tuple[Driver, EngineChoice | None]], problems: list[str], *, most: int | None = None
@@ -162,16 +162,16 @@ class Chooser:
         return choice if choice.chosen is None or choice.chosen.accelerator in _ADVICE else None
 
     def _attempts_by(self, choice: DeviceChoice | None, problems: list[str]) -> Iterator[tuple[Driver, EngineChoice | None]]:
-        """Yield what `_attempts` yields, but first the accelerator that was chosen; nothing if the processors were."""
+        """Yield what `attempts` yields, but first the accelerator that was chosen; nothing if the processors were."""
         if choice is None:
-            yield from self._attempts(problems)
+            yield from self.attempts(problems)
         elif choice.chosen:
             # One that was named for the comparison, such as a device in software, has to be named again.
             named = replace(self, setting=choice.chosen.accelerator)
-            yield from (each for each in named._attempts([]) if self._use(*each) == choice.chosen)
-            yield from (each for each in self._attempts(problems) if self._use(*each) != choice.chosen)
+            yield from (each for each in named.attempts([]) if self._use(*each) == choice.chosen)
+            yield from (each for each in self.attempts(problems) if self._use(*each) != choice.chosen)
 
-    def _attempts(self, problems: list[str]) -> Iterator[tuple[Driver, EngineChoice | None]]:
+    def attempts(self, problems: list[str]) -> Iterator[tuple[Driver, EngineChoice | None]]:
         """Yield the drivers to try, each with an engine of the manifest, or None for `base`. Add what prevents others."""
         drivers = self._usable_drivers(problems)
         if self.own or any(driver.accelerator == "metal" for driver in drivers):

@@ -111,7 +111,9 @@ async def install(
         BootstrapError: See its subclasses: manifest, download, verification, disk space, archive.
         ForeignPathError: A directory of the home is not ours.
     """
-    parts = await _get_parts(settings, paths, report, check_model, policy, failures, root)
+    parts = await _get_parts(
+        settings, paths, report=report, check_model=check_model, policy=policy, failures=failures, root=root
+    )
     with file_errors("install engine and model"):
         return parts.on(await parts.chooser.choose())
 
@@ -132,7 +134,7 @@ async def install_for_comparison(
     Returns:
         What `install` returns, and then the same model on each other device.
     """
-    parts = await _get_parts(settings, paths, report, check_model, policy, None, root)
+    parts = await _get_parts(settings, paths, report=report, check_model=check_model, policy=policy, failures=None, root=root)
     with file_errors("install engine and model"):
         found = await parts.chooser.compare()
     uses = parts.chooser.settled(found)
@@ -168,6 +170,7 @@ class _Parts:
 async def _get_parts(
     settings: Settings,
     paths: Paths,
+    *,
     report: Callable[[Progress], None],
     check_model: Callable[[Path], None],
     policy: DownloadPolicy,

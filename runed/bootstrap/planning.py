@@ -34,7 +34,8 @@ class _KeptManifest(msgspec.Struct, frozen=True):
 class Plan:
     """The engine and the model to install; None stands for the user's own. `warning` is for the user.
 
-    `variants` are the names of all variants of the model, this one included; empty for the user's own. `accelerated` are the engines for accelerators. Which of them is installed depends on the machine.
+    `variants` are the names of all variants of the model, this one included; empty for the user's own. `accelerated` are
+    the engines for accelerators. Which of them is installed depends on the machine.
     """
 
     engine: EngineChoice | None

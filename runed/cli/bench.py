@@ -16,8 +16,8 @@ from runed.cli.options import seconds
 from runed.cli.progress import ProgressDisplay
 from runed.cli.samples import sample_texts
 from runed.cli.tables import milliseconds, print_table, table
-from runed.cli.waiting import connect
-from runed.errors import RunedError
+from runed.cli.waiting import ANSWER_SECONDS, connect
+from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
 from runed.paths import Paths
 from runed.settings import load_settings
 
@@ -117,21 +117,47 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.reset:
         _reset()
     if arguments.tune or arguments.variants is not None:
-        from runed.cli.tuning import Request, tune  # noqa: PLC0415 # the figures of a daemon need none of its imports
-
-        return tune(
-            Request(
-                devices=arguments.tune,
-                variants=arguments.variants,
-                seconds=arguments.seconds or TUNE_SECONDS,
-                force=arguments.force,
-                as_json=arguments.json,
-            )
-        )
+        return _measure_engines(arguments)
     if arguments.reset:
         return ExitCode.OK
     _measure(arguments.seconds or SECONDS, as_json=arguments.json)
     return ExitCode.OK
+
+
+def _measure_engines(arguments: argparse.Namespace) -> ExitCode:
+    # The figures of a daemon need none of these imports.
+    from runed.cli.install import open_home  # noqa: PLC0415
+    from runed.cli.tuning import compare_devices, devices_as_dict, show_devices  # noqa: PLC0415
+    from runed.cli.variants import compare_variants, show_variants, variants_as_dicts  # noqa: PLC0415
+    from runed.cli.workbench import Workbench  # noqa: PLC0415
+
+    settings, paths = open_home("bench.log")
+    if _daemon_is_busy(paths):
+        complain("the daemon is embedding now, so the figures will be too low; measure again when it is idle")
+    devices = variants = None
+    with ProgressDisplay() as display:
+        bench = Workbench(settings, paths, arguments.seconds or TUNE_SECONDS, display)
+        if arguments.tune:
+            devices = compare_devices(bench, force=arguments.force)
+        if arguments.variants is not None:
+            variants = compare_variants(bench, arguments.variants, devices.best.installation if devices else None)
+    if arguments.json:
+        document = devices_as_dict(devices, bench) if devices else {}
+        print(json.dumps(document | ({"variants": variants_as_dicts(variants)} if variants else {}), indent=2))
+    else:
+        if devices:
+            show_devices(devices, bench)
+        if variants:
+            show_variants(variants, bench)
+    return ExitCode.OK if devices is None or devices.kept else ExitCode.FAILED
+
+
+def _daemon_is_busy(paths: Paths) -> bool:
+    try:
+        with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
+            return client.health().in_flight_requests > 0
+    except (DaemonUnavailableError, DeadlineExceededError):
+        return False
 
 
 def _measure(part_seconds: float, *, as_json: bool) -> None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import random
 
+LONG_TEXT_WORDS = 40
+"""Words of a text that has more tokens than any length to measure with."""
+
+SOME_TEXTS = 256
+"""Texts to measure an engine with."""
+
 _WORDS = (  # noqa: SIM905 # words read best as words
     "time year people way day man thing woman life child world school state family student group country problem hand part "
     "place case week company system program question work government number night point home water room mother area money "

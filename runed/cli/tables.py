@@ -12,7 +12,7 @@ WORDS = ("", "best for", "device", "variant")
 
 
 def table(*columns: str) -> Table:
-    """Make a table without rows. Columns of numbers are aligned to the right; those without a name, and `WORDS`, to the left."""
+    """Make a table without rows. The columns that `WORDS` names are aligned to the left, all others to the right."""
     from rich.table import Table  # noqa: PLC0415 # 60 ms that a command which is asked for help does not spend
 
     result = Table(box=None, pad_edge=False)

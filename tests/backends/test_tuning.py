@@ -16,10 +16,10 @@ import pytest
 
 from runed.backends.base import BatchLimits
 from runed.backends.llama.cores import usable_cores
+from runed.backends.llama.measuring import _check_company, _cut, _micro_batches
 from runed.backends.llama.profile import Measurement, PassMeasurement, Profile, Tuning
 from runed.backends.llama.self_test import CompanyError
-from runed.backends.llama.measuring import _check_company, _cut, _micro_batches
-from runed.backends.llama.tuning import choose_profiles, fastest, tune
+from runed.backends.llama.tuning import choose_profiles, tune
 from runed.errors import BackendUnavailableError
 from runed.paths import Paths
 

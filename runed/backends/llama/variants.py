@@ -87,8 +87,7 @@ def measure_variant(
         BackendError: The engine does not run, or its vectors are wrong.
         ModelFileError: The GGUF cannot be used.
     """
-
-    measured = built_in_profile(profile, pooling=read_gguf(model).pooling, device=device)
+    measured, size = built_in_profile(profile, pooling=read_gguf(model).pooling, device=device), model.stat().st_size
 
     async def run(backend: LlamaBackend) -> VariantMeasurement:
         try:
@@ -100,7 +99,7 @@ def measure_variant(
             await backend.stop()
         return VariantMeasurement(
             name=name,
-            file_bytes=model.stat().st_size,
+            file_bytes=size,
             memory_bytes=memory,
             lone_seconds=speed.lone_seconds,
             texts_per_second=speed.texts_per_second,
