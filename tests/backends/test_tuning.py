@@ -121,7 +121,7 @@ def test_the_present_device_stays_unless_another_is_clearly_faster() -> None:
 
 
 def test_what_serves_without_a_tuning_is_among_the_ways_on_a_device() -> None:
-    info = ModelInfo(identity="", name="", architecture="", dim=1, max_tokens=2048, pooling="last")
+    info = ModelInfo(identity="", name="", architecture="", dim=1, max_tokens=2048, pooling="last", file_type="f32", sha256="")
     ways = _Ways.of(info, 1000, DEVICE)
     built_in = {built_in_profile(name, pooling="last", device=DEVICE) for name in PROFILES}
     assert {(each.slots, each.batch_tokens) for each in built_in} <= {ways.usual, *ways.others}
