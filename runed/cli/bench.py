@@ -54,9 +54,10 @@ it. --reset removes it. If other programs disturb the measurement, its result is
 not kept, and the exit code is 1.
 
 With --variants, compare variants of the model, such as quantizations: speed,
-memory, and the cosine of their vectors to those of the most exact one. Nothing
-is kept and nothing is switched: RUNED_MODEL_VARIANT chooses. Variants that are
-missing are fetched, or made by llama-quantize, and stay in RUNED_HOME/models.
+memory (without that of a device), and the cosine of their vectors to those of
+the most exact one. Nothing is kept and nothing is switched: RUNED_MODEL_VARIANT
+chooses. Variants that are missing are fetched, or made by llama-quantize, and
+stay in RUNED_HOME/models.
 """
 
 EPILOG = """\

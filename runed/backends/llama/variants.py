@@ -29,7 +29,7 @@ class VariantMeasurement:
     Attributes:
         name: The name of the variant.
         file_bytes: The size of its file.
-        memory_bytes: The resident memory of the engine while it serves the variant.
+        memory_bytes: The resident memory of the engine while it serves the variant, without the memory of a device.
         lone_seconds: The median time of a single text.
         texts_per_second: The texts embedded per second, one micro-batch after the other.
         tokens_per_second: The tokens of these texts per second.
