@@ -286,7 +286,8 @@ async def test_failing_handler_ends_its_own_call_and_logs_no_text(
         assert await client.embed(pb.EmbedRequest(text=FAIL), timeout=10).code() is grpc.StatusCode.UNKNOWN
         servicer.let_go()
         assert await in_flight.code() is grpc.StatusCode.OK
-    logged = "".join(capsys.readouterr()) + caplog.text
+    facts = [getattr(record, "facts", "") for record in caplog.records]
+    logged = "".join(capsys.readouterr()) + caplog.text + str(facts)
     assert "RuntimeError" in logged
     assert SECRET not in logged
 
