@@ -60,7 +60,7 @@ def choose(tuned: Path, name: str = "balanced", pooling: str = "mean", key: str 
         ("memory", "last", (1, 63, 60)),
         ("balanced", "mean", (16, 256, 0)),
         ("balanced", "cls", (16, 256, 0)),
-        ("balanced", "last", (8, 63, 128)),
+        ("balanced", "last", (8, 63, 192)),
         ("throughput", "mean", (32, 512, 0)),
         ("throughput", "cls", (32, 512, 0)),
         ("throughput", "last", (8, 63, 512)),

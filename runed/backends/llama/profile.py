@@ -31,7 +31,7 @@ _MAX_SLOTS_TOGETHER = 8
 _BUILT_IN = {"memory": (1, 128), "balanced": (16, 256), "throughput": (32, 512)}
 """Slots and tokens of a micro-batch."""
 
-_PASSES = {"memory": SHORT_PASS, "balanced": 128, "throughput": 512}
+_PASSES = {"memory": SHORT_PASS, "balanced": 192, "throughput": 512}
 """Tokens of a pass with last-token pooling."""
 
 _ON_DEVICE = {"memory": (1, 512), "balanced": (32, 2048), "throughput": (64, 4096)}
