@@ -31,7 +31,7 @@ def test_names_are_letters_digits_and_three_marks(name: str) -> None:
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_name_that_could_be_a_path_or_steer_a_terminal_is_no_name(name: str) -> None:
     assert not is_name(name)
-    with pytest.raises(SettingsError, match="^here: "):
+    with pytest.raises(SettingsError, match=r"^here: "):
         check_name(name, "here")
 
 
