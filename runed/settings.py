@@ -19,7 +19,7 @@ from typing import Any
 import durationpy
 import msgspec
 
-from runed.errors import SettingsError
+from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
 from runed.paths import check_home
 from runed.trust import check_file
@@ -50,9 +50,12 @@ _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CT
 
 _NETWORK_ENVIRONMENT = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT", "HF_TOKEN"),
 )
-"""Variables that httpx reads, for downloads behind a proxy or a private certificate authority."""
+"""Variables for downloads: behind a proxy, with a private certificate authority, and from the model hub."""
+
+HUB = "https://huggingface.co"
+"""The model hub."""
 
 _ENGINE_ENVIRONMENT = (
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "GGML_VK_VISIBLE_DEVICES"),
@@ -94,6 +97,8 @@ class Settings:
     disk_cache_bytes: int = 1024 * 1024 * 1024
     http: tuple[str, int] | None = None
     trust_parents: bool = False
+    hf_endpoint: str = HUB
+    debug: bool = False
 
 
 def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -190,6 +195,11 @@ def proxy_settings() -> dict[str, tuple[str, str]]:
     return {kind: (value, "the system's settings") for kind, value in getproxies().items()}
 
 
+def hub_token() -> str:
+    """Return the token for the model hub (`HF_TOKEN`); "" if there is none. It is no setting, since it is a secret."""
+    return (_get(os.environ, "HF_TOKEN") or "").strip()
+
+
 def search_path() -> str:
     """Return the `PATH` to search for programs."""
     return os.environ.get("PATH", os.defpath)
@@ -197,7 +207,12 @@ def search_path() -> str:
 
 def debug_enabled() -> bool:
     """Return whether commands show a stack trace with an error (`RUNED_DEBUG`)."""
-    return _BOOLEANS.get(os.environ.get("RUNED_DEBUG", "").lower(), False)
+    if value := _get(os.environ, "RUNED_DEBUG"):
+        return _flag(value, "")
+    try:
+        return load_settings().debug
+    except (RunedError, OSError):  # perhaps the error that is to be shown
+        return False
 
 
 def _get(env: Mapping[str, str], name: str) -> str | None:
@@ -253,6 +268,12 @@ def _file_or_url(value: str, origin: str) -> str:
     return value
 
 
+def _endpoint(value: str, origin: str) -> str:
+    if not is_web_url(value):
+        raise SettingsError(f"{origin}={printable_url(value)!r}: accepted is an https or http URL, such as {HUB}")
+    return value.rstrip("/")
+
+
 def _text(value: str, _origin: str) -> str:
     return value
 
@@ -299,6 +320,10 @@ def _boolean(value: str, origin: str) -> bool:
     if (result := _BOOLEANS.get(value.lower())) is None:
         raise SettingsError(f"{origin}={value!r}: accepted is 1, true, yes, on or 0, false, no, off")
     return result
+
+
+def _flag(value: str, _origin: str) -> bool:
+    return _BOOLEANS.get(value.lower(), False)
 
 
 def _one_of(value: str, origin: str, *, accepted: tuple[str, ...]) -> str:
@@ -377,7 +402,7 @@ SETTINGS = {
         "the model of the manifest to serve, instead of its default"),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
-    "ctx_size": Setting("RUNED_CTX_SIZE", None, "ctx_size", _CTX_SIZE, "2048",
+    "ctx_size": Setting("RUNED_CTX_SIZE", int, "ctx_size", _CTX_SIZE, "2048",
         "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most that of the model"),
     "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", _file, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
@@ -385,7 +410,7 @@ SETTINGS = {
         "what the engine computes with: `auto` for the best that works, `cpu`, `vulkan`, `cuda` or `rocm`; see below"),
     "model": Setting("RUNED_MODEL", str, "model", _file, "",
         "a GGUF of your own, as a path or a `file:` URL; none is fetched then"),
-    "manifest": Setting("RUNED_MANIFEST", None, "manifest", _file_or_url, "",
+    "manifest": Setting("RUNED_MANIFEST", str, "manifest", _file_or_url, "",
         "a manifest instead of the one in the package: a URL (https; http with a warning in the log; file) or a path"),
     "keep_source": Setting("RUNED_KEEP_SOURCE", bool, "keep_source", _boolean, "no",
         "whether to keep the download that a variant was made from: 1, true, yes, on or 0, false, no, off"),
@@ -409,7 +434,9 @@ SETTINGS = {
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),
-    "debug": Setting("RUNED_DEBUG", None, "", _boolean, "no", "whether commands show a stack trace with an error"),
+    "hf_endpoint": Setting("HF_ENDPOINT", str, "hf_endpoint", _endpoint, HUB,
+        "a mirror of the model hub, from which its files are fetched instead"),
+    "debug": Setting("RUNED_DEBUG", bool, "debug", _flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on
 """Every setting by its name. docs/configuration.md shows this table, and a test compares them."""

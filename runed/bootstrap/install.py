@@ -22,6 +22,7 @@ from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.bootstrap.disk import file_errors, require_space
 from runed.bootstrap.drivers import find_drivers
 from runed.bootstrap.engine import Engine, EngineInstaller
+from runed.bootstrap.hub import Hub
 from runed.bootstrap.manifest import EngineChoice
 from runed.bootstrap.model import Model, ModelInstaller
 from runed.bootstrap.planning import Plan, check_own_files, keep_manifest, make_plan
@@ -112,7 +113,8 @@ async def install(
     # Models may lie in the directory of a team: each is used for its hash, whoever wrote it.
     ensure_private_dir(paths.models, shared=True)
     with file_errors("install engine and model"):
-        context = InstallContext(settings, paths, Audit(paths.installed, settings), ProgressReporter(report), policy, Proxies())
+        audit, reporter = Audit(paths.installed, settings), ProgressReporter(report)
+        context = InstallContext(settings, paths, audit, reporter, policy, Proxies(), Hub.of(settings))
         return await _run(context, check_model, failures or load_failures(settings, paths), root)
 
 

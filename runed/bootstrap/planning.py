@@ -134,4 +134,10 @@ async def _fetch(context: InstallContext, source: ManifestSource, policy: Downlo
     if source.location.startswith("http:"):
         _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
     context.reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
-    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy, proxies=context.proxies)
+    return await fetch(
+        context.hub.address(source.location),
+        limit=manifest.MAX_MANIFEST_BYTES,
+        policy=policy,
+        proxies=context.proxies,
+        hub=context.hub,
+    )
