@@ -11,7 +11,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import msgspec
 
 from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
+from runed.own_models import Entry, OwnModel, own_models
 from runed.paths import check_home
 from runed.trust import check_file
 from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
@@ -98,6 +99,9 @@ class Settings:
     http: tuple[str, int] | None = None
     trust_parents: bool = False
     hf_endpoint: str = HUB
+    default_model: str = ""
+    models: Mapping[str, OwnModel] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     debug: bool = False
 
 
@@ -127,15 +131,30 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     config = _read_config(config_path, required=explicit is not None)
     values: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
-        value, origin = setting.default, setting.variable
+        value: Any = setting.default
+        origin = setting.variable
         if setting.variable and (found := _get(env, setting.variable)):
             value = found
         elif setting.type and (found := getattr(config, name, None)) is not None:
-            value, origin = str(found), f"{name} in {config_path}"
-        _check_utf8(value, origin)
+            value, origin = found if isinstance(found, dict) else str(found), f"{name} in {config_path}"
+        if isinstance(value, str):
+            _check_utf8(value, origin)
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
+    _settle_default(values, env)
     return Settings(home_path, **values)
+
+
+def _settle_default(values: dict[str, Any], env: Mapping[str, str]) -> None:
+    """Keep one answer to the question which model is the default. The environment goes first, then `model`."""
+    if "default_model" not in values:
+        return
+    told = _get(env, "RUNED_DEFAULT_MODEL")
+    by_file = "model" in values and (_get(env, "RUNED_MODEL") or not told)
+    if by_file or (_get(env, "RUNED_MODEL_VARIANT") and not told):
+        del values["default_model"]
+    else:
+        values.pop("model", None)
 
 
 def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -274,6 +293,14 @@ def _endpoint(value: str, origin: str) -> str:
     return value.rstrip("/")
 
 
+def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
+    return own_models(value, origin, read_path=_file, read_duration=_duration)
+
+
+def _aliases(value: Mapping[str, str], _origin: str) -> Mapping[str, str]:
+    return value
+
+
 def _text(value: str, _origin: str) -> str:
     return value
 
@@ -370,8 +397,8 @@ class Setting(msgspec.Struct, frozen=True):
         variable: The environment variable; "" for none.
         type: The type in `config.json`, where the key is the name of the setting; None for a setting that has no key.
         field: The field of `Settings`; "" for a setting that is read separately.
-        parse: Turns the text of a value into the value of the field. Its second argument is the origin of the text, for an
-            error.
+        parse: Turns the text of a value, or an object of `config.json`, into the value of the field. Its second argument is the
+            origin of the value, for an error.
         default: The text of the default; "" for none.
         meaning: The meaning, for docs/configuration.md.
     """
@@ -379,7 +406,7 @@ class Setting(msgspec.Struct, frozen=True):
     variable: str
     type: Any
     field: str
-    parse: Callable[[str, str], object]
+    parse: Callable[[Any, str], object]
     default: str
     meaning: str
 
@@ -400,6 +427,12 @@ SETTINGS = {
     "config": Setting("RUNED_CONFIG", None, "", full_path, "", "the configuration file, instead of `config.json` in the home"),
     "model_variant": Setting("RUNED_MODEL_VARIANT", str, "model_variant", _text, "",
         "the model of the manifest to serve, instead of its default"),
+    "default_model": Setting("RUNED_DEFAULT_MODEL", str, "default_model", _text, "",
+        "the model of requests that name none: a name of `runed models`. It goes before `model_variant`, not before `model`"),
+    "models": Setting("", dict[str, Entry], "models", _models, "",
+        "models of your own by name, and changes of others; see [Models](#models)"),
+    "aliases": Setting("", dict[str, str], "aliases", _aliases, "",
+        'further names of models: `{"small": "bge-m3"}`'),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", int, "ctx_size", _CTX_SIZE, "2048",

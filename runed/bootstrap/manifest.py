@@ -41,6 +41,8 @@ import msgspec
 
 from runed.bootstrap.baked import MANIFEST_URL
 from runed.domain.model import ModelTraits
+from runed.domain.model_spec import ModelKind, ModelSpec
+from runed.domain.names import is_name, split_name
 from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
 from runed.files import read_regular
 from runed.settings import ENGINES, Settings, full_path
@@ -54,6 +56,8 @@ MAX_MANIFEST_BYTES = 1024 * 1024
 
 _OPERATING_SYSTEMS = {"linux": "linux", "darwin": "darwin"}
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+_KINDS = frozenset(kind.value for kind in ModelKind)
 
 _ACCELERATORS = frozenset(ENGINES) - {"auto", "cpu"}
 
@@ -281,6 +285,43 @@ class Manifest:
             raise self._error(f"{source!r} at $.models['{name}'].derive.from is not among its models")
         traits = entry.traits or self._document.models[source].traits
         return ModelChoice(name, source, self._download(source), entry.derive.type, traits)
+
+    def default(self, name: str | None) -> str:
+        """Return the full name of a model, of which the family or the case may be another, or with None the manifest's default.
+
+        Raises:
+            ManifestError: There is no such model.
+        """
+        wanted = name or self._document.default_model
+        same = (each for each in self._document.models if wanted.lower() in {each.lower(), split_name(each)[0].lower()})
+        return wanted if wanted in self._document.models else next(same, None) or self.model(wanted).variant
+
+    def specs(self) -> list[ModelSpec]:
+        """Return the models that requests may name. Of the family of the default model, that one comes first."""
+        default = self._document.default_model
+        names = sorted(self._document.models, key=lambda name: name != default)
+        # A later manifest may have models of a kind that this version does not know.
+        return [spec for name in names if is_name(name) and (spec := self._spec(name))]
+
+    def _spec(self, name: str) -> ModelSpec | None:
+        entry = self._document.models[name]
+        origin = self._document.models.get(entry.derive.source, entry) if entry.derive else entry
+        if origin.kind not in _KINDS:
+            return None
+        family, variant = split_name(name)
+        return ModelSpec(
+            family=family,
+            variant=variant,
+            kind=ModelKind(origin.kind),
+            traits=entry.traits or origin.traits,
+            licence=origin.license,
+            licence_url=origin.license_url,
+            context=origin.context or 0,
+            dimensions=origin.dimensions or 0,
+            size=entry.size or 0,
+            engine_build=origin.engine_build or 0,
+            hash_sources=origin.sources or 0,
+        )
 
     def _download(self, name: str) -> Artefact:
         model = self._document.models[name]
