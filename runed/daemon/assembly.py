@@ -206,15 +206,17 @@ def _build_scheduler(
 ) -> Scheduler:
     from runed.domain.traits import traits_of  # noqa: PLC0415 # as above
     from runed.routing.store import CentroidStore  # noqa: PLC0415 # as above
+    from runed.scheduling.batcher import Batcher  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
-    from runed.scheduling.scheduler import Scheduler, SchedulerSettings  # noqa: PLC0415 # as above
+    from runed.scheduling.scheduler import Scheduler  # noqa: PLC0415 # as above
 
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
     centroids.restore()
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
     return Scheduler(
         backend,
-        settings=SchedulerSettings(idle_timeout=settings.idle_timeout, queue=queue),
+        batcher=Batcher(limits=queue, metrics=metrics),
+        idle_timeout=settings.idle_timeout,
         cache=_build_cache(settings, paths),
         metrics=metrics,
         centroids=centroids,
