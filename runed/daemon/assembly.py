@@ -176,6 +176,7 @@ def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installatio
         model_sha256=installation.model_sha256,
         paths=paths,
         ctx_size=settings.ctx_size,
+        pooling=installation.spec.pooling,
         profile=settings.profile,
         device=installation.device,
         holds_home=lock.is_current,
@@ -203,6 +204,7 @@ async def _starting(backend: LlamaBackend) -> AsyncIterator[None]:
 def _build_scheduler(
     settings: Settings, paths: Paths, installation: Installation, backend: LlamaBackend, metrics: Metrics
 ) -> Scheduler:
+    from runed.domain.traits import traits_of  # noqa: PLC0415 # as above
     from runed.routing.store import CentroidStore  # noqa: PLC0415 # as above
     from runed.scheduling.batcher import Batcher  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
@@ -220,7 +222,7 @@ def _build_scheduler(
         centroids=centroids,
         engine_version=installation.engine_version,
         device=installation.device,
-        traits=installation.traits,
+        traits=traits_of(backend.model, installation.spec.traits, installation.spec.own),
     )
 
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from runed.backends.base import LocalBackend
 from runed.caching.cache import VectorCache
 from runed.domain.device import CPU, Device
-from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
+from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, StreamAnswer, StreamItem, VectorSpace
 from runed.domain.status import Load
+from runed.domain.traits import traits_of
 from runed.errors import RunedError
 from runed.log import get_logger
 from runed.metrics import Metrics
