@@ -37,6 +37,7 @@ class Pool:
         keep_alive: Seconds without a text after which an engine is stopped, for models without a time of their own.
         seats: The room for engines.
         draining: Tells whether the daemon takes calls.
+        on_close: Closes what the models share, after the last of them.
 
     Attributes:
         default: Gets the default model.
@@ -52,6 +53,7 @@ class Pool:
         keep_alive: float,
         seats: Seats,
         draining: Draining,
+        on_close: Callable[[], Awaitable[None]],
     ) -> None:
         self.default = Bootstrapper(lambda report: build(None, report), draining)
         self.seats = seats
@@ -60,6 +62,7 @@ class Pool:
         self._is_installed = is_installed
         self._keep_alive = keep_alive
         self._draining = draining
+        self._on_close = on_close
         self._names: ModelNames | None = None
         self._others: dict[str, Bootstrapper] = {}
 
@@ -193,6 +196,7 @@ class Pool:
     async def close(self) -> None:
         """End everything that was begun, including all engines."""
         await asyncio.gather(*(bootstrapper.close() for bootstrapper in self._bootstrappers()))
+        await self._on_close()
 
     def _bootstrappers(self) -> Sequence[Bootstrapper]:
         return [self.default, *self._others.values()]

@@ -65,11 +65,13 @@ class Seats:
     Attributes:
         limit: As above.
         most: As above.
+        starts: How often an engine got room.
     """
 
     def __init__(self, limit: int, *, strict: bool, most: int = 0) -> None:
         self.limit = limit
         self.most = most
+        self.starts = 0
         self._strict = strict
         self._seated: list[Seat] = []
         self._waiting: list[Seat] = []
@@ -147,6 +149,7 @@ class Seats:
                 return  # the next one must not take the room that this one waits for
             self._waiting.remove(seat)
             self._seated.append(seat)
+            self.starts += 1
             seat.sit()
 
     def _shed(self) -> None:

@@ -125,3 +125,8 @@ class ServedModel:
             device=self.installation.device.description,
             company_cosine=self.state.company_cosine,
         )
+
+
+def served_name(installation: Installation) -> str:
+    """Return the full name of an installed model. It may be another variant than the one that was wanted."""
+    return installation.variant or installation.spec.name

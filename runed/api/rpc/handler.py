@@ -122,6 +122,8 @@ class RunedServicer:
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
         """Describe the present state."""
+        if request.model:
+            await self._host.model(request.model)  # without the names of the models, any name would mean the default one
         return messages.health_response(self._host.health(request.model))
 
     async def warm_up(self, request: WarmUpRequest, ctx: RequestContext[WarmUpRequest, WarmUpResponse], /) -> WarmUpResponse:

@@ -154,9 +154,7 @@ def centroid_header(request: pb.SetCentroidsRequest | None) -> CentroidHeader:
     if request is None or request.WhichOneof("payload") != "header":
         raise BadCentroidsError("the first message of a centroid set is its header, with dim and nlist; send that first")
     header = request.header
-    return CentroidHeader(
-        version=header.version, dim=header.dim, nlist=header.nlist, preset=header.preset, model=header.model
-    )
+    return CentroidHeader(version=header.version, dim=header.dim, nlist=header.nlist, preset=header.preset, model=header.model)
 
 
 def centroids(request: pb.SetCentroidsRequest) -> Iterator[Centroid]:
