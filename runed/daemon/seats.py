@@ -15,7 +15,7 @@ from runed.errors import ModelTooLargeError
 from runed.log import describe_exception, get_logger
 from runed.processes import peak_resident_bytes
 
-_FIRST_SHARE, _FIRST_BYTES = 1.25, 512 * 1024**2
+_FIRST_SHARE, _FIRST_BYTES = 1.5, 256 * 1024**2
 """The memory that an engine is given before it was ever measured: a multiple of its file, and as many bytes more."""
 
 _GROWTH = 1.02
