@@ -165,7 +165,8 @@ def test_clients_of_two_models_in_turn_with_room_for_one(
 
         with ThreadPoolExecutor(clients) as pool:
             assert min(pool.map(client, range(clients))) >= 0.9999
-        metrics = daemon.http().get("/metrics").text
+        with daemon.http() as http:
+            metrics = http.get("/metrics").text
         [starts] = [line.split()[1] for line in metrics.splitlines() if line.startswith("runed_engine_starts_total ")]
         # One start a turn: all clients that wait for a model are served by the same start.
         assert float(starts) <= 2 * rounds + 4
