@@ -96,6 +96,8 @@ class Settings:
     disk_cache: bool = False
     cache_bytes: int = 64 * 1024 * 1024
     disk_cache_bytes: int = 1024 * 1024 * 1024
+    memory_bytes: int = 0
+    max_models: int = 0
     http: tuple[str, int] | None = None
     trust_parents: bool = False
     hf_endpoint: str = HUB
@@ -430,6 +432,8 @@ _CTX_SIZE = partial(_whole_number, least=64, most=131_072, what="tokens")  # abo
 _QUEUE_TEXTS = partial(_whole_number, least=64, most=1_000_000, what="texts")  # a stream queues up to 64 texts at once
 _QUEUE_BYTES = partial(_size, least=1024 * 1024)  # one text may be as large as a request
 _REQUEST_MEMORY = partial(_size, least=128 * 1024 * 1024)  # the largest request and its answer fit in
+_MEMORY = partial(_size, least=1)
+_MAX_MODELS = partial(_whole_number, least=1, most=1000, what="models")
 _CACHE_SIZE = partial(_size, least=1, none=True)
 _DISK_CACHE_SIZE = partial(_size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
 _ENGINE = partial(_one_of, accepted=ENGINES)
@@ -471,6 +475,10 @@ SETTINGS = {
         "the most bytes of text that may wait, at least 1 MiB"),
     "request_memory": Setting("RUNED_REQUEST_MEMORY", _JSON_SIZE, "request_bytes", _REQUEST_MEMORY, "256MiB",
         "the most memory for all requests that are in flight, at least 128 MiB; more are refused with QUEUE_FULL"),
+    "memory": Setting("RUNED_MEMORY", _JSON_SIZE, "memory_bytes", _MEMORY, "",
+        "the most memory of all engines together; by default half of the machine's, which one engine alone may exceed"),
+    "max_models": Setting("RUNED_MAX_MODELS", int, "max_models", _MAX_MODELS, "",
+        "the most engines that run at once, 1 to 1000; by default as many as the memory holds"),
     "cache": Setting("RUNED_CACHE", str, "disk_cache", _on_disk, "memory",
         "the place of cached vectors: `memory`, or `disk` for both"),
     "cache_size": Setting("RUNED_CACHE_SIZE", _JSON_SIZE, "cache_bytes", _CACHE_SIZE, "64MiB",

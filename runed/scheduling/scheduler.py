@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ class Scheduler:
         name: The name of the model.
         idle_timeout: As above.
         demand: The calls that wait for the engine, by lane.
+        last_used: The time of the last call with texts, in seconds since 1970; 0 before the first one.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Scheduler:
         self.name = name
         self.idle_timeout = idle_timeout
         self.demand: Counter[Lane] = Counter()
+        self.last_used = 0.0
         self._cache = cache
         self._metrics = metrics
         self.centroids = centroids
@@ -236,6 +239,7 @@ class Scheduler:
             self.demand[lane] -= 1
 
     def _terms(self, options: EmbedOptions, client: str, lane: Lane, *, strict: bool = False, streamed: bool = False) -> Terms:
+        self.last_used = time.time()
         dimensions = dimensions_for(options, self.backend.model, self.traits)
         prompt = prompt_for(options, self.traits)
         native = dimensions == self.backend.model.dim
