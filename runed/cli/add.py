@@ -6,7 +6,7 @@ import argparse
 
 from runed.bootstrap.shelf import add_entry
 from runed.cli.boundary import ExitCode, tell
-from runed.cli.catalog import open_catalog, quoted
+from runed.cli.catalog import open_catalog, quoted, tell_of_daemon
 from runed.cli.install import open_home
 from runed.cli.options import whole_number
 from runed.domain.model import OwnTraits
@@ -83,4 +83,5 @@ def run(arguments: argparse.Namespace) -> int:
             "if it was trained with prompts, name them in config.json (query_prompt, document_prompt)"
         )
     tell(f"use       runed use {name}")
+    tell_of_daemon(paths)
     return ExitCode.OK

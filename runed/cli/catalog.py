@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runed.bootstrap.manifest import manifest_source
-from runed.cli.boundary import complain
+from runed.cli.boundary import complain, tell
 from runed.domain.model_spec import ModelSpec
 from runed.domain.names import ModelNames
 from runed.paths import Paths
@@ -27,6 +27,14 @@ def origin_of(settings: Settings, spec: ModelSpec) -> str:
     if spec.path is not None:
         return "your own file"
     return spec.source or str(manifest_source(settings))
+
+
+def tell_of_daemon(paths: Paths) -> None:
+    """Say that a daemon that runs does not know a change yet."""
+    from runed.lifecycle.spawn import find_process  # noqa: PLC0415 # as above
+
+    if find_process(paths):
+        tell("daemon    the one that runs learns of this at its next start; `runed stop` ends it")
 
 
 def megabytes(size: int) -> str:

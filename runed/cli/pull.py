@@ -7,7 +7,7 @@ import argparse
 from runed.bootstrap.hub import is_hub_file
 from runed.bootstrap.shelf import add_entry, held, hub_spec, remove_file
 from runed.cli.boundary import ExitCode, complain, tell
-from runed.cli.catalog import megabytes, open_catalog
+from runed.cli.catalog import megabytes, open_catalog, tell_of_daemon
 from runed.cli.install import install_shown, open_home
 from runed.cli.progress import ProgressDisplay
 from runed.domain.model_spec import ModelSpec
@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if from_hub and not spec.sha256:
         _record(settings, paths, catalog, spec, installation.model_sha256)
         tell(f"recorded  {installation.model_sha256} as its SHA-256; every later download must have it")
+        tell_of_daemon(paths)
     tell(f"model     {installation.model}, {megabytes(installation.model.stat().st_size)}")
     tell(f"sha256    {installation.model_sha256}")
     tell(f"use       runed use {spec.name}" if spec is not catalog.default else "use       it is the default model")

@@ -9,9 +9,9 @@ from runed.cli.boundary import ExitCode, tell
 from runed.cli.catalog import megabytes, open_catalog
 from runed.cli.install import open_home
 from runed.cli.waiting import ANSWER_SECONDS
-from runed.client.look import look
+from runed.client.look import models_in_use
 from runed.domain.model_spec import ModelSpec
-from runed.errors import BootstrapError, DaemonUnavailableError, DeadlineExceededError
+from runed.errors import BootstrapError, DaemonUnavailableError, DeadlineExceededError, UnimplementedError
 from runed.lifecycle.presence import Condition, observe
 from runed.paths import Paths
 
@@ -43,13 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_loaded(paths: Paths, spec: ModelSpec) -> None:
-    """Refuse to remove a model that a daemon uses, or may use: its engine reads the file again after a crash."""
+    """Refuse to remove a model that a daemon uses, or may use: its engine reads the file again after a pause or a crash."""
     try:
-        info, _ = look(paths.home, timeout=ANSWER_SECONDS)
+        used = models_in_use(paths.home, timeout=ANSWER_SECONDS)
+    except UnimplementedError:
+        raise BootstrapError("an older daemon runs, which does not tell its models; end it by `runed stop`") from None
     except (DaemonUnavailableError, DeadlineExceededError):
         presence = observe(paths)
         if presence.condition is Condition.ABSENT:
             return
         raise BootstrapError(f"{presence}, so nobody knows whether it uses {spec.name}") from None
-    if info.model_variant.lower() == spec.name.lower():
+    if spec.name.lower() in used:
         raise BootstrapError(f"the daemon uses {spec.name}; end it by `runed stop`, and try again")

@@ -6,9 +6,8 @@ import argparse
 
 from runed.bootstrap.shelf import held, use
 from runed.cli.boundary import ExitCode, complain, tell
-from runed.cli.catalog import megabytes, open_catalog
+from runed.cli.catalog import megabytes, open_catalog, tell_of_daemon
 from runed.cli.install import open_home
-from runed.lifecycle.spawn import find_process
 from runed.settings import load_settings
 
 DESCRIPTION = """\
@@ -38,6 +37,5 @@ def run(arguments: argparse.Namespace) -> int:
     now = load_settings()
     if now.default_model != spec.name:
         complain("the environment names another model: unset RUNED_MODEL, RUNED_MODEL_VARIANT and RUNED_DEFAULT_MODEL")
-    if find_process(paths):
-        tell("the daemon that runs keeps its model until `runed stop`")
+    tell_of_daemon(paths)
     return ExitCode.OK

@@ -12,6 +12,8 @@ from runed_proto.runed.v1.runed_pb2 import (
     HealthResponse,
     InfoRequest,
     InfoResponse,
+    ListModelsRequest,
+    ListModelsResponse,
     ShutdownRequest,
     ShutdownResponse,
     WarmUpRequest,
@@ -115,6 +117,11 @@ class DaemonFlows:
     def health(self, deadline: Deadline) -> Flow[Health]:
         """Return the present state of the daemon."""
         return answers.health((yield from self._send("Health", HealthRequest(), HealthResponse, deadline)))
+
+    def models_in_use(self, deadline: Deadline) -> Flow[set[str]]:
+        """Return the full names of the models that the daemon has opened, in small letters. Their engines may be suspended."""
+        response = yield from self._send("ListModels", ListModelsRequest(), ListModelsResponse, deadline)
+        return {model.name.lower() for model in response.models if model.loaded or model.fingerprint}
 
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
         """Ask the daemon to drain and exit. No daemon is started for that."""
