@@ -99,6 +99,10 @@ class ModelNames:
             self._add(alias, found)
         self.default = self._default(default)
 
+    def named(self, name: str) -> ModelSpec | None:
+        """Return the model of a name or an alias; None if there is none."""
+        return self._by_name.get(name.lower())
+
     def find(self, name: str) -> ModelSpec:
         """Return the model of a name, an alias or, for "", the default model.
 
@@ -107,7 +111,7 @@ class ModelNames:
         """
         if not name:
             return self.default
-        if (spec := self._by_name.get(name.lower())) is None:
+        if (spec := self.named(name)) is None:
             raise UnknownModelError(
                 f"there is no model {printable(name[:_SHOWN])!r}; {self._known()}", metadata={"models": ", ".join(self.specs)}
             )
