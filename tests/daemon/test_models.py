@@ -283,5 +283,5 @@ def test_engines_of_an_earlier_daemon_are_ended(home: Path, start_daemon: Start,
     embed(first, "x", "mini")
     left = [engine_of(first, ""), engine_of(first, "mini")]
     first.stop(signal.SIGKILL)
-    second = started(start_daemon)
+    started(start_daemon)
     wait_until(lambda: all(map(process_gone, left)), what="the end of the old engines")
