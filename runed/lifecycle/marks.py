@@ -10,9 +10,6 @@ from runed.settings import SETTINGS, Settings
 _OF_CLIENTS = {"runed_binary", "trust_parents"}
 """Settings that a daemon does not use once it runs."""
 
-_OF_VECTORS = {"model", "model_variant", "default_model", "models", "aliases", "manifest", "ctx_size"}
-"""Settings that change vectors, or what is embedded at all."""
-
 
 def marks_of(settings: Settings) -> dict[str, str]:
     """Return the name of each setting of the daemon that is not its default, with a hash of 8 digits of its value."""
@@ -30,15 +27,14 @@ def marks_of(settings: Settings) -> dict[str, str]:
 def differences(settings: Settings, marks: Mapping[str, str]) -> tuple[str, ...]:
     """Return the settings that a running daemon has not, as the variables or keys that set them.
 
-    A setting that changes vectors counts whoever has set it. Any other counts only if it is set here.
-
     Args:
-        settings: The settings of a client.
+        settings: The settings of a client. Only those that differ from their defaults count: a client that sets nothing takes
+            what is there.
         marks: What `marks_of` told when the daemon started.
     """
     own = marks_of(settings)
     return tuple(
         setting.variable or f"{name} in config.json"
         for name, setting in SETTINGS.items()
-        if own.get(name) != marks.get(name) and (name in own or name in _OF_VECTORS)
+        if name in own and own[name] != marks.get(name)
     )

@@ -30,10 +30,7 @@ def differing(home: Path, daemon: dict[str, str], client: dict[str, str]) -> tup
         ({"RUNED_PROFILE": "memory"}, {"RUNED_PROFILE": "memory"}, ()),
         ({}, {"RUNED_PROFILE": "memory"}, ("RUNED_PROFILE",)),
         ({"RUNED_PROFILE": "memory"}, {"RUNED_PROFILE": "throughput"}, ("RUNED_PROFILE",)),
-        # The daemon of somebody who set it on purpose is no news to others.
-        ({"RUNED_PROFILE": "memory"}, {}, ()),
-        # But its vectors are.
-        ({"RUNED_MODEL": "/a.gguf"}, {}, ("RUNED_MODEL",)),
+        ({"RUNED_PROFILE": "memory", "RUNED_MODEL": "/a.gguf"}, {}, ()),
         ({}, {"RUNED_MODEL": "/a.gguf"}, ("RUNED_MODEL",)),
         ({"RUNED_MODEL": "/a.gguf"}, {"RUNED_MODEL": "/b.gguf", "RUNED_CTX_SIZE": "512"}, ("RUNED_CTX_SIZE", "RUNED_MODEL")),
         ({}, {"RUNED_MODEL_VARIANT": "x", "RUNED_CACHE": "disk"}, ("RUNED_MODEL_VARIANT", "RUNED_CACHE")),
