@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
 
 RunedError = errors.RunedError
+RunedWarning = errors.RunedWarning
 
 __all__ = [
     "AsyncClient",
@@ -48,6 +49,7 @@ __all__ = [
     "LaneHealth",
     "Phase",
     "RunedError",
+    "RunedWarning",
     "Status",
     "__version__",
     "connect",

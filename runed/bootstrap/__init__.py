@@ -2,7 +2,7 @@
 
 from runed.bootstrap.device_choice import DeviceChoice, keep_choice
 from runed.bootstrap.device_failures import DeviceFailures
-from runed.bootstrap.install import Installation, install, install_for_comparison, load_failures
+from runed.bootstrap.install import Installation, install, install_for_comparison, load_failures, read_catalog
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.progress import Phase, Progress
 
@@ -17,4 +17,5 @@ __all__ = [
     "install_for_comparison",
     "keep_choice",
     "load_failures",
+    "read_catalog",
 ]

@@ -18,6 +18,7 @@ from runed.errors import AlreadyRunningError
 from runed.lifecycle.launch import READY
 from runed.lifecycle.listener import Listener, probe
 from runed.lifecycle.loopback import Loopback
+from runed.lifecycle.marks import marks_of
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.log import configure_logging, get_logger, log_unobserved_exception
@@ -76,7 +77,7 @@ def _serve(settings: Settings, paths: Paths, lock: LockFile, ready_fd: int | Non
         with _signals_held_back():
             # Before the record, which contains the port, and so before the socket. A taken port is an error of the start.
             http = stack.enter_context(Loopback.open(settings.http, paths.http_token)) if settings.http else None
-            record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "")
+            record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "", settings=marks_of(settings))
             # Before the socket listens: a client that finds the socket reads the record at once.
             record.write(paths.daemon_record)
             stack.callback(record.remove, paths.daemon_record)
@@ -97,13 +98,13 @@ async def _serve_until_drained(
     draining = daemon.draining
     with _signals_call(partial(draining.begin, SIGNAL_GRACE)):
         # First, so that an engine that is installed loads its model while the servers are made.
-        daemon.bootstrapper.begin()
+        daemon.pool.begin()
         try:
             face = await daemon.build_face()
             for server in face.servers:
                 await server.start()
         except BaseException:
-            await daemon.bootstrapper.close()
+            await daemon.pool.close()
             raise
         if ready_fd is not None:
             _announce(ready_fd)
@@ -115,9 +116,9 @@ async def _serve_until_drained(
         async with _eviction_watch(lock, listener, draining):
             await draining.wait()
             _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)
-            daemon.bootstrapper.interrupt()
+            daemon.pool.interrupt()
             await draining.stop(face.servers)
-        await daemon.bootstrapper.close()
+        await daemon.pool.close()
     _log.info("stopped", uptime_seconds=round(host.uptime), requests=host.total_requests)
 
 

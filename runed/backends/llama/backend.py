@@ -12,13 +12,14 @@ from runed.backends.llama.gguf import read_gguf
 from runed.backends.llama.guard import EngineDiedError, Guard
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.backends.llama.launcher import Launcher
+from runed.backends.llama.model_info import model_info
 from runed.backends.llama.profile import Profile, choose_profile
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
-from runed.errors import BackendFaultError, BackendUnavailableError, printable
+from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
 
 _T = TypeVar("_T")
@@ -35,6 +36,7 @@ class LlamaBackend:
         model_sha256: The SHA-256 of the GGUF, in hexadecimal.
         paths: The home. Only one backend at a time may use it, as its daemon's lock ensures.
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
+        pooling: The pooling instead of that of the GGUF, or "".
         profile: The number of texts at once and of threads, or the name of a profile.
         device: The device that computes.
         holds_home: Returns whether the home is still this process's. Otherwise no engine is started, and no file removed.
@@ -52,27 +54,15 @@ class LlamaBackend:
         model_sha256: str,
         paths: Paths,
         ctx_size: int,
+        pooling: str = "",
         profile: str | Profile = "balanced",
         device: Device = CPU,
         holds_home: Callable[[], bool] = lambda: True,
         timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
-        metadata = read_gguf(model)
+        metadata = read_gguf(model, pooling=pooling)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP
-        longest = min(context, metadata.context_length)
-        self._model = ModelInfo(
-            identity=f"sha256:{model_sha256[:16]}",
-            name=metadata.name or printable(model.stem),
-            architecture=metadata.architecture,
-            dim=metadata.dim,
-            # Measured: with last-token pooling, the server needs one free token of the context.
-            max_tokens=longest - 1 if metadata.pooling == "last" else longest,
-            pooling=metadata.pooling,
-            file_type=metadata.file_type,
-            sha256=model_sha256,
-            unknown_token=metadata.unknown_id,
-            special_tokens=metadata.special_tokens,
-        )
+        self._model = model_info(model, metadata, sha256=model_sha256, context=context)
         executable = executable.absolute()  # the child works in another directory
         quirks = Quirks(paths.engine_quirks, executable, self._model, device)
         if isinstance(profile, str):
