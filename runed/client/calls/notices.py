@@ -7,6 +7,15 @@ import warnings
 
 from runed.errors import RunedWarning
 
+_told: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Show a warning as `warn` does, but only once in the life of this process."""
+    if message not in _told:
+        _told.add(message)
+        warn(message)
+
 
 def warn(message: str) -> None:
     """Show a `RunedWarning` at the line of the program that called the client."""
