@@ -11,7 +11,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Settings:
         disk_cache: Whether `cache` is "disk".
         cache_bytes: `cache_size`; 0 for no cache in memory.
         disk_cache_bytes: `disk_cache_size`; 0 for no cache on disk.
+        aliases: Names, each with the name of the model that it stands for; "" for the default model.
         http: Host and port, such as ("127.0.0.1", 8321); None for no loopback port.
     """
 
@@ -93,6 +94,8 @@ class Settings:
     cache_bytes: int = 64 * 1024 * 1024
     disk_cache_bytes: int = 1024 * 1024 * 1024
     http: tuple[str, int] | None = None
+    http_token: bool = True
+    aliases: Mapping[str, str] = field(default_factory=dict)
     trust_parents: bool = False
 
 
@@ -329,6 +332,18 @@ def _loopback(value: str, origin: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def _aliases(value: str, origin: str) -> dict[str, str]:
+    aliases: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        alias, _, model = (word.strip() for word in part.partition("="))
+        if not alias or alias in aliases:
+            raise SettingsError(
+                f'{origin}={value!r}: accepted are different names with commas between them, such as "gpt-embed, e5=bge-m3"'
+            )
+        aliases[alias] = model
+    return aliases
+
+
 def _on_disk(value: str, origin: str) -> bool:
     return _one_of(value, origin, accepted=("memory", "disk")) == "disk"
 
@@ -336,6 +351,9 @@ def _on_disk(value: str, origin: str) -> bool:
 _DEFAULT_HOME = "~/.runed"
 
 _JSON_SIZE = str | int
+
+_OPENAI_NAMES = "text-embedding-3-small, text-embedding-3-large, text-embedding-ada-002"
+"""Names of models that programs for OpenAI have written into them."""
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -405,7 +423,11 @@ SETTINGS = {
     "disk_cache_size": Setting("RUNED_DISK_CACHE_SIZE", _JSON_SIZE, "disk_cache_bytes", _DISK_CACHE_SIZE, "1GiB",
         "the size of the cache on disk, at least 16 MiB; `0` for none"),
     "http": Setting("RUNED_HTTP", str, "http", _loopback, "",
-        "where to serve the OpenAI API besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
+        "where to serve the APIs of OpenAI, Ollama and TEI besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
+    "http_token": Setting("RUNED_HTTP_TOKEN", bool, "http_token", _boolean, "on",
+        "whether requests to that port need the token: 1, true, yes, on or 0, false, no, off; see below for what `off` opens"),
+    "aliases": Setting("RUNED_ALIASES", str, "aliases", _aliases, _OPENAI_NAMES,
+        "further names of models, with commas between them: `NAME=MODEL`, or `NAME` for the default model"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),

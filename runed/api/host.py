@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
+from runed.domain.model_status import ModelStatus, Tokenized
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info
 
@@ -12,9 +13,9 @@ from runed.domain.status import Health, Info
 class Host(Protocol):
     """One daemon.
 
-    The five calls that need a model (`embed`, `embed_stream`, `count_tokens`, `set_centroids`, `warm_up`) raise `RunedError`.
-    While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
-    `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
+    The six calls that need a model (`embed`, `embed_stream`, `count_tokens`, `tokenize`, `set_centroids`, `warm_up`) raise
+    `RunedError`. While the model is being looked up or its engine starts, they wait; while something is being downloaded, they
+    raise `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
     generator is closed.
     """
 
@@ -48,6 +49,16 @@ class Host(Protocol):
         """Count the tokens of each text, including those of its prompt and special tokens."""
         ...
 
+    async def tokenize(self, texts: Sequence[str], options: EmbedOptions, *, special: bool = True) -> Tokenized:
+        """Return the tokens of each text, including those of its prompt.
+
+        Args:
+            texts: The texts, unchecked.
+            options: The options of the call.
+            special: Whether to include the special tokens that the tokenizer puts around each text.
+        """
+        ...
+
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the set of routing centroids.
 
@@ -66,6 +77,18 @@ class Host(Protocol):
 
     async def settle(self) -> None:
         """Wait while the model is being looked up; return at once while something is being downloaded, or after a failure."""
+        ...
+
+    def models(self) -> list[ModelStatus]:
+        """Describe the models that requests may name, the default one first. There are none while they are not known."""
+        ...
+
+    def model(self, name: str) -> ModelStatus:
+        """Describe a model; "" means the default one.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+        """
         ...
 
     def info(self) -> Info:

@@ -18,6 +18,8 @@ from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import Draining
 from runed.daemon.inherited import restrictions
 from runed.daemon.served_model import ServedModel
+from runed.domain.model_spec import ModelSpec
+from runed.domain.names import ModelNames, name_of_file, split_name
 from runed.errors import RunedError
 from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
@@ -108,7 +110,7 @@ def _build_face(
     draining: Draining,
     metrics: Metrics,
 ) -> Face:
-    from runed.api.app import build_app  # noqa: PLC0415 # as above
+    from runed.api.app import build_app, build_port_app  # noqa: PLC0415 # as above
     from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
     from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
     from runed.domain.status import Info  # noqa: PLC0415 # as above
@@ -135,11 +137,10 @@ def _build_face(
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:
-        from runed.api.openai.app import build_openai_app  # noqa: PLC0415 # as above
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
 
         gate = token_gate(token=http.token, port=http.port)
-        servers.append(Server(build_openai_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
+        servers.append(Server(build_port_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
     return Face(host, servers)
 
 
@@ -157,8 +158,17 @@ async def _build_model(
     # In threads, since imports take 0.1 s, and so does reading the metadata of a large vocabulary.
     backend = await asyncio.to_thread(_build_backend, settings, paths, lock, installation)
     async with _starting(backend):
-        scheduler = await run_in_thread(partial(_build_scheduler, settings, paths, installation, backend, await metrics.get()))
-    return ServedModel(scheduler, installation, failures)
+        names = _names(settings, installation)
+        build = partial(_build_scheduler, settings, paths, installation, backend, await metrics.get(), name=names.default.name)
+        scheduler = await run_in_thread(build)
+    return ServedModel(scheduler, installation, failures, names)
+
+
+def _names(settings: Settings, installation: Installation) -> ModelNames:
+    """Return the names of the model: that of the manifest, or for a user's own model that of its file."""
+    family, variant = split_name(installation.variant or name_of_file(installation.model))
+    spec = ModelSpec(family=family, variant=variant, path=installation.model, size=installation.model.stat().st_size)
+    return ModelNames([spec], aliases=settings.aliases)
 
 
 def _check_model(path: Path) -> None:
@@ -201,7 +211,7 @@ async def _starting(backend: LlamaBackend) -> AsyncIterator[None]:
 
 
 def _build_scheduler(
-    settings: Settings, paths: Paths, installation: Installation, backend: LlamaBackend, metrics: Metrics
+    settings: Settings, paths: Paths, installation: Installation, backend: LlamaBackend, metrics: Metrics, *, name: str
 ) -> Scheduler:
     from runed.routing.store import CentroidStore  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
@@ -219,6 +229,7 @@ def _build_scheduler(
         engine_version=installation.engine_version,
         device=installation.device,
         traits=installation.traits,
+        name=name,
     )
 
 

@@ -7,11 +7,18 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 
+from typing import TYPE_CHECKING
+
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import DrainableStream, Draining
+from runed.domain.model_status import ModelStatus, Tokenized
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info, Status
+from runed.errors import UnknownModelError
 from runed.metrics import Metrics
+
+if TYPE_CHECKING:
+    from runed.scheduling.scheduler import Scheduler
 
 
 class DaemonHost:
@@ -47,7 +54,7 @@ class DaemonHost:
     ) -> EmbedAnswer:
         """Embed the texts of one call; see `Host.embed`."""
         with self._counted():
-            scheduler = await self._bootstrapper.scheduler()
+            scheduler = await self._scheduler(options.model)
             return await scheduler.embed(texts, options, client=client, per_item_errors=per_item_errors)
 
     async def embed_stream(
@@ -55,7 +62,7 @@ class DaemonHost:
     ) -> AsyncGenerator[StreamAnswer]:
         """Embed the texts of one stream; see `Host.embed_stream`."""
         with self._counted():
-            scheduler = await self._bootstrapper.scheduler()
+            scheduler = await self._scheduler(options.model)
             source = DrainableStream(chunks, self._draining)
             async with contextlib.aclosing(scheduler.embed_stream(source.chunks(), options, client=client)) as answers:
                 async for answer in answers:
@@ -65,11 +72,15 @@ class DaemonHost:
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         """Count the tokens of texts; see `Host.count_tokens`."""
-        return await (await self._bootstrapper.scheduler()).count_tokens(texts, options)
+        return await (await self._scheduler(options.model)).count_tokens(texts, options)
+
+    async def tokenize(self, texts: Sequence[str], options: EmbedOptions, *, special: bool = True) -> Tokenized:
+        """Return the tokens of texts; see `Host.tokenize`."""
+        return await (await self._scheduler(options.model)).tokenize(texts, options, special=special)
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the centroid set; see `Host.set_centroids`."""
-        return await (await self._bootstrapper.scheduler()).centroids.install(header, batches)
+        return await (await self._scheduler(header.model)).centroids.install(header, batches)
 
     async def warm_up(self) -> None:
         """Start the engine ahead of the first text; see `Host.warm_up`."""
@@ -82,6 +93,18 @@ class DaemonHost:
     def metrics(self) -> bytes:
         """Return the metrics; see `Host.metrics`."""
         return self._metrics.render()
+
+    def models(self) -> list[ModelStatus]:
+        """Describe the models; see `Host.models`."""
+        model = self._bootstrapper.model
+        return [] if model is None else [model.status(spec) for spec in model.names.specs.values()]
+
+    def model(self, name: str) -> ModelStatus:
+        """Describe a model; see `Host.model`."""
+        model = self._bootstrapper.model
+        if model is None:
+            raise UnknownModelError("no model is known yet; Health tells why")
+        return model.status(model.names.find(name))
 
     def info(self) -> Info:
         """Describe the daemon and its model; see `Host.info`."""
@@ -114,6 +137,18 @@ class DaemonHost:
     def shut_down(self, grace: float | None) -> None:
         """Begin to drain; see `Host.shut_down`."""
         self._draining.begin(grace)
+
+    async def _scheduler(self, model: str) -> Scheduler:
+        """Return the scheduler of a model, as soon as it is there.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+            RunedError: As for `Bootstrapper.scheduler`.
+        """
+        scheduler = await self._bootstrapper.scheduler()
+        if model and self._bootstrapper.model is not None:
+            self._bootstrapper.model.names.find(model)
+        return scheduler
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from runed.backends.base import BackendState, BackendStatus
 from runed.bootstrap import DeviceFailures, Installation
+from runed.domain.model_spec import ModelSpec
+from runed.domain.model_status import ModelStatus
+from runed.domain.names import ModelNames
 from runed.domain.status import Info, LoadingPhase, Status
 
 if TYPE_CHECKING:
@@ -24,11 +27,13 @@ class ServedModel:
         scheduler: Shares the model's engine among callers.
         installation: The files of engine and model.
         failures: The devices that failed on this machine.
+        names: The names that mean this model.
     """
 
     scheduler: Scheduler
     installation: Installation
     failures: DeviceFailures
+    names: ModelNames
 
     @property
     def state(self) -> BackendState:
@@ -65,6 +70,35 @@ class ServedModel:
         if use := self.installation.device_use:
             self.failures.remember(use, self.state.reason)
         await self.scheduler.close(replaced=True)
+
+    def status(self, spec: ModelSpec) -> ModelStatus:
+        """Describe the model to its users.
+
+        Args:
+            spec: The description of the model.
+        """
+        scheduler, model = self.scheduler, self.scheduler.backend.model
+        return ModelStatus(
+            name=spec.name,
+            family=spec.family,
+            variants=tuple(self.names.variants_of(spec)),
+            aliases=tuple(self.names.aliases_of(spec)),
+            kind=spec.kind,
+            size_bytes=spec.size,
+            installed=True,
+            loaded=self.state.status in {BackendStatus.READY, BackendStatus.STARTING, BackendStatus.SILENT},
+            keep_alive_seconds=scheduler.idle_timeout,
+            vector_dim=model.dim,
+            min_dimensions=scheduler.min_dimensions,
+            max_text_length=model.max_tokens,
+            pooling=model.pooling,
+            query_prompt=scheduler.traits.query_prompt,
+            document_prompt=scheduler.traits.document_prompt,
+            default_instruction=scheduler.traits.default_instruction,
+            fingerprint=scheduler.fingerprint(model.dim),
+            model_identity=model.identity,
+            architecture=model.architecture,
+        )
 
     def describe(self, daemon: Info) -> Info:
         """Return the Info of a daemon that serves this model.

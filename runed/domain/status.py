@@ -109,6 +109,11 @@ class Health:
     downloading: bool = False
     """Whether `Status.LOADING` is a download. Calls do not wait for a download."""
 
+    @property
+    def serves(self) -> bool:
+        """Whether an embedding that comes now will be answered. While the engine sleeps or starts, the call waits for it."""
+        return self.status in {Status.OK, Status.IDLE} or (self.status is Status.LOADING and not self.downloading)
+
 
 @dataclass(frozen=True, slots=True)
 class Info:

@@ -9,6 +9,7 @@ from runed.backends.base import LocalBackend
 from runed.caching.cache import VectorCache
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
+from runed.domain.model_status import Tokenized
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, StreamAnswer, StreamItem, VectorSpace
 from runed.domain.status import Load
 from runed.errors import RunedError
@@ -21,7 +22,7 @@ from runed.scheduling.batcher import Batcher
 from runed.scheduling.claims import Claim, ClaimDesk, Terms, redeem
 from runed.scheduling.counting import tokenize_each
 from runed.scheduling.idle import IdleClock
-from runed.scheduling.preparing import check_count, check_text, located, named, portions
+from runed.scheduling.preparing import Preparer, check_count, check_text, located, named, portions
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.stream import PIECE_TEXTS, Stream
 from runed.turns import breathe, breathe_before
@@ -60,9 +61,12 @@ class Scheduler:
         engine_version: The version that the engine tells, or "".
         device: The device that the engine computes on.
         traits: The traits of the model; None derives them from its file.
+        name: The name of the model in requests.
 
     Attributes:
         backend: The backend, for reading only.
+        name: As above.
+        idle_timeout: Seconds without an embedding after which the backend is stopped; 0 never stops it.
         traits: The traits of the model.
         centroids: The centroid set to route by.
     """
@@ -78,9 +82,11 @@ class Scheduler:
         engine_version: str = "",
         device: Device = CPU,
         traits: ModelTraits | None = None,
+        name: str = "",
     ) -> None:
         self.backend = backend
-        self._idle_timeout = settings.idle_timeout
+        self.name = name
+        self.idle_timeout = settings.idle_timeout
         self._cache = cache
         self._metrics = metrics
         self.centroids = centroids
@@ -206,19 +212,44 @@ class Scheduler:
             InvalidRequestError: The call or one of its texts cannot be served.
             BackendError: The backend failed.
         """
+        return [len(tokens) async for tokens in self._tokenize(texts, options)]
+
+    async def tokenize(self, texts: Sequence[str], options: EmbedOptions, *, special: bool = True) -> Tokenized:
+        """Return the tokens of texts as `embed` would see them.
+
+        Args:
+            texts: As for `count_tokens`.
+            options: As for `count_tokens`.
+            special: Whether to include the special tokens around each text.
+
+        Raises:
+            InvalidRequestError: The call or one of its texts cannot be served.
+            BackendError: The backend failed.
+        """
+        ids = [tokens async for tokens in self._tokenize(texts, options)]
+        with self._idle.busy():
+            if not special:
+                first, last = await Preparer(self.backend).count_special_tokens()
+                ids = [tokens[first : len(tokens) - last] for tokens in ids]
+            known = sorted({token for tokens in ids for token in tokens})
+            pieces = dict(zip(known, await self.backend.spell(known), strict=True))
+        return Tokenized(ids, pieces, frozenset(token for token, _ in self.backend.model.special_tokens))
+
+    async def _tokenize(self, texts: Sequence[str], options: EmbedOptions) -> AsyncIterator[list[int]]:
+        """Yield the tokens of each text, with prompts and special tokens."""
         check_count(texts)
         prompt = prompt_for(options, self.traits)
         for index, text in enumerate(texts):
             check_text(text, *named(index, len(texts)))
             await breathe()
         with self._idle.busy():
-            counts: list[int] = []
+            index = 0
             for part in portions([prompt + text for text in texts]):
                 for tokens in await tokenize_each(part, self.backend):
                     if isinstance(tokens, RunedError):
-                        raise located(tokens, named(len(counts), len(texts)))
-                    counts.append(len(tokens))
-            return counts
+                        raise located(tokens, named(index, len(texts)))
+                    index += 1
+                    yield tokens
 
     async def close(self, *, replaced: bool = False) -> None:
         """Stop the clock and the backend, and fail waiting texts. `replaced` tells whether another scheduler takes over."""
@@ -239,12 +270,12 @@ class Scheduler:
             prompt=prompt,
             truncate=options.truncate,
             dimensions=dimensions,
-            space=VectorSpace(fingerprint=name, prompt=prompt),
+            space=VectorSpace(fingerprint=name, prompt=prompt, model=self.name),
             strict=strict,
             streamed=streamed,
         )
 
     async def _suspend(self) -> None:
-        _log.info("engine suspended", idle_seconds=self._idle_timeout)
+        _log.info("engine suspended", idle_seconds=self.idle_timeout)
         await self.backend.stop()
         release_free_memory()
