@@ -31,6 +31,9 @@ PROFILES = ("memory", "balanced", "throughput")
 ENGINES = ("auto", "cpu", "vulkan", "cuda", "rocm")
 """Names of the engines to choose from: "auto" for the fastest that works, and what each other one computes with."""
 
+OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
+"""Names of models that programs for OpenAI have written into them."""
+
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 """Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
@@ -95,7 +98,7 @@ class Settings:
     disk_cache_bytes: int = 1024 * 1024 * 1024
     http: tuple[str, int] | None = None
     http_token: bool = True
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(OPENAI_NAMES, ""))
     trust_parents: bool = False
 
 
@@ -352,9 +355,6 @@ _DEFAULT_HOME = "~/.runed"
 
 _JSON_SIZE = str | int
 
-_OPENAI_NAMES = "text-embedding-3-small, text-embedding-3-large, text-embedding-ada-002"
-"""Names of models that programs for OpenAI have written into them."""
-
 
 class Setting(msgspec.Struct, frozen=True):
     """One setting.
@@ -426,7 +426,7 @@ SETTINGS = {
         "where to serve the APIs of OpenAI, Ollama and TEI besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
     "http_token": Setting("RUNED_HTTP_TOKEN", bool, "http_token", _boolean, "on",
         "whether requests to that port need the token: 1, true, yes, on or 0, false, no, off; see below for what `off` opens"),
-    "aliases": Setting("RUNED_ALIASES", str, "aliases", _aliases, _OPENAI_NAMES,
+    "aliases": Setting("RUNED_ALIASES", str, "aliases", _aliases, ", ".join(OPENAI_NAMES),
         "further names of models, with commas between them: `NAME=MODEL`, or `NAME` for the default model"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",

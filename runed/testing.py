@@ -20,11 +20,12 @@ import os
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,9 @@ from numpy.typing import NDArray
 
 from runed.api.app import build_app
 from runed.client import EmbedOptions
+from runed.domain.model_spec import ModelSpec
+from runed.domain.model_status import ModelStatus, Tokenized
+from runed.domain.names import ModelNames, split_name
 from runed.domain.requests import (
     Centroid,
     CentroidHeader,
@@ -61,6 +65,7 @@ from runed.errors import (
 from runed.lifecycle.listener import Listener
 from runed.paths import Paths
 from runed.server import Server
+from runed.settings import Settings
 from runed.version import __version__
 
 __all__ = ["Call", "DaemonDouble", "daemon", "vector_of"]
@@ -88,7 +93,11 @@ class Call:
 
 @contextmanager
 def daemon(
-    home: str | os.PathLike[str] | None = None, *, dimensions: int = 8, max_text_length: int = 512
+    home: str | os.PathLike[str] | None = None,
+    *,
+    dimensions: int = 8,
+    max_text_length: int = 512,
+    models: Sequence[str] = ("double",),
 ) -> Iterator[DaemonDouble]:
     """Serve a double in a thread of this process.
 
@@ -97,6 +106,7 @@ def daemon(
             unchanged.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
+        models: The names of its models, the default one first. Each has vectors of its own.
 
     Yields:
         The double, which listens.
@@ -106,7 +116,7 @@ def daemon(
     """
     place = Path(tempfile.mkdtemp(prefix="runed-")) if home is None else Path(home).absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    double = DaemonDouble(place, dimensions, max_text_length)
+    double = DaemonDouble(place, dimensions, max_text_length, tuple(models))
     try:
         with Listener.bind(double.socket) as listener, _serving(double, listener):
             _forbid_real_daemons(place)
@@ -124,12 +134,14 @@ class DaemonDouble:
         home: The directory by which programs find it, as `RUNED_HOME`.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
+        model_names: The names of its models, the default one first.
         calls: The calls that came, in their order.
     """
 
     home: Path
     dimensions: int = 8
     max_text_length: int = 512
+    model_names: tuple[str, ...] = ("double",)
     calls: list[Call] = field(default_factory=list)
     _faults: dict[str, RunedError] = field(default_factory=dict)
     _refusals: list[RunedError] = field(default_factory=list)
@@ -137,19 +149,28 @@ class DaemonDouble:
     _centroids: NDArray[np.float32] | None = None
     _centroid_version: str = ""
 
+    @cached_property
+    def names(self) -> ModelNames:
+        """The names of its models."""
+        pairs = map(split_name, self.model_names)
+        specs = [ModelSpec(family=family, variant=variant) for family, variant in pairs]
+        return ModelNames(specs, aliases=Settings(self.home).aliases)
+
     @property
     def socket(self) -> Path:
         """The path of the socket that it listens on."""
         return Paths(self.home).socket
 
-    def vector(self, text: str, dimensions: int | None = None) -> NDArray[np.float32]:
+    def vector(self, text: str, dimensions: int | None = None, *, model: str = "") -> NDArray[np.float32]:
         """Return the vector of a text.
 
         Args:
             text: The text.
             dimensions: The number of values; None means all.
+            model: The name of the model; "" means the default one.
         """
-        return vector_of(text, dimensions or self.dimensions)
+        spec = self.names.find(model)
+        return vector_of(text if spec is self.names.default else f"{spec.name}: {text}", dimensions or self.dimensions)
 
     def fail(self, text: str, error: RunedError) -> None:
         """Let a text fail from now on, alone and among others."""
@@ -214,6 +235,42 @@ class DaemonDouble:
         self.calls.append(Call("count_tokens", list(texts), _as_given(options)))
         self._admit(options)
         return [_count(text) for text in texts]
+
+    async def tokenize(self, texts: Sequence[str], options: Asked, *, special: bool = True) -> Tokenized:
+        """Return words and two special tokens; see `Host.tokenize`."""
+        self._admit(options)
+        words = {word: zlib.crc32(word.encode()) for text in texts for word in text.split()}
+        ids = [[words[word] for word in text.split()] for text in texts]
+        pieces = {number: word for word, number in words.items()} | {0: "<s>", 1: "</s>"}
+        return Tokenized([[0, *tokens, 1] if special else tokens for tokens in ids], pieces, frozenset({0, 1}))
+
+    def models(self) -> list[ModelStatus]:
+        """Describe its models; see `Host.models`."""
+        return [self._status(spec) for spec in self.names.specs.values()] if self._download is None else []
+
+    def model(self, name: str) -> ModelStatus:
+        """Describe a model; see `Host.model`."""
+        return self._status(self.names.find(name))
+
+    def _status(self, spec: ModelSpec) -> ModelStatus:
+        info = self.info()
+        return ModelStatus(
+            name=spec.name,
+            family=spec.family,
+            variants=tuple(self.names.variants_of(spec)),
+            aliases=tuple(self.names.aliases_of(spec)),
+            installed=True,
+            loaded=True,
+            vector_dim=info.vector_dim,
+            min_dimensions=info.min_dimensions,
+            max_text_length=info.max_text_length,
+            pooling=info.pooling,
+            query_prompt=info.query_prompt,
+            document_prompt=info.document_prompt,
+            default_instruction=info.default_instruction,
+            fingerprint=info.fingerprint,
+            model_identity=info.model_identity,
+        )
 
     async def warm_up(self) -> None:
         """Fail as an embedding would; see `Host.warm_up`."""
@@ -282,6 +339,7 @@ class DaemonDouble:
             raise BootstrappingError(f"the model is being downloaded, {done} of {total} bytes are done", retry_after=1.0)
         if self._refusals:
             raise self._refusals.pop(0)
+        self.names.find(options.model)
         if options.dimensions > self.dimensions:
             raise BadDimensionsError(f"there are {self.dimensions} dimensions at most")
         if options.with_route and self._centroids is None:
@@ -303,14 +361,17 @@ class DaemonDouble:
                 metadata={"tokens": str(total), "limit": str(self.max_text_length)},
             )
         return Embedding(
-            vector=self.vector(text, options.dimensions).astype("<f4").tobytes(),
+            vector=self.vector(text, options.dimensions, model=options.model).astype("<f4").tobytes(),
             tokens=min(total, self.max_text_length),
             total_tokens=total,
             cluster_id=self._nearest(text) if options.with_route else 0,
         )
 
     def _space(self, options: Asked) -> VectorSpace:
-        return VectorSpace(fingerprint=_FINGERPRINT, prompt="" if options.role is Role.NONE else f"{options.role.value}: ")
+        spec = self.names.find(options.model)
+        name = _FINGERPRINT if spec is self.names.default else f"{_FINGERPRINT} {spec.name}"
+        prompt = "" if options.role is Role.NONE else f"{options.role.value}: "
+        return VectorSpace(fingerprint=name, prompt=prompt, model=spec.name)
 
     def _nearest(self, text: str) -> int:
         assert self._centroids is not None

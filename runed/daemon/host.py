@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-
 from typing import TYPE_CHECKING
 
 from runed.daemon.bootstrapper import Bootstrapper

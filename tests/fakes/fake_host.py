@@ -97,6 +97,7 @@ class FakeHost(DaemonDouble):
     """
 
     home: Path = Path("/")
+    model_names: tuple[str, ...] = ("fake.f32", "fake.q8_0", "other-0.6b.f16")
     max_text_length: int = MAX_TOKENS
     asked: list[Asked] = field(default_factory=list)
     taken: int = 0
@@ -250,7 +251,9 @@ class FakeHost(DaemonDouble):
 
     def _space(self, options: EmbedOptions) -> VectorSpace:
         return VectorSpace(
-            fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else ""
+            fingerprint="fp",
+            model=self.names.find(options.model).name,
+            prompt=f"{options.role.value}:{options.instruction}" if options.instruction else "",
         )
 
 
