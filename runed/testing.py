@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from runed.api.app import build_app
 from runed.client import EmbedOptions
 from runed.domain.model_spec import ModelSpec
-from runed.domain.model_status import ModelStatus, Tokenized
+from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.names import ModelNames, split_name
 from runed.domain.requests import (
     Centroid,
@@ -106,7 +106,7 @@ def daemon(
             unchanged.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
-        models: The names of its models, the default one first. Each has vectors of its own.
+        models: The names of the models, the default one first. All of them give the same vectors.
 
     Yields:
         The double, which listens.
@@ -116,7 +116,7 @@ def daemon(
     """
     place = Path(tempfile.mkdtemp(prefix="runed-")) if home is None else Path(home).absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    double = DaemonDouble(place, dimensions, max_text_length, tuple(models))
+    double = DaemonDouble(place, dimensions, max_text_length, models)
     try:
         with Listener.bind(double.socket) as listener, _serving(double, listener):
             _forbid_real_daemons(place)
@@ -134,14 +134,14 @@ class DaemonDouble:
         home: The directory by which programs find it, as `RUNED_HOME`.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
-        model_names: The names of its models, the default one first.
+        models_served: The names of the models, the default one first.
         calls: The calls that came, in their order.
     """
 
     home: Path
     dimensions: int = 8
     max_text_length: int = 512
-    model_names: tuple[str, ...] = ("double",)
+    models_served: Sequence[str] = ("double",)
     calls: list[Call] = field(default_factory=list)
     _faults: dict[str, RunedError] = field(default_factory=dict)
     _refusals: list[RunedError] = field(default_factory=list)
@@ -149,28 +149,19 @@ class DaemonDouble:
     _centroids: NDArray[np.float32] | None = None
     _centroid_version: str = ""
 
-    @cached_property
-    def names(self) -> ModelNames:
-        """The names of its models."""
-        pairs = map(split_name, self.model_names)
-        specs = [ModelSpec(family=family, variant=variant) for family, variant in pairs]
-        return ModelNames(specs, aliases=Settings(self.home).aliases)
-
     @property
     def socket(self) -> Path:
         """The path of the socket that it listens on."""
         return Paths(self.home).socket
 
-    def vector(self, text: str, dimensions: int | None = None, *, model: str = "") -> NDArray[np.float32]:
+    def vector(self, text: str, dimensions: int | None = None) -> NDArray[np.float32]:
         """Return the vector of a text.
 
         Args:
             text: The text.
             dimensions: The number of values; None means all.
-            model: The name of the model; "" means the default one.
         """
-        spec = self.names.find(model)
-        return vector_of(text if spec is self.names.default else f"{spec.name}: {text}", dimensions or self.dimensions)
+        return vector_of(text, dimensions or self.dimensions)
 
     def fail(self, text: str, error: RunedError) -> None:
         """Let a text fail from now on, alone and among others."""
@@ -244,37 +235,43 @@ class DaemonDouble:
         pieces = {number: word for word, number in words.items()} | {0: "<s>", 1: "</s>"}
         return Tokenized([[0, *tokens, 1] if special else tokens for tokens in ids], pieces, frozenset({0, 1}))
 
-    def models(self) -> list[ModelStatus]:
-        """Describe its models; see `Host.models`."""
-        return [self._status(spec) for spec in self.names.specs.values()] if self._download is None else []
+    async def pull(self, model: str = "") -> None:
+        """Check the name of the model; see `Host.pull`."""
+        self._model(model)
 
-    def model(self, name: str) -> ModelStatus:
+    async def warm_up(self, model: str = "") -> None:
+        """Fail as an embedding would; see `Host.warm_up`."""
+        self._admit(Asked(model=model))
+
+    async def unload(self, model: str = "") -> None:
+        """Check the name of the model; see `Host.unload`."""
+        self._model(model)
+
+    async def models(self) -> list[ModelStatus]:
+        """Describe all models; see `Host.models`."""
+        return [await self.model(name) for name in self.models_served]
+
+    async def model(self, name: str = "") -> ModelStatus:
         """Describe a model; see `Host.model`."""
-        return self._status(self.names.find(name))
-
-    def _status(self, spec: ModelSpec) -> ModelStatus:
-        info = self.info()
+        spec = self._names.find(name)
         return ModelStatus(
             name=spec.name,
             family=spec.family,
-            variants=tuple(self.names.variants_of(spec)),
-            aliases=tuple(self.names.aliases_of(spec)),
+            variants=tuple(self._names.variants_of(spec)),
+            aliases=tuple(self._names.aliases_of(spec)),
             installed=True,
             loaded=True,
-            vector_dim=info.vector_dim,
-            min_dimensions=info.min_dimensions,
-            max_text_length=info.max_text_length,
-            pooling=info.pooling,
-            query_prompt=info.query_prompt,
-            document_prompt=info.document_prompt,
-            default_instruction=info.default_instruction,
-            fingerprint=info.fingerprint,
-            model_identity=info.model_identity,
+            vector_dim=self.dimensions,
+            min_dimensions=1,
+            max_text_length=self.max_text_length,
+            pooling="mean",
+            fingerprint=_FINGERPRINT,
+            model_identity="sha256:double",
         )
 
-    async def warm_up(self) -> None:
-        """Fail as an embedding would; see `Host.warm_up`."""
-        self._admit(Asked())
+    def room(self) -> ModelRoom:
+        """Return no bounds; see `Host.room`."""
+        return ModelRoom()
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the set of routing centroids; see `Host.set_centroids`."""
@@ -283,11 +280,13 @@ class DaemonDouble:
         self._centroid_version = header.version or f"double-{header.nlist}"
         return self._centroid_version
 
-    async def settle(self) -> None:
+    async def settle(self, model: str = "") -> None:
         """Return at once, since the double looks for no files; see `Host.settle`."""
+        self._model(model)
 
-    def info(self) -> Info:
+    def info(self, model: str = "") -> Info:
         """Describe the double; see `Host.info`."""
+        name = self._model(model)
         ready = self._download is None
         return Info(
             daemon_version=__version__,
@@ -305,10 +304,12 @@ class DaemonDouble:
             max_queued_texts=100_000,
             max_queued_bytes=64 * 1024 * 1024,
             centroid_set_version=self._centroid_version,
+            model=name if ready else "",
         )
 
-    def health(self) -> Health:
+    def health(self, model: str = "") -> Health:
         """Describe the present state; see `Host.health`."""
+        name = self._model(model)
         done, total = self._download or (0, 0)
         loading = self._download is not None
         return Health(
@@ -324,6 +325,8 @@ class DaemonDouble:
             pid=os.getpid(),
             engine_pid=0,
             engine_restarts=0,
+            model="" if loading else name,
+            loaded_models=0 if loading else len(self.models_served),
         )
 
     def metrics(self) -> bytes:
@@ -337,13 +340,22 @@ class DaemonDouble:
         if self._download is not None:
             done, total = self._download
             raise BootstrappingError(f"the model is being downloaded, {done} of {total} bytes are done", retry_after=1.0)
+        self._model(options.model)
         if self._refusals:
             raise self._refusals.pop(0)
-        self.names.find(options.model)
         if options.dimensions > self.dimensions:
             raise BadDimensionsError(f"there are {self.dimensions} dimensions at most")
         if options.with_route and self._centroids is None:
             raise NoCentroidSetError("there is no centroid set to route by")
+
+    @cached_property
+    def _names(self) -> ModelNames:
+        specs = [ModelSpec(family=family, variant=variant) for family, variant in map(split_name, self.models_served)]
+        return ModelNames(specs, aliases=Settings(self.home).aliases)
+
+    def _model(self, name: str) -> str:
+        """Return the full name of a model."""
+        return self._names.find(name).name
 
     def _outcome(self, text: str, options: Asked) -> Embedding | RunedError:
         if not text.strip():
@@ -361,17 +373,15 @@ class DaemonDouble:
                 metadata={"tokens": str(total), "limit": str(self.max_text_length)},
             )
         return Embedding(
-            vector=self.vector(text, options.dimensions, model=options.model).astype("<f4").tobytes(),
+            vector=self.vector(text, options.dimensions).astype("<f4").tobytes(),
             tokens=min(total, self.max_text_length),
             total_tokens=total,
             cluster_id=self._nearest(text) if options.with_route else 0,
         )
 
     def _space(self, options: Asked) -> VectorSpace:
-        spec = self.names.find(options.model)
-        name = _FINGERPRINT if spec is self.names.default else f"{_FINGERPRINT} {spec.name}"
         prompt = "" if options.role is Role.NONE else f"{options.role.value}: "
-        return VectorSpace(fingerprint=name, prompt=prompt, model=spec.name)
+        return VectorSpace(fingerprint=_FINGERPRINT, prompt=prompt, model=self._model(options.model))
 
     def _nearest(self, text: str) -> int:
         assert self._centroids is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
-from runed.domain.model_status import ModelStatus, Tokenized
+from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info
 
@@ -14,8 +14,11 @@ class Host(Protocol):
     """One daemon.
 
     The six calls that need a model (`embed`, `embed_stream`, `count_tokens`, `tokenize`, `set_centroids`, `warm_up`) raise
-    `RunedError`. While the model is being looked up or its engine starts, they wait; while something is being downloaded, they
-    raise `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
+    `RunedError`. They name it in their options or arguments; "" means the default model. A name that does not exist raises
+    `UnknownModelError` everywhere.
+
+    While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
+    `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
     generator is closed.
     """
 
@@ -71,32 +74,52 @@ class Host(Protocol):
         """
         ...
 
-    async def warm_up(self) -> None:
+    async def warm_up(self, model: str = "") -> None:
         """Start the engine ahead of the first text. Return when it has loaded its model."""
         ...
 
-    async def settle(self) -> None:
-        """Wait while the model is being looked up; return at once while something is being downloaded, or after a failure."""
-        ...
-
-    def models(self) -> list[ModelStatus]:
-        """Describe the models that requests may name, the default one first. There are none while they are not known."""
-        ...
-
-    def model(self, name: str) -> ModelStatus:
-        """Describe a model; "" means the default one.
+    async def unload(self, model: str = "") -> None:
+        """Stop the engine of a model.
 
         Raises:
-            UnknownModelError: There is no model of this name.
+            ModelBusyError: It works.
         """
         ...
 
-    def info(self) -> Info:
-        """Describe the daemon and, once it is known, its model."""
+    async def pull(self, model: str = "") -> None:
+        """Begin to install a model that is not there, and return at once. `health` tells the progress."""
         ...
 
-    def health(self) -> Health:
-        """Describe the present state of the daemon."""
+    async def settle(self, model: str = "") -> None:
+        """Wait while a model is being looked up; return at once while something is being downloaded, or after a failure."""
+        ...
+
+    async def models(self) -> list[ModelStatus]:
+        """Describe all models that requests may name, the default one first, then by name.
+
+        Raises:
+            RunedError: They cannot be known, since the manifest cannot be had.
+        """
+        ...
+
+    async def model(self, name: str = "") -> ModelStatus:
+        """Describe a model.
+
+        Raises:
+            RunedError: As for `models`.
+        """
+        ...
+
+    def room(self) -> ModelRoom:
+        """Describe the bounds of all engines."""
+        ...
+
+    def info(self, model: str = "") -> Info:
+        """Describe the daemon and, once it is known, a model."""
+        ...
+
+    def health(self, model: str = "") -> Health:
+        """Describe the present state of the daemon and of a model."""
         ...
 
     def metrics(self) -> bytes:

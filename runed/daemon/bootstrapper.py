@@ -76,17 +76,25 @@ class Bootstrapper:
     Args:
         build: Gets engine and model and returns them, ready to be started. Its argument is a function that takes the progress.
         draining: Tells whether the daemon takes calls.
+        starts: Whether to start the engine before the first text.
 
     Attributes:
         model: The model; None until it is there.
         progress: The progress of the bootstrap that runs, or of the last one.
     """
 
-    def __init__(self, build: Callable[[Callable[[Progress], None]], Awaitable[ServedModel]], draining: Draining) -> None:
+    def __init__(
+        self,
+        build: Callable[[Callable[[Progress], None]], Awaitable[ServedModel]],
+        draining: Draining,
+        *,
+        starts: bool = True,
+    ) -> None:
         self.model: ServedModel | None = None
         self.progress = _NOTHING_DONE
         self._build = build
         self._draining = draining
+        self._starts = starts
         self._failure: _Failure | None = None
         self._bootstrap: asyncio.Task[None] | None = None
         # Cleared only while a bootstrap runs that has found nothing to download.
@@ -104,6 +112,11 @@ class Bootstrapper:
     def begin(self) -> None:
         """Begin a bootstrap."""
         self._bootstrap = asyncio.create_task(self._run(self._start_over()))
+
+    def try_again(self) -> None:
+        """Begin another bootstrap if the last one failed long enough ago."""
+        if self._failure is not None and self._failure.retry_at <= time.monotonic():
+            self.begin()
 
     async def settle(self) -> None:
         """Wait for a bootstrap that downloads nothing, for at most `MAX_WAIT` seconds."""
@@ -123,8 +136,7 @@ class Bootstrapper:
         if self.model is not None and self.model.device_failed:
             self.begin()
         if self.model is None:
-            if self._failure is not None and self._failure.retry_at <= time.monotonic():
-                self.begin()
+            self.try_again()
             await self.settle()
             self._draining.check()
         if self.model is None:
@@ -165,7 +177,7 @@ class Bootstrapper:
             if failed is not None:
                 await failed.give_way()
             await self._get_model()
-            if (model := self.model) is None:
+            if (model := self.model) is None or not self._starts:
                 return
             # A failed start shows in the backend's state, and the next call tries again.
             with contextlib.suppress(RunedError):

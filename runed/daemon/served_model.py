@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from runed.backends.base import BackendState, BackendStatus
 from runed.bootstrap import DeviceFailures, Installation
-from runed.domain.model_spec import ModelSpec
+from runed.daemon.seats import Seat
 from runed.domain.model_status import ModelStatus
-from runed.domain.names import ModelNames
 from runed.domain.status import Info, LoadingPhase, Status
 
 if TYPE_CHECKING:
@@ -27,13 +26,13 @@ class ServedModel:
         scheduler: Shares the model's engine among callers.
         installation: The files of engine and model.
         failures: The devices that failed on this machine.
-        names: The names that mean this model.
+        seat: The room of the engine.
     """
 
     scheduler: Scheduler
     installation: Installation
     failures: DeviceFailures
-    names: ModelNames
+    seat: Seat
 
     @property
     def state(self) -> BackendState:
@@ -71,22 +70,20 @@ class ServedModel:
             self.failures.remember(use, self.state.reason)
         await self.scheduler.close(replaced=True)
 
-    def status(self, spec: ModelSpec) -> ModelStatus:
+    def status(self, known: ModelStatus) -> ModelStatus:
         """Describe the model to its users.
 
         Args:
-            spec: The description of the model.
+            known: What is known of it without its file.
         """
         scheduler, model = self.scheduler, self.scheduler.backend.model
-        return ModelStatus(
-            name=spec.name,
-            family=spec.family,
-            variants=tuple(self.names.variants_of(spec)),
-            aliases=tuple(self.names.aliases_of(spec)),
-            kind=spec.kind,
-            size_bytes=spec.size,
+        return replace(
+            known,
+            size_bytes=self.seat.file_bytes,
             installed=True,
             loaded=self.state.status in {BackendStatus.READY, BackendStatus.STARTING, BackendStatus.SILENT},
+            memory_bytes=self.seat.peak,
+            last_used_at=int(scheduler.last_used),
             keep_alive_seconds=scheduler.idle_timeout,
             vector_dim=model.dim,
             min_dimensions=scheduler.min_dimensions,
@@ -112,6 +109,7 @@ class ServedModel:
             model_identity=model.identity,
             vector_dim=model.dim,
             max_text_length=model.max_tokens,
+            model=scheduler.name,
             model_name=model.name,
             model_variant=self.installation.variant,
             pooling=model.pooling,
@@ -127,3 +125,8 @@ class ServedModel:
             device=self.installation.device.description,
             company_cosine=self.state.company_cosine,
         )
+
+
+def served_name(installation: Installation) -> str:
+    """Return the full name of an installed model. It may be another variant than the one that was wanted."""
+    return installation.variant or installation.spec.name

@@ -41,6 +41,15 @@ class ModelStatus:
     """The GGUF architecture, such as "qwen3"."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRoom:
+    """The bounds of the engines of all models; fields and units as in `ListModelsResponse` of runed.proto."""
+
+    memory_limit: int = 0
+    memory_bytes: int = 0
+    max_loaded_models: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenized:
     """The tokens of some texts.

@@ -64,7 +64,7 @@ async def test_one_text_and_several_are_answered_in_order(http: httpx.AsyncClien
         "usage": {"prompt_tokens": 3, "total_tokens": 3},
     }
     texts = ["a b c", "d", "a b c"]
-    several = (await http.post(EMBEDDINGS, json={"input": texts, "model": "any"})).json()
+    several = (await http.post(EMBEDDINGS, json={"input": texts, "model": "fake"})).json()
     assert [item["index"] for item in several["data"]] == [0, 1, 2]
     for item, text in zip(several["data"], texts, strict=True):
         assert np.array_equal(np.array(item["embedding"], "<f4"), np.frombuffer(vector_of(text), "<f4"))
@@ -73,7 +73,7 @@ async def test_one_text_and_several_are_answered_in_order(http: httpx.AsyncClien
 
 
 async def test_base64_is_the_very_float32_bytes(http: httpx.AsyncClient) -> None:
-    body = {"input": ["x", "y"], "model": "m", "encoding_format": "base64", "dimensions": 4}
+    body = {"input": ["x", "y"], "model": "FAKE.F32", "encoding_format": "base64", "dimensions": 4}
     answer = (await http.post(EMBEDDINGS, json=body)).json()
     vectors = [base64.b64decode(item["embedding"], validate=True) for item in answer["data"]]
     assert vectors == [vector_of("x", 4), vector_of("y", 4)]
@@ -121,7 +121,7 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None, str]] = {
     ),
     "invalid UTF-8": (b'{"input": "\xff"}', "MALFORMED_REQUEST", None, "byte 11 is not UTF-8"),
     "half a surrogate": (b'{"input": "\\ud800"}', "INVALID_TEXT", "input", "half of a surrogate pair"),
-    "no input": (b'{"model": "m"}', "INVALID_REQUEST", "input", "input is missing"),
+    "no input": (b'{"model": "fake"}', "INVALID_REQUEST", "input", "input is missing"),
     "null": (b'{"input": null}', "INVALID_REQUEST", "input", "neither a string nor a list"),
     "number": (b'{"input": 7}', "INVALID_REQUEST", "input", "neither a string nor a list"),
     "object": (b'{"input": {"text": "tangerine-otter"}}', "INVALID_REQUEST", "input", "neither a string nor a list"),
@@ -363,7 +363,7 @@ async def test_others_get_their_turn_while_a_large_answer_is_written() -> None:
 
     items = [Embedding(vector=vector_of("x", 1024), tokens=3, total_tokens=3)] * 1000
     taking = asyncio.create_task(take_turns())
-    content = await _encode(EmbedAnswer(items=items, space=VectorSpace(fingerprint="fp", prompt="")), "m", as_base64=False)
+    content = await _encode(EmbedAnswer(items=items, space=VectorSpace(fingerprint="fp", prompt="")), as_base64=False)
     taking.cancel()
     assert len(json.loads(content)["data"]) == 1000
     assert turns >= 10

@@ -97,8 +97,8 @@ class FakeHost(DaemonDouble):
     """
 
     home: Path = Path("/")
-    model_names: tuple[str, ...] = ("fake.f32", "fake.q8_0", "other-0.6b.f16")
     max_text_length: int = MAX_TOKENS
+    models_served: Sequence[str] = ("fake.f32", "fake.q8_0", "other")
     asked: list[Asked] = field(default_factory=list)
     taken: int = 0
     waiting: int = 0
@@ -159,7 +159,7 @@ class FakeHost(DaemonDouble):
         self.pushed.append((header, received))
         return header.version
 
-    def info(self) -> Info:
+    def info(self, model: str = "") -> Info:
         return Info(
             daemon_version="1.2.3",
             socket_path="/s",
@@ -186,9 +186,10 @@ class FakeHost(DaemonDouble):
             company_cosine=0.75,
             tuned_at="2026-11-28T12:00:00+00:00",
             centroid_set_version=self.pushed[-1][0].version if self.pushed else "",
+            model=self._model(model),
         )
 
-    def health(self) -> Health:
+    def health(self, model: str = "") -> Health:
         return Health(
             status=self.status,
             phase=self.phase,
@@ -201,6 +202,7 @@ class FakeHost(DaemonDouble):
             pid=2,
             engine_pid=3,
             engine_restarts=4,
+            model=self._model(model),
             load=self.load,
             downloading=self.downloading and self.phase is not LoadingPhase.STARTING_LLAMA_SERVER,
         )
@@ -235,6 +237,7 @@ class FakeHost(DaemonDouble):
             self.busy -= 1
 
     def _admit(self, options: EmbedOptions) -> None:
+        self._model(options.model)
         if options.with_route and not self.pushed:
             raise NoCentroidSetError("there is no centroid set to route by")
 
@@ -250,11 +253,8 @@ class FakeHost(DaemonDouble):
         return 0
 
     def _space(self, options: EmbedOptions) -> VectorSpace:
-        return VectorSpace(
-            fingerprint="fp",
-            model=self.names.find(options.model).name,
-            prompt=f"{options.role.value}:{options.instruction}" if options.instruction else "",
-        )
+        prompt = f"{options.role.value}:{options.instruction}" if options.instruction else ""
+        return VectorSpace(fingerprint="fp", prompt=prompt, model=self._model(options.model))
 
 
 def vector_of(text: str, dimensions: int = DIM) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -21,13 +22,14 @@ from runed.api.ollama import PREFIX
 from runed.api.ollama.names import tagged, untagged
 from runed.api.web.app import build_web_app, json_response
 from runed.api.web.errors import retry_headers, status_of
-from runed.api.web.requests import client_of, convert, known_models, read_object, texts_of, while_connected
+from runed.api.web.requests import client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import all_numbers, numbers
 from runed.domain.device import CPU
 from runed.domain.model_spec import ModelKind
 from runed.domain.model_status import ModelStatus
 from runed.domain.requests import Embedding, EmbedOptions, Truncate
-from runed.errors import BootstrappingError, RunedError
+from runed.domain.status import Status
+from runed.errors import BackendUnavailableError, RunedError
 
 _PULL_STEP = 0.2
 """Seconds between two lines about a download."""
@@ -53,6 +55,7 @@ class _EmbeddingsRequest(_ModelRequest):
     """The body of `/api/embeddings`, which Ollama keeps for older programs."""
 
     prompt: str | None = None
+    keep_alive: Any = None
 
 
 class _PullRequest(_ModelRequest):
@@ -109,10 +112,10 @@ class _OllamaAPI:
         started = time.monotonic_ns()
         with logged_call("Ollama") as call:
             wanted = convert(await self._read(request), _EmbedRequest, _ACCEPTED_EMBED)
-            model = self._asked(wanted)
+            model = await self._asked(wanted)
             if not wanted.input:  # also ""
-                await self._load(request, model)
-                return json_response({"model": tagged(self._host.model(model)), "embeddings": []})
+                name = await self._load(request, model, unload=_is_zero(wanted.keep_alive))
+                return json_response({"model": name, "embeddings": []})
             texts = texts_of(wanted.input, "input")
             truncate = Truncate.NONE if wanted.truncate is False else Truncate.END
             options = EmbedOptions(dimensions=wanted.dimensions or 0, truncate=truncate, model=model)
@@ -123,7 +126,7 @@ class _OllamaAPI:
             tokens = sum(item.tokens for item in answer.items if isinstance(item, Embedding))
             return json_response(
                 {
-                    "model": tagged(self._host.model(answer.space.model)),
+                    "model": tagged(await self._host.model(answer.space.model)),
                     "embeddings": await all_numbers(answer),
                     "total_duration": time.monotonic_ns() - started,
                     "load_duration": 0,
@@ -135,9 +138,9 @@ class _OllamaAPI:
         """Embed one text. Without one, load the model."""
         with logged_call("Ollama") as call:
             wanted = convert(await self._read(request), _EmbeddingsRequest, _ACCEPTED_EMBEDDINGS)
-            model = self._asked(wanted)
+            model = await self._asked(wanted)
             if not wanted.prompt:
-                await self._load(request, model)
+                await self._load(request, model, unload=_is_zero(wanted.keep_alive))
                 return json_response({"embedding": []})
             call.texts = 1
             options = EmbedOptions(truncate=Truncate.END, model=model)
@@ -147,20 +150,20 @@ class _OllamaAPI:
 
     async def tags(self, request: Request) -> Response:
         """List the installed models."""
-        await known_models(self._host, request)
-        return json_response({"models": [_listed(model) for model in self._host.models() if model.installed]})
+        models = await while_connected(request, self._host.models())
+        return json_response({"models": [_listed(model) for model in models if model.installed]})
 
     async def ps(self, request: Request) -> Response:
         """List the models whose engines run."""
-        await known_models(self._host, request)
+        models = await while_connected(request, self._host.models())
         on_cpu = self._host.info().accelerator == CPU.accelerator
-        return json_response({"models": [_running(model, on_cpu=on_cpu) for model in self._host.models() if model.loaded]})
+        return json_response({"models": [_running(model, on_cpu=on_cpu) for model in models if model.loaded]})
 
     async def show(self, request: Request) -> Response:
         """Describe a model."""
         wanted = convert(await self._read(request), _ModelRequest, _ACCEPTED)
-        await known_models(self._host, request)
-        return json_response(_shown(self._host.model(self._asked(wanted))))
+        name = await self._asked(wanted)
+        return json_response(_shown(await while_connected(request, self._host.model(name))))
 
     async def pull(self, request: Request) -> Response:
         """Wait until a model is installed, and tell the progress."""
@@ -179,34 +182,39 @@ class _OllamaAPI:
         # Ollama reads JSON of any type, and its documentation shows `curl -d`, which tells that of a form.
         return await read_object(request, self._limit, any_type=True)
 
-    def _asked(self, wanted: _ModelRequest) -> str:
-        return untagged(self._host, wanted.model or wanted.name or "")
+    async def _asked(self, wanted: _ModelRequest) -> str:
+        return await untagged(self._host, wanted.model or wanted.name or "")
 
-    async def _load(self, request: Request, model: str) -> None:
-        await while_connected(request, self._host.warm_up())
-        self._host.model(model)
+    async def _load(self, request: Request, model: str, *, unload: bool) -> str:
+        """Start the engine of a model, or stop it. Return the name of the model."""
+        await while_connected(request, self._host.unload(model) if unload else self._host.warm_up(model))
+        return tagged(await self._host.model(model))
 
-    async def _pulled(self, wanted: _ModelRequest) -> AsyncIterator[Mapping[str, object]]:
-        """Yield the steps until a model is installed."""
+    async def _pulled(self, wanted: _PullRequest) -> AsyncIterator[Mapping[str, object]]:
+        """Yield the steps until a model is installed.
+
+        Raises:
+            RunedError: It cannot be installed.
+        """
         yield {"status": "pulling manifest"}
-        while True:
-            try:
-                await self._host.warm_up()
-            except BootstrappingError:
-                health = self._host.health()
-                yield {"status": health.message, "completed": health.bytes_done, "total": health.bytes_total}
-                await asyncio.sleep(_PULL_STEP)
-            else:
-                break
-        model = self._host.model(self._asked(wanted))
-        yield {
-            "status": f"pulling {model.name}",
-            "digest": model.model_identity,
-            "total": model.size_bytes,
-            "completed": model.size_bytes,
-        }
-        yield {"status": "verifying sha256 digest"}
+        name = await self._asked(wanted)
+        await self._host.pull(name)
+        while not (model := await self._host.model(name)).installed:
+            health = self._host.health(name)
+            if health.status not in {Status.LOADING, Status.OK, Status.IDLE}:
+                raise BackendUnavailableError(health.message)
+            yield {"status": health.message, "completed": health.bytes_done, "total": health.bytes_total}
+            await asyncio.sleep(_PULL_STEP)
+        digest = f"sha256:{_digest(model)}"
+        yield {"status": f"pulling {model.name}", "digest": digest, "total": model.size_bytes, "completed": model.size_bytes}
+        if model.licence:
+            yield {"status": f"licence: {model.licence}"}
         yield {"status": "success"}
+
+
+def _is_zero(keep_alive: object) -> bool:
+    """Return whether a model shall be unloaded: 0, or a duration such as "0s"."""
+    return keep_alive is not None and re.fullmatch(r"0(\.0*)?[a-z]*", str(keep_alive)) is not None
 
 
 async def _drain(lines: AsyncIterator[Mapping[str, object]]) -> None:
@@ -235,10 +243,13 @@ def _details(model: ModelStatus) -> dict[str, object]:
     }
 
 
+def _digest(model: ModelStatus) -> str:
+    return model.model_identity.partition(":")[2]
+
+
 def _listed(model: ModelStatus) -> dict[str, object]:
     name = tagged(model)
-    digest = model.model_identity.partition(":")[2]
-    return {"name": name, "model": name, "size": model.size_bytes, "digest": digest, "details": _details(model)}
+    return {"name": name, "model": name, "size": model.size_bytes, "digest": _digest(model), "details": _details(model)}
 
 
 def _running(model: ModelStatus, *, on_cpu: bool) -> dict[str, object]:
@@ -246,8 +257,7 @@ def _running(model: ModelStatus, *, on_cpu: bool) -> dict[str, object]:
     if on_cpu:
         facts["size_vram"] = 0
     if model.keep_alive_seconds and model.last_used_at:
-        expires = datetime.fromtimestamp(model.last_used_at, UTC) + timedelta(seconds=model.keep_alive_seconds)
-        facts["expires_at"] = expires.isoformat()
+        facts["expires_at"] = datetime.fromtimestamp(model.last_used_at + model.keep_alive_seconds, UTC).isoformat()
     return facts
 
 

@@ -17,7 +17,7 @@ def tagged(model: ModelStatus) -> str:
     return f"{model.family}{_LATEST}" if is_default else f"{model.family}:{variant}"
 
 
-def untagged(host: Host, name: str) -> str:
+async def untagged(host: Host, name: str) -> str:
     """Return the name of a model for the host.
 
     Args:
@@ -28,7 +28,7 @@ def untagged(host: Host, name: str) -> str:
         name = name[: -len(_LATEST)]
     if ":" not in name:
         return name
-    known = {known.lower() for model in host.models() for known in (model.name, model.family, *model.aliases)}
+    known = {known.lower() for model in await host.models() for known in (model.name, model.family, *model.aliases)}
     return next((candidate for candidate in _candidates(name) if candidate.lower() in known), name)
 
 

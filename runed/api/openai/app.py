@@ -17,7 +17,7 @@ from runed.api.host import Host
 from runed.api.openai import PREFIX
 from runed.api.openai.errors import error_response
 from runed.api.web.app import build_web_app, json_response
-from runed.api.web.requests import client_of, convert, known_models, read_object, texts_of, while_connected
+from runed.api.web.requests import client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import numbers
 from runed.domain.model_status import ModelStatus
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate
@@ -88,12 +88,12 @@ def build_openai_app(host: Host) -> Starlette:
         return Response(content, media_type="application/json")
 
     async def models(request: Request) -> Response:
-        await known_models(host, request)
-        return json_response({"object": "list", "data": [_describe(model) for model in host.models()]})
+        listed = await while_connected(request, host.models())
+        return json_response({"object": "list", "data": [_describe(model) for model in listed]})
 
     async def model(request: Request) -> Response:
-        await known_models(host, request)
-        return json_response(_describe(host.model(_model_asked(host, request.path_params["id"]))))
+        found = await while_connected(request, host.model(_model_asked(host, request.path_params["id"])))
+        return json_response(_describe(found))
 
     routes = [
         Route(_EMBEDDINGS, embeddings, methods=["POST"]),

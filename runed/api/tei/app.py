@@ -18,7 +18,7 @@ from runed.api.error_codes import MalformedRequestError
 from runed.api.host import Host
 from runed.api.web.app import build_web_app, json_response
 from runed.api.web.errors import UnsupportedTypeError, retry_headers
-from runed.api.web.requests import client_of, convert, known_models, read_object, texts_of, while_connected
+from runed.api.web.requests import client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import all_numbers
 from runed.domain.model_status import Tokenized
 from runed.domain.requests import EmbedOptions, Role, Truncate
@@ -112,8 +112,8 @@ def build_tei_app(host: Host) -> Starlette:
         return json_response(await _tokens(tokenized))
 
     async def info(request: Request) -> Response:
-        known = await known_models(host, request)
-        model = host.model("")
+        model = await while_connected(request, host.model())
+        known = host.info()
         return json_response(
             {
                 "model_id": model.name,

@@ -12,18 +12,10 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from runed.api.error_codes import CanceledError, MalformedRequestError
-from runed.api.host import Host
 from runed.api.json_body import check_unicode, read_json
 from runed.api.large import beside_the_loop
 from runed.api.web.errors import UnsupportedTypeError
-from runed.domain.status import Info, Status
-from runed.errors import (
-    BackendUnavailableError,
-    BootstrappingError,
-    InvalidRequestError,
-    RequestTooLargeError,
-    ShuttingDownError,
-)
+from runed.errors import InvalidRequestError, RequestTooLargeError
 
 T = TypeVar("T")
 
@@ -154,22 +146,3 @@ def gone() -> CanceledError:
 def client_of(request: Request) -> str:
     """Return the name of a caller's connection. The RPC library uses the same names."""
     return f"{request.client.host}:{request.client.port}" if request.client else ""
-
-
-async def known_models(host: Host, request: Request) -> Info:
-    """Wait until the models are known, as long as an embedding would. Return the Info of the default model.
-
-    Raises:
-        RunedError: The reason why there is no model yet.
-    """
-    await while_connected(request, host.settle())
-    info, health = host.info(), host.health()
-    if info.model_identity:
-        return info
-    match health.status:
-        case Status.DEGRADED:
-            raise BackendUnavailableError(health.message)
-        case Status.SHUTTING_DOWN:
-            raise ShuttingDownError(health.message)
-        case _:
-            raise BootstrappingError(f"the model is not there yet: {health.message}")
