@@ -115,8 +115,8 @@ async def test_the_token_opens_the_api(scheme: str, port: Port) -> None:
     assert port.host.asked[0].client.startswith("tcp:")
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/runed.v1.RunedService/Shutdown", "/runed.v1.RunedService/Embed", "/"])
-async def test_nothing_but_the_api_is_served(path: str, port: Port) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/runed.v1.RunedService/Shutdown", "/runed.v1.RunedService/Embed", "/rpc"])
+async def test_nothing_but_the_apis_is_served(path: str, port: Port) -> None:
     async with port.client(**port.right) as client:
         for method in ("GET", "POST"):
             response = await client.request(method, path)
