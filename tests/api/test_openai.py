@@ -123,7 +123,10 @@ async def test_the_named_model_answers(http: httpx.AsyncClient, served: Served) 
 
 @pytest.mark.parametrize("name", ["gpt-4", "text-embedding-4", "Qwen/Qwen3-Embedding-8B", "../fake", "fake.f16", "f\u0000"])
 async def test_an_unknown_model_is_not_found_and_the_others_are_told(name: str, http: httpx.AsyncClient) -> None:
-    responses = [await http.post(EMBEDDINGS, json={"input": "x", "model": name}), await http.get(f"/v1/models/{quote(name, safe="")}")]
+    responses = [
+        await http.post(EMBEDDINGS, json={"input": "x", "model": name}),
+        await http.get(f"/v1/models/{quote(name, safe='')}"),
+    ]
     for response in responses:
         assert response.status_code == 404
         error = refusal(response)
