@@ -441,7 +441,7 @@ SETTINGS = {
     "models": Setting("", dict[str, Entry], "models", _models, "",
         "models of your own by name, and changes of others; see [Models](#models)"),
     "aliases": Setting("", dict[str, str], "aliases", _aliases, "",
-        'further names of models: `{"small": "bge-m3"}`; `""` stands for the default model. The names of OpenAI mean that, too'),
+        'further names of models: `{"small": "bge-m3"}`; `""` stands for the default model. Names of OpenAI mean that, too'),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", int, "ctx_size", _CTX_SIZE, "2048",

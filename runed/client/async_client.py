@@ -243,7 +243,7 @@ class AsyncClient:
         from runed.client.transport.aio_stream import run_upload  # noqa: PLC0415
 
         self._transport.check_open()
-        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout), model)
+        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout), model=model)
         return await run_upload(flow, self._transport)
 
     async def wait_until_ready(self, *, model: str | None = None, timeout: float | None = None) -> Info:

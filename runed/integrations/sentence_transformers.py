@@ -46,10 +46,10 @@ class SentenceTransformer:
         similarities = model.similarity(model.encode_query(question), model.encode_document(passages))
 
     Three things differ. The daemon runs the model, which has to be one of its own. Vectors always have length 1, also those of
-    fewer dimensions. A text that is longer than the model reads is refused; with `truncate="end"` it is cut, as sentence-transformers
-    does silently. An argument that cannot be followed is refused, so that no vector differs from the request. An object may be
-    used by any number of threads and forked processes, and copied and pickled; it connects when the first text comes. Errors
-    are those of `runed.Client`.
+    fewer dimensions. A text that is longer than the model reads is refused; with `truncate="end"` it is cut, as
+    sentence-transformers does silently. An argument that cannot be followed is refused, so that no vector differs from the
+    request. An object may be used by any number of threads and forked processes, and copied and pickled; it connects when the
+    first text comes. Errors are those of `runed.Client`.
 
     Args:
         model_name_or_path: The name of one of the daemon's models, such as "BAAI/bge-m3"; the organisation does not count. None
@@ -88,8 +88,8 @@ class SentenceTransformer:
     ) -> None:
         if model_name_or_path is not None and Path(model_name_or_path).exists():
             raise ValueError(
-                f"{model_name_or_path} is a path, but the daemon has models of its own; name one of these. `runed add` gives it "
-                "a GGUF of yours, and sentence-transformers itself reads a directory"
+                f"{model_name_or_path} is a path, but the daemon has models of its own; name one of these. `runed add` gives "
+                "it a GGUF of yours, and sentence-transformers itself reads a directory"
             )
         self._name = model_name_or_path
         self._model: str | None = None

@@ -30,7 +30,7 @@ MESSAGE_BYTES = 1024 * 1024
 
 
 def set_centroids_flow(
-    flows: DaemonFlows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline, model: str | None
+    flows: DaemonFlows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline, *, model: str | None = None
 ) -> UploadFlow[CentroidSet]:
     """Replace the set. Try again if the daemon cannot take it for the moment.
 
