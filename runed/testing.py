@@ -422,6 +422,8 @@ def _as_given(options: Asked) -> EmbedOptions:
         given["truncate"] = "end" if options.truncate is Truncate.END else "start"
     if options.lane is not None:
         given["lane"] = "bulk" if options.lane is Lane.BULK else "interactive"
+    if options.model:
+        given["model"] = options.model
     return given
 
 

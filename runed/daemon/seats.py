@@ -295,7 +295,7 @@ class Seat:
             return await self._backend.tokenize(texts)
 
     async def spell(self, tokens: Sequence[int]) -> list[str]:
-        """See `Tokenizer.spell`."""
+        """See `Speller.spell`."""
         async with self._using():
             return await self._backend.spell(tokens)
 

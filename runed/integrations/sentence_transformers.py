@@ -260,7 +260,8 @@ class SentenceTransformer:
 def _tensor_maker() -> Callable[[Vectors], Any]:
     import torch  # noqa: PLC0415 # only tensors need it
 
-    return torch.from_numpy
+    maker: Callable[[Vectors], Any] = torch.from_numpy
+    return maker
 
 
 def _find_model(client: Client, name: str) -> str | None:

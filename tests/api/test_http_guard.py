@@ -83,6 +83,7 @@ def assert_refused(response: httpx.Response, status: int, kind: str, code: str) 
 @pytest.mark.parametrize(("method", "path"), PATHS)
 async def test_no_path_is_open_without_the_token(method: str, path: str, port: Port, log: list[Any]) -> None:
     token = port.http.token
+    assert token is not None
     wrong = [
         None,
         "",

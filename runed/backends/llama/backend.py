@@ -132,7 +132,7 @@ class LlamaBackend:
         return [tokens for answer in answers for tokens in answer]
 
     async def spell(self, tokens: Sequence[int]) -> list[str]:
-        """See `Tokenizer.spell`."""
+        """See `Speller.spell`."""
         return await self._ask(lambda http: http.spell(tokens))
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
