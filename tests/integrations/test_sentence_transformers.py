@@ -156,7 +156,7 @@ def test_each_model_of_the_daemon_can_be_named_and_others_are_refused() -> None:
             SentenceTransformer(name, home=daemon.home).encode(TEXTS)
             assert daemon.calls[-1].options["model"] == served
         for name in ("e5", "small", "BAAI/bge-m4", "bge-m3.q8_0"):
-            with pytest.raises(errors.UnknownModelError, match="bge-m3.f16, e5-small"):
+            with pytest.raises(errors.UnknownModelError, match=r"bge-m3\.f16, e5-small"):
                 SentenceTransformer(name, home=daemon.home).encode(TEXTS)
 
 
