@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
 
 RunedError = errors.RunedError
+RunedWarning = errors.RunedWarning
 
 __all__ = [
     "AsyncClient",
@@ -52,6 +53,7 @@ __all__ = [
     "ModelKind",
     "Phase",
     "RunedError",
+    "RunedWarning",
     "Status",
     "__version__",
     "connect",

@@ -35,6 +35,10 @@ def printable_bytes(output: bytes) -> bytes:
     return _UNPRINTABLE_BYTES.sub(b"?", output)
 
 
+class RunedWarning(UserWarning):
+    """A call works, but not as its caller may expect."""
+
+
 class RunedError(Exception):
     """The base of all errors of runed. Its text holds no control character but line ends and tabs.
 

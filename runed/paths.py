@@ -16,7 +16,7 @@ MAX_SOCKET_PATH = 103
 """The longest socket path in bytes: macOS holds 104 with the closing NUL, Linux 108 (`sun_path` of `sockaddr_un`)."""
 
 _MARKS = frozenset(
-    "cache.secret daemon.json daemon.lock embedding.sock http.token install.lock installed.json spawn.lock".split()  # noqa: SIM905 # shorter
+    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json spawn.lock".split()  # noqa: SIM905 # shorter
 )
 """Files that only runed makes. A directory that has one of them is a home."""
 
@@ -53,6 +53,11 @@ class Paths:
     def config(self) -> Path:
         """The user's configuration. The file is optional."""
         return self.home / "config.json"
+
+    @property
+    def config_lock(self) -> Path:
+        """The lock that a command holds while it changes the configuration."""
+        return self.home / "config.lock"
 
     @property
     def daemon_lock(self) -> Path:

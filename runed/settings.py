@@ -132,7 +132,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     trust_parents = _boolean(_get(env, "RUNED_TRUST_PARENTS") or "no", "RUNED_TRUST_PARENTS")
     check_home(home_path, trust_parents=trust_parents)
     explicit = _get(env, "RUNED_CONFIG")
-    config_path = full_path(explicit) if explicit else home_path / "config.json"
+    config_path = configuration(home_path, env)
     if explicit or config_path.is_symlink():  # the home does not protect it
         check_file(config_path, trust_parents=trust_parents)
     config = _read_config(config_path, required=explicit is not None)
@@ -150,6 +150,12 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
             values[setting.field] = setting.parse(value, origin)
     _settle_default(values, env)
     return Settings(home_path, **values)
+
+
+def configuration(home: Path, environ: Mapping[str, str] | None = None) -> Path:
+    """Return the path of the configuration of a home: `RUNED_CONFIG`, or else `config.json` in it."""
+    explicit = _get(os.environ if environ is None else environ, "RUNED_CONFIG")
+    return full_path(explicit) if explicit else home / "config.json"
 
 
 def _settle_default(values: dict[str, Any], env: Mapping[str, str]) -> None:
@@ -301,7 +307,7 @@ def _endpoint(value: str, origin: str) -> str:
 
 
 def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
-    return own_models(value, origin, read_path=_file, read_duration=_duration)
+    return own_models(value, origin, read_path=_file, read_duration=duration)
 
 
 def _aliases(value: Mapping[str, str], _origin: str) -> Mapping[str, str]:
@@ -340,7 +346,16 @@ def _whole_number(value: str, origin: str, *, least: int, most: int, what: str) 
     raise SettingsError(f"{origin}={value!r}: accepted is a whole number of {what} from {least} to {most}")
 
 
-def _duration(value: str, origin: str) -> float:
+def duration(value: str, origin: str) -> float:
+    """Read a duration, in seconds.
+
+    Args:
+        value: The text, such as "10m".
+        origin: The place where it stands, for the error.
+
+    Raises:
+        SettingsError: It is no duration.
+    """
     try:
         seconds = durationpy.from_str(value).total_seconds()
     except (durationpy.DurationError, ValueError, OverflowError):
@@ -442,7 +457,7 @@ SETTINGS = {
         "models of your own by name, and changes of others; see [Models](#models)"),
     "aliases": Setting("", dict[str, str], "aliases", _aliases, "",
         'further names of models: `{"small": "bge-m3"}`; `""` stands for the default model. Names of OpenAI mean that, too'),
-    "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
+    "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", int, "ctx_size", _CTX_SIZE, "2048",
         "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most that of the model"),

@@ -17,7 +17,7 @@ import (
 const maxLinks = 40
 
 // homeFiles are the files of a home that a client reads, runs or connects to, and the directories that hold them.
-var homeFiles = []string{"bin", "cache", "cache.secret", "config.json", "daemon.json", "daemon.lock", "embedding.sock", "http.token",
+var homeFiles = []string{"bin", "cache", "cache.secret", "config.json", "config.lock", "daemon.json", "daemon.lock", "embedding.sock", "http.token",
 	"install.lock", "installed.json", "licenses", "logs", "models", "run", "spawn.lock"}
 
 // checkHome refuses a home in which another user has a hand, before anything of it is read, run or connected to. A missing home is

@@ -170,6 +170,7 @@ class CountingEmbedder(Embedder, Tokenizer, Protocol):
 
 
 class LocalBackend(CountingEmbedder, Speller, Managed, Protocol):
-    """A backend with all capabilities. The scheduler needs them to count and to tell tokens, and to stop the engine of an idle
-    daemon.
+    """A backend with all capabilities.
+
+    The scheduler needs them to count and to tell tokens, and to stop the engine of an idle daemon.
     """

@@ -112,9 +112,11 @@ class ModelInstaller:
 
     def _expected(self, choice: ModelChoice) -> tuple[int | None, str]:
         """Return size and hash of a model. A derived model was made here, so only the audit knows them."""
-        if choice.quantization is None:
-            return choice.source.size, choice.source.sha256
         record = self._installed.get(choice.variant)
+        if choice.quantization is None:
+            # The hash that the user has not pinned is that of the first download.
+            first = record.sha256 if record and record.url == printable_url(choice.source.url) else ""
+            return choice.source.size, choice.source.sha256 or first
         made = record.derived_from if record else None
         if record is None or made is None or (made.sha256, made.type) != (choice.source.sha256, choice.quantization):
             return -1, ""

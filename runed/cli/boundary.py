@@ -7,12 +7,14 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
-from runed.errors import WINDOWS_UNSUPPORTED, RunedError, SettingsError, printable
+from runed.errors import WINDOWS_UNSUPPORTED, RunedError, RunedWarning, SettingsError, printable
 
 
 class ExitCode(IntEnum):
@@ -56,6 +58,7 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         _forbid_core_dumps()
         _prepare_output()
+        warnings.showwarning = _show_warning
         _clean_up_on_signals()
         code = _run(command)
         sys.stdout.flush()  # flushed here, since a failure can still become an exit code
@@ -96,6 +99,21 @@ def complain(message: str) -> None:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"runed: {printable(message, keep=_KEPT)}\n")
             sys.stderr.flush()
+
+
+def _show_warning(  # noqa: PLR0917 # the arguments of `warnings.showwarning`
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning for the user as one line. Those of libraries are shown as Python does."""
+    if issubclass(category, RunedWarning):
+        complain(str(message))
+    elif sys.stderr is not None:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _run(command: Callable[[], int]) -> int:

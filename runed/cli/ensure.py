@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             handle = ensure_daemon(settings, timeout=arguments.timeout or START_SECONDS, minimum_version=__version__)
         if handle.pid is not None and is_stopped(handle.pid):
             complain(str(Presence(Paths(settings.home), Condition.STOPPED, handle.pid)))
+        if handle.complaint:
+            complain(handle.complaint)
         if arguments.wait or arguments.warm:
             _wait(arguments.timeout, began=began, warm=arguments.warm)
     except RunedError as error:

@@ -17,6 +17,7 @@ from runed.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from runed.bootstrap import Installation, Progress
+    from runed.domain.model_spec import ModelSpec
 
 DESCRIPTION = """\
 Download and verify the engine and the model now, so that the first start needs
@@ -57,25 +58,26 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def open_home(log: str) -> tuple[Settings, Paths]:
+def open_home(log: str = "") -> tuple[Settings, Paths]:
     """Prepare the home as the daemon does. Return the settings and the paths.
 
     Args:
-        log: The name of the log file of this command. Two processes cannot rotate one file.
+        log: The name of the log file of this command, or "" for none. Two processes cannot rotate one file.
     """
     settings = load_settings()
     os.umask(0o077)
     paths = Paths(settings.home)
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     ensure_private_dir(paths.logs)
-    from runed.log import configure_logging  # noqa: PLC0415 # 90 ms, after what may refuse the home
+    if log:
+        from runed.log import configure_logging  # noqa: PLC0415 # 90 ms, after what may refuse the home
 
-    configure_logging(paths.logs / log)
+        configure_logging(paths.logs / log)
     return settings, paths
 
 
-def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay) -> Installation:
-    """Install engine and model, and show the progress."""
+def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay, wanted: ModelSpec | None = None) -> Installation:
+    """Install the engine and a model, by default the default one, and show the progress."""
     import asyncio  # noqa: PLC0415 # with the next two, 200 ms that `runed install --help` does not spend
 
     from runed.backends.llama import check_model  # noqa: PLC0415
@@ -84,7 +86,7 @@ def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay) ->
     def report(progress: Progress) -> None:
         display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)
 
-    return asyncio.run(install(settings, paths, report=report, check_model=check_model))
+    return asyncio.run(install(settings, paths, report=report, check_model=check_model, wanted=wanted))
 
 
 def _write_launcher(paths: Paths) -> Path:

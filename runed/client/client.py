@@ -392,8 +392,8 @@ class Client(DaemonClient):
 
             installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
 
-        Each model has a set of its own. All clients of the daemon share the set, and the daemon keeps it over restarts. If a new
-        set fails to arrive, the earlier one stays.
+        Each model has a set of its own. All clients share it, and the daemon keeps it over restarts. If a new set fails to
+        arrive, the earlier one stays.
 
         Args:
             vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row

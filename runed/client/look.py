@@ -44,6 +44,18 @@ def ask_health(home: Path, *, timeout: float) -> Health:
         return drive(flows.health(Deadline(timeout)), transport.perform)
 
 
+def models_in_use(home: Path, *, timeout: float) -> set[str]:
+    """Return the full names of the models that a running daemon has opened, in small letters.
+
+    Arguments and errors are those of `look`; besides:
+
+    Raises:
+        UnimplementedError: The daemon is of a version that knows one model only.
+    """
+    with _reached(home, timeout) as (flows, transport):
+        return drive(flows.models_in_use(Deadline(timeout)), transport.perform)
+
+
 @contextmanager
 def _reached(home: Path, timeout: float) -> Iterator[tuple[DaemonFlows, Transport]]:
     target = Target.resolve(home=home, socket_path=None, spawn=False)

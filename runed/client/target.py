@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from runed.client.calls.notices import warn_once
 from runed.errors import DaemonUnavailableError
 from runed.lifecycle.listener import probe
 from runed.lifecycle.spawn import ensure_daemon
@@ -47,6 +48,8 @@ class Target:
     def ensure(self, timeout: float | None) -> None:
         """Make sure that a daemon listens. If it may be started here, it has at least this version.
 
+        A daemon with other settings than those of this process is told once, by a `RunedWarning`.
+
         Args:
             timeout: Seconds that it may take; None means 60.
 
@@ -56,6 +59,8 @@ class Target:
         """
         if self.settings is not None:
             limit = _START_TIMEOUT if timeout is None else timeout
-            ensure_daemon(self.settings, timeout=limit, minimum_version=__version__)
+            handle = ensure_daemon(self.settings, timeout=limit, minimum_version=__version__)
+            if handle.differences:
+                warn_once(handle.complaint)
         elif not probe(self.socket):
             raise DaemonUnavailableError(f"no daemon listens on {self.socket}; start one with `runed ensure` or `runed`")

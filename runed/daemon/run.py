@@ -18,6 +18,7 @@ from runed.errors import AlreadyRunningError
 from runed.lifecycle.launch import READY
 from runed.lifecycle.listener import Listener, probe
 from runed.lifecycle.loopback import Loopback
+from runed.lifecycle.marks import marks_of
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.log import configure_logging, get_logger, log_unobserved_exception
@@ -77,7 +78,7 @@ def _serve(settings: Settings, paths: Paths, lock: LockFile, ready_fd: int | Non
             # Before the record, which contains the port, and so before the socket. A taken port is an error of the start.
             token = paths.http_token if settings.http_token else None
             http = stack.enter_context(Loopback.open(settings.http, token)) if settings.http else None
-            record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "")
+            record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "", settings=marks_of(settings))
             # Before the socket listens: a client that finds the socket reads the record at once.
             record.write(paths.daemon_record)
             stack.callback(record.remove, paths.daemon_record)

@@ -102,6 +102,10 @@ class ModelNames:
         for alias in (aliases or {}).keys() - named.keys():
             self._by_name.setdefault(check_name(alias, "an alias").lower(), self.default)
 
+    def named(self, name: str) -> ModelSpec | None:
+        """Return the model of a name or an alias; None if there is none."""
+        return self._by_name.get(name.lower())
+
     def find(self, name: str) -> ModelSpec:
         """Return the model of a name, an alias or, for "", the default model.
 
@@ -110,7 +114,7 @@ class ModelNames:
         """
         if not name:
             return self.default
-        if (spec := self._by_name.get(name.lower())) is None:
+        if (spec := self.named(name)) is None:
             raise UnknownModelError(
                 f"there is no model {printable(name[:_SHOWN])!r}; {self._known()}", metadata={"models": ", ".join(self.specs)}
             )

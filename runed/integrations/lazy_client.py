@@ -89,7 +89,9 @@ class LazyClient:
         if client := self._blocking.get(None):
             return client
         # Several threads may come here at once. All but one of their clients are dropped before they open a connection.
-        return self._blocking.setdefault(None, self._connect())
+        client = self._connect()
+        client._flows.ignore_roles()  # noqa: SLF001 # the framework chooses the role of a text, not the program
+        return self._blocking.setdefault(None, client)
 
     def embed(self, text: str, role: Role | None) -> Vectors:
         """Embed one text. The vector is float32 of shape (dim,)."""
@@ -138,6 +140,7 @@ class LazyClient:
             if other.is_closed():
                 self._loops.pop(other, None)
         client = await self._connect_async()
+        client._flows.ignore_roles()  # noqa: SLF001 # as in `client`
         # As in `client`, several tasks may come here at once.
         loop_client = self._loops.setdefault(loop, _LoopClient(client, _guard(client), asyncio.Semaphore(_MAX_CALLS)))
         if loop_client.client is client:

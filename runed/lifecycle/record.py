@@ -29,6 +29,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         socket: The path that it listens on.
         http: The URL of its loopback port, such as "http://127.0.0.1:8321"; "" if it has none.
         draining: Whether it takes no new work, and ends once its calls are answered.
+        settings: Its settings, as `marks_of` tells them; None from a daemon that does not tell.
     """
 
     pid: Annotated[int, msgspec.Meta(ge=1, le=MAX_PID)]
@@ -38,10 +39,16 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     http: str = ""
     draining: bool = False
     scope: str = ""
+    settings: dict[str, str] | None = None
 
     @classmethod
-    def of_this_process(cls, socket: Path, *, http: str = "") -> Self:
+    def of_this_process(cls, socket: Path, *, http: str = "", settings: dict[str, str] | None = None) -> Self:
         """Return the record of the calling process as the daemon on a socket, and on a loopback port if it has one.
+
+        Args:
+            socket: The path that it listens on.
+            http: The URL of its loopback port, or "".
+            settings: Its settings, as `marks_of` tells them.
 
         Raises:
             LifecycleError: The system does not tell when this process started.
@@ -56,6 +63,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             version=__version__,
             socket=os.fspath(socket),
             http=http,
+            settings=settings,
         )
 
     @classmethod

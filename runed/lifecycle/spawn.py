@@ -15,6 +15,7 @@ import msgspec
 from runed.errors import DaemonStartError, LifecycleError
 from runed.lifecycle.launch import Launch, command_version, find_command
 from runed.lifecycle.listener import find_listener
+from runed.lifecycle.marks import differences
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.os_errors import explain
@@ -48,12 +49,24 @@ class DaemonHandle:
         socket: The path to connect to.
         version: Its version, as in "0.1.0"; None if it left no record.
         started: Whether this call started it.
+        differences: The settings of the caller that it has not, as the variables or keys that set them.
     """
 
     pid: int | None
     socket: Path
     version: str | None
     started: bool
+    differences: tuple[str, ...] = ()
+
+    @property
+    def complaint(self) -> str:
+        """The sentence for people about the settings that differ; "" if none does."""
+        if not self.differences:
+            return ""
+        return (
+            f"the daemon on {self.socket} was started with other settings than these: {', '.join(self.differences)} differ; "
+            "with `runed stop`, the next client starts one that has them"
+        )
 
 
 def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version: str | None = None) -> DaemonHandle:
@@ -63,7 +76,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
     belongs to no terminal and outlives its caller.
 
     Args:
-        settings: The settings, of which home and `runed_binary` count.
+        settings: The settings. A daemon that runs already may have others, as its handle tells.
         timeout: Seconds after which the call fails, including the drain of an older daemon.
         minimum_version: The oldest version that may stay. An older daemon is replaced after its drain, if a newer one can be
             started.
@@ -305,7 +318,9 @@ class _Search:
         return self._handle(running.record, process.pid if process else None, started=False)
 
     def _handle(self, record: DaemonRecord | None, pid: int | None, *, started: bool) -> DaemonHandle:
-        return DaemonHandle(pid, self._paths.socket, record.version if record else None, started)
+        version, marks = (record.version, record.settings) if record else (None, None)
+        differing = () if started or marks is None else differences(self._settings, marks)
+        return DaemonHandle(pid, self._paths.socket, version, started, differing)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -366,7 +366,7 @@ def test_the_manifest_and_the_context_can_be_set_in_the_file(home: Path) -> None
 @pytest.mark.parametrize("value", ["mirror", "ftp://mirror", "https://"])
 def test_the_hub_is_a_web_url(value: str, home: Path) -> None:
     assert load_settings(home=home, environ={"HF_ENDPOINT": "https://mirror/"}).hf_endpoint == "https://mirror"
-    with pytest.raises(SettingsError, match="HF_ENDPOINT=.*accepted is an https or http URL"):
+    with pytest.raises(SettingsError, match=r"HF_ENDPOINT=.*accepted is an https or http URL"):
         load_settings(home=home, environ={"HF_ENDPOINT": value})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from runed.bootstrap import Installation, Progress, install
+from runed.domain.model_spec import ModelSpec
 from runed.paths import Paths
 from runed.settings import Settings
 from tests.bootstrap.parts import IMPATIENT, Release, Wanted, check_magic
@@ -66,13 +67,22 @@ class Machine:
     async def install(
         self,
         manifest: str | None = None,
+        *,
+        wanted: ModelSpec | None = None,
         **settings: Any,  # noqa: ANN401 # the fields of Settings, each of its own type
     ) -> Installation:
         """Install by a manifest, with settings that stay."""
         if manifest is not None:
             settings["manifest"] = manifest
         self.settings = replace(self.settings, **settings)
-        return await install(self.settings, self.paths, report=self.progress.append, check_model=check_magic, policy=IMPATIENT)
+        return await install(
+            self.settings,
+            self.paths,
+            report=self.progress.append,
+            check_model=check_magic,
+            wanted=wanted,
+            policy=IMPATIENT,
+        )
 
     def audit(self) -> dict[str, Any]:
         """Return the content of installed.json."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from runed.bootstrap.download import download
+from runed.bootstrap.hub import Hub
 from runed.bootstrap.manifest import Artefact, current_platform
 from runed.bootstrap.partial_files import partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
@@ -141,12 +142,13 @@ class Wanted:
         self.bytes: list[int] = []
         self.retries: list[str] = []
 
-    async def download(self, policy: DownloadPolicy = IMPATIENT) -> None:
-        await download(
+    async def download(self, policy: DownloadPolicy = IMPATIENT, hub: Hub = Hub()) -> str:  # noqa: B008 # immutable
+        return await download(
             self.artefact,
             self.target,
             policy=policy,
             proxies=Proxies(),
+            hub=hub,
             on_bytes=self.bytes.append,
             on_retry=self.retries.append,
         )

@@ -18,6 +18,7 @@ class Request:
     path: str
     range: str
     if_range: str
+    authorization: str
 
 
 Behaviour = Callable[["Exchange"], None]
@@ -59,7 +60,8 @@ class Exchange(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer as the site asks."""
         site = self.site
-        site.requests.append(Request(self.path, self.headers.get("Range", ""), self.headers.get("If-Range", "")))
+        names = ("Range", "If-Range", "Authorization")
+        site.requests.append(Request(self.path, *(self.headers.get(name, "") for name in names)))
         queue = site.behaviours[self.path]
         behave = queue.pop(0) if queue else site.always.get(self.path, serve)
         try:

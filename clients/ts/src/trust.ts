@@ -10,7 +10,7 @@ const MAX_LINKS = 40;
 
 /** The files of a home that a client reads, runs or connects to, and the directories that hold them. */
 const HOME_FILES =
-  "bin cache cache.secret config.json daemon.json daemon.lock embedding.sock http.token install.lock installed.json licenses logs models run spawn.lock".split(
+  "bin cache cache.secret config.json config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json licenses logs models run spawn.lock".split(
     " ",
   );
 

@@ -12,13 +12,14 @@ from runed.backends.llama.gguf import read_gguf
 from runed.backends.llama.guard import Guard
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.backends.llama.launcher import Launcher
+from runed.backends.llama.model_info import model_info
 from runed.backends.llama.profile import Profile, choose_profile
 from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
-from runed.errors import BackendFaultError, BackendUnavailableError, printable
+from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
 
 _T = TypeVar("_T")
@@ -61,21 +62,7 @@ class LlamaBackend:
     ) -> None:
         metadata = read_gguf(model, pooling=pooling)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP
-        longest = min(context, metadata.context_length)
-        self._model = ModelInfo(
-            identity=f"sha256:{model_sha256[:16]}",
-            name=metadata.name or printable(model.stem),
-            architecture=metadata.architecture,
-            dim=metadata.dim,
-            # Measured: with last-token pooling, the server needs one free token of the context.
-            max_tokens=longest - 1 if metadata.pooling == "last" else longest,
-            pooling=metadata.pooling,
-            file_type=metadata.file_type,
-            sha256=model_sha256,
-            unknown_token=metadata.unknown_id,
-            special_tokens=metadata.special_tokens,
-            origins=metadata.origins,
-        )
+        self._model = model_info(model, metadata, sha256=model_sha256, context=context)
         executable = executable.absolute()  # the child works in another directory
         quirks = Quirks(paths.engine_quirks, executable, self._model, device)
         if isinstance(profile, str):

@@ -23,9 +23,10 @@ from runed_proto.runed.v1.runed_pb2 import (
 )
 
 from runed.client.calls import answers
+from runed.client.calls.notices import warn
 from runed.client.calls.patience import Deadline, Patience
 from runed.client.calls.steps import Ensure, Flow, Send, Sleep
-from runed.client.options import check_model, check_named
+from runed.client.options import Options, check_model, check_named
 from runed.client.types import Health, Info, Model, Phase, Status
 from runed.errors import (
     BackendUnavailableError,
@@ -96,6 +97,7 @@ class DaemonFlows:
         self._on_progress = on_progress
         self._limits: Info | None = None
         self._watched = False
+        self._noted: set[str] = set()  # roles that were looked at
 
     @property
     def known_model(self) -> str:
@@ -127,9 +129,39 @@ class DaemonFlows:
         response = yield from self._send("ListModels", ListModelsRequest(), ListModelsResponse, deadline)
         return [answers.model(message) for message in response.models]
 
+    def models_in_use(self, deadline: Deadline) -> Flow[set[str]]:
+        """Return the full names of the models that the daemon has opened, in small letters. Their engines may be suspended."""
+        models = yield from self.list_models(deadline)
+        return {model.name.lower() for model in models if model.loaded or model.fingerprint}
+
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
         """Ask the daemon to drain and exit. No daemon is started for that."""
         yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())
+
+    def ignore_roles(self) -> None:
+        """Warn of no role, since the caller does not choose it."""
+        self._noted |= {"query", "document"}
+
+    def note_role(self, options: Options, prompt: str, deadline: Deadline) -> Flow[None]:
+        """Warn once if the role of a call has added nothing to its texts.
+
+        A model that has a prompt for queries alone wants documents as they are, so that a document without one is right.
+
+        Args:
+            options: The options of the call.
+            prompt: The prompt of its answer.
+            deadline: The end of the call.
+        """
+        role = options.role
+        if role is None or prompt or role in self._noted:
+            return
+        self._noted.add(role)
+        if role == "document" and (yield from self.present_info(deadline, options.model)).query_prompt:
+            return
+        warn(
+            f'role="{role}" adds nothing: no prompt of this model is known. If it was trained with prompts, name them as '
+            "query_prompt and document_prompt of the model in config.json"
+        )
 
     def present_info(self, deadline: Deadline, model: str | None = None) -> Flow[Info]:
         """Return the facts that the daemon knows so far. Its limits are always among them."""

@@ -54,6 +54,7 @@ class Flows(DaemonFlows):
         options.check_known(response)
         if not response.vector:
             raise answers.no_vector()
+        yield from self.note_role(options, response.prompt, deadline)
         return np.array(response.vector, dtype=np.float32)
 
     def embed_batch(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[Vectors]:
@@ -73,7 +74,8 @@ class Flows(DaemonFlows):
             return []
         common = EmbedBatchRequest(per_item_errors=True, with_route=with_route)
         options.set_on(common)
-        return (yield from self._within_limits(partial(self._embed_items, texts, common, deadline), deadline, options.model))
+        call = partial(self._embed_items, texts, options, common, deadline)
+        return (yield from self._within_limits(call, deadline, options.model))
 
     def count_tokens(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[list[int]]:
         """Count the tokens of texts by as many requests as the daemon's limits demand. Return one number a text."""
@@ -113,6 +115,7 @@ class Flows(DaemonFlows):
             options.check_known(response)
             space.check(response.fingerprint)
             if vectors is None:
+                yield from self.note_role(options, response.prompt, deadline)
                 vectors = np.empty((len(texts), len(response.embeddings[0].vector)), dtype=np.float32)
             for row, embedding in enumerate(response.embeddings, start):
                 if not embedding.vector or len(embedding.vector) != vectors.shape[1]:
@@ -121,8 +124,8 @@ class Flows(DaemonFlows):
         assert vectors is not None
         return vectors
 
-    def _embed_items(
-        self, texts: list[str], common: EmbedBatchRequest, deadline: Deadline, limits: Info
+    def _embed_items(  # bound in the order of a call
+        self, texts: list[str], options: Options, common: EmbedBatchRequest, deadline: Deadline, limits: Info
     ) -> Flow[list[Embedding | RunedError]]:
         max_bytes = limits.max_request_bytes - common.ByteSize()
         outcomes: dict[int, Embedding | RunedError] = {}
@@ -141,6 +144,7 @@ class Flows(DaemonFlows):
                 raise too_old("gives no details of an embedding")
             check_named(common.model, response.model)
             space.check(response.fingerprint)
+            yield from self.note_role(options, response.prompt, deadline)
             for index, item in zip(part, response.embeddings, strict=True):
                 outcomes[index] = answers.outcome(item, response, index)
         return [outcomes[index] for index in range(len(texts))]

@@ -1,0 +1,87 @@
+"""`runed add`: serve a model file of the user's own."""
+
+from __future__ import annotations
+
+import argparse
+
+from runed.bootstrap.shelf import add_entry
+from runed.cli.boundary import ExitCode, tell
+from runed.cli.catalog import open_catalog, quoted, tell_of_daemon
+from runed.cli.install import open_home
+from runed.cli.options import whole_number
+from runed.domain.model import OwnTraits
+from runed.domain.names import name_of_file
+from runed.domain.traits import known_traits, traits_of
+from runed.own_models import Entry
+from runed.settings import duration, full_path
+
+DESCRIPTION = """\
+Serve a GGUF of your own: write its entry into config.json, and leave all else
+there as it is. The file stays where it is. Prompts and dimensions are those of
+the model's family, if its metadata tells it; options go before them.
+"""
+
+EPILOG = """\
+examples:
+  runed add ~/models/e5-base-v2.f16.gguf --name e5
+  runed add mine.gguf --name mine --query-prompt "query: " --document-prompt "passage: "
+  runed use mine
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("path", metavar="PATH", help="the GGUF")
+    add("--name", help="what to call the model (default: as the file, in small letters)")
+    add("--alias", action="append", default=[], metavar="NAME", help="a further name; may be repeated")
+    add("--pooling", choices=("mean", "cls", "last"), help="the pooling, if the file does not tell it")
+    add("--query-prompt", metavar="TEXT", help='the text in front of a query; "{instruction}" stands for the instruction')
+    add("--document-prompt", metavar="TEXT", help="the text in front of a document")
+    add("--default-instruction", metavar="TEXT", help="the instruction of a query that names none")
+    add("--min-dimensions", type=whole_number, metavar="N", help="the fewest values of a shortened vector (Matryoshka)")
+    add("--keep-alive", metavar="TIME", help='when its engine is stopped, such as "30m"; 0 for never')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the file, write the entry, and print what is known of the model."""
+    from runed.backends.llama.model_info import read_model_info  # noqa: PLC0415 # NumPy, which `runed add --help` does not need
+
+    settings, paths = open_home()
+    path = full_path(arguments.path)
+    if arguments.keep_alive is not None:
+        duration(arguments.keep_alive, "--keep-alive")
+    info = read_model_info(path, pooling=arguments.pooling or "")
+    name = arguments.name or name_of_file(path)
+    entry = Entry(
+        path=str(path),
+        kind="embedding",
+        pooling=arguments.pooling,
+        query_prompt=arguments.query_prompt,
+        document_prompt=arguments.document_prompt,
+        default_instruction=arguments.default_instruction,
+        min_dimensions=arguments.min_dimensions,
+        keep_alive=arguments.keep_alive,
+        aliases=arguments.alias,
+    )
+    add_entry(settings, paths, open_catalog(settings, paths), name, entry)
+    own = OwnTraits(
+        query_prompt=arguments.query_prompt,
+        document_prompt=arguments.document_prompt,
+        default_instruction=arguments.default_instruction,
+        min_dimensions=arguments.min_dimensions,
+    )
+    traits = traits_of(info, None, own)
+    tell(f"added     {name}: {info.name}, {info.architecture}, {info.file_type}, vectors of {info.dim:,} dimensions")
+    tell(f"query     {quoted(traits.query_prompt)}")
+    tell(f"document  {quoted(traits.document_prompt)}")
+    if known_traits(info) is None and own == OwnTraits():
+        tell(
+            "note      the family of the model is not known, so roles put no prompt in front of a text; "
+            "if it was trained with prompts, name them in config.json (query_prompt, document_prompt)"
+        )
+    tell(f"use       runed use {name}")
+    tell_of_daemon(paths)
+    return ExitCode.OK

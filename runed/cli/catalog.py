@@ -1,0 +1,47 @@
+"""What the commands about models share: the catalog, its models by name, and the words for them."""
+
+from __future__ import annotations
+
+from runed.bootstrap.manifest import manifest_source
+from runed.cli.boundary import complain, tell
+from runed.domain.model_spec import ModelSpec
+from runed.domain.names import ModelNames
+from runed.paths import Paths
+from runed.settings import Settings
+
+
+def open_catalog(settings: Settings, paths: Paths) -> ModelNames:
+    """Return all models that requests may name. If a manifest has to be fetched, say so."""
+    import asyncio  # noqa: PLC0415 # with the next one, 200 ms that `--help` does not spend
+
+    from runed.bootstrap import Progress, read_catalog  # noqa: PLC0415
+
+    def report(progress: Progress) -> None:
+        complain(progress.message)
+
+    return asyncio.run(read_catalog(settings, paths, report=report))
+
+
+def origin_of(settings: Settings, spec: ModelSpec) -> str:
+    """Return where the file of a model comes from, for people."""
+    if spec.path is not None:
+        return "your own file"
+    return spec.source or str(manifest_source(settings))
+
+
+def tell_of_daemon(paths: Paths) -> None:
+    """Say that a daemon that runs does not know a change yet."""
+    from runed.lifecycle.spawn import find_process  # noqa: PLC0415 # as above
+
+    if find_process(paths):
+        tell("daemon    the one that runs learns of this at its next start; `runed stop` ends it")
+
+
+def megabytes(size: int) -> str:
+    """Format a size."""
+    return f"{size / 1e6:,.0f} MB"
+
+
+def quoted(prompt: str) -> str:
+    """Format a prompt, whose end and line ends are to be seen."""
+    return repr(prompt) if prompt else "none"

@@ -1,0 +1,90 @@
+"""`runed models`: list the models that requests may name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from runed.bootstrap.shelf import held
+from runed.cli.boundary import ExitCode, tell
+from runed.cli.catalog import megabytes, open_catalog, origin_of
+from runed.domain.model_spec import ModelSpec
+from runed.domain.names import ModelNames
+from runed.paths import Paths
+from runed.settings import Settings, load_settings
+
+DESCRIPTION = """\
+List the models that requests may name: those of the manifest, and your own. A
+model that is not installed is fetched by `runed pull NAME`, or by the first text
+for it. No daemon is started or asked.
+"""
+
+EPILOG = """\
+A name without its variant, as in "qwen3-embedding-0.6b", means the first variant
+of its family in the list.
+
+with --json, standard output is a JSON list with one object a model:
+  name, aliases, kind ("embedding" or "rerank"), default (whether requests that
+  name no model mean it), installed, path, size and partial (bytes; 0 if they are
+  not known), licence, dimensions, context (0 if only the file tells), origin
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.add_argument("--json", action="store_true", help="for programs: a JSON list on standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the models."""
+    settings = load_settings()
+    paths = Paths(settings.home)
+    catalog = open_catalog(settings, paths)
+    if arguments.json:
+        models = [as_dict(settings, paths, catalog, spec) for spec in catalog.specs.values()]
+        print(json.dumps(models, indent=2, ensure_ascii=False))
+        return ExitCode.OK
+    rows: list[tuple[str, ...]] = [("name", "state", "size", "vectors", "context", "licence")]
+    rows += [_row(paths, catalog, spec) for spec in catalog.specs.values()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        tell("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ExitCode.OK
+
+
+def as_dict(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec) -> dict[str, object]:
+    """Return the facts about a model, for programs."""
+    there = held(paths, spec)
+    return {
+        "name": spec.name,
+        "aliases": catalog.aliases_of(spec),
+        "kind": spec.kind.value,
+        "default": spec is catalog.default,
+        "installed": there.size is not None,
+        "path": str(there.path),
+        "size": there.size or spec.size,
+        "partial": there.partial,
+        "licence": spec.licence,
+        "dimensions": spec.dimensions,
+        "context": spec.context,
+        "origin": origin_of(settings, spec),
+    }
+
+
+def _row(paths: Paths, catalog: ModelNames, spec: ModelSpec) -> tuple[str, ...]:
+    there = held(paths, spec)
+    size = there.size or spec.size
+    state = "your file" if spec.path else "installed"
+    if there.size is None:
+        state = "file is missing" if spec.path else "half fetched" if there.partial else "-"
+    vectors = "reranker" if spec.kind.value == "rerank" else f"{spec.dimensions:,}" if spec.dimensions else "-"
+    return (
+        f"{spec.name} (default)" if spec is catalog.default else spec.name,
+        state,
+        megabytes(size) if size else "-",
+        vectors,
+        f"{spec.context:,}" if spec.context else "-",
+        spec.licence or "-",
+    )

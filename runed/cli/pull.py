@@ -1,0 +1,85 @@
+"""`runed pull`: fetch a model ahead of its first text."""
+
+from __future__ import annotations
+
+import argparse
+
+from runed.bootstrap.hub import is_hub_file
+from runed.bootstrap.shelf import add_entry, held, hub_spec, remove_file
+from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.catalog import megabytes, open_catalog, tell_of_daemon
+from runed.cli.install import install_shown, open_home
+from runed.cli.progress import ProgressDisplay
+from runed.domain.model_spec import ModelSpec
+from runed.domain.names import ModelNames
+from runed.errors import ModelFileError
+from runed.own_models import Entry
+from runed.paths import Paths
+from runed.settings import Settings
+
+DESCRIPTION = """\
+Fetch a model, and the engine if it is missing, and verify them. The daemon need
+not run, and a daemon that runs is not disturbed. An interrupted download is
+resumed by the same command.
+
+NAME is a model of `runed models`, or a GGUF of the model hub:
+hf:owner/repository/file.gguf@revision. The hash of such a file is recorded in
+config.json, with its name, at this first use. Every later download must have it.
+"""
+
+EPILOG = """\
+HF_ENDPOINT names a mirror of the hub. HF_TOKEN is a token for files that not
+everybody may read; it is sent to the hub alone.
+
+examples:
+  runed pull bge-m3
+  runed pull hf:owner/repository/model.Q8_0.gguf@main --name mine
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.add_argument("model", metavar="NAME", help="a model of the list, or hf:owner/repository/file.gguf@revision")
+    parser.add_argument("--name", default="", help="what to call a file of the hub (default: as the file, in small letters)")
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fetch the model, and print where it is."""
+    from_hub = is_hub_file(arguments.model)
+    if arguments.name and not from_hub:
+        arguments.usage_error("--name is for a file of the hub; other models have names already")
+    settings, paths = open_home("pull.log")
+    catalog = open_catalog(settings, paths)
+    spec = hub_spec(catalog, arguments.model, arguments.name) if from_hub else catalog.find(arguments.model)
+    missing = held(paths, spec).size is None
+    if missing and spec.notice:
+        tell(f"{spec.name} is under the licence {spec.notice}; whoever uses the model accepts it")
+    elif missing and from_hub:
+        tell(f"the page of its repository tells the licence of {spec.source}")
+    with ProgressDisplay(keep=True) as display:
+        installation = install_shown(settings, paths, display, spec)
+    for warning in installation.warnings:
+        complain(warning)
+    if from_hub and not spec.sha256:
+        _record(settings, paths, catalog, spec, installation.model_sha256)
+        tell(f"recorded  {installation.model_sha256} as its SHA-256; every later download must have it")
+        tell_of_daemon(paths)
+    tell(f"model     {installation.model}, {megabytes(installation.model.stat().st_size)}")
+    tell(f"sha256    {installation.model_sha256}")
+    tell(f"use       runed use {spec.name}" if spec is not catalog.default else "use       it is the default model")
+    return ExitCode.OK
+
+
+def _record(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec, sha256: str) -> None:
+    """Check a file of the hub, and write its entry. A file that cannot be served is removed again."""
+    from runed.backends.llama import check_model  # noqa: PLC0415 # NumPy, which `runed pull --help` does not need
+
+    try:
+        check_model(held(paths, spec).path)
+    except ModelFileError:
+        remove_file(settings, paths, spec)
+        raise
+    add_entry(settings, paths, catalog, spec.name, Entry(source=spec.source, sha256=sha256))

@@ -1,0 +1,55 @@
+"""A role that adds nothing to a text is told once, at the line of the program that gave it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import runed
+from tests.support import RunningDaemon
+
+
+@pytest.fixture
+def promptless(minilm_daemon: RunningDaemon) -> Iterator[runed.Client]:
+    with runed.connect(socket_path=minilm_daemon.socket) as client:
+        yield client
+
+
+Call = Callable[[runed.Client, str], object]
+
+CALLS: dict[str, Call] = {
+    "embed": lambda client, role: client.embed("tea", role=role),  # type: ignore[arg-type] # a literal
+    "embed_batch": lambda client, role: client.embed_batch(["tea"], role=role),  # type: ignore[arg-type] # as above
+    "embed_items": lambda client, role: client.embed_items(["tea"], role=role),  # type: ignore[arg-type] # as above
+    "embed_stream": lambda client, role: list(client.embed_stream([(1, "tea")], role=role)),  # type: ignore[arg-type] # as above
+}
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_role_without_a_prompt_is_told_once(promptless: runed.Client, call: str, role: str) -> None:
+    with pytest.warns(runed.RunedWarning, match=f'role="{role}" adds nothing: no prompt of this model is known') as told:
+        CALLS[call](promptless, role)
+    assert [warning.filename for warning in told] == [__file__]
+    CALLS[call](promptless, role)  # in this test run, a warning is an error
+
+
+def test_no_role_no_warning(promptless: runed.Client) -> None:
+    assert promptless.embed("tea").shape == (384,)
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_model_with_a_prompt_for_queries_alone_is_used_rightly(qwen_daemon: RunningDaemon, call: str, role: str) -> None:
+    with warnings.catch_warnings(), runed.connect(socket_path=qwen_daemon.socket) as client:
+        warnings.simplefilter("error")
+        CALLS[call](client, role)
+
+
+async def test_the_async_client_tells_it_too(minilm_daemon: RunningDaemon) -> None:
+    async with await runed.connect_async(socket_path=minilm_daemon.socket) as client:
+        with pytest.warns(runed.RunedWarning) as told:
+            await client.embed("tea", role="query")
+    assert [warning.filename for warning in told] == [__file__]
