@@ -1,4 +1,4 @@
-"""Protocols of backends: the `Embedder`, which turns small batches of texts into vectors, and two optional capabilities."""
+"""Protocols of backends: the `Embedder`, which turns small batches of texts into vectors, and three optional capabilities."""
 
 from __future__ import annotations
 
@@ -135,6 +135,18 @@ class Tokenizer(Protocol):
         ...
 
 
+class Speller(Protocol):
+    """A capability of a backend: it knows the text of a token."""
+
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """Return the text of each token. A part of a character is written as U+FFFD.
+
+        Raises:
+            BackendError: As `Embedder.embed`.
+        """
+        ...
+
+
 class Managed(Protocol):
     """A capability of a backend: this daemon starts and stops its engine. `BackendState` tells its pid and restarts."""
 
@@ -159,5 +171,8 @@ class CountingEmbedder(Embedder, Tokenizer, Protocol):
     """
 
 
-class LocalBackend(CountingEmbedder, Managed, Protocol):
-    """A backend with both capabilities. The scheduler needs them to count tokens, and to stop the engine of an idle daemon."""
+class LocalBackend(CountingEmbedder, Speller, Managed, Protocol):
+    """A backend with all capabilities.
+
+    The scheduler needs them to count and to tell tokens, and to stop the engine of an idle daemon.
+    """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from runed.client.client import Client, connect
     from runed.client.options import EmbedOptions, Lane, Role, Truncate
     from runed.client.stubs import http_client, http_client_async
-    from runed.client.types import CentroidSet, Embedding, Health, Info, LaneHealth, Phase, Status, Vectors
+    from runed.client.types import CentroidSet, Embedding, Health, Info, LaneHealth, Model, ModelKind, Phase, Status, Vectors
 
 __all__ = [
     "AsyncClient",
@@ -25,6 +25,8 @@ __all__ = [
     "Info",
     "Lane",
     "LaneHealth",
+    "Model",
+    "ModelKind",
     "Phase",
     "Role",
     "Status",
@@ -41,7 +43,7 @@ _MODULES = {
     "client": ("Client", "connect"),
     "options": ("EmbedOptions", "Lane", "Role", "Truncate"),
     "stubs": ("http_client", "http_client_async"),
-    "types": ("CentroidSet", "Embedding", "Health", "Info", "LaneHealth", "Phase", "Status", "Vectors"),
+    "types": ("CentroidSet", "Embedding", "Health", "Info", "LaneHealth", "Model", "ModelKind", "Phase", "Status", "Vectors"),
 }
 
 

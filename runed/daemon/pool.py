@@ -135,6 +135,16 @@ class Pool:
         with contextlib.suppress(ModelNotInstalledError):
             await self._bootstrapper(spec).settle()
 
+    async def pull(self, model: str) -> None:
+        """Begin to install a model that is not there. `situation` tells the progress.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+            ShuttingDownError: The daemon drains.
+        """
+        self._draining.check()
+        self._bootstrapper((await self.names()).find(model), install=True).try_again()
+
     def served(self, model: str) -> ServedModel | None:
         """Return a model that is there, or None.
 
@@ -219,15 +229,15 @@ class Pool:
         spec = self._names.find(model)
         return self.default if spec is self._names.default else self._others.get(spec.name)
 
-    def _bootstrapper(self, spec: ModelSpec) -> Bootstrapper:
-        """Return what gets a model. Begin to get it if its file is there.
+    def _bootstrapper(self, spec: ModelSpec, *, install: bool = False) -> Bootstrapper:
+        """Return what gets a model. Begin to get it if its file is there, or if `install` allows to download it.
 
         Raises:
             ModelNotInstalledError: Its file is not there.
         """
         if (known := self._look(spec.name)) is not None:
             return known
-        if not self._is_installed(spec):
+        if not (install or self._is_installed(spec)):
             raise ModelNotInstalledError(
                 f"{spec.name} is not installed; run `runed pull {spec.name}`", metadata={"model": spec.name}
             )

@@ -35,6 +35,7 @@ class RunedEmbeddings(BaseModel, Embeddings):
         truncate: The treatment of a text that is longer than the model reads. "none" refuses it, so that no vector silently
             covers only a part of a text; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
+        model: The name of the model; None: the daemon's default model.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
         socket_path: The socket of a daemon that is managed elsewhere; it is never started.
         timeout: Seconds that a call may take, including waiting; None: no limit.
@@ -46,6 +47,7 @@ class RunedEmbeddings(BaseModel, Embeddings):
     instruction: str = ""
     truncate: Truncate = "none"
     lane: Lane | None = None
+    model: str | None = None
     home: _Path = None
     socket_path: _Path = None
     timeout: float | None = None

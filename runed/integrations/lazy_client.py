@@ -33,6 +33,7 @@ class LazyClient:
         instruction: As for `runed.Client`; used for queries.
         truncate: As for `runed.Client`.
         lane: As for `runed.Client`.
+        model: As for `runed.Client`.
         home: As for `runed.connect`.
         socket_path: As for `runed.connect`.
         timeout: As for `runed.connect`.
@@ -48,6 +49,7 @@ class LazyClient:
         instruction: str = "",
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         home: str | os.PathLike[str] | None = None,
         socket_path: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
@@ -60,13 +62,14 @@ class LazyClient:
             instruction=instruction,
             truncate=truncate,
             lane=lane,
+            model=model,
             home=home,
             socket_path=socket_path,
             timeout=timeout,
         )
         self._connect = partial(connect, home=home, socket_path=socket_path, timeout=timeout)
         self._connect_async = partial(connect_async, home=home, socket_path=socket_path, timeout=timeout)
-        self._common: EmbedOptions = {"dimensions": dimensions, "truncate": truncate, "lane": lane}
+        self._common: EmbedOptions = {"dimensions": dimensions, "truncate": truncate, "lane": lane, "model": model}
         self._instruction = instruction
         # A wrong option fails here, and not at the first text.
         Options(**self.options("query"))

@@ -30,7 +30,7 @@ class RunedEmbedding(BaseEmbedding):
     The nodes of LlamaIndex's own splitters have 1,024 tokens at most, and runed reads 2,048.
     """
 
-    model_name: str = Field(default="runed", description="A name to show; the daemon alone knows its model.")
+    model_name: str = Field(default="runed", description="A name to show; `model` chooses the model.")
     embed_batch_size: int = Field(
         default=256,
         description="The number of texts of a request. Not of a batch in the engine, which the daemon makes by itself.",
@@ -48,6 +48,9 @@ class RunedEmbedding(BaseEmbedding):
     )
     lane: Lane | None = Field(
         default=None, frozen=True, description='The queue to wait in, "interactive" or "bulk"; None: by the number of texts.'
+    )
+    model: str | None = Field(
+        default=None, frozen=True, description="The name of the model; None means the daemon's default model."
     )
     home: _Path = Field(
         default=None, frozen=True, description="The directory of the daemon, instead of RUNED_HOME or ~/.runed."
@@ -69,6 +72,7 @@ class RunedEmbedding(BaseEmbedding):
             instruction=self.instruction,
             truncate=self.truncate,
             lane=self.lane,
+            model=self.model,
             home=self.home,
             socket_path=self.socket_path,
             timeout=self.timeout,

@@ -13,6 +13,7 @@ import {
 import {
   type CallOptions,
   checkKnown,
+  checkModel,
   type EmbedOptions,
   embedFields,
   type ItemOptions,
@@ -104,7 +105,7 @@ export class Client {
             checkLength(length + TEXT_OVERHEAD, maxBytes);
             return send();
           });
-    checkKnown(options, response.fingerprint);
+    checkKnown(options, response);
     return readVector(response);
   }
 
@@ -132,7 +133,7 @@ export class Client {
         const response = await this.#embedBatch(request, deadline).catch((error: unknown) => {
           throw relocated(error, start, end - start);
         });
-        checkKnown(options, response.fingerprint);
+        checkKnown(options, response);
         space.check(response.fingerprint);
         for (const embedding of response.embeddings) {
           const vector = readVector(embedding);
@@ -183,6 +184,7 @@ export class Client {
         if (response.fingerprint === "") {
           throw tooOld("gives no details of an embedding");
         }
+        checkModel(options, response.model);
         space.check(response.fingerprint);
         for (const [place, index] of part.entries()) {
           outcomes[index] = readOutcome(response.embeddings[place], response, index);
@@ -238,6 +240,7 @@ export class Client {
         if (response.tokenCounts.length !== end - start) {
           throw new RunedError("INTERNAL", "the daemon counted the tokens of other texts than were asked for; send them again");
         }
+        checkModel(options, response.model);
         counts.push(...response.tokenCounts);
       }
       return counts;

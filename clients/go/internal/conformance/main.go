@@ -59,6 +59,7 @@ type args struct {
 	Dimensions  *int
 	Truncate    *runed.Truncate
 	Lane        *runed.Lane
+	Model       *string
 	WithRoute   bool `json:"with_route"`
 	TimeoutMS   *int `json:"timeout_ms"`
 }
@@ -202,6 +203,9 @@ func (a args) options() []runed.EmbedOption {
 	if a.Lane != nil {
 		result = append(result, runed.WithLane(*a.Lane))
 	}
+	if a.Model != nil {
+		result = append(result, runed.WithModel(*a.Model))
+	}
 	if a.WithRoute {
 		result = append(result, runed.WithRoute())
 	}
@@ -219,6 +223,7 @@ func resultOf(embedding runed.Embedding) object {
 		"cached":               embedding.Cached,
 		"cluster_id":           embedding.ClusterID,
 		"centroid_set_version": embedding.CentroidSetVersion,
+		"model":                embedding.Model,
 	}
 }
 
