@@ -138,6 +138,18 @@ class BadCentroidsError(InvalidRequestError):
     reason = "BAD_CENTROIDS"
 
 
+class UnknownModelError(InvalidRequestError):
+    """There is no model of the requested name; `metadata` has `models`, the names that exist."""
+
+    reason = "UNKNOWN_MODEL"
+
+
+class WrongModelKindError(InvalidRequestError):
+    """The model embeds and shall rerank, or the other way round; `metadata` has `model`."""
+
+    reason = "WRONG_MODEL_KIND"
+
+
 class RequestTooLargeError(RunedError):
     """A request message has more bytes than the daemon reads; `metadata` has `limit`."""
 
@@ -163,6 +175,24 @@ class BootstrappingError(RunedError):
     """Engine or model are not there yet: they are being downloaded, or the look for them takes longer than a call may wait."""
 
     reason = "BOOTSTRAPPING"
+
+
+class ModelNotInstalledError(RunedError):
+    """The file of the requested model is not on this machine; `metadata` has `model`."""
+
+    reason = "MODEL_NOT_INSTALLED"
+
+
+class ModelTooLargeError(RunedError):
+    """The engine of a model takes more memory than all engines may; `metadata` has `model`, `bytes` and `limit`."""
+
+    reason = "MODEL_TOO_LARGE"
+
+
+class ModelBusyError(RunedError):
+    """A model that works shall be unloaded; `metadata` has `model`, and `retry_after` is set."""
+
+    reason = "MODEL_BUSY"
 
 
 class NoCentroidSetError(RunedError):

@@ -45,6 +45,7 @@ class EmbedOptions:
         dimensions: The number of values of a vector; 0 means the model's own.
         truncate: The treatment of a text that is too long.
         with_route: Whether to find the nearest centroid of each text, too.
+        model: The name of the model; empty means the default one.
     """
 
     lane: Lane | None = None
@@ -53,6 +54,7 @@ class EmbedOptions:
     dimensions: int = 0
     truncate: Truncate = Truncate.NONE
     with_route: bool = False
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +88,12 @@ class VectorSpace:
     Attributes:
         fingerprint: The name of the space.
         prompt: The text in front of each text; may be empty.
+        model: The full name of the model.
     """
 
     fingerprint: str
     prompt: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,12 +160,14 @@ class CentroidHeader:
         dim: The number of values of each centroid.
         nlist: The number of centroids.
         preset: The name of the parameters of its construction. If it is set, the version must be the hash of the content.
+        model: The name of the model whose vectors are routed; empty means the default one.
     """
 
     version: str
     dim: int
     nlist: int
     preset: str
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

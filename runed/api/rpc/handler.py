@@ -21,10 +21,18 @@ from runed_proto.runed.v1.runed_pb2 import (
     HealthResponse,
     InfoRequest,
     InfoResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    LoadModelRequest,
+    LoadModelResponse,
+    RerankRequest,
+    RerankResponse,
     SetCentroidsRequest,
     SetCentroidsResponse,
     ShutdownRequest,
     ShutdownResponse,
+    UnloadModelRequest,
+    UnloadModelResponse,
     WarmUpRequest,
     WarmUpResponse,
 )
@@ -37,6 +45,7 @@ from runed.api.rpc.batch_turns import BatchTurns
 from runed.api.rpc.decoding import whole
 from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
+from runed.errors import UnimplementedError
 from runed.scheduling.scheduler import INTERACTIVE_BATCH
 from runed.server import forget_message, owe
 
@@ -118,6 +127,28 @@ class RunedServicer:
         """Start the engine ahead of the first text."""
         await self._host.warm_up()
         return WarmUpResponse()
+
+    async def rerank(self, request: RerankRequest, ctx: RequestContext[RerankRequest, RerankResponse], /) -> RerankResponse:
+        """Score documents by their relevance to a query."""
+        raise UnimplementedError("this daemon does not rerank")
+
+    async def list_models(
+        self, request: ListModelsRequest, ctx: RequestContext[ListModelsRequest, ListModelsResponse], /
+    ) -> ListModelsResponse:
+        """List the models that requests may name."""
+        raise UnimplementedError("this daemon has one model")
+
+    async def load_model(
+        self, request: LoadModelRequest, ctx: RequestContext[LoadModelRequest, LoadModelResponse], /
+    ) -> LoadModelResponse:
+        """Start the engine of a model."""
+        raise UnimplementedError("this daemon has one model; use WarmUp")
+
+    async def unload_model(
+        self, request: UnloadModelRequest, ctx: RequestContext[UnloadModelRequest, UnloadModelResponse], /
+    ) -> UnloadModelResponse:
+        """Stop the engine of a model."""
+        raise UnimplementedError("this daemon has one model")
 
     async def shutdown(
         self, request: ShutdownRequest, ctx: RequestContext[ShutdownRequest, ShutdownResponse], /

@@ -192,6 +192,59 @@ func (Truncate) EnumDescriptor() ([]byte, []int) {
 	return file_runed_v1_runed_proto_rawDescGZIP(), []int{2}
 }
 
+// The purpose of a model.
+type Model_Kind int32
+
+const (
+	// Not sent.
+	Model_KIND_UNSPECIFIED Model_Kind = 0
+	// It makes vectors: Embed, EmbedBatch, EmbedStream, CountTokens.
+	Model_KIND_EMBEDDING Model_Kind = 1
+	// It scores documents: Rerank.
+	Model_KIND_RERANK Model_Kind = 2
+)
+
+// Enum value maps for Model_Kind.
+var (
+	Model_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_EMBEDDING",
+		2: "KIND_RERANK",
+	}
+	Model_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"KIND_EMBEDDING":   1,
+		"KIND_RERANK":      2,
+	}
+)
+
+func (x Model_Kind) Enum() *Model_Kind {
+	p := new(Model_Kind)
+	*p = x
+	return p
+}
+
+func (x Model_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Model_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_runed_v1_runed_proto_enumTypes[3].Descriptor()
+}
+
+func (Model_Kind) Type() protoreflect.EnumType {
+	return &file_runed_v1_runed_proto_enumTypes[3]
+}
+
+func (x Model_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Model_Kind.Descriptor instead.
+func (Model_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{16, 0}
+}
+
 // The state of the daemon, as a caller sees it.
 type HealthResponse_Status int32
 
@@ -241,11 +294,11 @@ func (x HealthResponse_Status) String() string {
 }
 
 func (HealthResponse_Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_runed_v1_runed_proto_enumTypes[3].Descriptor()
+	return file_runed_v1_runed_proto_enumTypes[4].Descriptor()
 }
 
 func (HealthResponse_Status) Type() protoreflect.EnumType {
-	return &file_runed_v1_runed_proto_enumTypes[3]
+	return &file_runed_v1_runed_proto_enumTypes[4]
 }
 
 func (x HealthResponse_Status) Number() protoreflect.EnumNumber {
@@ -254,7 +307,7 @@ func (x HealthResponse_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HealthResponse_Status.Descriptor instead.
 func (HealthResponse_Status) EnumDescriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{14, 0}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24, 0}
 }
 
 // The part of the start that STATUS_LOADING is in.
@@ -298,11 +351,11 @@ func (x HealthResponse_Phase) String() string {
 }
 
 func (HealthResponse_Phase) Descriptor() protoreflect.EnumDescriptor {
-	return file_runed_v1_runed_proto_enumTypes[4].Descriptor()
+	return file_runed_v1_runed_proto_enumTypes[5].Descriptor()
 }
 
 func (HealthResponse_Phase) Type() protoreflect.EnumType {
-	return &file_runed_v1_runed_proto_enumTypes[4]
+	return &file_runed_v1_runed_proto_enumTypes[5]
 }
 
 func (x HealthResponse_Phase) Number() protoreflect.EnumNumber {
@@ -311,7 +364,7 @@ func (x HealthResponse_Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HealthResponse_Phase.Descriptor instead.
 func (HealthResponse_Phase) EnumDescriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{14, 1}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24, 1}
 }
 
 type EmbedRequest struct {
@@ -332,7 +385,10 @@ type EmbedRequest struct {
 	// normalized again. 0 means all.
 	Dimensions uint32 `protobuf:"varint,19,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
 	// The treatment of a text that is longer than the model reads.
-	Truncate      Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
+	Truncate Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
+	// The model: a name or an alias that ListModels tells, in letters of any case. Empty means the default model. Any other name
+	// is refused with UNKNOWN_MODEL.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -416,6 +472,13 @@ func (x *EmbedRequest) GetTruncate() Truncate {
 	return Truncate_TRUNCATE_UNSPECIFIED
 }
 
+func (x *EmbedRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 type EmbedResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The embedding: InfoResponse.vector_dim float32 values of L2 norm 1, or as many as EmbedRequest.dimensions asked for.
@@ -438,7 +501,9 @@ type EmbedResponse struct {
 	// Whether the vector was there already: from the cache, or from the same text in flight.
 	Cached bool `protobuf:"varint,21,opt,name=cached,proto3" json:"cached,omitempty"`
 	// Why there is no vector; only in EmbedBatchResponse.embeddings with per_item_errors, and in EmbedStreamResponse.results.
-	Error         *ItemError `protobuf:"bytes,22,opt,name=error,proto3" json:"error,omitempty"`
+	Error *ItemError `protobuf:"bytes,22,opt,name=error,proto3" json:"error,omitempty"`
+	// The name of the model, as Model.name. Not repeated, as fingerprint.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -543,6 +608,13 @@ func (x *EmbedResponse) GetError() *ItemError {
 	return nil
 }
 
+func (x *EmbedResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 // Why one text of several has no vector.
 type ItemError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -628,6 +700,8 @@ type EmbedBatchRequest struct {
 	Truncate Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
 	// Whether a text that cannot be embedded leaves the others alone: its place in the response then holds an error.
 	PerItemErrors bool `protobuf:"varint,21,opt,name=per_item_errors,json=perItemErrors,proto3" json:"per_item_errors,omitempty"`
+	// As EmbedRequest.model.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -718,6 +792,13 @@ func (x *EmbedBatchRequest) GetPerItemErrors() bool {
 	return false
 }
 
+func (x *EmbedBatchRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 type EmbedBatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One embedding a text, in the order of the request.
@@ -725,7 +806,9 @@ type EmbedBatchResponse struct {
 	// As EmbedResponse.fingerprint, for all of them.
 	Fingerprint string `protobuf:"bytes,16,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// As EmbedResponse.prompt, for all of them.
-	Prompt        string `protobuf:"bytes,17,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	Prompt string `protobuf:"bytes,17,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	// As EmbedResponse.model, for all of them.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -781,6 +864,13 @@ func (x *EmbedBatchResponse) GetPrompt() string {
 	return ""
 }
 
+func (x *EmbedBatchResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 // One part of a stream. The options, all fields from 16 on, are read from the first message; it may come without items.
 type EmbedStreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -797,7 +887,9 @@ type EmbedStreamRequest struct {
 	// normalized again. 0 means all.
 	Dimensions uint32 `protobuf:"varint,19,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
 	// The treatment of a text that is longer than the model reads.
-	Truncate      Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
+	Truncate Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
+	// As EmbedRequest.model.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -874,6 +966,13 @@ func (x *EmbedStreamRequest) GetTruncate() Truncate {
 	return Truncate_TRUNCATE_UNSPECIFIED
 }
 
+func (x *EmbedStreamRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 type EmbedStreamItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The caller's name of the text, which comes back with its vector. Need not be unique.
@@ -935,7 +1034,9 @@ type EmbedStreamResponse struct {
 	// As EmbedResponse.fingerprint, for all of them.
 	Fingerprint string `protobuf:"bytes,16,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// As EmbedResponse.prompt, for all of them.
-	Prompt        string `protobuf:"bytes,17,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	Prompt string `protobuf:"bytes,17,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	// As EmbedResponse.model, for all of them.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -987,6 +1088,13 @@ func (x *EmbedStreamResponse) GetFingerprint() string {
 func (x *EmbedStreamResponse) GetPrompt() string {
 	if x != nil {
 		return x.Prompt
+	}
+	return ""
+}
+
+func (x *EmbedStreamResponse) GetModel() string {
+	if x != nil {
+		return x.Model
 	}
 	return ""
 }
@@ -1052,7 +1160,9 @@ type CountTokensRequest struct {
 	// As EmbedRequest.role; the prompt counts.
 	Role Role `protobuf:"varint,17,opt,name=role,proto3,enum=runed.v1.Role" json:"role,omitempty"`
 	// As EmbedRequest.instruction.
-	Instruction   string `protobuf:"bytes,18,opt,name=instruction,proto3" json:"instruction,omitempty"`
+	Instruction string `protobuf:"bytes,18,opt,name=instruction,proto3" json:"instruction,omitempty"`
+	// As EmbedRequest.model.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1108,12 +1218,21 @@ func (x *CountTokensRequest) GetInstruction() string {
 	return ""
 }
 
+func (x *CountTokensRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 type CountTokensResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One number a text, in the order of the request: its tokens, those of its prompt, and special ones.
 	TokenCounts []uint32 `protobuf:"varint,1,rep,packed,name=token_counts,json=tokenCounts,proto3" json:"token_counts,omitempty"`
 	// InfoResponse.max_text_length, to compare with.
 	MaxTextLength uint32 `protobuf:"varint,2,opt,name=max_text_length,json=maxTextLength,proto3" json:"max_text_length,omitempty"`
+	// The name of the model, as Model.name.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1162,15 +1281,836 @@ func (x *CountTokensResponse) GetMaxTextLength() uint32 {
 	return 0
 }
 
-type InfoRequest struct {
+func (x *CountTokensResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+type RerankRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The question or search phrase. As EmbedRequest.text.
+	Query string `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
+	// The documents to score, with the limits of EmbedBatchRequest.texts. A document has at most as many tokens as the model reads
+	// beside the query.
+	Documents []string `protobuf:"bytes,2,rep,name=documents,proto3" json:"documents,omitempty"`
+	// The number of results; 0 means one for each document.
+	TopN uint32 `protobuf:"varint,3,opt,name=top_n,json=topN,proto3" json:"top_n,omitempty"`
+	// Whether each result repeats its document.
+	ReturnDocuments bool `protobuf:"varint,4,opt,name=return_documents,json=returnDocuments,proto3" json:"return_documents,omitempty"`
+	// Which queue the request waits in. Without one: interactive for up to 8 documents, else bulk.
+	Lane Lane `protobuf:"varint,16,opt,name=lane,proto3,enum=runed.v1.Lane" json:"lane,omitempty"`
+	// The treatment of a document that is too long. The query is never cut.
+	Truncate Truncate `protobuf:"varint,20,opt,name=truncate,proto3,enum=runed.v1.Truncate" json:"truncate,omitempty"`
+	// As EmbedRequest.model. Empty means ListModelsResponse.default_rerank_model.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RerankRequest) Reset() {
+	*x = RerankRequest{}
+	mi := &file_runed_v1_runed_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RerankRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RerankRequest) ProtoMessage() {}
+
+func (x *RerankRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RerankRequest.ProtoReflect.Descriptor instead.
+func (*RerankRequest) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RerankRequest) GetQuery() string {
+	if x != nil {
+		return x.Query
+	}
+	return ""
+}
+
+func (x *RerankRequest) GetDocuments() []string {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *RerankRequest) GetTopN() uint32 {
+	if x != nil {
+		return x.TopN
+	}
+	return 0
+}
+
+func (x *RerankRequest) GetReturnDocuments() bool {
+	if x != nil {
+		return x.ReturnDocuments
+	}
+	return false
+}
+
+func (x *RerankRequest) GetLane() Lane {
+	if x != nil {
+		return x.Lane
+	}
+	return Lane_LANE_UNSPECIFIED
+}
+
+func (x *RerankRequest) GetTruncate() Truncate {
+	if x != nil {
+		return x.Truncate
+	}
+	return Truncate_TRUNCATE_UNSPECIFIED
+}
+
+func (x *RerankRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+type RerankResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The results in the order of their scores, the best one first. Documents with the same score keep the order of the request.
+	Results []*RerankResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	// The number of tokens that the model read for all documents, with the query each time.
+	TokenCount uint32 `protobuf:"varint,16,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	// Names the model, its file and its engine: scores of the same fingerprint can be compared.
+	Fingerprint string `protobuf:"bytes,19,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// The name of the model, as Model.name.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RerankResponse) Reset() {
+	*x = RerankResponse{}
+	mi := &file_runed_v1_runed_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RerankResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RerankResponse) ProtoMessage() {}
+
+func (x *RerankResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RerankResponse.ProtoReflect.Descriptor instead.
+func (*RerankResponse) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RerankResponse) GetResults() []*RerankResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *RerankResponse) GetTokenCount() uint32 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
+
+func (x *RerankResponse) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *RerankResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+type RerankResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The index of the document in the request, from 0 on.
+	Index uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// The relevance: more is better. The range depends on the model.
+	Score float32 `protobuf:"fixed32,2,opt,name=score,proto3" json:"score,omitempty"`
+	// The document; only with RerankRequest.return_documents.
+	Document string `protobuf:"bytes,3,opt,name=document,proto3" json:"document,omitempty"`
+	// The number of tokens that the model read: those of the query, of the document, and special ones.
+	TokenCount uint32 `protobuf:"varint,16,opt,name=token_count,json=tokenCount,proto3" json:"token_count,omitempty"`
+	// The number of tokens before anything was cut off.
+	TotalTokenCount uint32 `protobuf:"varint,17,opt,name=total_token_count,json=totalTokenCount,proto3" json:"total_token_count,omitempty"`
+	// Whether something was cut off, as RerankRequest.truncate allowed.
+	Truncated bool `protobuf:"varint,18,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// Whether the score was there already, as EmbedResponse.cached.
+	Cached        bool `protobuf:"varint,21,opt,name=cached,proto3" json:"cached,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RerankResult) Reset() {
+	*x = RerankResult{}
+	mi := &file_runed_v1_runed_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RerankResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RerankResult) ProtoMessage() {}
+
+func (x *RerankResult) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RerankResult.ProtoReflect.Descriptor instead.
+func (*RerankResult) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RerankResult) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RerankResult) GetScore() float32 {
+	if x != nil {
+		return x.Score
+	}
+	return 0
+}
+
+func (x *RerankResult) GetDocument() string {
+	if x != nil {
+		return x.Document
+	}
+	return ""
+}
+
+func (x *RerankResult) GetTokenCount() uint32 {
+	if x != nil {
+		return x.TokenCount
+	}
+	return 0
+}
+
+func (x *RerankResult) GetTotalTokenCount() uint32 {
+	if x != nil {
+		return x.TotalTokenCount
+	}
+	return 0
+}
+
+func (x *RerankResult) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *RerankResult) GetCached() bool {
+	if x != nil {
+		return x.Cached
+	}
+	return false
+}
+
+type ListModelsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListModelsRequest) Reset() {
+	*x = ListModelsRequest{}
+	mi := &file_runed_v1_runed_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListModelsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListModelsRequest) ProtoMessage() {}
+
+func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
+func (*ListModelsRequest) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{14}
+}
+
+type ListModelsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The models, the default one first, then by name.
+	Models []*Model `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	// The name of the model that an empty EmbedRequest.model means. Empty while it is not known yet.
+	DefaultModel string `protobuf:"bytes,2,opt,name=default_model,json=defaultModel,proto3" json:"default_model,omitempty"`
+	// The name of the model that an empty RerankRequest.model means. Empty if there is none, or if there are several.
+	DefaultRerankModel string `protobuf:"bytes,3,opt,name=default_rerank_model,json=defaultRerankModel,proto3" json:"default_rerank_model,omitempty"`
+	// The most bytes of memory that the engines may take together (RUNED_MEMORY), and what they take now.
+	MemoryLimit int64 `protobuf:"varint,4,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	MemoryBytes int64 `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// The most engines that may run at once (RUNED_MAX_MODELS); 0 means that only the memory bounds them.
+	MaxLoadedModels int32 `protobuf:"varint,6,opt,name=max_loaded_models,json=maxLoadedModels,proto3" json:"max_loaded_models,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ListModelsResponse) Reset() {
+	*x = ListModelsResponse{}
+	mi := &file_runed_v1_runed_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListModelsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListModelsResponse) ProtoMessage() {}
+
+func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
+func (*ListModelsResponse) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListModelsResponse) GetModels() []*Model {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *ListModelsResponse) GetDefaultModel() string {
+	if x != nil {
+		return x.DefaultModel
+	}
+	return ""
+}
+
+func (x *ListModelsResponse) GetDefaultRerankModel() string {
+	if x != nil {
+		return x.DefaultRerankModel
+	}
+	return ""
+}
+
+func (x *ListModelsResponse) GetMemoryLimit() int64 {
+	if x != nil {
+		return x.MemoryLimit
+	}
+	return 0
+}
+
+func (x *ListModelsResponse) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *ListModelsResponse) GetMaxLoadedModels() int32 {
+	if x != nil {
+		return x.MaxLoadedModels
+	}
+	return 0
+}
+
+// A model that requests may name. What is not known before a model was loaded or installed is 0 or empty.
+type Model struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name, such as "qwen3-embedding-0.6b.q6_K": the family with the size, a dot, and the variant, if there is one.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The name without the variant, such as "qwen3-embedding-0.6b". It means the default variant of the family.
+	Family string `protobuf:"bytes,2,opt,name=family,proto3" json:"family,omitempty"`
+	// The names of all variants of the family, this one included, the default one first.
+	Variants []string `protobuf:"bytes,3,rep,name=variants,proto3" json:"variants,omitempty"`
+	// Other names that requests may use.
+	Aliases []string `protobuf:"bytes,4,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	// The purpose of the model.
+	Kind Model_Kind `protobuf:"varint,5,opt,name=kind,proto3,enum=runed.v1.Model_Kind" json:"kind,omitempty"`
+	// The licence, as an SPDX identifier or as words, such as "Apache-2.0". Empty if it is not known.
+	Licence string `protobuf:"bytes,6,opt,name=licence,proto3" json:"licence,omitempty"`
+	// The bytes of its file.
+	SizeBytes int64 `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Whether its file is there. A model that is not installed is refused with MODEL_NOT_INSTALLED until `runed pull` gets it,
+	// except the default model, which the daemon gets itself.
+	Installed bool `protobuf:"varint,8,opt,name=installed,proto3" json:"installed,omitempty"`
+	// Whether its engine runs, or starts.
+	Loaded bool `protobuf:"varint,9,opt,name=loaded,proto3" json:"loaded,omitempty"`
+	// The bytes of memory that its engine takes now, or took when it last ran. 0 if it never ran on this machine.
+	MemoryBytes int64 `protobuf:"varint,10,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// The time of its last text, in seconds since 1970, UTC. 0 if it had none since the daemon started.
+	LastUsedAt int64 `protobuf:"varint,11,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	// Seconds without a text after which its engine is stopped. 0 means never.
+	KeepAliveSeconds float64 `protobuf:"fixed64,12,opt,name=keep_alive_seconds,json=keepAliveSeconds,proto3" json:"keep_alive_seconds,omitempty"`
+	// As InfoResponse.vector_dim.
+	VectorDim int32 `protobuf:"varint,13,opt,name=vector_dim,json=vectorDim,proto3" json:"vector_dim,omitempty"`
+	// As InfoResponse.min_dimensions.
+	MinDimensions uint32 `protobuf:"varint,14,opt,name=min_dimensions,json=minDimensions,proto3" json:"min_dimensions,omitempty"`
+	// As InfoResponse.max_text_length.
+	MaxTextLength int32 `protobuf:"varint,15,opt,name=max_text_length,json=maxTextLength,proto3" json:"max_text_length,omitempty"`
+	// The most tokens that the model was trained to read, whatever RUNED_CTX_SIZE is.
+	ContextLength int32 `protobuf:"varint,16,opt,name=context_length,json=contextLength,proto3" json:"context_length,omitempty"`
+	// As InfoResponse.pooling.
+	Pooling string `protobuf:"bytes,17,opt,name=pooling,proto3" json:"pooling,omitempty"`
+	// As InfoResponse.query_prompt.
+	QueryPrompt string `protobuf:"bytes,18,opt,name=query_prompt,json=queryPrompt,proto3" json:"query_prompt,omitempty"`
+	// As InfoResponse.document_prompt.
+	DocumentPrompt string `protobuf:"bytes,19,opt,name=document_prompt,json=documentPrompt,proto3" json:"document_prompt,omitempty"`
+	// As InfoResponse.default_instruction.
+	DefaultInstruction string `protobuf:"bytes,20,opt,name=default_instruction,json=defaultInstruction,proto3" json:"default_instruction,omitempty"`
+	// As InfoResponse.fingerprint.
+	Fingerprint string `protobuf:"bytes,21,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// As InfoResponse.model_identity.
+	ModelIdentity string `protobuf:"bytes,22,opt,name=model_identity,json=modelIdentity,proto3" json:"model_identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Model) Reset() {
+	*x = Model{}
+	mi := &file_runed_v1_runed_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Model) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Model) ProtoMessage() {}
+
+func (x *Model) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Model.ProtoReflect.Descriptor instead.
+func (*Model) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Model) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Model) GetFamily() string {
+	if x != nil {
+		return x.Family
+	}
+	return ""
+}
+
+func (x *Model) GetVariants() []string {
+	if x != nil {
+		return x.Variants
+	}
+	return nil
+}
+
+func (x *Model) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *Model) GetKind() Model_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Model_KIND_UNSPECIFIED
+}
+
+func (x *Model) GetLicence() string {
+	if x != nil {
+		return x.Licence
+	}
+	return ""
+}
+
+func (x *Model) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Model) GetInstalled() bool {
+	if x != nil {
+		return x.Installed
+	}
+	return false
+}
+
+func (x *Model) GetLoaded() bool {
+	if x != nil {
+		return x.Loaded
+	}
+	return false
+}
+
+func (x *Model) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Model) GetLastUsedAt() int64 {
+	if x != nil {
+		return x.LastUsedAt
+	}
+	return 0
+}
+
+func (x *Model) GetKeepAliveSeconds() float64 {
+	if x != nil {
+		return x.KeepAliveSeconds
+	}
+	return 0
+}
+
+func (x *Model) GetVectorDim() int32 {
+	if x != nil {
+		return x.VectorDim
+	}
+	return 0
+}
+
+func (x *Model) GetMinDimensions() uint32 {
+	if x != nil {
+		return x.MinDimensions
+	}
+	return 0
+}
+
+func (x *Model) GetMaxTextLength() int32 {
+	if x != nil {
+		return x.MaxTextLength
+	}
+	return 0
+}
+
+func (x *Model) GetContextLength() int32 {
+	if x != nil {
+		return x.ContextLength
+	}
+	return 0
+}
+
+func (x *Model) GetPooling() string {
+	if x != nil {
+		return x.Pooling
+	}
+	return ""
+}
+
+func (x *Model) GetQueryPrompt() string {
+	if x != nil {
+		return x.QueryPrompt
+	}
+	return ""
+}
+
+func (x *Model) GetDocumentPrompt() string {
+	if x != nil {
+		return x.DocumentPrompt
+	}
+	return ""
+}
+
+func (x *Model) GetDefaultInstruction() string {
+	if x != nil {
+		return x.DefaultInstruction
+	}
+	return ""
+}
+
+func (x *Model) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Model) GetModelIdentity() string {
+	if x != nil {
+		return x.ModelIdentity
+	}
+	return ""
+}
+
+type LoadModelRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As EmbedRequest.model.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadModelRequest) Reset() {
+	*x = LoadModelRequest{}
+	mi := &file_runed_v1_runed_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadModelRequest) ProtoMessage() {}
+
+func (x *LoadModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadModelRequest.ProtoReflect.Descriptor instead.
+func (*LoadModelRequest) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *LoadModelRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+type LoadModelResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model, which is loaded.
+	Model         *Model `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadModelResponse) Reset() {
+	*x = LoadModelResponse{}
+	mi := &file_runed_v1_runed_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadModelResponse) ProtoMessage() {}
+
+func (x *LoadModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadModelResponse.ProtoReflect.Descriptor instead.
+func (*LoadModelResponse) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LoadModelResponse) GetModel() *Model {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+type UnloadModelRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As EmbedRequest.model.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadModelRequest) Reset() {
+	*x = UnloadModelRequest{}
+	mi := &file_runed_v1_runed_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadModelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadModelRequest) ProtoMessage() {}
+
+func (x *UnloadModelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadModelRequest.ProtoReflect.Descriptor instead.
+func (*UnloadModelRequest) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *UnloadModelRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+type UnloadModelResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model, which is not loaded.
+	Model         *Model `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadModelResponse) Reset() {
+	*x = UnloadModelResponse{}
+	mi := &file_runed_v1_runed_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadModelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadModelResponse) ProtoMessage() {}
+
+func (x *UnloadModelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadModelResponse.ProtoReflect.Descriptor instead.
+func (*UnloadModelResponse) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *UnloadModelResponse) GetModel() *Model {
+	if x != nil {
+		return x.Model
+	}
+	return nil
+}
+
+type InfoRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model to describe, as EmbedRequest.model.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[11]
+	mi := &file_runed_v1_runed_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +2122,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[11]
+	mi := &file_runed_v1_runed_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +2135,14 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{11}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *InfoRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
 }
 
 type InfoResponse struct {
@@ -1255,14 +2202,16 @@ type InfoResponse struct {
 	// alone and beside others that the engine's last self-test found. 1 means not at all. 0 before the first self-test.
 	CompanyCosine float64 `protobuf:"fixed64,33,opt,name=company_cosine,json=companyCosine,proto3" json:"company_cosine,omitempty"`
 	// When `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty if they are built-in ones.
-	TunedAt       string `protobuf:"bytes,34,opt,name=tuned_at,json=tunedAt,proto3" json:"tuned_at,omitempty"`
+	TunedAt string `protobuf:"bytes,34,opt,name=tuned_at,json=tunedAt,proto3" json:"tuned_at,omitempty"`
+	// The name of the model in requests, as Model.name. Empty until it is known.
+	Model         string `protobuf:"bytes,35,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[12]
+	mi := &file_runed_v1_runed_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +2223,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[12]
+	mi := &file_runed_v1_runed_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +2236,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{12}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InfoResponse) GetDaemonVersion() string {
@@ -1465,15 +2414,25 @@ func (x *InfoResponse) GetTunedAt() string {
 	return ""
 }
 
+func (x *InfoResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 type HealthRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model whose state is told, as EmbedRequest.model. Empty means the default model. Queues, caches and totals are those
+	// of all models.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[13]
+	mi := &file_runed_v1_runed_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +2444,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[13]
+	mi := &file_runed_v1_runed_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +2457,14 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{13}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *HealthRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
 }
 
 type HealthResponse struct {
@@ -1550,13 +2516,17 @@ type HealthResponse struct {
 	RefusedRequests int64 `protobuf:"varint,31,opt,name=refused_requests,json=refusedRequests,proto3" json:"refused_requests,omitempty"`
 	// The bytes of the cache on disk; 0 if there is none, or if it cannot be used.
 	DiskCacheBytes int64 `protobuf:"varint,32,opt,name=disk_cache_bytes,json=diskCacheBytes,proto3" json:"disk_cache_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The name of the model whose state this is, as Model.name. Empty until it is known.
+	Model string `protobuf:"bytes,33,opt,name=model,proto3" json:"model,omitempty"`
+	// The number of models whose engines run.
+	LoadedModels  int32 `protobuf:"varint,34,opt,name=loaded_models,json=loadedModels,proto3" json:"loaded_models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[14]
+	mi := &file_runed_v1_runed_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +2538,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[14]
+	mi := &file_runed_v1_runed_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +2551,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{14}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HealthResponse) GetStatus() HealthResponse_Status {
@@ -1752,6 +2722,20 @@ func (x *HealthResponse) GetDiskCacheBytes() int64 {
 	return 0
 }
 
+func (x *HealthResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *HealthResponse) GetLoadedModels() int32 {
+	if x != nil {
+		return x.LoadedModels
+	}
+	return 0
+}
+
 // One queue of the daemon.
 type LaneHealth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1769,7 +2753,7 @@ type LaneHealth struct {
 
 func (x *LaneHealth) Reset() {
 	*x = LaneHealth{}
-	mi := &file_runed_v1_runed_proto_msgTypes[15]
+	mi := &file_runed_v1_runed_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +2765,7 @@ func (x *LaneHealth) String() string {
 func (*LaneHealth) ProtoMessage() {}
 
 func (x *LaneHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[15]
+	mi := &file_runed_v1_runed_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +2778,7 @@ func (x *LaneHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneHealth.ProtoReflect.Descriptor instead.
 func (*LaneHealth) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{15}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LaneHealth) GetQueuedTexts() int64 {
@@ -1833,14 +2817,16 @@ func (x *LaneHealth) GetWaitP99Seconds() float64 {
 }
 
 type WarmUpRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As EmbedRequest.model.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WarmUpRequest) Reset() {
 	*x = WarmUpRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[16]
+	mi := &file_runed_v1_runed_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +2838,7 @@ func (x *WarmUpRequest) String() string {
 func (*WarmUpRequest) ProtoMessage() {}
 
 func (x *WarmUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[16]
+	mi := &file_runed_v1_runed_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2851,14 @@ func (x *WarmUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmUpRequest.ProtoReflect.Descriptor instead.
 func (*WarmUpRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{16}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *WarmUpRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
 }
 
 type WarmUpResponse struct {
@@ -1876,7 +2869,7 @@ type WarmUpResponse struct {
 
 func (x *WarmUpResponse) Reset() {
 	*x = WarmUpResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[17]
+	mi := &file_runed_v1_runed_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2881,7 @@ func (x *WarmUpResponse) String() string {
 func (*WarmUpResponse) ProtoMessage() {}
 
 func (x *WarmUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[17]
+	mi := &file_runed_v1_runed_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2894,7 @@ func (x *WarmUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmUpResponse.ProtoReflect.Descriptor instead.
 func (*WarmUpResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{17}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{27}
 }
 
 type ShutdownRequest struct {
@@ -1914,7 +2907,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[18]
+	mi := &file_runed_v1_runed_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2919,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[18]
+	mi := &file_runed_v1_runed_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2932,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{18}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ShutdownRequest) GetGraceSeconds() int32 {
@@ -1959,7 +2952,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[19]
+	mi := &file_runed_v1_runed_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2964,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[19]
+	mi := &file_runed_v1_runed_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2977,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{19}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ShutdownResponse) GetAccepted() bool {
@@ -2009,7 +3002,7 @@ type SetCentroidsRequest struct {
 
 func (x *SetCentroidsRequest) Reset() {
 	*x = SetCentroidsRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[20]
+	mi := &file_runed_v1_runed_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +3014,7 @@ func (x *SetCentroidsRequest) String() string {
 func (*SetCentroidsRequest) ProtoMessage() {}
 
 func (x *SetCentroidsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[20]
+	mi := &file_runed_v1_runed_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +3027,7 @@ func (x *SetCentroidsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCentroidsRequest.ProtoReflect.Descriptor instead.
 func (*SetCentroidsRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{20}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetCentroidsRequest) GetPayload() isSetCentroidsRequest_Payload {
@@ -2089,14 +3082,16 @@ type CentroidSetHeader struct {
 	// The number of centroids.
 	Nlist uint32 `protobuf:"varint,3,opt,name=nlist,proto3" json:"nlist,omitempty"`
 	// The name of the parameters that the set was built with. Without one, the version is not checked.
-	Preset        string `protobuf:"bytes,4,opt,name=preset,proto3" json:"preset,omitempty"`
+	Preset string `protobuf:"bytes,4,opt,name=preset,proto3" json:"preset,omitempty"`
+	// The model whose vectors are routed, as EmbedRequest.model. Each model has a set of its own.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CentroidSetHeader) Reset() {
 	*x = CentroidSetHeader{}
-	mi := &file_runed_v1_runed_proto_msgTypes[21]
+	mi := &file_runed_v1_runed_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +3103,7 @@ func (x *CentroidSetHeader) String() string {
 func (*CentroidSetHeader) ProtoMessage() {}
 
 func (x *CentroidSetHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[21]
+	mi := &file_runed_v1_runed_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +3116,7 @@ func (x *CentroidSetHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CentroidSetHeader.ProtoReflect.Descriptor instead.
 func (*CentroidSetHeader) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{21}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CentroidSetHeader) GetVersion() string {
@@ -2152,6 +3147,13 @@ func (x *CentroidSetHeader) GetPreset() string {
 	return ""
 }
 
+func (x *CentroidSetHeader) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 type CentroidBatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The next centroids, in the order of their ids.
@@ -2162,7 +3164,7 @@ type CentroidBatch struct {
 
 func (x *CentroidBatch) Reset() {
 	*x = CentroidBatch{}
-	mi := &file_runed_v1_runed_proto_msgTypes[22]
+	mi := &file_runed_v1_runed_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +3176,7 @@ func (x *CentroidBatch) String() string {
 func (*CentroidBatch) ProtoMessage() {}
 
 func (x *CentroidBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[22]
+	mi := &file_runed_v1_runed_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +3189,7 @@ func (x *CentroidBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CentroidBatch.ProtoReflect.Descriptor instead.
 func (*CentroidBatch) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{22}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CentroidBatch) GetCentroids() []*Centroid {
@@ -2209,7 +3211,7 @@ type Centroid struct {
 
 func (x *Centroid) Reset() {
 	*x = Centroid{}
-	mi := &file_runed_v1_runed_proto_msgTypes[23]
+	mi := &file_runed_v1_runed_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +3223,7 @@ func (x *Centroid) String() string {
 func (*Centroid) ProtoMessage() {}
 
 func (x *Centroid) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[23]
+	mi := &file_runed_v1_runed_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +3236,7 @@ func (x *Centroid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Centroid.ProtoReflect.Descriptor instead.
 func (*Centroid) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{23}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Centroid) GetId() uint32 {
@@ -2256,14 +3258,16 @@ type SetCentroidsResponse struct {
 	// The version of the set that is installed now.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The number of its centroids.
-	Nlist         uint32 `protobuf:"varint,2,opt,name=nlist,proto3" json:"nlist,omitempty"`
+	Nlist uint32 `protobuf:"varint,2,opt,name=nlist,proto3" json:"nlist,omitempty"`
+	// The name of the model, as Model.name.
+	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetCentroidsResponse) Reset() {
 	*x = SetCentroidsResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[24]
+	mi := &file_runed_v1_runed_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +3279,7 @@ func (x *SetCentroidsResponse) String() string {
 func (*SetCentroidsResponse) ProtoMessage() {}
 
 func (x *SetCentroidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[24]
+	mi := &file_runed_v1_runed_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +3292,7 @@ func (x *SetCentroidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCentroidsResponse.ProtoReflect.Descriptor instead.
 func (*SetCentroidsResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetCentroidsResponse) GetVersion() string {
@@ -2305,11 +3309,18 @@ func (x *SetCentroidsResponse) GetNlist() uint32 {
 	return 0
 }
 
+func (x *SetCentroidsResponse) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
 var File_runed_v1_runed_proto protoreflect.FileDescriptor
 
 const file_runed_v1_runed_proto_rawDesc = "" +
 	"\n" +
-	"\x14runed/v1/runed.proto\x12\bruned.v1\"\xfb\x01\n" +
+	"\x14runed/v1/runed.proto\x12\bruned.v1\"\x91\x02\n" +
 	"\fEmbedRequest\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x1d\n" +
 	"\n" +
@@ -2320,7 +3331,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\n" +
 	"dimensions\x18\x13 \x01(\rR\n" +
 	"dimensions\x12.\n" +
-	"\btruncate\x18\x14 \x01(\x0e2\x12.runed.v1.TruncateR\btruncate\"\xe0\x02\n" +
+	"\btruncate\x18\x14 \x01(\x0e2\x12.runed.v1.TruncateR\btruncate\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\xf6\x02\n" +
 	"\rEmbedResponse\x12\x16\n" +
 	"\x06vector\x18\x01 \x03(\x02R\x06vector\x12\x1d\n" +
 	"\n" +
@@ -2333,14 +3345,15 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\vfingerprint\x18\x13 \x01(\tR\vfingerprint\x12\x16\n" +
 	"\x06prompt\x18\x14 \x01(\tR\x06prompt\x12\x16\n" +
 	"\x06cached\x18\x15 \x01(\bR\x06cached\x12)\n" +
-	"\x05error\x18\x16 \x01(\v2\x13.runed.v1.ItemErrorR\x05error\"\xb9\x01\n" +
+	"\x05error\x18\x16 \x01(\v2\x13.runed.v1.ItemErrorR\x05error\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\xb9\x01\n" +
 	"\tItemError\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12=\n" +
 	"\bmetadata\x18\x03 \x03(\v2!.runed.v1.ItemError.MetadataEntryR\bmetadata\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\x02\n" +
 	"\x11EmbedBatchRequest\x12\x14\n" +
 	"\x05texts\x18\x01 \x03(\tR\x05texts\x12\x1d\n" +
 	"\n" +
@@ -2352,13 +3365,15 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"dimensions\x18\x13 \x01(\rR\n" +
 	"dimensions\x12.\n" +
 	"\btruncate\x18\x14 \x01(\x0e2\x12.runed.v1.TruncateR\btruncate\x12&\n" +
-	"\x0fper_item_errors\x18\x15 \x01(\bR\rperItemErrors\"\x87\x01\n" +
+	"\x0fper_item_errors\x18\x15 \x01(\bR\rperItemErrors\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\x9d\x01\n" +
 	"\x12EmbedBatchResponse\x127\n" +
 	"\n" +
 	"embeddings\x18\x01 \x03(\v2\x17.runed.v1.EmbedResponseR\n" +
 	"embeddings\x12 \n" +
 	"\vfingerprint\x18\x10 \x01(\tR\vfingerprint\x12\x16\n" +
-	"\x06prompt\x18\x11 \x01(\tR\x06prompt\"\xff\x01\n" +
+	"\x06prompt\x18\x11 \x01(\tR\x06prompt\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\x95\x02\n" +
 	"\x12EmbedStreamRequest\x12/\n" +
 	"\x05items\x18\x01 \x03(\v2\x19.runed.v1.EmbedStreamItemR\x05items\x12\"\n" +
 	"\x04lane\x18\x10 \x01(\x0e2\x0e.runed.v1.LaneR\x04lane\x12\"\n" +
@@ -2367,25 +3382,100 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\n" +
 	"dimensions\x18\x13 \x01(\rR\n" +
 	"dimensions\x12.\n" +
-	"\btruncate\x18\x14 \x01(\x0e2\x12.runed.v1.TruncateR\btruncate\"5\n" +
+	"\btruncate\x18\x14 \x01(\x0e2\x12.runed.v1.TruncateR\btruncate\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"5\n" +
 	"\x0fEmbedStreamItem\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"\x86\x01\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\x9c\x01\n" +
 	"\x13EmbedStreamResponse\x125\n" +
 	"\aresults\x18\x01 \x03(\v2\x1b.runed.v1.EmbedStreamResultR\aresults\x12 \n" +
 	"\vfingerprint\x18\x10 \x01(\tR\vfingerprint\x12\x16\n" +
-	"\x06prompt\x18\x11 \x01(\tR\x06prompt\"Z\n" +
+	"\x06prompt\x18\x11 \x01(\tR\x06prompt\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"Z\n" +
 	"\x11EmbedStreamResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
-	"\tembedding\x18\x02 \x01(\v2\x17.runed.v1.EmbedResponseR\tembedding\"p\n" +
+	"\tembedding\x18\x02 \x01(\v2\x17.runed.v1.EmbedResponseR\tembedding\"\x86\x01\n" +
 	"\x12CountTokensRequest\x12\x14\n" +
 	"\x05texts\x18\x01 \x03(\tR\x05texts\x12\"\n" +
 	"\x04role\x18\x11 \x01(\x0e2\x0e.runed.v1.RoleR\x04role\x12 \n" +
-	"\vinstruction\x18\x12 \x01(\tR\vinstruction\"`\n" +
+	"\vinstruction\x18\x12 \x01(\tR\vinstruction\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"v\n" +
 	"\x13CountTokensResponse\x12!\n" +
 	"\ftoken_counts\x18\x01 \x03(\rR\vtokenCounts\x12&\n" +
-	"\x0fmax_text_length\x18\x02 \x01(\rR\rmaxTextLength\"\r\n" +
-	"\vInfoRequest\"\xa1\a\n" +
+	"\x0fmax_text_length\x18\x02 \x01(\rR\rmaxTextLength\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\xed\x01\n" +
+	"\rRerankRequest\x12\x14\n" +
+	"\x05query\x18\x01 \x01(\tR\x05query\x12\x1c\n" +
+	"\tdocuments\x18\x02 \x03(\tR\tdocuments\x12\x13\n" +
+	"\x05top_n\x18\x03 \x01(\rR\x04topN\x12)\n" +
+	"\x10return_documents\x18\x04 \x01(\bR\x0freturnDocuments\x12\"\n" +
+	"\x04lane\x18\x10 \x01(\x0e2\x0e.runed.v1.LaneR\x04lane\x12.\n" +
+	"\btruncate\x18\x14 \x01(\x0e2\x12.runed.v1.TruncateR\btruncate\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\x9b\x01\n" +
+	"\x0eRerankResponse\x120\n" +
+	"\aresults\x18\x01 \x03(\v2\x16.runed.v1.RerankResultR\aresults\x12\x1f\n" +
+	"\vtoken_count\x18\x10 \x01(\rR\n" +
+	"tokenCount\x12 \n" +
+	"\vfingerprint\x18\x13 \x01(\tR\vfingerprint\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\xd9\x01\n" +
+	"\fRerankResult\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x14\n" +
+	"\x05score\x18\x02 \x01(\x02R\x05score\x12\x1a\n" +
+	"\bdocument\x18\x03 \x01(\tR\bdocument\x12\x1f\n" +
+	"\vtoken_count\x18\x10 \x01(\rR\n" +
+	"tokenCount\x12*\n" +
+	"\x11total_token_count\x18\x11 \x01(\rR\x0ftotalTokenCount\x12\x1c\n" +
+	"\ttruncated\x18\x12 \x01(\bR\ttruncated\x12\x16\n" +
+	"\x06cached\x18\x15 \x01(\bR\x06cached\"\x13\n" +
+	"\x11ListModelsRequest\"\x86\x02\n" +
+	"\x12ListModelsResponse\x12'\n" +
+	"\x06models\x18\x01 \x03(\v2\x0f.runed.v1.ModelR\x06models\x12#\n" +
+	"\rdefault_model\x18\x02 \x01(\tR\fdefaultModel\x120\n" +
+	"\x14default_rerank_model\x18\x03 \x01(\tR\x12defaultRerankModel\x12!\n" +
+	"\fmemory_limit\x18\x04 \x01(\x03R\vmemoryLimit\x12!\n" +
+	"\fmemory_bytes\x18\x05 \x01(\x03R\vmemoryBytes\x12*\n" +
+	"\x11max_loaded_models\x18\x06 \x01(\x05R\x0fmaxLoadedModels\"\xad\x06\n" +
+	"\x05Model\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06family\x18\x02 \x01(\tR\x06family\x12\x1a\n" +
+	"\bvariants\x18\x03 \x03(\tR\bvariants\x12\x18\n" +
+	"\aaliases\x18\x04 \x03(\tR\aaliases\x12(\n" +
+	"\x04kind\x18\x05 \x01(\x0e2\x14.runed.v1.Model.KindR\x04kind\x12\x18\n" +
+	"\alicence\x18\x06 \x01(\tR\alicence\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\a \x01(\x03R\tsizeBytes\x12\x1c\n" +
+	"\tinstalled\x18\b \x01(\bR\tinstalled\x12\x16\n" +
+	"\x06loaded\x18\t \x01(\bR\x06loaded\x12!\n" +
+	"\fmemory_bytes\x18\n" +
+	" \x01(\x03R\vmemoryBytes\x12 \n" +
+	"\flast_used_at\x18\v \x01(\x03R\n" +
+	"lastUsedAt\x12,\n" +
+	"\x12keep_alive_seconds\x18\f \x01(\x01R\x10keepAliveSeconds\x12\x1d\n" +
+	"\n" +
+	"vector_dim\x18\r \x01(\x05R\tvectorDim\x12%\n" +
+	"\x0emin_dimensions\x18\x0e \x01(\rR\rminDimensions\x12&\n" +
+	"\x0fmax_text_length\x18\x0f \x01(\x05R\rmaxTextLength\x12%\n" +
+	"\x0econtext_length\x18\x10 \x01(\x05R\rcontextLength\x12\x18\n" +
+	"\apooling\x18\x11 \x01(\tR\apooling\x12!\n" +
+	"\fquery_prompt\x18\x12 \x01(\tR\vqueryPrompt\x12'\n" +
+	"\x0fdocument_prompt\x18\x13 \x01(\tR\x0edocumentPrompt\x12/\n" +
+	"\x13default_instruction\x18\x14 \x01(\tR\x12defaultInstruction\x12 \n" +
+	"\vfingerprint\x18\x15 \x01(\tR\vfingerprint\x12%\n" +
+	"\x0emodel_identity\x18\x16 \x01(\tR\rmodelIdentity\"A\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eKIND_EMBEDDING\x10\x01\x12\x0f\n" +
+	"\vKIND_RERANK\x10\x02\"(\n" +
+	"\x10LoadModelRequest\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\":\n" +
+	"\x11LoadModelResponse\x12%\n" +
+	"\x05model\x18\x01 \x01(\v2\x0f.runed.v1.ModelR\x05model\"*\n" +
+	"\x12UnloadModelRequest\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"<\n" +
+	"\x13UnloadModelResponse\x12%\n" +
+	"\x05model\x18\x01 \x01(\v2\x0f.runed.v1.ModelR\x05model\"#\n" +
+	"\vInfoRequest\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\xb7\a\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -2414,8 +3504,10 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\vaccelerator\x18\x1f \x01(\tR\vaccelerator\x12\x16\n" +
 	"\x06device\x18  \x01(\tR\x06device\x12%\n" +
 	"\x0ecompany_cosine\x18! \x01(\x01R\rcompanyCosine\x12\x19\n" +
-	"\btuned_at\x18\" \x01(\tR\atunedAt\"\x0f\n" +
-	"\rHealthRequest\"\xaf\t\n" +
+	"\btuned_at\x18\" \x01(\tR\atunedAt\x12\x14\n" +
+	"\x05model\x18# \x01(\tR\x05model\"%\n" +
+	"\rHealthRequest\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\xea\t\n" +
 	"\x0eHealthResponse\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.runed.v1.HealthResponse.StatusR\x06status\x12%\n" +
 	"\x0euptime_seconds\x18\x02 \x01(\x03R\ruptimeSeconds\x12%\n" +
@@ -2446,7 +3538,9 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\vcache_bytes\x18\x1e \x01(\x03R\n" +
 	"cacheBytes\x12)\n" +
 	"\x10refused_requests\x18\x1f \x01(\x03R\x0frefusedRequests\x12(\n" +
-	"\x10disk_cache_bytes\x18  \x01(\x03R\x0ediskCacheBytes\"\x83\x01\n" +
+	"\x10disk_cache_bytes\x18  \x01(\x03R\x0ediskCacheBytes\x12\x14\n" +
+	"\x05model\x18! \x01(\tR\x05model\x12#\n" +
+	"\rloaded_models\x18\" \x01(\x05R\floadedModels\"\x83\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tSTATUS_OK\x10\x01\x12\x12\n" +
@@ -2466,8 +3560,9 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\vtotal_texts\x18\x03 \x01(\x03R\n" +
 	"totalTexts\x12(\n" +
 	"\x10wait_p50_seconds\x18\x04 \x01(\x01R\x0ewaitP50Seconds\x12(\n" +
-	"\x10wait_p99_seconds\x18\x05 \x01(\x01R\x0ewaitP99Seconds\"\x0f\n" +
-	"\rWarmUpRequest\"\x10\n" +
+	"\x10wait_p99_seconds\x18\x05 \x01(\x01R\x0ewaitP99Seconds\"%\n" +
+	"\rWarmUpRequest\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\x10\n" +
 	"\x0eWarmUpResponse\"6\n" +
 	"\x0fShutdownRequest\x12#\n" +
 	"\rgrace_seconds\x18\x01 \x01(\x05R\fgraceSeconds\".\n" +
@@ -2476,20 +3571,22 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13SetCentroidsRequest\x125\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.runed.v1.CentroidSetHeaderH\x00R\x06header\x12/\n" +
 	"\x05batch\x18\x02 \x01(\v2\x17.runed.v1.CentroidBatchH\x00R\x05batchB\t\n" +
-	"\apayload\"m\n" +
+	"\apayload\"\x83\x01\n" +
 	"\x11CentroidSetHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03dim\x18\x02 \x01(\rR\x03dim\x12\x14\n" +
 	"\x05nlist\x18\x03 \x01(\rR\x05nlist\x12\x16\n" +
-	"\x06preset\x18\x04 \x01(\tR\x06preset\"A\n" +
+	"\x06preset\x18\x04 \x01(\tR\x06preset\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"A\n" +
 	"\rCentroidBatch\x120\n" +
 	"\tcentroids\x18\x01 \x03(\v2\x12.runed.v1.CentroidR\tcentroids\",\n" +
 	"\bCentroid\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
-	"\x03vec\x18\x02 \x03(\x02R\x03vec\"F\n" +
+	"\x03vec\x18\x02 \x03(\x02R\x03vec\"\\\n" +
 	"\x14SetCentroidsResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
-	"\x05nlist\x18\x02 \x01(\rR\x05nlist*A\n" +
+	"\x05nlist\x18\x02 \x01(\rR\x05nlist\x12\x14\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model*A\n" +
 	"\x04Lane\x12\x14\n" +
 	"\x10LANE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10LANE_INTERACTIVE\x10\x01\x12\r\n" +
@@ -2503,7 +3600,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x14TRUNCATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rTRUNCATE_NONE\x10\x01\x12\x10\n" +
 	"\fTRUNCATE_END\x10\x02\x12\x12\n" +
-	"\x0eTRUNCATE_START\x10\x032\xfc\x04\n" +
+	"\x0eTRUNCATE_START\x10\x032\x99\a\n" +
 	"\fRunedService\x128\n" +
 	"\x05Embed\x12\x16.runed.v1.EmbedRequest\x1a\x17.runed.v1.EmbedResponse\x12G\n" +
 	"\n" +
@@ -2512,7 +3609,12 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\vCountTokens\x12\x1c.runed.v1.CountTokensRequest\x1a\x1d.runed.v1.CountTokensResponse\x12:\n" +
 	"\x04Info\x12\x15.runed.v1.InfoRequest\x1a\x16.runed.v1.InfoResponse\"\x03\x90\x02\x01\x12@\n" +
 	"\x06Health\x12\x17.runed.v1.HealthRequest\x1a\x18.runed.v1.HealthResponse\"\x03\x90\x02\x01\x12;\n" +
-	"\x06WarmUp\x12\x17.runed.v1.WarmUpRequest\x1a\x18.runed.v1.WarmUpResponse\x12A\n" +
+	"\x06WarmUp\x12\x17.runed.v1.WarmUpRequest\x1a\x18.runed.v1.WarmUpResponse\x12;\n" +
+	"\x06Rerank\x12\x17.runed.v1.RerankRequest\x1a\x18.runed.v1.RerankResponse\x12L\n" +
+	"\n" +
+	"ListModels\x12\x1b.runed.v1.ListModelsRequest\x1a\x1c.runed.v1.ListModelsResponse\"\x03\x90\x02\x01\x12D\n" +
+	"\tLoadModel\x12\x1a.runed.v1.LoadModelRequest\x1a\x1b.runed.v1.LoadModelResponse\x12J\n" +
+	"\vUnloadModel\x12\x1c.runed.v1.UnloadModelRequest\x1a\x1d.runed.v1.UnloadModelResponse\x12A\n" +
 	"\bShutdown\x12\x19.runed.v1.ShutdownRequest\x1a\x1a.runed.v1.ShutdownResponse\x12O\n" +
 	"\fSetCentroids\x12\x1d.runed.v1.SetCentroidsRequest\x1a\x1e.runed.v1.SetCentroidsResponse(\x01b\x06proto3"
 
@@ -2528,88 +3630,114 @@ func file_runed_v1_runed_proto_rawDescGZIP() []byte {
 	return file_runed_v1_runed_proto_rawDescData
 }
 
-var file_runed_v1_runed_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_runed_v1_runed_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_runed_v1_runed_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_runed_v1_runed_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_runed_v1_runed_proto_goTypes = []any{
 	(Lane)(0),                    // 0: runed.v1.Lane
 	(Role)(0),                    // 1: runed.v1.Role
 	(Truncate)(0),                // 2: runed.v1.Truncate
-	(HealthResponse_Status)(0),   // 3: runed.v1.HealthResponse.Status
-	(HealthResponse_Phase)(0),    // 4: runed.v1.HealthResponse.Phase
-	(*EmbedRequest)(nil),         // 5: runed.v1.EmbedRequest
-	(*EmbedResponse)(nil),        // 6: runed.v1.EmbedResponse
-	(*ItemError)(nil),            // 7: runed.v1.ItemError
-	(*EmbedBatchRequest)(nil),    // 8: runed.v1.EmbedBatchRequest
-	(*EmbedBatchResponse)(nil),   // 9: runed.v1.EmbedBatchResponse
-	(*EmbedStreamRequest)(nil),   // 10: runed.v1.EmbedStreamRequest
-	(*EmbedStreamItem)(nil),      // 11: runed.v1.EmbedStreamItem
-	(*EmbedStreamResponse)(nil),  // 12: runed.v1.EmbedStreamResponse
-	(*EmbedStreamResult)(nil),    // 13: runed.v1.EmbedStreamResult
-	(*CountTokensRequest)(nil),   // 14: runed.v1.CountTokensRequest
-	(*CountTokensResponse)(nil),  // 15: runed.v1.CountTokensResponse
-	(*InfoRequest)(nil),          // 16: runed.v1.InfoRequest
-	(*InfoResponse)(nil),         // 17: runed.v1.InfoResponse
-	(*HealthRequest)(nil),        // 18: runed.v1.HealthRequest
-	(*HealthResponse)(nil),       // 19: runed.v1.HealthResponse
-	(*LaneHealth)(nil),           // 20: runed.v1.LaneHealth
-	(*WarmUpRequest)(nil),        // 21: runed.v1.WarmUpRequest
-	(*WarmUpResponse)(nil),       // 22: runed.v1.WarmUpResponse
-	(*ShutdownRequest)(nil),      // 23: runed.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),     // 24: runed.v1.ShutdownResponse
-	(*SetCentroidsRequest)(nil),  // 25: runed.v1.SetCentroidsRequest
-	(*CentroidSetHeader)(nil),    // 26: runed.v1.CentroidSetHeader
-	(*CentroidBatch)(nil),        // 27: runed.v1.CentroidBatch
-	(*Centroid)(nil),             // 28: runed.v1.Centroid
-	(*SetCentroidsResponse)(nil), // 29: runed.v1.SetCentroidsResponse
-	nil,                          // 30: runed.v1.ItemError.MetadataEntry
+	(Model_Kind)(0),              // 3: runed.v1.Model.Kind
+	(HealthResponse_Status)(0),   // 4: runed.v1.HealthResponse.Status
+	(HealthResponse_Phase)(0),    // 5: runed.v1.HealthResponse.Phase
+	(*EmbedRequest)(nil),         // 6: runed.v1.EmbedRequest
+	(*EmbedResponse)(nil),        // 7: runed.v1.EmbedResponse
+	(*ItemError)(nil),            // 8: runed.v1.ItemError
+	(*EmbedBatchRequest)(nil),    // 9: runed.v1.EmbedBatchRequest
+	(*EmbedBatchResponse)(nil),   // 10: runed.v1.EmbedBatchResponse
+	(*EmbedStreamRequest)(nil),   // 11: runed.v1.EmbedStreamRequest
+	(*EmbedStreamItem)(nil),      // 12: runed.v1.EmbedStreamItem
+	(*EmbedStreamResponse)(nil),  // 13: runed.v1.EmbedStreamResponse
+	(*EmbedStreamResult)(nil),    // 14: runed.v1.EmbedStreamResult
+	(*CountTokensRequest)(nil),   // 15: runed.v1.CountTokensRequest
+	(*CountTokensResponse)(nil),  // 16: runed.v1.CountTokensResponse
+	(*RerankRequest)(nil),        // 17: runed.v1.RerankRequest
+	(*RerankResponse)(nil),       // 18: runed.v1.RerankResponse
+	(*RerankResult)(nil),         // 19: runed.v1.RerankResult
+	(*ListModelsRequest)(nil),    // 20: runed.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),   // 21: runed.v1.ListModelsResponse
+	(*Model)(nil),                // 22: runed.v1.Model
+	(*LoadModelRequest)(nil),     // 23: runed.v1.LoadModelRequest
+	(*LoadModelResponse)(nil),    // 24: runed.v1.LoadModelResponse
+	(*UnloadModelRequest)(nil),   // 25: runed.v1.UnloadModelRequest
+	(*UnloadModelResponse)(nil),  // 26: runed.v1.UnloadModelResponse
+	(*InfoRequest)(nil),          // 27: runed.v1.InfoRequest
+	(*InfoResponse)(nil),         // 28: runed.v1.InfoResponse
+	(*HealthRequest)(nil),        // 29: runed.v1.HealthRequest
+	(*HealthResponse)(nil),       // 30: runed.v1.HealthResponse
+	(*LaneHealth)(nil),           // 31: runed.v1.LaneHealth
+	(*WarmUpRequest)(nil),        // 32: runed.v1.WarmUpRequest
+	(*WarmUpResponse)(nil),       // 33: runed.v1.WarmUpResponse
+	(*ShutdownRequest)(nil),      // 34: runed.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),     // 35: runed.v1.ShutdownResponse
+	(*SetCentroidsRequest)(nil),  // 36: runed.v1.SetCentroidsRequest
+	(*CentroidSetHeader)(nil),    // 37: runed.v1.CentroidSetHeader
+	(*CentroidBatch)(nil),        // 38: runed.v1.CentroidBatch
+	(*Centroid)(nil),             // 39: runed.v1.Centroid
+	(*SetCentroidsResponse)(nil), // 40: runed.v1.SetCentroidsResponse
+	nil,                          // 41: runed.v1.ItemError.MetadataEntry
 }
 var file_runed_v1_runed_proto_depIdxs = []int32{
 	0,  // 0: runed.v1.EmbedRequest.lane:type_name -> runed.v1.Lane
 	1,  // 1: runed.v1.EmbedRequest.role:type_name -> runed.v1.Role
 	2,  // 2: runed.v1.EmbedRequest.truncate:type_name -> runed.v1.Truncate
-	7,  // 3: runed.v1.EmbedResponse.error:type_name -> runed.v1.ItemError
-	30, // 4: runed.v1.ItemError.metadata:type_name -> runed.v1.ItemError.MetadataEntry
+	8,  // 3: runed.v1.EmbedResponse.error:type_name -> runed.v1.ItemError
+	41, // 4: runed.v1.ItemError.metadata:type_name -> runed.v1.ItemError.MetadataEntry
 	0,  // 5: runed.v1.EmbedBatchRequest.lane:type_name -> runed.v1.Lane
 	1,  // 6: runed.v1.EmbedBatchRequest.role:type_name -> runed.v1.Role
 	2,  // 7: runed.v1.EmbedBatchRequest.truncate:type_name -> runed.v1.Truncate
-	6,  // 8: runed.v1.EmbedBatchResponse.embeddings:type_name -> runed.v1.EmbedResponse
-	11, // 9: runed.v1.EmbedStreamRequest.items:type_name -> runed.v1.EmbedStreamItem
+	7,  // 8: runed.v1.EmbedBatchResponse.embeddings:type_name -> runed.v1.EmbedResponse
+	12, // 9: runed.v1.EmbedStreamRequest.items:type_name -> runed.v1.EmbedStreamItem
 	0,  // 10: runed.v1.EmbedStreamRequest.lane:type_name -> runed.v1.Lane
 	1,  // 11: runed.v1.EmbedStreamRequest.role:type_name -> runed.v1.Role
 	2,  // 12: runed.v1.EmbedStreamRequest.truncate:type_name -> runed.v1.Truncate
-	13, // 13: runed.v1.EmbedStreamResponse.results:type_name -> runed.v1.EmbedStreamResult
-	6,  // 14: runed.v1.EmbedStreamResult.embedding:type_name -> runed.v1.EmbedResponse
+	14, // 13: runed.v1.EmbedStreamResponse.results:type_name -> runed.v1.EmbedStreamResult
+	7,  // 14: runed.v1.EmbedStreamResult.embedding:type_name -> runed.v1.EmbedResponse
 	1,  // 15: runed.v1.CountTokensRequest.role:type_name -> runed.v1.Role
-	3,  // 16: runed.v1.HealthResponse.status:type_name -> runed.v1.HealthResponse.Status
-	4,  // 17: runed.v1.HealthResponse.phase:type_name -> runed.v1.HealthResponse.Phase
-	20, // 18: runed.v1.HealthResponse.interactive:type_name -> runed.v1.LaneHealth
-	20, // 19: runed.v1.HealthResponse.bulk:type_name -> runed.v1.LaneHealth
-	26, // 20: runed.v1.SetCentroidsRequest.header:type_name -> runed.v1.CentroidSetHeader
-	27, // 21: runed.v1.SetCentroidsRequest.batch:type_name -> runed.v1.CentroidBatch
-	28, // 22: runed.v1.CentroidBatch.centroids:type_name -> runed.v1.Centroid
-	5,  // 23: runed.v1.RunedService.Embed:input_type -> runed.v1.EmbedRequest
-	8,  // 24: runed.v1.RunedService.EmbedBatch:input_type -> runed.v1.EmbedBatchRequest
-	10, // 25: runed.v1.RunedService.EmbedStream:input_type -> runed.v1.EmbedStreamRequest
-	14, // 26: runed.v1.RunedService.CountTokens:input_type -> runed.v1.CountTokensRequest
-	16, // 27: runed.v1.RunedService.Info:input_type -> runed.v1.InfoRequest
-	18, // 28: runed.v1.RunedService.Health:input_type -> runed.v1.HealthRequest
-	21, // 29: runed.v1.RunedService.WarmUp:input_type -> runed.v1.WarmUpRequest
-	23, // 30: runed.v1.RunedService.Shutdown:input_type -> runed.v1.ShutdownRequest
-	25, // 31: runed.v1.RunedService.SetCentroids:input_type -> runed.v1.SetCentroidsRequest
-	6,  // 32: runed.v1.RunedService.Embed:output_type -> runed.v1.EmbedResponse
-	9,  // 33: runed.v1.RunedService.EmbedBatch:output_type -> runed.v1.EmbedBatchResponse
-	12, // 34: runed.v1.RunedService.EmbedStream:output_type -> runed.v1.EmbedStreamResponse
-	15, // 35: runed.v1.RunedService.CountTokens:output_type -> runed.v1.CountTokensResponse
-	17, // 36: runed.v1.RunedService.Info:output_type -> runed.v1.InfoResponse
-	19, // 37: runed.v1.RunedService.Health:output_type -> runed.v1.HealthResponse
-	22, // 38: runed.v1.RunedService.WarmUp:output_type -> runed.v1.WarmUpResponse
-	24, // 39: runed.v1.RunedService.Shutdown:output_type -> runed.v1.ShutdownResponse
-	29, // 40: runed.v1.RunedService.SetCentroids:output_type -> runed.v1.SetCentroidsResponse
-	32, // [32:41] is the sub-list for method output_type
-	23, // [23:32] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	0,  // 16: runed.v1.RerankRequest.lane:type_name -> runed.v1.Lane
+	2,  // 17: runed.v1.RerankRequest.truncate:type_name -> runed.v1.Truncate
+	19, // 18: runed.v1.RerankResponse.results:type_name -> runed.v1.RerankResult
+	22, // 19: runed.v1.ListModelsResponse.models:type_name -> runed.v1.Model
+	3,  // 20: runed.v1.Model.kind:type_name -> runed.v1.Model.Kind
+	22, // 21: runed.v1.LoadModelResponse.model:type_name -> runed.v1.Model
+	22, // 22: runed.v1.UnloadModelResponse.model:type_name -> runed.v1.Model
+	4,  // 23: runed.v1.HealthResponse.status:type_name -> runed.v1.HealthResponse.Status
+	5,  // 24: runed.v1.HealthResponse.phase:type_name -> runed.v1.HealthResponse.Phase
+	31, // 25: runed.v1.HealthResponse.interactive:type_name -> runed.v1.LaneHealth
+	31, // 26: runed.v1.HealthResponse.bulk:type_name -> runed.v1.LaneHealth
+	37, // 27: runed.v1.SetCentroidsRequest.header:type_name -> runed.v1.CentroidSetHeader
+	38, // 28: runed.v1.SetCentroidsRequest.batch:type_name -> runed.v1.CentroidBatch
+	39, // 29: runed.v1.CentroidBatch.centroids:type_name -> runed.v1.Centroid
+	6,  // 30: runed.v1.RunedService.Embed:input_type -> runed.v1.EmbedRequest
+	9,  // 31: runed.v1.RunedService.EmbedBatch:input_type -> runed.v1.EmbedBatchRequest
+	11, // 32: runed.v1.RunedService.EmbedStream:input_type -> runed.v1.EmbedStreamRequest
+	15, // 33: runed.v1.RunedService.CountTokens:input_type -> runed.v1.CountTokensRequest
+	27, // 34: runed.v1.RunedService.Info:input_type -> runed.v1.InfoRequest
+	29, // 35: runed.v1.RunedService.Health:input_type -> runed.v1.HealthRequest
+	32, // 36: runed.v1.RunedService.WarmUp:input_type -> runed.v1.WarmUpRequest
+	17, // 37: runed.v1.RunedService.Rerank:input_type -> runed.v1.RerankRequest
+	20, // 38: runed.v1.RunedService.ListModels:input_type -> runed.v1.ListModelsRequest
+	23, // 39: runed.v1.RunedService.LoadModel:input_type -> runed.v1.LoadModelRequest
+	25, // 40: runed.v1.RunedService.UnloadModel:input_type -> runed.v1.UnloadModelRequest
+	34, // 41: runed.v1.RunedService.Shutdown:input_type -> runed.v1.ShutdownRequest
+	36, // 42: runed.v1.RunedService.SetCentroids:input_type -> runed.v1.SetCentroidsRequest
+	7,  // 43: runed.v1.RunedService.Embed:output_type -> runed.v1.EmbedResponse
+	10, // 44: runed.v1.RunedService.EmbedBatch:output_type -> runed.v1.EmbedBatchResponse
+	13, // 45: runed.v1.RunedService.EmbedStream:output_type -> runed.v1.EmbedStreamResponse
+	16, // 46: runed.v1.RunedService.CountTokens:output_type -> runed.v1.CountTokensResponse
+	28, // 47: runed.v1.RunedService.Info:output_type -> runed.v1.InfoResponse
+	30, // 48: runed.v1.RunedService.Health:output_type -> runed.v1.HealthResponse
+	33, // 49: runed.v1.RunedService.WarmUp:output_type -> runed.v1.WarmUpResponse
+	18, // 50: runed.v1.RunedService.Rerank:output_type -> runed.v1.RerankResponse
+	21, // 51: runed.v1.RunedService.ListModels:output_type -> runed.v1.ListModelsResponse
+	24, // 52: runed.v1.RunedService.LoadModel:output_type -> runed.v1.LoadModelResponse
+	26, // 53: runed.v1.RunedService.UnloadModel:output_type -> runed.v1.UnloadModelResponse
+	35, // 54: runed.v1.RunedService.Shutdown:output_type -> runed.v1.ShutdownResponse
+	40, // 55: runed.v1.RunedService.SetCentroids:output_type -> runed.v1.SetCentroidsResponse
+	43, // [43:56] is the sub-list for method output_type
+	30, // [30:43] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_runed_v1_runed_proto_init() }
@@ -2617,7 +3745,7 @@ func file_runed_v1_runed_proto_init() {
 	if File_runed_v1_runed_proto != nil {
 		return
 	}
-	file_runed_v1_runed_proto_msgTypes[20].OneofWrappers = []any{
+	file_runed_v1_runed_proto_msgTypes[30].OneofWrappers = []any{
 		(*SetCentroidsRequest_Header)(nil),
 		(*SetCentroidsRequest_Batch)(nil),
 	}
@@ -2626,8 +3754,8 @@ func file_runed_v1_runed_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runed_v1_runed_proto_rawDesc), len(file_runed_v1_runed_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   26,
+			NumEnums:      6,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -18,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file runed/v1/runed.proto.
  */
 export const file_runed_v1_runed: GenFile = /*@__PURE__*/
-  fileDesc("ChRydW5lZC92MS9ydW5lZC5wcm90bxIIcnVuZWQudjEiuwEKDEVtYmVkUmVxdWVzdBIMCgR0ZXh0GAEgASgJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlIu0BCg1FbWJlZFJlc3BvbnNlEg4KBnZlY3RvchgBIAMoAhISCgpjbHVzdGVyX2lkGAIgASgNEhwKFGNlbnRyb2lkX3NldF92ZXJzaW9uGAMgASgJEhMKC3Rva2VuX2NvdW50GBAgASgNEhkKEXRvdGFsX3Rva2VuX2NvdW50GBEgASgNEhEKCXRydW5jYXRlZBgSIAEoCBITCgtmaW5nZXJwcmludBgTIAEoCRIOCgZwcm9tcHQYFCABKAkSDgoGY2FjaGVkGBUgASgIEiIKBWVycm9yGBYgASgLMhMucnVuZWQudjEuSXRlbUVycm9yIpIBCglJdGVtRXJyb3ISDgoGcmVhc29uGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSMwoIbWV0YWRhdGEYAyADKAsyIS5ydW5lZC52MS5JdGVtRXJyb3IuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi2gEKEUVtYmVkQmF0Y2hSZXF1ZXN0Eg0KBXRleHRzGAEgAygJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEhcKD3Blcl9pdGVtX2Vycm9ycxgVIAEoCCJmChJFbWJlZEJhdGNoUmVzcG9uc2USKwoKZW1iZWRkaW5ncxgBIAMoCzIXLnJ1bmVkLnYxLkVtYmVkUmVzcG9uc2USEwoLZmluZ2VycHJpbnQYECABKAkSDgoGcHJvbXB0GBEgASgJIskBChJFbWJlZFN0cmVhbVJlcXVlc3QSKAoFaXRlbXMYASADKAsyGS5ydW5lZC52MS5FbWJlZFN0cmVhbUl0ZW0SHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlIisKD0VtYmVkU3RyZWFtSXRlbRIKCgJpZBgBIAEoCRIMCgR0ZXh0GAIgASgJImgKE0VtYmVkU3RyZWFtUmVzcG9uc2USLAoHcmVzdWx0cxgBIAMoCzIbLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVzdWx0EhMKC2ZpbmdlcnByaW50GBAgASgJEg4KBnByb21wdBgRIAEoCSJLChFFbWJlZFN0cmVhbVJlc3VsdBIKCgJpZBgBIAEoCRIqCgllbWJlZGRpbmcYAiABKAsyFy5ydW5lZC52MS5FbWJlZFJlc3BvbnNlIlYKEkNvdW50VG9rZW5zUmVxdWVzdBINCgV0ZXh0cxgBIAMoCRIcCgRyb2xlGBEgASgOMg4ucnVuZWQudjEuUm9sZRITCgtpbnN0cnVjdGlvbhgSIAEoCSJEChNDb3VudFRva2Vuc1Jlc3BvbnNlEhQKDHRva2VuX2NvdW50cxgBIAMoDRIXCg9tYXhfdGV4dF9sZW5ndGgYAiABKA0iDQoLSW5mb1JlcXVlc3QiyAQKDEluZm9SZXNwb25zZRIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgCIAEoCRISCgp2ZWN0b3JfZGltGAMgASgFEhcKD21heF90ZXh0X2xlbmd0aBgEIAEoBRIWCg5tYXhfYmF0Y2hfc2l6ZRgFIAEoBRIcChRjZW50cm9pZF9zZXRfdmVyc2lvbhgGIAEoCRISCgptb2RlbF9uYW1lGBAgASgJEhUKDW1vZGVsX3ZhcmlhbnQYESABKAkSDwoHcG9vbGluZxgSIAEoCRIWCg5lbmdpbmVfdmVyc2lvbhgTIAEoCRIZChFtYXhfcmVxdWVzdF9ieXRlcxgUIAEoAxITCgtzb2NrZXRfcGF0aBgVIAEoCRITCgtmaW5nZXJwcmludBgWIAEoCRIWCg5taW5fZGltZW5zaW9ucxgXIAEoDRIUCgxxdWVyeV9wcm9tcHQYGCABKAkSFwoPZG9jdW1lbnRfcHJvbXB0GBkgASgJEhsKE2RlZmF1bHRfaW5zdHJ1Y3Rpb24YGiABKAkSDwoHcHJvZmlsZRgbIAEoCRIYChBtYXhfcXVldWVkX3RleHRzGBwgASgNEhgKEG1heF9xdWV1ZWRfYnl0ZXMYHSABKAMSFAoMcmVzdHJpY3Rpb25zGB4gAygJEhMKC2FjY2VsZXJhdG9yGB8gASgJEg4KBmRldmljZRggIAEoCRIWCg5jb21wYW55X2Nvc2luZRghIAEoARIQCgh0dW5lZF9hdBgiIAEoCSIPCg1IZWFsdGhSZXF1ZXN0IoIHCg5IZWFsdGhSZXNwb25zZRIvCgZzdGF0dXMYASABKA4yHy5ydW5lZC52MS5IZWFsdGhSZXNwb25zZS5TdGF0dXMSFgoOdXB0aW1lX3NlY29uZHMYAiABKAMSFgoOdG90YWxfcmVxdWVzdHMYAyABKAMSLQoFcGhhc2UYBCABKA4yHi5ydW5lZC52MS5IZWFsdGhSZXNwb25zZS5QaGFzZRISCgpieXRlc19kb25lGAUgASgDEhMKC2J5dGVzX3RvdGFsGAYgASgDEg8KB21lc3NhZ2UYByABKAkSCwoDcGlkGBAgASgDEhIKCmVuZ2luZV9waWQYESABKAMSFwoPZW5naW5lX3Jlc3RhcnRzGBIgASgDEhoKEmluX2ZsaWdodF9yZXF1ZXN0cxgTIAEoAxIpCgtpbnRlcmFjdGl2ZRgUIAEoCzIULnJ1bmVkLnYxLkxhbmVIZWFsdGgSIgoEYnVsaxgVIAEoCzIULnJ1bmVkLnYxLkxhbmVIZWFsdGgSEwoLdG90YWxfdGV4dHMYFiABKAMSFAoMdG90YWxfdG9rZW5zGBcgASgDEhkKEXRva2Vuc19wZXJfc2Vjb25kGBggASgBEhUKDXRvdGFsX2JhdGNoZXMYGSABKAMSGAoQbWVhbl9iYXRjaF90ZXh0cxgaIAEoARISCgpjYWNoZV9oaXRzGBsgASgDEhQKDHNoYXJlZF90ZXh0cxgcIAEoAxIVCg1jYWNoZV9lbnRyaWVzGB0gASgDEhMKC2NhY2hlX2J5dGVzGB4gASgDEhgKEHJlZnVzZWRfcmVxdWVzdHMYHyABKAMSGAoQZGlza19jYWNoZV9ieXRlcxggIAEoAyKDAQoGU3RhdHVzEhYKElNUQVRVU19VTlNQRUNJRklFRBAAEg0KCVNUQVRVU19PSxABEhIKDlNUQVRVU19MT0FESU5HEAISEwoPU1RBVFVTX0RFR1JBREVEEAMSGAoUU1RBVFVTX1NIVVRUSU5HX0RPV04QBBIPCgtTVEFUVVNfSURMRRAFInoKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASHwobUEhBU0VfRkVUQ0hJTkdfTExBTUFfU0VSVkVSEAESGAoUUEhBU0VfRkVUQ0hJTkdfTU9ERUwQAhIfChtQSEFTRV9TVEFSVElOR19MTEFNQV9TRVJWRVIQAyKBAQoKTGFuZUhlYWx0aBIUCgxxdWV1ZWRfdGV4dHMYASABKAMSFAoMcXVldWVkX2J5dGVzGAIgASgDEhMKC3RvdGFsX3RleHRzGAMgASgDEhgKEHdhaXRfcDUwX3NlY29uZHMYBCABKAESGAoQd2FpdF9wOTlfc2Vjb25kcxgFIAEoASIPCg1XYXJtVXBSZXF1ZXN0IhAKDldhcm1VcFJlc3BvbnNlIigKD1NodXRkb3duUmVxdWVzdBIVCg1ncmFjZV9zZWNvbmRzGAEgASgFIiQKEFNodXRkb3duUmVzcG9uc2USEAoIYWNjZXB0ZWQYASABKAgieQoTU2V0Q2VudHJvaWRzUmVxdWVzdBItCgZoZWFkZXIYASABKAsyGy5ydW5lZC52MS5DZW50cm9pZFNldEhlYWRlckgAEigKBWJhdGNoGAIgASgLMhcucnVuZWQudjEuQ2VudHJvaWRCYXRjaEgAQgkKB3BheWxvYWQiUAoRQ2VudHJvaWRTZXRIZWFkZXISDwoHdmVyc2lvbhgBIAEoCRILCgNkaW0YAiABKA0SDQoFbmxpc3QYAyABKA0SDgoGcHJlc2V0GAQgASgJIjYKDUNlbnRyb2lkQmF0Y2gSJQoJY2VudHJvaWRzGAEgAygLMhIucnVuZWQudjEuQ2VudHJvaWQiIwoIQ2VudHJvaWQSCgoCaWQYASABKA0SCwoDdmVjGAIgAygCIjYKFFNldENlbnRyb2lkc1Jlc3BvbnNlEg8KB3ZlcnNpb24YASABKAkSDQoFbmxpc3QYAiABKA0qQQoETGFuZRIUChBMQU5FX1VOU1BFQ0lGSUVEEAASFAoQTEFORV9JTlRFUkFDVElWRRABEg0KCUxBTkVfQlVMSxACKj8KBFJvbGUSFAoQUk9MRV9VTlNQRUNJRklFRBAAEg4KClJPTEVfUVVFUlkQARIRCg1ST0xFX0RPQ1VNRU5UEAIqXQoIVHJ1bmNhdGUSGAoUVFJVTkNBVEVfVU5TUEVDSUZJRUQQABIRCg1UUlVOQ0FURV9OT05FEAESEAoMVFJVTkNBVEVfRU5EEAISEgoOVFJVTkNBVEVfU1RBUlQQAzL8BAoMUnVuZWRTZXJ2aWNlEjgKBUVtYmVkEhYucnVuZWQudjEuRW1iZWRSZXF1ZXN0GhcucnVuZWQudjEuRW1iZWRSZXNwb25zZRJHCgpFbWJlZEJhdGNoEhsucnVuZWQudjEuRW1iZWRCYXRjaFJlcXVlc3QaHC5ydW5lZC52MS5FbWJlZEJhdGNoUmVzcG9uc2USTgoLRW1iZWRTdHJlYW0SHC5ydW5lZC52MS5FbWJlZFN0cmVhbVJlcXVlc3QaHS5ydW5lZC52MS5FbWJlZFN0cmVhbVJlc3BvbnNlKAEwARJKCgtDb3VudFRva2VucxIcLnJ1bmVkLnYxLkNvdW50VG9rZW5zUmVxdWVzdBodLnJ1bmVkLnYxLkNvdW50VG9rZW5zUmVzcG9uc2USOgoESW5mbxIVLnJ1bmVkLnYxLkluZm9SZXF1ZXN0GhYucnVuZWQudjEuSW5mb1Jlc3BvbnNlIgOQAgESQAoGSGVhbHRoEhcucnVuZWQudjEuSGVhbHRoUmVxdWVzdBoYLnJ1bmVkLnYxLkhlYWx0aFJlc3BvbnNlIgOQAgESOwoGV2FybVVwEhcucnVuZWQudjEuV2FybVVwUmVxdWVzdBoYLnJ1bmVkLnYxLldhcm1VcFJlc3BvbnNlEkEKCFNodXRkb3duEhkucnVuZWQudjEuU2h1dGRvd25SZXF1ZXN0GhoucnVuZWQudjEuU2h1dGRvd25SZXNwb25zZRJPCgxTZXRDZW50cm9pZHMSHS5ydW5lZC52MS5TZXRDZW50cm9pZHNSZXF1ZXN0Gh4ucnVuZWQudjEuU2V0Q2VudHJvaWRzUmVzcG9uc2UoAWIGcHJvdG8z");
+  fileDesc("ChRydW5lZC92MS9ydW5lZC5wcm90bxIIcnVuZWQudjEiygEKDEVtYmVkUmVxdWVzdBIMCgR0ZXh0GAEgASgJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEg0KBW1vZGVsGBggASgJIvwBCg1FbWJlZFJlc3BvbnNlEg4KBnZlY3RvchgBIAMoAhISCgpjbHVzdGVyX2lkGAIgASgNEhwKFGNlbnRyb2lkX3NldF92ZXJzaW9uGAMgASgJEhMKC3Rva2VuX2NvdW50GBAgASgNEhkKEXRvdGFsX3Rva2VuX2NvdW50GBEgASgNEhEKCXRydW5jYXRlZBgSIAEoCBITCgtmaW5nZXJwcmludBgTIAEoCRIOCgZwcm9tcHQYFCABKAkSDgoGY2FjaGVkGBUgASgIEiIKBWVycm9yGBYgASgLMhMucnVuZWQudjEuSXRlbUVycm9yEg0KBW1vZGVsGBggASgJIpIBCglJdGVtRXJyb3ISDgoGcmVhc29uGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSMwoIbWV0YWRhdGEYAyADKAsyIS5ydW5lZC52MS5JdGVtRXJyb3IuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi6QEKEUVtYmVkQmF0Y2hSZXF1ZXN0Eg0KBXRleHRzGAEgAygJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEhcKD3Blcl9pdGVtX2Vycm9ycxgVIAEoCBINCgVtb2RlbBgYIAEoCSJ1ChJFbWJlZEJhdGNoUmVzcG9uc2USKwoKZW1iZWRkaW5ncxgBIAMoCzIXLnJ1bmVkLnYxLkVtYmVkUmVzcG9uc2USEwoLZmluZ2VycHJpbnQYECABKAkSDgoGcHJvbXB0GBEgASgJEg0KBW1vZGVsGBggASgJItgBChJFbWJlZFN0cmVhbVJlcXVlc3QSKAoFaXRlbXMYASADKAsyGS5ydW5lZC52MS5FbWJlZFN0cmVhbUl0ZW0SHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEg0KBW1vZGVsGBggASgJIisKD0VtYmVkU3RyZWFtSXRlbRIKCgJpZBgBIAEoCRIMCgR0ZXh0GAIgASgJIncKE0VtYmVkU3RyZWFtUmVzcG9uc2USLAoHcmVzdWx0cxgBIAMoCzIbLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVzdWx0EhMKC2ZpbmdlcnByaW50GBAgASgJEg4KBnByb21wdBgRIAEoCRINCgVtb2RlbBgYIAEoCSJLChFFbWJlZFN0cmVhbVJlc3VsdBIKCgJpZBgBIAEoCRIqCgllbWJlZGRpbmcYAiABKAsyFy5ydW5lZC52MS5FbWJlZFJlc3BvbnNlImUKEkNvdW50VG9rZW5zUmVxdWVzdBINCgV0ZXh0cxgBIAMoCRIcCgRyb2xlGBEgASgOMg4ucnVuZWQudjEuUm9sZRITCgtpbnN0cnVjdGlvbhgSIAEoCRINCgVtb2RlbBgYIAEoCSJTChNDb3VudFRva2Vuc1Jlc3BvbnNlEhQKDHRva2VuX2NvdW50cxgBIAMoDRIXCg9tYXhfdGV4dF9sZW5ndGgYAiABKA0SDQoFbW9kZWwYGCABKAkirQEKDVJlcmFua1JlcXVlc3QSDQoFcXVlcnkYASABKAkSEQoJZG9jdW1lbnRzGAIgAygJEg0KBXRvcF9uGAMgASgNEhgKEHJldHVybl9kb2N1bWVudHMYBCABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSJAoIdHJ1bmNhdGUYFCABKA4yEi5ydW5lZC52MS5UcnVuY2F0ZRINCgVtb2RlbBgYIAEoCSJyCg5SZXJhbmtSZXNwb25zZRInCgdyZXN1bHRzGAEgAygLMhYucnVuZWQudjEuUmVyYW5rUmVzdWx0EhMKC3Rva2VuX2NvdW50GBAgASgNEhMKC2ZpbmdlcnByaW50GBMgASgJEg0KBW1vZGVsGBggASgJIpEBCgxSZXJhbmtSZXN1bHQSDQoFaW5kZXgYASABKA0SDQoFc2NvcmUYAiABKAISEAoIZG9jdW1lbnQYAyABKAkSEwoLdG9rZW5fY291bnQYECABKA0SGQoRdG90YWxfdG9rZW5fY291bnQYESABKA0SEQoJdHJ1bmNhdGVkGBIgASgIEg4KBmNhY2hlZBgVIAEoCCITChFMaXN0TW9kZWxzUmVxdWVzdCKxAQoSTGlzdE1vZGVsc1Jlc3BvbnNlEh8KBm1vZGVscxgBIAMoCzIPLnJ1bmVkLnYxLk1vZGVsEhUKDWRlZmF1bHRfbW9kZWwYAiABKAkSHAoUZGVmYXVsdF9yZXJhbmtfbW9kZWwYAyABKAkSFAoMbWVtb3J5X2xpbWl0GAQgASgDEhQKDG1lbW9yeV9ieXRlcxgFIAEoAxIZChFtYXhfbG9hZGVkX21vZGVscxgGIAEoBSKmBAoFTW9kZWwSDAoEbmFtZRgBIAEoCRIOCgZmYW1pbHkYAiABKAkSEAoIdmFyaWFudHMYAyADKAkSDwoHYWxpYXNlcxgEIAMoCRIiCgRraW5kGAUgASgOMhQucnVuZWQudjEuTW9kZWwuS2luZBIPCgdsaWNlbmNlGAYgASgJEhIKCnNpemVfYnl0ZXMYByABKAMSEQoJaW5zdGFsbGVkGAggASgIEg4KBmxvYWRlZBgJIAEoCBIUCgxtZW1vcnlfYnl0ZXMYCiABKAMSFAoMbGFzdF91c2VkX2F0GAsgASgDEhoKEmtlZXBfYWxpdmVfc2Vjb25kcxgMIAEoARISCgp2ZWN0b3JfZGltGA0gASgFEhYKDm1pbl9kaW1lbnNpb25zGA4gASgNEhcKD21heF90ZXh0X2xlbmd0aBgPIAEoBRIWCg5jb250ZXh0X2xlbmd0aBgQIAEoBRIPCgdwb29saW5nGBEgASgJEhQKDHF1ZXJ5X3Byb21wdBgSIAEoCRIXCg9kb2N1bWVudF9wcm9tcHQYEyABKAkSGwoTZGVmYXVsdF9pbnN0cnVjdGlvbhgUIAEoCRITCgtmaW5nZXJwcmludBgVIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgWIAEoCSJBCgRLaW5kEhQKEEtJTkRfVU5TUEVDSUZJRUQQABISCg5LSU5EX0VNQkVERElORxABEg8KC0tJTkRfUkVSQU5LEAIiIQoQTG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgYIAEoCSIzChFMb2FkTW9kZWxSZXNwb25zZRIeCgVtb2RlbBgBIAEoCzIPLnJ1bmVkLnYxLk1vZGVsIiMKElVubG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgYIAEoCSI1ChNVbmxvYWRNb2RlbFJlc3BvbnNlEh4KBW1vZGVsGAEgASgLMg8ucnVuZWQudjEuTW9kZWwiHAoLSW5mb1JlcXVlc3QSDQoFbW9kZWwYGCABKAki1wQKDEluZm9SZXNwb25zZRIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgCIAEoCRISCgp2ZWN0b3JfZGltGAMgASgFEhcKD21heF90ZXh0X2xlbmd0aBgEIAEoBRIWCg5tYXhfYmF0Y2hfc2l6ZRgFIAEoBRIcChRjZW50cm9pZF9zZXRfdmVyc2lvbhgGIAEoCRISCgptb2RlbF9uYW1lGBAgASgJEhUKDW1vZGVsX3ZhcmlhbnQYESABKAkSDwoHcG9vbGluZxgSIAEoCRIWCg5lbmdpbmVfdmVyc2lvbhgTIAEoCRIZChFtYXhfcmVxdWVzdF9ieXRlcxgUIAEoAxITCgtzb2NrZXRfcGF0aBgVIAEoCRITCgtmaW5nZXJwcmludBgWIAEoCRIWCg5taW5fZGltZW5zaW9ucxgXIAEoDRIUCgxxdWVyeV9wcm9tcHQYGCABKAkSFwoPZG9jdW1lbnRfcHJvbXB0GBkgASgJEhsKE2RlZmF1bHRfaW5zdHJ1Y3Rpb24YGiABKAkSDwoHcHJvZmlsZRgbIAEoCRIYChBtYXhfcXVldWVkX3RleHRzGBwgASgNEhgKEG1heF9xdWV1ZWRfYnl0ZXMYHSABKAMSFAoMcmVzdHJpY3Rpb25zGB4gAygJEhMKC2FjY2VsZXJhdG9yGB8gASgJEg4KBmRldmljZRggIAEoCRIWCg5jb21wYW55X2Nvc2luZRghIAEoARIQCgh0dW5lZF9hdBgiIAEoCRINCgVtb2RlbBgjIAEoCSIeCg1IZWFsdGhSZXF1ZXN0Eg0KBW1vZGVsGBggASgJIqgHCg5IZWFsdGhSZXNwb25zZRIvCgZzdGF0dXMYASABKA4yHy5ydW5lZC52MS5IZWFsdGhSZXNwb25zZS5TdGF0dXMSFgoOdXB0aW1lX3NlY29uZHMYAiABKAMSFgoOdG90YWxfcmVxdWVzdHMYAyABKAMSLQoFcGhhc2UYBCABKA4yHi5ydW5lZC52MS5IZWFsdGhSZXNwb25zZS5QaGFzZRISCgpieXRlc19kb25lGAUgASgDEhMKC2J5dGVzX3RvdGFsGAYgASgDEg8KB21lc3NhZ2UYByABKAkSCwoDcGlkGBAgASgDEhIKCmVuZ2luZV9waWQYESABKAMSFwoPZW5naW5lX3Jlc3RhcnRzGBIgASgDEhoKEmluX2ZsaWdodF9yZXF1ZXN0cxgTIAEoAxIpCgtpbnRlcmFjdGl2ZRgUIAEoCzIULnJ1bmVkLnYxLkxhbmVIZWFsdGgSIgoEYnVsaxgVIAEoCzIULnJ1bmVkLnYxLkxhbmVIZWFsdGgSEwoLdG90YWxfdGV4dHMYFiABKAMSFAoMdG90YWxfdG9rZW5zGBcgASgDEhkKEXRva2Vuc19wZXJfc2Vjb25kGBggASgBEhUKDXRvdGFsX2JhdGNoZXMYGSABKAMSGAoQbWVhbl9iYXRjaF90ZXh0cxgaIAEoARISCgpjYWNoZV9oaXRzGBsgASgDEhQKDHNoYXJlZF90ZXh0cxgcIAEoAxIVCg1jYWNoZV9lbnRyaWVzGB0gASgDEhMKC2NhY2hlX2J5dGVzGB4gASgDEhgKEHJlZnVzZWRfcmVxdWVzdHMYHyABKAMSGAoQZGlza19jYWNoZV9ieXRlcxggIAEoAxINCgVtb2RlbBghIAEoCRIVCg1sb2FkZWRfbW9kZWxzGCIgASgFIoMBCgZTdGF0dXMSFgoSU1RBVFVTX1VOU1BFQ0lGSUVEEAASDQoJU1RBVFVTX09LEAESEgoOU1RBVFVTX0xPQURJTkcQAhITCg9TVEFUVVNfREVHUkFERUQQAxIYChRTVEFUVVNfU0hVVFRJTkdfRE9XThAEEg8KC1NUQVRVU19JRExFEAUiegoFUGhhc2USFQoRUEhBU0VfVU5TUEVDSUZJRUQQABIfChtQSEFTRV9GRVRDSElOR19MTEFNQV9TRVJWRVIQARIYChRQSEFTRV9GRVRDSElOR19NT0RFTBACEh8KG1BIQVNFX1NUQVJUSU5HX0xMQU1BX1NFUlZFUhADIoEBCgpMYW5lSGVhbHRoEhQKDHF1ZXVlZF90ZXh0cxgBIAEoAxIUCgxxdWV1ZWRfYnl0ZXMYAiABKAMSEwoLdG90YWxfdGV4dHMYAyABKAMSGAoQd2FpdF9wNTBfc2Vjb25kcxgEIAEoARIYChB3YWl0X3A5OV9zZWNvbmRzGAUgASgBIh4KDVdhcm1VcFJlcXVlc3QSDQoFbW9kZWwYGCABKAkiEAoOV2FybVVwUmVzcG9uc2UiKAoPU2h1dGRvd25SZXF1ZXN0EhUKDWdyYWNlX3NlY29uZHMYASABKAUiJAoQU2h1dGRvd25SZXNwb25zZRIQCghhY2NlcHRlZBgBIAEoCCJ5ChNTZXRDZW50cm9pZHNSZXF1ZXN0Ei0KBmhlYWRlchgBIAEoCzIbLnJ1bmVkLnYxLkNlbnRyb2lkU2V0SGVhZGVySAASKAoFYmF0Y2gYAiABKAsyFy5ydW5lZC52MS5DZW50cm9pZEJhdGNoSABCCQoHcGF5bG9hZCJfChFDZW50cm9pZFNldEhlYWRlchIPCgd2ZXJzaW9uGAEgASgJEgsKA2RpbRgCIAEoDRINCgVubGlzdBgDIAEoDRIOCgZwcmVzZXQYBCABKAkSDQoFbW9kZWwYGCABKAkiNgoNQ2VudHJvaWRCYXRjaBIlCgljZW50cm9pZHMYASADKAsyEi5ydW5lZC52MS5DZW50cm9pZCIjCghDZW50cm9pZBIKCgJpZBgBIAEoDRILCgN2ZWMYAiADKAIiRQoUU2V0Q2VudHJvaWRzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoCRINCgVubGlzdBgCIAEoDRINCgVtb2RlbBgYIAEoCSpBCgRMYW5lEhQKEExBTkVfVU5TUEVDSUZJRUQQABIUChBMQU5FX0lOVEVSQUNUSVZFEAESDQoJTEFORV9CVUxLEAIqPwoEUm9sZRIUChBST0xFX1VOU1BFQ0lGSUVEEAASDgoKUk9MRV9RVUVSWRABEhEKDVJPTEVfRE9DVU1FTlQQAipdCghUcnVuY2F0ZRIYChRUUlVOQ0FURV9VTlNQRUNJRklFRBAAEhEKDVRSVU5DQVRFX05PTkUQARIQCgxUUlVOQ0FURV9FTkQQAhISCg5UUlVOQ0FURV9TVEFSVBADMpkHCgxSdW5lZFNlcnZpY2USOAoFRW1iZWQSFi5ydW5lZC52MS5FbWJlZFJlcXVlc3QaFy5ydW5lZC52MS5FbWJlZFJlc3BvbnNlEkcKCkVtYmVkQmF0Y2gSGy5ydW5lZC52MS5FbWJlZEJhdGNoUmVxdWVzdBocLnJ1bmVkLnYxLkVtYmVkQmF0Y2hSZXNwb25zZRJOCgtFbWJlZFN0cmVhbRIcLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVxdWVzdBodLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVzcG9uc2UoATABEkoKC0NvdW50VG9rZW5zEhwucnVuZWQudjEuQ291bnRUb2tlbnNSZXF1ZXN0Gh0ucnVuZWQudjEuQ291bnRUb2tlbnNSZXNwb25zZRI6CgRJbmZvEhUucnVuZWQudjEuSW5mb1JlcXVlc3QaFi5ydW5lZC52MS5JbmZvUmVzcG9uc2UiA5ACARJACgZIZWFsdGgSFy5ydW5lZC52MS5IZWFsdGhSZXF1ZXN0GhgucnVuZWQudjEuSGVhbHRoUmVzcG9uc2UiA5ACARI7CgZXYXJtVXASFy5ydW5lZC52MS5XYXJtVXBSZXF1ZXN0GhgucnVuZWQudjEuV2FybVVwUmVzcG9uc2USOwoGUmVyYW5rEhcucnVuZWQudjEuUmVyYW5rUmVxdWVzdBoYLnJ1bmVkLnYxLlJlcmFua1Jlc3BvbnNlEkwKCkxpc3RNb2RlbHMSGy5ydW5lZC52MS5MaXN0TW9kZWxzUmVxdWVzdBocLnJ1bmVkLnYxLkxpc3RNb2RlbHNSZXNwb25zZSIDkAIBEkQKCUxvYWRNb2RlbBIaLnJ1bmVkLnYxLkxvYWRNb2RlbFJlcXVlc3QaGy5ydW5lZC52MS5Mb2FkTW9kZWxSZXNwb25zZRJKCgtVbmxvYWRNb2RlbBIcLnJ1bmVkLnYxLlVubG9hZE1vZGVsUmVxdWVzdBodLnJ1bmVkLnYxLlVubG9hZE1vZGVsUmVzcG9uc2USQQoIU2h1dGRvd24SGS5ydW5lZC52MS5TaHV0ZG93blJlcXVlc3QaGi5ydW5lZC52MS5TaHV0ZG93blJlc3BvbnNlEk8KDFNldENlbnRyb2lkcxIdLnJ1bmVkLnYxLlNldENlbnRyb2lkc1JlcXVlc3QaHi5ydW5lZC52MS5TZXRDZW50cm9pZHNSZXNwb25zZSgBYgZwcm90bzM");
 
 /**
  * @generated from message runed.v1.EmbedRequest
@@ -75,6 +75,14 @@ export type EmbedRequest = Message<"runed.v1.EmbedRequest"> & {
    * @generated from field: runed.v1.Truncate truncate = 20;
    */
   truncate: Truncate;
+
+  /**
+   * The model: a name or an alias that ListModels tells, in letters of any case. Empty means the default model. Any other name
+   * is refused with UNKNOWN_MODEL.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -158,6 +166,13 @@ export type EmbedResponse = Message<"runed.v1.EmbedResponse"> & {
    * @generated from field: runed.v1.ItemError error = 22;
    */
   error?: ItemError | undefined;
+
+  /**
+   * The name of the model, as Model.name. Not repeated, as fingerprint.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -264,6 +279,13 @@ export type EmbedBatchRequest = Message<"runed.v1.EmbedBatchRequest"> & {
    * @generated from field: bool per_item_errors = 21;
    */
   perItemErrors: boolean;
+
+  /**
+   * As EmbedRequest.model.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -297,6 +319,13 @@ export type EmbedBatchResponse = Message<"runed.v1.EmbedBatchResponse"> & {
    * @generated from field: string prompt = 17;
    */
   prompt: string;
+
+  /**
+   * As EmbedResponse.model, for all of them.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -355,6 +384,13 @@ export type EmbedStreamRequest = Message<"runed.v1.EmbedStreamRequest"> & {
    * @generated from field: runed.v1.Truncate truncate = 20;
    */
   truncate: Truncate;
+
+  /**
+   * As EmbedRequest.model.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -414,6 +450,13 @@ export type EmbedStreamResponse = Message<"runed.v1.EmbedStreamResponse"> & {
    * @generated from field: string prompt = 17;
    */
   prompt: string;
+
+  /**
+   * As EmbedResponse.model, for all of them.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -473,6 +516,13 @@ export type CountTokensRequest = Message<"runed.v1.CountTokensRequest"> & {
    * @generated from field: string instruction = 18;
    */
   instruction: string;
+
+  /**
+   * As EmbedRequest.model.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -499,6 +549,13 @@ export type CountTokensResponse = Message<"runed.v1.CountTokensResponse"> & {
    * @generated from field: uint32 max_text_length = 2;
    */
   maxTextLength: number;
+
+  /**
+   * The name of the model, as Model.name.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -509,9 +566,522 @@ export const CountTokensResponseSchema: GenMessage<CountTokensResponse> = /*@__P
   messageDesc(file_runed_v1_runed, 10);
 
 /**
+ * @generated from message runed.v1.RerankRequest
+ */
+export type RerankRequest = Message<"runed.v1.RerankRequest"> & {
+  /**
+   * The question or search phrase. As EmbedRequest.text.
+   *
+   * @generated from field: string query = 1;
+   */
+  query: string;
+
+  /**
+   * The documents to score, with the limits of EmbedBatchRequest.texts. A document has at most as many tokens as the model reads
+   * beside the query.
+   *
+   * @generated from field: repeated string documents = 2;
+   */
+  documents: string[];
+
+  /**
+   * The number of results; 0 means one for each document.
+   *
+   * @generated from field: uint32 top_n = 3;
+   */
+  topN: number;
+
+  /**
+   * Whether each result repeats its document.
+   *
+   * @generated from field: bool return_documents = 4;
+   */
+  returnDocuments: boolean;
+
+  /**
+   * Which queue the request waits in. Without one: interactive for up to 8 documents, else bulk.
+   *
+   * @generated from field: runed.v1.Lane lane = 16;
+   */
+  lane: Lane;
+
+  /**
+   * The treatment of a document that is too long. The query is never cut.
+   *
+   * @generated from field: runed.v1.Truncate truncate = 20;
+   */
+  truncate: Truncate;
+
+  /**
+   * As EmbedRequest.model. Empty means ListModelsResponse.default_rerank_model.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
+};
+
+/**
+ * Describes the message runed.v1.RerankRequest.
+ * Use `create(RerankRequestSchema)` to create a new message.
+ */
+export const RerankRequestSchema: GenMessage<RerankRequest> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 11);
+
+/**
+ * @generated from message runed.v1.RerankResponse
+ */
+export type RerankResponse = Message<"runed.v1.RerankResponse"> & {
+  /**
+   * The results in the order of their scores, the best one first. Documents with the same score keep the order of the request.
+   *
+   * @generated from field: repeated runed.v1.RerankResult results = 1;
+   */
+  results: RerankResult[];
+
+  /**
+   * The number of tokens that the model read for all documents, with the query each time.
+   *
+   * @generated from field: uint32 token_count = 16;
+   */
+  tokenCount: number;
+
+  /**
+   * Names the model, its file and its engine: scores of the same fingerprint can be compared.
+   *
+   * @generated from field: string fingerprint = 19;
+   */
+  fingerprint: string;
+
+  /**
+   * The name of the model, as Model.name.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
+};
+
+/**
+ * Describes the message runed.v1.RerankResponse.
+ * Use `create(RerankResponseSchema)` to create a new message.
+ */
+export const RerankResponseSchema: GenMessage<RerankResponse> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 12);
+
+/**
+ * @generated from message runed.v1.RerankResult
+ */
+export type RerankResult = Message<"runed.v1.RerankResult"> & {
+  /**
+   * The index of the document in the request, from 0 on.
+   *
+   * @generated from field: uint32 index = 1;
+   */
+  index: number;
+
+  /**
+   * The relevance: more is better. The range depends on the model.
+   *
+   * @generated from field: float score = 2;
+   */
+  score: number;
+
+  /**
+   * The document; only with RerankRequest.return_documents.
+   *
+   * @generated from field: string document = 3;
+   */
+  document: string;
+
+  /**
+   * The number of tokens that the model read: those of the query, of the document, and special ones.
+   *
+   * @generated from field: uint32 token_count = 16;
+   */
+  tokenCount: number;
+
+  /**
+   * The number of tokens before anything was cut off.
+   *
+   * @generated from field: uint32 total_token_count = 17;
+   */
+  totalTokenCount: number;
+
+  /**
+   * Whether something was cut off, as RerankRequest.truncate allowed.
+   *
+   * @generated from field: bool truncated = 18;
+   */
+  truncated: boolean;
+
+  /**
+   * Whether the score was there already, as EmbedResponse.cached.
+   *
+   * @generated from field: bool cached = 21;
+   */
+  cached: boolean;
+};
+
+/**
+ * Describes the message runed.v1.RerankResult.
+ * Use `create(RerankResultSchema)` to create a new message.
+ */
+export const RerankResultSchema: GenMessage<RerankResult> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 13);
+
+/**
+ * @generated from message runed.v1.ListModelsRequest
+ */
+export type ListModelsRequest = Message<"runed.v1.ListModelsRequest"> & {
+};
+
+/**
+ * Describes the message runed.v1.ListModelsRequest.
+ * Use `create(ListModelsRequestSchema)` to create a new message.
+ */
+export const ListModelsRequestSchema: GenMessage<ListModelsRequest> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 14);
+
+/**
+ * @generated from message runed.v1.ListModelsResponse
+ */
+export type ListModelsResponse = Message<"runed.v1.ListModelsResponse"> & {
+  /**
+   * The models, the default one first, then by name.
+   *
+   * @generated from field: repeated runed.v1.Model models = 1;
+   */
+  models: Model[];
+
+  /**
+   * The name of the model that an empty EmbedRequest.model means. Empty while it is not known yet.
+   *
+   * @generated from field: string default_model = 2;
+   */
+  defaultModel: string;
+
+  /**
+   * The name of the model that an empty RerankRequest.model means. Empty if there is none, or if there are several.
+   *
+   * @generated from field: string default_rerank_model = 3;
+   */
+  defaultRerankModel: string;
+
+  /**
+   * The most bytes of memory that the engines may take together (RUNED_MEMORY), and what they take now.
+   *
+   * @generated from field: int64 memory_limit = 4;
+   */
+  memoryLimit: bigint;
+
+  /**
+   * @generated from field: int64 memory_bytes = 5;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * The most engines that may run at once (RUNED_MAX_MODELS); 0 means that only the memory bounds them.
+   *
+   * @generated from field: int32 max_loaded_models = 6;
+   */
+  maxLoadedModels: number;
+};
+
+/**
+ * Describes the message runed.v1.ListModelsResponse.
+ * Use `create(ListModelsResponseSchema)` to create a new message.
+ */
+export const ListModelsResponseSchema: GenMessage<ListModelsResponse> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 15);
+
+/**
+ * A model that requests may name. What is not known before a model was loaded or installed is 0 or empty.
+ *
+ * @generated from message runed.v1.Model
+ */
+export type Model = Message<"runed.v1.Model"> & {
+  /**
+   * The name, such as "qwen3-embedding-0.6b.q6_K": the family with the size, a dot, and the variant, if there is one.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * The name without the variant, such as "qwen3-embedding-0.6b". It means the default variant of the family.
+   *
+   * @generated from field: string family = 2;
+   */
+  family: string;
+
+  /**
+   * The names of all variants of the family, this one included, the default one first.
+   *
+   * @generated from field: repeated string variants = 3;
+   */
+  variants: string[];
+
+  /**
+   * Other names that requests may use.
+   *
+   * @generated from field: repeated string aliases = 4;
+   */
+  aliases: string[];
+
+  /**
+   * The purpose of the model.
+   *
+   * @generated from field: runed.v1.Model.Kind kind = 5;
+   */
+  kind: Model_Kind;
+
+  /**
+   * The licence, as an SPDX identifier or as words, such as "Apache-2.0". Empty if it is not known.
+   *
+   * @generated from field: string licence = 6;
+   */
+  licence: string;
+
+  /**
+   * The bytes of its file.
+   *
+   * @generated from field: int64 size_bytes = 7;
+   */
+  sizeBytes: bigint;
+
+  /**
+   * Whether its file is there. A model that is not installed is refused with MODEL_NOT_INSTALLED until `runed pull` gets it,
+   * except the default model, which the daemon gets itself.
+   *
+   * @generated from field: bool installed = 8;
+   */
+  installed: boolean;
+
+  /**
+   * Whether its engine runs, or starts.
+   *
+   * @generated from field: bool loaded = 9;
+   */
+  loaded: boolean;
+
+  /**
+   * The bytes of memory that its engine takes now, or took when it last ran. 0 if it never ran on this machine.
+   *
+   * @generated from field: int64 memory_bytes = 10;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * The time of its last text, in seconds since 1970, UTC. 0 if it had none since the daemon started.
+   *
+   * @generated from field: int64 last_used_at = 11;
+   */
+  lastUsedAt: bigint;
+
+  /**
+   * Seconds without a text after which its engine is stopped. 0 means never.
+   *
+   * @generated from field: double keep_alive_seconds = 12;
+   */
+  keepAliveSeconds: number;
+
+  /**
+   * As InfoResponse.vector_dim.
+   *
+   * @generated from field: int32 vector_dim = 13;
+   */
+  vectorDim: number;
+
+  /**
+   * As InfoResponse.min_dimensions.
+   *
+   * @generated from field: uint32 min_dimensions = 14;
+   */
+  minDimensions: number;
+
+  /**
+   * As InfoResponse.max_text_length.
+   *
+   * @generated from field: int32 max_text_length = 15;
+   */
+  maxTextLength: number;
+
+  /**
+   * The most tokens that the model was trained to read, whatever RUNED_CTX_SIZE is.
+   *
+   * @generated from field: int32 context_length = 16;
+   */
+  contextLength: number;
+
+  /**
+   * As InfoResponse.pooling.
+   *
+   * @generated from field: string pooling = 17;
+   */
+  pooling: string;
+
+  /**
+   * As InfoResponse.query_prompt.
+   *
+   * @generated from field: string query_prompt = 18;
+   */
+  queryPrompt: string;
+
+  /**
+   * As InfoResponse.document_prompt.
+   *
+   * @generated from field: string document_prompt = 19;
+   */
+  documentPrompt: string;
+
+  /**
+   * As InfoResponse.default_instruction.
+   *
+   * @generated from field: string default_instruction = 20;
+   */
+  defaultInstruction: string;
+
+  /**
+   * As InfoResponse.fingerprint.
+   *
+   * @generated from field: string fingerprint = 21;
+   */
+  fingerprint: string;
+
+  /**
+   * As InfoResponse.model_identity.
+   *
+   * @generated from field: string model_identity = 22;
+   */
+  modelIdentity: string;
+};
+
+/**
+ * Describes the message runed.v1.Model.
+ * Use `create(ModelSchema)` to create a new message.
+ */
+export const ModelSchema: GenMessage<Model> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 16);
+
+/**
+ * The purpose of a model.
+ *
+ * @generated from enum runed.v1.Model.Kind
+ */
+export enum Model_Kind {
+  /**
+   * Not sent.
+   *
+   * @generated from enum value: KIND_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * It makes vectors: Embed, EmbedBatch, EmbedStream, CountTokens.
+   *
+   * @generated from enum value: KIND_EMBEDDING = 1;
+   */
+  EMBEDDING = 1,
+
+  /**
+   * It scores documents: Rerank.
+   *
+   * @generated from enum value: KIND_RERANK = 2;
+   */
+  RERANK = 2,
+}
+
+/**
+ * Describes the enum runed.v1.Model.Kind.
+ */
+export const Model_KindSchema: GenEnum<Model_Kind> = /*@__PURE__*/
+  enumDesc(file_runed_v1_runed, 16, 0);
+
+/**
+ * @generated from message runed.v1.LoadModelRequest
+ */
+export type LoadModelRequest = Message<"runed.v1.LoadModelRequest"> & {
+  /**
+   * As EmbedRequest.model.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
+};
+
+/**
+ * Describes the message runed.v1.LoadModelRequest.
+ * Use `create(LoadModelRequestSchema)` to create a new message.
+ */
+export const LoadModelRequestSchema: GenMessage<LoadModelRequest> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 17);
+
+/**
+ * @generated from message runed.v1.LoadModelResponse
+ */
+export type LoadModelResponse = Message<"runed.v1.LoadModelResponse"> & {
+  /**
+   * The model, which is loaded.
+   *
+   * @generated from field: runed.v1.Model model = 1;
+   */
+  model?: Model | undefined;
+};
+
+/**
+ * Describes the message runed.v1.LoadModelResponse.
+ * Use `create(LoadModelResponseSchema)` to create a new message.
+ */
+export const LoadModelResponseSchema: GenMessage<LoadModelResponse> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 18);
+
+/**
+ * @generated from message runed.v1.UnloadModelRequest
+ */
+export type UnloadModelRequest = Message<"runed.v1.UnloadModelRequest"> & {
+  /**
+   * As EmbedRequest.model.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
+};
+
+/**
+ * Describes the message runed.v1.UnloadModelRequest.
+ * Use `create(UnloadModelRequestSchema)` to create a new message.
+ */
+export const UnloadModelRequestSchema: GenMessage<UnloadModelRequest> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 19);
+
+/**
+ * @generated from message runed.v1.UnloadModelResponse
+ */
+export type UnloadModelResponse = Message<"runed.v1.UnloadModelResponse"> & {
+  /**
+   * The model, which is not loaded.
+   *
+   * @generated from field: runed.v1.Model model = 1;
+   */
+  model?: Model | undefined;
+};
+
+/**
+ * Describes the message runed.v1.UnloadModelResponse.
+ * Use `create(UnloadModelResponseSchema)` to create a new message.
+ */
+export const UnloadModelResponseSchema: GenMessage<UnloadModelResponse> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 20);
+
+/**
  * @generated from message runed.v1.InfoRequest
  */
 export type InfoRequest = Message<"runed.v1.InfoRequest"> & {
+  /**
+   * The model to describe, as EmbedRequest.model.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -519,7 +1089,7 @@ export type InfoRequest = Message<"runed.v1.InfoRequest"> & {
  * Use `create(InfoRequestSchema)` to create a new message.
  */
 export const InfoRequestSchema: GenMessage<InfoRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 11);
+  messageDesc(file_runed_v1_runed, 21);
 
 /**
  * @generated from message runed.v1.InfoResponse
@@ -704,6 +1274,13 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
    * @generated from field: string tuned_at = 34;
    */
   tunedAt: string;
+
+  /**
+   * The name of the model in requests, as Model.name. Empty until it is known.
+   *
+   * @generated from field: string model = 35;
+   */
+  model: string;
 };
 
 /**
@@ -711,12 +1288,19 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
  * Use `create(InfoResponseSchema)` to create a new message.
  */
 export const InfoResponseSchema: GenMessage<InfoResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 12);
+  messageDesc(file_runed_v1_runed, 22);
 
 /**
  * @generated from message runed.v1.HealthRequest
  */
 export type HealthRequest = Message<"runed.v1.HealthRequest"> & {
+  /**
+   * The model whose state is told, as EmbedRequest.model. Empty means the default model. Queues, caches and totals are those
+   * of all models.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -724,7 +1308,7 @@ export type HealthRequest = Message<"runed.v1.HealthRequest"> & {
  * Use `create(HealthRequestSchema)` to create a new message.
  */
 export const HealthRequestSchema: GenMessage<HealthRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 13);
+  messageDesc(file_runed_v1_runed, 23);
 
 /**
  * @generated from message runed.v1.HealthResponse
@@ -895,6 +1479,20 @@ export type HealthResponse = Message<"runed.v1.HealthResponse"> & {
    * @generated from field: int64 disk_cache_bytes = 32;
    */
   diskCacheBytes: bigint;
+
+  /**
+   * The name of the model whose state this is, as Model.name. Empty until it is known.
+   *
+   * @generated from field: string model = 33;
+   */
+  model: string;
+
+  /**
+   * The number of models whose engines run.
+   *
+   * @generated from field: int32 loaded_models = 34;
+   */
+  loadedModels: number;
 };
 
 /**
@@ -902,7 +1500,7 @@ export type HealthResponse = Message<"runed.v1.HealthResponse"> & {
  * Use `create(HealthResponseSchema)` to create a new message.
  */
 export const HealthResponseSchema: GenMessage<HealthResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 14);
+  messageDesc(file_runed_v1_runed, 24);
 
 /**
  * The state of the daemon, as a caller sees it.
@@ -957,7 +1555,7 @@ export enum HealthResponse_Status {
  * Describes the enum runed.v1.HealthResponse.Status.
  */
 export const HealthResponse_StatusSchema: GenEnum<HealthResponse_Status> = /*@__PURE__*/
-  enumDesc(file_runed_v1_runed, 14, 0);
+  enumDesc(file_runed_v1_runed, 24, 0);
 
 /**
  * The part of the start that STATUS_LOADING is in.
@@ -998,7 +1596,7 @@ export enum HealthResponse_Phase {
  * Describes the enum runed.v1.HealthResponse.Phase.
  */
 export const HealthResponse_PhaseSchema: GenEnum<HealthResponse_Phase> = /*@__PURE__*/
-  enumDesc(file_runed_v1_runed, 14, 1);
+  enumDesc(file_runed_v1_runed, 24, 1);
 
 /**
  * One queue of the daemon.
@@ -1043,12 +1641,18 @@ export type LaneHealth = Message<"runed.v1.LaneHealth"> & {
  * Use `create(LaneHealthSchema)` to create a new message.
  */
 export const LaneHealthSchema: GenMessage<LaneHealth> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 15);
+  messageDesc(file_runed_v1_runed, 25);
 
 /**
  * @generated from message runed.v1.WarmUpRequest
  */
 export type WarmUpRequest = Message<"runed.v1.WarmUpRequest"> & {
+  /**
+   * As EmbedRequest.model.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -1056,7 +1660,7 @@ export type WarmUpRequest = Message<"runed.v1.WarmUpRequest"> & {
  * Use `create(WarmUpRequestSchema)` to create a new message.
  */
 export const WarmUpRequestSchema: GenMessage<WarmUpRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 16);
+  messageDesc(file_runed_v1_runed, 26);
 
 /**
  * @generated from message runed.v1.WarmUpResponse
@@ -1069,7 +1673,7 @@ export type WarmUpResponse = Message<"runed.v1.WarmUpResponse"> & {
  * Use `create(WarmUpResponseSchema)` to create a new message.
  */
 export const WarmUpResponseSchema: GenMessage<WarmUpResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 17);
+  messageDesc(file_runed_v1_runed, 27);
 
 /**
  * @generated from message runed.v1.ShutdownRequest
@@ -1088,7 +1692,7 @@ export type ShutdownRequest = Message<"runed.v1.ShutdownRequest"> & {
  * Use `create(ShutdownRequestSchema)` to create a new message.
  */
 export const ShutdownRequestSchema: GenMessage<ShutdownRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 18);
+  messageDesc(file_runed_v1_runed, 28);
 
 /**
  * @generated from message runed.v1.ShutdownResponse
@@ -1107,7 +1711,7 @@ export type ShutdownResponse = Message<"runed.v1.ShutdownResponse"> & {
  * Use `create(ShutdownResponseSchema)` to create a new message.
  */
 export const ShutdownResponseSchema: GenMessage<ShutdownResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 19);
+  messageDesc(file_runed_v1_runed, 29);
 
 /**
  * @generated from message runed.v1.SetCentroidsRequest
@@ -1142,7 +1746,7 @@ export type SetCentroidsRequest = Message<"runed.v1.SetCentroidsRequest"> & {
  * Use `create(SetCentroidsRequestSchema)` to create a new message.
  */
 export const SetCentroidsRequestSchema: GenMessage<SetCentroidsRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 20);
+  messageDesc(file_runed_v1_runed, 30);
 
 /**
  * @generated from message runed.v1.CentroidSetHeader
@@ -1175,6 +1779,13 @@ export type CentroidSetHeader = Message<"runed.v1.CentroidSetHeader"> & {
    * @generated from field: string preset = 4;
    */
   preset: string;
+
+  /**
+   * The model whose vectors are routed, as EmbedRequest.model. Each model has a set of its own.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -1182,7 +1793,7 @@ export type CentroidSetHeader = Message<"runed.v1.CentroidSetHeader"> & {
  * Use `create(CentroidSetHeaderSchema)` to create a new message.
  */
 export const CentroidSetHeaderSchema: GenMessage<CentroidSetHeader> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 21);
+  messageDesc(file_runed_v1_runed, 31);
 
 /**
  * @generated from message runed.v1.CentroidBatch
@@ -1201,7 +1812,7 @@ export type CentroidBatch = Message<"runed.v1.CentroidBatch"> & {
  * Use `create(CentroidBatchSchema)` to create a new message.
  */
 export const CentroidBatchSchema: GenMessage<CentroidBatch> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 22);
+  messageDesc(file_runed_v1_runed, 32);
 
 /**
  * @generated from message runed.v1.Centroid
@@ -1227,7 +1838,7 @@ export type Centroid = Message<"runed.v1.Centroid"> & {
  * Use `create(CentroidSchema)` to create a new message.
  */
 export const CentroidSchema: GenMessage<Centroid> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 23);
+  messageDesc(file_runed_v1_runed, 33);
 
 /**
  * @generated from message runed.v1.SetCentroidsResponse
@@ -1246,6 +1857,13 @@ export type SetCentroidsResponse = Message<"runed.v1.SetCentroidsResponse"> & {
    * @generated from field: uint32 nlist = 2;
    */
   nlist: number;
+
+  /**
+   * The name of the model, as Model.name.
+   *
+   * @generated from field: string model = 24;
+   */
+  model: string;
 };
 
 /**
@@ -1253,7 +1871,7 @@ export type SetCentroidsResponse = Message<"runed.v1.SetCentroidsResponse"> & {
  * Use `create(SetCentroidsResponseSchema)` to create a new message.
  */
 export const SetCentroidsResponseSchema: GenMessage<SetCentroidsResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 24);
+  messageDesc(file_runed_v1_runed, 34);
 
 /**
  * The queues of the daemon.
@@ -1414,8 +2032,8 @@ export const RunedService: GenService<{
     output: typeof CountTokensResponseSchema;
   },
   /**
-   * Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
-   * not for a download. Without a model, the fields about it are empty.
+   * Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
+   * deadline, but not for a download. Without a model, the fields about it are empty.
    *
    * @generated from rpc runed.v1.RunedService.Info
    */
@@ -1444,6 +2062,47 @@ export const RunedService: GenService<{
     methodKind: "unary";
     input: typeof WarmUpRequestSchema;
     output: typeof WarmUpResponseSchema;
+  },
+  /**
+   * Scores documents by their relevance to a query, the best one first. Needs a model of the kind KIND_RERANK.
+   *
+   * @generated from rpc runed.v1.RunedService.Rerank
+   */
+  rerank: {
+    methodKind: "unary";
+    input: typeof RerankRequestSchema;
+    output: typeof RerankResponseSchema;
+  },
+  /**
+   * Lists the models that requests may name.
+   *
+   * @generated from rpc runed.v1.RunedService.ListModels
+   */
+  listModels: {
+    methodKind: "unary";
+    input: typeof ListModelsRequestSchema;
+    output: typeof ListModelsResponseSchema;
+  },
+  /**
+   * Starts the engine of a model, as WarmUp does, and describes the model then.
+   *
+   * @generated from rpc runed.v1.RunedService.LoadModel
+   */
+  loadModel: {
+    methodKind: "unary";
+    input: typeof LoadModelRequestSchema;
+    output: typeof LoadModelResponseSchema;
+  },
+  /**
+   * Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
+   * fails with MODEL_BUSY.
+   *
+   * @generated from rpc runed.v1.RunedService.UnloadModel
+   */
+  unloadModel: {
+    methodKind: "unary";
+    input: typeof UnloadModelRequestSchema;
+    output: typeof UnloadModelResponseSchema;
   },
   /**
    * Asks the daemon to finish what is in flight and to exit.

@@ -57,6 +57,15 @@ const (
 	RunedServiceHealthProcedure = "/runed.v1.RunedService/Health"
 	// RunedServiceWarmUpProcedure is the fully-qualified name of the RunedService's WarmUp RPC.
 	RunedServiceWarmUpProcedure = "/runed.v1.RunedService/WarmUp"
+	// RunedServiceRerankProcedure is the fully-qualified name of the RunedService's Rerank RPC.
+	RunedServiceRerankProcedure = "/runed.v1.RunedService/Rerank"
+	// RunedServiceListModelsProcedure is the fully-qualified name of the RunedService's ListModels RPC.
+	RunedServiceListModelsProcedure = "/runed.v1.RunedService/ListModels"
+	// RunedServiceLoadModelProcedure is the fully-qualified name of the RunedService's LoadModel RPC.
+	RunedServiceLoadModelProcedure = "/runed.v1.RunedService/LoadModel"
+	// RunedServiceUnloadModelProcedure is the fully-qualified name of the RunedService's UnloadModel
+	// RPC.
+	RunedServiceUnloadModelProcedure = "/runed.v1.RunedService/UnloadModel"
 	// RunedServiceShutdownProcedure is the fully-qualified name of the RunedService's Shutdown RPC.
 	RunedServiceShutdownProcedure = "/runed.v1.RunedService/Shutdown"
 	// RunedServiceSetCentroidsProcedure is the fully-qualified name of the RunedService's SetCentroids
@@ -77,14 +86,23 @@ type RunedServiceClient interface {
 	EmbedStream(context.Context) *connect.BidiStreamForClient[v1.EmbedStreamRequest, v1.EmbedStreamResponse]
 	// Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
 	CountTokens(context.Context, *connect.Request[v1.CountTokensRequest]) (*connect.Response[v1.CountTokensResponse], error)
-	// Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
-	// not for a download. Without a model, the fields about it are empty.
+	// Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
+	// deadline, but not for a download. Without a model, the fields about it are empty.
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
 	// Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
 	// Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
 	// embedding does, and counts as one for the time until the engine is suspended.
 	WarmUp(context.Context, *connect.Request[v1.WarmUpRequest]) (*connect.Response[v1.WarmUpResponse], error)
+	// Scores documents by their relevance to a query, the best one first. Needs a model of the kind KIND_RERANK.
+	Rerank(context.Context, *connect.Request[v1.RerankRequest]) (*connect.Response[v1.RerankResponse], error)
+	// Lists the models that requests may name.
+	ListModels(context.Context, *connect.Request[v1.ListModelsRequest]) (*connect.Response[v1.ListModelsResponse], error)
+	// Starts the engine of a model, as WarmUp does, and describes the model then.
+	LoadModel(context.Context, *connect.Request[v1.LoadModelRequest]) (*connect.Response[v1.LoadModelResponse], error)
+	// Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
+	// fails with MODEL_BUSY.
+	UnloadModel(context.Context, *connect.Request[v1.UnloadModelRequest]) (*connect.Response[v1.UnloadModelResponse], error)
 	// Asks the daemon to finish what is in flight and to exit.
 	Shutdown(context.Context, *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error)
 	// Replaces the set of routing centroids: first one header, then batches in the order of their ids.
@@ -146,6 +164,31 @@ func NewRunedServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(runedServiceMethods.ByName("WarmUp")),
 			connect.WithClientOptions(opts...),
 		),
+		rerank: connect.NewClient[v1.RerankRequest, v1.RerankResponse](
+			httpClient,
+			baseURL+RunedServiceRerankProcedure,
+			connect.WithSchema(runedServiceMethods.ByName("Rerank")),
+			connect.WithClientOptions(opts...),
+		),
+		listModels: connect.NewClient[v1.ListModelsRequest, v1.ListModelsResponse](
+			httpClient,
+			baseURL+RunedServiceListModelsProcedure,
+			connect.WithSchema(runedServiceMethods.ByName("ListModels")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		loadModel: connect.NewClient[v1.LoadModelRequest, v1.LoadModelResponse](
+			httpClient,
+			baseURL+RunedServiceLoadModelProcedure,
+			connect.WithSchema(runedServiceMethods.ByName("LoadModel")),
+			connect.WithClientOptions(opts...),
+		),
+		unloadModel: connect.NewClient[v1.UnloadModelRequest, v1.UnloadModelResponse](
+			httpClient,
+			baseURL+RunedServiceUnloadModelProcedure,
+			connect.WithSchema(runedServiceMethods.ByName("UnloadModel")),
+			connect.WithClientOptions(opts...),
+		),
 		shutdown: connect.NewClient[v1.ShutdownRequest, v1.ShutdownResponse](
 			httpClient,
 			baseURL+RunedServiceShutdownProcedure,
@@ -170,6 +213,10 @@ type runedServiceClient struct {
 	info         *connect.Client[v1.InfoRequest, v1.InfoResponse]
 	health       *connect.Client[v1.HealthRequest, v1.HealthResponse]
 	warmUp       *connect.Client[v1.WarmUpRequest, v1.WarmUpResponse]
+	rerank       *connect.Client[v1.RerankRequest, v1.RerankResponse]
+	listModels   *connect.Client[v1.ListModelsRequest, v1.ListModelsResponse]
+	loadModel    *connect.Client[v1.LoadModelRequest, v1.LoadModelResponse]
+	unloadModel  *connect.Client[v1.UnloadModelRequest, v1.UnloadModelResponse]
 	shutdown     *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
 	setCentroids *connect.Client[v1.SetCentroidsRequest, v1.SetCentroidsResponse]
 }
@@ -209,6 +256,26 @@ func (c *runedServiceClient) WarmUp(ctx context.Context, req *connect.Request[v1
 	return c.warmUp.CallUnary(ctx, req)
 }
 
+// Rerank calls runed.v1.RunedService.Rerank.
+func (c *runedServiceClient) Rerank(ctx context.Context, req *connect.Request[v1.RerankRequest]) (*connect.Response[v1.RerankResponse], error) {
+	return c.rerank.CallUnary(ctx, req)
+}
+
+// ListModels calls runed.v1.RunedService.ListModels.
+func (c *runedServiceClient) ListModels(ctx context.Context, req *connect.Request[v1.ListModelsRequest]) (*connect.Response[v1.ListModelsResponse], error) {
+	return c.listModels.CallUnary(ctx, req)
+}
+
+// LoadModel calls runed.v1.RunedService.LoadModel.
+func (c *runedServiceClient) LoadModel(ctx context.Context, req *connect.Request[v1.LoadModelRequest]) (*connect.Response[v1.LoadModelResponse], error) {
+	return c.loadModel.CallUnary(ctx, req)
+}
+
+// UnloadModel calls runed.v1.RunedService.UnloadModel.
+func (c *runedServiceClient) UnloadModel(ctx context.Context, req *connect.Request[v1.UnloadModelRequest]) (*connect.Response[v1.UnloadModelResponse], error) {
+	return c.unloadModel.CallUnary(ctx, req)
+}
+
 // Shutdown calls runed.v1.RunedService.Shutdown.
 func (c *runedServiceClient) Shutdown(ctx context.Context, req *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error) {
 	return c.shutdown.CallUnary(ctx, req)
@@ -232,14 +299,23 @@ type RunedServiceHandler interface {
 	EmbedStream(context.Context, *connect.BidiStream[v1.EmbedStreamRequest, v1.EmbedStreamResponse]) error
 	// Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
 	CountTokens(context.Context, *connect.Request[v1.CountTokensRequest]) (*connect.Response[v1.CountTokensResponse], error)
-	// Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
-	// not for a download. Without a model, the fields about it are empty.
+	// Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
+	// deadline, but not for a download. Without a model, the fields about it are empty.
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
 	// Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
 	// Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
 	// embedding does, and counts as one for the time until the engine is suspended.
 	WarmUp(context.Context, *connect.Request[v1.WarmUpRequest]) (*connect.Response[v1.WarmUpResponse], error)
+	// Scores documents by their relevance to a query, the best one first. Needs a model of the kind KIND_RERANK.
+	Rerank(context.Context, *connect.Request[v1.RerankRequest]) (*connect.Response[v1.RerankResponse], error)
+	// Lists the models that requests may name.
+	ListModels(context.Context, *connect.Request[v1.ListModelsRequest]) (*connect.Response[v1.ListModelsResponse], error)
+	// Starts the engine of a model, as WarmUp does, and describes the model then.
+	LoadModel(context.Context, *connect.Request[v1.LoadModelRequest]) (*connect.Response[v1.LoadModelResponse], error)
+	// Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
+	// fails with MODEL_BUSY.
+	UnloadModel(context.Context, *connect.Request[v1.UnloadModelRequest]) (*connect.Response[v1.UnloadModelResponse], error)
 	// Asks the daemon to finish what is in flight and to exit.
 	Shutdown(context.Context, *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error)
 	// Replaces the set of routing centroids: first one header, then batches in the order of their ids.
@@ -297,6 +373,31 @@ func NewRunedServiceHandler(svc RunedServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(runedServiceMethods.ByName("WarmUp")),
 		connect.WithHandlerOptions(opts...),
 	)
+	runedServiceRerankHandler := connect.NewUnaryHandler(
+		RunedServiceRerankProcedure,
+		svc.Rerank,
+		connect.WithSchema(runedServiceMethods.ByName("Rerank")),
+		connect.WithHandlerOptions(opts...),
+	)
+	runedServiceListModelsHandler := connect.NewUnaryHandler(
+		RunedServiceListModelsProcedure,
+		svc.ListModels,
+		connect.WithSchema(runedServiceMethods.ByName("ListModels")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	runedServiceLoadModelHandler := connect.NewUnaryHandler(
+		RunedServiceLoadModelProcedure,
+		svc.LoadModel,
+		connect.WithSchema(runedServiceMethods.ByName("LoadModel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	runedServiceUnloadModelHandler := connect.NewUnaryHandler(
+		RunedServiceUnloadModelProcedure,
+		svc.UnloadModel,
+		connect.WithSchema(runedServiceMethods.ByName("UnloadModel")),
+		connect.WithHandlerOptions(opts...),
+	)
 	runedServiceShutdownHandler := connect.NewUnaryHandler(
 		RunedServiceShutdownProcedure,
 		svc.Shutdown,
@@ -325,6 +426,14 @@ func NewRunedServiceHandler(svc RunedServiceHandler, opts ...connect.HandlerOpti
 			runedServiceHealthHandler.ServeHTTP(w, r)
 		case RunedServiceWarmUpProcedure:
 			runedServiceWarmUpHandler.ServeHTTP(w, r)
+		case RunedServiceRerankProcedure:
+			runedServiceRerankHandler.ServeHTTP(w, r)
+		case RunedServiceListModelsProcedure:
+			runedServiceListModelsHandler.ServeHTTP(w, r)
+		case RunedServiceLoadModelProcedure:
+			runedServiceLoadModelHandler.ServeHTTP(w, r)
+		case RunedServiceUnloadModelProcedure:
+			runedServiceUnloadModelHandler.ServeHTTP(w, r)
 		case RunedServiceShutdownProcedure:
 			runedServiceShutdownHandler.ServeHTTP(w, r)
 		case RunedServiceSetCentroidsProcedure:
@@ -364,6 +473,22 @@ func (UnimplementedRunedServiceHandler) Health(context.Context, *connect.Request
 
 func (UnimplementedRunedServiceHandler) WarmUp(context.Context, *connect.Request[v1.WarmUpRequest]) (*connect.Response[v1.WarmUpResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("runed.v1.RunedService.WarmUp is not implemented"))
+}
+
+func (UnimplementedRunedServiceHandler) Rerank(context.Context, *connect.Request[v1.RerankRequest]) (*connect.Response[v1.RerankResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("runed.v1.RunedService.Rerank is not implemented"))
+}
+
+func (UnimplementedRunedServiceHandler) ListModels(context.Context, *connect.Request[v1.ListModelsRequest]) (*connect.Response[v1.ListModelsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("runed.v1.RunedService.ListModels is not implemented"))
+}
+
+func (UnimplementedRunedServiceHandler) LoadModel(context.Context, *connect.Request[v1.LoadModelRequest]) (*connect.Response[v1.LoadModelResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("runed.v1.RunedService.LoadModel is not implemented"))
+}
+
+func (UnimplementedRunedServiceHandler) UnloadModel(context.Context, *connect.Request[v1.UnloadModelRequest]) (*connect.Response[v1.UnloadModelResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("runed.v1.RunedService.UnloadModel is not implemented"))
 }
 
 func (UnimplementedRunedServiceHandler) Shutdown(context.Context, *connect.Request[v1.ShutdownRequest]) (*connect.Response[v1.ShutdownResponse], error) {

@@ -21,7 +21,7 @@ from connectrpc.protocol import ProtocolType
 from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DEFAULT_READ_MAX_BYTES, Endpoint, EndpointSync
 from pyqwest import Client, SyncClient
 
-from .runed_pb2 import CountTokensRequest, CountTokensResponse, EmbedBatchRequest, EmbedBatchResponse, EmbedRequest, EmbedResponse, EmbedStreamRequest, EmbedStreamResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, SetCentroidsRequest, SetCentroidsResponse, ShutdownRequest, ShutdownResponse, WarmUpRequest, WarmUpResponse
+from .runed_pb2 import CountTokensRequest, CountTokensResponse, EmbedBatchRequest, EmbedBatchResponse, EmbedRequest, EmbedResponse, EmbedStreamRequest, EmbedStreamResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, ListModelsRequest, ListModelsResponse, LoadModelRequest, LoadModelResponse, RerankRequest, RerankResponse, SetCentroidsRequest, SetCentroidsResponse, ShutdownRequest, ShutdownResponse, UnloadModelRequest, UnloadModelResponse, WarmUpRequest, WarmUpResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -70,8 +70,8 @@ class RunedService(Protocol):
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         """
-        Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
-        not for a download. Without a model, the fields about it are empty.
+        Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
+        deadline, but not for a download. Without a model, the fields about it are empty.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -85,6 +85,31 @@ class RunedService(Protocol):
         """
         Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
         embedding does, and counts as one for the time until the engine is suspended.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def rerank(self, request: RerankRequest, ctx: RequestContext[RerankRequest, RerankResponse], /) -> RerankResponse:
+        """
+        Scores documents by their relevance to a query, the best one first. Needs a model of the kind KIND_RERANK.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def list_models(self, request: ListModelsRequest, ctx: RequestContext[ListModelsRequest, ListModelsResponse], /) -> ListModelsResponse:
+        """
+        Lists the models that requests may name.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def load_model(self, request: LoadModelRequest, ctx: RequestContext[LoadModelRequest, LoadModelResponse], /) -> LoadModelResponse:
+        """
+        Starts the engine of a model, as WarmUp does, and describes the model then.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    async def unload_model(self, request: UnloadModelRequest, ctx: RequestContext[UnloadModelRequest, UnloadModelResponse], /) -> UnloadModelResponse:
+        """
+        Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
+        fails with MODEL_BUSY.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -190,6 +215,50 @@ class RunedServiceASGIApplication(ConnectASGIApplication[RunedService]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.warm_up,
+                ),
+                "/runed.v1.RunedService/Rerank": Endpoint.unary(
+                    method=MethodInfo(
+                        name="Rerank",
+                        service_name="runed.v1.RunedService",
+                        input=RerankRequest,
+                        output=RerankResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.rerank,
+                ),
+                "/runed.v1.RunedService/ListModels": Endpoint.unary(
+                    method=MethodInfo(
+                        name="ListModels",
+                        service_name="runed.v1.RunedService",
+                        input=ListModelsRequest,
+                        output=ListModelsResponse,
+                        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.list_models,
+                ),
+                "/runed.v1.RunedService/LoadModel": Endpoint.unary(
+                    method=MethodInfo(
+                        name="LoadModel",
+                        service_name="runed.v1.RunedService",
+                        input=LoadModelRequest,
+                        output=LoadModelResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.load_model,
+                ),
+                "/runed.v1.RunedService/UnloadModel": Endpoint.unary(
+                    method=MethodInfo(
+                        name="UnloadModel",
+                        service_name="runed.v1.RunedService",
+                        input=UnloadModelRequest,
+                        output=UnloadModelResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=svc.unload_model,
                 ),
                 "/runed.v1.RunedService/Shutdown": Endpoint.unary(
                     method=MethodInfo(
@@ -358,8 +427,8 @@ class RunedServiceClient(ConnectClient):
         use_get: bool = False,
     ) -> InfoResponse:
         """
-        Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
-        not for a download. Without a model, the fields about it are empty.
+        Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
+        deadline, but not for a download. Without a model, the fields about it are empty.
         """
         return await self.execute_unary(
             request=request,
@@ -418,6 +487,101 @@ class RunedServiceClient(ConnectClient):
                 service_name="runed.v1.RunedService",
                 input=WarmUpRequest,
                 output=WarmUpResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def rerank(
+        self,
+        request: RerankRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RerankResponse:
+        """
+        Scores documents by their relevance to a query, the best one first. Needs a model of the kind KIND_RERANK.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="Rerank",
+                service_name="runed.v1.RunedService",
+                input=RerankRequest,
+                output=RerankResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def list_models(
+        self,
+        request: ListModelsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+        use_get: bool = False,
+    ) -> ListModelsResponse:
+        """
+        Lists the models that requests may name.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ListModels",
+                service_name="runed.v1.RunedService",
+                input=ListModelsRequest,
+                output=ListModelsResponse,
+                idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+            use_get=use_get,
+        )
+    async def load_model(
+        self,
+        request: LoadModelRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> LoadModelResponse:
+        """
+        Starts the engine of a model, as WarmUp does, and describes the model then.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="LoadModel",
+                service_name="runed.v1.RunedService",
+                input=LoadModelRequest,
+                output=LoadModelResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    async def unload_model(
+        self,
+        request: UnloadModelRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> UnloadModelResponse:
+        """
+        Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
+        fails with MODEL_BUSY.
+        """
+        return await self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="UnloadModel",
+                service_name="runed.v1.RunedService",
+                input=UnloadModelRequest,
+                output=UnloadModelResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),
@@ -504,8 +668,8 @@ class RunedServiceSync(Protocol):
 
     def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         """
-        Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
-        not for a download. Without a model, the fields about it are empty.
+        Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
+        deadline, but not for a download. Without a model, the fields about it are empty.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -519,6 +683,31 @@ class RunedServiceSync(Protocol):
         """
         Starts the engine ahead of the first text, and answers when an embedding would be computed at once. Waits and fails as an
         embedding does, and counts as one for the time until the engine is suspended.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def rerank(self, request: RerankRequest, ctx: RequestContext[RerankRequest, RerankResponse], /) -> RerankResponse:
+        """
+        Scores documents by their relevance to a query, the best one first. Needs a model of the kind KIND_RERANK.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def list_models(self, request: ListModelsRequest, ctx: RequestContext[ListModelsRequest, ListModelsResponse], /) -> ListModelsResponse:
+        """
+        Lists the models that requests may name.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def load_model(self, request: LoadModelRequest, ctx: RequestContext[LoadModelRequest, LoadModelResponse], /) -> LoadModelResponse:
+        """
+        Starts the engine of a model, as WarmUp does, and describes the model then.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def unload_model(self, request: UnloadModelRequest, ctx: RequestContext[UnloadModelRequest, UnloadModelResponse], /) -> UnloadModelResponse:
+        """
+        Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
+        fails with MODEL_BUSY.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -622,6 +811,50 @@ class RunedServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.warm_up,
+                ),
+                "/runed.v1.RunedService/Rerank": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="Rerank",
+                        service_name="runed.v1.RunedService",
+                        input=RerankRequest,
+                        output=RerankResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.rerank,
+                ),
+                "/runed.v1.RunedService/ListModels": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="ListModels",
+                        service_name="runed.v1.RunedService",
+                        input=ListModelsRequest,
+                        output=ListModelsResponse,
+                        idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.list_models,
+                ),
+                "/runed.v1.RunedService/LoadModel": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="LoadModel",
+                        service_name="runed.v1.RunedService",
+                        input=LoadModelRequest,
+                        output=LoadModelResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.load_model,
+                ),
+                "/runed.v1.RunedService/UnloadModel": EndpointSync.unary(
+                    method=MethodInfo(
+                        name="UnloadModel",
+                        service_name="runed.v1.RunedService",
+                        input=UnloadModelRequest,
+                        output=UnloadModelResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.UNARY,
+                    ),
+                    function=service.unload_model,
                 ),
                 "/runed.v1.RunedService/Shutdown": EndpointSync.unary(
                     method=MethodInfo(
@@ -790,8 +1023,8 @@ class RunedServiceClientSync(ConnectClientSync):
         use_get: bool = False,
     ) -> InfoResponse:
         """
-        Describes the daemon and its model. Waits until the model is known, for at most 60 seconds and four fifths of the deadline, but
-        not for a download. Without a model, the fields about it are empty.
+        Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
+        deadline, but not for a download. Without a model, the fields about it are empty.
         """
         return self.execute_unary(
             request=request,
@@ -850,6 +1083,101 @@ class RunedServiceClientSync(ConnectClientSync):
                 service_name="runed.v1.RunedService",
                 input=WarmUpRequest,
                 output=WarmUpResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def rerank(
+        self,
+        request: RerankRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> RerankResponse:
+        """
+        Scores documents by their relevance to a query, the best one first. Needs a model of the kind KIND_RERANK.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="Rerank",
+                service_name="runed.v1.RunedService",
+                input=RerankRequest,
+                output=RerankResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def list_models(
+        self,
+        request: ListModelsRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+        use_get: bool = False,
+    ) -> ListModelsResponse:
+        """
+        Lists the models that requests may name.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="ListModels",
+                service_name="runed.v1.RunedService",
+                input=ListModelsRequest,
+                output=ListModelsResponse,
+                idempotency_level=IdempotencyLevel.NO_SIDE_EFFECTS,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+            use_get=use_get,
+        )
+    def load_model(
+        self,
+        request: LoadModelRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> LoadModelResponse:
+        """
+        Starts the engine of a model, as WarmUp does, and describes the model then.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="LoadModel",
+                service_name="runed.v1.RunedService",
+                input=LoadModelRequest,
+                output=LoadModelResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def unload_model(
+        self,
+        request: UnloadModelRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> UnloadModelResponse:
+        """
+        Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
+        fails with MODEL_BUSY.
+        """
+        return self.execute_unary(
+            request=request,
+            method=MethodInfo(
+                name="UnloadModel",
+                service_name="runed.v1.RunedService",
+                input=UnloadModelRequest,
+                output=UnloadModelResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
             ),

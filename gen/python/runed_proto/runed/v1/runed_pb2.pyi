@@ -37,7 +37,7 @@ TRUNCATE_END: Truncate
 TRUNCATE_START: Truncate
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("text", "with_route", "lane", "role", "instruction", "dimensions", "truncate")
+    __slots__ = ("text", "with_route", "lane", "role", "instruction", "dimensions", "truncate", "model")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     WITH_ROUTE_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class EmbedRequest(_message.Message):
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     text: str
     with_route: bool
     lane: Lane
@@ -52,10 +53,11 @@ class EmbedRequest(_message.Message):
     instruction: str
     dimensions: int
     truncate: Truncate
-    def __init__(self, text: _Optional[str] = ..., with_route: bool = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ...) -> None: ...
+    model: str
+    def __init__(self, text: _Optional[str] = ..., with_route: bool = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
-    __slots__ = ("vector", "cluster_id", "centroid_set_version", "token_count", "total_token_count", "truncated", "fingerprint", "prompt", "cached", "error")
+    __slots__ = ("vector", "cluster_id", "centroid_set_version", "token_count", "total_token_count", "truncated", "fingerprint", "prompt", "cached", "error", "model")
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     CENTROID_SET_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +68,7 @@ class EmbedResponse(_message.Message):
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     vector: _containers.RepeatedScalarFieldContainer[float]
     cluster_id: int
     centroid_set_version: str
@@ -76,7 +79,8 @@ class EmbedResponse(_message.Message):
     prompt: str
     cached: bool
     error: ItemError
-    def __init__(self, vector: _Optional[_Iterable[float]] = ..., cluster_id: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., token_count: _Optional[int] = ..., total_token_count: _Optional[int] = ..., truncated: bool = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ..., cached: bool = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
+    model: str
+    def __init__(self, vector: _Optional[_Iterable[float]] = ..., cluster_id: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., token_count: _Optional[int] = ..., total_token_count: _Optional[int] = ..., truncated: bool = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ..., cached: bool = ..., error: _Optional[_Union[ItemError, _Mapping]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ItemError(_message.Message):
     __slots__ = ("reason", "message", "metadata")
@@ -96,7 +100,7 @@ class ItemError(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class EmbedBatchRequest(_message.Message):
-    __slots__ = ("texts", "with_route", "lane", "role", "instruction", "dimensions", "truncate", "per_item_errors")
+    __slots__ = ("texts", "with_route", "lane", "role", "instruction", "dimensions", "truncate", "per_item_errors", "model")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     WITH_ROUTE_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +109,7 @@ class EmbedBatchRequest(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     PER_ITEM_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
     with_route: bool
     lane: Lane
@@ -113,33 +118,38 @@ class EmbedBatchRequest(_message.Message):
     dimensions: int
     truncate: Truncate
     per_item_errors: bool
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., with_route: bool = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ..., per_item_errors: bool = ...) -> None: ...
+    model: str
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., with_route: bool = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ..., per_item_errors: bool = ..., model: _Optional[str] = ...) -> None: ...
 
 class EmbedBatchResponse(_message.Message):
-    __slots__ = ("embeddings", "fingerprint", "prompt")
+    __slots__ = ("embeddings", "fingerprint", "prompt", "model")
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     embeddings: _containers.RepeatedCompositeFieldContainer[EmbedResponse]
     fingerprint: str
     prompt: str
-    def __init__(self, embeddings: _Optional[_Iterable[_Union[EmbedResponse, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, embeddings: _Optional[_Iterable[_Union[EmbedResponse, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class EmbedStreamRequest(_message.Message):
-    __slots__ = ("items", "lane", "role", "instruction", "dimensions", "truncate")
+    __slots__ = ("items", "lane", "role", "instruction", "dimensions", "truncate", "model")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[EmbedStreamItem]
     lane: Lane
     role: Role
     instruction: str
     dimensions: int
     truncate: Truncate
-    def __init__(self, items: _Optional[_Iterable[_Union[EmbedStreamItem, _Mapping]]] = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ...) -> None: ...
+    model: str
+    def __init__(self, items: _Optional[_Iterable[_Union[EmbedStreamItem, _Mapping]]] = ..., lane: _Optional[_Union[Lane, str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., dimensions: _Optional[int] = ..., truncate: _Optional[_Union[Truncate, str]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class EmbedStreamItem(_message.Message):
     __slots__ = ("id", "text")
@@ -150,14 +160,16 @@ class EmbedStreamItem(_message.Message):
     def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class EmbedStreamResponse(_message.Message):
-    __slots__ = ("results", "fingerprint", "prompt")
+    __slots__ = ("results", "fingerprint", "prompt", "model")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[EmbedStreamResult]
     fingerprint: str
     prompt: str
-    def __init__(self, results: _Optional[_Iterable[_Union[EmbedStreamResult, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, results: _Optional[_Iterable[_Union[EmbedStreamResult, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., prompt: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class EmbedStreamResult(_message.Message):
     __slots__ = ("id", "embedding")
@@ -168,29 +180,183 @@ class EmbedStreamResult(_message.Message):
     def __init__(self, id: _Optional[str] = ..., embedding: _Optional[_Union[EmbedResponse, _Mapping]] = ...) -> None: ...
 
 class CountTokensRequest(_message.Message):
-    __slots__ = ("texts", "role", "instruction")
+    __slots__ = ("texts", "role", "instruction", "model")
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
     role: Role
     instruction: str
-    def __init__(self, texts: _Optional[_Iterable[str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., role: _Optional[_Union[Role, str]] = ..., instruction: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class CountTokensResponse(_message.Message):
-    __slots__ = ("token_counts", "max_text_length")
+    __slots__ = ("token_counts", "max_text_length", "model")
     TOKEN_COUNTS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     token_counts: _containers.RepeatedScalarFieldContainer[int]
     max_text_length: int
-    def __init__(self, token_counts: _Optional[_Iterable[int]] = ..., max_text_length: _Optional[int] = ...) -> None: ...
+    model: str
+    def __init__(self, token_counts: _Optional[_Iterable[int]] = ..., max_text_length: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
 
-class InfoRequest(_message.Message):
+class RerankRequest(_message.Message):
+    __slots__ = ("query", "documents", "top_n", "return_documents", "lane", "truncate", "model")
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    RETURN_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    query: str
+    documents: _containers.RepeatedScalarFieldContainer[str]
+    top_n: int
+    return_documents: bool
+    lane: Lane
+    truncate: Truncate
+    model: str
+    def __init__(self, query: _Optional[str] = ..., documents: _Optional[_Iterable[str]] = ..., top_n: _Optional[int] = ..., return_documents: bool = ..., lane: _Optional[_Union[Lane, str]] = ..., truncate: _Optional[_Union[Truncate, str]] = ..., model: _Optional[str] = ...) -> None: ...
+
+class RerankResponse(_message.Message):
+    __slots__ = ("results", "token_count", "fingerprint", "model")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RerankResult]
+    token_count: int
+    fingerprint: str
+    model: str
+    def __init__(self, results: _Optional[_Iterable[_Union[RerankResult, _Mapping]]] = ..., token_count: _Optional[int] = ..., fingerprint: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class RerankResult(_message.Message):
+    __slots__ = ("index", "score", "document", "token_count", "total_token_count", "truncated", "cached")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    score: float
+    document: str
+    token_count: int
+    total_token_count: int
+    truncated: bool
+    cached: bool
+    def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ..., document: _Optional[str] = ..., token_count: _Optional[int] = ..., total_token_count: _Optional[int] = ..., truncated: bool = ..., cached: bool = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models", "default_model", "default_rerank_model", "memory_limit", "memory_bytes", "max_loaded_models")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_MODEL_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_RERANK_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_LOADED_MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    default_model: str
+    default_rerank_model: str
+    memory_limit: int
+    memory_bytes: int
+    max_loaded_models: int
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., default_model: _Optional[str] = ..., default_rerank_model: _Optional[str] = ..., memory_limit: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., max_loaded_models: _Optional[int] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "family", "variants", "aliases", "kind", "licence", "size_bytes", "installed", "loaded", "memory_bytes", "last_used_at", "keep_alive_seconds", "vector_dim", "min_dimensions", "max_text_length", "context_length", "pooling", "query_prompt", "document_prompt", "default_instruction", "fingerprint", "model_identity")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Model.Kind]
+        KIND_EMBEDDING: _ClassVar[Model.Kind]
+        KIND_RERANK: _ClassVar[Model.Kind]
+    KIND_UNSPECIFIED: Model.Kind
+    KIND_EMBEDDING: Model.Kind
+    KIND_RERANK: Model.Kind
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INSTALLED_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_AT_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_DIM_FIELD_NUMBER: _ClassVar[int]
+    MIN_DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    QUERY_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    family: str
+    variants: _containers.RepeatedScalarFieldContainer[str]
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    kind: Model.Kind
+    licence: str
+    size_bytes: int
+    installed: bool
+    loaded: bool
+    memory_bytes: int
+    last_used_at: int
+    keep_alive_seconds: float
+    vector_dim: int
+    min_dimensions: int
+    max_text_length: int
+    context_length: int
+    pooling: str
+    query_prompt: str
+    document_prompt: str
+    default_instruction: str
+    fingerprint: str
+    model_identity: str
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., variants: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., kind: _Optional[_Union[Model.Kind, str]] = ..., licence: _Optional[str] = ..., size_bytes: _Optional[int] = ..., installed: bool = ..., loaded: bool = ..., memory_bytes: _Optional[int] = ..., last_used_at: _Optional[int] = ..., keep_alive_seconds: _Optional[float] = ..., vector_dim: _Optional[int] = ..., min_dimensions: _Optional[int] = ..., max_text_length: _Optional[int] = ..., context_length: _Optional[int] = ..., pooling: _Optional[str] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., fingerprint: _Optional[str] = ..., model_identity: _Optional[str] = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class InfoRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
 class InfoResponse(_message.Message):
-    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes", "restrictions", "accelerator", "device", "company_cosine", "tuned_at")
+    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes", "restrictions", "accelerator", "device", "company_cosine", "tuned_at", "model")
     DAEMON_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     VECTOR_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +382,7 @@ class InfoResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     COMPANY_COSINE_FIELD_NUMBER: _ClassVar[int]
     TUNED_AT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     daemon_version: str
     model_identity: str
     vector_dim: int
@@ -241,14 +408,17 @@ class InfoResponse(_message.Message):
     device: str
     company_cosine: float
     tuned_at: str
-    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., restrictions: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., company_cosine: _Optional[float] = ..., tuned_at: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., restrictions: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., company_cosine: _Optional[float] = ..., tuned_at: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class HealthResponse(_message.Message):
-    __slots__ = ("status", "uptime_seconds", "total_requests", "phase", "bytes_done", "bytes_total", "message", "pid", "engine_pid", "engine_restarts", "in_flight_requests", "interactive", "bulk", "total_texts", "total_tokens", "tokens_per_second", "total_batches", "mean_batch_texts", "cache_hits", "shared_texts", "cache_entries", "cache_bytes", "refused_requests", "disk_cache_bytes")
+    __slots__ = ("status", "uptime_seconds", "total_requests", "phase", "bytes_done", "bytes_total", "message", "pid", "engine_pid", "engine_restarts", "in_flight_requests", "interactive", "bulk", "total_texts", "total_tokens", "tokens_per_second", "total_batches", "mean_batch_texts", "cache_hits", "shared_texts", "cache_entries", "cache_bytes", "refused_requests", "disk_cache_bytes", "model", "loaded_models")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[HealthResponse.Status]
@@ -297,6 +467,8 @@ class HealthResponse(_message.Message):
     CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     REFUSED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     DISK_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LOADED_MODELS_FIELD_NUMBER: _ClassVar[int]
     status: HealthResponse.Status
     uptime_seconds: int
     total_requests: int
@@ -321,7 +493,9 @@ class HealthResponse(_message.Message):
     cache_bytes: int
     refused_requests: int
     disk_cache_bytes: int
-    def __init__(self, status: _Optional[_Union[HealthResponse.Status, str]] = ..., uptime_seconds: _Optional[int] = ..., total_requests: _Optional[int] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., engine_pid: _Optional[int] = ..., engine_restarts: _Optional[int] = ..., in_flight_requests: _Optional[int] = ..., interactive: _Optional[_Union[LaneHealth, _Mapping]] = ..., bulk: _Optional[_Union[LaneHealth, _Mapping]] = ..., total_texts: _Optional[int] = ..., total_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., total_batches: _Optional[int] = ..., mean_batch_texts: _Optional[float] = ..., cache_hits: _Optional[int] = ..., shared_texts: _Optional[int] = ..., cache_entries: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., refused_requests: _Optional[int] = ..., disk_cache_bytes: _Optional[int] = ...) -> None: ...
+    model: str
+    loaded_models: int
+    def __init__(self, status: _Optional[_Union[HealthResponse.Status, str]] = ..., uptime_seconds: _Optional[int] = ..., total_requests: _Optional[int] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., engine_pid: _Optional[int] = ..., engine_restarts: _Optional[int] = ..., in_flight_requests: _Optional[int] = ..., interactive: _Optional[_Union[LaneHealth, _Mapping]] = ..., bulk: _Optional[_Union[LaneHealth, _Mapping]] = ..., total_texts: _Optional[int] = ..., total_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., total_batches: _Optional[int] = ..., mean_batch_texts: _Optional[float] = ..., cache_hits: _Optional[int] = ..., shared_texts: _Optional[int] = ..., cache_entries: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., refused_requests: _Optional[int] = ..., disk_cache_bytes: _Optional[int] = ..., model: _Optional[str] = ..., loaded_models: _Optional[int] = ...) -> None: ...
 
 class LaneHealth(_message.Message):
     __slots__ = ("queued_texts", "queued_bytes", "total_texts", "wait_p50_seconds", "wait_p99_seconds")
@@ -338,8 +512,10 @@ class LaneHealth(_message.Message):
     def __init__(self, queued_texts: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., total_texts: _Optional[int] = ..., wait_p50_seconds: _Optional[float] = ..., wait_p99_seconds: _Optional[float] = ...) -> None: ...
 
 class WarmUpRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class WarmUpResponse(_message.Message):
     __slots__ = ()
@@ -366,16 +542,18 @@ class SetCentroidsRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[CentroidSetHeader, _Mapping]] = ..., batch: _Optional[_Union[CentroidBatch, _Mapping]] = ...) -> None: ...
 
 class CentroidSetHeader(_message.Message):
-    __slots__ = ("version", "dim", "nlist", "preset")
+    __slots__ = ("version", "dim", "nlist", "preset", "model")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
     NLIST_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     version: str
     dim: int
     nlist: int
     preset: str
-    def __init__(self, version: _Optional[str] = ..., dim: _Optional[int] = ..., nlist: _Optional[int] = ..., preset: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, version: _Optional[str] = ..., dim: _Optional[int] = ..., nlist: _Optional[int] = ..., preset: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class CentroidBatch(_message.Message):
     __slots__ = ("centroids",)
@@ -392,9 +570,11 @@ class Centroid(_message.Message):
     def __init__(self, id: _Optional[int] = ..., vec: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SetCentroidsResponse(_message.Message):
-    __slots__ = ("version", "nlist")
+    __slots__ = ("version", "nlist", "model")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NLIST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     version: str
     nlist: int
-    def __init__(self, version: _Optional[str] = ..., nlist: _Optional[int] = ...) -> None: ...
+    model: str
+    def __init__(self, version: _Optional[str] = ..., nlist: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...

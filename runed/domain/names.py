@@ -1,0 +1,145 @@
+"""The names of models: `family-size` or `family-size.variant`, in letters of any case, and aliases.
+
+Names become parts of paths and of URLs, so they hold no separator and begin with a letter or a digit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from runed.domain.model_spec import ModelKind, ModelSpec
+from runed.errors import SettingsError, UnknownModelError, printable
+
+MAX_NAME = 128
+"""The most characters of a name."""
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,127}(?<!\.)", re.IGNORECASE | re.ASCII)
+"""Letters, digits, "_", "-" and single dots."""
+
+_FOREIGN = re.compile(r"[^a-z0-9_-]+", re.IGNORECASE | re.ASCII)
+
+_VARIANT = re.compile(r"(.+)\.((?:bf|f|iq|mxfp|q|tq)[0-9][a-z0-9_]*)", re.IGNORECASE | re.ASCII)
+"""A full name: the family, a dot, and a quantization, such as "q6_K"."""
+
+_SHOWN = 60
+"""The most characters of an unknown name that an error repeats."""
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be the name of a model, or an alias."""
+    return _NAME.fullmatch(text) is not None
+
+
+def check_name(text: str, origin: str) -> str:
+    """Return a name that the user chose.
+
+    Args:
+        text: The name.
+        origin: The place where it stands, for the error.
+
+    Raises:
+        SettingsError: It cannot be a name.
+    """
+    if is_name(text):
+        return text
+    raise SettingsError(
+        f"{origin}: {text[:_SHOWN]!r} cannot be the name of a model; accepted are up to {MAX_NAME} letters, digits, "
+        '"-", "_" and single dots, beginning with a letter or a digit'
+    )
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return family and variant of a full name; the variant is "" if the name does not end with a quantization."""
+    found = _VARIANT.fullmatch(name)
+    return (found[1], found[2]) if found else (name, "")
+
+
+def name_of_file(path: Path) -> str:
+    """Return a name for a model that the user brings as a file: the name of the file in small letters, without ".gguf"."""
+    stem = path.name[: -len(".gguf")] if path.name.lower().endswith(".gguf") else path.name
+    parts = (_FOREIGN.sub("-", part).strip("-_") for part in stem.lower().split("."))
+    return ".".join(filter(None, parts))[:MAX_NAME].strip(".-_") or "model"
+
+
+class ModelNames:
+    """The models that requests may name.
+
+    A name that is not full, as in "qwen3-embedding-0.6b", means the first model of its family.
+
+    Args:
+        specs: The models. Of each family, the default variant comes first.
+        default: The name of the model that "" means; "" means the first model that embeds.
+        aliases: Further names, each with the name that it stands for.
+
+    Attributes:
+        specs: The models by their full names.
+        default: The model that "" means.
+
+    Raises:
+        SettingsError: A name cannot be used, or two models have the same name, or an alias stands for no model.
+    """
+
+    def __init__(self, specs: Iterable[ModelSpec], *, default: str = "", aliases: Mapping[str, str] | None = None) -> None:
+        self.specs: dict[str, ModelSpec] = {}
+        self._by_name: dict[str, ModelSpec] = {}
+        for spec in specs:
+            self._add(spec.name, spec)
+            self.specs[spec.name] = spec
+        for spec in self.specs.values():
+            # A family that is called like a model is that model.
+            self._by_name.setdefault(spec.family.lower(), spec)
+        for spec in self.specs.values():
+            for alias in spec.aliases:
+                self._add(alias, spec)
+        for alias, target in (aliases or {}).items():
+            if (found := self._by_name.get(target.lower())) is None:
+                raise SettingsError(f"the alias {alias!r} stands for {target!r}, which is no model; {self._known()}")
+            self._add(alias, found)
+        self.default = self._default(default)
+
+    def find(self, name: str) -> ModelSpec:
+        """Return the model of a name, an alias or, for "", the default model.
+
+        Raises:
+            UnknownModelError: There is none.
+        """
+        if not name:
+            return self.default
+        if (spec := self._by_name.get(name.lower())) is None:
+            raise UnknownModelError(
+                f"there is no model {printable(name[:_SHOWN])!r}; {self._known()}", metadata={"models": ", ".join(self.specs)}
+            )
+        return spec
+
+    def reranker(self) -> ModelSpec | None:
+        """Return the model that "" means in a request to rerank: the only one of its kind, or None."""
+        found = [spec for spec in self.specs.values() if spec.kind is ModelKind.RERANK]
+        return found[0] if len(found) == 1 else None
+
+    def aliases_of(self, spec: ModelSpec) -> list[str]:
+        """Return the further names of a model, in small letters and in order, without that of its family."""
+        own = {spec.name.lower(), spec.family.lower()}
+        return sorted(name for name, found in self._by_name.items() if found is spec and name not in own)
+
+    def variants_of(self, spec: ModelSpec) -> list[str]:
+        """Return the full names of all models of a family, the default one first."""
+        family = spec.family.lower()
+        return [other.name for other in self.specs.values() if other.family.lower() == family]
+
+    def _add(self, name: str, spec: ModelSpec) -> None:
+        check_name(name, f"the model {spec.name!r}")
+        if (other := self._by_name.setdefault(name.lower(), spec)) is not spec:
+            raise SettingsError(f"two models are called {name!r}: {other.name} and {spec.name}; rename one of them")
+
+    def _default(self, name: str) -> ModelSpec:
+        if name:
+            try:
+                return self.find(name)
+            except UnknownModelError as error:
+                raise SettingsError(f"default_model: {error.message}") from None
+        return next(spec for spec in self.specs.values() if spec.kind is ModelKind.EMBEDDING)
+
+    def _known(self) -> str:
+        return f"there are {', '.join(self.specs)}"
