@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput
 from runed.backends.llama.command import CONTEXT_STEP, EngineCommand
-from runed.backends.llama.gguf import read_gguf
+from runed.backends.llama.gguf import EMBEDDING_POOLINGS, read_model
 from runed.backends.llama.guard import Guard
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.backends.llama.launcher import Launcher
@@ -17,7 +17,7 @@ from runed.backends.llama.quirks import Quirks
 from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
 from runed.domain.device import CPU, Device
-from runed.domain.model import ModelInfo
+from runed.domain.model import RANK, ModelInfo, reads_last
 from runed.errors import BackendFaultError, BackendUnavailableError, printable
 from runed.paths import Paths
 
@@ -44,6 +44,8 @@ class LlamaBackend:
         ModelFileError: The GGUF cannot be used.
     """
 
+    _poolings: ClassVar[Sequence[str]] = EMBEDDING_POOLINGS
+
     def __init__(
         self,
         *,
@@ -57,16 +59,16 @@ class LlamaBackend:
         holds_home: Callable[[], bool] = lambda: True,
         timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
-        metadata = read_gguf(model)
+        self._metadata = metadata = read_model(model, self._poolings)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP
         longest = min(context, metadata.context_length)
         self._model = ModelInfo(
             identity=f"sha256:{model_sha256[:16]}",
             name=metadata.name or printable(model.stem),
             architecture=metadata.architecture,
-            dim=metadata.dim,
-            # Measured: with last-token pooling, the server needs one free token of the context.
-            max_tokens=longest - 1 if metadata.pooling == "last" else longest,
+            dim=1 if metadata.pooling == RANK else metadata.dim,
+            # Measured: a model that reads the last token needs one free token of the context.
+            max_tokens=longest - 1 if reads_last(metadata.pooling, metadata.architecture) else longest,
             pooling=metadata.pooling,
             file_type=metadata.file_type,
             sha256=model_sha256,
@@ -89,7 +91,15 @@ class LlamaBackend:
             vocabulary=metadata.vocabulary,
         )
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
-        self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, holds_home=holds_home, timings=timings)
+        self._launcher = Launcher(
+            command,
+            connect=self._connect,
+            eos_id=eos_id,
+            quirks=quirks,
+            paths=paths,
+            holds_home=holds_home,
+            timings=timings,
+        )
         self._supervisor = Supervisor(self._launcher.launch, timings)
         self._guard = Guard()
 
@@ -134,6 +144,10 @@ class LlamaBackend:
         self._supervisor.answered()
         vectors = [vector for answer in answers for vector in answer.vectors]
         return EmbeddingBatch(vectors, sum(answer.tokens for answer in answers))
+
+    def _connect(self, command: EngineCommand) -> LlamaHTTP:
+        """Make the interface of a server."""
+        return LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
 
     async def _ask(self, question: Callable[[LlamaHTTP], Awaitable[_T]]) -> _T:
         """Send a request to the server. Check and replace the server before a text is blamed for a wrong answer."""

@@ -42,6 +42,7 @@ class Launcher:
 
     Args:
         command: The command without regard to the quirks of the engine.
+        connect: Makes the interface of a server that a command starts.
         eos_id: The token that each text must end with, or None.
         quirks: The quirks of the engine on this machine.
         paths: The home.
@@ -53,6 +54,7 @@ class Launcher:
         self,
         command: EngineCommand,
         *,
+        connect: Callable[[EngineCommand], LlamaHTTP],
         eos_id: int | None,
         quirks: Quirks,
         paths: Paths,
@@ -60,6 +62,7 @@ class Launcher:
         timings: Timings,
     ) -> None:
         self._command = command
+        self._connect = connect
         self._eos_id = eos_id
         self._quirks = quirks
         self._paths = paths
@@ -154,7 +157,7 @@ class Launcher:
                 holds_home=self._holds_home,
             )
         self._spawned = True
-        http = LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
+        http = self._connect(command)
         server = LlamaServer(child, http, command.socket)
         try:
             await self._wait_while_it_works(server)
