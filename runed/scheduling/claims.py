@@ -198,6 +198,7 @@ class ClaimDesk:
         batcher: Computes the texts whose vectors are in no cache.
         busy: Keeps the engine awake for the length of a block.
         metrics: Counts hits, twins and refusals.
+        preparer: Counts and cuts texts.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class ClaimDesk:
         batcher: Batcher,
         busy: Callable[[], contextlib.AbstractContextManager[None]],
         metrics: Metrics,
+        preparer: Preparer,
     ) -> None:
         self._backend = backend
         self._space = space
@@ -216,7 +218,7 @@ class ClaimDesk:
         self._batcher = batcher
         self._busy = busy
         self._metrics = metrics
-        self._preparer = Preparer(backend)
+        self._preparer = preparer
         self._blanks = BlankFinder(backend)
         self._tickets: dict[bytes, Ticket] = {}
 

@@ -21,7 +21,7 @@ from runed.scheduling.batcher import Batcher
 from runed.scheduling.claims import Claim, ClaimDesk, Terms, redeem
 from runed.scheduling.counting import tokenize_each
 from runed.scheduling.idle import IdleClock
-from runed.scheduling.preparing import check_count, check_text, located, named, portions
+from runed.scheduling.preparing import Preparer, check_count, check_text, located, named, portions
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.stream import PIECE_TEXTS, Stream
 from runed.turns import breathe, breathe_before
@@ -98,6 +98,7 @@ class Scheduler:
             batcher=self._batcher,
             busy=self._idle.busy,
             metrics=metrics,
+            preparer=self._make_preparer(),
         )
         self._piece_texts = min(PIECE_TEXTS, settings.queue.bulk.texts)
 
@@ -227,6 +228,9 @@ class Scheduler:
         self._router.close()
         await self.backend.stop()
         await self._cache.close()
+
+    def _make_preparer(self) -> Preparer:
+        return Preparer(self.backend)
 
     def _terms(self, options: EmbedOptions, client: str, lane: Lane, *, strict: bool = False, streamed: bool = False) -> Terms:
         dimensions = dimensions_for(options, self.backend.model, self.traits)
