@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Golden, RunningDaemon, running_daemon, short_home
+from tests.support import Golden, RunningDaemon, Scores, running_daemon, short_home
 from tools.engine import programs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 
 MARKERS = {
-    "engine": {"llama_server", "minilm", "qwen_daemon", "minilm_daemon"},
+    "engine": {"llama_server", "minilm", "reranker", "qwen_daemon", "minilm_daemon"},
     "foreign": {"drivers", "descriptors"},
 }
 """The fixtures that put a test on a lane of its own, by the marker of that lane."""
@@ -77,6 +77,20 @@ def minilm() -> Path:
     path = ROOT / "build" / "all-minilm-l6-v2.f16.gguf"
     assert path.exists(), f"{path} is missing: run `make setup`"
     return path
+
+
+@pytest.fixture(scope="session")
+def reranker() -> Path:
+    """A small cross-encoder as a GGUF, made by `make setup`."""
+    path = ROOT / "build" / "minilm-reranker.f32.gguf"
+    assert path.exists(), f"{path} is missing: run `make setup`"
+    return path
+
+
+@pytest.fixture(scope="session")
+def scores() -> Scores:
+    """The reference scores of `reranker`."""
+    return Scores.load("minilm-reranker.golden.json")
 
 
 @pytest.fixture(scope="session")

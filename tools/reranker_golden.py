@@ -43,8 +43,9 @@ def main() -> None:
     rows = []
     for query in QUERIES:
         for document in DOCUMENTS:
-            # Special tokens that a text writes are plain text, as the engine reads them.
-            read = [tokenizer.tokenize(text, split_special_tokens=True) for text in (query, document)]
+            # Without the first step of `tokenize`: special tokens that a text writes are plain text, as the engine reads them.
+            words = map(tokenizer.basic_tokenizer.tokenize, (query, document))
+            read = [[piece for word in text for piece in tokenizer.wordpiece_tokenizer.tokenize(word)] for text in words]
             query_ids, document_ids = map(tokenizer.convert_tokens_to_ids, read)
             total = len(query_ids) + len(document_ids) + 3
             kept = document_ids[: MAX_TOKENS - len(query_ids) - 3]
