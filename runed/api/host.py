@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
+from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info
 
@@ -12,8 +13,8 @@ from runed.domain.status import Health, Info
 class Host(Protocol):
     """One daemon.
 
-    The five calls that need a model (`embed`, `embed_stream`, `count_tokens`, `set_centroids`, `warm_up`) raise `RunedError`.
-    While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
+    The calls that need a model (`embed`, `embed_stream`, `count_tokens`, `rerank`, `set_centroids`, `warm_up`) raise
+    `RunedError`. While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
     `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
     generator is closed.
     """
@@ -46,6 +47,17 @@ class Host(Protocol):
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         """Count the tokens of each text, including those of its prompt and special tokens."""
+        ...
+
+    async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
+        """Rank documents by their relevance to a query.
+
+        Args:
+            query: The query, unchecked.
+            documents: The documents, unchecked.
+            options: The options of the call.
+            client: As for `embed`.
+        """
         ...
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:

@@ -168,9 +168,9 @@ def _check_model(path: Path) -> None:
 
 
 def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
-    from runed.backends.llama import LlamaBackend  # noqa: PLC0415 # as above
+    from runed.backends.llama import backend_for  # noqa: PLC0415 # as above
 
-    return LlamaBackend(
+    return backend_for(installation.model)(
         executable=installation.llama_server,
         model=installation.model,
         model_sha256=installation.model_sha256,
@@ -204,15 +204,17 @@ def _build_scheduler(
     settings: Settings, paths: Paths, installation: Installation, backend: LlamaBackend, metrics: Metrics
 ) -> Scheduler:
     from runed.routing.store import CentroidStore  # noqa: PLC0415 # as above
+    from runed.scheduling.batcher import Batcher  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
-    from runed.scheduling.scheduler import Scheduler, SchedulerSettings  # noqa: PLC0415 # as above
+    from runed.scheduling.reranking import scheduler_for  # noqa: PLC0415 # as above
 
     centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
     centroids.restore()
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
-    return Scheduler(
+    return scheduler_for(backend)(
         backend,
-        settings=SchedulerSettings(idle_timeout=settings.idle_timeout, queue=queue),
+        batcher=Batcher(limits=queue, metrics=metrics),
+        idle_timeout=settings.idle_timeout,
         cache=_build_cache(settings, paths),
         metrics=metrics,
         centroids=centroids,

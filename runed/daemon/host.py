@@ -9,9 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, S
 
 from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import DrainableStream, Draining
+from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info, Status
+from runed.errors import WrongModelKindError
 from runed.metrics import Metrics
+from runed.scheduling.reranking import RerankScheduler
 
 
 class DaemonHost:
@@ -66,6 +69,14 @@ class DaemonHost:
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         """Count the tokens of texts; see `Host.count_tokens`."""
         return await (await self._bootstrapper.scheduler()).count_tokens(texts, options)
+
+    async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
+        """Rank documents by their relevance to a query; see `Host.rerank`."""
+        with self._counted():
+            scheduler = await self._bootstrapper.scheduler()
+            if not isinstance(scheduler, RerankScheduler):
+                raise WrongModelKindError("the model of this daemon makes embeddings and does not rerank; name a reranker")
+            return await scheduler.rerank(query, documents, options, client=client)
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the centroid set; see `Host.set_centroids`."""

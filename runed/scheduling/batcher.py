@@ -1,127 +1,116 @@
-"""The batcher takes micro-batches from the queue, one at a time, sends them to the backend, and answers each entry once."""
+"""The batcher takes micro-batches of all models from one queue, one at a time, and answers each entry once."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from runed.backends.base import BackendStatus, CountingEmbedder
+from runed.backends.base import BatchLimits, CountingEmbedder
 from runed.domain.requests import Lane
-from runed.errors import (
-    BackendFaultError,
-    BackendUnavailableError,
-    BatchTooLargeError,
-    InvalidTextError,
-    QueueFullError,
-    RunedError,
-    ShuttingDownError,
-    TextTooLongError,
-)
-from runed.log import describe_exception, get_logger, log_refusal
-from runed.scheduling.counting import count, settle_tokens
-from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
-from runed.scheduling.queue import Computed, FairQueue, QueueEntry, QueueLimits
+from runed.errors import BatchTooLargeError, QueueFullError
+from runed.scheduling.counting import count
+from runed.scheduling.line import BatchObserver, Line
+from runed.scheduling.queue import FairQueue, QueueEntry, QueueLimits
 
 _GATHERING = 0.003
 """Most seconds that a micro-batch waits for the callers of the last one, who often send their next text at once. Batches are
 larger then, and the engine shares its cores with fewer requests. Measured with MiniLM on two cores, texts/s without and with
 it: 2 clients 102 and 155, 4 clients 136 and 167, 8 clients 164 and 202, 16 clients 202 and 226."""
 
-_log = get_logger(__name__)
-
-
-class BatchObserver(Protocol):
-    """Notes texts and micro-batches."""
-
-    def waited(self, lane: Lane, seconds: float) -> None:
-        """Note that a text was taken from its lane's queue after the given waiting time."""
-        ...
-
-    def computed(self, lane: Lane, *, texts: int, tokens: int, seconds: float) -> None:
-        """Note that a micro-batch came back."""
-        ...
+_LOOK = 0.1
+"""Seconds between two looks at whether an engine still answers, while texts of other models wait behind its micro-batch."""
 
 
 class Batcher:
-    """Computes the queue entries of all callers. All methods must be called in one event loop.
+    """Computes the queue entries of all callers and all models. All methods must be called in one event loop.
 
-    One micro-batch is in flight at a time: a second one would make vectors depend on each other's texts, and gain no speed. If
-    its callers leave, it is not cancelled, since the backend would compute on for a while beside the next one. Its vectors are
-    dropped.
+    One micro-batch uses the processors at a time: a second one of the same model would make vectors depend on each other's
+    texts, and neither gains speed. A micro-batch whose engine starts, or does not answer, leaves the processors to those of
+    other models. If its callers leave, a micro-batch is not cancelled, since the backend would compute on for a while beside
+    the next one. Its vectors are dropped.
 
     Args:
-        backend: The backend. It is called only while an entry waits.
         limits: Bounds of what may wait.
         metrics: Notes texts and micro-batches.
     """
 
-    def __init__(self, backend: CountingEmbedder, *, limits: QueueLimits, metrics: BatchObserver) -> None:
-        self._backend = backend
+    def __init__(self, *, limits: QueueLimits, metrics: BatchObserver) -> None:
         self._metrics = metrics
         self._queue = FairQueue(limits)
-        self._pace = Pace()
+        self._lines: dict[str, Line] = {}
         self._entrance = asyncio.Lock()  # asyncio's lock serves its waiters in the order of their coming
-        self._flight: Sequence[QueueEntry] = ()
-        self._worker: asyncio.Task[object] | None = None
+        self._workers: dict[asyncio.Task[None], Line | None] = {}
+        """Each worker with the line whose micro-batch it waits for. None stands for a moment without one."""
         self._counter: asyncio.Task[object] | None = None
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._looking: asyncio.TimerHandle | None = None
         self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
+        self._gathering = ""  # the model whose texts are gathered
         self._gathered = asyncio.Event()
-        self._closed = False
-        self._replaced = False
 
-    def submit(self, entries: Sequence[QueueEntry]) -> None:
+    def open(self, backend: CountingEmbedder, model: str = "") -> Line:
+        """Return a line for the texts of a model.
+
+        Args:
+            backend: Its backend, which is called only while an entry waits.
+            model: The name of the model, as in `QueueEntry.model`. No other open line may have it.
+        """
+        assert model not in self._lines
+        line = self._lines[model] = Line(model, backend, self._metrics)
+        return line
+
+    def submit(self, line: Line, entries: Sequence[QueueEntry]) -> None:
         """Queue entries: all of them or, with an error, none.
 
         Args:
+            line: The line of their model.
             entries: The entries, all of one lane. Their futures get a `Computed` or an exception. Cancelling a future drops
                 its entry, unless its micro-batch has already been sent.
 
         Raises:
             QueueFullError: There is no room now; `retry_after` estimates the time until there is room.
             BatchTooLargeError: There is never room for so many at once.
-            ShuttingDownError: The batcher is closed.
+            ShuttingDownError: The line is closed.
+            BackendUnavailableError: The line is closed, since another backend takes over.
         """
         if not entries:
             return
         lane, texts, size = entries[0].lane, len(entries), sum(entry.size for entry in entries)
-        self._check_open()
+        line.check_open()
         self._check_fits(lane, texts, size)
         if excess := self._queue.excess(lane, texts=texts, size=size):
-            raise self._full(lane, excess)
+            raise self._full(line, lane, excess)
         now = asyncio.get_running_loop().time()
         for entry in entries:
             entry.since = now
         self._queue.push(entries)
         if self._wanted and self._has_gathered():
             self._gathered.set()
-        if self._worker is None:
-            # The worker takes its first micro-batch in the next round of the event loop, when all entries of this round wait.
-            self._worker = self._spawn(self._work())
+        self._staff()
         self._count_ahead()
 
-    async def room(self, *, texts: int, size: int) -> None:
+    async def room(self, line: Line, *, texts: int, size: int) -> None:
         """Wait until some texts may be submitted to the bulk lane.
 
         Waiting callers are served in the order of their coming. Nothing is reserved: the caller must submit before its next
         await, or others may take the room. Callers that do not wait here may submit first; their submissions are much smaller.
 
         Args:
+            line: The line of their model.
             texts: The number of texts.
             size: Their bytes in UTF-8.
 
         Raises:
             BatchTooLargeError: There is never room for so many at once.
-            ShuttingDownError: The batcher is closed.
+            ShuttingDownError: The line is closed.
+            BackendUnavailableError: The line is closed, since another backend takes over.
         """
         self._check_fits(Lane.BULK, texts, size)
         async with self._entrance:
-            while not self._closed and self._queue.excess(Lane.BULK, texts=texts, size=size):
+            while not line.closed and self._queue.excess(Lane.BULK, texts=texts, size=size):
                 self._queue.vacated.clear()
                 await self._queue.vacated.wait()
-        self._check_open()
+        line.check_open()
 
     def promote(self, entry: QueueEntry) -> None:
         """Move a bulk entry to the interactive lane, since an interactive caller waits for it, too.
@@ -130,31 +119,35 @@ class Batcher:
         """
         self._queue.promote(entry)
 
+    def limits(self, lane: Lane) -> QueueLimits:
+        """Return the bounds of what may wait in a lane."""
+        return self._queue.limits(lane)
+
     def depth(self, lane: Lane) -> tuple[int, int]:
         """Return the number of texts that wait in a lane, and their bytes in UTF-8. Texts in flight do not count."""
         return self._queue.depth(lane)
 
-    async def close(self, *, replaced: bool = False) -> None:
-        """Refuse new entries, and fail all that wait or are in flight with a `ShuttingDownError`.
+    async def close(self, line: Line, *, replaced: bool = False) -> None:
+        """Refuse new entries of a line, and fail all that wait or are in flight with a `ShuttingDownError`.
 
-        If another scheduler replaces this one, the error is a `BackendUnavailableError`. The micro-batch in flight is
-        cancelled, so the backend must be stopped next. If answers are still wanted, drain first.
+        If another backend replaces its one, the error is a `BackendUnavailableError`. The micro-batch in flight is cancelled,
+        so the backend must be stopped next. If answers are still wanted, drain first.
         """
-        self._closed, self._replaced = True, replaced
-        _fail(self._queue.drain(), self._refusal())
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._refusal()
-
-    def _refusal(self) -> RunedError:
-        if self._replaced:
-            return BackendUnavailableError("another engine takes over; try again", retry_after=FIRST_RETRY_AFTER)
-        return ShuttingDownError("the daemon is shutting down; try again, and a new one will be started")
+        if line.closed:
+            return
+        line.closed, line.replaced = True, replaced
+        del self._lines[line.name]
+        line.fail(self._queue.drain(line.name), line.refusal())
+        self._queue.vacated.set()  # for those who wait for room
+        self._gathered.set()
+        flying = [worker for worker, its_line in self._workers.items() if its_line is line]
+        for worker in flying:
+            worker.cancel()
+        # Without a line, the other workers end by themselves.
+        if ending := flying if self._lines else list(self._workers):
+            await asyncio.wait(ending)
+        await line.end_tasks()
+        self._staff()
 
     def _check_fits(self, lane: Lane, texts: int, size: int) -> None:
         limits = self._queue.limits(lane)
@@ -166,7 +159,7 @@ class Batcher:
                 metadata=facts,
             )
 
-    def _full(self, lane: Lane, excess: float) -> QueueFullError:
+    def _full(self, line: Line, lane: Lane, excess: float) -> QueueFullError:
         limits = self._queue.limits(lane)
         waiting = [self._queue.depth(lane) for lane in Lane]
         texts, size = (sum(amounts) for amounts in zip(*waiting, strict=True))
@@ -174,41 +167,86 @@ class Batcher:
             f"the queue is full: {texts:,} texts of {size:,} bytes wait, and the limits for {lane.value} texts are "
             f"{_describe(limits)}; try again later, send less at once, or raise these settings of the daemon",
             metadata={"limit_texts": str(limits.texts), "limit_bytes": str(limits.bytes)},
-            retry_after=self._pace.retry_after(excess * size),
+            retry_after=line.pace.retry_after(excess * size),
         )
 
-    def _spawn(self, work: Coroutine[object, object, object]) -> asyncio.Task[object]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _staff(self) -> None:
+        """Let a worker begin if something waits that no worker will take."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        if (self._workers and len(self._lines) == 1) or not self._offers():
+            return
+        if not self._workers or not self._is_occupied():
+            # The worker takes its first micro-batch in the next round of the event loop, when all entries of this round wait.
+            self._workers[asyncio.create_task(self._work())] = None
+        else:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK, self._staff)
+
+    def _is_occupied(self, *, but: asyncio.Task[None] | None = None) -> bool:
+        """Return whether a worker uses the processors, or is about to."""
+        return any(line is None or line.is_ready for worker, line in self._workers.items() if worker is not but)
+
+    def _offers(self) -> dict[str, BatchLimits]:
+        """Return the limits of a micro-batch of each model of which one can be taken."""
+        waiting = self._queue.models()
+        return {model: line.backend.limits for model, line in self._lines.items() if model in waiting and not line.flight}
 
     async def _work(self) -> None:
-        """Compute until nothing waits."""
+        """Compute until nothing waits, or until another worker goes on."""
+        me = asyncio.current_task()
+        assert me is not None
+        line: Line | None = None
         try:
             while batch := self._take():
-                self._flight = batch
-                now = asyncio.get_running_loop().time()
-                for entry in batch:
-                    self._metrics.waited(entry.lane, now - entry.since)
-                self._count_ahead()
-                await self._compute(batch)
-                self._queue.settle(batch)
+                line = self._workers[me] = self._lines[batch[0].model]
+                await self._fly(line, batch)
+                self._workers[me] = None
+                if len(self._workers) > 1 and self._is_occupied(but=me):
+                    break
                 if batch[0].lane is Lane.INTERACTIVE:
-                    await self._gather(sum(not entry.future.cancelled() for entry in batch))
+                    await self._gather(line, sum(not entry.future.cancelled() for entry in batch))
         finally:
-            _fail(self._flight, self._refusal())  # cancelled by `close`; otherwise all of them have their answers
-            self._flight = ()
-            self._worker = None
+            if line is not None and self._workers[me] is line:  # cancelled by `close`; otherwise all have their answers
+                line.fail(line.flight, line.refusal())
+                line.flight = ()
+            del self._workers[me]
+
+    async def _fly(self, line: Line, batch: Sequence[QueueEntry]) -> None:
+        """Let a line compute a micro-batch, and charge it."""
+        line.flight = batch
+        now = asyncio.get_running_loop().time()
+        for entry in batch:
+            self._metrics.waited(entry.lane, now - entry.since)
+        self._count_ahead()
+        if len(self._lines) > 1:
+            self._staff()  # the engine may have to start
+        await line.compute(batch)
+        self._queue.settle(batch)
+        line.flight = ()
+        if len(self._lines) > 1:
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Measure what a token of each model costs, in tokens of the first model whose speed is known."""
+        speeds = {line.name: line.pace.seconds_per_token for line in self._lines.values() if line.pace.seconds_per_token}
+        unit = next(iter(speeds.values()), 1.0)
+        self._queue.weights.clear()
+        self._queue.weights.update({model: seconds / unit for model, seconds in speeds.items()})
 
     def _take(self) -> list[QueueEntry]:
-        limits = self._backend.limits
-        bulk_waits = self._queue.depth(Lane.BULK)[0] > 0
-        return self._queue.take(limits, self._pace.bulk_limits(limits) if bulk_waits else None)
+        if not (offers := self._offers()):
+            return []
+        bulk = None
+        if self._queue.depth(Lane.BULK)[0]:
+            paces = [line.pace for line in self._lines.values()]
+            bulk = {model: self._lines[model].pace.bulk_limits(limits, paces) for model, limits in offers.items()}
+        return self._queue.take(offers, bulk)
 
-    async def _gather(self, answered: int) -> None:
+    async def _gather(self, line: Line, answered: int) -> None:
         """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch."""
-        self._wanted = answered + self._queue.depth(Lane.INTERACTIVE)[0]
+        self._gathering = line.name
+        self._wanted = answered + self._queue.waiting(line.name, Lane.INTERACTIVE)
         if self._wanted > 1 and not self._has_gathered():
             self._gathered.clear()
             with contextlib.suppress(TimeoutError):
@@ -217,83 +255,33 @@ class Batcher:
         self._wanted = 0
 
     def _has_gathered(self) -> bool:
-        """Return whether enough texts wait, or more than fit."""
-        return self._queue.depth(Lane.INTERACTIVE)[0] >= self._wanted or self._queue.fills(
-            Lane.INTERACTIVE, self._backend.limits
+        """Return whether enough texts wait, or more than fit, or texts of other models."""
+        model = self._gathering
+        return (
+            self._queue.waiting(model, Lane.INTERACTIVE) >= self._wanted
+            or (len(self._lines) > 1 and bool(self._offers().keys() - {model}))
+            or (model in self._lines and self._queue.fills(Lane.INTERACTIVE, model, self._lines[model].backend.limits))
         )
 
-    async def _compute(self, batch: Sequence[QueueEntry]) -> None:
-        """Compute and answer each entry. If a micro-batch fails, try its texts one by one, so that only a bad text fails."""
-        try:
-            answers = await self._embed(batch)
-        except (BackendFaultError, InvalidTextError, TextTooLongError) as error:
-            if len(batch) == 1:
-                _fail(batch, error)
-                return
-            event = "micro-batch failed, its texts are tried one by one"
-            log_refusal(_log, event, kind=error.reason, texts=len(batch), reason=error.reason)
-            for entry in batch:
-                if not entry.future.done():
-                    await self._compute([entry])
-        except Exception as error:  # noqa: BLE001 # neither these entries nor the next ones may wait for ever
-            if not isinstance(error, RunedError):
-                _log.error("micro-batch failed unexpectedly", texts=len(batch), **describe_exception(error))
-            _fail(batch, error)
-        else:
-            for entry, answer in zip(batch, answers, strict=True):
-                if not entry.future.done():
-                    entry.future.set_result(answer)
-
-    async def _embed(self, batch: Sequence[QueueEntry]) -> list[Computed]:
-        """Send one micro-batch, and derive the number of tokens of each of its texts."""
-        clock = asyncio.get_running_loop().time
-        warm = self._backend.state.status is BackendStatus.READY
-        began = clock()
-        unknown = [entry for entry in batch if not entry.exact]
-        # The answer tells only the sum, which is enough to derive one unknown number.
-        counting = self._spawn(count(unknown, self._backend)) if len(unknown) > 1 else None
-        try:
-            answer = await self._backend.embed([entry.input for entry in batch])
-            seconds = clock() - began
-            if counting is not None:
-                await asyncio.wait({counting})
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # The backend's own task was cancelled, not the worker.
-            raise BackendUnavailableError("the engine was interrupted; try again", retry_after=FIRST_RETRY_AFTER) from None
-        finally:
-            if counting is not None:
-                counting.cancel()  # after a failure, counting would only start the backend again
-        pairs = list(zip(answer.vectors, batch, strict=True))  # first: an answer of another length is nobody's
-        settle_tokens(batch, answer.tokens)
-        answers = [Computed(vector, entry.tokens) for vector, entry in pairs]
-        if warm:  # the time of a start tells nothing about the speed
-            self._pace.learn(batch, answer.tokens, seconds)
-        self._metrics.computed(batch[0].lane, texts=len(batch), tokens=answer.tokens, seconds=seconds)
-        return answers
-
     def _count_ahead(self) -> None:
-        """Count waiting texts during the micro-batch in flight, so that more of them fit into the next one."""
-        if self._flight and self._counter is None and self._queue.uncounted(self._backend.limits):
-            self._counter = self._spawn(self._count_waiting())
+        """Count waiting texts during a micro-batch in flight, so that more of them fit into the next one."""
+        if self._counter is None and (entries := self._uncounted()):
+            line = self._lines[entries[0].model]
+            self._counter = line.spawn(self._count_waiting())
+            self._counter.add_done_callback(self._counting_ended)
+
+    def _uncounted(self) -> list[QueueEntry]:
+        # Not while an engine starts, which would make the next texts of another model wait.
+        counting = {line.name: line.backend.limits for line in self._lines.values() if line.flight}
+        return self._queue.uncounted(counting) if counting else []
 
     async def _count_waiting(self) -> None:
-        try:
-            while self._flight and (entries := self._queue.uncounted(self._backend.limits)):
-                if not await count(entries, self._backend):
-                    break  # otherwise a backend that cannot count would be asked again and again
-        finally:
-            self._counter = None
+        while entries := self._uncounted():
+            if not await count(entries, self._lines[entries[0].model].backend):
+                break  # otherwise a backend that cannot count would be asked again and again
 
-
-def _fail(entries: Sequence[QueueEntry], error: Exception) -> None:
-    for entry in entries:
-        if not entry.future.done():
-            # A copy for each caller: a shared error would collect the traces and notes of all callers.
-            entry.future.set_exception(error.retold() if isinstance(error, RunedError) else error)
-            entry.future.exception()  # marks it as seen, so that asyncio does not report it
+    def _counting_ended(self, _: object) -> None:
+        self._counter = None
 
 
 def _describe(limits: QueueLimits) -> str:

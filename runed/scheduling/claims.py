@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from runed.backends.base import CountingEmbedder
 from runed.caching.cache import VectorCache
 from runed.caching.entry import CachedVector, cache_key
 from runed.domain.requests import Embedding, Lane, Truncate, VectorSpace
@@ -17,6 +16,7 @@ from runed.errors import BackendFaultError, InvalidRequestError, QueueFullError,
 from runed.metrics import Metrics
 from runed.scheduling.batcher import Batcher
 from runed.scheduling.blanks import BlankFinder, empty_text
+from runed.scheduling.line import Line
 from runed.scheduling.packing import pack
 from runed.scheduling.preparing import STREAMED, Name, Prepared, Preparer, check_text, located, named
 from runed.scheduling.queue import Computed, QueueEntry
@@ -189,33 +189,34 @@ async def _decided(pending: set[asyncio.Future[Computed]], terms: Terms) -> None
 
 
 class ClaimDesk:
-    """Takes claims to their tickets. All methods must be called in one event loop.
+    """Takes the claims to one model to their tickets. All methods must be called in one event loop.
 
     Args:
-        backend: The backend that counts and computes.
-        space: The name of the space of its whole vectors in the cache.
-        cache: The vectors that were computed before.
+        line: The line of the model.
         batcher: Computes the texts whose vectors are in no cache.
-        busy: Keeps the engine awake for the length of a block.
+        space: The name of the space of the model's whole vectors in the cache.
+        cache: The vectors that were computed before.
+        busy: Keeps the engine awake for the length of a block. Its argument is the lane of the call.
         metrics: Counts hits, twins and refusals.
         preparer: Counts and cuts texts.
     """
 
     def __init__(
         self,
-        backend: CountingEmbedder,
+        line: Line,
+        batcher: Batcher,
         *,
         space: str,
         cache: VectorCache,
-        batcher: Batcher,
-        busy: Callable[[], contextlib.AbstractContextManager[None]],
+        busy: Callable[[Lane], contextlib.AbstractContextManager[None]],
         metrics: Metrics,
         preparer: Preparer,
     ) -> None:
-        self._backend = backend
+        self._backend = backend = line.backend
+        self._line = line
+        self._batcher = batcher
         self._space = space
         self._cache = cache
-        self._batcher = batcher
         self._busy = busy
         self._metrics = metrics
         self._preparer = preparer
@@ -238,7 +239,9 @@ class ClaimDesk:
                 await self._check(claims, terms)
                 await self._look_up(claims)
                 if missing := [claim for claim in claims if claim.state is None]:
-                    awake.enter_context(self._busy())  # only here, since a text from the cache needs no engine and starts none
+                    awake.enter_context(
+                        self._busy(terms.lane)
+                    )  # only here, since a text from the cache needs no engine and starts none
                     missing = await self._refuse_blank(missing, terms)
                     await self._prepare(missing, terms)
                     await self._queue(missing, terms)
@@ -299,11 +302,11 @@ class ClaimDesk:
         """Take prepared claims to their tickets. Wait for room first if the terms ask for it."""
         sizes = [claim.state.size for claim in missing if isinstance(claim.state, Prepared)]
         if terms.streamed and sizes:
-            await self._batcher.room(texts=len(sizes), size=sum(sizes))
+            await self._batcher.room(self._line, texts=len(sizes), size=sum(sizes))
         # There is no await from here on, so that no twin is missed and the room is not lost.
         new = self._join(missing, terms)
         try:
-            self._batcher.submit(pack(new, self._backend.limits) if terms.lane is Lane.BULK else new)
+            self._batcher.submit(self._line, pack(new, self._backend.limits) if terms.lane is Lane.BULK else new)
         except QueueFullError:
             self._metrics.refused()
             raise
@@ -336,6 +339,7 @@ class ClaimDesk:
             lane=terms.lane,
             client=terms.client,
             future=asyncio.get_running_loop().create_future(),
+            model=self._line.name,
         )
         ticket = self._tickets[key] = Ticket(entry, prepared.total_tokens)
         entry.future.add_done_callback(partial(self._end, key, ticket))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from runed.backends.base import BatchLimits
 from runed.domain.requests import Lane
@@ -30,9 +30,14 @@ _INTERACTIVE_MEMORY = 5.0
 
 
 class Pace:
-    """The speed of the backend, learned from each micro-batch."""
+    """The speed of one backend, learned from each micro-batch.
+
+    Attributes:
+        seconds_per_token: The time of a token in a micro-batch of usual size; None before the first one.
+    """
 
     def __init__(self) -> None:
+        self.seconds_per_token: float | None = None
         self._seconds_per_byte: float | None = None
         self._bulk_seconds_per_token: float | None = None
         self._lone_seconds: float | None = None
@@ -47,6 +52,7 @@ class Pace:
             seconds: The time of the backend, without that of a start.
         """
         self._seconds_per_byte = _smoothed(self._seconds_per_byte, seconds / max(1, sum(entry.size for entry in batch)))
+        self.seconds_per_token = _smoothed(self.seconds_per_token, seconds / tokens)
         if batch[0].lane is Lane.BULK:
             self._bulk_seconds_per_token = _smoothed(self._bulk_seconds_per_token, seconds / tokens)
         else:
@@ -59,12 +65,23 @@ class Pace:
         seconds = FIRST_RETRY_AFTER if self._seconds_per_byte is None else size * self._seconds_per_byte
         return min(max(seconds, MIN_RETRY_AFTER), MAX_RETRY_AFTER)
 
-    def bulk_limits(self, limits: BatchLimits) -> BatchLimits:
-        """Return the limits of a bulk micro-batch: those of the backend, or lower ones if interactive texts may come."""
+    @property
+    def patience(self) -> float | None:
+        """The seconds that an interactive text may wait for a bulk micro-batch; None if no such text is likely."""
         expected = asyncio.get_running_loop().time() < self._interactive_until
-        if not expected or not self._lone_seconds or not self._bulk_seconds_per_token:
+        return _BULK_PATIENCE * self._lone_seconds if expected and self._lone_seconds else None
+
+    def bulk_limits(self, limits: BatchLimits, others: Iterable[Pace] = ()) -> BatchLimits:
+        """Return the limits of a bulk micro-batch: those of the backend, or lower ones if interactive texts may come.
+
+        Args:
+            limits: The limits of the backend.
+            others: The speeds of the backends whose interactive texts would wait for it, too.
+        """
+        patience = min(filter(None, [self.patience, *(other.patience for other in others)]), default=None)
+        if patience is None or not self._bulk_seconds_per_token:
             return limits
-        tokens = int(_BULK_PATIENCE * self._lone_seconds / self._bulk_seconds_per_token)
+        tokens = int(patience / self._bulk_seconds_per_token)
         return BatchLimits(texts=limits.texts, tokens=max(1, min(tokens, limits.tokens)))
 
 

@@ -1,14 +1,15 @@
-"""The bounded queue of texts, with two lanes. It is fair between clients by the tokens that their texts cost."""
+"""The bounded queue of the texts of all models, with two lanes. It is fair between clients by what their texts cost."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count, islice
+from typing import TypeAlias
 
 from runed.backends.base import BatchLimits, TextInput
 from runed.domain.requests import Lane
@@ -24,6 +25,10 @@ INTERACTIVE_RESERVE = 8
 COUNT_AHEAD = 128
 """Texts beyond the next micro-batch that are counted with it: enough that a request pays, few enough that little counting is
 lost if their caller leaves."""
+
+
+LimitsByModel: TypeAlias = Mapping[str, BatchLimits]
+"""The limits of a micro-batch of each model of which one may be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,11 @@ class QueueEntry:
         lane: The lane that it waits in.
         client: The client of the text, such as "unix:7".
         future: Gets the result, or an exception, exactly once.
+        model: The name of its model.
         since: The time of its submission, in seconds of the event loop's clock; the batcher sets it.
         number: Its place in the order of arrival; the queue sets it.
         flow: The texts of its client, while it waits or is computed; the queue sets it.
+        contested: Whether the other lane had texts as well when its micro-batch was taken; the queue sets it.
     """
 
     input: TextInput
@@ -81,9 +88,15 @@ class QueueEntry:
     lane: Lane
     client: str
     future: asyncio.Future[Computed]
+    model: str = ""
     since: float = 0.0
     number: int = field(default=0, init=False)
     flow: _Flow | None = field(default=None, init=False, repr=False)
+    contested: bool = field(default=False, init=False, repr=False)
+
+
+_Entries: TypeAlias = OrderedDict[QueueEntry, None]
+"""Entries in order. An ordered mapping, since a caller's entries may leave the middle."""
 
 
 @dataclass(eq=False, slots=True)
@@ -91,22 +104,28 @@ class _Flow:
     """The entries of one client in one lane.
 
     Attributes:
-        served: Its virtual time: the tokens that it got, or would have got if it had been there from the beginning.
-        entries: The waiting entries, the oldest first. An ordered mapping, since a caller's entries may leave the middle.
+        served: Its virtual time: the cost of what it got, or would have got if it had been there from the beginning.
+        entries: The waiting entries of each model that has some, the oldest first.
     """
 
-    served: int
-    entries: OrderedDict[QueueEntry, None] = field(default_factory=OrderedDict)
+    served: float
+    entries: dict[str, _Entries] = field(default_factory=dict)
 
 
 class _Lane:
-    """The entries of one lane, fair between clients: the next entry is of the client that got the fewest tokens."""
+    """The entries of one lane, fair between clients: the next entry is of the client that got the least.
 
-    def __init__(self) -> None:
+    Args:
+        weights: The cost of a token of each model; 1 if it is not listed.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
         self.texts = 0
         self.bytes = 0
+        self.by_model: Counter[str] = Counter()
+        self._weights = weights
         self._flows: dict[str, _Flow] = {}
-        self._clock = 0
+        self._clock = 0.0
 
     def add(self, entry: QueueEntry) -> None:
         flow = self._flows.get(entry.client)
@@ -115,29 +134,43 @@ class _Lane:
         elif not flow.entries:
             # A client that pauses earns nothing meanwhile. A client that got more than the others still waits for them.
             flow.served = max(flow.served, self._clock)
-        flow.entries[entry] = None
+        flow.entries.setdefault(entry.model, OrderedDict())[entry] = None
         entry.flow = flow
         self.texts += 1
         self.bytes += entry.size
+        self.by_model[entry.model] += 1
 
     def remove(self, entry: QueueEntry) -> None:
         assert entry.flow is not None
-        del entry.flow.entries[entry]
+        entries = entry.flow.entries[entry.model]
+        del entries[entry]
+        if not entries:
+            del entry.flow.entries[entry.model]
         self.texts -= 1
         self.bytes -= entry.size
+        self.by_model[entry.model] -= 1
 
     def take(self, batch: Sequence[QueueEntry]) -> None:
         """Remove a `next_batch`."""
         assert batch[0].flow is not None
-        self._clock = batch[0].flow.served  # the smallest time of all waiting clients, so it never goes back
+        # The smallest time of all clients that could be served. Clients of other models may have a smaller one.
+        self._clock = max(self._clock, batch[0].flow.served)
         for entry in batch:
             self.remove(entry)
 
-    def in_order(self) -> Iterator[QueueEntry]:
-        """Yield the entries with a waiting caller, in the order in which they would be taken. Take none of them."""
-        heap: list[tuple[int, int, QueueEntry, Iterator[QueueEntry]]] = []
+    def cost(self, entries: Iterable[QueueEntry]) -> float:
+        """Return the cost of entries."""
+        return sum(self._price(entry) for entry in entries)
+
+    def in_order(self, models: Iterable[str] | None = None) -> Iterator[QueueEntry]:
+        """Yield the entries with a waiting caller, in the order in which they would be taken. Take none of them.
+
+        Args:
+            models: The models whose entries are yielded; None means all.
+        """
+        heap: list[tuple[float, int, QueueEntry, Iterator[QueueEntry]]] = []
         for flow in self._flows.values():
-            entries: Iterator[QueueEntry] = (entry for entry in flow.entries if not entry.future.done())
+            entries = _waiting(flow, models)
             if (entry := next(entries, None)) is not None:
                 heap.append((flow.served, entry.number, entry, entries))
         heapq.heapify(heap)
@@ -147,48 +180,64 @@ class _Lane:
             if (following := next(entries, None)) is None:
                 heapq.heappop(heap)
             else:
-                heapq.heapreplace(heap, (served + entry.tokens, following.number, following, entries))
+                heapq.heapreplace(heap, (served + self._price(entry), following.number, following, entries))
 
-    def next_batch(self, limits: BatchLimits) -> list[QueueEntry]:
-        """Return the entries that would be the next micro-batch; empty if nothing waits."""
-        return cut_micro_batch(self.in_order(), limits) if self.texts else []
+    def next_batch(self, limits: LimitsByModel) -> list[QueueEntry]:
+        """Return the entries that would be the next micro-batch, which are of one model; empty if nothing waits."""
+        models = [model for model in limits if self.by_model[model]]
+        if len(models) > 1:
+            models = [entry.model for entry in islice(self.in_order(models), 1)]
+        return cut_micro_batch(self.in_order(models), limits[models[0]]) if models else []
 
-    def fills(self, limits: BatchLimits) -> bool:
-        """Return whether the waiting entries fill the next micro-batch."""
-        return self.texts >= limits.texts or len(self.next_batch(limits)) < self.texts
+    def fills(self, model: str, limits: BatchLimits) -> bool:
+        """Return whether the waiting entries of a model fill its next micro-batch."""
+        texts = self.by_model[model]
+        return texts >= limits.texts or len(self.next_batch({model: limits})) < texts
 
     def settle(self, batch: Sequence[QueueEntry]) -> None:
-        """Charge the tokens of a batch to its clients."""
+        """Charge the cost of a batch to its clients."""
         for entry in batch:
             assert entry.flow is not None
-            entry.flow.served += entry.tokens
+            entry.flow.served += self._price(entry)
             entry.flow = None
         # A client without waiting entries is dropped as soon as it would be treated like a new one.
         self._flows = {
             client: flow for client, flow in self._flows.items() if flow.entries or (self.texts and flow.served > self._clock)
         }
 
+    def _price(self, entry: QueueEntry) -> float:
+        return entry.tokens * self._weights.get(entry.model, 1)
+
+
+def _waiting(flow: _Flow, models: Iterable[str] | None) -> Iterator[QueueEntry]:
+    """Yield the entries of a flow that have a waiting caller, the oldest first."""
+    kinds = [entries for model, entries in flow.entries.items() if models is None or model in models]
+    ordered = kinds[0] if len(kinds) == 1 else heapq.merge(*kinds, key=lambda entry: entry.number)
+    return (entry for entry in ordered if not entry.future.done())
+
 
 class FairQueue:
-    """The texts that wait for the engine.
+    """The texts that wait for the engines.
 
-    Interactive texts go first. While they do, bulk texts earn `BULK_SHARE` of the tokens. They get their turn as soon as they
-    can pay for their next micro-batch. Within a lane, clients share the tokens equally. Within a client, the oldest text goes
-    first. An entry whose future is done is not taken any more, and leaves in the next round of the event loop.
+    Interactive texts go first, whatever their model. While they do, bulk texts earn `BULK_SHARE` of the cost. They get their
+    turn as soon as they can pay for their next micro-batch. Within a lane, clients share the cost equally. Within a client, the
+    oldest text goes first. The cost of a text is that of its tokens, which depends on the model. An entry whose future is done
+    is not taken any more, and leaves in the next round of the event loop.
 
     Args:
         limits: Bounds of the waiting texts. The queue only tells whether there is room (`excess`); its owner decides.
 
     Attributes:
         vacated: Set whenever an entry has left.
+        weights: The cost of a token of each model; 1 if it is not listed. Its owner changes it as engines are measured.
     """
 
     def __init__(self, limits: QueueLimits) -> None:
         self._limits = limits
-        self._lanes = {lane: _Lane() for lane in Lane}
+        self.weights: dict[str, float] = {}
+        self._lanes = {lane: _Lane(self.weights) for lane in Lane}
         self._numbers = count()
         self._owed = 0.0
-        self._contested = False
         self.vacated = asyncio.Event()
 
     def limits(self, lane: Lane) -> QueueLimits:
@@ -199,9 +248,17 @@ class FairQueue:
         """Return the number of texts that wait in a lane, and their bytes."""
         return self._lanes[lane].texts, self._lanes[lane].bytes
 
-    def fills(self, lane: Lane, limits: BatchLimits) -> bool:
-        """Return whether the texts that wait in a lane fill a micro-batch."""
-        return self._lanes[lane].fills(limits)
+    def waiting(self, model: str, lane: Lane | None = None) -> int:
+        """Return the number of texts of a model that wait in a lane, or with None in both."""
+        return sum(self._lanes[each].by_model[model] for each in ([lane] if lane else Lane))
+
+    def models(self) -> set[str]:
+        """Return the models of which texts wait."""
+        return {model for lane in self._lanes.values() for model, texts in lane.by_model.items() if texts}
+
+    def fills(self, lane: Lane, model: str, limits: BatchLimits) -> bool:
+        """Return whether the texts of a model that wait in a lane fill a micro-batch."""
+        return self._lanes[lane].fills(model, limits)
 
     def excess(self, lane: Lane, *, texts: int, size: int) -> float:
         """Return the share of the waiting texts that must leave before some more may wait.
@@ -234,11 +291,11 @@ class FairQueue:
             entry.lane = Lane.INTERACTIVE
             self._add(entry)
 
-    def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[QueueEntry]:
-        """Remove the next micro-batch: texts of one lane, in fair order, as many as fit.
+    def take(self, limits: LimitsByModel, bulk_limits: LimitsByModel | None = None) -> list[QueueEntry]:
+        """Remove the next micro-batch: texts of one lane and one model, in fair order, as many as fit.
 
         Args:
-            limits: Its limits. A first text of more tokens is taken alone.
+            limits: Its limits, by the models that may be chosen. A first text of more tokens is taken alone.
             bulk_limits: Its limits if it is of bulk texts; None means the same.
 
         Returns:
@@ -246,43 +303,49 @@ class FairQueue:
         """
         interactive = self._lanes[Lane.INTERACTIVE].next_batch(limits)
         bulk = self._lanes[Lane.BULK].next_batch(bulk_limits or limits)
-        self._contested = bool(interactive and bulk)
+        contested = bool(interactive and bulk)
         if not bulk:
             self._owed = 0.0  # bulk texts earn only while they wait
         batch = interactive or bulk
-        if self._contested and self._owed >= sum(entry.tokens for entry in bulk):
+        if contested and self._owed >= self._lanes[Lane.BULK].cost(bulk):
             batch = bulk
         if batch:
+            batch[0].contested = contested
             self._lanes[batch[0].lane].take(batch)
             self.vacated.set()
         return batch
 
     def settle(self, batch: Sequence[QueueEntry]) -> None:
-        """Charge the last batch to its clients and its lane, by the tokens that are known now.
+        """Charge a batch that was taken to its clients and its lane, by the tokens that are known now.
 
         They are not charged earlier, because bounds are several times the exact numbers. A client charged by bounds would wait
         for clients charged by exact numbers.
         """
         lane = batch[0].lane
         self._lanes[lane].settle(batch)
-        if self._contested:
-            cost = sum(entry.tokens for entry in batch)
+        if batch[0].contested:
+            cost = self._lanes[lane].cost(batch)
             self._owed += -cost if lane is Lane.BULK else cost * BULK_SHARE / (1 - BULK_SHARE)
 
-    def uncounted(self, limits: BatchLimits) -> list[QueueEntry]:
-        """Return the entries to count: the next ones of a lane, if only their bounds keep the next micro-batch small."""
+    def uncounted(self, limits: LimitsByModel) -> list[QueueEntry]:
+        """Return entries to count: the next ones of a lane and a model, if only their bounds keep the next micro-batch small.
+
+        Args:
+            limits: The limits of a micro-batch, by the models whose texts can be counted.
+        """
         for lane in self._lanes.values():
-            if not lane.texts:
-                continue
-            order = lane.in_order()
-            first = list(islice(order, limits.texts))
-            if sum(entry.tokens for entry in first) > limits.tokens and not all(entry.exact for entry in first):
-                return [entry for entry in chain(first, islice(order, COUNT_AHEAD)) if not entry.exact]
+            for model, limit in limits.items():
+                if not lane.by_model[model]:
+                    continue
+                order = lane.in_order([model])
+                first = list(islice(order, limit.texts))
+                if sum(entry.tokens for entry in first) > limit.tokens and not all(entry.exact for entry in first):
+                    return [entry for entry in chain(first, islice(order, COUNT_AHEAD)) if not entry.exact]
         return []
 
-    def drain(self) -> list[QueueEntry]:
-        """Remove all entries that have a waiting caller."""
-        entries = [entry for lane in self._lanes.values() for entry in lane.in_order()]
+    def drain(self, model: str) -> list[QueueEntry]:
+        """Remove all entries of a model that have a waiting caller."""
+        entries = [entry for lane in self._lanes.values() for entry in lane.in_order([model])]
         for entry in entries:
             self._leave(entry)
         return entries
@@ -300,7 +363,7 @@ class FairQueue:
 
 
 def _waits(entry: QueueEntry) -> bool:
-    return entry.flow is not None and entry in entry.flow.entries
+    return entry.flow is not None and entry in entry.flow.entries.get(entry.model, ())
 
 
 def _excess(waiting: tuple[int, int], texts: int, size: int, limits: QueueLimits) -> float:

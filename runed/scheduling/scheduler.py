@@ -1,9 +1,10 @@
-"""The scheduler shares one backend among many callers."""
+"""The scheduler of one model shares its backend among many callers. All schedulers have one batcher and one cache."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 
 from runed.backends.base import LocalBackend
 from runed.caching.cache import VectorCache
@@ -22,7 +23,6 @@ from runed.scheduling.claims import Claim, ClaimDesk, Terms, redeem
 from runed.scheduling.counting import tokenize_each
 from runed.scheduling.idle import IdleClock
 from runed.scheduling.preparing import Preparer, check_count, check_text, located, named, portions
-from runed.scheduling.queue import QueueLimits
 from runed.scheduling.stream import PIECE_TEXTS, Stream
 from runed.turns import breathe, breathe_before
 
@@ -35,26 +35,15 @@ INTERACTIVE_BATCH = 8
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerSettings:
-    """The user's settings of a scheduler.
-
-    Attributes:
-        idle_timeout: Seconds without an embedding after which the backend is stopped; 0 never stops it.
-        queue: Bounds of the waiting texts.
-    """
-
-    idle_timeout: float
-    queue: QueueLimits
-
-
 class Scheduler:
-    """Turns texts into vectors for many callers at once.
+    """Turns texts into vectors of one model, for many callers at once.
 
     Args:
         backend: The backend. The scheduler closes it.
-        settings: The user's settings.
-        cache: The cache of vectors. The scheduler closes it.
+        batcher: Computes the texts of all models.
+        name: The name of the model. No other scheduler of the batcher may have it.
+        idle_timeout: Seconds without an embedding after which the backend is stopped; 0 never stops it.
+        cache: The cache of the vectors of all models.
         metrics: Counts and measures.
         centroids: The centroid set to route by.
         engine_version: The version that the engine tells, or "".
@@ -65,13 +54,18 @@ class Scheduler:
         backend: The backend, for reading only.
         traits: The traits of the model.
         centroids: The centroid set to route by.
+        name: The name of the model.
+        idle_timeout: As above.
+        demand: The calls that wait for the engine, by lane.
     """
 
     def __init__(
         self,
         backend: LocalBackend,
         *,
-        settings: SchedulerSettings,
+        batcher: Batcher,
+        name: str = "",
+        idle_timeout: float,
         cache: VectorCache,
         metrics: Metrics,
         centroids: CentroidStore,
@@ -80,7 +74,9 @@ class Scheduler:
         traits: ModelTraits | None = None,
     ) -> None:
         self.backend = backend
-        self._idle_timeout = settings.idle_timeout
+        self.name = name
+        self.idle_timeout = idle_timeout
+        self.demand: Counter[Lane] = Counter()
         self._cache = cache
         self._metrics = metrics
         self.centroids = centroids
@@ -89,18 +85,19 @@ class Scheduler:
         self._device = device
         self.traits = traits or traits_of(backend.model)
         self._native_fingerprint = self.fingerprint(backend.model.dim)
-        self._idle = IdleClock(settings.idle_timeout, self._suspend)
-        self._batcher = Batcher(backend, limits=settings.queue, metrics=metrics)
+        self._idle = IdleClock(idle_timeout, self._suspend)
+        self._batcher = batcher
+        self._line = batcher.open(backend, name)
         self._desk = ClaimDesk(
-            backend,
+            self._line,
+            batcher,
             space=cache_space(backend.model, self._native_fingerprint),
             cache=cache,
-            batcher=self._batcher,
-            busy=self._idle.busy,
+            busy=self._busy,
             metrics=metrics,
             preparer=self._make_preparer(),
         )
-        self._piece_texts = min(PIECE_TEXTS, settings.queue.bulk.texts)
+        self._piece_texts = min(PIECE_TEXTS, batcher.limits(Lane.BULK).texts)
 
     @property
     def min_dimensions(self) -> int:
@@ -134,7 +131,7 @@ class Scheduler:
         Raises:
             BackendError: It did not come up.
         """
-        with self._idle.busy():
+        with self._busy(Lane.INTERACTIVE):
             await self.backend.start()
 
     async def embed(
@@ -212,7 +209,7 @@ class Scheduler:
         for index, text in enumerate(texts):
             check_text(text, *named(index, len(texts)))
             await breathe()
-        with self._idle.busy():
+        with self._busy(Lane.INTERACTIVE):
             counts: list[int] = []
             for part in portions([prompt + text for text in texts]):
                 for tokens in await tokenize_each(part, self.backend):
@@ -224,10 +221,19 @@ class Scheduler:
     async def close(self, *, replaced: bool = False) -> None:
         """Stop the clock and the backend, and fail waiting texts. `replaced` tells whether another scheduler takes over."""
         await self._idle.close()
-        await self._batcher.close(replaced=replaced)
+        await self._batcher.close(self._line, replaced=replaced)
         self._router.close()
         await self.backend.stop()
-        await self._cache.close()
+
+    @contextmanager
+    def _busy(self, lane: Lane) -> Iterator[None]:
+        """Keep the engine awake inside the block, for a call of a lane."""
+        self.demand[lane] += 1
+        try:
+            with self._idle.busy():
+                yield
+        finally:
+            self.demand[lane] -= 1
 
     def _make_preparer(self) -> Preparer:
         return Preparer(self.backend)
@@ -243,12 +249,12 @@ class Scheduler:
             prompt=prompt,
             truncate=options.truncate,
             dimensions=dimensions,
-            space=VectorSpace(fingerprint=name, prompt=prompt),
+            space=VectorSpace(fingerprint=name, prompt=prompt, model=self.name),
             strict=strict,
             streamed=streamed,
         )
 
     async def _suspend(self) -> None:
-        _log.info("engine suspended", idle_seconds=self._idle_timeout)
+        _log.info("engine suspended", model=self.name, idle_seconds=self.idle_timeout)
         await self.backend.stop()
         release_free_memory()

@@ -14,8 +14,9 @@ from runed.domain.model import ModelInfo, ModelTraits
 from runed.metrics import Metrics
 from runed.paths import Paths
 from runed.routing.store import CentroidStore
+from runed.scheduling.batcher import Batcher
 from runed.scheduling.queue import QueueLimits
-from runed.scheduling.scheduler import Scheduler, SchedulerSettings
+from runed.scheduling.scheduler import Scheduler
 
 
 class Recorder:
@@ -86,11 +87,13 @@ async def make_engine(home: Path, llama_server: Path, tiny_qwen3: Path) -> Async
                 profile=profile,
             )
         )
+        metrics = Metrics()
         engine = Scheduler(
             backend,
-            settings=SchedulerSettings(idle_timeout=0, queue=queue),
+            batcher=Batcher(limits=queue, metrics=metrics),
+            idle_timeout=0,
             cache=cache or VectorCache(cache_bytes),
-            metrics=Metrics(),
+            metrics=metrics,
             centroids=CentroidStore(Paths(home).centroids, dim=backend.model.dim, model=backend.model.identity),
             engine_version="engine 1",
             traits=traits,

@@ -23,11 +23,11 @@ from runed.errors import (
     TextTooLongError,
 )
 from runed.paths import Paths
-from runed.scheduling.batcher import Batcher
 from runed.scheduling.pace import MAX_RETRY_AFTER, MIN_RETRY_AFTER
 from runed.scheduling.queue import Computed, QueueEntry, QueueLimits
 from tests.scheduling.virtual import (
     Notes,
+    OneLine,
     Outcome,
     ScriptedBackend,
     Step,
@@ -42,8 +42,8 @@ from tests.support import capture_logs
 PLENTY = QueueLimits(texts=100_000, bytes=10**9)
 
 
-def make_batcher(backend: ScriptedBackend, limits: QueueLimits = PLENTY) -> Batcher:
-    return Batcher(backend, limits=limits, metrics=Notes())
+def make_batcher(backend: ScriptedBackend, limits: QueueLimits = PLENTY) -> OneLine:
+    return OneLine(backend, limits=limits, metrics=Notes())
 
 
 def make_entries(*texts: str, lane: Lane = Lane.INTERACTIVE, client: str = "unix:1", exact: bool = False) -> list[QueueEntry]:
@@ -66,7 +66,7 @@ async def test_with_the_real_engine_tokens_are_exact_and_vectors_do_not_depend_o
 ) -> None:
     backend = LlamaBackend(executable=llama_server, model=tiny_qwen3, model_sha256="0" * 64, paths=Paths(home), ctx_size=512)
     notes = Notes()
-    batcher = Batcher(backend, limits=PLENTY, metrics=notes)
+    batcher = OneLine(backend, limits=PLENTY, metrics=notes)
     texts = [f"{number} {'go ' * (number * 7 % 12)}" for number in range(60)]
     entries = [
         make_entry(text, lane=Lane.BULK if number % 3 else Lane.INTERACTIVE, client=f"unix:{number % 4}")
@@ -142,7 +142,7 @@ async def test_an_interactive_text_waits_for_one_batch_of_a_bulk_job_at_most() -
 async def test_the_metrics_are_told() -> None:
     backend = ScriptedBackend(texts=2)
     notes = Notes()
-    batcher = Batcher(backend, limits=PLENTY, metrics=notes)
+    batcher = OneLine(backend, limits=PLENTY, metrics=notes)
     batcher.submit(entries := make_entries("a", "b", "c c", lane=Lane.BULK))
     await outcomes(entries)
     assert [lane for lane, _ in notes.waits] == [Lane.BULK] * 3
@@ -163,7 +163,7 @@ async def test_nobody_to_wait_for_is_nothing_to_do() -> None:
 # Returning callers
 
 
-async def ask_on(batcher: Batcher, client: str, *, calls: int, pause: float) -> None:
+async def ask_on(batcher: OneLine, client: str, *, calls: int, pause: float) -> None:
     """Send one text after the other, each a pause after the answer to the last one."""
     for number in range(calls):
         batcher.submit(entries := make_entries(f"{client} {number}", client=client, exact=True))
@@ -601,7 +601,7 @@ async def test_the_time_of_a_start_is_not_taken_for_the_speed() -> None:
     await batcher.close()
 
 
-def submit_until_full(batcher: Batcher) -> None:
+def submit_until_full(batcher: OneLine) -> None:
     while True:
         batcher.submit(make_entries("x", exact=True))
 

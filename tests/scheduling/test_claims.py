@@ -40,9 +40,10 @@ from runed.errors import (
 )
 from runed.metrics import Metrics
 from runed.routing.store import CentroidStore
+from runed.scheduling.batcher import Batcher
 from runed.scheduling.claims import Claim, Terms, redeem
 from runed.scheduling.queue import Computed, QueueEntry, QueueLimits
-from runed.scheduling.scheduler import Scheduler, SchedulerSettings
+from runed.scheduling.scheduler import Scheduler
 from runed.scheduling.tickets import Ticket
 from tests.scheduling.virtual import Outcome, ScriptedBackend, Step, settle, vector_of, virtual_time
 from tests.support import capture_logs
@@ -80,11 +81,13 @@ def scheduler_of(
     min_dimensions: int = 0,
     idle_timeout: float = 0,
 ) -> Scheduler:
+    metrics = Metrics()
     return Scheduler(
         backend,
-        settings=SchedulerSettings(idle_timeout=idle_timeout, queue=queue),
+        batcher=Batcher(limits=queue, metrics=metrics),
+        idle_timeout=idle_timeout,
         cache=VectorCache(cache_bytes),
-        metrics=Metrics(),
+        metrics=metrics,
         centroids=CentroidStore(Path("/nowhere"), dim=8, model="m"),
         traits=ModelTraits(query_prompt="find {instruction}: ", default_instruction="it", min_dimensions=min_dimensions),
     )

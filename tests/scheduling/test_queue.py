@@ -19,7 +19,7 @@ PLENTY = QueueLimits(texts=100_000, bytes=10**9)
 
 
 def take(queue: FairQueue, limits: BatchLimits = LIMITS) -> list[QueueEntry]:
-    batch = queue.take(limits)
+    batch = queue.take({"": limits})
     if batch:
         queue.settle(batch)
     return batch
@@ -105,7 +105,7 @@ async def test_a_lone_client_owes_nothing_for_the_time_in_which_nobody_else_wait
         take(queue)
     # The client's last text is in flight and nothing waits. Then both clients come at once.
     queue.push([entry("before", 90)])
-    flight = queue.take(LIMITS)
+    flight = queue.take({"": LIMITS})
     queue.push([entry(f"new {number}", 90, client="unix:2") for number in range(10)])
     queue.push([entry(f"old {number}", 90) for number in range(10)])
     queue.settle(flight)
@@ -144,7 +144,7 @@ async def test_a_client_is_charged_what_its_texts_cost_and_not_their_bounds() ->
     queue.push([entry(f"bounded {number}", 90, client="unix:2", exact=False) for number in range(300)])
     served: Counter[str] = Counter()
     for _ in range(100):
-        batch = queue.take(LIMITS)
+        batch = queue.take({"": LIMITS})
         for done in batch:
             if not done.exact:
                 done.tokens, done.exact = 30, True
@@ -250,7 +250,7 @@ async def test_a_text_leaves_its_place_once_whatever_happens_to_its_future_later
     queue = FairQueue(PLENTY)
     first, second = entry("a"), entry("b")
     queue.push([first, second])
-    batch = queue.take(BatchLimits(1, 100))
+    batch = queue.take({"": BatchLimits(1, 100)})
     first.future.cancel()
     await settle()
     assert queue.depth(Lane.INTERACTIVE) == (1, 1)
@@ -278,7 +278,7 @@ async def test_promotion_of_what_was_taken_or_abandoned_does_nothing() -> None:
     queue = FairQueue(PLENTY)
     taken, abandoned = entry("taken", lane=Lane.BULK), entry("abandoned", lane=Lane.BULK)
     queue.push([taken])
-    flight = queue.take(LIMITS)
+    flight = queue.take({"": LIMITS})
     queue.push([abandoned])
     abandoned.future.cancel()
     await settle()
@@ -317,12 +317,12 @@ async def test_bulk_leaves_room_for_interactive_texts() -> None:
 async def test_texts_are_counted_only_where_bounds_keep_a_batch_small() -> None:
     queue = FairQueue(PLENTY)
     queue.push([entry(name, 25, exact=False) for name in "abcdefgh"])
-    assert queue.uncounted(LIMITS) == []  # four of them fill a batch
+    assert queue.uncounted({"": LIMITS}) == []  # four of them fill a batch
     queue.push([entry(name, 26, exact=False, client="unix:2") for name in "ABCD"])
-    assert sorted(map(str, names(queue.uncounted(LIMITS)))) == sorted("abcdefghABCD")
-    for counted in queue.uncounted(LIMITS):
+    assert sorted(map(str, names(queue.uncounted({"": LIMITS})))) == sorted("abcdefghABCD")
+    for counted in queue.uncounted({"": LIMITS}):
         counted.exact = True
-    assert queue.uncounted(LIMITS) == []  # waiting would gain nothing
+    assert queue.uncounted({"": LIMITS}) == []  # waiting would gain nothing
 
 
 @virtual_time
@@ -331,10 +331,10 @@ async def test_what_comes_next_is_counted_first_and_not_all_at_once() -> None:
     bulk = [entry(f"{number}", 90, exact=False, lane=Lane.BULK) for number in range(1000)]
     bulk[0].exact = True
     queue.push(bulk)
-    assert queue.uncounted(LIMITS) == bulk[1 : 4 + COUNT_AHEAD]
+    assert queue.uncounted({"": LIMITS}) == bulk[1 : 4 + COUNT_AHEAD]
     interactive = [entry(f"{number}", 90, exact=False) for number in range(2)]
     queue.push(interactive)
-    assert queue.uncounted(LIMITS) == interactive
+    assert queue.uncounted({"": LIMITS}) == interactive
 
 
 @virtual_time
@@ -343,7 +343,7 @@ async def test_drain_gives_what_somebody_waits_for() -> None:
     entries = [entry("a"), entry("b", lane=Lane.BULK), entry("c")]
     queue.push(entries)
     entries[2].future.cancel()
-    assert names(queue.drain()) == ["a", "b"]
+    assert names(queue.drain("")) == ["a", "b"]
     await settle()
     assert [queue.depth(lane) for lane in Lane] == [(0, 0), (0, 0)]
     assert take(queue) == []
@@ -375,7 +375,7 @@ async def test_a_client_that_comes_back_while_another_is_computed_saves_up_no_cl
     queue.push([entry("early", 50, client="unix:2"), *(entry(f"many {number}", 90) for number in range(5))])
     assert names(take(queue, one)) == ["early"]
     assert names(take(queue, one)) == ["many 0"]
-    flight = queue.take(one)
+    flight = queue.take({"": one})
     queue.push([entry("late 0", 90, client="unix:2")])
     queue.settle(flight)
     assert names(take(queue, one)) == ["late 0"]

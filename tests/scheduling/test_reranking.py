@@ -26,9 +26,9 @@ from runed.errors import (
 from runed.metrics import Metrics
 from runed.paths import Paths
 from runed.routing.store import CentroidStore
+from runed.scheduling.batcher import Batcher
 from runed.scheduling.queue import QueueLimits
 from runed.scheduling.reranking import RerankScheduler
-from runed.scheduling.scheduler import SchedulerSettings
 from tests.scheduling.conftest import Recorder
 from tests.support import Scores, eventually
 
@@ -67,11 +67,13 @@ async def bench(home: Path, llama_server: Path, reranker: Path) -> AsyncIterator
     backend = PairRecorder(
         LlamaReranker(executable=llama_server, model=reranker, model_sha256="ab" * 32, paths=paths, ctx_size=2048)
     )
+    metrics = Metrics()
     scheduler = RerankScheduler(
         backend,
-        settings=SchedulerSettings(idle_timeout=0, queue=QueueLimits(64, 100_000)),
+        batcher=Batcher(limits=QueueLimits(64, 100_000), metrics=metrics),
+        idle_timeout=0,
         cache=VectorCache(1_000_000),
-        metrics=Metrics(),
+        metrics=metrics,
         centroids=CentroidStore(paths.centroids, dim=1, model=backend.model.identity),
         engine_version="engine 1",
     )

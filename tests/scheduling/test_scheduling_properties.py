@@ -26,10 +26,20 @@ from runed.errors import (
     ShuttingDownError,
     TextTooLongError,
 )
-from runed.scheduling.batcher import Batcher
 from runed.scheduling.pace import MAX_RETRY_AFTER, MIN_RETRY_AFTER
-from runed.scheduling.queue import BULK_SHARE, INTERACTIVE_RESERVE, QueueEntry, QueueLimits
-from tests.scheduling.virtual import Call, Notes, Outcome, ScriptedBackend, Step, make_entry, tokens_of, vector_of, virtual_time
+from runed.scheduling.queue import BULK_SHARE, INTERACTIVE_RESERVE, LimitsByModel, QueueEntry, QueueLimits
+from tests.scheduling.virtual import (
+    Call,
+    Notes,
+    OneLine,
+    Outcome,
+    ScriptedBackend,
+    Step,
+    make_entry,
+    tokens_of,
+    vector_of,
+    virtual_time,
+)
 from tests.support import capture_logs
 
 ERROR_OF: dict[str, type[Exception]] = {
@@ -130,7 +140,7 @@ STORIES = st.builds(
 class Referee:
     """Keeps its own record of waiting entries, and checks each micro-batch when it is taken and when it is sent."""
 
-    def __init__(self, batcher: Batcher, backend: ScriptedBackend, limits: QueueLimits) -> None:
+    def __init__(self, batcher: OneLine, backend: ScriptedBackend, limits: QueueLimits) -> None:
         self.batcher = batcher
         self.backend = backend
         self.limits = limits
@@ -140,8 +150,8 @@ class Referee:
         self.untaken: set[QueueEntry] = set()
         self.interactive_ahead = 0.0
         self.contested = dict.fromkeys(Lane, 0)
-        self._take = batcher._queue.take
-        batcher._queue.take = self.take  # type: ignore[method-assign] # it looks over the batcher's shoulder
+        self._take = batcher.batcher._queue.take
+        batcher.batcher._queue.take = self.take  # type: ignore[method-assign] # it looks over the batcher's shoulder
         self.offences: list[str] = []
         self.entrants: list[int] = []
         backend.on_embed = self.sent
@@ -222,7 +232,8 @@ class Referee:
             texts, size = self.batcher.depth(lane)
             assert self.waiting(lane) <= (texts, size) <= self.waiting(lane, just_ended=True)
 
-    def take(self, limits: BatchLimits, bulk_limits: BatchLimits | None = None) -> list[QueueEntry]:
+    def take(self, limits: LimitsByModel, bulk_limits: LimitsByModel | None = None) -> list[QueueEntry]:
+        most, most_bulk = limits[""], bulk_limits[""] if bulk_limits else None
         live = {lane: [entry for entry in self.untaken if entry.lane is lane and not entry.future.done()] for lane in Lane}
         batch = self._take(limits, bulk_limits)
         assert bool(batch) == any(live.values()), "nobody is served though somebody waits, or the other way round"
@@ -230,8 +241,8 @@ class Referee:
             return batch
         lane = batch[0].lane
         assert all(entry.lane is lane for entry in batch), "an interactive batch is made slower by a bulk text"
-        allowed = bulk_limits if bulk_limits and lane is Lane.BULK else limits
-        assert allowed.tokens <= limits.tokens
+        allowed = most_bulk if most_bulk and lane is Lane.BULK else most
+        assert allowed.tokens <= most.tokens
         assert len(batch) <= allowed.texts
         assert len(batch) == 1 or sum(entry.tokens for entry in batch) <= allowed.tokens
         for entry in batch:
@@ -241,7 +252,7 @@ class Referee:
                 queue.pop(0)
             assert queue.pop(0) is entry, "a client's texts were taken out of turn"
             self.untaken.remove(entry)
-        self._check_lanes(lane, batch, live, limits)
+        self._check_lanes(lane, batch, live, most)
         self.check_bounds()
         return batch
 
@@ -279,7 +290,7 @@ class Referee:
     def counted(self, texts: Sequence[str]) -> None:
         if not texts:
             self.offences.append("asked to count nothing")
-        if not self.batcher._flight:
+        if not self.batcher.line.flight:
             self.offences.append("counted though nothing is in flight, which wakes an engine that sleeps")
 
     def _find(self, inputs: Sequence[TextInput]) -> list[QueueEntry]:
@@ -287,7 +298,7 @@ class Referee:
         return [entry for entry in self.entries if str(entry.input) in wanted]
 
 
-async def act(caller: Caller, number: int, batcher: Batcher, referee: Referee) -> None:
+async def act(caller: Caller, number: int, batcher: OneLine, referee: Referee) -> None:
     """Act as a caller."""
     loop = asyncio.get_running_loop()
     await asyncio.sleep(caller.at)
@@ -318,7 +329,7 @@ async def act(caller: Caller, number: int, batcher: Batcher, referee: Referee) -
         assert not any(entry.future.done() for entry in entries), "refused and answered"
 
 
-def promote(batcher: Batcher, referee: Referee, entry: QueueEntry) -> None:
+def promote(batcher: OneLine, referee: Referee, entry: QueueEntry) -> None:
     referee.promoted(entry)
     batcher.promote(entry)
 
@@ -360,7 +371,7 @@ def check_end(entry: QueueEntry, calls: list[Call], uncounted: set[str]) -> None
 async def test_every_text_has_one_answer_in_turn_and_within_bounds(story: Story) -> None:
     backend = ScriptedBackend(texts=story.batch.texts, tokens=story.batch.tokens, script=story.script, counts=story.counts)
     notes = Notes()
-    batcher = Batcher(backend, limits=story.queue, metrics=notes)
+    batcher = OneLine(backend, limits=story.queue, metrics=notes)
     referee = Referee(batcher, backend, story.queue)
     if story.closes is not None:
         asyncio.get_running_loop().call_later(story.closes, lambda: closings.append(asyncio.create_task(batcher.close())))
@@ -375,7 +386,8 @@ async def test_every_text_has_one_answer_in_turn_and_within_bounds(story: Story)
     for entry in referee.entries:
         check_end(entry, backend.calls, backend.uncounted)
     assert [batcher.depth(lane) for lane in Lane] == [(0, 0), (0, 0)]
-    assert not batcher._tasks
+    assert not batcher.batcher._workers
+    assert not batcher.line._tasks
     assert len(notes.waits) == len(referee.entries) - len(referee.untaken)
     assert all(entry.future.cancelled() or closings for entry in referee.untaken)
     await batcher.close()

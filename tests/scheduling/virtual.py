@@ -10,11 +10,13 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec
 
-from runed.backends.base import BackendState, BackendStatus, BatchLimits, EmbeddingBatch, TextInput
+from runed.backends.base import BackendState, BackendStatus, BatchLimits, CountingEmbedder, EmbeddingBatch, TextInput
 from runed.domain.model import ModelInfo
 from runed.domain.requests import Lane
 from runed.errors import BackendFaultError, BackendUnavailableError, InvalidTextError, TextTooLongError
-from runed.scheduling.queue import Computed, QueueEntry
+from runed.scheduling.batcher import Batcher
+from runed.scheduling.line import BatchObserver
+from runed.scheduling.queue import Computed, QueueEntry, QueueLimits
 
 _P = ParamSpec("_P")
 
@@ -209,6 +211,19 @@ def make_entry(
         tokens = tokens_of(text) if exact else 2 * size + 2
     future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
     return QueueEntry(input=text, tokens=tokens, exact=exact, size=size, lane=lane, client=client, future=future)
+
+
+class OneLine:
+    """A batcher that has one model."""
+
+    def __init__(self, backend: CountingEmbedder, *, limits: QueueLimits, metrics: BatchObserver) -> None:
+        self.batcher = Batcher(limits=limits, metrics=metrics)
+        self.line = self.batcher.open(backend)
+        self.submit = functools.partial(self.batcher.submit, self.line)
+        self.room = functools.partial(self.batcher.room, self.line)
+        self.close = functools.partial(self.batcher.close, self.line)
+        self.promote = self.batcher.promote
+        self.depth = self.batcher.depth
 
 
 class Notes:

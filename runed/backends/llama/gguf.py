@@ -132,12 +132,12 @@ class GGUFMetadata:
 
 
 def check_model(path: Path) -> None:
-    """Check that a file is a complete GGUF of an embedding model that runed can serve.
+    """Check that a file is a complete GGUF of a model that runed can serve.
 
     Raises:
         ModelFileError: The file is not.
     """
-    read_model(path, EMBEDDING_POOLINGS)
+    read_gguf(path)
 
 
 def read_model(path: Path, poolings: Sequence[str]) -> GGUFMetadata:

@@ -1,0 +1,159 @@
+"""The line of one model: its backend, the speed of it, and the way of a micro-batch through it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Protocol
+
+from runed.backends.base import BackendStatus, CountingEmbedder
+from runed.domain.requests import Lane
+from runed.errors import (
+    BackendFaultError,
+    BackendUnavailableError,
+    InvalidTextError,
+    RunedError,
+    ShuttingDownError,
+    TextTooLongError,
+)
+from runed.log import describe_exception, get_logger, log_refusal
+from runed.scheduling.counting import count, settle_tokens
+from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
+from runed.scheduling.queue import Computed, QueueEntry
+
+_log = get_logger(__name__)
+
+
+class BatchObserver(Protocol):
+    """Notes texts and micro-batches."""
+
+    def waited(self, lane: Lane, seconds: float) -> None:
+        """Note that a text was taken from its lane's queue after the given waiting time."""
+        ...
+
+    def computed(self, lane: Lane, *, texts: int, tokens: int, seconds: float) -> None:
+        """Note that a micro-batch came back."""
+        ...
+
+
+class Line:
+    """Computes the micro-batches of one model.
+
+    Args:
+        name: The name of the model.
+        backend: The backend.
+        metrics: Notes micro-batches.
+
+    Attributes:
+        name: As above.
+        backend: As above.
+        pace: The speed of the backend.
+        flight: The micro-batch that the backend has; empty if it has none.
+        closed: Whether no text is taken any more.
+        replaced: Whether that is because another backend takes over.
+    """
+
+    def __init__(self, name: str, backend: CountingEmbedder, metrics: BatchObserver) -> None:
+        self.name = name
+        self.backend = backend
+        self.pace = Pace()
+        self.flight: Sequence[QueueEntry] = ()
+        self.closed = False
+        self.replaced = False
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine answers. Otherwise a micro-batch waits for its start, and uses no processor meanwhile."""
+        return self.backend.state.status is BackendStatus.READY
+
+    def check_open(self) -> None:
+        """Refuse a text that comes too late.
+
+        Raises:
+            ShuttingDownError: The daemon ends.
+            BackendUnavailableError: Another backend takes over.
+        """
+        if self.closed:
+            raise self.refusal()
+
+    def refusal(self) -> RunedError:
+        """Return the error of the texts that are not computed any more."""
+        if self.replaced:
+            return BackendUnavailableError("another engine takes over; try again", retry_after=FIRST_RETRY_AFTER)
+        return ShuttingDownError("the daemon is shutting down; try again, and a new one will be started")
+
+    def fail(self, entries: Sequence[QueueEntry], error: Exception) -> None:
+        """Fail the entries that have no answer yet."""
+        for entry in entries:
+            if not entry.future.done():
+                # A copy for each caller: a shared error would collect the traces and notes of all callers.
+                entry.future.set_exception(error.retold() if isinstance(error, RunedError) else error)
+                entry.future.exception()  # marks it as seen, so that asyncio does not report it
+
+    def spawn(self, work: Coroutine[object, object, object]) -> asyncio.Task[object]:
+        """Begin a task that ends with the line."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def end_tasks(self) -> None:
+        """Cancel all tasks of the line, and wait for them."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def compute(self, batch: Sequence[QueueEntry]) -> None:
+        """Compute and answer each entry. If a micro-batch fails, try its texts one by one, so that only a bad text fails."""
+        try:
+            answers = await self._embed(batch)
+        except (BackendFaultError, InvalidTextError, TextTooLongError) as error:
+            if len(batch) == 1:
+                self.fail(batch, error)
+                return
+            event = "micro-batch failed, its texts are tried one by one"
+            log_refusal(_log, event, kind=error.reason, texts=len(batch), reason=error.reason)
+            for entry in batch:
+                if not entry.future.done():
+                    await self.compute([entry])
+        except Exception as error:  # noqa: BLE001 # neither these entries nor the next ones may wait for ever
+            if not isinstance(error, RunedError):
+                _log.error("micro-batch failed unexpectedly", texts=len(batch), **describe_exception(error))
+            self.fail(batch, error)
+        else:
+            for entry, answer in zip(batch, answers, strict=True):
+                if not entry.future.done():
+                    entry.future.set_result(answer)
+
+    async def _embed(self, batch: Sequence[QueueEntry]) -> list[Computed]:
+        """Send one micro-batch, and derive the number of tokens of each of its texts."""
+        clock = asyncio.get_running_loop().time
+        warm = self.is_ready
+        began = clock()
+        unknown = [entry for entry in batch if not entry.exact]
+        # The answer tells only the sum, which is enough to derive one unknown number.
+        counting = self.spawn(count(unknown, self.backend)) if len(unknown) > 1 else None
+        try:
+            answer = await self.backend.embed([entry.input for entry in batch])
+            seconds = clock() - began
+            if counting is not None:
+                await asyncio.wait({counting})
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The backend's own task was cancelled, not the worker.
+            raise BackendUnavailableError("the engine was interrupted; try again", retry_after=FIRST_RETRY_AFTER) from None
+        finally:
+            if counting is not None:
+                counting.cancel()  # after a failure, counting would only start the backend again
+        pairs = list(zip(answer.vectors, batch, strict=True))  # first: an answer of another length is nobody's
+        settle_tokens(batch, answer.tokens)
+        answers = [Computed(vector, entry.tokens) for vector, entry in pairs]
+        if warm:  # the time of a start tells nothing about the speed
+            self.pace.learn(batch, answer.tokens, seconds)
+        self._metrics.computed(batch[0].lane, texts=len(batch), tokens=answer.tokens, seconds=seconds)
+        return answers
