@@ -7,8 +7,9 @@
         with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
             assert client.embed("tea").tolist() == daemon.vector("tea").tolist()
 
-The vector of a text depends on the text alone: random values of L2 norm 1 that are the same in every run. The score of a document
-is the share of the query's words that it has. The tokens of a text are its words and two special ones. Programs in other processes and languages find the double by `RUNED_HOME`.
+The vector of a text depends on the text alone: random values of L2 norm 1 that are the same in every run. The score of a
+document is the share of the query's words that it has. The tokens of a text are its words and two special ones. Programs in
+other processes and languages find the double by `RUNED_HOME`.
 """
 
 from __future__ import annotations

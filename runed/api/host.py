@@ -14,8 +14,8 @@ class Host(Protocol):
     """One daemon.
 
     The calls that need a model (`embed`, `embed_stream`, `count_tokens`, `rerank`, `set_centroids`, `warm_up`) raise
-    `RunedError`. While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
-    `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
+    `RunedError`. While the model is being looked up or its engine starts, they wait; while something is being downloaded, they
+    raise `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
     generator is closed.
     """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from runed.client.client import Client, connect
     from runed.client.options import EmbedOptions, Lane, Role, Truncate
     from runed.client.stubs import http_client, http_client_async
-    from runed.client.types import CentroidSet, Embedding, Health, Info, LaneHealth, Phase, Status, Vectors
+    from runed.client.types import CentroidSet, Embedding, Health, Info, LaneHealth, Phase, RerankResult, Status, Vectors
 
 __all__ = [
     "AsyncClient",
@@ -26,6 +26,7 @@ __all__ = [
     "Lane",
     "LaneHealth",
     "Phase",
+    "RerankResult",
     "Role",
     "Status",
     "Truncate",
@@ -41,7 +42,7 @@ _MODULES = {
     "client": ("Client", "connect"),
     "options": ("EmbedOptions", "Lane", "Role", "Truncate"),
     "stubs": ("http_client", "http_client_async"),
-    "types": ("CentroidSet", "Embedding", "Health", "Info", "LaneHealth", "Phase", "Status", "Vectors"),
+    "types": ("CentroidSet", "Embedding", "Health", "Info", "LaneHealth", "Phase", "RerankResult", "Status", "Vectors"),
 }
 
 

@@ -21,6 +21,7 @@ from runed_proto.runed.v1.runed_pb2 import (
     EmbedBatchRequest,
     EmbedRequest,
     EmbedStreamRequest,
+    RerankRequest,
 )
 from runed_proto.runed.v1.runed_pb2 import Lane as LaneValue
 from runed_proto.runed.v1.runed_pb2 import Role as RoleValue
@@ -104,13 +105,17 @@ class Options:
         """Write the options into a request. A default takes no room there."""
         self.set_prompt_on(request)
         request.dimensions = self.dimensions or 0
-        request.truncate = _TRUNCATES[self.truncate]
-        request.lane = _LANES[self.lane]
+        self.set_queue_on(request)
 
     def set_prompt_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest | CountTokensRequest) -> None:
         """Write the options that choose the prompt into a request."""
         request.role = _ROLES[self.role]
         request.instruction = self.instruction
+
+    def set_queue_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest | RerankRequest) -> None:
+        """Write the options that choose the queue and the treatment of a long text into a request."""
+        request.truncate = _TRUNCATES[self.truncate]
+        request.lane = _LANES[self.lane]
 
     def check_known(self, fingerprint: str) -> None:
         """Check that the daemon knew the options of the call that it has answered.

@@ -94,7 +94,7 @@ def decode(data: bytes, message_class: type[Message], codec: str) -> Decoded:
     try:
         return _decode_json(data, message_class) if codec == "json" else _decode_binary(data, message_class)
     except RunedError as error:
-        if error.reason == too_many_parts().reason and _LISTS & message_class.DESCRIPTOR.fields_by_name.keys():
+        if error.reason == too_many_parts().reason and _LISTS.intersection(message_class.DESCRIPTOR.fields_by_name):
             raise BatchTooLargeError(error.message, metadata=error.metadata) from None
         raise
 
