@@ -65,6 +65,13 @@ class EmbedOptions(TypedDict, total=False):
     lane: Lane | None
 
 
+class QueueOptions(TypedDict):
+    """The options that a rerank shares with an embedding; see `EmbedOptions`."""
+
+    truncate: Truncate
+    lane: Lane | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """`EmbedOptions`, checked, and with defaults.

@@ -25,7 +25,8 @@ TOLERANCE = 0.02
 """Largest difference of a score to that of transformers, which lie between -8 and 8. llama.cpp approximates GELU."""
 
 COMPANY = 0.01
-"""Largest difference of the scores of a pair alone and beside others. llama.cpp rounds the argument of GELU to half precision."""
+"""Largest difference of the scores of a pair alone and beside others. llama.cpp rounds the argument of GELU to half
+precision."""
 
 Make = Callable[[], LlamaReranker]
 
