@@ -33,9 +33,11 @@ class Paths:
 
     Attributes:
         home: The directory, absolute.
+        engine_name: The name of the model whose engine and centroids are meant; "" for the default model.
     """
 
     home: Path
+    engine_name: str = ""
 
     @property
     def socket(self) -> Path:
@@ -45,7 +47,7 @@ class Paths:
     @property
     def engine_socket(self) -> Path:
         """The private socket between daemon and `llama-server`, or its short alias."""
-        return short_socket_path(self.home / "run" / "engine.sock")
+        return short_socket_path(self.home / "run" / f"{self._of_engine('engine')}.sock")
 
     @property
     def config(self) -> Path:
@@ -65,7 +67,12 @@ class Paths:
     @property
     def engine_record(self) -> Path:
         """The pid and start time of the running `llama-server`, so that an orphan can be ended."""
-        return self.home / "run" / "engine.json"
+        return self.home / "run" / f"{self._of_engine('engine')}.json"
+
+    @property
+    def engine_records(self) -> list[Path]:
+        """The records of the engines of all models but the default one, as far as they exist."""
+        return sorted((self.home / "run").glob("engine-*.json"))
 
     @property
     def engine_quirks(self) -> Path:
@@ -85,7 +92,7 @@ class Paths:
     @property
     def centroids(self) -> Path:
         """The installed centroid set."""
-        return self.home / "cache" / "centroids.bin"
+        return self.home / "cache" / f"{self._of_engine('centroids')}.bin"
 
     @property
     def cache_secret(self) -> Path:
@@ -164,12 +171,15 @@ class Paths:
     @property
     def engine_log(self) -> Path:
         """The log of the standard output and error of `llama-server`."""
-        return self.logs / "llama-server.log"
+        return self.logs / f"{self._of_engine('llama-server')}.log"
 
     @property
     def licenses(self) -> Path:
         """The directory of the licences of engine and model."""
         return self.home / "licenses"
+
+    def _of_engine(self, name: str) -> str:
+        return f"{name}-{self.engine_name}" if self.engine_name else name
 
     def model(self, variant: str) -> Path:
         """Return the path of a model; `variant` is a name of the manifest, which was checked to be a plain file name."""

@@ -224,6 +224,16 @@ def resident_bytes(pid: int) -> int:
     return int(memory.rss)
 
 
+def peak_resident_bytes(pid: int) -> int:
+    """Return the most resident memory that a process ever had, in bytes; the present one on other systems than Linux."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        status = b""
+    _, found, rest = status.partition(b"\nVmHWM:")
+    return int(rest.split(maxsplit=1)[0]) * 1024 if found else resident_bytes(pid)
+
+
 def die_with_parent() -> Callable[[], None] | None:
     """Return a `preexec_fn` that lets the kernel kill the child when this process ends, even by `kill -9`. Linux only.
 

@@ -11,7 +11,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 import durationpy
 import msgspec
 
-from runed.errors import SettingsError
+from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
+from runed.own_models import Entry, OwnModel, own_models
 from runed.paths import check_home
 from runed.trust import check_file
 from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
@@ -50,9 +51,12 @@ _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CT
 
 _NETWORK_ENVIRONMENT = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT", "HF_TOKEN"),
 )
-"""Variables that httpx reads, for downloads behind a proxy or a private certificate authority."""
+"""Variables for downloads: behind a proxy, with a private certificate authority, and from the model hub."""
+
+HUB = "https://huggingface.co"
+"""The model hub."""
 
 _ENGINE_ENVIRONMENT = (
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "GGML_VK_VISIBLE_DEVICES"),
@@ -92,8 +96,15 @@ class Settings:
     disk_cache: bool = False
     cache_bytes: int = 64 * 1024 * 1024
     disk_cache_bytes: int = 1024 * 1024 * 1024
+    memory_bytes: int = 0
+    max_models: int = 0
     http: tuple[str, int] | None = None
     trust_parents: bool = False
+    hf_endpoint: str = HUB
+    default_model: str = ""
+    models: Mapping[str, OwnModel] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    debug: bool = False
 
 
 def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -122,15 +133,30 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     config = _read_config(config_path, required=explicit is not None)
     values: dict[str, Any] = {}
     for name, setting in SETTINGS.items():
-        value, origin = setting.default, setting.variable
+        value: Any = setting.default
+        origin = setting.variable
         if setting.variable and (found := _get(env, setting.variable)):
             value = found
         elif setting.type and (found := getattr(config, name, None)) is not None:
-            value, origin = str(found), f"{name} in {config_path}"
-        _check_utf8(value, origin)
+            value, origin = found if isinstance(found, dict) else str(found), f"{name} in {config_path}"
+        if isinstance(value, str):
+            _check_utf8(value, origin)
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
+    _settle_default(values, env)
     return Settings(home_path, **values)
+
+
+def _settle_default(values: dict[str, Any], env: Mapping[str, str]) -> None:
+    """Keep one answer to the question which model is the default. The environment goes first, then `model`."""
+    if "default_model" not in values:
+        return
+    told = _get(env, "RUNED_DEFAULT_MODEL")
+    by_file = "model" in values and (_get(env, "RUNED_MODEL") or not told)
+    if by_file or (_get(env, "RUNED_MODEL_VARIANT") and not told):
+        del values["default_model"]
+    else:
+        values.pop("model", None)
 
 
 def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -190,6 +216,11 @@ def proxy_settings() -> dict[str, tuple[str, str]]:
     return {kind: (value, "the system's settings") for kind, value in getproxies().items()}
 
 
+def hub_token() -> str:
+    """Return the token for the model hub (`HF_TOKEN`); "" if there is none. It is no setting, since it is a secret."""
+    return (_get(os.environ, "HF_TOKEN") or "").strip()
+
+
 def search_path() -> str:
     """Return the `PATH` to search for programs."""
     return os.environ.get("PATH", os.defpath)
@@ -197,7 +228,12 @@ def search_path() -> str:
 
 def debug_enabled() -> bool:
     """Return whether commands show a stack trace with an error (`RUNED_DEBUG`)."""
-    return _BOOLEANS.get(os.environ.get("RUNED_DEBUG", "").lower(), False)
+    if value := _get(os.environ, "RUNED_DEBUG"):
+        return _flag(value, "")
+    try:
+        return load_settings().debug
+    except (RunedError, OSError):  # perhaps the error that is to be shown
+        return False
 
 
 def _get(env: Mapping[str, str], name: str) -> str | None:
@@ -253,6 +289,20 @@ def _file_or_url(value: str, origin: str) -> str:
     return value
 
 
+def _endpoint(value: str, origin: str) -> str:
+    if not is_web_url(value):
+        raise SettingsError(f"{origin}={printable_url(value)!r}: accepted is an https or http URL, such as {HUB}")
+    return value.rstrip("/")
+
+
+def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
+    return own_models(value, origin, read_path=_file, read_duration=_duration)
+
+
+def _aliases(value: Mapping[str, str], _origin: str) -> Mapping[str, str]:
+    return value
+
+
 def _text(value: str, _origin: str) -> str:
     return value
 
@@ -301,6 +351,10 @@ def _boolean(value: str, origin: str) -> bool:
     return result
 
 
+def _flag(value: str, _origin: str) -> bool:
+    return _BOOLEANS.get(value.lower(), False)
+
+
 def _one_of(value: str, origin: str, *, accepted: tuple[str, ...]) -> str:
     if value.lower() not in accepted:
         raise SettingsError(f"{origin}={value!r}: accepted is {', '.join(accepted)}")
@@ -345,8 +399,8 @@ class Setting(msgspec.Struct, frozen=True):
         variable: The environment variable; "" for none.
         type: The type in `config.json`, where the key is the name of the setting; None for a setting that has no key.
         field: The field of `Settings`; "" for a setting that is read separately.
-        parse: Turns the text of a value into the value of the field. Its second argument is the origin of the text, for an
-            error.
+        parse: Turns the text of a value, or an object of `config.json`, into the value of the field. Its second argument is the
+            origin of the value, for an error.
         default: The text of the default; "" for none.
         meaning: The meaning, for docs/configuration.md.
     """
@@ -354,7 +408,7 @@ class Setting(msgspec.Struct, frozen=True):
     variable: str
     type: Any
     field: str
-    parse: Callable[[str, str], object]
+    parse: Callable[[Any, str], object]
     default: str
     meaning: str
 
@@ -363,6 +417,8 @@ _CTX_SIZE = partial(_whole_number, least=64, most=131_072, what="tokens")  # abo
 _QUEUE_TEXTS = partial(_whole_number, least=64, most=1_000_000, what="texts")  # a stream queues up to 64 texts at once
 _QUEUE_BYTES = partial(_size, least=1024 * 1024)  # one text may be as large as a request
 _REQUEST_MEMORY = partial(_size, least=128 * 1024 * 1024)  # the largest request and its answer fit in
+_MEMORY = partial(_size, least=1)
+_MAX_MODELS = partial(_whole_number, least=1, most=1000, what="models")
 _CACHE_SIZE = partial(_size, least=1, none=True)
 _DISK_CACHE_SIZE = partial(_size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
 _ENGINE = partial(_one_of, accepted=ENGINES)
@@ -375,9 +431,15 @@ SETTINGS = {
     "config": Setting("RUNED_CONFIG", None, "", full_path, "", "the configuration file, instead of `config.json` in the home"),
     "model_variant": Setting("RUNED_MODEL_VARIANT", str, "model_variant", _text, "",
         "the model of the manifest to serve, instead of its default"),
+    "default_model": Setting("RUNED_DEFAULT_MODEL", str, "default_model", _text, "",
+        "the model of requests that name none: a name of `runed models`. It goes before `model_variant`, not before `model`"),
+    "models": Setting("", dict[str, Entry], "models", _models, "",
+        "models of your own by name, and changes of others; see [Models](#models)"),
+    "aliases": Setting("", dict[str, str], "aliases", _aliases, "",
+        'further names of models: `{"small": "bge-m3"}`'),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
-    "ctx_size": Setting("RUNED_CTX_SIZE", None, "ctx_size", _CTX_SIZE, "2048",
+    "ctx_size": Setting("RUNED_CTX_SIZE", int, "ctx_size", _CTX_SIZE, "2048",
         "the engine's context in tokens, 64 to 131072; rounded up to a multiple of 256, and at most that of the model"),
     "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", _file, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
@@ -385,7 +447,7 @@ SETTINGS = {
         "what the engine computes with: `auto` for the best that works, `cpu`, `vulkan`, `cuda` or `rocm`; see below"),
     "model": Setting("RUNED_MODEL", str, "model", _file, "",
         "a GGUF of your own, as a path or a `file:` URL; none is fetched then"),
-    "manifest": Setting("RUNED_MANIFEST", None, "manifest", _file_or_url, "",
+    "manifest": Setting("RUNED_MANIFEST", str, "manifest", _file_or_url, "",
         "a manifest instead of the one in the package: a URL (https; http with a warning in the log; file) or a path"),
     "keep_source": Setting("RUNED_KEEP_SOURCE", bool, "keep_source", _boolean, "no",
         "whether to keep the download that a variant was made from: 1, true, yes, on or 0, false, no, off"),
@@ -398,6 +460,10 @@ SETTINGS = {
         "the most bytes of text that may wait, at least 1 MiB"),
     "request_memory": Setting("RUNED_REQUEST_MEMORY", _JSON_SIZE, "request_bytes", _REQUEST_MEMORY, "256MiB",
         "the most memory for all requests that are in flight, at least 128 MiB; more are refused with QUEUE_FULL"),
+    "memory": Setting("RUNED_MEMORY", _JSON_SIZE, "memory_bytes", _MEMORY, "",
+        "the most memory of all engines together; by default half of the machine's, which one engine alone may exceed"),
+    "max_models": Setting("RUNED_MAX_MODELS", int, "max_models", _MAX_MODELS, "",
+        "the most engines that run at once, 1 to 1000; by default as many as the memory holds"),
     "cache": Setting("RUNED_CACHE", str, "disk_cache", _on_disk, "memory",
         "the place of cached vectors: `memory`, or `disk` for both"),
     "cache_size": Setting("RUNED_CACHE_SIZE", _JSON_SIZE, "cache_bytes", _CACHE_SIZE, "64MiB",
@@ -409,7 +475,9 @@ SETTINGS = {
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),
-    "debug": Setting("RUNED_DEBUG", None, "", _boolean, "no", "whether commands show a stack trace with an error"),
+    "hf_endpoint": Setting("HF_ENDPOINT", str, "hf_endpoint", _endpoint, HUB,
+        "a mirror of the model hub, from which its files are fetched instead"),
+    "debug": Setting("RUNED_DEBUG", bool, "debug", _flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on
 """Every setting by its name. docs/configuration.md shows this table, and a test compares them."""

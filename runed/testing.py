@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from runed.api.app import build_app
 from runed.client import EmbedOptions
+from runed.domain.model_status import ModelRoom, ModelStatus
 from runed.domain.ranking import Ranked, RerankAnswer, RerankOptions
 from runed.domain.requests import (
     Centroid,
@@ -59,6 +60,7 @@ from runed.errors import (
     RunedError,
     TextTooLongError,
     UnimplementedError,
+    UnknownModelError,
 )
 from runed.lifecycle.listener import Listener
 from runed.paths import Paths
@@ -91,7 +93,11 @@ class Call:
 
 @contextmanager
 def daemon(
-    home: str | os.PathLike[str] | None = None, *, dimensions: int = 8, max_text_length: int = 512
+    home: str | os.PathLike[str] | None = None,
+    *,
+    dimensions: int = 8,
+    max_text_length: int = 512,
+    models: Sequence[str] = ("double",),
 ) -> Iterator[DaemonDouble]:
     """Serve a double in a thread of this process.
 
@@ -100,6 +106,7 @@ def daemon(
             unchanged.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
+        models: The names of the models, the default one first. All of them give the same vectors.
 
     Yields:
         The double, which listens.
@@ -109,7 +116,7 @@ def daemon(
     """
     place = Path(tempfile.mkdtemp(prefix="runed-")) if home is None else Path(home).absolute()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    double = DaemonDouble(place, dimensions, max_text_length)
+    double = DaemonDouble(place, dimensions, max_text_length, models)
     try:
         with Listener.bind(double.socket) as listener, _serving(double, listener):
             _forbid_real_daemons(place)
@@ -127,12 +134,14 @@ class DaemonDouble:
         home: The directory by which programs find it, as `RUNED_HOME`.
         dimensions: The number of values of a vector.
         max_text_length: The largest number of tokens of one text.
+        models_served: The names of the models, the default one first.
         calls: The calls that came, in their order.
     """
 
     home: Path
     dimensions: int = 8
     max_text_length: int = 512
+    models_served: Sequence[str] = ("double",)
     calls: list[Call] = field(default_factory=list)
     _faults: dict[str, RunedError] = field(default_factory=dict)
     _refusals: list[RunedError] = field(default_factory=list)
@@ -249,9 +258,38 @@ class DaemonDouble:
             model=options.model or "double",
         )
 
-    async def warm_up(self) -> None:
+    async def warm_up(self, model: str = "") -> None:
         """Fail as an embedding would; see `Host.warm_up`."""
-        self._admit(Asked())
+        self._admit(Asked(model=model))
+
+    async def unload(self, model: str = "") -> None:
+        """Check the name of the model; see `Host.unload`."""
+        self._model(model)
+
+    async def models(self) -> list[ModelStatus]:
+        """Describe all models; see `Host.models`."""
+        return [await self.model(name) for name in self.models_served]
+
+    async def model(self, name: str = "") -> ModelStatus:
+        """Describe a model; see `Host.model`."""
+        model = self._model(name)
+        return ModelStatus(
+            name=model,
+            family=model,
+            variants=(model,),
+            installed=True,
+            loaded=True,
+            vector_dim=self.dimensions,
+            min_dimensions=1,
+            max_text_length=self.max_text_length,
+            pooling="mean",
+            fingerprint=_FINGERPRINT,
+            model_identity="sha256:double",
+        )
+
+    def room(self) -> ModelRoom:
+        """Return no bounds; see `Host.room`."""
+        return ModelRoom()
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the set of routing centroids; see `Host.set_centroids`."""
@@ -260,11 +298,13 @@ class DaemonDouble:
         self._centroid_version = header.version or f"double-{header.nlist}"
         return self._centroid_version
 
-    async def settle(self) -> None:
+    async def settle(self, model: str = "") -> None:
         """Return at once, since the double looks for no files; see `Host.settle`."""
+        self._model(model)
 
-    def info(self) -> Info:
+    def info(self, model: str = "") -> Info:
         """Describe the double; see `Host.info`."""
+        name = self._model(model)
         ready = self._download is None
         return Info(
             daemon_version=__version__,
@@ -282,10 +322,12 @@ class DaemonDouble:
             max_queued_texts=100_000,
             max_queued_bytes=64 * 1024 * 1024,
             centroid_set_version=self._centroid_version,
+            model=name if ready else "",
         )
 
-    def health(self) -> Health:
+    def health(self, model: str = "") -> Health:
         """Describe the present state; see `Host.health`."""
+        name = self._model(model)
         done, total = self._download or (0, 0)
         loading = self._download is not None
         return Health(
@@ -301,6 +343,8 @@ class DaemonDouble:
             pid=os.getpid(),
             engine_pid=0,
             engine_restarts=0,
+            model="" if loading else name,
+            loaded_models=0 if loading else len(self.models_served),
         )
 
     def metrics(self) -> bytes:
@@ -314,12 +358,21 @@ class DaemonDouble:
         if self._download is not None:
             done, total = self._download
             raise BootstrappingError(f"the model is being downloaded, {done} of {total} bytes are done", retry_after=1.0)
+        self._model(options.model)
         if self._refusals:
             raise self._refusals.pop(0)
         if options.dimensions > self.dimensions:
             raise BadDimensionsError(f"there are {self.dimensions} dimensions at most")
         if options.with_route and self._centroids is None:
             raise NoCentroidSetError("there is no centroid set to route by")
+
+    def _model(self, name: str) -> str:
+        """Return the full name of a model."""
+        for model in self.models_served:
+            if name.lower() in {"", model.lower()}:
+                return model
+        known = ", ".join(self.models_served)
+        raise UnknownModelError(f"there is no such model; there are {known}", metadata={"models": known})
 
     def _outcome(self, text: str, options: Asked) -> Embedding | RunedError:
         if not text.strip():
@@ -344,7 +397,8 @@ class DaemonDouble:
         )
 
     def _space(self, options: Asked) -> VectorSpace:
-        return VectorSpace(fingerprint=_FINGERPRINT, prompt="" if options.role is Role.NONE else f"{options.role.value}: ")
+        prompt = "" if options.role is Role.NONE else f"{options.role.value}: "
+        return VectorSpace(fingerprint=_FINGERPRINT, prompt=prompt, model=self._model(options.model))
 
     def _nearest(self, text: str) -> int:
         assert self._centroids is not None

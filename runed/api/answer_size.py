@@ -29,5 +29,5 @@ def reserve_answer(host: Host, texts: int, options: EmbedOptions, *, as_text: bo
         RunedError: There is none.
     """
     if texts > 1:  # the vector of one text is part of what every request costs
-        values = options.dimensions or host.info().vector_dim or _UNKNOWN_VALUES
+        values = options.dimensions or host.info(options.model).vector_dim or _UNKNOWN_VALUES
         reserve(texts * values * (_TEXT if as_text else _BINARY))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
+from runed.domain.model_status import ModelRoom, ModelStatus
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info
@@ -14,8 +15,11 @@ class Host(Protocol):
     """One daemon.
 
     The calls that need a model (`embed`, `embed_stream`, `count_tokens`, `rerank`, `set_centroids`, `warm_up`) raise
-    `RunedError`. While the model is being looked up or its engine starts, they wait; while something is being downloaded, they
-    raise `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
+    `RunedError`. They name it in their options or arguments; "" means the default model. A name that does not exist raises
+    `UnknownModelError` everywhere.
+
+    While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
+    `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
     generator is closed.
     """
 
@@ -72,20 +76,48 @@ class Host(Protocol):
         """
         ...
 
-    async def warm_up(self) -> None:
+    async def warm_up(self, model: str = "") -> None:
         """Start the engine ahead of the first text. Return when it has loaded its model."""
         ...
 
-    async def settle(self) -> None:
-        """Wait while the model is being looked up; return at once while something is being downloaded, or after a failure."""
+    async def unload(self, model: str = "") -> None:
+        """Stop the engine of a model.
+
+        Raises:
+            ModelBusyError: It works.
+        """
         ...
 
-    def info(self) -> Info:
-        """Describe the daemon and, once it is known, its model."""
+    async def settle(self, model: str = "") -> None:
+        """Wait while a model is being looked up; return at once while something is being downloaded, or after a failure."""
         ...
 
-    def health(self) -> Health:
-        """Describe the present state of the daemon."""
+    async def models(self) -> list[ModelStatus]:
+        """Describe all models that requests may name, the default one first, then by name.
+
+        Raises:
+            RunedError: They cannot be known, since the manifest cannot be had.
+        """
+        ...
+
+    async def model(self, name: str = "") -> ModelStatus:
+        """Describe a model.
+
+        Raises:
+            RunedError: As for `models`.
+        """
+        ...
+
+    def room(self) -> ModelRoom:
+        """Describe the bounds of all engines."""
+        ...
+
+    def info(self, model: str = "") -> Info:
+        """Describe the daemon and, once it is known, a model."""
+        ...
+
+    def health(self, model: str = "") -> Health:
+        """Describe the present state of the daemon and of a model."""
         ...
 
     def metrics(self) -> bytes:

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import httpx
 import msgspec
 
 from runed.bootstrap.disk import file_errors, hash_rest
+from runed.bootstrap.hub import Hub
 from runed.bootstrap.manifest import Artefact
 from runed.bootstrap.network import IDENTITY, PassingError, Web, exhausted, retrying
 from runed.bootstrap.partial_files import discard_partial, fresh_path, open_partial, partial_path, sidecar_path
@@ -43,6 +45,9 @@ _COPY_BYTES = 1024 * 1024
 _MAX_UNKNOWN_BYTES = 64 * 1024**3
 """Most bytes of a file whose size neither the manifest nor the server tells."""
 
+_FEW_ATTEMPTS = 2
+"""Attempts in a row at a URL that has a mirror."""
+
 _CHANGED = "the file or the manifest was changed: check RUNED_MANIFEST"
 
 _log = get_logger(__name__)
@@ -54,18 +59,23 @@ async def download(
     *,
     policy: DownloadPolicy,
     proxies: Proxies,
+    hub: Hub = Hub(),  # noqa: B008 # immutable
     on_bytes: Callable[[int], None],
     on_retry: Callable[[str], None],
-) -> None:
-    """Download a file, or copy it if it is one of this machine, and verify it.
+) -> str:
+    """Download a file, or copy it if it is one of this machine, and verify it. If one URL fails, try the next mirror.
 
     Args:
-        artefact: The file.
+        artefact: The file. Without a hash, any content is accepted that is complete.
         target: The place for it. Its directory must exist, and no other process may download to it at the same time.
         policy: The number and the times of tries.
         proxies: The proxies.
+        hub: The hub, or the mirror of it, to fetch its files from.
         on_bytes: Called with the number of bytes so far, after each piece.
-        on_retry: Called before each pause, with a sentence that tells its reason and length.
+        on_retry: Called before each pause, and before each mirror, with a sentence that tells the reason.
+
+    Returns:
+        The SHA-256 of the file, as hexadecimal digits.
 
     Raises:
         DownloadError: The download failed in spite of all retries, or the file of this machine cannot be read.
@@ -74,17 +84,31 @@ async def download(
         BootstrapError: The file cannot be written.
     """
     with file_errors(f"write {target.name}"):
-        if artefact.path is not None:
-            await _copy(artefact, artefact.path, target, on_bytes)
-        else:
-            async with Web(policy, proxies) as web:
-                with closing(_Transfer(web, artefact, target, on_bytes)) as transfer:
-                    await transfer.run(policy, on_retry)
+        *mirrored, last = (replace(artefact, url=hub.address(url), mirrors=()) for url in (artefact.url, *artefact.mirrors))
+        impatient = replace(policy, attempts=min(policy.attempts, _FEW_ATTEMPTS))
+        async with Web(policy, proxies, hub) as web:
+
+            async def fetch(copy: Artefact, policy: DownloadPolicy) -> str:
+                if copy.path is not None:
+                    return await _copy(copy, copy.path, target, on_bytes)
+                with closing(_Transfer(web, copy, target, on_bytes)) as transfer:
+                    return await transfer.run(policy, on_retry)
+
+            for copy in mirrored:
+                try:
+                    sha256 = await fetch(copy, impatient)
+                    break
+                except (DownloadError, VerificationError) as error:
+                    _log.warning("download failed, trying the next mirror", problem=error.message)
+                    on_retry(f"{error.message}; trying the next mirror")
+            else:
+                sha256 = await fetch(last, policy)
         await run_in_thread(lambda: replace_durably(partial_path(target), target))
         sidecar_path(target).unlink(missing_ok=True)
+    return sha256
 
 
-async def _copy(artefact: Artefact, source: Path, target: Path, on_bytes: Callable[[int], None]) -> None:
+async def _copy(artefact: Artefact, source: Path, target: Path, on_bytes: Callable[[int], None]) -> str:
     try:
         file = os.fdopen(open_regular(source), "rb")
     except OSError as error:
@@ -98,9 +122,10 @@ async def _copy(artefact: Artefact, source: Path, target: Path, on_bytes: Callab
             while chunk := await run_in_thread(lambda: file.read(_COPY_BYTES)):
                 await part.append(chunk)
                 on_bytes(min(part.size, size))
-    if part.sha256 != artefact.sha256:
+    if artefact.sha256 not in {"", part.sha256}:
         discard_partial(target)
         raise VerificationError(f"{source} has SHA-256 {part.sha256}, but the manifest says {artefact.sha256}; {_CHANGED}")
+    return part.sha256
 
 
 class _Sidecar(msgspec.Struct, frozen=True):
@@ -192,13 +217,14 @@ class _Transfer:
         if not self._part.size:
             discard_partial(self._target)
 
-    async def run(self, policy: DownloadPolicy, on_retry: Callable[[str], None]) -> None:
-        """Fetch the missing bytes. After a wrong hash, begin anew once."""
+    async def run(self, policy: DownloadPolicy, on_retry: Callable[[str], None]) -> str:
+        """Fetch the missing bytes, and return the SHA-256 of the file. After a wrong hash, begin anew once."""
         await self._load()
-        for is_last_try in (False, True):
+        is_last_try = False
+        while True:
             actual = await self._fetch(policy, on_retry)
-            if actual == self._artefact.sha256:
-                return
+            if self._artefact.sha256 in {"", actual}:
+                return actual
             self._reject()
             problem = (
                 f"{self._web.name(self._artefact.url)} has SHA-256 {actual}, but the manifest says {self._artefact.sha256}"
@@ -207,6 +233,7 @@ class _Transfer:
                 raise VerificationError(f"{problem}, twice; {_CHANGED}")
             _log.warning("wrong hash, downloading once more from the start", problem=problem)
             on_retry("the downloaded file has a wrong hash; downloading it once more from the start")
+            is_last_try = True
 
     async def _load(self) -> None:
         """Go on after the bytes of an earlier download if they belong to this file. Otherwise start anew."""
@@ -217,6 +244,8 @@ class _Transfer:
         else:
             await part.load()
             part.etag = sidecar.etag if sidecar.url == self._artefact.url else ""
+            if not (self._artefact.sha256 or part.etag):  # nothing would tell that the rest is of another file
+                part.cut(0, hashlib.sha256())
         self._on_bytes(part.size)
 
     async def _fetch(self, policy: DownloadPolicy, on_retry: Callable[[str], None]) -> str:
@@ -249,7 +278,7 @@ class _Transfer:
             await self._begin(part)
         elif part.sha256 == self._artefact.sha256 or part.size == self._size:
             return part.sha256
-        elif not (self._can_go_on and await self._go_on(part)):
+        elif not (self._can_go_on and (self._artefact.sha256 or part.etag) and await self._go_on(part)):
             return await self._begin_anew()
         return part.sha256
 
@@ -278,7 +307,8 @@ class _Transfer:
         length = headers.get("Content-Length", "")
         # A body that was compressed on the way has another length, or none.
         right_length = length == str(last - start + 1) if _encoding(response) else length in {"", str(last - start + 1)}
-        same_file = not part.etag or _strong_etag(response) in {"", part.etag}
+        etags = {"", part.etag} if self._artefact.sha256 else {part.etag}
+        same_file = not part.etag or _strong_etag(response) in etags
         self._learn_size(total)
         return start == part.size and total in {str(self._size), "*"} and right_length and same_file
 
@@ -297,7 +327,8 @@ class _Transfer:
     def _keep_better(self, new: _Part) -> None:
         """Replace the partial file by a new one if that is known to be better. Otherwise remove the new one."""
         longer = new.size != self._size and new.length_told and new.size > self._part.size
-        better = longer or new.sha256 == self._artefact.sha256
+        whole = new.sha256 == self._artefact.sha256 if self._artefact.sha256 else new.size == self._size
+        better = longer or whole
         if not better:
             new.close()
             new.path.unlink()

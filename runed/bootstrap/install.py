@@ -8,7 +8,8 @@ state or the new state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -17,19 +18,23 @@ from pathlib import Path
 
 from runed.bootstrap.accelerators import Chooser
 from runed.bootstrap.audit import Audit
+from runed.bootstrap.catalog import own_default
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.bootstrap.disk import file_errors, require_space
 from runed.bootstrap.drivers import find_drivers
 from runed.bootstrap.engine import Engine, EngineInstaller
+from runed.bootstrap.hub import Hub
 from runed.bootstrap.manifest import EngineChoice
 from runed.bootstrap.model import Model, ModelInstaller
-from runed.bootstrap.planning import Plan, check_own_files, keep_manifest, make_plan
+from runed.bootstrap.planning import Plan, check_own_files, find_catalog, keep_manifest, make_plan
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.progress import Progress, ProgressReporter
 from runed.bootstrap.proxies import Proxies
 from runed.domain.device import CPU, Device
-from runed.domain.model import ModelTraits
+from runed.domain.model_spec import ModelSpec
+from runed.domain.names import ModelNames
+from runed.errors import BootstrapError
 from runed.files import write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
@@ -42,6 +47,9 @@ _LOCK_INTERVAL = 0.1
 
 _FEW_ATTEMPTS = 2
 """Attempts in a row to download the engine for an accelerator. Half a download is resumed by the next start."""
+
+_BUILD = re.compile(r"(?:^|build )([0-9]{1,9})(?![0-9.])")
+"""The release of llama.cpp in the version that an engine tells, as in "11194 (abc1234)" and "0.6.0 (build 11194, ...)"."""
 
 _QWEN_LICENCE = "Qwen3-Embedding.txt"
 
@@ -59,7 +67,7 @@ class Installation:
         model_sha256: The file's SHA-256 as 64 hexadecimal digits.
         engine_version: The version that the engine tells, or "".
         warnings: Sentences for the user about everything that works, but not as requested.
-        traits: The prompts and dimensions of the model, or None if no manifest tells.
+        spec: The description of the model: its names, and the traits that manifest and settings tell.
         device: The device to run the engine on.
         device_use: The key of a failure of the device; None for the processors.
     """
@@ -70,7 +78,7 @@ class Installation:
     model_sha256: str
     engine_version: str
     warnings: tuple[str, ...]
-    traits: ModelTraits | None = None
+    spec: ModelSpec
     device: Device = CPU
     device_use: DeviceUse | None = None
 
@@ -81,6 +89,7 @@ async def install(
     *,
     report: Callable[[Progress], None],
     check_model: Callable[[Path], None],
+    wanted: ModelSpec | None = None,
     policy: DownloadPolicy = DownloadPolicy(),  # noqa: B008 # immutable
     failures: DeviceFailures | None = None,
     root: Path = Path("/"),
@@ -90,10 +99,11 @@ async def install(
     After a cancel, the next call goes on from the state that was reached, also in a download.
 
     Args:
-        settings: The settings; `llama_server` and `model` are used as they are if set.
+        settings: The settings; `llama_server` is used as it is if set.
         paths: The paths of the home; missing directories are made.
         report: Called with the progress, a few times a second.
         check_model: Raises a RunedError for a file that is not a valid GGUF. Called in a thread, on models made here.
+        wanted: The model of the catalog to install; None means the default one.
         policy: The number and the times of a download's tries.
         failures: The devices that failed before; None reads those of the home.
         root: The root directory of the machine, in which its drivers are looked for.
@@ -112,8 +122,42 @@ async def install(
     # Models may lie in the directory of a team: each is used for its hash, whoever wrote it.
     ensure_private_dir(paths.models, shared=True)
     with file_errors("install engine and model"):
-        context = InstallContext(settings, paths, Audit(paths.installed, settings), ProgressReporter(report), policy, Proxies())
-        return await _run(context, check_model, failures or load_failures(settings, paths), root)
+        context = _context(settings, paths, report, policy)
+        return await _run(context, wanted, check_model, failures or load_failures(settings, paths), root)
+
+
+async def read_catalog(
+    settings: Settings,
+    paths: Paths,
+    *,
+    report: Callable[[Progress], None],
+    policy: DownloadPolicy = DownloadPolicy(),  # noqa: B008 # immutable
+) -> ModelNames:
+    """Return all models that requests may name; most of them need not be installed.
+
+    Args:
+        settings: The settings.
+        paths: The paths of the home.
+        report: Called with the progress if a manifest is fetched.
+        policy: As for `install`.
+
+    Raises:
+        SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path, or a name of the settings cannot be used.
+        BootstrapError: The manifest cannot be fetched or used, and no earlier one is kept.
+    """
+    return await find_catalog(_context(settings, paths, report, policy))
+
+
+def _context(settings: Settings, paths: Paths, report: Callable[[Progress], None], policy: DownloadPolicy) -> InstallContext:
+    return InstallContext(
+        settings,
+        paths,
+        Audit(paths.installed, settings),
+        ProgressReporter(report),
+        policy,
+        Proxies(),
+        Hub.of(settings),
+    )
 
 
 def load_failures(settings: Settings, paths: Paths) -> DeviceFailures:
@@ -122,9 +166,13 @@ def load_failures(settings: Settings, paths: Paths) -> DeviceFailures:
 
 
 async def _run(
-    context: InstallContext, check_model: Callable[[Path], None], failures: DeviceFailures, root: Path
+    context: InstallContext,
+    wanted: ModelSpec | None,
+    check_model: Callable[[Path], None],
+    failures: DeviceFailures,
+    root: Path,
 ) -> Installation:
-    check_own_files(context.settings)
+    check_own_files(context.settings, wanted or own_default(context.settings))
     engines, models = EngineInstaller(context), ModelInstaller(context, check_model)
 
     async def current(plan: Plan) -> tuple[Engine | None, Model | None]:
@@ -133,7 +181,7 @@ async def _run(
     async def is_in_place(plan: Plan) -> bool:
         return None not in await current(plan)
 
-    plan = await make_plan(context, is_in_place)
+    plan = await make_plan(context, wanted, is_in_place)
     engine, model = await current(plan)
     if engine is None or model is None:
         with LockFile(context.paths.install_lock) as lock:
@@ -143,18 +191,22 @@ async def _run(
                 engines, models = EngineInstaller(context), ModelInstaller(context, check_model)
                 engine, model = await current(plan)
             needed = engines.missing_bytes(plan.engine) if plan.engine and not engine else 0
-            needed += await models.missing_bytes(plan.model) if plan.model and not model else 0
+            if model is None:
+                assert not isinstance(plan.model, Path)
+                needed += await models.missing_bytes(plan.model)
             # Before the first byte, so that an hour of downloading does not end because the disk is full.
             require_space(context.paths.home, needed, "installing engine and model")
             if engine is None:
                 assert plan.engine is not None
                 engine = await engines.install(plan.engine)
+            _check_build(plan.spec, engine)
             if model is None:
-                assert plan.model is not None
-                model = await models.install(plan.model, engine)
+                assert not isinstance(plan.model, Path)
+                model = await models.install(plan.model, engine, notice=plan.spec.notice)
             _write_licences(plan, engine, context.paths.licenses)
-            partials = (context.paths.models.glob(f"*.partial{ending}") for ending in ("", ".json", ".new"))
-            _remove_leftovers(chain(context.paths.cache.glob("llama-server-*.download*"), *partials))
+            _remove_leftovers(context.paths.cache.glob("llama-server-*.download*"))
+            _remove_leftovers(_abandoned(context.paths.models, plan.known))
+    _check_build(plan.spec, engine)
     keep_manifest(context, plan)
     chosen = await Chooser(
         setting=context.settings.engine,
@@ -173,7 +225,7 @@ async def _run(
         model_sha256=model.sha256,
         engine_version=chosen.engine.version,
         warnings=tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings, *chosen.problems))),
-        traits=plan.model.traits if plan.model else None,
+        spec=plan.spec,
         device=chosen.device,
         device_use=chosen.use,
     )
@@ -214,6 +266,23 @@ async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
     return waited
 
 
+def _check_build(spec: ModelSpec, engine: Engine) -> None:
+    """Refuse a model that is newer than the engine, which would end with an error that says nothing to a user."""
+    found = _BUILD.search(engine.version)
+    if found and 0 < int(found[1]) < spec.engine_build:
+        raise BootstrapError(
+            f"{spec.name} needs llama-server b{spec.engine_build} or newer, and this one is {engine.version}; name a newer one "
+            "as RUNED_LLAMA_SERVER, or choose another model (`runed models`)"
+        )
+
+
+def _abandoned(folder: Path, known: frozenset[str]) -> Iterator[Path]:
+    """Yield the partial downloads of models that are not in the catalog any more. The others can be resumed."""
+    for path in chain.from_iterable(folder.glob(f"*.gguf.partial{ending}") for ending in ("", ".json", ".new")):
+        if path.name.rpartition(".gguf.partial")[0] not in known:
+            yield path
+
+
 def _remove_leftovers(downloads: Iterable[Path]) -> None:
     """Remove partial downloads that no later installation can resume."""
     for path in downloads:
@@ -228,5 +297,5 @@ def _write_licences(plan: Plan, engine: Engine, folder: Path) -> None:
         own = engine.executable.with_name("LICENSE")
         text = (own if own.is_file() else packaged.joinpath("llama.cpp.txt")).read_bytes()
         write_atomically(folder / "llama.cpp.txt", text, mode=0o644)
-    if plan.model and plan.model.variant.startswith("qwen3-embedding"):
+    if plan.spec.name.startswith("qwen3-embedding"):
         write_atomically(folder / _QWEN_LICENCE, packaged.joinpath(_QWEN_LICENCE).read_bytes(), mode=0o644)

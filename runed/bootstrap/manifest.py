@@ -6,12 +6,19 @@ A manifest is JSON:
      "platforms": {"linux-amd64": {"llama_server": {"url", "sha256", "size", "extract", "exec"},
                                    "accelerators": [{"name", "driver", "url", ..., "exec",
                                                      "libraries": [{"url", "sha256", "size"}]}]}},
-     "models": {"<variant>": {"url", "sha256", "size"}, "<variant>": {"derive": {"from", "type"}}},
-     "default_model": "<variant>"}
+     "models": {"<name>": {"url", "sha256", "size"}, "<name>": {"derive": {"from", "type"}}},
+     "default_model": "<name>"}
 
-Each size may be missing. Older versions of runed ignore `accelerators`, but refuse a `llama_server` without a size.
+Each size may be missing, and each file may have further URLs in a list "mirrors". Older versions of runed ignore `accelerators`
+and `mirrors`, but refuse a `llama_server` without a size.
 
 A model may have "traits": {"query_prompt", "document_prompt", "default_instruction", "min_dimensions"}; see `ModelTraits`.
+
+It may also have facts: "kind" ("embedding" or "rerank"), "license", "license_url", "context" and "dimensions" (numbers),
+"engine_build" (the first release of llama.cpp that runs it) and "sources" (in how many independent places its hash was found,
+if that is one). Older versions ignore these, so all that changes vectors belongs into the traits.
+
+A derived model has the facts of its source, and its traits unless it has some of its own.
 
 All types are checked. Values are checked only in the entries that are used, since a later manifest may have platforms and
 models that this version does not know.
@@ -34,6 +41,8 @@ import msgspec
 
 from runed.bootstrap.baked import MANIFEST_URL
 from runed.domain.model import ModelTraits
+from runed.domain.model_spec import ModelKind, ModelSpec
+from runed.domain.names import is_name, split_name
 from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
 from runed.files import read_regular
 from runed.settings import ENGINES, Settings, full_path
@@ -43,10 +52,12 @@ VERSION = 1
 """Version of the format that this module reads."""
 
 MAX_MANIFEST_BYTES = 1024 * 1024
-"""Most bytes of a manifest. The pinned one has 6 KB, so a larger document is not a manifest."""
+"""Most bytes of a manifest. The pinned one has 10 KB, so a larger document is not a manifest."""
 
 _OPERATING_SYSTEMS = {"linux": "linux", "darwin": "darwin"}
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+_KINDS = frozenset(kind.value for kind in ModelKind)
 
 _ACCELERATORS = frozenset(ENGINES) - {"auto", "cpu"}
 
@@ -65,6 +76,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     sha256: Sha256
     size: ByteCount | None = None
+    mirrors: list[str] = []
 
 
 class _Engine(_File, frozen=True, kw_only=True):
@@ -92,8 +104,16 @@ class _Model(msgspec.Struct, frozen=True):
     url: str | None = None
     sha256: Sha256 | None = None
     size: ByteCount | None = None
+    mirrors: list[str] = []
     derive: _Derive | None = None
     traits: ModelTraits | None = None
+    kind: str = "embedding"
+    license: str = ""
+    license_url: str = ""
+    context: ByteCount | None = None
+    dimensions: ByteCount | None = None
+    engine_build: ByteCount | None = None
+    sources: ByteCount | None = None
 
 
 class _Document(msgspec.Struct, frozen=True):
@@ -108,14 +128,19 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A file to download or copy: absolute http, https or file URL, hash as 64 lower-case hexadecimal digits, size in bytes.
+    """A file to download or copy.
 
-    The size is None if the manifest does not tell it.
+    Attributes:
+        url: An absolute http, https or file URL.
+        sha256: The hash as 64 lower-case hexadecimal digits; "" if it is not known yet.
+        size: The size in bytes; None if it is not known.
+        mirrors: Further URLs, for the time when the first one fails.
     """
 
     url: str
     sha256: str
     size: int | None
+    mirrors: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path | None:
@@ -261,15 +286,53 @@ class Manifest:
         traits = entry.traits or self._document.models[source].traits
         return ModelChoice(name, source, self._download(source), entry.derive.type, traits)
 
+    def default(self, name: str | None) -> str:
+        """Return the full name of a model, of which the family or the case may be another, or with None the manifest's default.
+
+        Raises:
+            ManifestError: There is no such model.
+        """
+        wanted = name or self._document.default_model
+        same = (each for each in self._document.models if wanted.lower() in {each.lower(), split_name(each)[0].lower()})
+        return wanted if wanted in self._document.models else next(same, None) or self.model(wanted).variant
+
+    def specs(self) -> list[ModelSpec]:
+        """Return the models that requests may name. Of the family of the default model, that one comes first."""
+        default = self._document.default_model
+        names = sorted(self._document.models, key=lambda name: name != default)
+        # A later manifest may have models of a kind that this version does not know.
+        return [spec for name in names if is_name(name) and (spec := self._spec(name))]
+
+    def _spec(self, name: str) -> ModelSpec | None:
+        entry = self._document.models[name]
+        origin = self._document.models.get(entry.derive.source, entry) if entry.derive else entry
+        if origin.kind not in _KINDS:
+            return None
+        family, variant = split_name(name)
+        return ModelSpec(
+            family=family,
+            variant=variant,
+            kind=ModelKind(origin.kind),
+            traits=entry.traits or origin.traits,
+            licence=origin.license,
+            licence_url=origin.license_url,
+            context=origin.context or 0,
+            dimensions=origin.dimensions or 0,
+            size=entry.size or 0,
+            engine_build=origin.engine_build or 0,
+            hash_sources=origin.sources or 0,
+        )
+
     def _download(self, name: str) -> Artefact:
         model = self._document.models[name]
         where = f"$.models['{name}']"
         if model.url is None or model.sha256 is None:
             raise self._error(f"{where} lacks one of url and sha256, which a model to download must have")
-        return self._artefact(_File(url=model.url, sha256=model.sha256, size=model.size), where)
+        return self._artefact(_File(url=model.url, sha256=model.sha256, size=model.size, mirrors=model.mirrors), where)
 
     def _artefact(self, file: _File, where: str) -> Artefact:
-        return Artefact(self._absolute_url(file.url, where), file.sha256.lower(), file.size)
+        mirrors = tuple(self._absolute_url(url, f"{where}.mirrors") for url in file.mirrors)
+        return Artefact(self._absolute_url(file.url, f"{where}.url"), file.sha256.lower(), file.size, mirrors)
 
     def _absolute_url(self, url: str, where: str) -> str:
         """Resolve a URL or path against the place of the manifest. Only a manifest of this machine may name files of it."""
@@ -278,10 +341,10 @@ class Manifest:
                 return self._local_file(url).as_uri()
             absolute = urljoin(self.source.location, url) if self.source.is_url else url
         except (ValueError, SettingsError) as error:
-            raise self._error(f"the url at {where}.url cannot be read: {error}") from None
+            raise self._error(f"the url at {where} cannot be read: {error}") from None
         if not is_web_url(absolute):
             hint = " (only a manifest file may hold paths and file: URLs)" if self.source.is_url else ""
-            raise self._error(f"the url at {where}.url is no http or https URL{hint}")
+            raise self._error(f"the url at {where} is no http or https URL{hint}")
         return absolute
 
     def _local_file(self, location: str) -> Path:

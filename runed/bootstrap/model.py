@@ -47,13 +47,13 @@ class ModelInstaller:
         self._paths = context.paths
         self._check = check
         self._verified = VerifiedFiles(context.paths, announce=lambda step: context.reporter.begin(Phase.FETCHING_MODEL, step))
-        self._found: dict[ModelChoice | None, Model | None] = {}
+        self._found: dict[ModelChoice | Path, Model | None] = {}
         self.warnings: list[str] = []
 
-    async def current(self, choice: ModelChoice | None) -> Model | None:
-        """Return a model (None: the user's own) if it is in place. Each is checked once, since a check may hash the file."""
+    async def current(self, choice: ModelChoice | Path) -> Model | None:
+        """Return a model, or the user's own file, if it is in place. Each is checked once, since a check may hash the file."""
         if choice not in self._found:
-            self._found[choice] = await (self._look(choice) if choice else self._look_at_own())
+            self._found[choice] = await (self._look_at_own(choice) if isinstance(choice, Path) else self._look(choice))
         return self._found[choice]
 
     async def missing_bytes(self, choice: ModelChoice) -> int:
@@ -65,8 +65,13 @@ class ModelInstaller:
         source = choice.source_only()
         return 0 if await self.current(source) else await self.missing_bytes(source) + (source.source.size or 0)
 
-    async def install(self, choice: ModelChoice, engine: Engine) -> Model:
+    async def install(self, choice: ModelChoice, engine: Engine, *, notice: str = "") -> Model:
         """Download a model, or derive it by the `llama-quantize` of an engine.
+
+        Args:
+            choice: The model.
+            engine: The engine.
+            notice: What the user must know of the licence before a download, or "".
 
         Returns:
             The model; or its source, with a warning, if it cannot be derived.
@@ -75,8 +80,8 @@ class ModelInstaller:
             BootstrapError: See its subclasses: download, verification, disk space.
         """
         if choice.quantization is None:
-            return await self._download(choice)
-        source = await self.current(choice.source_only()) or await self._download(choice.source_only())
+            return await self._download(choice, notice)
+        source = await self.current(choice.source_only()) or await self._download(choice.source_only(), notice)
         try:
             with file_errors(f"make {choice.variant}"):
                 return await self._derive(choice, choice.quantization, source, engine)
@@ -92,9 +97,7 @@ class ModelInstaller:
     def _installed(self) -> dict[str, ModelRecord]:
         return self._context.audit.installed.models
 
-    async def _look_at_own(self) -> Model:
-        own = self._context.settings.model
-        assert own is not None
+    async def _look_at_own(self, own: Path) -> Model:
         return Model(own, "", await self._verified.sha256(own))
 
     async def _look(self, choice: ModelChoice) -> Model | None:
@@ -117,10 +120,11 @@ class ModelInstaller:
             return -1, ""
         return record.size, record.sha256
 
-    async def _download(self, choice: ModelChoice) -> Model:
+    async def _download(self, choice: ModelChoice, notice: str) -> Model:
         path = self._paths.model(choice.variant)
-        await self._context.download(choice.source, path, Phase.FETCHING_MODEL, choice.variant)
-        return self._record(choice, path, choice.source.sha256, None)
+        licence = f", under the licence {notice}" if notice else ""
+        sha256 = await self._context.download(choice.source, path, Phase.FETCHING_MODEL, f"{choice.variant}{licence}")
+        return self._record(choice, path, sha256, None)
 
     async def _derive(self, choice: ModelChoice, quantization: str, source: Model, engine: Engine) -> Model:
         step = f"making {choice.variant} of {source.variant}"

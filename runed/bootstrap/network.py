@@ -15,6 +15,7 @@ import httpx
 import tenacity
 from socksio import ProtocolError as SocksProtocolError
 
+from runed.bootstrap.hub import Hub
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.proxies import Proxies, Proxy, is_loopback_name
 from runed.errors import DownloadError, printable
@@ -56,10 +57,12 @@ class Web:
     Args:
         policy: The times of a try.
         proxies: The proxies.
+        hub: The hub, whose files may need a token.
     """
 
-    def __init__(self, policy: DownloadPolicy, proxies: Proxies) -> None:
+    def __init__(self, policy: DownloadPolicy, proxies: Proxies, hub: Hub = Hub()) -> None:  # noqa: B008 # immutable
         self._proxies = proxies
+        self._hub = hub
         self._policy = policy
         self._here = ""  # the URL at which the last request was sent, perhaps after a redirect
         # A proxy may accept a connection and then never answer, for which httpx has no time limit.
@@ -134,7 +137,8 @@ class Web:
     async def _open(self, url: str, headers: dict[str, str]) -> httpx.Response:
         """Send a GET, and follow redirects."""
         try:
-            request = self._client.build_request("GET", url, headers=headers)
+            # httpx takes the token out when a redirect leads to another host.
+            request = self._client.build_request("GET", url, headers=headers | self._hub.headers(url))
             for _ in range(MAX_REDIRECTS + 1):
                 self._here = str(request.url)
                 async with asyncio.timeout(self._patience):
@@ -155,6 +159,10 @@ class Web:
         """Return the error of an answer whose status is none of the expected ones."""
         asks_login = response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
         hint = _CHECK_LOGIN if asks_login else "check that the file is still there, and RUNED_MANIFEST"
+        if response.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN} and self._hub.owns(url):
+            hint = (
+                "accept the terms on the page of the repository if there are any, and set HF_TOKEN to a token that may read it"
+            )
         return DownloadError(f"{self.name(url)} answered {_status(response)}; {hint}")
 
     def _check_passing(self, response: httpx.Response) -> None:
@@ -247,7 +255,14 @@ def _close_after_failed_handshake() -> Callable[[str, dict[str, Any]], Awaitable
     return trace
 
 
-async def fetch(url: str, *, limit: int, policy: DownloadPolicy, proxies: Proxies) -> bytes:
+async def fetch(
+    url: str,
+    *,
+    limit: int,
+    policy: DownloadPolicy,
+    proxies: Proxies,
+    hub: Hub = Hub(),  # noqa: B008 # immutable
+) -> bytes:
     """Fetch a small document.
 
     Args:
@@ -255,6 +270,7 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy, proxies: Proxie
         limit: The largest size that is accepted, in bytes.
         policy: The number and the times of tries.
         proxies: The proxies.
+        hub: The hub.
 
     Raises:
         DownloadError: The fetch failed in spite of all retries, or the document is larger than `limit`.
@@ -271,7 +287,7 @@ async def fetch(url: str, *, limit: int, policy: DownloadPolicy, proxies: Proxie
                     raise DownloadError(f"{web.name(url)} is larger than {limit} bytes; check the URL")
             return bytes(data)
 
-    async with Web(policy, proxies) as web:
+    async with Web(policy, proxies, hub) as web:
         try:
             return await retrying(policy, lambda _: None)(attempt)
         except PassingError as error:

@@ -11,9 +11,12 @@ import msgspec
 
 from runed.bootstrap import manifest
 from runed.bootstrap.archive import is_executable
+from runed.bootstrap.catalog import build_catalog, choice_of, own_default
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.manifest import EngineChoice, Manifest, ManifestSource, ModelChoice
 from runed.bootstrap.policy import QUICK_LOOK, DownloadPolicy
+from runed.domain.model_spec import ModelSpec
+from runed.domain.names import ModelNames
 from runed.errors import DownloadError, ManifestError, SettingsError
 from runed.files import read_record, write_atomically
 from runed.log import get_logger
@@ -32,25 +35,34 @@ class _KeptManifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The engine and the model to install; None stands for the user's own. `warning` is for the user.
+    """The engine and the model to install.
 
-    `accelerated` are the engines for accelerators. Which of them is installed depends on the machine.
+    Attributes:
+        engine: The engine; None for the user's own.
+        model: The model, or the file that the user brings.
+        spec: The description of the model.
+        accelerated: The engines for accelerators. Which of them is installed depends on the machine.
+        warning: A sentence for the user, or "".
+        known: The names of all models of the manifest.
+        fetched: The manifest that was fetched, or None.
     """
 
     engine: EngineChoice | None
-    model: ModelChoice | None
+    model: ModelChoice | Path
+    spec: ModelSpec
     accelerated: tuple[EngineChoice, ...] = ()
     warning: str = ""
+    known: frozenset[str] = frozenset()
     fetched: _KeptManifest | None = None
 
 
-def check_own_files(settings: Settings) -> None:
+def check_own_files(settings: Settings, spec: ModelSpec | None) -> None:
     """Check the user's own engine and model, if there are any.
 
     Raises:
         SettingsError: One of them cannot be used.
     """
-    engine, model = settings.llama_server, settings.model
+    engine, model = settings.llama_server, spec.path if spec else None
     if engine and not is_executable(engine):
         problem = "is not an executable file" if engine.exists() else "does not exist"
         if engine.is_file() and forbids_programs(engine):
@@ -59,43 +71,69 @@ def check_own_files(settings: Settings) -> None:
             f"the engine {engine} {problem}; correct RUNED_LLAMA_SERVER (or llama_server in config.json), "
             "or unset it to have an engine installed"
         )
-    if model and not (model.is_file() and os.access(model, os.R_OK)):
+    if spec and model and not (model.is_file() and os.access(model, os.R_OK)):
         problem = "is not a file that can be read" if model.exists() else "does not exist"
-        raise SettingsError(
-            f"the model {model} {problem}; correct RUNED_MODEL (or model in config.json), or unset it to have a model installed"
-        )
+        remedy = f"correct its path in config.json, or remove the entry by `runed rm {spec.name}`"
+        if model == settings.model:
+            remedy = "correct RUNED_MODEL (or model in config.json), or unset it to have a model installed"
+        raise SettingsError(f"the model {model} {problem}; {remedy}")
 
 
-async def make_plan(context: InstallContext, is_in_place: Callable[[Plan], Awaitable[bool]]) -> Plan:
+async def make_plan(context: InstallContext, wanted: ModelSpec | None, is_in_place: Callable[[Plan], Awaitable[bool]]) -> Plan:
     """Make the plan. If everything is installed, wait only a few seconds for a manifest from a URL.
 
     Args:
         context: The arguments of the installation.
+        wanted: The model to install; None means the default one.
         is_in_place: Returns whether everything in a plan is installed.
 
     Raises:
-        SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path.
+        SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path, or a name of the settings cannot be used.
         UnsupportedPlatformError: There is no engine to download for this machine.
         DownloadError: The manifest cannot be fetched, and the plan of the last one is not installed.
         ManifestError: The manifest cannot be used, and the plan of the last one is not installed.
     """
     settings = context.settings
-    if settings.llama_server and settings.model:
-        return Plan(None, None)
+    own = wanted or own_default(settings)
+    if settings.llama_server and own and own.path:
+        return Plan(None, own.path, own)
     source = manifest.manifest_source(settings)
     if not source.is_url:
-        return _choose(settings, manifest.read_local_manifest(source))
-    last = _last_plan(context, source)
+        return _choose(settings, wanted, manifest.read_local_manifest(source))
+    kept = _kept_manifest(context, source)
+    last = _last_plan(settings, wanted, kept) if kept else None
     can_do_without = last is not None and await is_in_place(last)
     try:
         content = await _fetch(context, source, QUICK_LOOK if can_do_without else context.policy)
-        plan = _choose(settings, manifest.parse_manifest(content, source))
+        plan = _choose(settings, wanted, manifest.parse_manifest(content, source))
     except (DownloadError, ManifestError) as error:
         if last is None or not can_do_without:
             raise
         _log.warning("manifest out of reach, using the installed files", problem=error.message)
         return replace(last, warning=f"the installed files are used, since the manifest could not be: {error.message}")
     return replace(plan, fetched=_KeptManifest(source.location, content))
+
+
+async def find_catalog(context: InstallContext) -> ModelNames:
+    """Return all models that requests may name. If a manifest from a URL is out of reach, the last one is used.
+
+    Raises:
+        SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path, or a name of the settings cannot be used.
+        DownloadError: The manifest cannot be fetched, and none is kept.
+        ManifestError: The manifest cannot be used, and none is kept.
+    """
+    source = manifest.manifest_source(context.settings)
+    if not source.is_url:
+        return build_catalog(context.settings, manifest.read_local_manifest(source))
+    kept = _kept_manifest(context, source)
+    try:
+        content = await _fetch(context, source, QUICK_LOOK if kept else context.policy)
+        return build_catalog(context.settings, manifest.parse_manifest(content, source))
+    except (DownloadError, ManifestError) as error:
+        if kept is None:
+            raise
+        _log.warning("manifest out of reach, using the last one", problem=error.message)
+        return build_catalog(context.settings, kept)
 
 
 def keep_manifest(context: InstallContext, plan: Plan) -> None:
@@ -108,22 +146,33 @@ def _kept(context: InstallContext) -> Path:
     return context.paths.cache / "manifest.json"
 
 
-def _choose(settings: Settings, document: Manifest) -> Plan:
+def _choose(settings: Settings, wanted: ModelSpec | None, document: Manifest) -> Plan:
     own = settings.llama_server is not None
+    names = build_catalog(settings, document)
+    spec = wanted or names.default
     return Plan(
         engine=None if own else document.engine(manifest.current_platform()),
-        model=None if settings.model else document.model(settings.model_variant),
+        model=spec.path or choice_of(spec, document),
+        spec=spec,
         accelerated=() if own or settings.engine == "cpu" else document.accelerators(manifest.current_platform()),
+        known=frozenset(names.specs),
     )
 
 
-def _last_plan(context: InstallContext, source: ManifestSource) -> Plan | None:
-    """Return the plan of the kept manifest, or None if the manifest is from another URL or the plan is not installed."""
+def _kept_manifest(context: InstallContext, source: ManifestSource) -> Manifest | None:
+    """Return the last manifest from a URL; None if it was from another URL, or cannot be read."""
     kept = read_record(_kept(context), _KeptManifest)
     if kept is None or kept.source != source.location:
         return None
     try:
-        return _choose(context.settings, manifest.parse_manifest(kept.content, source))
+        return manifest.parse_manifest(kept.content, source)
+    except ManifestError:
+        return None
+
+
+def _last_plan(settings: Settings, wanted: ModelSpec | None, kept: Manifest) -> Plan | None:
+    try:
+        return _choose(settings, wanted, kept)
     except ManifestError:
         return None
 
@@ -134,4 +183,10 @@ async def _fetch(context: InstallContext, source: ManifestSource, policy: Downlo
     if source.location.startswith("http:"):
         _log.warning("the manifest comes by http, so anyone on the way can change what is installed", url=str(source))
     context.reporter.say(f"fetching {source}", downloading=policy is not QUICK_LOOK)
-    return await fetch(source.location, limit=manifest.MAX_MANIFEST_BYTES, policy=policy, proxies=context.proxies)
+    return await fetch(
+        context.hub.address(source.location),
+        limit=manifest.MAX_MANIFEST_BYTES,
+        policy=policy,
+        proxies=context.proxies,
+        hub=context.hub,
+    )

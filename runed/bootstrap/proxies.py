@@ -87,7 +87,7 @@ class Proxies:
         host = (parts.hostname or "").rstrip(".")
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
         address = _address(host)
-        if _is_this_machine(host, address) or any(exempt.covers(host, address, port) for exempt in self._exemptions):
+        if is_this_machine(host) or any(exempt.covers(host, address, port) for exempt in self._exemptions):
             return None
         return self._proxies.get(parts.scheme) or self._proxies.get("all")
 
@@ -183,8 +183,9 @@ def _address(host: str) -> _Address | None:
     return address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
 
 
-def _is_this_machine(host: str, address: _Address | None) -> bool:
-    if address is not None:
+def is_this_machine(host: str) -> bool:
+    """Return whether a host of a URL is this machine."""
+    if (address := _address(host)) is not None:
         return address.is_loopback or address.is_unspecified
     return is_loopback_name(host)
 

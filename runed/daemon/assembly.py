@@ -7,17 +7,20 @@ import contextlib
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runed.api.later import Later
-from runed.bootstrap import DeviceFailures, Installation, Progress, install, load_failures
-from runed.daemon.bootstrapper import Bootstrapper
+from runed.bootstrap import Installation, Progress, install, load_failures, read_catalog
 from runed.daemon.draining import Draining
-from runed.daemon.inherited import restrictions
-from runed.daemon.served_model import ServedModel
+from runed.daemon.inherited import half_of_memory, restrictions
+from runed.daemon.pool import Pool
+from runed.daemon.seats import PairSeat, Seat, Seats
+from runed.daemon.served_model import ServedModel, served_name
+from runed.domain.model_spec import ModelKind, ModelSpec
+from runed.domain.names import ModelNames
 from runed.errors import RunedError
 from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
@@ -33,7 +36,10 @@ if TYPE_CHECKING:  # in the functions below, these are imported while the engine
     from runed.backends.llama import LlamaBackend
     from runed.caching.cache import VectorCache
     from runed.daemon.host import DaemonHost
+    from runed.domain.model import ModelInfo
     from runed.metrics import Metrics
+    from runed.routing.store import CentroidStore
+    from runed.scheduling.batcher import Batcher
     from runed.scheduling.scheduler import Scheduler
     from runed.server import Server
 
@@ -50,7 +56,7 @@ class Face:
 class Daemon:
     """The parts of a daemon that its process runs."""
 
-    bootstrapper: Bootstrapper
+    pool: Pool
     draining: Draining
     build_face: Callable[[], Awaitable[Face]]
     """Construct the host and the servers."""
@@ -79,18 +85,27 @@ def assemble(
     importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
     metrics = Later(_build_metrics, importing)
     draining = Draining(announce_drain)
-    failures = load_failures(settings, paths)
-    bootstrapper = Bootstrapper(partial(_build_model, settings, paths, lock, metrics, failures=failures), draining)
+    seats = Seats(settings.memory_bytes or half_of_memory(), strict=settings.memory_bytes > 0, most=settings.max_models)
+    workshop = _Workshop(settings, paths, lock, metrics, seats)
+    pool = Pool(
+        names=workshop.read_names,
+        build=workshop.build,
+        is_installed=workshop.is_installed,
+        keep_alive=settings.idle_timeout,
+        seats=seats,
+        draining=draining,
+        on_close=workshop.close,
+    )
 
     async def build_face() -> Face:
         with importing:
             for module in ("runed.backends.llama", "runed.daemon.host"):
                 importing.submit(importlib.import_module, module)
             made = await metrics.get()
-            build = partial(_build_face, settings, listener, http, bootstrapper=bootstrapper, draining=draining, metrics=made)
+            build = partial(_build_face, settings, listener, http, pool=pool, draining=draining, metrics=made)
             return await asyncio.get_running_loop().run_in_executor(importing, build)
 
-    return Daemon(bootstrapper, draining, build_face)
+    return Daemon(pool, draining, build_face)
 
 
 def _build_metrics() -> Metrics:
@@ -104,7 +119,7 @@ def _build_face(
     listener: Listener,
     http: Loopback | None,
     *,
-    bootstrapper: Bootstrapper,
+    pool: Pool,
     draining: Draining,
     metrics: Metrics,
 ) -> Face:
@@ -129,8 +144,8 @@ def _build_face(
         max_queued_bytes=settings.queue_bytes,
         restrictions=restrictions(),
     )
-    host = DaemonHost(facts, bootstrapper=bootstrapper, draining=draining, metrics=metrics)
-    add_gauges(metrics, host, bootstrapper)
+    host = DaemonHost(facts, pool=pool, draining=draining, metrics=metrics)
+    add_gauges(metrics, host, pool)
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
@@ -143,22 +158,118 @@ def _build_face(
     return Face(host, servers)
 
 
-async def _build_model(
-    settings: Settings,
-    paths: Paths,
-    lock: LockFile,
-    metrics: Later[Metrics],
-    report: Callable[[Progress], None],
-    *,
-    failures: DeviceFailures,
-) -> ServedModel:
-    """Get engine and model, begin to start the engine, and construct the parts that serve them."""
-    installation = await install(settings, paths, report=report, check_model=_check_model, failures=failures)
-    # In threads, since imports take 0.1 s, and so does reading the metadata of a large vocabulary.
-    backend = await asyncio.to_thread(_build_backend, settings, paths, lock, installation)
-    async with _starting(backend):
-        scheduler = await run_in_thread(partial(_build_scheduler, settings, paths, installation, backend, await metrics.get()))
-    return ServedModel(scheduler, installation, failures)
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """The parts that all models share."""
+
+    batcher: Batcher
+    cache: VectorCache
+    metrics: Metrics
+
+
+class _Workshop:
+    """Makes the parts that serve a model, and those that all models share.
+
+    Args:
+        settings: The settings.
+        paths: The files of the home.
+        lock: The daemon's lock of the home.
+        metrics: Counts and measures.
+        seats: The room for engines.
+    """
+
+    def __init__(self, settings: Settings, paths: Paths, lock: LockFile, metrics: Later[Metrics], seats: Seats) -> None:
+        self._settings = settings
+        self._paths = paths
+        self._lock = lock
+        self._metrics = metrics
+        self._seats = seats
+        self._failures = load_failures(settings, paths)
+        self._common: asyncio.Task[_Common] | None = None
+
+    async def read_names(self) -> ModelNames:
+        """Return the models that requests may name."""
+        return await read_catalog(self._settings, self._paths, report=lambda _: None)
+
+    def is_installed(self, spec: ModelSpec) -> bool:
+        """Return whether the file of a model is on this machine."""
+        return (spec.path or self._paths.model(spec.name)).is_file()
+
+    async def build(self, spec: ModelSpec | None, report: Callable[[Progress], None]) -> ServedModel:
+        """Get engine and model, and construct the parts that serve them. Begin to start the engine of the default model.
+
+        Args:
+            spec: The model; None means the default one.
+            report: Takes the progress.
+        """
+        installation = await install(
+            self._settings, self._paths, report=report, check_model=_check_model, wanted=spec, failures=self._failures
+        )
+        name = served_name(installation)
+        # The files of the default model's engine have the names that they have had with one model.
+        paths = self._paths if spec is None else replace(self._paths, engine_name=name)
+        # In threads, since imports take 0.1 s, and so does reading the metadata of a large vocabulary.
+        backend = await asyncio.to_thread(_build_backend, self._settings, paths, self._lock, installation)
+        seat = _build_seat(backend, self._seats, name=name, file_bytes=installation.model.stat().st_size)
+        async with _starting(seat) if spec is None else contextlib.nullcontext():
+            centroids = await run_in_thread(partial(_restore_centroids, paths, backend.model))
+            scheduler = self._build_scheduler(installation, seat, centroids, await self._shared())
+        seat.demand = scheduler.demand
+        return ServedModel(scheduler, installation, self._failures, seat)
+
+    async def close(self) -> None:
+        """Write the vectors that wait to be written, and close the cache. All models must be closed."""
+        if self._common is not None:
+            await (await self._common).cache.close()
+
+    async def _shared(self) -> _Common:
+        if self._common is None:
+            self._common = asyncio.create_task(self._build_common())
+        return await asyncio.shield(self._common)
+
+    async def _build_common(self) -> _Common:
+        metrics = await self._metrics.get()
+        return await run_in_thread(partial(_build_common, self._settings, self._paths, metrics))
+
+    def _build_scheduler(self, installation: Installation, seat: Seat, centroids: CentroidStore, common: _Common) -> Scheduler:
+        from runed.domain.traits import traits_of  # noqa: PLC0415 # as above
+        from runed.scheduling.reranking import RerankScheduler  # noqa: PLC0415 # as above
+        from runed.scheduling.scheduler import Scheduler  # noqa: PLC0415 # as above
+
+        spec = installation.spec
+        kind = RerankScheduler if spec.kind is ModelKind.RERANK else Scheduler
+        return kind(
+            seat,
+            batcher=common.batcher,
+            name=seat.name,
+            idle_timeout=self._settings.idle_timeout if spec.keep_alive is None else spec.keep_alive,
+            cache=common.cache,
+            metrics=common.metrics,
+            centroids=centroids,
+            engine_version=installation.engine_version,
+            device=installation.device,
+            traits=traits_of(seat.model, spec.traits, spec.own),
+        )
+
+
+def _build_common(settings: Settings, paths: Paths, metrics: Metrics) -> _Common:
+    from runed.backends.llama.process import reap_orphan  # noqa: PLC0415 # as above
+    from runed.scheduling import scheduler  # noqa: F401, PLC0415 # as above
+    from runed.scheduling.batcher import Batcher  # noqa: PLC0415 # as above
+    from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
+
+    for record in paths.engine_records:
+        reap_orphan(record)
+    queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
+    return _Common(Batcher(limits=queue, metrics=metrics), _build_cache(settings, paths), metrics)
+
+
+def _restore_centroids(paths: Paths, model: ModelInfo) -> CentroidStore:
+    from runed.routing.store import CentroidStore  # noqa: PLC0415 # as above
+
+    centroids = CentroidStore(paths.centroids, dim=model.dim, model=model.identity)
+    centroids.restore()
+    return centroids
 
 
 def _check_model(path: Path) -> None:
@@ -168,22 +279,32 @@ def _check_model(path: Path) -> None:
 
 
 def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
-    from runed.backends.llama import backend_for  # noqa: PLC0415 # as above
+    from runed.backends.llama import LlamaBackend, LlamaReranker  # noqa: PLC0415 # as above
 
-    return backend_for(installation.model)(
+    kind = LlamaReranker if installation.spec.kind is ModelKind.RERANK else LlamaBackend
+    return kind(
         executable=installation.llama_server,
         model=installation.model,
         model_sha256=installation.model_sha256,
         paths=paths,
         ctx_size=settings.ctx_size,
+        pooling=installation.spec.pooling,
         profile=settings.profile,
         device=installation.device,
         holds_home=lock.is_current,
     )
 
 
+def _build_seat(backend: LlamaBackend, seats: Seats, *, name: str, file_bytes: int) -> Seat:
+    from runed.backends.llama import LlamaReranker  # noqa: PLC0415 # as above
+
+    if isinstance(backend, LlamaReranker):
+        return PairSeat(backend, seats, name=name, file_bytes=file_bytes)
+    return Seat(backend, seats, name=name, file_bytes=file_bytes)
+
+
 @contextlib.asynccontextmanager
-async def _starting(backend: LlamaBackend) -> AsyncIterator[None]:
+async def _starting(backend: Seat) -> AsyncIterator[None]:
     """Let the engine start during the block. It ends if the block fails."""
 
     async def start() -> None:
@@ -198,30 +319,6 @@ async def _starting(backend: LlamaBackend) -> AsyncIterator[None]:
         await backend.stop()
         await asyncio.wait([starting])
         raise
-
-
-def _build_scheduler(
-    settings: Settings, paths: Paths, installation: Installation, backend: LlamaBackend, metrics: Metrics
-) -> Scheduler:
-    from runed.routing.store import CentroidStore  # noqa: PLC0415 # as above
-    from runed.scheduling.batcher import Batcher  # noqa: PLC0415 # as above
-    from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
-    from runed.scheduling.reranking import scheduler_for  # noqa: PLC0415 # as above
-
-    centroids = CentroidStore(paths.centroids, dim=backend.model.dim, model=backend.model.identity)
-    centroids.restore()
-    queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
-    return scheduler_for(backend)(
-        backend,
-        batcher=Batcher(limits=queue, metrics=metrics),
-        idle_timeout=settings.idle_timeout,
-        cache=_build_cache(settings, paths),
-        metrics=metrics,
-        centroids=centroids,
-        engine_version=installation.engine_version,
-        device=installation.device,
-        traits=installation.traits,
-    )
 
 
 def _build_cache(settings: Settings, paths: Paths) -> VectorCache:

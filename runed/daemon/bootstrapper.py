@@ -76,17 +76,25 @@ class Bootstrapper:
     Args:
         build: Gets engine and model and returns them, ready to be started. Its argument is a function that takes the progress.
         draining: Tells whether the daemon takes calls.
+        starts: Whether to start the engine before the first text.
 
     Attributes:
         model: The model; None until it is there.
         progress: The progress of the bootstrap that runs, or of the last one.
     """
 
-    def __init__(self, build: Callable[[Callable[[Progress], None]], Awaitable[ServedModel]], draining: Draining) -> None:
+    def __init__(
+        self,
+        build: Callable[[Callable[[Progress], None]], Awaitable[ServedModel]],
+        draining: Draining,
+        *,
+        starts: bool = True,
+    ) -> None:
         self.model: ServedModel | None = None
         self.progress = _NOTHING_DONE
         self._build = build
         self._draining = draining
+        self._starts = starts
         self._failure: _Failure | None = None
         self._bootstrap: asyncio.Task[None] | None = None
         # Cleared only while a bootstrap runs that has found nothing to download.
@@ -165,7 +173,7 @@ class Bootstrapper:
             if failed is not None:
                 await failed.give_way()
             await self._get_model()
-            if (model := self.model) is None:
+            if (model := self.model) is None or not self._starts:
                 return
             # A failed start shows in the backend's state, and the next call tries again.
             with contextlib.suppress(RunedError):

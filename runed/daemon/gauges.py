@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from runed.backends.base import BackendState, BackendStatus
-from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.host import DaemonHost
+from runed.daemon.pool import Pool
 from runed.domain.requests import Lane
 from runed.domain.status import Load
 from runed.metrics import Metrics
 
 
-def add_gauges(metrics: Metrics, host: DaemonHost, bootstrapper: Bootstrapper) -> None:
-    """Add the numbers of the host, of its engine and of its queues to the metrics. They are 0 until there is a model."""
+def add_gauges(metrics: Metrics, host: DaemonHost, pool: Pool) -> None:
+    """Add the numbers of the host, of the engines and of the queues to the metrics. They are 0 until there is a model."""
 
-    def state(read: Callable[[BackendState], float]) -> Callable[[], float]:
-        return lambda: read(bootstrapper.model.state) if bootstrapper.model else 0
+    def default(read: Callable[[BackendState], float]) -> Callable[[], float]:
+        return lambda: read(pool.default.model.state) if pool.default.model else 0
 
     def load(read: Callable[[Load], float]) -> Callable[[], float]:
-        return lambda: read(bootstrapper.model.scheduler.load) if bootstrapper.model else 0
+        return lambda: read(models[0].scheduler.load) if (models := pool.all_served()) else 0
 
     def queued(lane: Lane, part: int) -> Callable[[], float]:
         return load(lambda load: load.queued[lane][part])
@@ -28,8 +28,19 @@ def add_gauges(metrics: Metrics, host: DaemonHost, bootstrapper: Bootstrapper) -
     watch("runed_uptime_seconds", "Seconds since the daemon started.", lambda: host.uptime)
     watch("runed_requests_total", "Embedding calls that could be read, including failed ones.", lambda: host.total_requests)
     watch("runed_requests_in_flight", "Embedding calls being served.", lambda: host.in_flight)
-    watch("runed_engine_up", "Whether llama-server is ready.", state(lambda state: state.status is BackendStatus.READY))
-    watch("runed_engine_restarts_total", "How often llama-server died and was replaced.", state(lambda state: state.restarts))
+    watch(
+        "runed_engine_up",
+        "Whether the default model's llama-server is ready.",
+        default(lambda state: state.status is BackendStatus.READY),
+    )
+    watch(
+        "runed_engine_restarts_total",
+        "How often the default model's llama-server died and was replaced.",
+        default(lambda state: state.restarts),
+    )
+    watch("runed_engines", "Engines that run.", lambda: sum(bool(served.state.pid) for served in pool.all_served()))
+    watch("runed_engines_memory_bytes", "The memory that is counted for all engines.", lambda: pool.seats.used)
+    watch("runed_engine_starts_total", "How often an engine got room.", lambda: pool.seats.starts)
     watch("runed_cache_entries", "Vectors in the cache of the memory.", load(lambda load: load.cache_entries))
     watch("runed_cache_bytes", "The memory that cached vectors take.", load(lambda load: load.cache_bytes))
     watch("runed_disk_cache_bytes", "The size of the cache on disk.", load(lambda load: load.disk_cache_bytes))

@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 
-from runed.daemon.bootstrapper import Bootstrapper
 from runed.daemon.draining import DrainableStream, Draining
+from runed.daemon.pool import Pool
+from runed.domain.model_spec import ModelKind
+from runed.domain.model_status import ModelRoom, ModelStatus
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info, Status
-from runed.errors import WrongModelKindError
 from runed.metrics import Metrics
 from runed.scheduling.reranking import RerankScheduler
 
@@ -22,7 +23,7 @@ class DaemonHost:
 
     Args:
         daemon: The facts about the daemon alone.
-        bootstrapper: Has the model, or gets it.
+        pool: Has the models, or gets them.
         draining: Tells whether the daemon takes calls.
         metrics: Counts and measures.
 
@@ -31,11 +32,11 @@ class DaemonHost:
         in_flight: Embedding calls that are being served.
     """
 
-    def __init__(self, daemon: Info, *, bootstrapper: Bootstrapper, draining: Draining, metrics: Metrics) -> None:
+    def __init__(self, daemon: Info, *, pool: Pool, draining: Draining, metrics: Metrics) -> None:
         self.total_requests = 0
         self.in_flight = 0
         self._daemon = daemon
-        self._bootstrapper = bootstrapper
+        self._pool = pool
         self._draining = draining
         self._metrics = metrics
         self._started = time.monotonic()
@@ -50,7 +51,7 @@ class DaemonHost:
     ) -> EmbedAnswer:
         """Embed the texts of one call; see `Host.embed`."""
         with self._counted():
-            scheduler = await self._bootstrapper.scheduler()
+            scheduler = await self._pool.scheduler(options.model)
             return await scheduler.embed(texts, options, client=client, per_item_errors=per_item_errors)
 
     async def embed_stream(
@@ -58,7 +59,7 @@ class DaemonHost:
     ) -> AsyncGenerator[StreamAnswer]:
         """Embed the texts of one stream; see `Host.embed_stream`."""
         with self._counted():
-            scheduler = await self._bootstrapper.scheduler()
+            scheduler = await self._pool.scheduler(options.model)
             source = DrainableStream(chunks, self._draining)
             async with contextlib.aclosing(scheduler.embed_stream(source.chunks(), options, client=client)) as answers:
                 async for answer in answers:
@@ -68,58 +69,77 @@ class DaemonHost:
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         """Count the tokens of texts; see `Host.count_tokens`."""
-        return await (await self._bootstrapper.scheduler()).count_tokens(texts, options)
+        return await (await self._pool.scheduler(options.model)).count_tokens(texts, options)
 
     async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
         """Rank documents by their relevance to a query; see `Host.rerank`."""
         with self._counted():
-            scheduler = await self._bootstrapper.scheduler()
-            if not isinstance(scheduler, RerankScheduler):
-                raise WrongModelKindError("the model of this daemon makes embeddings and does not rerank; name a reranker")
+            scheduler = await self._pool.scheduler(options.model, ModelKind.RERANK)
+            assert isinstance(scheduler, RerankScheduler)
             return await scheduler.rerank(query, documents, options, client=client)
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the centroid set; see `Host.set_centroids`."""
-        return await (await self._bootstrapper.scheduler()).centroids.install(header, batches)
+        return await (await self._pool.scheduler(header.model)).centroids.install(header, batches)
 
-    async def warm_up(self) -> None:
+    async def warm_up(self, model: str = "") -> None:
         """Start the engine ahead of the first text; see `Host.warm_up`."""
-        await (await self._bootstrapper.scheduler()).start()
+        await (await self._pool.scheduler(model)).start()
 
-    async def settle(self) -> None:
+    async def unload(self, model: str = "") -> None:
+        """Stop the engine of a model; see `Host.unload`."""
+        await self._pool.unload(model)
+
+    async def settle(self, model: str = "") -> None:
         """Wait until the model is known, but not for a download; see `Host.settle`."""
-        await self._bootstrapper.settle()
+        await self._pool.settle(model)
+
+    async def models(self) -> list[ModelStatus]:
+        """Describe all models; see `Host.models`."""
+        return await self._pool.list()
+
+    async def model(self, name: str = "") -> ModelStatus:
+        """Describe a model; see `Host.model`."""
+        return await self._pool.describe(name)
+
+    def room(self) -> ModelRoom:
+        """Describe the bounds of the engines; see `Host.room`."""
+        seats = self._pool.seats
+        return ModelRoom(memory_limit=seats.limit, memory_bytes=seats.used, max_loaded_models=seats.most)
 
     def metrics(self) -> bytes:
         """Return the metrics; see `Host.metrics`."""
         return self._metrics.render()
 
-    def info(self) -> Info:
-        """Describe the daemon and its model; see `Host.info`."""
-        model = self._bootstrapper.model
-        return self._daemon if model is None else model.describe(self._daemon)
+    def info(self, model: str = "") -> Info:
+        """Describe the daemon and a model; see `Host.info`."""
+        served = self._pool.served(model)
+        return self._daemon if served is None else served.describe(self._daemon)
 
-    def health(self) -> Health:
+    def health(self, model: str = "") -> Health:
         """Describe the present state; see `Host.health`."""
-        model, progress = self._bootstrapper.model, self._bootstrapper.progress
-        status, phase, message = self._bootstrapper.situation
+        served, (situation, progress) = self._pool.served(model), self._pool.situation(model)
+        status, phase, message = situation
         if self._draining.begun:
             status, phase, message = Status.SHUTTING_DOWN, None, f"finishing {self.in_flight} requests in flight"
-        installing = status is Status.LOADING and model is None
+            progress = None
+        everything = self._pool.all_served()
         return Health(
             status=status,
             phase=phase,
-            bytes_done=progress.bytes_done if installing else 0,
-            bytes_total=progress.bytes_total if installing else 0,
-            downloading=progress.downloading if installing else False,
+            bytes_done=progress.bytes_done if progress else 0,
+            bytes_total=progress.bytes_total if progress else 0,
+            downloading=progress.downloading if progress else False,
             message=message,
             uptime_seconds=int(self.uptime),
             total_requests=self.total_requests,
             in_flight_requests=self.in_flight,
             pid=os.getpid(),
-            engine_pid=model.state.pid if model else 0,
-            engine_restarts=model.state.restarts if model else 0,
-            load=model.scheduler.load if model else None,
+            engine_pid=served.state.pid if served else 0,
+            engine_restarts=served.state.restarts if served else 0,
+            load=everything[0].scheduler.load if everything else None,
+            model=served.scheduler.name if served else "",
+            loaded_models=sum(bool(other.state.pid) for other in everything),
         )
 
     def shut_down(self, grace: float | None) -> None:

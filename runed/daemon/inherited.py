@@ -78,6 +78,11 @@ def restrictions() -> list[str]:
     return [*_scheduling(), *_limits(), *_cgroup()]
 
 
+def half_of_memory() -> int:
+    """Return half of the bytes of memory that the machine has, or that the control group allows if that is less."""
+    return min([psutil.virtual_memory().total, *_memory_limits()]) // 2
+
+
 def _set_limit(limit: int, *choices: tuple[int, int]) -> None:
     """Set a limit to the first of several pairs, soft and hard, that is allowed."""
     for choice in choices:
@@ -123,16 +128,28 @@ def _limits() -> Iterator[str]:
 def _cgroup() -> Iterator[str]:
     """Yield the tightest limits of the control group and those above it, on Linux with cgroup v2."""
     with suppress(OSError):
-        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
-        memory: list[int] = []
+        own = _own_cgroup()
         processors: list[float] = []
         for group in (_CGROUPS / own, *(_CGROUPS / own).parents):
             with suppress(OSError, ValueError):  # "max" is no number, and the topmost group has no limits
-                memory.append(int((group / "memory.max").read_text()))
-            with suppress(OSError, ValueError):
                 quota, period = (group / "cpu.max").read_text().split()
                 processors.append(int(quota) / int(period))
-        if memory:
+        if memory := _memory_limits():
             yield f"at most {min(memory) // 1024**2:,} MiB of memory (cgroup /{own})"
         if processors:
             yield f"at most {min(processors):g} processors (cgroup /{own})"
+
+
+def _own_cgroup() -> str:
+    return Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+
+
+def _memory_limits() -> list[int]:
+    """Return the bytes of memory that the control group and those above it allow, as far as they bound it."""
+    limits: list[int] = []
+    with suppress(OSError):
+        own = _CGROUPS / _own_cgroup()
+        for group in (own, *own.parents):
+            with suppress(OSError, ValueError):  # as in `_cgroup`
+                limits.append(int((group / "memory.max").read_text()))
+    return limits

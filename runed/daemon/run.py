@@ -97,13 +97,13 @@ async def _serve_until_drained(
     draining = daemon.draining
     with _signals_call(partial(draining.begin, SIGNAL_GRACE)):
         # First, so that an engine that is installed loads its model while the servers are made.
-        daemon.bootstrapper.begin()
+        daemon.pool.begin()
         try:
             face = await daemon.build_face()
             for server in face.servers:
                 await server.start()
         except BaseException:
-            await daemon.bootstrapper.close()
+            await daemon.pool.close()
             raise
         if ready_fd is not None:
             _announce(ready_fd)
@@ -115,9 +115,9 @@ async def _serve_until_drained(
         async with _eviction_watch(lock, listener, draining):
             await draining.wait()
             _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)
-            daemon.bootstrapper.interrupt()
+            daemon.pool.interrupt()
             await draining.stop(face.servers)
-        await daemon.bootstrapper.close()
+        await daemon.pool.close()
     _log.info("stopped", uptime_seconds=round(host.uptime), requests=host.total_requests)
 
 

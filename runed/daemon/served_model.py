@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from runed.backends.base import BackendState, BackendStatus
 from runed.bootstrap import DeviceFailures, Installation
+from runed.daemon.seats import Seat
+from runed.domain.model_status import ModelStatus
 from runed.domain.status import Info, LoadingPhase, Status
 
 if TYPE_CHECKING:
@@ -24,11 +26,13 @@ class ServedModel:
         scheduler: Shares the model's engine among callers.
         installation: The files of engine and model.
         failures: The devices that failed on this machine.
+        seat: The room of the engine.
     """
 
     scheduler: Scheduler
     installation: Installation
     failures: DeviceFailures
+    seat: Seat
 
     @property
     def state(self) -> BackendState:
@@ -66,6 +70,33 @@ class ServedModel:
             self.failures.remember(use, self.state.reason)
         await self.scheduler.close(replaced=True)
 
+    def status(self, known: ModelStatus) -> ModelStatus:
+        """Describe the model to its users.
+
+        Args:
+            known: What is known of it without its file.
+        """
+        scheduler, model = self.scheduler, self.scheduler.backend.model
+        return replace(
+            known,
+            size_bytes=self.seat.file_bytes,
+            installed=True,
+            loaded=self.state.status in {BackendStatus.READY, BackendStatus.STARTING, BackendStatus.SILENT},
+            memory_bytes=self.seat.peak,
+            last_used_at=int(scheduler.last_used),
+            keep_alive_seconds=scheduler.idle_timeout,
+            vector_dim=model.dim,
+            min_dimensions=scheduler.min_dimensions,
+            max_text_length=model.max_tokens,
+            pooling=model.pooling,
+            query_prompt=scheduler.traits.query_prompt,
+            document_prompt=scheduler.traits.document_prompt,
+            default_instruction=scheduler.traits.default_instruction,
+            fingerprint=scheduler.fingerprint(model.dim),
+            model_identity=model.identity,
+            architecture=model.architecture,
+        )
+
     def describe(self, daemon: Info) -> Info:
         """Return the Info of a daemon that serves this model.
 
@@ -78,6 +109,7 @@ class ServedModel:
             model_identity=model.identity,
             vector_dim=model.dim,
             max_text_length=model.max_tokens,
+            model=scheduler.name,
             model_name=model.name,
             model_variant=self.installation.variant,
             pooling=model.pooling,
@@ -93,3 +125,8 @@ class ServedModel:
             device=self.installation.device.description,
             company_cosine=self.state.company_cosine,
         )
+
+
+def served_name(installation: Installation) -> str:
+    """Return the full name of an installed model. It may be another variant than the one that was wanted."""
+    return installation.variant or installation.spec.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 import msgspec
@@ -40,6 +40,7 @@ class ModelInfo:
         sha256: The SHA-256 of the file, in hexadecimal.
         unknown_token: The token in place of a word that the vocabulary lacks, or None.
         special_tokens: Number and text of each special token, such as (102, "[SEP]").
+        origins: Further names in the file, and the addresses of what it was made from.
     """
 
     identity: str
@@ -52,6 +53,7 @@ class ModelInfo:
     sha256: str
     unknown_token: int | None = None
     special_tokens: tuple[tuple[int, str], ...] = ()
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,21 @@ class ModelTraits:
     min_dimensions: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTraits:
+    """The traits that the user has set. None leaves a trait as it is; "" and 0 take it away."""
+
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    default_instruction: str | None = None
+    min_dimensions: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+    def over(self, traits: ModelTraits) -> ModelTraits:
+        """Return traits with those of the user in their places."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(traits, **{name: value for name, value in own.items() if value is not None})
+
+
 PROMPTS_VERSION = 1
 """Version of the construction of prompts. Raise it with each change, since a change of prompts changes vectors."""
 
@@ -84,21 +101,8 @@ ones.
 
 2: The first versions computed long texts in half precision, with cosines down to 0.9997."""
 
-_PLACE = "{instruction}"
-
-_QWEN3_EMBEDDING = ModelTraits(
-    query_prompt=f"Instruct: {_PLACE}\nQuery:",
-    default_instruction="Given a web search query, retrieve relevant passages that answer the query",
-    min_dimensions=32,
-)
-"""The traits of Qwen3-Embedding, from its model card."""
-
-
-def traits_of(model: ModelInfo) -> ModelTraits:
-    """Return the traits of a model by the metadata of its file. An unknown model has none."""
-    if model.architecture == "qwen3" and model.pooling == "last":
-        return _QWEN3_EMBEDDING
-    return ModelTraits()
+INSTRUCTION_PLACE = "{instruction}"
+"""Where the instruction stands in the prompt of a query."""
 
 
 def prompt_for(options: EmbedOptions, traits: ModelTraits) -> str:
@@ -115,7 +119,7 @@ def prompt_for(options: EmbedOptions, traits: ModelTraits) -> str:
     if options.instruction:
         if options.role is not Role.QUERY:
             raise BadInstructionError("an instruction is for queries; set the role to query, or leave the instruction out")
-        if _PLACE not in template:
+        if INSTRUCTION_PLACE not in template:
             raise BadInstructionError("this model takes no instruction (Info.query_prompt has no place for it); leave it out")
         if len(options.instruction) > MAX_INSTRUCTION:
             raise BadInstructionError(
@@ -124,7 +128,7 @@ def prompt_for(options: EmbedOptions, traits: ModelTraits) -> str:
             )
         if options.instruction.isspace() or "\0" in options.instruction:
             raise BadInstructionError("the instruction is only white space or has a NUL; write one sentence, or leave it out")
-    return template.replace(_PLACE, options.instruction or traits.default_instruction)
+    return template.replace(INSTRUCTION_PLACE, options.instruction or traits.default_instruction)
 
 
 def dimensions_for(options: EmbedOptions, model: ModelInfo, traits: ModelTraits) -> int:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from runed.domain.model import ModelTraits
+from runed.domain.model import ModelTraits, OwnTraits
+
+_PERMISSIVE = frozenset({"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", "CC-BY-4.0", "Unlicense"})
+"""Licences that permit all usual uses, as SPDX identifiers."""
 
 
 class ModelKind(Enum):
@@ -32,6 +35,13 @@ class ModelSpec:
         licence: Its licence, as an SPDX identifier or as words; "" if it is not known.
         context: The most tokens that it was trained to read; 0 if only its file tells.
         size: The bytes of its file; 0 if they are not known.
+        own: The traits that the user has set. They go before all others.
+        source: Where its file comes from if the user has named a file of the model hub, as in "hf:owner/repository/file.gguf".
+        sha256: The hash of that file, in hexadecimal; "" if it is not known yet.
+        licence_url: The text of the licence, or "".
+        dimensions: The number of values of a vector; 0 if only its file tells.
+        engine_build: The first release of llama.cpp that runs it; 0 if any does.
+        hash_sources: In how many independent places its hash was found, if that is one; 0 otherwise.
     """
 
     family: str
@@ -45,8 +55,22 @@ class ModelSpec:
     licence: str = ""
     context: int = 0
     size: int = 0
+    own: OwnTraits = OwnTraits()  # noqa: RUF009 # immutable
+    source: str = ""
+    sha256: str = ""
+    licence_url: str = ""
+    dimensions: int = 0
+    engine_build: int = 0
+    hash_sources: int = 0
 
     @property
     def name(self) -> str:
         """The full name, such as "qwen3-embedding-0.6b.q6_K"."""
         return f"{self.family}.{self.variant}" if self.variant else self.family
+
+    @property
+    def notice(self) -> str:
+        """What a user must know of the licence before the first download; "" for one that permits all usual uses."""
+        if not self.licence or self.licence in _PERMISSIVE:
+            return ""
+        return f"{self.licence}, {self.licence_url}" if self.licence_url else self.licence

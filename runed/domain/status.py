@@ -108,6 +108,8 @@ class Health:
     load: Load | None = None
     downloading: bool = False
     """Whether `Status.LOADING` is a download. Calls do not wait for a download."""
+    model: str = ""
+    loaded_models: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +141,4 @@ class Info:
     device: str = ""
     company_cosine: float = 0.0
     tuned_at: str = ""
+    model: str = ""

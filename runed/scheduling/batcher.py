@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from runed.backends.base import BatchLimits, CountingEmbedder
 from runed.domain.requests import Lane
 from runed.errors import BatchTooLargeError, QueueFullError
-from runed.scheduling.counting import count
+from runed.scheduling.ahead import AheadCounter
 from runed.scheduling.line import BatchObserver, Line
 from runed.scheduling.queue import FairQueue, QueueEntry, QueueLimits
 
@@ -39,10 +39,10 @@ class Batcher:
         self._metrics = metrics
         self._queue = FairQueue(limits)
         self._lines: dict[str, Line] = {}
+        self._ahead = AheadCounter(self._queue, self._lines)
         self._entrance = asyncio.Lock()  # asyncio's lock serves its waiters in the order of their coming
         self._workers: dict[asyncio.Task[None], Line | None] = {}
         """Each worker with the line whose micro-batch it waits for. None stands for a moment without one."""
-        self._counter: asyncio.Task[object] | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
         self._gathering = ""  # the model whose texts are gathered
@@ -87,7 +87,7 @@ class Batcher:
         if self._wanted and self._has_gathered():
             self._gathered.set()
         self._staff()
-        self._count_ahead()
+        self._ahead.begin()
 
     async def room(self, line: Line, *, texts: int, size: int) -> None:
         """Wait until some texts may be submitted to the bulk lane.
@@ -218,7 +218,7 @@ class Batcher:
         now = asyncio.get_running_loop().time()
         for entry in batch:
             self._metrics.waited(entry.lane, now - entry.since)
-        self._count_ahead()
+        self._ahead.begin()
         if len(self._lines) > 1:
             self._staff()  # the engine may have to start
         await line.compute(batch)
@@ -262,26 +262,6 @@ class Batcher:
             or (len(self._lines) > 1 and bool(self._offers().keys() - {model}))
             or (model in self._lines and self._queue.fills(Lane.INTERACTIVE, model, self._lines[model].backend.limits))
         )
-
-    def _count_ahead(self) -> None:
-        """Count waiting texts during a micro-batch in flight, so that more of them fit into the next one."""
-        if self._counter is None and (entries := self._uncounted()):
-            line = self._lines[entries[0].model]
-            self._counter = line.spawn(self._count_waiting())
-            self._counter.add_done_callback(self._counting_ended)
-
-    def _uncounted(self) -> list[QueueEntry]:
-        # Not while an engine starts, which would make the next texts of another model wait.
-        counting = {line.name: line.backend.limits for line in self._lines.values() if line.flight}
-        return self._queue.uncounted(counting) if counting else []
-
-    async def _count_waiting(self) -> None:
-        while entries := self._uncounted():
-            if not await count(entries, self._lines[entries[0].model].backend):
-                break  # otherwise a backend that cannot count would be asked again and again
-
-    def _counting_ended(self, _: object) -> None:
-        self._counter = None
 
 
 def _describe(limits: QueueLimits) -> str:

@@ -6,8 +6,8 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from runed.backends.base import LocalBackend, PairBackend, pair
-from runed.domain.model import RANK, reads_last
+from runed.backends.base import PairBackend, pair
+from runed.domain.model import reads_last
 from runed.domain.ranking import Ranked, RerankAnswer, RerankOptions, relevance
 from runed.domain.requests import Embedding, EmbedOptions, Lane, Truncate
 from runed.errors import EmptyTextError, TextTooLongError
@@ -17,11 +17,6 @@ from runed.scheduling.scheduler import INTERACTIVE_BATCH, Scheduler
 from runed.turns import breathe_before
 
 _SCORE = struct.Struct("<f")
-
-
-def scheduler_for(backend: LocalBackend) -> type[Scheduler]:
-    """Return the class of the scheduler of a backend, by the kind of its model."""
-    return RerankScheduler if backend.model.pooling == RANK else Scheduler
 
 
 def check_query(query: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,10 @@ from contextlib import contextmanager
 from runed.backends.base import LocalBackend
 from runed.caching.cache import VectorCache
 from runed.domain.device import CPU, Device
-from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for, traits_of
+from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, StreamAnswer, StreamItem, VectorSpace
 from runed.domain.status import Load
+from runed.domain.traits import traits_of
 from runed.errors import RunedError
 from runed.log import get_logger
 from runed.metrics import Metrics
@@ -57,6 +59,7 @@ class Scheduler:
         name: The name of the model.
         idle_timeout: As above.
         demand: The calls that wait for the engine, by lane.
+        last_used: The time of the last call with texts, in seconds since 1970; 0 before the first one.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Scheduler:
         self.name = name
         self.idle_timeout = idle_timeout
         self.demand: Counter[Lane] = Counter()
+        self.last_used = 0.0
         self._cache = cache
         self._metrics = metrics
         self.centroids = centroids
@@ -239,6 +243,7 @@ class Scheduler:
         return Preparer(self.backend)
 
     def _terms(self, options: EmbedOptions, client: str, lane: Lane, *, strict: bool = False, streamed: bool = False) -> Terms:
+        self.last_used = time.time()
         dimensions = dimensions_for(options, self.backend.model, self.traits)
         prompt = prompt_for(options, self.traits)
         native = dimensions == self.backend.model.dim

@@ -163,6 +163,7 @@ async def test_info_tells_all(served: Served) -> None:
         device="fake device",
         company_cosine=0.75,
         tuned_at="2026-11-28T12:00:00+00:00",
+        model="fake.f32",
     )
 
 

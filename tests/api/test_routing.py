@@ -57,7 +57,7 @@ async def push(
 async def test_set_reaches_the_host_as_it_was_sent(protocol: str, served: Served) -> None:
     refusal, answers = await push(served, WHOLE, protocol)
     assert refusal is None
-    assert answers == [pb.SetCentroidsResponse(version="sha256:1", nlist=5)]
+    assert answers == [pb.SetCentroidsResponse(version="sha256:1", nlist=5, model="fake.f32")]
     check_whole(served)
 
 
@@ -73,7 +73,7 @@ async def test_over_http1_too(protocol: str, served: Served) -> None:
     answer = response.content[5 : 5 + size]
     message = pb.SetCentroidsResponse()
     assert (Parse(answer, message) if "json" in protocol else message.FromString(answer)) == pb.SetCentroidsResponse(
-        version="sha256:1", nlist=5
+        version="sha256:1", nlist=5, model="fake.f32"
     )
     check_whole(served)
 

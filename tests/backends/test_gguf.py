@@ -229,6 +229,28 @@ def test_chat_model_is_refused_and_early_qwen3_embedding_is_not(file: Path) -> N
     assert read_gguf(file).pooling == "last"
 
 
+def test_own_pooling_takes_the_place_of_that_of_the_file(file: Path) -> None:
+    file.write_bytes(build_gguf({name: value for name, value in QWEN3.items() if name != "qwen3.pooling_type"}))
+    assert read_gguf(file, pooling="mean").pooling == "mean"
+    file.write_bytes(build_gguf(QWEN3 | {"qwen3.pooling_type": 3}))
+    assert read_gguf(file, pooling="cls").pooling == "cls"
+
+
+def test_vectors_have_the_width_of_the_last_layer(file: Path) -> None:
+    """EmbeddingGemma 2 computes with 512 values and gives vectors of 768."""
+    file.write_bytes(build_gguf(QWEN3 | {"qwen3.embedding_length": 512}))
+    assert read_gguf(file).dim == 512
+    file.write_bytes(build_gguf(QWEN3 | {"qwen3.embedding_length": 512, "qwen3.embedding_length_out": 768}))
+    assert read_gguf(file).dim == 768
+    assert "embedding_length_out" in refuse(file, build_gguf(QWEN3 | {"qwen3.embedding_length_out": 0}))
+
+
+def test_further_names_of_a_model_are_read(file: Path) -> None:
+    address = "https://example.com/intfloat/e5-base-v2"
+    file.write_bytes(build_gguf(QWEN3 | {"general.base_model.0.repo_url": address, "general.basename": "e5\x1b"}))
+    assert read_gguf(file).origins == (r"e5\x1b", address)
+
+
 def test_old_conversion_that_appends_no_eos_is_refused(file: Path) -> None:
     assert "add_eos_token" in refuse(file, build_gguf(QWEN3 | {"tokenizer.ggml.add_eos_token": False}))
 

@@ -18,6 +18,7 @@ from runed.settings import (
     Setting,
     Settings,
     _boolean,
+    _flag,
     _loopback,
     _text,
     daemon_environment,
@@ -298,6 +299,83 @@ def test_engine_is_one_of_the_known_ones(home: Path) -> None:
         load_settings(home=home, environ={"RUNED_ENGINE": "metal"})
 
 
+def test_models_of_the_file_are_read_and_checked(home: Path) -> None:
+    entry = {"path": "~/m.gguf", "pooling": "mean", "query_prompt": "query: ", "min_dimensions": 64, "keep_alive": "30m"}
+    write_config(home, models={"mine": entry | {"aliases": ["e5"], "of_a_newer_version": 1}, "bge-m3": {"keep_alive": "0"}})
+    models = load_settings(home=home, environ={}).models
+    assert (models["mine"].path, models["mine"].keep_alive) == (Path("~/m.gguf").expanduser(), 1800)
+    assert (models["mine"].entry.query_prompt, models["mine"].entry.document_prompt) == ("query: ", None)
+    assert models["mine"].entry.aliases == ["e5"]
+    assert models["mine"].is_model
+    assert models["bge-m3"].keep_alive == 0
+    assert not models["bge-m3"].is_model
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"path": 1}, r"Expected `str.*models.*path"),
+        ({"path": "https://x/m.gguf"}, r"models in .*\.mine\.path='https://x/m\.gguf': accepted is the path"),
+        ({"path": "/m", "pooling": "rank"}, "Invalid enum value 'rank'"),
+        ({"path": "/m", "min_dimensions": -1}, "Expected `int` >= 0"),
+        ({"path": "/m", "keep_alive": "soon"}, r"mine\.keep_alive='soon': accepted is a duration"),
+        ({"path": "/m", "source": "hf:a/b/c", "sha256": "0" * 64}, "has both path and source"),
+        ({"source": "hf:a/b/c"}, "has a source without its sha256; let `runed pull hf:a/b/c` write the entry"),
+        ({"source": "hf:a/b/c", "sha256": "0" * 63}, "matching regex"),
+        ([], "Expected `object`"),
+    ],
+)
+def test_a_model_of_the_file_that_cannot_be_used_is_told(entry: object, words: str, home: Path) -> None:
+    write_config(home, models={"mine": entry})
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_settings(home=home, environ={})
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("environ", "config", "expected"),
+    [
+        ({}, {}, (None, "", None)),
+        ({}, {"default_model": "d"}, (None, "d", None)),
+        ({"RUNED_DEFAULT_MODEL": "e"}, {"default_model": "d"}, (None, "e", None)),
+        ({"RUNED_MODEL": "/m"}, {"default_model": "d"}, ("/m", "", None)),
+        ({"RUNED_MODEL_VARIANT": "v"}, {"default_model": "d"}, (None, "", "v")),
+        ({"RUNED_MODEL": "/m", "RUNED_DEFAULT_MODEL": "e"}, {}, ("/m", "", None)),
+        ({"RUNED_DEFAULT_MODEL": "e"}, {"model": "/m"}, (None, "e", None)),
+        ({"RUNED_DEFAULT_MODEL": "e"}, {"model": "/m", "model_variant": "v"}, (None, "e", "v")),
+        ({}, {"default_model": "d", "model": "/m"}, ("/m", "", None)),
+        ({}, {"default_model": "d", "model_variant": "v"}, (None, "d", "v")),
+        ({"RUNED_MODEL_VARIANT": "v"}, {"model": "/m"}, ("/m", "", "v")),
+    ],
+)
+def test_one_setting_chooses_the_default_model(
+    environ: dict[str, str], config: dict[str, str], expected: tuple[str | None, str, str | None], home: Path
+) -> None:
+    write_config(home, **config)
+    settings = load_settings(home=home, environ=environ)
+    model = None if settings.model is None else str(settings.model)
+    assert (model, settings.default_model, settings.model_variant) == expected
+
+
+def test_the_manifest_and_the_context_can_be_set_in_the_file(home: Path) -> None:
+    write_config(home, manifest="https://example.org/m.json", ctx_size=512, debug=True)
+    settings = load_settings(home=home, environ={})
+    assert (settings.manifest, settings.ctx_size, settings.debug) == ("https://example.org/m.json", 512, True)
+
+
+@pytest.mark.parametrize("value", ["mirror", "ftp://mirror", "https://"])
+def test_the_hub_is_a_web_url(value: str, home: Path) -> None:
+    assert load_settings(home=home, environ={"HF_ENDPOINT": "https://mirror/"}).hf_endpoint == "https://mirror"
+    with pytest.raises(SettingsError, match="HF_ENDPOINT=.*accepted is an https or http URL"):
+        load_settings(home=home, environ={"HF_ENDPOINT": value})
+
+
+def test_a_daemon_gets_the_variables_of_the_hub_and_its_engine_does_not() -> None:
+    env = {"HF_ENDPOINT": "https://mirror", "HF_TOKEN": "secret"}
+    assert daemon_environment(env) == env
+    assert not {*engine_environment(env)} & {*env}
+
+
 def test_documentation_shows_the_table_of_settings() -> None:
     def code(word: str) -> str:
         return f" `{word}` " if word else " "
@@ -315,12 +393,18 @@ def test_each_field_of_the_settings_is_one_of_the_table_with_the_same_default(ho
     assert load_settings(home=home, environ={}) == Settings(home)
     fields = {field.name for field in dataclasses.fields(Settings)} - {"home"}
     assert sorted(setting.field for setting in SETTINGS.values() if setting.field) == sorted(fields)
-    assert all(setting.variable in {"", f"RUNED_{name.upper()}"} for name, setting in SETTINGS.items())
+    # The variables of the model hub have the names that other programs read.
+    assert all(setting.variable in {"", f"RUNED_{name.upper()}", "HF_ENDPOINT"} for name, setting in SETTINGS.items())
+
+
+def test_every_variable_has_a_key_but_those_that_decide_where_and_whether_the_file_is_read() -> None:
+    keyless = {name for name, setting in SETTINGS.items() if setting.type is None}
+    assert keyless == {"home", "config", "trust_parents"}
 
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS.items())
 def test_each_setting_can_be_set_where_the_table_says(name: str, setting: Setting, home: Path) -> None:
-    text = {full_path: "/a/file", _loopback: "127.0.0.1:80", _text: "a-name", _boolean: "yes"}.get(
+    text = {full_path: "/a/file", _loopback: "127.0.0.1:80", _text: "a-name", _boolean: "yes", _flag: "yes"}.get(
         setting.parse, setting.default
     )
     if not setting.field or not text:
@@ -329,7 +413,7 @@ def test_each_setting_can_be_set_where_the_table_says(name: str, setting: Settin
     if setting.variable:
         assert getattr(load_settings(home=home, environ={setting.variable: text}), setting.field) == expected
     if setting.type:
-        write_config(home, **{name: setting.type(text) if setting.type in {int, bool} else text})
+        write_config(home, **{name: setting.type(text) if setting.type is int else True if setting.type is bool else text})
         assert getattr(load_settings(home=home, environ={}), setting.field) == expected
 
 

@@ -127,7 +127,8 @@ async def test_a_call_in_the_moment_in_which_the_device_fails_leaves_one_bootstr
     with LockFile(paths.daemon_lock) as lock, Listener.bind(paths.socket) as listener:
         assert lock.try_acquire()
         record = DaemonRecord.of_this_process(paths.socket, http="")
-        bootstrapper = assemble(settings, paths, lock=lock, record=record, listener=listener, http=None).bootstrapper
+        pool = assemble(settings, paths, lock=lock, record=record, listener=listener, http=None).pool
+        bootstrapper = pool.default
         bootstrapper.begin()
         async with asyncio.timeout(30):
             while bootstrapper.model is None or not bootstrapper.model.device_failed:  # noqa: ASYNC110 # no event tells it
@@ -136,7 +137,7 @@ async def test_a_call_in_the_moment_in_which_the_device_fails_leaves_one_bootstr
             await scheduler.start()
         assert bootstrapper.model is not None
         assert bootstrapper.model.installation.device.is_cpu
-        await bootstrapper.close()
+        await pool.close()
     gc.collect()
     assert failures == []
 
@@ -156,9 +157,10 @@ async def test_an_engine_that_started_too_early_ends(home: Path, tiny_qwen3: Pat
     with LockFile(paths.daemon_lock) as lock, Listener.bind(paths.socket) as listener:
         assert lock.try_acquire()
         record = DaemonRecord.of_this_process(paths.socket, http="")
-        bootstrapper = assemble(settings, paths, lock=lock, record=record, listener=listener, http=None).bootstrapper
+        pool = assemble(settings, paths, lock=lock, record=record, listener=listener, http=None).pool
+        bootstrapper = pool.default
         bootstrapper.begin()
         with pytest.raises(BackendUnavailableError, match="no room for the scheduler"):
             await bootstrapper.scheduler()
         assert all(process_gone(launch["pid"]) for launch in engine.launches)
-        await bootstrapper.close()
+        await pool.close()

@@ -110,6 +110,7 @@ class FakeHost(DaemonDouble):
 
     home: Path = Path("/")
     max_text_length: int = MAX_TOKENS
+    models_served: Sequence[str] = ("fake.f32", "other")
     asked: list[Asked] = field(default_factory=list)
     ranked: list[AskedToRank] = field(default_factory=list)
     taken: int = 0
@@ -178,7 +179,7 @@ class FakeHost(DaemonDouble):
         self.pushed.append((header, received))
         return header.version
 
-    def info(self) -> Info:
+    def info(self, model: str = "") -> Info:
         return Info(
             daemon_version="1.2.3",
             socket_path="/s",
@@ -205,9 +206,10 @@ class FakeHost(DaemonDouble):
             company_cosine=0.75,
             tuned_at="2026-11-28T12:00:00+00:00",
             centroid_set_version=self.pushed[-1][0].version if self.pushed else "",
+            model=self._model(model),
         )
 
-    def health(self) -> Health:
+    def health(self, model: str = "") -> Health:
         return Health(
             status=self.status,
             phase=self.phase,
@@ -220,6 +222,7 @@ class FakeHost(DaemonDouble):
             pid=2,
             engine_pid=3,
             engine_restarts=4,
+            model=self._model(model),
             load=self.load,
             downloading=self.downloading and self.phase is not LoadingPhase.STARTING_LLAMA_SERVER,
         )
@@ -254,6 +257,7 @@ class FakeHost(DaemonDouble):
             self.busy -= 1
 
     def _admit(self, options: EmbedOptions) -> None:
+        self._model(options.model)
         if options.with_route and not self.pushed:
             raise NoCentroidSetError("there is no centroid set to route by")
 
@@ -269,9 +273,8 @@ class FakeHost(DaemonDouble):
         return 0
 
     def _space(self, options: EmbedOptions) -> VectorSpace:
-        return VectorSpace(
-            fingerprint="fp", prompt=f"{options.role.value}:{options.instruction}" if options.instruction else ""
-        )
+        prompt = f"{options.role.value}:{options.instruction}" if options.instruction else ""
+        return VectorSpace(fingerprint="fp", prompt=prompt, model=self._model(options.model))
 
 
 def vector_of(text: str, dimensions: int = DIM) -> bytes:

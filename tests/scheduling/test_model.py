@@ -16,7 +16,6 @@ from runed.domain.model import (
     fingerprint,
     min_dimensions,
     prompt_for,
-    traits_of,
 )
 from runed.domain.requests import EmbedOptions, Role
 from runed.errors import BadDimensionsError, BadInstructionError
@@ -71,19 +70,6 @@ def test_fingerprint_does_not_depend_on_what_vectors_do_not() -> None:
     assert name(device=device) != name(device=replace(device, accelerator="cuda"))
     renamed = replace(QWEN, name="other", identity="sha256:34", max_tokens=9)
     assert name(renamed, replace(TRAITS, default_instruction="them", min_dimensions=16)) == name()
-
-
-@pytest.mark.parametrize(
-    ("architecture", "pooling", "known"),
-    [("qwen3", "last", True), ("qwen3", "mean", False), ("bert", "last", False), ("bert", "mean", False)],
-)
-def test_traits_are_known_of_one_model_only(architecture: str, pooling: str, *, known: bool) -> None:
-    traits = traits_of(replace(QWEN, architecture=architecture, pooling=pooling))
-    assert (traits != ModelTraits()) is known
-    if known:
-        default = "Given a web search query, retrieve relevant passages that answer the query"
-        assert prompt_for(EmbedOptions(role=Role.QUERY), traits) == f"Instruct: {default}\nQuery:"
-        assert (traits.document_prompt, traits.min_dimensions) == ("", 32)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,6 @@ from runed.api.rpc.batch_turns import BatchTurns
 from runed.api.rpc.decoding import whole
 from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
-from runed.errors import UnimplementedError
 from runed.scheduling.scheduler import INTERACTIVE_BATCH
 from runed.server import forget_message, owe
 
@@ -109,23 +108,26 @@ class RunedServicer:
     ) -> CountTokensResponse:
         """Count the tokens of many texts."""
         counts = await self._host.count_tokens(whole(list(request.texts)), messages.count_options(request))
-        return CountTokensResponse(token_counts=counts, max_text_length=self._host.info().max_text_length)
+        info = self._host.info(request.model)
+        return CountTokensResponse(token_counts=counts, max_text_length=info.max_text_length, model=info.model)
 
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         """Describe the daemon and its model. Wait until the model is known, unless it is being downloaded."""
         limit = None if ctx.timeout_ms is None else ctx.timeout_ms / 1000 * _SHARE_OF_DEADLINE
         with suppress(TimeoutError):
             async with asyncio.timeout(limit):
-                await self._host.settle()
-        return messages.info_response(self._host.info())
+                await self._host.settle(request.model)
+        return messages.info_response(self._host.info(request.model))
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
         """Describe the present state."""
-        return messages.health_response(self._host.health())
+        if request.model:
+            await self._host.model(request.model)  # without the names of the models, any name would mean the default one
+        return messages.health_response(self._host.health(request.model))
 
     async def warm_up(self, request: WarmUpRequest, ctx: RequestContext[WarmUpRequest, WarmUpResponse], /) -> WarmUpResponse:
         """Start the engine ahead of the first text."""
-        await self._host.warm_up()
+        await self._host.warm_up(request.model)
         return WarmUpResponse()
 
     async def rerank(self, request: RerankRequest, ctx: RequestContext[RerankRequest, RerankResponse], /) -> RerankResponse:
@@ -148,19 +150,21 @@ class RunedServicer:
         self, request: ListModelsRequest, ctx: RequestContext[ListModelsRequest, ListModelsResponse], /
     ) -> ListModelsResponse:
         """List the models that requests may name."""
-        raise UnimplementedError("this daemon has one model")
+        return messages.list_models_response(await self._host.models(), self._host.room())
 
     async def load_model(
         self, request: LoadModelRequest, ctx: RequestContext[LoadModelRequest, LoadModelResponse], /
     ) -> LoadModelResponse:
         """Start the engine of a model."""
-        raise UnimplementedError("this daemon has one model; use WarmUp")
+        await self._host.warm_up(request.model)
+        return LoadModelResponse(model=messages.model_message(await self._host.model(request.model)))
 
     async def unload_model(
         self, request: UnloadModelRequest, ctx: RequestContext[UnloadModelRequest, UnloadModelResponse], /
     ) -> UnloadModelResponse:
         """Stop the engine of a model."""
-        raise UnimplementedError("this daemon has one model")
+        await self._host.unload(request.model)
+        return UnloadModelResponse(model=messages.model_message(await self._host.model(request.model)))
 
     async def shutdown(
         self, request: ShutdownRequest, ctx: RequestContext[ShutdownRequest, ShutdownResponse], /
@@ -175,7 +179,7 @@ class RunedServicer:
         """Replace the set of routing centroids."""
         header = messages.centroid_header(await anext(request, None))
         version = await self._host.set_centroids(header, _batches(request))
-        return SetCentroidsResponse(version=version, nlist=header.nlist)
+        return SetCentroidsResponse(version=version, nlist=header.nlist, model=self._host.info(header.model).model)
 
     async def _embed(
         self,

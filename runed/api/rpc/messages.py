@@ -8,6 +8,8 @@ from typing import TypeVar
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from runed_proto.runed.v1 import runed_pb2 as pb
 
+from runed.domain.model_spec import ModelKind
+from runed.domain.model_status import ModelRoom, ModelStatus
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import (
     Centroid,
@@ -47,6 +49,7 @@ _PHASE = {
     LoadingPhase.FETCHING_MODEL: pb.HealthResponse.PHASE_FETCHING_MODEL,
     LoadingPhase.STARTING_LLAMA_SERVER: pb.HealthResponse.PHASE_STARTING_LLAMA_SERVER,
 }
+_KIND = {ModelKind.EMBEDDING: pb.Model.KIND_EMBEDDING, ModelKind.RERANK: pb.Model.KIND_RERANK}
 
 STREAM_MESSAGE_BYTES = 1024 * 1024
 """Approximate limit of a message of stream results, in bytes. By default, gRPC clients refuse more than 4 MiB."""
@@ -69,6 +72,7 @@ def embed_options(request: pb.EmbedRequest | pb.EmbedBatchRequest | pb.EmbedStre
         instruction=request.instruction,
         dimensions=request.dimensions,
         truncate=_member(_TRUNCATE, pb.Truncate, "truncate", request.truncate),
+        model=request.model,
         with_route=False if isinstance(request, pb.EmbedStreamRequest) else request.with_route,  # a stream has no routes
     )
 
@@ -79,7 +83,8 @@ def count_options(request: pb.CountTokensRequest) -> EmbedOptions:
     Raises:
         InvalidRequestError: An option has a value that the contract does not know.
     """
-    return EmbedOptions(role=_member(_ROLE, pb.Role, "role", request.role), instruction=request.instruction)
+    role = _member(_ROLE, pb.Role, "role", request.role)
+    return EmbedOptions(role=role, instruction=request.instruction, model=request.model)
 
 
 def rerank_options(request: pb.RerankRequest) -> RerankOptions:
@@ -128,7 +133,7 @@ def check_same_options(first: pb.EmbedStreamRequest, later: pb.EmbedStreamReques
     Raises:
         InvalidRequestError: The later message has another option.
     """
-    for field in ("lane", "role", "instruction", "dimensions", "truncate"):
+    for field in ("lane", "role", "instruction", "dimensions", "truncate", "model"):
         if (value := getattr(later, field)) and value != getattr(first, field):
             raise InvalidRequestError(
                 f"a later message of the stream has another {field} than the first one, whose options hold for the whole "
@@ -149,12 +154,14 @@ def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
     response = _embedding(item, answer.centroid_set_version)
     response.fingerprint = answer.space.fingerprint
     response.prompt = answer.space.prompt
+    response.model = answer.space.model
     return response
 
 
 async def embed_batch_response(answer: EmbedAnswer) -> pb.EmbedBatchResponse:
     """Return the response to a call with several texts."""
-    response = pb.EmbedBatchResponse(fingerprint=answer.space.fingerprint, prompt=answer.space.prompt)
+    space = answer.space
+    response = pb.EmbedBatchResponse(fingerprint=space.fingerprint, prompt=space.prompt, model=space.model)
     for index, item in enumerate(answer.items):
         await breathe_before(index)
         response.embeddings.append(_outcome(item, answer.centroid_set_version))
@@ -184,7 +191,7 @@ def centroid_header(request: pb.SetCentroidsRequest | None) -> CentroidHeader:
     if request is None or request.WhichOneof("payload") != "header":
         raise BadCentroidsError("the first message of a centroid set is its header, with dim and nlist; send that first")
     header = request.header
-    return CentroidHeader(version=header.version, dim=header.dim, nlist=header.nlist, preset=header.preset)
+    return CentroidHeader(version=header.version, dim=header.dim, nlist=header.nlist, preset=header.preset, model=header.model)
 
 
 def centroids(request: pb.SetCentroidsRequest) -> Iterator[Centroid]:
@@ -232,6 +239,53 @@ def info_response(info: Info) -> pb.InfoResponse:
         accelerator=info.accelerator,
         device=info.device,
         company_cosine=info.company_cosine,
+        model=info.model,
+    )
+
+
+def model_message(status: ModelStatus) -> pb.Model:
+    """Describe a model that requests may name."""
+    return pb.Model(
+        name=status.name,
+        family=status.family,
+        variants=status.variants,
+        aliases=status.aliases,
+        kind=_KIND[status.kind],
+        licence=status.licence,
+        size_bytes=status.size_bytes,
+        installed=status.installed,
+        loaded=status.loaded,
+        memory_bytes=status.memory_bytes,
+        last_used_at=status.last_used_at,
+        keep_alive_seconds=status.keep_alive_seconds,
+        vector_dim=status.vector_dim,
+        min_dimensions=status.min_dimensions,
+        max_text_length=status.max_text_length,
+        context_length=status.context_length,
+        pooling=status.pooling,
+        query_prompt=status.query_prompt,
+        document_prompt=status.document_prompt,
+        default_instruction=status.default_instruction,
+        fingerprint=status.fingerprint,
+        model_identity=status.model_identity,
+    )
+
+
+def list_models_response(models: Sequence[ModelStatus], room: ModelRoom) -> pb.ListModelsResponse:
+    """Describe all models that requests may name.
+
+    Args:
+        models: The models, the default one first.
+        room: The bounds of all engines.
+    """
+    rerankers = [model.name for model in models if model.kind is ModelKind.RERANK]
+    return pb.ListModelsResponse(
+        models=map(model_message, models),
+        default_model=models[0].name,
+        default_rerank_model=rerankers[0] if len(rerankers) == 1 else "",
+        memory_limit=room.memory_limit,
+        memory_bytes=room.memory_bytes,
+        max_loaded_models=room.max_loaded_models,
     )
 
 
@@ -249,6 +303,8 @@ def health_response(health: Health) -> pb.HealthResponse:
         engine_pid=health.engine_pid,
         engine_restarts=health.engine_restarts,
         in_flight_requests=health.in_flight_requests,
+        model=health.model,
+        loaded_models=health.loaded_models,
     )
     if health.load is not None:
         response.MergeFrom(_load(health.load))
@@ -286,7 +342,8 @@ def _lane_health(stats: LaneStats, queued: tuple[int, int]) -> pb.LaneHealth:
 
 
 def _stream_response(results: list[pb.EmbedStreamResult], answer: StreamAnswer) -> pb.EmbedStreamResponse:
-    return pb.EmbedStreamResponse(results=results, fingerprint=answer.space.fingerprint, prompt=answer.space.prompt)
+    space = answer.space
+    return pb.EmbedStreamResponse(results=results, fingerprint=space.fingerprint, prompt=space.prompt, model=space.model)
 
 
 def _outcome(item: Embedding | RunedError, centroid_set_version: str = "") -> pb.EmbedResponse:

@@ -35,6 +35,7 @@ class LlamaBackend:
         model_sha256: The SHA-256 of the GGUF, in hexadecimal.
         paths: The home. Only one backend at a time may use it, as its daemon's lock ensures.
         ctx_size: The context in tokens; clamped to the model's, and rounded up to a multiple of 256 as the engine would do.
+        pooling: The pooling instead of that of the GGUF, or "".
         profile: The number of texts at once and of threads, or the name of a profile.
         device: The device that computes.
         holds_home: Returns whether the home is still this process's. Otherwise no engine is started, and no file removed.
@@ -54,12 +55,13 @@ class LlamaBackend:
         model_sha256: str,
         paths: Paths,
         ctx_size: int,
+        pooling: str = "",
         profile: str | Profile = "balanced",
         device: Device = CPU,
         holds_home: Callable[[], bool] = lambda: True,
         timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
-        self._metadata = metadata = read_model(model, self._poolings)
+        self._metadata = metadata = read_model(model, self._poolings, pooling=pooling)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP
         longest = min(context, metadata.context_length)
         self._model = ModelInfo(
@@ -74,6 +76,7 @@ class LlamaBackend:
             sha256=model_sha256,
             unknown_token=metadata.unknown_id,
             special_tokens=metadata.special_tokens,
+            origins=metadata.origins,
         )
         executable = executable.absolute()  # the child works in another directory
         quirks = Quirks(paths.engine_quirks, executable, self._model, device)

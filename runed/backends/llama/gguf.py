@@ -91,6 +91,12 @@ _FILE_TYPES = {
 
 _VOCABULARY = "tokenizer.ggml.tokens"
 
+_ORIGINS = (
+    *("general.basename", "general.finetune", "general.repo_url", "general.url", "general.source.repo_url"),
+    *("general.source.url", "general.base_model.0.name", "general.base_model.0.repo_url"),
+)
+"""Keys with further names of a model. The name that a conversion gives may be that of a folder, such as "." or a commit."""
+
 _Value = int | float | bool | str
 
 
@@ -101,7 +107,8 @@ class GGUFMetadata:
     Attributes:
         architecture: `general.architecture`, such as "qwen3" or "bert", in printable characters.
         name: `general.name`, or "", in printable characters.
-        dim: `<architecture>.embedding_length`, the number of values of a vector.
+        dim: The number of values of a vector: `<architecture>.embedding_length_out`, or else `<architecture>.embedding_length`.
+            They differ if vectors pass a last layer.
         context_length: `<architecture>.context_length`, the most tokens that the model was trained for.
         pooling: "last", "mean" or "cls"; "rank" for a reranker, which scores a pair of texts.
         file_type: The name of `general.file_type`, such as "Q6_K"; "" if the file has none.
@@ -114,6 +121,7 @@ class GGUFMetadata:
         vocabulary: The number of tokens that the model knows.
         rerank_template: `tokenizer.chat_template.rerank`, the text that a reranker reads, with "{query}" and "{document}"; ""
             if it reads the two texts with special tokens between them.
+        origins: Further names of the model, and the addresses of what it was made from, in printable characters.
     """
 
     architecture: str
@@ -129,6 +137,7 @@ class GGUFMetadata:
     special_tokens: tuple[tuple[int, str], ...]
     vocabulary: int
     rerank_template: str = ""
+    origins: tuple[str, ...] = ()
 
 
 def check_model(path: Path) -> None:
@@ -140,17 +149,18 @@ def check_model(path: Path) -> None:
     read_gguf(path)
 
 
-def read_model(path: Path, poolings: Sequence[str]) -> GGUFMetadata:
+def read_model(path: Path, poolings: Sequence[str], *, pooling: str = "") -> GGUFMetadata:
     """Read a GGUF as `read_gguf` does, and refuse a model of another kind.
 
     Args:
         path: The file.
         poolings: The poolings of models of the wanted kind.
+        pooling: As for `read_gguf`.
 
     Raises:
         ModelFileError: As `read_gguf`; or the model has another pooling.
     """
-    metadata = read_gguf(path)
+    metadata = read_gguf(path, pooling=pooling)
     if metadata.pooling in poolings:
         return metadata
     if metadata.pooling == "rank":
@@ -164,8 +174,12 @@ def read_model(path: Path, poolings: Sequence[str]) -> GGUFMetadata:
     )
 
 
-def read_gguf(path: Path) -> GGUFMetadata:
+def read_gguf(path: Path, *, pooling: str = "") -> GGUFMetadata:
     """Read and check a GGUF. Do not call it in an event loop: the time grows with the vocabulary (0.1 s for 150,000 tokens).
+
+    Args:
+        path: The file.
+        pooling: The pooling to use instead of that of the file, or "".
 
     Raises:
         ModelFileError: The file cannot be read, is not a GGUF, is cut short, or its model cannot be served.
@@ -175,7 +189,7 @@ def read_gguf(path: Path) -> GGUFMetadata:
             size = file.seek(0, 2)
             file.seek(0)
             values, special_tokens = _read_head(_Reader(file, size))
-        return _interpret(values, special_tokens)
+        return _interpret(values, special_tokens, pooling)
 
 
 @contextmanager
@@ -352,12 +366,12 @@ def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
         )
 
 
-def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str], ...]) -> GGUFMetadata:
+def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str], ...], pooling: str) -> GGUFMetadata:
     architecture = _text(values, "general.architecture")
     if not architecture:
         raise _broken("its header names no architecture")
     name = _text(values, "general.name")
-    pooling = _pooling(values, architecture, name)
+    pooling = pooling or _pooling(values, architecture, name)
     add_eos = values.get("tokenizer.ggml.add_eos_token") is True
     eos_id = _integer(values, "tokenizer.ggml.eos_token_id")
     if pooling == "last" and not (add_eos and eos_id is not None):
@@ -376,7 +390,8 @@ def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str],
     return GGUFMetadata(
         architecture=printable(architecture),
         name=printable(name[:_MAX_NAME_LENGTH]),
-        dim=_required(values, f"{architecture}.embedding_length", highest=_MAX_DIM),
+        dim=_integer(values, f"{architecture}.embedding_length_out", lowest=1, highest=_MAX_DIM)
+        or _required(values, f"{architecture}.embedding_length", highest=_MAX_DIM),
         context_length=_required(values, f"{architecture}.context_length", highest=_MAX_INTEGER),
         pooling=pooling,
         file_type="" if file_type is None else _FILE_TYPES.get(file_type, f"type {file_type}"),
@@ -387,6 +402,7 @@ def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str],
         special_tokens=special_tokens,
         vocabulary=_integer(values, _VOCABULARY) or 0,
         rerank_template=_text(values, "tokenizer.chat_template.rerank"),
+        origins=tuple(printable(text[:_MAX_NAME_LENGTH]) for key in _ORIGINS if (text := _text(values, key))),
     )
 
 
@@ -396,9 +412,14 @@ def _pooling(values: dict[str, _Value], architecture: str, name: str) -> str:
         return "last"  # early conversions of Qwen3-Embedding lack the type, as chat models do; the name tells them apart
     if kind in _POOLINGS:
         return _POOLINGS[kind]
-    told = "does not say how it pools" if kind is None else f"has pooling type {kind}"
+    if kind is None:
+        raise _BadFileError(
+            f"it does not say how it pools ({architecture}.pooling_type), so it is a model for chat, or an old conversion; get "
+            "a GGUF of an embedding model with pooling type 1 (mean), 2 (cls) or 3 (last). If you know its pooling, name it: "
+            "`runed add PATH --name NAME --pooling mean`"
+        )
     raise _BadFileError(
-        f"it {told} ({architecture}.pooling_type), so it is a model for chat, or an old conversion; "
+        f"it has pooling type {kind} ({architecture}.pooling_type), so it is a model for chat; "
         "get a GGUF of an embedding model with pooling type 1 (mean), 2 (cls) or 3 (last), or of a reranker with 4 (rank)"
     )
 

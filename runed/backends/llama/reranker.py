@@ -16,7 +16,6 @@ import msgspec
 from runed.backends.base import PAIR_SEPARATOR, EmbeddingBatch, TextInput, pair
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.command import EngineCommand
-from runed.backends.llama.gguf import read_gguf
 from runed.backends.llama.http import LlamaHTTP, Usage, decode
 from runed.backends.llama.likeness import score_likeness
 from runed.domain.model import RANK
@@ -165,12 +164,3 @@ class LlamaReranker(LlamaBackend):
 
     def _connect(self, command: EngineCommand) -> LlamaHTTP:
         return RerankHTTP(command.socket, max_tokens=command.info.max_tokens, template=self._metadata.rerank_template)
-
-
-def backend_for(model: Path) -> type[LlamaBackend]:
-    """Return the class of the backend of a model, by the kind that its file tells.
-
-    Raises:
-        ModelFileError: The file cannot be read, or its model cannot be served.
-    """
-    return LlamaReranker if read_gguf(model).pooling == RANK else LlamaBackend

@@ -1,0 +1,105 @@
+"""The catalog: all models that requests may name, from the manifest, `config.json` and `RUNED_MODEL`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from runed.bootstrap.hub import hub_file
+from runed.bootstrap.manifest import Artefact, Manifest, ModelChoice
+from runed.domain.model import OwnTraits
+from runed.domain.model_spec import ModelKind, ModelSpec
+from runed.domain.names import ModelNames, name_of_file, split_name
+from runed.errors import SettingsError
+from runed.own_models import OwnModel
+from runed.settings import Settings
+
+
+def build_catalog(settings: Settings, manifest: Manifest) -> ModelNames:
+    """Return the models that requests may name.
+
+    A model of the user's own takes the place of one of the manifest with the same name. An entry of `config.json` without a
+    model of its own changes that of the manifest that has its name, or all variants of the family that has it.
+
+    Args:
+        settings: The settings.
+        manifest: The manifest.
+
+    Raises:
+        SettingsError: A name of the settings cannot be used, or stands for two models or for none.
+        ManifestError: The manifest has no model that is called like the default one.
+    """
+    own = own_specs(settings)
+    names = {spec.name.lower() for spec in own}
+    others = [spec for spec in manifest.specs() if spec.name.lower() not in names]
+    for name, model in settings.models.items():
+        if not model.is_model:
+            changed = [spec for spec in others if name.lower() in {spec.name.lower(), spec.family.lower()}]
+            if not changed:
+                raise SettingsError(
+                    f"models.{name} in config.json has no path, and {manifest.source} has no model of this name; "
+                    "add a path, or remove the entry"
+                )
+            # Aliases stand for one model: the first variant, which is the family's default one.
+            others = [_changed(spec, model, aliases=spec is changed[0]) if spec in changed else spec for spec in others]
+    default = own[0].name if settings.model else settings.default_model or manifest.default(settings.model_variant)
+    return ModelNames([*own, *others], default=default, aliases=settings.aliases)
+
+
+def own_specs(settings: Settings) -> list[ModelSpec]:
+    """Return the models that the settings bring: that of `RUNED_MODEL` first, then those of `config.json`."""
+    specs = [_spec(name, model) for name, model in settings.models.items() if model.is_model]
+    if settings.model is not None:
+        first = ModelSpec(family=name_of_file(settings.model), path=settings.model)
+        specs = [first, *(spec for spec in specs if spec.name.lower() != first.name)]
+    return specs
+
+
+def own_default(settings: Settings) -> ModelSpec | None:
+    """Return the default model if the user brings it, so that it can be known without a manifest. Otherwise return None."""
+    own = own_specs(settings)
+    if settings.model is not None:
+        return own[0]
+    wanted = settings.default_model.lower()
+    return next((spec for spec in own if wanted in {spec.name.lower(), *(alias.lower() for alias in spec.aliases)}), None)
+
+
+def choice_of(spec: ModelSpec, manifest: Manifest) -> ModelChoice:
+    """Return what to download for a model that is no file of this machine.
+
+    Raises:
+        ManifestError: The manifest does not have the model any more, or its entry is invalid.
+    """
+    if not spec.source:
+        return manifest.model(spec.name)
+    url, _ = hub_file(spec.source, f"the source of {spec.name}")
+    return ModelChoice(spec.name, spec.name, Artefact(url, spec.sha256, None), None)
+
+
+def _spec(name: str, model: OwnModel) -> ModelSpec:
+    family, variant = split_name(name)
+    entry = model.entry
+    spec = ModelSpec(
+        family=family,
+        variant=variant,
+        path=model.path,
+        source=entry.source or "",
+        sha256=entry.sha256 or "",
+        kind=ModelKind(entry.kind),
+    )
+    return _changed(spec, model, aliases=True)
+
+
+def _changed(spec: ModelSpec, model: OwnModel, *, aliases: bool) -> ModelSpec:
+    entry = model.entry
+    return replace(
+        spec,
+        aliases=tuple(entry.aliases) if aliases else (),
+        pooling=entry.pooling or "",
+        keep_alive=model.keep_alive,
+        own=OwnTraits(
+            query_prompt=entry.query_prompt,
+            document_prompt=entry.document_prompt,
+            default_instruction=entry.default_instruction,
+            min_dimensions=entry.min_dimensions,
+        ),
+    )

@@ -1,0 +1,258 @@
+"""The models of the daemon: each has its own engine, which is looked for and started when the model is first asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from runed.bootstrap import Progress
+from runed.daemon.bootstrapper import Bootstrapper
+from runed.daemon.draining import Draining
+from runed.daemon.seats import Seats
+from runed.daemon.served_model import ServedModel, Situation
+from runed.domain.model import ModelTraits
+from runed.domain.model_spec import ModelKind, ModelSpec
+from runed.domain.model_status import ModelStatus
+from runed.domain.names import ModelNames
+from runed.domain.status import Status
+from runed.errors import ModelBusyError, ModelNotInstalledError, UnknownModelError, WrongModelKindError
+
+if TYPE_CHECKING:
+    from runed.scheduling.scheduler import Scheduler
+
+_BUSY_RETRY = 1.0
+"""Seconds after which an unloading that was refused may be tried again."""
+
+
+class Pool:
+    """Has the models, or gets them.
+
+    Args:
+        names: Reads which models there are. It may have to fetch a manifest.
+        build: Gets engine and model and returns them, ready to be started. Its arguments are the model, None for the default
+            one, and a function that takes the progress.
+        is_installed: Returns whether the file of a model is on this machine.
+        keep_alive: Seconds without a text after which an engine is stopped, for models without a time of their own.
+        seats: The room for engines.
+        draining: Tells whether the daemon takes calls.
+        on_close: Closes what the models share, after the last of them.
+
+    Attributes:
+        default: Gets the default model.
+        seats: As above.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: Callable[[], Awaitable[ModelNames]],
+        build: Callable[[ModelSpec | None, Callable[[Progress], None]], Awaitable[ServedModel]],
+        is_installed: Callable[[ModelSpec], bool],
+        keep_alive: float,
+        seats: Seats,
+        draining: Draining,
+        on_close: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.default = Bootstrapper(lambda report: build(None, report), draining)
+        self.seats = seats
+        self._read_names = names
+        self._build = build
+        self._is_installed = is_installed
+        self._keep_alive = keep_alive
+        self._draining = draining
+        self._on_close = on_close
+        self._names: ModelNames | None = None
+        self._others: dict[str, Bootstrapper] = {}
+
+    def begin(self) -> None:
+        """Begin to get the default model."""
+        self.default.begin()
+
+    async def scheduler(self, model: str, kind: ModelKind = ModelKind.EMBEDDING) -> Scheduler:
+        """Return the scheduler of a model, as soon as it is there.
+
+        Args:
+            model: The name of the model; "" means the default one.
+            kind: The purpose that it is needed for.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+            WrongModelKindError: It has another purpose.
+            ModelNotInstalledError: Its file is not on this machine, and it is not the default model.
+            ModelTooLargeError: There is never enough memory for it.
+            RunedError: As for `Bootstrapper.scheduler`.
+        """
+        if not model and kind is ModelKind.EMBEDDING:
+            return await self.default.scheduler()
+        self._draining.check()
+        spec = await self._find(model, kind)
+        if spec.kind is not kind:
+            verb = "rerank; use Rerank, or" if spec.kind is ModelKind.RERANK else "embed;"
+            raise WrongModelKindError(
+                f"{spec.name} is a model to {verb} name a model of the kind {kind.value}", metadata={"model": spec.name}
+            )
+        bootstrapper = self._bootstrapper(spec)
+        scheduler = await bootstrapper.scheduler()
+        if model.lower() == spec.name.lower() != scheduler.name.lower():
+            raise ModelNotInstalledError(
+                f"{spec.name} could not be made on this machine, and {scheduler.name} is there instead; name that one",
+                metadata={"model": spec.name},
+            )
+        return scheduler
+
+    async def unload(self, model: str) -> None:
+        """Stop the engine of a model.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+            ModelBusyError: It works.
+        """
+        if model:
+            await self.names()
+        if (served := self.served(model)) is None:
+            return
+        scheduler = served.scheduler
+        if calls := sum(scheduler.demand.values()):
+            raise ModelBusyError(
+                f"{scheduler.name} works for {calls} calls; try again when they have their answers",
+                metadata={"model": scheduler.name},
+                retry_after=_BUSY_RETRY,
+            )
+        await scheduler.backend.stop()
+
+    async def settle(self, model: str) -> None:
+        """Wait until a model is known, but not for a download.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+        """
+        if not model:
+            await self.default.settle()
+            return
+        spec = (await self.names()).find(model)
+        with contextlib.suppress(ModelNotInstalledError):
+            await self._bootstrapper(spec).settle()
+
+    def served(self, model: str) -> ServedModel | None:
+        """Return a model that is there, or None.
+
+        Args:
+            model: Its name; "" means the default one.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+        """
+        bootstrapper = self._look(model)
+        return None if bootstrapper is None else bootstrapper.model
+
+    def situation(self, model: str) -> tuple[Situation, Progress | None]:
+        """Return the state of a model for `Health`, and the progress of its installation if there is one.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+        """
+        if (bootstrapper := self._look(model)) is None:
+            return (Status.IDLE, None, "the model was not asked for yet"), None
+        situation = bootstrapper.situation
+        installs = situation[0] is Status.LOADING and bootstrapper.model is None
+        return situation, bootstrapper.progress if installs else None
+
+    def all_served(self) -> list[ServedModel]:
+        """Return the models that are there, the default one first."""
+        return [bootstrapper.model for bootstrapper in self._bootstrappers() if bootstrapper.model is not None]
+
+    async def list(self) -> list[ModelStatus]:
+        """Describe all models that requests may name, the default one first, then by name."""
+        names = await self.names()
+        rest = sorted(name for name in names.specs if name != names.default.name)
+        return [self._describe(names, names.specs[name]) for name in [names.default.name, *rest]]
+
+    async def describe(self, model: str) -> ModelStatus:
+        """Describe a model; "" means the default one.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+        """
+        names = await self.names()
+        return self._describe(names, names.find(model))
+
+    async def names(self) -> ModelNames:
+        """Return the models that requests may name.
+
+        Raises:
+            RunedError: They cannot be known, since the manifest cannot be had.
+        """
+        if self._names is None:
+            self._names = await self._read_names()
+        return self._names
+
+    def interrupt(self) -> None:
+        """End everything that gets a model. Waiting calls go on at once."""
+        for bootstrapper in self._bootstrappers():
+            bootstrapper.interrupt()
+
+    async def close(self) -> None:
+        """End everything that was begun, including all engines."""
+        await asyncio.gather(*(bootstrapper.close() for bootstrapper in self._bootstrappers()))
+        await self._on_close()
+
+    def _bootstrappers(self) -> Sequence[Bootstrapper]:
+        return [self.default, *self._others.values()]
+
+    async def _find(self, model: str, kind: ModelKind) -> ModelSpec:
+        names = await self.names()
+        if model or kind is ModelKind.EMBEDDING:
+            return names.find(model)
+        if (only := names.reranker()) is None:
+            raise UnknownModelError(
+                "the model to rerank with has to be named, unless there is exactly one; ListModels tells their names",
+                metadata={"models": ", ".join(names.specs)},
+            )
+        return only
+
+    def _look(self, model: str) -> Bootstrapper | None:
+        """Return what gets a model, or None if nobody has asked for the model."""
+        if not model or self._names is None:
+            return self.default
+        spec = self._names.find(model)
+        return self.default if spec is self._names.default else self._others.get(spec.name)
+
+    def _bootstrapper(self, spec: ModelSpec) -> Bootstrapper:
+        """Return what gets a model. Begin to get it if its file is there.
+
+        Raises:
+            ModelNotInstalledError: Its file is not there.
+        """
+        if (known := self._look(spec.name)) is not None:
+            return known
+        if not self._is_installed(spec):
+            raise ModelNotInstalledError(
+                f"{spec.name} is not installed; run `runed pull {spec.name}`", metadata={"model": spec.name}
+            )
+        bootstrapper = Bootstrapper(lambda report: self._build(spec, report), self._draining, starts=False)
+        self._others[spec.name] = bootstrapper
+        bootstrapper.begin()
+        return bootstrapper
+
+    def _describe(self, names: ModelNames, spec: ModelSpec) -> ModelStatus:
+        traits = spec.traits or ModelTraits()
+        status = ModelStatus(
+            name=spec.name,
+            family=spec.family,
+            variants=tuple(names.variants_of(spec)),
+            aliases=tuple(names.aliases_of(spec)),
+            kind=spec.kind,
+            licence=spec.licence,
+            size_bytes=spec.size,
+            installed=self._is_installed(spec),
+            keep_alive_seconds=self._keep_alive if spec.keep_alive is None else spec.keep_alive,
+            context_length=spec.context,
+            pooling=spec.pooling,
+            query_prompt=traits.query_prompt,
+            document_prompt=traits.document_prompt,
+            default_instruction=traits.default_instruction,
+        )
+        served = self.served(spec.name)
+        return status if served is None else served.status(status)
