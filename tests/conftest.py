@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 
 MARKERS = {
-    "engine": {"llama_server", "minilm", "reranker", "qwen_daemon", "minilm_daemon"},
+    "engine": {"llama_server", "minilm", "reranker", "qwen_daemon", "minilm_daemon", "reranker_daemon"},
     "foreign": {"drivers", "descriptors"},
 }
 """The fixtures that put a test on a lane of its own, by the marker of that lane."""
@@ -116,6 +116,14 @@ def qwen_daemon(llama_server: Path, tiny_qwen3: Path) -> Iterator[RunningDaemon]
 def minilm_daemon(llama_server: Path, minilm: Path) -> Iterator[RunningDaemon]:
     """One daemon with `minilm` for all tests that do not change it."""
     with running_daemon(llama_server, minilm) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def reranker_daemon(llama_server: Path, tiny_qwen3: Path, reranker: Path) -> Iterator[RunningDaemon]:
+    """One daemon with `tiny_qwen3` and, as "minilm-reranker", `reranker`, for all tests that do not change it."""
+    models = {"minilm-reranker": {"path": str(reranker), "kind": "rerank"}}
+    with running_daemon(llama_server, tiny_qwen3, config={"version": 1, "models": models}) as daemon:
         yield daemon
 
 

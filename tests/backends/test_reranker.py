@@ -147,7 +147,8 @@ async def test_an_answer_without_a_score_is_no_answer(home: Path, body: bytes, m
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
 
     async with await asyncio.start_unix_server(answer, home / "s"):
         http = RerankHTTP(home / "s", max_tokens=512, template="")
