@@ -122,6 +122,7 @@ class Seats:
                 seat.waiters -= 1
                 if not seat.waiters and seat in self._waiting:
                     self._waiting.remove(seat)
+                    seat.is_promised = False
 
     def vacate(self, seat: Seat) -> None:
         """Note that an engine does not run any more."""
@@ -140,7 +141,7 @@ class Seats:
             seat.leave()
         self._shed()
         loop = asyncio.get_running_loop()
-        for seat in sorted(self._waiting, key=lambda seat: seat.is_patient(loop.time())):
+        for seat in sorted(self._waiting, key=lambda seat: (not seat.is_promised, seat.is_patient(loop.time()))):
             if seat in self._seated:
                 continue  # it leaves, and comes again afterwards
             if not self._fits(seat, self._seated):
@@ -182,6 +183,7 @@ class Seats:
             for other in leaving:
                 _log.info("engine makes room", model=other.name, for_model=seat.name)
                 self._dismiss(other)
+            seat.is_promised = bool(leaving) or seat.is_promised
 
     def _dismiss(self, seat: Seat) -> None:
         seat.ask_to_leave()
@@ -223,6 +225,7 @@ class Seat:
         last_used: The time of the last use, in seconds of the event loop's clock.
         waiters: The number of calls that wait for room.
         waiting_since: The time since which the first of them waits.
+        is_promised: Whether other engines left for this one. They must not take the room again.
         arrival: Set when there is room.
     """
 
@@ -236,6 +239,7 @@ class Seat:
         self.last_used = 0.0
         self.waiters = 0
         self.waiting_since = 0.0
+        self.is_promised = False
         self.arrival = asyncio.Event()
         self._backend = backend
         self._seats = seats
@@ -303,6 +307,7 @@ class Seat:
 
     def sit(self) -> None:
         """Note that there is room."""
+        self.is_promised = False
         self._sat_down = self.last_used = asyncio.get_running_loop().time()
         self.arrival.set()
 
@@ -320,7 +325,7 @@ class Seat:
 
     def is_patient(self, now: float) -> bool:
         """Return whether interactive texts of other models go first."""
-        return self.lane is Lane.BULK and now - self.waiting_since < _BULK_PATIENCE
+        return not self.is_promised and self.lane is Lane.BULK and now - self.waiting_since < _BULK_PATIENCE
 
     def may_leave(self, lane: Lane) -> bool:
         """Return whether this engine may leave for texts of a lane that wait for another engine."""
