@@ -32,6 +32,9 @@ PROFILES = ("memory", "balanced", "throughput")
 ENGINES = ("auto", "cpu", "vulkan", "cuda", "rocm")
 """Names of the engines to choose from: "auto" for the fastest that works, and what each other one computes with."""
 
+OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
+"""Names of models that programs for OpenAI have written into them."""
+
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 """Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
@@ -76,6 +79,7 @@ class Settings:
         disk_cache: Whether `cache` is "disk".
         cache_bytes: `cache_size`; 0 for no cache in memory.
         disk_cache_bytes: `disk_cache_size`; 0 for no cache on disk.
+        aliases: Names, each with the name of the model that it stands for; "" for the default model.
         http: Host and port, such as ("127.0.0.1", 8321); None for no loopback port.
     """
 
@@ -99,11 +103,12 @@ class Settings:
     memory_bytes: int = 0
     max_models: int = 0
     http: tuple[str, int] | None = None
+    http_token: bool = True
     trust_parents: bool = False
     hf_endpoint: str = HUB
     default_model: str = ""
     models: Mapping[str, OwnModel] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(OPENAI_NAMES, ""))
     debug: bool = False
 
 
@@ -300,7 +305,7 @@ def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
 
 
 def _aliases(value: Mapping[str, str], _origin: str) -> Mapping[str, str]:
-    return value
+    return {**dict.fromkeys(OPENAI_NAMES, ""), **value}
 
 
 def _text(value: str, _origin: str) -> str:
@@ -436,7 +441,7 @@ SETTINGS = {
     "models": Setting("", dict[str, Entry], "models", _models, "",
         "models of your own by name, and changes of others; see [Models](#models)"),
     "aliases": Setting("", dict[str, str], "aliases", _aliases, "",
-        'further names of models: `{"small": "bge-m3"}`'),
+        'further names of models: `{"small": "bge-m3"}`; `""` stands for the default model. The names of OpenAI mean that, too'),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", _duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", int, "ctx_size", _CTX_SIZE, "2048",
@@ -471,7 +476,9 @@ SETTINGS = {
     "disk_cache_size": Setting("RUNED_DISK_CACHE_SIZE", _JSON_SIZE, "disk_cache_bytes", _DISK_CACHE_SIZE, "1GiB",
         "the size of the cache on disk, at least 16 MiB; `0` for none"),
     "http": Setting("RUNED_HTTP", str, "http", _loopback, "",
-        "where to serve the OpenAI API besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
+        "where to serve the APIs of OpenAI, Ollama and TEI besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
+    "http_token": Setting("RUNED_HTTP_TOKEN", bool, "http_token", _boolean, "on",
+        "whether requests to that port need the token: 1, true, yes, on or 0, false, no, off; see below for what `off` opens"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),

@@ -21,11 +21,12 @@ import os
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,9 @@ from numpy.typing import NDArray
 
 from runed.api.app import build_app
 from runed.client import EmbedOptions
-from runed.domain.model_status import ModelRoom, ModelStatus
+from runed.domain.model_spec import ModelSpec
+from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
+from runed.domain.names import ModelNames, split_name
 from runed.domain.ranking import Ranked, RerankAnswer, RerankOptions
 from runed.domain.requests import (
     Centroid,
@@ -60,11 +63,11 @@ from runed.errors import (
     RunedError,
     TextTooLongError,
     UnimplementedError,
-    UnknownModelError,
 )
 from runed.lifecycle.listener import Listener
 from runed.paths import Paths
 from runed.server import Server
+from runed.settings import Settings
 from runed.version import __version__
 
 __all__ = ["Call", "DaemonDouble", "daemon", "vector_of"]
@@ -258,6 +261,18 @@ class DaemonDouble:
             model=options.model or "double",
         )
 
+    async def tokenize(self, texts: Sequence[str], options: Asked, *, special: bool = True) -> Tokenized:
+        """Return words and two special tokens; see `Host.tokenize`."""
+        self._admit(options)
+        words = {word: zlib.crc32(word.encode()) for text in texts for word in text.split()}
+        ids = [[words[word] for word in text.split()] for text in texts]
+        pieces = {number: word for word, number in words.items()} | {0: "<s>", 1: "</s>"}
+        return Tokenized([[0, *tokens, 1] if special else tokens for tokens in ids], pieces, frozenset({0, 1}))
+
+    async def pull(self, model: str = "") -> None:
+        """Check the name of the model; see `Host.pull`."""
+        self._model(model)
+
     async def warm_up(self, model: str = "") -> None:
         """Fail as an embedding would; see `Host.warm_up`."""
         self._admit(Asked(model=model))
@@ -272,11 +287,12 @@ class DaemonDouble:
 
     async def model(self, name: str = "") -> ModelStatus:
         """Describe a model; see `Host.model`."""
-        model = self._model(name)
+        spec = self._names.find(name)
         return ModelStatus(
-            name=model,
-            family=model,
-            variants=(model,),
+            name=spec.name,
+            family=spec.family,
+            variants=tuple(self._names.variants_of(spec)),
+            aliases=tuple(self._names.aliases_of(spec)),
             installed=True,
             loaded=True,
             vector_dim=self.dimensions,
@@ -366,13 +382,14 @@ class DaemonDouble:
         if options.with_route and self._centroids is None:
             raise NoCentroidSetError("there is no centroid set to route by")
 
+    @cached_property
+    def _names(self) -> ModelNames:
+        specs = [ModelSpec(family=family, variant=variant) for family, variant in map(split_name, self.models_served)]
+        return ModelNames(specs, aliases=Settings(self.home).aliases)
+
     def _model(self, name: str) -> str:
         """Return the full name of a model."""
-        for model in self.models_served:
-            if name.lower() in {"", model.lower()}:
-                return model
-        known = ", ".join(self.models_served)
-        raise UnknownModelError(f"there is no such model; there are {known}", metadata={"models": known})
+        return self._names.find(name).name
 
     def _outcome(self, text: str, options: Asked) -> Embedding | RunedError:
         if not text.strip():

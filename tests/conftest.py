@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -122,9 +123,13 @@ def minilm_daemon(llama_server: Path, minilm: Path) -> Iterator[RunningDaemon]:
 @pytest.fixture(scope="session")
 def reranker_daemon(llama_server: Path, tiny_qwen3: Path, reranker: Path) -> Iterator[RunningDaemon]:
     """One daemon with `tiny_qwen3` and, as "minilm-reranker", `reranker`, for all tests that do not change it."""
+    home = short_home()
     models = {"minilm-reranker": {"path": str(reranker), "kind": "rerank"}}
-    with running_daemon(llama_server, tiny_qwen3, config={"version": 1, "models": models}) as daemon:
+    config = home / "config.json"
+    config.write_text(json.dumps({"version": 1, "models": models}))
+    with running_daemon(llama_server, tiny_qwen3, RUNED_CONFIG=str(config)) as daemon:
         yield daemon
+    shutil.rmtree(home)
 
 
 @pytest.fixture

@@ -254,15 +254,10 @@ class RunningDaemon:
 
 
 @contextmanager
-def running_daemon(
-    llama_server: Path, model: Path, *, config: Mapping[str, object] | None = None, **settings: str
-) -> Iterator[RunningDaemon]:
+def running_daemon(llama_server: Path, model: Path, **settings: str) -> Iterator[RunningDaemon]:
     """Run a daemon in its own home, and return it when it is ready. Check at the end that it exits with 0."""
     env = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(model)}
-    home = short_home()
-    if config is not None:
-        (home / "config.json").write_text(json.dumps(config))
-    daemon = RunningDaemon(home, env | settings)
+    daemon = RunningDaemon(short_home(), env | settings)
     try:
         daemon.wait_for("STATUS_OK")
         yield daemon

@@ -141,6 +141,14 @@ class Tokenizer(Protocol):
         """
         ...
 
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """Return the text of each token. A part of a character is written as U+FFFD.
+
+        Raises:
+            BackendError: As `Embedder.embed`.
+        """
+        ...
+
 
 class Managed(Protocol):
     """A capability of a backend: this daemon starts and stops its engine. `BackendState` tells its pid and restarts."""

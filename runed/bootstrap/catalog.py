@@ -49,7 +49,8 @@ def own_specs(settings: Settings) -> list[ModelSpec]:
     """Return the models that the settings bring: that of `RUNED_MODEL` first, then those of `config.json`."""
     specs = [_spec(name, model) for name, model in settings.models.items() if model.is_model]
     if settings.model is not None:
-        first = ModelSpec(family=name_of_file(settings.model), path=settings.model)
+        family, variant = split_name(name_of_file(settings.model))
+        first = ModelSpec(family=family, variant=variant, path=settings.model)
         specs = [first, *(spec for spec in specs if spec.name.lower() != first.name)]
     return specs
 

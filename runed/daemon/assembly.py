@@ -123,7 +123,7 @@ def _build_face(
     draining: Draining,
     metrics: Metrics,
 ) -> Face:
-    from runed.api.app import build_app  # noqa: PLC0415 # as above
+    from runed.api.app import build_app, build_port_app  # noqa: PLC0415 # as above
     from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
     from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
     from runed.domain.status import Info  # noqa: PLC0415 # as above
@@ -150,11 +150,10 @@ def _build_face(
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:
-        from runed.api.openai.app import build_openai_app  # noqa: PLC0415 # as above
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
 
         gate = token_gate(token=http.token, port=http.port)
-        servers.append(Server(build_openai_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
+        servers.append(Server(build_port_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
     return Face(host, servers)
 
 

@@ -298,6 +298,11 @@ class Seat:
         async with self._using():
             return await self._backend.tokenize(texts)
 
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """See `Tokenizer.spell`."""
+        async with self._using():
+            return await self._backend.spell(tokens)
+
     async def stop(self) -> None:
         """See `Managed.stop`."""
         self._measure()

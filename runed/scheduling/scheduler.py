@@ -11,6 +11,7 @@ from runed.backends.base import LocalBackend
 from runed.caching.cache import VectorCache
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for
+from runed.domain.model_status import Tokenized
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, StreamAnswer, StreamItem, VectorSpace
 from runed.domain.status import Load
 from runed.domain.traits import traits_of
@@ -208,19 +209,44 @@ class Scheduler:
             InvalidRequestError: The call or one of its texts cannot be served.
             BackendError: The backend failed.
         """
+        return [len(tokens) async for tokens in self._tokenize(texts, options)]
+
+    async def tokenize(self, texts: Sequence[str], options: EmbedOptions, *, special: bool = True) -> Tokenized:
+        """Return the tokens of texts as `embed` would see them.
+
+        Args:
+            texts: As for `count_tokens`.
+            options: As for `count_tokens`.
+            special: Whether to include the special tokens around each text.
+
+        Raises:
+            InvalidRequestError: The call or one of its texts cannot be served.
+            BackendError: The backend failed.
+        """
+        ids = [tokens async for tokens in self._tokenize(texts, options)]
+        with self._busy(Lane.INTERACTIVE):
+            if not special:
+                first, last = await Preparer(self.backend).count_special_tokens()
+                ids = [tokens[first : len(tokens) - last] for tokens in ids]
+            known = sorted({token for tokens in ids for token in tokens})
+            pieces = dict(zip(known, await self.backend.spell(known), strict=True))
+        return Tokenized(ids, pieces, frozenset(token for token, _ in self.backend.model.special_tokens))
+
+    async def _tokenize(self, texts: Sequence[str], options: EmbedOptions) -> AsyncIterator[list[int]]:
+        """Yield the tokens of each text, with prompts and special tokens."""
         check_count(texts)
         prompt = prompt_for(options, self.traits)
         for index, text in enumerate(texts):
             check_text(text, *named(index, len(texts)))
             await breathe()
         with self._busy(Lane.INTERACTIVE):
-            counts: list[int] = []
+            index = 0
             for part in portions([prompt + text for text in texts]):
                 for tokens in await tokenize_each(part, self.backend):
                     if isinstance(tokens, RunedError):
-                        raise located(tokens, named(len(counts), len(texts)))
-                    counts.append(len(tokens))
-            return counts
+                        raise located(tokens, named(index, len(texts)))
+                    index += 1
+                    yield tokens
 
     async def close(self, *, replaced: bool = False) -> None:
         """Stop the clock and the backend, and fail waiting texts. `replaced` tells whether another scheduler takes over."""

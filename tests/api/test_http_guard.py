@@ -15,7 +15,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ResponseReceived, StreamEnded
 
-from runed.api.openai.app import build_openai_app
+from runed.api.app import build_port_app
 from runed.api.openai.token_guard import token_gate
 from runed.lifecycle.loopback import Loopback
 from runed.server import Server
@@ -54,7 +54,7 @@ async def port(tmp_path: Path) -> AsyncIterator[Port]:
     host = FakeHost()
     before = asyncio.all_tasks()
     with Loopback.open(("127.0.0.1", 0), tmp_path / "http.token") as http:
-        server = Server(build_openai_app(host), http.sock, gate=token_gate(token=http.token, port=http.port))
+        server = Server(build_port_app(host), http.sock, gate=token_gate(token=http.token, port=http.port))
         await server.start()
         try:
             yield Port(host, http, server)
@@ -115,8 +115,8 @@ async def test_the_token_opens_the_api(scheme: str, port: Port) -> None:
     assert port.host.asked[0].client.startswith("tcp:")
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/runed.v1.RunedService/Shutdown", "/runed.v1.RunedService/Embed", "/"])
-async def test_nothing_but_the_api_is_served(path: str, port: Port) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/runed.v1.RunedService/Shutdown", "/runed.v1.RunedService/Embed", "/rpc"])
+async def test_nothing_but_the_apis_is_served(path: str, port: Port) -> None:
     async with port.client(**port.right) as client:
         for method in ("GET", "POST"):
             response = await client.request(method, path)

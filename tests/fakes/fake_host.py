@@ -110,7 +110,7 @@ class FakeHost(DaemonDouble):
 
     home: Path = Path("/")
     max_text_length: int = MAX_TOKENS
-    models_served: Sequence[str] = ("fake.f32", "other")
+    models_served: Sequence[str] = ("fake.f32", "fake.q8_0", "other")
     asked: list[Asked] = field(default_factory=list)
     ranked: list[AskedToRank] = field(default_factory=list)
     taken: int = 0

@@ -278,7 +278,7 @@ def list_models_response(models: Sequence[ModelStatus], room: ModelRoom) -> pb.L
         models: The models, the default one first.
         room: The bounds of all engines.
     """
-    rerankers = [model.name for model in models if model.kind is ModelKind.RERANK]
+    rerankers = [model.name for model in models if model.kind is ModelKind.RERANK and model.installed]
     return pb.ListModelsResponse(
         models=map(model_message, models),
         default_model=models[0].name,

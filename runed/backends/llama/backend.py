@@ -141,6 +141,10 @@ class LlamaBackend:
         answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.tokenize(some)))
         return [tokens for answer in answers for tokens in answer]
 
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """See `Tokenizer.spell`."""
+        return await self._ask(lambda http: http.spell(tokens))
+
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         """See `Embedder.embed`."""
         answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.embed(some)))

@@ -114,6 +114,14 @@ class _Tokens(msgspec.Struct):
     tokens: list[int]
 
 
+class _Piece(msgspec.Struct):
+    piece: str | list[int]  # the bytes of a token that is no valid UTF-8 by itself
+
+
+class _Pieces(msgspec.Struct):
+    tokens: list[_Piece]
+
+
 class _Error(msgspec.Struct):
     type: str = ""
     message: str = ""
@@ -191,6 +199,22 @@ class LlamaHTTP:
             InvalidTextError, BackendFaultError, ConnectionLostError: As `tokenize`.
         """
         return [tokens for part in _parts(texts) for tokens in await self._tokenize(part, parse_special=parse_special)]
+
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """Return the text of each token.
+
+        Raises:
+            BackendFaultError: The answer makes no sense.
+            ConnectionLostError: There was no complete answer.
+        """
+        # The server takes numbers for tokens, and returns them.
+        question = {"content": list(tokens), "add_special": False, "with_pieces": True}
+        pieces = decode(await self._post("/tokenize", question), _Pieces).tokens
+        if len(pieces) != len(tokens):
+            raise BackendFaultError(f"llama-server spelled {len(pieces)} tokens of {len(tokens)}; use another version of it")
+        return [
+            token.piece if isinstance(token.piece, str) else bytes(token.piece).decode(errors="replace") for token in pieces
+        ]
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         """Embed a batch of texts, or of their tokens. Return one vector a text, in their order, each checked.
