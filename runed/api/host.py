@@ -15,8 +15,8 @@ class Host(Protocol):
     """One daemon.
 
     The calls that need a model (`embed`, `embed_stream`, `count_tokens`, `tokenize`, `rerank`, `set_centroids`, `warm_up`)
-    raise `RunedError`. They name it in their options or arguments; "" means the default model. A name that does not exist raises
-    `UnknownModelError` everywhere.
+    raise `RunedError`. They name it in their options or arguments; "" means the default model, and for `rerank` the only
+    installed reranker. A name that does not exist raises `UnknownModelError` everywhere.
 
     While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
     `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
