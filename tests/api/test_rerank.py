@@ -134,7 +134,7 @@ def test_both_engines_work_side_by_side(reranker_daemon: RunningDaemon, client: 
 def test_a_crash_of_the_reranker_costs_a_call_some_time(reranker_daemon: RunningDaemon, client: runed.Client) -> None:
     def pids() -> tuple[int, int]:
         answers = [reranker_daemon.call("Health", {"model": model}) for model in ("minilm-reranker", "")]
-        return answers[0].get("enginePid", 0), answers[1].get("enginePid", 0)
+        return int(answers[0].get("enginePid", 0)), int(answers[1].get("enginePid", 0))
 
     client.rerank(QUERY, DOCUMENTS)
     client.embed("warm")

@@ -72,7 +72,8 @@ def _rank(
         except RunedError as error:
             raise relocated(error, start, end - start) from None
         space.check(response.fingerprint)
-        if len(response.results) != min(top_n or end - start, end - start):
+        wanted = min(top_n or end - start, end - start)
+        if len(response.results) != wanted or any(item.index >= end - start for item in response.results):
             raise RunedError("the daemon ranked other documents than were asked for; send them again")
         results += [
             RerankResult(
