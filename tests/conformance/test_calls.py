@@ -29,7 +29,7 @@ def golden(model: str, tiny_golden: Golden, minilm_golden: Golden) -> Golden:
 
 @pytest.fixture
 def daemon(
-    model: str, llama_server: Path, tiny_qwen3: Path, minilm: Path, reranker: Path, tmp_path: Path
+    model: str, tmp_path: Path, *, llama_server: Path, tiny_qwen3: Path, minilm: Path, reranker: Path
 ) -> Iterator[RunningDaemon]:
     """A daemon of this module, since the calls change its centroids. It has a reranker, too."""
     path = {"tiny-qwen3": tiny_qwen3, "minilm": minilm}[model]
