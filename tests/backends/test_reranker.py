@@ -20,6 +20,7 @@ from runed.errors import BackendFaultError, ModelFileError, TextTooLongError
 from runed.paths import Paths
 from tests.backends.support import QUICK, MakeBackend
 from tests.support import Scores, eventually
+from tools import qwen3
 
 TOLERANCE = 0.02
 """Largest difference of a score to that of transformers, which lie between -8 and 8. llama.cpp approximates GELU."""
@@ -121,6 +122,25 @@ async def test_a_killed_engine_is_replaced_within_the_call(make: Make) -> None:
         assert numbers((await call).vectors) == pytest.approx(before, abs=1e-4)
     await eventually(lambda: backend.state.restarts == 1)
     assert backend.state.pid not in {0, pid}
+
+
+async def test_a_reranker_with_a_template_reads_from_left_to_right(make_backend: MakeBackend, tmp_path: Path) -> None:
+    path = tmp_path / "reranker.gguf"
+    qwen3.write(path, qwen3.Shape(), single=True, rerank=True)
+    backend = make_backend(model=path, ctx_size=1024, kind=LlamaReranker)
+    assert backend.model.max_tokens == 1023
+    assert backend.limits.texts == 1
+    room = 1023 - len((await backend.tokenize([pair("a", "")]))[0])
+    texts = [pair("what is tea?", "a hot drink"), pair("what?", "{query} <|endoftext|> {document}"), pair("a", "z" * room)]
+    counts = [len(tokens) for tokens in await backend.tokenize(texts)]
+    assert counts[-1] == 1023  # in two passes
+    first = [await backend.embed([text]) for text in texts]
+    assert [answer.tokens for answer in first] == counts
+    assert all(0 < score < 1 for answer in first for score in numbers(answer.vectors))
+    assert len({answer.vectors[0] for answer in first}) == len(texts)
+    assert [await backend.embed([text]) for text in reversed(texts)] == first[::-1]
+    with pytest.raises(TextTooLongError):
+        await backend.embed([pair("a", "z" * (room + 1))])
 
 
 def refused(kind: type[LlamaBackend], model: Path, llama_server: Path, home: Path) -> str:
