@@ -7,8 +7,9 @@
         with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
             assert client.embed("tea").tolist() == daemon.vector("tea").tolist()
 
-The vector of a text depends on the text alone: random values of L2 norm 1 that are the same in every run. The tokens of a text
-are its words and two special ones. Programs in other processes and languages find the double by `RUNED_HOME`.
+The vector of a text depends on the text alone: random values of L2 norm 1 that are the same in every run. The score of a
+document is the share of the query's words that it has. The tokens of a text are its words and two special ones. Programs in
+other processes and languages find the double by `RUNED_HOME`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from runed.client import EmbedOptions
 from runed.domain.model_spec import ModelSpec
 from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.names import ModelNames, split_name
+from runed.domain.ranking import Ranked, RerankAnswer, RerankOptions
 from runed.domain.requests import (
     Centroid,
     CentroidHeader,
@@ -81,8 +83,9 @@ class Call:
     """A call that reached the double.
 
     Attributes:
-        method: The method of the service: "Embed" and "EmbedBatch" are "embed", the others "embed_stream" and "count_tokens".
-        texts: The texts; for a stream, those that have come so far.
+        method: The method of the service: "Embed" and "EmbedBatch" are "embed", the others "embed_stream", "count_tokens" and
+            "rerank".
+        texts: The texts; for a stream, those that have come so far; for "rerank", the query and the documents.
         options: The options that differ from their defaults, by their names in the client.
     """
 
@@ -226,6 +229,37 @@ class DaemonDouble:
         self.calls.append(Call("count_tokens", list(texts), _as_given(options)))
         self._admit(options)
         return [_count(text) for text in texts]
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        options: RerankOptions,
+        *,
+        client: str,  # noqa: ARG002 # as above
+    ) -> RerankAnswer:
+        """Rank documents by the share of the query's words that they have; see `Host.rerank`."""
+        asked = Asked(lane=options.lane, truncate=options.truncate)
+        self.calls.append(Call("rerank", [query, *documents], _as_given(asked)))
+        self._admit(asked)
+        if not documents:
+            raise EmptyBatchError("the batch holds no text; send at least one")
+        results = []
+        for index, document in enumerate(documents):
+            outcome = self._outcome(document, asked)
+            if isinstance(outcome, RunedError):
+                raise _placed(outcome, index)
+            words = set(query.lower().split())
+            score = len(words & set(document.lower().split())) / max(len(words), 1)
+            tokens, total = outcome.tokens, outcome.total_tokens
+            results.append(Ranked(index=index, score=score, raw_score=score, tokens=tokens, total_tokens=total))
+        results.sort(key=lambda result: -result.score)
+        return RerankAnswer(
+            results=results[: options.top_n or None],
+            tokens=sum(result.tokens for result in results),
+            fingerprint=_FINGERPRINT,
+            model=options.model or "double",
+        )
 
     async def tokenize(self, texts: Sequence[str], options: Asked, *, special: bool = True) -> Tokenized:
         """Return words and two special tokens; see `Host.tokenize`."""

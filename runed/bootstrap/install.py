@@ -144,7 +144,9 @@ async def install_for_comparison(
     Returns:
         What `install` returns, and then the same model on each other device.
     """
-    parts = await _get_parts(settings, paths, None, report=report, check_model=check_model, policy=policy, failures=None, root=root)
+    parts = await _get_parts(
+        settings, paths, None, report=report, check_model=check_model, policy=policy, failures=None, root=root
+    )
     with file_errors("install engine and model"):
         found = await parts.chooser.compare()
     uses = parts.chooser.settled(found)

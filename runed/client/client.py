@@ -16,7 +16,7 @@ from runed.client.calls.steps import Flow
 from runed.client.options import Lane, Options, Role, Truncate
 from runed.client.target import Target
 from runed.client.transport.blocking import Transport
-from runed.client.types import CentroidSet, Embedding, Health, Info, Model, Vectors
+from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
 
 K = TypeVar("K")
@@ -165,7 +165,51 @@ class DaemonClient:
         return drive(flow, self._transport.perform)
 
 
-class Client(DaemonClient):
+class RankingClient(DaemonClient):
+    """The method of `Client` that ranks."""
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        model: str = "",
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
+    ) -> list[RerankResult]:
+        """Rank documents by their relevance to a query, by as many requests as the daemon's limits demand.
+
+            best = client.rerank("how do I brew tea?", passages, top_n=3)[0].document
+
+        Args:
+            query: The question or search phrase; not blank.
+            documents: The documents; none may be blank. An empty list is allowed and has no results.
+            top_n: The most results; None means all documents.
+            model: The name of a reranker; empty means the daemon's only one.
+            truncate: The treatment of a document that, together with the query, is longer than the model reads: "none", the
+                default, refuses it, "end" and "start" cut off that side of it. The query is never cut.
+            lane: As for `Client.embed`.
+            timeout: As for `Client.embed`, for all documents together.
+
+        Returns:
+            The documents with their scores, the best one first. Documents of equal scores keep their order.
+
+        Raises:
+            InvalidRequestError: As for `Client.embed`; `metadata["index"]` tells the first document at fault.
+            UnknownModelError: The daemon has no such model, or no reranker, or several.
+            WrongModelKindError: The model makes embeddings.
+            RunedError: As for `Client.embed`.
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.calls.ranking import RerankOptions, rerank_flow  # noqa: PLC0415
+
+        options = RerankOptions(top_n=top_n, truncate=truncate, lane=lane, model=model)
+        return self._run(rerank_flow(self._flows, query, documents, options, self._deadline(timeout)))
+
+
+class Client(RankingClient):
     """A connection to the daemon, for any number of threads; `runed.connect` makes it.
 
     Every method raises a subclass of `runed.RunedError`, whose message says what to do. If the daemon went away since the last

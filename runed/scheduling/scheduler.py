@@ -100,6 +100,7 @@ class Scheduler:
             cache=cache,
             busy=self._busy,
             metrics=metrics,
+            preparer=self._make_preparer(),
         )
         self._piece_texts = min(PIECE_TEXTS, batcher.limits(Lane.BULK).texts)
 
@@ -263,6 +264,9 @@ class Scheduler:
                 yield
         finally:
             self.demand[lane] -= 1
+
+    def _make_preparer(self) -> Preparer:
+        return Preparer(self.backend)
 
     def _terms(self, options: EmbedOptions, client: str, lane: Lane, *, strict: bool = False, streamed: bool = False) -> Terms:
         self.last_used = time.time()
