@@ -9,6 +9,7 @@ from runed.api.host import Host
 from runed.api.later import Later
 from runed.api.ollama import PREFIX as OLLAMA
 from runed.api.openai import PREFIX as OPENAI
+from runed.api.rerank import PATHS as RERANK_PATHS
 from runed.api.rpc.app import build_rpc_app
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, respond
 from runed.api.tei import PATHS as TEI_PATHS
@@ -61,9 +62,12 @@ def build_port_app(host: Host) -> Application:
 
 def _json_apis(host: Host) -> Callable[[str], Later[Application] | None]:
     """Return a function that finds the API of a path. Each API is made by its first request."""
-    openai, ollama, tei = (Later(partial(build, host)) for build in (_build_openai, _build_ollama, _build_tei))
+    builders = (_build_openai, _build_ollama, _build_tei, _build_rerank)
+    openai, ollama, tei, rerank = (Later(partial(build, host)) for build in builders)
 
     def find(path: str) -> Later[Application] | None:
+        if path in RERANK_PATHS:
+            return rerank
         if path.startswith(OPENAI):
             return openai
         if path.startswith(OLLAMA):
@@ -89,6 +93,12 @@ def _build_tei(host: Host) -> Application:
     from runed.api.tei.app import build_tei_app  # noqa: PLC0415 # see `Later`
 
     return build_tei_app(host)  # type: ignore[return-value] # as above
+
+
+def _build_rerank(host: Host) -> Application:
+    from runed.api.rerank.app import build_rerank_app  # noqa: PLC0415 # see `Later`
+
+    return build_rerank_app(host)  # type: ignore[return-value] # as above
 
 
 async def _serve_metrics(host: Host, scope: Scope, send: Send) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
 from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
+from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info
 
@@ -13,9 +14,9 @@ from runed.domain.status import Health, Info
 class Host(Protocol):
     """One daemon.
 
-    The six calls that need a model (`embed`, `embed_stream`, `count_tokens`, `tokenize`, `set_centroids`, `warm_up`) raise
-    `RunedError`. They name it in their options or arguments; "" means the default model. A name that does not exist raises
-    `UnknownModelError` everywhere.
+    The calls that need a model (`embed`, `embed_stream`, `count_tokens`, `tokenize`, `rerank`, `set_centroids`, `warm_up`)
+    raise `RunedError`. They name it in their options or arguments; "" means the default model, and for `rerank` the only
+    installed reranker. A name that does not exist raises `UnknownModelError` everywhere.
 
     While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
     `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
@@ -50,6 +51,17 @@ class Host(Protocol):
 
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         """Count the tokens of each text, including those of its prompt and special tokens."""
+        ...
+
+    async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
+        """Rank documents by their relevance to a query.
+
+        Args:
+            query: The query, unchecked.
+            documents: The documents, unchecked.
+            options: The options of the call.
+            client: As for `embed`.
+        """
         ...
 
     async def tokenize(self, texts: Sequence[str], options: EmbedOptions, *, special: bool = True) -> Tokenized:

@@ -13,6 +13,15 @@ TextInput: TypeAlias = str | Sequence[int]
 """A text, or its tokens as `Tokenizer.tokenize` returns them, including special tokens."""
 
 
+PAIR_SEPARATOR = "\0"
+"""The character between query and document of a pair. No text has it."""
+
+
+def pair(query: str, document: str) -> str:
+    """Return the text that stands for a query and a document before a `PairBackend`."""
+    return f"{query}{PAIR_SEPARATOR}{document}"
+
+
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """Limits of one call of `Embedder.embed`.
@@ -174,3 +183,19 @@ class LocalBackend(CountingEmbedder, Speller, Managed, Protocol):
 
     The scheduler needs them to count and to tell tokens, and to stop the engine of an idle daemon.
     """
+
+
+class PairBackend(LocalBackend, Protocol):
+    """A reranker: it scores pairs of a query and a document, each written by `pair`.
+
+    `embed` returns the score of a pair, one little-endian float32, in the place of a vector. `tokenize` returns as many tokens
+    of a pair as `embed` reads; of a text that is no pair, it returns the tokens without special ones.
+    """
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of some tokens of a document.
+
+        Raises:
+            BackendError: As `Embedder.embed`.
+        """
+        ...

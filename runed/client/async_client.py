@@ -18,7 +18,7 @@ from runed.client.client import described
 from runed.client.options import Lane, Options, Role, Truncate
 from runed.client.target import Target
 from runed.client.transport.aio import AsyncTransport
-from runed.client.types import CentroidSet, Embedding, Health, Info, Model, Vectors
+from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
 
 K = TypeVar("K")
@@ -222,6 +222,29 @@ class AsyncClient:
         """
         options = Options(role=role, instruction=instruction, model=model)
         return await self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        model: str = "",
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
+    ) -> list[RerankResult]:
+        """Rank documents by their relevance to a query.
+
+        As `Client.rerank`:
+
+            best = (await client.rerank("how do I brew tea?", passages, top_n=3))[0].document
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.calls.ranking import RerankOptions, rerank_flow  # noqa: PLC0415
+
+        options = RerankOptions(top_n=top_n, truncate=truncate, lane=lane, model=model)
+        return await self._run(rerank_flow(self._flows, query, documents, options, self._deadline(timeout)))
 
     async def set_centroids(
         self,

@@ -16,7 +16,7 @@ from runed.client.calls.steps import Flow
 from runed.client.options import Lane, Options, Role, Truncate
 from runed.client.target import Target
 from runed.client.transport.blocking import Transport
-from runed.client.types import CentroidSet, Embedding, Health, Info, Model, Vectors
+from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
 
 K = TypeVar("K")
@@ -131,6 +131,47 @@ class DaemonClient:
         """
         return self._run(self._flows.list_models(self._deadline(timeout)))
 
+    def set_centroids(
+        self,
+        vectors: ArrayLike,
+        preset: str = "",
+        version: str = "",
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> CentroidSet:
+        """Replace the daemon's centroid set, by which `with_route` tells the nearest centroid of a vector.
+
+            installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
+
+        Each model has a set of its own. All clients share it, and the daemon keeps it over restarts. If a new set fails to
+        arrive, the earlier one stays.
+
+        Args:
+            vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
+                is its id.
+            preset: The name of the parameters that the set was built with.
+            version: The name of the set. With a preset, the daemon checks that it is the hash of the content (see
+                docs/protocol.md); empty leaves it to the daemon, which takes that hash.
+            model: The model whose vectors are routed, as for `Client.embed`.
+            timeout: As for `Client.embed`.
+
+        Returns:
+            The set that the daemon has installed.
+
+        Raises:
+            BadCentroidsError: The vectors cannot be a set for this model; the message tells the reason.
+            CentroidStoreError: The daemon cannot store the set, for example on a full disk.
+            RunedError: As for `Client.embed`.
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.calls.centroids import set_centroids_flow  # noqa: PLC0415
+        from runed.client.transport.blocking_stream import run_upload  # noqa: PLC0415
+
+        self._transport.check_open()
+        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout), model=model)
+        return run_upload(flow, self._transport)
+
     def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:
         """Ask the daemon to finish the calls in flight and to exit. The call returns before the daemon has exited.
 
@@ -165,7 +206,51 @@ class DaemonClient:
         return drive(flow, self._transport.perform)
 
 
-class Client(DaemonClient):
+class RankingClient(DaemonClient):
+    """The method of `Client` that ranks."""
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        model: str = "",
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
+    ) -> list[RerankResult]:
+        """Rank documents by their relevance to a query, by as many requests as the daemon's limits demand.
+
+            best = client.rerank("how do I brew tea?", passages, top_n=3)[0].document
+
+        Args:
+            query: The question or search phrase; not blank.
+            documents: The documents; none may be blank. An empty list is allowed and has no results.
+            top_n: The most results; None means all documents.
+            model: The name of a reranker; empty means the daemon's only one.
+            truncate: The treatment of a document that, together with the query, is longer than the model reads: "none", the
+                default, refuses it, "end" and "start" cut off that side of it. The query is never cut.
+            lane: As for `Client.embed`.
+            timeout: As for `Client.embed`, for all documents together.
+
+        Returns:
+            The documents with their scores, the best one first. Documents of equal scores keep their order.
+
+        Raises:
+            InvalidRequestError: As for `Client.embed`; `metadata["index"]` tells the first document at fault.
+            UnknownModelError: The daemon has no such model, or no reranker, or several.
+            WrongModelKindError: The model makes embeddings.
+            RunedError: As for `Client.embed`.
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.calls.ranking import RerankOptions, rerank_flow  # noqa: PLC0415
+
+        options = RerankOptions(top_n=top_n, truncate=truncate, lane=lane, model=model)
+        return self._run(rerank_flow(self._flows, query, documents, options, self._deadline(timeout)))
+
+
+class Client(RankingClient):
     """A connection to the daemon, for any number of threads; `runed.connect` makes it.
 
     Every method raises a subclass of `runed.RunedError`, whose message says what to do. If the daemon went away since the last
@@ -378,47 +463,6 @@ class Client(DaemonClient):
         """
         options = Options(role=role, instruction=instruction, model=model)
         return self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
-
-    def set_centroids(
-        self,
-        vectors: ArrayLike,
-        preset: str = "",
-        version: str = "",
-        *,
-        model: str | None = None,
-        timeout: float | None = None,
-    ) -> CentroidSet:
-        """Replace the daemon's centroid set, by which `with_route` tells the nearest centroid of a vector.
-
-            installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
-
-        Each model has a set of its own. All clients share it, and the daemon keeps it over restarts. If a new set fails to
-        arrive, the earlier one stays.
-
-        Args:
-            vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
-                is its id.
-            preset: The name of the parameters that the set was built with.
-            version: The name of the set. With a preset, the daemon checks that it is the hash of the content (see
-                docs/protocol.md); empty leaves it to the daemon, which takes that hash.
-            model: The model whose vectors are routed, as for `embed`.
-            timeout: As for `embed`.
-
-        Returns:
-            The set that the daemon has installed.
-
-        Raises:
-            BadCentroidsError: The vectors cannot be a set for this model; the message tells the reason.
-            CentroidStoreError: The daemon cannot store the set, for example on a full disk.
-            RunedError: As for `embed`.
-        """
-        # As in `embed_stream`.
-        from runed.client.calls.centroids import set_centroids_flow  # noqa: PLC0415
-        from runed.client.transport.blocking_stream import run_upload  # noqa: PLC0415
-
-        self._transport.check_open()
-        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout), model=model)
-        return run_upload(flow, self._transport)
 
 
 def described(client: object, target: Target, flows: Flows) -> str:

@@ -24,6 +24,7 @@ from runed_proto.runed.v1.runed_pb2 import (
     EmbedResponse,
     EmbedStreamRequest,
     EmbedStreamResponse,
+    RerankRequest,
 )
 from runed_proto.runed.v1.runed_pb2 import Lane as LaneValue
 from runed_proto.runed.v1.runed_pb2 import Role as RoleValue
@@ -70,6 +71,13 @@ class EmbedOptions(TypedDict, total=False):
     model: str | None
 
 
+class QueueOptions(TypedDict):
+    """The options that a rerank shares with an embedding; see `EmbedOptions`."""
+
+    truncate: Truncate
+    lane: Lane | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """`EmbedOptions`, checked, and with defaults.
@@ -113,14 +121,18 @@ class Options:
         """Write the options into a request. A default takes no room there."""
         self.set_prompt_on(request)
         request.dimensions = self.dimensions or 0
-        request.truncate = _TRUNCATES[self.truncate]
-        request.lane = _LANES[self.lane]
+        self.set_queue_on(request)
 
     def set_prompt_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest | CountTokensRequest) -> None:
         """Write the options that choose the model and the prompt into a request."""
         request.model = self.model or ""
         request.role = _ROLES[self.role]
         request.instruction = self.instruction
+
+    def set_queue_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest | RerankRequest) -> None:
+        """Write the options that choose the queue and the treatment of a long text into a request."""
+        request.truncate = _TRUNCATES[self.truncate]
+        request.lane = _LANES[self.lane]
 
     def check_known(self, answer: EmbedResponse | EmbedBatchResponse | EmbedStreamResponse) -> None:
         """Check that the daemon knew the options of the call that it has answered.

@@ -80,6 +80,30 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RerankResult:
+    """One document in its place, and facts about it.
+
+    Attributes:
+        index: Its index among the documents of the call.
+        score: Its relevance to the query, from 0 to 1. Scores of different queries can be compared only roughly, and scores of
+            different models not at all.
+        document: The document.
+        token_count: The number of tokens that the model read: those of the query, of the document, and special tokens.
+        total_token_count: The number of tokens before anything was cut off.
+        truncated: Whether tokens were cut off, as `truncate` allowed.
+        cached: Whether the score was not computed for this call: it came from the cache, or from the same pair in flight.
+    """
+
+    index: int
+    score: float
+    document: str
+    token_count: int
+    total_token_count: int
+    truncated: bool
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CentroidSet:
     """The centroid set that the daemon has installed.
 

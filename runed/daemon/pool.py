@@ -215,12 +215,20 @@ class Pool:
         names = await self.names()
         if model or kind is ModelKind.EMBEDDING:
             return names.find(model)
-        if (only := names.reranker()) is None:
-            raise UnknownModelError(
-                "the model to rerank with has to be named, unless there is exactly one; ListModels tells their names",
-                metadata={"models": ", ".join(names.specs)},
-            )
-        return only
+        return self._only_reranker(names)
+
+    def _only_reranker(self, names: ModelNames) -> ModelSpec:
+        """Return the model that "" means in a request to rerank: the only installed one of its kind."""
+        known = names.rerankers()
+        installed = [spec for spec in known if self._is_installed(spec)]
+        if len(installed) == 1:
+            return installed[0]
+        told = ", ".join(spec.name for spec in installed or known)
+        if installed:
+            message = f"several models rerank, so the request has to name one; there are {told}"
+        else:
+            message = f"no model that reranks is installed; run `runed pull NAME`, with one of: {told or 'none'}"
+        raise UnknownModelError(message, metadata={"models": told})
 
     def _look(self, model: str) -> Bootstrapper | None:
         """Return what gets a model, or None if nobody has asked for the model."""

@@ -120,10 +120,9 @@ class ModelNames:
             )
         return spec
 
-    def reranker(self) -> ModelSpec | None:
-        """Return the model that "" means in a request to rerank: the only one of its kind, or None."""
-        found = [spec for spec in self.specs.values() if spec.kind is ModelKind.RERANK]
-        return found[0] if len(found) == 1 else None
+    def rerankers(self) -> list[ModelSpec]:
+        """Return the models that rerank."""
+        return [spec for spec in self.specs.values() if spec.kind is ModelKind.RERANK]
 
     def aliases_of(self, spec: ModelSpec) -> list[str]:
         """Return the further names of a model, in small letters and in order, without that of its family."""

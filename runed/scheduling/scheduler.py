@@ -100,6 +100,7 @@ class Scheduler:
             cache=cache,
             busy=self._busy,
             metrics=metrics,
+            preparer=self._make_preparer(),
         )
         self._piece_texts = min(PIECE_TEXTS, batcher.limits(Lane.BULK).texts)
 
@@ -219,15 +220,14 @@ class Scheduler:
             special: Whether to include the special tokens around each text.
 
         Raises:
-            InvalidRequestError: The call or one of its texts cannot be served.
-            BackendError: The backend failed.
+            RunedError: As for `count_tokens`.
         """
         ids = [tokens async for tokens in self._tokenize(texts, options)]
         with self._busy(Lane.INTERACTIVE):
             if not special:
                 first, last = await Preparer(self.backend).count_special_tokens()
                 ids = [tokens[first : len(tokens) - last] for tokens in ids]
-            known = sorted({token for tokens in ids for token in tokens})
+            known = list({token for tokens in ids for token in tokens})
             pieces = dict(zip(known, await self.backend.spell(known), strict=True))
         return Tokenized(ids, pieces, frozenset(token for token, _ in self.backend.model.special_tokens))
 
@@ -263,6 +263,9 @@ class Scheduler:
                 yield
         finally:
             self.demand[lane] -= 1
+
+    def _make_preparer(self) -> Preparer:
+        return Preparer(self.backend)
 
     def _terms(self, options: EmbedOptions, client: str, lane: Lane, *, strict: bool = False, streamed: bool = False) -> Terms:
         self.last_used = time.time()

@@ -22,6 +22,7 @@ import {
   tooOld,
 } from "./options.js";
 import { LARGE_TEXT, TEXT_OVERHEAD } from "./policy.js";
+import { type RankedDocument, type RerankOptions, rerank } from "./ranking.js";
 import { embedStream } from "./stream.js";
 import { type Place, Target } from "./target.js";
 import { checkLength, encodedLength, listed, measure, relocated, sizeOf, split } from "./texts.js";
@@ -245,6 +246,27 @@ export class Client {
       }
       return counts;
     });
+  }
+
+  /**
+   * Ranks documents by their relevance to a query. It sends as many requests as the daemon's limits demand.
+   *
+   * @param query - The question or search phrase. It must not be blank.
+   * @param documents - The documents. None may be blank.
+   * @returns The documents with their scores, the best one first. Documents of equal scores keep their order.
+   * @throws RunedError As `embed`; `metadata.index` tells the first document at fault. UNKNOWN_MODEL: The daemon has no such
+   * model, or no reranker, or several. WRONG_MODEL_KIND: The model makes embeddings.
+   */
+  async rerank(query: string, documents: Iterable<string>, options: RerankOptions = {}): Promise<RankedDocument[]> {
+    const deadline = this.#deadline(options);
+    return await rerank(
+      this.#calls,
+      (common, send) => this.#within(deadline, common, send),
+      deadline,
+      query,
+      documents,
+      options,
+    );
   }
 
   /**

@@ -104,8 +104,19 @@ export function embedFields(options: EmbedOptions) {
   return {
     ...promptFields(options),
     dimensions: dimensions ?? 0,
-    truncate: choose("truncate", options.truncate, TRUNCATES) ?? TruncateValue.UNSPECIFIED,
-    lane: choose("lane", options.lane, LANES) ?? LaneValue.UNSPECIFIED,
+    ...queueFields(options),
+  };
+}
+
+/**
+ * Returns the fields of a request that choose the queue and how to deal with a text that is too long.
+ *
+ * @throws RunedError INVALID_REQUEST: An option cannot be used.
+ */
+export function queueFields({ truncate, lane }: Pick<EmbedOptions, "truncate" | "lane">) {
+  return {
+    truncate: choose("truncate", truncate, TRUNCATES) ?? TruncateValue.UNSPECIFIED,
+    lane: choose("lane", lane, LANES) ?? LaneValue.UNSPECIFIED,
   };
 }
 

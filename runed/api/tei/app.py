@@ -18,9 +18,11 @@ from runed.api.error_codes import MalformedRequestError
 from runed.api.host import Host
 from runed.api.web.app import build_web_app, json_response
 from runed.api.web.errors import UnsupportedTypeError, retry_headers
+from runed.api.web.ranking import query_of, rank
 from runed.api.web.requests import client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import all_numbers
 from runed.domain.model_status import Tokenized
+from runed.domain.ranking import RerankOptions
 from runed.domain.requests import EmbedOptions, Role, Truncate
 from runed.server import reserve
 from runed.turns import breathe_before
@@ -62,6 +64,22 @@ class _EmbedRequest(msgspec.Struct):
         )
 
 
+class _RerankRequest(msgspec.Struct):
+    """The body of `POST /rerank`."""
+
+    query: Any = msgspec.UNSET  # read by `query_of`
+    texts: Any = msgspec.UNSET
+    truncate: bool | None = None
+    truncation_direction: Literal["right", "left", "Right", "Left"] | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+
+    def options(self) -> RerankOptions:
+        """Return the options of the call."""
+        cut = _CUT_SIDES[(self.truncation_direction or "right").lower()]
+        return RerankOptions(truncate=cut if self.truncate else Truncate.NONE)
+
+
 class _TokenizeRequest(msgspec.Struct):
     """The body of `POST /tokenize`."""
 
@@ -77,11 +95,17 @@ _ACCEPTED = {
     "normalize": "true",
     "dimensions": "a whole number from 1 on",
 }
+_ACCEPTED_RERANK = {
+    "truncate": "true or false",
+    "truncation_direction": '"Right" or "Left"',
+    "raw_scores": "true or false",
+    "return_text": "true or false",
+}
 _ACCEPTED_TOKENIZE = {"add_special_tokens": "true or false", "prompt_name": '"query" or "document"'}
 
 
 def build_tei_app(host: Host) -> Starlette:
-    """Build the application that answers `/embed`, `/tokenize`, `/info` and `/health`.
+    """Build the application that answers `/embed`, `/rerank`, `/tokenize`, `/info` and `/health`.
 
     Args:
         host: The daemon.
@@ -101,6 +125,24 @@ def build_tei_app(host: Host) -> Starlette:
             answer = await while_connected(request, host.embed(texts, options, client=client_of(request)))
             call.count(answer.items)
             return json_response(await all_numbers(answer))
+
+    async def rerank(request: Request) -> Response:
+        with logged_call("TEI") as call:
+            document = await read_object(request, limit)
+            if "texts" not in document and "documents" in document:  # llama-server answers both APIs here
+                return json_response(await rank(host, request, document, call))
+            wanted = convert(document, _RerankRequest, _ACCEPTED_RERANK)
+            query, texts, options = query_of(wanted.query), texts_of(wanted.texts, "texts"), wanted.options()
+            call.texts = len(texts)
+            answer = await while_connected(request, host.rerank(query, texts, options, client=client_of(request)))
+            call.count_ranked(answer)
+        return json_response(
+            [
+                {"index": result.index, "score": result.raw_score if wanted.raw_scores else result.score}
+                | ({"text": texts[result.index]} if wanted.return_text else {})
+                for result in answer.results
+            ]
+        )
 
     async def tokenize(request: Request) -> Response:
         wanted = convert(await read_object(request, _TOKENIZE_BYTES), _TokenizeRequest, _ACCEPTED_TOKENIZE)
@@ -139,11 +181,12 @@ def build_tei_app(host: Host) -> Starlette:
 
     routes = [
         *(Route(path, embed, methods=["POST"]) for path in ("/embed", "/")),  # clients of the inference API post to "/"
+        Route("/rerank", rerank, methods=["POST"]),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/info", info),
         *(Route(path, health) for path in ("/health", "/")),
     ]
-    return build_web_app(routes, _error_response, paths="POST /embed, POST /tokenize, GET /info and GET /health")
+    return build_web_app(routes, _error_response, paths="POST /embed, POST /rerank, POST /tokenize, GET /info and GET /health")
 
 
 async def _tokens(tokenized: Tokenized) -> list[list[msgspec.Raw]]:

@@ -22,6 +22,7 @@ from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.command import CONTEXT_STEP
 from runed.backends.llama.cores import usable_cores
 from runed.backends.llama.gguf import read_gguf
+from runed.backends.llama.likeness import cosine
 from runed.backends.llama.passes import SHORT_PASS, TILED_PASSES, affordable_pass, fitting_pass, free_memory
 from runed.backends.llama.profile import (
     MAX_TOKENS_TOGETHER,
@@ -33,7 +34,7 @@ from runed.backends.llama.profile import (
     store_tuning,
 )
 from runed.backends.llama.quirks import Quirks
-from runed.backends.llama.self_test import MIN_COSINE, CompanyError, cosine
+from runed.backends.llama.self_test import MIN_COSINE, CompanyError
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.errors import BackendError, BackendUnavailableError

@@ -50,7 +50,7 @@ class Flows(DaemonFlows):
                 check_length(length + TEXT_OVERHEAD, limits.max_request_bytes - common)
             return self.send_when_ready("Embed", request, EmbedResponse, deadline)
 
-        response = yield from (send() if length <= LARGE_TEXT else self._within_limits(send, deadline, options.model))
+        response = yield from (send() if length <= LARGE_TEXT else self.within_limits(send, deadline, options.model))
         options.check_known(response)
         if not response.vector:
             raise answers.no_vector()
@@ -63,7 +63,7 @@ class Flows(DaemonFlows):
         if not texts:
             dim = options.dimensions or (yield from self.wait_until_ready(deadline, options.model)).vector_dim
             return np.empty((0, dim), dtype=np.float32)
-        return (yield from self._within_limits(partial(self._embed_batch, texts, options, deadline), deadline, options.model))
+        return (yield from self.within_limits(partial(self._embed_batch, texts, options, deadline), deadline, options.model))
 
     def embed_items(
         self, texts: Iterable[str], options: Options, deadline: Deadline, *, with_route: bool
@@ -75,16 +75,16 @@ class Flows(DaemonFlows):
         common = EmbedBatchRequest(per_item_errors=True, with_route=with_route)
         options.set_on(common)
         call = partial(self._embed_items, texts, options, common, deadline)
-        return (yield from self._within_limits(call, deadline, options.model))
+        return (yield from self.within_limits(call, deadline, options.model))
 
     def count_tokens(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[list[int]]:
         """Count the tokens of texts by as many requests as the daemon's limits demand. Return one number a text."""
         texts = listed(texts)
         if not texts:
             return []
-        return (yield from self._within_limits(partial(self._count_tokens, texts, options, deadline), deadline, options.model))
+        return (yield from self.within_limits(partial(self._count_tokens, texts, options, deadline), deadline, options.model))
 
-    def _within_limits(self, call: Callable[[Info], Flow[T]], deadline: Deadline, model: str | None) -> Flow[T]:
+    def within_limits(self, call: Callable[[Info], Flow[T]], deadline: Deadline, model: str | None = None) -> Flow[T]:
         """Make a call within the daemon's limits, which are requested once.
 
         Another daemon with smaller limits may have replaced the one that told them. If a request is too large and the limits
