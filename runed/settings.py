@@ -21,7 +21,7 @@ import msgspec
 
 from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
-from runed.own_models import Entry, OwnModel, own_models
+from runed.own_models import Entry, OwnModel, own_aliases, own_models
 from runed.paths import check_home
 from runed.trust import check_file
 from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
@@ -31,9 +31,6 @@ PROFILES = ("memory", "balanced", "throughput")
 
 ENGINES = ("auto", "cpu", "vulkan", "cuda", "rocm")
 """Names of the engines to choose from: "auto" for the fastest that works, and what each other one computes with."""
-
-OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
-"""Names of models that programs for OpenAI have written into them."""
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -108,7 +105,7 @@ class Settings:
     hf_endpoint: str = HUB
     default_model: str = ""
     models: Mapping[str, OwnModel] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(OPENAI_NAMES, ""))
+    aliases: Mapping[str, str] = field(default_factory=own_aliases)
     debug: bool = False
 
 
@@ -310,10 +307,6 @@ def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
     return own_models(value, origin, read_path=_file, read_duration=duration)
 
 
-def _aliases(value: Mapping[str, str], _origin: str) -> Mapping[str, str]:
-    return {**dict.fromkeys(OPENAI_NAMES, ""), **value}
-
-
 def _text(value: str, _origin: str) -> str:
     return value
 
@@ -455,7 +448,7 @@ SETTINGS = {
         "the model of requests that name none: a name of `runed models`. It goes before `model_variant`, not before `model`"),
     "models": Setting("", dict[str, Entry], "models", _models, "",
         "models of your own by name, and changes of others; see [Models](#models)"),
-    "aliases": Setting("", dict[str, str], "aliases", _aliases, "",
+    "aliases": Setting("", dict[str, str], "aliases", own_aliases, "",
         'further names of models: `{"small": "bge-m3"}`; `""` stands for the default model. Names of OpenAI mean that, too'),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),

@@ -130,7 +130,64 @@ def daemon(
 
 
 @dataclass
-class DaemonDouble:
+class _Models:
+    """The models of a double."""
+
+    home: Path
+    dimensions: int = 8
+    max_text_length: int = 512
+    models_served: Sequence[str] = ("double",)
+
+    async def pull(self, model: str = "") -> None:
+        """Check the name of the model; see `Host.pull`."""
+        self._model(model)
+
+    async def unload(self, model: str = "") -> None:
+        """Check the name of the model; see `Host.unload`."""
+        self._model(model)
+
+    async def models(self) -> list[ModelStatus]:
+        """Describe all models; see `Host.models`."""
+        return [await self.model(name) for name in self.models_served]
+
+    async def model(self, name: str = "") -> ModelStatus:
+        """Describe a model; see `Host.model`."""
+        spec = self._names.find(name)
+        return ModelStatus(
+            name=spec.name,
+            family=spec.family,
+            variants=tuple(self._names.variants_of(spec)),
+            aliases=tuple(self._names.aliases_of(spec)),
+            installed=True,
+            loaded=True,
+            vector_dim=self.dimensions,
+            min_dimensions=1,
+            max_text_length=self.max_text_length,
+            pooling="mean",
+            fingerprint=_FINGERPRINT,
+            model_identity="sha256:double",
+        )
+
+    def room(self) -> ModelRoom:
+        """Return no bounds; see `Host.room`."""
+        return ModelRoom()
+
+    async def settle(self, model: str = "") -> None:
+        """Return at once, since the double looks for no files; see `Host.settle`."""
+        self._model(model)
+
+    @cached_property
+    def _names(self) -> ModelNames:
+        specs = [ModelSpec(family=family, variant=variant) for family, variant in map(split_name, self.models_served)]
+        return ModelNames(specs, aliases=Settings(self.home).aliases)
+
+    def _model(self, name: str) -> str:
+        """Return the full name of a model."""
+        return self._names.find(name).name
+
+
+@dataclass
+class DaemonDouble(_Models):
     """A daemon with random vectors; `daemon` makes and serves it.
 
     Attributes:
@@ -141,10 +198,6 @@ class DaemonDouble:
         calls: The calls that came, in their order.
     """
 
-    home: Path
-    dimensions: int = 8
-    max_text_length: int = 512
-    models_served: Sequence[str] = ("double",)
     calls: list[Call] = field(default_factory=list)
     _faults: dict[str, RunedError] = field(default_factory=dict)
     _refusals: list[RunedError] = field(default_factory=list)
@@ -269,43 +322,9 @@ class DaemonDouble:
         pieces = {number: word for word, number in words.items()} | {0: "<s>", 1: "</s>"}
         return Tokenized([[0, *tokens, 1] if special else tokens for tokens in ids], pieces, frozenset({0, 1}))
 
-    async def pull(self, model: str = "") -> None:
-        """Check the name of the model; see `Host.pull`."""
-        self._model(model)
-
     async def warm_up(self, model: str = "") -> None:
         """Fail as an embedding would; see `Host.warm_up`."""
         self._admit(Asked(model=model))
-
-    async def unload(self, model: str = "") -> None:
-        """Check the name of the model; see `Host.unload`."""
-        self._model(model)
-
-    async def models(self) -> list[ModelStatus]:
-        """Describe all models; see `Host.models`."""
-        return [await self.model(name) for name in self.models_served]
-
-    async def model(self, name: str = "") -> ModelStatus:
-        """Describe a model; see `Host.model`."""
-        spec = self._names.find(name)
-        return ModelStatus(
-            name=spec.name,
-            family=spec.family,
-            variants=tuple(self._names.variants_of(spec)),
-            aliases=tuple(self._names.aliases_of(spec)),
-            installed=True,
-            loaded=True,
-            vector_dim=self.dimensions,
-            min_dimensions=1,
-            max_text_length=self.max_text_length,
-            pooling="mean",
-            fingerprint=_FINGERPRINT,
-            model_identity="sha256:double",
-        )
-
-    def room(self) -> ModelRoom:
-        """Return no bounds; see `Host.room`."""
-        return ModelRoom()
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the set of routing centroids; see `Host.set_centroids`."""
@@ -313,10 +332,6 @@ class DaemonDouble:
         self._centroids = np.array(rows, dtype=np.float32)
         self._centroid_version = header.version or f"double-{header.nlist}"
         return self._centroid_version
-
-    async def settle(self, model: str = "") -> None:
-        """Return at once, since the double looks for no files; see `Host.settle`."""
-        self._model(model)
 
     def info(self, model: str = "") -> Info:
         """Describe the double; see `Host.info`."""
@@ -381,15 +396,6 @@ class DaemonDouble:
             raise BadDimensionsError(f"there are {self.dimensions} dimensions at most")
         if options.with_route and self._centroids is None:
             raise NoCentroidSetError("there is no centroid set to route by")
-
-    @cached_property
-    def _names(self) -> ModelNames:
-        specs = [ModelSpec(family=family, variant=variant) for family, variant in map(split_name, self.models_served)]
-        return ModelNames(specs, aliases=Settings(self.home).aliases)
-
-    def _model(self, name: str) -> str:
-        """Return the full name of a model."""
-        return self._names.find(name).name
 
     def _outcome(self, text: str, options: Asked) -> Embedding | RunedError:
         if not text.strip():

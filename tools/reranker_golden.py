@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch  # type: ignore[import-not-found] # as told above
-import transformers  # type: ignore[import-not-found] # as told above
+import transformers
 
 MAX_TOKENS = 512
 

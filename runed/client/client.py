@@ -131,6 +131,47 @@ class DaemonClient:
         """
         return self._run(self._flows.list_models(self._deadline(timeout)))
 
+    def set_centroids(
+        self,
+        vectors: ArrayLike,
+        preset: str = "",
+        version: str = "",
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> CentroidSet:
+        """Replace the daemon's centroid set, by which `with_route` tells the nearest centroid of a vector.
+
+            installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
+
+        Each model has a set of its own. All clients share it, and the daemon keeps it over restarts. If a new set fails to
+        arrive, the earlier one stays.
+
+        Args:
+            vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
+                is its id.
+            preset: The name of the parameters that the set was built with.
+            version: The name of the set. With a preset, the daemon checks that it is the hash of the content (see
+                docs/protocol.md); empty leaves it to the daemon, which takes that hash.
+            model: The model whose vectors are routed, as for `Client.embed`.
+            timeout: As for `Client.embed`.
+
+        Returns:
+            The set that the daemon has installed.
+
+        Raises:
+            BadCentroidsError: The vectors cannot be a set for this model; the message tells the reason.
+            CentroidStoreError: The daemon cannot store the set, for example on a full disk.
+            RunedError: As for `Client.embed`.
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.calls.centroids import set_centroids_flow  # noqa: PLC0415
+        from runed.client.transport.blocking_stream import run_upload  # noqa: PLC0415
+
+        self._transport.check_open()
+        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout), model=model)
+        return run_upload(flow, self._transport)
+
     def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:
         """Ask the daemon to finish the calls in flight and to exit. The call returns before the daemon has exited.
 
@@ -422,47 +463,6 @@ class Client(RankingClient):
         """
         options = Options(role=role, instruction=instruction, model=model)
         return self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
-
-    def set_centroids(
-        self,
-        vectors: ArrayLike,
-        preset: str = "",
-        version: str = "",
-        *,
-        model: str | None = None,
-        timeout: float | None = None,
-    ) -> CentroidSet:
-        """Replace the daemon's centroid set, by which `with_route` tells the nearest centroid of a vector.
-
-            installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
-
-        Each model has a set of its own. All clients share it, and the daemon keeps it over restarts. If a new set fails to
-        arrive, the earlier one stays.
-
-        Args:
-            vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
-                is its id.
-            preset: The name of the parameters that the set was built with.
-            version: The name of the set. With a preset, the daemon checks that it is the hash of the content (see
-                docs/protocol.md); empty leaves it to the daemon, which takes that hash.
-            model: The model whose vectors are routed, as for `embed`.
-            timeout: As for `embed`.
-
-        Returns:
-            The set that the daemon has installed.
-
-        Raises:
-            BadCentroidsError: The vectors cannot be a set for this model; the message tells the reason.
-            CentroidStoreError: The daemon cannot store the set, for example on a full disk.
-            RunedError: As for `embed`.
-        """
-        # As in `embed_stream`.
-        from runed.client.calls.centroids import set_centroids_flow  # noqa: PLC0415
-        from runed.client.transport.blocking_stream import run_upload  # noqa: PLC0415
-
-        self._transport.check_open()
-        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout), model=model)
-        return run_upload(flow, self._transport)
 
 
 def described(client: object, target: Target, flows: Flows) -> str:

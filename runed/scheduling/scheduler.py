@@ -220,15 +220,14 @@ class Scheduler:
             special: Whether to include the special tokens around each text.
 
         Raises:
-            InvalidRequestError: The call or one of its texts cannot be served.
-            BackendError: The backend failed.
+            RunedError: As for `count_tokens`.
         """
         ids = [tokens async for tokens in self._tokenize(texts, options)]
         with self._busy(Lane.INTERACTIVE):
             if not special:
                 first, last = await Preparer(self.backend).count_special_tokens()
                 ids = [tokens[first : len(tokens) - last] for tokens in ids]
-            known = sorted({token for tokens in ids for token in tokens})
+            known = list({token for tokens in ids for token in tokens})
             pieces = dict(zip(known, await self.backend.spell(known), strict=True))
         return Tokenized(ids, pieces, frozenset(token for token, _ in self.backend.model.special_tokens))
 
