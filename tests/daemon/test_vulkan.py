@@ -42,10 +42,11 @@ def vulkan_server() -> Path:
     return server
 
 
-def choose_vulkan(home: Path, server: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _vulkan_chosen(home: Path, vulkan_server: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare the devices of this machine, and keep Vulkan as if it had been the fastest."""
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
-    settings = Settings(home, llama_server=server, model=model, engine="vulkan")
+    settings = Settings(home, llama_server=vulkan_server, model=minilm, engine="vulkan")
     compared = asyncio.run(install_for_comparison(settings, Paths(home), report=lambda _: None, check_model=check_model))
     assert [each.device.accelerator for each in compared] == ["vulkan", "cpu"], compared[0].warnings
     best = compared[0]
@@ -55,15 +56,13 @@ def choose_vulkan(home: Path, server: Path, model: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * START_SECONDS)
+@pytest.mark.usefixtures("_vulkan_chosen")
 def test_vectors_of_a_vulkan_device_are_those_of_the_processors(
-    home: Path,
     vulkan_server: Path,
     minilm: Path,
     minilm_golden: Golden,
     start_daemon: Callable[..., RunningDaemon],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    choose_vulkan(home, vulkan_server, minilm, monkeypatch)
     texts = minilm_golden.texts[:TEXTS]
     vectors = {}
     infos = {}
