@@ -21,13 +21,8 @@ from runed.errors import (
 )
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.scheduling.counting import count, settle_tokens
-from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
+from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace, Returns
 from runed.scheduling.queue import Computed, FairQueue, QueueEntry, QueueLimits
-
-_GATHERING = 0.003
-"""Most seconds that a micro-batch waits for the callers of the last one, who often send their next text at once. Batches are
-larger then, and the engine shares its cores with fewer requests. Measured with MiniLM on two cores, texts/s without and with
-it: 2 clients 102 and 155, 4 clients 136 and 167, 8 clients 164 and 202, 16 clients 202 and 226."""
 
 _log = get_logger(__name__)
 
@@ -69,6 +64,7 @@ class Batcher:
         self._tasks: set[asyncio.Task[object]] = set()
         self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
         self._gathered = asyncio.Event()
+        self._returns = Returns()
         self._closed = False
         self._replaced = False
 
@@ -88,13 +84,18 @@ class Batcher:
             return
         lane, texts, size = entries[0].lane, len(entries), sum(entry.size for entry in entries)
         self._check_open()
-        self._check_fits(lane, texts, size)
+        _check_fits(self._queue.limits(lane), texts, size)
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(lane, excess)
         now = asyncio.get_running_loop().time()
+        by_estimate = self._backend.limits.by_estimate
         for entry in entries:
             entry.since = now
+            if by_estimate:
+                entry.tokens = self._pace.estimated_tokens(entry)
         self._queue.push(entries)
+        if lane is Lane.INTERACTIVE:
+            self._returns.came(texts, now)
         if self._wanted and self._has_gathered():
             self._gathered.set()
         if self._worker is None:
@@ -116,7 +117,7 @@ class Batcher:
             BatchTooLargeError: There is never room for so many at once.
             ShuttingDownError: The batcher is closed.
         """
-        self._check_fits(Lane.BULK, texts, size)
+        _check_fits(self._queue.limits(Lane.BULK), texts, size)
         async with self._entrance:
             while not self._closed and self._queue.excess(Lane.BULK, texts=texts, size=size):
                 self._queue.vacated.clear()
@@ -156,16 +157,6 @@ class Batcher:
             return BackendUnavailableError("another engine takes over; try again", retry_after=FIRST_RETRY_AFTER)
         return ShuttingDownError("the daemon is shutting down; try again, and a new one will be started")
 
-    def _check_fits(self, lane: Lane, texts: int, size: int) -> None:
-        limits = self._queue.limits(lane)
-        if texts > limits.texts or size > limits.bytes:
-            facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
-            raise BatchTooLargeError(
-                f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
-                "send less at once, or raise these settings of the daemon",
-                metadata=facts,
-            )
-
     def _full(self, lane: Lane, excess: float) -> QueueFullError:
         limits = self._queue.limits(lane)
         waiting = [self._queue.depth(lane) for lane in Lane]
@@ -195,7 +186,7 @@ class Batcher:
                 await self._compute(batch)
                 self._queue.settle(batch)
                 if batch[0].lane is Lane.INTERACTIVE:
-                    await self._gather(sum(not entry.future.cancelled() for entry in batch))
+                    await self._gather(sum(not entry.future.cancelled() for entry in batch), since=now)
         finally:
             _fail(self._flight, self._refusal())  # cancelled by `close`; otherwise all of them have their answers
             self._flight = ()
@@ -206,13 +197,21 @@ class Batcher:
         bulk_waits = self._queue.depth(Lane.BULK)[0] > 0
         return self._queue.take(limits, self._pace.bulk_limits(limits) if bulk_waits else None)
 
-    async def _gather(self, answered: int) -> None:
-        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch."""
+    async def _gather(self, answered: int, *, since: float) -> None:
+        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
+
+        Args:
+            answered: The number of texts of the last micro-batch that were answered.
+            since: The time at which that micro-batch was sent.
+        """
+        now = asyncio.get_running_loop().time()
+        patience = self._returns.patience(now - since)
+        self._returns.answered(answered, now)
         self._wanted = answered + self._queue.depth(Lane.INTERACTIVE)[0]
         if self._wanted > 1 and not self._has_gathered():
             self._gathered.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GATHERING):
+                async with asyncio.timeout(patience):
                     await self._gathered.wait()
         self._wanted = 0
 
@@ -276,7 +275,8 @@ class Batcher:
 
     def _count_ahead(self) -> None:
         """Count waiting texts during the micro-batch in flight, so that more of them fit into the next one."""
-        if self._flight and self._counter is None and self._queue.uncounted(self._backend.limits):
+        limits = self._backend.limits
+        if self._flight and self._counter is None and not limits.by_estimate and self._queue.uncounted(limits):
             self._counter = self._spawn(self._count_waiting())
 
     async def _count_waiting(self) -> None:
@@ -294,6 +294,16 @@ def _fail(entries: Sequence[QueueEntry], error: Exception) -> None:
             # A copy for each caller: a shared error would collect the traces and notes of all callers.
             entry.future.set_exception(error.retold() if isinstance(error, RunedError) else error)
             entry.future.exception()  # marks it as seen, so that asyncio does not report it
+
+
+def _check_fits(limits: QueueLimits, texts: int, size: int) -> None:
+    if texts > limits.texts or size > limits.bytes:
+        facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
+        raise BatchTooLargeError(
+            f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
+            "send less at once, or raise these settings of the daemon",
+            metadata=facts,
+        )
 
 
 def _describe(limits: QueueLimits) -> str:
