@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runed.backends.llama import check_model
+from runed.bootstrap import DeviceChoice, install_for_comparison, keep_choice
 from runed.paths import Paths
-from tests.cli.support import SCRIPTS, Cli
+from runed.settings import Settings
 from tests.support import Golden, RunningDaemon
 from tools import prebuilt
 
@@ -20,6 +21,8 @@ START_SECONDS = 900.0
 """Seconds that the first start may take: the driver compiles each kernel when it is first used."""
 
 TEXTS = 6
+
+CHOSEN_AT = "2026-11-29T01:00:00+00:00"
 
 
 @pytest.fixture(scope="session")
@@ -39,61 +42,43 @@ def vulkan_server() -> Path:
     return server
 
 
+@pytest.fixture
+def _vulkan_chosen(home: Path, vulkan_server: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the devices of this machine, and keep Vulkan as if it had been the fastest."""
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
+    settings = Settings(home, llama_server=vulkan_server, model=minilm, engine="vulkan")
+    compared = asyncio.run(install_for_comparison(settings, Paths(home), report=lambda _: None, check_model=check_model))
+    assert [each.device.accelerator for each in compared] == ["vulkan", "cpu"], compared[0].warnings
+    best = compared[0]
+    choice = DeviceChoice(model=best.model_sha256, compared=best.device_uses, chosen=best.device_use, chosen_at=CHOSEN_AT)
+    keep_choice(Paths(home).device_choice, choice)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2 * START_SECONDS)
+@pytest.mark.usefixtures("_vulkan_chosen")
 def test_vectors_of_a_vulkan_device_are_those_of_the_processors(
-    home: Path, vulkan_server: Path, minilm: Path, minilm_golden: Golden, start_daemon: Callable[..., RunningDaemon]
+    vulkan_server: Path,
+    minilm: Path,
+    minilm_golden: Golden,
+    start_daemon: Callable[..., RunningDaemon],
 ) -> None:
     texts = minilm_golden.texts[:TEXTS]
     vectors = {}
     infos = {}
-    for engine in ("cpu", "vulkan"):
+    for engine, expected in (("cpu", "cpu"), ("auto", "vulkan")):
         daemon = start_daemon(
             RUNED_LLAMA_SERVER=str(vulkan_server), RUNED_MODEL=str(minilm), RUNED_ENGINE=engine, GGML_VK_VISIBLE_DEVICES="0"
         )
         assert daemon.wait_for("STATUS_OK", timeout=START_SECONDS).get("message", "") == ""
         answer = daemon.call("EmbedBatch", {"texts": texts}, timeout=START_SECONDS)
-        vectors[engine] = np.array([each["vector"] for each in answer["embeddings"]])
-        infos[engine] = daemon.call("Info")
+        vectors[expected] = np.array([each["vector"] for each in answer["embeddings"]])
+        infos[expected] = daemon.call("Info")
         assert daemon.stop() == 0
     assert (infos["cpu"]["accelerator"], infos["vulkan"]["accelerator"]) == ("cpu", "vulkan")
+    assert ("deviceTunedAt" in infos["cpu"], infos["vulkan"]["deviceTunedAt"]) == (False, CHOSEN_AT)
     assert "llvmpipe" in infos["vulkan"]["device"]
     assert infos["cpu"]["fingerprint"] != infos["vulkan"]["fingerprint"]
     cosines = np.sum(vectors["cpu"] * vectors["vulkan"], axis=1)
     assert (cosines >= 0.9999).all(), cosines
     assert infos["vulkan"]["companyCosine"] >= 0.9999
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3 * START_SECONDS)
-def test_the_device_is_compared_with_the_processors_and_used_if_it_is_chosen(
-    home: Path, vulkan_server: Path, tiny_qwen3: Path, start_daemon: Callable[..., RunningDaemon]
-) -> None:
-    environment = {
-        "RUNED_LLAMA_SERVER": str(vulkan_server),
-        "RUNED_MODEL": str(tiny_qwen3),
-        "RUNED_CTX_SIZE": "256",
-        "GGML_VK_VISIBLE_DEVICES": "0",
-    }
-    done = subprocess.run(
-        [SCRIPTS / "runed", "bench", "--tune", "--force", "--json", "--seconds", "0.05"],
-        env=Cli(home, environment | {"RUNED_ENGINE": "vulkan"}).environment_of_a_command(),
-        capture_output=True,
-        timeout=2 * START_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    assert [each["accelerator"] for each in document["devices"]] == ["vulkan", "cpu"]
-    assert "llvmpipe" in document["devices"][0]["device"]
-    assert all(way["texts_per_second"] > 0 for each in document["devices"] for way in each["measurements"])
-    path = Paths(home).device_choice
-    (choice,) = json.loads(path.read_text())
-    assert (choice["chosen"] or {"accelerator": "cpu"})["accelerator"] == document["accelerator"]
-    # The processors of this machine are as fast as its software device, or faster. What follows is about the other outcome.
-    path.write_text(json.dumps([choice | {"chosen": choice["compared"][0]}]))
-    daemon = start_daemon(**environment)
-    daemon.wait_for("STATUS_OK", timeout=START_SECONDS)
-    info = daemon.call("Info")
-    assert (info["accelerator"], info["deviceTunedAt"]) == ("vulkan", choice["chosen_at"])
-    assert daemon.stop() == 0

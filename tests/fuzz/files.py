@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-import h11
 import numpy as np
 from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
 
@@ -31,7 +30,7 @@ from runed.bootstrap.drivers import find_drivers
 from runed.bootstrap.manifest import ManifestSource, current_platform, parse_manifest
 from runed.caching.vector_file import VectorFile
 from runed.client.wire.stream import StreamExchange
-from runed.client.wire.unary import Exchange
+from runed.client.wire.unary import BrokenAnswerError, Exchange
 from runed.errors import RunedError
 from runed.jobs.inputs import open_batch
 from runed.jobs.journal import Journal
@@ -321,7 +320,7 @@ FILE_TARGETS = {
     "csv": FileTarget(_tables, _read_batch("in.csv"), words=(b"text", b"id", b",", b'"')),
     "lines": FileTarget(_lines, _read_batch("in.txt")),
     "parquet": FileTarget(_parquets, _read_batch("in.parquet")),
-    "answer": FileTarget(_answers, _read_answer, expected=(*EXPECTED, h11.RemoteProtocolError)),
+    "answer": FileTarget(_answers, _read_answer, expected=(*EXPECTED, BrokenAnswerError)),
     "stream-answer": FileTarget(_stream_answers, _read_stream),
 }
 """The readers by name."""
