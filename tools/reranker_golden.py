@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-import torch  # type: ignore[import-not-found] # as told above
+import torch
 import transformers  # type: ignore[import-not-found] # as told above
 
 MAX_TOKENS = 512
