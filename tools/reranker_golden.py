@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-import torch  # type: ignore[import-not-found] # as told above
-import transformers
+import torch
+import transformers  # type: ignore[import-not-found] # as told above
 
 MAX_TOKENS = 512
 

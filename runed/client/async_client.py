@@ -229,7 +229,7 @@ class AsyncClient:
         documents: Iterable[str],
         *,
         top_n: int | None = None,
-        model: str = "",
+        model: str | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
         timeout: float | None = None,

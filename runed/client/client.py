@@ -215,7 +215,7 @@ class RankingClient(DaemonClient):
         documents: Iterable[str],
         *,
         top_n: int | None = None,
-        model: str = "",
+        model: str | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
         timeout: float | None = None,
@@ -228,7 +228,7 @@ class RankingClient(DaemonClient):
             query: The question or search phrase; not blank.
             documents: The documents; none may be blank. An empty list is allowed and has no results.
             top_n: The most results; None means all documents.
-            model: The name of a reranker; empty means the daemon's only one.
+            model: The name of a reranker; None means the daemon's only one.
             truncate: The treatment of a document that, together with the query, is longer than the model reads: "none", the
                 default, refuses it, "end" and "start" cut off that side of it. The query is never cut.
             lane: As for `Client.embed`.

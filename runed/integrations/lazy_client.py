@@ -102,13 +102,15 @@ class LazyClient:
         """Embed many texts, in their order. The vectors are float32 of shape (n, dim)."""
         return self.client().embed_batch(texts, **self.options(role))
 
-    def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None, model: str) -> list[RerankResult]:
+    def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None, model: str | None) -> list[RerankResult]:
         """Rank documents. Blank ones are left out, since they have no score."""
         places, texts = _not_blank(documents)
         results = self.client().rerank(query, texts, top_n=top_n, model=model, **self._queue) if texts else []
         return [replace(result, index=places[result.index]) for result in results]
 
-    async def arerank(self, query: str, documents: Sequence[str], *, top_n: int | None, model: str) -> list[RerankResult]:
+    async def arerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None, model: str | None
+    ) -> list[RerankResult]:
         """Rank documents without blocking the event loop; see `rerank`."""
         places, texts = _not_blank(documents)
         if not texts:

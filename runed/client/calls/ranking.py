@@ -28,15 +28,14 @@ class RerankOptions:
     top_n: int | None = None
     truncate: Truncate = "none"
     lane: Lane | None = None
-    model: str = ""
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.top_n is not None and (isinstance(self.top_n, bool) or not isinstance(self.top_n, int)):
             raise TypeError(f"top_n is a {type(self.top_n).__name__}, but must be an int or None")
         if self.top_n is not None and self.top_n < 1:
             raise InvalidRequestError(f"top_n is {self.top_n}; give a number from 1 on, or None for all documents")
-        Options(truncate=self.truncate, lane=self.lane)
-        encoded_length(self.model, "model")
+        Options(truncate=self.truncate, lane=self.lane, model=self.model)
 
 
 def rerank_flow(
@@ -47,7 +46,7 @@ def rerank_flow(
     length = encoded_length(query, "query")
     if not texts:
         return []
-    common = RerankRequest(query=query, model=options.model)
+    common = RerankRequest(query=query, model=options.model or "")
     Options(truncate=options.truncate, lane=options.lane).set_queue_on(common)
 
     def rank(limits: Info) -> Flow[list[RerankResult]]:
