@@ -72,7 +72,7 @@ class Batcher:
             return
         lane, texts, size = entries[0].lane, len(entries), sum(entry.size for entry in entries)
         line.check_open()
-        self._check_fits(lane, texts, size)
+        _check_fits(self._queue.limits(lane), texts, size)
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(line, lane, excess)
         now = asyncio.get_running_loop().time()
@@ -105,7 +105,7 @@ class Batcher:
             ShuttingDownError: The line is closed.
             BackendUnavailableError: The line is closed, since another backend takes over.
         """
-        self._check_fits(Lane.BULK, texts, size)
+        _check_fits(self._queue.limits(Lane.BULK), texts, size)
         async with self._entrance:
             while not line.closed and self._queue.excess(Lane.BULK, texts=texts, size=size):
                 self._queue.vacated.clear()
@@ -148,16 +148,6 @@ class Batcher:
             await asyncio.wait(ending)
         await line.end_tasks()
         self._staff()
-
-    def _check_fits(self, lane: Lane, texts: int, size: int) -> None:
-        limits = self._queue.limits(lane)
-        if texts > limits.texts or size > limits.bytes:
-            facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
-            raise BatchTooLargeError(
-                f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
-                "send less at once, or raise these settings of the daemon",
-                metadata=facts,
-            )
 
     def _full(self, line: Line, lane: Lane, excess: float) -> QueueFullError:
         limits = self._queue.limits(lane)
@@ -271,6 +261,16 @@ class Batcher:
             self._queue.waiting(model, Lane.INTERACTIVE) >= self._wanted
             or (len(self._lines) > 1 and bool(self._offers().keys() - {model}))
             or (model in self._lines and self._queue.fills(Lane.INTERACTIVE, model, self._lines[model].backend.limits))
+        )
+
+
+def _check_fits(limits: QueueLimits, texts: int, size: int) -> None:
+    if texts > limits.texts or size > limits.bytes:
+        facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
+        raise BatchTooLargeError(
+            f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
+            "send less at once, or raise these settings of the daemon",
+            metadata=facts,
         )
 
 
