@@ -237,7 +237,7 @@ class Pool:
         return bootstrapper
 
     def _describe(self, names: ModelNames, spec: ModelSpec) -> ModelStatus:
-        traits = spec.traits or ModelTraits()
+        traits = spec.own.over(spec.traits or ModelTraits())
         status = ModelStatus(
             name=spec.name,
             family=spec.family,
@@ -248,6 +248,8 @@ class Pool:
             size_bytes=spec.size,
             installed=self._is_installed(spec),
             keep_alive_seconds=self._keep_alive if spec.keep_alive is None else spec.keep_alive,
+            vector_dim=spec.dimensions,
+            min_dimensions=min(traits.min_dimensions, spec.dimensions) or spec.dimensions,
             context_length=spec.context,
             pooling=spec.pooling,
             query_prompt=traits.query_prompt,

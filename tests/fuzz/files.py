@@ -145,6 +145,7 @@ def _states() -> Sequence[bytes]:
         {"pid": 2**31, "start_time": 1e300, "version": "x", "socket": ""},
         {"version": 1, "llama_server": engine, "models": {"m": engine}},
         {"version": 1, "model": "/m", "idle_timeout": "10m", "queue_texts": 100, "cache_size": "64MiB", "http": "[::1]:0"},
+        {"version": 1, "default_model": "m", "aliases": {"b": "m"}, "models": {"m": {"path": "/m", "keep_alive": "1m"}}},
         {"/m": {"size": 1, "mtime_ns": 1, "inode": 1, "sha256": "0"}},
         {"version": 1, "tunings": {"key": {"cores": 2, "profiles": []}}},
         {"version": 1, "no_repack": ["a"], "one_slot": []},
