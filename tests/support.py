@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from runed_proto.runed.v1.runed_pb2 import DESCRIPTOR
 
 from runed.lifecycle.listener import probe
+from runed.log import write_waiting
 
 T = TypeVar("T")
 
@@ -51,10 +52,19 @@ def clean_environment(**changes: str) -> dict[str, str]:
     return env | changes
 
 
+class _Lines(list[dict[str, Any]]):
+    """Lines of the log. Those that would be written soon are written when somebody looks."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        write_waiting()
+        return super().__iter__()
+
+
 @contextmanager
 def capture_logs() -> Iterator[list[dict[str, Any]]]:
     """Yield the list to which each line of runed's log is added during the block: its event, its level and its facts."""
-    lines: list[dict[str, Any]] = []
+    lines = _Lines()
+    write_waiting()  # those of earlier calls
 
     class _Capture(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -72,7 +72,7 @@ class Call:
             "code": code,
         }
         if code == "ok":
-            _log.info(_EVENT, **facts)
+            _log.info_soon(_EVENT, **facts)
         else:
             log_refusal(_log, _EVENT, level=logging.INFO, kind=f"{method} {code}", **facts)
 

@@ -23,10 +23,12 @@ class BatchLimits:
     Attributes:
         texts: The most texts.
         tokens: The most tokens of all texts together, including special tokens.
+        by_estimate: Whether it is enough to estimate the tokens: a batch of more is as right, and not much slower.
     """
 
     texts: int
     tokens: int
+    by_estimate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,6 @@ from runed.scheduling.ahead import AheadCounter
 from runed.scheduling.line import BatchObserver, Line
 from runed.scheduling.queue import FairQueue, QueueEntry, QueueLimits
 
-_GATHERING = 0.003
-"""Most seconds that a micro-batch waits for the callers of the last one, who often send their next text at once. Batches are
-larger then, and the engine shares its cores with fewer requests. Measured with MiniLM on two cores, texts/s without and with
-it: 2 clients 102 and 155, 4 clients 136 and 167, 8 clients 164 and 202, 16 clients 202 and 226."""
-
 _LOOK = 0.1
 """Seconds between two looks at whether an engine still answers, while texts of other models wait behind its micro-batch."""
 
@@ -77,13 +72,18 @@ class Batcher:
             return
         lane, texts, size = entries[0].lane, len(entries), sum(entry.size for entry in entries)
         line.check_open()
-        self._check_fits(lane, texts, size)
+        _check_fits(self._queue.limits(lane), texts, size)
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(line, lane, excess)
         now = asyncio.get_running_loop().time()
+        by_estimate = line.backend.limits.by_estimate
         for entry in entries:
             entry.since = now
+            if by_estimate:
+                entry.tokens = line.pace.estimated_tokens(entry)
         self._queue.push(entries)
+        if lane is Lane.INTERACTIVE:
+            line.returns.came(texts, now)
         if self._wanted and self._has_gathered():
             self._gathered.set()
         self._staff()
@@ -105,7 +105,7 @@ class Batcher:
             ShuttingDownError: The line is closed.
             BackendUnavailableError: The line is closed, since another backend takes over.
         """
-        self._check_fits(Lane.BULK, texts, size)
+        _check_fits(self._queue.limits(Lane.BULK), texts, size)
         async with self._entrance:
             while not line.closed and self._queue.excess(Lane.BULK, texts=texts, size=size):
                 self._queue.vacated.clear()
@@ -149,16 +149,6 @@ class Batcher:
         await line.end_tasks()
         self._staff()
 
-    def _check_fits(self, lane: Lane, texts: int, size: int) -> None:
-        limits = self._queue.limits(lane)
-        if texts > limits.texts or size > limits.bytes:
-            facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
-            raise BatchTooLargeError(
-                f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
-                "send less at once, or raise these settings of the daemon",
-                metadata=facts,
-            )
-
     def _full(self, line: Line, lane: Lane, excess: float) -> QueueFullError:
         limits = self._queue.limits(lane)
         waiting = [self._queue.depth(lane) for lane in Lane]
@@ -199,13 +189,14 @@ class Batcher:
         line: Line | None = None
         try:
             while batch := self._take():
+                since = asyncio.get_running_loop().time()
                 line = self._workers[me] = self._lines[batch[0].model]
                 await self._fly(line, batch)
                 self._workers[me] = None
                 if len(self._workers) > 1 and self._is_occupied(but=me):
                     break
                 if batch[0].lane is Lane.INTERACTIVE:
-                    await self._gather(line, sum(not entry.future.cancelled() for entry in batch))
+                    await self._gather(line, sum(not entry.future.cancelled() for entry in batch), since=since)
         finally:
             if line is not None and self._workers[me] is line:  # cancelled by `close`; otherwise all have their answers
                 line.fail(line.flight, line.refusal())
@@ -243,14 +234,23 @@ class Batcher:
             bulk = {model: self._lines[model].pace.bulk_limits(limits, paces) for model, limits in offers.items()}
         return self._queue.take(offers, bulk)
 
-    async def _gather(self, line: Line, answered: int) -> None:
-        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch."""
+    async def _gather(self, line: Line, answered: int, *, since: float) -> None:
+        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
+
+        Args:
+            line: The line of their model.
+            answered: The number of texts of the last micro-batch that were answered.
+            since: The time at which that micro-batch was sent.
+        """
+        now = asyncio.get_running_loop().time()
+        patience = line.returns.patience(now - since)
+        line.returns.answered(answered, now)
         self._gathering = line.name
         self._wanted = answered + self._queue.waiting(line.name, Lane.INTERACTIVE)
         if self._wanted > 1 and not self._has_gathered():
             self._gathered.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GATHERING):
+                async with asyncio.timeout(patience):
                     await self._gathered.wait()
         self._wanted = 0
 
@@ -261,6 +261,16 @@ class Batcher:
             self._queue.waiting(model, Lane.INTERACTIVE) >= self._wanted
             or (len(self._lines) > 1 and bool(self._offers().keys() - {model}))
             or (model in self._lines and self._queue.fills(Lane.INTERACTIVE, model, self._lines[model].backend.limits))
+        )
+
+
+def _check_fits(limits: QueueLimits, texts: int, size: int) -> None:
+    if texts > limits.texts or size > limits.bytes:
+        facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
+        raise BatchTooLargeError(
+            f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
+            "send less at once, or raise these settings of the daemon",
+            metadata=facts,
         )
 
 

@@ -18,7 +18,7 @@ from runed.errors import (
 )
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.scheduling.counting import count, settle_tokens
-from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace
+from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace, Returns
 from runed.scheduling.queue import Computed, QueueEntry
 
 _log = get_logger(__name__)
@@ -48,6 +48,7 @@ class Line:
         name: As above.
         backend: As above.
         pace: The speed of the backend.
+        returns: How soon its interactive callers come back.
         flight: The micro-batch that the backend has; empty if it has none.
         closed: Whether no text is taken any more.
         replaced: Whether that is because another backend takes over.
@@ -57,6 +58,7 @@ class Line:
         self.name = name
         self.backend = backend
         self.pace = Pace()
+        self.returns = Returns()
         self.flight: Sequence[QueueEntry] = ()
         self.closed = False
         self.replaced = False

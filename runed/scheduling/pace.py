@@ -1,9 +1,11 @@
-"""Measures the speed of a backend. It tells when to try again, and how large a bulk batch may be."""
+"""Measures the speed of a backend. It tells when to try again, and how large a batch may be."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from runed.backends.base import BatchLimits
 from runed.domain.requests import Lane
@@ -29,6 +31,17 @@ _INTERACTIVE_MEMORY = 5.0
 """Seconds after an interactive text during which another one is likely."""
 
 
+_GATHERING = 0.003
+"""Seconds that a micro-batch waits at least for the callers of the last one, who often send their next text at once. Batches
+are larger then, and the engine shares its cores with fewer requests."""
+
+_RETURN_SHARE = 0.25
+"""Longest time for all callers to come back that is worth waiting for, in parts of the time of their micro-batch."""
+
+_RETURN_SPREAD = 1.5
+"""Time to wait for callers, in multiples of the time that they usually need."""
+
+
 class Pace:
     """The speed of one backend, learned from each micro-batch.
 
@@ -39,6 +52,7 @@ class Pace:
     def __init__(self) -> None:
         self.seconds_per_token: float | None = None
         self._seconds_per_byte: float | None = None
+        self._tokens_per_byte: float | None = None
         self._bulk_seconds_per_token: float | None = None
         self._lone_seconds: float | None = None
         self._interactive_until = 0.0
@@ -51,7 +65,9 @@ class Pace:
             tokens: The number of their tokens.
             seconds: The time of the backend, without that of a start.
         """
-        self._seconds_per_byte = _smoothed(self._seconds_per_byte, seconds / max(1, sum(entry.size for entry in batch)))
+        size = max(1, sum(entry.size for entry in batch))
+        self._seconds_per_byte = _smoothed(self._seconds_per_byte, seconds / size)
+        self._tokens_per_byte = _smoothed(self._tokens_per_byte, tokens / size)
         self.seconds_per_token = _smoothed(self.seconds_per_token, seconds / tokens)
         if batch[0].lane is Lane.BULK:
             self._bulk_seconds_per_token = _smoothed(self._bulk_seconds_per_token, seconds / tokens)
@@ -59,6 +75,12 @@ class Pace:
             self._interactive_until = asyncio.get_running_loop().time() + _INTERACTIVE_MEMORY
             if len(batch) == 1:
                 self._lone_seconds = _smoothed(self._lone_seconds, seconds)
+
+    def estimated_tokens(self, entry: QueueEntry) -> int:
+        """Return the number of tokens that a text most likely has, by those before it; without any, what is known of it."""
+        if entry.exact or self._tokens_per_byte is None:
+            return entry.tokens
+        return min(entry.tokens, math.ceil(entry.size * self._tokens_per_byte))
 
     def retry_after(self, size: float) -> float:
         """Estimate the seconds until the given number of bytes has been computed, within `MIN_` and `MAX_RETRY_AFTER`."""
@@ -82,7 +104,39 @@ class Pace:
         if patience is None or not self._bulk_seconds_per_token:
             return limits
         tokens = int(patience / self._bulk_seconds_per_token)
-        return BatchLimits(texts=limits.texts, tokens=max(1, min(tokens, limits.tokens)))
+        return replace(limits, tokens=max(1, min(tokens, limits.tokens)))
+
+
+class Returns:
+    """Learns how soon the callers of a micro-batch come back, each with its next text."""
+
+    def __init__(self) -> None:
+        self._seconds: float | None = None
+        self._answered_at = 0.0
+        self._out = 0
+
+    def answered(self, texts: int, now: float) -> None:
+        """Take note that callers were answered, with `texts` texts in total, at `now`."""
+        if self._out > 0:  # those of the last time are not back yet
+            self._seconds = _smoothed(self._seconds, now - self._answered_at)
+        self._answered_at, self._out = now, texts
+
+    def came(self, texts: int, now: float) -> None:
+        """Take note that interactive texts came."""
+        if self._out > 0:
+            self._out -= texts
+            if self._out <= 0:
+                self._seconds = _smoothed(self._seconds, now - self._answered_at)
+
+    def patience(self, batch_seconds: float) -> float:
+        """Return the most seconds that the next micro-batch waits for the callers of the last one.
+
+        Args:
+            batch_seconds: The time of the last micro-batch.
+        """
+        if self._seconds is None or self._seconds > _RETURN_SHARE * batch_seconds:
+            return _GATHERING  # for callers that have no next text, a longer wait would be in vain
+        return max(_GATHERING, _RETURN_SPREAD * self._seconds)
 
 
 def _smoothed(value: float | None, newest: float) -> float:

@@ -68,7 +68,7 @@ class QueueEntry:
 
     Attributes:
         input: The text, or its tokens.
-        tokens: The number of its tokens, including special tokens, or an upper bound of it.
+        tokens: The number of its tokens, including special tokens, or an upper bound of it; the batcher may estimate it.
         exact: Whether `tokens` is the exact number. It must be exact for an input of tokens.
         size: The bytes of the text in UTF-8.
         lane: The lane that it waits in.

@@ -8,6 +8,21 @@ the ASGI app sees it. `budget` bounds the memory of all requests.
 
 from runed.server.budget import Budget, forget_message, owe, reserve
 from runed.server.gate import Gate, Headers, Refusal
+from runed.server.heads import KNOWN_HEADS
 from runed.server.serving import Server, connection_limits
+from runed.server.stream import SMALL, WHEN_GONE
 
-__all__ = ["Budget", "Gate", "Headers", "Refusal", "Server", "connection_limits", "forget_message", "owe", "reserve"]
+__all__ = [
+    "KNOWN_HEADS",
+    "SMALL",
+    "WHEN_GONE",
+    "Budget",
+    "Gate",
+    "Headers",
+    "Refusal",
+    "Server",
+    "connection_limits",
+    "forget_message",
+    "owe",
+    "reserve",
+]

@@ -18,6 +18,10 @@ MAX_HEADERS = 64 * 1024
 UNPARSED_LIMIT = MAX_HEADERS + 64 * 1024
 """Bytes that may come without completing a frame or a header block. More are an attack on the memory."""
 
+MAX_TABLE = 4 * 1024
+"""Bytes of the headers that responses can refer to, which is the size that RFC 7541 begins with. A client may allow 4 GiB. But
+each header is searched in all of them."""
+
 
 class Framing(H2Connection):
     """A connection of h2, changed so that a fault of one stream, or a GOAWAY of the client, does not end other streams."""
@@ -84,6 +88,17 @@ class Framing(H2Connection):
         """Count complete frames. Not every frame gives an event: a body after the reset of its stream gives none."""
         self._frames += 1
         return super()._receive_frame(frame)
+
+    def _acknowledge_settings(self) -> list[Frame]:
+        """Take the settings of the client, but no larger table of headers, and no endless list of its sizes."""
+        frames = super()._acknowledge_settings()
+        encoder = self.encoder
+        encoder.header_table_size = min(encoder.header_table_size, MAX_TABLE)
+        if sizes := encoder.table_size_changes:
+            # The next response tells all sizes since the last one. RFC 7541 section 4.2 wants no more than these two.
+            encoder.table_size_changes = [min(sizes), sizes[-1]]
+            encoder.header_table.resized = True  # hpack forgets to tell them if the last one came twice
+        return frames
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:  # noqa: ARG002 # h2's signature
         """Let open streams go on, as RFC 9113 section 6.8 demands. h2 would drop the rest of their responses."""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
+from itertools import chain
 
 import h11
 
 from runed.server.gate import Headers, Refusal
+
+SMALL_HEAD = 1024
+"""Most bytes of a small head. A client sends nearly the same small head with each request, so what follows from it is kept."""
+
+KNOWN_HEADS = 256
+"""Most small heads of which something is kept."""
 
 _ABSOLUTE = re.compile(rb"http://([^/?#]+)(/[^#]*|\?[^#]*)?", re.IGNORECASE)
 """A target in absolute form (RFC 9112 section 3.2.2): the authority, and the rest."""
@@ -25,12 +32,17 @@ class Head:
         target: The path and the query, or "*".
         headers: The headers. The host is that of the target if the target names one.
         version: The version of HTTP: "1.0", "1.1" or "2".
+        size: The bytes of all headers.
     """
 
     method: bytes
     target: bytes
     headers: Headers
     version: str
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", sum(map(len, chain.from_iterable(self.headers))))
 
 
 def refusal(status: int, message: str) -> Refusal:

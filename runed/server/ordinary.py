@@ -7,9 +7,10 @@ at once. Everything else is left to h11, with the same bytes. A test compares bo
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from runed.server.gate import Headers
-from runed.server.heads import Head, date_header
+from runed.server.heads import KNOWN_HEADS, SMALL_HEAD, Head, date_header
 
 _LINES = rb"(?:[A-Za-z0-9-]++:[ -~]*+\r\n)++"
 """Headers in ASCII, none of which is folded or has a tab."""
@@ -30,7 +31,16 @@ _OK = 200
 
 def read_ordinary(data: bytes) -> tuple[Head, bytes] | None:
     """Return head and body of a request; None if the bytes are not exactly one whole POST of the plainest form."""
-    if (found := _HEAD.match(data, 0, _LONGEST_HEAD)) is None:
+    end = data.find(b"\r\n\r\n", 0, _LONGEST_HEAD) + len(b"\r\n\r\n")
+    head = _read_known_head(data[:end]) if end <= SMALL_HEAD else _read_head(data[:end])
+    if head is None or head[1] != len(data) - end:
+        return None
+    return head[0], data[end:]
+
+
+def _read_head(data: bytes) -> tuple[Head, int] | None:
+    """Return a head and the length of its body; None if it is not of the plainest form."""
+    if (found := _HEAD.fullmatch(data)) is None:
         return None
     lines = [line.partition(b":") for line in found[2].split(b"\r\n")[:-1]]
     headers = [(name.lower(), value.strip(b" ")) for name, _, value in lines]
@@ -38,11 +48,14 @@ def read_ordinary(data: bytes) -> tuple[Head, bytes] | None:
     if len(values) < len(headers) or b"host" not in values or not _NOT_PLAIN.isdisjoint(values):
         return None
     length = values.get(b"content-length", b"")
-    if not _LENGTH.fullmatch(length) or int(length) != len(data) - found.end():
+    if not _LENGTH.fullmatch(length):
         return None
     if values.get(b"connection", b"keep-alive") != b"keep-alive":
         return None
-    return Head(b"POST", found[1], headers, "1.1"), data[found.end() :]
+    return Head(b"POST", found[1], tuple(headers), "1.1"), int(length)
+
+
+_read_known_head = lru_cache(KNOWN_HEADS)(_read_head)
 
 
 def write_ordinary(status: int, headers: Headers, body: bytes) -> bytes | None:

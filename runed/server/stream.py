@@ -15,7 +15,7 @@ from runed.errors import RunedError
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.budget import Budget, enter
 from runed.server.gate import Gate, Headers, Refusal, Share
-from runed.server.heads import Head
+from runed.server.heads import SMALL_HEAD, Head
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application: `await app(scope, receive, send)`. Each framework has its own types for the three."""
@@ -37,6 +37,12 @@ SLOW = 1.0
 
 DUPLEX = "runed.duplex"
 """Our own ASGI extension, for HTTP/2 only; see `RequestStream.begin_duplex`."""
+
+SMALL = "runed.small_head"
+"""The key of a request that tells whether its head is small; see `SMALL_HEAD`."""
+
+WHEN_GONE = "runed.when_gone"
+"""The key of a request for `RequestStream.when_gone`. ASGI tells that a client has left only to a task that waits for it."""
 
 _TRAILERS = "http.response.trailers"
 """An extension of ASGI, for HTTP/2 only, and its message."""
@@ -116,6 +122,7 @@ class RequestStream(ABC):
         self._changed = asyncio.Event()
         self._disconnected = asyncio.Event()
         self._duplex = False
+        self._when_gone: Callable[[], None] | None = None
         self._refusal: RunedError | None = None
         self._account = context.budget.open(self)
         self._receives_since = now
@@ -145,25 +152,13 @@ class RequestStream(ABC):
 
     def begin(self, head: Head) -> None:
         """Call the app for a request."""
-        self._take(REQUEST_COST + sum(len(name) + len(value) for name, value in head.headers), base=True)
+        self._take(REQUEST_COST + head.size, base=True)
         both_ways = head.version == "2"  # in HTTP/1.1, one direction follows the other, and few clients know trailers
         self._bodiless = head.method == b"HEAD"
         self._takes_trailers = both_ways and (b"te", b"trailers") in head.headers
-        path, _, query = head.target.partition(b"?")
-        scope = {
-            "type": "http",
-            "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "http_version": head.version,
-            "method": head.method.decode(),
-            "scheme": "http",
-            "path": unquote(path.decode()),
-            "raw_path": path,
-            "query_string": query,
-            "root_path": "",
-            "headers": list(head.headers),
-            "client": self._client,
-            "server": None,
-            "state": {},
+        scope = _scope(head, self._client) | {
+            SMALL: head.size <= SMALL_HEAD,
+            WHEN_GONE: self.when_gone,
             "extensions": {_TRAILERS: {}, DUPLEX: {"begin": self.begin_duplex}} if both_ways else {},
         }
         self._tasks.create_task(self._serve(scope))
@@ -192,6 +187,8 @@ class RequestStream(ABC):
         self._body.clear()
         self._changed.set()
         self._disconnected.set()
+        if self._when_gone is not None:
+            self._when_gone()
 
     def begin_duplex(self) -> asyncio.Event:
         """Let both sides send at the same time. The app calls this as `scope["extensions"]["runed.duplex"]["begin"]`.
@@ -206,6 +203,12 @@ class RequestStream(ABC):
         self._duplex = True
         self._take(DUPLEX_COST, base=True)
         return self._disconnected
+
+    def when_gone(self, callback: Callable[[], None] | None) -> None:
+        """Let a function be called when the client disconnects or abandons the request, at once if it has; None undoes this."""
+        self._when_gone = callback
+        if callback is not None and self.closed:
+            callback()
 
     async def receive(self) -> dict[str, Any]:
         """Wait for the next part of the request, as ASGI's `receive`.
@@ -333,6 +336,26 @@ class RequestStream(ABC):
             await self.send_trailers(trailers)
         if not self.closed:
             await self.finish()
+
+
+def _scope(head: Head, client: tuple[str, int]) -> dict[str, Any]:
+    """Return what ASGI tells an app of a request, without extensions."""
+    path, _, query = head.target.partition(b"?")
+    return {
+        "type": "http",
+        "asgi": {"spec_version": "2.1", "version": "3.0"},
+        "http_version": head.version,
+        "method": head.method.decode(),
+        "scheme": "http",
+        "path": unquote(path.decode()),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": head.headers,
+        "client": client,
+        "server": None,
+        "state": {},
+    }
 
 
 def _stripped(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -189,7 +189,8 @@ def test_too_many_parts_are_refused_before_they_are_made(case: str) -> None:
     started = time.process_time()
     with pytest.raises(error, match=f"more than {MOST_PARTS:,} texts, values and other parts"):
         decode(body, kind, codec)
-    assert time.process_time() - started < 2
+    # Up to 1 s alone, and 2 s with coverage on a busy machine. The attacks of `tests/hostile` judge what another client waits.
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("codec", ["proto", "json"])

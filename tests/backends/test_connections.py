@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -111,6 +112,25 @@ async def test_one_connection_serves_one_request_after_the_other(pair: Pair) -> 
     server, client = await pair()
     assert [await ask(client, b"%d" % number) for number in range(20)] == [b"%d" % number for number in range(20)]
     assert server.connections == 1
+
+
+async def test_an_unused_connection_keeps_nothing_of_its_last_answer(pair: Pair) -> None:
+    size = 8 * 1024 * 1024
+
+    async def large(_: asyncio.StreamReader, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(ok(b"x" * size))
+
+    server, client = await pair(large)
+    tracemalloc.start()
+    try:
+        status, answer = await client.ask("POST", "/", b"", limit=2 * size)
+        assert (status, len(answer)) == (200, size)
+        assert tracemalloc.get_traced_memory()[0] > size
+        del answer
+        await eventually(lambda: tracemalloc.get_traced_memory()[0] < size / 4)
+    finally:
+        tracemalloc.stop()
+    assert server.open == 1
 
 
 async def test_there_are_no_more_connections_than_allowed_and_everybody_is_served_in_order(pair: Pair) -> None:

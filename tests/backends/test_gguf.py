@@ -176,10 +176,10 @@ def test_sparse_file_of_empty_strings_ends_in_bounded_time_and_memory(file: Path
     file.write_bytes(head)
     with file.open("r+b") as handle:
         handle.truncate(2**40)  # a terabyte of zeros that takes no room
-    started = time.monotonic()
+    started = time.process_time()  # of a processor, since a busy machine may need any time
     with pytest.raises(ModelFileError, match="header claims more than 67,108,864 bytes"):
         check_model(file)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_nested_and_unknown_types_are_refused(file: Path) -> None:

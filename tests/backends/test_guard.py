@@ -17,8 +17,8 @@ from runed.errors import BackendFaultError, BackendUnavailableError
 from tests.backends.support import QUICK, FakeEngine, MakeBackend
 from tests.support import wait_until
 
-CRASH = EngineDiedError("it died", how="it died", crashed=True, retry_after=1.0)
-END = EngineDiedError("it ended", how="it ended", crashed=False, retry_after=1.0)
+CRASH = EngineDiedError("it died", crashed=True)
+END = EngineDiedError("it ended", crashed=False)
 
 
 async def refuse(backend: LlamaBackend, *texts: str) -> str:

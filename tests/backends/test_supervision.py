@@ -61,6 +61,28 @@ async def fail_to_start(backend: LlamaBackend, match: str) -> None:
     assert backend.state.reason in caught.value.message
 
 
+def test_backend_that_was_never_started_is_stopped_and_well(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    assert make_backend(fake.executable).state == BackendState(BackendStatus.STOPPED)
+
+
+async def test_first_start_begins_at_once() -> None:
+    begun = asyncio.Event()
+
+    async def launch() -> LlamaServer:
+        begun.set()
+        raise BackendFaultError("no engine")
+
+    with pytest.raises(BackendFaultError):
+        await Supervisor(launch, QUICK).ready()
+    starting = asyncio.create_task(Supervisor(launch, QUICK).ready())
+    begun.clear()
+    for _ in range(10):  # rounds of the event loop, in which no time passes
+        await asyncio.sleep(0)
+    assert begun.is_set()
+    with pytest.raises(BackendFaultError):
+        await starting
+
+
 async def test_fake_engine_passes_for_a_good_one(make_backend: MakeBackend, fake: FakeEngine) -> None:
     backend = make_backend(fake.executable)
     batch = await backend.embed(["one", "two words"])
@@ -72,6 +94,15 @@ def freeze(pid: int) -> None:
     """Stop all threads of an engine. It lives then, but neither answers nor works, as in a deadlock."""
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+
+
+async def die_unnoticed(backend: LlamaBackend, *, times: int) -> BackendState:
+    """Start an engine, and end it and its replacements while nobody waits, until none is replaced any more."""
+    await backend.start()
+    for deaths in range(times):
+        await asyncio.to_thread(wait_until, lambda deaths=deaths: backend.state.restarts == deaths and backend.state.pid)
+        os.kill(backend.state.pid, signal.SIGSEGV)
+    return await until(backend, BackendStatus.STOPPED)
 
 
 # Starting
@@ -440,16 +471,19 @@ async def test_deaths_while_nobody_waits_end_the_replacing_but_refuse_no_text(
     make_backend: MakeBackend, fake: FakeEngine
 ) -> None:
     backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=2, pause=60.0))
-    await backend.start()
-    for deaths in range(2):
-        await asyncio.to_thread(wait_until, lambda deaths=deaths: backend.state.restarts == deaths and backend.state.pid)
-        os.kill(backend.state.pid, signal.SIGSEGV)
-    state = await until(backend, BackendStatus.STOPPED)
-    assert "SIGSEGV" in state.reason
+    assert "SIGSEGV" in (await die_unnoticed(backend, times=2)).reason
     assert len(fake.launches) == 2
     async with asyncio.timeout(10):
         await backend.embed(["hello"])
     assert len(fake.launches) == 3
+
+
+async def test_start_after_deaths_while_nobody_waited_has_all_its_tries(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=2))
+    await die_unnoticed(backend, times=2)
+    fake.behave(exit="no")
+    await fail_to_start(backend, "its last words: no")
+    assert len(fake.launches) == 4
 
 
 async def test_all_requests_of_a_dead_engine_share_one_restart(make_backend: MakeBackend, fake: FakeEngine) -> None:
@@ -460,6 +494,55 @@ async def test_all_requests_of_a_dead_engine_share_one_restart(make_backend: Mak
     assert len(batches) == 5
     assert backend.state.restarts == 1
     assert len(fake.launches) == 2
+
+
+async def test_caller_that_comes_between_a_death_and_its_notice_gets_the_replacement(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, look=60.0))
+    supervisor = backend._supervisor
+    dead = await supervisor.ready()
+    callers: list[asyncio.Task[LlamaServer]] = []
+    dead.child.exited.add_done_callback(lambda _: callers.append(asyncio.create_task(supervisor.ready())))
+    os.kill(backend.state.pid, signal.SIGKILL)
+    await asyncio.to_thread(wait_until, lambda: callers)
+    assert await callers[0] is not dead
+
+
+async def test_engine_that_dies_while_it_is_checked_is_not_called_poisoned(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    backend = make_backend(fake.executable, timings=replace(QUICK, look=60.0))  # so that the check finds it, and no look
+    server = await backend._supervisor.ready()
+    os.kill(backend.state.pid, signal.SIGKILL)
+    assert not await backend._supervisor.is_sound(server)
+    assert not server.crashed
+    assert server.end == "llama-server was ended by SIGKILL"
+
+
+async def test_engine_that_cannot_be_reached_while_it_is_checked_is_not_called_poisoned(
+    make_backend: MakeBackend, fake: FakeEngine, paths: Paths
+) -> None:
+    fake.behave(close_silently=True)
+    backend = make_backend(fake.executable, timings=replace(QUICK, look=60.0))  # as above
+    server = await backend._supervisor.ready()
+    paths.engine_socket.unlink()
+    assert not await backend._supervisor.is_sound(server)
+    assert not server.crashed
+    assert server.end == "llama-server could not be reached any more by its socket, so it was replaced"
+
+
+async def test_engine_that_closes_its_socket_before_it_dies_tells_its_own_end(
+    make_backend: MakeBackend, fake: FakeEngine
+) -> None:
+    fake.behave(on={"boom": "dying"})
+    backend = make_backend(fake.executable)
+    with pytest.raises(BackendFaultError, match=r"died 2 times .* was ended by SIGABRT"):
+        await backend.embed(["boom"])
+
+
+async def test_first_fault_of_an_engine_is_told(make_backend: MakeBackend, fake: FakeEngine) -> None:
+    server = await make_backend(fake.executable)._supervisor.ready()
+    await asyncio.gather(server.condemn("gave wrong vectors"), server.condemn("could not be reached"))
+    assert server.end == "llama-server gave wrong vectors, so it was replaced"
 
 
 async def test_removed_socket_gets_a_new_engine(make_backend: MakeBackend, fake: FakeEngine, paths: Paths) -> None:
@@ -677,7 +760,7 @@ async def test_stop_ends_a_start_and_tells_who_waits_for_it(make_backend: MakeBa
     waiting = asyncio.create_task(backend.embed(["hello"]))
     await asyncio.to_thread(wait_until, lambda: fake.launches)
     await backend.stop()
-    with pytest.raises(BackendUnavailableError, match="was stopped while it started") as caught:
+    with pytest.raises(BackendUnavailableError, match=r"^the engine was stopped while it started; try again$") as caught:
         await waiting
     assert caught.value.retry_after == QUICK.backoff
     assert not psutil.pid_exists(fake.launches[0]["pid"])

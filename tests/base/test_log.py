@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import pytest
 from runed.log import (
     CALLS,
     REFUSALS_PAUSE,
+    SOON,
     configure_logging,
     describe_exception,
     get_logger,
     log_refusal,
     log_unobserved_exception,
+    write_waiting,
 )
 
 
@@ -66,6 +69,34 @@ def test_calls_do_not_push_events_out(home: Path) -> None:
     assert [json.loads(line)["message"] for line in (home / "events.log").read_text().splitlines()] == [
         "the engine was replaced"
     ]
+
+
+async def test_line_that_may_wait_is_written_soon_with_its_own_time(home: Path) -> None:
+    configure_logging(home / "daemon.log")
+    get_logger(CALLS).info_soon("embedding call", texts=1)
+    before = datetime.now(UTC)
+    assert (home / "daemon.log").read_text() == ""
+    await asyncio.sleep(SOON + 0.1)
+    line = json.loads((home / "daemon.log").read_text())
+    assert (line["message"], line["level"], line["logger"], line["texts"]) == ("embedding call", "info", CALLS, 1)
+    assert datetime.fromisoformat(line["timestamp"]) <= before
+
+
+async def test_lines_that_wait_come_before_any_later_one(home: Path) -> None:
+    configure_logging(home / "daemon.log")
+    for number in range(3):
+        get_logger(CALLS).info_soon("embedding call", number=number)
+    get_logger("runed.test").warning("the engine was replaced")
+    lines = [json.loads(line) for line in (home / "daemon.log").read_text().splitlines()]
+    assert [line.get("number") for line in lines] == [0, 1, 2, None]
+    write_waiting()
+    assert len((home / "daemon.log").read_text().splitlines()) == 4
+
+
+def test_line_without_an_event_loop_does_not_wait(home: Path) -> None:
+    configure_logging(home / "daemon.log")
+    get_logger(CALLS).info_soon("embedding call")
+    assert json.loads((home / "daemon.log").read_text())["message"] == "embedding call"
 
 
 async def test_refusals_of_a_kind_share_a_line_a_second(home: Path) -> None:

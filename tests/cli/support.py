@@ -46,15 +46,15 @@ class Cli:
         return Cli(self.home, {**self.environment, **variables})
 
     def run(
-        self, *arguments: str | bytes, stdin: bytes | None = b"", program: str = "runed"
+        self, *arguments: str | bytes, stdin: bytes | None = b"", program: str = "runed", timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end and return its output as text."""
+        """Run a command to its end, for at most `timeout` seconds, and return its output as text."""
         done = subprocess.run(
             [SCRIPTS / program, *arguments],
             env=self.environment_of_a_command(),
             input=stdin,
             capture_output=True,
-            timeout=60,
+            timeout=timeout,
             check=False,
         )
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())

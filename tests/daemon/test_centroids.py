@@ -294,7 +294,7 @@ def test_refused_memory_leaves_the_set_before_it_and_is_told(
 ) -> None:
     process = psutil.Process(routing_daemon.process.pid)
     with runed.connect(socket_path=routing_daemon.socket) as client:
-        before = client.info().centroid_set_version
+        before = client.set_centroids(matrix(100, DIM)).version
         soft, hard = process.rlimit(psutil.RLIMIT_AS)
         process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 40 * MIB, hard))
         try:

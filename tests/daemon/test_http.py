@@ -76,8 +76,13 @@ def test_port_file_and_log_are_as_private_as_they_must_be(daemon: RunningDaemon)
         assert http.post("/v1/embeddings", json={"input": text}).status_code == 401
     assert "aardvark" not in daemon.log()
     assert token not in daemon.log()
-    lines = [line for line in daemon.log_lines() if line["message"] == "embedding call" and line["method"] == "OpenAI"]
-    assert [line["code"] for line in lines[-2:]] == ["invalid_argument", "ok"]
+
+    def codes() -> list[str]:
+        lines = (line for line in daemon.log_lines() if line["message"] == "embedding call" and line["method"] == "OpenAI")
+        return [line["code"] for line in lines]
+
+    # The line of a call that succeeded is written soon.
+    wait_until(lambda: codes()[-2:] == ["invalid_argument", "ok"], what="the lines of both calls")
     [serving] = (line for line in daemon.log_lines() if line["message"] == "serving")
     assert serving["http"] == url_of(daemon)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,20 @@ async def test_clients_that_come_back_at_once_share_micro_batches(pause: float, 
 
 
 @virtual_time
+async def test_clients_that_come_back_within_a_part_of_a_long_micro_batch_are_waited_for() -> None:
+    backend = ScriptedBackend(script=repeat(Step(seconds=0.04)))
+    batcher = make_batcher(backend)
+    clients = []
+    for number in range(3):
+        clients.append(asyncio.create_task(ask_on(batcher, f"unix:{number}", calls=12, pause=0.006)))
+        await settle()
+    await asyncio.gather(*clients)
+    sizes = [len(batch) for batch in backend.batches]
+    assert sizes[:2] == [1, 2]  # nothing is known of them yet
+    assert sizes[3:11] == [3] * 8
+
+
+@virtual_time
 async def test_a_lone_client_is_never_waited_for() -> None:
     backend = ScriptedBackend()
     await ask_on(make_batcher(backend), "unix:1", calls=10, pause=0.001)
@@ -299,6 +314,19 @@ async def test_texts_are_counted_ahead_again_and_again() -> None:
         await outcomes([*first, *entries])
         assert backend.batches[-1] == texts
         assert backend.counted[-1] == texts
+
+
+@virtual_time
+async def test_where_estimates_are_enough_nothing_is_counted_ahead() -> None:
+    backend = ScriptedBackend(texts=8, tokens=80, by_estimate=True)
+    batcher = make_batcher(backend)
+    batcher.submit(first := make_entries(f"{'long' * 10} first"))  # of it, the tokens of a byte are learned
+    await outcomes(first)
+    texts = [f"{'long' * 10} {number}" for number in range(24)]
+    batcher.submit(entries := make_entries(*texts))
+    assert await outcomes(entries) == right(*texts)
+    assert [len(batch) for batch in backend.batches] == [1, 8, 8, 8]
+    assert backend.counted == backend.batches[1:]  # each micro-batch while it is computed, for the answers
 
 
 @virtual_time

@@ -8,7 +8,7 @@ import pytest
 
 from runed.backends.base import BatchLimits
 from runed.domain.requests import Lane
-from runed.scheduling.pace import MAX_RETRY_AFTER, MIN_RETRY_AFTER, Pace
+from runed.scheduling.pace import MAX_RETRY_AFTER, MIN_RETRY_AFTER, Pace, Returns
 from runed.scheduling.queue import QueueEntry
 from tests.scheduling.virtual import make_entry, virtual_time
 
@@ -63,3 +63,40 @@ async def test_a_bulk_batch_holds_one_token_at_least_and_what_the_backend_takes_
     pace.learn(batch_of("bulk", lane=Lane.BULK), 100, 1.0)
     pace.learn(batch_of("lone"), 3, seconds)
     assert pace.bulk_limits(LIMITS) == BatchLimits(texts=8, tokens=tokens)
+
+
+@virtual_time
+async def test_tokens_are_estimated_by_the_bytes_of_earlier_texts_and_never_above_the_bound() -> None:
+    pace = Pace()
+    [text] = batch_of("x" * 40)
+    bound = text.tokens
+    assert pace.estimated_tokens(text) == bound
+    pace.learn(batch_of("x" * 60, "x" * 40), 20, 1.0)
+    assert pace.estimated_tokens(text) == 8
+    pace.learn(batch_of("x" * 10), 10_000, 1.0)
+    assert pace.estimated_tokens(text) == bound
+    text.tokens, text.exact = 3, True
+    assert pace.estimated_tokens(text) == 3
+
+
+def test_patience_follows_from_the_time_in_which_callers_come_back() -> None:
+    returns = Returns()
+    assert returns.patience(0.1) == 0.003  # nothing is known of them
+    returns.answered(4, 10.0)
+    returns.came(3, 10.005)
+    assert returns.patience(0.1) == 0.003
+    returns.came(1, 10.010)
+    assert returns.patience(0.1) == pytest.approx(0.015)
+    assert returns.patience(0.039) == 0.003  # that would be more than a quarter of the micro-batch
+    returns.came(9, 10.5)  # of somebody else
+    assert returns.patience(0.1) == pytest.approx(0.015)
+
+
+def test_callers_that_do_not_come_back_are_soon_not_waited_for() -> None:
+    returns = Returns()
+    returns.answered(2, 0.0)
+    returns.came(2, 0.010)
+    for number in range(1, 4):
+        assert returns.patience(0.1) > 0.003
+        returns.answered(2, number * 0.06)
+    assert returns.patience(0.1) == 0.003

@@ -99,8 +99,9 @@ class ScriptedBackend:
         script: Iterable[Step] = (),
         counts: Iterable[Step] = (),
         status: BackendStatus = BackendStatus.READY,
+        by_estimate: bool = False,
     ) -> None:
-        self._limits = BatchLimits(texts, tokens)
+        self._limits = BatchLimits(texts, tokens, by_estimate)
         self._script = iter(script)
         self._counts = iter(counts)
         self.state = BackendState(status)

@@ -286,7 +286,8 @@ async def test_failing_handler_ends_its_own_call_and_logs_no_text(
         assert await client.embed(pb.EmbedRequest(text=FAIL), timeout=10).code() is grpc.StatusCode.UNKNOWN
         servicer.let_go()
         assert await in_flight.code() is grpc.StatusCode.OK
-    logged = "".join(capsys.readouterr()) + caplog.text
+    facts = [getattr(record, "facts", "") for record in caplog.records]
+    logged = "".join(capsys.readouterr()) + caplog.text + str(facts)
     assert "RuntimeError" in logged
     assert SECRET not in logged
 
@@ -380,6 +381,26 @@ async def test_flood_of_pings_whose_answers_are_not_read_is_held_up(path: Path, 
         (connection,) = server._connections.values()
         answers = connection._writer.transport.get_write_buffer_size() + len(connection._protocol._h2._data_to_send)  # type: ignore[union-attr, operator] # it is HTTP/2
         assert answers < 512 * 1024
+
+
+async def test_sizes_of_the_table_of_headers_cost_no_memory_and_no_search(path: Path, serve: Serve, servicer: Servicer) -> None:
+    def sizes(*values: int) -> bytes:
+        return b"".join(SettingsFrame(settings={SettingCodes.HEADER_TABLE_SIZE: value}).serialize() for value in values)
+
+    async with serve(servicer) as server, await RawClient.connect(path) as client:
+        client.h2.decoder.max_allowed_table_size = 2**32 - 1
+        assert (await client.over(client.call("Embed", pb.EmbedRequest(text="hello")))).succeeded
+        (connection,) = server._connections.values()
+        encoder = connection._protocol._h2.encoder  # type: ignore[union-attr] # it is HTTP/2
+        for last in (2**32 - 1, 4096, 60, 0, 65536):
+            client.writer.write(sizes(*[100, 2**32 - 1] * 500, last, last))
+            for _ in range(3):
+                assert (await client.over(client.call("Embed", pb.EmbedRequest(text="hello")))).succeeded
+            assert encoder.header_table_size == min(last, 4096)
+            assert client.h2.decoder.header_table_size == min(last, 4096)
+        client.writer.write(sizes(*[100, 2**32 - 1] * 500))
+        await eventually(lambda: bool(encoder.table_size_changes))
+        assert len(encoder.table_size_changes) == 2
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_what_is_read_is_what_h11_reads(data: bytes) -> None:
 def test_plain_requests_are_ordinary() -> None:
     head, body = read_ordinary(PLAIN) or pytest.fail("it was left to h11")
     assert (head.method, head.target, head.version, body) == (b"POST", b"/a", "1.1", b"hello")
-    assert head.headers == [(b"host", b"runed"), (b"content-length", b"5")]
+    assert head.headers == ((b"host", b"runed"), (b"content-length", b"5"))
     for other in ("Connection: keep-alive", "User-Agent: x y/1 (z; *)", "Accept: */*", "Connect-Timeout-Ms: 60000"):
         assert read_ordinary(PLAIN.replace(b"\r\n\r\n", b"\r\n%b\r\n\r\n" % other.encode())) is not None
 

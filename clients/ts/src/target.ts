@@ -19,7 +19,7 @@ import { Deadline } from "./waiting.js";
 const ENSURE_GRACE_MS = 1000;
 
 /** The codes of a failed connect while no process listens. */
-const ABSENT = new Set(["ENOENT", "ECONNREFUSED", "ENOTDIR"]);
+const ABSENT = new Set(["ENOENT", "ECONNREFUSED", "ECONNRESET", "ENOTDIR"]);
 
 /** The code of a failed connect while more connections wait to be accepted than fit. */
 const BUSY = "EAGAIN";

@@ -1,7 +1,9 @@
 /** How the client finds, starts and loses the daemon, and how a process ends that used it. */
 
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
+import { once } from "node:events";
 import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
@@ -153,6 +155,19 @@ describe("a daemon that the client starts", { concurrency: false }, () => {
     assert.equal(reason, "DAEMON_UNAVAILABLE");
     assert.equal((await refusal(connect({ socketPath: join(short, "none.sock") }))).reason, "DAEMON_UNAVAILABLE");
     await assert.rejects(connect({ home: short, socketPath: short }), TypeError);
+  });
+
+  it("is absent where it ends before it accepts the connection", async () => {
+    const path = join(short, "ends.sock");
+    const source =
+      "import select, socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); " +
+      "print(1, flush=True); select.select([s], [], [])";
+    const listener = spawn("python3", ["-c", source, path], { stdio: ["ignore", "pipe", "inherit"] });
+    await once(listener.stdout, "data");
+    // The listener ends between the connect and the moment at which Node.js looks for its outcome.
+    const pause = setInterval(() => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50), 1);
+    const refused = await refusal(connect({ socketPath: path })).finally(() => clearInterval(pause));
+    assert.equal(refused.reason, "DAEMON_UNAVAILABLE");
   });
 });
 

@@ -121,15 +121,17 @@ describe("a daemon that cannot answer for the moment", () => {
   });
 
   it("has a full queue for all of the time: its own error is told", async () => {
+    let retryAfter = 0.05;
     const caller = await client({
       embed: () => {
-        throw wireError(Code.ResourceExhausted, "QUEUE_FULL", { limit_texts: "64" }, 0.05);
+        throw wireError(Code.ResourceExhausted, "QUEUE_FULL", { limit_texts: "64" }, retryAfter);
       },
     });
-    const refused = await refusal(caller.embed("a", { timeoutMs: 400 }));
+    const refused = await refusal(caller.embed("a", { timeoutMs: 1000 }));
     assert.deepEqual([refused.reason, refused.metadata, refused.retryAfterMs], ["QUEUE_FULL", { limit_texts: "64" }, 50]);
     assert.match(refused.message, /tried \d+ times in/);
-    const late = await refusal(caller.embed("a", { timeoutMs: 20 }));
+    retryAfter = 60;
+    const late = await refusal(caller.embed("a", { timeoutMs: 5000 }));
     assert.equal(late.reason, "QUEUE_FULL");
     assert.doesNotMatch(late.message, /tried/);
   });

@@ -123,11 +123,12 @@ def _wrong_stream_type(method: MethodDescriptor) -> MalformedRequestError:
 def _route(method: MethodDescriptor, limit: int, application: Application) -> Application:
     """Serve a method; a caller that the RPC library cannot serve gets advice."""
     both_ways = method.client_streaming and method.server_streaming
+    streams = method.client_streaming or method.server_streaming
+    message_class = GetMessageClass(method.input_type)
     needs_http2 = MalformedRequestError(
         f"{method.name} needs HTTP/2, as it goes both ways at once; speak it without TLS (h2c by prior knowledge)"
         f"{_INSTEAD.get(method.full_name, '')}"
     )
-    message_class = GetMessageClass(method.input_type)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if is_grpc(scope) and scope["http_version"] != "2":
@@ -136,6 +137,8 @@ def _route(method: MethodDescriptor, limit: int, application: Application) -> Ap
             await refuse(scope, send, 505, needs_http2)
         elif fault := fault_of(scope):
             await refuse(scope, send, 400, fault)
+        elif not streams:
+            await application(without_noise(scope), receive, send)  # which reads its message itself
         else:
             scope, receive = take_in(without_noise(scope), receive, message_class, limit)
             if both_ways:

@@ -8,10 +8,12 @@ a fault of the daemon.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from runed.api.error_codes import MalformedRequestError
-from runed.api.rpc.refusals import Scope, content_type, is_any_grpc
+from runed.api.rpc.refusals import Scope, content_type
 from runed.errors import RunedError, UnimplementedError
+from runed.server import KNOWN_HEADS, SMALL
 
 _GRPC_TYPE = re.compile(r"application/grpc(-web)?(\+(proto|json))?")
 
@@ -51,20 +53,28 @@ def fault_of(scope: Scope) -> RunedError | None:
     Args:
         scope: The request, of any protocol.
     """
-    bound = [name for name, _ in scope["headers"] if name in _FORMS]
+    fault = _known_fault if scope.get(SMALL) else _fault
+    return fault(tuple(scope["headers"]), scope["method"], content_type(scope))
+
+
+def _fault(headers: tuple[tuple[bytes, bytes], ...], method: str, kind: str) -> RunedError | None:
+    bound = [name for name, _ in headers if name in _FORMS]
     if len(bound) > len(set(bound)):
         return _TWICE
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name in _FORMS and not (form := _FORMS[name])[0].fullmatch(value):
             return form[1]
         if name.startswith(_OURS) and not _is_text(value):
             return _NOT_TEXT
-    if is_any_grpc(scope):
-        if scope["method"] != "POST":
+    if kind.startswith("application/grpc"):
+        if method != "POST":
             return _GRPC_METHOD
-        if not _GRPC_TYPE.fullmatch(content_type(scope)):
+        if not _GRPC_TYPE.fullmatch(kind):
             return _GRPC_CODEC
     return None
+
+
+_known_fault = lru_cache(KNOWN_HEADS)(_fault)
 
 
 def without_noise(scope: Scope) -> Scope:

@@ -18,7 +18,7 @@ from runed.turns import breathe
 _ENVELOPE_BYTES = 5
 _COMPRESSED = 0b01
 
-_ACCEPTED_ENCODINGS = (b"accept-encoding", b"connect-accept-encoding", b"grpc-accept-encoding")
+ACCEPTED_ENCODINGS = (b"accept-encoding", b"connect-accept-encoding", b"grpc-accept-encoding")
 """Headers that offer to decompress the answer."""
 
 
@@ -34,7 +34,7 @@ def take_in(scope: Scope, receive: Receive, message_class: type[Message], limit:
         message_class: The class of its messages.
         limit: The most bytes of a message.
     """
-    headers = [header for header in scope["headers"] if header[0] not in _ACCEPTED_ENCODINGS]
+    headers = [header for header in scope["headers"] if header[0] not in ACCEPTED_ENCODINGS]
     request = scope | {"headers": headers}
     if scope["method"] != "POST":
         return request, receive

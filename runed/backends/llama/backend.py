@@ -9,7 +9,7 @@ from typing import TypeVar
 from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput
 from runed.backends.llama.command import CONTEXT_STEP, EngineCommand
 from runed.backends.llama.gguf import read_gguf
-from runed.backends.llama.guard import Guard
+from runed.backends.llama.guard import EngineDiedError, Guard
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.backends.llama.launcher import Launcher
 from runed.backends.llama.model_info import model_info
@@ -143,4 +143,4 @@ class LlamaBackend:
                 raise BackendFaultError("llama-server broke off its answer, twice in a row") from None
         if server.closing:
             raise BackendUnavailableError("the engine was stopped; try again", retry_after=1.0)
-        raise self._supervisor.death(server)
+        raise EngineDiedError(server.end, crashed=server.crashed)

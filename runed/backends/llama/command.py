@@ -97,8 +97,10 @@ class EngineCommand:
     @cached_property
     def limits(self) -> BatchLimits:
         """See `Embedder.limits`."""
-        # If the engine had to cut a batch, a text's tokens would be computed beside other tokens than when it is alone.
-        return BatchLimits(texts=self.slots, tokens=min(self.profile.batch_tokens, self.pass_tokens))
+        # If the engine had to cut a batch, a text's tokens would be computed beside other tokens than when it is alone. With
+        # mean and cls pooling, it cuts between texts, and these share nothing.
+        tokens = min(self.profile.batch_tokens, self.pass_tokens)
+        return BatchLimits(texts=self.slots, tokens=tokens, by_estimate=not self._pools_last)
 
     @property
     def isolation(self) -> Isolation | None:

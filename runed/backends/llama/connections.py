@@ -157,7 +157,6 @@ class _Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             raise _lost()
         self.reusable = False
-        self._body = []
         self._left = limit
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -165,6 +164,7 @@ class _Connection(asyncio.BufferedProtocol):
             return await self._answer
         finally:
             self._answer = None
+            self._body = []  # a connection that waits for its next request would keep megabytes
 
     def close(self) -> None:
         """Close the connection at once. A request on its way fails."""

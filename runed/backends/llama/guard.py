@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from runed.backends.base import TextInput
-from runed.errors import BackendFaultError, BackendUnavailableError
+from runed.errors import BackendFaultError
 from runed.log import get_logger
 
 _GUILTY = 6
@@ -30,8 +30,10 @@ _T = TypeVar("_T", str, TextInput)
 _R = TypeVar("_R")
 
 
-class EngineDiedError(BackendUnavailableError):
+class EngineDiedError(Exception):
     """The engine died before it answered, or it had to be replaced. Its replacement may be asked the same at once.
+
+    A `Guard` takes it and asks the replacement, so no caller of the backend ever gets it.
 
     Attributes:
         how: The way in which it ended.
@@ -39,8 +41,8 @@ class EngineDiedError(BackendUnavailableError):
             as far as one can tell.
     """
 
-    def __init__(self, message: str, *, how: str, crashed: bool, retry_after: float) -> None:
-        super().__init__(message, retry_after=retry_after)
+    def __init__(self, how: str, *, crashed: bool) -> None:
+        super().__init__(how)
         self.how = how
         self.crashed = crashed
 

@@ -142,8 +142,9 @@ class LlamaServer:
         return self.child.exited.done()
 
     async def condemn(self, fault: str) -> None:
-        """Kill the server for a fault, which is told as the end of a sentence."""
-        self.verdict = f"llama-server {fault}, so it was replaced"
+        """Kill the server for a fault, which is told as the end of a sentence. Of several faults, the first one is told."""
+        # While it dies of the first one, it cannot be reached either.
+        self.verdict = self.verdict or f"llama-server {fault}, so it was replaced"
         await self.child.kill()
 
     async def close(self, grace: float) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 from runed.backends.base import BackendStatus
-from runed.backends.llama.guard import EngineDiedError
 from runed.backends.llama.http import ConnectionLostError
 from runed.backends.llama.launcher import DeviceError
 from runed.backends.llama.server import UNREACHABLE, LlamaServer
@@ -128,15 +127,6 @@ class Supervisor:
     def answered(self) -> None:
         """Forget the failures so far, since an engine answered."""
         self._failures = 0
-
-    def death(self, server: LlamaServer) -> EngineDiedError:
-        """Return the error for a server that died, with the seconds after which its replacement can take requests."""
-        return EngineDiedError(
-            f"{server.obituary()}; it is being replaced, so try again",
-            how=server.end,
-            crashed=server.crashed,
-            retry_after=max(1.0, self._backoff()),
-        )
 
     def _passing(self) -> asyncio.Task[None] | None:
         """Return the task that must end before the state of the server is known: a stop, or the notice of a death."""

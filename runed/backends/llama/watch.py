@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from runed.backends.llama.http import ConnectionLostError
-from runed.backends.llama.server import LlamaServer
+from runed.backends.llama.server import UNREACHABLE, LlamaServer
 from runed.backends.llama.stillness import Stillness
 from runed.backends.llama.timings import Timings
 from runed.errors import BackendFaultError
@@ -35,7 +35,10 @@ class Watch:
         server = self._server
         try:
             while not (await asyncio.wait({server.child.exited}, timeout=self._timings.look))[0]:
-                if not server.closing and (fault := self._judge()):
+                if server.closing or not (fault := self._judge()):
+                    continue
+                # A dying server closes its socket first. Its own end tells more, such as that the system killed it.
+                if fault != UNREACHABLE or not await server.has_died():
                     await server.condemn(fault)
         finally:
             if self._probe is not None:

@@ -133,7 +133,7 @@ class AsyncTransport:
             # As in `Transport`. A cancelled task comes here, too.
             connection.close()
             raise
-        if connection.exchange.start_next() and not self._closed and len(self._idle) < MAX_IDLE:
+        if connection.exchange.can_go_on() and not self._closed and len(self._idle) < MAX_IDLE:
             self._idle.append(connection)
         else:
             connection.close()

@@ -8,14 +8,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import h11
 from google.protobuf.message import Message
 
 from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Ensure, Send, Sleep
 from runed.client.target import Target
 from runed.client.transport.slots import Slots
-from runed.client.wire.unary import Answer, Exchange
+from runed.client.wire.unary import Answer, BrokenAnswerError, Exchange
 from runed.errors import ClosedError, DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.listener import dial
 
@@ -34,7 +33,7 @@ DIAL_PAUSE = 0.02
 DIAL_PATIENCE = 60.0
 """Seconds during which a call without a time limit tries to connect to a daemon with a full backlog."""
 
-BROKEN = (OSError, h11.RemoteProtocolError)
+BROKEN = (OSError, BrokenAnswerError)
 """Errors of a connection that ended before the answer."""
 
 
@@ -138,7 +137,7 @@ class Transport:
             # Also after Ctrl-C and the like: the rest of the answer must not become the answer to the next call.
             connection.close()
             raise
-        if connection.exchange.start_next() and not self._closed and len(self._idle) < MAX_IDLE:
+        if connection.exchange.can_go_on() and not self._closed and len(self._idle) < MAX_IDLE:
             self._idle.append(connection)
         else:
             connection.close()

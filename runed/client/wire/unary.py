@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import h11
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from runed.errors import (
     BackendUnavailableError,
@@ -35,11 +35,10 @@ _MAX_TIMEOUT_MS = 10**10 - 1
 """Most milliseconds in the header of a time limit. The protocol allows ten digits."""
 
 _HEADERS = (
-    ("host", "runed"),
-    ("content-type", "application/proto"),
-    ("connect-protocol-version", "1"),
-    # Compression costs time and saves nothing between two processes of one machine.
-    ("accept-encoding", "identity"),
+    "host: runed\r\n"
+    "content-type: application/proto\r\n"
+    "connect-protocol-version: 1\r\n"
+    "accept-encoding: identity\r\n"  # compression costs time and saves nothing between two processes of one machine
 )
 
 _CLASSES: dict[str, type[RunedError]] = {
@@ -75,13 +74,18 @@ class Answer:
         return self.body
 
 
+class BrokenAnswerError(Exception):
+    """The connection ended before the answer did, or the answer is not HTTP."""
+
+
 class Exchange:
     """The state of one connection: any number of calls, one after another."""
 
     def __init__(self) -> None:
-        self._http = h11.Connection(h11.CLIENT)
-        self._status = 0
-        self._body: list[bytes | bytearray] = []
+        self._parser = HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self._answer: Answer | None = None
+        self._reusable = False
 
     def request(self, method: str, message: bytes, timeout: float | None) -> bytes:
         """Return the bytes to send for a call.
@@ -91,15 +95,11 @@ class Exchange:
             message: The encoded request.
             timeout: Seconds after which the daemon may drop the call.
         """
-        headers = [*_HEADERS, ("content-length", str(len(message)))]
-        if timeout is not None:
-            headers.append(("connect-timeout-ms", str(min(max(1, math.ceil(timeout * 1000)), _MAX_TIMEOUT_MS))))
-        parts = (
-            self._http.send(h11.Request(method="POST", target=f"/{SERVICE}/{method}", headers=headers)),
-            self._http.send(h11.Data(data=message)),
-            self._http.send(h11.EndOfMessage()),
-        )
-        return b"".join(part for part in parts if part)
+        self._answer = None
+        self._reusable = False
+        limit = "" if timeout is None else f"connect-timeout-ms: {min(max(1, math.ceil(timeout * 1000)), _MAX_TIMEOUT_MS)}\r\n"
+        head = f"POST /{SERVICE}/{method} HTTP/1.1\r\n{_HEADERS}{limit}content-length: {len(message)}\r\n\r\n"
+        return head.encode() + message
 
     def receive(self, data: bytes) -> Answer | None:
         """Take received bytes, and return the answer once it is complete.
@@ -108,29 +108,37 @@ class Exchange:
             data: The next bytes; b"" means that the other side closed the connection.
 
         Raises:
-            h11.RemoteProtocolError: The connection ended before the answer did, or the answer is not HTTP.
+            BrokenAnswerError: See there.
         """
-        self._http.receive_data(data)
-        while (event := self._http.next_event()) is not h11.NEED_DATA:
-            match event:
-                case h11.Response():
-                    self._status = event.status_code
-                case h11.Data():
-                    self._body.append(event.data)
-                case h11.EndOfMessage():
-                    answer = Answer(self._status, b"".join(self._body))
-                    self._body.clear()
-                    return answer
-                case h11.ConnectionClosed():
-                    raise h11.RemoteProtocolError("the connection ended before the answer")
-        return None
+        if not data:
+            raise BrokenAnswerError("the connection ended before the answer")
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            raise BrokenAnswerError("the answer is not HTTP") from None
+        return self._answer
 
-    def start_next(self) -> bool:
-        """Prepare for another call, and return whether this connection can carry one."""
-        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
-            return False
-        self._http.start_next_cycle()
-        return True
+    def can_go_on(self) -> bool:
+        """Return whether this connection can carry another call after the last answer."""
+        return self._reusable
+
+    # Called by the parser
+
+    def on_message_begin(self) -> None:
+        """Begin an answer. A second one to the same request is no answer to the next request."""
+        self._body = []
+        self._reusable = False
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the answer's body."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Keep the answer, unless it only tells that another one will come (1xx)."""
+        status = self._parser.get_status_code()
+        if status >= HTTP_OK and self._answer is None:
+            self._answer = Answer(status, b"".join(self._body))
+            self._reusable = self._parser.should_keep_alive()
 
 
 def _error(answer: Answer) -> RunedError:
