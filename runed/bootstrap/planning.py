@@ -157,7 +157,7 @@ def _choose(settings: Settings, wanted: ModelSpec | None, document: Manifest) ->
         model=spec.path or choice_of(spec, document),
         spec=spec,
         accelerated=() if own or settings.engine == "cpu" else document.accelerators(manifest.current_platform()),
-        variants=() if spec.path else document.variants(spec.name),
+        variants=() if spec.path or spec.source else document.variants(spec.name),
         known=frozenset(names.specs),
     )
 

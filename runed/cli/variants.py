@@ -87,7 +87,7 @@ def _cosines(near: Closeness) -> list[str]:
 
 def _install(bench: Workbench, name: str) -> Installation:
     # Without `keep_source`, a variant that was measured would be removed when another one is made of it.
-    settings = replace(bench.settings, model_variant=name, keep_source=True)
+    settings = replace(bench.settings, default_model="", model_variant=name, keep_source=True)
     variant = install_shown(settings, bench.paths, bench.display)
     if variant.variant != name:
         raise BootstrapError("; ".join(variant.warnings))

@@ -189,8 +189,8 @@ class Batcher:
         line: Line | None = None
         try:
             while batch := self._take():
-                line = self._workers[me] = self._lines[batch[0].model]
                 since = asyncio.get_running_loop().time()
+                line = self._workers[me] = self._lines[batch[0].model]
                 await self._fly(line, batch)
                 self._workers[me] = None
                 if len(self._workers) > 1 and self._is_occupied(but=me):
@@ -238,9 +238,9 @@ class Batcher:
         """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
 
         Args:
-            line: The line of the last micro-batch.
-            answered: The number of its texts that were answered.
-            since: The time at which it was sent.
+            line: The line of their model.
+            answered: The number of texts of the last micro-batch that were answered.
+            since: The time at which that micro-batch was sent.
         """
         now = asyncio.get_running_loop().time()
         patience = line.returns.patience(now - since)

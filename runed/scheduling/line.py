@@ -48,7 +48,7 @@ class Line:
         name: As above.
         backend: As above.
         pace: The speed of the backend.
-        returns: How soon callers come back.
+        returns: How soon its interactive callers come back.
         flight: The micro-batch that the backend has; empty if it has none.
         closed: Whether no text is taken any more.
         replaced: Whether that is because another backend takes over.
