@@ -251,6 +251,8 @@ INPUT_FORMATS: dict[str, Callable[[IO[bytes], str, Columns], Iterator[Item]]] = 
 """The reader of each format: it takes the file, its name in error messages and the columns, and yields the items."""
 
 _EXTENSIONS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
     ".txt": "lines",
     ".csv": "csv",
     ".tsv": "tsv",

@@ -60,7 +60,7 @@ def test_no_document_steers_the_terminal(ranking: Cli) -> None:
         ([QUERY, "--model", "nothing"], b"tea\n", 1, "there is no model 'nothing'"),
         ([QUERY], b"word " * 600, 1, "together with the query"),
         ([" "], b"tea\n", 1, "the query is empty"),
-        ([QUERY, "/no/such/file"], b"", 1, "/no/such/file"),
+        ([QUERY, "/no/such/file"], b"", 2, "/no/such/file"),
         ([QUERY, "--top-n", "0"], b"tea\n", 2, "--top-n"),
         ([], b"tea\n", 2, "QUERY"),
     ],
