@@ -29,8 +29,8 @@ async def test_an_unknown_model_is_refused_with_the_names_that_exist(method: str
     answer = await served.call(protocol, method, UNKNOWN[method])
     assert answer.refusal is not None
     assert (answer.refusal.code, answer.refusal.reason) == ("not_found", "UNKNOWN_MODEL")
-    assert answer.refusal.metadata["models"] == "fake.f32, other"
-    assert "fake.f32, other" in answer.refusal.message
+    assert answer.refusal.metadata["models"] == "fake.f32, fake.q8_0, other"
+    assert "fake.f32, fake.q8_0, other" in answer.refusal.message
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -54,7 +54,7 @@ async def test_the_model_reaches_the_host_and_its_name_the_caller(asked: str, na
 async def test_models_are_listed_loaded_and_unloaded(protocol: str, served: Served) -> None:
     listed = (await served.call(protocol, "ListModels", pb.ListModelsRequest())).message
     models = cast("pb.ListModelsResponse", listed)
-    assert [model.name for model in models.models] == ["fake.f32", "other"]
+    assert [model.name for model in models.models] == ["fake.f32", "fake.q8_0", "other"]
     assert (models.default_model, models.default_rerank_model) == ("fake.f32", "")
     assert models.models[1].kind == pb.Model.KIND_EMBEDDING
     loaded = (await served.call(protocol, "LoadModel", pb.LoadModelRequest(model="Other"))).message

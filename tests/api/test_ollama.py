@@ -131,8 +131,8 @@ async def test_a_model_without_a_text_is_loaded_or_unloaded(
     for keep_alive in (None, "5m", -1, "0.5s"):
         answer = await http.post("/api/embed", json={"model": "other", "input": "", "keep_alive": keep_alive})
         assert answer.json() == {"model": "other:latest", "embeddings": []}
-    for nothing in (0, "0", "0s", 0.0):
-        answer = await http.post("/api/embed", json={"model": "other:latest", "keep_alive": nothing})
+    for zero in (0, "0", "0s", 0.0):
+        answer = await http.post("/api/embed", json={"model": "other:latest", "keep_alive": zero})
         assert answer.json() == {"model": "other:latest", "embeddings": []}
     assert done == [("load", "other")] * 4 + [("unload", "other")] * 4
     busy = await http.post("/api/embed", json={"model": "fake", "keep_alive": 0})

@@ -44,7 +44,9 @@ json.dump(
         "listed": [each.model for each in client.list().models],
         "running": [each.model for each in client.ps().models],
         "capabilities": client.show(model).capabilities,
-        "length": next(value for name, value in client.show(model).modelinfo.items() if name.endswith(".embedding_length")),
+        "length": next(
+            value for name, value in (client.show(model).modelinfo or {}).items() if name.endswith(".embedding_length")
+        ),
         "pulled": [step.status for step in client.pull(model, stream=True)],
         "pulled at once": client.pull(model).status,
         "refusal": refusal("nothing:7b"),

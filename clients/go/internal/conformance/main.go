@@ -59,7 +59,6 @@ type args struct {
 	Dimensions  *int
 	Truncate    *runed.Truncate
 	Lane        *runed.Lane
-	Model       *string
 	WithRoute   bool `json:"with_route"`
 	TimeoutMS   *int `json:"timeout_ms"`
 	Query       text
@@ -230,8 +229,8 @@ func (a args) options() []runed.EmbedOption {
 	if a.Lane != nil {
 		result = append(result, runed.WithLane(*a.Lane))
 	}
-	if a.Model != nil {
-		result = append(result, runed.WithModel(*a.Model))
+	if a.Model != "" {
+		result = append(result, runed.WithModel(a.Model))
 	}
 	if a.WithRoute {
 		result = append(result, runed.WithRoute())
