@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from runed.bootstrap.hub import Hub, hub_file
+from runed.bootstrap.partial_files import partial_path, sidecar_path
 from runed.errors import DownloadError, ManifestError, SettingsError, VerificationError
-from tests.bootstrap.parts import CONTENT, HALF, Wanted, partial_path, sha256, sidecar_path
+from tests.bootstrap.parts import CONTENT, HALF, Wanted, sha256
 from tests.bootstrap.site import Site, drop_after, ignore_range, redirect, running_site, status, without_length
 from tests.bootstrap.test_manifest import document, parse
 
