@@ -42,6 +42,7 @@ class Plan:
         model: The model, or the file that the user brings.
         spec: The description of the model.
         accelerated: The engines for accelerators. Which of them is installed depends on the machine.
+        variants: The names of all variants of the model, this one included; empty for the user's own.
         warning: A sentence for the user, or "".
         known: The names of all models of the manifest.
         fetched: The manifest that was fetched, or None.
@@ -51,6 +52,7 @@ class Plan:
     model: ModelChoice | Path
     spec: ModelSpec
     accelerated: tuple[EngineChoice, ...] = ()
+    variants: tuple[str, ...] = ()
     warning: str = ""
     known: frozenset[str] = frozenset()
     fetched: _KeptManifest | None = None
@@ -155,6 +157,7 @@ def _choose(settings: Settings, wanted: ModelSpec | None, document: Manifest) ->
         model=spec.path or choice_of(spec, document),
         spec=spec,
         accelerated=() if own or settings.engine == "cpu" else document.accelerators(manifest.current_platform()),
+        variants=() if spec.path or spec.source else document.variants(spec.name),
         known=frozenset(names.specs),
     )
 

@@ -139,6 +139,7 @@ class Info:
     restrictions: Sequence[str] = ()
     accelerator: str = ""
     device: str = ""
+    device_tuned_at: str = ""
     company_cosine: float = 0.0
     tuned_at: str = ""
     model: str = ""
