@@ -9,11 +9,12 @@ VENV := .venv
 REQUIREMENTS := requirements-dev.txt
 STAMPS := $(VENV)/.stamps
 MINILM := build/all-minilm-l6-v2.f16.gguf
+RERANKER := build/minilm-reranker.f32.gguf
 DEMO_ROOT := build/demo-root/manifest.json
 # Tests of frameworks that take seconds to import. All of these tests need an engine.
 ENGINE_ALONE := chroma llama_index
 GO_MODULES := clients/go tests/interop/go
-NODE_PACKAGES := clients/ts tests/interop/openai-node
+NODE_PACKAGES := clients/ts tests/interop/openai-node tests/interop/ollama-node
 
 # For a shell, which asks for the engine when it is installed.
 ENGINE_AND_MODEL = RUNED_LLAMA_SERVER="$$(python -c 'from tools.engine import programs_folder; print(programs_folder())')/llama-server" \
@@ -54,7 +55,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(MINILM) ## Make .venv with runed, rundemo and the development tools
+setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(MINILM) $(RERANKER) ## Make .venv with runed, rundemo and the development tools
 
 demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
 	@python -m tools.demo
@@ -183,6 +184,9 @@ $(STAMPS)/vulkan: tools/prebuilt.py | $(STAMPS)/project
 
 $(MINILM): tools/minilm.py | $(STAMPS)/project
 	$(STEP) 'Convert the model' python tools/minilm.py --output $@
+
+$(RERANKER): tools/reranker.py tools/minilm.py | $(STAMPS)/project
+	$(STEP) 'Make a reranker' python -m tools.reranker --output $@
 
 $(DEMO_ROOT): tools/docroot.py $(MINILM) $(STAMPS)/any-engine
 	$(STEP) 'Pack the engine' python -m tools.docroot

@@ -11,6 +11,14 @@ import msgspec
 
 from runed.errors import SettingsError
 
+_OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
+"""Names of models that programs for OpenAI have written into them."""
+
+
+def own_aliases(value: Mapping[str, str] | None = None, _origin: str = "") -> Mapping[str, str]:
+    """Return the aliases of models: those of the file, and the names of OpenAI's models for the default model."""
+    return {**dict.fromkeys(_OPENAI_NAMES, ""), **(value or {})}
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An entry of `models` as it stands in the file. A trait that is missing is that of the model's family."""

@@ -21,7 +21,7 @@ import msgspec
 
 from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
-from runed.own_models import Entry, OwnModel, own_models
+from runed.own_models import Entry, OwnModel, own_aliases, own_models
 from runed.paths import check_home
 from runed.trust import check_file
 from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
@@ -76,6 +76,7 @@ class Settings:
         disk_cache: Whether `cache` is "disk".
         cache_bytes: `cache_size`; 0 for no cache in memory.
         disk_cache_bytes: `disk_cache_size`; 0 for no cache on disk.
+        aliases: Names, each with the name of the model that it stands for; "" for the default model.
         http: Host and port, such as ("127.0.0.1", 8321); None for no loopback port.
     """
 
@@ -99,11 +100,12 @@ class Settings:
     memory_bytes: int = 0
     max_models: int = 0
     http: tuple[str, int] | None = None
+    http_token: bool = True
     trust_parents: bool = False
     hf_endpoint: str = HUB
     default_model: str = ""
     models: Mapping[str, OwnModel] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=own_aliases)
     debug: bool = False
 
 
@@ -305,10 +307,6 @@ def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
     return own_models(value, origin, read_path=_file, read_duration=duration)
 
 
-def _aliases(value: Mapping[str, str], _origin: str) -> Mapping[str, str]:
-    return value
-
-
 def _text(value: str, _origin: str) -> str:
     return value
 
@@ -450,8 +448,8 @@ SETTINGS = {
         "the model of requests that name none: a name of `runed models`. It goes before `model_variant`, not before `model`"),
     "models": Setting("", dict[str, Entry], "models", _models, "",
         "models of your own by name, and changes of others; see [Models](#models)"),
-    "aliases": Setting("", dict[str, str], "aliases", _aliases, "",
-        'further names of models: `{"small": "bge-m3"}`'),
+    "aliases": Setting("", dict[str, str], "aliases", own_aliases, "",
+        'further names of models: `{"small": "bge-m3"}`; `""` stands for the default model. Names of OpenAI mean that, too'),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", duration, "10m",
         "time without an embedding after which the engine is stopped; `0` never stops it"),
     "ctx_size": Setting("RUNED_CTX_SIZE", int, "ctx_size", _CTX_SIZE, "2048",
@@ -486,7 +484,9 @@ SETTINGS = {
     "disk_cache_size": Setting("RUNED_DISK_CACHE_SIZE", _JSON_SIZE, "disk_cache_bytes", _DISK_CACHE_SIZE, "1GiB",
         "the size of the cache on disk, at least 16 MiB; `0` for none"),
     "http": Setting("RUNED_HTTP", str, "http", _loopback, "",
-        "where to serve the OpenAI API besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
+        "where to serve the APIs of OpenAI, Ollama and TEI besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
+    "http_token": Setting("RUNED_HTTP_TOKEN", bool, "http_token", _boolean, "on",
+        "whether requests to that port need the token: 1, true, yes, on or 0, false, no, off; see below for what `off` opens"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),

@@ -7,8 +7,9 @@
         with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
             assert client.embed("tea").tolist() == daemon.vector("tea").tolist()
 
-The vector of a text depends on the text alone: random values of L2 norm 1 that are the same in every run. The tokens of a text
-are its words and two special ones. Programs in other processes and languages find the double by `RUNED_HOME`.
+The vector of a text depends on the text alone: random values of L2 norm 1 that are the same in every run. The score of a
+document is the share of the query's words that it has. The tokens of a text are its words and two special ones. Programs in
+other processes and languages find the double by `RUNED_HOME`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import os
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,10 @@ from numpy.typing import NDArray
 
 from runed.api.app import build_app
 from runed.client import EmbedOptions
-from runed.domain.model_status import ModelRoom, ModelStatus
+from runed.domain.model_spec import ModelSpec
+from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
+from runed.domain.names import ModelNames, split_name
+from runed.domain.ranking import Ranked, RerankAnswer, RerankOptions
 from runed.domain.requests import (
     Centroid,
     CentroidHeader,
@@ -58,11 +63,11 @@ from runed.errors import (
     RunedError,
     TextTooLongError,
     UnimplementedError,
-    UnknownModelError,
 )
 from runed.lifecycle.listener import Listener
 from runed.paths import Paths
 from runed.server import Server
+from runed.settings import Settings
 from runed.version import __version__
 
 __all__ = ["Call", "DaemonDouble", "daemon", "vector_of"]
@@ -78,8 +83,9 @@ class Call:
     """A call that reached the double.
 
     Attributes:
-        method: The method of the service: "Embed" and "EmbedBatch" are "embed", the others "embed_stream" and "count_tokens".
-        texts: The texts; for a stream, those that have come so far.
+        method: The method of the service: "Embed" and "EmbedBatch" are "embed", the others "embed_stream", "count_tokens" and
+            "rerank".
+        texts: The texts; for a stream, those that have come so far; for "rerank", the query and the documents.
         options: The options that differ from their defaults, by their names in the client.
     """
 
@@ -124,7 +130,64 @@ def daemon(
 
 
 @dataclass
-class DaemonDouble:
+class _Models:
+    """The models of a double."""
+
+    home: Path
+    dimensions: int = 8
+    max_text_length: int = 512
+    models_served: Sequence[str] = ("double",)
+
+    async def pull(self, model: str = "") -> None:
+        """Check the name of the model; see `Host.pull`."""
+        self._model(model)
+
+    async def unload(self, model: str = "") -> None:
+        """Check the name of the model; see `Host.unload`."""
+        self._model(model)
+
+    async def models(self) -> list[ModelStatus]:
+        """Describe all models; see `Host.models`."""
+        return [await self.model(name) for name in self.models_served]
+
+    async def model(self, name: str = "") -> ModelStatus:
+        """Describe a model; see `Host.model`."""
+        spec = self._names.find(name)
+        return ModelStatus(
+            name=spec.name,
+            family=spec.family,
+            variants=tuple(self._names.variants_of(spec)),
+            aliases=tuple(self._names.aliases_of(spec)),
+            installed=True,
+            loaded=True,
+            vector_dim=self.dimensions,
+            min_dimensions=1,
+            max_text_length=self.max_text_length,
+            pooling="mean",
+            fingerprint=_FINGERPRINT,
+            model_identity="sha256:double",
+        )
+
+    def room(self) -> ModelRoom:
+        """Return no bounds; see `Host.room`."""
+        return ModelRoom()
+
+    async def settle(self, model: str = "") -> None:
+        """Return at once, since the double looks for no files; see `Host.settle`."""
+        self._model(model)
+
+    @cached_property
+    def _names(self) -> ModelNames:
+        specs = [ModelSpec(family=family, variant=variant) for family, variant in map(split_name, self.models_served)]
+        return ModelNames(specs, aliases=Settings(self.home).aliases)
+
+    def _model(self, name: str) -> str:
+        """Return the full name of a model."""
+        return self._names.find(name).name
+
+
+@dataclass
+class DaemonDouble(_Models):
     """A daemon with random vectors; `daemon` makes and serves it.
 
     Attributes:
@@ -135,10 +198,6 @@ class DaemonDouble:
         calls: The calls that came, in their order.
     """
 
-    home: Path
-    dimensions: int = 8
-    max_text_length: int = 512
-    models_served: Sequence[str] = ("double",)
     calls: list[Call] = field(default_factory=list)
     _faults: dict[str, RunedError] = field(default_factory=dict)
     _refusals: list[RunedError] = field(default_factory=list)
@@ -224,38 +283,48 @@ class DaemonDouble:
         self._admit(options)
         return [_count(text) for text in texts]
 
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        options: RerankOptions,
+        *,
+        client: str,  # noqa: ARG002 # as above
+    ) -> RerankAnswer:
+        """Rank documents by the share of the query's words that they have; see `Host.rerank`."""
+        asked = Asked(lane=options.lane, truncate=options.truncate)
+        self.calls.append(Call("rerank", [query, *documents], _as_given(asked)))
+        self._admit(asked)
+        if not documents:
+            raise EmptyBatchError("the batch holds no text; send at least one")
+        results = []
+        for index, document in enumerate(documents):
+            outcome = self._outcome(document, asked)
+            if isinstance(outcome, RunedError):
+                raise _placed(outcome, index)
+            words = set(query.lower().split())
+            score = len(words & set(document.lower().split())) / max(len(words), 1)
+            tokens, total = outcome.tokens, outcome.total_tokens
+            results.append(Ranked(index=index, score=score, raw_score=score, tokens=tokens, total_tokens=total))
+        results.sort(key=lambda result: -result.score)
+        return RerankAnswer(
+            results=results[: options.top_n or None],
+            tokens=sum(result.tokens for result in results),
+            fingerprint=_FINGERPRINT,
+            model=options.model or "double",
+        )
+
+    async def tokenize(self, texts: Sequence[str], options: Asked, *, special: bool = True) -> Tokenized:
+        """Return words and two special tokens; see `Host.tokenize`."""
+        self._admit(options)
+        words = {word: zlib.crc32(word.encode()) for text in texts for word in text.split()}
+        ids = [[words[word] for word in text.split()] for text in texts]
+        pieces = {number: word for word, number in words.items()} | {0: "<s>", 1: "</s>"}
+        return Tokenized([[0, *tokens, 1] if special else tokens for tokens in ids], pieces, frozenset({0, 1}))
+
     async def warm_up(self, model: str = "") -> None:
         """Fail as an embedding would; see `Host.warm_up`."""
         self._admit(Asked(model=model))
-
-    async def unload(self, model: str = "") -> None:
-        """Check the name of the model; see `Host.unload`."""
-        self._model(model)
-
-    async def models(self) -> list[ModelStatus]:
-        """Describe all models; see `Host.models`."""
-        return [await self.model(name) for name in self.models_served]
-
-    async def model(self, name: str = "") -> ModelStatus:
-        """Describe a model; see `Host.model`."""
-        model = self._model(name)
-        return ModelStatus(
-            name=model,
-            family=model,
-            variants=(model,),
-            installed=True,
-            loaded=True,
-            vector_dim=self.dimensions,
-            min_dimensions=1,
-            max_text_length=self.max_text_length,
-            pooling="mean",
-            fingerprint=_FINGERPRINT,
-            model_identity="sha256:double",
-        )
-
-    def room(self) -> ModelRoom:
-        """Return no bounds; see `Host.room`."""
-        return ModelRoom()
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the set of routing centroids; see `Host.set_centroids`."""
@@ -263,10 +332,6 @@ class DaemonDouble:
         self._centroids = np.array(rows, dtype=np.float32)
         self._centroid_version = header.version or f"double-{header.nlist}"
         return self._centroid_version
-
-    async def settle(self, model: str = "") -> None:
-        """Return at once, since the double looks for no files; see `Host.settle`."""
-        self._model(model)
 
     def info(self, model: str = "") -> Info:
         """Describe the double; see `Host.info`."""
@@ -331,14 +396,6 @@ class DaemonDouble:
             raise BadDimensionsError(f"there are {self.dimensions} dimensions at most")
         if options.with_route and self._centroids is None:
             raise NoCentroidSetError("there is no centroid set to route by")
-
-    def _model(self, name: str) -> str:
-        """Return the full name of a model."""
-        for model in self.models_served:
-            if name.lower() in {"", model.lower()}:
-                return model
-        known = ", ".join(self.models_served)
-        raise UnknownModelError(f"there is no such model; there are {known}", metadata={"models": known})
 
     def _outcome(self, text: str, options: Asked) -> Embedding | RunedError:
         if not text.strip():
@@ -405,6 +462,8 @@ def _as_given(options: Asked) -> EmbedOptions:
         given["truncate"] = "end" if options.truncate is Truncate.END else "start"
     if options.lane is not None:
         given["lane"] = "bulk" if options.lane is Lane.BULK else "interactive"
+    if options.model:
+        given["model"] = options.model
     return given
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -10,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Golden, RunningDaemon, running_daemon, short_home
+from tests.support import Golden, RunningDaemon, Scores, running_daemon, short_home
 from tools.engine import programs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 
 MARKERS = {
-    "engine": {"llama_server", "minilm", "qwen_daemon", "minilm_daemon"},
+    "engine": {"llama_server", "minilm", "reranker", "qwen_daemon", "minilm_daemon", "reranker_daemon"},
     "foreign": {"drivers", "descriptors"},
 }
 """The fixtures that put a test on a lane of its own, by the marker of that lane."""
@@ -80,6 +81,20 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def reranker() -> Path:
+    """A small cross-encoder as a GGUF, made by `make setup`."""
+    path = ROOT / "build" / "minilm-reranker.f32.gguf"
+    assert path.exists(), f"{path} is missing: run `make setup`"
+    return path
+
+
+@pytest.fixture(scope="session")
+def scores() -> Scores:
+    """The reference scores of `reranker`."""
+    return Scores.load("minilm-reranker.golden.json")
+
+
+@pytest.fixture(scope="session")
 def tiny_golden() -> Golden:
     """The reference vectors of `tiny_qwen3`."""
     return Golden.load("tiny-qwen3.golden.json")
@@ -103,6 +118,18 @@ def minilm_daemon(llama_server: Path, minilm: Path) -> Iterator[RunningDaemon]:
     """One daemon with `minilm` for all tests that do not change it."""
     with running_daemon(llama_server, minilm) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def reranker_daemon(llama_server: Path, tiny_qwen3: Path, reranker: Path) -> Iterator[RunningDaemon]:
+    """One daemon with `tiny_qwen3` and, as "minilm-reranker", `reranker`, for all tests that do not change it."""
+    home = short_home()
+    models = {"minilm-reranker": {"path": str(reranker), "kind": "rerank"}}
+    config = home / "config.json"
+    config.write_text(json.dumps({"version": 1, "models": models}))
+    with running_daemon(llama_server, tiny_qwen3, RUNED_CONFIG=str(config)) as daemon:
+        yield daemon
+    shutil.rmtree(home)
 
 
 @pytest.fixture

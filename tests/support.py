@@ -19,7 +19,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 import httpx
@@ -121,6 +121,34 @@ def process_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):  # the latter if it ends between the opening and the reading
         return True
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score that transformers gives for a pair. `tokens` are those that it read, `total_tokens` those of the whole pair."""
+
+    query: str
+    document: str
+    score: float
+    tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Reference scores of pairs."""
+
+    pairs: list[Score]
+
+    @classmethod
+    def load(cls, name: str) -> Self:
+        return cls([Score(**row) for row in json.loads((FIXTURES / name).read_text())["pairs"]])
+
+    def by_query(self) -> dict[str, list[Score]]:
+        queries: dict[str, list[Score]] = {}
+        for row in self.pairs:
+            queries.setdefault(row.query, []).append(row)
+        return queries
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,15 @@ def convert(folder: Path, output: Path) -> None:
         output: The file to write. Its directory is made if it is missing.
     """
     config = json.loads((folder / "config.json").read_text())
-    vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     writer = gguf.GGUFWriter(partial, "bert")
-    _add_metadata(writer, config)
-    _add_vocabulary(writer, vocabulary)
+    writer.add_name("all-MiniLM-L6-v2")
+    writer.add_license("apache-2.0")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    add_sizes(writer, config)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    add_vocabulary(writer, folder)
     with safe_open(folder / "model.safetensors", framework="numpy") as weights:
         for bert, name in tensor_names(config["num_hidden_layers"]).items():
             writer.add_tensor(name, weights.get_tensor(bert).astype(np.float16 if is_half_precision(name) else np.float32))
@@ -121,10 +124,13 @@ def convert(folder: Path, output: Path) -> None:
     partial.replace(output)
 
 
-def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, int]) -> None:
-    writer.add_name("all-MiniLM-L6-v2")
-    writer.add_license("apache-2.0")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+def add_sizes(writer: gguf.GGUFWriter, config: dict[str, int]) -> None:
+    """Write the sizes of a BERT.
+
+    Args:
+        writer: The writer of the GGUF.
+        config: The content of `config.json`.
+    """
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -132,10 +138,16 @@ def _add_metadata(writer: gguf.GGUFWriter, config: dict[str, int]) -> None:
     writer.add_head_count(config["num_attention_heads"])
     writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_causal_attention(value=False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: list[str]) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, folder: Path) -> None:
+    """Write the tokenizer of a BERT.
+
+    Args:
+        writer: The writer of the GGUF.
+        folder: The folder with `vocab.txt`.
+    """
+    vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("jina-v2-en")
     writer.add_token_list([gguf_token(token) for token in vocabulary])

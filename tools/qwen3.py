@@ -1,4 +1,4 @@
-"""Writes a Qwen3 embedding model with random weights, without a download: the real architecture in any size."""
+"""Writes a Qwen3 model with random weights, without a download: the real architecture in any size, to embed or to rerank."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ QWEN3_0_6B = Shape(
 """The sizes of Qwen3-Embedding-0.6B; 1.2 GB in f16."""
 
 
-def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False) -> None:
+RERANK_TEMPLATE = "judge\nquery: {query}\ndocument: {document}<|endoftext|>"
+"""What a reranker reads of a pair."""
+
+
+def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False, rerank: bool = False) -> None:
     """Write a model in f16 or f32. The same arguments make the same bytes.
 
     Args:
@@ -53,6 +57,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False) -> N
         shape: The sizes.
         seed: The seed of the random weights.
         single: Whether the weights are f32, instead of f16.
+        rerank: Whether the model reranks, instead of embedding.
     """
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_name("qwen3-embedding-random")
@@ -66,7 +71,10 @@ def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False) -> N
     writer.add_value_length(shape.head_dim)
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_pooling_type(gguf.PoolingType.LAST)
+    writer.add_pooling_type(gguf.PoolingType.RANK if rerank else gguf.PoolingType.LAST)
+    if rerank:
+        writer.add_classifier_output_labels(["yes", "no"])
+        writer.add_string("tokenizer.chat_template.rerank", RERANK_TEMPLATE)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if single else gguf.LlamaFileType.MOSTLY_F16)
     vocabulary = _copy_tokenizer(writer, shape.vocabulary)
 
@@ -95,6 +103,8 @@ def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False) -> N
         add(f"{block}.ffn_up", shape.feed_forward, shape.dim)
         add(f"{block}.ffn_down", shape.dim, shape.feed_forward)
     add_norm("output_norm", shape.dim)
+    if rerank:
+        add("cls.output", 2, shape.dim)
 
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

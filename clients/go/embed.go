@@ -28,6 +28,8 @@ type Embedding struct {
 	ClusterID uint32
 	// CentroidSetVersion is the version of the set that ClusterID belongs to; only with WithRoute.
 	CentroidSetVersion string
+	// Model is the name of the model; empty if the daemon is of a version with one model.
+	Model string
 }
 
 // Item is the outcome of one of several texts: its embedding, or the error that says why there is none.
@@ -56,6 +58,7 @@ func (c *Client) Embed(ctx context.Context, text string, options ...EmbedOption)
 	}
 	request := &runedv1.EmbedRequest{
 		WithRoute: o.route, Lane: o.lane, Role: o.role, Instruction: o.instruction, Dimensions: o.dimensions, Truncate: o.truncate,
+		Model: o.model,
 	}
 	common := proto.CloneOf(request)
 	request.Text = text
@@ -77,13 +80,13 @@ func (c *Client) Embed(ctx context.Context, text string, options ...EmbedOption)
 	if err != nil {
 		return nil, err
 	}
-	if err := o.checkKnown(response.GetFingerprint()); err != nil {
+	if err := o.checkKnown(response); err != nil {
 		return nil, err
 	}
 	if len(response.GetVector()) == 0 {
 		return nil, noVector()
 	}
-	result := embeddingOf(response, response.GetFingerprint(), response.GetPrompt())
+	result := embeddingOf(response, response)
 	return &result, nil
 }
 
@@ -110,7 +113,7 @@ func (c *Client) EmbedBatch(ctx context.Context, texts []string, options ...Embe
 			if err != nil {
 				return relocated(err, start, len(part))
 			}
-			if err := o.checkKnown(response.GetFingerprint()); err != nil {
+			if err := o.checkKnown(response); err != nil {
 				return err
 			}
 			if err := space.check(response.GetFingerprint()); err != nil {
@@ -121,7 +124,7 @@ func (c *Client) EmbedBatch(ctx context.Context, texts []string, options ...Embe
 				if length == 0 || (len(result) > 0 && length != len(result[0].Vector)) {
 					return noVector()
 				}
-				result = append(result, embeddingOf(embedding, response.GetFingerprint(), response.GetPrompt()))
+				result = append(result, embeddingOf(embedding, response))
 			}
 			return nil
 		})
@@ -178,12 +181,15 @@ func (c *Client) embedItems(ctx context.Context, o *wireOptions, texts []string,
 		if response.GetFingerprint() == "" {
 			return nil, tooOld("gives no details of an embedding")
 		}
+		if err := o.checkModel(response); err != nil {
+			return nil, err
+		}
 		if err := space.check(response.GetFingerprint()); err != nil {
 			return nil, err
 		}
 		for place, embedding := range response.GetEmbeddings() {
 			index := sendable[start+place]
-			if result[index], err = itemOf(embedding, response.GetFingerprint(), response.GetPrompt()); err != nil {
+			if result[index], err = itemOf(embedding, response); err != nil {
 				return nil, err
 			}
 			if failure, ok := result[index].Err.(*Error); ok {
@@ -195,7 +201,8 @@ func (c *Client) embedItems(ctx context.Context, o *wireOptions, texts []string,
 }
 
 // CountTokens counts the tokens that embedding each text would take: those of the text, those of its prompt, and special ones. It
-// embeds nothing. A text may be longer than the model reads. Only the options for role and instruction matter.
+// embeds nothing. A text may be longer than the model reads. Only the options for role,
+// instruction and model matter.
 func (c *Client) CountTokens(ctx context.Context, texts []string, options ...EmbedOption) ([]int, error) {
 	o, err := resolve(options)
 	if err != nil {
@@ -207,17 +214,20 @@ func (c *Client) CountTokens(ctx context.Context, texts []string, options ...Emb
 		return []int{}, nil
 	}
 	var result []int
-	common := &runedv1.CountTokensRequest{Role: o.role, Instruction: o.instruction}
+	common := &runedv1.CountTokensRequest{Role: o.role, Instruction: o.instruction, Model: o.model}
 	err = c.withinLimits(ctx, common, func(room limits) error {
 		result = make([]int, 0, len(texts))
 		return inParts(texts, room, func(start int, part []string) error {
-			request := &runedv1.CountTokensRequest{Texts: part, Role: o.role, Instruction: o.instruction}
+			request := &runedv1.CountTokensRequest{Texts: part, Role: o.role, Instruction: o.instruction, Model: o.model}
 			response, err := callWhenReady(ctx, tries{client: c}, c.unary.CountTokens, request)
 			if err != nil {
 				return relocated(err, start, len(part))
 			}
 			if len(response.GetTokenCounts()) != len(part) {
 				return newError(ErrInternal, nil, "the daemon counted the tokens of other texts than were asked for; send them again")
+			}
+			if err := o.checkModel(response); err != nil {
+				return err
 			}
 			for _, count := range response.GetTokenCounts() {
 				result = append(result, int(count))
@@ -244,12 +254,13 @@ func (c *Client) embedBatch(ctx context.Context, o *wireOptions, texts []string,
 func (o *wireOptions) batchRequest() *runedv1.EmbedBatchRequest {
 	return &runedv1.EmbedBatchRequest{
 		WithRoute: o.route, Lane: o.lane, Role: o.role, Instruction: o.instruction, Dimensions: o.dimensions, Truncate: o.truncate,
+		Model: o.model,
 	}
 }
 
 // itemOf reads the outcome of one text of several. It drops the place that the daemon tells: that is the place in one request,
 // which the caller does not know.
-func itemOf(message *runedv1.EmbedResponse, fingerprint, prompt string) (Item, error) {
+func itemOf(message *runedv1.EmbedResponse, answer answer) (Item, error) {
 	if failure := message.GetError(); failure != nil {
 		metadata := map[string]string{}
 		maps.Copy(metadata, failure.GetMetadata())
@@ -259,17 +270,25 @@ func itemOf(message *runedv1.EmbedResponse, fingerprint, prompt string) (Item, e
 	if len(message.GetVector()) == 0 {
 		return Item{}, noVector()
 	}
-	return Item{Embedding: embeddingOf(message, fingerprint, prompt)}, nil
+	return Item{Embedding: embeddingOf(message, answer)}, nil
 }
 
-func embeddingOf(message *runedv1.EmbedResponse, fingerprint, prompt string) Embedding {
+// answer is a message with embeddings, which tells once what all of them share.
+type answer interface {
+	GetFingerprint() string
+	GetPrompt() string
+	GetModel() string
+}
+
+func embeddingOf(message *runedv1.EmbedResponse, answer answer) Embedding {
 	return Embedding{
 		Vector:             message.GetVector(),
 		TokenCount:         int(message.GetTokenCount()),
 		TotalTokenCount:    int(message.GetTotalTokenCount()),
 		Truncated:          message.GetTruncated(),
-		Fingerprint:        fingerprint,
-		Prompt:             prompt,
+		Fingerprint:        answer.GetFingerprint(),
+		Prompt:             answer.GetPrompt(),
+		Model:              answer.GetModel(),
 		Cached:             message.GetCached(),
 		ClusterID:          message.GetClusterId(),
 		CentroidSetVersion: message.GetCentroidSetVersion(),

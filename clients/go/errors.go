@@ -32,6 +32,16 @@ const (
 	ErrBadDimensions Reason = "BAD_DIMENSIONS"
 	// ErrBadInstruction: an instruction without RoleQuery, or for a model that takes none.
 	ErrBadInstruction Reason = "BAD_INSTRUCTION"
+	// ErrUnknownModel: no model has this name; metadata has "models".
+	ErrUnknownModel Reason = "UNKNOWN_MODEL"
+	// ErrWrongModelKind: the model does not embed.
+	ErrWrongModelKind Reason = "WRONG_MODEL_KIND"
+	// ErrModelNotInstalled: the model has to be fetched first, by "runed pull".
+	ErrModelNotInstalled Reason = "MODEL_NOT_INSTALLED"
+	// ErrModelTooLarge: the memory that engines may take cannot hold the model.
+	ErrModelTooLarge Reason = "MODEL_TOO_LARGE"
+	// ErrModelBusy: the engine of the model works, so it is not stopped.
+	ErrModelBusy Reason = "MODEL_BUSY"
 	// ErrInvalidRequest: an option has an unknown value.
 	ErrInvalidRequest Reason = "INVALID_REQUEST"
 	// ErrRequestTooLarge: a text is larger than a whole request may be; metadata has "limit", in bytes.
@@ -144,6 +154,11 @@ var codeOfReason = map[Reason]connect.Code{
 	ErrBatchTooLarge:      connect.CodeInvalidArgument,
 	ErrBadDimensions:      connect.CodeInvalidArgument,
 	ErrBadInstruction:     connect.CodeInvalidArgument,
+	ErrUnknownModel:       connect.CodeNotFound,
+	ErrWrongModelKind:     connect.CodeInvalidArgument,
+	ErrModelNotInstalled:  connect.CodeFailedPrecondition,
+	ErrModelTooLarge:      connect.CodeFailedPrecondition,
+	ErrModelBusy:          connect.CodeFailedPrecondition,
 	ErrInvalidRequest:     connect.CodeInvalidArgument,
 	ErrBadCentroids:       connect.CodeInvalidArgument,
 	ErrBadSetting:         connect.CodeInvalidArgument,

@@ -63,6 +63,7 @@ type embedOptions struct {
 	truncate    Truncate
 	lane        Lane
 	route       bool
+	model       string
 }
 
 // Role is the purpose of a text.
@@ -122,6 +123,10 @@ func WithTruncate(truncate Truncate) EmbedOption {
 // WithLane chooses the queue that the call waits in.
 func WithLane(lane Lane) EmbedOption { return func(o *embedOptions) { o.lane = lane } }
 
+// WithModel names the model, by its name or an alias in letters of any case. Without it, or with "", the daemon's default model
+// embeds. A name that the daemon does not know fails with ErrUnknownModel.
+func WithModel(name string) EmbedOption { return func(o *embedOptions) { o.model = name } }
+
 // WithRoute asks for the nearest centroid of the installed set, too. Streams have no routes.
 func WithRoute() EmbedOption { return func(o *embedOptions) { o.route = true } }
 
@@ -141,6 +146,7 @@ type wireOptions struct {
 	truncate    runedv1.Truncate
 	lane        runedv1.Lane
 	route       bool
+	model       string
 }
 
 // resolve checks the options, so that a wrong one is refused before anything is sent.
@@ -149,7 +155,7 @@ func resolve(options []EmbedOption) (*wireOptions, error) {
 	for _, option := range options {
 		option(&o)
 	}
-	result := &wireOptions{instruction: o.instruction, route: o.route}
+	result := &wireOptions{instruction: o.instruction, route: o.route, model: o.model}
 	var ok bool
 	if result.role, ok = roles[o.role]; !ok {
 		return nil, unknownChoice("role", string(o.role), `"query", "document"`)
@@ -170,6 +176,9 @@ func resolve(options []EmbedOption) (*wireOptions, error) {
 	if o.instruction != "" && o.role != RoleQuery {
 		return nil, newError(ErrBadInstruction, nil, "an instruction is for queries; give WithRole(RoleQuery) too, or no instruction")
 	}
+	if !utf8.ValidString(o.model) {
+		return nil, newError(ErrUnknownModel, nil, "the name of the model is not valid UTF-8")
+	}
 	if !utf8.ValidString(o.instruction) {
 		return nil, newError(ErrBadInstruction, nil, "instruction is not valid UTF-8")
 	}
@@ -183,10 +192,10 @@ func unknownChoice(name, value, accepted string) error {
 // checkKnown makes sure that the daemon knew the options of a call that it has answered.
 //
 // A daemon from before there were options ignores them, and answers another vector than was asked for. Its answers have no
-// fingerprint.
-func (o *wireOptions) checkKnown(fingerprint string) error {
-	if fingerprint != "" {
-		return nil
+// fingerprint. Those of a version with one model name no model.
+func (o *wireOptions) checkKnown(answer answer) error {
+	if answer.GetFingerprint() != "" {
+		return o.checkModel(answer)
 	}
 	var asked []string
 	for _, option := range []struct {
@@ -204,6 +213,14 @@ func (o *wireOptions) checkKnown(fingerprint string) error {
 	}
 	if len(asked) > 0 {
 		return tooOld(fmt.Sprintf("does not know %s", strings.Join(asked, " and ")))
+	}
+	return o.checkModel(answer)
+}
+
+// checkModel makes sure that the daemon knew the name of the model. One of a version with one model ignores it.
+func (o *wireOptions) checkModel(response interface{ GetModel() string }) error {
+	if o.model != "" && response.GetModel() == "" {
+		return tooOld("has one model and knows no names")
 	}
 	return nil
 }

@@ -193,6 +193,7 @@ func (s *stream) send(ctx context.Context, connection *bidi, limit int) {
 	o := s.options
 	message := &runedv1.EmbedStreamRequest{
 		Lane: o.lane, Role: o.role, Instruction: o.instruction, Dimensions: o.dimensions, Truncate: o.truncate,
+		Model: o.model,
 	}
 	limit -= proto.Size(message)
 	again := s.numbers()
@@ -251,9 +252,9 @@ func (s *stream) receive(ctx context.Context, connection *bidi, attempts *tries)
 			if err != nil || s.get(number) == nil {
 				return newError(ErrInternal, nil, "the daemon answered a text that was not sent, or answered it twice")
 			}
-			item, err := itemOf(result.GetEmbedding(), answer.GetFingerprint(), answer.GetPrompt())
+			item, err := itemOf(result.GetEmbedding(), answer)
 			if err == nil && item.Err == nil {
-				err = s.checkSpace(answer.GetFingerprint())
+				err = s.checkSpace(answer)
 			}
 			if err != nil {
 				return err
@@ -265,11 +266,11 @@ func (s *stream) receive(ctx context.Context, connection *bidi, attempts *tries)
 }
 
 // checkSpace makes sure that the vectors of an answer are those that were asked for, and comparable with those before.
-func (s *stream) checkSpace(fingerprint string) error {
-	if err := s.options.checkKnown(fingerprint); err != nil {
+func (s *stream) checkSpace(answer answer) error {
+	if err := s.options.checkKnown(answer); err != nil {
 		return err
 	}
-	return s.space.check(fingerprint)
+	return s.space.check(answer.GetFingerprint())
 }
 
 // next takes a text from the queue and returns its number. It returns 0 at the end of the caller's texts and at the end of the

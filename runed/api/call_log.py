@@ -12,6 +12,7 @@ from typing import Any
 from connectrpc.code import Code
 
 from runed.api.error_codes import code_of
+from runed.domain.ranking import RerankAnswer
 from runed.domain.requests import Embedding, Lane
 from runed.errors import RunedError
 from runed.log import CALLS, get_logger, log_refusal
@@ -27,7 +28,7 @@ class Call:
 
     Attributes:
         lane: The requested lane; None if the daemon chooses.
-        texts: The number of texts that were read.
+        texts: The number of texts, or of documents to rank, that were read.
         tokens: The number of tokens of the texts that were embedded.
         hits: The number of texts whose vector was in the cache, or in flight for another caller.
         truncated: The number of texts of which something was cut off.
@@ -52,6 +53,12 @@ class Call:
                 self.tokens += outcome.tokens
                 self.hits += outcome.cached
                 self.truncated += outcome.truncated
+
+    def count_ranked(self, answer: RerankAnswer) -> None:
+        """Count the documents of an answer. Those that are no results count by their tokens alone."""
+        self.tokens += answer.tokens
+        self.hits += sum(result.cached for result in answer.results)
+        self.truncated += sum(result.truncated for result in answer.results)
 
     def log(self, method: str, code: str) -> None:
         """Write the line.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
-from runed.domain.model_status import ModelRoom, ModelStatus
+from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
+from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info
 
@@ -13,9 +14,9 @@ from runed.domain.status import Health, Info
 class Host(Protocol):
     """One daemon.
 
-    The five calls that need a model (`embed`, `embed_stream`, `count_tokens`, `set_centroids`, `warm_up`) raise `RunedError`.
-    They name it in their options or arguments; "" means the default model. A name that does not exist raises
-    `UnknownModelError` everywhere.
+    The calls that need a model (`embed`, `embed_stream`, `count_tokens`, `tokenize`, `rerank`, `set_centroids`, `warm_up`)
+    raise `RunedError`. They name it in their options or arguments; "" means the default model, and for `rerank` the only
+    installed reranker. A name that does not exist raises `UnknownModelError` everywhere.
 
     While the model is being looked up or its engine starts, they wait; while something is being downloaded, they raise
     `BootstrappingError` at once. If a caller leaves, cancels or passes its deadline, its coroutine is cancelled or its
@@ -52,6 +53,27 @@ class Host(Protocol):
         """Count the tokens of each text, including those of its prompt and special tokens."""
         ...
 
+    async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
+        """Rank documents by their relevance to a query.
+
+        Args:
+            query: The query, unchecked.
+            documents: The documents, unchecked.
+            options: The options of the call.
+            client: As for `embed`.
+        """
+        ...
+
+    async def tokenize(self, texts: Sequence[str], options: EmbedOptions, *, special: bool = True) -> Tokenized:
+        """Return the tokens of each text, including those of its prompt.
+
+        Args:
+            texts: The texts, unchecked.
+            options: The options of the call.
+            special: Whether to include the special tokens that the tokenizer puts around each text.
+        """
+        ...
+
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the set of routing centroids.
 
@@ -74,6 +96,10 @@ class Host(Protocol):
         Raises:
             ModelBusyError: It works.
         """
+        ...
+
+    async def pull(self, model: str = "") -> None:
+        """Begin to install a model that is not there, and return at once. `health` tells the progress."""
         ...
 
     async def settle(self, model: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Protocols of backends: the `Embedder`, which turns small batches of texts into vectors, and two optional capabilities."""
+"""Protocols of backends: the `Embedder`, which turns small batches of texts into vectors, and three optional capabilities."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from runed.domain.model import ModelInfo
 
 TextInput: TypeAlias = str | Sequence[int]
 """A text, or its tokens as `Tokenizer.tokenize` returns them, including special tokens."""
+
+
+PAIR_SEPARATOR = "\0"
+"""The character between query and document of a pair. No text has it."""
+
+
+def pair(query: str, document: str) -> str:
+    """Return the text that stands for a query and a document before a `PairBackend`."""
+    return f"{query}{PAIR_SEPARATOR}{document}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,18 @@ class Tokenizer(Protocol):
         ...
 
 
+class Speller(Protocol):
+    """A capability of a backend: it knows the text of a token."""
+
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """Return the text of each token. A part of a character is written as U+FFFD.
+
+        Raises:
+            BackendError: As `Embedder.embed`.
+        """
+        ...
+
+
 class Managed(Protocol):
     """A capability of a backend: this daemon starts and stops its engine. `BackendState` tells its pid and restarts."""
 
@@ -159,5 +180,24 @@ class CountingEmbedder(Embedder, Tokenizer, Protocol):
     """
 
 
-class LocalBackend(CountingEmbedder, Managed, Protocol):
-    """A backend with both capabilities. The scheduler needs them to count tokens, and to stop the engine of an idle daemon."""
+class LocalBackend(CountingEmbedder, Speller, Managed, Protocol):
+    """A backend with all capabilities.
+
+    The scheduler needs them to count and to tell tokens, and to stop the engine of an idle daemon.
+    """
+
+
+class PairBackend(LocalBackend, Protocol):
+    """A reranker: it scores pairs of a query and a document, each written by `pair`.
+
+    `embed` returns the score of a pair, one little-endian float32, in the place of a vector. `tokenize` returns as many tokens
+    of a pair as `embed` reads; of a text that is no pair, it returns the tokens without special ones.
+    """
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text of some tokens of a document.
+
+        Raises:
+            BackendError: As `Embedder.embed`.
+        """
+        ...

@@ -98,6 +98,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--delimiter", type=_delimiter, metavar="CHAR", help='what separates the columns of a table of text, such as ";" or tab'
     )
+    add("--model", metavar="NAME", help="the model; `runed models` lists them (default: the daemon's default model)")
     add("--role", choices=("query", "document"), help="the purpose of the texts; the model's own prompt for it is put in front")
     add("--instruction", default="", metavar="TEXT", help="the task of a query, in one English sentence")
     add("--dimensions", type=positive_number, metavar="N", help="shorten the vectors to N values, where the model allows it")
@@ -125,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
             instruction=arguments.instruction,
             dimensions=arguments.dimensions,
             truncate=arguments.truncate,
+            model=arguments.model,
             keep_going=arguments.keep_going,
             keep=arguments.batch is not None,
             resume=arguments.resume,

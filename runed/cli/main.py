@@ -15,6 +15,7 @@ from runed.version import __version__
 COMMANDS = {
     "serve": "run the daemon in the foreground; `runed` alone does the same",
     "embed": "turn texts into vectors",
+    "rerank": "sort documents by their relevance to a query",
     "ensure": "make sure that a daemon runs, and say where",
     "status": "show what the daemon is doing",
     "stop": "let the daemon finish its work and exit",

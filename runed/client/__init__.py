@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     from runed.client.client import Client, connect
     from runed.client.options import EmbedOptions, Lane, Role, Truncate
     from runed.client.stubs import http_client, http_client_async
-    from runed.client.types import CentroidSet, Embedding, Health, Info, LaneHealth, Phase, Status, Vectors
+    from runed.client.types import (
+        CentroidSet,
+        Embedding,
+        Health,
+        Info,
+        LaneHealth,
+        Model,
+        ModelKind,
+        Phase,
+        RerankResult,
+        Status,
+        Vectors,
+    )
 
 __all__ = [
     "AsyncClient",
@@ -25,7 +37,10 @@ __all__ = [
     "Info",
     "Lane",
     "LaneHealth",
+    "Model",
+    "ModelKind",
     "Phase",
+    "RerankResult",
     "Role",
     "Status",
     "Truncate",
@@ -41,7 +56,19 @@ _MODULES = {
     "client": ("Client", "connect"),
     "options": ("EmbedOptions", "Lane", "Role", "Truncate"),
     "stubs": ("http_client", "http_client_async"),
-    "types": ("CentroidSet", "Embedding", "Health", "Info", "LaneHealth", "Phase", "Status", "Vectors"),
+    "types": (
+        "CentroidSet",
+        "Embedding",
+        "Health",
+        "Info",
+        "LaneHealth",
+        "Model",
+        "ModelKind",
+        "Phase",
+        "RerankResult",
+        "Status",
+        "Vectors",
+    ),
 }
 
 

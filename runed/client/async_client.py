@@ -18,7 +18,7 @@ from runed.client.client import described
 from runed.client.options import Lane, Options, Role, Truncate
 from runed.client.target import Target
 from runed.client.transport.aio import AsyncTransport
-from runed.client.types import CentroidSet, Embedding, Health, Info, Vectors
+from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
 
 K = TypeVar("K")
@@ -120,6 +120,7 @@ class AsyncClient:
         dimensions: int | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> Vectors:
         """Embed one text.
@@ -128,7 +129,7 @@ class AsyncClient:
 
             vector = await client.embed("how do I brew tea?", role="query")
         """
-        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane, model=model)
         return await self._run(self._flows.embed(text, options, self._deadline(timeout)))
 
     async def embed_batch(
@@ -140,6 +141,7 @@ class AsyncClient:
         dimensions: int | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> Vectors:
         """Embed many texts.
@@ -148,7 +150,7 @@ class AsyncClient:
 
             vectors = await client.embed_batch(["green tea", "black tea"], role="document")
         """
-        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane, model=model)
         return await self._run(self._flows.embed_batch(texts, options, self._deadline(timeout)))
 
     async def embed_items(
@@ -161,6 +163,7 @@ class AsyncClient:
         dimensions: int | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> list[Embedding | RunedError]:
         """Embed many texts, with details and an error of its own for each.
@@ -169,7 +172,7 @@ class AsyncClient:
 
             outcomes = await client.embed_items(texts, truncate="end")
         """
-        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane, model=model)
         return await self._run(self._flows.embed_items(texts, options, self._deadline(timeout), with_route=with_route))
 
     def embed_stream(
@@ -181,6 +184,7 @@ class AsyncClient:
         dimensions: int | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[tuple[K, Embedding | RunedError], None]:
         """Embed any number of texts in constant memory, and yield each as it is ready; see `Client.embed_stream`.
@@ -197,7 +201,7 @@ class AsyncClient:
         from runed.client.transport.aio_stream import run_stream  # noqa: PLC0415
 
         self._transport.check_open()
-        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane, model=model)
         pending, flow = stream_flow(self._flows, options, self._timeout if timeout is None else timeout)
         return run_stream(flow, pending, items, self._transport)
 
@@ -207,6 +211,7 @@ class AsyncClient:
         *,
         role: Role | None = None,
         instruction: str = "",
+        model: str | None = None,
         timeout: float | None = None,
     ) -> list[int]:
         """Count the tokens of texts.
@@ -215,8 +220,31 @@ class AsyncClient:
 
             counts = await client.count_tokens(texts, role="document")
         """
-        options = Options(role=role, instruction=instruction)
+        options = Options(role=role, instruction=instruction, model=model)
         return await self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        model: str = "",
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
+    ) -> list[RerankResult]:
+        """Rank documents by their relevance to a query.
+
+        As `Client.rerank`:
+
+            best = (await client.rerank("how do I brew tea?", passages, top_n=3))[0].document
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.calls.ranking import RerankOptions, rerank_flow  # noqa: PLC0415
+
+        options = RerankOptions(top_n=top_n, truncate=truncate, lane=lane, model=model)
+        return await self._run(rerank_flow(self._flows, query, documents, options, self._deadline(timeout)))
 
     async def set_centroids(
         self,
@@ -224,6 +252,7 @@ class AsyncClient:
         preset: str = "",
         version: str = "",
         *,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> CentroidSet:
         """Replace the daemon's centroid set.
@@ -237,24 +266,28 @@ class AsyncClient:
         from runed.client.transport.aio_stream import run_upload  # noqa: PLC0415
 
         self._transport.check_open()
-        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))
+        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout), model=model)
         return await run_upload(flow, self._transport)
 
-    async def wait_until_ready(self, *, timeout: float | None = None) -> Info:
+    async def wait_until_ready(self, *, model: str | None = None, timeout: float | None = None) -> Info:
         """Wait while the daemon fetches its engine and model; see `Client.wait_until_ready`."""
-        return await self._run(self._flows.wait_until_ready(self._deadline(timeout)))
+        return await self._run(self._flows.wait_until_ready(self._deadline(timeout), model))
 
-    async def info(self, *, timeout: float | None = None) -> Info:
+    async def info(self, *, model: str | None = None, timeout: float | None = None) -> Info:
         """Return the description of the daemon and its model; see `Client.info`."""
-        return await self._run(self._flows.info(self._deadline(timeout)))
+        return await self._run(self._flows.info(self._deadline(timeout), model))
 
-    async def warm_up(self, *, timeout: float | None = None) -> None:
+    async def warm_up(self, *, model: str | None = None, timeout: float | None = None) -> None:
         """Start the engine ahead of the first text, and wait for it; see `Client.warm_up`."""
-        await self._run(self._flows.warm_up(self._deadline(timeout)))
+        await self._run(self._flows.warm_up(self._deadline(timeout), model))
 
-    async def health(self, *, timeout: float | None = None) -> Health:
+    async def health(self, *, model: str | None = None, timeout: float | None = None) -> Health:
         """Return the present state of the daemon; see `Client.health`."""
-        return await self._run(self._flows.health(self._deadline(timeout)))
+        return await self._run(self._flows.health(self._deadline(timeout), model))
+
+    async def list_models(self, *, timeout: float | None = None) -> list[Model]:
+        """Return the models that requests may name; see `Client.list_models`."""
+        return await self._run(self._flows.list_models(self._deadline(timeout)))
 
     async def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:
         """Ask the daemon to exit; see `Client.shutdown`."""

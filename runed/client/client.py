@@ -16,7 +16,7 @@ from runed.client.calls.steps import Flow
 from runed.client.options import Lane, Options, Role, Truncate
 from runed.client.target import Target
 from runed.client.transport.blocking import Transport
-from runed.client.types import CentroidSet, Embedding, Health, Info, Vectors
+from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
 
 K = TypeVar("K")
@@ -66,12 +66,13 @@ class DaemonClient:
         self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress)
         self._transport = Transport(target)
 
-    def info(self, *, timeout: float | None = None) -> Info:
+    def info(self, *, model: str | None = None, timeout: float | None = None) -> Info:
         """Return the description of the daemon and its model.
 
         Wait while the daemon looks for its engine and model and starts them, but not for a download.
 
         Args:
+            model: The model to describe, as for `Client.embed`.
             timeout: As for `Client.embed`.
 
         Raises:
@@ -80,12 +81,13 @@ class DaemonClient:
             BackendError: The engine cannot be installed or started.
             DeadlineExceededError: The time was over first.
         """
-        return self._run(self._flows.info(self._deadline(timeout)))
+        return self._run(self._flows.info(self._deadline(timeout), model))
 
-    def wait_until_ready(self, *, timeout: float | None = None) -> Info:
+    def wait_until_ready(self, *, model: str | None = None, timeout: float | None = None) -> Info:
         """Wait while the daemon fetches its engine and model, also for a download.
 
         Args:
+            model: The model, as for `Client.embed`.
             timeout: As for `Client.embed`.
 
         Returns:
@@ -95,15 +97,16 @@ class DaemonClient:
             BackendError: The engine cannot be installed or started.
             DeadlineExceededError: The time was over first.
         """
-        return self._run(self._flows.wait_until_ready(self._deadline(timeout)))
+        return self._run(self._flows.wait_until_ready(self._deadline(timeout), model))
 
-    def warm_up(self, *, timeout: float | None = None) -> None:
+    def warm_up(self, *, model: str | None = None, timeout: float | None = None) -> None:
         """Start the engine ahead of the first text, and wait until an embedding would be computed at once.
 
         Wait while the daemon fetches its engine and model, also for a download. The engine is suspended again after the idle
         time, as after an embedding.
 
         Args:
+            model: The model, as for `Client.embed`.
             timeout: As for `Client.embed`.
 
         Raises:
@@ -111,11 +114,63 @@ class DaemonClient:
             DeadlineExceededError: The time was over first.
             UnimplementedError: The daemon is too old. Embed a text instead.
         """
-        self._run(self._flows.warm_up(self._deadline(timeout)))
+        self._run(self._flows.warm_up(self._deadline(timeout), model))
 
-    def health(self, *, timeout: float | None = None) -> Health:
-        """Return the present state of the daemon; `timeout` as for `Client.embed`."""
-        return self._run(self._flows.health(self._deadline(timeout)))
+    def health(self, *, model: str | None = None, timeout: float | None = None) -> Health:
+        """Return the present state of the daemon and of a model; `model` and `timeout` as for `Client.embed`."""
+        return self._run(self._flows.health(self._deadline(timeout), model))
+
+    def list_models(self, *, timeout: float | None = None) -> list[Model]:
+        """Return the models that requests may name, the default one first.
+
+        Args:
+            timeout: As for `Client.embed`.
+
+        Raises:
+            UnimplementedError: The daemon is too old, and has one model.
+        """
+        return self._run(self._flows.list_models(self._deadline(timeout)))
+
+    def set_centroids(
+        self,
+        vectors: ArrayLike,
+        preset: str = "",
+        version: str = "",
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> CentroidSet:
+        """Replace the daemon's centroid set, by which `with_route` tells the nearest centroid of a vector.
+
+            installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
+
+        Each model has a set of its own. All clients share it, and the daemon keeps it over restarts. If a new set fails to
+        arrive, the earlier one stays.
+
+        Args:
+            vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
+                is its id.
+            preset: The name of the parameters that the set was built with.
+            version: The name of the set. With a preset, the daemon checks that it is the hash of the content (see
+                docs/protocol.md); empty leaves it to the daemon, which takes that hash.
+            model: The model whose vectors are routed, as for `Client.embed`.
+            timeout: As for `Client.embed`.
+
+        Returns:
+            The set that the daemon has installed.
+
+        Raises:
+            BadCentroidsError: The vectors cannot be a set for this model; the message tells the reason.
+            CentroidStoreError: The daemon cannot store the set, for example on a full disk.
+            RunedError: As for `Client.embed`.
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.calls.centroids import set_centroids_flow  # noqa: PLC0415
+        from runed.client.transport.blocking_stream import run_upload  # noqa: PLC0415
+
+        self._transport.check_open()
+        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout), model=model)
+        return run_upload(flow, self._transport)
 
     def shutdown(self, grace_seconds: int = 0, *, timeout: float | None = None) -> None:
         """Ask the daemon to finish the calls in flight and to exit. The call returns before the daemon has exited.
@@ -151,7 +206,51 @@ class DaemonClient:
         return drive(flow, self._transport.perform)
 
 
-class Client(DaemonClient):
+class RankingClient(DaemonClient):
+    """The method of `Client` that ranks."""
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_n: int | None = None,
+        model: str = "",
+        truncate: Truncate = "none",
+        lane: Lane | None = None,
+        timeout: float | None = None,
+    ) -> list[RerankResult]:
+        """Rank documents by their relevance to a query, by as many requests as the daemon's limits demand.
+
+            best = client.rerank("how do I brew tea?", passages, top_n=3)[0].document
+
+        Args:
+            query: The question or search phrase; not blank.
+            documents: The documents; none may be blank. An empty list is allowed and has no results.
+            top_n: The most results; None means all documents.
+            model: The name of a reranker; empty means the daemon's only one.
+            truncate: The treatment of a document that, together with the query, is longer than the model reads: "none", the
+                default, refuses it, "end" and "start" cut off that side of it. The query is never cut.
+            lane: As for `Client.embed`.
+            timeout: As for `Client.embed`, for all documents together.
+
+        Returns:
+            The documents with their scores, the best one first. Documents of equal scores keep their order.
+
+        Raises:
+            InvalidRequestError: As for `Client.embed`; `metadata["index"]` tells the first document at fault.
+            UnknownModelError: The daemon has no such model, or no reranker, or several.
+            WrongModelKindError: The model makes embeddings.
+            RunedError: As for `Client.embed`.
+        """
+        # As in `Client.embed_stream`.
+        from runed.client.calls.ranking import RerankOptions, rerank_flow  # noqa: PLC0415
+
+        options = RerankOptions(top_n=top_n, truncate=truncate, lane=lane, model=model)
+        return self._run(rerank_flow(self._flows, query, documents, options, self._deadline(timeout)))
+
+
+class Client(RankingClient):
     """A connection to the daemon, for any number of threads; `runed.connect` makes it.
 
     Every method raises a subclass of `runed.RunedError`, whose message says what to do. If the daemon went away since the last
@@ -174,6 +273,7 @@ class Client(DaemonClient):
         dimensions: int | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> Vectors:
         """Embed one text.
@@ -192,6 +292,7 @@ class Client(DaemonClient):
                 that side of it.
             lane: The queue to wait in: "interactive" is served first, "bulk" is for long jobs. None lets the daemon choose by
                 the size of the request.
+            model: The model: its name or an alias, in letters of any case. None means the daemon's default model.
             timeout: Seconds that the call may take, including waiting; None means the client's own limit.
 
         Returns:
@@ -203,9 +304,10 @@ class Client(DaemonClient):
             BackendError: The engine cannot be installed or started, or failed.
             QueueFullError: The daemon was too busy for the whole time.
             DeadlineExceededError: The time was over first.
+            UnknownModelError: The daemon has no such model; the message tells those that it has.
             UnimplementedError: The daemon is too old for the options.
         """
-        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane, model=model)
         return self._run(self._flows.embed(text, options, self._deadline(timeout)))
 
     def embed_batch(
@@ -217,6 +319,7 @@ class Client(DaemonClient):
         dimensions: int | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> Vectors:
         """Embed many texts, by as many requests as the daemon's limits demand.
@@ -230,6 +333,7 @@ class Client(DaemonClient):
             dimensions: As for `embed`.
             truncate: As for `embed`.
             lane: As for `embed`.
+            model: As for `embed`.
             timeout: As for `embed`, for all texts together.
 
         Returns:
@@ -239,7 +343,7 @@ class Client(DaemonClient):
             InvalidRequestError: As for `embed`; `metadata["index"]` tells the first text at fault.
             RunedError: As for `embed`; also if the daemon was restarted with another model on the way.
         """
-        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane, model=model)
         return self._run(self._flows.embed_batch(texts, options, self._deadline(timeout)))
 
     def embed_items(
@@ -252,6 +356,7 @@ class Client(DaemonClient):
         dimensions: int | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> list[Embedding | RunedError]:
         """Embed many texts, and return details of each. A text that cannot be embedded does not affect the others.
@@ -269,6 +374,7 @@ class Client(DaemonClient):
             dimensions: As for `embed`.
             truncate: As for `embed`.
             lane: As for `embed`.
+            model: As for `embed`.
             timeout: As for `embed_batch`.
 
         Returns:
@@ -278,7 +384,7 @@ class Client(DaemonClient):
             NoCentroidSetError: `with_route` was asked for, and the daemon has no centroid set; see `set_centroids`.
             RunedError: As for `embed_batch`, where it does not belong to a single text.
         """
-        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane, model=model)
         return self._run(self._flows.embed_items(texts, options, self._deadline(timeout), with_route=with_route))
 
     def embed_stream(
@@ -290,6 +396,7 @@ class Client(DaemonClient):
         dimensions: int | None = None,
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         timeout: float | None = None,
     ) -> Generator[tuple[K, Embedding | RunedError], None, None]:
         """Embed any number of texts in constant memory, and yield each as it is ready.
@@ -308,6 +415,7 @@ class Client(DaemonClient):
             dimensions: As for `embed`.
             truncate: As for `embed`.
             lane: As for `embed`.
+            model: As for `embed`.
             timeout: Seconds that may pass without a result while texts wait for one. The caller's own time for texts and
                 results does not count. None means the client's own limit.
 
@@ -323,12 +431,18 @@ class Client(DaemonClient):
         from runed.client.transport.blocking_stream import run_stream  # noqa: PLC0415
 
         self._transport.check_open()
-        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane)
+        options = Options(role=role, instruction=instruction, dimensions=dimensions, truncate=truncate, lane=lane, model=model)
         pending, flow = stream_flow(self._flows, options, self._timeout if timeout is None else timeout)
         return run_stream(flow, pending, iter(items), self._transport)
 
     def count_tokens(
-        self, texts: Iterable[str], *, role: Role | None = None, instruction: str = "", timeout: float | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        role: Role | None = None,
+        instruction: str = "",
+        model: str | None = None,
+        timeout: float | None = None,
     ) -> list[int]:
         """Count the tokens of texts as an embedding would, without embedding them.
 
@@ -338,6 +452,7 @@ class Client(DaemonClient):
             texts: The texts; each may be longer than the model reads.
             role: As for `embed`; the prompt counts.
             instruction: As for `embed`.
+            model: As for `embed`.
             timeout: As for `embed_batch`.
 
         Returns:
@@ -346,42 +461,8 @@ class Client(DaemonClient):
         Raises:
             RunedError: As for `embed_batch`.
         """
-        options = Options(role=role, instruction=instruction)
+        options = Options(role=role, instruction=instruction, model=model)
         return self._run(self._flows.count_tokens(texts, options, self._deadline(timeout)))
-
-    def set_centroids(
-        self, vectors: ArrayLike, preset: str = "", version: str = "", *, timeout: float | None = None
-    ) -> CentroidSet:
-        """Replace the daemon's centroid set, by which `with_route` tells the nearest centroid of a vector.
-
-            installed = client.set_centroids(kmeans.cluster_centers_, preset="k1024")
-
-        All clients of the daemon share the set, and the daemon keeps it over restarts. If a new set fails to arrive, the
-        earlier one stays.
-
-        Args:
-            vectors: The centroids, shape (nlist, dim), with the dimensions of the model; taken as float32. The number of a row
-                is its id.
-            preset: The name of the parameters that the set was built with.
-            version: The name of the set. With a preset, the daemon checks that it is the hash of the content (see
-                docs/protocol.md); empty leaves it to the daemon, which takes that hash.
-            timeout: As for `embed`.
-
-        Returns:
-            The set that the daemon has installed.
-
-        Raises:
-            BadCentroidsError: The vectors cannot be a set for this model; the message tells the reason.
-            CentroidStoreError: The daemon cannot store the set, for example on a full disk.
-            RunedError: As for `embed`.
-        """
-        # As in `embed_stream`.
-        from runed.client.calls.centroids import set_centroids_flow  # noqa: PLC0415
-        from runed.client.transport.blocking_stream import run_upload  # noqa: PLC0415
-
-        self._transport.check_open()
-        flow = set_centroids_flow(self._flows, vectors, preset, version, self._deadline(timeout))
-        return run_upload(flow, self._transport)
 
 
 def described(client: object, target: Target, flows: Flows) -> str:

@@ -19,14 +19,18 @@ from runed_proto.runed.v1.runed_pb2 import (
     TRUNCATE_UNSPECIFIED,
     CountTokensRequest,
     EmbedBatchRequest,
+    EmbedBatchResponse,
     EmbedRequest,
+    EmbedResponse,
     EmbedStreamRequest,
+    EmbedStreamResponse,
+    RerankRequest,
 )
 from runed_proto.runed.v1.runed_pb2 import Lane as LaneValue
 from runed_proto.runed.v1.runed_pb2 import Role as RoleValue
 from runed_proto.runed.v1.runed_pb2 import Truncate as TruncateValue
 
-from runed.errors import BadDimensionsError, BadInstructionError, InvalidRequestError, UnimplementedError
+from runed.errors import BadDimensionsError, BadInstructionError, InvalidRequestError, UnimplementedError, UnknownModelError
 
 Role: TypeAlias = Literal["query", "document"]
 Truncate: TypeAlias = Literal["none", "end", "start"]
@@ -55,11 +59,21 @@ class EmbedOptions(TypedDict, total=False):
             "start" cut off that side of it.
         lane: The queue to wait in: "interactive" is served first, "bulk" is for long jobs. None lets the daemon choose by the
             size of the request.
+        model: The model: its name or an alias, in letters of any case. None means the daemon's default model. A name that the
+            daemon does not know is refused.
     """
 
     role: Role | None
     instruction: str
     dimensions: int | None
+    truncate: Truncate
+    lane: Lane | None
+    model: str | None
+
+
+class QueueOptions(TypedDict):
+    """The options that a rerank shares with an embedding; see `EmbedOptions`."""
+
     truncate: Truncate
     lane: Lane | None
 
@@ -72,6 +86,7 @@ class Options:
         InvalidRequestError: A value is not one of the accepted ones; the message names them.
         BadDimensionsError: No vector can have this number of values.
         BadInstructionError: An instruction was given without the role of a query, or it is not valid Unicode.
+        UnknownModelError: No model can have this name.
     """
 
     role: Role | None = None
@@ -79,6 +94,7 @@ class Options:
     dimensions: int | None = None
     truncate: Truncate = "none"
     lane: Lane | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("role", self.role, _ROLES)
@@ -91,6 +107,7 @@ class Options:
                 f"dimensions is {self.dimensions}; give a number from Info.min_dimensions to Info.vector_dim, or None for all",
                 metadata={"dimensions": str(self.dimensions)},
             )
+        check_model(self.model)
         if not isinstance(self.instruction, str):
             raise TypeError(f"instruction is a {type(self.instruction).__name__}, but must be a str")
         if self.instruction and self.role != "query":
@@ -104,21 +121,27 @@ class Options:
         """Write the options into a request. A default takes no room there."""
         self.set_prompt_on(request)
         request.dimensions = self.dimensions or 0
-        request.truncate = _TRUNCATES[self.truncate]
-        request.lane = _LANES[self.lane]
+        self.set_queue_on(request)
 
     def set_prompt_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest | CountTokensRequest) -> None:
-        """Write the options that choose the prompt into a request."""
+        """Write the options that choose the model and the prompt into a request."""
+        request.model = self.model or ""
         request.role = _ROLES[self.role]
         request.instruction = self.instruction
 
-    def check_known(self, fingerprint: str) -> None:
+    def set_queue_on(self, request: EmbedRequest | EmbedBatchRequest | EmbedStreamRequest | RerankRequest) -> None:
+        """Write the options that choose the queue and the treatment of a long text into a request."""
+        request.truncate = _TRUNCATES[self.truncate]
+        request.lane = _LANES[self.lane]
+
+    def check_known(self, answer: EmbedResponse | EmbedBatchResponse | EmbedStreamResponse) -> None:
         """Check that the daemon knew the options of the call that it has answered.
 
-        A daemon of a version without options ignores them, and answers a wrong vector. Its answers have no fingerprint.
+        A daemon of a version without options ignores them, and answers a wrong vector. Its answers have no fingerprint. Those
+        of a version with one model name no model.
 
         Args:
-            fingerprint: The fingerprint of the answer.
+            answer: The answer.
 
         Raises:
             UnimplementedError: The answer must not be used.
@@ -133,8 +156,37 @@ class Options:
             )
             if is_set
         ]
-        if asked and not fingerprint:
+        if asked and not answer.fingerprint:
             raise too_old(f"does not know {' and '.join(asked)}")
+        check_named(self.model, answer.model)
+
+
+def check_model(name: str | None) -> None:
+    """Check the name of a model before it is sent.
+
+    Raises:
+        UnknownModelError: No model can have this name.
+    """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"model is a {type(name).__name__}, but must be a str")
+    try:
+        (name or "").encode()
+    except UnicodeEncodeError:
+        raise UnknownModelError("model is not valid Unicode: it has half of a surrogate pair") from None
+
+
+def check_named(asked: str | None, answering: str) -> None:
+    """Check that the daemon knew the name of the model. One of a version with one model ignores it.
+
+    Args:
+        asked: The name that the caller gave.
+        answering: The name that the answer tells.
+
+    Raises:
+        UnimplementedError: The answer is of another model.
+    """
+    if asked and not answering:
+        raise too_old("has one model and knows no names")
 
 
 def too_old(lack: str) -> UnimplementedError:

@@ -64,6 +64,7 @@ class Embedding:
         cached: Whether the vector was not computed for this text: it came from the cache, or from the same text in flight.
         cluster_id: The nearest centroid of the daemon's set; None unless `with_route` asked for it.
         centroid_set_version: The set that `cluster_id` belongs to; empty without one.
+        model: The name of the model; empty if the daemon is of a version with one model.
     """
 
     vector: Vectors
@@ -75,6 +76,31 @@ class Embedding:
     cached: bool
     cluster_id: int | None = None
     centroid_set_version: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankResult:
+    """One document in its place, and facts about it.
+
+    Attributes:
+        index: Its index among the documents of the call.
+        score: Its relevance to the query, from 0 to 1. Scores of different queries can be compared only roughly, and scores of
+            different models not at all.
+        document: The document.
+        token_count: The number of tokens that the model read: those of the query, of the document, and special tokens.
+        total_token_count: The number of tokens before anything was cut off.
+        truncated: Whether tokens were cut off, as `truncate` allowed.
+        cached: Whether the score was not computed for this call: it came from the cache, or from the same pair in flight.
+    """
+
+    index: int
+    score: float
+    document: str
+    token_count: int
+    total_token_count: int
+    truncated: bool
+    cached: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +229,7 @@ class Info:
             self-test found; 0 before the first one.
         tuned_at: The time at which `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty
             if they are built-in ones.
+        model: The name of the model in requests; empty if the daemon is of a version with one model.
     """
 
     daemon_version: str
@@ -231,3 +258,65 @@ class Info:
     device_tuned_at: str = ""
     company_cosine: float = 0.0
     tuned_at: str = ""
+    model: str = ""
+
+
+class ModelKind(Enum):
+    """The purpose of a model."""
+
+    UNSPECIFIED = 0
+    EMBEDDING = 1
+    RERANK = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model that requests may name. What is not known before a model was loaded or installed is 0 or empty.
+
+    Attributes:
+        name: The name, such as "qwen3-embedding-0.6b.q6_K".
+        family: The name without the variant. It means the default variant of the family.
+        variants: The names of all variants of the family, the default one first.
+        aliases: Further names.
+        kind: The purpose.
+        licence: The licence, as an SPDX identifier or as words.
+        size_bytes: The bytes of its file.
+        installed: Whether its file is there.
+        loaded: Whether its engine runs, or starts.
+        memory_bytes: The bytes of memory that its engine takes, or took when it last ran.
+        last_used_at: The time of its last text, in seconds since 1970, UTC.
+        keep_alive_seconds: Seconds without a text after which its engine is stopped; 0 means never.
+        vector_dim: The number of values of a vector.
+        min_dimensions: The smallest `dimensions` of a request.
+        max_text_length: The largest number of tokens of one text.
+        context_length: The most tokens that the model was trained to read.
+        pooling: The way from token vectors to one vector.
+        query_prompt: As `Info.query_prompt`.
+        document_prompt: As `Info.document_prompt`.
+        default_instruction: As `Info.default_instruction`.
+        fingerprint: As `Info.fingerprint`.
+        model_identity: As `Info.model_identity`.
+    """
+
+    name: str
+    family: str
+    variants: tuple[str, ...]
+    aliases: tuple[str, ...]
+    kind: ModelKind
+    licence: str
+    size_bytes: int
+    installed: bool
+    loaded: bool
+    memory_bytes: int
+    last_used_at: int
+    keep_alive_seconds: float
+    vector_dim: int
+    min_dimensions: int
+    max_text_length: int
+    context_length: int
+    pooling: str
+    query_prompt: str
+    document_prompt: str
+    default_instruction: str
+    fingerprint: str
+    model_identity: str

@@ -17,9 +17,9 @@ from runed.bootstrap import Installation, Progress, install, load_failures, read
 from runed.daemon.draining import Draining
 from runed.daemon.inherited import half_of_memory, restrictions
 from runed.daemon.pool import Pool
-from runed.daemon.seats import Seat, Seats
+from runed.daemon.seats import PairSeat, Seat, Seats
 from runed.daemon.served_model import ServedModel, served_name
-from runed.domain.model_spec import ModelSpec
+from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
 from runed.errors import RunedError
 from runed.files import run_in_thread
@@ -123,7 +123,7 @@ def _build_face(
     draining: Draining,
     metrics: Metrics,
 ) -> Face:
-    from runed.api.app import build_app  # noqa: PLC0415 # as above
+    from runed.api.app import build_app, build_port_app  # noqa: PLC0415 # as above
     from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
     from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
     from runed.domain.status import Info  # noqa: PLC0415 # as above
@@ -150,11 +150,10 @@ def _build_face(
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:
-        from runed.api.openai.app import build_openai_app  # noqa: PLC0415 # as above
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
 
         gate = token_gate(token=http.token, port=http.port)
-        servers.append(Server(build_openai_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
+        servers.append(Server(build_port_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
     return Face(host, servers)
 
 
@@ -210,7 +209,7 @@ class _Workshop:
         paths = self._paths if spec is None else replace(self._paths, engine_name=name)
         # In threads, since imports take 0.1 s, and so does reading the metadata of a large vocabulary.
         backend = await asyncio.to_thread(_build_backend, self._settings, paths, self._lock, installation)
-        seat = Seat(backend, self._seats, name=name, file_bytes=installation.model.stat().st_size)
+        seat = _build_seat(backend, self._seats, name=name, file_bytes=installation.model.stat().st_size)
         async with _starting(seat) if spec is None else contextlib.nullcontext():
             centroids = await run_in_thread(partial(_restore_centroids, paths, backend.model))
             scheduler = self._build_scheduler(installation, seat, centroids, await self._shared())
@@ -233,10 +232,12 @@ class _Workshop:
 
     def _build_scheduler(self, installation: Installation, seat: Seat, centroids: CentroidStore, common: _Common) -> Scheduler:
         from runed.domain.traits import traits_of  # noqa: PLC0415 # as above
+        from runed.scheduling.reranking import RerankScheduler  # noqa: PLC0415 # as above
         from runed.scheduling.scheduler import Scheduler  # noqa: PLC0415 # as above
 
         spec = installation.spec
-        return Scheduler(
+        kind = RerankScheduler if spec.kind is ModelKind.RERANK else Scheduler
+        return kind(
             seat,
             batcher=common.batcher,
             name=seat.name,
@@ -277,9 +278,10 @@ def _check_model(path: Path) -> None:
 
 
 def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
-    from runed.backends.llama import LlamaBackend  # noqa: PLC0415 # as above
+    from runed.backends.llama import LlamaBackend, LlamaReranker  # noqa: PLC0415 # as above
 
-    return LlamaBackend(
+    kind = LlamaReranker if installation.spec.kind is ModelKind.RERANK else LlamaBackend
+    return kind(
         executable=installation.llama_server,
         model=installation.model,
         model_sha256=installation.model_sha256,
@@ -290,6 +292,14 @@ def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installatio
         device=installation.device,
         holds_home=lock.is_current,
     )
+
+
+def _build_seat(backend: LlamaBackend, seats: Seats, *, name: str, file_bytes: int) -> Seat:
+    from runed.backends.llama import LlamaReranker  # noqa: PLC0415 # as above
+
+    if isinstance(backend, LlamaReranker):
+        return PairSeat(backend, seats, name=name, file_bytes=file_bytes)
+    return Seat(backend, seats, name=name, file_bytes=file_bytes)
 
 
 @contextlib.asynccontextmanager

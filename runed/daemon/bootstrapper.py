@@ -113,6 +113,11 @@ class Bootstrapper:
         """Begin a bootstrap."""
         self._bootstrap = asyncio.create_task(self._run(self._start_over()))
 
+    def try_again(self) -> None:
+        """Begin another bootstrap if the last one failed long enough ago."""
+        if self._failure is not None and self._failure.retry_at <= time.monotonic():
+            self.begin()
+
     async def settle(self) -> None:
         """Wait for a bootstrap that downloads nothing, for at most `MAX_WAIT` seconds."""
         with contextlib.suppress(TimeoutError):
@@ -131,8 +136,7 @@ class Bootstrapper:
         if self.model is not None and self.model.device_failed:
             self.begin()
         if self.model is None:
-            if self._failure is not None and self._failure.retry_at <= time.monotonic():
-                self.begin()
+            self.try_again()
             await self.settle()
             self._draining.check()
         if self.model is None:

@@ -9,10 +9,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, S
 
 from runed.daemon.draining import DrainableStream, Draining
 from runed.daemon.pool import Pool
-from runed.domain.model_status import ModelRoom, ModelStatus
+from runed.domain.model_spec import ModelKind
+from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
+from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info, Status
 from runed.metrics import Metrics
+from runed.scheduling.reranking import RerankScheduler
 
 
 class DaemonHost:
@@ -68,6 +71,17 @@ class DaemonHost:
         """Count the tokens of texts; see `Host.count_tokens`."""
         return await (await self._pool.scheduler(options.model)).count_tokens(texts, options)
 
+    async def tokenize(self, texts: Sequence[str], options: EmbedOptions, *, special: bool = True) -> Tokenized:
+        """Return the tokens of texts; see `Host.tokenize`."""
+        return await (await self._pool.scheduler(options.model)).tokenize(texts, options, special=special)
+
+    async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
+        """Rank documents by their relevance to a query; see `Host.rerank`."""
+        with self._counted():
+            scheduler = await self._pool.scheduler(options.model, ModelKind.RERANK)
+            assert isinstance(scheduler, RerankScheduler)
+            return await scheduler.rerank(query, documents, options, client=client)
+
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         """Replace the centroid set; see `Host.set_centroids`."""
         return await (await self._pool.scheduler(header.model)).centroids.install(header, batches)
@@ -79,6 +93,10 @@ class DaemonHost:
     async def unload(self, model: str = "") -> None:
         """Stop the engine of a model; see `Host.unload`."""
         await self._pool.unload(model)
+
+    async def pull(self, model: str = "") -> None:
+        """Begin to install a model; see `Host.pull`."""
+        await self._pool.pull(model)
 
     async def settle(self, model: str = "") -> None:
         """Wait until the model is known, but not for a download; see `Host.settle`."""

@@ -135,6 +135,16 @@ class Pool:
         with contextlib.suppress(ModelNotInstalledError):
             await self._bootstrapper(spec).settle()
 
+    async def pull(self, model: str) -> None:
+        """Begin to install a model that is not there. `situation` tells the progress.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+            ShuttingDownError: The daemon drains.
+        """
+        self._draining.check()
+        self._bootstrapper((await self.names()).find(model), install=True).try_again()
+
     def served(self, model: str) -> ServedModel | None:
         """Return a model that is there, or None.
 
@@ -205,12 +215,20 @@ class Pool:
         names = await self.names()
         if model or kind is ModelKind.EMBEDDING:
             return names.find(model)
-        if (only := names.reranker()) is None:
-            raise UnknownModelError(
-                "the model to rerank with has to be named, unless there is exactly one; ListModels tells their names",
-                metadata={"models": ", ".join(names.specs)},
-            )
-        return only
+        return self._only_reranker(names)
+
+    def _only_reranker(self, names: ModelNames) -> ModelSpec:
+        """Return the model that "" means in a request to rerank: the only installed one of its kind."""
+        known = names.rerankers()
+        installed = [spec for spec in known if self._is_installed(spec)]
+        if len(installed) == 1:
+            return installed[0]
+        told = ", ".join(spec.name for spec in installed or known)
+        if installed:
+            message = f"several models rerank, so the request has to name one; there are {told}"
+        else:
+            message = f"no model that reranks is installed; run `runed pull NAME`, with one of: {told or 'none'}"
+        raise UnknownModelError(message, metadata={"models": told})
 
     def _look(self, model: str) -> Bootstrapper | None:
         """Return what gets a model, or None if nobody has asked for the model."""
@@ -219,15 +237,15 @@ class Pool:
         spec = self._names.find(model)
         return self.default if spec is self._names.default else self._others.get(spec.name)
 
-    def _bootstrapper(self, spec: ModelSpec) -> Bootstrapper:
-        """Return what gets a model. Begin to get it if its file is there.
+    def _bootstrapper(self, spec: ModelSpec, *, install: bool = False) -> Bootstrapper:
+        """Return what gets a model. Begin to get it if its file is there, or if `install` allows to download it.
 
         Raises:
             ModelNotInstalledError: Its file is not there.
         """
         if (known := self._look(spec.name)) is not None:
             return known
-        if not self._is_installed(spec):
+        if not (install or self._is_installed(spec)):
             raise ModelNotInstalledError(
                 f"{spec.name} is not installed; run `runed pull {spec.name}`", metadata={"model": spec.name}
             )

@@ -76,7 +76,8 @@ def _serve(settings: Settings, paths: Paths, lock: LockFile, ready_fd: int | Non
     with contextlib.ExitStack() as stack:
         with _signals_held_back():
             # Before the record, which contains the port, and so before the socket. A taken port is an error of the start.
-            http = stack.enter_context(Loopback.open(settings.http, paths.http_token)) if settings.http else None
+            token = paths.http_token if settings.http_token else None
+            http = stack.enter_context(Loopback.open(settings.http, token)) if settings.http else None
             record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "", settings=marks_of(settings))
             # Before the socket listens: a client that finds the socket reads the record at once.
             record.write(paths.daemon_record)
@@ -108,7 +109,7 @@ async def _serve_until_drained(
             raise
         if ready_fd is not None:
             _announce(ready_fd)
-        places = {"socket": str(listener.path)} | ({"http": http.url} if http else {})
+        places = {"socket": str(listener.path)} | ({"http": http.url, "token": http.token is not None} if http else {})
         _log.info("serving", **places, pid=os.getpid(), version=__version__)
         gc.freeze()  # what was made until here stays to the end, so the collector need not look at it again and again
         gc.enable()  # see `runed serve`

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from runed.backends.base import BackendState, BackendStatus, BatchLimits, EmbeddingBatch, LocalBackend, TextInput
+from runed.backends.base import BackendState, BackendStatus, BatchLimits, EmbeddingBatch, LocalBackend, PairBackend, TextInput
 from runed.domain.model import ModelInfo
 from runed.domain.requests import Lane
 from runed.errors import ModelTooLargeError
@@ -303,6 +303,11 @@ class Seat:
         async with self._using():
             return await self._backend.tokenize(texts)
 
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """See `Speller.spell`."""
+        async with self._using():
+            return await self._backend.spell(tokens)
+
     async def stop(self) -> None:
         """See `Managed.stop`."""
         self._measure()
@@ -378,3 +383,16 @@ class Seat:
 
 def _mib(size: int) -> str:
     return f"{size / 1024**2:,.0f} MiB"
+
+
+class PairSeat(Seat):
+    """The seat of a reranker. It has the arguments of `Seat`."""
+
+    def __init__(self, backend: PairBackend, seats: Seats, *, name: str, file_bytes: int) -> None:
+        super().__init__(backend, seats, name=name, file_bytes=file_bytes)
+        self._pairs = backend
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """See `PairBackend.detokenize`."""
+        async with self._using():
+            return await self._pairs.detokenize(tokens)

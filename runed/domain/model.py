@@ -12,6 +12,17 @@ from runed.domain.device import CPU, Device
 from runed.domain.requests import EmbedOptions, Role
 from runed.errors import BadDimensionsError, BadInstructionError
 
+RANK = "rank"
+"""The pooling of a reranker, which scores pairs of texts instead of making vectors."""
+
+_CAUSAL_RERANKERS = ("qwen3", "qwen3vl")
+"""Architectures whose rerankers read from left to right. llama.cpp knows no others."""
+
+
+def reads_last(pooling: str, architecture: str) -> bool:
+    """Return whether a model reads a text from left to right, and answers with its last token."""
+    return pooling == "last" or (pooling == RANK and architecture in _CAUSAL_RERANKERS)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -21,9 +32,10 @@ class ModelInfo:
         identity: "sha256:" and the first 16 hexadecimal digits of the file's SHA-256.
         name: The name in the file, for people.
         architecture: The GGUF architecture, such as "qwen3" or "bert".
-        dim: The number of values of a vector.
-        max_tokens: The largest number of tokens of one text that the backend takes, including special tokens.
-        pooling: "last", "mean" or "cls".
+        dim: The number of values of a vector; 1 for a reranker, whose value is a score.
+        max_tokens: The largest number of tokens of one text, or of one pair of texts, that the backend takes, including special
+            tokens.
+        pooling: "last", "mean" or "cls"; `RANK` for a reranker.
         file_type: The quantization, such as "Q6_K" or "F16".
         sha256: The SHA-256 of the file, in hexadecimal.
         unknown_token: The token in place of a word that the vocabulary lacks, or None.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from runed.domain.model_spec import ModelKind
@@ -47,3 +48,18 @@ class ModelRoom:
     memory_limit: int = 0
     memory_bytes: int = 0
     max_loaded_models: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """The tokens of some texts.
+
+    Attributes:
+        ids: The numbers of the tokens of each text.
+        pieces: The text of each token that occurs, by its number.
+        special: The numbers of the special tokens of the model.
+    """
+
+    ids: Sequence[Sequence[int]]
+    pieces: Mapping[int, str]
+    special: frozenset[int]

@@ -71,7 +71,7 @@ class ModelNames:
     Args:
         specs: The models. Of each family, the default variant comes first.
         default: The name of the model that "" means; "" means the first model that embeds.
-        aliases: Further names, each with the name that it stands for.
+        aliases: Further names, each with the name that it stands for; "" means the default model, unless a model has that name.
 
     Attributes:
         specs: The models by their full names.
@@ -93,11 +93,14 @@ class ModelNames:
         for spec in self.specs.values():
             for alias in spec.aliases:
                 self._add(alias, spec)
-        for alias, target in (aliases or {}).items():
+        named = {alias: target for alias, target in (aliases or {}).items() if target}
+        for alias, target in named.items():
             if (found := self._by_name.get(target.lower())) is None:
                 raise SettingsError(f"the alias {alias!r} stands for {target!r}, which is no model; {self._known()}")
             self._add(alias, found)
         self.default = self._default(default)
+        for alias in (aliases or {}).keys() - named.keys():
+            self._by_name.setdefault(check_name(alias, "an alias").lower(), self.default)
 
     def named(self, name: str) -> ModelSpec | None:
         """Return the model of a name or an alias; None if there is none."""
@@ -117,10 +120,9 @@ class ModelNames:
             )
         return spec
 
-    def reranker(self) -> ModelSpec | None:
-        """Return the model that "" means in a request to rerank: the only one of its kind, or None."""
-        found = [spec for spec in self.specs.values() if spec.kind is ModelKind.RERANK]
-        return found[0] if len(found) == 1 else None
+    def rerankers(self) -> list[ModelSpec]:
+        """Return the models that rerank."""
+        return [spec for spec in self.specs.values() if spec.kind is ModelKind.RERANK]
 
     def aliases_of(self, spec: ModelSpec) -> list[str]:
         """Return the further names of a model, in small letters and in order, without that of its family."""

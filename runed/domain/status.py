@@ -111,6 +111,11 @@ class Health:
     model: str = ""
     loaded_models: int = 0
 
+    @property
+    def serves(self) -> bool:
+        """Whether an embedding that comes now will be answered. While the engine sleeps or starts, the call waits for it."""
+        return self.status in {Status.OK, Status.IDLE} or (self.status is Status.LOADING and not self.downloading)
+
 
 @dataclass(frozen=True, slots=True)
 class Info:

@@ -34,6 +34,7 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
         truncate: The treatment of a text that is longer than the model reads. "none" refuses it, so that no vector silently
             covers only a part of a text; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
+        model: The name of the model; None: the daemon's default model.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
         socket_path: The socket of a daemon that is managed elsewhere; it is never started.
         timeout: Seconds that a call may take, including waiting; None: no limit.
@@ -49,6 +50,7 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
         instruction: str = "",
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         home: str | os.PathLike[str] | None = None,
         socket_path: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
@@ -58,6 +60,7 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
             "instruction": instruction,
             "truncate": truncate,
             "lane": lane,
+            "model": model,
             "home": None if home is None else os.fspath(home),
             "socket_path": None if socket_path is None else os.fspath(socket_path),
             "timeout": timeout,
@@ -98,13 +101,14 @@ class RunedEmbeddingFunction(EmbeddingFunction[Embeddable]):
         """Make sure that a collection with other arguments can still compare its vectors.
 
         Raises:
-            ValueError: The dimensions would differ.
+            ValueError: The dimensions or the model would differ.
         """
-        if new_config.get("dimensions") != old_config.get("dimensions"):
-            raise ValueError(
-                f"the vectors of the collection have dimensions={old_config.get('dimensions')} and are not comparable to those "
-                f"of dimensions={new_config.get('dimensions')}; make another collection"
-            )
+        for name in ("dimensions", "model"):
+            if new_config.get(name) != old_config.get(name):
+                raise ValueError(
+                    f"the vectors of the collection have {name}={old_config.get(name)} and are not comparable to those of "
+                    f"{name}={new_config.get(name)}; make another collection"
+                )
 
     def close(self) -> None:
         """Close the connections, which functions of the same arguments share; a later call makes new ones."""

@@ -1,18 +1,25 @@
-"""runed as an embedding model of LangChain; needs the extra `runed[langchain]`."""
+"""runed as an embedding model and a reranker of LangChain; needs the extra `runed[langchain]`."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from runed.client.options import Lane, Truncate
 from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats, missing
 
 try:
+    from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.embeddings import Embeddings
-    from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 except ModuleNotFoundError as error:
     raise missing("langchain-core", "langchain") from error
+
+if TYPE_CHECKING:
+    from langchain_core.callbacks import Callbacks
+
+    from runed.client.types import RerankResult
 
 _Path: TypeAlias = Annotated[str | os.PathLike[str] | None, BeforeValidator(as_text)]
 
@@ -35,6 +42,7 @@ class RunedEmbeddings(BaseModel, Embeddings):
         truncate: The treatment of a text that is longer than the model reads. "none" refuses it, so that no vector silently
             covers only a part of a text; "end" and "start" cut off that side of it.
         lane: The queue to wait in, "interactive" or "bulk"; None: by the number of texts.
+        model: The name of the model; None: the daemon's default model.
         home: The directory of the daemon, instead of `RUNED_HOME` or `~/.runed`.
         socket_path: The socket of a daemon that is managed elsewhere; it is never started.
         timeout: Seconds that a call may take, including waiting; None: no limit.
@@ -46,6 +54,7 @@ class RunedEmbeddings(BaseModel, Embeddings):
     instruction: str = ""
     truncate: Truncate = "none"
     lane: Lane | None = None
+    model: str | None = None
     home: _Path = None
     socket_path: _Path = None
     timeout: float | None = None
@@ -80,3 +89,77 @@ class RunedEmbeddings(BaseModel, Embeddings):
     async def aclose(self) -> None:
         """Close the connections of this event loop, too. This happens by itself when the loop ends."""
         await self._client.aclose()
+
+
+class RunedReranker(BaseDocumentCompressor):
+    """A reranker by the daemon of this machine, which is started if none runs.
+
+        retriever = ContextualCompressionRetriever(base_compressor=RunedReranker(top_n=3), base_retriever=store.as_retriever())
+
+    The documents come back in the order of their relevance, each with its score from 0 to 1 as `relevance_score` of its
+    metadata. Blank documents are left out. Otherwise an object behaves as `RunedEmbeddings`.
+
+    Attributes:
+        top_n: The most documents to keep; None keeps all.
+        model: The name of a reranker; empty means the daemon's only one.
+        truncate: The treatment of a document that is longer than the model reads; see `RunedEmbeddings`.
+        lane: See `RunedEmbeddings`.
+        home: See `RunedEmbeddings`.
+        socket_path: See `RunedEmbeddings`.
+        timeout: See `RunedEmbeddings`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    top_n: int | None = Field(default=None, ge=1)
+    model: str = ""
+    truncate: Truncate = "none"
+    lane: Lane | None = None
+    home: _Path = None
+    socket_path: _Path = None
+    timeout: float | None = None
+
+    _client: LazyClient = PrivateAttr()
+
+    def model_post_init(self, context: object, /) -> None:
+        """Check the options. Pydantic's constructor calls this."""
+        super().model_post_init(context)
+        self._client = LazyClient(**self.model_dump(exclude={"top_n", "model"}))
+
+    def compress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002 # LangChain's signature
+    ) -> Sequence[Document]:
+        """Return the best documents, the best one first."""
+        texts = [document.page_content for document in documents]
+        return _ranked(documents, self._client.rerank(query, texts, top_n=self.top_n, model=self.model))
+
+    async def acompress_documents(
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,  # noqa: ARG002 # as above
+    ) -> Sequence[Document]:
+        """Return the best documents without blocking the event loop."""
+        texts = [document.page_content for document in documents]
+        return _ranked(documents, await self._client.arerank(query, texts, top_n=self.top_n, model=self.model))
+
+    def close(self) -> None:
+        """Close the connections of blocking calls. This happens by itself when the object goes."""
+        self._client.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop, too. This happens by itself when the loop ends."""
+        await self._client.aclose()
+
+
+def _ranked(documents: Sequence[Document], results: Sequence[RerankResult]) -> list[Document]:
+    """Return copies of the documents with their scores, since those of the caller may be of a store."""
+    return [
+        documents[result.index].model_copy(
+            update={"metadata": {**documents[result.index].metadata, "relevance_score": result.score}}
+        )
+        for result in results
+    ]

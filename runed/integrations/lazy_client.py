@@ -10,13 +10,13 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from runed.client.async_client import AsyncClient, connect_async
 from runed.client.client import Client, connect
-from runed.client.options import EmbedOptions, Lane, Options, Role, Truncate
-from runed.client.types import Vectors
+from runed.client.options import EmbedOptions, Lane, Options, QueueOptions, Role, Truncate
+from runed.client.types import RerankResult, Vectors
 
 _MAX_CALLS = 4
 """Most batches of one event loop that are sent to the daemon at a time. Frameworks start all batches of a job at once. Each
@@ -33,6 +33,7 @@ class LazyClient:
         instruction: As for `runed.Client`; used for queries.
         truncate: As for `runed.Client`.
         lane: As for `runed.Client`.
+        model: As for `runed.Client`.
         home: As for `runed.connect`.
         socket_path: As for `runed.connect`.
         timeout: As for `runed.connect`.
@@ -48,6 +49,7 @@ class LazyClient:
         instruction: str = "",
         truncate: Truncate = "none",
         lane: Lane | None = None,
+        model: str | None = None,
         home: str | os.PathLike[str] | None = None,
         socket_path: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
@@ -60,13 +62,15 @@ class LazyClient:
             instruction=instruction,
             truncate=truncate,
             lane=lane,
+            model=model,
             home=home,
             socket_path=socket_path,
             timeout=timeout,
         )
         self._connect = partial(connect, home=home, socket_path=socket_path, timeout=timeout)
         self._connect_async = partial(connect_async, home=home, socket_path=socket_path, timeout=timeout)
-        self._common: EmbedOptions = {"dimensions": dimensions, "truncate": truncate, "lane": lane}
+        self._common: EmbedOptions = {"dimensions": dimensions, "truncate": truncate, "lane": lane, "model": model}
+        self._queue: QueueOptions = {"truncate": truncate, "lane": lane}
         self._instruction = instruction
         # A wrong option fails here, and not at the first text.
         Options(**self.options("query"))
@@ -97,6 +101,22 @@ class LazyClient:
     def embed_batch(self, texts: Sequence[str], role: Role | None) -> Vectors:
         """Embed many texts, in their order. The vectors are float32 of shape (n, dim)."""
         return self.client().embed_batch(texts, **self.options(role))
+
+    def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None, model: str) -> list[RerankResult]:
+        """Rank documents. Blank ones are left out, since they have no score."""
+        places, texts = _not_blank(documents)
+        results = self.client().rerank(query, texts, top_n=top_n, model=model, **self._queue) if texts else []
+        return [replace(result, index=places[result.index]) for result in results]
+
+    async def arerank(self, query: str, documents: Sequence[str], *, top_n: int | None, model: str) -> list[RerankResult]:
+        """Rank documents without blocking the event loop; see `rerank`."""
+        places, texts = _not_blank(documents)
+        if not texts:
+            return []
+        loop_client = await self._loop_client()
+        async with loop_client.room:
+            results = await loop_client.client.rerank(query, texts, top_n=top_n, model=model, **self._queue)
+        return [replace(result, index=places[result.index]) for result in results]
 
     async def aembed(self, text: str, role: Role | None) -> Vectors:
         """Embed one text without blocking the event loop; see `embed`."""
@@ -161,6 +181,12 @@ async def _guard(client: AsyncClient) -> AsyncGenerator[None, None]:
         yield
     finally:
         await client.close()
+
+
+def _not_blank(documents: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Return the documents that have a score, and their places."""
+    places = [index for index, document in enumerate(documents) if document and not document.isspace()]
+    return places, [documents[index] for index in places]
 
 
 def _close_all(clients: dict[None, Client]) -> None:

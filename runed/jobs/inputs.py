@@ -124,7 +124,9 @@ def open_files(paths: Sequence[str], *, whole: bool = False) -> Iterator[Source]
 
 
 @contextlib.contextmanager
-def open_batch(path: str, input_format: str | None = None, columns: Columns | None = None) -> Iterator[Source]:
+def open_batch(
+    path: str, input_format: str | None = None, columns: Columns | None = None, *, otherwise: str = "jsonl"
+) -> Iterator[Source]:
     """Make a source of the texts of one file of any size, for the time of a `with` block.
 
     Nothing is opened before the source is read. Reading it raises `SettingsError` for a file that cannot be read or lacks a
@@ -133,11 +135,12 @@ def open_batch(path: str, input_format: str | None = None, columns: Columns | No
     Args:
         path: The path, or "-" for standard input.
         input_format: A key of `INPUT_FORMATS`. None recognizes Parquet by its content, and chooses another format by the
-            extension. In front of ".gz" or ".zst", that is the one before. An unknown extension means JSON lines.
+            extension. In front of ".gz" or ".zst", that is the one before.
         columns: The columns to read; None means the default ones.
+        otherwise: The format of a file with an unknown extension.
     """
     *_, before, last = ["", "", *(suffix.lower() for suffix in Path(path).suffixes)]
-    by_name = _EXTENSIONS.get(before if last in _COMPRESSED else last, "jsonl")
+    by_name = _EXTENSIONS.get(before if last in _COMPRESSED else last, otherwise)
     with contextlib.closing(InputFile(path)) as file:
         yield lambda: _from_file(file, input_format, columns or Columns(), by_name)
 

@@ -125,7 +125,11 @@ class Job:
             (outcome,) = self.client.embed_items([_PROBE], **options)
             if isinstance(outcome, RunedError):
                 raise outcome
-        identity = self.output.space.model_identity if self.output.space else self.client.info().model_identity
+        identity = (
+            self.output.space.model_identity
+            if self.output.space
+            else self.client.info(model=options.get("model")).model_identity
+        )
         return JobSpace(outcome.fingerprint, identity, len(outcome.vector))
 
     def _begin(self, space: JobSpace) -> None:

@@ -48,6 +48,7 @@ def run_job(
     dimensions: int | None = None,
     truncate: Truncate = "none",
     lane: Lane | None = None,
+    model: str | None = None,
     keep_going: bool = False,
     keep: bool = True,
     resume: bool = False,
@@ -70,6 +71,7 @@ def run_job(
         dimensions: The number of values of each vector.
         truncate: The treatment of a text that is too long.
         lane: The queue. None means "interactive" for at most 8 texts, and the choice of the daemon for more.
+        model: The name of the model; None means the daemon's default model.
         keep_going: Whether a text that cannot be embedded is recorded in the output; otherwise it ends the job.
         keep: Whether an interrupted job leaves a part of the output, so that it can be resumed.
         resume: Whether to go on with the part of an earlier run. Without a part, the job begins at the start.
@@ -91,6 +93,8 @@ def run_job(
     if output_format == "parquet":
         parquet.pyarrow()  # so that a missing pyarrow is an error before any work
     options: EmbedOptions = {"role": role, "instruction": instruction, "dimensions": dimensions, "truncate": truncate}
+    if model:  # not otherwise: parts of earlier versions have no such entry
+        options["model"] = model
     chosen = {name: str(value or "") for name, value in options.items()} | {"format": output_format}
     with open_output(output, keep=keep, resume=resume, overwrite=overwrite, on_complaint=on_complaint) as opened:
         if opened.complete:

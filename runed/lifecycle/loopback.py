@@ -30,22 +30,22 @@ class Loopback:
         sock: The listening socket, for the server.
         port: Its port.
         url: Its URL, such as "http://127.0.0.1:8321".
-        token: The token that a request must carry.
+        token: The token that a request must carry; None if it needs none.
     """
 
-    def __init__(self, sock: socket.socket, token: str) -> None:
+    def __init__(self, sock: socket.socket, token: str | None) -> None:
         host, self.port = sock.getsockname()[:2]
         self.sock = sock
         self.url = _url(host, self.port)
         self.token = token
 
     @classmethod
-    def open(cls, address: tuple[str, int], token: Path) -> Self:
+    def open(cls, address: tuple[str, int], token: Path | None) -> Self:
         """Listen on a port, and read the token, which is made at the first use.
 
         Args:
             address: Host and port, as in `Settings.http`. Port 0 lets the system choose one.
-            token: The file of the token.
+            token: The file of the token; None for a port that needs none.
 
         Raises:
             SettingsError: The port cannot be listened on.
@@ -53,7 +53,7 @@ class Loopback:
         """
         sock = _listen(address)
         try:
-            return cls(sock, load_token(token))
+            return cls(sock, None if token is None else load_token(token))
         except BaseException:
             sock.close()
             raise

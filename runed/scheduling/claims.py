@@ -198,6 +198,7 @@ class ClaimDesk:
         cache: The vectors that were computed before.
         busy: Keeps the engine awake for the length of a block. Its argument is the lane of the call.
         metrics: Counts hits, twins and refusals.
+        preparer: Counts and cuts texts.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class ClaimDesk:
         cache: VectorCache,
         busy: Callable[[Lane], contextlib.AbstractContextManager[None]],
         metrics: Metrics,
+        preparer: Preparer,
     ) -> None:
         self._backend = backend = line.backend
         self._line = line
@@ -217,7 +219,7 @@ class ClaimDesk:
         self._cache = cache
         self._busy = busy
         self._metrics = metrics
-        self._preparer = Preparer(backend)
+        self._preparer = preparer
         self._blanks = BlankFinder(backend)
         self._tickets: dict[bytes, Ticket] = {}
 

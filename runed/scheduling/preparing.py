@@ -218,7 +218,7 @@ class Preparer:
         Return None if no text would be left.
         """
         if self._special is None:
-            self._special = await self._count_special_tokens()
+            self._special = await self.count_special_tokens()
         first, last = self._special
         prompt_tokens = len((await self._backend.tokenize([prompt]))[0]) - first - last if prompt else 0
         head = tokens[: first + prompt_tokens]
@@ -229,7 +229,7 @@ class Preparer:
         text = tokens[len(head) : len(tokens) - last]
         return head + (text[:room] if truncate is Truncate.END else text[-room:]) + tail
 
-    async def _count_special_tokens(self) -> tuple[int, int]:
+    async def count_special_tokens(self) -> tuple[int, int]:
         """Count the special tokens that the backend puts before and after each text."""
         none, some = await self._backend.tokenize(["", "a"])
         # The last match: the sample is a plain letter, which cannot be a special token.

@@ -11,6 +11,7 @@ from runed.backends.base import LocalBackend
 from runed.caching.cache import VectorCache
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for
+from runed.domain.model_status import Tokenized
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, StreamAnswer, StreamItem, VectorSpace
 from runed.domain.status import Load
 from runed.domain.traits import traits_of
@@ -24,7 +25,7 @@ from runed.scheduling.batcher import Batcher
 from runed.scheduling.claims import Claim, ClaimDesk, Terms, redeem
 from runed.scheduling.counting import tokenize_each
 from runed.scheduling.idle import IdleClock
-from runed.scheduling.preparing import check_count, check_text, located, named, portions
+from runed.scheduling.preparing import Preparer, check_count, check_text, located, named, portions
 from runed.scheduling.stream import PIECE_TEXTS, Stream
 from runed.turns import breathe, breathe_before
 
@@ -99,6 +100,7 @@ class Scheduler:
             cache=cache,
             busy=self._busy,
             metrics=metrics,
+            preparer=self._make_preparer(),
         )
         self._piece_texts = min(PIECE_TEXTS, batcher.limits(Lane.BULK).texts)
 
@@ -207,19 +209,43 @@ class Scheduler:
             InvalidRequestError: The call or one of its texts cannot be served.
             BackendError: The backend failed.
         """
+        return [len(tokens) async for tokens in self._tokenize(texts, options)]
+
+    async def tokenize(self, texts: Sequence[str], options: EmbedOptions, *, special: bool = True) -> Tokenized:
+        """Return the tokens of texts as `embed` would see them.
+
+        Args:
+            texts: As for `count_tokens`.
+            options: As for `count_tokens`.
+            special: Whether to include the special tokens around each text.
+
+        Raises:
+            RunedError: As for `count_tokens`.
+        """
+        ids = [tokens async for tokens in self._tokenize(texts, options)]
+        with self._busy(Lane.INTERACTIVE):
+            if not special:
+                first, last = await Preparer(self.backend).count_special_tokens()
+                ids = [tokens[first : len(tokens) - last] for tokens in ids]
+            known = list({token for tokens in ids for token in tokens})
+            pieces = dict(zip(known, await self.backend.spell(known), strict=True))
+        return Tokenized(ids, pieces, frozenset(token for token, _ in self.backend.model.special_tokens))
+
+    async def _tokenize(self, texts: Sequence[str], options: EmbedOptions) -> AsyncIterator[list[int]]:
+        """Yield the tokens of each text, with prompts and special tokens."""
         check_count(texts)
         prompt = prompt_for(options, self.traits)
         for index, text in enumerate(texts):
             check_text(text, *named(index, len(texts)))
             await breathe()
         with self._busy(Lane.INTERACTIVE):
-            counts: list[int] = []
+            index = 0
             for part in portions([prompt + text for text in texts]):
                 for tokens in await tokenize_each(part, self.backend):
                     if isinstance(tokens, RunedError):
-                        raise located(tokens, named(len(counts), len(texts)))
-                    counts.append(len(tokens))
-            return counts
+                        raise located(tokens, named(index, len(texts)))
+                    index += 1
+                    yield tokens
 
     async def close(self, *, replaced: bool = False) -> None:
         """Stop the clock and the backend, and fail waiting texts. `replaced` tells whether another scheduler takes over."""
@@ -237,6 +263,9 @@ class Scheduler:
                 yield
         finally:
             self.demand[lane] -= 1
+
+    def _make_preparer(self) -> Preparer:
+        return Preparer(self.backend)
 
     def _terms(self, options: EmbedOptions, client: str, lane: Lane, *, strict: bool = False, streamed: bool = False) -> Terms:
         self.last_used = time.time()

@@ -15,7 +15,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ResponseReceived, StreamEnded
 
-from runed.api.openai.app import build_openai_app
+from runed.api.app import build_port_app
 from runed.api.openai.token_guard import token_gate
 from runed.lifecycle.loopback import Loopback
 from runed.server import Server
@@ -54,7 +54,7 @@ async def port(tmp_path: Path) -> AsyncIterator[Port]:
     host = FakeHost()
     before = asyncio.all_tasks()
     with Loopback.open(("127.0.0.1", 0), tmp_path / "http.token") as http:
-        server = Server(build_openai_app(host), http.sock, gate=token_gate(token=http.token, port=http.port))
+        server = Server(build_port_app(host), http.sock, gate=token_gate(token=http.token, port=http.port))
         await server.start()
         try:
             yield Port(host, http, server)
@@ -83,6 +83,7 @@ def assert_refused(response: httpx.Response, status: int, kind: str, code: str) 
 @pytest.mark.parametrize(("method", "path"), PATHS)
 async def test_no_path_is_open_without_the_token(method: str, path: str, port: Port, log: list[Any]) -> None:
     token = port.http.token
+    assert token is not None
     wrong = [
         None,
         "",
@@ -115,8 +116,8 @@ async def test_the_token_opens_the_api(scheme: str, port: Port) -> None:
     assert port.host.asked[0].client.startswith("tcp:")
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/runed.v1.RunedService/Shutdown", "/runed.v1.RunedService/Embed", "/"])
-async def test_nothing_but_the_api_is_served(path: str, port: Port) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/runed.v1.RunedService/Shutdown", "/runed.v1.RunedService/Embed", "/rpc"])
+async def test_nothing_but_the_apis_is_served(path: str, port: Port) -> None:
     async with port.client(**port.right) as client:
         for method in ("GET", "POST"):
             response = await client.request(method, path)
@@ -233,3 +234,57 @@ async def test_stopping_lets_what_is_in_flight_finish_and_closes_the_port(port: 
         await stopping
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*address)
+
+
+# Without a token
+
+
+@pytest.fixture
+async def open_port() -> AsyncIterator[Port]:
+    host = FakeHost()
+    before = asyncio.all_tasks()
+    with Loopback.open(("127.0.0.1", 0), None) as http:
+        server = Server(build_port_app(host), http.sock, gate=token_gate(token=http.token, port=http.port))
+        await server.start()
+        try:
+            yield Port(host, http, server)
+        finally:
+            await server.stop(0)
+    await no_task_but(before)
+
+
+async def test_programs_without_a_token_are_served_where_none_is_needed(open_port: Port) -> None:
+    async with open_port.client() as client:
+        assert (await client.post("/api/embed", json={"input": "x"})).status_code == 200
+        assert (await client.post("/v1/embeddings", json={"input": "x"})).status_code == 200
+        assert (await client.post("/embed", json={"inputs": "x"})).status_code == 200
+        own = {"origin": f"http://localhost:{open_port.http.port}", "sec-fetch-site": "same-origin"}
+        assert (await client.get("/api/tags", headers=own)).status_code == 200
+        assert (await client.get("/v1/models", headers={"authorization": "Bearer anything"})).status_code == 200
+        for path in ("/metrics", "/runed.v1.RunedService/Shutdown"):
+            assert (await client.post(path)).status_code == 404
+    assert open_port.host.grace is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1"},
+        {"origin": "http://localhost:1"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+async def test_pages_of_other_hosts_are_refused_where_no_token_is_needed(headers: dict[str, str], open_port: Port) -> None:
+    async with open_port.client(**headers) as client:
+        for method, path in (("POST", "/api/embed"), ("GET", "/api/tags"), ("POST", "/"), ("OPTIONS", "/v1/embeddings")):
+            response = await client.request(method, path, content=b'{"input": "x"}' if method == "POST" else None)
+            assert_refused(response, 403, "permission_error", "FOREIGN_ORIGIN")
+    assert not open_port.host.asked
+
+
+async def test_a_foreign_host_is_refused_where_no_token_is_needed(open_port: Port) -> None:
+    async with open_port.client(host=f"evil.example:{open_port.http.port}") as client:
+        assert_refused(await client.get("/api/tags"), 403, "permission_error", "FOREIGN_HOST")

@@ -75,4 +75,4 @@ def test_its_answer_in_json_is_written_at_once() -> None:
 
 
 def test_its_answer_of_the_openai_api_is_written_at_once() -> None:
-    assert len(json.loads(at_once(lambda: _encode(ANSWER, "m", as_base64=False)))["data"]) == 1
+    assert len(json.loads(at_once(lambda: _encode(ANSWER, as_base64=False)))["data"]) == 1

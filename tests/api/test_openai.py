@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -16,6 +17,7 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.api.openai.app import _encode
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate, VectorSpace
+from runed.errors import BackendUnavailableError
 from tests.api.conftest import Serve, Served
 from tests.fakes.fake_host import DIM, WAIT, vector_of
 from tests.server.clients import RawClient
@@ -64,7 +66,7 @@ async def test_one_text_and_several_are_answered_in_order(http: httpx.AsyncClien
         "usage": {"prompt_tokens": 3, "total_tokens": 3},
     }
     texts = ["a b c", "d", "a b c"]
-    several = (await http.post(EMBEDDINGS, json={"input": texts, "model": "any"})).json()
+    several = (await http.post(EMBEDDINGS, json={"input": texts, "model": "fake"})).json()
     assert [item["index"] for item in several["data"]] == [0, 1, 2]
     for item, text in zip(several["data"], texts, strict=True):
         assert np.array_equal(np.array(item["embedding"], "<f4"), np.frombuffer(vector_of(text), "<f4"))
@@ -73,7 +75,7 @@ async def test_one_text_and_several_are_answered_in_order(http: httpx.AsyncClien
 
 
 async def test_base64_is_the_very_float32_bytes(http: httpx.AsyncClient) -> None:
-    body = {"input": ["x", "y"], "model": "m", "encoding_format": "base64", "dimensions": 4}
+    body = {"input": ["x", "y"], "model": "FAKE.F32", "encoding_format": "base64", "dimensions": 4}
     answer = (await http.post(EMBEDDINGS, json=body)).json()
     vectors = [base64.b64decode(item["embedding"], validate=True) for item in answer["data"]]
     assert vectors == [vector_of("x", 4), vector_of("y", 4)]
@@ -92,17 +94,45 @@ async def test_options_of_the_daemon_may_come_along_and_what_is_unknown_is_ignor
     ]
 
 
-async def test_the_model_is_listed_and_found_by_each_of_its_names(http: httpx.AsyncClient) -> None:
-    model = {"id": "fake.f32", "object": "model", "created": 0, "owned_by": "runed"}
-    assert (await http.get("/v1/models")).json() == {"object": "list", "data": [model]}
-    for name in ("fake.f32", "fake", "sha256:1", "sha256%3A1"):
-        assert (await http.get(f"/v1/models/{name}")).json() == model
+async def test_models_are_listed_and_found_by_each_of_their_names(http: httpx.AsyncClient) -> None:
+    models = [{"id": name, "object": "model", "created": 0, "owned_by": "runed"} for name in ("fake.f32", "fake.q8_0", "other")]
+    assert (await http.get("/v1/models")).json() == {"object": "list", "data": models}
+    for name in ("fake.f32", "FAKE.F32", "fake", "sha256:1", "sha256%3A1", "text-embedding-ada-002"):
+        assert (await http.get(f"/v1/models/{name}")).json() == models[0]
+    assert (await http.get("/v1/models/other")).json() == models[2]
     assert (await http.head("/v1/models")).status_code == 200
-    missing = await http.get("/v1/models/Qwen/Qwen3-Embedding-8B")
-    assert missing.status_code == 404
-    error = refusal(missing)
-    assert (error["code"], error["param"], error["type"]) == ("MODEL_NOT_FOUND", "model", "invalid_request_error")
-    assert "fake.f32" in error["message"]
+
+
+async def test_the_named_model_answers(http: httpx.AsyncClient, served: Served) -> None:
+    asked = {
+        None: "fake.f32",
+        "": "fake.f32",
+        "text-embedding-3-small": "fake.f32",
+        "text-embedding-3-large": "fake.f32",
+        "text-embedding-ada-002": "fake.f32",
+        "Fake": "fake.f32",
+        "sha256:1": "fake.f32",  # an answer of an earlier version could name it so
+        "fake.q8_0": "fake.q8_0",
+        "OTHER": "other",
+    }
+    for name, answering in asked.items():
+        answer = await http.post(EMBEDDINGS, json={"input": "x", "model": name})
+        assert (answer.status_code, answer.json()["model"]) == (200, answering)
+    assert [call.options.model for call in served.host.asked] == ["" if name in {None, "sha256:1"} else name for name in asked]
+
+
+@pytest.mark.parametrize("name", ["gpt-4", "text-embedding-4", "Qwen/Qwen3-Embedding-8B", "../fake", "fake.f16", "f\u0000"])
+async def test_an_unknown_model_is_not_found_and_the_others_are_told(name: str, http: httpx.AsyncClient) -> None:
+    responses = [
+        await http.post(EMBEDDINGS, json={"input": "x", "model": name}),
+        await http.get(f"/v1/models/{quote(name, safe='')}"),
+    ]
+    for response in responses:
+        assert response.status_code == 404
+        error = refusal(response)
+        assert (error["code"], error["param"], error["type"]) == ("model_not_found", "model", "invalid_request_error")
+        assert "fake.f32, fake.q8_0, other" in error["message"]
+        assert response.headers["x-should-retry"] == "false"
 
 
 SECRET = "tangerine-otter"
@@ -121,7 +151,7 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None, str]] = {
     ),
     "invalid UTF-8": (b'{"input": "\xff"}', "MALFORMED_REQUEST", None, "byte 11 is not UTF-8"),
     "half a surrogate": (b'{"input": "\\ud800"}', "INVALID_TEXT", "input", "half of a surrogate pair"),
-    "no input": (b'{"model": "m"}', "INVALID_REQUEST", "input", "input is missing"),
+    "no input": (b'{"model": "fake"}', "INVALID_REQUEST", "input", "input is missing"),
     "null": (b'{"input": null}', "INVALID_REQUEST", "input", "neither a string nor a list"),
     "number": (b'{"input": 7}', "INVALID_REQUEST", "input", "neither a string nor a list"),
     "object": (b'{"input": {"text": "tangerine-otter"}}', "INVALID_REQUEST", "input", "neither a string nor a list"),
@@ -246,12 +276,14 @@ async def test_error_of_the_daemon_has_status_reason_and_advice_to_retry(
         assert advice == {"x-should-retry": "false", "retry-after": None, "retry-after-ms": None}
 
 
-async def test_models_before_there_is_one_are_worth_another_try(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = type(served.host.info())(daemon_version="1", socket_path="/s", max_batch_size=1, max_request_bytes=1)
-    monkeypatch.setattr(served.host, "info", lambda: empty)
+async def test_models_before_they_are_known_are_worth_another_try(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unknown() -> None:
+        raise BackendUnavailableError("the manifest cannot be had")
+
+    monkeypatch.setattr(served.host, "models", unknown)
     async with client_for(served) as http:
         response = await http.get("/v1/models")
-    assert (response.status_code, refusal(response)["code"]) == (503, "BOOTSTRAPPING")
+    assert (response.status_code, refusal(response)["code"]) == (503, "BACKEND_UNAVAILABLE")
     assert response.headers["retry-after"] == "1"
 
 
@@ -363,7 +395,7 @@ async def test_others_get_their_turn_while_a_large_answer_is_written() -> None:
 
     items = [Embedding(vector=vector_of("x", 1024), tokens=3, total_tokens=3)] * 1000
     taking = asyncio.create_task(take_turns())
-    content = await _encode(EmbedAnswer(items=items, space=VectorSpace(fingerprint="fp", prompt="")), "m", as_base64=False)
+    content = await _encode(EmbedAnswer(items=items, space=VectorSpace(fingerprint="fp", prompt="")), as_base64=False)
     taking.cancel()
     assert len(json.loads(content)["data"]) == 1000
     assert turns >= 10

@@ -39,10 +39,11 @@ async def make_backend(paths: Paths, llama_server: Path, tiny_qwen3: Path) -> As
         ctx_size: int = 256,
         timings: Timings = QUICK,
         device: Device = CPU,
+        kind: type[LlamaBackend] = LlamaBackend,
     ) -> LlamaBackend:
         # Two backends in one home would each end the other's engine, taking it for one that an earlier daemon left behind.
         assert all(earlier.state.status is BackendStatus.STOPPED for earlier in made), "stop the earlier backend first"
-        backend = LlamaBackend(
+        backend = kind(
             executable=executable,
             model=model,
             model_sha256="ab" * 32,

@@ -80,6 +80,13 @@ def _count_tokens(client: runed.Client, args: Args) -> Result:
     return {"counts": client.count_tokens(_texts(args), **args)}
 
 
+def _rerank(client: runed.Client, args: Args) -> Result:
+    documents = [_text(text) for text in args.pop("documents")]
+    fields = ("index", "score", "document", "token_count", "total_token_count", "truncated")
+    results = client.rerank(args.pop("query"), documents, **args)
+    return {"results": [{name: getattr(result, name) for name in fields} for result in results]}
+
+
 def _warm_up(client: runed.Client, args: Args) -> Result:
     client.warm_up(**args)
     return {}
@@ -105,6 +112,7 @@ _CALLS: Mapping[str, Callable[[runed.Client, Args], Result]] = {
     "embed_items": _embed_items,
     "embed_stream": _embed_stream,
     "count_tokens": _count_tokens,
+    "rerank": _rerank,
     "warm_up": _warm_up,
     "info": _info,
     "health": _health,

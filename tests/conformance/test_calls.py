@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,10 +28,14 @@ def golden(model: str, tiny_golden: Golden, minilm_golden: Golden) -> Golden:
 
 
 @pytest.fixture
-def daemon(model: str, llama_server: Path, tiny_qwen3: Path, minilm: Path) -> Iterator[RunningDaemon]:
-    """A daemon of this module, since the calls change its centroids."""
+def daemon(
+    model: str, tmp_path: Path, *, llama_server: Path, tiny_qwen3: Path, minilm: Path, reranker: Path
+) -> Iterator[RunningDaemon]:
+    """A daemon of this module, since the calls change its centroids. It has a reranker, too."""
     path = {"tiny-qwen3": tiny_qwen3, "minilm": minilm}[model]
-    with running_daemon(llama_server, path, **SETTINGS[model]) as daemon:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"version": 1, "models": {"reranker": {"path": str(reranker), "kind": "rerank"}}}))
+    with running_daemon(llama_server, path, RUNED_CONFIG=str(config), **SETTINGS[model]) as daemon:
         yield daemon
 
 

@@ -204,6 +204,8 @@ async def test_client_gets_from_an_older_daemon_what_that_knows_and_nothing_else
         "role:embed_batch": {"texts": ["one"], "role": "query"},
         "truncate:embed_batch": {"texts": ["one"], "truncate": "end"},
         "embed_items": {"texts": ["one"]},
+        "model:embed": {"text": "one", "model": "other"},
+        "model:embed_batch": {"texts": ["one"], "model": "other"},
         # An older daemon lacks these methods.
         "embed_stream": {"items": [["a", "one"]]},
         "count_tokens": {"texts": ["one"]},
@@ -221,6 +223,8 @@ async def test_client_gets_from_an_older_daemon_what_that_knows_and_nothing_else
         "role:embed_batch",
         "truncate:embed_batch",
         "embed_items",
+        "model:embed",
+        "model:embed_batch",
         "embed_stream",
         "count_tokens",
         "warm_up",

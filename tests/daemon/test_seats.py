@@ -76,6 +76,9 @@ class Engine:
         self.active -= 1
         return EmbeddingBatch([b""] * len(texts), len(texts))
 
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        return [str(token) for token in tokens]
+
     async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         await self.start()
         return [[1] for _ in texts]

@@ -105,10 +105,9 @@ def test_the_first_model_that_embeds_is_the_default() -> None:
     assert ModelNames([RANKER, BGE]).default is BGE
 
 
-def test_the_only_reranker_needs_no_name() -> None:
-    assert make_names().reranker() is RANKER
-    assert ModelNames([BGE]).reranker() is None
-    assert ModelNames([BGE, RANKER, ModelSpec(family="other", kind=ModelKind.RERANK)]).reranker() is None
+def test_rerankers_are_told_apart() -> None:
+    assert make_names().rerankers() == [RANKER]
+    assert ModelNames([BGE]).rerankers() == []
 
 
 def test_two_models_never_share_a_name() -> None:

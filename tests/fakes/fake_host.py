@@ -21,6 +21,7 @@ from connectrpc.errors import ConnectError
 
 from runed import testing
 from runed.api.app import build_app
+from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import (
     Centroid,
     CentroidHeader,
@@ -78,12 +79,23 @@ class Asked:
     per_item_errors: bool
 
 
+@dataclass(frozen=True)
+class AskedToRank:
+    """One call of `rerank` that reached the host."""
+
+    query: str
+    documents: list[str]
+    options: RerankOptions
+    client: str
+
+
 @dataclass
 class FakeHost(DaemonDouble):
     """A host whose work the test arranges.
 
     Attributes:
         asked: The calls of `embed`, of `embed_stream` (without texts) and of `count_tokens`.
+        ranked: The calls of `rerank`.
         taken: The number of texts taken from streams.
         waiting: The number of waiting calls.
         cancelled: The number of cancelled calls, and of streams that were cancelled, closed or broken before their end.
@@ -98,8 +110,9 @@ class FakeHost(DaemonDouble):
 
     home: Path = Path("/")
     max_text_length: int = MAX_TOKENS
-    models_served: Sequence[str] = ("fake.f32", "other")
+    models_served: Sequence[str] = ("fake.f32", "fake.q8_0", "other")
     asked: list[Asked] = field(default_factory=list)
+    ranked: list[AskedToRank] = field(default_factory=list)
     taken: int = 0
     waiting: int = 0
     cancelled: int = 0
@@ -150,6 +163,13 @@ class FakeHost(DaemonDouble):
     async def count_tokens(self, texts: Sequence[str], options: EmbedOptions) -> list[int]:
         self.asked.append(Asked(list(texts), options, "", per_item_errors=False))
         return await super().count_tokens(texts, options)
+
+    async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
+        self.ranked.append(AskedToRank(query, list(documents), options, client))
+        with self._serving():
+            if WAIT in documents:
+                await self._wait()
+            return await super().rerank(query, documents, options, client=client)
 
     async def set_centroids(self, header: CentroidHeader, batches: AsyncIterator[Iterable[Centroid]]) -> str:
         with self._serving():

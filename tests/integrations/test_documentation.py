@@ -1,4 +1,4 @@
-"""Runs the Python examples of docs/clients.md that need no API but ours."""
+"""Runs the Python examples of docs/clients.md that need no API but ours, and those of docs/rerank.md."""
 
 from __future__ import annotations
 
@@ -33,3 +33,20 @@ def test_an_example_prints_what_stands_beside_it(title: str, minilm_daemon: Runn
             timeout=60,
         )
         assert (result.returncode, result.stdout.splitlines()) == (0, promised), result.stderr
+
+
+@pytest.mark.parametrize("title", ["Python", "LangChain", "LlamaIndex"])
+def test_an_example_of_reranking_runs(title: str, reranker_daemon: RunningDaemon, tmp_path: Path) -> None:
+    section = DOCUMENT.with_name("rerank.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    [example] = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    result = subprocess.run(
+        [sys.executable, "-c", example],
+        env=clean_environment(RUNED_HOME=str(reranker_daemon.home)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert any(0 < float(number) < 1 for number in re.findall(r"0\.\d+", result.stdout)), result.stdout

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 import runed
 from runed import errors
-from runed.integrations.langchain import RunedEmbeddings
+from runed.integrations.langchain import RunedEmbeddings, RunedReranker
 from tests.support import RunningDaemon
 
 TEXTS = ["green tea", "black tea", "a train"]
@@ -121,3 +121,32 @@ async def test_a_vector_store_ranks_by_meaning(minilm_daemon: RunningDaemon) -> 
     assert store.similarity_search("When does it depart?", k=1)[0].page_content == "The night train leaves at ten."
     found = await store.as_retriever(search_kwargs={"k": 1}).ainvoke("musical instruments")
     assert found[0].page_content == "A violin has four strings."
+
+
+PASSAGES = [
+    Document("The train leaves at nine.", metadata={"page": 1}),
+    Document(" "),
+    Document("Tea is a drink."),
+    Document("tea"),
+]
+
+
+async def test_a_reranker_sorts_documents_by_their_scores(reranker_daemon: RunningDaemon) -> None:
+    reranker = RunedReranker(socket_path=reranker_daemon.socket)
+    with runed.connect(socket_path=reranker_daemon.socket) as client:
+        expected = client.rerank("tea?", [PASSAGES[index].page_content for index in (0, 2, 3)])
+    found = reranker.compress_documents(PASSAGES, "tea?")
+    assert [document.page_content for document in found] == [result.document for result in expected]
+    assert [document.metadata["relevance_score"] for document in found] == [result.score for result in expected]
+    assert next(document for document in found if document.page_content == PASSAGES[0].page_content).metadata["page"] == 1
+    assert "relevance_score" not in PASSAGES[0].metadata
+    best = await RunedReranker(socket_path=reranker_daemon.socket, top_n=1).acompress_documents(PASSAGES, "tea?")
+    assert [document.page_content for document in best] == [expected[0].document]
+    assert reranker.compress_documents([Document("")], "tea?") == reranker.compress_documents([], "tea?") == []
+    for twin in (copy.deepcopy(reranker), pickle.loads(pickle.dumps(reranker))):
+        assert twin.compress_documents(PASSAGES, "tea?") == found
+    with pytest.raises(errors.UnknownModelError):
+        RunedReranker(socket_path=reranker_daemon.socket, model="nothing").compress_documents(PASSAGES, "tea?")
+    with pytest.raises(ValidationError, match="top_n"):
+        RunedReranker(top_n=0)
+    await reranker.aclose()

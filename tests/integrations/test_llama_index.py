@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from llama_index.core import VectorStoreIndex
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 import runed
 from runed import errors
-from runed.integrations.llama_index import RunedEmbedding
+from runed.integrations.llama_index import RunedEmbedding, RunedRerank
 from tests.support import RunningDaemon
 
 TEXTS = ["green tea", "black tea", "a train"]
@@ -103,3 +103,20 @@ async def test_an_index_ranks_by_meaning(minilm_daemon: RunningDaemon) -> None:
     retriever = index.as_retriever(similarity_top_k=1)
     assert retriever.retrieve("When does it depart?")[0].text == "The night train leaves at ten."
     assert (await retriever.aretrieve("musical instruments"))[0].text == "A violin has four strings."
+
+
+async def test_a_reranker_sorts_nodes_by_their_scores(reranker_daemon: RunningDaemon) -> None:
+    texts = ["The train leaves at nine.", "Tea is a drink.", "tea"]
+    nodes = [NodeWithScore(node=TextNode(text=text, id_=text), score=0.5) for text in (*texts, " ")]
+    reranker = RunedRerank(socket_path=reranker_daemon.socket)
+    with runed.connect(socket_path=reranker_daemon.socket) as client:
+        expected = client.rerank("tea?", texts)
+    found = reranker.postprocess_nodes(nodes, query_str="tea?")
+    assert [(node.node.node_id, node.score) for node in found] == [(result.document, result.score) for result in expected]
+    best = await RunedRerank(socket_path=reranker_daemon.socket, top_n=1).apostprocess_nodes(nodes, QueryBundle("tea?"))
+    assert [node.node.node_id for node in best] == [expected[0].document]
+    assert reranker.postprocess_nodes([], query_str="tea?") == []
+    with pytest.raises(ValueError, match="needs the query"):
+        reranker.postprocess_nodes(nodes)
+    assert pickle.loads(pickle.dumps(reranker)).postprocess_nodes(nodes, query_str="tea?") == found
+    await reranker.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import runed
+import runed.testing
 from runed import errors
 from runed.integrations.sentence_transformers import SentenceTransformer
 from tests.support import Golden, RunningDaemon
@@ -117,8 +119,6 @@ def test_the_text_at_fault_is_named(model: SentenceTransformer, qwen_daemon: Run
         ({"output_value": "token_embeddings"}, "output_value is 'token_embeddings'"),
         ({"output_value": None}, "output_value is None"),
         ({"precision": "int8"}, "precision is 'int8'"),
-        ({"convert_to_numpy": False}, "torch.from_numpy"),
-        ({"convert_to_tensor": True}, "torch.from_numpy"),
         ({"prompt_name": "passage"}, "prompt_name is 'passage'"),
         ({"prompt_name": "query", "prompt": "Tea: "}, "not both"),
     ],
@@ -133,8 +133,50 @@ def test_what_it_does_not_know_it_refuses(model: SentenceTransformer) -> None:
         model.encode(TEXTS, pool=None)  # type: ignore[call-arg] # on purpose
     with pytest.raises(TypeError, match="text 1 of the batch is a int"):
         model.encode(["a", 1])  # type: ignore[list-item] # on purpose
-    with pytest.raises(ValueError, match="RUNED_MODEL_VARIANT"):
-        SentenceTransformer("all-MiniLM-L6-v2")  # type: ignore[arg-type] # on purpose
+    with pytest.raises(ValueError, match="is a path"):
+        SentenceTransformer("tests")
+
+
+@pytest.mark.parametrize(
+    "name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2", "all-minilm-l6-v2.f16", "ALL_MiniLM_L6_v2"]
+)
+def test_a_model_is_named_as_on_a_hub(name: str, minilm_daemon: RunningDaemon) -> None:
+    with (
+        SentenceTransformer(name, device="cuda:7", trust_remote_code=True, socket_path=minilm_daemon.socket) as model,
+        runed.connect(socket_path=minilm_daemon.socket) as client,
+    ):
+        assert np.array_equal(model.encode(TEXTS), client.embed_batch(TEXTS))
+        assert model.get_embedding_dimension() == 384
+        assert model.max_seq_length == 512
+
+
+def test_each_model_of_the_daemon_can_be_named_and_others_are_refused() -> None:
+    with runed.testing.daemon(models=("bge-m3.f16", "e5-small")) as daemon:
+        for name, served in (("BAAI/bge-m3", "bge-m3.f16"), ("intfloat/e5-small", "e5-small")):
+            SentenceTransformer(name, home=daemon.home).encode(TEXTS)
+            assert daemon.calls[-1].options["model"] == served
+        for name in ("e5", "small", "BAAI/bge-m4", "bge-m3.q8_0"):
+            with pytest.raises(errors.UnknownModelError, match=r"bge-m3\.f16, e5-small"):
+                SentenceTransformer(name, home=daemon.home).encode(TEXTS)
+
+
+def test_tensors_hold_the_same_numbers(model: SentenceTransformer) -> None:
+    torch = pytest.importorskip("torch")
+    vectors = model.encode(TEXTS)
+    tensor = model.encode(TEXTS, convert_to_tensor=True)
+    assert (tuple(tensor.shape), tensor.dtype) == ((3, 64), torch.float32)
+    assert np.array_equal(tensor.numpy(), vectors)
+    several = model.encode(TEXTS, convert_to_numpy=False)
+    assert [torch.equal(each, row) for each, row in zip(several, tensor, strict=True)] == [True] * 3
+    assert torch.equal(model.encode(TEXTS[0], convert_to_tensor=True), tensor[0])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_tensors_need_torch(model: SentenceTransformer) -> None:
+    with pytest.raises(ModuleNotFoundError, match="torch"):
+        model.encode(TEXTS, convert_to_tensor=True)
+    with pytest.raises(ModuleNotFoundError, match="torch"):
+        model.encode(TEXTS, convert_to_numpy=False)
 
 
 def test_it_can_be_pickled(model: SentenceTransformer) -> None:

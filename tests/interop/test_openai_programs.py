@@ -78,13 +78,14 @@ def test_openai_for_python(given: dict[str, Any], daemon: RunningDaemon) -> None
         assert_same(output[way], expected)
     assert_same(output["short"], vectors_of(daemon, dimensions=32))
     assert_same(output["query"], vectors_of(daemon, role="ROLE_QUERY")[0])
-    assert output["models"] == [daemon.call("Info")["modelName"]] * 3
+    assert output["models"] == [daemon.call("Info")["model"]] * 3
     assert output["tokens"] == sum(int(count) for count in daemon.call("CountTokens", {"texts": TEXTS})["tokenCounts"])
     assert output["refusals"] == [
         ["BadRequestError", "INVALID_REQUEST", "input"],
         ["BadRequestError", "EMPTY_TEXT", "input"],
         ["BadRequestError", "BAD_DIMENSIONS", "dimensions"],
-        ["NotFoundError", "MODEL_NOT_FOUND", "model"],
+        ["NotFoundError", "model_not_found", "model"],
+        ["NotFoundError", "model_not_found", "model"],
         ["NotFoundError", "UNIMPLEMENTED", None],
         ["AuthenticationError", "UNAUTHENTICATED", None],
     ]

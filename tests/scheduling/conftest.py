@@ -54,6 +54,9 @@ class Recorder:
         self.tokenized.extend(texts)
         return await self._backend.tokenize(texts)
 
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        return await self._backend.spell(tokens)
+
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         self.batches.append(list(texts))
         return await self._backend.embed(texts)

@@ -62,6 +62,9 @@ class Stoppable(ScriptedBackend):
     async def stop(self) -> None:
         pass
 
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        return [chr(token) for token in tokens]
+
 
 class Headless(Stoppable):
     """A backend whose vectors begin with zeros, except the vector of "sound"."""

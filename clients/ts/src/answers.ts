@@ -55,6 +55,8 @@ export interface Embedding {
   readonly clusterId: number | undefined;
   /** The set that `clusterId` belongs to; empty without one. */
   readonly centroidSetVersion: string;
+  /** The name of the model; empty if the daemon is of a version with one model. */
+  readonly model: string;
 }
 
 /** The outcome of one text of several: its embedding, or the error that says why there is none. */
@@ -92,7 +94,7 @@ export class SpaceGuard {
  */
 export function readOutcome(
   item: EmbedResponse | undefined,
-  answer: { fingerprint: string; prompt: string },
+  answer: { fingerprint: string; prompt: string; model: string },
   index?: number,
 ): Outcome {
   if (item === undefined) {
@@ -117,6 +119,7 @@ export function readOutcome(
     cached,
     clusterId: centroidSetVersion === "" ? undefined : item.clusterId,
     centroidSetVersion,
+    model: answer.model,
   };
 }
 

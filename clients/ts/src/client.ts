@@ -13,6 +13,7 @@ import {
 import {
   type CallOptions,
   checkKnown,
+  checkModel,
   type EmbedOptions,
   embedFields,
   type ItemOptions,
@@ -21,6 +22,7 @@ import {
   tooOld,
 } from "./options.js";
 import { LARGE_TEXT, TEXT_OVERHEAD } from "./policy.js";
+import { type RankedDocument, type RerankOptions, rerank } from "./ranking.js";
 import { embedStream } from "./stream.js";
 import { type Place, Target } from "./target.js";
 import { checkLength, encodedLength, listed, measure, relocated, sizeOf, split } from "./texts.js";
@@ -104,7 +106,7 @@ export class Client {
             checkLength(length + TEXT_OVERHEAD, maxBytes);
             return send();
           });
-    checkKnown(options, response.fingerprint);
+    checkKnown(options, response);
     return readVector(response);
   }
 
@@ -132,7 +134,7 @@ export class Client {
         const response = await this.#embedBatch(request, deadline).catch((error: unknown) => {
           throw relocated(error, start, end - start);
         });
-        checkKnown(options, response.fingerprint);
+        checkKnown(options, response);
         space.check(response.fingerprint);
         for (const embedding of response.embeddings) {
           const vector = readVector(embedding);
@@ -183,6 +185,7 @@ export class Client {
         if (response.fingerprint === "") {
           throw tooOld("gives no details of an embedding");
         }
+        checkModel(options, response.model);
         space.check(response.fingerprint);
         for (const [place, index] of part.entries()) {
           outcomes[index] = readOutcome(response.embeddings[place], response, index);
@@ -238,10 +241,32 @@ export class Client {
         if (response.tokenCounts.length !== end - start) {
           throw new RunedError("INTERNAL", "the daemon counted the tokens of other texts than were asked for; send them again");
         }
+        checkModel(options, response.model);
         counts.push(...response.tokenCounts);
       }
       return counts;
     });
+  }
+
+  /**
+   * Ranks documents by their relevance to a query. It sends as many requests as the daemon's limits demand.
+   *
+   * @param query - The question or search phrase. It must not be blank.
+   * @param documents - The documents. None may be blank.
+   * @returns The documents with their scores, the best one first. Documents of equal scores keep their order.
+   * @throws RunedError As `embed`; `metadata.index` tells the first document at fault. UNKNOWN_MODEL: The daemon has no such
+   * model, or no reranker, or several. WRONG_MODEL_KIND: The model makes embeddings.
+   */
+  async rerank(query: string, documents: Iterable<string>, options: RerankOptions = {}): Promise<RankedDocument[]> {
+    const deadline = this.#deadline(options);
+    return await rerank(
+      this.#calls,
+      (common, send) => this.#within(deadline, common, send),
+      deadline,
+      query,
+      documents,
+      options,
+    );
   }
 
   /**

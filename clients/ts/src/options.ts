@@ -20,7 +20,7 @@ export interface CallOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** The options that decide what is put in front of a text. */
+/** The options that decide which model reads a text, and what is put in front of it. */
 export interface PromptOptions {
   /**
    * The purpose of the text. Without one, the text is embedded as it is. The daemon puts the model's own prompt for it in front.
@@ -29,6 +29,8 @@ export interface PromptOptions {
   role?: Role | undefined;
   /** The purpose of a query in one English sentence; only with role "query". By default the model's own instruction. */
   instruction?: string | undefined;
+  /** The model: its name or an alias, in letters of any case. By default the daemon's default model. */
+  model?: string | undefined;
 }
 
 /** The options of all methods that embed. */
@@ -62,11 +64,17 @@ const LANES: Record<Lane, LaneValue> = { interactive: LaneValue.INTERACTIVE, bul
 const MAX_DIMENSIONS = 2 ** 32 - 1;
 
 /**
- * Returns the fields of a request that decide what is put in front of a text.
+ * Returns the fields of a request that decide which model reads a text, and what is put in front of it.
  *
  * @throws RunedError INVALID_REQUEST or BAD_INSTRUCTION: An option cannot be used.
  */
-export function promptFields({ role, instruction = "" }: PromptOptions) {
+export function promptFields({ role, instruction = "", model = "" }: PromptOptions) {
+  if (typeof model !== "string") {
+    throw new TypeError(`model is of type ${typeof model}, but must be a string`);
+  }
+  if (!model.isWellFormed()) {
+    throw new RunedError("UNKNOWN_MODEL", "model is not valid Unicode: it has half of a surrogate pair");
+  }
   if (typeof instruction !== "string") {
     throw new TypeError(`instruction is of type ${typeof instruction}, but must be a string`);
   }
@@ -76,7 +84,7 @@ export function promptFields({ role, instruction = "" }: PromptOptions) {
   if (!instruction.isWellFormed()) {
     throw new RunedError("BAD_INSTRUCTION", "instruction is not valid Unicode: it has half of a surrogate pair");
   }
-  return { role: choose("role", role, ROLES) ?? RoleValue.UNSPECIFIED, instruction };
+  return { role: choose("role", role, ROLES) ?? RoleValue.UNSPECIFIED, instruction, model };
 }
 
 /**
@@ -96,8 +104,19 @@ export function embedFields(options: EmbedOptions) {
   return {
     ...promptFields(options),
     dimensions: dimensions ?? 0,
-    truncate: choose("truncate", options.truncate, TRUNCATES) ?? TruncateValue.UNSPECIFIED,
-    lane: choose("lane", options.lane, LANES) ?? LaneValue.UNSPECIFIED,
+    ...queueFields(options),
+  };
+}
+
+/**
+ * Returns the fields of a request that choose the queue and how to deal with a text that is too long.
+ *
+ * @throws RunedError INVALID_REQUEST: An option cannot be used.
+ */
+export function queueFields({ truncate, lane }: Pick<EmbedOptions, "truncate" | "lane">) {
+  return {
+    truncate: choose("truncate", truncate, TRUNCATES) ?? TruncateValue.UNSPECIFIED,
+    lane: choose("lane", lane, LANES) ?? LaneValue.UNSPECIFIED,
   };
 }
 
@@ -105,17 +124,29 @@ export function embedFields(options: EmbedOptions) {
  * Makes sure that the daemon knew the options of the call that it has answered.
  *
  * A daemon from before there were options ignores them, and answers another vector than was asked for. Its answers have no
- * fingerprint.
+ * fingerprint. Those of a version with one model name no model.
  *
  * @throws RunedError UNIMPLEMENTED: The answer must not be used.
  */
-export function checkKnown(options: EmbedOptions, fingerprint: string): void {
+export function checkKnown(options: EmbedOptions, { fingerprint, model }: { fingerprint: string; model: string }): void {
   const { role, instruction, dimensions, truncate = "none" } = options;
   const asked = Object.entries({ role, instruction, dimensions, truncate: truncate !== "none" })
     .filter(([, value]) => Boolean(value))
     .map(([name]) => name);
   if (asked.length > 0 && fingerprint === "") {
     throw tooOld(`does not know ${asked.join(" and ")}`);
+  }
+  checkModel(options, model);
+}
+
+/**
+ * Makes sure that the daemon knew the name of the model. One of a version with one model ignores it.
+ *
+ * @throws RunedError UNIMPLEMENTED: The answer is of another model.
+ */
+export function checkModel(options: PromptOptions, model: string): void {
+  if (options.model && model === "") {
+    throw tooOld("has one model and knows no names");
   }
 }
 

@@ -364,7 +364,7 @@ class Talker<K> {
     for (const { id, embedding } of answer.results) {
       const outcome = readOutcome(embedding, answer);
       if (!(outcome instanceof RunedError)) {
-        checkKnown(this.#options, answer.fingerprint);
+        checkKnown(this.#options, answer);
         this.#space.check(answer.fingerprint);
       }
       this.#job.answer(Number(id), outcome);

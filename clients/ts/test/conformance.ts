@@ -20,6 +20,9 @@ interface Args {
   vectors: number[][];
   preset: string;
   version: string;
+  query: string;
+  documents: Text[];
+  top_n?: number;
   with_route?: boolean;
   timeout_ms?: number;
 }
@@ -50,7 +53,8 @@ async function main(): Promise<void> {
 }
 
 async function result(client: Client, call: string, args: Args): Promise<unknown> {
-  const { text, texts, items, vectors, preset, version, with_route: withRoute, timeout_ms: timeoutMs, ...others } = args;
+  const { text, texts, items, vectors, preset, version, query, documents, top_n: topN, ...named } = args;
+  const { with_route: withRoute, timeout_ms: timeoutMs, ...others } = named;
   const options: EmbedOptions = { timeoutMs, ...others };
   switch (call) {
     case "embed": {
@@ -83,6 +87,10 @@ async function result(client: Client, call: string, args: Args): Promise<unknown
     }
     case "count_tokens":
       return { counts: await client.countTokens(texts.map(written), options) };
+    case "rerank": {
+      const ranked = await client.rerank(query, documents.map(written), { ...options, topN });
+      return { results: ranked.map(({ cached, ...facts }) => renamed(facts)) };
+    }
     case "warm_up":
       await client.warmUp(options);
       return {};

@@ -1,10 +1,14 @@
-"""The gate of the loopback port. It lets a request in only if it has the token and names this host."""
+"""The gate of the loopback port. It lets a request in only if it names this host and has the token.
+
+Without a token, a request of a web page of another host is turned away.
+"""
 
 from __future__ import annotations
 
 import hmac
 
-from runed.api.openai.errors import ForeignHostError, UnauthenticatedError, error_response
+from runed.api.openai.errors import error_response
+from runed.api.web.errors import ForeignHostError, ForeignOriginError, UnauthenticatedError
 from runed.errors import RunedError
 from runed.log import get_logger, log_refusal
 from runed.server import Gate, Headers, Refusal
@@ -14,14 +18,14 @@ _HTTP_PORT = 80
 _log = get_logger(__name__)
 
 
-def token_gate(*, token: str, port: int) -> Gate:
+def token_gate(*, token: str | None, port: int) -> Gate:
     """Return the gate of a port.
 
     No path is open without the token, not even to a browser's `OPTIONS`. No answer has a CORS header. So a web page can neither
-    send a request nor read an answer.
+    send a request nor read an answer. The same holds without a token, as browsers tell whose page sends a request.
 
     Args:
-        token: The token.
+        token: The token; None lets in every program of this machine.
         port: The port.
     """
     names = ("127.0.0.1", "localhost", "[::1]")
@@ -30,7 +34,8 @@ def token_gate(*, token: str, port: int) -> Gate:
         hosts |= {name.encode() for name in names}
 
     def gate(headers: Headers) -> Refusal | None:
-        error = _check_host(headers, hosts, port) or _check_token(headers, token.encode())
+        error = _check_host(headers, hosts, port)
+        error = error or (_check_origin(headers, hosts) if token is None else _check_token(headers, token.encode()))
         if error is None:
             return None
         log_refusal(_log, "request over the loopback port refused", kind=error.reason, reason=error.reason)
@@ -49,6 +54,15 @@ def _check_host(headers: Headers, hosts: set[bytes], port: int) -> RunedError | 
     return ForeignHostError(f"this Host is not served here; use http://127.0.0.1:{port}/v1, or localhost or [::1] in its place")
 
 
+def _check_origin(headers: Headers, hosts: set[bytes]) -> RunedError | None:
+    """Refuse what a browser sends for a page of another host: it tells `Origin`, except with some GETs, or `Sec-Fetch-Site`."""
+    origins = {value.lower().removeprefix(b"http://") for value in _values(headers, b"origin")}
+    sites = set(_values(headers, b"sec-fetch-site"))
+    if origins <= hosts and sites <= {b"same-origin", b"none"}:
+        return None
+    return ForeignOriginError("web pages of other hosts are not served here; let a program of yours ask in their place")
+
+
 def _check_token(headers: Headers, token: bytes) -> RunedError | None:
     values = _values(headers, b"authorization")
     scheme, _, credentials = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
@@ -57,7 +71,7 @@ def _check_token(headers: Headers, token: bytes) -> RunedError | None:
         return None
     return UnauthenticatedError(
         "no valid token came with the request; send the content of http.token, in the home of runed (~/.runed), as the API "
-        "key, which is the header Authorization: Bearer TOKEN"
+        "key, which is the header Authorization: Bearer TOKEN. For programs that can send none, there is RUNED_HTTP_TOKEN=off"
     )
 
 

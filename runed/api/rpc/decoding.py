@@ -25,7 +25,10 @@ _FIELD_AT_FAULT = re.compile(r"Failed to parse (\w+) field: ")
 _Descriptor: TypeAlias = Any
 """A descriptor of Google's runtime. Its stubs name two classes of it, of which one is private."""
 
-_TEXTS = {"text", "texts"}
+_LISTS = {"texts", "documents"}
+"""The names of the fields that hold lists of texts."""
+
+_TEXTS = {"text", *_LISTS}
 """The names of the fields that hold texts."""
 
 
@@ -91,7 +94,7 @@ def decode(data: bytes, message_class: type[Message], codec: str) -> Decoded:
     try:
         return _decode_json(data, message_class) if codec == "json" else _decode_binary(data, message_class)
     except RunedError as error:
-        if error.reason == too_many_parts().reason and "texts" in message_class.DESCRIPTOR.fields_by_name:
+        if error.reason == too_many_parts().reason and _LISTS.intersection(message_class.DESCRIPTOR.fields_by_name):
             raise BatchTooLargeError(error.message, metadata=error.metadata) from None
         raise
 

@@ -45,7 +45,6 @@ from runed.api.rpc.batch_turns import BatchTurns
 from runed.api.rpc.decoding import whole
 from runed.api.rpc.observation import current_call
 from runed.domain.requests import Centroid, EmbedAnswer, StreamItem
-from runed.errors import UnimplementedError
 from runed.scheduling.scheduler import INTERACTIVE_BATCH
 from runed.server import forget_message, owe
 
@@ -132,8 +131,20 @@ class RunedServicer:
         return WarmUpResponse()
 
     async def rerank(self, request: RerankRequest, ctx: RequestContext[RerankRequest, RerankResponse], /) -> RerankResponse:
-        """Score documents by their relevance to a query."""
-        raise UnimplementedError("this daemon does not rerank")
+        """Rank documents by their relevance to a query. Many documents wait for their turn, as the texts of a batch do."""
+        if len(request.documents) <= INTERACTIVE_BATCH:
+            return await self._rerank(request, ctx)
+        async with self._batches.turn(_client(ctx), messages.rerank_options(request).lane, len(request.documents)):
+            return await self._rerank(request, ctx)
+
+    async def _rerank(self, request: RerankRequest, ctx: RequestContext[RerankRequest, RerankResponse]) -> RerankResponse:
+        call = current_call()
+        options = messages.rerank_options(request)
+        documents = whole(list(request.documents))
+        call.texts, call.lane = len(documents), options.lane
+        answer = await self._host.rerank(request.query, documents, options, client=_client(ctx))
+        call.count_ranked(answer)
+        return messages.rerank_response(answer, documents if request.return_documents else ())
 
     async def list_models(
         self, request: ListModelsRequest, ctx: RequestContext[ListModelsRequest, ListModelsResponse], /

@@ -86,13 +86,6 @@ class HealthServicer:
 def serving_status(health: Health) -> _Served:
     """Return whether an embedding that comes now will be answered.
 
-    It will be while the engine sleeps or starts, since the call starts the engine and waits. NOT_SERVING would make some
-    clients drop a connection on which other calls are about to be answered.
+    NOT_SERVING would make some clients drop a connection on which other calls are about to be answered.
     """
-    match health.status:
-        case Status.OK | Status.IDLE:
-            return _Served.SERVING
-        case Status.LOADING if not health.downloading:
-            return _Served.SERVING
-        case _:
-            return _Served.NOT_SERVING
+    return _Served.SERVING if health.serves else _Served.NOT_SERVING

@@ -10,6 +10,7 @@ from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.domain.model_spec import ModelKind
 from runed.domain.model_status import ModelRoom, ModelStatus
+from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import (
     Centroid,
     CentroidHeader,
@@ -84,6 +85,42 @@ def count_options(request: pb.CountTokensRequest) -> EmbedOptions:
     """
     role = _member(_ROLE, pb.Role, "role", request.role)
     return EmbedOptions(role=role, instruction=request.instruction, model=request.model)
+
+
+def rerank_options(request: pb.RerankRequest) -> RerankOptions:
+    """Read the options of a request that ranks.
+
+    Raises:
+        InvalidRequestError: An option has a value that the contract does not know.
+    """
+    return RerankOptions(
+        lane=_member(_LANE, pb.Lane, "lane", request.lane),
+        truncate=_member(_TRUNCATE, pb.Truncate, "truncate", request.truncate),
+        top_n=request.top_n,
+        model=request.model,
+    )
+
+
+def rerank_response(answer: RerankAnswer, documents: Sequence[str]) -> pb.RerankResponse:
+    """Return the response to a call that ranks.
+
+    Args:
+        answer: The answer.
+        documents: The documents of the call, if each result shall repeat its own; else none.
+    """
+    results = [
+        pb.RerankResult(
+            index=result.index,
+            score=result.score,
+            document=documents[result.index] if documents else "",
+            token_count=result.tokens,
+            total_token_count=result.total_tokens,
+            truncated=result.truncated,
+            cached=result.cached,
+        )
+        for result in answer.results
+    ]
+    return pb.RerankResponse(results=results, token_count=answer.tokens, fingerprint=answer.fingerprint, model=answer.model)
 
 
 def check_same_options(first: pb.EmbedStreamRequest, later: pb.EmbedStreamRequest) -> None:
@@ -242,7 +279,7 @@ def list_models_response(models: Sequence[ModelStatus], room: ModelRoom) -> pb.L
         models: The models, the default one first.
         room: The bounds of all engines.
     """
-    rerankers = [model.name for model in models if model.kind is ModelKind.RERANK]
+    rerankers = [model.name for model in models if model.kind is ModelKind.RERANK and model.installed]
     return pb.ListModelsResponse(
         models=map(model_message, models),
         default_model=models[0].name,

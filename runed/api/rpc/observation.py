@@ -18,7 +18,7 @@ from runed.log import describe_exception, get_logger, log_refusal
 if TYPE_CHECKING:  # as in `errors`
     from connectrpc.errors import ConnectError
 
-_EMBEDDING_METHODS = {"Embed", "EmbedBatch", "EmbedStream"}
+_EMBEDDING_METHODS = {"Embed", "EmbedBatch", "EmbedStream", "Rerank"}
 
 _log = get_logger(__name__)
 

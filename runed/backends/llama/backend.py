@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput
 from runed.backends.llama.command import CONTEXT_STEP, EngineCommand
-from runed.backends.llama.gguf import read_gguf
+from runed.backends.llama.gguf import EMBEDDING_POOLINGS, read_model
 from runed.backends.llama.guard import EngineDiedError, Guard
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.backends.llama.launcher import Launcher
@@ -46,6 +46,8 @@ class LlamaBackend:
         ModelFileError: The GGUF cannot be used.
     """
 
+    _poolings: ClassVar[Sequence[str]] = EMBEDDING_POOLINGS
+
     def __init__(
         self,
         *,
@@ -60,7 +62,7 @@ class LlamaBackend:
         holds_home: Callable[[], bool] = lambda: True,
         timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
-        metadata = read_gguf(model, pooling=pooling)
+        self._metadata = metadata = read_model(model, self._poolings, pooling=pooling)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP
         self._model = model_info(model, metadata, sha256=model_sha256, context=context)
         executable = executable.absolute()  # the child works in another directory
@@ -79,7 +81,15 @@ class LlamaBackend:
             vocabulary=metadata.vocabulary,
         )
         eos_id = metadata.eos_id if metadata.pooling == "last" else None
-        self._launcher = Launcher(command, eos_id=eos_id, quirks=quirks, paths=paths, holds_home=holds_home, timings=timings)
+        self._launcher = Launcher(
+            command,
+            connect=self._connect,
+            eos_id=eos_id,
+            quirks=quirks,
+            paths=paths,
+            holds_home=holds_home,
+            timings=timings,
+        )
         self._supervisor = Supervisor(self._launcher.launch, timings)
         self._guard = Guard()
 
@@ -118,12 +128,20 @@ class LlamaBackend:
         answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.tokenize(some)))
         return [tokens for answer in answers for tokens in answer]
 
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """See `Speller.spell`."""
+        return await self._ask(lambda http: http.spell(tokens))
+
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         """See `Embedder.embed`."""
         answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.embed(some)))
         self._supervisor.answered()
         vectors = [vector for answer in answers for vector in answer.vectors]
         return EmbeddingBatch(vectors, sum(answer.tokens for answer in answers))
+
+    def _connect(self, command: EngineCommand) -> LlamaHTTP:
+        """Make the interface of a server."""
+        return LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
 
     async def _ask(self, question: Callable[[LlamaHTTP], Awaitable[_T]]) -> _T:
         """Send a request to the server. Check and replace the server before a text is blamed for a wrong answer."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from runed.backends.base import BatchLimits
 from runed.backends.llama.http import MAX_CONNECTIONS, Isolation
-from runed.backends.llama.passes import SHORT_PASS, affordable_pass, fitting_pass, pass_cost
+from runed.backends.llama.passes import RANKING_PASS, SHORT_PASS, affordable_pass, fitting_pass, pass_cost
 from runed.backends.llama.profile import Profile
 from runed.domain.device import CPU, Device
-from runed.domain.model import ModelInfo
+from runed.domain.model import RANK, ModelInfo, reads_last
 
 CONTEXT_STEP = 256
 """Step of a context in tokens: llama.cpp rounds a context up to a multiple of it. Measured: `-c 300` accepts texts of 511
@@ -82,16 +82,18 @@ class EngineCommand:
     def slots(self) -> int:
         """The most texts that are computed at once."""
         # With last-token pooling, several slots need passes in tiles: without flash attention, vectors depend on company.
-        return 1 if self.one_slot or (self._pools_last and self.pass_tokens <= SHORT_PASS) else self.profile.slots
+        if self.one_slot or self._ranks_last or (self._pools_last and self.pass_tokens <= SHORT_PASS):
+            return 1
+        return self.profile.slots
 
     @property
     def pass_tokens(self) -> int:
         """The tokens that the engine computes at once."""
         if not self.device.is_cpu:
             return self._device_pass
-        if not self._pools_last:
-            return self.info.max_tokens  # mean and cls pooling need a whole text at once
-        wanted = self.profile.pass_tokens
+        if not (self._pools_last or self._ranks_last):
+            return self.info.max_tokens  # such a model needs a whole text at once
+        wanted = RANKING_PASS if self._ranks_last else self.profile.pass_tokens
         return fitting_pass(wanted if self.pass_bound is None else min(wanted, self.pass_bound), self.context)
 
     @cached_property
@@ -119,18 +121,26 @@ class EngineCommand:
 
     @property
     def long_tokens(self) -> int:
-        """The tokens of the self-test's long text, which is computed alone."""
+        """The tokens of the self-test's long text, which is computed alone; 0 for none."""
+        if self.info.pooling == RANK:
+            return 0  # its samples have a long one
         return min(self.pass_tokens + _REST if self.isolation else _LONG_TOKENS, self.info.max_tokens)
 
     def within(self, free: int) -> EngineCommand:
         """Return this command with passes for `free` bytes of memory."""
-        if not (self._pools_last and self.device.is_cpu):
+        if not ((self._pools_last or self._ranks_last) and self.device.is_cpu):
             return self
-        return replace(self, pass_bound=affordable_pass(self.profile.pass_tokens, vocabulary=self.vocabulary, free=free))
+        wanted = RANKING_PASS if self._ranks_last else self.profile.pass_tokens
+        return replace(self, pass_bound=affordable_pass(wanted, vocabulary=self.vocabulary, free=free))
 
     @property
     def _pools_last(self) -> bool:
         return self.info.pooling == "last"
+
+    @property
+    def _ranks_last(self) -> bool:
+        """Whether this is a reranker that reads from left to right. Its pairs are long, so one keeps the engine busy."""
+        return self.info.pooling == RANK and reads_last(RANK, self.info.architecture)
 
     @property
     def _device_pass(self) -> int:
@@ -139,7 +149,7 @@ class EngineCommand:
         room = max(64, share // 64 * 64) if self.device.memory else _FEW_DEVICE_TOKENS
         # The other half of the context may hold the last texts of the slots.
         tokens = min(self.profile.batch_tokens, room, self.context // 2)
-        return tokens if self._pools_last else max(tokens, self.info.max_tokens)
+        return tokens if self._pools_last or self._ranks_last else max(tokens, self.info.max_tokens)
 
     def argv(self) -> list[str]:
         """Return the program and its arguments."""
@@ -161,7 +171,7 @@ class EngineCommand:
             "--verbosity": 2,  # warnings; more would be three lines a text
         }
         flags = ["--embeddings", "--no-ui", "--offline", *(["--no-repack"] if self.no_repack else [])]
-        if self._pools_last and self.slots == 1 and self.device.is_cpu:
+        if (self._pools_last or self._ranks_last) and self.slots == 1 and self.device.is_cpu:
             # A single slot has no room for a tile beside a short piece. Without flash attention, pieces of any size are exact.
             options["--flash-attn"] = "off"
         if self.isolation:

@@ -65,8 +65,11 @@ _MAGIC = int.from_bytes(b"GGUF", "little")
 
 _UINT32, _UINT64 = _SCALARS[4], _SCALARS[10]
 
-_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
-"""Values of `enum llama_pooling_type`, without 0 (none) and 4 (rank), which compute no embedding of a text."""
+EMBEDDING_POOLINGS = ("mean", "cls", "last")
+"""Poolings that make one vector of a text."""
+
+_POOLINGS = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
+"""Values of `enum llama_pooling_type`, without 0 (none), which computes nothing of a whole text."""
 
 # fmt: off
 _TENSOR_TYPES = {
@@ -107,7 +110,7 @@ class GGUFMetadata:
         dim: The number of values of a vector: `<architecture>.embedding_length_out`, or else `<architecture>.embedding_length`.
             They differ if vectors pass a last layer.
         context_length: `<architecture>.context_length`, the most tokens that the model was trained for.
-        pooling: "last", "mean" or "cls".
+        pooling: "last", "mean" or "cls"; "rank" for a reranker, which scores a pair of texts.
         file_type: The name of `general.file_type`, such as "Q6_K"; "" if the file has none.
         add_eos: `tokenizer.ggml.add_eos_token`: whether the engine ends each text with `eos_id`; False if the file does not
             tell.
@@ -116,6 +119,8 @@ class GGUFMetadata:
         unknown_id: `tokenizer.ggml.unknown_token_id`, or None.
         special_tokens: Number and text of each special token.
         vocabulary: The number of tokens that the model knows.
+        rerank_template: `tokenizer.chat_template.rerank`, the text that a reranker reads, with "{query}" and "{document}"; ""
+            if it reads the two texts with special tokens between them.
         origins: Further names of the model, and the addresses of what it was made from, in printable characters.
     """
 
@@ -131,16 +136,42 @@ class GGUFMetadata:
     unknown_id: int | None
     special_tokens: tuple[tuple[int, str], ...]
     vocabulary: int
+    rerank_template: str = ""
     origins: tuple[str, ...] = ()
 
 
 def check_model(path: Path) -> None:
-    """Check that a file is a complete GGUF of an embedding model that runed can serve.
+    """Check that a file is a complete GGUF of a model that runed can serve.
 
     Raises:
         ModelFileError: The file is not.
     """
     read_gguf(path)
+
+
+def read_model(path: Path, poolings: Sequence[str], *, pooling: str = "") -> GGUFMetadata:
+    """Read a GGUF as `read_gguf` does, and refuse a model of another kind.
+
+    Args:
+        path: The file.
+        poolings: The poolings of models of the wanted kind.
+        pooling: As for `read_gguf`.
+
+    Raises:
+        ModelFileError: As `read_gguf`; or the model has another pooling.
+    """
+    metadata = read_gguf(path, pooling=pooling)
+    if metadata.pooling in poolings:
+        return metadata
+    if metadata.pooling == "rank":
+        raise ModelFileError(
+            f"the model {path} cannot be used: it has pooling type 4 (rank), so it scores documents and makes no embeddings; "
+            "get a GGUF of an embedding model"
+        )
+    raise ModelFileError(
+        f"the model {path} cannot be used: with pooling {metadata.pooling!r}, it makes embeddings and scores no documents; "
+        "get a GGUF of a reranker (pooling type 4)"
+    )
 
 
 def read_gguf(path: Path, *, pooling: str = "") -> GGUFMetadata:
@@ -370,6 +401,7 @@ def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str],
         unknown_id=unknown if isinstance(unknown, int) else None,
         special_tokens=special_tokens,
         vocabulary=_integer(values, _VOCABULARY) or 0,
+        rerank_template=_text(values, "tokenizer.chat_template.rerank"),
         origins=tuple(printable(text[:_MAX_NAME_LENGTH]) for key in _ORIGINS if (text := _text(values, key))),
     )
 
@@ -387,8 +419,8 @@ def _pooling(values: dict[str, _Value], architecture: str, name: str) -> str:
             "`runed add PATH --name NAME --pooling mean`"
         )
     raise _BadFileError(
-        f"it has pooling type {kind} ({architecture}.pooling_type), so it is a model for chat or ranking; "
-        "get a GGUF of an embedding model with pooling type 1 (mean), 2 (cls) or 3 (last)"
+        f"it has pooling type {kind} ({architecture}.pooling_type), so it is a model for chat; "
+        "get a GGUF of an embedding model with pooling type 1 (mean), 2 (cls) or 3 (last), or of a reranker with 4 (rank)"
     )
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
 import numpy as np
 
 from runed.backends.base import EmbeddingBatch, TextInput
 from runed.backends.llama.connections import Connections
+from runed.backends.llama.likeness import cosine
 from runed.backends.llama.passes import TILE, missing_tile
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 
@@ -98,17 +99,27 @@ class _Embedding(msgspec.Struct):
     embedding: bytes  # msgspec decodes base64
 
 
-class _Usage(msgspec.Struct):
+class Usage(msgspec.Struct):
+    """The number of tokens that the server read."""
+
     prompt_tokens: Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 
 
 class _Embeddings(msgspec.Struct):
     data: list[_Embedding]
-    usage: _Usage
+    usage: Usage
 
 
 class _Tokens(msgspec.Struct):
     tokens: list[int]
+
+
+class _Piece(msgspec.Struct):
+    piece: str | list[int]  # the bytes of a token that is no valid UTF-8 by itself
+
+
+class _Pieces(msgspec.Struct):
+    tokens: list[_Piece]
 
 
 class _Error(msgspec.Struct):
@@ -132,7 +143,13 @@ class LlamaHTTP:
 
     Attributes:
         max_tokens: As given.
+        samples: Texts for the self-test. Each fits into a micro-batch of 63 tokens, even if each byte is a token. A smaller
+            context gets their first tokens.
     """
+
+    samples: ClassVar[Sequence[str]] = (
+        *("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four."),
+    )
 
     def __init__(self, socket: Path, *, dim: int, max_tokens: int, isolation: Isolation | None = None) -> None:
         self._dim = dim
@@ -144,6 +161,10 @@ class LlamaHTTP:
     def close(self) -> None:
         """Close all connections. Requests on their way get `ConnectionLostError`."""
         self._connections.close()
+
+    def likeness(self, one: bytes, other: bytes) -> float:
+        """Return the cosine of two vectors; NaN if there is none."""
+        return cosine(one, other)
 
     async def healthy(self) -> bool:
         """Return whether the server has loaded its model."""
@@ -165,7 +186,35 @@ class LlamaHTTP:
         if self._special is None:
             self._special = await self._find_special_tokens()
         first, last = self._special
-        return [[*first, *tokens, *last] for part in _parts(texts) for tokens in await self._tokenize(part)]
+        return [[*first, *tokens, *last] for tokens in await self.tokenize_plainly(texts)]
+
+    async def tokenize_plainly(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+        """Return the tokens of each text without special ones around it.
+
+        Args:
+            texts: The texts.
+            parse_special: Whether a special token that a text writes is read as one.
+
+        Raises:
+            InvalidTextError, BackendFaultError, ConnectionLostError: As `tokenize`.
+        """
+        return [tokens for part in _parts(texts) for tokens in await self._tokenize(part, parse_special=parse_special)]
+
+    async def spell(self, tokens: Sequence[int]) -> list[str]:
+        """Return the text of each token.
+
+        Raises:
+            BackendFaultError: The answer makes no sense.
+            ConnectionLostError: There was no complete answer.
+        """
+        # The server takes numbers for tokens, and returns them.
+        question = {"content": list(tokens), "add_special": False, "with_pieces": True}
+        pieces = decode(await self._post("/tokenize", question), _Pieces).tokens
+        if len(pieces) != len(tokens):
+            raise BackendFaultError(f"llama-server spelled {len(pieces)} tokens of {len(tokens)}; use another version of it")
+        return [
+            token.piece if isinstance(token.piece, str) else bytes(token.piece).decode(errors="replace") for token in pieces
+        ]
 
     async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
         """Embed a batch of texts, or of their tokens. Return one vector a text, in their order, each checked.
@@ -179,7 +228,7 @@ class LlamaHTTP:
         filler = await self._isolate(texts, self._isolation) if self._isolation else []
         question = [*texts, *filler]
         body = await self._post("/v1/embeddings", {"input": question, "encoding_format": "base64"})
-        answer = _decode(body, _Embeddings)
+        answer = decode(body, _Embeddings)
         if sorted(item.index for item in answer.data) != list(range(len(question))):
             raise BackendFaultError(f"llama-server answered {len(answer.data)} vectors to {len(question)} texts")
         vectors = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
@@ -188,17 +237,18 @@ class LlamaHTTP:
 
     async def _find_special_tokens(self) -> tuple[list[int], list[int]]:
         """Return the tokens that the server puts before and after each text."""
-        whole = _decode(await self._post("/tokenize", {"content": _FILLER, "add_special": True}), _Tokens).tokens
+        whole = decode(await self._post("/tokenize", {"content": _FILLER, "add_special": True}), _Tokens).tokens
         [text] = await self._tokenize([_FILLER])
         for start in range(len(whole) - len(text) + 1):
             if whole[start : start + len(text)] == text:
                 return whole[:start], whole[start + len(text) :]
         raise BackendFaultError("llama-server tokenizes a text differently alone and among others; use another version of it")
 
-    async def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each text without special ones, by one question."""
+    async def _tokenize(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+        """Return what `tokenize_plainly` does, by one question."""
         content = [part for text in texts for part in (_SEPARATOR, text)]
-        answer = _decode(await self._post("/tokenize", {"content": content, "add_special": True}), _Tokens).tokens
+        question = {"content": content, "add_special": True, "parse_special": parse_special}
+        answer = decode(await self._post("/tokenize", question), _Tokens).tokens
         answer.append(_SEPARATOR)
         result: list[list[int]] = []
         start = answer.index(_SEPARATOR) + 1
@@ -300,7 +350,12 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def _decode(body: bytes, kind: type[_T]) -> _T:
+def decode(body: bytes, kind: type[_T]) -> _T:
+    """Return an answer of the server.
+
+    Raises:
+        BackendFaultError: It has another form.
+    """
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -42,6 +42,7 @@ class Launcher:
 
     Args:
         command: The command without regard to the quirks of the engine.
+        connect: Makes the interface of a server that a command starts.
         eos_id: The token that each text must end with, or None.
         quirks: The quirks of the engine on this machine.
         paths: The home.
@@ -53,6 +54,7 @@ class Launcher:
         self,
         command: EngineCommand,
         *,
+        connect: Callable[[EngineCommand], LlamaHTTP],
         eos_id: int | None,
         quirks: Quirks,
         paths: Paths,
@@ -60,6 +62,7 @@ class Launcher:
         timings: Timings,
     ) -> None:
         self._command = command
+        self._connect = connect
         self._eos_id = eos_id
         self._quirks = quirks
         self._paths = paths
@@ -154,7 +157,7 @@ class Launcher:
                 holds_home=self._holds_home,
             )
         self._spawned = True
-        http = LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
+        http = self._connect(command)
         server = LlamaServer(child, http, command.socket)
         try:
             await self._wait_while_it_works(server)
@@ -165,21 +168,9 @@ class Launcher:
             if isinstance(error, BackendUnavailableError) and child.exited.result() == -signal.SIGILL:
                 raise _IllegalInstructionError(output) from None
             if isinstance(error, BackendFaultError | BackendUnavailableError):
-                raise error.retold(error.message + self._doubt(error.message)) from None
+                raise error.retold(error.message + _doubt(command.executable, self._paths.bin, error.message)) from None
             raise
         return server
-
-    def _doubt(self, message: str) -> str:
-        """Return a clause that names the setting of an engine of the user's own; "" for an engine that runed installed."""
-        program = self._command.executable
-        # A program that tells of `load_model` is a llama-server, and the model is at fault.
-        told = "RUNED_LLAMA_SERVER" in message or "load_model" in message
-        if told or program.is_relative_to(self._paths.bin):
-            return ""
-        return (
-            f"; if {program} is not the llama-server that you want, correct RUNED_LLAMA_SERVER (llama_server in config.json), "
-            "or unset it to have an engine installed, and run `runed stop`"
-        )
 
     def _make_room(self) -> None:
         """Make the directories, and remove an earlier server and its socket, since no server binds to an existing path."""
@@ -298,6 +289,18 @@ class _IllegalInstructionError(BackendUnavailableError):
             "llama-server was ended by SIGILL while it started: it was built for another processor than this one; "
             f"set RUNED_LLAMA_SERVER to one built for this machine{output.last_words()}"
         )
+
+
+def _doubt(program: Path, installed: Path, message: str) -> str:
+    """Return a clause that names the setting of an engine of the user's own; "" for one that runed installed."""
+    # A program that tells of `load_model` is a llama-server, and the model is at fault.
+    told = "RUNED_LLAMA_SERVER" in message or "load_model" in message
+    if told or program.is_relative_to(installed):
+        return ""
+    return (
+        f"; if {program} is not the llama-server that you want, correct RUNED_LLAMA_SERVER (llama_server in config.json), "
+        "or unset it to have an engine installed, and run `runed stop`"
+    )
 
 
 async def _end_or(fault: str, server: LlamaServer) -> str:

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 from runed.backends.base import BatchLimits
 from runed.backends.llama.backend import LlamaBackend
+from runed.backends.llama.likeness import cosine
 from runed.backends.llama.profile import Measurement, PassMeasurement, Profile
-from runed.backends.llama.self_test import MIN_COSINE, CompanyError, cosine
+from runed.backends.llama.self_test import MIN_COSINE, CompanyError
 from runed.errors import BackendUnavailableError
 from runed.paths import Paths, ensure_private_dir
 

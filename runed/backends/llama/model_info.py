@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runed.backends.llama.gguf import GGUFMetadata, read_gguf
-from runed.domain.model import ModelInfo
+from runed.domain.model import RANK, ModelInfo, reads_last
 from runed.errors import printable
 
 
@@ -37,9 +37,9 @@ def model_info(path: Path, metadata: GGUFMetadata, *, sha256: str, context: int)
         identity=f"sha256:{sha256[:16]}",
         name=metadata.name or printable(path.stem),
         architecture=metadata.architecture,
-        dim=metadata.dim,
-        # Measured: with last-token pooling, the server needs one free token of the context.
-        max_tokens=longest - 1 if metadata.pooling == "last" else longest,
+        dim=1 if metadata.pooling == RANK else metadata.dim,
+        # Measured: a model that reads the last token needs one free token of the context.
+        max_tokens=longest - 1 if reads_last(metadata.pooling, metadata.architecture) else longest,
         pooling=metadata.pooling,
         file_type=metadata.file_type,
         sha256=sha256,

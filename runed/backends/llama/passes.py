@@ -16,6 +16,10 @@ SHORT_PASS = 60
 TILED_PASSES = (128, 192, 256, 512)
 """Tokens of a pass in tiles. Each size is a multiple of `TILE` and has room for a short last piece of a text and a tile."""
 
+RANKING_PASS = 512
+"""Tokens of a pass of a reranker that reads from left to right. Engines before llama.cpp's pull request 28876 take no pair that
+is longer than a pass."""
+
 _BYTES_PER_VALUE = 8
 """Bytes for each token of a pass and each token of the vocabulary: two buffers of float32. Measured with a vocabulary of
 151,936: 1.16 MiB a token of a pass."""

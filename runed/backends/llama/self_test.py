@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable
-from operator import mul
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,14 +13,11 @@ from runed.errors import BackendFaultError
 if TYPE_CHECKING:  # it imports numpy, for which no start of an engine shall wait
     from runed.backends.llama.http import LlamaHTTP
 
-_TEXTS = ("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four.")
-"""Texts. Each fits into a micro-batch of 63 tokens, even if each byte is a token. A smaller context gets their first tokens."""
-
 MIN_COSINE = 0.9999
-"""Smallest accepted cosine between the vectors of a text alone and beside other texts."""
+"""Smallest accepted likeness of the vectors of a text alone and beside other texts, as `LlamaHTTP.likeness` tells it."""
 
 _BROKEN_COSINE = 0.99
-"""Cosine below which the difference of two vectors is not rounding: the vector is another text's, or garbage."""
+"""Likeness below which the difference of two vectors is not rounding: the vector is another text's, or garbage."""
 
 
 class CompanyError(BackendFaultError):
@@ -60,7 +54,7 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         BackendFaultError: Vectors are wrong in another way.
         ConnectionLostError: The connection ended.
     """
-    tokens = await http.tokenize(_TEXTS)
+    tokens = await http.tokenize(http.samples)
     if eos_id is not None and any(text[-1:] != [eos_id] for text in tokens):
         raise BackendFaultError(
             f"llama-server does not end a text with the model's end-of-text token {eos_id} "
@@ -68,13 +62,13 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
             "use another version of llama-server or of the model"
         )
     most = http.max_tokens
-    texts = [text if len(ids) <= most else ids[:most] for text, ids in zip(_TEXTS, tokens, strict=True)]
+    texts = [text if len(ids) <= most else ids[:most] for text, ids in zip(http.samples, tokens, strict=True)]
     alone = [await http.embed([text]) for text in texts]
     if [batch.tokens for batch in alone] != [min(len(ids), most) for ids in tokens]:
         raise BackendFaultError("llama-server counts other tokens than it embeds; use another version of llama-server")
     fitting = sum(tokens <= limits.tokens for tokens in itertools.accumulate(batch.tokens for batch in alone))
     together = await http.embed(texts[: max(min(fitting, limits.texts), 2)])
-    worst = min(cosine(batch.vectors[0], vector) for batch, vector in zip(alone, together.vectors, strict=False))
+    worst = min(http.likeness(batch.vectors[0], vector) for batch, vector in zip(alone, together.vectors, strict=False))
     if not worst >= _BROKEN_COSINE:
         raise BackendFaultError(
             f"llama-server embeds a text differently alone and in a batch (cosine {worst:.4f}), "
@@ -83,7 +77,7 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
     if limits.texts > 1 and long_tokens:
         long = list(itertools.islice(itertools.cycle(itertools.chain.from_iterable(tokens)), long_tokens))
         first, _, second = await http.embed([long]), await http.embed(texts[:2]), await http.embed([long])
-        worst = min(worst, cosine(first.vectors[0], second.vectors[0]))
+        worst = min(worst, http.likeness(first.vectors[0], second.vectors[0]))
     if limits.texts > 1 and worst < MIN_COSINE:
         raise CompanyError(worst)
     return SelfTest(alone[0].vectors[0], worst)
@@ -95,25 +89,12 @@ async def check_again(http: LlamaHTTP, reference: bytes, *, least: float = _BROK
     Args:
         http: The engine, or a replacement of it.
         reference: The vector that `check_engine` returned.
-        least: The smallest cosine that is accepted.
+        least: The smallest likeness that is accepted.
 
     Raises:
         BackendFaultError: The vector is wrong.
         ConnectionLostError: The connection ended.
     """
-    answer = await http.embed(_TEXTS[:1])
-    if not (similarity := cosine(answer.vectors[0], reference)) >= least:
+    answer = await http.embed(http.samples[:1])
+    if not (similarity := http.likeness(answer.vectors[0], reference)) >= least:
         raise BackendFaultError(f"llama-server gives another vector for the same text than before (cosine {similarity:.4f})")
-
-
-def cosine(one: bytes, other: bytes) -> float:
-    """Return the cosine of two float32 vectors; NaN if there is none, such as of different lengths."""
-    if len(one) != len(other):
-        return math.nan
-    a, b = memoryview(one).cast("f"), memoryview(other).cast("f")
-    norms = math.sqrt(_dot(a, a) * _dot(b, b))
-    return _dot(a, b) / norms if norms else math.nan
-
-
-def _dot(one: Iterable[float], other: Iterable[float]) -> float:
-    return sum(map(mul, one, other), 0.0)

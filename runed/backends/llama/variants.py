@@ -11,9 +11,9 @@ from pathlib import Path
 
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.gguf import read_gguf
+from runed.backends.llama.likeness import cosine
 from runed.backends.llama.measuring import measure_running, workshop
 from runed.backends.llama.profile import built_in_profile
-from runed.backends.llama.self_test import cosine
 from runed.domain.device import Device
 from runed.paths import Paths
 from runed.processes import resident_bytes

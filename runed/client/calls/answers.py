@@ -11,8 +11,9 @@ from runed_proto.runed.v1.runed_pb2 import (
     InfoResponse,
 )
 from runed_proto.runed.v1.runed_pb2 import LaneHealth as LaneHealthMessage
+from runed_proto.runed.v1.runed_pb2 import Model as ModelMessage
 
-from runed.client.types import Embedding, Health, Info, LaneHealth, Phase, Status
+from runed.client.types import Embedding, Health, Info, LaneHealth, Model, ModelKind, Phase, Status
 from runed.errors import BackendFaultError, RunedError, error_of_reason
 
 _FALLBACK_BATCH_SIZE = 32
@@ -77,6 +78,7 @@ def outcome(
         cached=item.cached,
         cluster_id=item.cluster_id if item.centroid_set_version else None,
         centroid_set_version=item.centroid_set_version,
+        model=answer.model,
     )
 
 
@@ -114,6 +116,35 @@ def info(response: InfoResponse) -> Info:
         device=response.device,
         device_tuned_at=response.device_tuned_at,
         company_cosine=response.company_cosine,
+        model=response.model,
+    )
+
+
+def model(message: ModelMessage) -> Model:
+    """Read the description of a model."""
+    return Model(
+        name=message.name,
+        family=message.family,
+        variants=tuple(message.variants),
+        aliases=tuple(message.aliases),
+        kind=ModelKind(message.kind),
+        licence=message.licence,
+        size_bytes=message.size_bytes,
+        installed=message.installed,
+        loaded=message.loaded,
+        memory_bytes=message.memory_bytes,
+        last_used_at=message.last_used_at,
+        keep_alive_seconds=message.keep_alive_seconds,
+        vector_dim=message.vector_dim,
+        min_dimensions=message.min_dimensions,
+        max_text_length=message.max_text_length,
+        context_length=message.context_length,
+        pooling=message.pooling,
+        query_prompt=message.query_prompt,
+        document_prompt=message.document_prompt,
+        default_instruction=message.default_instruction,
+        fingerprint=message.fingerprint,
+        model_identity=message.model_identity,
     )
 
 

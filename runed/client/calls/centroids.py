@@ -18,6 +18,7 @@ from runed_proto.runed.v1.runed_pb2 import (
 from runed.client.calls.daemon_flows import PASSING, DaemonFlows, Tries
 from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Connect, StreamConnection, Turn, UploadFlow
+from runed.client.options import check_model, check_named
 from runed.client.types import CentroidSet, Vectors
 from runed.client.wire.stream import StreamExchange, not_of_runed
 from runed.errors import BadCentroidsError, BootstrappingError
@@ -29,7 +30,7 @@ MESSAGE_BYTES = 1024 * 1024
 
 
 def set_centroids_flow(
-    flows: DaemonFlows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline
+    flows: DaemonFlows, vectors: ArrayLike, preset: str, version: str, deadline: Deadline, *, model: str | None = None
 ) -> UploadFlow[CentroidSet]:
     """Replace the set. Try again if the daemon cannot take it for the moment.
 
@@ -39,20 +40,22 @@ def set_centroids_flow(
         preset: As for `Client.set_centroids`.
         version: As for `Client.set_centroids`.
         deadline: The end of the call.
+        model: As for `Client.set_centroids`.
 
     Raises:
         BadCentroidsError: The vectors are not a table of numbers.
         RunedError: The daemon answered an error.
     """
+    check_model(model)
     matrix = _matrix(vectors)
-    header = CentroidSetHeader(version=version, dim=matrix.shape[1], nlist=len(matrix), preset=preset)
+    header = CentroidSetHeader(version=version, dim=matrix.shape[1], nlist=len(matrix), preset=preset, model=model or "")
     tries = Tries(deadline)
     yield from flows.watch_start(deadline)
     while True:
         try:
             return (yield from _upload(header, matrix, deadline))
         except BootstrappingError:
-            yield from flows.wait_out_bootstrap(deadline)
+            yield from flows.wait_out_bootstrap(deadline, header.model)
         except PASSING as error:
             yield from flows.recover(error, tries)
 
@@ -88,6 +91,7 @@ def _upload(header: CentroidSetHeader, matrix: Vectors, deadline: Deadline) -> U
         response = SetCentroidsResponse.FromString(answer)
     except (ValueError, DecodeError):
         raise not_of_runed() from None
+    check_named(header.model, response.model)
     return CentroidSet(version=response.version, nlist=response.nlist)
 
 

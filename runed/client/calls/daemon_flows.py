@@ -14,6 +14,8 @@ from runed_proto.runed.v1.runed_pb2 import (
     InfoResponse,
     ListModelsRequest,
     ListModelsResponse,
+    LoadModelRequest,
+    LoadModelResponse,
     ShutdownRequest,
     ShutdownResponse,
     WarmUpRequest,
@@ -24,8 +26,8 @@ from runed.client.calls import answers
 from runed.client.calls.notices import warn
 from runed.client.calls.patience import Deadline, Patience
 from runed.client.calls.steps import Ensure, Flow, Send, Sleep
-from runed.client.options import Options
-from runed.client.types import Health, Info, Phase, Status
+from runed.client.options import Options, check_model, check_named
+from runed.client.types import Health, Info, Model, Phase, Status
 from runed.errors import (
     BackendUnavailableError,
     BootstrappingError,
@@ -102,26 +104,35 @@ class DaemonFlows:
         """The name of the model as the daemon last told it; empty if it has not told one."""
         return "" if self._limits is None else self._limits.model_name
 
-    def info(self, deadline: Deadline) -> Flow[Info]:
+    def info(self, deadline: Deadline, model: str | None = None) -> Flow[Info]:
         """Return the description of the daemon and its model. Wait for engine and model, but not for a download."""
-        return (yield from self._complete_info(deadline, refuse_download=True))
+        return (yield from self._complete_info(deadline, model, refuse_download=True))
 
-    def wait_until_ready(self, deadline: Deadline) -> Flow[Info]:
+    def wait_until_ready(self, deadline: Deadline, model: str | None = None) -> Flow[Info]:
         """Wait until engine and model are there, also for a download. Return the complete Info."""
-        return (yield from self._complete_info(deadline, refuse_download=False))
+        return (yield from self._complete_info(deadline, model, refuse_download=False))
 
-    def warm_up(self, deadline: Deadline) -> Flow[None]:
+    def warm_up(self, deadline: Deadline, model: str | None = None) -> Flow[None]:
         """Wait until the engine has loaded its model, also for a download. Start it if it is suspended."""
-        yield from self.send_when_ready("WarmUp", WarmUpRequest(), WarmUpResponse, deadline)
+        if not model:
+            yield from self.send_when_ready("WarmUp", WarmUpRequest(), WarmUpResponse, deadline)
+        else:  # a daemon with one model knows WarmUp, but not this
+            yield from self.send_when_ready("LoadModel", LoadModelRequest(model=model), LoadModelResponse, deadline)
 
-    def health(self, deadline: Deadline) -> Flow[Health]:
-        """Return the present state of the daemon."""
-        return answers.health((yield from self._send("Health", HealthRequest(), HealthResponse, deadline)))
+    def health(self, deadline: Deadline, model: str | None = None) -> Flow[Health]:
+        """Return the present state of the daemon and of a model."""
+        request = HealthRequest(model=model or "")
+        return answers.health((yield from self._send("Health", request, HealthResponse, deadline)))
+
+    def list_models(self, deadline: Deadline) -> Flow[list[Model]]:
+        """Return the models that requests may name."""
+        response = yield from self._send("ListModels", ListModelsRequest(), ListModelsResponse, deadline)
+        return [answers.model(message) for message in response.models]
 
     def models_in_use(self, deadline: Deadline) -> Flow[set[str]]:
         """Return the full names of the models that the daemon has opened, in small letters. Their engines may be suspended."""
-        response = yield from self._send("ListModels", ListModelsRequest(), ListModelsResponse, deadline)
-        return {model.name.lower() for model in response.models if model.loaded or model.fingerprint}
+        models = yield from self.list_models(deadline)
+        return {model.name.lower() for model in models if model.loaded or model.fingerprint}
 
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
         """Ask the daemon to drain and exit. No daemon is started for that."""
@@ -145,29 +156,32 @@ class DaemonFlows:
         if role is None or prompt or role in self._noted:
             return
         self._noted.add(role)
-        if role == "document" and (yield from self.present_info(deadline)).query_prompt:
+        if role == "document" and (yield from self.present_info(deadline, options.model)).query_prompt:
             return
         warn(
             f'role="{role}" adds nothing: no prompt of this model is known. If it was trained with prompts, name them as '
             "query_prompt and document_prompt of the model in config.json"
         )
 
-    def present_info(self, deadline: Deadline) -> Flow[Info]:
+    def present_info(self, deadline: Deadline, model: str | None = None) -> Flow[Info]:
         """Return the facts that the daemon knows so far. Its limits are always among them."""
-        response = yield from self.send_when_ready("Info", InfoRequest(), InfoResponse, deadline)
+        response = yield from self.send_when_ready("Info", InfoRequest(model=model or ""), InfoResponse, deadline)
         self._limits = answers.info(response)
         return self._limits
 
-    def _complete_info(self, deadline: Deadline, *, refuse_download: bool) -> Flow[Info]:
+    def _complete_info(self, deadline: Deadline, model: str | None, *, refuse_download: bool) -> Flow[Info]:
         yield from self.watch_start(deadline, refuse_download=refuse_download)
+        check_model(model)
+        request = InfoRequest(model=model or "")
         while True:
             # A daemon refuses Info during a download. One of an earlier version answers the facts that it knows at any time.
             with suppress(BootstrappingError):
-                info = answers.info((yield from self._send("Info", InfoRequest(), InfoResponse, deadline)))
+                info = answers.info((yield from self._send("Info", request, InfoResponse, deadline)))
                 if info.vector_dim:
+                    check_named(model, info.model)
                     self._limits = info
                     return info
-            yield from self.wait_out_bootstrap(deadline, refuse_download=refuse_download)
+            yield from self.wait_out_bootstrap(deadline, request.model, refuse_download=refuse_download)
 
     def send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
         """Send a request. If a bootstrap refuses it, wait for the bootstrap and send it again."""
@@ -176,13 +190,16 @@ class DaemonFlows:
             try:
                 return (yield from self._send(method, request, response_type, deadline))
             except BootstrappingError:
-                yield from self.wait_out_bootstrap(deadline)
+                yield from self.wait_out_bootstrap(deadline, getattr(request, "model", ""))
 
-    def wait_out_bootstrap(self, deadline: Deadline, *, refuse_download: bool = False, refused: bool = True) -> Flow[None]:
+    def wait_out_bootstrap(
+        self, deadline: Deadline, model: str = "", *, refuse_download: bool = False, refused: bool = True
+    ) -> Flow[None]:
         """Poll Health until the daemon no longer loads, and report each change.
 
         Args:
             deadline: The end of the call.
+            model: The name of the model that the call needs; "" means the default one.
             refuse_download: Whether to raise `BootstrappingError` as soon as something is downloaded.
             refused: Whether a bootstrap has refused a call. Otherwise a daemon that does not load is left at once.
         """
@@ -191,7 +208,7 @@ class DaemonFlows:
         message = ""
         try:
             while True:
-                health = yield from self.health(deadline)
+                health = yield from self.health(deadline, model)
                 message = health.message
                 if not (refused or told or health.status is Status.LOADING):
                     return

@@ -22,7 +22,7 @@ from runed.client.calls.daemon_flows import DaemonFlows
 from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Flow
 from runed.client.calls.texts import LARGE_TEXT, TEXT_OVERHEAD, check_length, encoded_length, listed, measure, relocated, split
-from runed.client.options import Options, too_old
+from runed.client.options import Options, check_named, too_old
 from runed.client.types import Embedding, Info, Vectors
 from runed.errors import (
     BatchTooLargeError,
@@ -50,8 +50,8 @@ class Flows(DaemonFlows):
                 check_length(length + TEXT_OVERHEAD, limits.max_request_bytes - common)
             return self.send_when_ready("Embed", request, EmbedResponse, deadline)
 
-        response = yield from (send() if length <= LARGE_TEXT else self._within_limits(send, deadline))
-        options.check_known(response.fingerprint)
+        response = yield from (send() if length <= LARGE_TEXT else self.within_limits(send, deadline, options.model))
+        options.check_known(response)
         if not response.vector:
             raise answers.no_vector()
         yield from self.note_role(options, response.prompt, deadline)
@@ -61,9 +61,9 @@ class Flows(DaemonFlows):
         """Embed many texts by as many requests as the daemon's limits demand. The vectors have shape (n, dim)."""
         texts = listed(texts)
         if not texts:
-            dim = options.dimensions or (yield from self.wait_until_ready(deadline)).vector_dim
+            dim = options.dimensions or (yield from self.wait_until_ready(deadline, options.model)).vector_dim
             return np.empty((0, dim), dtype=np.float32)
-        return (yield from self._within_limits(partial(self._embed_batch, texts, options, deadline), deadline))
+        return (yield from self.within_limits(partial(self._embed_batch, texts, options, deadline), deadline, options.model))
 
     def embed_items(
         self, texts: Iterable[str], options: Options, deadline: Deadline, *, with_route: bool
@@ -74,29 +74,30 @@ class Flows(DaemonFlows):
             return []
         common = EmbedBatchRequest(per_item_errors=True, with_route=with_route)
         options.set_on(common)
-        return (yield from self._within_limits(partial(self._embed_items, texts, options, common, deadline), deadline))
+        call = partial(self._embed_items, texts, options, common, deadline)
+        return (yield from self.within_limits(call, deadline, options.model))
 
     def count_tokens(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[list[int]]:
         """Count the tokens of texts by as many requests as the daemon's limits demand. Return one number a text."""
         texts = listed(texts)
         if not texts:
             return []
-        return (yield from self._within_limits(partial(self._count_tokens, texts, options, deadline), deadline))
+        return (yield from self.within_limits(partial(self._count_tokens, texts, options, deadline), deadline, options.model))
 
-    def _within_limits(self, call: Callable[[Info], Flow[T]], deadline: Deadline) -> Flow[T]:
+    def within_limits(self, call: Callable[[Info], Flow[T]], deadline: Deadline, model: str | None = None) -> Flow[T]:
         """Make a call within the daemon's limits, which are requested once.
 
         Another daemon with smaller limits may have replaced the one that told them. If a request is too large and the limits
         are from before the call, they are requested again.
         """
         known = self._limits
-        limits = known or (yield from self.present_info(deadline))
+        limits = known or (yield from self.present_info(deadline, model))
         try:
             return (yield from call(limits))
         except (BatchTooLargeError, RequestTooLargeError):
             if known is None:
                 raise
-            limits = yield from self.present_info(deadline)
+            limits = yield from self.present_info(deadline, model)
             if (limits.max_batch_size, limits.max_request_bytes) == (known.max_batch_size, known.max_request_bytes):
                 raise
         return (yield from call(limits))
@@ -111,7 +112,7 @@ class Flows(DaemonFlows):
                 response = yield from self._embed_part(texts[start:end], common, deadline)
             except RunedError as error:
                 raise relocated(error, start, end - start) from None
-            options.check_known(response.fingerprint)
+            options.check_known(response)
             space.check(response.fingerprint)
             if vectors is None:
                 yield from self.note_role(options, response.prompt, deadline)
@@ -141,6 +142,7 @@ class Flows(DaemonFlows):
             response = yield from self._embed_part([texts[index] for index in part], common, deadline)
             if not response.fingerprint:
                 raise too_old("gives no details of an embedding")
+            check_named(common.model, response.model)
             space.check(response.fingerprint)
             yield from self.note_role(options, response.prompt, deadline)
             for index, item in zip(part, response.embeddings, strict=True):
@@ -168,6 +170,7 @@ class Flows(DaemonFlows):
                 raise relocated(error, start, end - start) from None
             if len(response.token_counts) != end - start:
                 raise RunedError("the daemon counted the tokens of other texts than were asked for; send them again")
+            check_named(options.model, response.model)
             counts += response.token_counts
         return counts
 

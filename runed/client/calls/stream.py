@@ -84,7 +84,9 @@ class Streaming(Generic[K]):
         pending = self._pending
         options = EmbedStreamRequest()
         self._options.set_on(options)
-        max_bytes = (yield from self._flows.present_info(self._deadline)).max_request_bytes - options.ByteSize()
+        max_bytes = (
+            yield from self._flows.present_info(self._deadline, self._options.model)
+        ).max_request_bytes - options.ByteSize()
         connection: StreamConnection = yield Connect(StreamExchange(METHOD), self._deadline.remaining())
         exchange = connection.exchange
         try:
@@ -148,7 +150,7 @@ class Streaming(Generic[K]):
             for number, item in results:
                 outcome = answers.outcome(item, answer)
                 if isinstance(outcome, Embedding):
-                    self._options.check_known(answer.fingerprint)
+                    self._options.check_known(answer)
                     self._space.check(answer.fingerprint)
                     prompt = answer.prompt
                 self._pending.answer(number, outcome)

@@ -46,7 +46,7 @@ test("errors have their class, code and parameter", async () => {
     });
   await refused(client.embeddings.create({ input: [[1, 2]], model }), OpenAI.BadRequestError, "INVALID_REQUEST", "input");
   await refused(client.embeddings.create({ input: "", model }), OpenAI.BadRequestError, "EMPTY_TEXT", "input");
-  await refused(client.models.retrieve("none"), OpenAI.NotFoundError, "MODEL_NOT_FOUND", "model");
+  await refused(client.models.retrieve("none"), OpenAI.NotFoundError, "model_not_found", "model");
   const stranger = new OpenAI({ baseURL: url, apiKey: "wrong" });
   await refused(stranger.models.list(), OpenAI.AuthenticationError, "UNAUTHENTICATED", null);
 });

@@ -14,8 +14,8 @@ from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 given = json.load(sys.stdin)
 texts: list[str] = given["texts"]
 
-model = OpenAILikeEmbedding(model_name="any", api_base=given["url"], api_key=given["token"])
-short = OpenAILikeEmbedding(model_name="any", api_base=given["url"], api_key=given["token"], dimensions=32)
+model = OpenAILikeEmbedding(model_name="text-embedding-3-large", api_base=given["url"], api_key=given["token"])
+short = OpenAILikeEmbedding(model_name="text-embedding-3-large", api_base=given["url"], api_key=given["token"], dimensions=32)
 output = {
     "documents": model.get_text_embedding_batch(texts),
     "query": model.get_query_embedding(texts[0]),

@@ -22,7 +22,7 @@ with openai.OpenAI(base_url="http://localhost/v1", api_key="any", http_client=ht
         asked.clear()
         started = time.monotonic()
         try:
-            client.embeddings.create(input=f"fail:{reason}", model="m")
+            client.embeddings.create(input=f"fail:{reason}", model="text-embedding-ada-002")
         except openai.APIStatusError as error:
             output[reason] = [type(error).__name__, len(asked), time.monotonic() - started >= 1.5]  # the daemon's time
 

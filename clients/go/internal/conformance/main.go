@@ -59,8 +59,13 @@ type args struct {
 	Dimensions  *int
 	Truncate    *runed.Truncate
 	Lane        *runed.Lane
+	Model       *string
 	WithRoute   bool `json:"with_route"`
 	TimeoutMS   *int `json:"timeout_ms"`
+	Query       text
+	Documents   []text
+	TopN        int `json:"top_n"`
+	Model       string
 }
 
 // text is a string, which the table may write as {"repeat": ..., "times": ...}.
@@ -151,6 +156,16 @@ func perform(ctx context.Context, client *runed.Client, next call) (any, error) 
 	case "count_tokens":
 		counts, err := client.CountTokens(ctx, args.texts(), args.options()...)
 		return object{"counts": counts}, err
+	case "rerank":
+		results := []object{}
+		ranked, err := client.Rerank(ctx, string(args.Query), written(args.Documents), args.rerankOptions())
+		for _, it := range ranked {
+			results = append(results, object{
+				"index": it.Index, "score": float64(it.Score), "document": it.Document, "token_count": it.TokenCount,
+				"total_token_count": it.TotalTokenCount, "truncated": it.Truncated,
+			})
+		}
+		return object{"results": results}, err
 	case "set_centroids":
 		version, err := client.SetCentroids(ctx, args.Vectors, args.Preset)
 		return object{"version": version, "nlist": len(args.Vectors)}, err
@@ -166,10 +181,23 @@ func perform(ctx context.Context, client *runed.Client, next call) (any, error) 
 	return nil, fmt.Errorf("there is no call %q", next.Call)
 }
 
-func (a args) texts() []string {
-	result := make([]string, len(a.Texts))
-	for i, text := range a.Texts {
+func (a args) texts() []string { return written(a.Texts) }
+
+func written(texts []text) []string {
+	result := make([]string, len(texts))
+	for i, text := range texts {
 		result[i] = string(text)
+	}
+	return result
+}
+
+func (a args) rerankOptions() runed.RerankOptions {
+	result := runed.RerankOptions{TopN: a.TopN, Model: a.Model}
+	if a.Truncate != nil {
+		result.Truncate = *a.Truncate
+	}
+	if a.Lane != nil {
+		result.Lane = *a.Lane
 	}
 	return result
 }
@@ -202,6 +230,9 @@ func (a args) options() []runed.EmbedOption {
 	if a.Lane != nil {
 		result = append(result, runed.WithLane(*a.Lane))
 	}
+	if a.Model != nil {
+		result = append(result, runed.WithModel(*a.Model))
+	}
 	if a.WithRoute {
 		result = append(result, runed.WithRoute())
 	}
@@ -219,6 +250,7 @@ func resultOf(embedding runed.Embedding) object {
 		"cached":               embedding.Cached,
 		"cluster_id":           embedding.ClusterID,
 		"centroid_set_version": embedding.CentroidSetVersion,
+		"model":                embedding.Model,
 	}
 }
 

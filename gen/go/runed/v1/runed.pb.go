@@ -1464,7 +1464,7 @@ type RerankResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The index of the document in the request, from 0 on.
 	Index uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	// The relevance: more is better. The range depends on the model.
+	// The relevance, from 0 to 1: more is better. Scores of different models cannot be compared.
 	Score float32 `protobuf:"fixed32,2,opt,name=score,proto3" json:"score,omitempty"`
 	// The document; only with RerankRequest.return_documents.
 	Document string `protobuf:"bytes,3,opt,name=document,proto3" json:"document,omitempty"`
@@ -1601,7 +1601,8 @@ type ListModelsResponse struct {
 	Models []*Model `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
 	// The name of the model that an empty EmbedRequest.model means. Empty while it is not known yet.
 	DefaultModel string `protobuf:"bytes,2,opt,name=default_model,json=defaultModel,proto3" json:"default_model,omitempty"`
-	// The name of the model that an empty RerankRequest.model means. Empty if there is none, or if there are several.
+	// The name of the model that an empty RerankRequest.model means: the only installed one that reranks. Empty if there is none, or
+	// if there are several.
 	DefaultRerankModel string `protobuf:"bytes,3,opt,name=default_rerank_model,json=defaultRerankModel,proto3" json:"default_rerank_model,omitempty"`
 	// The most bytes of memory that the engines may take together (RUNED_MEMORY), and what they take now.
 	MemoryLimit int64 `protobuf:"varint,4,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`

@@ -679,7 +679,7 @@ export type RerankResult = Message<"runed.v1.RerankResult"> & {
   index: number;
 
   /**
-   * The relevance: more is better. The range depends on the model.
+   * The relevance, from 0 to 1: more is better. Scores of different models cannot be compared.
    *
    * @generated from field: float score = 2;
    */
@@ -760,7 +760,8 @@ export type ListModelsResponse = Message<"runed.v1.ListModelsResponse"> & {
   defaultModel: string;
 
   /**
-   * The name of the model that an empty RerankRequest.model means. Empty if there is none, or if there are several.
+   * The name of the model that an empty RerankRequest.model means: the only installed one that reranks. Empty if there is none, or
+   * if there are several.
    *
    * @generated from field: string default_rerank_model = 3;
    */

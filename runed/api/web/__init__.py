@@ -1,0 +1,1 @@
+"""The parts that the JSON APIs share: their errors, their requests and their routes."""
