@@ -264,6 +264,11 @@ class Seat:
         return replace(state, status=BackendStatus.STOPPED) if self.leaving and not self.inside else state
 
     @property
+    def engine_state(self) -> BackendState:
+        """The state of the engine for its users. While it is being stopped, its memory is not free yet."""
+        return self._backend.state
+
+    @property
     def is_starting(self) -> bool:
         """Whether the engine has room and has not worked yet."""
         return self._ready_since is None

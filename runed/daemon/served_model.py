@@ -37,7 +37,7 @@ class ServedModel:
     @property
     def state(self) -> BackendState:
         """The state of the model's backend."""
-        return self.scheduler.backend.state
+        return self.seat.engine_state
 
     @property
     def situation(self) -> Situation:

@@ -9,7 +9,10 @@ from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from tests.api.conftest import Served
+from tests.fakes.fake_host import FakeHost
 from tests.support import PROTOCOLS
+
+NAMES = list(FakeHost.models_served)
 
 UNKNOWN: dict[str, Message] = {
     "Embed": pb.EmbedRequest(text="x", model="nothing"),
@@ -29,8 +32,8 @@ async def test_an_unknown_model_is_refused_with_the_names_that_exist(method: str
     answer = await served.call(protocol, method, UNKNOWN[method])
     assert answer.refusal is not None
     assert (answer.refusal.code, answer.refusal.reason) == ("not_found", "UNKNOWN_MODEL")
-    assert answer.refusal.metadata["models"] == "fake.f32, fake.q8_0, other"
-    assert "fake.f32, fake.q8_0, other" in answer.refusal.message
+    assert answer.refusal.metadata["models"] == ", ".join(NAMES)
+    assert ", ".join(NAMES) in answer.refusal.message
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -54,10 +57,10 @@ async def test_the_model_reaches_the_host_and_its_name_the_caller(asked: str, na
 async def test_models_are_listed_loaded_and_unloaded(protocol: str, served: Served) -> None:
     listed = (await served.call(protocol, "ListModels", pb.ListModelsRequest())).message
     models = cast("pb.ListModelsResponse", listed)
-    assert [model.name for model in models.models] == ["fake.f32", "fake.q8_0", "other"]
+    assert [model.name for model in models.models] == NAMES
     assert (models.default_model, models.default_rerank_model) == ("fake.f32", "")
-    assert models.models[1].kind == pb.Model.KIND_EMBEDDING
+    assert models.models[-1].kind == pb.Model.KIND_EMBEDDING
     loaded = (await served.call(protocol, "LoadModel", pb.LoadModelRequest(model="Other"))).message
-    assert cast("pb.LoadModelResponse", loaded).model == models.models[1]
+    assert cast("pb.LoadModelResponse", loaded).model == models.models[-1]
     unloaded = (await served.call(protocol, "UnloadModel", pb.UnloadModelRequest())).message
     assert cast("pb.UnloadModelResponse", unloaded).model.name == "fake.f32"

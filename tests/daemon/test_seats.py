@@ -402,6 +402,24 @@ def test_an_engine_that_does_not_come_up_keeps_no_room(monkeypatch: pytest.Monke
     run()
 
 
+def test_an_engine_that_is_being_stopped_still_counts_for_its_users_and_no_more_for_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @virtual_time
+    async def run() -> None:
+        room = Room(monkeypatch, 150, a=100)
+        await room.embed("a")
+        stopping = asyncio.create_task(room.seat["a"].stop())
+        await asyncio.sleep(0.05)
+        assert room.seat["a"].engine_state.status is BackendStatus.READY
+        assert room.seat["a"].state.status is BackendStatus.STOPPED
+        assert room.seats.used > 0
+        await stopping
+        assert room.seats.used == 0
+
+    run()
+
+
 def test_an_engine_that_was_suspended_needs_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtual_time
     async def run() -> None:
