@@ -137,6 +137,11 @@ class Paths:
         return self.home / "cache" / "device-failures.json"
 
     @property
+    def device_choice(self) -> Path:
+        """The devices that were the fastest on this machine, by model."""
+        return self.home / "cache" / "device-choice.json"
+
+    @property
     def models(self) -> Path:
         """The directory of the models, each a `<variant>.gguf`."""
         return self.home / "models"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runed.bootstrap import programs
+from runed.bootstrap.device_choice import DeviceChoice
 from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.bootstrap.drivers import Driver, is_at_least
 from runed.bootstrap.engine import Engine
@@ -38,12 +39,14 @@ class EngineOnDevice:
         device: The device.
         use: The key of a failure of the device; None for the processors.
         problems: Sentences for the user on the accelerators that cannot be used.
+        chosen_at: The time of the comparison in which it was the fastest, in ISO 8601; "" if no comparison decides.
     """
 
     engine: Engine
     device: Device
     use: DeviceUse | None = None
     problems: tuple[str, ...] = ()
+    chosen_at: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Chooser:
         accelerated: The engines of the manifest for accelerators, those to prefer first.
         obtain: Returns such an engine, and installs it before if need be.
         model: The model to serve, and its SHA-256.
+        choice: The result of the last comparison of devices for this model, or None. It counts if the setting is "auto".
     """
 
     setting: str
@@ -69,36 +73,105 @@ class Chooser:
     accelerated: Sequence[EngineChoice]
     obtain: Callable[[EngineChoice], Awaitable[Engine]]
     model: tuple[Path, str]
+    choice: DeviceChoice | None = None
 
     async def choose(self) -> EngineOnDevice:
-        """Return the first engine that lists a device which has not failed before, or else the processors."""
+        """Return the device that was the fastest in a comparison, or the first one that has not failed, or the processors."""
         problems: list[str] = []
-        for driver, choice in self._attempts(problems):
-            use = DeviceUse(driver.accelerator, choice.build if choice else self.base.build, driver.version, self.model[1])
-            if (reason := self.failures.reason(use)) is not None:
-                problems.append(f"{driver.accelerator} failed before: {reason}; `runed install --reset` lets it be tried again")
-                continue
+        choice = self._valid_choice
+        found = await self._find(self._attempts_by(choice, problems), problems, most=1)
+        if not found and problems:
+            _log.warning("the processors serve instead of an accelerator", problems=problems)
+            problems[0] = f"the processors serve: {problems[0]}"
+        chosen = found[0] if found else EngineOnDevice(self.base, CPU)
+        chosen_at = choice.chosen_at if choice and choice.chosen == chosen.use else ""
+        return replace(chosen, problems=tuple(problems), chosen_at=chosen_at)
+
+    async def compare(self) -> list[EngineOnDevice]:
+        """Return the device that `choose` returns, and then all others: one for each accelerator, and the processors."""
+        first = await self.choose()
+        problems: list[str] = []
+        others = [*await self._find(self.attempts(problems), problems), EngineOnDevice(self.base, CPU)]
+        # The processors serve because of these problems.
+        told = first if first.problems and first.device.is_cpu else replace(first, problems=tuple(problems))
+        return [told, *(each for each in others if each.device.accelerator != first.device.accelerator)]
+
+    def settled(self, found: Sequence[EngineOnDevice]) -> tuple[DeviceUse, ...]:
+        """Return the uses of all accelerators about which a comparison tells: those that were found, and those that failed."""
+        accelerators = {each.device.accelerator for each in found}
+        return tuple(use for use in self._uses() if use.accelerator in accelerators or self.failures.reason(use) is not None)
+
+    def _uses(self) -> list[DeviceUse]:
+        """Return the uses of all accelerators that may be tried on this machine."""
+        return [self._use(*attempt) for attempt in self.attempts([])]
+
+    async def _find(
+        self, attempts: Iterable[tuple[Driver, EngineChoice | None]], problems: list[str], *, most: int | None = None
+    ) -> list[EngineOnDevice]:
+        """Return at most `most` devices that work, one for each accelerator. Add what prevents others."""
+        found: dict[str, EngineOnDevice] = {}
+        for driver, choice in attempts:
+            if driver.accelerator in found:
+                continue  # its engines share a folder
             try:
-                engine = await self.obtain(choice) if choice else self.base
-                device = await self._find_device(engine, driver.accelerator)
+                working = await self._try(driver, choice, problems)
             except (DownloadError, DiskSpaceError) as error:
                 # The next start tries again. The other archives are on the same server, and as large.
                 problems.append(f"the engine for {driver.accelerator} is missing: {error.message}")
                 break
-            except _NoDeviceError as error:
-                if choice or self._is_named:  # the user's own engine may be for the processors alone
-                    problems.append(error.message)
-            except BootstrapError as error:
-                self.failures.remember(use, error.message)
-                problems.append(f"{driver.accelerator} cannot be used: {error.message}")
-            else:
-                return EngineOnDevice(engine, device, use, tuple(problems))
-        if problems:
-            _log.warning("the processors serve instead of an accelerator", problems=problems)
-        told = ("the processors serve: " + problems[0], *problems[1:]) if problems else ()
-        return EngineOnDevice(self.base, CPU, problems=told)
+            if working:
+                found[driver.accelerator] = working
+            if len(found) == most:  # before the next attempt, whose problems would be told in vain
+                break
+        return list(found.values())
 
-    def _attempts(self, problems: list[str]) -> Iterator[tuple[Driver, EngineChoice | None]]:
+    async def _try(self, driver: Driver, choice: EngineChoice | None, problems: list[str]) -> EngineOnDevice | None:
+        """Return a device that works and has not failed before, with its engine. Otherwise add the reason.
+
+        Raises:
+            DownloadError: The engine cannot be fetched.
+            DiskSpaceError: The engine has no room on the disk.
+        """
+        use = self._use(driver, choice)
+        if (reason := self.failures.reason(use)) is not None:
+            problems.append(f"{driver.accelerator} failed before: {reason}; `runed install --reset` lets it be tried again")
+            return None
+        try:
+            engine = await self.obtain(choice) if choice else self.base
+            return EngineOnDevice(engine, await self._find_device(engine, driver.accelerator), use)
+        except (DownloadError, DiskSpaceError):
+            raise
+        except _NoDeviceError as error:
+            if choice or self._is_named:  # the user's own engine may be for the processors alone
+                problems.append(error.message)
+        except BootstrapError as error:
+            self.failures.remember(use, error.message)
+            problems.append(f"{driver.accelerator} cannot be used: {error.message}")
+        return None
+
+    def _use(self, driver: Driver, choice: EngineChoice | None) -> DeviceUse:
+        return DeviceUse(driver.accelerator, choice.build if choice else self.base.build, driver.version, self.model[1])
+
+    @property
+    def _valid_choice(self) -> DeviceChoice | None:
+        """The choice if it decides: the user names nothing else, and no accelerator is there that was not compared."""
+        choice = self.choice
+        if choice is None or self.setting != "auto" or not set(self._uses()) <= set(choice.compared):
+            return None
+        # The file may be damaged.
+        return choice if choice.chosen is None or choice.chosen.accelerator in _ADVICE else None
+
+    def _attempts_by(self, choice: DeviceChoice | None, problems: list[str]) -> Iterator[tuple[Driver, EngineChoice | None]]:
+        """Yield what `attempts` yields, but first the accelerator that was chosen; nothing if the processors were."""
+        if choice is None:
+            yield from self.attempts(problems)
+        elif choice.chosen:
+            # One that was named for the comparison, such as a device in software, has to be named again.
+            named = replace(self, setting=choice.chosen.accelerator)
+            yield from (each for each in named.attempts([]) if self._use(*each) == choice.chosen)
+            yield from (each for each in self.attempts(problems) if self._use(*each) != choice.chosen)
+
+    def attempts(self, problems: list[str]) -> Iterator[tuple[Driver, EngineChoice | None]]:
         """Yield the drivers to try, each with an engine of the manifest, or None for `base`. Add what prevents others."""
         drivers = self._usable_drivers(problems)
         if self.own or any(driver.accelerator == "metal" for driver in drivers):

@@ -15,9 +15,10 @@ from importlib import resources
 from itertools import chain
 from pathlib import Path
 
-from runed.bootstrap.accelerators import Chooser
+from runed.bootstrap.accelerators import Chooser, EngineOnDevice
 from runed.bootstrap.audit import Audit
 from runed.bootstrap.context import InstallContext
+from runed.bootstrap.device_choice import read_choice
 from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.bootstrap.disk import file_errors, require_space
 from runed.bootstrap.drivers import find_drivers
@@ -62,6 +63,9 @@ class Installation:
         traits: The prompts and dimensions of the model, or None if no manifest tells.
         device: The device to run the engine on.
         device_use: The key of a failure of the device; None for the processors.
+        device_uses: After a comparison of devices, the keys of all accelerators that it tells about.
+        device_chosen_at: The time of the comparison in which the device was the fastest, in ISO 8601; "" if none decides.
+        variants: The names of all variants of the model, this one included; empty for a model that the user brings.
     """
 
     llama_server: Path
@@ -73,6 +77,9 @@ class Installation:
     traits: ModelTraits | None = None
     device: Device = CPU
     device_use: DeviceUse | None = None
+    device_uses: tuple[DeviceUse, ...] = ()
+    device_chosen_at: str = ""
+    variants: tuple[str, ...] = ()
 
 
 async def install(
@@ -104,6 +111,72 @@ async def install(
         BootstrapError: See its subclasses: manifest, download, verification, disk space, archive.
         ForeignPathError: A directory of the home is not ours.
     """
+    parts = await _get_parts(
+        settings, paths, report=report, check_model=check_model, policy=policy, failures=failures, root=root
+    )
+    with file_errors("install engine and model"):
+        return parts.on(await parts.chooser.choose())
+
+
+async def install_for_comparison(
+    settings: Settings,
+    paths: Paths,
+    *,
+    report: Callable[[Progress], None],
+    check_model: Callable[[Path], None],
+    policy: DownloadPolicy = DownloadPolicy(),  # noqa: B008 # immutable
+    root: Path = Path("/"),
+) -> list[Installation]:
+    """Install a model, and an engine for each device that can compute it, within the bounds of the setting `engine`.
+
+    The arguments and errors are those of `install`.
+
+    Returns:
+        What `install` returns, and then the same model on each other device.
+    """
+    parts = await _get_parts(settings, paths, report=report, check_model=check_model, policy=policy, failures=None, root=root)
+    with file_errors("install engine and model"):
+        found = await parts.chooser.compare()
+    uses = parts.chooser.settled(found)
+    return [replace(parts.on(each), device_uses=uses) for each in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """An installed model, and what chooses the engine for it."""
+
+    plan: Plan
+    model: Model
+    chooser: Chooser
+    warnings: tuple[str, ...]
+
+    def on(self, found: EngineOnDevice) -> Installation:
+        """Return the installation on a device."""
+        return Installation(
+            llama_server=found.engine.executable,
+            model=self.model.path,
+            variant=self.model.variant,
+            model_sha256=self.model.sha256,
+            engine_version=found.engine.version,
+            warnings=(*self.warnings, *found.problems),
+            traits=self.plan.model.traits if self.plan.model else None,
+            device=found.device,
+            device_use=found.use,
+            device_chosen_at=found.chosen_at,
+            variants=self.plan.variants,
+        )
+
+
+async def _get_parts(
+    settings: Settings,
+    paths: Paths,
+    *,
+    report: Callable[[Progress], None],
+    check_model: Callable[[Path], None],
+    policy: DownloadPolicy,
+    failures: DeviceFailures | None,
+    root: Path,
+) -> _Parts:
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     for directory in (paths.bin, paths.cache, paths.licenses):
         ensure_private_dir(directory)
@@ -121,9 +194,7 @@ def load_failures(settings: Settings, paths: Paths) -> DeviceFailures:
     return DeviceFailures(paths.device_failures, forget=settings.engine)
 
 
-async def _run(
-    context: InstallContext, check_model: Callable[[Path], None], failures: DeviceFailures, root: Path
-) -> Installation:
+async def _run(context: InstallContext, check_model: Callable[[Path], None], failures: DeviceFailures, root: Path) -> _Parts:
     check_own_files(context.settings)
     engines, models = EngineInstaller(context), ModelInstaller(context, check_model)
 
@@ -156,7 +227,7 @@ async def _run(
             partials = (context.paths.models.glob(f"*.partial{ending}") for ending in ("", ".json", ".new"))
             _remove_leftovers(chain(context.paths.cache.glob("llama-server-*.download*"), *partials))
     keep_manifest(context, plan)
-    chosen = await Chooser(
+    chooser = Chooser(
         setting=context.settings.engine,
         drivers=find_drivers(engine_environment(), root=root) if context.settings.engine != "cpu" else [],
         failures=failures,
@@ -165,18 +236,9 @@ async def _run(
         accelerated=plan.accelerated,
         obtain=partial(_obtain, context),
         model=(model.path, model.sha256),
-    ).choose()
-    return Installation(
-        llama_server=chosen.engine.executable,
-        model=model.path,
-        variant=model.variant,
-        model_sha256=model.sha256,
-        engine_version=chosen.engine.version,
-        warnings=tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings, *chosen.problems))),
-        traits=plan.model.traits if plan.model else None,
-        device=chosen.device,
-        device_use=chosen.use,
+        choice=read_choice(context.paths.device_choice, model.sha256),
     )
+    return _Parts(plan, model, chooser, tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings))))
 
 
 async def _obtain(context: InstallContext, choice: EngineChoice) -> Engine:

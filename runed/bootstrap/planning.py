@@ -34,12 +34,14 @@ class _KeptManifest(msgspec.Struct, frozen=True):
 class Plan:
     """The engine and the model to install; None stands for the user's own. `warning` is for the user.
 
-    `accelerated` are the engines for accelerators. Which of them is installed depends on the machine.
+    `variants` are the names of all variants of the model, this one included; empty for the user's own. `accelerated` are
+    the engines for accelerators. Which of them is installed depends on the machine.
     """
 
     engine: EngineChoice | None
     model: ModelChoice | None
     accelerated: tuple[EngineChoice, ...] = ()
+    variants: tuple[str, ...] = ()
     warning: str = ""
     fetched: _KeptManifest | None = None
 
@@ -114,6 +116,7 @@ def _choose(settings: Settings, document: Manifest) -> Plan:
         engine=None if own else document.engine(manifest.current_platform()),
         model=None if settings.model else document.model(settings.model_variant),
         accelerated=() if own or settings.engine == "cpu" else document.accelerators(manifest.current_platform()),
+        variants=() if settings.model else document.variants(settings.model_variant),
     )
 
 

@@ -5,37 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import runed
 from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.progress import ProgressDisplay
+from runed.cli.samples import sample_texts
+from runed.cli.tables import milliseconds, print_table, table
 from runed.cli.waiting import ANSWER_SECONDS, connect
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
 from runed.paths import Paths
-from runed.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from runed.backends.llama.profile import Tuning
+from runed.settings import load_settings
 
 SECONDS = 3.0
 TUNE_SECONDS = 2.0
 """Seconds of one part of a measurement."""
 
-TUNE_LIMIT = 360.0
-"""Seconds after which `--tune` leaves out the other measurements."""
-
 SHORT_TEXT_WORDS = 12
-LONG_TEXT_WORDS = 40
-TUNE_TEXTS = 256
 FIRST_BATCH_TEXTS = 32
 MAX_BULK_TEXTS = 20_000
 FEWEST_CALLS = 5
@@ -45,18 +35,29 @@ Measure in about ten seconds how fast the daemon embeds on this machine, through
 the client: one short text after the other, many at once, and a text that is in
 the cache. Starts the daemon if none runs.
 
-With --tune, measure the engine instead with several settings (texts at once,
-tokens at once, threads), and keep the best for each profile of RUNED_PROFILE:
+With --tune, measure the engine instead on each device that RUNED_ENGINE admits
+and that works here: the processors, and each accelerator, whose engine is
+fetched if it is missing. Keep the fastest device for RUNED_ENGINE=auto. The
+present one stays unless another is at least 10 % faster, since vectors of two
+devices differ by rounding.
+On each device, try several settings (texts at once, tokens at once, threads),
+and keep the best for each profile of RUNED_PROFILE:
   memory      one text at once
   balanced    at least 90 % of the most texts per second; if it can be, a batch
               takes at most three times as long as a single text, which may have
               to wait for it; the default
   throughput  the most texts per second
 This takes half a minute for a small model and up to six minutes for a large
-one. The machine should do nothing else meanwhile. A running daemon goes on; it
-uses the result from its next start on. `runed status` names it. --reset removes
-it. If other programs disturb the measurement, its result is not kept, and the
-exit code is 1.
+one, on each device. The machine should do nothing else meanwhile. A running
+daemon goes on; it uses the result from its next start on. `runed status` names
+it. --reset removes it. If other programs disturb the measurement, its result is
+not kept, and the exit code is 1.
+
+With --variants, compare variants of the model, such as quantizations: speed,
+memory (without that of a device), and the cosine of their vectors to those of
+the most exact one. Nothing is kept and nothing is switched: RUNED_MODEL_VARIANT
+chooses. Variants that are missing are fetched, or made by llama-quantize, and
+stay in RUNED_HOME/models.
 """
 
 EPILOG = """\
@@ -66,13 +67,8 @@ examples:
   runed bench
   runed bench --tune && runed stop    the next client starts a tuned daemon
   runed bench --reset && runed stop   the next one has the built-in settings
+  runed bench --variants              all variants of the model
 """
-
-_WORDS = (  # noqa: SIM905 # words read best as words
-    "time year people way day man thing woman life child world school state family student group country problem hand part "
-    "place case week company system program question work government number night point home water room mother area money "
-    "story fact month lot right study book eye job word business issue side kind head house service friend father power hour"
-).split()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +100,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=seconds,
         metavar="S",
-        help=f"how long each part takes; default: {SECONDS:g}, with --tune {TUNE_SECONDS:g} of which there are a dozen",
+        help=f"how long each part takes; default: {SECONDS:g}, with --tune {TUNE_SECONDS:g}, of which there are a dozen",
     )
-    parser.add_argument("--reset", action="store_true", help="remove what --tune kept; with --tune, do so first")
+    parser.add_argument(
+        "--variants",
+        nargs="*",
+        metavar="NAME",
+        help="compare these variants of the model, or all of the manifest; with --tune, on the fastest device",
+    )
+    parser.add_argument("--reset", action="store_true", help="remove what --tune kept; with --tune or --variants, do so first")
     parser.add_argument("--force", action="store_true", help="with --tune: keep the result though other programs disturbed it")
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
 
@@ -115,20 +117,48 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, and print the results."""
     if arguments.reset:
         _reset()
-    if arguments.reset and not arguments.tune:
+    if arguments.tune or arguments.variants is not None:
+        return _measure_engines(arguments)
+    if arguments.reset:
         return ExitCode.OK
-    if arguments.tune:
-        return _tune(arguments.seconds or TUNE_SECONDS, as_json=arguments.json, force=arguments.force)
     _measure(arguments.seconds or SECONDS, as_json=arguments.json)
     return ExitCode.OK
 
 
-def sample_texts(count: int, words: int) -> list[str]:
-    """Make texts of `words` common English words. They are new to the cache."""
-    return [" ".join(random.choices(_WORDS, k=words)) for _ in range(count)]  # noqa: S311 # no secret
+def _measure_engines(arguments: argparse.Namespace) -> ExitCode:
+    # The figures of a daemon need none of these imports.
+    from runed.cli.install import open_home  # noqa: PLC0415
+    from runed.cli.tuning import compare_devices, devices_as_dict, show_devices  # noqa: PLC0415
+    from runed.cli.variants import compare_variants, show_variants, variants_as_dicts  # noqa: PLC0415
+    from runed.cli.workbench import Workbench  # noqa: PLC0415
+
+    settings, paths = open_home("bench.log")
+    if _daemon_is_busy(paths):
+        complain("the daemon is embedding now, so the figures will be too low; measure again when it is idle")
+    devices = variants = None
+    with ProgressDisplay() as display:
+        bench = Workbench(settings, paths, arguments.seconds or TUNE_SECONDS, display)
+        if arguments.tune:
+            devices = compare_devices(bench, force=arguments.force)
+        if arguments.variants is not None:
+            variants = compare_variants(bench, arguments.variants, devices.best.installation if devices else None)
+    if arguments.json:
+        document = devices_as_dict(devices, bench) if devices else {}
+        print(json.dumps(document | ({"variants": variants_as_dicts(variants)} if variants else {}), indent=2))
+    else:
+        if devices:
+            show_devices(devices, bench)
+        if variants:
+            show_variants(variants, bench)
+    return ExitCode.OK if devices is None or devices.kept else ExitCode.FAILED
 
 
-# The daemon as it is
+def _daemon_is_busy(paths: Paths) -> bool:
+    try:
+        with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
+            return client.health().in_flight_requests > 0
+    except (DaemonUnavailableError, DeadlineExceededError):
+        return False
 
 
 def _measure(part_seconds: float, *, as_json: bool) -> None:
@@ -143,16 +173,16 @@ def _measure(part_seconds: float, *, as_json: bool) -> None:
         about = {"model_identity": info.model_identity, "model_name": info.model_name, "profile": info.profile}
         print(json.dumps(about | asdict(speed), indent=2))
         return
-    table = _table("", "", "")
-    table.show_header = False
-    alone, worst, cached = map(_milliseconds, (speed.short_text_p50, speed.short_text_p99, speed.cached_text_p50))
-    table.add_row("one short text", f"p50 {alone}", f"p99 {worst}")
-    table.add_row("a cached text", f"p50 {cached}")
-    table.add_row(
+    figures = table("", "", "")
+    figures.show_header = False
+    alone, worst, cached = map(milliseconds, (speed.short_text_p50, speed.short_text_p99, speed.cached_text_p50))
+    figures.add_row("one short text", f"p50 {alone}", f"p99 {worst}")
+    figures.add_row("a cached text", f"p50 {cached}")
+    figures.add_row(
         f"{speed.texts:,} texts at once", f"{speed.texts_per_second:,.1f} texts/s", f"{speed.tokens_per_second:,.0f} tokens/s"
     )
     tell(f"{info.model_name}, profile {info.profile}, texts of {SHORT_TEXT_WORDS} words")
-    _print(table)
+    print_table(figures)
 
 
 def _measure_speed(client: runed.Client, part_seconds: float, display: ProgressDisplay) -> Speed:
@@ -203,123 +233,12 @@ def _vector(answer: runed.Embedding | RunedError) -> runed.Embedding:
     return answer
 
 
-# The engine as it could be
-
-
-def _tune(part_seconds: float, *, as_json: bool, force: bool) -> ExitCode:
-    from runed.cli.install import open_home  # noqa: PLC0415 # the figures of a daemon need none of its imports
-
-    settings, paths = open_home("bench.log")
-    if _daemon_is_busy(paths):
-        complain("the daemon is embedding now, so the figures will be too low; measure again when it is idle")
-    with ProgressDisplay() as display:
-        tuning = _tune_installed(settings, paths, part_seconds, display, force=force)
-    kept = force or not tuning.is_chance
-    code = ExitCode.OK if kept else ExitCode.FAILED
-    if as_json:
-        print(json.dumps({"stored": str(paths.tuning) if kept else None} | asdict(tuning), indent=2))
-        return code
-    _print(_tuning_table(tuning))
-    if tuning.passes:
-        _print(_pass_table(tuning))
-    for remark in tuning.remarks:
-        complain(remark)
-    if not kept:
-        complain("the result is not kept; with --force it is")
-        return code
-    tell(f"kept in {paths.tuning} for the next start; `runed stop` ends a daemon that runs without it")
-    print(f"RUNED_PROFILE chooses among them, now {settings.profile}; `runed bench --reset` brings the built-in settings back")
-    return code
-
-
 def _reset() -> None:
-    from runed.backends.llama.profile import remove_tunings  # noqa: PLC0415 # the figures of a daemon need none of its imports
-
     paths = Paths(load_settings().home)
-    if remove_tunings(paths.tuning):
-        tell(f"removed {paths.tuning}; `runed stop` ends a daemon that runs with it")
+    removed = [path for path in (paths.tuning, paths.device_choice) if path.exists()]
+    for path in removed:
+        path.unlink(missing_ok=True)
+    if removed:
+        tell(f"removed {' and '.join(map(str, removed))}; `runed stop` ends a daemon that runs with it")
     else:
         tell(f"nothing to remove: there is no {paths.tuning}")
-
-
-def _daemon_is_busy(paths: Paths) -> bool:
-    try:
-        with runed.connect(home=paths.home, spawn=False, timeout=ANSWER_SECONDS) as client:
-            return client.health().in_flight_requests > 0
-    except (DaemonUnavailableError, DeadlineExceededError):
-        return False
-
-
-def _tune_installed(settings: Settings, paths: Paths, part_seconds: float, display: ProgressDisplay, *, force: bool) -> Tuning:
-    from runed.backends.llama.tuning import tune  # noqa: PLC0415 # as above
-    from runed.cli.install import install_shown  # noqa: PLC0415 # as above
-
-    def show_tuning(done: int, total: int, what: str) -> None:
-        display.update("measuring the engine", done, total, unit="ways", detail=f"measuring the engine: {what}")
-
-    installation = install_shown(settings, paths, display)
-    for warning in installation.warnings:
-        complain(warning)
-    return tune(
-        executable=installation.llama_server,
-        model=installation.model,
-        model_sha256=installation.model_sha256,
-        paths=paths,
-        ctx_size=settings.ctx_size,
-        texts=sample_texts(TUNE_TEXTS, LONG_TEXT_WORDS),
-        seconds=part_seconds,
-        limit=TUNE_LIMIT,
-        report=show_tuning,
-        force=force,
-        device=installation.device,
-    )
-
-
-def _tuning_table(tuning: Tuning) -> Table:
-    table = _table("texts", "tokens", "threads", "alone", "together", "texts/s", "tokens/s", "best for")
-    best_for: dict[tuple[int, int, int], list[str]] = {}
-    for profile in tuning.profiles:
-        best_for.setdefault((profile.slots, profile.batch_tokens, profile.threads), []).append(profile.name)
-    for each in sorted(tuning.measurements, key=lambda each: (each.slots, each.batch_tokens, each.threads)):
-        table.add_row(
-            str(each.slots),
-            str(each.batch_tokens),
-            str(each.threads),
-            _milliseconds(each.lone_seconds),
-            _milliseconds(each.batch_seconds),
-            f"{each.texts_per_second:,.1f}",
-            f"{each.tokens_per_second:,.0f}",
-            ", ".join(best_for.get((each.slots, each.batch_tokens, each.threads), [])),
-        )
-    return table
-
-
-def _pass_table(tuning: Tuning) -> Table:
-    table = _table("tokens at once", "texts of 120", "texts of 500", "best for")
-    for each in tuning.passes:
-        names = [profile.name for profile in tuning.profiles if profile.pass_tokens == each.pass_tokens]
-        speeds = (f"{speed:,.0f} tokens/s" for speed in (each.medium_tokens_per_second, each.long_tokens_per_second))
-        table.add_row(str(each.pass_tokens), *speeds, ", ".join(names))
-    return table
-
-
-# Tables
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table  # noqa: PLC0415 # 60 ms that a command which is asked for help does not spend
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("", "best for") else "right")
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console  # noqa: PLC0415 # as above
-
-    Console(highlight=False).print(table)
-
-
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value * 1000:,.1f} ms"

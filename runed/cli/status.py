@@ -177,6 +177,8 @@ def _device(info: runed.Info) -> str:
     if not info.accelerator:
         return "-"
     name = f"{info.device} ({info.accelerator})" if info.device else "the processors"
+    if info.device_tuned_at:
+        name += f", the fastest as measured at {info.device_tuned_at} (`runed bench --reset` undoes that)"
     cosine = math.floor(info.company_cosine * 1e7) / 1e7  # not rounded up to a 1 that it is not
     return f"{name}; a text alone and beside others has a cosine of {cosine:.7f}" if cosine else name
 

@@ -197,6 +197,8 @@ class Info:
         restrictions: What makes the daemon slower or smaller than the machine allows, in words for people.
         accelerator: What the engine computes with: "cpu", "cuda", "rocm", "vulkan" or "metal"; "" until the model is installed.
         device: The name of the device for people; "" for the processors.
+        device_tuned_at: The time at which `runed bench --tune` found this device to be the fastest one, in ISO 8601. Empty if
+            no comparison of devices decides.
         company_cosine: The smallest cosine between the vectors of a text alone and beside others that the engine's last
             self-test found; 0 before the first one.
         tuned_at: The time at which `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty
@@ -226,5 +228,6 @@ class Info:
     restrictions: tuple[str, ...] = ()
     accelerator: str = ""
     device: str = ""
+    device_tuned_at: str = ""
     company_cosine: float = 0.0
     tuned_at: str = ""

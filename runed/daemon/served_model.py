@@ -91,5 +91,6 @@ class ServedModel:
             centroid_set_version=scheduler.centroids.version,
             accelerator=self.installation.device.accelerator,
             device=self.installation.device.description,
+            device_tuned_at=self.installation.device_chosen_at,
             company_cosine=self.state.company_cosine,
         )

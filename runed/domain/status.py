@@ -137,5 +137,6 @@ class Info:
     restrictions: Sequence[str] = ()
     accelerator: str = ""
     device: str = ""
+    device_tuned_at: str = ""
     company_cosine: float = 0.0
     tuned_at: str = ""

@@ -84,7 +84,7 @@ class Batcher:
             return
         lane, texts, size = entries[0].lane, len(entries), sum(entry.size for entry in entries)
         self._check_open()
-        self._check_fits(lane, texts, size)
+        _check_fits(self._queue.limits(lane), texts, size)
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(lane, excess)
         now = asyncio.get_running_loop().time()
@@ -117,7 +117,7 @@ class Batcher:
             BatchTooLargeError: There is never room for so many at once.
             ShuttingDownError: The batcher is closed.
         """
-        self._check_fits(Lane.BULK, texts, size)
+        _check_fits(self._queue.limits(Lane.BULK), texts, size)
         async with self._entrance:
             while not self._closed and self._queue.excess(Lane.BULK, texts=texts, size=size):
                 self._queue.vacated.clear()
@@ -156,16 +156,6 @@ class Batcher:
         if self._replaced:
             return BackendUnavailableError("another engine takes over; try again", retry_after=FIRST_RETRY_AFTER)
         return ShuttingDownError("the daemon is shutting down; try again, and a new one will be started")
-
-    def _check_fits(self, lane: Lane, texts: int, size: int) -> None:
-        limits = self._queue.limits(lane)
-        if texts > limits.texts or size > limits.bytes:
-            facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
-            raise BatchTooLargeError(
-                f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
-                "send less at once, or raise these settings of the daemon",
-                metadata=facts,
-            )
 
     def _full(self, lane: Lane, excess: float) -> QueueFullError:
         limits = self._queue.limits(lane)
@@ -304,6 +294,16 @@ def _fail(entries: Sequence[QueueEntry], error: Exception) -> None:
             # A copy for each caller: a shared error would collect the traces and notes of all callers.
             entry.future.set_exception(error.retold() if isinstance(error, RunedError) else error)
             entry.future.exception()  # marks it as seen, so that asyncio does not report it
+
+
+def _check_fits(limits: QueueLimits, texts: int, size: int) -> None:
+    if texts > limits.texts or size > limits.bytes:
+        facts = {"texts": str(texts), "limit": str(limits.texts), "bytes": str(size), "limit_bytes": str(limits.bytes)}
+        raise BatchTooLargeError(
+            f"{texts:,} texts of {size:,} bytes can never wait at once: the limits are {_describe(limits)}; "
+            "send less at once, or raise these settings of the daemon",
+            metadata=facts,
+        )
 
 
 def _describe(limits: QueueLimits) -> str:

@@ -153,7 +153,9 @@ class Http1Protocol:
         return not self._input_ended and self._h11.their_state in {h11.SEND_BODY, h11.ERROR}
 
     async def receive(self, data: bytes) -> None:
-        """Handle bytes of the client. Empty lines before a request mean nothing."""
+        """Handle bytes of the client. Empty lines before a request mean nothing, nor does what follows the last request."""
+        if self._ended:
+            return
         if self._stream is None and not self._h11.trailing_data[0]:
             data = data.lstrip(b"\r\n")
             if not data:  # it would mean the end to h11
@@ -242,6 +244,11 @@ class Http1Protocol:
         """Whether h11 waits for the first request, or for the next one."""
         return self._h11.our_state is h11.IDLE and self._h11.their_state is h11.IDLE
 
+    @property
+    def _ended(self) -> bool:
+        """Whether the last request has come whole. RFC 9112 section 9.6 wants its answer, whatever follows it."""
+        return self._h11.their_state is h11.MUST_CLOSE
+
     def _catch_up(self) -> None:
         """Let h11 read the request that went past it."""
         if self._unread:
@@ -281,6 +288,8 @@ class Http1Protocol:
 
     async def _next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event | None:
         """Return the next event of h11, or None if there is none now. Refuse bytes that are no HTTP, and close then."""
+        if self._ended:
+            return None
         if self._h11.they_are_waiting_for_100_continue:
             await self._write(self._frame(h11.InformationalResponse(status_code=100, headers=[date_header()])))
         try:

@@ -156,21 +156,7 @@ class RequestStream(ABC):
         both_ways = head.version == "2"  # in HTTP/1.1, one direction follows the other, and few clients know trailers
         self._bodiless = head.method == b"HEAD"
         self._takes_trailers = both_ways and (b"te", b"trailers") in head.headers
-        path, _, query = head.target.partition(b"?")
-        scope = {
-            "type": "http",
-            "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "http_version": head.version,
-            "method": head.method.decode(),
-            "scheme": "http",
-            "path": unquote(path.decode()),
-            "raw_path": path,
-            "query_string": query,
-            "root_path": "",
-            "headers": head.headers,
-            "client": self._client,
-            "server": None,
-            "state": {},
+        scope = _scope(head, self._client) | {
             SMALL: head.size <= SMALL_HEAD,
             WHEN_GONE: self.when_gone,
             "extensions": {_TRAILERS: {}, DUPLEX: {"begin": self.begin_duplex}} if both_ways else {},
@@ -350,6 +336,26 @@ class RequestStream(ABC):
             await self.send_trailers(trailers)
         if not self.closed:
             await self.finish()
+
+
+def _scope(head: Head, client: tuple[str, int]) -> dict[str, Any]:
+    """Return what ASGI tells an app of a request, without extensions."""
+    path, _, query = head.target.partition(b"?")
+    return {
+        "type": "http",
+        "asgi": {"spec_version": "2.1", "version": "3.0"},
+        "http_version": head.version,
+        "method": head.method.decode(),
+        "scheme": "http",
+        "path": unquote(path.decode()),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": head.headers,
+        "client": client,
+        "server": None,
+        "state": {},
+    }
 
 
 def _stripped(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

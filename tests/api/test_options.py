@@ -161,6 +161,7 @@ async def test_info_tells_all(served: Served) -> None:
         restrictions=["nice 3"],
         accelerator="vulkan",
         device="fake device",
+        device_tuned_at="2026-11-27T12:00:00+00:00",
         company_cosine=0.75,
         tuned_at="2026-11-28T12:00:00+00:00",
     )

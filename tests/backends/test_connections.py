@@ -156,8 +156,10 @@ async def test_there_are_no_more_connections_than_allowed_and_everybody_is_serve
         [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"],
         [bytes([byte]) for byte in ok(b"abcde", b"Server: slow\r\n")],
         [ok(b"abcde", b"A: " + b"a" * 10_000 + b"\r\n")],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nabcde\r\n0\r\nX: y\r\n\r\n"],
+        [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(b"abcde")],
     ],
-    ids=["chunked", "byte by byte", "long head"],
+    ids=["chunked", "byte by byte", "long head", "extension and trailer", "interim answers first"],
 )
 async def test_an_answer_may_come_in_any_form(pair: Pair, pieces: list[bytes]) -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, _body: bytes) -> None:
@@ -270,6 +272,7 @@ async def test_an_answer_to_half_a_request_ends_the_connection(home: Path) -> No
         (ok(b"x" * (LIMIT + 20_000)), "more bytes"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 10_000, "more bytes"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000, "more bytes"),
+        (b"HTTP/1.1 102 Processing\r\n\r\n" * 10_000, "more bytes"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000, "more bytes"),
         (b"HTTP/1.1 200 " + b"y" * 100_000, "more bytes"),
         (b"SSH-2.0-nothing\r\n\r\n", "not HTTP"),

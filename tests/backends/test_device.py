@@ -79,7 +79,7 @@ def test_a_device_that_does_not_tell_its_memory_gets_passes_of_middle_size() -> 
 
 def test_the_long_text_of_the_self_test_needs_two_passes_where_texts_share_a_context() -> None:
     assert command(GPU).long_tokens == 2056
-    assert command(CPU).long_tokens == 136
+    assert command(CPU).long_tokens == 200
     assert command(GPU, pooling="mean").long_tokens == command(CPU, pooling="mean").long_tokens == 72
 
 

@@ -178,7 +178,7 @@ async def test_every_flag_is_known_to_the_engine_and_memory_is_bounded(make_back
     options = dict(pairwise(argv))
     assert (options["--cache-ram"], options["--parallel"], options["--ctx-size"]) == ("0", "8", "2048")
     assert "--kv-unified" in argv
-    assert options["--ubatch-size"] == options["--batch-size"] == "128"
+    assert options["--ubatch-size"] == options["--batch-size"] == "192"
 
 
 async def test_engine_listens_on_a_private_socket_and_no_port(make_backend: MakeBackend, paths: Paths) -> None:

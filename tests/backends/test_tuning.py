@@ -16,13 +16,19 @@ import pytest
 
 from runed.backends.base import BatchLimits
 from runed.backends.llama.cores import usable_cores
-from runed.backends.llama.profile import Measurement, PassMeasurement, Profile, Tuning
+from runed.backends.llama.measuring import _check_company, _cut, _micro_batches
+from runed.backends.llama.profile import Measurement, PassMeasurement, Profile, Tuning, built_in_profile
 from runed.backends.llama.self_test import CompanyError
-from runed.backends.llama.tuning import _check_company, _cut, _micro_batches, choose_profiles, tune
+from runed.backends.llama.tuning import _Ways, choose_profiles, fastest, tune
+from runed.domain.device import Device
+from runed.domain.model import ModelInfo
 from runed.errors import BackendUnavailableError
 from runed.paths import Paths
+from runed.settings import PROFILES
 
 TEXTS = [f"text number {number} of some length, as {number * 7919} words are: time year people way day" for number in range(64)]
+
+DEVICE = Device("vulkan", "Vulkan0", "fake device")
 
 
 def measurement(slots: int, rate: float, batch_seconds: float, **changes: int) -> Measurement:
@@ -97,6 +103,30 @@ def test_a_pass_is_as_small_as_the_speed_of_long_texts_allows(
     profiles = choose_profiles([ALONE, EIGHT], passes(*measured))
     assert {profile.pass_tokens for profile in profiles} == chosen
     assert all((profile.pass_tokens in {0, 60}) == (profile.name == "memory" or not measured) for profile in profiles)
+
+
+def tuning(rate: float) -> Tuning:
+    """Return a tuning in which eight slots have the best rate."""
+    best = replace(EIGHT, texts_per_second=rate)
+    return Tuning(
+        measured_at="", method="", cores=2, profiles=(), measurements=(ALONE, best, replace(FOUR, texts_per_second=1.0))
+    )
+
+
+def test_the_present_device_stays_unless_another_is_clearly_faster() -> None:
+    assert fastest([tuning(200.0)]) == 0
+    assert fastest([tuning(200.0), tuning(150.0)]) == 0
+    assert fastest([tuning(200.0), tuning(219.0), tuning(100.0)]) == 0
+    assert fastest([tuning(200.0), tuning(221.0), tuning(240.0), tuning(230.0)]) == 2
+
+
+def test_what_serves_without_a_tuning_is_among_the_ways_on_a_device() -> None:
+    info = ModelInfo(identity="", name="", architecture="", dim=1, max_tokens=2048, pooling="last", file_type="f32", sha256="")
+    ways = _Ways.of(info, 1000, DEVICE)
+    built_in = {built_in_profile(name, pooling="last", device=DEVICE) for name in PROFILES}
+    assert {(each.slots, each.batch_tokens) for each in built_in} <= {ways.usual, *ways.others}
+    assert ways.threads == [usable_cores()]
+    assert not ways.passes
 
 
 def test_more_than_noise_is_asked_of_a_larger_batch() -> None:

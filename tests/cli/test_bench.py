@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from tests.backends.support import FakeEngine
 from tests.cli.support import Cli, interrupt
 from tests.support import wait_until
 
@@ -118,6 +121,115 @@ def test_ctrl_c_while_tuning_leaves_nothing_behind(cli: Cli) -> None:
     assert list(temporary.iterdir()) == []
     assert not cli.paths.tuning.exists()
     assert cli.daemon() is None
+
+
+DEVICE = "Vulkan0: fake device (2048 MiB, 2000 MiB free)"
+
+
+@pytest.fixture
+def fake(cli: Cli) -> FakeEngine:
+    """An engine that can have a device."""
+    return FakeEngine(cli.home / "engine")
+
+
+def choices(cli: Cli) -> list[Any]:
+    document: list[Any] = json.loads(cli.paths.device_choice.read_text())
+    return document
+
+
+def test_devices_are_compared_and_the_fastest_is_used_by_the_next_start(cli: Cli, fake: FakeEngine) -> None:
+    fake.behave(devices=[DEVICE])
+    cli = cli.with_environment(RUNED_LLAMA_SERVER=str(fake.executable), RUNED_CTX_SIZE="64")
+    done = cli.with_environment(RUNED_ENGINE="vulkan").run("bench", "--tune", "--seconds", "0.01", "--force", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [each["accelerator"] for each in document["devices"]] == ["vulkan", "cpu"]
+    assert [len(each["profiles"]) for each in document["devices"]] == [3, 3]
+    best = max(document["devices"], key=lambda each: max(way["texts_per_second"] for way in each["measurements"]))
+    (choice,) = choices(cli)
+    assert document["accelerator"] in {"vulkan", best["accelerator"]}, "the present one, or the fastest"
+    assert (choice["chosen"] or {"accelerator": "cpu"})["accelerator"] == document["accelerator"]
+    assert choice["chosen_at"] == document["measured_at"]
+    assert "on vulkan: fake device" in done.stderr
+
+    # Which of two alike is the faster one is chance.
+    for chosen, expected in [(choice["compared"][0], "fake device (vulkan), the"), (None, "the processors, the")]:
+        cli.paths.device_choice.write_text(json.dumps([choice | {"chosen": chosen}]))
+        assert cli.run("embed", "a text").returncode == 0
+        line = next(line for line in cli.run("status").stdout.splitlines() if line.startswith("device"))
+        assert line.split(maxsplit=1)[1].startswith(f"{expected} fastest as measured at {choice['chosen_at']} (`runed bench")
+        cli.stop()
+
+    done = cli.run("bench", "--reset")
+    assert str(cli.paths.tuning) in done.stdout + done.stderr
+    assert str(cli.paths.device_choice) in done.stdout + done.stderr
+    assert not cli.paths.device_choice.exists()
+    assert cli.run("embed", "a text").returncode == 0
+    assert "fastest" not in cli.run("status").stdout
+
+
+def test_a_device_that_fails_is_left_out_of_the_comparison(cli: Cli, fake: FakeEngine) -> None:
+    fake.behave(devices=[DEVICE], on_device={"exit": "device lost"})
+    cli = cli.with_environment(RUNED_LLAMA_SERVER=str(fake.executable), RUNED_CTX_SIZE="64", RUNED_ENGINE="vulkan")
+    done = cli.run("bench", "--tune", "--seconds", "0.01", "--force")
+    assert done.returncode == 0, done.stderr
+    assert "runed: vulkan: fake device: the engine could not be measured in any way; " in done.stderr
+    assert "the device of the next start is kept, too: the processors" in done.stdout
+    assert "RUNED_ENGINE=vulkan decides nevertheless" in done.stderr
+    (choice,) = choices(cli)
+    assert (choice["chosen"], choice["compared"][0]["accelerator"]) == (None, "vulkan")
+
+
+@pytest.fixture
+def varied(cli: Cli, tiny_qwen3: Path) -> Cli:
+    """A home whose manifest has a model in two variants, of which the exact one is served."""
+    sha256 = hashlib.sha256(tiny_qwen3.read_bytes()).hexdigest()
+    models = {
+        "tiny.q8_0": {"derive": {"from": "tiny.f32", "type": "Q8_0"}},
+        "tiny.f32": {"url": tiny_qwen3.as_uri(), "sha256": sha256},
+        "tiny.broken": {"derive": {"from": "tiny.f32", "type": "NO_TYPE"}},
+        "another.f32": {"url": tiny_qwen3.as_uri(), "sha256": sha256},
+    }
+    manifest = cli.home / "manifest.json"
+    manifest.write_text(json.dumps({"version": 1, "platforms": {}, "models": models, "default_model": "tiny.f32"}))
+    return cli.with_environment(RUNED_MODEL="", RUNED_MANIFEST=str(manifest))
+
+
+def test_variants_are_compared_with_the_most_exact_one_and_none_is_switched(varied: Cli) -> None:
+    done = varied.run("bench", "--variants", "--seconds", "0.02", "--json")
+    assert done.returncode == 0, done.stderr
+    packed, exact = json.loads(done.stdout)["variants"]
+    assert (packed["name"], exact["name"]) == ("tiny.q8_0", "tiny.f32")
+    assert packed["compared_with"] == exact["compared_with"] == "tiny.f32"
+    assert exact["mean_cosine"] == pytest.approx(1.0, abs=1e-9)
+    assert 0.99 < packed["least_cosine"] <= packed["mean_cosine"] < 0.999999
+    assert packed["file_bytes"] < exact["file_bytes"] == varied.paths.model("tiny.f32").stat().st_size
+    assert all(each["memory_bytes"] > each["file_bytes"] for each in (packed, exact))
+    assert all(each["texts_per_second"] > 0 < each["lone_seconds"] for each in (packed, exact))
+    assert "runed: tiny.broken is left out: tiny.f32 serves instead of tiny.broken, which could not be made" in done.stderr
+    assert {path.name for path in varied.paths.models.iterdir()} == {"tiny.q8_0.gguf", "tiny.f32.gguf"}
+    assert not varied.paths.tuning.exists()
+    assert varied.run("embed", "a text").returncode == 0
+    assert "(tiny.f32)" in varied.run("status").stdout
+
+
+def test_variants_can_be_named(varied: Cli) -> None:
+    done = varied.run("bench", "--variants", "tiny.q8_0", "tiny.f32", "--seconds", "0.02")
+    assert done.returncode == 0, done.stderr
+    header, packed, exact, *rest = done.stdout.splitlines()
+    assert header.split()[:4] == ["variant", "file", "memory", "alone"]
+    assert (packed.split()[0], exact.split()[0]) == ("tiny.q8_0", "tiny.f32")
+    assert exact.endswith("1.00000")
+    assert "cosines are those to tiny.f32, of 32 texts" in " ".join([*rest, done.stderr])
+    done = varied.run("bench", "--variants", "tiny.q9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no model 'tiny.q9'; it has another.f32, tiny.broken, tiny.f32, tiny.q8_0" in done.stderr
+
+
+def test_a_model_of_the_users_own_has_no_variants(cli: Cli) -> None:
+    done = cli.run("bench", "--variants")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"RUNED_MODEL={cli.environment['RUNED_MODEL']} is a file; unset it" in done.stderr
 
 
 def test_tune_without_a_model_says_what_to_do(cli: Cli, tmp_path: Path) -> None:

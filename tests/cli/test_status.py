@@ -54,6 +54,14 @@ def test_a_busy_daemon_for_people(served: Cli) -> None:
     assert lines["routing"] == "no centroid set"
 
 
+def test_a_device_that_a_comparison_chose_is_told(served: Cli) -> None:
+    plain = report(served)
+    assert _as_lines(plain)["device"].startswith("the processors; a text alone ")
+    at = "2026-11-29T01:00:00+00:00"
+    chosen = replace(plain, info=replace(plain.info, device="H100", accelerator="cuda", device_tuned_at=at, company_cosine=0.0))
+    assert _as_lines(chosen)["device"] == f"H100 (cuda), the fastest as measured at {at} (`runed bench --reset` undoes that)"
+
+
 def test_json_has_every_field_of_info_and_health(served: Cli) -> None:
     document = json.loads(json.dumps(_as_dict(report(served))))
     assert {field.name for kind in (runed.Info, runed.Health) for field in fields(kind)} <= set(document)

@@ -211,6 +211,7 @@ class TestDaemon:
         assert (info.max_queued_texts, info.max_queued_bytes) == (1000, 2000)
         assert info.restrictions == ("nice 3", "1 of 8 processors")
         assert (info.accelerator, info.device, info.company_cosine) == ("vulkan", "fake device", 0.75)
+        assert info.device_tuned_at == "2026-11-27T12:00:00+00:00"
 
     def test_health(self, shared: Path) -> None:
         with runed.connect(home=shared) as client:

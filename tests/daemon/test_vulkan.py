@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runed.paths import Paths
+from tests.cli.support import SCRIPTS, Cli
 from tests.support import Golden, RunningDaemon
 from tools import prebuilt
 
@@ -58,3 +62,38 @@ def test_vectors_of_a_vulkan_device_are_those_of_the_processors(
     cosines = np.sum(vectors["cpu"] * vectors["vulkan"], axis=1)
     assert (cosines >= 0.9999).all(), cosines
     assert infos["vulkan"]["companyCosine"] >= 0.9999
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * START_SECONDS)
+def test_the_device_is_compared_with_the_processors_and_used_if_it_is_chosen(
+    home: Path, vulkan_server: Path, tiny_qwen3: Path, start_daemon: Callable[..., RunningDaemon]
+) -> None:
+    environment = {
+        "RUNED_LLAMA_SERVER": str(vulkan_server),
+        "RUNED_MODEL": str(tiny_qwen3),
+        "RUNED_CTX_SIZE": "256",
+        "GGML_VK_VISIBLE_DEVICES": "0",
+    }
+    done = subprocess.run(
+        [SCRIPTS / "runed", "bench", "--tune", "--force", "--json", "--seconds", "0.05"],
+        env=Cli(home, environment | {"RUNED_ENGINE": "vulkan"}).environment_of_a_command(),
+        capture_output=True,
+        timeout=2 * START_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [each["accelerator"] for each in document["devices"]] == ["vulkan", "cpu"]
+    assert "llvmpipe" in document["devices"][0]["device"]
+    assert all(way["texts_per_second"] > 0 for each in document["devices"] for way in each["measurements"])
+    path = Paths(home).device_choice
+    (choice,) = json.loads(path.read_text())
+    assert (choice["chosen"] or {"accelerator": "cpu"})["accelerator"] == document["accelerator"]
+    # The processors of this machine are as fast as its software device, or faster. What follows is about the other outcome.
+    path.write_text(json.dumps([choice | {"chosen": choice["compared"][0]}]))
+    daemon = start_daemon(**environment)
+    daemon.wait_for("STATUS_OK", timeout=START_SECONDS)
+    info = daemon.call("Info")
+    assert (info["accelerator"], info["deviceTunedAt"]) == ("vulkan", choice["chosen_at"])
+    assert daemon.stop() == 0

@@ -182,6 +182,7 @@ class FakeHost(DaemonDouble):
             restrictions=["nice 3"],
             accelerator="vulkan",
             device="fake device",
+            device_tuned_at="2026-11-27T12:00:00+00:00",
             company_cosine=0.75,
             tuned_at="2026-11-28T12:00:00+00:00",
             centroid_set_version=self.pushed[-1][0].version if self.pushed else "",

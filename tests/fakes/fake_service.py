@@ -234,6 +234,7 @@ class Service(RunedService):
             restrictions=["nice 3", "1 of 8 processors"],
             accelerator="vulkan",
             device="fake device",
+            device_tuned_at="2026-11-27T12:00:00+00:00",
             company_cosine=0.75,
             tuned_at="2026-11-28T12:00:00+00:00",
         )

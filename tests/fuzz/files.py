@@ -25,6 +25,7 @@ from runed.backends.llama.process import reap_orphan
 from runed.backends.llama.profile import choose_profile
 from runed.bootstrap.archive import extract
 from runed.bootstrap.audit import Audit
+from runed.bootstrap.device_choice import read_choice
 from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.bootstrap.drivers import find_drivers
 from runed.bootstrap.manifest import ManifestSource, current_platform, parse_manifest
@@ -138,6 +139,9 @@ def _ggufs() -> Sequence[bytes]:
 # State
 
 
+_CUDA = {"accelerator": "cuda", "engine": "b", "driver": "535", "model": "m"}
+
+
 def _states() -> Sequence[bytes]:
     engine = {"url": "u", "sha256": "0" * 64, "version": "1"}
     documents: list[object] = [
@@ -148,7 +152,8 @@ def _states() -> Sequence[bytes]:
         {"/m": {"size": 1, "mtime_ns": 1, "inode": 1, "sha256": "0"}},
         {"version": 1, "tunings": {"key": {"cores": 2, "profiles": []}}},
         {"version": 1, "no_repack": ["a"], "one_slot": []},
-        [{"use": {"accelerator": "cuda", "engine": "b", "driver": "535", "model": "m"}, "reason": "lost", "at": "2026"}],
+        [{"use": _CUDA, "reason": "lost", "at": "2026"}],
+        [{"model": "m", "compared": [_CUDA], "chosen": _CUDA, "chosen_at": "2026"}],
     ]
     return [json.dumps(document).encode() for document in documents]
 
@@ -160,9 +165,10 @@ def _read_states(data: bytes, folder: Path) -> object:
     profile = choose_profile("balanced", pooling="mean", tuned=path, key="key")
     alive = record is not None and record.pid > 0 and record.is_alive()
     failure = DeviceFailures(path).reason(DeviceUse("cuda", "b", "535", "m"))
+    choice = read_choice(path, "m")
     reap_orphan(path)
     assert not path.exists()
-    return type(record), type(audit), type(profile), alive, type(failure)
+    return type(record), type(audit), type(profile), alive, type(failure), type(choice)
 
 
 def _drivers() -> Sequence[bytes]:

@@ -202,6 +202,7 @@ _STATE = (
     "run/engine.json",
     "cache/engine-quirks.json",
     "cache/tuning.json",
+    "cache/device-choice.json",
 )
 
 

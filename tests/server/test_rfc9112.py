@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,61 @@ async def test_empty_lines_between_pipelined_requests_mean_nothing(path: Path, s
                 await asyncio.sleep(0)
             assert (await asyncio.wait_for(reader.readuntil(b"}"), 3)).startswith(b"HTTP/1.1 200")
         writer.close()
+
+
+@pytest.mark.parametrize("rest", [b"\r\n", get(), b"!", bytes(100_000)], ids=["an empty line", "a request", "noise", "much"])
+@pytest.mark.parametrize(
+    "version",
+    [b"HTTP/1.1\r\nConnection: close", b"HTTP/1.1\r\nConnection: x, Close", b"HTTP/1.0"],
+    ids=["close", "Close", "1.0"],
+)
+async def test_what_follows_the_last_request_does_not_take_its_answer(
+    path: Path, serve: Serve, version: bytes, rest: bytes
+) -> None:
+    post = get(method=b"POST", version=version, headers=HOST + b"Content-Length: 1\r\n") + b"x"
+    async with serve(echo) as server:
+        for data in (post + rest, b"\r\n" + post + rest):
+            answer = await exchange(path, data)
+            assert seen(answer)["body"] == "x"
+            assert answer.count(b"HTTP/1.1 ") == 1
+        await eventually(lambda: not server._connections)
+
+
+async def pieces(path: Path, parts: list[bytes]) -> bytes:
+    """Send bytes in parts and end the input. Return all answers without their dates."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    for part in parts:
+        writer.write(part)
+        for _ in range(10):  # until the server has read it
+            await asyncio.sleep(0)
+    with suppress(OSError):  # the server has closed before
+        writer.write_eof()
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    return re.sub(rb"date: [^\r]*\r\n", b"", answer, flags=re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "statuses"),
+    [
+        (b"Content-Length: 5\r\n", b"GET /smuggled HTTP/1.1\r\n" + HOST + b"\r\n", [200, 400]),
+        (b"Content-Length: 5\r\n", b"hello\r\n" + get(), [200, 200]),
+        (b"Content-Length: 5\r\nConnection: close\r\n", b"hello" + get(), [200]),
+        (b"Transfer-Encoding: chunked\r\n", b"5;a=b\r\nhello\r\n0\r\nContent-Length: 1\r\n\r\n" + get(), [200, 200]),
+        (b"Content-Length: 5\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n", b"hello" + get(), [200, 200]),
+    ],
+    ids=["a request for a body", "a pipeline", "bytes after the last request", "chunks", "an upgrade"],
+)
+async def test_answers_do_not_depend_on_where_the_bytes_are_cut(
+    path: Path, serve: Serve, headers: bytes, body: bytes, statuses: list[int]
+) -> None:
+    data = get(method=b"POST", headers=HOST + headers) + body
+    async with serve(echo):
+        whole = await pieces(path, [data])
+        assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", whole)] == statuses
+        for cut in range(1, len(data)):
+            assert await pieces(path, [data[:cut], data[cut:]]) == whole, data[:cut]
+        assert await pieces(path, [bytes([byte]) for byte in data]) == whole
 
 
 async def test_options_of_the_whole_server(path: Path, serve: Serve) -> None:

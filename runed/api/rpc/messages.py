@@ -193,6 +193,7 @@ def info_response(info: Info) -> pb.InfoResponse:
         centroid_set_version=info.centroid_set_version,
         restrictions=info.restrictions,
         accelerator=info.accelerator,
+        device_tuned_at=info.device_tuned_at,
         device=info.device,
         company_cosine=info.company_cosine,
     )

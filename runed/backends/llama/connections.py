@@ -36,6 +36,8 @@ _HEAD_BYTES = 16 * 1024
 _HEADERS = "Host: engine\r\nContent-Type: application/json\r\n"
 """Headers of each request. The socket is the address, so the host means nothing."""
 
+_CONTINUE, _SWITCHING_PROTOCOLS, _OK = 100, 101, 200
+
 _log = get_logger(__name__)
 
 
@@ -216,8 +218,11 @@ class _Connection(asyncio.BufferedProtocol):
     def on_message_complete(self) -> None:
         """Hand the answer over."""
         assert self._transport is not None
+        status = self._parser.get_status_code()
+        if _CONTINUE <= status < _OK and status != _SWITCHING_PROTOCOLS:
+            return  # RFC 9110 section 15.2: the answer itself is still to come
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result((self._parser.get_status_code(), b"".join(self._body)))
+            self._answer.set_result((status, b"".join(self._body)))
             self.used = time.monotonic()
             # An answer to half a request comes from a server that closes the connection.
             self.reusable = self._parser.should_keep_alive() and not self._transport.get_write_buffer_size()

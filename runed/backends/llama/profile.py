@@ -31,7 +31,7 @@ _MAX_SLOTS_TOGETHER = 8
 _BUILT_IN = {"memory": (1, 128), "balanced": (32, 512), "throughput": (32, 512)}
 """Slots and tokens of a micro-batch."""
 
-_PASSES = {"memory": SHORT_PASS, "balanced": 128, "throughput": 512}
+_PASSES = {"memory": SHORT_PASS, "balanced": 192, "throughput": 512}
 """Tokens of a pass with last-token pooling."""
 
 _ON_DEVICE = {"memory": (1, 512), "balanced": (32, 2048), "throughput": (64, 4096)}
@@ -186,19 +186,6 @@ def store_tuning(tuned: Path, key: str, tuning: Tuning) -> None:
     document.tunings[key] = tuning
     ensure_private_dir(tuned.parent)
     write_atomically(tuned, msgspec.json.format(msgspec.json.encode(document)))
-
-
-def remove_tunings(tuned: Path) -> bool:
-    """Remove all tunings, and return whether there were any.
-
-    Raises:
-        OSError: The file cannot be removed.
-    """
-    try:
-        tuned.unlink()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _read(path: Path) -> _Document:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import chain, count, cycle, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import psutil
 
-from runed.backends.base import BatchLimits
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.command import CONTEXT_STEP
 from runed.backends.llama.cores import usable_cores
 from runed.backends.llama.gguf import read_gguf
+from runed.backends.llama.measuring import LENGTHS, measure, measure_passes, workshop
 from runed.backends.llama.passes import SHORT_PASS, TILED_PASSES, affordable_pass, fitting_pass, free_memory
 from runed.backends.llama.profile import (
     MAX_TOKENS_TOGETHER,
@@ -33,11 +29,10 @@ from runed.backends.llama.profile import (
     store_tuning,
 )
 from runed.backends.llama.quirks import Quirks
-from runed.backends.llama.self_test import MIN_COSINE, CompanyError, cosine
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.errors import BackendError, BackendUnavailableError
-from runed.paths import Paths, ensure_private_dir
+from runed.paths import Paths
 
 MAX_BALANCED_RATIO = 3.0
 """Wanted time of a micro-batch of the profile "balanced", in multiples of a single text's time. An interactive text may have to
@@ -53,8 +48,9 @@ _BALANCED_PASSES = 256
 _BALANCED_PASS_RATE = 0.95
 """Share of the best speed of long texts from which on a smaller pass is preferred for the profile "balanced"."""
 
-_MEDIUM, _LONG = 120, 500
-"""Tokens of the texts to measure passes with."""
+_FASTER_DEVICE = 1.1
+"""Gain from which on another device than the present one is preferred. Its vectors differ by rounding, so that it has another
+fingerprint."""
 
 _WORTH_IT = 0.97
 """Share of the best rate from which on a smaller micro-batch is preferred. It needs less memory and waiting, and the
@@ -64,10 +60,11 @@ _USUAL_SIZE = (8, 128)
 _OTHER_SIZES = ((1, 128), (4, 64), (16, 256), (32, 512))
 _USUAL_SIZE_BOUNDED = (8, MAX_TOKENS_TOGETHER["last"])
 _OTHER_SIZES_BOUNDED = ((1, _USUAL_SIZE_BOUNDED[1]), (8, 32), (8, 48), (32, _USUAL_SIZE_BOUNDED[1]))
-"""Slots and tokens of the micro-batches to try, without and with a bound on the tokens."""
+"""Slots and tokens of the micro-batches to try on the processors, without and with a bound on the tokens."""
 
-_LENGTHS = (6, 12, 16, 20, 26)
-"""Tokens of the texts to embed, in turn: queries and sentences, which are faster in a batch. A long text is not."""
+_DEVICE_SIZE = (32, 2048)
+_OTHER_DEVICE_SIZES = ((1, 512), (8, 512), (16, 1024), (64, 4096))
+"""The same for a device, which is fast only with many tokens. The threads of the processors hardly matter there."""
 
 _ROUNDS = 2
 """Measurements of each profile. The fastest counts, since other work on the machine only slows them down."""
@@ -78,12 +75,6 @@ slows it down less."""
 
 _QUIET = 0.1
 """Part of the machine that other programs may use without a remark."""
-
-_LONE_SHARE = 0.25
-"""Part of a measurement's time for texts alone."""
-
-_FEWEST = 3
-"""Fewest texts and micro-batches of a measurement, however long they take."""
 
 _T = TypeVar("_T")
 
@@ -127,17 +118,14 @@ def tune(
         BackendError: The engine cannot be run at all, or nothing could be measured within the limit.
         ModelFileError: The GGUF cannot be used.
     """
-    # Outside of the event loop: the loop's end waits for threads, which may still make files after Ctrl-C.
-    with TemporaryDirectory(prefix="runed-bench-") as directory:
-        workshop = Paths(Path(directory))
-        _copy_quirks(paths, workshop)
+    with workshop(paths) as temporary:
 
         def make(profile: Profile | str) -> LlamaBackend:
             return LlamaBackend(
                 executable=executable,
                 model=model,
                 model_sha256=model_sha256,
-                paths=workshop,
+                paths=temporary,
                 ctx_size=ctx_size,
                 profile=profile,
                 device=device,
@@ -145,18 +133,16 @@ def tune(
 
         info = make("balanced").model
         trials = _Trials(
-            lambda way: _measure(make(way), way, texts, seconds),
-            lambda way: _measure_passes(make(way), way, texts, seconds),
-            # A device has neither the bound of the processors nor their passes.
-            info.pooling if device.is_cpu else "",
-            _passes_to_try(info, read_gguf(model).vocabulary) if device.is_cpu else [],
+            lambda way: measure(make(way), way, texts, seconds),
+            lambda way: measure_passes(make(way), way, texts, seconds),
+            _Ways.of(info, read_gguf(model).vocabulary, device),
             report,
         )
         asyncio.run(trials.run(limit))
     measurements, passes = tuple(trials.measured.values()), tuple(trials.passes.values())
     tuning = Tuning(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        method=f"runed bench --tune: {len(texts)} texts of {min(_LENGTHS)} to {max(_LENGTHS)} tokens, {seconds:g} s each way",
+        method=f"runed bench --tune: {len(texts)} texts of {min(LENGTHS)} to {max(LENGTHS)} tokens, {seconds:g} s each way",
         cores=usable_cores(),
         profiles=choose_profiles(measurements, passes),
         measurements=measurements,
@@ -189,6 +175,17 @@ def choose_profiles(measurements: Sequence[Measurement], passes: Sequence[PassMe
     }
     chosen = (_fastest(name, fit) for name, fit in candidates.items() if fit)
     return tuple(replace(profile, pass_tokens=_choose_pass(profile.name, passes)) for profile in chosen)
+
+
+def fastest(tunings: Sequence[Tuning]) -> int:
+    """Return the index of the tuning of the fastest device: the first one, unless another is at least 10 % faster.
+
+    Args:
+        tunings: The tunings of several devices for the same engine and model, that of the present device first.
+    """
+    rates = [max(map(_rate, tuning.measurements)) for tuning in tunings]
+    best = max(range(len(rates)), key=lambda number: rates[number])
+    return best if rates[best] >= _FASTER_DEVICE * rates[0] else 0
 
 
 def _choose_pass(name: str, passes: Sequence[PassMeasurement]) -> int:
@@ -225,11 +222,42 @@ def _fastest(name: str, measurements: Sequence[Measurement]) -> Profile:
     return Profile(name, best.slots, best.batch_tokens, best.threads)
 
 
-def _copy_quirks(paths: Paths, workshop: Paths) -> None:
-    """Copy the known quirks of the engine. Otherwise a crash would have to show again that it needs `--no-repack`."""
-    ensure_private_dir(workshop.cache)
-    if paths.engine_quirks.exists():
-        shutil.copy(paths.engine_quirks, workshop.engine_quirks)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ways:
+    """The ways to try an engine.
+
+    Attributes:
+        usual: The slots and tokens of a micro-batch, with which the numbers of threads are tried.
+        others: The other slots and tokens, which are tried with the best number of threads.
+        threads: The numbers of threads, all cores first.
+        usual_pass: The tokens of a pass, as in `Profile`.
+        passes: The sizes of passes.
+    """
+
+    usual: tuple[int, int]
+    others: Sequence[tuple[int, int]]
+    threads: Sequence[int]
+    usual_pass: int = 0
+    passes: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, info: ModelInfo, vocabulary: int, device: Device) -> _Ways:
+        """Return the promising ways for a model on a device."""
+        if not device.is_cpu:
+            return cls(usual=_DEVICE_SIZE, others=_OTHER_DEVICE_SIZES, threads=[usable_cores()])
+        bounded = info.pooling in MAX_TOKENS_TOGETHER
+        return cls(
+            usual=_USUAL_SIZE_BOUNDED if bounded else _USUAL_SIZE,
+            others=_OTHER_SIZES_BOUNDED if bounded else _OTHER_SIZES,
+            threads=_numbers_of_threads(usable_cores()),
+            usual_pass=built_in_profile("balanced", pooling=info.pooling).pass_tokens,
+            passes=_passes_to_try(info, vocabulary),
+        )
+
+    @property
+    def number(self) -> int:
+        """The number of measurements."""
+        return _ROUNDS * (len(self.threads) + len(self.others) + len(self.passes))
 
 
 class _Trials:
@@ -238,8 +266,7 @@ class _Trials:
     Args:
         measure: Measures micro-batches with one profile.
         measure_passes: Measures single texts with one profile.
-        pooling: The pooling of the model, which decides on the sizes to try.
-        passes: The sizes of passes to try.
+        ways: The ways to try.
         report: As for `tune`.
 
     Attributes:
@@ -252,17 +279,10 @@ class _Trials:
         self,
         measure: Callable[[Profile], Awaitable[Measurement]],
         measure_passes: Callable[[Profile], Awaitable[PassMeasurement]],
-        pooling: str,
-        passes: Sequence[int],
+        ways: _Ways,
         report: Report,
     ) -> None:
-        bounded = pooling in MAX_TOKENS_TOGETHER
-        self._usual_size = _USUAL_SIZE_BOUNDED if bounded else _USUAL_SIZE
-        self._other_sizes = _OTHER_SIZES_BOUNDED if bounded else _OTHER_SIZES
-        self._threads = _numbers_of_threads(usable_cores())
-        self._passes = passes
-        self._usual_pass = built_in_profile("balanced", pooling=pooling).pass_tokens
-        self._total = _ROUNDS * (len(self._threads) + len(self._other_sizes) + len(passes))
+        self._ways = ways
         self._measure = measure
         self._measure_passes = measure_passes
         self._report = report
@@ -282,14 +302,16 @@ class _Trials:
         started, others = time.monotonic(), _work_of_others()
         try:
             async with asyncio.timeout(limit):
-                await self._measure_each([(*self._usual_size, threads) for threads in self._threads])
+                await self._measure_each([(*self._ways.usual, threads) for threads in self._ways.threads])
                 threads = self._best_threads()
-                await self._measure_each([(*size, threads) for size in self._other_sizes])
-                for size in [*self._passes] * _ROUNDS:
-                    way = Profile("measured", *self._usual_size, threads, size)
+                await self._measure_each([(*size, threads) for size in self._ways.others])
+                for size in [*self._ways.passes] * _ROUNDS:
+                    way = Profile("measured", *self._ways.usual, threads, size)
                     await self._try(way, f"long texts, {size} tokens at once", self._measure_passes, self.passes, _best_of)
         except TimeoutError:
-            self.remarks.append(f"the time of {limit:g} s was over after {self._visits - 1} of {self._total} measurements")
+            self.remarks.append(
+                f"the time of {limit:g} s was over after {self._visits - 1} of {self._ways.number} measurements"
+            )
         if not self.measured:
             raise BackendUnavailableError(f"the engine could not be measured in any way; {self.remarks[0]}")
         share = self.disturbance = (_work_of_others() - others) / (time.monotonic() - started) / (psutil.cpu_count() or 1)
@@ -301,7 +323,7 @@ class _Trials:
 
     async def _measure_each(self, ways: Sequence[tuple[int, int, int]]) -> None:
         for slots, batch_tokens, threads in [*ways] * _ROUNDS:
-            way = Profile("measured", slots, batch_tokens, threads, self._usual_pass)
+            way = Profile("measured", slots, batch_tokens, threads, self._ways.usual_pass)
             what = f"{slots} slots, {batch_tokens} tokens, {threads} threads"
             await self._try(way, what, self._measure, self.measured, _faster_of)
 
@@ -314,7 +336,7 @@ class _Trials:
         merge: Callable[[_T, _T], _T],
     ) -> None:
         """Measure one way, and merge the result with that of the last round."""
-        self._report(self._visits, self._total, what)
+        self._report(self._visits, self._ways.number, what)
         self._visits += 1
         if way in self._failed:
             return
@@ -329,7 +351,7 @@ class _Trials:
             results[way] = merge(results[way], measurement) if way in results else measurement
 
     def _best_threads(self) -> int:
-        all_cores = self._threads[0]
+        all_cores = self._ways.threads[0]
         return max(
             self.measured.values(),
             key=lambda each: _rate(each) * (_CLEARLY_BETTER if each.threads == all_cores else 1.0),
@@ -366,109 +388,3 @@ def _work_of_others() -> float:
 def _numbers_of_threads(cores: int) -> list[int]:
     """Return the numbers of threads to try: all cores, all but one (left to the clients), and one a physical core."""
     return sorted({cores, max(cores - 1, 1), max(cores // 2, 1)}, reverse=True)
-
-
-async def _measure(backend: LlamaBackend, profile: Profile, texts: Sequence[str], seconds: float) -> Measurement:
-    """Start a backend with a profile, measure its speed, and stop it.
-
-    Raises:
-        BackendError: The engine does not run, or its vectors are wrong.
-    """
-    try:
-        await backend.start()
-        if backend.limits.texts < profile.slots:
-            raise BackendUnavailableError(backend.state.reason)
-        return await _measure_running(backend, profile, texts, seconds)
-    finally:
-        await backend.stop()
-
-
-async def _measure_running(backend: LlamaBackend, profile: Profile, samples: Sequence[str], seconds: float) -> Measurement:
-    texts = [_cut(tokens, length) for tokens, length in zip(await backend.tokenize(samples), cycle(_LENGTHS))]
-    lone_times: list[float] = []
-    lone_vectors: list[bytes] = []
-    for text in _while_time_is_left(texts, seconds * _LONE_SHARE):
-        started = time.perf_counter()
-        answer = await backend.embed([text])
-        lone_times.append(time.perf_counter() - started)
-        lone_vectors += answer.vectors
-    times: list[float] = []
-    sizes: list[int] = []
-    tokens = 0
-    batches = cycle(_micro_batches([len(text) for text in texts], backend.limits))
-    for batch in _while_time_is_left(batches, seconds * (1.0 - _LONE_SHARE)):
-        started = time.perf_counter()
-        answer = await backend.embed(texts[batch.start : batch.stop])
-        times.append(time.perf_counter() - started)
-        _check_company(lone_vectors[batch.start : batch.stop], answer.vectors)
-        sizes.append(len(batch))
-        tokens += answer.tokens
-    return Measurement(
-        slots=profile.slots,
-        batch_tokens=profile.batch_tokens,
-        threads=profile.threads,
-        batch_texts=statistics.mean(sizes),
-        batch_seconds=statistics.median(times),
-        lone_seconds=statistics.median(lone_times),
-        texts_per_second=sum(sizes) / sum(times),
-        tokens_per_second=tokens / sum(times),
-    )
-
-
-async def _measure_passes(backend: LlamaBackend, profile: Profile, texts: Sequence[str], seconds: float) -> PassMeasurement:
-    """Start a backend with a profile, measure its speed with long texts, and stop it.
-
-    Raises:
-        BackendError: The engine does not run, or its vectors are wrong.
-    """
-    try:
-        await backend.start()
-        tokens = await backend.tokenize(texts)
-        medium, long = [await _speed_of(backend, tokens, length, seconds / 2) for length in (_MEDIUM, _LONG)]
-    finally:
-        await backend.stop()
-    return PassMeasurement(pass_tokens=profile.pass_tokens, medium_tokens_per_second=medium, long_tokens_per_second=long)
-
-
-async def _speed_of(backend: LlamaBackend, tokens: Sequence[Sequence[int]], length: int, seconds: float) -> float:
-    """Return the tokens per second of single texts of `length` tokens, or of the longest ones."""
-    length = min(length, backend.model.max_tokens)
-    source = cycle(chain.from_iterable(tokens))
-    times = []
-    for text in _while_time_is_left((list(islice(source, length)) for _ in count()), seconds):
-        started = time.perf_counter()
-        await backend.embed([text])
-        times.append(time.perf_counter() - started)
-    return length / min(times)
-
-
-def _cut(tokens: Sequence[int], length: int) -> Sequence[int]:
-    """Cut a text to a number of tokens. Its last token, which is a special one, stays."""
-    return tokens if len(tokens) <= length else [*tokens[: length - 1], tokens[-1]]
-
-
-def _while_time_is_left(items: Iterable[_T], seconds: float) -> Iterator[_T]:
-    """Yield items until the time is over, but at least `_FEWEST`."""
-    end = time.monotonic() + seconds
-    for number, item in enumerate(items):
-        if number >= _FEWEST and time.monotonic() > end:
-            return
-        yield item
-
-
-def _micro_batches(lengths: Sequence[int], limits: BatchLimits) -> Iterator[range]:
-    """Split texts into micro-batches, in their order. `lengths` are their numbers of tokens."""
-    start = tokens = 0
-    for end, length in enumerate(lengths):
-        if end > start and (end - start == limits.texts or tokens + length > limits.tokens):
-            yield range(start, end)
-            start, tokens = end, 0
-        tokens += length
-    yield range(start, len(lengths))
-
-
-def _check_company(alone: Sequence[bytes], together: Sequence[bytes]) -> None:
-    """Compare some vectors of a micro-batch with the vectors of the same texts alone."""
-    for one, other in zip(alone, together, strict=False):
-        if not (similarity := cosine(one, other)) >= MIN_COSINE:
-            raise CompanyError(similarity)

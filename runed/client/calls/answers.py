@@ -112,6 +112,7 @@ def info(response: InfoResponse) -> Info:
         restrictions=tuple(response.restrictions),
         accelerator=response.accelerator,
         device=response.device,
+        device_tuned_at=response.device_tuned_at,
         company_cosine=response.company_cosine,
     )
 

@@ -1251,6 +1251,8 @@ type InfoResponse struct {
 	Accelerator string `protobuf:"bytes,31,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
 	// The name of the device for people, such as "NVIDIA H100 80GB HBM3". Empty for the processors.
 	Device string `protobuf:"bytes,32,opt,name=device,proto3" json:"device,omitempty"`
+	// When `runed bench --tune` found this device to be the fastest one, in ISO 8601. Empty if no comparison of devices decides.
+	DeviceTunedAt string `protobuf:"bytes,48,opt,name=device_tuned_at,json=deviceTunedAt,proto3" json:"device_tuned_at,omitempty"`
 	// How much a vector depends on the other texts that are computed at once: the smallest cosine between the vectors of a text
 	// alone and beside others that the engine's last self-test found. 1 means not at all. 0 before the first self-test.
 	CompanyCosine float64 `protobuf:"fixed64,33,opt,name=company_cosine,json=companyCosine,proto3" json:"company_cosine,omitempty"`
@@ -1447,6 +1449,13 @@ func (x *InfoResponse) GetAccelerator() string {
 func (x *InfoResponse) GetDevice() string {
 	if x != nil {
 		return x.Device
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetDeviceTunedAt() string {
+	if x != nil {
+		return x.DeviceTunedAt
 	}
 	return ""
 }
@@ -2385,7 +2394,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13CountTokensResponse\x12!\n" +
 	"\ftoken_counts\x18\x01 \x03(\rR\vtokenCounts\x12&\n" +
 	"\x0fmax_text_length\x18\x02 \x01(\rR\rmaxTextLength\"\r\n" +
-	"\vInfoRequest\"\xa1\a\n" +
+	"\vInfoRequest\"\xc9\a\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -2412,7 +2421,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x10max_queued_bytes\x18\x1d \x01(\x03R\x0emaxQueuedBytes\x12\"\n" +
 	"\frestrictions\x18\x1e \x03(\tR\frestrictions\x12 \n" +
 	"\vaccelerator\x18\x1f \x01(\tR\vaccelerator\x12\x16\n" +
-	"\x06device\x18  \x01(\tR\x06device\x12%\n" +
+	"\x06device\x18  \x01(\tR\x06device\x12&\n" +
+	"\x0fdevice_tuned_at\x180 \x01(\tR\rdeviceTunedAt\x12%\n" +
 	"\x0ecompany_cosine\x18! \x01(\x01R\rcompanyCosine\x12\x19\n" +
 	"\btuned_at\x18\" \x01(\tR\atunedAt\"\x0f\n" +
 	"\rHealthRequest\"\xaf\t\n" +

@@ -190,7 +190,7 @@ class InfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes", "restrictions", "accelerator", "device", "company_cosine", "tuned_at")
+    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes", "restrictions", "accelerator", "device", "device_tuned_at", "company_cosine", "tuned_at")
     DAEMON_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     VECTOR_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +214,7 @@ class InfoResponse(_message.Message):
     RESTRICTIONS_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_TUNED_AT_FIELD_NUMBER: _ClassVar[int]
     COMPANY_COSINE_FIELD_NUMBER: _ClassVar[int]
     TUNED_AT_FIELD_NUMBER: _ClassVar[int]
     daemon_version: str
@@ -239,9 +240,10 @@ class InfoResponse(_message.Message):
     restrictions: _containers.RepeatedScalarFieldContainer[str]
     accelerator: str
     device: str
+    device_tuned_at: str
     company_cosine: float
     tuned_at: str
-    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., restrictions: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., company_cosine: _Optional[float] = ..., tuned_at: _Optional[str] = ...) -> None: ...
+    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., restrictions: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., device_tuned_at: _Optional[str] = ..., company_cosine: _Optional[float] = ..., tuned_at: _Optional[str] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()
