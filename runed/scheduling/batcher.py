@@ -88,11 +88,10 @@ class Batcher:
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(lane, excess)
         now = asyncio.get_running_loop().time()
-        by_estimate = self._backend.limits.by_estimate
         for entry in entries:
             entry.since = now
-            if by_estimate:
-                entry.tokens = self._pace.estimated_tokens(entry)
+        if self._backend.limits.by_estimate:
+            self._pace.estimate_tokens(entries)
         self._queue.push(entries)
         if lane is Lane.INTERACTIVE:
             self._returns.came(texts, now)
@@ -198,12 +197,7 @@ class Batcher:
         return self._queue.take(limits, self._pace.bulk_limits(limits) if bulk_waits else None)
 
     async def _gather(self, answered: int, *, since: float) -> None:
-        """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
-
-        Args:
-            answered: The number of texts of the last micro-batch that were answered.
-            since: The time at which that micro-batch was sent.
-        """
+        """Wait a moment for the callers of the micro-batch that was sent at `since`, so that their next texts share one."""
         now = asyncio.get_running_loop().time()
         patience = self._returns.patience(now - since)
         self._returns.answered(answered, now)

@@ -93,6 +93,21 @@ async def test_lines_that_wait_come_before_any_later_one(home: Path) -> None:
     assert len((home / "daemon.log").read_text().splitlines()) == 4
 
 
+def test_line_of_an_event_loop_that_has_ended_is_written_with_the_next_one(home: Path) -> None:
+    async def log() -> None:
+        get_logger(CALLS).info_soon("embedding call", number=0)
+
+    async def log_again() -> None:
+        await asyncio.sleep(2 * SOON + 0.05)
+        get_logger(CALLS).info_soon("embedding call", number=1)
+
+    configure_logging(home / "daemon.log")
+    asyncio.run(log())
+    asyncio.run(log_again())
+    lines = (home / "daemon.log").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1]
+
+
 def test_line_without_an_event_loop_does_not_wait(home: Path) -> None:
     configure_logging(home / "daemon.log")
     get_logger(CALLS).info_soon("embedding call")
