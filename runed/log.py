@@ -113,6 +113,20 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
         """Return whether a line does not fit any more. The base class asks the file system each time."""
         return self.stream is not None and self.stream.tell() + len(self.format(record)) + 1 > self.maxBytes
 
+    def doRollover(self) -> None:  # noqa: N802 # as above
+        """Rotate the file. Empty it if that fails, such as for a directory in the way: its size is bounded in any case."""
+        try:
+            super().doRollover()
+        except OSError:
+            self.stream = self._open()
+            self.stream.truncate(0)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 # as above
+        """Drop a line that cannot be written, as on a full disk.
+
+        The base class would tell it by ten lines on standard error. In a daemon, that is the same file, without a bound.
+        """
+
 
 def configure_logging(file: Path | None = None, *, events: Path | None = None, max_bytes: int = MAX_LOG_BYTES) -> None:
     """Send the logs of this process to one place: those of runed from INFO on, those of libraries from WARNING on.
