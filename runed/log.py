@@ -14,6 +14,7 @@ import logging.handlers
 import sys
 import time
 import traceback
+from collections import deque
 from contextvars import Context
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +42,7 @@ _quiet: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, tuple[int, dic
 """The kinds of refusals that were logged a moment ago: how many came since then, and the facts of the last one."""
 
 
-_waiting: list[tuple[logging.Logger, float, str, dict[str, object]]] = []
+_waiting: deque[tuple[logging.Logger, float, str, dict[str, object]]] = deque()
 """The lines of `Logger.info_soon` that are not written yet: the logger, the time, the event and its facts."""
 
 
@@ -66,8 +67,15 @@ class Logger:
         """
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        _waiting.append((self._logger, time.time(), event, facts))
-        if len(_waiting) == 1:
+        now = time.time()
+        _waiting.append((self._logger, now, event, facts))
+        try:
+            oldest = _waiting[0][1]
+        except IndexError:  # another thread has just written it
+            return
+        if now - oldest > 2 * SOON:  # the event loop that was to write them is late, or has ended
+            write_waiting()
+        elif len(_waiting) == 1:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:
@@ -104,6 +112,20 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 # the base class calls it so
         """Return whether a line does not fit any more. The base class asks the file system each time."""
         return self.stream is not None and self.stream.tell() + len(self.format(record)) + 1 > self.maxBytes
+
+    def doRollover(self) -> None:  # noqa: N802 # as above
+        """Rotate the file. Empty it if that fails, such as for a directory in the way: its size is bounded in any case."""
+        try:
+            super().doRollover()
+        except OSError:
+            self.stream = self._open()
+            self.stream.truncate(0)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 # as above
+        """Drop a line that cannot be written, as on a full disk.
+
+        The base class would tell it by ten lines on standard error. In a daemon, that is the same file, without a bound.
+        """
 
 
 def configure_logging(file: Path | None = None, *, events: Path | None = None, max_bytes: int = MAX_LOG_BYTES) -> None:
@@ -187,8 +209,11 @@ def log_unobserved_exception(loop: asyncio.AbstractEventLoop, context: dict[str,
 
 def write_waiting() -> None:
     """Write the lines of `Logger.info_soon` that wait."""
-    lines, _waiting[:] = _waiting[:], []
-    for logger, created, event, facts in lines:
+    while True:
+        try:
+            logger, created, event, facts = _waiting.popleft()
+        except IndexError:  # another thread may have taken the last one
+            return
         record = logger.makeRecord(logger.name, logging.INFO, "", 0, event, (), None, extra={"facts": facts})
         record.created = created
         logger.handle(record)

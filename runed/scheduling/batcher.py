@@ -76,11 +76,10 @@ class Batcher:
         if excess := self._queue.excess(lane, texts=texts, size=size):
             raise self._full(line, lane, excess)
         now = asyncio.get_running_loop().time()
-        by_estimate = line.backend.limits.by_estimate
         for entry in entries:
             entry.since = now
-            if by_estimate:
-                entry.tokens = line.pace.estimated_tokens(entry)
+        if line.backend.limits.by_estimate:
+            line.pace.estimate_tokens(entries)
         self._queue.push(entries)
         if lane is Lane.INTERACTIVE:
             line.returns.came(texts, now)

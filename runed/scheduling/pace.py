@@ -76,11 +76,11 @@ class Pace:
             if len(batch) == 1:
                 self._lone_seconds = _smoothed(self._lone_seconds, seconds)
 
-    def estimated_tokens(self, entry: QueueEntry) -> int:
-        """Return the number of tokens that a text most likely has, by those before it; without any, what is known of it."""
-        if entry.exact or self._tokens_per_byte is None:
-            return entry.tokens
-        return min(entry.tokens, math.ceil(entry.size * self._tokens_per_byte))
+    def estimate_tokens(self, entries: Iterable[QueueEntry]) -> None:
+        """Replace upper bounds by the tokens that a text most likely has, by those before it; without any, keep the bounds."""
+        for entry in entries:
+            if not entry.exact and self._tokens_per_byte is not None:
+                entry.tokens = min(entry.tokens, math.ceil(entry.size * self._tokens_per_byte))
 
     def retry_after(self, size: float) -> float:
         """Estimate the seconds until the given number of bytes has been computed, within `MIN_` and `MAX_RETRY_AFTER`."""

@@ -29,6 +29,10 @@ class Lingering:
         self._seconds = min(seconds, LINGER_SECONDS)
         self._timers: dict[int, asyncio.TimerHandle] = {}
 
+    def __bool__(self) -> bool:
+        """Return whether a client still sends."""
+        return bool(self._timers)
+
     def add(self, stream_id: int) -> None:
         """Let a stream linger."""
         self._timers[stream_id] = asyncio.get_running_loop().call_later(self._seconds, self._end, stream_id)

@@ -58,8 +58,8 @@ def choose(tuned: Path, name: str = "balanced", pooling: str = "mean", key: str 
     [
         ("memory", "mean", (1, 128, 0)),
         ("memory", "last", (1, 63, 60)),
-        ("balanced", "mean", (16, 256, 0)),
-        ("balanced", "cls", (16, 256, 0)),
+        ("balanced", "mean", (32, 512, 0)),
+        ("balanced", "cls", (32, 512, 0)),
         ("balanced", "last", (8, 63, 192)),
         ("throughput", "mean", (32, 512, 0)),
         ("throughput", "cls", (32, 512, 0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,13 @@ def replace_lock(paths: Paths) -> None:
 
 def move_home(paths: Paths) -> None:
     paths.home.rename(paths.home.with_name(f"{paths.home.name}.old"))
+
+
+async def embed_until_refused(older: LlamaBackend) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            await older.embed(["a text"])
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("lose", [remove_home, remove_lock, replace_lock, move_home])
@@ -63,9 +71,10 @@ async def test_older_daemon_leaves_the_engine_of_its_successor_alone(
         try:
             await newer.start()
             second = newer.state.pid
-            # Its engine is ended, or has lost its socket, so it would start another one.
+            # Its engine is ended, or has lost its socket, so it would start another one. Until that is noticed, the engine
+            # answers over the connection that it has.
             with pytest.raises(BackendUnavailableError, match="removed or replaced"):
-                await older.embed(["a text"])
+                await embed_until_refused(older)
             assert first is not None
             assert second is not None
             wait_until(lambda: process_gone(first), what="the end of the older engine")

@@ -7,6 +7,8 @@ import gc
 import json
 import logging
 import re
+import resource
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +62,39 @@ def test_file_is_rotated_by_size(home: Path) -> None:
     assert json.loads((home / "daemon.log").read_text().splitlines()[-1])["number"] == 199
 
 
+def test_file_that_cannot_be_rotated_is_bounded_and_goes_on(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = home / "runed.log"
+    (home / "runed.log.1").mkdir()
+    configure_logging(file, max_bytes=2_000)
+    for number in range(200):
+        get_logger("runed.test").info("event", number=number)
+        assert file.stat().st_size <= 2_000
+        assert msgspec.json.decode(file.read_bytes().splitlines()[-1])["number"] == number
+    assert capfd.readouterr() == ("", "")
+
+
+def test_line_that_cannot_be_written_is_dropped_and_later_ones_are_written(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = home / "runed.log"
+    configure_logging(file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # the kernel refuses what goes beyond, as on a full disk
+        for number in range(100):
+            get_logger("runed.test").info("event", number=number)
+        assert file.stat().st_size == 1_000
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, usual)
+    get_logger("runed.test").info("event", number=100)
+    lines = [msgspec.json.decode(line)["number"] for line in file.read_bytes().splitlines()]
+    assert lines[-1] == 100
+    assert len(lines) < 20
+    assert capfd.readouterr() == ("", "")
+
+
 def test_calls_do_not_push_events_out(home: Path) -> None:
     configure_logging(home / "daemon.log", events=home / "events.log", max_bytes=2000)
     get_logger("runed.test").warning("the engine was replaced")
@@ -91,6 +126,21 @@ async def test_lines_that_wait_come_before_any_later_one(home: Path) -> None:
     assert [line.get("number") for line in lines] == [0, 1, 2, None]
     write_waiting()
     assert len((home / "daemon.log").read_text().splitlines()) == 4
+
+
+def test_line_of_an_event_loop_that_has_ended_is_written_with_the_next_one(home: Path) -> None:
+    async def log() -> None:
+        get_logger(CALLS).info_soon("embedding call", number=0)
+
+    async def log_again() -> None:
+        await asyncio.sleep(2 * SOON + 0.05)
+        get_logger(CALLS).info_soon("embedding call", number=1)
+
+    configure_logging(home / "daemon.log")
+    asyncio.run(log())
+    asyncio.run(log_again())
+    lines = (home / "daemon.log").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1]
 
 
 def test_line_without_an_event_loop_does_not_wait(home: Path) -> None:

@@ -83,9 +83,6 @@ class Engine:
         await self.start()
         return [[1] for _ in texts]
 
-    async def spell(self, tokens: Sequence[int]) -> list[str]:
-        return ["x" for _ in tokens]
-
 
 class Room:
     """Seats for engines of given sizes, in MiB. `running` tells at each moment which engines run."""

@@ -68,15 +68,20 @@ async def test_a_bulk_batch_holds_one_token_at_least_and_what_the_backend_takes_
 @virtual_time
 async def test_tokens_are_estimated_by_the_bytes_of_earlier_texts_and_never_above_the_bound() -> None:
     pace = Pace()
-    [text] = batch_of("x" * 40)
-    bound = text.tokens
-    assert pace.estimated_tokens(text) == bound
+
+    def estimate(*, exact: bool = False) -> int:
+        [text] = batch_of("x" * 40)
+        text.exact = exact
+        pace.estimate_tokens([text])
+        return text.tokens
+
+    bound = estimate()
     pace.learn(batch_of("x" * 60, "x" * 40), 20, 1.0)
-    assert pace.estimated_tokens(text) == 8
+    assert bound > 8
+    assert estimate() == 8
+    assert estimate(exact=True) == bound
     pace.learn(batch_of("x" * 10), 10_000, 1.0)
-    assert pace.estimated_tokens(text) == bound
-    text.tokens, text.exact = 3, True
-    assert pace.estimated_tokens(text) == 3
+    assert estimate() == bound
 
 
 def test_patience_follows_from_the_time_in_which_callers_come_back() -> None:

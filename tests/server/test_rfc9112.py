@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -176,15 +177,20 @@ async def test_what_follows_the_last_request_does_not_take_its_answer(
 
 async def pieces(path: Path, parts: list[bytes]) -> bytes:
     """Send bytes in parts and end the input. Return all answers without their dates."""
-    reader, writer = await asyncio.open_unix_connection(path)
-    for part in parts:
-        writer.write(part)
-        for _ in range(10):  # until the server has read it
-            await asyncio.sleep(0)
-    with suppress(OSError):  # the server has closed before
-        writer.write_eof()
-    answer = await asyncio.wait_for(reader.read(), 20)
-    writer.close()
+    loop = asyncio.get_running_loop()
+    answer = b""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, str(path))
+        with suppress(OSError):  # the server has closed before
+            for part in parts:
+                await loop.sock_sendall(sock, part)
+                for _ in range(10):  # until the server has read it
+                    await asyncio.sleep(0)
+            sock.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):  # the server has left bytes unread
+            while part := await asyncio.wait_for(loop.sock_recv(sock, 65536), 20):
+                answer += part
     return re.sub(rb"date: [^\r]*\r\n", b"", answer, flags=re.IGNORECASE)
 
 
