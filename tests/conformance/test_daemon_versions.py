@@ -17,7 +17,6 @@ from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.api.app import build_app
-from runed.api.rpc import app as rpc_app
 from runed.api.rpc.codecs import CODECS
 from runed.api.rpc.refusals import Receive, Scope, Send
 from runed.errors import InvalidRequestError
@@ -111,7 +110,7 @@ def _without_ours(message: Message) -> Message:
 @asynccontextmanager
 async def other_daemon(path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Serve a fake host like a daemon of another version."""
-    monkeypatch.setattr(rpc_app, "CODECS", [codec(known) for known in CODECS])
+    monkeypatch.setattr("runed.api.rpc.library.CODECS", [codec(known) for known in CODECS])
     monkeypatch.setattr("runed.api.rpc.unary._CODECS", {})  # so that the library and the codec serve all calls
     app = build_app(FakeHost())
 
