@@ -58,6 +58,6 @@ async def test_models_are_listed_loaded_and_unloaded(protocol: str, served: Serv
     assert (models.default_model, models.default_rerank_model) == ("fake.f32", "")
     assert models.models[1].kind == pb.Model.KIND_EMBEDDING
     loaded = (await served.call(protocol, "LoadModel", pb.LoadModelRequest(model="Other"))).message
-    assert cast("pb.LoadModelResponse", loaded).model == models.models[1]
+    assert cast("pb.LoadModelResponse", loaded).model == models.models[2]
     unloaded = (await served.call(protocol, "UnloadModel", pb.UnloadModelRequest())).message
     assert cast("pb.UnloadModelResponse", unloaded).model.name == "fake.f32"
