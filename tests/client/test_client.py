@@ -534,7 +534,7 @@ class TestImport:
 class TestFace:
     """The public names."""
 
-    OPTIONS = ("role", "instruction", "dimensions", "truncate", "lane", "timeout")
+    OPTIONS = ("role", "instruction", "dimensions", "truncate", "lane", "model", "timeout")
 
     @pytest.mark.parametrize("cls", [runed.Client, runed.AsyncClient])
     @pytest.mark.parametrize("method", ["embed", "embed_batch", "embed_items", "embed_stream"])
