@@ -24,7 +24,7 @@ the model's family, if its metadata tells it; options go before them.
 EPILOG = """\
 examples:
   runed add ~/models/e5-base-v2.f16.gguf --name e5
-  runed add mine.gguf --name mine --query-prompt "query: " --document-prompt "passage: "
+  runed add mine.gguf --name mine --query-prompt "query: "
   runed use mine
 """
 

@@ -15,18 +15,19 @@ from runed.settings import Settings, load_settings
 
 DESCRIPTION = """\
 List the models that requests may name: those of the manifest, and your own. A
-model that is not installed is fetched by `runed pull NAME`, or by the first text
-for it. No daemon is started or asked.
+model that is not installed is fetched by `runed pull NAME`, or by the first
+text for it. No daemon is started or asked.
 """
 
 EPILOG = """\
-A name without its variant, as in "qwen3-embedding-0.6b", means the first variant
-of its family in the list.
+A name without its variant, as in "qwen3-embedding-0.6b", means the first
+variant of its family in the list.
 
 with --json, standard output is a JSON list with one object a model:
   name, aliases, kind ("embedding" or "rerank"), default (whether requests that
-  name no model mean it), installed, path, size and partial (bytes; 0 if they are
-  not known), licence, dimensions, context (0 if only the file tells), origin
+  name no model mean it), installed, path, size and partial (bytes; 0 if they
+  are not known), licence, dimensions, context (0 if only the file tells),
+  origin
 """
 
 

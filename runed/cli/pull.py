@@ -24,7 +24,8 @@ resumed by the same command.
 
 NAME is a model of `runed models`, or a GGUF of the model hub:
 hf:owner/repository/file.gguf@revision. The hash of such a file is recorded in
-config.json, with its name, at this first use. Every later download must have it.
+config.json, with its name, at this first use. Every later download must have
+it.
 """
 
 EPILOG = """\

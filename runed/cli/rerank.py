@@ -30,7 +30,8 @@ left out.
 
 EPILOG = """\
 output, the best document first:
-  text   the score from 0 to 1, a tab, and the document, control characters escaped
+  text   the score from 0 to 1, a tab, and the document with its control
+         characters escaped
   jsonl  {"index": 3, "score": 0.98, "document": "..."}, one line a document
   json   an array of the same objects
   "index" counts the documents of the input from 0, blank ones included; "id"

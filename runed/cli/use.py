@@ -11,9 +11,9 @@ from runed.cli.install import open_home
 from runed.settings import load_settings
 
 DESCRIPTION = """\
-Choose the model of requests that name none: write default_model into config.json,
-and leave all else there as it is, but for model and model_variant, which would
-name another one. The daemon takes it at its next start.
+Choose the model of requests that name none: write default_model into
+config.json, and leave all else there as it is, but for model and model_variant,
+which would name another one. The daemon takes it at its next start.
 """
 
 

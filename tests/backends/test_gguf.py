@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runed.backends.llama import gguf
-from runed.backends.llama.gguf import check_model, read_gguf
+from runed.backends.llama.gguf import EMBEDDING_POOLINGS, check_model, read_gguf, read_model
 from runed.errors import ModelFileError
 from tests.backends.support import QWEN3, TENSORS, build_gguf, gguf_string
 from tests.bad_files import BAD_FILES, put_bad_file
@@ -217,9 +217,15 @@ def test_missing_values_are_named(file: Path, key: str) -> None:
     assert key.rpartition(".")[2] in refuse(file, build_gguf(pairs))
 
 
-@pytest.mark.parametrize("pooling", [0, 4, 9], ids=["none", "rank", "unknown"])
+@pytest.mark.parametrize("pooling", [0, 9], ids=["none", "unknown"])
 def test_model_that_gives_no_embedding_is_refused(file: Path, pooling: int) -> None:
     assert f"pooling type {pooling}" in refuse(file, build_gguf(QWEN3 | {"qwen3.pooling_type": pooling}))
+
+
+def test_reranker_is_refused_where_an_embedding_is_wanted(file: Path) -> None:
+    file.write_bytes(build_gguf(QWEN3 | {"qwen3.pooling_type": 4}))
+    with pytest.raises(ModelFileError, match="rerank"):
+        read_model(file, EMBEDDING_POOLINGS)
 
 
 def test_chat_model_is_refused_and_early_qwen3_embedding_is_not(file: Path) -> None:

@@ -64,7 +64,7 @@ class StandIn:
         self._answered = 0
         self._log = open(options.log, "a", buffering=1) if options.log else None  # noqa: PTH123, SIM115 # open to the end
 
-    def info(self) -> SimpleNamespace:
+    def info(self, *, model: str | None = None) -> SimpleNamespace:  # the signature of `Client.info`
         return SimpleNamespace(model_identity="sha256:0123456789abcdef")
 
     def embed_items(self, texts: Sequence[str], **options: object) -> list[Embedding | RunedError]:
