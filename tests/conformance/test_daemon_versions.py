@@ -111,7 +111,9 @@ def _without_ours(message: Message) -> Message:
 async def other_daemon(path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Serve a fake host like a daemon of another version."""
     monkeypatch.setattr("runed.api.rpc.library.CODECS", [codec(known) for known in CODECS])
-    monkeypatch.setattr("runed.api.rpc.unary._CODECS", {})  # so that the library and the codec serve all calls
+    # So that the library and the codec serve all calls, also those whose heads are known from other tests.
+    monkeypatch.setattr("runed.api.rpc.unary._known_form", lambda *_: None)
+    monkeypatch.setattr("runed.api.rpc.unary._form", lambda *_: None)
     app = build_app(FakeHost())
 
     async def without_our_methods(scope: Scope, receive: Receive, send: Send) -> None:
