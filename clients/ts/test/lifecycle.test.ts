@@ -161,11 +161,11 @@ describe("a daemon that the client starts", { concurrency: false }, () => {
     const path = join(short, "ends.sock");
     const source =
       "import select, socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); " +
-      "print(1, flush=True); select.select([s], [], [])";
+      "print(1, flush=True); select.select([s], [], []); s.close()";
     const listener = spawn("python3", ["-c", source, path], { stdio: ["ignore", "pipe", "inherit"] });
     await once(listener.stdout, "data");
     // The listener ends between the connect and the moment at which Node.js looks for its outcome.
-    const pause = setInterval(() => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50), 1);
+    const pause = setInterval(() => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500), 1);
     const refused = await refusal(connect({ socketPath: path })).finally(() => clearInterval(pause));
     assert.equal(refused.reason, "DAEMON_UNAVAILABLE");
   });
