@@ -164,9 +164,18 @@ describe("a daemon that the client starts", { concurrency: false }, () => {
       "print(1, flush=True); select.select([s], [], []); s.close()";
     const listener = spawn("python3", ["-c", source, path], { stdio: ["ignore", "pipe", "inherit"] });
     await once(listener.stdout, "data");
-    // The listener ends between the connect and the moment at which Node.js looks for its outcome.
-    const pause = setInterval(() => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500), 1);
-    const refused = await refusal(connect({ socketPath: path })).finally(() => clearInterval(pause));
+    // The listener ends between the connect and the moment at which Node.js looks for its outcome: each round of the event loop
+    // pauses before both of its phases that may do so.
+    const pause = () => void Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200);
+    let immediate = setImmediate(function again() {
+      pause();
+      immediate = setImmediate(again);
+    });
+    const timer = setInterval(pause, 1);
+    const refused = await refusal(connect({ socketPath: path })).finally(() => {
+      clearInterval(timer);
+      clearImmediate(immediate);
+    });
     assert.equal(refused.reason, "DAEMON_UNAVAILABLE");
   });
 });
