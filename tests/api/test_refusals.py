@@ -118,7 +118,7 @@ def test_malformed_request_over_grpc(body: bytes, qwen_daemon: RunningDaemon) ->
     assert_alive(qwen_daemon)
 
 
-@pytest.mark.parametrize("path", [f"{SERVICE}/Nonsense", "/other.v1.Service/Embed", "/"])
+@pytest.mark.parametrize("path", [f"{SERVICE}/Nonsense", "/other.v1.Service/Embed", "/nothing"])
 def test_unknown_method_names_the_known_ones(path: str, qwen_daemon: RunningDaemon) -> None:
     with qwen_daemon.http() as http:
         response = http.post(path, json={})
