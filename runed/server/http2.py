@@ -38,7 +38,7 @@ _ENDS = (StreamEnded, StreamReset)
 _PROBE = b"present?"
 """The eight bytes of a PING to a client that has ended its input."""
 
-LAST_WORDS = 0.5
+DRAIN_LINGER_SECONDS = 0.5
 """Most seconds that the end of a drain waits for a client that still sends to close the connection."""
 
 _log = get_logger(__name__)
@@ -288,7 +288,7 @@ class Http2Connection:
         Otherwise the library of gRPC sees that it cannot send, and drops the answer that it has not read yet.
         """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS):
+            async with asyncio.timeout(DRAIN_LINGER_SECONDS):
                 while self._lingering and not self.closed:
                     self._has_output.clear()
                     await self._has_output.wait()
@@ -376,6 +376,8 @@ class Http2Connection:
                 return
             if isinstance(event, _ENDS):
                 self._lingering.forget(event.stream_id)
+                if self._draining:
+                    self._has_output.set()  # `write` may wait for this end alone
             match event:
                 case RequestReceived():
                     await self._open(event, turn_used=opened)
