@@ -17,7 +17,8 @@ def table(*columns: str) -> Table:
 
     result = Table(box=None, pad_edge=False)
     for column in columns:
-        result.add_column(column, justify="left" if column in WORDS else "right")
+        # A name that was cut off would be that of another thing, too.
+        result.add_column(column, justify="left" if column in WORDS else "right", overflow="fold", no_wrap=column not in WORDS)
     return result
 
 
