@@ -17,8 +17,8 @@ def table(*columns: str) -> Table:
 
     result = Table(box=None, pad_edge=False)
     for column in columns:
-        # A name that was cut off would be that of another thing, too.
-        result.add_column(column, justify="left" if column in WORDS else "right", overflow="fold", no_wrap=column not in WORDS)
+        # Nothing is cut off: variants differ in the ends of their names.
+        result.add_column(column, justify="left" if column in WORDS else "right", overflow="fold")
     return result
 
 
