@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TypeVar
@@ -20,46 +20,59 @@ from runed.errors import BootstrapError, RunedError, SettingsError
 T = TypeVar("T")
 
 
-def compare_variants(bench: Workbench, names: Sequence[str], chosen: Installation | None) -> list[VariantMeasurement]:
-    """Install and measure variants of the model. Those that cannot be measured are left out, and the user is told.
+def install_variants(bench: Workbench, names: Sequence[str]) -> dict[str, Installation]:
+    """Install variants of the model. Those that cannot be installed are left out, and the user is told.
 
     Args:
         bench: The place of the measurements.
         names: The names of the variants; none for all that the manifest lists.
-        chosen: The engine and the device to measure with; None for those that serve the variants.
+
+    Returns:
+        At least one variant, each by its name.
 
     Raises:
         SettingsError: The model is a file of the user's own, which has no variants.
-        RunedError: No variant could be measured.
+        RunedError: No variant could be installed.
     """
     if bench.settings.model:
         raise SettingsError(
             f"--variants compares variants of the manifest, but RUNED_MODEL={bench.settings.model} is a file; unset it"
         )
-    wanted = names or (chosen or install_shown(bench.settings, bench.paths, bench.display)).variants
-    # All are installed before one is measured, so that a wrong name is told at once.
-    variants = _successes(dict.fromkeys(wanted), partial(_install, bench))
+    wanted = names or install_shown(bench.settings, bench.paths, bench.display).variants
+    return _successes(dict.fromkeys(wanted), partial(_install, bench))
+
+
+def measure_variants(
+    bench: Workbench, variants: Mapping[str, Installation], engine: Installation | None
+) -> list[VariantMeasurement]:
+    """Measure variants of the model. Those that cannot be measured are left out, and the user is told.
+
+    Args:
+        bench: The place of the measurements.
+        variants: The variants that `install_variants` returned.
+        engine: The engine and the device to measure with; None for those that serve the variants.
+
+    Raises:
+        RunedError: No variant could be measured.
+    """
     texts = sample_texts(SOME_TEXTS, LONG_TEXT_WORDS)
 
     def measure(name: str) -> VariantMeasurement:
         number = list(variants).index(name)
         bench.display.update("measuring variants", number, len(variants), unit="variants", detail=f"measuring {name}")
-        return _measure(bench, chosen or variants[name], variants[name], texts)
+        return _measure(bench, engine or variants[name], variants[name], texts)
 
-    measured = _successes(variants, measure)
-    if not measured:
-        raise RunedError("no variant could be measured; the lines above tell why")
-    return list(measured.values())
+    return list(_successes(variants, measure).values())
 
 
 def _successes(names: Collection[str], work: Callable[[str], T]) -> dict[str, T]:
-    """Do some work for each variant. Tell the user of those that fail, and raise the failure of a single one."""
+    """Do some work for each variant, and tell the user of those that fail. Raise the last failure if all do."""
     done: dict[str, T] = {}
-    for name in names:
+    for number, name in enumerate(names, start=1):
         try:
             done[name] = work(name)
         except RunedError as error:
-            if len(names) == 1:
+            if number == len(names) and not done:
                 raise
             complain(f"{name} is left out: {error.message}")
     return done

@@ -225,6 +225,10 @@ def test_variants_can_be_named(varied: Cli) -> None:
     done = varied.run("bench", "--variants", "tiny.q9")
     assert (done.returncode, done.stdout) == (1, "")
     assert "has no model 'tiny.q9'; it has another.f32, tiny.broken, tiny.f32, tiny.q8_0" in done.stderr
+    done = varied.run("bench", "--tune", "--variants", "tiny.q9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no model 'tiny.q9'" in done.stderr
+    assert "measuring" not in done.stderr
 
 
 def test_a_model_of_the_users_own_has_no_variants(cli: Cli) -> None:
