@@ -129,7 +129,7 @@ def _measure_engines(arguments: argparse.Namespace) -> ExitCode:
     # The figures of a daemon need none of these imports.
     from runed.cli.install import open_home  # noqa: PLC0415
     from runed.cli.tuning import compare_devices, devices_as_dict, show_devices  # noqa: PLC0415
-    from runed.cli.variants import compare_variants, show_variants, variants_as_dicts  # noqa: PLC0415
+    from runed.cli.variants import install_variants, measure_variants, show_variants, variants_as_dicts  # noqa: PLC0415
     from runed.cli.workbench import Workbench  # noqa: PLC0415
 
     settings, paths = open_home("bench.log")
@@ -138,10 +138,12 @@ def _measure_engines(arguments: argparse.Namespace) -> ExitCode:
     devices = variants = None
     with ProgressDisplay() as display:
         bench = Workbench(settings, paths, arguments.seconds or TUNE_SECONDS, display)
+        # First, so that minutes of measuring do not end at a wrong name.
+        installed = None if arguments.variants is None else install_variants(bench, arguments.variants)
         if arguments.tune:
             devices = compare_devices(bench, force=arguments.force)
-        if arguments.variants is not None:
-            variants = compare_variants(bench, arguments.variants, devices.best.installation if devices else None)
+        if installed is not None:
+            variants = measure_variants(bench, installed, devices.best.installation if devices else None)
     if arguments.json:
         document = devices_as_dict(devices, bench) if devices else {}
         print(json.dumps(document | ({"variants": variants_as_dicts(variants)} if variants else {}), indent=2))

@@ -17,7 +17,8 @@ def table(*columns: str) -> Table:
 
     result = Table(box=None, pad_edge=False)
     for column in columns:
-        result.add_column(column, justify="left" if column in WORDS else "right")
+        # Nothing is cut off: variants differ in the ends of their names.
+        result.add_column(column, justify="left" if column in WORDS else "right", overflow="fold")
     return result
 
 

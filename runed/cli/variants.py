@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from typing import TypeVar
 
 from runed.backends.llama.variants import Closeness, VariantMeasurement, closeness, measure_variant, most_exact
 from runed.bootstrap import Installation
@@ -15,39 +17,65 @@ from runed.cli.tables import milliseconds, print_table, table
 from runed.cli.workbench import Workbench
 from runed.errors import BootstrapError, RunedError, SettingsError
 
+T = TypeVar("T")
 
-def compare_variants(bench: Workbench, names: Sequence[str], chosen: Installation | None) -> list[VariantMeasurement]:
-    """Install and measure variants of the model. Those that cannot be measured are left out, and the user is told.
+
+def install_variants(bench: Workbench, names: Sequence[str]) -> dict[str, Installation]:
+    """Install variants of the model. Those that cannot be installed are left out, and the user is told.
 
     Args:
         bench: The place of the measurements.
         names: The names of the variants; none for all that the manifest lists.
-        chosen: The engine and the device to measure with; None for those that serve.
+
+    Returns:
+        At least one variant, each by its name.
 
     Raises:
         SettingsError: The model is a file of the user's own, which has no variants.
-        RunedError: No variant could be measured.
+        RunedError: No variant could be installed.
     """
     if bench.settings.model:
         raise SettingsError(
             f"--variants compares variants of the manifest, but RUNED_MODEL={bench.settings.model} is a file; unset it"
         )
-    served = chosen or install_shown(bench.settings, bench.paths, bench.display)
+    wanted = names or install_shown(bench.settings, bench.paths, bench.display).variants
+    return _successes(dict.fromkeys(wanted), partial(_install, bench))
+
+
+def measure_variants(
+    bench: Workbench, variants: Mapping[str, Installation], engine: Installation | None
+) -> list[VariantMeasurement]:
+    """Measure variants of the model. Those that cannot be measured are left out, and the user is told.
+
+    Args:
+        bench: The place of the measurements.
+        variants: The variants that `install_variants` returned.
+        engine: The engine and the device to measure with; None for those that serve the variants.
+
+    Raises:
+        RunedError: No variant could be measured.
+    """
     texts = sample_texts(SOME_TEXTS, LONG_TEXT_WORDS)
-    measured: list[VariantMeasurement] = []
-    wanted = list(dict.fromkeys(names or served.variants))
-    for number, name in enumerate(wanted):
+
+    def measure(name: str) -> VariantMeasurement:
+        number = list(variants).index(name)
+        bench.display.update("measuring variants", number, len(variants), unit="variants", detail=f"measuring {name}")
+        return _measure(bench, engine or variants[name], variants[name], texts)
+
+    return list(_successes(variants, measure).values())
+
+
+def _successes(names: Collection[str], work: Callable[[str], T]) -> dict[str, T]:
+    """Do some work for each variant, and tell the user of those that fail. Raise the last failure if all do."""
+    done: dict[str, T] = {}
+    for number, name in enumerate(names, start=1):
         try:
-            variant = _install(bench, name)
-            bench.display.update("measuring variants", number, len(wanted), unit="variants", detail=f"measuring {name}")
-            measured.append(_measure(bench, served, variant, texts))
+            done[name] = work(name)
         except RunedError as error:
-            if len(wanted) == 1:
+            if number == len(names) and not done:
                 raise
             complain(f"{name} is left out: {error.message}")
-    if not measured:
-        raise RunedError("no variant could be measured; the lines above tell why")
-    return measured
+    return done
 
 
 def variants_as_dicts(variants: Sequence[VariantMeasurement]) -> list[dict[str, object]]:
@@ -64,7 +92,7 @@ def variants_as_dicts(variants: Sequence[VariantMeasurement]) -> list[dict[str, 
 def show_variants(variants: Sequence[VariantMeasurement], bench: Workbench) -> None:
     """Print a comparison for people."""
     best = most_exact(variants)
-    result = table("variant", "file", "memory", "alone", "texts/s", "tokens/s", "mean cosine", "least cosine")
+    result = table("variant", "file", "memory", "alone", "texts/s", "cosine", "least")
     for each in variants:
         result.add_row(
             each.name,
@@ -72,11 +100,11 @@ def show_variants(variants: Sequence[VariantMeasurement], bench: Workbench) -> N
             f"{each.memory_bytes / 1e6:,.0f} MB",
             milliseconds(each.lone_seconds),
             f"{each.texts_per_second:,.1f}",
-            f"{each.tokens_per_second:,.0f}",
             *_cosines(closeness(each, best)),
         )
     print_table(result)
-    tell(f"cosines are those to {best.name}, of {len(best.vectors)} texts; nothing was switched: RUNED_MODEL_VARIANT chooses")
+    tell(f"cosines, the mean and the least, are those to {best.name}, of {len(best.vectors)} texts")
+    tell("nothing was switched: RUNED_MODEL_VARIANT chooses")
     tell(f"all variants stay in {bench.paths.models}; remove the files that you do not use")
 
 
@@ -94,10 +122,10 @@ def _install(bench: Workbench, name: str) -> Installation:
     return variant
 
 
-def _measure(bench: Workbench, served: Installation, variant: Installation, texts: Sequence[str]) -> VariantMeasurement:
+def _measure(bench: Workbench, engine: Installation, variant: Installation, texts: Sequence[str]) -> VariantMeasurement:
     return measure_variant(
         variant.variant,
-        executable=served.llama_server,
+        executable=engine.llama_server,
         model=variant.model,
         model_sha256=variant.model_sha256,
         paths=bench.paths,
@@ -105,5 +133,5 @@ def _measure(bench: Workbench, served: Installation, variant: Installation, text
         profile=bench.settings.profile,
         texts=texts,
         seconds=bench.seconds,
-        device=served.device,
+        device=engine.device,
     )

@@ -6,7 +6,6 @@ No event of a stream reaches another stream. Every buffer has a limit in bytes. 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Collection
@@ -38,8 +37,8 @@ _ENDS = (StreamEnded, StreamReset)
 _PROBE = b"present?"
 """The eight bytes of a PING to a client that has ended its input."""
 
-LAST_WORDS = 0.5
-"""Most seconds that the end of a drain waits for a client that still sends to close the connection."""
+DRAIN_LINGER_SECONDS = 0.5
+"""Most seconds that the end of a drain waits for a client that still sends."""
 
 _log = get_logger(__name__)
 
@@ -273,25 +272,14 @@ class Http2Connection:
                             await self._writer.drain()
                         self._writable.set()
                 if self._draining and not self.streams:
-                    if self._lingering:
-                        await self._wait_for_the_client()
+                    # gRPC's library drops an answer that it has not read yet if it finds that it cannot send any more.
+                    await self._lingering.wait(DRAIN_LINGER_SECONDS)
                     break
         except OSError:  # the client has disconnected, or (TimeoutError) reads no more
             self._writer.transport.abort()
         finally:
             self._writable.set()
             self._writer.close()
-
-    async def _wait_for_the_client(self) -> None:
-        """Let a client that still sends read its last answer, and close the connection itself.
-
-        Otherwise the library of gRPC sees that it cannot send, and drops the answer that it has not read yet.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS):
-                while self._lingering and not self.closed:
-                    self._has_output.clear()
-                    await self._has_output.wait()
 
     def drain(self) -> None:
         """Take no new requests, and close when the open ones have been answered."""

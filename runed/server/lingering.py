@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from h2.errors import ErrorCodes
@@ -28,13 +29,18 @@ class Lingering:
         self._most = most
         self._seconds = min(seconds, LINGER_SECONDS)
         self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._none = asyncio.Event()
+        self._none.set()
 
-    def __bool__(self) -> bool:
-        """Return whether a client still sends."""
-        return bool(self._timers)
+    async def wait(self, seconds: float) -> None:
+        """Wait until the client has ended all these streams, for at most `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._none.wait()
 
     def add(self, stream_id: int) -> None:
         """Let a stream linger."""
+        self._none.clear()
         self._timers[stream_id] = asyncio.get_running_loop().call_later(self._seconds, self._end, stream_id)
         if len(self._timers) > self._most:
             self._end(next(iter(self._timers)))
@@ -43,6 +49,8 @@ class Lingering:
         """Take note that the client has ended a stream."""
         if timer := self._timers.pop(stream_id, None):
             timer.cancel()
+            if not self._timers:
+                self._none.set()
 
     def clear(self) -> None:
         """Forget all streams, at the end of the connection."""

@@ -186,11 +186,13 @@ TOO_MANY: dict[str, tuple[type[Message], str, bytes, type[RunedError]]] = {
 @pytest.mark.parametrize("case", TOO_MANY)
 def test_too_many_parts_are_refused_before_they_are_made(case: str) -> None:
     kind, codec, body, error = TOO_MANY[case]
-    started = time.process_time()
-    with pytest.raises(error, match=f"more than {MOST_PARTS:,} texts, values and other parts"):
-        decode(body, kind, codec)
-    # Up to 1 s alone, and 2 s with coverage on a busy machine. The attacks of `tests/hostile` judge what another client waits.
-    assert time.process_time() - started < 5
+    times = []
+    for _ in range(3):  # other work on the machine slows a single one down
+        started = time.process_time()
+        with pytest.raises(error, match=f"more than {MOST_PARTS:,} texts, values and other parts"):
+            decode(body, kind, codec)
+        times.append(time.process_time() - started)
+    assert min(times) < 2
 
 
 @pytest.mark.parametrize("codec", ["proto", "json"])

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from runed.cli.tables import print_table, table
 from tests.backends.support import FakeEngine
 from tests.cli.support import Cli, interrupt
 from tests.support import wait_until
@@ -220,10 +221,14 @@ def test_variants_can_be_named(varied: Cli) -> None:
     assert header.split()[:4] == ["variant", "file", "memory", "alone"]
     assert (packed.split()[0], exact.split()[0]) == ("tiny.q8_0", "tiny.f32")
     assert exact.endswith("1.00000")
-    assert "cosines are those to tiny.f32, of 32 texts" in " ".join([*rest, done.stderr])
+    assert "those to tiny.f32, of 32 texts" in " ".join([*rest, done.stderr])
     done = varied.run("bench", "--variants", "tiny.q9")
     assert (done.returncode, done.stdout) == (1, "")
     assert "has no model 'tiny.q9'; it has another.f32, tiny.broken, tiny.f32, tiny.q8_0" in done.stderr
+    done = varied.run("bench", "--tune", "--variants", "tiny.q9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no model 'tiny.q9'" in done.stderr
+    assert "measuring" not in done.stderr
 
 
 def test_a_model_of_the_users_own_has_no_variants(cli: Cli) -> None:
@@ -244,3 +249,12 @@ def test_seconds_must_be_a_duration(cli: Cli) -> None:
     assert done.returncode == 2
     assert "not a number of seconds above 0" in done.stderr
     assert list(cli.home.iterdir()) == []
+
+
+def test_no_name_in_a_table_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "qwen3-embedding-0.6b.q6_K"
+    shown = table("variant", *"abcde")
+    shown.add_row(name, *["1,234.5 ms"] * 5)
+    print_table(shown)
+    lines = capsys.readouterr().out.splitlines()
+    assert "".join(line.split("  ")[0].strip() for line in lines[1:]) == name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from runed.client.wire.unary import Answer, BrokenAnswerError, Exchange
@@ -33,6 +35,21 @@ def test_answer_may_come_in_pieces_and_another_one_follow(size: int) -> None:
         pieces = [ANSWER[start : start + size] for start in range(0, len(ANSWER), size)]
         assert [exchange.receive(piece) for piece in pieces] == [None] * (len(pieces) - 1) + [Answer(200, b"hello")]
         assert exchange.can_go_on()
+
+
+def test_nothing_of_an_answer_is_kept() -> None:
+    size = 8 * 1024 * 1024
+    exchange = asked()
+    tracemalloc.start()
+    try:
+        answer = exchange.receive(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size)
+        assert answer is not None
+        assert tracemalloc.get_traced_memory()[0] > size
+        del answer
+        assert tracemalloc.get_traced_memory()[0] < size / 4
+    finally:
+        tracemalloc.stop()
+    assert exchange.can_go_on()
 
 
 def test_chunked_answer_is_read() -> None:

@@ -16,7 +16,9 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from runed_proto.runed.v1 import runed_pb2 as pb
 
+from runed.api.rpc.refusals import Receive, Scope, Send
 from runed.server import Server
+from runed.server.http2 import DRAIN_LINGER_SECONDS
 from runed.server.serving import LATE_GRACE
 from tests.server.app import WAIT, Servicer, build_app
 from tests.server.clients import SERVICE, GrpcClient, RawClient, stop_reading
@@ -76,6 +78,32 @@ async def test_large_answer_under_way_survives_a_drain(path: Path, serve: Serve,
         assert client.goaway is not None
         assert client.goaway.error_code == ErrorCodes.NO_ERROR
         await asyncio.wait_for(stopping, 3)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["a client that ends its request", "one that never does"])
+async def test_client_that_still_sends_has_a_moment_to_read_its_last_answer(path: Path, serve: Serve, *, ends: bool) -> None:
+    answering = asyncio.Event()
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await answering.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with serve(app) as server, await RawClient.connect(path) as client:
+        stream = client.open(b"/", end=False)
+        await client.flush()
+        await eventually(lambda: any(not connection.idle for connection in server._connections.values()))
+        stopping = asyncio.create_task(server.stop(10))
+        answering.set()
+        assert (await client.over(stream)).ended
+        assert not await client.until(lambda: client.ended, within=DRAIN_LINGER_SECONDS / 2)
+        assert not stopping.done()
+        if ends:
+            client.h2.end_stream(stream)
+        began = time.monotonic()
+        assert await client.until(lambda: client.ended)
+        assert time.monotonic() - began < (DRAIN_LINGER_SECONDS / 4 if ends else 2)
+        await asyncio.wait_for(stopping, 2)
 
 
 async def test_idle_connections_do_not_delay_a_stop(path: Path, serve: Serve, servicer: Servicer) -> None:

@@ -116,7 +116,8 @@ class Exchange:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
             raise BrokenAnswerError("the answer is not HTTP") from None
-        return self._answer
+        answer, self._answer = self._answer, None  # a connection that waits for its next call would keep megabytes
+        return answer
 
     def can_go_on(self) -> bool:
         """Return whether this connection can carry another call after the last answer."""
@@ -139,6 +140,7 @@ class Exchange:
         if status >= HTTP_OK and self._answer is None:
             self._answer = Answer(status, b"".join(self._body))
             self._reusable = self._parser.should_keep_alive()
+        self._body = []
 
 
 def _error(answer: Answer) -> RunedError:
