@@ -51,12 +51,12 @@ def test_vectors_and_tokens_are_those_of_the_rpc(way: str, dimensions: int, daem
         call("grpc", daemon.socket, "EmbedBatch", EmbedBatchRequest(texts=TEXTS, dimensions=dimensions)).message,
     )
     expected = [np.array(item.vector, "<f4") for item in rpc.embeddings]
-    body: dict[str, object] = {"input": TEXTS, "model": "m"} | ({"dimensions": dimensions} if dimensions else {})
+    body: dict[str, object] = {"input": TEXTS, "model": ""} | ({"dimensions": dimensions} if dimensions else {})
     with daemon.http() if way == "socket" else over_tcp(daemon) as http:
         floats = http.post("/v1/embeddings", json=body).json()
         encoded = http.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()
         info = daemon.call("Info")
-        assert floats["model"] == encoded["model"] == http.get("/v1/models").json()["data"][0]["id"] == info["modelName"]
+        assert floats["model"] == encoded["model"] == http.get("/v1/models").json()["data"][0]["id"] == info["model"]
     for vector, item, raw in zip(expected, floats["data"], encoded["data"], strict=True):
         assert np.array_equal(np.array(item["embedding"]).astype("<f4"), vector)
         assert base64.b64decode(raw["embedding"]) == vector.tobytes()
@@ -106,13 +106,13 @@ def test_status_tells_url_and_token(daemon: RunningDaemon) -> None:
     assert f"http      {url_of(daemon)}/v1, with the token in {daemon.home}/http.token" in status().splitlines()
 
 
-def test_model_of_the_users_own_has_names_but_not_the_empty_one(daemon: RunningDaemon) -> None:
+def test_model_of_the_users_own_has_its_name_that_of_its_file_and_its_hash(daemon: RunningDaemon) -> None:
     info = daemon.call("Info")
     assert not info.get("modelVariant")
     with over_tcp(daemon) as http:
-        for name in (info["modelName"], info["modelIdentity"]):
-            assert http.get(f"/v1/models/{name}").json()["id"] == info["modelName"]
-        assert http.get("/v1/models/").json()["error"]["code"] == "MODEL_NOT_FOUND"
+        for name in (info["model"], info["modelName"], info["modelIdentity"]):
+            assert http.get(f"/v1/models/{name}").json()["id"] == info["model"]
+        assert http.get("/v1/models/").json() == http.get("/v1/models").json()
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,12 @@ def test_before_the_model_is_there_clients_are_told_to_come_back(
     daemon = start_daemon(RUNED_HTTP="[::1]:0", RUNED_MODEL=str(home / "missing.gguf"))
     daemon.wait_for("STATUS_DEGRADED")
     with over_tcp(daemon) as http:
-        for response in (http.get("/v1/models"), http.post("/v1/embeddings", json={"input": "x"})):
-            assert response.status_code == 503
-            assert response.json()["error"]["code"] in {"BACKEND_UNAVAILABLE", "BOOTSTRAPPING"}
-            assert response.headers["x-should-retry"] == "true"
-            assert int(response.headers["retry-after"]) >= 1
+        response = http.post("/v1/embeddings", json={"input": "x"})
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] in {"BACKEND_UNAVAILABLE", "BOOTSTRAPPING"}
+        assert response.headers["x-should-retry"] == "true"
+        assert int(response.headers["retry-after"]) >= 1
+        assert http.get("/v1/models").json()["data"][0]["id"] == "missing", "a list needs no engine"
 
 
 def test_address_that_is_not_loopback_is_refused_at_the_start(start_daemon: Callable[..., RunningDaemon]) -> None:

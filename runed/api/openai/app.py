@@ -98,6 +98,7 @@ def build_openai_app(host: Host) -> Starlette:
     routes = [
         Route(_EMBEDDINGS, embeddings, methods=["POST"]),
         Route(_MODELS, models),
+        Route(f"{_MODELS}/", models),
         Route(f"{_MODELS}/{{id:path}}", model),
     ]
     return build_web_app(routes, error_response, paths=f"POST {_EMBEDDINGS} and GET {_MODELS}")
