@@ -365,6 +365,7 @@ def check_end(entry: QueueEntry, calls: list[Call], uncounted: set[str]) -> None
         assert len(last.inputs) == 1 or last.outcome in SPOILS_ALL, "failed by another's fault"
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, phases=(Phase.reuse, Phase.generate, Phase.shrink))
 @given(STORIES)
 @virtual_time
