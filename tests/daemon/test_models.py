@@ -123,11 +123,12 @@ def test_a_model_that_is_not_installed_is_refused_and_no_call_waits_for_it(
     home: Path, start_daemon: Start, minilm: Path
 ) -> None:
     with both(home, start_daemon, minilm) as daemon, runed.connect(socket_path=daemon.socket, timeout=60) as client:
-        for call in (client.info, client.wait_until_ready, client.warm_up):
+        calls: list[Callable[..., object]] = [client.info, client.wait_until_ready, client.warm_up]
+        for call in calls:
             with pytest.raises(runed.errors.ModelNotInstalledError, match=r"runed pull bge-m3\.q8_0"):
                 call(model="bge-m3")
         assert client.health(model="BGE-M3").model == "bge-m3.q8_0"
-        for call in (client.info, client.health, client.wait_until_ready, client.warm_up):
+        for call in [*calls, client.health]:
             with pytest.raises(runed.errors.UnknownModelError, match="there are"):
                 call(model="other")
 

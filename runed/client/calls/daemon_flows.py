@@ -234,7 +234,7 @@ class DaemonFlows:
             raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
 
     def watch_start(self, deadline: Deadline, model: str | None, *, refuse_download: bool = False) -> Flow[None]:
-        """Report the progress of a daemon that starts and gets a model. It would let the first call wait without telling any."""
+        """Report the progress of a daemon that starts with a model. It would let the first call wait without telling any."""
         if self._on_progress is None or self._watched:
             return
         self._watched = True
