@@ -275,6 +275,14 @@ func fieldsOf(message proto.Message) object {
 	for i := range fields.Len() {
 		field := fields.Get(i)
 		value := reflected.Get(field)
+		if field.IsList() {
+			values := make([]any, value.List().Len())
+			for i := range values {
+				values[i] = value.List().Get(i).Interface()
+			}
+			result[string(field.Name())] = values
+			continue
+		}
 		switch field.Kind() {
 		case protoreflect.EnumKind:
 			result[string(field.Name())] = value.Enum()
