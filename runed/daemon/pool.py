@@ -133,14 +133,14 @@ class Pool:
         await bootstrapper.settle()
 
     async def pull(self, model: str) -> None:
-        """Begin to install a model that is not there. `situation` tells the progress.
+        """Begin to install a model that is not there, also right after a try that failed. `situation` tells the progress.
 
         Raises:
             UnknownModelError: There is no model of this name.
             ShuttingDownError: The daemon drains.
         """
         self._draining.check()
-        self._bootstrapper((await self.names()).find(model), install=True).try_again()
+        self._bootstrapper((await self.names()).find(model), install=True).try_again(at_once=True)
 
     def served(self, model: str) -> ServedModel | None:
         """Return a model that is there, or None.
@@ -255,6 +255,7 @@ class Pool:
             kind=spec.kind,
             licence=spec.licence,
             size_bytes=spec.size,
+            sha256=spec.sha256,
             installed=self._is_installed(spec),
             keep_alive_seconds=self._keep_alive if spec.keep_alive is None else spec.keep_alive,
             vector_dim=spec.dimensions,

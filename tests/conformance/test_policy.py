@@ -619,7 +619,7 @@ def test_a_daemon_with_one_model(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         "CountTokens": CountTokensResponse(token_counts=[1]),
     }
 
-    def perform(step: Send[Any]) -> object:
+    def perform(step: Send) -> object:
         if step.method not in told:
             raise errors.UnimplementedError("there is no such method")
         return told[step.method]
