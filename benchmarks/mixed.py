@@ -22,7 +22,7 @@ def measure_interactive_beside_bulk(lab: Lab) -> list[Row]:
 def measure_beside_another_model(lab: Lab) -> list[Row]:
     """Measure the same with a job for another model, of the same size, while there is room for both."""
     with Daemon(lab.model, others={_OTHER: {"path": str(lab.model.file)}}) as daemon:
-        return _measure(lab, daemon, _OTHER, "a bulk job of another model")
+        return _measure(lab, daemon, _OTHER, "another model's bulk job")
 
 
 def _measure(lab: Lab, daemon: Daemon, name: str | None, what: str) -> list[Row]:
@@ -52,7 +52,7 @@ def _measure(lab: Lab, daemon: Daemon, name: str | None, what: str) -> list[Row]
     say(f"  beside bulk: {len(loaded)} texts, p50 {percentile(loaded, 0.5) * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms")
     return [
         Row(
-            f"one short text every {lab.effort.probe_pause:g} s beside {what}, {texts:,} texts, p99",
+            f"one short text every {lab.effort.probe_pause:g} s beside {what} of {texts:,}, p99",
             f"{p99 * 1000:.0f} ms (p50 {percentile(loaded, 0.5) * 1000:.0f} ms)",
             "-",
             f"x {p99 / p50:.1f} the p50 without the job, {p50 * 1000:.0f} ms",
@@ -60,7 +60,7 @@ def _measure(lab: Lab, daemon: Daemon, name: str | None, what: str) -> list[Row]
             p99 <= 4 * p50,
         ),
         Row(
-            f"that {what.removeprefix('a ')}, against the same alone",
+            f"{what.replace('a bulk', 'that bulk')}, against the same alone",
             f"{rate:.1f} texts/s",
             "-",
             f"x {rate / lone_rate:.2f} of {lone_rate:.1f} texts/s",
