@@ -17,12 +17,14 @@ from benchmarks.cost import measure_cost
 from benchmarks.endurance import measure_calls, measure_memory
 from benchmarks.lab import Lab, lab, say
 from benchmarks.lifecycle import measure_restart, measure_sleep, measure_start
-from benchmarks.mixed import measure_interactive_beside_bulk
+from benchmarks.mixed import measure_beside_another_model, measure_interactive_beside_bulk
 from benchmarks.models import MINILM, MODELS, ensure
+from benchmarks.ranking import measure_rerank
 from benchmarks.report import print_tables, results, section, write_report
 from benchmarks.results import RESULTS, Curves, Results, Row, load, store
 from benchmarks.single import measure_cached, measure_single
 from benchmarks.soak import measure_soak
+from benchmarks.turns import measure_two_models
 
 Measure = Callable[[Lab], list[Row]]
 """A function that makes one measurement and returns its rows."""
@@ -46,12 +48,16 @@ _SMALL_MODEL: Mapping[str, Measure] = {
     "cancel": measure_cancel,
     "memory": measure_memory,
     "soak": measure_soak,
+    "two-models": measure_two_models,
+    "beside-another": measure_beside_another_model,
+    "rerank": measure_rerank,
 }
 
 _QUICK: Mapping[str, Measure] = {
     "calls": lambda lab: measure_calls(lab, calls=1000),
     "cost": lambda lab: measure_cost(lab, calls=800),
     "soak": lambda lab: measure_soak(lab, seconds=10),
+    "two-models": lambda lab: measure_two_models(lab, seconds=20),
 }
 """Short forms of the measurements whose length does not depend on `Effort`."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -33,11 +34,14 @@ class Daemon:
 
     Args:
         model: The model that it serves.
+        others: Further models, by their names, as entries of config.json.
         **settings: Further settings, as in `RUNED_CACHE_SIZE="0"`.
     """
 
-    def __init__(self, model: Model, **settings: str) -> None:
+    def __init__(self, model: Model, *, others: Mapping[str, Mapping[str, str]] | None = None, **settings: str) -> None:
         self._home = short_home()
+        if others:
+            (self._home / "config.json").write_text(json.dumps({"version": 1, "models": others}))
         environment = {
             "RUNED_LLAMA_SERVER": str(programs_folder() / "llama-server"),
             "RUNED_MODEL": str(model.file),
@@ -59,7 +63,7 @@ class Daemon:
     @property
     def argv(self) -> list[str]:
         """The command line of its `llama-server`."""
-        return Path(f"/proc/{self.engine_pid}/cmdline").read_text().rstrip("\0").split("\0")
+        return _argv(self.engine_pid)
 
     @property
     def resident_bytes(self) -> int:
@@ -94,14 +98,26 @@ class Daemon:
             health = client.health()
         return health.interactive.total_texts + health.bulk.total_texts
 
+    def argv_of(self, name: str) -> list[str]:
+        """Start the engine of a model, and return its command line."""
+        with self.connect() as client:
+            client.warm_up(model=name)
+            return _argv(client.health(model=name).engine_pid)
+
+    def engine_starts(self) -> int:
+        """Return how often an engine was started so far."""
+        return int(self._samples({})["runed_engine_starts_total"])
+
     def bulk_batches(self) -> tuple[float, float]:
         """Return the seconds that the engine has spent on micro-batches of bulk texts so far, and the number of these."""
+        samples = self._samples({"lane": "bulk"})
+        return samples["runed_batch_seconds_sum"], samples["runed_batch_seconds_count"]
+
+    def _samples(self, labels: Mapping[str, str]) -> dict[str, float]:
+        """Return the metrics with these labels."""
         with self.running.http() as http:
             families = text_string_to_metric_families(http.get("/metrics").text)
-        samples = {
-            sample.name: sample.value for family in families for sample in family.samples if sample.labels == {"lane": "bulk"}
-        }
-        return samples["runed_batch_seconds_sum"], samples["runed_batch_seconds_count"]
+        return {sample.name: sample.value for family in families for sample in family.samples if sample.labels == labels}
 
     def __enter__(self) -> Self:
         try:
@@ -118,6 +134,11 @@ class Daemon:
             self.running.stop()
         finally:
             self.running.remove_home()
+
+
+def _argv(pid: int) -> list[str]:
+    """Return the command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
 
 
 class Lab:
@@ -156,6 +177,10 @@ class Lab:
         """Return `texts` unused texts."""
         first = self.fresh(texts)
         return [self.model.text(number) for number in range(first, first + texts)]
+
+    def raw_reranker(self, argv: Sequence[str]) -> RawServer:
+        """Return a raw server of a reranker that is not started yet, with the command line of the daemon's one."""
+        return RawServer(argv, self._folder / "rerank.sock")
 
     def raw_server(self, slots: int | None = None, pass_tokens: int | None = None) -> RawServer:
         """Return a raw server that is not started yet; by default with the slots and passes of the daemon's engine."""

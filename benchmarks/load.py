@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
@@ -136,18 +136,49 @@ def list_job(target: Target, model: Model, first: int, *, texts: int, size: int,
     return texts / (time.perf_counter() - began)
 
 
-def stream_job(target: Target, model: Model, numbers: Sequence[int]) -> float:
-    """Embed the texts of these numbers by one stream of runed's client, and return the texts per second."""
+def stream_job(target: Target, model: Model, numbers: Sequence[int], *, name: str | None = None) -> float:
+    """Embed the texts of these numbers by one stream of runed's client, and return the texts per second.
+
+    Args:
+        target: The daemon.
+        model: The model whose texts are sent.
+        numbers: The numbers of the texts.
+        name: The name of the model that embeds; None means the daemon's default one.
+    """
     with runed.connect(socket_path=target.socket) as client:
+        client.warm_up(model=name)
         client.info()  # so that the client has imported what it needs, as the daemon has
         began = time.perf_counter()
         answered = 0
-        for _, outcome in client.embed_stream((number, model.text(number)) for number in numbers):
+        for _, outcome in client.embed_stream(((number, model.text(number)) for number in numbers), model=name):
             assert isinstance(outcome, runed.Embedding), outcome
             answered += 1
         seconds = time.perf_counter() - began
     assert answered == len(numbers), f"{answered} vectors for {len(numbers)} texts"
     return answered / seconds
+
+
+def rank_job(target: Target, model: Model, first: int, *, queries: int, documents: int) -> list[float]:
+    """Rank documents for queries, one call after the other, and return the seconds of each call.
+
+    Args:
+        target: The server.
+        model: The model whose texts are queries and documents.
+        first: The number of the first text; each query takes one more than its documents.
+        queries: The number of calls.
+        documents: The number of documents of each.
+    """
+    texts = (model.text(number) for number in count(first))
+    seconds = []
+    with target.connect() as client:
+        client.rerank(next(texts), [next(texts)])  # so that it is connected
+        for _ in range(queries):
+            query, *others = islice(texts, documents + 1)
+            began = time.perf_counter()
+            ranked = client.rerank(query, others)
+            seconds.append(time.perf_counter() - began)
+            assert len(ranked) == documents
+    return seconds
 
 
 def batch_job(target: Target, model: Model, first: int, *, texts: int) -> float:

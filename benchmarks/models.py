@@ -165,6 +165,12 @@ QWEN3 = Model(
 
 MODELS = (MINILM, QWEN3)
 
+RERANKER = BUILD / "minilm-reranker.f32.gguf"
+"""A small cross-encoder, which `make setup` makes."""
+
+TINY = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "tiny-qwen3.f32.gguf"
+"""A model of random weights that loads at once."""
+
 
 def ensure(model: Model) -> None:
     """Make the file of a model, unless `make setup` makes it.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,12 @@ class RawClient:
         """Embed texts by one request. The vectors have shape (n, dim)."""
         return np.stack(self._ask(list(texts)))
 
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Score documents by one request. The scores are in the order of the documents."""
+        answer = self._post("/v1/rerank", json.dumps({"query": query, "documents": list(documents)}))
+        scores = {item["index"]: float(item["relevance_score"]) for item in answer["results"]}
+        return [scores[index] for index in range(len(documents))]
+
     def healthy(self) -> bool:
         """Return whether the server has loaded its model."""
         try:
@@ -81,16 +87,20 @@ class RawClient:
         self.close()
 
     def _ask(self, question: str | list[str]) -> list[NDArray[np.float32]]:
-        body = json.dumps({"input": question, "encoding_format": "base64"})
-        status, answer = self._exchange(body)
-        assert status == 200, answer
-        return [np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4") for item in json.loads(answer)["data"]]
+        answer = self._post("/v1/embeddings", json.dumps({"input": question, "encoding_format": "base64"}))
+        return [np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4") for item in answer["data"]]
 
-    def _exchange(self, body: str) -> tuple[int, bytes]:
+    def _post(self, path: str, body: str) -> dict[str, list[dict[str, Any]]]:
+        status, answer = self._exchange(path, body)
+        assert status == 200, answer
+        parsed: dict[str, list[dict[str, Any]]] = json.loads(answer)
+        return parsed
+
+    def _exchange(self, path: str, body: str) -> tuple[int, bytes]:
         """Send a request on the kept connection. Connect again if the server has closed it."""
         for attempt in (1, 2):
             try:
-                self._connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
+                self._connection.request("POST", path, body, {"Content-Type": "application/json"})
                 response = self._connection.getresponse()
                 return response.status, response.read()
             except (http.client.HTTPException, OSError):

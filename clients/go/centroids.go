@@ -12,8 +12,15 @@ import (
 //
 // Each centroid has as many values as a vector of the model. Its place in the set is its id. All clients of the daemon share the
 // set, and the daemon keeps it over its restarts. A set that does not arrive whole leaves the one before in its place. The preset
-// names the parameters that the set was built with; may be empty.
-func (c *Client) SetCentroids(ctx context.Context, centroids [][]float32, preset string) (version string, err error) {
+// names the parameters that the set was built with; may be empty. Each model has a set of its own: WithModel names the model. Other
+// options do not matter.
+func (c *Client) SetCentroids(
+	ctx context.Context, centroids [][]float32, preset string, options ...EmbedOption,
+) (version string, err error) {
+	o, err := resolve(options)
+	if err != nil {
+		return "", err
+	}
 	if len(centroids) == 0 || len(centroids[0]) == 0 {
 		return "", newError(ErrBadCentroids, nil, "a set needs one centroid at least, and a centroid one value")
 	}
@@ -28,13 +35,16 @@ func (c *Client) SetCentroids(ctx context.Context, centroids [][]float32, preset
 	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
-	if err := c.watchStart(ctx, false); err != nil {
+	if err := c.watchStart(ctx, o.model, false); err != nil {
 		return "", err
 	}
-	attempts := tries{client: c}
+	attempts := tries{client: c, model: o.model}
 	for {
-		response, err := c.sendCentroids(ctx, centroids, preset)
+		response, err := c.sendCentroids(ctx, centroids, preset, o.model)
 		if err == nil {
+			if err := checkNamed(o.model, response); err != nil {
+				return "", err
+			}
 			return response.GetVersion(), nil
 		}
 		if err := attempts.recover(ctx, err); err != nil {
@@ -45,7 +55,7 @@ func (c *Client) SetCentroids(ctx context.Context, centroids [][]float32, preset
 
 // sendCentroids sends a set once.
 func (c *Client) sendCentroids(
-	ctx context.Context, centroids [][]float32, preset string,
+	ctx context.Context, centroids [][]float32, preset, model string,
 ) (*runedv1.SetCentroidsResponse, *Error) {
 	if err := c.begin(); err != nil {
 		return nil, err
@@ -54,7 +64,9 @@ func (c *Client) sendCentroids(
 	callContext, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream := c.streams.SetCentroids(callContext)
-	header := &runedv1.CentroidSetHeader{Dim: uint32(len(centroids[0])), Nlist: uint32(len(centroids)), Preset: preset}
+	header := &runedv1.CentroidSetHeader{
+		Dim: uint32(len(centroids[0])), Nlist: uint32(len(centroids)), Preset: preset, Model: model,
+	}
 	err := stream.Send(&runedv1.SetCentroidsRequest{Payload: &runedv1.SetCentroidsRequest_Header{Header: header}})
 	rows := max(1, centroidBytes/(4*len(centroids[0])))
 	for start := 0; start < len(centroids) && err == nil; start += rows {

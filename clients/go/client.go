@@ -9,18 +9,8 @@ import (
 	"runed.dev/gen/go/runed/v1/runedv1connect"
 )
 
-// Info describes the daemon and its model.
+// Info describes the daemon and a model.
 type Info = runedv1.InfoResponse
-
-// WarmUp starts the engine ahead of the first text, and returns when an embedding would be computed at once. It waits while the daemon
-// fetches its engine and model. The engine is suspended again after the idle time, as after an embedding. A daemon that is too old
-// fails with ErrUnimplemented. Embed a text instead then.
-func (c *Client) WarmUp(ctx context.Context) error {
-	ctx, cancel := c.limit(ctx)
-	defer cancel()
-	_, err := callWhenReady(ctx, tries{client: c}, c.unary.WarmUp, &runedv1.WarmUpRequest{})
-	return err
-}
 
 // Health tells what the daemon is doing at this moment.
 type Health = runedv1.HealthResponse
@@ -110,33 +100,85 @@ func (c *Client) limit(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, c.timeout)
 }
 
-// Info describes the daemon and its model. It waits while the daemon prepares an engine and a model that are already there, and
-// fails with ErrBootstrapping while the daemon downloads one of them.
-func (c *Client) Info(ctx context.Context) (*Info, error) { return c.readyInfo(ctx, true) }
+// Info describes the daemon and its default model, or the model of WithModel. Other options do not matter. It waits while the daemon
+// prepares an engine and a model that are already there, and fails with ErrBootstrapping while the daemon downloads one of them. A
+// model that was not fetched fails with ErrModelNotInstalled.
+func (c *Client) Info(ctx context.Context, options ...EmbedOption) (*Info, error) {
+	return c.readyInfo(ctx, options, true)
+}
 
-// WaitReady waits while the daemon fetches its engine and model, and then describes both.
-func (c *Client) WaitReady(ctx context.Context) (*Info, error) { return c.readyInfo(ctx, false) }
+// WaitReady waits while the daemon fetches its engine and model, and then describes both as Info does.
+func (c *Client) WaitReady(ctx context.Context, options ...EmbedOption) (*Info, error) {
+	return c.readyInfo(ctx, options, false)
+}
 
-// readyInfo asks for Info until the daemon knows its model.
-func (c *Client) readyInfo(ctx context.Context, refuseDownload bool) (*Info, error) {
+// readyInfo asks for Info until the daemon knows the model.
+func (c *Client) readyInfo(ctx context.Context, options []EmbedOption, refuseDownload bool) (*Info, error) {
+	o, err := resolve(options)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
+	request := &runedv1.InfoRequest{Model: o.model}
 	for {
-		info, err := callWhenReady(ctx, tries{client: c, refuseDownload: refuseDownload}, c.unary.Info, &runedv1.InfoRequest{})
-		if err != nil || info.GetVectorDim() != 0 {
-			return info, err
+		info, err := callWhenReady(ctx, tries{client: c, refuseDownload: refuseDownload}, c.unary.Info, request)
+		if err != nil {
+			return nil, err
 		}
-		if err := c.waitOutBootstrap(ctx, refuseDownload, true); err != nil {
+		if info.GetVectorDim() != 0 {
+			if err := checkNamed(o.model, info); err != nil {
+				return nil, err
+			}
+			return info, nil
+		}
+		if err := c.waitOutBootstrap(ctx, o.model, refuseDownload, true); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// Health tells what the daemon is doing at this moment, at any stage. It never wakes a suspended engine.
-func (c *Client) Health(ctx context.Context) (*Health, error) {
+// WarmUp starts the engine ahead of the first text, and returns when an embedding would be computed at once. It is the engine of the
+// default model, or of the model of WithModel, which may be a reranker. Other options do not matter. It waits while the daemon fetches
+// its engine and model. The engine is suspended again after the idle time, as after an embedding. A daemon that is too old fails with
+// ErrUnimplemented. Embed a text instead then.
+func (c *Client) WarmUp(ctx context.Context, options ...EmbedOption) error {
+	o, err := resolve(options)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
-	return call(ctx, tries{client: c}, c.unary.Health, &runedv1.HealthRequest{})
+	if o.model == "" {
+		_, err = callWhenReady(ctx, tries{client: c}, c.unary.WarmUp, &runedv1.WarmUpRequest{})
+	} else { // a daemon with one model knows WarmUp, but not this
+		_, err = callWhenReady(ctx, tries{client: c}, c.unary.LoadModel, &runedv1.LoadModelRequest{Model: o.model})
+	}
+	return err
+}
+
+// Health tells what the daemon is doing at this moment, at any stage. It never wakes a suspended engine. The state is that of the
+// default model, or of the model of WithModel. Other options do not matter.
+func (c *Client) Health(ctx context.Context, options ...EmbedOption) (*Health, error) {
+	o, err := resolve(options)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := c.limit(ctx)
+	defer cancel()
+	return c.health(ctx, o.model)
+}
+
+// health asks for the state of a model; "" means the default one.
+func (c *Client) health(ctx context.Context, model string) (*Health, error) {
+	health, err := call(ctx, tries{client: c}, c.unary.Health, &runedv1.HealthRequest{Model: model})
+	if err == nil {
+		err = checkNamed(model, health)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return health, nil
 }
 
 // Shutdown asks the daemon to finish what is in flight and to exit. It returns before the daemon has ended, and never starts one.

@@ -181,7 +181,7 @@ func (c *Client) embedItems(ctx context.Context, o *wireOptions, texts []string,
 		if response.GetFingerprint() == "" {
 			return nil, tooOld("gives no details of an embedding")
 		}
-		if err := o.checkModel(response); err != nil {
+		if err := checkNamed(o.model, response); err != nil {
 			return nil, err
 		}
 		if err := space.check(response.GetFingerprint()); err != nil {
@@ -226,7 +226,7 @@ func (c *Client) CountTokens(ctx context.Context, texts []string, options ...Emb
 			if len(response.GetTokenCounts()) != len(part) {
 				return newError(ErrInternal, nil, "the daemon counted the tokens of other texts than were asked for; send them again")
 			}
-			if err := o.checkModel(response); err != nil {
+			if err := checkNamed(o.model, response); err != nil {
 				return err
 			}
 			for _, count := range response.GetTokenCounts() {

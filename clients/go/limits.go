@@ -16,10 +16,10 @@ type limits struct {
 	bytes int
 }
 
-// askLimits asks the daemon for the limits of a request.
-func (c *Client) askLimits(ctx context.Context) (*limits, error) {
+// askLimits asks the daemon for the limits of a request for a model. No other model is waited for.
+func (c *Client) askLimits(ctx context.Context, model string) (*limits, error) {
 	// Not Client.Info: the limits are known before the model is.
-	info, err := callWhenReady(ctx, tries{client: c}, c.unary.Info, &runedv1.InfoRequest{})
+	info, err := callWhenReady(ctx, tries{client: c}, c.unary.Info, &runedv1.InfoRequest{Model: model})
 	if err != nil {
 		return nil, err
 	}
@@ -34,24 +34,30 @@ func (c *Client) askLimits(ctx context.Context) (*limits, error) {
 	return &told, nil
 }
 
+// message is a request that names a model.
+type message interface {
+	proto.Message
+	GetModel() string
+}
+
 // withinLimits calls a function with the limits of a request, less the fields that all requests of the call share. It asks the
 // daemon for the limits once. If a request is too large although they were kept, it asks again: another daemon with smaller
 // limits may have taken the place of the first.
-func (c *Client) withinLimits(ctx context.Context, common proto.Message, do func(room limits) error) error {
+func (c *Client) withinLimits(ctx context.Context, common message, do func(room limits) error) error {
 	inside := func(all *limits) error { return do(limits{all.texts, all.bytes - proto.Size(common)}) }
 	if kept := c.limits.Load(); kept != nil {
 		err := inside(kept)
 		if !errors.Is(err, ErrBatchTooLarge) && !errors.Is(err, ErrRequestTooLarge) {
 			return err
 		}
-		if now, askErr := c.askLimits(ctx); askErr != nil || *now == *kept {
+		if now, askErr := c.askLimits(ctx, common.GetModel()); askErr != nil || *now == *kept {
 			return cmp.Or(askErr, err)
 		}
 	}
 	now := c.limits.Load()
 	if now == nil {
 		var err error
-		if now, err = c.askLimits(ctx); err != nil {
+		if now, err = c.askLimits(ctx, common.GetModel()); err != nil {
 			return err
 		}
 	}

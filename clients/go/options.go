@@ -123,8 +123,8 @@ func WithTruncate(truncate Truncate) EmbedOption {
 // WithLane chooses the queue that the call waits in.
 func WithLane(lane Lane) EmbedOption { return func(o *embedOptions) { o.lane = lane } }
 
-// WithModel names the model, by its name or an alias in letters of any case. Without it, or with "", the daemon's default model
-// embeds. A name that the daemon does not know fails with ErrUnknownModel.
+// WithModel names the model, by its name or an alias in letters of any case. Without it, or with "", the daemon's default model is
+// meant. A name that the daemon does not know fails with ErrUnknownModel.
 func WithModel(name string) EmbedOption { return func(o *embedOptions) { o.model = name } }
 
 // WithRoute asks for the nearest centroid of the installed set, too. Streams have no routes.
@@ -195,7 +195,7 @@ func unknownChoice(name, value, accepted string) error {
 // fingerprint. Those of a version with one model name no model.
 func (o *wireOptions) checkKnown(answer answer) error {
 	if answer.GetFingerprint() != "" {
-		return o.checkModel(answer)
+		return checkNamed(o.model, answer)
 	}
 	var asked []string
 	for _, option := range []struct {
@@ -214,12 +214,12 @@ func (o *wireOptions) checkKnown(answer answer) error {
 	if len(asked) > 0 {
 		return tooOld(fmt.Sprintf("does not know %s", strings.Join(asked, " and ")))
 	}
-	return o.checkModel(answer)
+	return checkNamed(o.model, answer)
 }
 
-// checkModel makes sure that the daemon knew the name of the model. One of a version with one model ignores it.
-func (o *wireOptions) checkModel(response interface{ GetModel() string }) error {
-	if o.model != "" && response.GetModel() == "" {
+// checkNamed makes sure that the daemon knew the name of the model. One of a version with one model ignores it.
+func checkNamed(model string, response interface{ GetModel() string }) error {
+	if model != "" && response.GetModel() == "" {
 		return tooOld("has one model and knows no names")
 	}
 	return nil

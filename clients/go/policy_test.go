@@ -600,6 +600,8 @@ func TestPolicyRules(t *testing.T) {
 		"a successor with smaller limits": testSmallerLimits,
 		"a successor with larger limits":  testLargerLimits,
 		"the progress of a start":         testProgressOfAStart,
+		"the model of a call":             testModelOfACall,
+		"a daemon with one model":         testOneModel,
 		"a refusal to the end":            testRefusalToTheEnd,
 		"an idle stream":                  testIdleStream,
 		"a silent stream":                 testSilentStream,
@@ -1085,6 +1087,162 @@ func testProgressOfAStart(t *testing.T) {
 	client = silent.start(t, runed.WithTimeout(100*time.Millisecond), runed.WithProgress(func(*runed.Health) {}))
 	if _, err := client.Embed(t.Context(), "text"); !errors.Is(err, runed.ErrDeadlineExceeded) || strings.Contains(err.Error(), "not ready yet") {
 		t.Errorf("of a daemon that it knows nothing of: %v", err)
+	}
+}
+
+// namedCalls are calls of every kind that name a model.
+var namedCalls = map[string]func(context.Context, *runed.Client) error{
+	"Info":      func(ctx context.Context, c *runed.Client) error { _, err := c.Info(ctx, named); return err },
+	"WaitReady": func(ctx context.Context, c *runed.Client) error { _, err := c.WaitReady(ctx, named); return err },
+	"Health":    func(ctx context.Context, c *runed.Client) error { _, err := c.Health(ctx, named); return err },
+	"WarmUp":    func(ctx context.Context, c *runed.Client) error { return c.WarmUp(ctx, named) },
+	"Embed":     func(ctx context.Context, c *runed.Client) error { _, err := c.Embed(ctx, "text", named); return err },
+	"EmbedBatch": func(ctx context.Context, c *runed.Client) error {
+		_, err := c.EmbedBatch(ctx, []string{"text"}, named)
+		return err
+	},
+	"EmbedItems": func(ctx context.Context, c *runed.Client) error {
+		_, err := c.EmbedItems(ctx, []string{"text"}, named)
+		return err
+	},
+	"CountTokens": func(ctx context.Context, c *runed.Client) error {
+		_, err := c.CountTokens(ctx, []string{"text"}, named)
+		return err
+	},
+	"EmbedStream": func(ctx context.Context, c *runed.Client) (failure error) {
+		for item, err := range c.EmbedStream(ctx, pairs("text"), named) {
+			failure = errors.Join(err, item.Err)
+		}
+		return failure
+	},
+	"Rerank": func(ctx context.Context, c *runed.Client) error {
+		_, err := c.Rerank(ctx, "query", []string{"text"}, runed.RerankOptions{Model: "m"})
+		return err
+	},
+	"SetCentroids": func(ctx context.Context, c *runed.Client) error {
+		_, err := c.SetCentroids(ctx, [][]float32{goodVector}, "", named)
+		return err
+	},
+}
+
+var named = runed.WithModel("m")
+
+// namingDaemon is a daemon that knows names, and notes those in Info and Health. It refuses one call, as a bootstrap does.
+type namingDaemon struct {
+	runedv1connect.UnimplementedRunedServiceHandler
+	hasOneModel bool // so that it ignores names, knows less methods, and refuses nothing
+	refused     atomic.Bool
+	mutex       sync.Mutex
+	looks       []string
+}
+
+func (d *namingDaemon) refuse() error {
+	if !d.hasOneModel && d.refused.CompareAndSwap(false, true) {
+		return refusal(connectrpc.CodeFailedPrecondition, "BOOTSTRAPPING", nil, 0)
+	}
+	return nil
+}
+
+func (d *namingDaemon) refuseMethod() error {
+	if d.hasOneModel {
+		return connectrpc.NewError(connectrpc.CodeUnimplemented, errors.New("there is no such method"))
+	}
+	return d.refuse()
+}
+
+// told returns the name that an answer tells.
+func (d *namingDaemon) told(model string) string {
+	if d.hasOneModel {
+		return ""
+	}
+	return model
+}
+
+func (d *namingDaemon) look(model string) string {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.looks = append(d.looks, model)
+	return d.told(model)
+}
+
+func (d *namingDaemon) Info(_ context.Context, request *connectrpc.Request[runedv1.InfoRequest]) (*connectrpc.Response[runedv1.InfoResponse], error) {
+	return answered(&runedv1.InfoResponse{VectorDim: 2, Model: d.look(request.Msg.GetModel())}, nil)
+}
+
+func (d *namingDaemon) Health(_ context.Context, request *connectrpc.Request[runedv1.HealthRequest]) (*connectrpc.Response[runedv1.HealthResponse], error) {
+	return answered(&runedv1.HealthResponse{Status: runedv1.HealthResponse_STATUS_OK, Model: d.look(request.Msg.GetModel())}, nil)
+}
+
+func (d *namingDaemon) WarmUp(context.Context, *connectrpc.Request[runedv1.WarmUpRequest]) (*connectrpc.Response[runedv1.WarmUpResponse], error) {
+	return answered(&runedv1.WarmUpResponse{}, nil)
+}
+
+func (d *namingDaemon) LoadModel(context.Context, *connectrpc.Request[runedv1.LoadModelRequest]) (*connectrpc.Response[runedv1.LoadModelResponse], error) {
+	return answered(&runedv1.LoadModelResponse{}, d.refuseMethod())
+}
+
+func (d *namingDaemon) Embed(_ context.Context, request *connectrpc.Request[runedv1.EmbedRequest]) (*connectrpc.Response[runedv1.EmbedResponse], error) {
+	return answered(&runedv1.EmbedResponse{Vector: goodVector, Fingerprint: "fp", Model: d.told(request.Msg.GetModel())}, d.refuse())
+}
+
+func (d *namingDaemon) EmbedBatch(_ context.Context, request *connectrpc.Request[runedv1.EmbedBatchRequest]) (*connectrpc.Response[runedv1.EmbedBatchResponse], error) {
+	embeddings := []*runedv1.EmbedResponse{{Vector: goodVector}}
+	return answered(&runedv1.EmbedBatchResponse{Embeddings: embeddings, Fingerprint: "fp", Model: d.told(request.Msg.GetModel())}, d.refuse())
+}
+
+func (d *namingDaemon) CountTokens(_ context.Context, request *connectrpc.Request[runedv1.CountTokensRequest]) (*connectrpc.Response[runedv1.CountTokensResponse], error) {
+	return answered(&runedv1.CountTokensResponse{TokenCounts: []uint32{1}, Model: d.told(request.Msg.GetModel())}, d.refuse())
+}
+
+func (d *namingDaemon) Rerank(context.Context, *connectrpc.Request[runedv1.RerankRequest]) (*connectrpc.Response[runedv1.RerankResponse], error) {
+	return answered(&runedv1.RerankResponse{Results: []*runedv1.RerankResult{{}}}, d.refuseMethod())
+}
+
+func (d *namingDaemon) EmbedStream(_ context.Context, stream *connectrpc.BidiStream[runedv1.EmbedStreamRequest, runedv1.EmbedStreamResponse]) error {
+	request, err := stream.Receive()
+	if err = errors.Join(err, d.refuse()); err != nil {
+		return err
+	}
+	response := wellStreamed([]string{request.GetItems()[0].GetId()})
+	response.Model = d.told(request.GetModel())
+	return stream.Send(response)
+}
+
+func (d *namingDaemon) SetCentroids(_ context.Context, stream *connectrpc.ClientStream[runedv1.SetCentroidsRequest]) (*connectrpc.Response[runedv1.SetCentroidsResponse], error) {
+	model := ""
+	for stream.Receive() {
+		model += stream.Msg().GetHeader().GetModel()
+	}
+	return answered(&runedv1.SetCentroidsResponse{Nlist: 1, Model: d.told(model)}, d.refuse())
+}
+
+func testModelOfACall(t *testing.T) {
+	for name, call := range namedCalls {
+		daemon := &namingDaemon{}
+		_, handler := runedv1connect.NewRunedServiceHandler(daemon)
+		client := connect(t, runed.WithSocket(serve(t, handler)), runed.WithProgress(func(*runed.Health) {}))
+		err := call(t.Context(), client)
+		if isOther := func(model string) bool { return model != "m" }; err != nil || slices.ContainsFunc(daemon.looks, isOther) {
+			t.Errorf("%s: %v, %q", name, err, daemon.looks)
+		}
+		if len(daemon.looks) == 0 {
+			t.Errorf("%s asks for nothing", name)
+		}
+	}
+}
+
+func testOneModel(t *testing.T) {
+	_, handler := runedv1connect.NewRunedServiceHandler(&namingDaemon{hasOneModel: true})
+	client := connect(t, runed.WithSocket(serve(t, handler)))
+	for name, call := range namedCalls {
+		if err := call(t.Context(), client); !errors.Is(err, runed.ErrUnimplemented) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	must(client.Info(t.Context()))(t)
+	must(client.Health(t.Context(), runed.WithModel("")))(t)
+	if err := client.WarmUp(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

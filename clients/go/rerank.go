@@ -42,17 +42,15 @@ type RankedDocument struct {
 //
 // Neither the query nor a document may be blank. Documents of equal scores keep their order.
 func (c *Client) Rerank(ctx context.Context, query string, documents []string, options RerankOptions) ([]RankedDocument, error) {
-	o, err := resolve([]EmbedOption{WithTruncate(options.Truncate), WithLane(options.Lane)})
+	o, err := resolve([]EmbedOption{WithTruncate(options.Truncate), WithLane(options.Lane), WithModel(options.Model)})
 	if err != nil {
 		return nil, err
 	}
 	if options.TopN < 0 {
 		return nil, newError(ErrInvalidRequest, nil, "TopN is %d; give a number from 1 on, or 0 for all documents", options.TopN)
 	}
-	for name, text := range map[string]string{"query": query, "Model": options.Model} {
-		if err := checkText(text, place{name: name}); err != nil {
-			return nil, err
-		}
+	if err := checkText(query, place{name: "query"}); err != nil {
+		return nil, err
 	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
@@ -61,7 +59,7 @@ func (c *Client) Rerank(ctx context.Context, query string, documents []string, o
 	}
 	request := func(part []string) *runedv1.RerankRequest {
 		return &runedv1.RerankRequest{
-			Query: query, Documents: part, TopN: uint32(options.TopN), Model: options.Model, Lane: o.lane, Truncate: o.truncate,
+			Query: query, Documents: part, TopN: uint32(options.TopN), Model: o.model, Lane: o.lane, Truncate: o.truncate,
 		}
 	}
 	var result []RankedDocument

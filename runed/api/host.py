@@ -103,7 +103,12 @@ class Host(Protocol):
         ...
 
     async def settle(self, model: str = "") -> None:
-        """Wait while a model is being looked up; return at once while something is being downloaded, or after a failure."""
+        """Wait while a model is being looked up; return at once while something is being downloaded, or after a failure.
+
+        Raises:
+            UnknownModelError: There is no model of this name.
+            ModelNotInstalledError: The model is not the default one, and its file is not on this machine.
+        """
         ...
 
     async def models(self) -> list[ModelStatus]:

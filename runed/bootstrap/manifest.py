@@ -319,6 +319,7 @@ class Manifest:
             context=origin.context or 0,
             dimensions=origin.dimensions or 0,
             size=entry.size or 0,
+            sha256=(entry.sha256 or "").lower(),
             engine_build=origin.engine_build or 0,
             hash_sources=origin.sources or 0,
         )

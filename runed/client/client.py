@@ -78,6 +78,7 @@ class DaemonClient:
         Raises:
             BootstrappingError: The daemon downloads its engine or model; `metadata` holds `bytes_done` and `bytes_total`.
                 `wait_until_ready` waits for it.
+            ModelNotInstalledError: The file of the model was not fetched.
             BackendError: The engine cannot be installed or started.
             DeadlineExceededError: The time was over first.
         """
@@ -106,10 +107,11 @@ class DaemonClient:
         time, as after an embedding.
 
         Args:
-            model: The model, as for `Client.embed`.
+            model: The model, as for `Client.embed`. It may also be a reranker.
             timeout: As for `Client.embed`.
 
         Raises:
+            ModelNotInstalledError: The file of the model was not fetched.
             BackendError: The engine cannot be installed or started.
             DeadlineExceededError: The time was over first.
             UnimplementedError: The daemon is too old. Embed a text instead.

@@ -165,6 +165,8 @@ class Health:
         cache_bytes: The bytes that they take.
         refused_requests: Calls that were refused since the daemon started because the queue was full.
         disk_cache_bytes: The bytes of the cache on disk; 0 if there is none, or if it cannot be used.
+        model: The name of the model whose state this is. Empty until it is known, and if the daemon knows no names.
+        loaded_models: The number of models whose engines run.
     """
 
     status: Status
@@ -191,6 +193,8 @@ class Health:
     cache_bytes: int
     refused_requests: int
     disk_cache_bytes: int
+    model: str
+    loaded_models: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,9 +113,9 @@ class Bootstrapper:
         """Begin a bootstrap."""
         self._bootstrap = asyncio.create_task(self._run(self._start_over()))
 
-    def try_again(self) -> None:
-        """Begin another bootstrap if the last one failed long enough ago."""
-        if self._failure is not None and self._failure.retry_at <= time.monotonic():
+    def try_again(self, *, at_once: bool = False) -> None:
+        """Begin another bootstrap if the last one failed long enough ago, or `at_once` if it failed."""
+        if self._failure is not None and (at_once or self._failure.retry_at <= time.monotonic()):
             self.begin()
 
     async def settle(self) -> None:

@@ -88,7 +88,7 @@ class DaemonHost:
 
     async def warm_up(self, model: str = "") -> None:
         """Start the engine ahead of the first text; see `Host.warm_up`."""
-        await (await self._pool.scheduler(model)).start()
+        await (await self._pool.scheduler(model, None)).start()
 
     async def unload(self, model: str = "") -> None:
         """Stop the engine of a model; see `Host.unload`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -70,12 +69,12 @@ class Pool:
         """Begin to get the default model."""
         self.default.begin()
 
-    async def scheduler(self, model: str, kind: ModelKind = ModelKind.EMBEDDING) -> Scheduler:
+    async def scheduler(self, model: str, kind: ModelKind | None = ModelKind.EMBEDDING) -> Scheduler:
         """Return the scheduler of a model, as soon as it is there.
 
         Args:
             model: The name of the model; "" means the default one.
-            kind: The purpose that it is needed for.
+            kind: The purpose that it is needed for; None means its own.
 
         Raises:
             UnknownModelError: There is no model of this name.
@@ -84,11 +83,12 @@ class Pool:
             ModelTooLargeError: There is never enough memory for it.
             RunedError: As for `Bootstrapper.scheduler`.
         """
-        if not model and kind is ModelKind.EMBEDDING:
+        if not model and kind is not ModelKind.RERANK:
             return await self.default.scheduler()
         self._draining.check()
-        spec = await self._find(model, kind)
-        if spec.kind is not kind:
+        names = await self.names()
+        spec = names.find(model) if model else self._only_reranker(names)
+        if kind is not None and spec.kind is not kind:
             verb = "rerank; use Rerank, or" if spec.kind is ModelKind.RERANK else "embed;"
             raise WrongModelKindError(
                 f"{spec.name} is a model to {verb} name a model of the kind {kind.value}", metadata={"model": spec.name}
@@ -127,23 +127,20 @@ class Pool:
 
         Raises:
             UnknownModelError: There is no model of this name.
+            ModelNotInstalledError: Its file is not on this machine, and it is not the default model.
         """
-        if not model:
-            await self.default.settle()
-            return
-        spec = (await self.names()).find(model)
-        with contextlib.suppress(ModelNotInstalledError):
-            await self._bootstrapper(spec).settle()
+        bootstrapper = self._bootstrapper((await self.names()).find(model)) if model else self.default
+        await bootstrapper.settle()
 
     async def pull(self, model: str) -> None:
-        """Begin to install a model that is not there. `situation` tells the progress.
+        """Begin to install a model that is not there, also right after a try that failed. `situation` tells the progress.
 
         Raises:
             UnknownModelError: There is no model of this name.
             ShuttingDownError: The daemon drains.
         """
         self._draining.check()
-        self._bootstrapper((await self.names()).find(model), install=True).try_again()
+        self._bootstrapper((await self.names()).find(model), install=True).try_again(at_once=True)
 
     def served(self, model: str) -> ServedModel | None:
         """Return a model that is there, or None.
@@ -211,12 +208,6 @@ class Pool:
     def _bootstrappers(self) -> Sequence[Bootstrapper]:
         return [self.default, *self._others.values()]
 
-    async def _find(self, model: str, kind: ModelKind) -> ModelSpec:
-        names = await self.names()
-        if model or kind is ModelKind.EMBEDDING:
-            return names.find(model)
-        return self._only_reranker(names)
-
     def _only_reranker(self, names: ModelNames) -> ModelSpec:
         """Return the model that "" means in a request to rerank: the only installed one of its kind."""
         known = names.rerankers()
@@ -264,6 +255,7 @@ class Pool:
             kind=spec.kind,
             licence=spec.licence,
             size_bytes=spec.size,
+            sha256=spec.sha256,
             installed=self._is_installed(spec),
             keep_alive_seconds=self._keep_alive if spec.keep_alive is None else spec.keep_alive,
             vector_dim=spec.dimensions,

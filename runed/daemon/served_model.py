@@ -95,6 +95,7 @@ class ServedModel:
             fingerprint=scheduler.fingerprint(model.dim),
             model_identity=model.identity,
             architecture=model.architecture,
+            sha256=model.sha256,
         )
 
     def describe(self, daemon: Info) -> Info:

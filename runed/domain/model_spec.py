@@ -37,7 +37,7 @@ class ModelSpec:
         size: The bytes of its file; 0 if they are not known.
         own: The traits that the user has set. They go before all others.
         source: Where its file comes from if the user has named a file of the model hub, as in "hf:owner/repository/file.gguf".
-        sha256: The hash of that file, in hexadecimal; "" if it is not known yet.
+        sha256: The SHA-256 of its file, in hexadecimal, where it is known before the file is there; otherwise "".
         licence_url: The text of the licence, or "".
         dimensions: The number of values of a vector; 0 if only its file tells.
         engine_build: The first release of llama.cpp that runs it; 0 if any does.

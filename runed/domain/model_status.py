@@ -39,6 +39,8 @@ class ModelStatus:
     model_identity: str = ""
     architecture: str = ""
     """The GGUF architecture, such as "qwen3"."""
+    sha256: str = ""
+    """The SHA-256 of its file, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,8 @@ HEALTH = runed.Health(
     cache_bytes=64_000_000,
     refused_requests=2,
     disk_cache_bytes=0,
+    model="fake.f32",
+    loaded_models=1,
 )
 
 

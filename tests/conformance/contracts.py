@@ -14,8 +14,8 @@ from runed_proto.runed.v1.runed_pb2 import DESCRIPTOR
 _FIRST_OF_OURS = 16
 """Lowest field number that the Go program of the same name does not know."""
 
-_OUR_METHODS = {"EmbedStream", "CountTokens", "WarmUp"}
-"""Methods that the Go program of the same name does not know."""
+_OLD_METHODS = {"Embed", "EmbedBatch", "Info", "Health", "Shutdown", "SetCentroids"}
+"""Methods that the Go program of the same name knows."""
 
 
 def older() -> FileDescriptor:
@@ -25,7 +25,7 @@ def older() -> FileDescriptor:
         old = [field for field in message.field if field.number < _FIRST_OF_OURS]
         del message.field[:]
         message.field.extend(old)
-    methods = [method for method in file.service[0].method if method.name not in _OUR_METHODS]
+    methods = [method for method in file.service[0].method if method.name in _OLD_METHODS]
     del file.service[0].method[:]
     file.service[0].method.extend(methods)
     return _built(file)

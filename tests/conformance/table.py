@@ -30,7 +30,7 @@ Json = Any
 
 VOLATILE = {"cached", "message", "in_flight_requests", "interactive", "bulk", "uptime_seconds", "tokens_per_second"} | {
     *("total_requests", "total_texts", "total_tokens", "total_batches", "mean_batch_texts"),
-    *("cache_hits", "shared_texts", "cache_entries", "cache_bytes", "disk_cache_bytes", "refused_requests"),
+    *("cache_hits", "shared_texts", "cache_entries", "cache_bytes", "disk_cache_bytes", "refused_requests", "loaded_models"),
 }
 """Fields that differ from one call to the next, or contain prose."""
 

@@ -23,12 +23,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from runed_proto.runed.v1.runed_pb2 import (
+    CountTokensResponse,
     EmbedBatchRequest,
     EmbedBatchResponse,
     EmbedResponse,
     EmbedStreamRequest,
     HealthResponse,
     InfoResponse,
+    WarmUpResponse,
 )
 
 import runed
@@ -564,6 +566,70 @@ def test_the_progress_of_a_start(call: Callable[[Flows], Generator[Any, Any, obj
     with pytest.raises(errors.DeadlineExceededError) as caught:
         flow.throw(errors.DeadlineExceededError("too late"))
     assert "not ready yet" not in caught.value.message, "it knows nothing of the daemon"
+
+
+NAMED_CALLS: dict[str, Callable[[runed.Client], object]] = {
+    "info": lambda client: client.info(model="m"),
+    "wait_until_ready": lambda client: client.wait_until_ready(model="m"),
+    "health": lambda client: client.health(model="m"),
+    "warm_up": lambda client: client.warm_up(model="m"),
+    "embed": lambda client: client.embed("a", model="m"),
+    "embed_batch": lambda client: client.embed_batch(["a"], model="m"),
+    "embed_items": lambda client: client.embed_items(["a"], model="m"),
+    "embed_stream": lambda client: list(client.embed_stream([(1, "a")], model="m")),
+    "count_tokens": lambda client: client.count_tokens(["a"], model="m"),
+    "rerank": lambda client: client.rerank("a", ["a"], model="m"),
+    "set_centroids": lambda client: client.set_centroids([[1.0] * 8], model="m"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_CALLS)
+def test_the_model_of_a_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def note(method: str) -> None:
+        answer = getattr(daemon, method)
+
+        def noted(model: str = "") -> object:
+            asked.append(model)
+            return answer(model)
+
+        monkeypatch.setattr(daemon, method, noted)
+
+    with (
+        runed.testing.daemon(models=("double", "m")) as daemon,
+        runed.connect(home=daemon.home, on_progress=lambda _: None) as client,
+    ):
+        note("info")
+        note("health")
+        if name not in {"info", "wait_until_ready", "health"}:
+            daemon.refuse(errors.BootstrappingError("not yet"))
+        NAMED_CALLS[name](client)
+    assert set(asked) == {"m"}
+
+
+@pytest.mark.parametrize("name", sorted(NAMED_CALLS.keys() - {"embed_stream", "set_centroids"}))
+def test_a_daemon_with_one_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Message] = {
+        "Info": InfoResponse(vector_dim=2),
+        "Health": HealthResponse(status="STATUS_OK"),
+        "WarmUp": WarmUpResponse(),
+        "Embed": EmbedResponse(vector=[1, 0], fingerprint="fp"),
+        "EmbedBatch": EmbedBatchResponse(embeddings=[EmbedResponse(vector=[1, 0])], fingerprint="fp"),
+        "CountTokens": CountTokensResponse(token_counts=[1]),
+    }
+
+    def perform(step: Send) -> object:
+        if step.method not in told:
+            raise errors.UnimplementedError("there is no such method")
+        return told[step.method]
+
+    with runed.testing.daemon() as daemon, runed.connect(home=daemon.home) as client:
+        monkeypatch.setattr(client._transport, "perform", perform)
+        with pytest.raises(errors.UnimplementedError):
+            NAMED_CALLS[name](client)
+        assert client.health(model="").status is runed.Status.OK
+        client.warm_up()
 
 
 def test_a_refusal_to_the_end() -> None:

@@ -21,6 +21,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
+import runed
 from tests.support import Golden, RunningDaemon, process_gone, wait_until
 
 Start = Callable[..., RunningDaemon]
@@ -116,6 +117,37 @@ def test_the_engine_of_another_model_starts_with_its_first_text_and_ends_alone(
         assert process_gone(pid)
         assert engine_of(daemon, "") == first
         assert daemon.call("LoadModel", {"model": "mini"}, timeout=120.0)["model"]["loaded"]
+
+
+def test_a_model_that_is_not_installed_is_refused_and_no_call_waits_for_it(
+    home: Path, start_daemon: Start, minilm: Path
+) -> None:
+    with both(home, start_daemon, minilm) as daemon, runed.connect(socket_path=daemon.socket, timeout=60) as client:
+        calls: list[Callable[..., object]] = [client.info, client.wait_until_ready, client.warm_up]
+        for call in calls:
+            with pytest.raises(runed.errors.ModelNotInstalledError, match=r"runed pull bge-m3\.q8_0"):
+                call(model="bge-m3")
+        assert client.health(model="BGE-M3").model == "bge-m3.q8_0"
+        for call in [*calls, client.health]:
+            with pytest.raises(runed.errors.UnknownModelError, match="there are"):
+                call(model="other")
+
+
+def test_health_tells_the_model_whose_state_it_is(home: Path, start_daemon: Start, minilm: Path) -> None:
+    with both(home, start_daemon, minilm) as daemon, runed.connect(socket_path=daemon.socket, timeout=60) as client:
+        idle = client.health(model="small")
+        assert (idle.model, idle.status, idle.loaded_models) == ("mini", runed.Status.IDLE, 1)
+        client.warm_up(model="small")
+        ready = client.health(model="small")
+        assert (ready.model, ready.status, ready.loaded_models) == ("mini", runed.Status.OK, 2)
+        assert client.health().model == "tiny-qwen3.f32"
+
+
+def test_a_reranker_is_loaded_ahead_of_its_first_query(reranker_daemon: RunningDaemon) -> None:
+    with runed.connect(socket_path=reranker_daemon.socket, timeout=60) as client:
+        assert client.info(model="minilm-reranker").model == "minilm-reranker"
+        client.warm_up(model="minilm-reranker")
+        assert client.health(model="minilm-reranker").engine_pid > 0
 
 
 def test_kill_of_one_engine_leaves_the_others_untouched(home: Path, start_daemon: Start, minilm: Path) -> None:

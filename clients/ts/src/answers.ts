@@ -170,6 +170,9 @@ function plain(value: unknown): unknown {
   if (typeof value !== "object" || value === null) {
     return value;
   }
+  if (Array.isArray(value)) {
+    return value.map(plain);
+  }
   return Object.fromEntries(
     Object.entries(value)
       .filter(([name]) => !name.startsWith("$"))

@@ -3,6 +3,8 @@
 import type { CallOptions as RpcOptions } from "@connectrpc/connect";
 import { type Health, type Info, readHealth, readInfo } from "./answers.js";
 import { kindOf, RunedError, translate } from "./errors.js";
+import type { InfoResponse } from "./gen/runed/v1/runed_pb.js";
+import { checkNamed } from "./options.js";
 import {
   BOOTSTRAP_FIRST_POLL_MS,
   BOOTSTRAP_LONGEST_POLL_MS,
@@ -89,13 +91,21 @@ export class Calls {
     }
   }
 
-  /** Watches the start of the daemon. Then makes a call as `send` does, and waits out a bootstrap that is in its way. */
+  /**
+   * Watches the start of the daemon. Then makes a call as `send` does, and waits out a bootstrap that is in its way.
+   *
+   * @param deadline - The end of the call.
+   * @param model - The name of the model that the call needs; "" means the default one.
+   * @param call - Makes it.
+   * @param duringDownload - What to do while something is downloaded.
+   */
   async sendWhenReady<T>(
     deadline: Deadline,
+    model: string,
     call: (rpc: Rpc, options: RpcOptions) => Promise<T>,
     duringDownload: DuringDownload = "wait",
   ): Promise<T> {
-    await this.#watchStart(deadline, duringDownload);
+    await this.#watchStart(deadline, model, duringDownload);
     for (;;) {
       try {
         return await this.send(deadline, call);
@@ -103,7 +113,7 @@ export class Calls {
         if (!(error instanceof RunedError && error.reason === "BOOTSTRAPPING")) {
           throw error;
         }
-        await this.waitOutBootstrap(deadline, duringDownload);
+        await this.waitOutBootstrap(deadline, model, duringDownload);
       }
     }
   }
@@ -192,30 +202,36 @@ export class Calls {
     await this.#target.ensure(tries.deadline);
   }
 
-  /** Reports the progress of a daemon that starts. That daemon would let the first call wait without telling any. */
-  async #watchStart(deadline: Deadline, duringDownload: DuringDownload): Promise<void> {
+  /** Reports the progress of a daemon that starts with a model. That daemon would let the first call wait without telling any. */
+  async #watchStart(deadline: Deadline, model: string, duringDownload: DuringDownload): Promise<void> {
     if (this.#onProgress !== undefined && !this.#watched) {
       this.#watched = true;
-      await this.waitOutBootstrap(deadline, duringDownload, false);
+      await this.waitOutBootstrap(deadline, model, duringDownload, false);
     }
   }
 
   /**
-   * Watches Health until the daemon no longer loads, and reports what changes.
+   * Watches Health until the daemon no longer loads the model, and reports what changes.
    *
    * @param deadline - The end of the call.
+   * @param model - The name of the model; "" means the default one.
    * @param duringDownload - What to do while something is downloaded.
    * @param refused - Whether a bootstrap has refused a call. Otherwise a daemon that does not load is left at once.
    * @throws RunedError BACKEND_UNAVAILABLE: The bootstrap failed. BOOTSTRAPPING: The daemon downloads, and `duringDownload` is
    * "refuse". DEADLINE_EXCEEDED: The time was over first.
    */
-  async waitOutBootstrap(deadline: Deadline, duringDownload: DuringDownload = "wait", refused = true): Promise<void> {
+  async waitOutBootstrap(
+    deadline: Deadline,
+    model: string,
+    duringDownload: DuringDownload = "wait",
+    refused = true,
+  ): Promise<void> {
     let pause = BOOTSTRAP_FIRST_POLL_MS;
     let told = "";
     let message = "";
     try {
       for (;;) {
-        const health = await this.health(deadline);
+        const health = await this.health(deadline, model);
         message = health.message;
         if (!refused && told === "" && health.status !== "LOADING") {
           return;
@@ -248,27 +264,34 @@ export class Calls {
     }
   }
 
-  /** Describes the daemon and its model as soon as the daemon knows its model. */
-  async info(deadline: Deadline, duringDownload: DuringDownload): Promise<Info> {
+  /** Describes the daemon and a model as soon as the daemon knows the model. */
+  async info(deadline: Deadline, model: string, duringDownload: DuringDownload): Promise<Info> {
     for (;;) {
-      const response = await this.sendWhenReady(deadline, (rpc, options) => rpc.info({}, options), duringDownload);
+      const response = await this.#ask(deadline, model, duringDownload);
       if (response.vectorDim > 0) {
+        checkNamed(model, response.model);
         return readInfo(response);
       }
-      await this.waitOutBootstrap(deadline, duringDownload);
+      await this.waitOutBootstrap(deadline, model, duringDownload);
     }
   }
 
-  /** Tells what the daemon is doing at this moment. */
-  async health(deadline: Deadline): Promise<Health> {
-    return readHealth(await this.send(deadline, (rpc, options) => rpc.health({}, options)));
+  /** Tells the present state of the daemon and of a model. */
+  async health(deadline: Deadline, model: string): Promise<Health> {
+    const response = await this.send(deadline, (rpc, options) => rpc.health({ model }, options));
+    checkNamed(model, response.model);
+    return readHealth(response);
   }
 
-  /** Asks the daemon for the limits of a request. */
-  async askLimits(deadline: Deadline): Promise<Limits> {
+  /** Asks the daemon for the limits of a request for a model. No other model is waited for. */
+  async askLimits(deadline: Deadline, model: string): Promise<Limits> {
     // Not `info`: the limits are known before the model is.
-    this.#limits = readInfo(await this.sendWhenReady(deadline, (rpc, options) => rpc.info({}, options)));
+    this.#limits = readInfo(await this.#ask(deadline, model, "wait"));
     return this.#limits;
+  }
+
+  async #ask(deadline: Deadline, model: string, duringDownload: DuringDownload): Promise<InfoResponse> {
+    return await this.sendWhenReady(deadline, model, (rpc, options) => rpc.info({ model }, options), duringDownload);
   }
 
   /**
@@ -277,10 +300,10 @@ export class Calls {
    * If a request is too large although the limits were kept, it asks again: another daemon with smaller limits may have taken the
    * place of the first.
    */
-  async withinLimits<T>(deadline: Deadline, call: (limits: Limits) => Promise<T>): Promise<T> {
+  async withinLimits<T>(deadline: Deadline, model: string, call: (limits: Limits) => Promise<T>): Promise<T> {
     const kept = this.#limits;
     if (kept === undefined) {
-      return await call(await this.askLimits(deadline));
+      return await call(await this.askLimits(deadline, model));
     }
     try {
       return await call(kept);
@@ -288,7 +311,7 @@ export class Calls {
       if (!(error instanceof RunedError && TOO_LARGE.has(kindOf(error)))) {
         throw error;
       }
-      const now = await this.askLimits(deadline);
+      const now = await this.askLimits(deadline, model);
       if (now.maxBatchSize === kept.maxBatchSize && now.maxRequestBytes === kept.maxRequestBytes) {
         throw error;
       }

@@ -35,13 +35,14 @@ export function readCentroids(vectors: Iterable<ArrayLike<number>>): Float32Arra
   return set;
 }
 
-/** Yields the messages that carry a set: its header, then its centroids in the order of their ids. */
+/** Yields the messages that carry a set for a model: its header, then its centroids in the order of their ids. */
 export async function* centroidMessages(
   set: readonly Float32Array[],
   { preset = "", version = "" }: CentroidNames,
+  model: string,
 ): AsyncGenerator<MessageInitShape<typeof SetCentroidsRequestSchema>> {
   const dim = set[0]?.length ?? 0;
-  yield { payload: { case: "header", value: { version, dim, nlist: set.length, preset } } };
+  yield { payload: { case: "header", value: { version, dim, nlist: set.length, preset, model } } };
   const step = Math.max(1, Math.floor(CENTROID_BYTES / (4 * dim)));
   for (let start = 0; start < set.length; start += step) {
     const centroids = set.slice(start, start + step).map((vector, index) => centroid(start + index, vector));

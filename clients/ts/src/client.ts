@@ -1,5 +1,6 @@
 /** The client: the daemon's methods as methods. */
 
+import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
 import { type Health, type Info, noVector, type Outcome, readOutcome, readVector, SpaceGuard } from "./answers.js";
 import { Calls } from "./calls.js";
 import { type CentroidNames, centroidMessages, readCentroids } from "./centroids.js";
@@ -9,20 +10,23 @@ import {
   EmbedBatchRequestSchema,
   type EmbedBatchResponse,
   EmbedRequestSchema,
+  RerankRequestSchema,
 } from "./gen/runed/v1/runed_pb.js";
 import {
   type CallOptions,
   checkKnown,
-  checkModel,
+  checkNamed,
   type EmbedOptions,
   embedFields,
   type ItemOptions,
+  type ModelOptions,
+  modelName,
   type PromptOptions,
   promptFields,
   tooOld,
 } from "./options.js";
 import { LARGE_TEXT, TEXT_OVERHEAD } from "./policy.js";
-import { type RankedDocument, type RerankOptions, rerank } from "./ranking.js";
+import { type RankedDocument, type RerankOptions, type Room, rerank } from "./ranking.js";
 import { embedStream } from "./stream.js";
 import { type Place, Target } from "./target.js";
 import { checkLength, encodedLength, listed, measure, relocated, sizeOf, split } from "./texts.js";
@@ -98,11 +102,12 @@ export class Client {
     const deadline = this.#deadline(options);
     const fields = embedFields(options);
     const length = encodedLength(text);
-    const send = () => this.#calls.sendWhenReady(deadline, (rpc, rpcOptions) => rpc.embed({ text, ...fields }, rpcOptions));
+    const send = () =>
+      this.#calls.sendWhenReady(deadline, fields.model, (rpc, rpcOptions) => rpc.embed({ text, ...fields }, rpcOptions));
     const response =
       length <= LARGE_TEXT
         ? await send()
-        : await this.#within(deadline, sizeOf(EmbedRequestSchema, fields), ({ maxBytes }) => {
+        : await this.#within(deadline, EmbedRequestSchema, fields, ({ maxBytes }) => {
             checkLength(length + TEXT_OVERHEAD, maxBytes);
             return send();
           });
@@ -125,7 +130,7 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, sizeOf(EmbedBatchRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
+    return await this.#within(deadline, EmbedBatchRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
       const lengths = list.map((text, index) => measure(text, index, maxBytes));
       const vectors: Float32Array[] = [];
       const space = new SpaceGuard();
@@ -162,7 +167,7 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, sizeOf(EmbedBatchRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
+    return await this.#within(deadline, EmbedBatchRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
       const outcomes: Outcome[] = [];
       const sendable: number[] = [];
       const lengths: number[] = [];
@@ -185,7 +190,7 @@ export class Client {
         if (response.fingerprint === "") {
           throw tooOld("gives no details of an embedding");
         }
-        checkModel(options, response.model);
+        checkNamed(fields.model, response.model);
         space.check(response.fingerprint);
         for (const [place, index] of part.entries()) {
           outcomes[index] = readOutcome(response.embeddings[place], response, index);
@@ -228,20 +233,20 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, sizeOf(CountTokensRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
+    return await this.#within(deadline, CountTokensRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
       const lengths = list.map((text, index) => measure(text, index, maxBytes));
       const counts: number[] = [];
       for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
         const request = { texts: list.slice(start, end), ...fields };
         const response = await this.#calls
-          .sendWhenReady(deadline, (rpc, rpcOptions) => rpc.countTokens(request, rpcOptions))
+          .sendWhenReady(deadline, fields.model, (rpc, rpcOptions) => rpc.countTokens(request, rpcOptions))
           .catch((error: unknown) => {
             throw relocated(error, start, end - start);
           });
         if (response.tokenCounts.length !== end - start) {
           throw new RunedError("INTERNAL", "the daemon counted the tokens of other texts than were asked for; send them again");
         }
-        checkModel(options, response.model);
+        checkNamed(fields.model, response.model);
         counts.push(...response.tokenCounts);
       }
       return counts;
@@ -261,7 +266,7 @@ export class Client {
     const deadline = this.#deadline(options);
     return await rerank(
       this.#calls,
-      (common, send) => this.#within(deadline, common, send),
+      (fields, send) => this.#within(deadline, RerankRequestSchema, fields, send),
       deadline,
       query,
       documents,
@@ -272,8 +277,8 @@ export class Client {
   /**
    * Replaces the daemon's centroid set, in which `withRoute` finds the nearest centroid of a vector.
    *
-   * All clients of the daemon share the set, and the daemon keeps it over its restarts. A set that does not arrive whole leaves the
-   * one before in its place.
+   * Each model has a set of its own. All clients of the daemon share it, and the daemon keeps it over its restarts. A set that does
+   * not arrive whole leaves the one before in its place.
    *
    * @param vectors - The centroids, `Info.vectorDim` values each. The place of a centroid is its id.
    * @returns The version of the installed set, and the number of its centroids.
@@ -281,49 +286,57 @@ export class Client {
    */
   async setCentroids(
     vectors: Iterable<ArrayLike<number>>,
-    options: CallOptions & CentroidNames = {},
+    options: CallOptions & ModelOptions & CentroidNames = {},
   ): Promise<{ version: string; nlist: number }> {
     const deadline = this.#deadline(options);
+    const named = modelName(options);
     const set = readCentroids(vectors);
-    const { version, nlist } = await this.#calls.sendWhenReady(deadline, (rpc, rpcOptions) =>
-      rpc.setCentroids(centroidMessages(set, options), rpcOptions),
+    const { version, nlist, model } = await this.#calls.sendWhenReady(deadline, named, (rpc, rpcOptions) =>
+      rpc.setCentroids(centroidMessages(set, options, named), rpcOptions),
     );
+    checkNamed(named, model);
     return { version, nlist };
   }
 
   /**
    * Waits while the daemon fetches its engine and model, and then describes both.
    *
-   * @throws RunedError BACKEND_UNAVAILABLE: The engine cannot be installed or started. DEADLINE_EXCEEDED: The time was over first.
+   * @throws RunedError As `info`, but not BOOTSTRAPPING.
    */
-  async waitUntilReady(options: CallOptions = {}): Promise<Info> {
-    return await this.#calls.info(this.#deadline(options), "wait");
+  async waitUntilReady(options: CallOptions & ModelOptions = {}): Promise<Info> {
+    return await this.#calls.info(this.#deadline(options), modelName(options), "wait");
   }
 
   /**
-   * Describes the daemon and its model. Waits while the daemon prepares an engine and a model that are already there.
+   * Describes the daemon and a model. Waits while the daemon prepares an engine and a model that are already there.
    *
    * @throws RunedError BOOTSTRAPPING: The daemon downloads one of them; `metadata` has `bytes_done` and `bytes_total`.
-   * BACKEND_UNAVAILABLE: The engine cannot be installed or started. DEADLINE_EXCEEDED: The time was over first.
+   * BACKEND_UNAVAILABLE: The engine cannot be installed or started. DEADLINE_EXCEEDED: The time was over first. UNKNOWN_MODEL: The
+   * daemon has no such model. MODEL_NOT_INSTALLED: The model was not fetched. UNIMPLEMENTED: The daemon is too old, and has one
+   * model.
    */
-  async info(options: CallOptions = {}): Promise<Info> {
-    return await this.#calls.info(this.#deadline(options), "refuse");
+  async info(options: CallOptions & ModelOptions = {}): Promise<Info> {
+    return await this.#calls.info(this.#deadline(options), modelName(options), "refuse");
   }
 
   /**
    * Starts the engine ahead of the first text, and returns when an embedding would be computed at once. Waits while the daemon
    * fetches its engine and model. The engine is suspended again after the idle time, as after an embedding.
    *
-   * @throws RunedError BACKEND_UNAVAILABLE: The engine cannot be installed or started. DEADLINE_EXCEEDED: The time was over first.
-   * UNIMPLEMENTED: The daemon is too old. Embed a text instead.
+   * @param options - `model` may name a reranker, too.
+   * @throws RunedError As `info`, but not BOOTSTRAPPING. UNIMPLEMENTED: The daemon is too old. Embed a text instead.
    */
-  async warmUp(options: CallOptions = {}): Promise<void> {
-    await this.#calls.sendWhenReady(this.#deadline(options), (rpc, rpcOptions) => rpc.warmUp({}, rpcOptions));
+  async warmUp(options: CallOptions & ModelOptions = {}): Promise<void> {
+    const model = modelName(options);
+    // A daemon with one model knows WarmUp, but not LoadModel.
+    await this.#calls.sendWhenReady(this.#deadline(options), model, async (rpc, rpcOptions) =>
+      model === "" ? await rpc.warmUp({}, rpcOptions) : await rpc.loadModel({ model }, rpcOptions),
+    );
   }
 
-  /** Tells what the daemon is doing at this moment, at any stage. It never wakes a suspended engine. */
-  async health(options: CallOptions = {}): Promise<Health> {
-    return await this.#calls.health(this.#deadline(options));
+  /** Tells the state of the daemon and of a model at this moment, at any stage. It never wakes a suspended engine. */
+  async health(options: CallOptions & ModelOptions = {}): Promise<Health> {
+    return await this.#calls.health(this.#deadline(options), modelName(options));
   }
 
   /**
@@ -349,13 +362,15 @@ export class Client {
     return new Deadline(timeoutMs ?? this.#timeoutMs, signal);
   }
 
-  /** Makes a call with as much room for texts as one request has besides fields of a size. */
-  async #within<T>(
+  /** Makes a call with as much room for texts as one request of a kind has besides its other fields. */
+  async #within<D extends DescMessage, T>(
     deadline: Deadline,
-    size: number,
-    call: (room: { maxTexts: number; maxBytes: number }) => Promise<T>,
+    schema: D,
+    fields: MessageInitShape<D> & { model: string },
+    call: (room: Room) => Promise<T>,
   ): Promise<T> {
-    return await this.#calls.withinLimits(deadline, ({ maxBatchSize, maxRequestBytes }) =>
+    const size = sizeOf(schema, fields);
+    return await this.#calls.withinLimits(deadline, fields.model, ({ maxBatchSize, maxRequestBytes }) =>
       call({ maxTexts: maxBatchSize, maxBytes: maxRequestBytes - size }),
     );
   }
@@ -364,7 +379,9 @@ export class Client {
     request: { texts: string[] } & ReturnType<typeof embedFields>,
     deadline: Deadline,
   ): Promise<EmbedBatchResponse> {
-    const response = await this.#calls.sendWhenReady(deadline, (rpc, options) => rpc.embedBatch(request, options));
+    const response = await this.#calls.sendWhenReady(deadline, request.model, (rpc, options) =>
+      rpc.embedBatch(request, options),
+    );
     if (response.embeddings.length !== request.texts.length) {
       throw noVector();
     }

@@ -20,8 +20,14 @@ export interface CallOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** The option that chooses a model. */
+export interface ModelOptions {
+  /** The model: its name or an alias, in letters of any case. By default the daemon's default model. */
+  model?: string | undefined;
+}
+
 /** The options that decide which model reads a text, and what is put in front of it. */
-export interface PromptOptions {
+export interface PromptOptions extends ModelOptions {
   /**
    * The purpose of the text. Without one, the text is embedded as it is. The daemon puts the model's own prompt for it in front.
    * Never write one yourself.
@@ -29,8 +35,6 @@ export interface PromptOptions {
   role?: Role | undefined;
   /** The purpose of a query in one English sentence; only with role "query". By default the model's own instruction. */
   instruction?: string | undefined;
-  /** The model: its name or an alias, in letters of any case. By default the daemon's default model. */
-  model?: string | undefined;
 }
 
 /** The options of all methods that embed. */
@@ -64,17 +68,28 @@ const LANES: Record<Lane, LaneValue> = { interactive: LaneValue.INTERACTIVE, bul
 const MAX_DIMENSIONS = 2 ** 32 - 1;
 
 /**
- * Returns the fields of a request that decide which model reads a text, and what is put in front of it.
+ * Returns the name of the model of a call; "" means the default one.
  *
- * @throws RunedError INVALID_REQUEST or BAD_INSTRUCTION: An option cannot be used.
+ * @throws RunedError UNKNOWN_MODEL: No model can have this name.
  */
-export function promptFields({ role, instruction = "", model = "" }: PromptOptions) {
+export function modelName({ model = "" }: ModelOptions): string {
   if (typeof model !== "string") {
     throw new TypeError(`model is of type ${typeof model}, but must be a string`);
   }
   if (!model.isWellFormed()) {
     throw new RunedError("UNKNOWN_MODEL", "model is not valid Unicode: it has half of a surrogate pair");
   }
+  return model;
+}
+
+/**
+ * Returns the fields of a request that decide which model reads a text, and what is put in front of it.
+ *
+ * @throws RunedError INVALID_REQUEST, UNKNOWN_MODEL or BAD_INSTRUCTION: An option cannot be used.
+ */
+export function promptFields(options: PromptOptions) {
+  const { role, instruction = "" } = options;
+  const model = modelName(options);
   if (typeof instruction !== "string") {
     throw new TypeError(`instruction is of type ${typeof instruction}, but must be a string`);
   }
@@ -90,7 +105,7 @@ export function promptFields({ role, instruction = "", model = "" }: PromptOptio
 /**
  * Returns the fields of a request that embeds. An option with its default takes no room there.
  *
- * @throws RunedError INVALID_REQUEST, BAD_INSTRUCTION or BAD_DIMENSIONS: An option cannot be used.
+ * @throws RunedError INVALID_REQUEST, UNKNOWN_MODEL, BAD_INSTRUCTION or BAD_DIMENSIONS: An option cannot be used.
  */
 export function embedFields(options: EmbedOptions) {
   const { dimensions } = options;
@@ -136,16 +151,18 @@ export function checkKnown(options: EmbedOptions, { fingerprint, model }: { fing
   if (asked.length > 0 && fingerprint === "") {
     throw tooOld(`does not know ${asked.join(" and ")}`);
   }
-  checkModel(options, model);
+  checkNamed(options.model, model);
 }
 
 /**
  * Makes sure that the daemon knew the name of the model. One of a version with one model ignores it.
  *
+ * @param asked - The name that the caller gave.
+ * @param answering - The name that the answer tells.
  * @throws RunedError UNIMPLEMENTED: The answer is of another model.
  */
-export function checkModel(options: PromptOptions, model: string): void {
-  if (options.model && model === "") {
+export function checkNamed(asked: string | undefined, answering: string): void {
+  if (asked && answering === "") {
     throw tooOld("has one model and knows no names");
   }
 }

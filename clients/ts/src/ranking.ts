@@ -1,11 +1,12 @@
 /** Ranking: the options, the results, and the flow of a rerank. */
 
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import { SpaceGuard } from "./answers.js";
 import type { Calls } from "./calls.js";
 import { RunedError } from "./errors.js";
-import { RerankRequestSchema, type RerankResponse } from "./gen/runed/v1/runed_pb.js";
-import { type CallOptions, type Lane, queueFields, type Truncate } from "./options.js";
-import { checkLength, encodedLength, listed, measure, relocated, sizeOf, split } from "./texts.js";
+import type { RerankRequestSchema, RerankResponse } from "./gen/runed/v1/runed_pb.js";
+import { type CallOptions, type Lane, modelName, queueFields, type Truncate } from "./options.js";
+import { checkLength, encodedLength, listed, measure, relocated, split } from "./texts.js";
 import type { Deadline } from "./waiting.js";
 
 /** The options of `Client.rerank`. */
@@ -41,8 +42,16 @@ export interface RankedDocument {
   cached: boolean;
 }
 
-/** Calls a function with the limits of a request, less the bytes that all requests of the call share. */
-type Within = <T>(common: number, send: (limits: { maxTexts: number; maxBytes: number }) => Promise<T>) => Promise<T>;
+/** The room for texts in one request. */
+export interface Room {
+  maxTexts: number;
+  maxBytes: number;
+}
+
+/** Calls a function with the room that one request has besides the fields that all requests of the call share. */
+type Within = <T>(fields: Fields, send: (room: Room) => Promise<T>) => Promise<T>;
+
+type Fields = MessageInitShape<typeof RerankRequestSchema> & { model: string };
 
 /** Ranks documents by their relevance to a query; see `Client.rerank`. */
 export async function rerank(
@@ -53,18 +62,18 @@ export async function rerank(
   documents: Iterable<string>,
   options: RerankOptions,
 ): Promise<RankedDocument[]> {
-  const { topN, model = "" } = options;
+  const { topN } = options;
+  const model = modelName(options);
   if (topN !== undefined && !(Number.isInteger(topN) && topN >= 1)) {
     throw new RunedError("INVALID_REQUEST", `topN is ${topN}; give a whole number from 1 on, or none for all documents`);
   }
   const length = encodedLength(query, "query");
-  encodedLength(model, "model");
   const fields = { query, model, topN: topN ?? 0, ...queueFields(options) };
   const list = listed(documents);
   if (list.length === 0) {
     return [];
   }
-  const results = await within(sizeOf(RerankRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
+  const results = await within(fields, async ({ maxTexts, maxBytes }) => {
     checkLength(2 * length, maxBytes + length, "query");
     const lengths = list.map((text, index) => measure(text, index, maxBytes));
     const ranked: RankedDocument[] = [];
@@ -72,7 +81,7 @@ export async function rerank(
     for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
       const request = { ...fields, documents: list.slice(start, end) };
       const response = await calls
-        .sendWhenReady(deadline, (rpc, rpcOptions) => rpc.rerank(request, rpcOptions))
+        .sendWhenReady(deadline, model, (rpc, rpcOptions) => rpc.rerank(request, rpcOptions))
         .catch((error: unknown) => {
           throw relocated(error, start, end - start);
         });

@@ -102,7 +102,7 @@ async function result(client: Client, call: string, args: Args): Promise<unknown
       return renamed({ ...health, status: `STATUS_${health.status}`, phase });
     }
     case "set_centroids":
-      return await client.setCentroids(vectors, { timeoutMs, preset, version });
+      return await client.setCentroids(vectors, { ...options, preset, version });
     default:
       throw new TypeError(`there is no call ${call}`);
   }

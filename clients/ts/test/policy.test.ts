@@ -129,9 +129,24 @@ function once<T>(error: Error, answer: T): () => T {
   };
 }
 
+/** Calls of every kind that name a model. */
+const namedCalls: ((caller: Client) => Promise<unknown>)[] = [
+  (caller) => caller.info({ model: "m" }),
+  (caller) => caller.waitUntilReady({ model: "m" }),
+  (caller) => caller.health({ model: "m" }),
+  (caller) => caller.warmUp({ model: "m" }),
+  (caller) => caller.embed("text", { model: "m" }),
+  (caller) => caller.embedBatch(["text"], { model: "m" }),
+  (caller) => caller.embedItems(["text"], { model: "m" }),
+  (caller) => streamed(caller, { model: "m" }),
+  (caller) => caller.countTokens(["text"], { model: "m" }),
+  (caller) => caller.rerank("query", ["text"], { model: "m" }),
+  (caller) => caller.setCentroids([[1, 0]], { model: "m" }),
+];
+
 /** Streams one text and returns its outcome. */
-async function streamed(caller: Client): Promise<Outcome> {
-  for await (const [, outcome] of caller.embedStream([["a", "text"]])) {
+async function streamed(caller: Client, options: EmbedOptions = {}): Promise<Outcome> {
+  for await (const [, outcome] of caller.embedStream([["a", "text"]], options)) {
     return outcome;
   }
   assert.fail("there was no outcome");
@@ -893,6 +908,83 @@ const tests: Record<string, () => Promise<void>> = {
     const late = await refusal(silent.embed("text"));
     assert.equal(late.reason, "DEADLINE_EXCEEDED");
     assert.doesNotMatch(late.message, /not ready yet/, "it knows nothing of the daemon");
+  },
+
+  "the model of a call": async () => {
+    const asked: [string, string][] = [];
+    const note = (method: string, model: string) => {
+      if (model !== "m") {
+        asked.push([method, model]);
+      }
+    };
+    const methods = (): Methods => {
+      const refuse = once(wireError(Code.FailedPrecondition, "BOOTSTRAPPING"), undefined);
+      return {
+        info: ({ model }) => {
+          note("Info", model);
+          return { vectorDim: 2, model };
+        },
+        health: ({ model }) => {
+          note("Health", model);
+          return { status: HealthResponse_Status.OK, model };
+        },
+        embed: ({ model }) => {
+          refuse();
+          return { ...VECTOR, model };
+        },
+        embedBatch: ({ texts, model }) => {
+          refuse();
+          return { embeddings: texts.map(() => VECTOR), fingerprint: "fp", model };
+        },
+        countTokens: ({ texts, model }) => {
+          refuse();
+          return { tokenCounts: texts.map(() => 1), model };
+        },
+        rerank: ({ documents }) => {
+          refuse();
+          return { results: documents.map((_, index) => ({ index })) };
+        },
+        embedStream: async function* (requests) {
+          let name = "";
+          for await (const { items, model } of requests) {
+            name ||= model;
+            refuse();
+            yield { results: items.map(({ id }) => ({ id, embedding: VECTOR })), fingerprint: "fp", model: name };
+          }
+        },
+        setCentroids: async (requests) => {
+          let name = "";
+          for await (const { payload } of requests) {
+            name ||= payload.case === "header" ? payload.value.model : "";
+          }
+          refuse();
+          return { version: "v", nlist: 1, model: name };
+        },
+        loadModel: () => {
+          refuse();
+          return {};
+        },
+      };
+    };
+    for (const call of namedCalls) {
+      await call(await client(methods(), { onProgress: () => {} }));
+    }
+    assert.deepEqual(asked, []);
+  },
+
+  "a daemon with one model": async () => {
+    const caller = await client({
+      embedBatch: ({ texts }) => ({ embeddings: texts.map(() => VECTOR), fingerprint: "fp" }),
+      countTokens: ({ texts }) => ({ tokenCounts: texts.map(() => 1) }),
+      setCentroids: async () => ({ version: "v", nlist: 1 }),
+      warmUp: () => ({}),
+    });
+    for (const call of namedCalls) {
+      assert.equal((await refusal(call(caller))).reason, "UNIMPLEMENTED", String(call));
+    }
+    assert.equal((await caller.info()).vectorDim, 2);
+    assert.equal((await caller.health({ model: "" })).status, "OK");
+    await caller.warmUp();
   },
 
   "a refusal to the end": async () => {

@@ -246,6 +246,15 @@ describe("a stream", () => {
   });
 });
 
+describe("an answer", () => {
+  it("that has a list is read as one", async () => {
+    const caller = await client({
+      info: () => ({ vectorDim: 2, restrictions: ["nice 3: other processes go first", "2 cores"] }),
+    });
+    assert.deepEqual((await caller.info()).restrictions, ["nice 3: other processes go first", "2 cores"]);
+  });
+});
+
 describe("another version of the daemon", () => {
   const unknown = [{ no: 99, wireType: 2, data: new BinaryWriter().string("from the future").finish() }];
 

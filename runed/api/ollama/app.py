@@ -34,6 +34,9 @@ from runed.errors import BackendUnavailableError, RunedError
 _PULL_STEP = 0.2
 """Seconds between two lines about a download."""
 
+_NO_DIGEST = "0" * 64
+"""The digest of a file whose hash is not known yet. Ollama's command line takes twelve characters of it, and fails on less."""
+
 
 class _ModelRequest(msgspec.Struct):
     """The part that all requests have. Ollama's older clients write `name`."""
@@ -203,10 +206,9 @@ class _OllamaAPI:
             health = self._host.health(name)
             if health.status not in {Status.LOADING, Status.OK, Status.IDLE}:
                 raise BackendUnavailableError(health.message)
-            yield {"status": health.message, "completed": health.bytes_done, "total": health.bytes_total}
+            yield _step(health.message, model, health.bytes_done, health.bytes_total)
             await asyncio.sleep(_PULL_STEP)
-        digest = f"sha256:{_digest(model)}"
-        yield {"status": f"pulling {model.name}", "digest": digest, "total": model.size_bytes, "completed": model.size_bytes}
+        yield _step(f"pulling {model.name}", model, model.size_bytes, model.size_bytes)
         if model.licence:
             yield {"status": f"licence: {model.licence}"}
         yield {"status": "success"}
@@ -244,7 +246,13 @@ def _details(model: ModelStatus) -> dict[str, object]:
 
 
 def _digest(model: ModelStatus) -> str:
-    return model.model_identity.partition(":")[2]
+    return model.sha256 or _NO_DIGEST
+
+
+def _step(status: str, model: ModelStatus, done: int, total: int) -> dict[str, object]:
+    """Describe a step of a pull. Ollama's clients draw a bar for each digest, and show the status of a step without one."""
+    bar = {"digest": f"sha256:{_digest(model)}", "total": total, "completed": done} if total else {}
+    return {"status": status, **bar}
 
 
 def _listed(model: ModelStatus) -> dict[str, object]:

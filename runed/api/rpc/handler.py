@@ -120,10 +120,12 @@ class RunedServicer:
         return messages.info_response(self._host.info(request.model))
 
     async def health(self, request: HealthRequest, ctx: RequestContext[HealthRequest, HealthResponse], /) -> HealthResponse:
-        """Describe the present state."""
-        if request.model:
-            await self._host.model(request.model)  # without the names of the models, any name would mean the default one
-        return messages.health_response(self._host.health(request.model))
+        """Describe the present state. If the request names a model, the answer does, too: a client looks for that."""
+        # Without the names of the models, which this gets, any name would mean the default one.
+        name = (await self._host.model(request.model)).name if request.model else ""
+        response = messages.health_response(self._host.health(request.model))
+        response.model = response.model or name
+        return response
 
     async def warm_up(self, request: WarmUpRequest, ctx: RequestContext[WarmUpRequest, WarmUpResponse], /) -> WarmUpResponse:
         """Start the engine ahead of the first text."""

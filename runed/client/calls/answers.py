@@ -176,6 +176,8 @@ def health(response: HealthResponse) -> Health:
         cache_bytes=response.cache_bytes,
         refused_requests=response.refused_requests,
         disk_cache_bytes=response.disk_cache_bytes,
+        model=response.model,
+        loaded_models=response.loaded_models,
     )
 
 

@@ -121,8 +121,11 @@ class DaemonFlows:
 
     def health(self, deadline: Deadline, model: str | None = None) -> Flow[Health]:
         """Return the present state of the daemon and of a model."""
+        check_model(model)
         request = HealthRequest(model=model or "")
-        return answers.health((yield from self._send("Health", request, HealthResponse, deadline)))
+        health = answers.health((yield from self._send("Health", request, HealthResponse, deadline)))
+        check_named(model, health.model)
+        return health
 
     def list_models(self, deadline: Deadline) -> Flow[list[Model]]:
         """Return the models that requests may name."""
@@ -170,8 +173,8 @@ class DaemonFlows:
         return self._limits
 
     def _complete_info(self, deadline: Deadline, model: str | None, *, refuse_download: bool) -> Flow[Info]:
-        yield from self.watch_start(deadline, refuse_download=refuse_download)
         check_model(model)
+        yield from self.watch_start(deadline, model, refuse_download=refuse_download)
         request = InfoRequest(model=model or "")
         while True:
             # A daemon refuses Info during a download. One of an earlier version answers the facts that it knows at any time.
@@ -181,25 +184,26 @@ class DaemonFlows:
                     check_named(model, info.model)
                     self._limits = info
                     return info
-            yield from self.wait_out_bootstrap(deadline, request.model, refuse_download=refuse_download)
+            yield from self.wait_out_bootstrap(deadline, model, refuse_download=refuse_download)
 
     def send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
         """Send a request. If a bootstrap refuses it, wait for the bootstrap and send it again."""
-        yield from self.watch_start(deadline)
+        model: str = getattr(request, "model", "")
+        yield from self.watch_start(deadline, model)
         while True:
             try:
                 return (yield from self._send(method, request, response_type, deadline))
             except BootstrappingError:
-                yield from self.wait_out_bootstrap(deadline, getattr(request, "model", ""))
+                yield from self.wait_out_bootstrap(deadline, model)
 
     def wait_out_bootstrap(
-        self, deadline: Deadline, model: str = "", *, refuse_download: bool = False, refused: bool = True
+        self, deadline: Deadline, model: str | None, *, refuse_download: bool = False, refused: bool = True
     ) -> Flow[None]:
         """Poll Health until the daemon no longer loads, and report each change.
 
         Args:
             deadline: The end of the call.
-            model: The name of the model that the call needs; "" means the default one.
+            model: The name of the model that the call needs; None or "" means the default one.
             refuse_download: Whether to raise `BootstrappingError` as soon as something is downloaded.
             refused: Whether a bootstrap has refused a call. Otherwise a daemon that does not load is left at once.
         """
@@ -229,12 +233,12 @@ class DaemonFlows:
                 raise
             raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
 
-    def watch_start(self, deadline: Deadline, *, refuse_download: bool = False) -> Flow[None]:
-        """Report the progress of a daemon that starts. It would let the first call wait without telling any."""
+    def watch_start(self, deadline: Deadline, model: str | None, *, refuse_download: bool = False) -> Flow[None]:
+        """Report the progress of a daemon that starts with a model. It would let the first call wait without telling any."""
         if self._on_progress is None or self._watched:
             return
         self._watched = True
-        yield from self.wait_out_bootstrap(deadline, refuse_download=refuse_download, refused=False)
+        yield from self.wait_out_bootstrap(deadline, model, refuse_download=refuse_download, refused=False)
 
     def _send(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
         """Send a request.

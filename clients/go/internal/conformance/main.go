@@ -166,15 +166,15 @@ func perform(ctx context.Context, client *runed.Client, next call) (any, error) 
 		}
 		return object{"results": results}, err
 	case "set_centroids":
-		version, err := client.SetCentroids(ctx, args.Vectors, args.Preset)
+		version, err := client.SetCentroids(ctx, args.Vectors, args.Preset, args.options()...)
 		return object{"version": version, "nlist": len(args.Vectors)}, err
 	case "warm_up":
-		return object{}, client.WarmUp(ctx)
+		return object{}, client.WarmUp(ctx, args.options()...)
 	case "info":
-		info, err := client.Info(ctx)
+		info, err := client.Info(ctx, args.options()...)
 		return fieldsOf(info), err
 	case "health":
-		health, err := client.Health(ctx)
+		health, err := client.Health(ctx, args.options()...)
 		return fieldsOf(health), err
 	}
 	return nil, fmt.Errorf("there is no call %q", next.Call)
@@ -275,6 +275,14 @@ func fieldsOf(message proto.Message) object {
 	for i := range fields.Len() {
 		field := fields.Get(i)
 		value := reflected.Get(field)
+		if field.IsList() {
+			values := make([]any, value.List().Len())
+			for i := range values {
+				values[i] = value.List().Get(i).Interface()
+			}
+			result[string(field.Name())] = values
+			continue
+		}
 		switch field.Kind() {
 		case protoreflect.EnumKind:
 			result[string(field.Name())] = value.Enum()

@@ -2526,7 +2526,7 @@ type HealthResponse struct {
 	RefusedRequests int64 `protobuf:"varint,31,opt,name=refused_requests,json=refusedRequests,proto3" json:"refused_requests,omitempty"`
 	// The bytes of the cache on disk; 0 if there is none, or if it cannot be used.
 	DiskCacheBytes int64 `protobuf:"varint,32,opt,name=disk_cache_bytes,json=diskCacheBytes,proto3" json:"disk_cache_bytes,omitempty"`
-	// The name of the model whose state this is, as Model.name. Empty until it is known.
+	// The name of the model whose state this is, as Model.name. Empty until it is known, unless the request named one.
 	Model string `protobuf:"bytes,33,opt,name=model,proto3" json:"model,omitempty"`
 	// The number of models whose engines run.
 	LoadedModels  int32 `protobuf:"varint,34,opt,name=loaded_models,json=loadedModels,proto3" json:"loaded_models,omitempty"`

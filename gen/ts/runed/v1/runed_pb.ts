@@ -1489,7 +1489,7 @@ export type HealthResponse = Message<"runed.v1.HealthResponse"> & {
   diskCacheBytes: bigint;
 
   /**
-   * The name of the model whose state this is, as Model.name. Empty until it is known.
+   * The name of the model whose state this is, as Model.name. Empty until it is known, unless the request named one.
    *
    * @generated from field: string model = 33;
    */
@@ -2041,7 +2041,8 @@ export const RunedService: GenService<{
   },
   /**
    * Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
-   * deadline, but not for a download. Without a model, the fields about it are empty.
+   * deadline, but not for a download. Without a model, the fields about it are empty. A named model whose file is not there is
+   * refused with MODEL_NOT_INSTALLED.
    *
    * @generated from rpc runed.v1.RunedService.Info
    */
@@ -2092,7 +2093,7 @@ export const RunedService: GenService<{
     output: typeof ListModelsResponseSchema;
   },
   /**
-   * Starts the engine of a model, as WarmUp does, and describes the model then.
+   * Starts the engine of a model of any kind, as WarmUp does, and describes the model then.
    *
    * @generated from rpc runed.v1.RunedService.LoadModel
    */

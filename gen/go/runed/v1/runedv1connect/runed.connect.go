@@ -87,7 +87,8 @@ type RunedServiceClient interface {
 	// Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
 	CountTokens(context.Context, *connect.Request[v1.CountTokensRequest]) (*connect.Response[v1.CountTokensResponse], error)
 	// Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
-	// deadline, but not for a download. Without a model, the fields about it are empty.
+	// deadline, but not for a download. Without a model, the fields about it are empty. A named model whose file is not there is
+	// refused with MODEL_NOT_INSTALLED.
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
 	// Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
@@ -98,7 +99,7 @@ type RunedServiceClient interface {
 	Rerank(context.Context, *connect.Request[v1.RerankRequest]) (*connect.Response[v1.RerankResponse], error)
 	// Lists the models that requests may name.
 	ListModels(context.Context, *connect.Request[v1.ListModelsRequest]) (*connect.Response[v1.ListModelsResponse], error)
-	// Starts the engine of a model, as WarmUp does, and describes the model then.
+	// Starts the engine of a model of any kind, as WarmUp does, and describes the model then.
 	LoadModel(context.Context, *connect.Request[v1.LoadModelRequest]) (*connect.Response[v1.LoadModelResponse], error)
 	// Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
 	// fails with MODEL_BUSY.
@@ -300,7 +301,8 @@ type RunedServiceHandler interface {
 	// Counts the tokens of texts as embedding them would, special tokens and prompts included, without embedding them.
 	CountTokens(context.Context, *connect.Request[v1.CountTokensRequest]) (*connect.Response[v1.CountTokensResponse], error)
 	// Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
-	// deadline, but not for a download. Without a model, the fields about it are empty.
+	// deadline, but not for a download. Without a model, the fields about it are empty. A named model whose file is not there is
+	// refused with MODEL_NOT_INSTALLED.
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
 	// Tells what the daemon is doing right now. Never wakes a suspended engine and never keeps it awake.
 	Health(context.Context, *connect.Request[v1.HealthRequest]) (*connect.Response[v1.HealthResponse], error)
@@ -311,7 +313,7 @@ type RunedServiceHandler interface {
 	Rerank(context.Context, *connect.Request[v1.RerankRequest]) (*connect.Response[v1.RerankResponse], error)
 	// Lists the models that requests may name.
 	ListModels(context.Context, *connect.Request[v1.ListModelsRequest]) (*connect.Response[v1.ListModelsResponse], error)
-	// Starts the engine of a model, as WarmUp does, and describes the model then.
+	// Starts the engine of a model of any kind, as WarmUp does, and describes the model then.
 	LoadModel(context.Context, *connect.Request[v1.LoadModelRequest]) (*connect.Response[v1.LoadModelResponse], error)
 	// Stops the engine of a model, to free its memory. The next text starts it again. A model that works is left alone: the call
 	// fails with MODEL_BUSY.

@@ -71,7 +71,8 @@ class RunedService(Protocol):
     async def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         """
         Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
-        deadline, but not for a download. Without a model, the fields about it are empty.
+        deadline, but not for a download. Without a model, the fields about it are empty. A named model whose file is not there is
+        refused with MODEL_NOT_INSTALLED.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -102,7 +103,7 @@ class RunedService(Protocol):
 
     async def load_model(self, request: LoadModelRequest, ctx: RequestContext[LoadModelRequest, LoadModelResponse], /) -> LoadModelResponse:
         """
-        Starts the engine of a model, as WarmUp does, and describes the model then.
+        Starts the engine of a model of any kind, as WarmUp does, and describes the model then.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -428,7 +429,8 @@ class RunedServiceClient(ConnectClient):
     ) -> InfoResponse:
         """
         Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
-        deadline, but not for a download. Without a model, the fields about it are empty.
+        deadline, but not for a download. Without a model, the fields about it are empty. A named model whose file is not there is
+        refused with MODEL_NOT_INSTALLED.
         """
         return await self.execute_unary(
             request=request,
@@ -549,7 +551,7 @@ class RunedServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> LoadModelResponse:
         """
-        Starts the engine of a model, as WarmUp does, and describes the model then.
+        Starts the engine of a model of any kind, as WarmUp does, and describes the model then.
         """
         return await self.execute_unary(
             request=request,
@@ -669,7 +671,8 @@ class RunedServiceSync(Protocol):
     def info(self, request: InfoRequest, ctx: RequestContext[InfoRequest, InfoResponse], /) -> InfoResponse:
         """
         Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
-        deadline, but not for a download. Without a model, the fields about it are empty.
+        deadline, but not for a download. Without a model, the fields about it are empty. A named model whose file is not there is
+        refused with MODEL_NOT_INSTALLED.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -700,7 +703,7 @@ class RunedServiceSync(Protocol):
 
     def load_model(self, request: LoadModelRequest, ctx: RequestContext[LoadModelRequest, LoadModelResponse], /) -> LoadModelResponse:
         """
-        Starts the engine of a model, as WarmUp does, and describes the model then.
+        Starts the engine of a model of any kind, as WarmUp does, and describes the model then.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -1024,7 +1027,8 @@ class RunedServiceClientSync(ConnectClientSync):
     ) -> InfoResponse:
         """
         Describes the daemon and one of its models. Waits until the model is known, for at most 60 seconds and four fifths of the
-        deadline, but not for a download. Without a model, the fields about it are empty.
+        deadline, but not for a download. Without a model, the fields about it are empty. A named model whose file is not there is
+        refused with MODEL_NOT_INSTALLED.
         """
         return self.execute_unary(
             request=request,
@@ -1145,7 +1149,7 @@ class RunedServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> LoadModelResponse:
         """
-        Starts the engine of a model, as WarmUp does, and describes the model then.
+        Starts the engine of a model of any kind, as WarmUp does, and describes the model then.
         """
         return self.execute_unary(
             request=request,
