@@ -188,7 +188,7 @@ class _Workshop:
 
     async def read_names(self) -> ModelNames:
         """Return the models that requests may name."""
-        return await read_catalog(self._settings, self._paths, report=lambda _: None)
+        return await read_catalog(self._settings, self._paths, report=lambda _: None, ranks=_ranks)
 
     def is_installed(self, spec: ModelSpec) -> bool:
         """Return whether the file of a model is on this machine."""
@@ -275,6 +275,12 @@ def _check_model(path: Path) -> None:
     from runed.backends.llama import check_model  # noqa: PLC0415 # as above
 
     check_model(path)
+
+
+def _ranks(path: Path) -> bool:
+    from runed.backends.llama import ranks  # noqa: PLC0415 # as above
+
+    return ranks(path)
 
 
 def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
