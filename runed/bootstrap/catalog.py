@@ -42,6 +42,7 @@ def build_catalog(settings: Settings, manifest: Manifest, ranks: Callable[[Model
                     f"models.{name} in config.json has no path, and {manifest.source} has no model of this name; "
                     "add a path, or remove the entry"
                 )
+            _check_kind(name, model, changed[0])
             # Aliases stand for one model: the first variant, which is the family's default one.
             others = [_changed(spec, model, aliases=spec is changed[0]) if spec in changed else spec for spec in others]
     default = own[0].name if settings.model else settings.default_model or manifest.default(settings.model_variant)
@@ -114,6 +115,21 @@ def _spec(name: str, model: OwnModel, ranks: Callable[[ModelSpec], bool]) -> Mod
 def _as_told(spec: ModelSpec, ranks: Callable[[ModelSpec], bool]) -> ModelSpec:
     """Return a model with the kind that its file tells."""
     return replace(spec, kind=ModelKind.RERANK) if ranks(spec) else spec
+
+
+def _check_kind(name: str, model: OwnModel, changed: ModelSpec) -> None:
+    """Refuse an entry that contradicts the kind of the model of the manifest that it changes."""
+    entry = model.entry
+    if entry.kind not in {None, changed.kind.value}:
+        raise SettingsError(
+            f'models.{name} in config.json has the kind "{entry.kind}", but {changed.name} is of the kind '
+            f'"{changed.kind.value}"; remove the kind from the entry'
+        )
+    if entry.pooling and changed.kind is ModelKind.RERANK:
+        raise SettingsError(
+            f"models.{name} in config.json has a pooling, but {changed.name} is a reranker, which has its own; remove the "
+            "pooling from the entry"
+        )
 
 
 def _changed(spec: ModelSpec, model: OwnModel, *, aliases: bool) -> ModelSpec:

@@ -150,7 +150,7 @@ def refused(kind: type[LlamaBackend], model: Path, llama_server: Path, home: Pat
 
 
 def test_a_model_of_the_other_kind_is_refused(llama_server: Path, home: Path, tiny_qwen3: Path, reranker: Path) -> None:
-    assert "makes no embeddings" in refused(LlamaBackend, reranker, llama_server, home)
+    assert "cannot be used for embeddings" in refused(LlamaBackend, reranker, llama_server, home)
     assert "scores no documents" in refused(LlamaReranker, tiny_qwen3, llama_server, home)
 
 
