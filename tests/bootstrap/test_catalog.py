@@ -238,7 +238,7 @@ def test_a_model_of_the_user_has_its_name_aliases_traits_and_time(packaged: Mani
 def test_a_model_of_the_user_is_of_the_kind_that_its_file_tells(packaged: Manifest) -> None:
     entries = {"one": {"path": "/1"}, "other": {"path": "/2"}, "said": {"path": "/2", "kind": "embedding"}}
     hub = {"source": "hf:a/b/c.gguf", "sha256": "0" * 64}
-    settings = replace(with_models(**entries, hub=hub), model=Path("/x/mine.gguf"))
+    settings = replace(with_models(HOME, **entries, hub=hub), model=Path("/x/mine.gguf"))
     rerankers = {"mine", "other", "said", "hub"}
     catalog = build_catalog(settings, packaged, lambda spec: spec.name in rerankers)
     kinds = {name: catalog.find(name).kind.value for name in ("mine", "one", "other", "said", "hub", "bge-m3")}
@@ -255,7 +255,9 @@ def test_a_model_of_the_user_is_of_the_kind_that_its_file_tells(packaged: Manife
         ("bge-reranker-v2-m3", {"pooling": "mean"}, "is a reranker, which has its own; remove the pooling"),
     ],
 )
-def test_an_entry_that_contradicts_the_manifest_is_told(packaged: Manifest, name: str, entry: dict[str, Any], words: str) -> None:
+def test_an_entry_that_contradicts_the_manifest_is_told(
+    packaged: Manifest, name: str, entry: dict[str, Any], words: str
+) -> None:
     with pytest.raises(SettingsError, match=words):
         build_catalog(with_models(HOME, **{name: entry}), packaged)
 

@@ -262,7 +262,7 @@ def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, minilm
     ran(stocked, "use", "own")
     done = stocked.run("embed", "tea", "--role", "query")
     assert done.returncode == 0
-    assert 'runed: role="query" adds nothing: no prompt of this model is known.' in done.stderr
+    assert 'runed: role="query" adds nothing: no prompt of own is known.' in done.stderr
 
 
 def test_what_cannot_be_added_is_told_and_changes_nothing(stocked: Cli, minilm: Path, tmp_path: Path) -> None:
