@@ -169,7 +169,7 @@ def _choose(settings: Settings, wanted: ModelSpec | None, document: Manifest) ->
         model=spec.path or choice_of(spec, document),
         spec=spec,
         accelerated=() if own or settings.engine == "cpu" else document.accelerators(manifest.current_platform()),
-        variants=() if spec.path or spec.source else document.variants(spec.name),
+        variants=tuple(name for name in names.variants_of(spec) if spec.is_listed and names.specs[name].is_listed),
         known=frozenset(names.specs),
     )
 

@@ -205,6 +205,16 @@ def test_models_of_a_later_manifest_that_are_not_known_are_left_out() -> None:
     assert list(build_catalog(HOME, parse(content)).specs) == ["m.q6_K", "m.q8_0"]
 
 
+async def test_an_installation_tells_all_variants_of_its_family(machine: Machine, release: Release, tmp_path: Path) -> None:
+    own = tmp_path / "own.gguf"
+    own.write_bytes(MODEL)
+    release.models = dict.fromkeys(("m.q8_0", "m.f16", "m-large.f16"), MODEL)
+    release.default = "m.f16"
+    url = release.publish()
+    assert (await machine.install(url)).variants == ("m.f16", "m.q8_0")
+    assert (await machine.install(url, model=own)).variants == ()
+
+
 async def test_a_home_from_before_the_catalog_needs_no_download(machine: Machine, release: Release) -> None:
     """The files, `installed.json` and the markers are those that version 0.1 wrote."""
     release.models = {"qwen3-embedding-0.6b.q8_0": MODEL}

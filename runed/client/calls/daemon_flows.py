@@ -133,11 +133,6 @@ class DaemonFlows:
         response = yield from self._send("ListModels", ListModelsRequest(), ListModelsResponse, deadline)
         return [answers.model(message) for message in response.models]
 
-    def models_in_use(self, deadline: Deadline) -> Flow[set[str]]:
-        """Return the full names of the models that the daemon has opened, in small letters. Their engines may be suspended."""
-        models = yield from self.list_models(deadline)
-        return {model.name.lower() for model in models if model.loaded or model.fingerprint}
-
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
         """Ask the daemon to drain and exit. No daemon is started for that."""
         yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())

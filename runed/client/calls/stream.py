@@ -139,7 +139,7 @@ class Streaming(Generic[K]):
             exchange.end()
 
     def _receive(self, exchange: StreamExchange, data: bytes) -> EmbedStreamResponse | None:
-        """Record the outcomes of the texts that the daemon has answered. Return the last answer with a vector, if there is one."""
+        """Record the outcomes of answered texts. Return the last answer with a vector, if there is any."""
         last = None
         for message in exchange.receive(data):
             try:
