@@ -199,8 +199,8 @@ def varied(cli: Cli, tiny_qwen3: Path) -> Cli:
 def test_variants_are_compared_with_the_most_exact_one_and_none_is_switched(varied: Cli) -> None:
     done = varied.run("bench", "--variants", "--seconds", "0.02", "--json")
     assert done.returncode == 0, done.stderr
-    packed, exact = json.loads(done.stdout)["variants"]
-    assert (packed["name"], exact["name"]) == ("tiny.q8_0", "tiny.f32")
+    exact, packed = json.loads(done.stdout)["variants"]
+    assert (exact["name"], packed["name"]) == ("tiny.f32", "tiny.q8_0")
     assert packed["compared_with"] == exact["compared_with"] == "tiny.f32"
     assert exact["mean_cosine"] == pytest.approx(1.0, abs=1e-9)
     assert 0.99 < packed["least_cosine"] <= packed["mean_cosine"] < 0.999999
@@ -224,7 +224,7 @@ def test_variants_can_be_named(varied: Cli) -> None:
     assert "those to tiny.f32, of 32 texts" in " ".join([*rest, done.stderr])
     done = varied.run("bench", "--variants", "tiny.q9")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "has no model 'tiny.q9'; it has another.f32, tiny.q1_0, tiny.f32, tiny.q8_0" in done.stderr
+    assert "has no model 'tiny.q9'; it has another.f32, tiny.f32, tiny.q1_0, tiny.q8_0" in done.stderr
     done = varied.run("bench", "--tune", "--variants", "tiny.q9")
     assert (done.returncode, done.stdout) == (1, "")
     assert "has no model 'tiny.q9'" in done.stderr
