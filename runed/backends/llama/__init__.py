@@ -2,7 +2,6 @@
 
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.gguf import GGUFMetadata, check_model, ranks, read_gguf
-from runed.backends.llama.reranker import LlamaReranker
 from runed.backends.llama.timings import Timings
 
-__all__ = ["GGUFMetadata", "LlamaBackend", "LlamaReranker", "Timings", "check_model", "ranks", "read_gguf"]
+__all__ = ["GGUFMetadata", "LlamaBackend", "Timings", "check_model", "ranks", "read_gguf"]
