@@ -21,12 +21,15 @@ def own_aliases(value: Mapping[str, str] | None = None, _origin: str = "") -> Ma
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An entry of `models` as it stands in the file. A trait that is missing is that of the model's family."""
+    """An entry of `models` as it stands in the file.
+
+    A kind or a pooling that is missing is that of the model's file, and any other trait is that of the model's family.
+    """
 
     path: str | None = None
     source: str | None = None
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
-    kind: Literal["embedding", "rerank"] = "embedding"
+    kind: Literal["embedding", "rerank"] | None = None
     pooling: Literal["mean", "cls", "last"] | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
@@ -81,6 +84,8 @@ def own_models(
             raise SettingsError(f"{where} has both path and source; a model has one of them, so remove the other")
         if entry.source is not None and entry.sha256 is None:
             raise SettingsError(f"{where} has a source without its sha256; let `runed pull {entry.source}` write the entry")
+        if entry.kind == "rerank" and entry.pooling is not None:
+            raise SettingsError(f'{where} has the kind "rerank" and a pooling; a reranker has its own, so remove the pooling')
         models[name] = OwnModel(
             entry,
             None if entry.path is None else read_path(entry.path, f"{where}.path"),

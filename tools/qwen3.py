@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "tiny-qwen3.f32.gguf"
 """The model that the tokenizer is copied from: 320 tokens, byte-level."""
@@ -45,8 +48,20 @@ QWEN3_0_6B = Shape(
 """The sizes of Qwen3-Embedding-0.6B; 1.2 GB in f16."""
 
 
-RERANK_TEMPLATE = "judge\nquery: {query}\ndocument: {document}<|endoftext|>"
-"""What a reranker reads of a pair."""
+RERANK_TEMPLATE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+    "<Query>: {query}\n<Document>: {document}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+"""What Qwen3-Reranker reads of a pair, as llama.cpp's converter writes it into a GGUF."""
+
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+"""Tokens of the template, which are special in this tokenizer."""
+
+ANSWERS = ("yes", "no")
+"""The tokens whose rows of the vocabulary are the head of a reranker."""
 
 
 def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False, rerank: bool = False) -> None:
@@ -73,22 +88,24 @@ def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False, rera
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_pooling_type(gguf.PoolingType.RANK if rerank else gguf.PoolingType.LAST)
     if rerank:
-        writer.add_classifier_output_labels(["yes", "no"])
+        writer.add_classifier_output_labels(ANSWERS)
         writer.add_string("tokenizer.chat_template.rerank", RERANK_TEMPLATE)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if single else gguf.LlamaFileType.MOSTLY_F16)
-    vocabulary = _copy_tokenizer(writer, shape.vocabulary)
+    tokens = _copy_tokenizer(writer, shape.vocabulary, (*SPECIAL_TOKENS, *ANSWERS) if rerank else ())
 
     random = np.random.default_rng(seed)
 
-    def add(name: str, *size: int) -> None:
+    def add(name: str, *size: int) -> NDArray[Any]:
         # With this scale, the values keep their size from layer to layer, like those of a trained model.
-        weights = random.standard_normal(size, dtype=np.float32) / np.sqrt(size[-1])
-        writer.add_tensor(f"{name}.weight", weights.astype(np.float32 if single else np.float16))
+        scaled = random.standard_normal(size, dtype=np.float32) / np.sqrt(size[-1])
+        weights: NDArray[Any] = scaled.astype(np.float32 if single else np.float16)
+        writer.add_tensor(f"{name}.weight", weights)
+        return weights
 
     def add_norm(name: str, size: int) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(size, dtype=np.float32))
 
-    add("token_embd", vocabulary, shape.dim)
+    vocabulary = add("token_embd", len(tokens), shape.dim)
     for layer in range(shape.layers):
         block = f"blk.{layer}"
         add_norm(f"{block}.attn_norm", shape.dim)
@@ -104,7 +121,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False, rera
         add(f"{block}.ffn_down", shape.dim, shape.feed_forward)
     add_norm("output_norm", shape.dim)
     if rerank:
-        add("cls.output", 2, shape.dim)
+        writer.add_tensor("cls.output.weight", vocabulary[[tokens.index(answer) for answer in ANSWERS]])
 
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -112,18 +129,28 @@ def write(path: Path, shape: Shape, *, seed: int = 0, single: bool = False, rera
     writer.close()
 
 
-def _copy_tokenizer(writer: gguf.GGUFWriter, size: int) -> int:
-    """Copy the tokenizer, fill it up to `size` tokens, and return the number of its tokens."""
+def _copy_tokenizer(writer: gguf.GGUFWriter, size: int, further: Sequence[str]) -> list[str]:
+    """Copy the tokenizer, and return its tokens.
+
+    Args:
+        writer: Takes the tokenizer.
+        size: The number of tokens to fill it up to.
+        further: Tokens in place of unused ones.
+    """
     fields = {name: field.contents() for name, field in gguf.GGUFReader(TOKENIZER).fields.items()}
     writer.add_tokenizer_model(fields["tokenizer.ggml.model"])
     writer.add_tokenizer_pre(fields["tokenizer.ggml.pre"])
-    tokens = fields["tokenizer.ggml.tokens"]
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    first = types.index(gguf.TokenType.UNUSED)
+    for number, token in enumerate(further, first):
+        tokens[number] = token
+        types[number] = gguf.TokenType.CONTROL if token in SPECIAL_TOKENS else gguf.TokenType.NORMAL
     fillers = [f"<|unused_{number}|>" for number in range(size - len(tokens))]
     writer.add_token_list(tokens + fillers)
-    writer.add_token_types(fields["tokenizer.ggml.token_type"] + [int(gguf.TokenType.UNUSED)] * len(fillers))
+    writer.add_token_types(types + [int(gguf.TokenType.UNUSED)] * len(fillers))
     writer.add_token_merges(fields["tokenizer.ggml.merges"])
     writer.add_eos_token_id(fields["tokenizer.ggml.eos_token_id"])
     writer.add_pad_token_id(fields["tokenizer.ggml.padding_token_id"])
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(True)
-    return len(tokens) + len(fillers)
+    return [*tokens, *fillers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from runed.bootstrap.hub import hub_file
@@ -14,7 +15,7 @@ from runed.own_models import OwnModel
 from runed.settings import Settings
 
 
-def build_catalog(settings: Settings, manifest: Manifest) -> ModelNames:
+def build_catalog(settings: Settings, manifest: Manifest, ranks: Callable[[ModelSpec], bool] = lambda _: False) -> ModelNames:
     """Return the models that requests may name.
 
     A model of the user's own takes the place of one of the manifest with the same name. An entry of `config.json` without a
@@ -23,12 +24,14 @@ def build_catalog(settings: Settings, manifest: Manifest) -> ModelNames:
     Args:
         settings: The settings.
         manifest: The manifest.
+        ranks: Returns whether the file of a model of the user's own is that of a reranker. It is asked for those of which the
+            settings do not tell the kind.
 
     Raises:
         SettingsError: A name of the settings cannot be used, or stands for two models or for none.
         ManifestError: The manifest has no model that is called like the default one.
     """
-    own = own_specs(settings)
+    own = own_specs(settings, ranks)
     names = {spec.name.lower() for spec in own}
     others = [spec for spec in manifest.specs() if spec.name.lower() not in names]
     for name, model in settings.models.items():
@@ -39,18 +42,24 @@ def build_catalog(settings: Settings, manifest: Manifest) -> ModelNames:
                     f"models.{name} in config.json has no path, and {manifest.source} has no model of this name; "
                     "add a path, or remove the entry"
                 )
+            _check_kind(name, model, changed[0])
             # Aliases stand for one model: the first variant, which is the family's default one.
             others = [_changed(spec, model, aliases=spec is changed[0]) if spec in changed else spec for spec in others]
     default = own[0].name if settings.model else settings.default_model or manifest.default(settings.model_variant)
     return ModelNames([*own, *others], default=default, aliases=settings.aliases)
 
 
-def own_specs(settings: Settings) -> list[ModelSpec]:
-    """Return the models that the settings bring: that of `RUNED_MODEL` first, then those of `config.json`."""
-    specs = [_spec(name, model) for name, model in settings.models.items() if model.is_model]
+def own_specs(settings: Settings, ranks: Callable[[ModelSpec], bool] = lambda _: False) -> list[ModelSpec]:
+    """Return the models that the settings bring: that of `RUNED_MODEL` first, then those of `config.json`.
+
+    Args:
+        settings: The settings.
+        ranks: As for `build_catalog`. Without it, a model of which the settings do not tell the kind embeds.
+    """
+    specs = [_spec(name, model, ranks) for name, model in settings.models.items() if model.is_model]
     if settings.model is not None:
         family, variant = split_name(name_of_file(settings.model))
-        first = ModelSpec(family=family, variant=variant, path=settings.model)
+        first = _as_told(ModelSpec(family=family, variant=variant, path=settings.model), ranks)
         specs = [first, *(spec for spec in specs if spec.name.lower() != first.name)]
     return specs
 
@@ -62,6 +71,19 @@ def own_default(settings: Settings) -> ModelSpec | None:
         return own[0]
     wanted = settings.default_model.lower()
     return next((spec for spec in own if wanted in {spec.name.lower(), *(alias.lower() for alias in spec.aliases)}), None)
+
+
+def check_default(spec: ModelSpec) -> None:
+    """Refuse a default model that reranks.
+
+    Raises:
+        SettingsError: It does.
+    """
+    if spec.kind is ModelKind.RERANK:
+        raise SettingsError(
+            f"{spec.name} is a reranker and gives no vectors, so it cannot be the default model; choose another one by "
+            "`runed use NAME`"
+        )
 
 
 def choice_of(spec: ModelSpec, manifest: Manifest) -> ModelChoice:
@@ -76,7 +98,7 @@ def choice_of(spec: ModelSpec, manifest: Manifest) -> ModelChoice:
     return ModelChoice(spec.name, spec.name, Artefact(url, spec.sha256, None), None)
 
 
-def _spec(name: str, model: OwnModel) -> ModelSpec:
+def _spec(name: str, model: OwnModel, ranks: Callable[[ModelSpec], bool]) -> ModelSpec:
     family, variant = split_name(name)
     entry = model.entry
     spec = ModelSpec(
@@ -85,9 +107,29 @@ def _spec(name: str, model: OwnModel) -> ModelSpec:
         path=model.path,
         source=entry.source or "",
         sha256=entry.sha256 or "",
-        kind=ModelKind(entry.kind),
     )
+    spec = replace(spec, kind=ModelKind(entry.kind)) if entry.kind else _as_told(spec, ranks)
     return _changed(spec, model, aliases=True)
+
+
+def _as_told(spec: ModelSpec, ranks: Callable[[ModelSpec], bool]) -> ModelSpec:
+    """Return a model with the kind that its file tells."""
+    return replace(spec, kind=ModelKind.RERANK) if ranks(spec) else spec
+
+
+def _check_kind(name: str, model: OwnModel, changed: ModelSpec) -> None:
+    """Refuse an entry that contradicts the kind of the model of the manifest that it changes."""
+    entry = model.entry
+    if entry.kind not in {None, changed.kind.value}:
+        raise SettingsError(
+            f'models.{name} in config.json has the kind "{entry.kind}", but {changed.name} is of the kind '
+            f'"{changed.kind.value}"; remove the kind from the entry'
+        )
+    if entry.pooling and changed.kind is ModelKind.RERANK:
+        raise SettingsError(
+            f"models.{name} in config.json has a pooling, but {changed.name} is a reranker, which has its own; remove the "
+            "pooling from the entry"
+        )
 
 
 def _changed(spec: ModelSpec, model: OwnModel, *, aliases: bool) -> ModelSpec:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from runed.bootstrap.accelerators import Chooser, EngineOnDevice
 from runed.bootstrap.audit import Audit
-from runed.bootstrap.catalog import own_default
+from runed.bootstrap.catalog import check_default, own_default
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.device_choice import read_choice
 from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
@@ -116,7 +116,7 @@ async def install(
         root: The root directory of the machine, in which its drivers are looked for.
 
     Raises:
-        SettingsError: A file that the user brings is missing or cannot be used.
+        SettingsError: A file that the user brings is missing or cannot be used, or the default model reranks.
         UnsupportedPlatformError: There is no engine to download for this machine.
         BootstrapError: See its subclasses: manifest, download, verification, disk space, archive.
         ForeignPathError: A directory of the home is not ours.
@@ -207,6 +207,7 @@ async def read_catalog(
     paths: Paths,
     *,
     report: Callable[[Progress], None],
+    ranks: Callable[[Path], bool],
     policy: DownloadPolicy = DownloadPolicy(),  # noqa: B008 # immutable
 ) -> ModelNames:
     """Return all models that requests may name; most of them need not be installed.
@@ -215,13 +216,15 @@ async def read_catalog(
         settings: The settings.
         paths: The paths of the home.
         report: Called with the progress if a manifest is fetched.
+        ranks: Returns whether a file is that of a reranker; called in a thread, also for files that are not there. It decides
+            for the models of the user's own of which the settings do not tell the kind.
         policy: As for `install`.
 
     Raises:
         SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path, or a name of the settings cannot be used.
         BootstrapError: The manifest cannot be fetched or used, and no earlier one is kept.
     """
-    return await find_catalog(_context(settings, paths, report, policy))
+    return await find_catalog(_context(settings, paths, report, policy), ranks)
 
 
 def _context(settings: Settings, paths: Paths, report: Callable[[Progress], None], policy: DownloadPolicy) -> InstallContext:
@@ -258,6 +261,8 @@ async def _run(
         return None not in await current(plan)
 
     plan = await make_plan(context, wanted, is_in_place)
+    if wanted is None:
+        check_default(plan.spec)
     engine, model = await current(plan)
     if engine is None or model is None:
         with LockFile(context.paths.install_lock) as lock:

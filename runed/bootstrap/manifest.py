@@ -324,19 +324,6 @@ class Manifest:
             hash_sources=origin.sources or 0,
         )
 
-    def variants(self, variant: str | None) -> tuple[str, ...]:
-        """Return the names of all variants of the model of which `variant` is one; None is the manifest's default.
-
-        The variants of a model have one name up to the last dot, or are derived from such a variant.
-        """
-        family = self._family(variant or self._document.default_model)
-        return tuple(name for name in self._document.models if self._family(name) == family)
-
-    def _family(self, name: str) -> str:
-        entry = self._document.models.get(name)
-        source = entry.derive.source if entry and entry.derive else name
-        return source.rpartition(".")[0] or source
-
     def _download(self, name: str) -> Artefact:
         model = self._document.models[name]
         where = f"$.models['{name}']"

@@ -18,7 +18,7 @@ from runed.bootstrap.policy import QUICK_LOOK, DownloadPolicy
 from runed.domain.model_spec import ModelSpec
 from runed.domain.names import ModelNames
 from runed.errors import DownloadError, ManifestError, SettingsError
-from runed.files import read_record, write_atomically
+from runed.files import read_record, run_in_thread, write_atomically
 from runed.log import get_logger
 from runed.os_errors import forbids_programs, noexec
 from runed.settings import Settings
@@ -116,26 +116,38 @@ async def make_plan(context: InstallContext, wanted: ModelSpec | None, is_in_pla
     return replace(plan, fetched=_KeptManifest(source.location, content))
 
 
-async def find_catalog(context: InstallContext) -> ModelNames:
+async def find_catalog(context: InstallContext, ranks: Callable[[Path], bool]) -> ModelNames:
     """Return all models that requests may name. If a manifest from a URL is out of reach, the last one is used.
+
+    Args:
+        context: The arguments of the installation.
+        ranks: As for `read_catalog`.
 
     Raises:
         SettingsError: `RUNED_MANIFEST` is neither a web URL nor a path, or a name of the settings cannot be used.
         DownloadError: The manifest cannot be fetched, and none is kept.
         ManifestError: The manifest cannot be used, and none is kept.
     """
+
+    def build(document: Manifest) -> Awaitable[ModelNames]:
+        def ranks_by_file(spec: ModelSpec) -> bool:
+            return ranks(spec.path or context.paths.model(spec.name))
+
+        # In a thread: each file of the user's own is read, which takes 0.1 s for a large vocabulary.
+        return run_in_thread(lambda: build_catalog(context.settings, document, ranks_by_file))
+
     source = manifest.manifest_source(context.settings)
     if not source.is_url:
-        return build_catalog(context.settings, manifest.read_local_manifest(source))
+        return await build(manifest.read_local_manifest(source))
     kept = _kept_manifest(context, source)
     try:
         content = await _fetch(context, source, QUICK_LOOK if kept else context.policy)
-        return build_catalog(context.settings, manifest.parse_manifest(content, source))
+        return await build(manifest.parse_manifest(content, source))
     except (DownloadError, ManifestError) as error:
         if kept is None:
             raise
         _log.warning("manifest out of reach, using the last one", problem=error.message)
-        return build_catalog(context.settings, kept)
+        return await build(kept)
 
 
 def keep_manifest(context: InstallContext, plan: Plan) -> None:
@@ -157,7 +169,7 @@ def _choose(settings: Settings, wanted: ModelSpec | None, document: Manifest) ->
         model=spec.path or choice_of(spec, document),
         spec=spec,
         accelerated=() if own or settings.engine == "cpu" else document.accelerators(manifest.current_platform()),
-        variants=() if spec.path or spec.source else document.variants(spec.name),
+        variants=tuple(name for name in names.variants_of(spec) if spec.is_listed and names.specs[name].is_listed),
         known=frozenset(names.specs),
     )
 

@@ -6,19 +6,21 @@ import argparse
 
 from runed.bootstrap.shelf import add_entry
 from runed.cli.boundary import ExitCode, tell
-from runed.cli.catalog import open_catalog, quoted, tell_of_daemon
+from runed.cli.catalog import open_catalog, pooling_of, quoted, tell_of_daemon
 from runed.cli.install import open_home
 from runed.cli.options import whole_number
-from runed.domain.model import OwnTraits
+from runed.domain.model import RANK, ModelInfo, OwnTraits
 from runed.domain.names import name_of_file
 from runed.domain.traits import known_traits, traits_of
+from runed.errors import SettingsError
 from runed.own_models import Entry
 from runed.settings import duration, full_path
 
 DESCRIPTION = """\
 Serve a GGUF of your own: write its entry into config.json, and leave all else
-there as it is. The file stays where it is. Prompts and dimensions are those of
-the model's family, if its metadata tells it; options go before them.
+there as it is. The file stays where it is. It tells whether the model embeds or
+reranks. Prompts and dimensions are those of the model's family, if its metadata
+tells it; options go before them. A reranker has neither.
 """
 
 EPILOG = """\
@@ -57,7 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.name or name_of_file(path)
     entry = Entry(
         path=str(path),
-        kind="embedding",
         pooling=arguments.pooling,
         query_prompt=arguments.query_prompt,
         document_prompt=arguments.document_prompt,
@@ -66,15 +67,29 @@ def run(arguments: argparse.Namespace) -> int:
         keep_alive=arguments.keep_alive,
         aliases=arguments.alias,
     )
-    add_entry(settings, paths, open_catalog(settings, paths), name, entry)
     own = OwnTraits(
         query_prompt=arguments.query_prompt,
         document_prompt=arguments.document_prompt,
         default_instruction=arguments.default_instruction,
         min_dimensions=arguments.min_dimensions,
     )
+    if info.pooling == RANK and own != OwnTraits():
+        raise SettingsError(f"the model {path} is a reranker, which has no prompts and no dimensions; leave their options out")
+    add_entry(settings, paths, open_catalog(settings, paths), name, entry)
+    told = f"added     {name}: {info.name}, {info.architecture}, {info.file_type}"
+    if info.pooling == RANK:
+        tell(f"{told}, reranks documents")
+        tell(f"use       runed rerank --model {name} QUERY")
+    else:
+        _tell_traits(told, name, info, own)
+    tell_of_daemon(paths)
+    return ExitCode.OK
+
+
+def _tell_traits(told: str, name: str, info: ModelInfo, own: OwnTraits) -> None:
     traits = traits_of(info, None, own)
-    tell(f"added     {name}: {info.name}, {info.architecture}, {info.file_type}, vectors of {info.dim:,} dimensions")
+    tell(f"{told}, vectors of {info.dim:,} dimensions")
+    tell(f"pooling   {pooling_of(info)}")
     tell(f"query     {quoted(traits.query_prompt)}")
     tell(f"document  {quoted(traits.document_prompt)}")
     if known_traits(info) is None and own == OwnTraits():
@@ -83,5 +98,3 @@ def run(arguments: argparse.Namespace) -> int:
             "if it was trained with prompts, name them in config.json (query_prompt, document_prompt)"
         )
     tell(f"use       runed use {name}")
-    tell_of_daemon(paths)
-    return ExitCode.OK

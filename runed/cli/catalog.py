@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from runed.bootstrap.manifest import manifest_source
 from runed.cli.boundary import complain, tell
+from runed.domain.model import ModelInfo
 from runed.domain.model_spec import ModelSpec
 from runed.domain.names import ModelNames
 from runed.paths import Paths
@@ -19,7 +22,12 @@ def open_catalog(settings: Settings, paths: Paths) -> ModelNames:
     def report(progress: Progress) -> None:
         complain(progress.message)
 
-    return asyncio.run(read_catalog(settings, paths, report=report))
+    def ranks(path: Path) -> bool:
+        from runed.backends import llama  # noqa: PLC0415 # NumPy, which most homes have no file for
+
+        return llama.ranks(path)
+
+    return asyncio.run(read_catalog(settings, paths, report=report, ranks=ranks))
 
 
 def origin_of(settings: Settings, spec: ModelSpec) -> str:
@@ -40,6 +48,15 @@ def tell_of_daemon(paths: Paths) -> None:
 def megabytes(size: int) -> str:
     """Format a size."""
     return f"{size / 1e6:,.0f} MB"
+
+
+def pooling_of(info: ModelInfo) -> str:
+    """Return how a model pools, and whether its file tells another way than the user."""
+    if info.file_pooling in {"", info.pooling}:
+        return info.pooling
+    return (
+        f"{info.pooling}, as config.json says; the file tells {info.file_pooling}, and vectors of another pooling mean little"
+    )
 
 
 def quoted(prompt: str) -> str:

@@ -7,12 +7,13 @@ import json
 
 from runed.bootstrap.shelf import held, recorded_sha256
 from runed.cli.boundary import ExitCode, tell
-from runed.cli.catalog import megabytes, open_catalog, origin_of, quoted
+from runed.cli.catalog import megabytes, open_catalog, origin_of, pooling_of, quoted
 from runed.cli.models import as_dict
 from runed.domain.model import ModelInfo, ModelTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
 from runed.domain.traits import known_traits, traits_of
+from runed.errors import ModelFileError
 from runed.paths import Paths
 from runed.settings import Settings, load_settings
 
@@ -27,6 +28,7 @@ with --json, standard output is the object of `runed models --json`, and:
   sha256               "" if it is not known yet
   pooling              "" if only the file tells
   query_prompt, document_prompt, default_instruction, min_dimensions
+  problem              why its file cannot be used; "" if it can, or is not there
 """
 
 
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths = Paths(settings.home)
     catalog = open_catalog(settings, paths)
     spec = catalog.find(arguments.name)
-    info = _read(paths, spec)
+    info, problem = _read(paths, spec)
     traits = traits_of(info, spec.traits, spec.own) if info else spec.own.over(spec.traits or ModelTraits())
     if arguments.json:
         more = {
@@ -55,24 +57,30 @@ def run(arguments: argparse.Namespace) -> int:
             "document_prompt": traits.document_prompt,
             "default_instruction": traits.default_instruction,
             "min_dimensions": traits.min_dimensions,
+            "problem": problem,
         }
         print(json.dumps(as_dict(settings, paths, catalog, spec) | more, indent=2, ensure_ascii=False))
     else:
-        lines = _lines(settings, paths, catalog, spec)
+        lines = _lines(settings, paths, catalog, spec) | {"problem": problem}
         if spec.kind is ModelKind.EMBEDDING:
             lines |= _vectors(spec, info, traits)
+        elif info:
+            lines |= {"context": f"{info.max_tokens:,} tokens of query and document together"}
         tell("\n".join(f"{name:<9} {value}" for name, value in lines.items() if value))
     return ExitCode.OK
 
 
-def _read(paths: Paths, spec: ModelSpec) -> ModelInfo | None:
-    """Read the file of an embedding model, if it is there."""
+def _read(paths: Paths, spec: ModelSpec) -> tuple[ModelInfo | None, str]:
+    """Read the file of a model. Return what it tells if it is there, and why it cannot be used."""
     there = held(paths, spec)
-    if there.size is None or spec.kind is not ModelKind.EMBEDDING:
-        return None
+    if there.size is None:
+        return None, ""
     from runed.backends.llama.model_info import read_model_info  # noqa: PLC0415 # NumPy, which not every call needs
 
-    return read_model_info(there.path, pooling=spec.pooling)
+    try:
+        return read_model_info(there.path, kind=spec.kind, pooling=spec.pooling), ""
+    except ModelFileError as error:
+        return None, error.message
 
 
 def _lines(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec) -> dict[str, str]:
@@ -107,7 +115,7 @@ def _vectors(spec: ModelSpec, info: ModelInfo | None, traits: ModelTraits) -> di
     shorter = f", or fewer down to {least}" if least and least < dim else ""
     lines = {
         "vectors": f"{dim:,} dimensions{shorter}" if dim else "",
-        "pooling": info.pooling if info else spec.pooling,
+        "pooling": pooling_of(info) if info else spec.pooling,
         "query": quoted(traits.query_prompt),
         "document": quoted(traits.document_prompt),
         "default": traits.default_instruction and f"the instruction {traits.default_instruction!r}",

@@ -45,7 +45,7 @@ def ask_health(home: Path, *, timeout: float) -> Health:
 
 
 def models_in_use(home: Path, *, timeout: float) -> set[str]:
-    """Return the full names of the models that a running daemon has opened, in small letters.
+    """Return the full names of the models that a running daemon has opened, in small letters. Their engines may be suspended.
 
     Arguments and errors are those of `look`; besides:
 
@@ -53,7 +53,8 @@ def models_in_use(home: Path, *, timeout: float) -> set[str]:
         UnimplementedError: The daemon is of a version that knows one model only.
     """
     with _reached(home, timeout) as (flows, transport):
-        return drive(flows.models_in_use(Deadline(timeout)), transport.perform)
+        models = drive(flows.list_models(Deadline(timeout)), transport.perform)
+    return {model.name.lower() for model in models if model.loaded or model.fingerprint}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from runed.daemon.inherited import half_of_memory, restrictions
 from runed.daemon.pool import Pool
 from runed.daemon.seats import PairSeat, Seat, Seats
 from runed.daemon.served_model import ServedModel, served_name
+from runed.domain.model import RANK
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
 from runed.errors import RunedError
@@ -188,7 +189,7 @@ class _Workshop:
 
     async def read_names(self) -> ModelNames:
         """Return the models that requests may name."""
-        return await read_catalog(self._settings, self._paths, report=lambda _: None)
+        return await read_catalog(self._settings, self._paths, report=lambda _: None, ranks=_ranks)
 
     def is_installed(self, spec: ModelSpec) -> bool:
         """Return whether the file of a model is on this machine."""
@@ -232,11 +233,13 @@ class _Workshop:
 
     def _build_scheduler(self, installation: Installation, seat: Seat, centroids: CentroidStore, common: _Common) -> Scheduler:
         from runed.domain.traits import traits_of  # noqa: PLC0415 # as above
-        from runed.scheduling.reranking import RerankScheduler  # noqa: PLC0415 # as above
         from runed.scheduling.scheduler import Scheduler  # noqa: PLC0415 # as above
 
-        spec = installation.spec
-        kind = RerankScheduler if spec.kind is ModelKind.RERANK else Scheduler
+        spec, kind = installation.spec, Scheduler
+        if spec.kind is ModelKind.RERANK:
+            from runed.scheduling.reranking import RerankScheduler  # noqa: PLC0415 # as in `_build_backend`
+
+            kind = RerankScheduler
         return kind(
             seat,
             batcher=common.batcher,
@@ -277,10 +280,20 @@ def _check_model(path: Path) -> None:
     check_model(path)
 
 
-def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
-    from runed.backends.llama import LlamaBackend, LlamaReranker  # noqa: PLC0415 # as above
+def _ranks(path: Path) -> bool:
+    from runed.backends.llama import ranks  # noqa: PLC0415 # as above
 
-    kind = LlamaReranker if installation.spec.kind is ModelKind.RERANK else LlamaBackend
+    return ranks(path)
+
+
+def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
+    from runed.backends.llama import LlamaBackend  # noqa: PLC0415 # as above
+
+    kind = LlamaBackend
+    if installation.spec.kind is ModelKind.RERANK:
+        from runed.backends.llama.reranker import LlamaReranker  # noqa: PLC0415 # most daemons never rerank
+
+        kind = LlamaReranker
     return kind(
         executable=installation.llama_server,
         model=installation.model,
@@ -295,11 +308,12 @@ def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installatio
 
 
 def _build_seat(backend: LlamaBackend, seats: Seats, *, name: str, file_bytes: int) -> Seat:
-    from runed.backends.llama import LlamaReranker  # noqa: PLC0415 # as above
+    if backend.model.pooling != RANK:
+        return Seat(backend, seats, name=name, file_bytes=file_bytes)
+    from runed.backends.llama.reranker import LlamaReranker  # noqa: PLC0415 # as in `_build_backend`
 
-    if isinstance(backend, LlamaReranker):
-        return PairSeat(backend, seats, name=name, file_bytes=file_bytes)
-    return Seat(backend, seats, name=name, file_bytes=file_bytes)
+    assert isinstance(backend, LlamaReranker)
+    return PairSeat(backend, seats, name=name, file_bytes=file_bytes)
 
 
 @contextlib.asynccontextmanager

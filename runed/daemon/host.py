@@ -15,7 +15,6 @@ from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info, Status
 from runed.metrics import Metrics
-from runed.scheduling.reranking import RerankScheduler
 
 
 class DaemonHost:
@@ -77,6 +76,8 @@ class DaemonHost:
 
     async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
         """Rank documents by their relevance to a query; see `Host.rerank`."""
+        from runed.scheduling.reranking import RerankScheduler  # noqa: PLC0415 # most daemons never rerank
+
         with self._counted():
             scheduler = await self._pool.scheduler(options.model, ModelKind.RERANK)
             assert isinstance(scheduler, RerankScheduler)

@@ -41,6 +41,7 @@ class ModelInfo:
         unknown_token: The token in place of a word that the vocabulary lacks, or None.
         special_tokens: Number and text of each special token, such as (102, "[SEP]").
         origins: Further names in the file, and the addresses of what it was made from.
+        file_pooling: The pooling that the file tells, which is another one if the user has named one; "" if it tells none.
     """
 
     identity: str
@@ -54,6 +55,7 @@ class ModelInfo:
     unknown_token: int | None = None
     special_tokens: tuple[tuple[int, str], ...] = ()
     origins: tuple[str, ...] = ()
+    file_pooling: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,11 @@ class ModelSpec:
         return f"{self.family}.{self.variant}" if self.variant else self.family
 
     @property
+    def is_listed(self) -> bool:
+        """Whether it is a model of the manifest, and not one that the user brings."""
+        return self.path is None and not self.source
+
+    @property
     def notice(self) -> str:
         """What a user must know of the licence before the first download; "" for one that permits all usual uses."""
         if not self.licence or self.licence in _PERMISSIVE:

@@ -30,7 +30,11 @@ async def test_all_who_need_a_part_get_the_same_one_although_the_first_leaves() 
     assert len(made) == 1
 
 
-def test_a_daemon_that_only_serves_ordinary_calls_imports_neither_library() -> None:
+def test_a_daemon_that_only_serves_ordinary_calls_imports_nothing_for_others() -> None:
     unused = {"starlette", "pyqwest", "protobuf", "connectrpc.server", "connectrpc.client"}
-    program = f"import sys, runed.api.app, runed.daemon.host; print(sorted({unused} & sys.modules.keys()))"
+    unused |= {"runed.api.ollama.app", "runed.api.tei.app", "runed.api.rerank.app", "runed.api.openai.app"}
+    unused |= {"runed.scheduling.reranking", "runed.backends.llama.reranker"}
+    program = (
+        f"import sys, runed.api.app, runed.daemon.host, runed.backends.llama; print(sorted({unused} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "[]\n"

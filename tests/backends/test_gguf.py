@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runed.backends.llama import gguf
-from runed.backends.llama.gguf import EMBEDDING_POOLINGS, check_model, read_gguf, read_model
+from runed.backends.llama.gguf import check_model, ranks, read_gguf, read_model
+from runed.domain.model_spec import ModelKind
 from runed.errors import ModelFileError
 from tests.backends.support import QWEN3, TENSORS, build_gguf, gguf_string
 from tests.bad_files import BAD_FILES, put_bad_file
@@ -45,6 +46,7 @@ def test_tiny_qwen3_is_read_whole(tiny_qwen3: Path) -> None:
         dim=64,
         context_length=2048,
         pooling="last",
+        file_pooling="last",
         file_type="F32",
         add_eos=True,
         eos_id=319,
@@ -224,10 +226,48 @@ def test_model_that_gives_no_embedding_is_refused(file: Path, pooling: int) -> N
     assert f"pooling type {pooling}" in refuse(file, build_gguf(QWEN3 | {"qwen3.pooling_type": pooling}))
 
 
-def test_reranker_is_refused_where_an_embedding_is_wanted(file: Path) -> None:
-    file.write_bytes(build_gguf(QWEN3 | {"qwen3.pooling_type": 4}))
-    with pytest.raises(ModelFileError, match="rerank"):
-        read_model(file, EMBEDDING_POOLINGS)
+BERT = {key.replace("qwen3", "bert"): "bert" if value == "qwen3" else value for key, value in QWEN3.items()}
+UNTOLD = {key: value for key, value in BERT.items() if key != "bert.pooling_type"}
+
+
+@pytest.mark.parametrize("head", ["cls.weight", "cls.output.weight"])
+@pytest.mark.parametrize("pairs", [UNTOLD, BERT | {"bert.pooling_type": 4}], ids=["no pooling", "rank"])
+def test_a_reranker_is_known_by_its_head(file: Path, pairs: dict[str, Any], head: str) -> None:
+    """llama.cpp's converter writes no pooling type for bge-reranker-v2-m3."""
+    file.write_bytes(build_gguf(pairs, [(head, *TENSORS[0][1:]), *TENSORS[1:]]))
+    assert ranks(file)
+    metadata = read_model(file, ModelKind.RERANK)
+    assert (metadata.pooling, metadata.file_pooling) == ("rank", "rank")
+    with pytest.raises(ModelFileError, match="it is a reranker, for which pooling 'mean' makes no sense"):
+        read_gguf(file, pooling="mean")
+    with pytest.raises(ModelFileError, match="cannot be used for embeddings, since it is a reranker"):
+        read_model(file, ModelKind.EMBEDDING)
+
+
+def test_a_model_that_pools_and_has_a_head_is_what_the_user_says(file: Path) -> None:
+    file.write_bytes(build_gguf(BERT | {"bert.pooling_type": 1}, [("cls.weight", *TENSORS[0][1:]), *TENSORS[1:]]))
+    assert not ranks(file)
+    assert read_model(file, ModelKind.EMBEDDING).pooling == "mean"
+    metadata = read_model(file, ModelKind.RERANK)
+    assert (metadata.pooling, metadata.file_pooling) == ("rank", "mean")
+
+
+def test_a_model_without_a_head_scores_nothing(file: Path) -> None:
+    file.write_bytes(build_gguf(BERT | {"bert.pooling_type": 1}))
+    with pytest.raises(ModelFileError, match='so it scores no documents; remove "kind": "rerank"'):
+        read_model(file, ModelKind.RERANK)
+    assert "the scores of this reranker would mean nothing" in refuse(file, build_gguf(BERT | {"bert.pooling_type": 4}))
+    assert not ranks(file)
+    assert not ranks(file.with_name("nothing.gguf"))
+
+
+def test_a_reranker_that_lacks_its_question_is_refused(file: Path) -> None:
+    """Early conversions of Qwen3-Reranker have no template. llama-server would put special tokens between the texts instead."""
+    tensors = [("cls.output.weight", *TENSORS[0][1:]), *TENSORS[1:]]
+    pairs = QWEN3 | {"qwen3.pooling_type": 4}
+    assert "tokenizer.chat_template.rerank" in refuse(file, build_gguf(pairs, tensors))
+    file.write_bytes(build_gguf(pairs | {"tokenizer.chat_template.rerank": "{query}{document}"}, tensors))
+    assert read_model(file, ModelKind.RERANK).rerank_template == "{query}{document}"
 
 
 def test_chat_model_is_refused_and_early_qwen3_embedding_is_not(file: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from runed.backends.base import BackendStatus, pair
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.likeness import score_likeness
+from runed.backends.llama.passes import RANKING_PASS
 from runed.backends.llama.reranker import LlamaReranker, RerankHTTP
 from runed.errors import BackendFaultError, ModelFileError, TextTooLongError
 from runed.paths import Paths
@@ -28,6 +29,9 @@ TOLERANCE = 0.02
 COMPANY = 0.01
 """Largest difference of the scores of a pair alone and beside others. llama.cpp rounds the argument of GELU to half
 precision."""
+
+QWEN3_TOLERANCE = 0.0005
+"""Largest difference of a probability to that of transformers. Measured: 0.00015."""
 
 Make = Callable[[], LlamaReranker]
 
@@ -124,10 +128,27 @@ async def test_a_killed_engine_is_replaced_within_the_call(make: Make) -> None:
     assert backend.state.pid not in {0, pid}
 
 
-async def test_a_reranker_with_a_template_reads_from_left_to_right(make_backend: MakeBackend, tmp_path: Path) -> None:
-    path = tmp_path / "reranker.gguf"
+def write_qwen3(folder: Path) -> Path:
+    path = folder / "reranker.gguf"
     qwen3.write(path, qwen3.Shape(), single=True, rerank=True)
-    backend = make_backend(model=path, ctx_size=1024, kind=LlamaReranker)
+    return path
+
+
+async def test_qwen3_scores_are_those_of_transformers(make_backend: MakeBackend, tmp_path: Path) -> None:
+    """The reference is the share of "yes" against "no" after the prompt of the model card."""
+    rows = Scores.load("qwen3-reranker.golden.json").pairs
+    backend = make_backend(model=write_qwen3(tmp_path), ctx_size=2048, kind=LlamaReranker)
+    texts = [pair(row.query, row.document) for row in rows]
+    assert [len(tokens) for tokens in await backend.tokenize(texts)] == [row.tokens for row in rows]
+    assert max(row.tokens for row in rows) > RANKING_PASS  # several passes
+    got = np.array([numbers((await backend.embed([text])).vectors)[0] for text in texts])
+    expected = np.array([row.score for row in rows])
+    assert np.ptp(expected) > 0.2  # otherwise the tolerance would say little
+    assert np.abs(got - expected).max() <= QWEN3_TOLERANCE
+
+
+async def test_a_reranker_with_a_template_reads_from_left_to_right(make_backend: MakeBackend, tmp_path: Path) -> None:
+    backend = make_backend(model=write_qwen3(tmp_path), ctx_size=1024, kind=LlamaReranker)
     assert backend.model.max_tokens == 1023
     assert backend.limits.texts == 1
     room = 1023 - len((await backend.tokenize([pair("a", "")]))[0])
@@ -150,7 +171,7 @@ def refused(kind: type[LlamaBackend], model: Path, llama_server: Path, home: Pat
 
 
 def test_a_model_of_the_other_kind_is_refused(llama_server: Path, home: Path, tiny_qwen3: Path, reranker: Path) -> None:
-    assert "makes no embeddings" in refused(LlamaBackend, reranker, llama_server, home)
+    assert "cannot be used for embeddings" in refused(LlamaBackend, reranker, llama_server, home)
     assert "scores no documents" in refused(LlamaReranker, tiny_qwen3, llama_server, home)
 
 

@@ -317,6 +317,8 @@ def test_models_of_the_file_are_read_and_checked(home: Path) -> None:
         ({"path": 1}, r"Expected `str.*models.*path"),
         ({"path": "https://x/m.gguf"}, r"models in .*\.mine\.path='https://x/m\.gguf': accepted is the path"),
         ({"path": "/m", "pooling": "rank"}, "Invalid enum value 'rank'"),
+        ({"path": "/m", "kind": "chat"}, "Invalid enum value 'chat'"),
+        ({"path": "/m", "kind": "rerank", "pooling": "mean"}, 'has the kind "rerank" and a pooling'),
         ({"path": "/m", "min_dimensions": -1}, "Expected `int` >= 0"),
         ({"path": "/m", "keep_alive": "soon"}, r"mine\.keep_alive='soon': accepted is a duration"),
         ({"path": "/m", "source": "hf:a/b/c", "sha256": "0" * 64}, "has both path and source"),

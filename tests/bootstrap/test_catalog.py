@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from runed.bootstrap.catalog import build_catalog, choice_of, own_default
+from runed.bootstrap.catalog import build_catalog, check_default, choice_of, own_default
 from runed.bootstrap.manifest import Manifest, manifest_source, read_local_manifest
 from runed.domain.model import ModelInfo, ModelTraits, OwnTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
@@ -205,6 +205,16 @@ def test_models_of_a_later_manifest_that_are_not_known_are_left_out() -> None:
     assert list(build_catalog(HOME, parse(content)).specs) == ["m.q6_K", "m.q8_0"]
 
 
+async def test_an_installation_tells_all_variants_of_its_family(machine: Machine, release: Release, tmp_path: Path) -> None:
+    own = tmp_path / "own.gguf"
+    own.write_bytes(MODEL)
+    release.models = dict.fromkeys(("m.q8_0", "m.f16", "m-large.f16"), MODEL)
+    release.default = "m.f16"
+    url = release.publish()
+    assert (await machine.install(url)).variants == ("m.f16", "m.q8_0")
+    assert (await machine.install(url, model=own)).variants == ()
+
+
 async def test_a_home_from_before_the_catalog_needs_no_download(machine: Machine, release: Release) -> None:
     """The files, `installed.json` and the markers are those that version 0.1 wrote."""
     release.models = {"qwen3-embedding-0.6b.q8_0": MODEL}
@@ -233,6 +243,33 @@ def test_a_model_of_the_user_has_its_name_aliases_traits_and_time(packaged: Mani
     assert (spec.path, spec.pooling, spec.keep_alive, spec.traits) == (Path("/m.gguf"), "mean", 1800, None)
     assert spec.own == OwnTraits(query_prompt="q: ", min_dimensions=64)
     assert own_default(settings) == spec
+
+
+def test_a_model_of_the_user_is_of_the_kind_that_its_file_tells(packaged: Manifest) -> None:
+    entries = {"one": {"path": "/1"}, "other": {"path": "/2"}, "said": {"path": "/2", "kind": "embedding"}}
+    hub = {"source": "hf:a/b/c.gguf", "sha256": "0" * 64}
+    settings = replace(with_models(HOME, **entries, hub=hub), model=Path("/x/mine.gguf"))
+    rerankers = {"mine", "other", "said", "hub"}
+    catalog = build_catalog(settings, packaged, lambda spec: spec.name in rerankers)
+    kinds = {name: catalog.find(name).kind.value for name in ("mine", "one", "other", "said", "hub", "bge-m3")}
+    assert [name for name, kind in kinds.items() if kind == "rerank"] == ["mine", "other", "hub"]
+    with pytest.raises(SettingsError, match="mine is a reranker and gives no vectors"):
+        check_default(catalog.default)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "words"),
+    [
+        ("bge-m3", {"kind": "rerank"}, 'has the kind "rerank", but bge-m3.q8_0 is of the kind "embedding"'),
+        ("bge-reranker-v2-m3", {"kind": "embedding"}, 'but bge-reranker-v2-m3.q8_0 is of the kind "rerank"; remove the kind'),
+        ("bge-reranker-v2-m3", {"pooling": "mean"}, "is a reranker, which has its own; remove the pooling"),
+    ],
+)
+def test_an_entry_that_contradicts_the_manifest_is_told(
+    packaged: Manifest, name: str, entry: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SettingsError, match=words):
+        build_catalog(with_models(HOME, **{name: entry}), packaged)
 
 
 def test_an_entry_without_a_model_changes_that_of_the_manifest(packaged: Manifest) -> None:

@@ -189,21 +189,6 @@ def test_an_older_runed_reads_the_engines_of_the_processors_in_the_packaged_mani
     assert all(platform.llama_server for platform in document.platforms.values())
 
 
-def test_the_variants_of_a_model_have_its_name_or_are_made_of_one_that_has() -> None:
-    download = {"url": "https://example.com/m.gguf", "sha256": HASH}
-    models = {
-        **document()["models"],
-        "m.f16": download,
-        "small": {"derive": {"from": "m.f16", "type": "Q4_K_M"}},
-        "m-large.f16": download,
-        "plain": download,
-    }
-    manifest = parse(document(models=models))
-    assert manifest.variants(None) == manifest.variants("small") == ("m.q8_0", "m.q6_K", "m.f16", "small")
-    assert manifest.variants("m-large.f16") == ("m-large.f16",)
-    assert manifest.variants("plain") == ("plain",)
-
-
 def test_relative_urls_resolve_against_the_manifest_and_unknown_keys_are_ignored() -> None:
     engine = parse(document(added_later=1)).engine("linux-amd64")
     assert engine.artefact.url == "https://example.org/r/e.tar.gz"

@@ -188,7 +188,7 @@ def varied(cli: Cli, tiny_qwen3: Path) -> Cli:
     models = {
         "tiny.q8_0": {"derive": {"from": "tiny.f32", "type": "Q8_0"}},
         "tiny.f32": {"url": tiny_qwen3.as_uri(), "sha256": sha256},
-        "tiny.broken": {"derive": {"from": "tiny.f32", "type": "NO_TYPE"}},
+        "tiny.q1_0": {"derive": {"from": "tiny.f32", "type": "NO_TYPE"}},
         "another.f32": {"url": tiny_qwen3.as_uri(), "sha256": sha256},
     }
     manifest = cli.home / "manifest.json"
@@ -199,15 +199,15 @@ def varied(cli: Cli, tiny_qwen3: Path) -> Cli:
 def test_variants_are_compared_with_the_most_exact_one_and_none_is_switched(varied: Cli) -> None:
     done = varied.run("bench", "--variants", "--seconds", "0.02", "--json")
     assert done.returncode == 0, done.stderr
-    packed, exact = json.loads(done.stdout)["variants"]
-    assert (packed["name"], exact["name"]) == ("tiny.q8_0", "tiny.f32")
+    exact, packed = json.loads(done.stdout)["variants"]
+    assert (exact["name"], packed["name"]) == ("tiny.f32", "tiny.q8_0")
     assert packed["compared_with"] == exact["compared_with"] == "tiny.f32"
     assert exact["mean_cosine"] == pytest.approx(1.0, abs=1e-9)
     assert 0.99 < packed["least_cosine"] <= packed["mean_cosine"] < 0.999999
     assert packed["file_bytes"] < exact["file_bytes"] == varied.paths.model("tiny.f32").stat().st_size
     assert all(each["memory_bytes"] > each["file_bytes"] for each in (packed, exact))
     assert all(each["texts_per_second"] > 0 < each["lone_seconds"] for each in (packed, exact))
-    assert "runed: tiny.broken is left out: tiny.f32 serves instead of tiny.broken, which could not be made" in done.stderr
+    assert "runed: tiny.q1_0 is left out: tiny.f32 serves instead of tiny.q1_0, which could not be made" in done.stderr
     assert {path.name for path in varied.paths.models.iterdir()} == {"tiny.q8_0.gguf", "tiny.f32.gguf"}
     assert not varied.paths.tuning.exists()
     assert varied.run("embed", "a text").returncode == 0
@@ -224,7 +224,7 @@ def test_variants_can_be_named(varied: Cli) -> None:
     assert "those to tiny.f32, of 32 texts" in " ".join([*rest, done.stderr])
     done = varied.run("bench", "--variants", "tiny.q9")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "has no model 'tiny.q9'; it has another.f32, tiny.broken, tiny.f32, tiny.q8_0" in done.stderr
+    assert "has no model 'tiny.q9'; it has another.f32, tiny.f32, tiny.q1_0, tiny.q8_0" in done.stderr
     done = varied.run("bench", "--tune", "--variants", "tiny.q9")
     assert (done.returncode, done.stdout) == (1, "")
     assert "has no model 'tiny.q9'" in done.stderr

@@ -222,12 +222,47 @@ def test_a_file_of_the_user_is_added_and_all_else_stays(stocked: Cli, minilm: Pa
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_reranker_of_the_user_reranks_without_being_told(stocked: Cli, reranker: Path, tmp_path: Path) -> None:
+    told = ran(stocked, "add", str(reranker), "--name", "ranker")
+    assert (
+        "added     ranker: minilm-reranker-random, bert, F32, reranks documents\nuse       runed rerank --model ranker" in told
+    )
+    assert config(stocked)["models"] == {"ranker": {"path": str(reranker)}}
+    shown = ran(stocked, "show", "ranker")
+    assert "kind      reranks documents" in shown
+    assert "context   512 tokens of query and document together" in shown
+    assert "problem" not in shown
+    assert "is a reranker and gives no vectors" in refused(stocked, "use", "ranker")
+    ran(stocked, "pull", "tiny")
+    documents = tmp_path / "documents"
+    documents.write_text("a train\ntea\n")
+    assert len(json.loads(ran(stocked, "rerank", "tea?", str(documents), "--format", "json"))) == 2
+    assert "ranker is a model to rerank" in refused(stocked, "embed", "tea", "--model", "ranker", code=1)
+
+
+def test_a_kind_or_pooling_that_contradicts_the_file_is_told(stocked: Cli, reranker: Path, minilm: Path) -> None:
+    assert "for which pooling 'mean' makes no sense" in refused(stocked, "add", str(reranker), "--pooling", "mean", code=1)
+    assert "is a reranker, which has no prompts" in refused(stocked, "add", str(reranker), "--query-prompt", "q: ")
+    models = {
+        "vectors": {"path": str(reranker), "kind": "embedding"},
+        "pooled": {"path": str(reranker), "pooling": "mean"},
+        "ranks": {"path": str(minilm), "kind": "rerank"},
+        "other": {"path": str(minilm), "pooling": "cls"},
+    }
+    stocked.paths.config.write_text(json.dumps({"models": models}))
+    assert "problem   " in (shown := ran(stocked, "show", "vectors"))
+    assert "cannot be used for embeddings, since it is a reranker" in shown
+    assert "for which pooling 'mean' makes no sense" in json.loads(ran(stocked, "show", "pooled", "--json"))["problem"]
+    assert 'it scores no documents; remove "kind": "rerank"' in ran(stocked, "show", "ranks")
+    assert "pooling   cls, as config.json says; the file tells mean" in ran(stocked, "show", "other")
+
+
 def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, minilm: Path) -> None:
     ran(stocked, "add", str(minilm), "--name", "own")
     ran(stocked, "use", "own")
     done = stocked.run("embed", "tea", "--role", "query")
     assert done.returncode == 0
-    assert 'runed: role="query" adds nothing: no prompt of this model is known.' in done.stderr
+    assert 'runed: role="query" adds nothing: no prompt of own is known.' in done.stderr
 
 
 def test_what_cannot_be_added_is_told_and_changes_nothing(stocked: Cli, minilm: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,10 +32,24 @@ CALLS: dict[str, Call] = {
 @pytest.mark.parametrize("role", ["query", "document"])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_role_without_a_prompt_is_told_once(promptless: runed.Client, call: str, role: str) -> None:
-    with pytest.warns(runed.RunedWarning, match=f'role="{role}" adds nothing: no prompt of this model is known') as told:
+    with pytest.warns(runed.RunedWarning, match=f'role="{role}" adds nothing: no prompt of all-minilm-l6-v2.f16 is') as told:
         CALLS[call](promptless, role)
     assert [warning.filename for warning in told] == [__file__]
     CALLS[call](promptless, role)  # in this test run, a warning is an error
+
+
+def test_each_model_without_a_prompt_is_told(home: Path, start_daemon: Callable[..., RunningDaemon], minilm: Path) -> None:
+    models = {"mini": {"path": str(minilm), "aliases": ["small"]}, "bare": {"path": str(minilm), "query_prompt": ""}}
+    (home / "config.json").write_text(json.dumps({"models": models}))
+    daemon = start_daemon()
+    daemon.wait_for("STATUS_OK")
+    with runed.connect(socket_path=daemon.socket) as client:
+        for model in ("mini", "bare"):
+            with pytest.warns(runed.RunedWarning, match=f"no prompt of {model} is known"):
+                client.embed("tea", role="query", model=model)
+        for name in ("mini", "small", "BARE"):  # in this test run, a warning is an error
+            client.embed("tea", role="query", model=name)
+        client.embed("tea", role="query")  # the default model has a prompt
 
 
 def test_no_role_no_warning(promptless: runed.Client) -> None:

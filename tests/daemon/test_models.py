@@ -256,6 +256,44 @@ def test_a_model_of_the_manifest_that_is_not_installed_is_refused_and_not_fetche
     assert embed(daemon, "x", "bge-reranker-v2-m3")["message"].startswith("bge-reranker-v2-m3.q8_0 is a model to rerank")
 
 
+def test_a_file_tells_the_kind_and_a_contradiction_is_refused(
+    home: Path, start_daemon: Start, minilm: Path, reranker: Path
+) -> None:
+    said = {"vectors": {"path": str(reranker), "kind": "embedding"}, "ranks": {"path": str(minilm), "kind": "rerank"}}
+    configure(home, ranker={"path": str(reranker)}, **said)
+    daemon = started(start_daemon)
+    kinds = {model["name"]: model.get("kind") for model in daemon.call("ListModels", {})["models"]}
+    assert (kinds["ranker"], kinds["vectors"]) == ("KIND_RERANK", "KIND_EMBEDDING")
+    assert b"WRONG_MODEL_KIND" in refusal(embed(daemon, "x", "ranker"))["info"]
+    question = {"query": "tea?", "documents": ["tea", "a train"]}
+    ranked = daemon.call("Rerank", question | {"model": "ranker"}, timeout=60.0)
+    assert len(ranked["results"]) == 2
+    answer = embed(daemon, "x", "vectors")
+    assert answer["code"] == "unavailable"
+    assert "cannot be used for embeddings, since it is a reranker" in answer["message"]
+    answer = daemon.call("Rerank", question | {"model": "ranks"}, timeout=60.0)
+    assert "it scores no documents" in answer["message"]
+
+
+@pytest.mark.parametrize("named_by", ["RUNED_MODEL", "default_model", "kind"])
+def test_a_reranker_as_the_default_model_is_refused_in_a_sentence(
+    home: Path, start_daemon: Start, reranker: Path, minilm: Path, named_by: str
+) -> None:
+    entry = {"path": str(reranker)} | ({"kind": "rerank"} if named_by == "kind" else {})
+    configure(home, ranker=entry, mini={"path": str(minilm)})
+    named = (
+        {"RUNED_MODEL": str(reranker)} if named_by == "RUNED_MODEL" else {"RUNED_MODEL": "", "RUNED_DEFAULT_MODEL": "ranker"}
+    )
+    daemon = start_daemon(**named)
+    health = daemon.wait_for("STATUS_DEGRADED", timeout=60)
+    wanted = "ranker is a reranker and gives no vectors" if named_by == "kind" else "since it is a reranker"
+    assert wanted in health["message"]
+    answer = embed(daemon, "x")
+    assert (answer["code"], wanted in answer["message"]) == ("unavailable", True)
+    assert len(embed(daemon, "x", "mini")["vector"]) == 384, "other models serve"
+    assert daemon.stop() == 0
+
+
 def test_a_file_that_was_replaced_under_a_running_engine_serves_no_other_vectors(
     home: Path, start_daemon: Start, minilm: Path, tiny_qwen3: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput, Tokens
 from runed.backends.llama.command import CONTEXT_STEP, EngineCommand
-from runed.backends.llama.gguf import EMBEDDING_POOLINGS, read_model
+from runed.backends.llama.gguf import read_model
 from runed.backends.llama.guard import EngineDiedError, Guard
 from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
 from runed.backends.llama.launcher import Launcher
@@ -19,6 +19,7 @@ from runed.backends.llama.supervisor import Supervisor
 from runed.backends.llama.timings import Timings
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
+from runed.domain.model_spec import ModelKind
 from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
 
@@ -46,7 +47,7 @@ class LlamaBackend:
         ModelFileError: The GGUF cannot be used.
     """
 
-    _poolings: ClassVar[Sequence[str]] = EMBEDDING_POOLINGS
+    _kind: ClassVar[ModelKind] = ModelKind.EMBEDDING
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class LlamaBackend:
         holds_home: Callable[[], bool] = lambda: True,
         timings: Timings = Timings(),  # noqa: B008 # immutable
     ) -> None:
-        self._metadata = metadata = read_model(model, self._poolings, pooling=pooling)
+        self._metadata = metadata = read_model(model, self._kind, pooling=pooling)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP
         self._model = model_info(model, metadata, sha256=model_sha256, context=context)
         executable = executable.absolute()  # the child works in another directory

@@ -18,6 +18,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from runed.domain.model import RANK, reads_last
+from runed.domain.model_spec import ModelKind
 from runed.errors import ModelFileError, printable
 from runed.files import open_regular
 
@@ -65,10 +67,7 @@ _MAGIC = int.from_bytes(b"GGUF", "little")
 
 _UINT32, _UINT64 = _SCALARS[4], _SCALARS[10]
 
-EMBEDDING_POOLINGS = ("mean", "cls", "last")
-"""Poolings that make one vector of a text."""
-
-_POOLINGS = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
+_POOLINGS = {1: "mean", 2: "cls", 3: "last", 4: RANK}
 """Values of `enum llama_pooling_type`, without 0 (none), which computes nothing of a whole text."""
 
 # fmt: off
@@ -91,6 +90,12 @@ _FILE_TYPES = {
 
 _VOCABULARY = "tokenizer.ggml.tokens"
 
+_HEAD = "cls.output.weight"
+"""The tensor that turns the values of a pair of texts into its score."""
+
+_HEADS = ("cls.weight", _HEAD)
+"""Tensors of which a reranker has one at least."""
+
 _ORIGINS = (
     *("general.basename", "general.finetune", "general.repo_url", "general.url", "general.source.repo_url"),
     *("general.source.url", "general.base_model.0.name", "general.base_model.0.repo_url"),
@@ -111,6 +116,7 @@ class GGUFMetadata:
             They differ if vectors pass a last layer.
         context_length: `<architecture>.context_length`, the most tokens that the model was trained for.
         pooling: "last", "mean" or "cls"; "rank" for a reranker, which scores a pair of texts.
+        file_pooling: The pooling that the file tells; "" if it tells none.
         file_type: The name of `general.file_type`, such as "Q6_K"; "" if the file has none.
         add_eos: `tokenizer.ggml.add_eos_token`: whether the engine ends each text with `eos_id`; False if the file does not
             tell.
@@ -129,6 +135,7 @@ class GGUFMetadata:
     dim: int
     context_length: int
     pooling: str
+    file_pooling: str
     file_type: str
     add_eos: bool
     eos_id: int | None
@@ -149,29 +156,33 @@ def check_model(path: Path) -> None:
     read_gguf(path)
 
 
-def read_model(path: Path, poolings: Sequence[str], *, pooling: str = "") -> GGUFMetadata:
+def ranks(path: Path) -> bool:
+    """Return whether a file is that of a reranker; False for one that cannot be used. It takes as long as `read_gguf`."""
+    try:
+        return read_gguf(path).pooling == RANK
+    except ModelFileError:
+        return False
+
+
+def read_model(path: Path, kind: ModelKind, *, pooling: str = "") -> GGUFMetadata:
     """Read a GGUF as `read_gguf` does, and refuse a model of another kind.
 
     Args:
         path: The file.
-        poolings: The poolings of models of the wanted kind.
+        kind: The wanted kind.
         pooling: As for `read_gguf`.
 
     Raises:
-        ModelFileError: As `read_gguf`; or the model has another pooling.
+        ModelFileError: As `read_gguf`; or the model is of another kind.
     """
-    metadata = read_gguf(path, pooling=pooling)
-    if metadata.pooling in poolings:
-        return metadata
-    if metadata.pooling == "rank":
+    metadata = read_gguf(path, pooling=pooling or (RANK if kind is ModelKind.RERANK else ""))
+    if kind is ModelKind.EMBEDDING and metadata.pooling == RANK:
         raise ModelFileError(
-            f"the model {path} cannot be used: it has pooling type 4 (rank), so it scores documents and makes no embeddings; "
-            "get a GGUF of an embedding model"
+            f"the model {path} cannot be used for embeddings, since it is a reranker, which scores documents; let it rerank "
+            'beside another default model (`runed add PATH`, and no "kind" in its entry of config.json), or get a GGUF of an '
+            "embedding model"
         )
-    raise ModelFileError(
-        f"the model {path} cannot be used: with pooling {metadata.pooling!r}, it makes embeddings and scores no documents; "
-        "get a GGUF of a reranker (pooling type 4)"
-    )
+    return metadata
 
 
 def read_gguf(path: Path, *, pooling: str = "") -> GGUFMetadata:
@@ -179,7 +190,7 @@ def read_gguf(path: Path, *, pooling: str = "") -> GGUFMetadata:
 
     Args:
         path: The file.
-        pooling: The pooling to use instead of that of the file, or "".
+        pooling: The pooling to use instead of that of the file, or "". `RANK` is for files with a classification head.
 
     Raises:
         ModelFileError: The file cannot be read, is not a GGUF, is cut short, or its model cannot be served.
@@ -319,7 +330,7 @@ def _read_head(reader: _Reader) -> tuple[dict[str, _Value], tuple[tuple[int, str
         raise _BadFileError("it holds no tensors, such as a file with only a vocabulary; get the file with the weights")
     values, special_tokens = _read_pairs(reader, pairs)
     alignment = _integer(values, "general.alignment", lowest=1, highest=_MAX_ALIGNMENT) or _DEFAULT_ALIGNMENT
-    _check_tensors(reader, tensors, alignment)
+    values[_HEAD] = not _check_tensors(reader, tensors, alignment).isdisjoint(_HEADS)
     return values, special_tokens
 
 
@@ -344,11 +355,12 @@ def _read_pairs(reader: _Reader, count: int) -> tuple[dict[str, _Value], tuple[t
     return values, reader.special_tokens(arrays)
 
 
-def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
-    """Refuse a file that ends before its last tensor, such as an interrupted download."""
-    data_size = 0
+def _check_tensors(reader: _Reader, count: int, alignment: int) -> set[str]:
+    """Refuse a file that ends before its last tensor, such as an interrupted download. Return the names of the tensors."""
+    data_size, names = 0, set()
     for _ in range(count):
         name = reader.string(_MAX_NAME_BYTES)
+        names.add(name)
         dimensions = reader.uint32()
         if dimensions > _MAX_DIMENSIONS:
             raise _broken(f"its tensor {name!r} has {dimensions:,} dimensions")
@@ -364,6 +376,7 @@ def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
         raise _BadFileError(
             f"it is cut short: it has {reader.size:,} bytes and its tensors need {data_start + data_size:,}; download it again"
         )
+    return names
 
 
 def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str], ...], pooling: str) -> GGUFMetadata:
@@ -371,7 +384,14 @@ def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str],
     if not architecture:
         raise _broken("its header names no architecture")
     name = _text(values, "general.name")
-    pooling = pooling or _pooling(values, architecture, name)
+    file_pooling = _file_pooling(values, architecture, name)
+    pooling = _pooling(values, architecture, told=file_pooling, wanted=pooling)
+    template = _text(values, "tokenizer.chat_template.rerank")
+    if pooling == RANK and reads_last(RANK, architecture) and not template:
+        raise _BadFileError(
+            "it is a reranker that reads a question around the two texts, but it lacks the question "
+            "(tokenizer.chat_template.rerank), so its scores would mean nothing; get a newer conversion of this model"
+        )
     add_eos = values.get("tokenizer.ggml.add_eos_token") is True
     eos_id = _integer(values, "tokenizer.ggml.eos_token_id")
     if pooling == "last" and not (add_eos and eos_id is not None):
@@ -394,6 +414,7 @@ def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str],
         or _required(values, f"{architecture}.embedding_length", highest=_MAX_DIM),
         context_length=_required(values, f"{architecture}.context_length", highest=_MAX_INTEGER),
         pooling=pooling,
+        file_pooling=file_pooling,
         file_type="" if file_type is None else _FILE_TYPES.get(file_type, f"type {file_type}"),
         add_eos=add_eos,
         eos_id=eos_id,
@@ -401,17 +422,42 @@ def _interpret(values: dict[str, _Value], special_tokens: tuple[tuple[int, str],
         unknown_id=unknown if isinstance(unknown, int) else None,
         special_tokens=special_tokens,
         vocabulary=_integer(values, _VOCABULARY) or 0,
-        rerank_template=_text(values, "tokenizer.chat_template.rerank"),
+        rerank_template=template,
         origins=tuple(printable(text[:_MAX_NAME_LENGTH]) for key in _ORIGINS if (text := _text(values, key))),
     )
 
 
-def _pooling(values: dict[str, _Value], architecture: str, name: str) -> str:
+def _file_pooling(values: dict[str, _Value], architecture: str, name: str) -> str:
+    """Return the pooling that a file tells; "" if it tells none, or one that computes nothing of a whole text."""
     kind = _integer(values, f"{architecture}.pooling_type")
+    if kind is None and values[_HEAD]:
+        return RANK  # llama.cpp's converter writes no type for cross-encoders of BERT's family, such as bge-reranker-v2-m3
     if kind is None and architecture == "qwen3" and "embed" in name.lower():
         return "last"  # early conversions of Qwen3-Embedding lack the type, as chat models do; the name tells them apart
-    if kind in _POOLINGS:
-        return _POOLINGS[kind]
+    return "" if kind is None else _POOLINGS.get(kind, "")
+
+
+def _pooling(values: dict[str, _Value], architecture: str, *, told: str, wanted: str) -> str:
+    """Return the pooling to use.
+
+    Args:
+        values: The metadata.
+        architecture: The architecture.
+        told: The pooling that the file tells, or "".
+        wanted: The pooling to use instead, or "".
+    """
+    if RANK in {told, wanted} and not values[_HEAD]:
+        lack = f"it has no classification head ({_HEAD}), so "
+        if told == RANK:
+            raise _BadFileError(f"{lack}the scores of this reranker would mean nothing; get another conversion of it")
+        raise _BadFileError(
+            f'{lack}it scores no documents; remove "kind": "rerank" from its entry of config.json, or get a GGUF of a reranker'
+        )
+    if told == RANK and wanted not in {"", RANK}:
+        raise _BadFileError(f"it is a reranker, for which pooling {wanted!r} makes no sense; name no pooling for it")
+    if wanted or told:
+        return wanted or told
+    kind = _integer(values, f"{architecture}.pooling_type")
     if kind is None:
         raise _BadFileError(
             f"it does not say how it pools ({architecture}.pooling_type), so it is a model for chat, or an old conversion; get "

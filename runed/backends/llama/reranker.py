@@ -18,7 +18,7 @@ from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import LlamaHTTP, Usage, decode
 from runed.backends.llama.likeness import score_likeness
-from runed.domain.model import RANK
+from runed.domain.model_spec import ModelKind
 from runed.errors import BackendFaultError
 
 _UNTOLD = -1
@@ -151,7 +151,7 @@ class RerankHTTP(LlamaHTTP):
 class LlamaReranker(LlamaBackend):
     """Scores pairs with a `llama-server --rerank` child. It has the arguments of `LlamaBackend`."""
 
-    _poolings: ClassVar[Sequence[str]] = (RANK,)
+    _kind: ClassVar[ModelKind] = ModelKind.RERANK
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """See `PairBackend.detokenize`."""

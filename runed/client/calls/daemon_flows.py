@@ -8,6 +8,9 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 from runed_proto.runed.v1.runed_pb2 import (
+    EmbedBatchResponse,
+    EmbedResponse,
+    EmbedStreamResponse,
     HealthRequest,
     HealthResponse,
     InfoRequest,
@@ -97,7 +100,8 @@ class DaemonFlows:
         self._on_progress = on_progress
         self._limits: Info | None = None
         self._watched = False
-        self._noted: set[str] = set()  # roles that were looked at
+        self._notes_roles = True
+        self._noted: set[tuple[str, str]] = set()  # models and roles that were looked at
 
     @property
     def known_model(self) -> str:
@@ -132,37 +136,34 @@ class DaemonFlows:
         response = yield from self._send("ListModels", ListModelsRequest(), ListModelsResponse, deadline)
         return [answers.model(message) for message in response.models]
 
-    def models_in_use(self, deadline: Deadline) -> Flow[set[str]]:
-        """Return the full names of the models that the daemon has opened, in small letters. Their engines may be suspended."""
-        models = yield from self.list_models(deadline)
-        return {model.name.lower() for model in models if model.loaded or model.fingerprint}
-
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
         """Ask the daemon to drain and exit. No daemon is started for that."""
         yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())
 
     def ignore_roles(self) -> None:
         """Warn of no role, since the caller does not choose it."""
-        self._noted |= {"query", "document"}
+        self._notes_roles = False
 
-    def note_role(self, options: Options, prompt: str, deadline: Deadline) -> Flow[None]:
-        """Warn once if the role of a call has added nothing to its texts.
+    def note_role(
+        self, options: Options, answer: EmbedResponse | EmbedBatchResponse | EmbedStreamResponse, deadline: Deadline
+    ) -> Flow[None]:
+        """Warn once for each model and role if the role of a call has added nothing to its texts.
 
         A model that has a prompt for queries alone wants documents as they are, so that a document without one is right.
 
         Args:
             options: The options of the call.
-            prompt: The prompt of its answer.
+            answer: Its answer, which tells model and prompt.
             deadline: The end of the call.
         """
-        role = options.role
-        if role is None or prompt or role in self._noted:
+        role, model = options.role, answer.model or options.model or "this model"
+        if role is None or answer.prompt or not self._notes_roles or (model, role) in self._noted:
             return
-        self._noted.add(role)
+        self._noted.add((model, role))
         if role == "document" and (yield from self.present_info(deadline, options.model)).query_prompt:
             return
         warn(
-            f'role="{role}" adds nothing: no prompt of this model is known. If it was trained with prompts, name them as '
+            f'role="{role}" adds nothing: no prompt of {model} is known. If it was trained with prompts, name them as '
             "query_prompt and document_prompt of the model in config.json"
         )
 

@@ -54,7 +54,7 @@ class Flows(DaemonFlows):
         options.check_known(response)
         if not response.vector:
             raise answers.no_vector()
-        yield from self.note_role(options, response.prompt, deadline)
+        yield from self.note_role(options, response, deadline)
         return np.array(response.vector, dtype=np.float32)
 
     def embed_batch(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[Vectors]:
@@ -115,7 +115,7 @@ class Flows(DaemonFlows):
             options.check_known(response)
             space.check(response.fingerprint)
             if vectors is None:
-                yield from self.note_role(options, response.prompt, deadline)
+                yield from self.note_role(options, response, deadline)
                 vectors = np.empty((len(texts), len(response.embeddings[0].vector)), dtype=np.float32)
             for row, embedding in enumerate(response.embeddings, start):
                 if not embedding.vector or len(embedding.vector) != vectors.shape[1]:
@@ -144,7 +144,7 @@ class Flows(DaemonFlows):
                 raise too_old("gives no details of an embedding")
             check_named(common.model, response.model)
             space.check(response.fingerprint)
-            yield from self.note_role(options, response.prompt, deadline)
+            yield from self.note_role(options, response, deadline)
             for index, item in zip(part, response.embeddings, strict=True):
                 outcomes[index] = answers.outcome(item, response, index)
         return [outcomes[index] for index in range(len(texts))]

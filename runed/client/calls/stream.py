@@ -105,8 +105,8 @@ class Streaming(Generic[K]):
                     # The caller's iterator may have taken a long time.
                     self._deadline.restart()
                 if data is not None:
-                    if (prompt := self._receive(exchange, data)) is not None:
-                        yield from self._flows.note_role(self._options, prompt, self._deadline)
+                    if (answer := self._receive(exchange, data)) is not None:
+                        yield from self._flows.note_role(self._options, answer, self._deadline)
                     yield from self._give()
                     if exchange.failure is not None:
                         raise exchange.failure
@@ -138,9 +138,9 @@ class Streaming(Generic[K]):
         if exchange.draining or (pending.source_ended and not pending.has_queued):
             exchange.end()
 
-    def _receive(self, exchange: StreamExchange, data: bytes) -> str | None:
-        """Record the outcomes of the texts that the daemon has answered. Return the prompt of the vectors, if there are any."""
-        prompt = None
+    def _receive(self, exchange: StreamExchange, data: bytes) -> EmbedStreamResponse | None:
+        """Record the outcomes of answered texts. Return the last answer with a vector, if there is any."""
+        last = None
         for message in exchange.receive(data):
             try:
                 answer = EmbedStreamResponse.FromString(message)
@@ -152,10 +152,10 @@ class Streaming(Generic[K]):
                 if isinstance(outcome, Embedding):
                     self._options.check_known(answer)
                     self._space.check(answer.fingerprint)
-                    prompt = answer.prompt
+                    last = answer
                 self._pending.answer(number, outcome)
                 self._tries.reset()
-        return prompt
+        return last
 
     def _give(self) -> StreamFlow[K]:
         """Hand ready outcomes to the caller. The time that the caller takes for them does not count."""
