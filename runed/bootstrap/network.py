@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Self
 
@@ -33,6 +34,9 @@ _TEMPORARY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 _LOGIN_REFUSED = (str(int(HTTPStatus.PROXY_AUTHENTICATION_REQUIRED)), "Invalid username/password", "Requested ")
 """Beginnings of the messages of httpx about a proxy that wants another login, or none."""
+
+_OUT_OF_TIME = {9, 10}
+"""The codes of OpenSSL for a certificate that is not valid yet, or not any more."""
 
 _CHECK_LOGIN = "check user and password of the proxy"
 
@@ -104,11 +108,8 @@ class Web:
         except (TimeoutError, httpx.TimeoutException) as error:
             raise PassingError(f"no answer in time ({type(error).__name__}){self.way}") from error
         except httpx.RequestError as error:
-            if _is_certificate_error(error):
-                raise DownloadError(
-                    f"the server of {self.name(url)} cannot be trusted: {error}; "
-                    "behind a proxy with its own certificate set SSL_CERT_FILE"
-                ) from error
+            if (problem := _certificate_problem(error)) is not None:
+                raise DownloadError(f"the server of {self.name(url)} cannot be trusted: {error}; {_remedy(problem)}") from error
             if isinstance(error, httpx.ProxyError) and str(error).startswith(_LOGIN_REFUSED):
                 raise DownloadError(f"{self.name(url)} could not be downloaded: {error}; {_CHECK_LOGIN}") from error
             raise PassingError(f"{str(error) or type(error).__name__}{self.way}") from error
@@ -170,7 +171,7 @@ class Web:
         if status in _TEMPORARY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise PassingError(
                 f"the server answered {_status(response)}{self.way}",
-                retry_after=_retry_after(response.headers.get("Retry-After")),
+                retry_after=_retry_after(response),
             )
 
 
@@ -329,21 +330,37 @@ def _status(response: httpx.Response) -> str:
     return f"{response.status_code} {response.reason_phrase}".strip()
 
 
-def _retry_after(value: str | None) -> float | None:
+def _retry_after(response: httpx.Response) -> float | None:
     """Read a Retry-After header: seconds or a date (RFC 9110, section 10.2.3)."""
+    value = response.headers.get("Retry-After")
     if value is None:
         return None
     if value.strip().isdecimal():
         return float(value)
+    if (until := _timestamp(value)) is None:
+        return None
+    # By the server's own clock, since that of this machine may be wrong by years.
+    since = _timestamp(response.headers.get("Date", ""))
+    return max(0.0, until - (time.time() if since is None else since))
+
+
+def _timestamp(date: str) -> float | None:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return email.utils.parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
         return None
 
 
-def _is_certificate_error(error: BaseException | None) -> bool:
+def _certificate_problem(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
+
+
+def _remedy(problem: ssl.SSLCertVerificationError) -> str:
+    """Return what to do about a certificate that was refused."""
+    if problem.verify_code in _OUT_OF_TIME:
+        return f"check the clock of this machine: by it, today is {datetime.now(UTC):%Y-%m-%d}"
+    return "behind a proxy with its own certificate set SSL_CERT_FILE"
