@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 import tenacity
@@ -68,6 +69,7 @@ class Web:
         self._proxies = proxies
         self._hub = hub
         self._policy = policy
+        self._asked = ""  # the URL of the last `get`
         self._here = ""  # the URL at which the last request was sent, perhaps after a redirect
         # A proxy may accept a connection and then never answer, for which httpx has no time limit.
         self._patience = policy.connect_timeout + 2 * policy.stall_timeout
@@ -82,13 +84,14 @@ class Web:
         await self._client.aclose()
 
     def name(self, url: str) -> str:
-        """Return a URL for a message, without secrets and with the proxy that is used."""
-        return f"{printable_url(url)}{self._proxies.way(url)}"
+        """Return a URL for a message, without secrets, and with the way of the last request."""
+        return f"{printable_url(url)}{self.way}"
 
     @property
     def way(self) -> str:
-        """A clause that tells the way of the last request, perhaps after a redirect; see `Proxies.way`."""
-        return self._proxies.way(self._here)
+        """A clause that tells the way of the last request: the server of a redirect to another one, and `Proxies.way`."""
+        asked, here = (urlsplit(printable_url(url)).netloc for url in (self._asked, self._here))
+        return f"{f' (redirected to {here})' if here != asked else ''}{self._proxies.way(self._here)}"
 
     @asynccontextmanager
     async def get(self, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
@@ -140,6 +143,7 @@ class Web:
         try:
             # httpx takes the token out when a redirect leads to another host.
             request = self._client.build_request("GET", url, headers=headers | self._hub.headers(url))
+            self._asked = str(request.url)
             for _ in range(MAX_REDIRECTS + 1):
                 self._here = str(request.url)
                 async with asyncio.timeout(self._patience):
@@ -147,6 +151,7 @@ class Web:
                 if response.next_request is None:
                     return response
                 await response.aclose()
+                _check_scheme(response.next_request.url)
                 if request.url.scheme == "https" and response.next_request.url.scheme != "https":
                     raise DownloadError(
                         f"{self.name(url)} redirects from https to an insecure URL, which is not followed; check the URL"
@@ -229,6 +234,12 @@ def _certificates() -> ssl.SSLContext:
 def _no_certificates() -> ssl.SSLContext:
     """Return what trusts nobody, since httpx would load certificates also for requests without encryption."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _check_scheme(url: httpx.URL) -> None:
+    """Refuse what httpcore would take for http, such as ws."""
+    if url.scheme not in {"http", "https"}:
+        raise httpx.UnsupportedProtocol(f"its scheme is {url.scheme!r}")
 
 
 def _to_localhost(request: httpx.Request) -> httpx.Request:

@@ -93,9 +93,8 @@ class Batcher:
     async def room(self, line: Line, *, texts: int, size: int) -> None:
         """Wait until some texts may be submitted to the bulk lane.
 
-        Waiting callers are served in the order of their coming. The room that becomes free is kept for the first of them, or
-        others with smaller submissions would let it wait for ever. It must submit before its next await, or others may take the
-        room.
+        Waiting callers are served in the order of their coming. Room that becomes free is kept for the first of them, or smaller
+        submissions would let it wait for ever. It must submit before its next await.
 
         Args:
             line: The line of their model.

@@ -330,13 +330,24 @@ async def test_redirects_are_followed_and_ranges_with_them(wanted: Wanted) -> No
     assert [request.range for request in wanted.site.requests if request.path == "/real"] == ["", f"bytes={HALF}-"]
 
 
+async def test_an_error_names_the_server_that_a_redirect_led_to(wanted: Wanted, secure_site: Site) -> None:
+    """Behind a firewall, the hub was called unreachable instead of the server that holds its files."""
+    with running_site() as gone:
+        place = gone.url.removeprefix("http://")
+    wanted.site.always["/f"] = redirect(f"http://me:pass-word@{place}/f?sig=nature")
+    await wanted.fail(DownloadError, rf"{wanted.site.url}/f could not be downloaded: .* \(redirected to {place}\); check")
+    wanted.site.always["/f"] = redirect(f"{secure_site.url}/f")
+    place = secure_site.url.removeprefix("https://")
+    await wanted.fail(DownloadError, rf"the server of {wanted.site.url}/f \(redirected to {place}\) cannot be trusted")
+
+
 async def test_a_redirect_loop_ends(wanted: Wanted) -> None:
     wanted.site.always["/f"] = redirect("/f")
     await wanted.fail(DownloadError, "redirects more than 10 times")
     assert len(wanted.site.requests) == 11
 
 
-@pytest.mark.parametrize("location", ["ftp://example.org/f", "file:///etc/passwd"])
+@pytest.mark.parametrize("location", ["ftp://example.org/f", "file:///etc/passwd", "ws://127.0.0.1:1/f", "wss://127.0.0.1:1/f"])
 async def test_a_redirect_to_what_is_no_web_page_is_refused(wanted: Wanted, location: str) -> None:
     wanted.site.always["/f"] = redirect(location)
     await wanted.fail(DownloadError, "is, or redirects to, a URL that cannot be fetched")
