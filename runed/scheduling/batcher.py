@@ -93,7 +93,7 @@ class Batcher:
     async def room(self, line: Line, *, texts: int, size: int) -> None:
         """Wait until some texts may be submitted to the bulk lane.
 
-        Waiting callers are served in the order of their coming. Room that becomes free is kept for the first of them, or smaller
+        Waiting callers are served in the order of their coming. Free room is kept for the first of them, or smaller
         submissions would let it wait for ever. It must submit before its next await.
 
         Args:
