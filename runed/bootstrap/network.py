@@ -8,8 +8,10 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 import tenacity
@@ -33,6 +35,9 @@ _TEMPORARY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 _LOGIN_REFUSED = (str(int(HTTPStatus.PROXY_AUTHENTICATION_REQUIRED)), "Invalid username/password", "Requested ")
 """Beginnings of the messages of httpx about a proxy that wants another login, or none."""
+
+_OUT_OF_TIME = {9, 10}
+"""The codes of OpenSSL for a certificate that is not valid yet, or not any more."""
 
 _CHECK_LOGIN = "check user and password of the proxy"
 
@@ -64,6 +69,7 @@ class Web:
         self._proxies = proxies
         self._hub = hub
         self._policy = policy
+        self._asked = ""  # the URL of the last `get`
         self._here = ""  # the URL at which the last request was sent, perhaps after a redirect
         # A proxy may accept a connection and then never answer, for which httpx has no time limit.
         self._patience = policy.connect_timeout + 2 * policy.stall_timeout
@@ -78,13 +84,14 @@ class Web:
         await self._client.aclose()
 
     def name(self, url: str) -> str:
-        """Return a URL for a message, without secrets and with the proxy that is used."""
-        return f"{printable_url(url)}{self._proxies.way(url)}"
+        """Return a URL for a message, without secrets, and with the way of the last request."""
+        return f"{printable_url(url)}{self.way}"
 
     @property
     def way(self) -> str:
-        """A clause that tells the way of the last request, perhaps after a redirect; see `Proxies.way`."""
-        return self._proxies.way(self._here)
+        """A clause that tells the way of the last request: the server of a redirect to another one, and `Proxies.way`."""
+        asked, here = (urlsplit(printable_url(url)).netloc for url in (self._asked, self._here))
+        return f"{f' (redirected to {here})' if here != asked else ''}{self._proxies.way(self._here)}"
 
     @asynccontextmanager
     async def get(self, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
@@ -104,11 +111,8 @@ class Web:
         except (TimeoutError, httpx.TimeoutException) as error:
             raise PassingError(f"no answer in time ({type(error).__name__}){self.way}") from error
         except httpx.RequestError as error:
-            if _is_certificate_error(error):
-                raise DownloadError(
-                    f"the server of {self.name(url)} cannot be trusted: {error}; "
-                    "behind a proxy with its own certificate set SSL_CERT_FILE"
-                ) from error
+            if (problem := _certificate_problem(error)) is not None:
+                raise DownloadError(f"the server of {self.name(url)} cannot be trusted: {error}; {_remedy(problem)}") from error
             if isinstance(error, httpx.ProxyError) and str(error).startswith(_LOGIN_REFUSED):
                 raise DownloadError(f"{self.name(url)} could not be downloaded: {error}; {_CHECK_LOGIN}") from error
             raise PassingError(f"{str(error) or type(error).__name__}{self.way}") from error
@@ -139,6 +143,7 @@ class Web:
         try:
             # httpx takes the token out when a redirect leads to another host.
             request = self._client.build_request("GET", url, headers=headers | self._hub.headers(url))
+            self._asked = str(request.url)
             for _ in range(MAX_REDIRECTS + 1):
                 self._here = str(request.url)
                 async with asyncio.timeout(self._patience):
@@ -146,6 +151,7 @@ class Web:
                 if response.next_request is None:
                     return response
                 await response.aclose()
+                _check_scheme(response.next_request.url)
                 if request.url.scheme == "https" and response.next_request.url.scheme != "https":
                     raise DownloadError(
                         f"{self.name(url)} redirects from https to an insecure URL, which is not followed; check the URL"
@@ -170,7 +176,7 @@ class Web:
         if status in _TEMPORARY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise PassingError(
                 f"the server answered {_status(response)}{self.way}",
-                retry_after=_retry_after(response.headers.get("Retry-After")),
+                retry_after=_retry_after(response),
             )
 
 
@@ -228,6 +234,12 @@ def _certificates() -> ssl.SSLContext:
 def _no_certificates() -> ssl.SSLContext:
     """Return what trusts nobody, since httpx would load certificates also for requests without encryption."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _check_scheme(url: httpx.URL) -> None:
+    """Refuse what httpcore would take for http, such as ws."""
+    if url.scheme not in {"http", "https"}:
+        raise httpx.UnsupportedProtocol(f"its scheme is {url.scheme!r}")
 
 
 def _to_localhost(request: httpx.Request) -> httpx.Request:
@@ -329,21 +341,37 @@ def _status(response: httpx.Response) -> str:
     return f"{response.status_code} {response.reason_phrase}".strip()
 
 
-def _retry_after(value: str | None) -> float | None:
+def _retry_after(response: httpx.Response) -> float | None:
     """Read a Retry-After header: seconds or a date (RFC 9110, section 10.2.3)."""
+    value = response.headers.get("Retry-After")
     if value is None:
         return None
     if value.strip().isdecimal():
         return float(value)
+    if (until := _timestamp(value)) is None:
+        return None
+    # By the server's own clock, since that of this machine may be wrong by years.
+    since = _timestamp(response.headers.get("Date", ""))
+    return max(0.0, until - (time.time() if since is None else since))
+
+
+def _timestamp(date: str) -> float | None:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return email.utils.parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
         return None
 
 
-def _is_certificate_error(error: BaseException | None) -> bool:
+def _certificate_problem(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
+
+
+def _remedy(problem: ssl.SSLCertVerificationError) -> str:
+    """Return what to do about a certificate that was refused."""
+    if problem.verify_code in _OUT_OF_TIME:
+        return f"check the clock of this machine: by it, today is {datetime.now(UTC):%Y-%m-%d}"
+    return "behind a proxy with its own certificate set SSL_CERT_FILE"

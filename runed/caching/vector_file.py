@@ -164,7 +164,7 @@ class VectorFile:
             used: Keys whose last use is set to now. Unknown keys are ignored.
         """
         self._evict()
-        now = int(time.time())
+        now = self._now()
         names = [(self._name(key), value) for key, value in values.items()]
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -254,6 +254,14 @@ class VectorFile:
             ).rowcount
             if not dropped:  # no entry is left to drop: the file must be damaged
                 self.start_anew()
+
+    def _now(self) -> int:
+        """Return the time of use to store, in seconds since 1970. It is never before one that is stored already.
+
+        Otherwise, once a clock that was ahead is set right, new entries would be the first to be dropped, and old ones never.
+        """
+        now, latest = int(time.time()), self._connection.execute("SELECT max(used) FROM vector").fetchone()[0]
+        return max(now, latest) if isinstance(latest, int) else now  # of a damaged row it may be anything
 
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])

@@ -10,7 +10,7 @@ import time
 from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.watching import watched
-from runed.errors import DeadlineExceededError, RunedError, SettingsError
+from runed.errors import DeadlineExceededError, RunedError, SettingsError, UnimplementedError
 from runed.lifecycle.presence import Condition, Presence
 from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
 from runed.paths import Paths
@@ -106,7 +106,11 @@ def _wait(timeout: float | None, *, began: float, warm: bool) -> None:
                 return
             if health.status is Status.IDLE:
                 display.update(PHASES[Phase.STARTING_LLAMA_SERVER])
-            client.warm_up(timeout=remaining())
+            try:
+                client.warm_up(timeout=remaining())
+            except UnimplementedError:  # an older daemon, which starts its engine for a text alone
+                client.wait_until_ready(timeout=remaining())
+                client.embed("ready", timeout=remaining())
         except DeadlineExceededError:
             raise DeadlineExceededError(
                 f"embeddings are not answered after {timeout:g} s; the daemon goes on, and `runed status` shows how far it is"

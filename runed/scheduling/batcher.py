@@ -36,6 +36,7 @@ class Batcher:
         self._lines: dict[str, Line] = {}
         self._ahead = AheadCounter(self._queue, self._lines)
         self._entrance = asyncio.Lock()  # asyncio's lock serves its waiters in the order of their coming
+        self._promised = (0, 0)  # the texts and bytes for which the first of these waiters needs room
         self._workers: dict[asyncio.Task[None], Line | None] = {}
         """Each worker with the line whose micro-batch it waits for. None stands for a moment without one."""
         self._looking: asyncio.TimerHandle | None = None
@@ -73,7 +74,8 @@ class Batcher:
         lane, texts, size = entries[0].lane, len(entries), sum(entry.size for entry in entries)
         line.check_open()
         _check_fits(self._queue.limits(lane), texts, size)
-        if excess := self._queue.excess(lane, texts=texts, size=size):
+        promised_texts, promised_size = self._promised
+        if excess := self._queue.excess(lane, texts=texts + promised_texts, size=size + promised_size):
             raise self._full(line, lane, excess)
         now = asyncio.get_running_loop().time()
         for entry in entries:
@@ -91,8 +93,8 @@ class Batcher:
     async def room(self, line: Line, *, texts: int, size: int) -> None:
         """Wait until some texts may be submitted to the bulk lane.
 
-        Waiting callers are served in the order of their coming. Nothing is reserved: the caller must submit before its next
-        await, or others may take the room. Callers that do not wait here may submit first; their submissions are much smaller.
+        Waiting callers are served in the order of their coming. Free room is kept for the first of them, or smaller
+        submissions would let it wait for ever. It must submit before its next await.
 
         Args:
             line: The line of their model.
@@ -106,9 +108,13 @@ class Batcher:
         """
         _check_fits(self._queue.limits(Lane.BULK), texts, size)
         async with self._entrance:
-            while not line.closed and self._queue.excess(Lane.BULK, texts=texts, size=size):
-                self._queue.vacated.clear()
-                await self._queue.vacated.wait()
+            self._promised = (texts, size)
+            try:
+                while not line.closed and self._queue.excess(Lane.BULK, texts=texts, size=size):
+                    self._queue.vacated.clear()
+                    await self._queue.vacated.wait()
+            finally:
+                self._promised = (0, 0)
         line.check_open()
 
     def promote(self, entry: QueueEntry) -> None:

@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from runed.errors import BootstrapError, DownloadError, VerificationError
 from tests.bootstrap.parts import CONTENT, HALF, IMPATIENT, Wanted
 from tests.bootstrap.site import (
     Behaviour,
+    Exchange,
     Site,
     drop_after,
     ignore_range,
@@ -294,6 +296,24 @@ async def test_retry_after_is_honoured_within_bounds(wanted: Wanted, header: obj
     assert least <= time.monotonic() - started < most + 1
 
 
+@pytest.mark.parametrize("years", [-30, 30])
+async def test_a_date_in_retry_after_counts_by_the_servers_clock(wanted: Wanted, years: int) -> None:
+    """Beside a clock that is wrong by years, each try waited for the longest time."""
+    theirs = time.time() + years * 365 * 86400
+
+    def busy(exchange: Exchange) -> None:
+        exchange.send_response_only(503)
+        for name, seconds in (("Date", 0), ("Retry-After", 1)):
+            exchange.send_header(name, formatdate(theirs + seconds, usegmt=True))
+        exchange.send_header("Content-Length", "0")
+        exchange.end_headers()
+
+    wanted.site.behaviours["/f"] = [busy]
+    started = time.monotonic()
+    await wanted.download(replace(IMPATIENT, max_retry_after=20))
+    assert 0.9 <= time.monotonic() - started < 15
+
+
 async def test_nobody_listening_is_told_with_the_url(wanted: Wanted) -> None:
     with running_site() as gone:
         url = gone.url
@@ -310,13 +330,24 @@ async def test_redirects_are_followed_and_ranges_with_them(wanted: Wanted) -> No
     assert [request.range for request in wanted.site.requests if request.path == "/real"] == ["", f"bytes={HALF}-"]
 
 
+async def test_an_error_names_the_server_that_a_redirect_led_to(wanted: Wanted, secure_site: Site) -> None:
+    """Behind a firewall, the hub was called unreachable instead of the server that holds its files."""
+    with running_site() as gone:
+        place = gone.url.removeprefix("http://")
+    wanted.site.always["/f"] = redirect(f"http://me:pass-word@{place}/f?sig=nature")
+    await wanted.fail(DownloadError, rf"{wanted.site.url}/f could not be downloaded: .* \(redirected to {place}\); check")
+    wanted.site.always["/f"] = redirect(f"{secure_site.url}/f")
+    place = secure_site.url.removeprefix("https://")
+    await wanted.fail(DownloadError, rf"the server of {wanted.site.url}/f \(redirected to {place}\) cannot be trusted")
+
+
 async def test_a_redirect_loop_ends(wanted: Wanted) -> None:
     wanted.site.always["/f"] = redirect("/f")
     await wanted.fail(DownloadError, "redirects more than 10 times")
     assert len(wanted.site.requests) == 11
 
 
-@pytest.mark.parametrize("location", ["ftp://example.org/f", "file:///etc/passwd"])
+@pytest.mark.parametrize("location", ["ftp://example.org/f", "file:///etc/passwd", "ws://127.0.0.1:1/f", "wss://127.0.0.1:1/f"])
 async def test_a_redirect_to_what_is_no_web_page_is_refused(wanted: Wanted, location: str) -> None:
     wanted.site.always["/f"] = redirect(location)
     await wanted.fail(DownloadError, "is, or redirects to, a URL that cannot be fetched")
@@ -356,6 +387,21 @@ async def test_a_server_that_cannot_be_trusted_is_not_tried_again(secure_site: S
     wanted = Wanted(secure_site, tmp_path)
     await wanted.fail(DownloadError, "cannot be trusted: .*set SSL_CERT_FILE")
     assert wanted.retries == []
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize(("begins", "ends"), [(1000, 2000), (-2000, -1000)])
+async def test_a_certificate_that_is_not_valid_today_points_to_the_clock(
+    authority: trustme.CA, tmp_path: Path, begins: int, ends: int
+) -> None:
+    """A machine without a battery for its clock was told to set SSL_CERT_FILE."""
+    now = datetime.now(UTC)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    begin, end = (now + timedelta(days) for days in (begins, ends))
+    authority.issue_cert("127.0.0.1", not_before=begin, not_after=end).configure_cert(tls)
+    with running_site(tls) as site:
+        wanted = Wanted(site, tmp_path)
+        await wanted.fail(DownloadError, f"cannot be trusted: .*; check the clock of this machine: by it, today is {now:%Y}-")
 
 
 @pytest.mark.usefixtures("trusted")

@@ -427,6 +427,28 @@ async def test_uses_wait_in_bounds_and_are_written_without_a_vector(tmp_path: Pa
         assert connection.execute("SELECT count(*) FROM vector WHERE used > ?", (time.time() - 60,)).fetchone() == (1,)
 
 
+async def test_vectors_of_a_time_to_come_go_before_newer_ones(tmp_path: Path) -> None:
+    """A clock that was years ahead, and was set right, let no new vector stay."""
+    await make(tmp_path, *range(3000))
+    assert edit(tmp_path, "UPDATE vector SET used = used + ?", 70 * 366 * 86400) == 3000
+    disk = open_cache(tmp_path)
+    for start in range(4000, 8000, 500):
+        put(disk, *range(start, start + 500))
+        await disk.flush()
+    newest = [key_of(number) for number in range(7000, 8000)]
+    assert set(await disk.get(newest)) == set(newest)
+
+
+async def test_a_damaged_time_of_use_is_of_no_consequence(tmp_path: Path) -> None:
+    await make(tmp_path, 1, 2)
+    assert edit(tmp_path, "UPDATE vector SET used = ? WHERE id = 1", b"\xff") == 1
+    disk = open_cache(tmp_path)
+    disk.touch([key_of(1)])
+    put(disk, 3)
+    await disk.flush()
+    assert await numbers_in(disk, range(4)) == {1, 2, 3}
+
+
 async def test_a_file_larger_than_a_new_bound_shrinks(tmp_path: Path) -> None:
     disk = open_cache(tmp_path, max_bytes=4 * MIN_DISK_BYTES)
     for start in range(0, 12_000, 1000):

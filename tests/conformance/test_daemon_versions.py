@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -240,3 +243,16 @@ async def test_client_gets_from_an_older_daemon_what_that_knows_and_nothing_else
         "warm_up",
     ]
     assert {id_: answers[id_].get("error", {}).get("reason") for id_ in refused} == dict.fromkeys(refused, "UNIMPLEMENTED")
+
+
+@pytest.mark.parametrize("option", ["--wait", "--warm"])
+async def test_command_waits_for_an_older_daemon_that_cannot_be_warmed_up(
+    option: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "runed", "ensure", option, "--timeout", "60"]
+    async with other_daemon(home / "embedding.sock", OlderCodec, monkeypatch):
+        done = await asyncio.to_thread(
+            subprocess.run, command, env={**os.environ, "RUNED_HOME": str(home)}, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("already running")

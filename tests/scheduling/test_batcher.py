@@ -693,6 +693,38 @@ async def test_those_who_wait_for_room_are_let_in_in_turn_and_never_too_many() -
 
 
 @virtual_time
+@pytest.mark.parametrize("lane", Lane)
+async def test_small_submissions_do_not_keep_a_larger_one_waiting_for_ever(lane: Lane) -> None:
+    """A stream needs room for many texts at once. Clients of single texts took each place that became free."""
+    batcher = make_batcher(ScriptedBackend(texts=1), QueueLimits(texts=16, bytes=1000))
+    refused = taken = 0
+
+    async def flood() -> None:
+        nonlocal refused, taken
+        while True:
+            try:
+                batcher.submit([make_entry("x", lane=lane, client="unix:1", exact=True)])
+                taken += 1
+            except QueueFullError:
+                refused += 1
+                await asyncio.sleep(0.001)
+
+    flooding = asyncio.create_task(flood())
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        await batcher.room(texts=14, size=14)
+    entries = [make_entry("y", lane=Lane.BULK, client="unix:2", exact=True) for _ in range(14)]
+    batcher.submit(entries)
+    before = taken
+    async with asyncio.timeout(10):
+        assert await outcomes(entries) == right("y") * 14
+    flooding.cancel()
+    assert refused
+    assert taken > before, "the others go on beside it"
+    await batcher.close()
+
+
+@virtual_time
 async def test_one_who_gives_up_waiting_for_room_lets_the_next_in() -> None:
     backend = ScriptedBackend(texts=1, script=[Step(seconds=1.0)] * 2)
     batcher = make_batcher(backend, QueueLimits(texts=2, bytes=1000))

@@ -7,7 +7,7 @@ each entry and checks it at each step.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -153,7 +153,7 @@ class Referee:
         self._take = batcher.batcher._queue.take
         batcher.batcher._queue.take = self.take  # type: ignore[method-assign] # it looks over the batcher's shoulder
         self.offences: list[str] = []
-        self.entrants: list[int] = []
+        self.entrants: list[tuple[int, int, int]] = []
         backend.on_embed = self.sent
         backend.on_tokenize = self.counted
 
@@ -165,14 +165,15 @@ class Referee:
             entry.future.add_done_callback(lambda _, entry=entry: self.ended(entry))  # type: ignore[misc] # it knows no default
         self.check_bounds()
 
-    async def let_in(self, number: int, room: Coroutine[None, None, None]) -> None:
+    async def let_in(self, number: int, entries: Sequence[QueueEntry]) -> None:
         """Wait for room, and check that earlier callers went in first."""
-        self.entrants.append(number)
+        texts, size = len(entries), sum(entry.size for entry in entries)
+        self.entrants.append(entrant := (number, texts, size))
         try:
-            await room
-            assert self.entrants[0] == number, "let in out of turn"
+            await self.batcher.room(texts=texts, size=size)
+            assert self.entrants[0] == entrant, "let in out of turn"
         finally:
-            self.entrants.remove(number)
+            self.entrants.remove(entrant)
 
     def ended(self, entry: QueueEntry) -> None:
         assert entry not in self.ended_at
@@ -188,6 +189,8 @@ class Referee:
             assert error.retry_after is not None
             assert MIN_RETRY_AFTER <= error.retry_after <= MAX_RETRY_AFTER
             assert error.metadata == {"limit_texts": str(most.texts), "limit_bytes": str(most.bytes)}
+            if self.entrants:  # room is kept for the first of them
+                texts, size = texts + self.entrants[0][1], size + self.entrants[0][2]
             # A caller that left at this very moment may still count.
             all_texts, all_bytes = self.waiting(*Lane, just_ended=True)
             lane_texts, lane_bytes = self.waiting(lane, just_ended=True)
@@ -312,7 +315,7 @@ async def act(caller: Caller, number: int, batcher: OneLine, referee: Referee) -
     try:
         async with asyncio.timeout(caller.deadline):
             if caller.waits_for_room:
-                await referee.let_in(number, batcher.room(texts=len(entries), size=sum(entry.size for entry in entries)))
+                await referee.let_in(number, entries)
             batcher.submit(entries)
             referee.submitted(entries)
             if caller.cancels is not None:

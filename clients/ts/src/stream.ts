@@ -208,42 +208,42 @@ class Feeder<K> {
   }
 }
 
-/** Ends a stream from which no outcome comes in time. */
+/** Ends a connection of a stream from which no outcome comes in time. */
 class Watch {
-  readonly #timeoutMs: number;
-  readonly #timer: NodeJS.Timeout | undefined;
-  #due = 0;
+  readonly #deadline: Deadline;
+  #timer: NodeJS.Timeout | undefined;
 
   /**
-   * @param timeoutMs - The time; undefined means no limit.
+   * @param deadline - The time, which went on while there was no connection.
    * @param starving - Tells whether an outcome is due.
    * @param expire - Called when the outcome did not come in time.
    */
-  constructor(timeoutMs: number | undefined, starving: () => boolean, expire: () => void) {
-    this.#timeoutMs = timeoutMs ?? 0;
-    if (timeoutMs !== undefined) {
-      const look = () => {
-        // A late timer means that the caller kept the thread busy. Nothing could be read then.
-        const busy = performance.now() - this.#due > MOST_LATE_MS;
-        if (busy || !starving()) {
-          this.feed();
-        } else {
-          expire();
-        }
-      };
-      this.#timer = setTimeout(look, timeoutMs);
-      this.feed();
-    }
-  }
-
-  /** Begins again. */
-  feed(): void {
-    this.#due = performance.now() + this.#timeoutMs;
-    this.#timer?.refresh();
+  constructor(deadline: Deadline, starving: () => boolean, expire: () => void) {
+    this.#deadline = deadline;
+    this.#arm(starving, expire);
   }
 
   end(): void {
     clearTimeout(this.#timer);
+  }
+
+  #arm(starving: () => boolean, expire: () => void): void {
+    const left = this.#deadline.left();
+    if (left === undefined) {
+      return;
+    }
+    const due = performance.now() + left;
+    this.#timer = setTimeout(() => {
+      // A late timer means that the caller kept the thread busy. Nothing could be read then.
+      const busy = performance.now() - due > MOST_LATE_MS;
+      if (busy || !starving()) {
+        this.#deadline.restart();
+      } else if ((this.#deadline.left() ?? 0) <= 0) {
+        expire();
+        return;
+      }
+      this.#arm(starving, expire);
+    }, left);
   }
 }
 
@@ -259,6 +259,8 @@ class Talker<K> {
   readonly #deadline: Deadline;
   readonly #tries: Tries;
   readonly #space = new SpaceGuard();
+  /** The number of texts for which the time has begun. */
+  #taken = 0;
 
   constructor(calls: Calls, job: Job<K>, options: EmbedOptions, timeoutMs: number | undefined, signal: AbortSignal) {
     this.#calls = calls;
@@ -308,35 +310,34 @@ class Talker<K> {
     const die = () => life.abort(parent.reason);
     parent.addEventListener("abort", die, { once: true });
     const watch = new Watch(
-      this.#deadline.timeoutMs,
+      this.#deadline,
       () => this.#job.unanswered > 0 && this.#job.ready.length === 0,
       () => life.abort(this.#deadline.exceeded()),
     );
     try {
       const options = new Deadline(undefined, life.signal);
       await this.#calls.converse(options, async (rpc, rpcOptions) => {
-        for await (const answer of rpc.embedStream(this.#requests(maxBytes, life.signal, watch), rpcOptions)) {
+        for await (const answer of rpc.embedStream(this.#requests(maxBytes, life.signal), rpcOptions)) {
           this.#receive(answer);
-          watch.feed();
+          this.#deadline.restart();
           this.#job.changed.ring();
           while (this.#job.ready.length > 0 && !life.signal.aborted) {
             await this.#job.changed.wait();
           }
-          watch.feed();
+          this.#deadline.restart();
         }
       });
     } finally {
       watch.end();
       parent.removeEventListener("abort", die);
       life.abort();
-      this.#deadline.restart();
     }
     if (this.#job.unanswered > 0) {
       throw new RunedError("SHUTTING_DOWN", "the daemon ended the stream before it had answered all texts");
     }
   }
 
-  async *#requests(maxBytes: number, life: AbortSignal, watch: Watch): AsyncGenerator<Request> {
+  async *#requests(maxBytes: number, life: AbortSignal): AsyncGenerator<Request> {
     const job = this.#job;
     yield this.#fields;
     while (!life.aborted) {
@@ -347,7 +348,11 @@ class Talker<K> {
           return;
         }
         const items = job.nextItems(maxBytes);
-        watch.feed();
+        if (job.taken > this.#taken) {
+          // The same texts on another connection bring the work no further.
+          this.#taken = job.taken;
+          this.#deadline.restart();
+        }
         if (items.length > 0) {
           yield { items };
         }

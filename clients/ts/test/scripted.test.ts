@@ -225,6 +225,29 @@ describe("a stream", () => {
     assert.ok(performance.now() - began > 900, "it was ended while no text waited");
   });
 
+  for (const [reason, code] of [
+    ["SHUTTING_DOWN", Code.Unavailable],
+    ["BACKEND_UNAVAILABLE", Code.Unavailable],
+    ["QUEUE_FULL", Code.ResourceExhausted],
+  ] as const) {
+    it(`that is refused again and again by ${reason} ends in time`, async () => {
+      const caller = await client({
+        // biome-ignore lint/correctness/useYield: it refuses all
+        embedStream: async function* (requests) {
+          for await (const { items } of requests) {
+            if (items.length > 0) {
+              throw wireError(code, reason, {}, 0.05);
+            }
+          }
+        },
+      });
+      const began = performance.now();
+      await refusal(caller.embedStream([["a", "a"]], { timeoutMs: 700 }).next());
+      const took = performance.now() - began;
+      assert.ok(took > 100 && took < 2000, `it took ${took} ms`);
+    });
+  }
+
   it("that mixes the vectors of two models is refused", async () => {
     let model = 0;
     const caller = await client({
