@@ -20,13 +20,17 @@ def own_aliases(value: Mapping[str, str] | None = None, _origin: str = "") -> Ma
     return {**dict.fromkeys(_OPENAI_NAMES, ""), **(value or {})}
 
 
+Kind = Literal["embedding", "rerank"]
+"""What a model is for, as an entry names it."""
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An entry of `models` as it stands in the file. A trait that is missing is that of the model's family."""
 
     path: str | None = None
     source: str | None = None
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
-    kind: Literal["embedding", "rerank"] = "embedding"
+    kind: Kind = "embedding"
     pooling: Literal["mean", "cls", "last"] | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None

@@ -6,10 +6,10 @@ import argparse
 
 from runed.bootstrap.shelf import add_entry
 from runed.cli.boundary import ExitCode, tell
-from runed.cli.catalog import open_catalog, quoted, tell_of_daemon
+from runed.cli.catalog import kind_of, open_catalog, quoted, tell_of_daemon, tell_of_use
 from runed.cli.install import open_home
 from runed.cli.options import whole_number
-from runed.domain.model import OwnTraits
+from runed.domain.model import ModelInfo, OwnTraits
 from runed.domain.names import name_of_file
 from runed.domain.traits import known_traits, traits_of
 from runed.own_models import Entry
@@ -17,8 +17,9 @@ from runed.settings import duration, full_path
 
 DESCRIPTION = """\
 Serve a GGUF of your own: write its entry into config.json, and leave all else
-there as it is. The file stays where it is. Prompts and dimensions are those of
-the model's family, if its metadata tells it; options go before them.
+there as it is. The file stays where it is. It tells whether the model gives
+vectors or reranks. Prompts and dimensions are those of the model's family, if
+its metadata tells it; options go before them.
 """
 
 EPILOG = """\
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.name or name_of_file(path)
     entry = Entry(
         path=str(path),
-        kind="embedding",
+        kind=kind_of(info),
         pooling=arguments.pooling,
         query_prompt=arguments.query_prompt,
         document_prompt=arguments.document_prompt,
@@ -67,11 +68,21 @@ def run(arguments: argparse.Namespace) -> int:
         aliases=arguments.alias,
     )
     add_entry(settings, paths, open_catalog(settings, paths), name, entry)
+    if entry.kind == "rerank":
+        tell(f"added     {name}: {info.name}, {info.architecture}, {info.file_type}, reranks documents")
+    else:
+        _tell_of_vectors(name, info, entry)
+    tell_of_use(name, entry.kind)
+    tell_of_daemon(paths)
+    return ExitCode.OK
+
+
+def _tell_of_vectors(name: str, info: ModelInfo, entry: Entry) -> None:
     own = OwnTraits(
-        query_prompt=arguments.query_prompt,
-        document_prompt=arguments.document_prompt,
-        default_instruction=arguments.default_instruction,
-        min_dimensions=arguments.min_dimensions,
+        query_prompt=entry.query_prompt,
+        document_prompt=entry.document_prompt,
+        default_instruction=entry.default_instruction,
+        min_dimensions=entry.min_dimensions,
     )
     traits = traits_of(info, None, own)
     tell(f"added     {name}: {info.name}, {info.architecture}, {info.file_type}, vectors of {info.dim:,} dimensions")
@@ -82,6 +93,3 @@ def run(arguments: argparse.Namespace) -> int:
             "note      the family of the model is not known, so roles put no prompt in front of a text; "
             "if it was trained with prompts, name them in config.json (query_prompt, document_prompt)"
         )
-    tell(f"use       runed use {name}")
-    tell_of_daemon(paths)
-    return ExitCode.OK

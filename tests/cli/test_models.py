@@ -176,6 +176,16 @@ def test_a_file_of_the_hub_is_recorded_with_its_hash_at_first_use(stocked: Cli, 
     ran(stocked, "pull", "tiny-qwen3")
 
 
+def test_a_reranker_of_the_hub_is_recorded_as_one(stocked: Cli, site: Site, reranker: Path) -> None:
+    site.files["/o/r/resolve/main/Judge.gguf"] = reranker.read_bytes()
+    told = ran(stocked, "pull", "hf:o/r/Judge.gguf")
+    assert "use       runed rerank --model judge QUERY FILE" in told.splitlines()
+    assert config(stocked)["models"]["judge"]["kind"] == "rerank"
+    assert "use       runed rerank --model judge QUERY FILE" in ran(stocked, "pull", "judge").splitlines()
+    (stocked.home / "documents").write_text("green tea\na train\n")
+    assert ran(stocked, "rerank", "tea", str(stocked.home / "documents")).count("\n") == 2
+
+
 def refused_of_many_lines(cli: Cli, *arguments: str) -> str:
     """Run a command that must fail after it has told of its tries."""
     done = cli.run(*arguments)
@@ -220,6 +230,16 @@ def test_a_file_of_the_user_is_added_and_all_else_stays(stocked: Cli, minilm: Pa
     assert json.loads(ran(stocked, "embed", "tea", "--role", "query"))["embeddings"][0]["token_count"] == 5
     done = stocked.run("embed", "tea", "--role", "document")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reranker_of_the_user_is_added_as_one(stocked: Cli, reranker: Path) -> None:
+    told = ran(stocked, "add", str(reranker), "--name", "judge").splitlines()
+    assert told[0].endswith(", bert, F32, reranks documents")
+    assert told[1] == "use       runed rerank --model judge QUERY FILE"
+    assert config(stocked)["models"] == {"judge": {"path": str(reranker), "kind": "rerank"}}
+    (stocked.home / "documents").write_text("green tea\na train\n")
+    assert ran(stocked, "rerank", "tea", str(stocked.home / "documents")).count("\n") == 2
+    assert "kind      reranks documents" in ran(stocked, "show", "judge").splitlines()
 
 
 def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, minilm: Path) -> None:

@@ -166,7 +166,7 @@ def read_model(path: Path, poolings: Sequence[str], *, pooling: str = "") -> GGU
     if metadata.pooling == "rank":
         raise ModelFileError(
             f"the model {path} cannot be used: it has pooling type 4 (rank), so it scores documents and makes no embeddings; "
-            "get a GGUF of an embedding model"
+            'get a GGUF of an embedding model; if it is to rerank, write "kind": "rerank" beside its path in config.json'
         )
     raise ModelFileError(
         f"the model {path} cannot be used: with pooling {metadata.pooling!r}, it makes embeddings and scores no documents; "
