@@ -14,6 +14,9 @@ from runed.errors import SettingsError
 _OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
 """Names of models that programs for OpenAI have written into them."""
 
+_SHOWN = 60
+"""The most characters of a name that an error repeats."""
+
 
 def own_aliases(value: Mapping[str, str] | None = None, _origin: str = "") -> Mapping[str, str]:
     """Return the aliases of models: those of the file, and the names of OpenAI's models for the default model."""
@@ -71,7 +74,7 @@ def own_models(
 
     Args:
         entries: The entries by name.
-        origin: The place where they stand, for errors.
+        origin: The file where they stand, for errors.
         read_path: Turns the text of a path, or of a `file:` URL, into a path. Its second argument is the origin of the text.
         read_duration: Turns the text of a duration into seconds.
 
@@ -80,14 +83,14 @@ def own_models(
     """
     models = {}
     for name, entry in entries.items():
-        where = f"{origin}.{name}"
+        where = f"models.{name[:_SHOWN]} in {origin}"
         if entry.path is not None and entry.source is not None:
             raise SettingsError(f"{where} has both path and source; a model has one of them, so remove the other")
         if entry.source is not None and entry.sha256 is None:
             raise SettingsError(f"{where} has a source without its sha256; let `runed pull {entry.source}` write the entry")
         models[name] = OwnModel(
             entry,
-            None if entry.path is None else read_path(entry.path, f"{where}.path"),
-            None if entry.keep_alive is None else read_duration(entry.keep_alive, f"{where}.keep_alive"),
+            None if entry.path is None else read_path(entry.path, f"path of {where}"),
+            None if entry.keep_alive is None else read_duration(entry.keep_alive, f"keep_alive of {where}"),
         )
     return models

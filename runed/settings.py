@@ -304,7 +304,7 @@ def _endpoint(value: str, origin: str) -> str:
 
 
 def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
-    return own_models(value, origin, read_path=_file, read_duration=duration)
+    return own_models(value, origin.removeprefix("models in "), read_path=_file, read_duration=duration)
 
 
 def _text(value: str, _origin: str) -> str:

@@ -12,8 +12,8 @@ from runed.bootstrap.audit import Audit
 from runed.bootstrap.hub import hub_file
 from runed.bootstrap.partial_files import discard_partial, fresh_path, partial_size
 from runed.config_file import edit_config, with_value, without_value
-from runed.domain.model_spec import ModelKind, ModelSpec
-from runed.domain.names import ModelNames, check_name, name_of_file, split_name
+from runed.domain.model_spec import ModelSpec
+from runed.domain.names import ModelNames, check_default, check_name, name_of_file, split_name
 from runed.errors import BootstrapError, SettingsError
 from runed.locking import LockFile
 from runed.own_models import Entry
@@ -126,8 +126,7 @@ def use(settings: Settings, paths: Paths, spec: ModelSpec) -> list[str]:
     Raises:
         SettingsError: It gives no vectors, or the configuration cannot be changed.
     """
-    if spec.kind is not ModelKind.EMBEDDING:
-        raise SettingsError(f"{spec.name} is for reranking and gives no vectors, so it cannot be the default model")
+    check_default(spec)
     removed: list[str] = []
 
     def change(text: str) -> str:

@@ -315,10 +315,10 @@ def test_models_of_the_file_are_read_and_checked(home: Path) -> None:
     ("entry", "words"),
     [
         ({"path": 1}, r"Expected `str.*models.*path"),
-        ({"path": "https://x/m.gguf"}, r"models in .*\.mine\.path='https://x/m\.gguf': accepted is the path"),
+        ({"path": "https://x/m.gguf"}, r"path of models\.mine in .*='https://x/m\.gguf': accepted is the path"),
         ({"path": "/m", "pooling": "rank"}, "Invalid enum value 'rank'"),
         ({"path": "/m", "min_dimensions": -1}, "Expected `int` >= 0"),
-        ({"path": "/m", "keep_alive": "soon"}, r"mine\.keep_alive='soon': accepted is a duration"),
+        ({"path": "/m", "keep_alive": "soon"}, r"keep_alive of models\.mine in .*='soon': accepted is a duration"),
         ({"path": "/m", "source": "hf:a/b/c", "sha256": "0" * 64}, "has both path and source"),
         ({"source": "hf:a/b/c"}, "has a source without its sha256; let `runed pull hf:a/b/c` write the entry"),
         ({"source": "hf:a/b/c", "sha256": "0" * 63}, "matching regex"),

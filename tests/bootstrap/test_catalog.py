@@ -296,6 +296,13 @@ def test_a_default_model_that_does_not_exist_is_told(packaged: Manifest) -> None
         build_catalog(replace(HOME, model_variant="nobody"), packaged)
 
 
+def test_a_reranker_of_the_user_is_never_the_default_model(packaged: Manifest) -> None:
+    settings = replace(with_models(mine={"path": "/m", "kind": "rerank", "aliases": ["Best"]}), default_model="best")
+    for look in (own_default, lambda settings: build_catalog(settings, packaged)):
+        with pytest.raises(SettingsError, match="mine is for reranking and gives no vectors"):
+            look(settings)
+
+
 def test_a_file_of_the_hub_is_a_download_with_its_pinned_hash(packaged: Manifest) -> None:
     settings = with_models(mine={"source": "hf:o/r/f.gguf@1", "sha256": "ab" * 32})
     choice = choice_of(build_catalog(settings, packaged).find("mine"), packaged)

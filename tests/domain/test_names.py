@@ -127,6 +127,24 @@ def test_an_alias_stands_for_a_model() -> None:
         make_names(aliases={"a": "b"})
     with pytest.raises(SettingsError, match="cannot be the name of a model"):
         make_names(aliases={"../a": "bge"})
+    for order in ({"a": "b", "b": "bge"}, {"b": "bge", "a": "b"}):
+        assert make_names(aliases=order).find("a") is BGE
+    for circle in ({"a": "a"}, {"x": "bge", "a": "b", "b": "a"}):
+        with pytest.raises(SettingsError, match=r"the alias 'a' stands for '[ab]', which is no model"):
+            make_names(aliases=circle)
+
+
+def test_an_error_repeats_only_the_beginning_of_a_long_name() -> None:
+    long = "a" * 10_000
+    for models, aliases in ([ModelSpec(family=long)], {}), ([BGE], {long: "bge"}), ([BGE], {"x": long}), ([BGE], {long: long}):
+        with pytest.raises(SettingsError) as refusal:
+            ModelNames(models, aliases=aliases)
+        assert len(refusal.value.message) < 500
+
+
+def test_a_reranker_is_never_the_default_model() -> None:
+    with pytest.raises(SettingsError, match=r"bge-reranker-v2-m3\.q8_0 is for reranking and gives no vectors"):
+        make_names(default="bge-reranker-v2-m3")
 
 
 def test_the_names_of_a_model_are_told() -> None:
