@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from runed.errors import SettingsError
+from runed.urls import beneath
 
 _OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
 """Names of models that programs for OpenAI have written into them."""
@@ -65,7 +66,7 @@ class OwnModel:
 
 def own_models(
     entries: Mapping[str, Entry],
-    origin: str,
+    file: Path,
     *,
     read_path: Callable[[str, str], Path],
     read_duration: Callable[[str, str], float],
@@ -74,7 +75,7 @@ def own_models(
 
     Args:
         entries: The entries by name.
-        origin: The file where they stand, for errors.
+        file: The file where they stand. Relative paths begin at its folder.
         read_path: Turns the text of a path, or of a `file:` URL, into a path. Its second argument is the origin of the text.
         read_duration: Turns the text of a duration into seconds.
 
@@ -83,14 +84,14 @@ def own_models(
     """
     models = {}
     for name, entry in entries.items():
-        where = f"models.{name[:_SHOWN]} in {origin}"
+        where = f"models.{name[:_SHOWN]} in {file}"
         if entry.path is not None and entry.source is not None:
             raise SettingsError(f"{where} has both path and source; a model has one of them, so remove the other")
         if entry.source is not None and entry.sha256 is None:
             raise SettingsError(f"{where} has a source without its sha256; let `runed pull {entry.source}` write the entry")
         models[name] = OwnModel(
             entry,
-            None if entry.path is None else read_path(entry.path, f"path of {where}"),
+            None if entry.path is None else read_path(beneath(file.parent, entry.path), f"path of {where}"),
             None if entry.keep_alive is None else read_duration(entry.keep_alive, f"keep_alive of {where}"),
         )
     return models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -200,6 +201,7 @@ def test_a_file_is_named_by_its_path_or_a_file_url(name: str, value: str, expect
     assert str(getattr(load_settings(home=home, environ={variable: value}), name)) == wanted
     assert daemon_environment({variable: value})[variable] == wanted
     if SETTINGS[name].type:
+        wanted = expected.format(folder=home, cwd=home)  # the daemon has another working directory than its clients
         (home / "config.json").write_text(json.dumps({name: value}))
         assert str(getattr(load_settings(home=home, environ={}), name)) == wanted
 
@@ -260,6 +262,19 @@ def test_environment_of_a_daemon_holds_only_what_it_reads() -> None:
 def test_user_without_a_home_directory_is_told_to_name_one() -> None:
     with pytest.raises(SettingsError, match="no home directory is known for ~; set HOME, or RUNED_HOME to a full path"):
         load_settings(environ={"RUNED_HOME": "~no-such-user/runed"})
+
+
+def test_relative_paths_of_the_file_begin_at_its_folder_for_clients_and_daemon(home: Path, tmp_path: Path) -> None:
+    write_config(home, model="m.gguf", llama_server="sub/../s", manifest="m.json", models={"a": {"path": "sub/a.gguf"}})
+    for folder in (Path("/"), tmp_path):
+        with contextlib.chdir(folder):
+            found = load_settings(home=home, environ={})
+        assert (found.model, found.llama_server, found.manifest) == (home / "m.gguf", home / "s", str(home / "m.json"))
+        assert found.models["a"].path == home / "sub" / "a.gguf"
+    write_config(home, model="~/m.gguf", manifest="https://x/m", models={"a": {"path": "file:///a.gguf"}})
+    found = load_settings(home=home, environ={})
+    assert (found.model, found.manifest) == (Path("~/m.gguf").expanduser(), "https://x/m")
+    assert found.models["a"].path == Path("/a.gguf")
 
 
 def test_paths_for_a_daemon_are_absolute_since_it_works_elsewhere() -> None:

@@ -33,7 +33,7 @@ def packaged() -> Manifest:
 
 def with_models(settings: Settings = HOME, **entries: dict[str, Any]) -> Settings:
     read = {name.replace("_", "-"): msgspec.convert(entry, Entry) for name, entry in entries.items()}
-    return replace(settings, models=own_models(read, "config.json", read_path=full_path, read_duration=duration))
+    return replace(settings, models=own_models(read, Path("config.json"), read_path=full_path, read_duration=duration))
 
 
 # The package
@@ -251,7 +251,7 @@ def test_an_entry_without_a_model_changes_that_of_the_manifest(packaged: Manifes
 def test_a_model_of_the_user_takes_the_place_of_one_of_the_manifest(packaged: Manifest) -> None:
     settings = with_models()
     settings = replace(
-        settings, models=own_models({"BGE-M3.q8_0": Entry(path="/b")}, "", read_path=full_path, read_duration=duration)
+        settings, models=own_models({"BGE-M3.q8_0": Entry(path="/b")}, Path(), read_path=full_path, read_duration=duration)
     )
     catalog = build_catalog(settings, packaged)
     assert catalog.find("bge-m3.q8_0").path == catalog.find("bge-m3").path == Path("/b")
@@ -284,7 +284,7 @@ def test_names_that_cannot_be_used_are_told(
 
 @pytest.mark.parametrize("name", ["a/b", "..", "../x", "a..b", ".a", "a\0", "", "x" * 200])
 def test_a_model_with_an_odd_name_is_refused(packaged: Manifest, name: str) -> None:
-    models = own_models({name: Entry(path="/m")}, "config.json", read_path=full_path, read_duration=duration)
+    models = own_models({name: Entry(path="/m")}, Path("config.json"), read_path=full_path, read_duration=duration)
     with pytest.raises(SettingsError, match="cannot be the name of a model"):
         build_catalog(replace(HOME, models=models), packaged)
 
@@ -341,7 +341,7 @@ async def test_the_own_default_model_needs_no_manifest(machine: Machine, tmp_pat
     engine = tmp_path / "llama-server"
     engine.write_text("#!/bin/sh\necho 'version: 1 (x)' >&2\n")
     engine.chmod(0o700)
-    models = own_models({"mine": Entry(path=str(own))}, "", read_path=full_path, read_duration=duration)
+    models = own_models({"mine": Entry(path=str(own))}, Path(), read_path=full_path, read_duration=duration)
     with running_site() as site:
         gone = f"{site.url}/manifest.json"
         installation = await machine.install(gone, llama_server=engine, models=models, default_model="mine")
