@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from runed.domain.model_spec import ModelKind, ModelSpec
-from runed.errors import SettingsError, UnknownModelError, printable
+from runed.errors import SettingsError, UnknownModelError
 
 MAX_NAME = 128
 """The most characters of a name."""
@@ -128,7 +128,7 @@ class ModelNames:
             return self.default
         if (spec := self.named(name)) is None:
             raise UnknownModelError(
-                f"there is no model {printable(name[:_SHOWN])!r}; {self._known()}", metadata={"models": ", ".join(self.specs)}
+                f"there is no model {name[:_SHOWN]!r}; {self._known()}", metadata={"models": ", ".join(self.specs)}
             )
         return spec
 

@@ -93,6 +93,8 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist(name: str) -> None
     )
     assert len(refusal.value.message) < 300
     assert "\x1b" not in refusal.value.message
+    with pytest.raises(UnknownModelError, match=r"^there is no model 'a\\x1b\[2J\\u202e'; "):
+        make_names().find("a\x1b[2J\u202e")
 
 
 def test_the_default_can_be_chosen_by_any_name() -> None:
