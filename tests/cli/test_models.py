@@ -15,7 +15,7 @@ from runed.bootstrap.manifest import current_platform
 from runed.bootstrap.partial_files import partial_path
 from runed.locking import LockFile
 from tests.bootstrap.parts import sha256
-from tests.bootstrap.site import Site, drop_after, running_site, stall_after, status
+from tests.bootstrap.site import Behaviour, Site, drop_after, running_site, stall_after, status
 from tests.cli.support import Cli
 from tests.support import wait_until
 
@@ -128,6 +128,19 @@ def test_a_model_is_fetched_and_serves_at_once(stocked: Cli, tiny_qwen3: Path) -
     assert "vectors   64 dimensions, or fewer down to 32" in shown
     ran(stocked, "use", "mini")
     assert json.loads(ran(stocked, "embed", "tea"))["dim"] == 64
+
+
+@pytest.mark.parametrize("behaviour", [stall_after(1000), status(404)], ids=["stalls", "fails"])
+def test_a_named_model_needs_no_default_model(stocked: Cli, site: Site, reranker: Path, behaviour: Behaviour) -> None:
+    site.always["/tiny.f32.gguf"] = behaviour
+    ran(stocked, "pull", "mini")
+    ran(stocked, "add", str(reranker), "--name", "judge")
+    texts = stocked.home / "texts"
+    texts.write_text("green tea\na train\n")
+    ran(stocked, "ensure")
+    assert json.loads(ran(stocked, "embed", "tea", "--model", "mini"))["dim"] == 64
+    assert ran(stocked, "rerank", "tea", str(texts)).count("\n") == 2
+    assert ran(stocked, "rerank", "trains", str(texts), "--model", "judge").count("\n") == 2
 
 
 @pytest.mark.parametrize("tenth", range(1, 10))

@@ -50,7 +50,7 @@ def set_centroids_flow(
     matrix = _matrix(vectors)
     header = CentroidSetHeader(version=version, dim=matrix.shape[1], nlist=len(matrix), preset=preset, model=model or "")
     tries = Tries(deadline)
-    yield from flows.watch_start(deadline)
+    yield from flows.watch_start(deadline, header.model)
     while True:
         try:
             return (yield from _upload(header, matrix, deadline))

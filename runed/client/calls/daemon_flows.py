@@ -96,7 +96,7 @@ class DaemonFlows:
         self._spawn = spawn
         self._on_progress = on_progress
         self._limits: Info | None = None
-        self._watched = False
+        self._watched: set[str] = set()  # models whose start was looked at
         self._noted: set[str] = set()  # roles that were looked at
 
     @property
@@ -142,6 +142,10 @@ class DaemonFlows:
         """Warn of no role, since the caller does not choose it."""
         self._noted |= {"query", "document"}
 
+    def ignore_default(self) -> None:
+        """Watch no start of the default model, which a call to rerank does not mean if it names no model."""
+        self._watched.add("")
+
     def note_role(self, options: Options, prompt: str, deadline: Deadline) -> Flow[None]:
         """Warn once if the role of a call has added nothing to its texts.
 
@@ -170,9 +174,9 @@ class DaemonFlows:
         return self._limits
 
     def _complete_info(self, deadline: Deadline, model: str | None, *, refuse_download: bool) -> Flow[Info]:
-        yield from self.watch_start(deadline, refuse_download=refuse_download)
         check_model(model)
         request = InfoRequest(model=model or "")
+        yield from self.watch_start(deadline, request.model, refuse_download=refuse_download)
         while True:
             # A daemon refuses Info during a download. One of an earlier version answers the facts that it knows at any time.
             with suppress(BootstrappingError):
@@ -184,13 +188,14 @@ class DaemonFlows:
             yield from self.wait_out_bootstrap(deadline, request.model, refuse_download=refuse_download)
 
     def send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
-        """Send a request. If a bootstrap refuses it, wait for the bootstrap and send it again."""
-        yield from self.watch_start(deadline)
+        """Send a request. If a bootstrap of its model refuses it, wait for the bootstrap and send it again."""
+        model = getattr(request, "model", "")
+        yield from self.watch_start(deadline, model)
         while True:
             try:
                 return (yield from self._send(method, request, response_type, deadline))
             except BootstrappingError:
-                yield from self.wait_out_bootstrap(deadline, getattr(request, "model", ""))
+                yield from self.wait_out_bootstrap(deadline, model)
 
     def wait_out_bootstrap(
         self, deadline: Deadline, model: str = "", *, refuse_download: bool = False, refused: bool = True
@@ -229,12 +234,12 @@ class DaemonFlows:
                 raise
             raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
 
-    def watch_start(self, deadline: Deadline, *, refuse_download: bool = False) -> Flow[None]:
-        """Report the progress of a daemon that starts. It would let the first call wait without telling any."""
-        if self._on_progress is None or self._watched:
+    def watch_start(self, deadline: Deadline, model: str = "", *, refuse_download: bool = False) -> Flow[None]:
+        """Report the progress of a model that starts. The daemon would let the first call for it wait without telling any."""
+        if self._on_progress is None or model in self._watched:
             return
-        self._watched = True
-        yield from self.wait_out_bootstrap(deadline, refuse_download=refuse_download, refused=False)
+        self._watched.add(model)
+        yield from self.wait_out_bootstrap(deadline, model, refuse_download=refuse_download, refused=False)
 
     def _send(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
         """Send a request.
@@ -283,7 +288,7 @@ class DaemonFlows:
                 raise error
             yield from self._pause(_RETRY_PAUSE, deadline)
             tries.retries += 1
-        self._limits, self._watched = None, False
+        self._limits, self._watched = None, set()
         yield Ensure(deadline.remaining())
 
     def _pause(self, seconds: float, deadline: Deadline) -> Flow[None]:

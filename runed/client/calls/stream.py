@@ -71,7 +71,7 @@ class Streaming(Generic[K]):
     def _overcome(self, error: RunedError) -> Flow[None]:
         """Prepare another connection, or raise the error if that would not help."""
         if isinstance(error, BootstrappingError):
-            yield from self._flows.wait_out_bootstrap(self._deadline)
+            yield from self._flows.wait_out_bootstrap(self._deadline, self._options.model or "")
         elif isinstance(error, PASSING):
             yield from self._flows.recover(error, self._tries)
         elif isinstance(error, DeadlineExceededError):
