@@ -28,7 +28,7 @@ func (c *Client) SetCentroids(ctx context.Context, centroids [][]float32, preset
 	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
-	if err := c.watchStart(ctx, false); err != nil {
+	if err := c.watchStart(ctx, "", false); err != nil {
 		return "", err
 	}
 	attempts := tries{client: c}

@@ -2,6 +2,7 @@ package runed
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,7 +41,7 @@ type Client struct {
 	streams   runedv1connect.RunedServiceClient
 	service   runedv1connect.RunedServiceClient
 	limits    atomic.Pointer[limits] // asked for once for each daemon
-	watched   atomic.Bool            // whether the start of this daemon has been watched
+	watched   sync.Map               // the models of this daemon whose start has been watched
 	closed    atomic.Bool
 }
 
@@ -126,17 +127,20 @@ func (c *Client) readyInfo(ctx context.Context, refuseDownload bool) (*Info, err
 		if err != nil || info.GetVectorDim() != 0 {
 			return info, err
 		}
-		if err := c.waitOutBootstrap(ctx, refuseDownload, true); err != nil {
+		if err := c.waitOutBootstrap(ctx, "", refuseDownload, true); err != nil {
 			return nil, err
 		}
 	}
 }
 
 // Health tells what the daemon is doing at this moment, at any stage. It never wakes a suspended engine.
-func (c *Client) Health(ctx context.Context) (*Health, error) {
+func (c *Client) Health(ctx context.Context) (*Health, error) { return c.health(ctx, "") }
+
+// health asks for the state of a model.
+func (c *Client) health(ctx context.Context, model string) (*Health, error) {
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
-	return call(ctx, tries{client: c}, c.unary.Health, &runedv1.HealthRequest{})
+	return call(ctx, tries{client: c}, c.unary.Health, &runedv1.HealthRequest{Model: model})
 }
 
 // Shutdown asks the daemon to finish what is in flight and to exit. It returns before the daemon has ended, and never starts one.

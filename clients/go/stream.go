@@ -139,7 +139,7 @@ func (s *stream) feed(ctx context.Context, texts iter.Seq2[string, string]) {
 
 // work exchanges texts for outcomes until all texts are answered, over as many connections as it takes.
 func (s *stream) work(ctx context.Context) error {
-	attempts := &tries{client: s.client, reconnect: true}
+	attempts := &tries{client: s.client, model: s.options.model, reconnect: true}
 	for {
 		// A connection is opened only for a text.
 		if !s.waiting() && s.next(ctx, true) == 0 {
@@ -163,7 +163,7 @@ func (s *stream) work(ctx context.Context) error {
 
 // converse sends and receives on one connection until it is over.
 func (s *stream) converse(ctx context.Context, attempts *tries) error {
-	limits, err := s.client.askLimits(ctx) // of the daemon that listens now
+	limits, err := s.client.askLimits(ctx, s.options.batchRequest()) // of the daemon that listens now
 	if err != nil {
 		return err
 	}
