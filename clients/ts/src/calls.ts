@@ -53,8 +53,8 @@ export class Calls {
   readonly #link: Link;
   readonly #onProgress: ((health: Health) => void) | undefined;
   #limits: Limits | undefined;
-  /** Whether the start of this daemon has been watched. */
-  #watched = false;
+  /** The models of this daemon whose start has been watched. */
+  readonly #watched = new Set<string>();
 
   constructor(target: Target, link: Link, onProgress: ((health: Health) => void) | undefined) {
     this.#target = target;
@@ -89,13 +89,20 @@ export class Calls {
     }
   }
 
-  /** Watches the start of the daemon. Then makes a call as `send` does, and waits out a bootstrap that is in its way. */
+  /**
+   * Watches the start of a model. Then makes a call for it as `send` does, and waits out a bootstrap that is in its way.
+   *
+   * @param model - Its name; "" is the default one. Undefined if only the daemon knows which model the call needs.
+   */
   async sendWhenReady<T>(
     deadline: Deadline,
+    model: string | undefined,
     call: (rpc: Rpc, options: RpcOptions) => Promise<T>,
     duringDownload: DuringDownload = "wait",
   ): Promise<T> {
-    await this.#watchStart(deadline, duringDownload);
+    if (model !== undefined) {
+      await this.#watchStart(deadline, model, duringDownload);
+    }
     for (;;) {
       try {
         return await this.send(deadline, call);
@@ -103,7 +110,7 @@ export class Calls {
         if (!(error instanceof RunedError && error.reason === "BOOTSTRAPPING")) {
           throw error;
         }
-        await this.waitOutBootstrap(deadline, duringDownload);
+        await this.waitOutBootstrap(deadline, model, duringDownload);
       }
     }
   }
@@ -188,34 +195,40 @@ export class Calls {
   async #findDaemon(tries: Tries, pauseMs: number): Promise<void> {
     await tries.deadline.sleep(pauseMs);
     this.#limits = undefined; // the next daemon may have others
-    this.#watched = false;
+    this.#watched.clear();
     await this.#target.ensure(tries.deadline);
   }
 
-  /** Reports the progress of a daemon that starts. That daemon would let the first call wait without telling any. */
-  async #watchStart(deadline: Deadline, duringDownload: DuringDownload): Promise<void> {
-    if (this.#onProgress !== undefined && !this.#watched) {
-      this.#watched = true;
-      await this.waitOutBootstrap(deadline, duringDownload, false);
+  /** Reports the progress of a model that starts. The daemon would let the first call for it wait without telling any. */
+  async #watchStart(deadline: Deadline, model: string, duringDownload: DuringDownload): Promise<void> {
+    if (this.#onProgress !== undefined && !this.#watched.has(model)) {
+      this.#watched.add(model);
+      await this.waitOutBootstrap(deadline, model, duringDownload, false);
     }
   }
 
   /**
-   * Watches Health until the daemon no longer loads, and reports what changes.
+   * Watches Health until the daemon no longer loads a model, and reports what changes.
    *
    * @param deadline - The end of the call.
+   * @param model - The name of the model; "" is the default one.
    * @param duringDownload - What to do while something is downloaded.
    * @param refused - Whether a bootstrap has refused a call. Otherwise a daemon that does not load is left at once.
    * @throws RunedError BACKEND_UNAVAILABLE: The bootstrap failed. BOOTSTRAPPING: The daemon downloads, and `duringDownload` is
    * "refuse". DEADLINE_EXCEEDED: The time was over first.
    */
-  async waitOutBootstrap(deadline: Deadline, duringDownload: DuringDownload = "wait", refused = true): Promise<void> {
+  async waitOutBootstrap(
+    deadline: Deadline,
+    model = "",
+    duringDownload: DuringDownload = "wait",
+    refused = true,
+  ): Promise<void> {
     let pause = BOOTSTRAP_FIRST_POLL_MS;
     let told = "";
     let message = "";
     try {
       for (;;) {
-        const health = await this.health(deadline);
+        const health = await this.health(deadline, model);
         message = health.message;
         if (!refused && told === "" && health.status !== "LOADING") {
           return;
@@ -251,36 +264,37 @@ export class Calls {
   /** Describes the daemon and its model as soon as the daemon knows its model. */
   async info(deadline: Deadline, duringDownload: DuringDownload): Promise<Info> {
     for (;;) {
-      const response = await this.sendWhenReady(deadline, (rpc, options) => rpc.info({}, options), duringDownload);
+      const response = await this.sendWhenReady(deadline, "", (rpc, options) => rpc.info({}, options), duringDownload);
       if (response.vectorDim > 0) {
         return readInfo(response);
       }
-      await this.waitOutBootstrap(deadline, duringDownload);
+      await this.waitOutBootstrap(deadline, "", duringDownload);
     }
   }
 
   /** Tells what the daemon is doing at this moment. */
-  async health(deadline: Deadline): Promise<Health> {
-    return readHealth(await this.send(deadline, (rpc, options) => rpc.health({}, options)));
+  async health(deadline: Deadline, model = ""): Promise<Health> {
+    return readHealth(await this.send(deadline, (rpc, options) => rpc.health({ model }, options)));
   }
 
-  /** Asks the daemon for the limits of a request. */
-  async askLimits(deadline: Deadline): Promise<Limits> {
+  /** Asks the daemon for the limits of a request for a model, as in `sendWhenReady`. */
+  async askLimits(deadline: Deadline, model: string | undefined): Promise<Limits> {
     // Not `info`: the limits are known before the model is.
-    this.#limits = readInfo(await this.sendWhenReady(deadline, (rpc, options) => rpc.info({}, options)));
+    const ask = (rpc: Rpc, options: RpcOptions) => rpc.info({ model: model ?? "" }, options);
+    this.#limits = readInfo(await this.sendWhenReady(deadline, model, ask));
     return this.#limits;
   }
 
   /**
-   * Makes a call within the limits of a request. It asks the daemon for them once.
+   * Makes a call within the limits of a request for a model, as in `sendWhenReady`. It asks the daemon for them once.
    *
    * If a request is too large although the limits were kept, it asks again: another daemon with smaller limits may have taken the
    * place of the first.
    */
-  async withinLimits<T>(deadline: Deadline, call: (limits: Limits) => Promise<T>): Promise<T> {
+  async withinLimits<T>(deadline: Deadline, model: string | undefined, call: (limits: Limits) => Promise<T>): Promise<T> {
     const kept = this.#limits;
     if (kept === undefined) {
-      return await call(await this.askLimits(deadline));
+      return await call(await this.askLimits(deadline, model));
     }
     try {
       return await call(kept);
@@ -288,7 +302,7 @@ export class Calls {
       if (!(error instanceof RunedError && TOO_LARGE.has(kindOf(error)))) {
         throw error;
       }
-      const now = await this.askLimits(deadline);
+      const now = await this.askLimits(deadline, model);
       if (now.maxBatchSize === kept.maxBatchSize && now.maxRequestBytes === kept.maxRequestBytes) {
         throw error;
       }

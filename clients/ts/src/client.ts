@@ -98,11 +98,12 @@ export class Client {
     const deadline = this.#deadline(options);
     const fields = embedFields(options);
     const length = encodedLength(text);
-    const send = () => this.#calls.sendWhenReady(deadline, (rpc, rpcOptions) => rpc.embed({ text, ...fields }, rpcOptions));
+    const send = () =>
+      this.#calls.sendWhenReady(deadline, fields.model, (rpc, rpcOptions) => rpc.embed({ text, ...fields }, rpcOptions));
     const response =
       length <= LARGE_TEXT
         ? await send()
-        : await this.#within(deadline, sizeOf(EmbedRequestSchema, fields), ({ maxBytes }) => {
+        : await this.#within(deadline, fields.model, sizeOf(EmbedRequestSchema, fields), ({ maxBytes }) => {
             checkLength(length + TEXT_OVERHEAD, maxBytes);
             return send();
           });
@@ -125,27 +126,32 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, sizeOf(EmbedBatchRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
-      const lengths = list.map((text, index) => measure(text, index, maxBytes));
-      const vectors: Float32Array[] = [];
-      const space = new SpaceGuard();
-      for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
-        const request = { texts: list.slice(start, end), ...fields };
-        const response = await this.#embedBatch(request, deadline).catch((error: unknown) => {
-          throw relocated(error, start, end - start);
-        });
-        checkKnown(options, response);
-        space.check(response.fingerprint);
-        for (const embedding of response.embeddings) {
-          const vector = readVector(embedding);
-          if (vector.length !== (vectors[0] ?? vector).length) {
-            throw noVector();
+    return await this.#within(
+      deadline,
+      fields.model,
+      sizeOf(EmbedBatchRequestSchema, fields),
+      async ({ maxTexts, maxBytes }) => {
+        const lengths = list.map((text, index) => measure(text, index, maxBytes));
+        const vectors: Float32Array[] = [];
+        const space = new SpaceGuard();
+        for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
+          const request = { texts: list.slice(start, end), ...fields };
+          const response = await this.#embedBatch(request, deadline).catch((error: unknown) => {
+            throw relocated(error, start, end - start);
+          });
+          checkKnown(options, response);
+          space.check(response.fingerprint);
+          for (const embedding of response.embeddings) {
+            const vector = readVector(embedding);
+            if (vector.length !== (vectors[0] ?? vector).length) {
+              throw noVector();
+            }
+            vectors.push(vector);
           }
-          vectors.push(vector);
         }
-      }
-      return vectors;
-    });
+        return vectors;
+      },
+    );
   }
 
   /**
@@ -162,37 +168,42 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, sizeOf(EmbedBatchRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
-      const outcomes: Outcome[] = [];
-      const sendable: number[] = [];
-      const lengths: number[] = [];
-      for (const [index, text] of list.entries()) {
-        try {
-          lengths.push(measure(text, index, maxBytes));
-          sendable.push(index);
-        } catch (error) {
-          if (!(error instanceof RunedError)) {
-            throw error;
+    return await this.#within(
+      deadline,
+      fields.model,
+      sizeOf(EmbedBatchRequestSchema, fields),
+      async ({ maxTexts, maxBytes }) => {
+        const outcomes: Outcome[] = [];
+        const sendable: number[] = [];
+        const lengths: number[] = [];
+        for (const [index, text] of list.entries()) {
+          try {
+            lengths.push(measure(text, index, maxBytes));
+            sendable.push(index);
+          } catch (error) {
+            if (!(error instanceof RunedError)) {
+              throw error;
+            }
+            outcomes[index] = error;
           }
-          outcomes[index] = error;
         }
-      }
-      const space = new SpaceGuard();
-      for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
-        const part = sendable.slice(start, end);
-        const request = { texts: part.map((index) => list[index] as string), ...fields };
-        const response = await this.#embedBatch(request, deadline);
-        if (response.fingerprint === "") {
-          throw tooOld("gives no details of an embedding");
+        const space = new SpaceGuard();
+        for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
+          const part = sendable.slice(start, end);
+          const request = { texts: part.map((index) => list[index] as string), ...fields };
+          const response = await this.#embedBatch(request, deadline);
+          if (response.fingerprint === "") {
+            throw tooOld("gives no details of an embedding");
+          }
+          checkModel(options, response.model);
+          space.check(response.fingerprint);
+          for (const [place, index] of part.entries()) {
+            outcomes[index] = readOutcome(response.embeddings[place], response, index);
+          }
         }
-        checkModel(options, response.model);
-        space.check(response.fingerprint);
-        for (const [place, index] of part.entries()) {
-          outcomes[index] = readOutcome(response.embeddings[place], response, index);
-        }
-      }
-      return outcomes;
-    });
+        return outcomes;
+      },
+    );
   }
 
   /**
@@ -228,24 +239,32 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, sizeOf(CountTokensRequestSchema, fields), async ({ maxTexts, maxBytes }) => {
-      const lengths = list.map((text, index) => measure(text, index, maxBytes));
-      const counts: number[] = [];
-      for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
-        const request = { texts: list.slice(start, end), ...fields };
-        const response = await this.#calls
-          .sendWhenReady(deadline, (rpc, rpcOptions) => rpc.countTokens(request, rpcOptions))
-          .catch((error: unknown) => {
-            throw relocated(error, start, end - start);
-          });
-        if (response.tokenCounts.length !== end - start) {
-          throw new RunedError("INTERNAL", "the daemon counted the tokens of other texts than were asked for; send them again");
+    return await this.#within(
+      deadline,
+      fields.model,
+      sizeOf(CountTokensRequestSchema, fields),
+      async ({ maxTexts, maxBytes }) => {
+        const lengths = list.map((text, index) => measure(text, index, maxBytes));
+        const counts: number[] = [];
+        for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
+          const request = { texts: list.slice(start, end), ...fields };
+          const response = await this.#calls
+            .sendWhenReady(deadline, fields.model, (rpc, rpcOptions) => rpc.countTokens(request, rpcOptions))
+            .catch((error: unknown) => {
+              throw relocated(error, start, end - start);
+            });
+          if (response.tokenCounts.length !== end - start) {
+            throw new RunedError(
+              "INTERNAL",
+              "the daemon counted the tokens of other texts than were asked for; send them again",
+            );
+          }
+          checkModel(options, response.model);
+          counts.push(...response.tokenCounts);
         }
-        checkModel(options, response.model);
-        counts.push(...response.tokenCounts);
-      }
-      return counts;
-    });
+        return counts;
+      },
+    );
   }
 
   /**
@@ -261,7 +280,7 @@ export class Client {
     const deadline = this.#deadline(options);
     return await rerank(
       this.#calls,
-      (common, send) => this.#within(deadline, common, send),
+      (common, send) => this.#within(deadline, options.model || undefined, common, send),
       deadline,
       query,
       documents,
@@ -285,7 +304,7 @@ export class Client {
   ): Promise<{ version: string; nlist: number }> {
     const deadline = this.#deadline(options);
     const set = readCentroids(vectors);
-    const { version, nlist } = await this.#calls.sendWhenReady(deadline, (rpc, rpcOptions) =>
+    const { version, nlist } = await this.#calls.sendWhenReady(deadline, "", (rpc, rpcOptions) =>
       rpc.setCentroids(centroidMessages(set, options), rpcOptions),
     );
     return { version, nlist };
@@ -318,7 +337,7 @@ export class Client {
    * UNIMPLEMENTED: The daemon is too old. Embed a text instead.
    */
   async warmUp(options: CallOptions = {}): Promise<void> {
-    await this.#calls.sendWhenReady(this.#deadline(options), (rpc, rpcOptions) => rpc.warmUp({}, rpcOptions));
+    await this.#calls.sendWhenReady(this.#deadline(options), "", (rpc, rpcOptions) => rpc.warmUp({}, rpcOptions));
   }
 
   /** Tells what the daemon is doing at this moment, at any stage. It never wakes a suspended engine. */
@@ -352,10 +371,11 @@ export class Client {
   /** Makes a call with as much room for texts as one request has besides fields of a size. */
   async #within<T>(
     deadline: Deadline,
+    model: string | undefined,
     size: number,
     call: (room: { maxTexts: number; maxBytes: number }) => Promise<T>,
   ): Promise<T> {
-    return await this.#calls.withinLimits(deadline, ({ maxBatchSize, maxRequestBytes }) =>
+    return await this.#calls.withinLimits(deadline, model, ({ maxBatchSize, maxRequestBytes }) =>
       call({ maxTexts: maxBatchSize, maxBytes: maxRequestBytes - size }),
     );
   }
@@ -364,7 +384,9 @@ export class Client {
     request: { texts: string[] } & ReturnType<typeof embedFields>,
     deadline: Deadline,
   ): Promise<EmbedBatchResponse> {
-    const response = await this.#calls.sendWhenReady(deadline, (rpc, options) => rpc.embedBatch(request, options));
+    const response = await this.#calls.sendWhenReady(deadline, request.model, (rpc, options) =>
+      rpc.embedBatch(request, options),
+    );
     if (response.embeddings.length !== request.texts.length) {
       throw noVector();
     }

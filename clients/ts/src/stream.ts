@@ -293,7 +293,7 @@ class Talker<K> {
       return; // the next text opens another connection, if one comes
     }
     if (error instanceof RunedError && error.reason === "BOOTSTRAPPING") {
-      await this.#calls.waitOutBootstrap(this.#deadline);
+      await this.#calls.waitOutBootstrap(this.#deadline, this.#fields.model);
     } else {
       await this.#calls.recover(error, this.#tries);
     }
@@ -301,7 +301,7 @@ class Talker<K> {
 
   /** Sends and receives on one stream until it is over. */
   async #converse(): Promise<void> {
-    const { maxRequestBytes } = await this.#calls.askLimits(this.#deadline);
+    const { maxRequestBytes } = await this.#calls.askLimits(this.#deadline, this.#fields.model);
     const maxBytes = maxRequestBytes - sizeOf(EmbedStreamRequestSchema, this.#fields);
     const life = new AbortController();
     const parent = this.#deadline.signal as AbortSignal;
