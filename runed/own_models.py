@@ -10,14 +10,22 @@ from typing import Annotated, Literal
 import msgspec
 
 from runed.errors import SettingsError
+from runed.urls import beneath
 
 _OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
 """Names of models that programs for OpenAI have written into them."""
+
+_SHOWN = 60
+"""The most characters of a name that an error repeats."""
 
 
 def own_aliases(value: Mapping[str, str] | None = None, _origin: str = "") -> Mapping[str, str]:
     """Return the aliases of models: those of the file, and the names of OpenAI's models for the default model."""
     return {**dict.fromkeys(_OPENAI_NAMES, ""), **(value or {})}
+
+
+Kind = Literal["embedding", "rerank"]
+"""What a model is for, as an entry names it."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,7 +37,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str | None = None
     source: str | None = None
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
-    kind: Literal["embedding", "rerank"] | None = None
+    kind: Kind | None = None
     pooling: Literal["mean", "cls", "last"] | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
@@ -61,7 +69,7 @@ class OwnModel:
 
 def own_models(
     entries: Mapping[str, Entry],
-    origin: str,
+    file: Path,
     *,
     read_path: Callable[[str, str], Path],
     read_duration: Callable[[str, str], float],
@@ -70,7 +78,7 @@ def own_models(
 
     Args:
         entries: The entries by name.
-        origin: The place where they stand, for errors.
+        file: The file where they stand. Relative paths begin at its folder.
         read_path: Turns the text of a path, or of a `file:` URL, into a path. Its second argument is the origin of the text.
         read_duration: Turns the text of a duration into seconds.
 
@@ -79,7 +87,7 @@ def own_models(
     """
     models = {}
     for name, entry in entries.items():
-        where = f"{origin}.{name}"
+        where = f"models.{name[:_SHOWN]} in {file}"
         if entry.path is not None and entry.source is not None:
             raise SettingsError(f"{where} has both path and source; a model has one of them, so remove the other")
         if entry.source is not None and entry.sha256 is None:
@@ -88,7 +96,7 @@ def own_models(
             raise SettingsError(f'{where} has the kind "rerank" and a pooling; a reranker has its own, so remove the pooling')
         models[name] = OwnModel(
             entry,
-            None if entry.path is None else read_path(entry.path, f"{where}.path"),
-            None if entry.keep_alive is None else read_duration(entry.keep_alive, f"{where}.keep_alive"),
+            None if entry.path is None else read_path(beneath(file.parent, entry.path), f"path of {where}"),
+            None if entry.keep_alive is None else read_duration(entry.keep_alive, f"keep_alive of {where}"),
         )
     return models

@@ -24,7 +24,7 @@ from runed.files import read_regular
 from runed.own_models import Entry, OwnModel, own_aliases, own_models
 from runed.paths import check_home
 from runed.trust import check_file
-from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
+from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, scheme_of
 
 PROFILES = ("memory", "balanced", "throughput")
 """Names of the profiles of the engine."""
@@ -141,6 +141,8 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
             value = found
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = found if isinstance(found, dict) else str(found), f"{name} in {config_path}"
+            if setting.parse in {_file, _file_or_url}:  # the daemon works in another directory than its clients
+                value = beneath(config_path.parent, value)
         if isinstance(value, str):
             _check_utf8(value, origin)
         if setting.field and (value or setting.default):
@@ -304,7 +306,7 @@ def _endpoint(value: str, origin: str) -> str:
 
 
 def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
-    return own_models(value, origin, read_path=_file, read_duration=duration)
+    return own_models(value, Path(origin.removeprefix("models in ")), read_path=_file, read_duration=duration)
 
 
 def _text(value: str, _origin: str) -> str:
@@ -401,7 +403,6 @@ def _on_disk(value: str, origin: str) -> bool:
 
 
 _DEFAULT_HOME = "~/.runed"
-
 _JSON_SIZE = str | int
 
 

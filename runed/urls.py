@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 _SCHEME = re.compile(r"file(?=:)|[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
@@ -17,6 +18,11 @@ def scheme_of(location: str) -> str:
     """Return the scheme of a URL in small letters; "" if the text is a path."""
     found = _SCHEME.match(location)
     return found[0].lower() if found else ""
+
+
+def beneath(folder: Path, location: str) -> str:
+    """Return a location whose relative path begins at a folder. URLs, full paths and those of a user (`~`) stay as they are."""
+    return location if scheme_of(location) or location.startswith("~") else str(folder / location)
 
 
 def path_of_file_url(url: str) -> str:

@@ -2,6 +2,7 @@ package runed
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,7 +31,7 @@ type Client struct {
 	streams   runedv1connect.RunedServiceClient
 	service   runedv1connect.RunedServiceClient
 	limits    atomic.Pointer[limits] // asked for once for each daemon
-	watched   atomic.Bool            // whether the start of this daemon has been watched
+	watched   sync.Map               // the models of this daemon whose start has been watched
 	closed    atomic.Bool
 }
 

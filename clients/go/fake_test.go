@@ -185,6 +185,50 @@ func TestABootstrapIsWaitedOutAndItsProgressTold(t *testing.T) {
 	}
 }
 
+// otherModels has models that are there while the default one is downloaded without an end.
+type otherModels struct{ fakeDaemon }
+
+func (o *otherModels) Health(_ context.Context, request *connectrpc.Request[runedv1.HealthRequest]) (*connectrpc.Response[runedv1.HealthResponse], error) {
+	if request.Msg.GetModel() != "" {
+		return answer(&o.fakeDaemon, &runedv1.HealthResponse{Status: runedv1.HealthResponse_STATUS_IDLE})
+	}
+	return answer(&o.fakeDaemon, &runedv1.HealthResponse{Status: runedv1.HealthResponse_STATUS_LOADING, Message: "downloading"})
+}
+
+func (o *otherModels) Embed(_ context.Context, request *connectrpc.Request[runedv1.EmbedRequest]) (*connectrpc.Response[runedv1.EmbedResponse], error) {
+	response := o.embedding(request.Msg.GetText())
+	response.Fingerprint, response.Model = o.fingerprint(), request.Msg.GetModel()
+	return answer(&o.fakeDaemon, response)
+}
+
+func (o *otherModels) EmbedBatch(_ context.Context, request *connectrpc.Request[runedv1.EmbedBatchRequest]) (*connectrpc.Response[runedv1.EmbedBatchResponse], error) {
+	response := &runedv1.EmbedBatchResponse{Fingerprint: o.fingerprint(), Model: request.Msg.GetModel()}
+	for _, text := range request.Msg.GetTexts() {
+		response.Embeddings = append(response.Embeddings, o.embedding(text))
+	}
+	return answer(&o.fakeDaemon, response)
+}
+
+func (o *otherModels) Rerank(context.Context, *connectrpc.Request[runedv1.RerankRequest]) (*connectrpc.Response[runedv1.RerankResponse], error) {
+	return answer(&o.fakeDaemon, &runedv1.RerankResponse{Model: "judge", Results: []*runedv1.RerankResult{{Score: 0.5}}})
+}
+
+func TestACallForAnotherModelDoesNotWaitForTheDefaultOne(t *testing.T) {
+	_, handler := runedv1connect.NewRunedServiceHandler(&otherModels{})
+	client := connect(t, runed.WithSocket(serve(t, handler)), runed.WithTimeout(5*time.Second), runed.WithProgress(func(health *runed.Health) {
+		if health.GetStatus() == runedv1.HealthResponse_STATUS_LOADING {
+			t.Error("the start of the default model was watched")
+		}
+	}))
+	ranked := must(client.Rerank(t.Context(), "query", []string{"document"}, runed.RerankOptions{}))(t)
+	if len(ranked) != 1 {
+		t.Error(ranked)
+	}
+	must(client.Embed(t.Context(), "text", runed.WithModel("small")))(t)
+	must(client.EmbedBatch(t.Context(), []string{"text"}, runed.WithModel("small")))(t)
+	must(client.Rerank(t.Context(), "query", []string{"document"}, runed.RerankOptions{Model: "judge"}))(t)
+}
+
 func TestAFailedBootstrapEndsTheWait(t *testing.T) {
 	fake := &fakeDaemon{degraded: "the disk is full; free 500 MB"}
 	fake.loading.Store(2)

@@ -16,10 +16,15 @@ type limits struct {
 	bytes int
 }
 
-// askLimits asks the daemon for the limits of a request for a model. No other model is waited for.
-func (c *Client) askLimits(ctx context.Context, model string) (*limits, error) {
+// askLimits asks the daemon for the limits of a request with some common fields.
+func (c *Client) askLimits(ctx context.Context, common proto.Message) (*limits, error) {
 	// Not Client.Info: the limits are known before the model is.
-	info, err := callWhenReady(ctx, tries{client: c}, c.unary.Info, &runedv1.InfoRequest{Model: model})
+	ask := callWhenReady[runedv1.InfoRequest, runedv1.InfoResponse]
+	model, known := modelOf(common)
+	if !known {
+		ask = call
+	}
+	info, err := ask(ctx, tries{client: c}, c.unary.Info, &runedv1.InfoRequest{Model: model})
 	if err != nil {
 		return nil, err
 	}
@@ -50,14 +55,14 @@ func (c *Client) withinLimits(ctx context.Context, common message, do func(room 
 		if !errors.Is(err, ErrBatchTooLarge) && !errors.Is(err, ErrRequestTooLarge) {
 			return err
 		}
-		if now, askErr := c.askLimits(ctx, common.GetModel()); askErr != nil || *now == *kept {
+		if now, askErr := c.askLimits(ctx, common); askErr != nil || *now == *kept {
 			return cmp.Or(askErr, err)
 		}
 	}
 	now := c.limits.Load()
 	if now == nil {
 		var err error
-		if now, err = c.askLimits(ctx, common.GetModel()); err != nil {
+		if now, err = c.askLimits(ctx, common); err != nil {
 			return err
 		}
 	}

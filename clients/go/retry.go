@@ -17,7 +17,7 @@ import (
 // tries is what one call has tried so far.
 type tries struct {
 	client         *Client
-	model          string // the name of the model that the call needs; "" means the default one
+	model          string // the model that the call needs; "" means the default one
 	reconnect      bool   // whether to look for the daemon again even if none may be started
 	refuseDownload bool   // whether to fail during a download instead of waiting for its end
 	lost           int
@@ -67,7 +67,7 @@ func (t *tries) findDaemon(ctx context.Context, wait time.Duration) error {
 		return err
 	}
 	t.client.limits.Store(nil) // the next daemon may have others
-	t.client.watched.Store(false)
+	t.client.watched.Clear()
 	return t.client.daemon.ensure(ctx)
 }
 
@@ -121,18 +121,29 @@ func pause(ctx context.Context, wait time.Duration) error {
 	}
 }
 
-// callWhenReady watches the start of the daemon, and then sends a request as call does. It waits for the model of the request.
+// modelOf tells which model a request needs; "" means the default one. Only the daemon knows it for a request to rerank that names
+// none.
+func modelOf(request any) (model string, known bool) {
+	if named, ok := request.(interface{ GetModel() string }); ok {
+		model = named.GetModel()
+	}
+	_, ranks := request.(*runedv1.RerankRequest)
+	return model, model != "" || !ranks
+}
+
+// callWhenReady watches the start of the model that a request needs, and then sends the request as call does.
 func callWhenReady[Request, Response any](
 	ctx context.Context,
 	attempts tries,
 	method func(context.Context, *connect.Request[Request]) (*connect.Response[Response], error),
 	request *Request,
 ) (*Response, error) {
-	if named, ok := any(request).(interface{ GetModel() string }); ok {
-		attempts.model = named.GetModel()
-	}
-	if err := attempts.client.watchStart(ctx, attempts.model, attempts.refuseDownload); err != nil {
-		return nil, err
+	model, known := modelOf(request)
+	attempts.model = model
+	if known {
+		if err := attempts.client.watchStart(ctx, model, attempts.refuseDownload); err != nil {
+			return nil, err
+		}
 	}
 	return call(ctx, attempts, method, request)
 }
@@ -175,15 +186,18 @@ func send[Request, Response any](
 	return response.Msg, nil
 }
 
-// watchStart reports the progress of a daemon that starts with a model. That daemon would let the first call wait without telling any.
+// watchStart reports the progress of a model that starts. The daemon would let the first call for it wait without telling any.
 func (c *Client) watchStart(ctx context.Context, model string, refuseDownload bool) error {
-	if c.progress == nil || c.watched.Swap(true) {
+	if c.progress == nil {
+		return nil
+	}
+	if _, watched := c.watched.LoadOrStore(model, true); watched {
 		return nil
 	}
 	return c.waitOutBootstrap(ctx, model, refuseDownload, false)
 }
 
-// waitOutBootstrap watches Health until the daemon no longer loads the model, and reports changes to the caller's WithProgress. With
+// waitOutBootstrap watches Health until the daemon no longer loads a model, and reports changes to the caller's WithProgress. With
 // refuseDownload it fails as soon as something is being downloaded. Unless a bootstrap has refused a call, it leaves a daemon that
 // does not load at once.
 func (c *Client) waitOutBootstrap(ctx context.Context, model string, refuseDownload, refused bool) error {

@@ -163,7 +163,7 @@ func (s *stream) work(ctx context.Context) error {
 
 // converse sends and receives on one connection until it is over.
 func (s *stream) converse(ctx context.Context, attempts *tries) error {
-	limits, err := s.client.askLimits(ctx, s.options.model) // of the daemon that listens now
+	limits, err := s.client.askLimits(ctx, s.options.batchRequest()) // of the daemon that listens now
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ from runed.bootstrap.hub import hub_file
 from runed.bootstrap.manifest import Artefact, Manifest, ModelChoice
 from runed.domain.model import OwnTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
-from runed.domain.names import ModelNames, name_of_file, split_name
+from runed.domain.names import ModelNames, check_default, name_of_file, split_name
 from runed.errors import SettingsError
 from runed.own_models import OwnModel
 from runed.settings import Settings
@@ -65,25 +65,16 @@ def own_specs(settings: Settings, ranks: Callable[[ModelSpec], bool] = lambda _:
 
 
 def own_default(settings: Settings) -> ModelSpec | None:
-    """Return the default model if the user brings it, so that it can be known without a manifest. Otherwise return None."""
+    """Return the default model if the user brings it, so that it can be known without a manifest. Otherwise return None.
+
+    Raises:
+        SettingsError: It gives no vectors.
+    """
     own = own_specs(settings)
     if settings.model is not None:
         return own[0]
     wanted = settings.default_model.lower()
-    return next((spec for spec in own if wanted in {spec.name.lower(), *(alias.lower() for alias in spec.aliases)}), None)
-
-
-def check_default(spec: ModelSpec) -> None:
-    """Refuse a default model that reranks.
-
-    Raises:
-        SettingsError: It does.
-    """
-    if spec.kind is ModelKind.RERANK:
-        raise SettingsError(
-            f"{spec.name} is a reranker and gives no vectors, so it cannot be the default model; choose another one by "
-            "`runed use NAME`"
-        )
+    return next((check_default(spec) for spec in own if wanted in {spec.name.lower(), *map(str.lower, spec.aliases)}), None)
 
 
 def choice_of(spec: ModelSpec, manifest: Manifest) -> ModelChoice:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from runed.bootstrap.accelerators import Chooser, EngineOnDevice
 from runed.bootstrap.audit import Audit
-from runed.bootstrap.catalog import check_default, own_default
+from runed.bootstrap.catalog import own_default
 from runed.bootstrap.context import InstallContext
 from runed.bootstrap.device_choice import read_choice
 from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
@@ -34,7 +34,7 @@ from runed.bootstrap.progress import Progress, ProgressReporter
 from runed.bootstrap.proxies import Proxies
 from runed.domain.device import CPU, Device
 from runed.domain.model_spec import ModelSpec
-from runed.domain.names import ModelNames
+from runed.domain.names import ModelNames, check_default
 from runed.errors import BootstrapError
 from runed.files import write_atomically
 from runed.locking import LockFile

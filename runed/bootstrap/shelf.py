@@ -9,12 +9,11 @@ from pathlib import Path
 import msgspec
 
 from runed.bootstrap.audit import Audit
-from runed.bootstrap.catalog import check_default
 from runed.bootstrap.hub import hub_file
 from runed.bootstrap.partial_files import discard_partial, fresh_path, partial_size
 from runed.config_file import edit_config, with_value, without_value
 from runed.domain.model_spec import ModelSpec
-from runed.domain.names import ModelNames, check_name, name_of_file, split_name
+from runed.domain.names import ModelNames, check_default, check_name, name_of_file, split_name
 from runed.errors import BootstrapError, SettingsError
 from runed.locking import LockFile
 from runed.own_models import Entry

@@ -6,7 +6,7 @@ import argparse
 
 from runed.bootstrap.shelf import add_entry
 from runed.cli.boundary import ExitCode, tell
-from runed.cli.catalog import open_catalog, pooling_of, quoted, tell_of_daemon
+from runed.cli.catalog import kind_of, open_catalog, pooling_of, quoted, tell_of_daemon, tell_of_use
 from runed.cli.install import open_home
 from runed.cli.options import whole_number
 from runed.domain.model import RANK, ModelInfo, OwnTraits
@@ -68,10 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
         aliases=arguments.alias,
     )
     own = OwnTraits(
-        query_prompt=arguments.query_prompt,
-        document_prompt=arguments.document_prompt,
-        default_instruction=arguments.default_instruction,
-        min_dimensions=arguments.min_dimensions,
+        query_prompt=entry.query_prompt,
+        document_prompt=entry.document_prompt,
+        default_instruction=entry.default_instruction,
+        min_dimensions=entry.min_dimensions,
     )
     if info.pooling == RANK and own != OwnTraits():
         raise SettingsError(f"the model {path} is a reranker, which has no prompts and no dimensions; leave their options out")
@@ -79,14 +79,14 @@ def run(arguments: argparse.Namespace) -> int:
     told = f"added     {name}: {info.name}, {info.architecture}, {info.file_type}"
     if info.pooling == RANK:
         tell(f"{told}, reranks documents")
-        tell(f"use       runed rerank --model {name} QUERY")
     else:
-        _tell_traits(told, name, info, own)
+        _tell_traits(told, info, own)
+    tell_of_use(name, kind_of(info))
     tell_of_daemon(paths)
     return ExitCode.OK
 
 
-def _tell_traits(told: str, name: str, info: ModelInfo, own: OwnTraits) -> None:
+def _tell_traits(told: str, info: ModelInfo, own: OwnTraits) -> None:
     traits = traits_of(info, None, own)
     tell(f"{told}, vectors of {info.dim:,} dimensions")
     tell(f"pooling   {pooling_of(info)}")
@@ -97,4 +97,3 @@ def _tell_traits(told: str, name: str, info: ModelInfo, own: OwnTraits) -> None:
             "note      the family of the model is not known, so roles put no prompt in front of a text; "
             "if it was trained with prompts, name them in config.json (query_prompt, document_prompt)"
         )
-    tell(f"use       runed use {name}")

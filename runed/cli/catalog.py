@@ -6,9 +6,10 @@ from pathlib import Path
 
 from runed.bootstrap.manifest import manifest_source
 from runed.cli.boundary import complain, tell
-from runed.domain.model import ModelInfo
-from runed.domain.model_spec import ModelSpec
+from runed.domain.model import RANK, ModelInfo
+from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
+from runed.own_models import Kind
 from runed.paths import Paths
 from runed.settings import Settings
 
@@ -35,6 +36,18 @@ def origin_of(settings: Settings, spec: ModelSpec) -> str:
     if spec.path is not None:
         return "your own file"
     return spec.source or str(manifest_source(settings))
+
+
+def kind_of(info: ModelInfo) -> Kind:
+    """Return what an entry of `config.json` calls the purpose of a model, by its file."""
+    return "rerank" if info.pooling == RANK else "embedding"
+
+
+def tell_of_use(name: str, kind: str) -> None:
+    """Say by which command a model is used. One that reranks cannot be the default model."""
+    tell(
+        f"use       runed rerank --model {name} QUERY FILE" if kind == ModelKind.RERANK.value else f"use       runed use {name}"
+    )
 
 
 def tell_of_daemon(paths: Paths) -> None:

@@ -15,8 +15,8 @@ from runed.settings import Settings, load_settings
 
 DESCRIPTION = """\
 List the models that requests may name: those of the manifest, and your own. A
-model that is not installed is fetched by `runed pull NAME`, or by the first
-text for it. No daemon is started or asked.
+model that is not installed is fetched by `runed pull NAME`. The default model
+is fetched by the first text, too. No daemon is started or asked.
 """
 
 EPILOG = """\

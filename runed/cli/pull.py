@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from runed.bootstrap.hub import is_hub_file
 from runed.bootstrap.shelf import add_entry, held, hub_spec, remove_file
 from runed.cli.boundary import ExitCode, complain, tell
-from runed.cli.catalog import megabytes, open_catalog, tell_of_daemon
+from runed.cli.catalog import kind_of, megabytes, open_catalog, tell_of_daemon, tell_of_use
 from runed.cli.install import install_shown, open_home
 from runed.cli.progress import ProgressDisplay
-from runed.domain.model_spec import ModelSpec
+from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
 from runed.errors import ModelFileError
 from runed.own_models import Entry
@@ -65,22 +66,32 @@ def run(arguments: argparse.Namespace) -> int:
     for warning in installation.warnings:
         complain(warning)
     if from_hub and not spec.sha256:
-        _record(settings, paths, catalog, spec, installation.model_sha256)
+        spec = _record(settings, paths, catalog, spec, installation.model_sha256)
         tell(f"recorded  {installation.model_sha256} as its SHA-256; every later download must have it")
         tell_of_daemon(paths)
     tell(f"model     {installation.model}, {megabytes(installation.model.stat().st_size)}")
     tell(f"sha256    {installation.model_sha256}")
-    tell(f"use       runed use {spec.name}" if spec is not catalog.default else "use       it is the default model")
+    if spec is catalog.default:
+        tell("use       it is the default model")
+    else:
+        tell_of_use(spec.name, spec.kind.value)
     return ExitCode.OK
 
 
-def _record(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec, sha256: str) -> None:
-    """Check a file of the hub, and write its entry. A file that cannot be served is removed again."""
-    from runed.backends.llama import check_model  # noqa: PLC0415 # NumPy, which `runed pull --help` does not need
+def _record(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec, sha256: str) -> ModelSpec:
+    """Check a file of the hub, and write its entry. A file that cannot be served is removed again. Return what is known now."""
+    from runed.backends.llama.model_info import read_model_info  # noqa: PLC0415 # NumPy, which `runed pull --help` does not need
 
     try:
-        check_model(held(paths, spec).path)
+        kind = kind_of(read_model_info(held(paths, spec).path))
     except ModelFileError:
         remove_file(settings, paths, spec)
         raise
-    add_entry(settings, paths, catalog, spec.name, Entry(source=spec.source, sha256=sha256))
+    add_entry(
+        settings,
+        paths,
+        catalog,
+        spec.name,
+        Entry(source=spec.source, sha256=sha256, kind=None if kind == "embedding" else kind),
+    )
+    return replace(spec, kind=ModelKind(kind))

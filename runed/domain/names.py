@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from runed.domain.model_spec import ModelKind, ModelSpec
-from runed.errors import SettingsError, UnknownModelError, printable
+from runed.errors import SettingsError, UnknownModelError
 
 MAX_NAME = 128
 """The most characters of a name."""
@@ -63,6 +63,20 @@ def name_of_file(path: Path) -> str:
     return ".".join(filter(None, parts))[:MAX_NAME].strip(".-_") or "model"
 
 
+def check_default(spec: ModelSpec) -> ModelSpec:
+    """Return a model that is to be the default one.
+
+    Raises:
+        SettingsError: It gives no vectors, which requests that name no model expect.
+    """
+    if spec.kind is ModelKind.EMBEDDING:
+        return spec
+    raise SettingsError(
+        f"{spec.name} is a reranker and gives no vectors, so it cannot be the default model; choose another one by "
+        "`runed use NAME`"
+    )
+
+
 class ModelNames:
     """The models that requests may name.
 
@@ -78,7 +92,8 @@ class ModelNames:
         default: The model that "" means.
 
     Raises:
-        SettingsError: A name cannot be used, or two models have the same name, or an alias stands for no model.
+        SettingsError: A name cannot be used, or two models have the same name, or an alias stands for no model, or the default
+            model gives no vectors.
     """
 
     def __init__(self, specs: Iterable[ModelSpec], *, default: str = "", aliases: Mapping[str, str] | None = None) -> None:
@@ -94,10 +109,7 @@ class ModelNames:
             for alias in spec.aliases:
                 self._add(alias, spec)
         named = {alias: target for alias, target in (aliases or {}).items() if target}
-        for alias, target in named.items():
-            if (found := self._by_name.get(target.lower())) is None:
-                raise SettingsError(f"the alias {alias!r} stands for {target!r}, which is no model; {self._known()}")
-            self._add(alias, found)
+        self._add_aliases(named)
         self.default = self._default(default)
         for alias in (aliases or {}).keys() - named.keys():
             self._by_name.setdefault(check_name(alias, "an alias").lower(), self.default)
@@ -116,7 +128,7 @@ class ModelNames:
             return self.default
         if (spec := self.named(name)) is None:
             raise UnknownModelError(
-                f"there is no model {printable(name[:_SHOWN])!r}; {self._known()}", metadata={"models": ", ".join(self.specs)}
+                f"there is no model {name[:_SHOWN]!r}; {self._known()}", metadata={"models": ", ".join(self.specs)}
             )
         return spec
 
@@ -134,8 +146,21 @@ class ModelNames:
         family = spec.family.lower()
         return [other.name for other in self.specs.values() if other.family.lower() == family]
 
+    def _add_aliases(self, targets: Mapping[str, str]) -> None:
+        """Add aliases in any order. One may stand for another, but not for itself by others."""
+        while targets:
+            found = {alias: spec for alias, target in targets.items() if (spec := self.named(target))}
+            if not found:
+                alias, target = next(iter(targets.items()))
+                raise SettingsError(
+                    f"the alias {alias[:_SHOWN]!r} stands for {target[:_SHOWN]!r}, which is no model; {self._known()}"
+                )
+            for alias, spec in found.items():
+                self._add(alias, spec)
+            targets = {alias: target for alias, target in targets.items() if alias not in found}
+
     def _add(self, name: str, spec: ModelSpec) -> None:
-        check_name(name, f"the model {spec.name!r}")
+        check_name(name, f"the model {spec.name[:_SHOWN]!r}")
         if (other := self._by_name.setdefault(name.lower(), spec)) is not spec:
             raise SettingsError(f"two models are called {name!r}: {other.name} and {spec.name}; rename one of them")
 

@@ -167,7 +167,11 @@ async def test_model_that_was_replaced_is_not_served_under_the_identity_of_the_o
     await backend.stop()
     replacement = shutil.copyfile(copy_of_tiny_qwen3, copy_of_tiny_qwen3.with_name("new.gguf"))
     replacement.replace(copy_of_tiny_qwen3)
-    await fail_to_start(backend, r"model.gguf was replaced or removed while the daemon ran; run `runed stop`")
+    for _ in range(2):
+        with pytest.raises(BackendUnavailableError, match=r"^the model .*model.gguf was replaced or removed") as caught:
+            await backend.start()
+        assert caught.value.retry_after is None  # no other try can help
+        assert backend.state.status is BackendStatus.FAILED
     assert len(fake.launches) == 1
 
 

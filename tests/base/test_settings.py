@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -200,6 +201,7 @@ def test_a_file_is_named_by_its_path_or_a_file_url(name: str, value: str, expect
     assert str(getattr(load_settings(home=home, environ={variable: value}), name)) == wanted
     assert daemon_environment({variable: value})[variable] == wanted
     if SETTINGS[name].type:
+        wanted = expected.format(folder=home, cwd=home)  # the daemon has another working directory than its clients
         (home / "config.json").write_text(json.dumps({name: value}))
         assert str(getattr(load_settings(home=home, environ={}), name)) == wanted
 
@@ -262,6 +264,19 @@ def test_user_without_a_home_directory_is_told_to_name_one() -> None:
         load_settings(environ={"RUNED_HOME": "~no-such-user/runed"})
 
 
+def test_relative_paths_of_the_file_begin_at_its_folder_for_clients_and_daemon(home: Path, tmp_path: Path) -> None:
+    write_config(home, model="m.gguf", llama_server="sub/../s", manifest="m.json", models={"a": {"path": "sub/a.gguf"}})
+    for folder in (Path("/"), tmp_path):
+        with contextlib.chdir(folder):
+            found = load_settings(home=home, environ={})
+        assert (found.model, found.llama_server, found.manifest) == (home / "m.gguf", home / "s", str(home / "m.json"))
+        assert found.models["a"].path == home / "sub" / "a.gguf"
+    write_config(home, model="~/m.gguf", manifest="https://x/m", models={"a": {"path": "file:///a.gguf"}})
+    found = load_settings(home=home, environ={})
+    assert (found.model, found.manifest) == (Path("~/m.gguf").expanduser(), "https://x/m")
+    assert found.models["a"].path == Path("/a.gguf")
+
+
 def test_paths_for_a_daemon_are_absolute_since_it_works_elsewhere() -> None:
     env = {"RUNED_MODEL": "m.gguf", "RUNED_MANIFEST": "https://host/m.json", "RUNED_HOME": "~/r"}
     expected = {
@@ -315,12 +330,12 @@ def test_models_of_the_file_are_read_and_checked(home: Path) -> None:
     ("entry", "words"),
     [
         ({"path": 1}, r"Expected `str.*models.*path"),
-        ({"path": "https://x/m.gguf"}, r"models in .*\.mine\.path='https://x/m\.gguf': accepted is the path"),
+        ({"path": "https://x/m.gguf"}, r"path of models\.mine in .*='https://x/m\.gguf': accepted is the path"),
         ({"path": "/m", "pooling": "rank"}, "Invalid enum value 'rank'"),
         ({"path": "/m", "kind": "chat"}, "Invalid enum value 'chat'"),
         ({"path": "/m", "kind": "rerank", "pooling": "mean"}, 'has the kind "rerank" and a pooling'),
         ({"path": "/m", "min_dimensions": -1}, "Expected `int` >= 0"),
-        ({"path": "/m", "keep_alive": "soon"}, r"mine\.keep_alive='soon': accepted is a duration"),
+        ({"path": "/m", "keep_alive": "soon"}, r"keep_alive of models\.mine in .*='soon': accepted is a duration"),
         ({"path": "/m", "source": "hf:a/b/c", "sha256": "0" * 64}, "has both path and source"),
         ({"source": "hf:a/b/c"}, "has a source without its sha256; let `runed pull hf:a/b/c` write the entry"),
         ({"source": "hf:a/b/c", "sha256": "0" * 63}, "matching regex"),

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from runed.bootstrap.catalog import build_catalog, check_default, choice_of, own_default
+from runed.bootstrap.catalog import build_catalog, choice_of, own_default
 from runed.bootstrap.manifest import Manifest, manifest_source, read_local_manifest
 from runed.domain.model import ModelInfo, ModelTraits, OwnTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
+from runed.domain.names import check_default
 from runed.domain.traits import known_traits
 from runed.errors import BootstrapError, ManifestError, SettingsError, UnknownModelError
 from runed.own_models import Entry, own_models
@@ -33,7 +34,7 @@ def packaged() -> Manifest:
 
 def with_models(settings: Settings = HOME, **entries: dict[str, Any]) -> Settings:
     read = {name.replace("_", "-"): msgspec.convert(entry, Entry) for name, entry in entries.items()}
-    return replace(settings, models=own_models(read, "config.json", read_path=full_path, read_duration=duration))
+    return replace(settings, models=own_models(read, Path("config.json"), read_path=full_path, read_duration=duration))
 
 
 # The package
@@ -288,7 +289,7 @@ def test_an_entry_without_a_model_changes_that_of_the_manifest(packaged: Manifes
 def test_a_model_of_the_user_takes_the_place_of_one_of_the_manifest(packaged: Manifest) -> None:
     settings = with_models()
     settings = replace(
-        settings, models=own_models({"BGE-M3.q8_0": Entry(path="/b")}, "", read_path=full_path, read_duration=duration)
+        settings, models=own_models({"BGE-M3.q8_0": Entry(path="/b")}, Path(), read_path=full_path, read_duration=duration)
     )
     catalog = build_catalog(settings, packaged)
     assert catalog.find("bge-m3.q8_0").path == catalog.find("bge-m3").path == Path("/b")
@@ -321,7 +322,7 @@ def test_names_that_cannot_be_used_are_told(
 
 @pytest.mark.parametrize("name", ["a/b", "..", "../x", "a..b", ".a", "a\0", "", "x" * 200])
 def test_a_model_with_an_odd_name_is_refused(packaged: Manifest, name: str) -> None:
-    models = own_models({name: Entry(path="/m")}, "config.json", read_path=full_path, read_duration=duration)
+    models = own_models({name: Entry(path="/m")}, Path("config.json"), read_path=full_path, read_duration=duration)
     with pytest.raises(SettingsError, match="cannot be the name of a model"):
         build_catalog(replace(HOME, models=models), packaged)
 
@@ -331,6 +332,13 @@ def test_a_default_model_that_does_not_exist_is_told(packaged: Manifest) -> None
         build_catalog(replace(HOME, default_model="nobody"), packaged)
     with pytest.raises(ManifestError, match=r"has no model 'nobody'; .* set RUNED_MODEL_VARIANT"):
         build_catalog(replace(HOME, model_variant="nobody"), packaged)
+
+
+def test_a_reranker_of_the_user_is_never_the_default_model(packaged: Manifest) -> None:
+    settings = replace(with_models(mine={"path": "/m", "kind": "rerank", "aliases": ["Best"]}), default_model="best")
+    for look in (own_default, lambda settings: check_default(build_catalog(settings, packaged).default)):
+        with pytest.raises(SettingsError, match="mine is a reranker and gives no vectors"):
+            look(settings)
 
 
 def test_a_file_of_the_hub_is_a_download_with_its_pinned_hash(packaged: Manifest) -> None:
@@ -371,7 +379,7 @@ async def test_the_own_default_model_needs_no_manifest(machine: Machine, tmp_pat
     engine = tmp_path / "llama-server"
     engine.write_text("#!/bin/sh\necho 'version: 1 (x)' >&2\n")
     engine.chmod(0o700)
-    models = own_models({"mine": Entry(path=str(own))}, "", read_path=full_path, read_duration=duration)
+    models = own_models({"mine": Entry(path=str(own))}, Path(), read_path=full_path, read_duration=duration)
     with running_site() as site:
         gone = f"{site.url}/manifest.json"
         installation = await machine.install(gone, llama_server=engine, models=models, default_model="mine")

@@ -15,7 +15,7 @@ from runed.bootstrap.manifest import current_platform
 from runed.bootstrap.partial_files import partial_path
 from runed.locking import LockFile
 from tests.bootstrap.parts import sha256
-from tests.bootstrap.site import Site, drop_after, running_site, stall_after, status
+from tests.bootstrap.site import Behaviour, Site, drop_after, running_site, stall_after, status
 from tests.cli.support import Cli
 from tests.support import wait_until
 
@@ -130,6 +130,19 @@ def test_a_model_is_fetched_and_serves_at_once(stocked: Cli, tiny_qwen3: Path) -
     assert json.loads(ran(stocked, "embed", "tea"))["dim"] == 64
 
 
+@pytest.mark.parametrize("behaviour", [stall_after(1000), status(404)], ids=["stalls", "fails"])
+def test_a_named_model_needs_no_default_model(stocked: Cli, site: Site, reranker: Path, behaviour: Behaviour) -> None:
+    site.always["/tiny.f32.gguf"] = behaviour
+    ran(stocked, "pull", "mini")
+    ran(stocked, "add", str(reranker), "--name", "judge")
+    texts = stocked.home / "texts"
+    texts.write_text("green tea\na train\n")
+    ran(stocked, "ensure")
+    assert json.loads(ran(stocked, "embed", "tea", "--model", "mini"))["dim"] == 64
+    assert ran(stocked, "rerank", "tea", str(texts)).count("\n") == 2
+    assert ran(stocked, "rerank", "trains", str(texts), "--model", "judge").count("\n") == 2
+
+
 @pytest.mark.parametrize("tenth", range(1, 10))
 def test_a_pull_that_is_cut_is_resumed_by_the_same_command(stocked: Cli, site: Site, tiny_qwen3: Path, tenth: int) -> None:
     whole = tiny_qwen3.stat().st_size
@@ -174,6 +187,16 @@ def test_a_file_of_the_hub_is_recorded_with_its_hash_at_first_use(stocked: Cli, 
     assert "has SHA-256 " in refused_of_many_lines(stocked, "pull", "tiny-qwen3")
     site.files[path] = data
     ran(stocked, "pull", "tiny-qwen3")
+
+
+def test_a_reranker_of_the_hub_is_recorded_as_one(stocked: Cli, site: Site, reranker: Path) -> None:
+    site.files["/o/r/resolve/main/Judge.gguf"] = reranker.read_bytes()
+    told = ran(stocked, "pull", "hf:o/r/Judge.gguf")
+    assert "use       runed rerank --model judge QUERY FILE" in told.splitlines()
+    assert config(stocked)["models"]["judge"]["kind"] == "rerank"
+    assert "use       runed rerank --model judge QUERY FILE" in ran(stocked, "pull", "judge").splitlines()
+    (stocked.home / "documents").write_text("green tea\na train\n")
+    assert ran(stocked, "rerank", "tea", str(stocked.home / "documents")).count("\n") == 2
 
 
 def refused_of_many_lines(cli: Cli, *arguments: str) -> str:
@@ -224,9 +247,8 @@ def test_a_file_of_the_user_is_added_and_all_else_stays(stocked: Cli, minilm: Pa
 
 def test_a_reranker_of_the_user_reranks_without_being_told(stocked: Cli, reranker: Path, tmp_path: Path) -> None:
     told = ran(stocked, "add", str(reranker), "--name", "ranker")
-    assert (
-        "added     ranker: minilm-reranker-random, bert, F32, reranks documents\nuse       runed rerank --model ranker" in told
-    )
+    assert "added     ranker: minilm-reranker-random, bert, F32, reranks documents\n" in told
+    assert "use       runed rerank --model ranker QUERY FILE\n" in told
     assert config(stocked)["models"] == {"ranker": {"path": str(reranker)}}
     shown = ran(stocked, "show", "ranker")
     assert "kind      reranks documents" in shown

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runed.domain.model_spec import ModelKind, ModelSpec
-from runed.domain.names import MAX_NAME, ModelNames, check_name, is_name, name_of_file, split_name
+from runed.domain.names import MAX_NAME, ModelNames, check_default, check_name, is_name, name_of_file, split_name
 from runed.errors import SettingsError, UnknownModelError
 
 QWEN = ModelSpec(family="qwen3-embedding-0.6b", variant="q6_K")
@@ -93,6 +93,8 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist(name: str) -> None
     )
     assert len(refusal.value.message) < 300
     assert "\x1b" not in refusal.value.message
+    with pytest.raises(UnknownModelError, match=r"^there is no model 'a\\x1b\[2J\\u202e'; "):
+        make_names().find("a\x1b[2J\u202e")
 
 
 def test_the_default_can_be_chosen_by_any_name() -> None:
@@ -127,6 +129,24 @@ def test_an_alias_stands_for_a_model() -> None:
         make_names(aliases={"a": "b"})
     with pytest.raises(SettingsError, match="cannot be the name of a model"):
         make_names(aliases={"../a": "bge"})
+    for order in ({"a": "b", "b": "bge"}, {"b": "bge", "a": "b"}):
+        assert make_names(aliases=order).find("a") is BGE
+    for circle in ({"a": "a"}, {"x": "bge", "a": "b", "b": "a"}):
+        with pytest.raises(SettingsError, match=r"the alias 'a' stands for '[ab]', which is no model"):
+            make_names(aliases=circle)
+
+
+def test_an_error_repeats_only_the_beginning_of_a_long_name() -> None:
+    long = "a" * 10_000
+    for models, aliases in ([ModelSpec(family=long)], {}), ([BGE], {long: "bge"}), ([BGE], {"x": long}), ([BGE], {long: long}):
+        with pytest.raises(SettingsError) as refusal:
+            ModelNames(models, aliases=aliases)
+        assert len(refusal.value.message) < 500
+
+
+def test_a_reranker_is_never_the_default_model() -> None:
+    with pytest.raises(SettingsError, match=r"bge-reranker-v2-m3\.q8_0 is a reranker and gives no vectors"):
+        check_default(make_names(default="bge-reranker-v2-m3").default)
 
 
 def test_the_names_of_a_model_are_told() -> None:

@@ -55,8 +55,8 @@ export class Calls {
   readonly #link: Link;
   readonly #onProgress: ((health: Health) => void) | undefined;
   #limits: Limits | undefined;
-  /** Whether the start of this daemon has been watched. */
-  #watched = false;
+  /** The models of this daemon whose start has been watched. */
+  readonly #watched = new Set<string>();
 
   constructor(target: Target, link: Link, onProgress: ((health: Health) => void) | undefined) {
     this.#target = target;
@@ -92,20 +92,19 @@ export class Calls {
   }
 
   /**
-   * Watches the start of the daemon. Then makes a call as `send` does, and waits out a bootstrap that is in its way.
+   * Watches the start of a model. Then makes a call for it as `send` does, and waits out a bootstrap that is in its way.
    *
-   * @param deadline - The end of the call.
-   * @param model - The name of the model that the call needs; "" means the default one.
-   * @param call - Makes it.
-   * @param duringDownload - What to do while something is downloaded.
+   * @param model - Its name; "" is the default one. Undefined if only the daemon knows which model the call needs.
    */
   async sendWhenReady<T>(
     deadline: Deadline,
-    model: string,
+    model: string | undefined,
     call: (rpc: Rpc, options: RpcOptions) => Promise<T>,
     duringDownload: DuringDownload = "wait",
   ): Promise<T> {
-    await this.#watchStart(deadline, model, duringDownload);
+    if (model !== undefined) {
+      await this.#watchStart(deadline, model, duringDownload);
+    }
     for (;;) {
       try {
         return await this.send(deadline, call);
@@ -198,14 +197,14 @@ export class Calls {
   async #findDaemon(tries: Tries, pauseMs: number): Promise<void> {
     await tries.deadline.sleep(pauseMs);
     this.#limits = undefined; // the next daemon may have others
-    this.#watched = false;
+    this.#watched.clear();
     await this.#target.ensure(tries.deadline);
   }
 
-  /** Reports the progress of a daemon that starts with a model. That daemon would let the first call wait without telling any. */
+  /** Reports the progress of a model that starts. The daemon would let the first call for it wait without telling any. */
   async #watchStart(deadline: Deadline, model: string, duringDownload: DuringDownload): Promise<void> {
-    if (this.#onProgress !== undefined && !this.#watched) {
-      this.#watched = true;
+    if (this.#onProgress !== undefined && !this.#watched.has(model)) {
+      this.#watched.add(model);
       await this.waitOutBootstrap(deadline, model, duringDownload, false);
     }
   }
@@ -283,24 +282,25 @@ export class Calls {
     return readHealth(response);
   }
 
-  /** Asks the daemon for the limits of a request for a model. No other model is waited for. */
-  async askLimits(deadline: Deadline, model: string): Promise<Limits> {
+  /** Asks the daemon for the limits of a request for a model, as in `sendWhenReady`. */
+  async askLimits(deadline: Deadline, model: string | undefined): Promise<Limits> {
     // Not `info`: the limits are known before the model is.
     this.#limits = readInfo(await this.#ask(deadline, model, "wait"));
     return this.#limits;
   }
 
-  async #ask(deadline: Deadline, model: string, duringDownload: DuringDownload): Promise<InfoResponse> {
-    return await this.sendWhenReady(deadline, model, (rpc, options) => rpc.info({ model }, options), duringDownload);
+  async #ask(deadline: Deadline, model: string | undefined, duringDownload: DuringDownload): Promise<InfoResponse> {
+    const ask = (rpc: Rpc, options: RpcOptions) => rpc.info({ model: model ?? "" }, options);
+    return await this.sendWhenReady(deadline, model, ask, duringDownload);
   }
 
   /**
-   * Makes a call within the limits of a request. It asks the daemon for them once.
+   * Makes a call within the limits of a request for a model, as in `sendWhenReady`. It asks the daemon for them once.
    *
    * If a request is too large although the limits were kept, it asks again: another daemon with smaller limits may have taken the
    * place of the first.
    */
-  async withinLimits<T>(deadline: Deadline, model: string, call: (limits: Limits) => Promise<T>): Promise<T> {
+  async withinLimits<T>(deadline: Deadline, model: string | undefined, call: (limits: Limits) => Promise<T>): Promise<T> {
     const kept = this.#limits;
     if (kept === undefined) {
       return await call(await this.askLimits(deadline, model));

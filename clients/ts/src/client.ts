@@ -107,7 +107,7 @@ export class Client {
     const response =
       length <= LARGE_TEXT
         ? await send()
-        : await this.#within(deadline, EmbedRequestSchema, fields, ({ maxBytes }) => {
+        : await this.#within(deadline, fields.model, EmbedRequestSchema, fields, ({ maxBytes }) => {
             checkLength(length + TEXT_OVERHEAD, maxBytes);
             return send();
           });
@@ -130,7 +130,7 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, EmbedBatchRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
+    return await this.#within(deadline, fields.model, EmbedBatchRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
       const lengths = list.map((text, index) => measure(text, index, maxBytes));
       const vectors: Float32Array[] = [];
       const space = new SpaceGuard();
@@ -146,11 +146,10 @@ export class Client {
           if (vector.length !== (vectors[0] ?? vector).length) {
             throw noVector();
           }
-          vectors.push(vector);
         }
-      }
-      return vectors;
-    });
+        return vectors;
+      },
+    );
   }
 
   /**
@@ -167,7 +166,7 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, EmbedBatchRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
+    return await this.#within(deadline, fields.model, EmbedBatchRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
       const outcomes: Outcome[] = [];
       const sendable: number[] = [];
       const lengths: number[] = [];
@@ -179,16 +178,20 @@ export class Client {
           if (!(error instanceof RunedError)) {
             throw error;
           }
-          outcomes[index] = error;
         }
-      }
-      const space = new SpaceGuard();
-      for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
-        const part = sendable.slice(start, end);
-        const request = { texts: part.map((index) => list[index] as string), ...fields };
-        const response = await this.#embedBatch(request, deadline);
-        if (response.fingerprint === "") {
-          throw tooOld("gives no details of an embedding");
+        const space = new SpaceGuard();
+        for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
+          const part = sendable.slice(start, end);
+          const request = { texts: part.map((index) => list[index] as string), ...fields };
+          const response = await this.#embedBatch(request, deadline);
+          if (response.fingerprint === "") {
+            throw tooOld("gives no details of an embedding");
+          }
+          checkModel(options, response.model);
+          space.check(response.fingerprint);
+          for (const [place, index] of part.entries()) {
+            outcomes[index] = readOutcome(response.embeddings[place], response, index);
+          }
         }
         checkNamed(fields.model, response.model);
         space.check(response.fingerprint);
@@ -233,7 +236,7 @@ export class Client {
     if (list.length === 0) {
       return [];
     }
-    return await this.#within(deadline, CountTokensRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
+    return await this.#within(deadline, fields.model, CountTokensRequestSchema, fields, async ({ maxTexts, maxBytes }) => {
       const lengths = list.map((text, index) => measure(text, index, maxBytes));
       const counts: number[] = [];
       for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
@@ -266,7 +269,7 @@ export class Client {
     const deadline = this.#deadline(options);
     return await rerank(
       this.#calls,
-      (fields, send) => this.#within(deadline, RerankRequestSchema, fields, send),
+      (fields, send) => this.#within(deadline, fields.model || undefined, RerankRequestSchema, fields, send),
       deadline,
       query,
       documents,
@@ -365,12 +368,13 @@ export class Client {
   /** Makes a call with as much room for texts as one request of a kind has besides its other fields. */
   async #within<D extends DescMessage, T>(
     deadline: Deadline,
+    model: string | undefined,
     schema: D,
-    fields: MessageInitShape<D> & { model: string },
+    fields: MessageInitShape<D>,
     call: (room: Room) => Promise<T>,
   ): Promise<T> {
     const size = sizeOf(schema, fields);
-    return await this.#calls.withinLimits(deadline, fields.model, ({ maxBatchSize, maxRequestBytes }) =>
+    return await this.#calls.withinLimits(deadline, model, ({ maxBatchSize, maxRequestBytes }) =>
       call({ maxTexts: maxBatchSize, maxBytes: maxRequestBytes - size }),
     );
   }

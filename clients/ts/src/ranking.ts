@@ -81,7 +81,7 @@ export async function rerank(
     for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
       const request = { ...fields, documents: list.slice(start, end) };
       const response = await calls
-        .sendWhenReady(deadline, model, (rpc, rpcOptions) => rpc.rerank(request, rpcOptions))
+        .sendWhenReady(deadline, model || undefined, (rpc, rpcOptions) => rpc.rerank(request, rpcOptions))
         .catch((error: unknown) => {
           throw relocated(error, start, end - start);
         });

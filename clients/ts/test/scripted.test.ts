@@ -84,6 +84,24 @@ describe("a daemon that cannot answer for the moment", () => {
     );
   });
 
+  it("is still fetching its default model: a call for another one does not wait", async () => {
+    const model = "small";
+    const caller = await client(
+      {
+        health: (request) => ({ status: HealthResponse_Status[request.model === "" ? "LOADING" : "IDLE"] }),
+        info: () => ({ maxBatchSize: 64, maxRequestBytes: 1_000_000n }),
+        embed: () => ({ ...VECTOR, model }),
+        embedBatch: () => ({ embeddings: [VECTOR], model, fingerprint: "space" }),
+        rerank: () => ({ results: [{ index: 0, score: 0.5 }], model: "judge" }),
+      },
+      { timeoutMs: 5_000, onProgress: ({ status }) => assert.notEqual(status, "LOADING") },
+    );
+    assert.equal((await caller.rerank("query", ["document"])).length, 1);
+    assert.equal((await caller.embed("a", { model })).length, 2);
+    assert.equal((await caller.embedBatch(["a"], { model })).length, 1);
+    assert.equal((await caller.rerank("query", ["document"], { model: "judge" })).length, 1);
+  });
+
   it("cannot fetch its model: says why", async () => {
     const caller = await client({
       embed: failing([wireError(Code.FailedPrecondition, "BOOTSTRAPPING")], VECTOR),

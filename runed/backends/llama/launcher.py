@@ -37,6 +37,10 @@ class DeviceError(BackendUnavailableError):
     """The engine died while it started on a device, or its vectors are wrong there. Elsewhere it may be sound."""
 
 
+class ModelReplacedError(BackendUnavailableError):
+    """The file of the model is another one than at the start of the daemon, or gone. No other try can help."""
+
+
 class Launcher:
     """Starts `llama-server` for one model, as often as it is needed.
 
@@ -86,13 +90,14 @@ class Launcher:
             The server; the caller closes it.
 
         Raises:
+            ModelReplacedError: The file of the model is not that of the identity.
             DeviceError: It did not come up on its device, or its vectors are wrong there.
             BackendUnavailableError: It did not come up.
             BackendFaultError: It came up, but its vectors are wrong.
         """
         # Clients keep the model's identity beside their vectors. Another file at this path would serve other vectors unnoticed.
         if _file_state(self._command.model) != self._model_state:
-            raise BackendUnavailableError(
+            raise ModelReplacedError(
                 f"the model {self._command.model} was replaced or removed while the daemon ran; run `runed stop`: "
                 "the next client starts a daemon that serves the present file"
             )

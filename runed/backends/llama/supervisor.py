@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from runed.backends.base import BackendStatus
 from runed.backends.llama.http import ConnectionLostError
-from runed.backends.llama.launcher import DeviceError
+from runed.backends.llama.launcher import DeviceError, ModelReplacedError
 from runed.backends.llama.server import UNREACHABLE, LlamaServer
 from runed.backends.llama.timings import Timings
 from runed.backends.llama.watch import POISONED, Watch
@@ -146,9 +146,12 @@ class Supervisor:
                 server = await self._launch()
             except BackendError as error:
                 if self._has_failed(error):
-                    self._refused_until = time.monotonic() + self._timings.pause
+                    self._refused_until = time.monotonic()
                     self._device_failed = isinstance(error, DeviceError)
-                    error.retry_after = self._timings.backoff if self._device_failed else self._timings.pause
+                    # A caller must not be told to try again if that cannot help, and to look at the file costs nothing.
+                    if not isinstance(error, ModelReplacedError):
+                        self._refused_until += self._timings.pause
+                        error.retry_after = self._timings.backoff if self._device_failed else self._timings.pause
                     raise
                 delay = self._backoff()
                 continue
@@ -167,7 +170,7 @@ class Supervisor:
         self._failure = error.message
         # One more try for a device: the memory of an engine that has just died may not be free yet.
         most = _DEVICE_FAILURES if isinstance(error, DeviceError) else self._timings.max_failures
-        given_up = self._failures >= most or isinstance(error, BackendFaultError)
+        given_up = self._failures >= most or isinstance(error, BackendFaultError | ModelReplacedError)
         _log.error("llama-server failed", reason=error.message, failures=self._failures, given_up=given_up)
         return given_up
 

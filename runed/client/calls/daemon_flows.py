@@ -99,7 +99,7 @@ class DaemonFlows:
         self._spawn = spawn
         self._on_progress = on_progress
         self._limits: Info | None = None
-        self._watched = False
+        self._watched: set[str] = set()  # models whose start was looked at
         self._notes_roles = True
         self._noted: set[tuple[str, str]] = set()  # models and roles that were looked at
 
@@ -143,6 +143,10 @@ class DaemonFlows:
     def ignore_roles(self) -> None:
         """Warn of no role, since the caller does not choose it."""
         self._notes_roles = False
+
+    def ignore_default(self) -> None:
+        """Watch no start of the default model, which a call to rerank does not mean if it names no model."""
+        self._watched.add("")
 
     def note_role(
         self, options: Options, answer: EmbedResponse | EmbedBatchResponse | EmbedStreamResponse, deadline: Deadline
@@ -188,7 +192,7 @@ class DaemonFlows:
             yield from self.wait_out_bootstrap(deadline, model, refuse_download=refuse_download)
 
     def send_when_ready(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
-        """Send a request. If a bootstrap refuses it, wait for the bootstrap and send it again."""
+        """Send a request. If a bootstrap of its model refuses it, wait for the bootstrap and send it again."""
         model: str = getattr(request, "model", "")
         yield from self.watch_start(deadline, model)
         while True:
@@ -235,10 +239,10 @@ class DaemonFlows:
             raise DeadlineExceededError(f"{error.message}: engine and model are not ready yet: {message}") from None
 
     def watch_start(self, deadline: Deadline, model: str | None, *, refuse_download: bool = False) -> Flow[None]:
-        """Report the progress of a daemon that starts with a model. It would let the first call wait without telling any."""
-        if self._on_progress is None or self._watched:
+        """Report the progress of a model that starts. The daemon would let the first call for it wait without telling any."""
+        if self._on_progress is None or (model or "") in self._watched:
             return
-        self._watched = True
+        self._watched.add(model or "")
         yield from self.wait_out_bootstrap(deadline, model, refuse_download=refuse_download, refused=False)
 
     def _send(self, method: str, request: Message, response_type: type[T], deadline: Deadline) -> Flow[T]:
@@ -288,7 +292,7 @@ class DaemonFlows:
                 raise error
             yield from self._pause(_RETRY_PAUSE, deadline)
             tries.retries += 1
-        self._limits, self._watched = None, False
+        self._limits, self._watched = None, set()
         yield Ensure(deadline.remaining())
 
     def _pause(self, seconds: float, deadline: Deadline) -> Flow[None]:

@@ -46,6 +46,8 @@ def rerank_flow(
     length = encoded_length(query, "query")
     if not texts:
         return []
+    if not options.model:
+        flows.ignore_default()
     common = RerankRequest(query=query, model=options.model or "")
     Options(truncate=options.truncate, lane=options.lane).set_queue_on(common)
 
