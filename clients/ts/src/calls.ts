@@ -112,7 +112,7 @@ export class Calls {
         if (!(error instanceof RunedError && error.reason === "BOOTSTRAPPING")) {
           throw error;
         }
-        await this.waitOutBootstrap(deadline, model, duringDownload);
+        await this.waitOutBootstrap(deadline, model ?? "", duringDownload);
       }
     }
   }

@@ -146,10 +146,11 @@ export class Client {
           if (vector.length !== (vectors[0] ?? vector).length) {
             throw noVector();
           }
+          vectors.push(vector);
         }
-        return vectors;
-      },
-    );
+      }
+      return vectors;
+    });
   }
 
   /**
@@ -178,20 +179,16 @@ export class Client {
           if (!(error instanceof RunedError)) {
             throw error;
           }
+          outcomes[index] = error;
         }
-        const space = new SpaceGuard();
-        for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
-          const part = sendable.slice(start, end);
-          const request = { texts: part.map((index) => list[index] as string), ...fields };
-          const response = await this.#embedBatch(request, deadline);
-          if (response.fingerprint === "") {
-            throw tooOld("gives no details of an embedding");
-          }
-          checkModel(options, response.model);
-          space.check(response.fingerprint);
-          for (const [place, index] of part.entries()) {
-            outcomes[index] = readOutcome(response.embeddings[place], response, index);
-          }
+      }
+      const space = new SpaceGuard();
+      for (const [start, end] of split(lengths, maxTexts, maxBytes)) {
+        const part = sendable.slice(start, end);
+        const request = { texts: part.map((index) => list[index] as string), ...fields };
+        const response = await this.#embedBatch(request, deadline);
+        if (response.fingerprint === "") {
+          throw tooOld("gives no details of an embedding");
         }
         checkNamed(fields.model, response.model);
         space.check(response.fingerprint);
