@@ -64,7 +64,7 @@ class DaemonHandle:
         if not self.differences:
             return ""
         return (
-            f"the daemon on {self.socket} was started with other settings than these: {', '.join(self.differences)} differ; "
+            f"the daemon on {self.socket} was started with other settings than these: {', '.join(self.differences)}; "
             "with `runed stop`, the next client starts one that has them"
         )
 

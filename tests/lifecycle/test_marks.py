@@ -76,13 +76,13 @@ def test_a_client_with_another_model_is_warned_once_and_the_command_complains(
             with runed.connect(home=home) as client:
                 client.embed("x")
     [warning] = [warning for warning in caught if issubclass(warning.category, RunedWarning)]
-    assert "was started with other settings than these: RUNED_MODEL differ" in str(warning.message)
+    assert "was started with other settings than these: RUNED_MODEL; with `runed stop`" in str(warning.message)
     assert warning.filename == __file__
     environment = clean_environment(RUNED_HOME=str(home), RUNED_MODEL=str(minilm), RUNED_PROFILE="memory")
     result = subprocess.run(
         [sys.executable, "-m", "runed", "ensure"], env=environment, capture_output=True, text=True, timeout=60, check=True
     )
-    assert "RUNED_MODEL, RUNED_PROFILE differ" in result.stderr
+    assert "these: RUNED_MODEL, RUNED_PROFILE; with" in result.stderr
     same = subprocess.run(
         [sys.executable, "-m", "runed", "ensure"],
         env=daemon.environment,
