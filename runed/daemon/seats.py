@@ -8,7 +8,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from runed.backends.base import BackendState, BackendStatus, BatchLimits, EmbeddingBatch, LocalBackend, PairBackend, TextInput
+from runed.backends.base import (
+    BackendState,
+    BackendStatus,
+    BatchLimits,
+    EmbeddingBatch,
+    LocalBackend,
+    PairBackend,
+    TextInput,
+    Tokens,
+)
 from runed.domain.model import ModelInfo
 from runed.domain.requests import Lane
 from runed.errors import ModelTooLargeError
@@ -298,7 +307,7 @@ class Seat:
         async with self._using():
             return await self._backend.embed(texts)
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """See `Tokenizer.tokenize`."""
         async with self._using():
             return await self._backend.tokenize(texts)

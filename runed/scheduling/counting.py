@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runed.backends.base import Tokenizer
+from runed.backends.base import Tokenizer, Tokens
 from runed.errors import BackendFaultError, RunedError
 from runed.log import describe_exception, get_logger
 from runed.scheduling.queue import QueueEntry
@@ -12,7 +12,7 @@ from runed.scheduling.queue import QueueEntry
 _log = get_logger(__name__)
 
 
-async def tokenize_each(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int] | RunedError]:
+async def tokenize_each(texts: Sequence[str], tokenizer: Tokenizer) -> list[Tokens | RunedError]:
     """Return the tokens of each text, or the error of a text that has none. Such a text does not affect the others.
 
     Raises:

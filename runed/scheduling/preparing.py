@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from runed.backends.base import CountingEmbedder, TextInput
+from runed.backends.base import CountingEmbedder, TextInput, Tokens
 from runed.domain.requests import Truncate
 from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, RunedError, TextTooLongError
 from runed.scheduling.counting import tokenize_each
@@ -193,7 +193,7 @@ class Preparer:
         return [fitted[index] for index in range(len(whole))]
 
     async def _fit(
-        self, text: str, tokens: list[int], prompt: str, truncate: Truncate, name: Callable[[], Name]
+        self, text: str, tokens: Tokens, prompt: str, truncate: Truncate, name: Callable[[], Name]
     ) -> Prepared | TextTooLongError:
         limit = self._backend.model.max_tokens
         if len(tokens) <= limit:
@@ -212,7 +212,7 @@ class Preparer:
             )
         return Prepared(cut, limit, exact=True, total_tokens=len(tokens), size=len(text.encode()))
 
-    async def _cut(self, tokens: list[int], prompt: str, truncate: Truncate) -> list[int] | None:
+    async def _cut(self, tokens: Tokens, prompt: str, truncate: Truncate) -> Tokens | None:
         """Drop the tokens over the limit, but no tokens of the prompt and no special tokens.
 
         Return None if no text would be left.

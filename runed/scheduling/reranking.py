@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from runed.backends.base import PairBackend, pair
+from runed.backends.base import PairBackend, Tokens, pair
 from runed.domain.model import reads_last
 from runed.domain.ranking import Ranked, RerankAnswer, RerankOptions, relevance
 from runed.domain.requests import Embedding, EmbedOptions, Lane, Truncate
@@ -57,7 +57,7 @@ class PairPreparer(Preparer):
         return True
 
     async def _fit(
-        self, text: str, tokens: list[int], prompt: str, truncate: Truncate, name: Callable[[], Name]
+        self, text: str, tokens: Tokens, prompt: str, truncate: Truncate, name: Callable[[], Name]
     ) -> Prepared | TextTooLongError:
         limit = self._pairs.model.max_tokens
         total, size = len(tokens), len(text.encode())

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
-from runed.backends.base import LocalBackend
+from runed.backends.base import LocalBackend, Tokens
 from runed.caching.cache import VectorCache
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelTraits, cache_space, dimensions_for, fingerprint, min_dimensions, prompt_for
@@ -231,7 +231,7 @@ class Scheduler:
             pieces = dict(zip(known, await self.backend.spell(known), strict=True))
         return Tokenized(ids, pieces, frozenset(token for token, _ in self.backend.model.special_tokens))
 
-    async def _tokenize(self, texts: Sequence[str], options: EmbedOptions) -> AsyncIterator[list[int]]:
+    async def _tokenize(self, texts: Sequence[str], options: EmbedOptions) -> AsyncIterator[Tokens]:
         """Yield the tokens of each text, with prompts and special tokens."""
         check_count(texts)
         prompt = prompt_for(options, self.traits)

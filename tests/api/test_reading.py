@@ -190,9 +190,10 @@ def test_too_many_parts_are_refused_before_they_are_made(case: str) -> None:
         started = time.process_time()
         with pytest.raises(error, match=f"more than {MOST_PARTS:,} texts, values and other parts"):
             decode(body, kind, codec)
-        if (seconds := time.process_time() - started) < 2:
+        if time.process_time() - started < 2:
             break
-    assert seconds < 2
+    else:
+        pytest.fail("no try took less than 2 s")
 
 
 @pytest.mark.parametrize("codec", ["proto", "json"])

@@ -35,6 +35,7 @@ def host(home: Path) -> Iterator[Popen[bytes]]:
     assert process.wait(10) == 0
 
 
+@pytest.mark.slow
 async def test_client_that_reads_no_results_is_held_back(host: Popen[bytes], home: Path) -> None:
     process = psutil.Process(host.pid)
     async with grpc.aio.insecure_channel(f"unix:{home / 's'}") as channel:

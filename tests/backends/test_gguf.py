@@ -137,6 +137,7 @@ def test_every_cut_of_a_real_file_is_refused(file: Path) -> None:
         refuse(file, whole[:length])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, TINY_HEADER), st.integers(0, 255)), min_size=1, max_size=8))
 def test_flipped_bytes_are_refused_or_harmless(file: Path, changes: list[tuple[int, int]]) -> None:
@@ -173,6 +174,7 @@ def test_array_longer_than_the_file_is_refused(file: Path, kind: int) -> None:
     assert "cut short" in refuse(file, head + bytes(10_000))
 
 
+@pytest.mark.slow
 def test_sparse_file_of_empty_strings_ends_in_bounded_time_and_memory(file: Path) -> None:
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + gguf_string("a") + struct.pack("<IIQ", 9, 8, 2**40)
     file.write_bytes(head)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from runed.backends.base import BackendStatus
+from runed.backends.base import BackendStatus, pack
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.guard import EngineDiedError, Suspects
 from runed.errors import BackendFaultError, BackendUnavailableError
@@ -130,8 +130,8 @@ async def test_tokens_that_kill_the_engine_are_refused(make_backend: MakeBackend
     backend = make_backend(fake.executable)
     for _ in range(2):
         with pytest.raises(BackendFaultError, match="died 2 times"):
-            await backend.embed([[7, 8, 319]])
-    assert len((await backend.embed([[7, 9, 319]])).vectors) == 1
+            await backend.embed([pack([7, 8, 319])])
+    assert len((await backend.embed([pack([7, 9, 319])])).vectors) == 1
     assert len(fake.launches) == 3
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runed.backends.base import BackendStatus
+from runed.backends.base import BackendStatus, Tokens, pack
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.cores import usable_cores
@@ -36,10 +36,10 @@ LONG_TEXTS = (500, 1361, 2000, 1290, 1034)
 GIB = 1024**3
 
 
-def text_of(tokens: int, seed: int = 0) -> list[int]:
+def text_of(tokens: int, seed: int = 0) -> Tokens:
     """Return a text of random bytes, and its EOS."""
     source = random.Random(seed * 10_007 + tokens)
-    return [*(source.randrange(256) for _ in range(tokens - 1)), 319]
+    return pack([*(source.randrange(256) for _ in range(tokens - 1)), 319])
 
 
 def backend_of(profile: Profile | str, model: Path, llama_server: Path, home: Path) -> LlamaBackend:
@@ -48,7 +48,7 @@ def backend_of(profile: Profile | str, model: Path, llama_server: Path, home: Pa
     )
 
 
-async def embed_alone(backend: LlamaBackend, texts: Sequence[Sequence[int]]) -> list[bytes]:
+async def embed_alone(backend: LlamaBackend, texts: Sequence[Tokens]) -> list[bytes]:
     try:
         return [(await backend.embed([text])).vectors[0] for text in texts]
     finally:

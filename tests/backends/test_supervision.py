@@ -19,7 +19,7 @@ import msgspec
 import psutil
 import pytest
 
-from runed.backends.base import BackendState, BackendStatus
+from runed.backends.base import BackendState, BackendStatus, pack
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.server import LlamaServer
 from runed.backends.llama.supervisor import Supervisor
@@ -644,7 +644,7 @@ async def test_stopped_engine_whose_queue_of_connections_is_full_is_waited_for(
     waiting = [asyncio.create_task(backend.tokenize([f"text {number}"])) for number in range(6)]
     await asyncio.sleep(1.5)  # longer than a lost connection is waited for
     os.kill(pid, signal.SIGCONT)
-    assert await asyncio.gather(*waiting) == [[[0, 1, 319]]] * 6
+    assert await asyncio.gather(*waiting) == [[pack([0, 1, 319])]] * 6
     assert (backend.state.pid, backend.state.restarts) == (pid, 0)
 
 

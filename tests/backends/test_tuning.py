@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runed.backends.base import BatchLimits
+from runed.backends.base import BatchLimits, pack
 from runed.backends.llama.cores import usable_cores
 from runed.backends.llama.measuring import _check_company, _cut, _micro_batches
 from runed.backends.llama.profile import Measurement, PassMeasurement, Profile, Tuning, built_in_profile
@@ -144,8 +144,8 @@ def test_micro_batches_keep_the_limits_and_lose_nothing() -> None:
 
 
 def test_a_text_is_cut_before_its_last_token() -> None:
-    assert _cut([101, 7, 8, 9, 102], 4) == [101, 7, 8, 102]
-    assert _cut([101, 7, 102], 4) == [101, 7, 102]
+    assert _cut(pack([101, 7, 8, 9, 102]), 4) == pack([101, 7, 8, 102])
+    assert _cut(pack([101, 7, 102]), 4) == pack([101, 7, 102])
 
 
 def test_vectors_that_depend_on_company_are_no_measurement() -> None:

@@ -71,6 +71,7 @@ def start(home: Path) -> Iterator[Callable[..., Process]]:
         yield begin
 
 
+@pytest.mark.slow
 async def test_a_download_killed_in_the_middle_goes_on_from_there(
     machine: Machine, release: Release, start: Callable[..., Process]
 ) -> None:
@@ -86,6 +87,7 @@ async def test_a_download_killed_in_the_middle_goes_on_from_there(
     assert machine.leftovers() == []
 
 
+@pytest.mark.slow
 async def test_ctrl_c_leaves_what_is_there_for_the_next_try(
     machine: Machine, release: Release, start: Callable[..., Process]
 ) -> None:
@@ -101,6 +103,7 @@ async def test_ctrl_c_leaves_what_is_there_for_the_next_try(
     assert release.site.requests[-1].range == "bytes=200000-"
 
 
+@pytest.mark.slow
 def test_four_processes_at_once_download_once_and_the_others_say_for_whom_they_wait(
     release: Release, start: Callable[..., Process]
 ) -> None:

@@ -344,6 +344,7 @@ async def test_another_secret_empties_it(tmp_path: Path) -> None:
 # The bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [128, 1024, 4096, 32768])
 async def test_the_files_never_outgrow_the_bound(tmp_path: Path, dim: int) -> None:
     disk = open_cache(tmp_path)

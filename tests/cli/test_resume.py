@@ -169,6 +169,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
     return results
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     output_format=st.sampled_from(FORMATS),

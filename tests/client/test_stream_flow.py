@@ -389,6 +389,7 @@ def feed(job: PendingTexts[int], items: Iterator[tuple[int, str]], count: int) -
                 job.source_ended = True
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([0, 1, 5, 100, 200]),
     st.sampled_from([0.0, 0.02, 0.1, 0.3]),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from runed.backends.base import BackendState, BackendStatus, BatchLimits, EmbeddingBatch, TextInput
+from runed.backends.base import BackendState, BackendStatus, BatchLimits, EmbeddingBatch, TextInput, Tokens, pack
 from runed.daemon import seats as module
 from runed.daemon.seats import Seat, Seats
 from runed.domain.model import ModelInfo
@@ -79,9 +79,9 @@ class Engine:
     async def spell(self, tokens: Sequence[int]) -> list[str]:
         return [str(token) for token in tokens]
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         await self.start()
-        return [[1] for _ in texts]
+        return [pack([1]) for _ in texts]
 
 
 class Room:

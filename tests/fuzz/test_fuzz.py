@@ -34,6 +34,7 @@ def test_input_that_broke_a_reader_once_is_answered(path: Path) -> None:
     assert not replay(path.parent.name, path.read_bytes())
 
 
+@pytest.mark.slow
 def test_same_seed_makes_the_same_inputs() -> None:
     outcomes = [fuzz(Plan(7, {"csv": 50})) for _ in range(2)]
     assert outcomes[0].new == outcomes[1].new

@@ -91,6 +91,7 @@ def test_openai_for_python(given: dict[str, Any], daemon: RunningDaemon) -> None
     ]
 
 
+@pytest.mark.slow
 def test_openai_for_python_tries_again_only_what_can_help(home: Path) -> None:
     path = home / "s"
     host = subprocess.Popen([sys.executable, "-m", "tests.fakes.fake_host", str(path)], cwd=ROOT, env=clean_environment())

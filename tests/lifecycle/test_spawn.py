@@ -66,6 +66,7 @@ def test_a_daemon_is_started_once_and_then_found(fake: Fake, paths: Paths) -> No
     assert [start["pid"] for start in starts(paths.home)] == [first.pid]
 
 
+@pytest.mark.slow
 def test_sixteen_starters_at_once_start_one_daemon(fake: Fake, paths: Paths) -> None:
     settings = fake()
     starters = [start_ensure(settings) for _ in range(16)]
@@ -295,6 +296,7 @@ def test_a_home_that_is_removed_while_it_is_made_is_made_again(
         paths.home.mkdir()
 
 
+@pytest.mark.slow
 def test_many_newer_clients_restart_an_older_daemon_once(fake: Fake, paths: Paths) -> None:
     ensure_daemon(fake("serves, drains slowly", "0.9.0"))
     code = ENSURE.replace("Path(sys.argv[2]))", "Path(sys.argv[2])), minimum_version='0.10.0'")

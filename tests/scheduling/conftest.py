@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput
+from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput, Tokens
 from runed.backends.llama.backend import LlamaBackend
 from runed.caching.cache import VectorCache
 from runed.domain.model import ModelInfo, ModelTraits
@@ -50,7 +50,7 @@ class Recorder:
     async def stop(self) -> None:
         await self._backend.stop()
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         self.tokenized.extend(texts)
         return await self._backend.tokenize(texts)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runed.backends.base import BackendStatus, TextInput
+from runed.backends.base import BackendStatus, TextInput, pack
 from runed.backends.llama.backend import LlamaBackend
 from runed.domain.requests import Lane
 from runed.errors import (
@@ -263,18 +263,18 @@ async def test_bulk_texts_wait_for_nobody() -> None:
 async def test_several_texts_that_are_not_counted_are_so_while_they_are_computed() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    batcher.submit(entries := [*make_entries("a", "b b"), make_entry([1, 2, 3]), *make_entries("c", exact=True)])
-    assert await outcomes(entries) == right("a", "b b", [1, 2, 3], "c")
+    batcher.submit(entries := [*make_entries("a", "b b"), make_entry(pack([1, 2, 3])), *make_entries("c", exact=True)])
+    assert await outcomes(entries) == right("a", "b b", pack([1, 2, 3]), "c")
     assert backend.counted == [["a", "b b"]]
-    assert backend.batches == [["a", "b b", [1, 2, 3], "c"]]
+    assert backend.batches == [["a", "b b", pack([1, 2, 3]), "c"]]
 
 
 @virtual_time
 async def test_the_one_text_that_is_not_counted_has_the_rest_of_the_sum() -> None:
     backend = ScriptedBackend()
     batcher = make_batcher(backend)
-    batcher.submit(entries := [*make_entries("a a a a"), make_entry([1, 2, 3]), *make_entries("c", exact=True)])
-    assert await outcomes(entries) == right("a a a a", [1, 2, 3], "c")
+    batcher.submit(entries := [*make_entries("a a a a"), make_entry(pack([1, 2, 3])), *make_entries("c", exact=True)])
+    assert await outcomes(entries) == right("a a a a", pack([1, 2, 3]), "c")
     assert backend.counted == []
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runed.backends.base import Tokens
 from runed.caching.cache import VectorCache
 from runed.domain.model import ModelTraits
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, StreamItem, StreamResult, Truncate
@@ -89,7 +90,7 @@ async def test_a_twin_that_became_ready_meanwhile_is_not_computed_again(make_eng
     text = "t" * 200  # long enough to be counted first
     asked, gate, tokenize = asyncio.Event(), asyncio.Event(), backend.tokenize
 
-    async def late(texts: Sequence[str]) -> list[list[int]]:
+    async def late(texts: Sequence[str]) -> list[Tokens]:
         asked.set()
         await gate.wait()
         return await tokenize(texts)
@@ -304,7 +305,7 @@ async def test_truncation_leaves_the_prompt_alone(make_engine: MakeEngine) -> No
     answer = await engine.embed([text], options, client=ME)
     [prompt] = await backend.tokenize([answer.space.prompt])
     sent = list(backend.computed[-1])
-    assert sent[: len(prompt) - 1] == prompt[:-1]
+    assert sent[: len(prompt) - 1] == prompt[:-1].tolist()
     assert sent[-2] == (await backend.tokenize(["y"]))[0][0]
     with pytest.raises(TextTooLongError, match="instruction"):
         await engine.embed(["text"], EmbedOptions(role=Role.QUERY, instruction="x" * 300, truncate=Truncate.END), client=ME)
@@ -325,7 +326,7 @@ async def test_texts_are_counted_in_portions_that_let_others_in_between(make_eng
     portions: list[tuple[int, int]] = []
     tokenize = backend.tokenize
 
-    async def noted(texts: Sequence[str]) -> list[list[int]]:
+    async def noted(texts: Sequence[str]) -> list[Tokens]:
         portions.append((len(texts), sum(map(len, texts))))
         return await tokenize(texts)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
-from runed.backends.base import BatchLimits, TextInput
+from runed.backends.base import BatchLimits, TextInput, pack
 from runed.domain.requests import Lane
 from runed.errors import (
     BackendFaultError,
@@ -307,7 +307,7 @@ async def act(caller: Caller, number: int, batcher: OneLine, referee: Referee) -
         name = f"{'poison' if text.poison else 'text'}-{number}-{index}"
         words: TextInput = " ".join([name, *["word"] * (text.words - 1)])
         if text.form == "tokens":
-            words = [number, index, *range(text.words)]
+            words = pack([number, index, *range(text.words)])
         entries.append(make_entry(words, lane=caller.lane, client=caller.client, exact=text.form != "bound"))
     try:
         async with asyncio.timeout(caller.deadline):
@@ -365,6 +365,7 @@ def check_end(entry: QueueEntry, calls: list[Call], uncounted: set[str]) -> None
         assert len(last.inputs) == 1 or last.outcome in SPOILS_ALL, "failed by another's fault"
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, phases=(Phase.reuse, Phase.generate, Phase.shrink))
 @given(STORIES)
 @virtual_time

@@ -10,7 +10,16 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec
 
-from runed.backends.base import BackendState, BackendStatus, BatchLimits, CountingEmbedder, EmbeddingBatch, TextInput
+from runed.backends.base import (
+    BackendState,
+    BackendStatus,
+    BatchLimits,
+    CountingEmbedder,
+    EmbeddingBatch,
+    TextInput,
+    Tokens,
+    pack,
+)
 from runed.domain.model import ModelInfo
 from runed.domain.requests import Lane
 from runed.errors import BackendFaultError, BackendUnavailableError, InvalidTextError, TextTooLongError
@@ -126,7 +135,7 @@ class ScriptedBackend:
     async def stop(self) -> None:
         raise AssertionError("the batcher never stops the backend")
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         self.on_tokenize(texts)
         self.counted.append(list(texts))
         step = next(self._counts, Step(seconds=0.001))
@@ -134,7 +143,7 @@ class ScriptedBackend:
             self.uncounted.update(texts)
         await self._wait(step)
         self._fail(step.outcome)
-        tokens = [list(range(tokens_of(text))) for text in texts]
+        tokens = [pack(range(tokens_of(text))) for text in texts]
         if step.outcome == "one too few":
             tokens.pop()
         if step.outcome == "miscount":

@@ -82,6 +82,7 @@ async def test_handler_that_does_not_read_freezes_nobody(kind: str, path: Path, 
         assert (await client.over(quick, within=3)).succeeded
 
 
+@pytest.mark.slow
 @fails_on_stock("3: finished streams starve in the priority tree until TooManyStreamsError kills the connection")
 async def test_thousands_of_concurrent_calls_on_one_connection(kind: str, path: Path, run: Run) -> None:
     run(kind)
@@ -100,6 +101,7 @@ async def test_thousands_of_concurrent_calls_on_one_connection(kind: str, path: 
     assert failures == 0
 
 
+@pytest.mark.slow
 @fails_on_stock("4: keep_alive_max_requests closes the connection under calls in flight")
 async def test_no_number_of_calls_ends_a_connection(kind: str, path: Path, run: Run) -> None:
     run(kind)
@@ -111,6 +113,7 @@ async def test_no_number_of_calls_ends_a_connection(kind: str, path: Path, run: 
         assert (await client.over(in_flight)).succeeded
 
 
+@pytest.mark.slow
 @fails_on_stock("4: keep_alive_max_requests counts on HTTP/1.1 as well")
 def test_no_number_of_requests_ends_a_keep_alive_connection(kind: str, path: Path, run: Run) -> None:
     run(kind)

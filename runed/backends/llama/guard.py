@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import secrets
 import time
-from array import array
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -116,7 +115,7 @@ class Suspects:
                 self._suspects.pop(self._hash(text), None)
 
     def _hash(self, text: TextInput) -> bytes:
-        data = text.encode(errors="surrogatepass") if isinstance(text, str) else array("q", text).tobytes()
+        data = text.encode(errors="surrogatepass") if isinstance(text, str) else text.tobytes()
         return hashlib.blake2b(data, key=self._key, digest_size=16, person=type(text).__name__.encode()).digest()
 
 

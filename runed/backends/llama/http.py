@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, TypeVar
 import msgspec
 import numpy as np
 
-from runed.backends.base import EmbeddingBatch, TextInput
+from runed.backends.base import EmbeddingBatch, TextInput, Tokens, pack
 from runed.backends.llama.connections import Connections
 from runed.backends.llama.likeness import cosine
 from runed.backends.llama.passes import TILE, missing_tile
@@ -35,6 +35,9 @@ _NORM_TOLERANCE = 1e-3
 
 _SEPARATOR = -1
 """A number between the texts of a request to `/tokenize`, which returns numbers unchanged. No token has a negative id."""
+
+_MAX_TOKEN = 2**31 - 1
+"""Largest id of a token."""
 
 _TOKENIZE_BYTES = 256 * 1024
 """Approximate bytes of text in one request to `/tokenize`. The answer is several times as large."""
@@ -111,7 +114,7 @@ class _Embeddings(msgspec.Struct):
 
 
 class _Tokens(msgspec.Struct):
-    tokens: list[int]
+    tokens: list[Annotated[int, msgspec.Meta(ge=_SEPARATOR, le=_MAX_TOKEN)]]
 
 
 class _Piece(msgspec.Struct):
@@ -155,7 +158,7 @@ class LlamaHTTP:
         self._dim = dim
         self.max_tokens = max_tokens
         self._isolation = isolation
-        self._special: tuple[list[int], list[int]] | None = None
+        self._special: tuple[Tokens, Tokens] | None = None
         self._connections = Connections(socket, most=MAX_CONNECTIONS)
 
     def close(self) -> None:
@@ -175,7 +178,7 @@ class LlamaHTTP:
             return False
         return status == _OK
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the tokens of each text as `embed` would see it, including special tokens.
 
         Raises:
@@ -186,9 +189,9 @@ class LlamaHTTP:
         if self._special is None:
             self._special = await self._find_special_tokens()
         first, last = self._special
-        return [[*first, *tokens, *last] for tokens in await self.tokenize_plainly(texts)]
+        return [first + tokens + last for tokens in await self.tokenize_plainly(texts)]
 
-    async def tokenize_plainly(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+    async def tokenize_plainly(self, texts: Sequence[str], *, parse_special: bool = True) -> list[Tokens]:
         """Return the tokens of each text without special ones around it.
 
         Args:
@@ -226,7 +229,7 @@ class LlamaHTTP:
             ConnectionLostError: There was no complete answer.
         """
         filler = await self._isolate(texts, self._isolation) if self._isolation else []
-        question = [*texts, *filler]
+        question = [text if isinstance(text, str) else text.tolist() for text in (*texts, *filler)]
         body = await self._post("/v1/embeddings", {"input": question, "encoding_format": "base64"})
         answer = decode(body, _Embeddings)
         if sorted(item.index for item in answer.data) != list(range(len(question))):
@@ -235,32 +238,32 @@ class LlamaHTTP:
         _check_vectors(vectors, self._dim)
         return EmbeddingBatch(vectors[: len(texts)], answer.usage.prompt_tokens - sum(map(len, filler)))
 
-    async def _find_special_tokens(self) -> tuple[list[int], list[int]]:
+    async def _find_special_tokens(self) -> tuple[Tokens, Tokens]:
         """Return the tokens that the server puts before and after each text."""
-        whole = decode(await self._post("/tokenize", {"content": _FILLER, "add_special": True}), _Tokens).tokens
+        whole = pack(decode(await self._post("/tokenize", {"content": _FILLER, "add_special": True}), _Tokens).tokens)
         [text] = await self._tokenize([_FILLER])
         for start in range(len(whole) - len(text) + 1):
             if whole[start : start + len(text)] == text:
                 return whole[:start], whole[start + len(text) :]
         raise BackendFaultError("llama-server tokenizes a text differently alone and among others; use another version of it")
 
-    async def _tokenize(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+    async def _tokenize(self, texts: Sequence[str], *, parse_special: bool = True) -> list[Tokens]:
         """Return what `tokenize_plainly` does, by one question."""
         content = [part for text in texts for part in (_SEPARATOR, text)]
         question = {"content": content, "add_special": True, "parse_special": parse_special}
         answer = decode(await self._post("/tokenize", question), _Tokens).tokens
         answer.append(_SEPARATOR)
-        result: list[list[int]] = []
+        result: list[Tokens] = []
         start = answer.index(_SEPARATOR) + 1
         while start < len(answer):  # slices, since a loop over millions of tokens would block the event loop for seconds
             end = answer.index(_SEPARATOR, start)
-            result.append(answer[start:end])
+            result.append(pack(answer[start:end]))
             start = end + 1
         if len(result) != len(texts):
             raise BackendFaultError(f"llama-server tokenized {len(result)} texts of {len(texts)}; use another version of it")
         return result
 
-    async def _isolate(self, texts: Sequence[TextInput], isolation: Isolation) -> list[list[int]]:
+    async def _isolate(self, texts: Sequence[TextInput], isolation: Isolation) -> list[Tokens]:
         """Prepare the engine for a batch. Return a filler text if the batch, or its last pass, is too small."""
         size = sum(map(_least_size, texts))
         is_long = len(texts) == 1 and size + _MOST_SPECIAL >= TILE
@@ -333,9 +336,9 @@ def _least_size(text: TextInput) -> int:
     return len(text.encode(errors="replace")) if isinstance(text, str) else _FEW_BYTES // _FEW_TOKENS * len(text)
 
 
-def _stretch(text: Sequence[int], length: int) -> list[int]:
+def _stretch(text: Tokens, length: int) -> Tokens:
     """Return a text of `length` tokens. It repeats the given one, and ends like it."""
-    return [*islice(cycle(text), length - 1), text[-1]]
+    return pack([*islice(cycle(text), length - 1), text[-1]])
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:

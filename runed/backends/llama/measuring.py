@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from runed.backends.base import BatchLimits
+from runed.backends.base import BatchLimits, Tokens, pack
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.likeness import cosine
 from runed.backends.llama.profile import Measurement, PassMeasurement, Profile
@@ -126,21 +126,21 @@ async def measure_passes(backend: LlamaBackend, profile: Profile, texts: Sequenc
     return PassMeasurement(pass_tokens=profile.pass_tokens, medium_tokens_per_second=medium, long_tokens_per_second=long)
 
 
-async def _speed_of(backend: LlamaBackend, tokens: Sequence[Sequence[int]], length: int, seconds: float) -> float:
+async def _speed_of(backend: LlamaBackend, tokens: Sequence[Tokens], length: int, seconds: float) -> float:
     """Return the tokens per second of single texts of `length` tokens, or of the longest ones."""
     length = min(length, backend.model.max_tokens)
     source = cycle(chain.from_iterable(tokens))
     times = []
-    for text in _while_time_is_left((list(islice(source, length)) for _ in count()), seconds):
+    for text in _while_time_is_left((pack(islice(source, length)) for _ in count()), seconds):
         started = time.perf_counter()
         await backend.embed([text])
         times.append(time.perf_counter() - started)
     return length / min(times)
 
 
-def _cut(tokens: Sequence[int], length: int) -> Sequence[int]:
+def _cut(tokens: Tokens, length: int) -> Tokens:
     """Cut a text to a number of tokens. Its last token, which is a special one, stays."""
-    return tokens if len(tokens) <= length else [*tokens[: length - 1], tokens[-1]]
+    return tokens if len(tokens) <= length else tokens[: length - 1] + tokens[-1:]
 
 
 def _while_time_is_left(items: Iterable[_T], seconds: float) -> Iterator[_T]:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import msgspec
 
-from runed.backends.base import PAIR_SEPARATOR, EmbeddingBatch, TextInput, pair
+from runed.backends.base import PAIR_SEPARATOR, EmbeddingBatch, TextInput, Tokens, pack, pair
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.command import EngineCommand
 from runed.backends.llama.http import LlamaHTTP, Usage, decode
@@ -72,7 +72,7 @@ class RerankHTTP(LlamaHTTP):
         """Compare two scores; see `score_likeness`."""
         return score_likeness(one, other)
 
-    async def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Return as many tokens of each pair as `embed` reads. Of a text that is no pair, return its own without special ones.
 
         Raises:
@@ -84,9 +84,9 @@ class RerankHTTP(LlamaHTTP):
             return await super().tokenize_plainly(read, parse_special=True)
         parts = list(dict.fromkeys(part for text in texts for part in text.split(PAIR_SEPARATOR, 1)))
         tokens = dict(zip(parts, await super().tokenize_plainly(parts, parse_special=False), strict=True))
-        special = [_UNTOLD] * await self._count_special()
+        special = pack([_UNTOLD]) * await self._count_special()
         return [
-            [*tokens[query], *special, *tokens[document]] if is_pair else tokens[query]
+            tokens[query] + special + tokens[document] if is_pair else tokens[query]
             for query, is_pair, document in (text.partition(PAIR_SEPARATOR) for text in texts)
         ]
 

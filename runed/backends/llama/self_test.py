@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from runed.backends.base import BatchLimits
+from runed.backends.base import BatchLimits, pack
 from runed.errors import BackendFaultError
 
 if TYPE_CHECKING:  # it imports numpy, for which no start of an engine shall wait
@@ -55,10 +55,10 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
         ConnectionLostError: The connection ended.
     """
     tokens = await http.tokenize(http.samples)
-    if eos_id is not None and any(text[-1:] != [eos_id] for text in tokens):
+    if eos_id is not None and any(text[-1:] != pack([eos_id]) for text in tokens):
         raise BackendFaultError(
             f"llama-server does not end a text with the model's end-of-text token {eos_id} "
-            f"(it ends with {tokens[0][-1:]}), so its vectors would be wrong; "
+            f"(it ends with {tokens[0][-1:].tolist()}), so its vectors would be wrong; "
             "use another version of llama-server or of the model"
         )
     most = http.max_tokens
@@ -75,7 +75,7 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
             "so its vectors cannot be trusted; use another version of llama-server"
         )
     if limits.texts > 1 and long_tokens:
-        long = list(itertools.islice(itertools.cycle(itertools.chain.from_iterable(tokens)), long_tokens))
+        long = pack(itertools.islice(itertools.cycle(itertools.chain.from_iterable(tokens)), long_tokens))
         first, _, second = await http.embed([long]), await http.embed(texts[:2]), await http.embed([long])
         worst = min(worst, http.likeness(first.vectors[0], second.vectors[0]))
     if limits.texts > 1 and worst < MIN_COSINE:
