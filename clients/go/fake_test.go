@@ -189,8 +189,8 @@ func TestABootstrapIsWaitedOutAndItsProgressTold(t *testing.T) {
 type otherModels struct{ fakeDaemon }
 
 func (o *otherModels) Health(_ context.Context, request *connectrpc.Request[runedv1.HealthRequest]) (*connectrpc.Response[runedv1.HealthResponse], error) {
-	if request.Msg.GetModel() != "" {
-		return answer(&o.fakeDaemon, &runedv1.HealthResponse{Status: runedv1.HealthResponse_STATUS_IDLE})
+	if model := request.Msg.GetModel(); model != "" {
+		return answer(&o.fakeDaemon, &runedv1.HealthResponse{Status: runedv1.HealthResponse_STATUS_IDLE, Model: model})
 	}
 	return answer(&o.fakeDaemon, &runedv1.HealthResponse{Status: runedv1.HealthResponse_STATUS_LOADING, Message: "downloading"})
 }

@@ -88,7 +88,7 @@ describe("a daemon that cannot answer for the moment", () => {
     const model = "small";
     const caller = await client(
       {
-        health: (request) => ({ status: HealthResponse_Status[request.model === "" ? "LOADING" : "IDLE"] }),
+        health: ({ model }) => ({ status: HealthResponse_Status[model === "" ? "LOADING" : "IDLE"], model }),
         info: () => ({ maxBatchSize: 64, maxRequestBytes: 1_000_000n }),
         embed: () => ({ ...VECTOR, model }),
         embedBatch: () => ({ embeddings: [VECTOR], model, fingerprint: "space" }),
