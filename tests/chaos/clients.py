@@ -141,12 +141,21 @@ class ProgramClient(ChaosClient):
         if self.attacked or self.stopping.is_set():
             return
         last = said.rpartition("\n")[2]
-        if "this is a bug" in said or "panic" in said or ("Traceback" in said and not last.startswith("runed.errors.")):
+        if "this is a bug" in said or "panic" in said or not raised(said).startswith(("runed.errors.", "nothing")):
             self.report.violated(f"{self.name}: ended with code {code}: {said[-600:]}")
         if code:
             self.report.called(self.name, f"exit code {code}")
             self.report.say(f"{self.name}: exit code {code}: {last[:300]}")
             self.stopping.wait(0.3)
+
+
+def raised(said: str) -> str:
+    """Return the exception that ended a Python program, by what it wrote; "nothing" without a stack trace.
+
+    The message of an exception of ours may quote further lines of a log.
+    """
+    *_, trace = ["", *said.split("Traceback (most recent call last):\n")[1:]]
+    return next((line for line in trace.splitlines() if not line.startswith(" ")), "nothing")
 
 
 class DriverClient(ProgramClient):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.clients import raised
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import run_chaos
 from tests.conformance.drivers import Drivers
@@ -31,3 +32,23 @@ def test_ten_seconds_of_chaos_break_no_promise(llama_server: Path, drivers: Driv
     assert not report.violations, "\n".join(report.lines())
     assert report.vectors
     assert report.healed
+
+
+@pytest.mark.parametrize(
+    ("said", "exception"),
+    [
+        ("", "nothing"),
+        ("runed: the disk is full", "nothing"),
+        (
+            'Traceback (most recent call last):\n  File "a.py", line 1\n    1 / 0\nZeroDivisionError: zero',
+            "ZeroDivisionError: zero",
+        ),
+        (
+            'Traceback (most recent call last):\n  File "a"\nKeyError: 1\n\nDuring handling of it:\n\n'
+            'Traceback (most recent call last):\n  File "b"\nruned.errors.DaemonStartError: its log ends with:\nruned: no disk',
+            "runed.errors.DaemonStartError: its log ends with:",
+        ),
+    ],
+)
+def test_the_exception_that_ended_a_program_is_found(said: str, exception: str) -> None:
+    assert raised(said) == exception
