@@ -44,8 +44,16 @@ def test_ten_seconds_of_chaos_break_no_promise(llama_server: Path, drivers: Driv
             "ZeroDivisionError: zero",
         ),
         (
-            'Traceback (most recent call last):\n  File "a"\nKeyError: 1\n\nDuring handling of it:\n\n'
-            'Traceback (most recent call last):\n  File "b"\nruned.errors.DaemonStartError: its log ends with:\nruned: no disk',
+            """Traceback (most recent call last):
+  File "a"
+KeyError: 1
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "b"
+runed.errors.DaemonStartError: its log ends with:
+runed: no disk""",
             "runed.errors.DaemonStartError: its log ends with:",
         ),
     ],
