@@ -93,9 +93,9 @@ def run_job(
     if output_format == "parquet":
         parquet.pyarrow()  # so that a missing pyarrow is an error before any work
     options: EmbedOptions = {"role": role, "instruction": instruction, "dimensions": dimensions, "truncate": truncate}
-    if model:  # not otherwise: parts of earlier versions have no such entry
-        options["model"] = model
     chosen = {name: str(value or "") for name, value in options.items()} | {"format": output_format}
+    if model:
+        options["model"] = model  # not in `chosen`: the fingerprint tells whether it is the same model, whatever its name was
     with open_output(output, keep=keep, resume=resume, overwrite=overwrite, on_complaint=on_complaint) as opened:
         if opened.complete:
             on_complaint(f"{output} is complete already; leave out --resume to make it anew")

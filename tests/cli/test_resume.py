@@ -273,6 +273,14 @@ def test_another_job_is_not_taken_for_the_same(
     assert jobs.here("--batch", texts, "-o", output, "--resume") == 0
 
 
+def test_job_goes_on_by_another_name_of_the_same_model(texts: Path, tmp_path: Path) -> None:
+    whole, output = tmp_path / "whole.npy", tmp_path / "out.npy"
+    assert jobs.here("--batch", texts, "-o", whole) == 0
+    interrupt_after(texts, output, 1000)
+    assert jobs.here("--batch", texts, "-o", output, "--resume", "--model", "another-name") == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize("change", ["text", "id", "order", "shorter"])
 def test_input_whose_done_texts_changed_is_refused(texts: Path, tmp_path: Path, change: str) -> None:
     output = tmp_path / "out.npy"
