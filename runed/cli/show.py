@@ -28,7 +28,7 @@ with --json, standard output is the object of `runed models --json`, and:
   sha256               "" if it is not known yet
   pooling              "" if only the file tells
   query_prompt, document_prompt, default_instruction, min_dimensions
-  problem              why its file cannot be used; "" if it can, or is not there
+  problem              why its file cannot be used; "" if it can or is missing
 """
 
 

@@ -186,11 +186,11 @@ TOO_MANY: dict[str, tuple[type[Message], str, bytes, type[RunedError]]] = {
 @pytest.mark.parametrize("case", TOO_MANY)
 def test_too_many_parts_are_refused_before_they_are_made(case: str) -> None:
     kind, codec, body, error = TOO_MANY[case]
-    for _ in range(3):  # other work on the machine slows a single one down
-        started = time.process_time()
+    for _ in range(3):  # other work on the machine slows a single try down
+        started = time.thread_time()
         with pytest.raises(error, match=f"more than {MOST_PARTS:,} texts, values and other parts"):
             decode(body, kind, codec)
-        if time.process_time() - started < 2:
+        if time.thread_time() - started < 2:
             break
     else:
         pytest.fail("no try took less than 2 s")
