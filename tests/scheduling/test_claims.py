@@ -365,12 +365,13 @@ async def test_twins_are_computed_once_within_a_call_and_across_calls() -> None:
     )
     told = [[item.cached for item in embeddings(answer.items)] for answer in answers]
     assert told == [[False, False, True], [True, False]]
-    assert sorted(map(str, backend.batches[0])) == ["a", "b", "c"]
+    assert sorted(str(text) for batch in backend.batches for text in batch) == ["a", "b", "c"]
     assert scheduler.load.stats.shared_texts == 2
     assert scheduler.load.stats.cache_hits == 0
+    before = len(backend.batches)
     again = await scheduler.embed(["c", "c", "new", "c"], PLAIN, client=ME)
     assert [item.cached for item in embeddings(again.items)] == [True, True, False, True]
-    assert backend.batches[1:] == [["new"]]
+    assert backend.batches[before:] == [["new"]]
     assert scheduler.load.stats.cache_hits == 3
 
 
