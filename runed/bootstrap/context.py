@@ -34,12 +34,15 @@ class InstallContext:
         step = "downloading" if artefact.path is None else "copying"
         size = f" ({artefact.size / 1e6:,.0f} MB)" if artefact.size else ""
         self.reporter.begin(phase, f"{step} {name}{size}", total=artefact.size, downloading=True)
-        return await download(
-            artefact,
-            target,
-            policy=self.policy,
-            proxies=self.proxies,
-            hub=self.hub,
-            on_bytes=self.reporter.advance,
-            on_retry=self.reporter.say,
-        )
+        try:
+            return await download(
+                artefact,
+                target,
+                policy=self.policy,
+                proxies=self.proxies,
+                hub=self.hub,
+                on_bytes=self.reporter.advance,
+                on_retry=self.reporter.say,
+            )
+        finally:
+            self.reporter.pause()

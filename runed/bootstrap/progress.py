@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class ProgressReporter:
         self._downloading = False
         self._logged_tenth = 0
         self._reported_at = 0.0
+        self._late: asyncio.TimerHandle | None = None
 
     def begin(self, phase: Phase, step: str, *, total: int | None = None, downloading: bool = False) -> None:
         """Begin a step, which `step` describes: a download, whose `total` bytes may not be known, or other work."""
@@ -67,7 +69,7 @@ class ProgressReporter:
         self.say(step)
 
     def advance(self, done: int) -> None:
-        """Report the number of bytes so far."""
+        """Report the number of bytes so far, within `_INTERVAL` seconds, also if no more bytes follow: a download may stall."""
         self._done = done
         tenth = done * 10 // self._total if self._total else 0
         if tenth > self._logged_tenth:
@@ -75,6 +77,14 @@ class ProgressReporter:
             _log.info("bootstrap", step=self._step, percent=tenth * 10, bytes_done=done)
         if done == self._total or self._is_due():
             self.say(self._step)
+        elif self._late is None:
+            self._late = asyncio.get_running_loop().call_later(_INTERVAL, self.say, self._step)
+
+    def pause(self) -> None:
+        """Cancel the report that `advance` has put off."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
     def work(self, step: str) -> None:
         """Report a sentence, unless the last report was a moment ago."""
@@ -83,6 +93,7 @@ class ProgressReporter:
 
     def say(self, message: str, *, downloading: bool = False) -> None:
         """Report a sentence at once. `downloading` tells that it is about a download without bytes to count."""
+        self.pause()
         self._downloading |= downloading
         self._reported_at = time.monotonic()
         self._report(Progress(self._phase, self._done, self._total, printable(message), self._downloading))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from dataclasses import replace
 from pathlib import Path
@@ -103,10 +104,26 @@ async def test_a_copy_needs_no_size(unsized: Wanted, tmp_path: Path) -> None:
     unsized.check_complete()
 
 
-def test_progress_without_a_total_is_reported() -> None:
+async def test_progress_without_a_total_is_reported() -> None:
     seen: list[Progress] = []
     reporter = ProgressReporter(seen.append)
     reporter.begin(Phase.FETCHING_MODEL, "downloading", downloading=True)
     reporter.advance(0)
     reporter.advance(5)
     assert seen[0] == Progress(Phase.FETCHING_MODEL, 0, 0, "downloading", downloading=True)
+
+
+async def test_the_last_bytes_before_a_stall_are_told_once() -> None:
+    seen: list[Progress] = []
+    reporter = ProgressReporter(seen.append)
+    reporter.begin(Phase.FETCHING_MODEL, "downloading", total=100, downloading=True)
+    reporter.advance(30)
+    reporter.advance(50)
+    assert [each.bytes_done for each in seen] == [0]
+    await asyncio.sleep(0.5)
+    assert [each.bytes_done for each in seen] == [0, 50]
+    reporter.advance(60)
+    reporter.advance(70)
+    reporter.pause()
+    await asyncio.sleep(0.5)
+    assert [each.bytes_done for each in seen] == [0, 50, 60], "a step that has ended is told of"
