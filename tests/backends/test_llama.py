@@ -22,8 +22,9 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from runed.backends.base import BackendStatus
-from runed.errors import BackendUnavailableError, InvalidTextError, TextTooLongError
+from runed.backends.base import BackendStatus, pack
+from runed.backends.llama.http import _Tokens, decode
+from runed.errors import BackendFaultError, BackendUnavailableError, InvalidTextError, TextTooLongError
 from runed.paths import Paths
 from tests.backends.support import FAKES, MakeBackend
 from tests.support import Golden, wait_until
@@ -359,3 +360,11 @@ async def test_vectors_do_not_depend_on_company(make_backend: MakeBackend, minil
             pairs = zip(as_array(alone), as_array([together[text] for text in [*texts, long]]), strict=True)
             assert min(float(one @ other) for one, other in pairs) >= 0.9999
         await backend.stop()
+
+
+@pytest.mark.parametrize("token", [2**31, -2, 1.5, '"a"'])
+def test_what_is_no_id_of_a_token_is_a_fault_of_the_engine(token: object) -> None:
+    with pytest.raises(BackendFaultError, match="not of the expected form"):
+        decode(f'{{"tokens": [1, {token}]}}'.encode(), _Tokens)
+    largest = decode(f'{{"tokens": [-1, {2**31 - 1}]}}'.encode(), _Tokens).tokens
+    assert pack(largest).tolist() == [-1, 2**31 - 1]
