@@ -29,8 +29,17 @@ from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, sch
 PROFILES = ("memory", "balanced", "throughput")
 """Names of the profiles of the engine."""
 
-ENGINES = ("auto", "cpu", "vulkan", "cuda", "rocm")
-"""Names of the engines to choose from: "auto" for the fastest that works, and what each other one computes with."""
+ACCELERATORS = ("vulkan", "cuda", "rocm")
+"""Names of the accelerators for which there are engines of their own."""
+
+ONNX = "onnx"
+"""The name of the engine that is no `llama-server`: ONNX Runtime."""
+
+ENGINES = ("auto", "cpu", *ACCELERATORS, ONNX)
+"""Names of the engines to choose from: "auto" for the fastest that works, what `llama-server` computes with, and `ONNX`."""
+
+PROVIDERS = ("cpu", "cuda", "coreml", "dml")
+"""Names of what ONNX Runtime computes with."""
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -90,6 +99,7 @@ class Settings:
     keep_source: bool = False
     runed_binary: Path | None = None
     engine: str = "auto"
+    onnx_provider: str = "cpu"
     profile: str = "balanced"
     queue_texts: int = 16_384
     queue_bytes: int = 64 * 1024 * 1024
@@ -436,6 +446,7 @@ _MAX_MODELS = partial(_whole_number, least=1, most=1000, what="models")
 _CACHE_SIZE = partial(_size, least=1, none=True)
 _DISK_CACHE_SIZE = partial(_size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
 _ENGINE = partial(_one_of, accepted=ENGINES)
+_PROVIDER = partial(_one_of, accepted=PROVIDERS)
 _PROFILE = partial(_one_of, accepted=PROFILES)
 
 # The formatter would give each argument a line of its own.
@@ -458,9 +469,12 @@ SETTINGS = {
     "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", _file, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
     "engine": Setting("RUNED_ENGINE", str, "engine", _ENGINE, "auto",
-        "what the engine computes with: `auto` for the best that works, `cpu`, `vulkan`, `cuda` or `rocm`; see below"),
+        "the engine, and what it computes with: `auto` for the best that works; `cpu`, `vulkan`, `cuda` or `rocm` for "
+        "`llama-server`; `onnx` for ONNX Runtime; see below"),
+    "onnx_provider": Setting("RUNED_ONNX_PROVIDER", str, "onnx_provider", _PROVIDER, "cpu",
+        "what ONNX Runtime computes with: `cpu`, `cuda`, `coreml` or `dml`, if the installed package of it can"),
     "model": Setting("RUNED_MODEL", str, "model", _file, "",
-        "a GGUF of your own, as a path or a `file:` URL; none is fetched then"),
+        "a GGUF or an ONNX file of your own, as a path or a `file:` URL; none is fetched then"),
     "manifest": Setting("RUNED_MANIFEST", str, "manifest", _file_or_url, "",
         "a manifest instead of the one in the package: a URL (https; http with a warning in the log; file) or a path"),
     "keep_source": Setting("RUNED_KEEP_SOURCE", bool, "keep_source", _boolean, "no",
