@@ -152,7 +152,7 @@ def _varint(file: BinaryIO) -> int:
         if not byte:
             break
         value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
+        if not byte[0] & 0x80:  # no further byte belongs to the number
             return value
     raise _BadFileError(_NOT_WHOLE)
 

@@ -66,7 +66,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
         return f"{llama} texts/s, and ONNX Runtime {onnx}"
 
     def holds_for(self, builds: EngineBuilds) -> bool:
-        """Return whether the result is that of these engines. An objection holds for ONNX Runtime, whatever the other engine."""
+        """Return whether the result is that of these engines. An objection is to ONNX Runtime, whatever the other engine."""
         return self.builds == builds or (self.objection != "" and self.builds.onnx == builds.onnx)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError, RunedError
 from runed.files import replace_durably, run_in_thread
 from runed.log import get_logger
+from runed.onnx_files import files_of, is_onnx, model_folder
 from runed.urls import printable_url
 
 _log = get_logger(__name__)
@@ -65,12 +67,12 @@ class ModelInstaller:
         source = choice.source_only()
         return 0 if await self.current(source) else await self.missing_bytes(source) + (source.source.size or 0)
 
-    async def install(self, choice: ModelChoice, engine: Engine, *, notice: str = "") -> Model:
+    async def install(self, choice: ModelChoice, engine: Engine | None, *, notice: str = "") -> Model:
         """Download a model, or derive it by the `llama-quantize` of an engine.
 
         Args:
             choice: The model.
-            engine: The engine.
+            engine: The engine; None suffices for a model that is downloaded.
             notice: What the user must know of the licence before a download, or "".
 
         Returns:
@@ -81,6 +83,7 @@ class ModelInstaller:
         """
         if choice.quantization is None:
             return await self._download(choice, notice)
+        assert engine is not None
         source = await self.current(choice.source_only()) or await self._download(choice.source_only(), notice)
         try:
             with file_errors(f"make {choice.variant}"):
@@ -98,7 +101,17 @@ class ModelInstaller:
         return self._context.audit.installed.models
 
     async def _look_at_own(self, own: Path) -> Model:
-        return Model(own, "", await self._verified.sha256(own))
+        return Model(own, "", await (self._sha256_of_onnx(own) if is_onnx(own) else self._verified.sha256(own)))
+
+    async def _sha256_of_onnx(self, own: Path) -> str:
+        """Return one hash for all files of a model, as `sha256sum FILE... | sha256sum` computes it in the model's folder.
+
+        Raises:
+            ModelFileError: A file is missing or broken.
+        """
+        folder, files = model_folder(own), await run_in_thread(lambda: files_of(own))
+        lines = [f"{await self._verified.sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     async def _look(self, choice: ModelChoice) -> Model | None:
         path = self._paths.model(choice.variant)
