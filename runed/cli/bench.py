@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import runed
+from runed.backends.samples import sample_texts
 from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.progress import ProgressDisplay
-from runed.cli.samples import sample_texts
 from runed.cli.tables import milliseconds, print_table, table
 from runed.cli.waiting import ANSWER_SECONDS, connect
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError

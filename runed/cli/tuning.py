@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from runed.backends.gguf import check_model
 from runed.backends.llama.tuning import fastest, tune
+from runed.backends.samples import LONG_TEXT_WORDS, SOME_TEXTS, sample_texts
 from runed.bootstrap import DeviceChoice, Installation, Progress, install_for_comparison, keep_choice
 from runed.cli.boundary import complain, tell
-from runed.cli.samples import LONG_TEXT_WORDS, SOME_TEXTS, sample_texts
 from runed.cli.tables import milliseconds, print_table, table
 from runed.cli.workbench import Workbench
 from runed.domain.device import Device

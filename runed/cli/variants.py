@@ -9,10 +9,10 @@ from functools import partial
 from typing import TypeVar
 
 from runed.backends.llama.variants import Closeness, VariantMeasurement, closeness, measure_variant, most_exact
+from runed.backends.samples import LONG_TEXT_WORDS, SOME_TEXTS, sample_texts
 from runed.bootstrap import Installation
 from runed.cli.boundary import complain, tell
 from runed.cli.install import install_shown
-from runed.cli.samples import LONG_TEXT_WORDS, SOME_TEXTS, sample_texts
 from runed.cli.tables import milliseconds, print_table, table
 from runed.cli.workbench import Workbench
 from runed.errors import BootstrapError, RunedError, SettingsError
