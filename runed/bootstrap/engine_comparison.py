@@ -34,6 +34,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
         model: The SHA-256 of the model.
         builds: The engines that were compared.
         objection: Why ONNX Runtime cannot serve the model, as one sentence; "" if it can.
+        is_unfit: Whether the objection is one to the model, and not a failure.
         is_faster: Whether ONNX Runtime was the faster one.
         llama_server_rate: The texts per second of `llama-server`; 0 if it was not measured.
         onnx_rate: The texts per second of ONNX Runtime; 0 if it was not measured.
@@ -44,6 +45,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     builds: EngineBuilds
     objection: str = ""
+    is_unfit: bool = False
     is_faster: bool = False
     llama_server_rate: float = 0.0
     onnx_rate: float = 0.0

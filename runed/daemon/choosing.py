@@ -1,0 +1,290 @@
+"""Decides which engine serves a model: `llama-server`, or ONNX Runtime where that is faster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from runed.backends.base import BackendStatus
+from runed.bootstrap import (
+    DeviceFailures,
+    EngineBuilds,
+    EngineComparison,
+    Installation,
+    Phase,
+    Progress,
+    keep_comparison,
+    read_comparison,
+)
+from runed.daemon.seats import Seat, Seats
+from runed.domain.device import Device
+from runed.domain.model_spec import ModelKind
+from runed.errors import BackendError, BackendFaultError, ModelFileError, ModelTooLargeError, RunedError, SettingsError
+from runed.log import get_logger
+from runed.onnx_files import is_onnx
+from runed.paths import Paths
+from runed.settings import ONNX, Settings
+
+LLAMA_SERVER, ONNX_RUNTIME = "llama-server", "ONNX Runtime"
+"""Names of the engines."""
+
+_SECONDS = 2.0
+"""Seconds for which each engine works when they are compared."""
+
+_RESET = "`runed install --reset` lets it be tried again"
+
+Report: TypeAlias = Callable[[Progress], None]
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """The engine that serves a model, as its users are told.
+
+    Attributes:
+        engine: Its name.
+        version: Its version. Vectors of another version may be others.
+        device: The device that it computes with.
+        chosen_at: The time of the comparison in which it was the fastest, in ISO 8601; "" if none decides.
+        warnings: Sentences about everything that works, but not as requested.
+        restrictions: Sentences about what makes it slower than the machine allows.
+        remember_failure: Remembers the reason why it cannot serve, so that another engine or device does; None if there is none.
+    """
+
+    engine: str
+    version: str
+    device: Device
+    chosen_at: str = ""
+    warnings: tuple[str, ...] = ()
+    restrictions: tuple[str, ...] = ()
+    remember_failure: Callable[[str], None] | None = None
+
+    @property
+    def part(self) -> str:
+        """The part of it that may fail, so that the model is served without it."""
+        return self.engine if self.device.is_cpu else str(self.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Makers:
+    """What makes the seat of a model, with an engine that does not run yet.
+
+    Attributes:
+        llama: Makes that of `llama-server`.
+        onnx: Makes that of ONNX Runtime. Its argument is whether another engine can serve instead.
+    """
+
+    llama: Callable[[], Awaitable[Seat]]
+    onnx: Callable[[bool], Awaitable[Seat]]
+
+
+class EngineChooser:
+    """Chooses the engine of each model.
+
+    Args:
+        settings: The settings.
+        paths: The files of the home.
+        seats: The room for engines.
+        failures: The devices that failed on this machine.
+    """
+
+    def __init__(self, settings: Settings, paths: Paths, seats: Seats, failures: DeviceFailures) -> None:
+        self._settings = settings
+        self._file = paths.engine_comparisons
+        self._seats = seats
+        self._failures = failures
+        # Two comparisons at once would disturb each other.
+        self._comparing = asyncio.Lock()
+
+    async def choose(self, installation: Installation, makers: Makers, report: Report) -> tuple[Seat, Serving]:
+        """Return the seat of a model, and what serves there. Compare the two engines first, if that is due.
+
+        Args:
+            installation: The model, and a `llama-server` if it needs one.
+            makers: Make the seat.
+            report: Takes the progress.
+
+        Raises:
+            SettingsError: The settings ask for ONNX Runtime, which cannot serve the model here.
+            ModelFileError: The file cannot be used.
+            BackendError: The graph for ONNX Runtime cannot be built, and no other engine can serve.
+        """
+        if self._settings.engine == ONNX or is_onnx(installation.model):
+            return await self._onnx_alone(installation, makers)
+        if self._settings.engine != "auto" or not installation.device.is_cpu or installation.spec.kind is ModelKind.RERANK:
+            return await makers.llama(), self._llama(installation)
+        from runed.backends.onnx import availability  # noqa: PLC0415 # as in `runed.daemon.assembly`
+
+        if absent := availability.missing():
+            seat = await makers.llama()
+            hint = (
+                () if availability.objection(seat.model) else (f"the engine may not be the fastest for this model: {absent}",)
+            )
+            return seat, self._llama(installation, restrictions=hint)
+        async with self._comparing:
+            return await self._faster(installation, makers, report)
+
+    async def _onnx_alone(self, installation: Installation, makers: Makers) -> tuple[Seat, Serving]:
+        from runed.backends.onnx import availability  # noqa: PLC0415 # as above
+
+        why = "RUNED_ENGINE=onnx" if self._settings.engine == ONNX else f"the model {installation.model}"
+        other = "; set RUNED_ENGINE=auto, or choose another model" if self._settings.engine == ONNX else ""
+        if absent := availability.missing():
+            raise SettingsError(f"{why}: {absent}{other}")
+        if installation.spec.kind is ModelKind.RERANK:
+            raise SettingsError(f"{why}: a reranker is served by llama-server alone{other}")
+        await asyncio.to_thread(availability.check_provider, self._settings.onnx_provider)
+        try:
+            seat = await makers.onnx(False)
+        except ModelFileError as error:
+            raise error.retold(f"{why}: {error.message}{other}") from None
+        return seat, self._onnx()
+
+    async def _faster(self, installation: Installation, makers: Makers, report: Report) -> tuple[Seat, Serving]:
+        """Return the seat of the engine that was the faster one in a comparison."""
+        builds = await asyncio.to_thread(self._builds, installation)
+        known = read_comparison(self._file, installation.model_sha256)
+        if known is not None and not known.holds_for(builds):
+            known = None
+        llama = None
+        problem = ""
+        if known is None:
+            llama = await makers.llama()
+            known, problem = await self._compare(installation, builds, llama, makers, report)
+        if known is not None and known.chooses_onnx:
+            seat, problem = await self._onnx_seat(installation, builds, makers)
+            if seat is not None:
+
+                def remember(reason: str) -> None:
+                    self._object(installation, builds, reason)
+
+                return seat, self._onnx(known.compared_at, remember)
+        return llama or await makers.llama(), self._llama_instead(installation, known, problem)
+
+    def _builds(self, installation: Installation) -> EngineBuilds:
+        from runed.backends.cores import processors  # noqa: PLC0415 # as above
+        from runed.backends.onnx import availability  # noqa: PLC0415 # as above
+
+        provider = self._settings.onnx_provider
+        availability.check_provider(provider)
+        onnx = availability.engine_version() + ("" if provider == "cpu" else f" {provider}")
+        return EngineBuilds(llama_server=installation.engine_build, onnx=onnx, processors=processors())
+
+    async def _compare(
+        self, installation: Installation, builds: EngineBuilds, llama: Seat, makers: Makers, report: Report
+    ) -> tuple[EngineComparison | None, str]:
+        """Compare the engines, and remember the result.
+
+        Returns:
+            The result, or None if there is none that can be remembered; and why ONNX Runtime does not serve now, or "".
+        """
+        from runed.backends.comparing import FASTER, differ, try_engine  # noqa: PLC0415 # as above
+        from runed.backends.onnx import availability  # noqa: PLC0415 # as above
+
+        def tell(step: str) -> None:
+            _log.info("choosing the engine", model=llama.name, step=step)
+            report(Progress(Phase.CHOOSING_ENGINE, 0, 0, f"choosing the faster engine, once on this machine: {step}"))
+
+        if availability.objection(llama.model):
+            return None, ""
+        tell(f"building the graph for {ONNX_RUNTIME}")
+        onnx, problem = await self._onnx_seat(installation, builds, makers)
+        if onnx is None:
+            return read_comparison(self._file, installation.model_sha256), problem
+        try:
+            tell(f"measuring {LLAMA_SERVER} for {_SECONDS:g} s")
+            first = await try_engine(llama, _SECONDS, engine=LLAMA_SERVER)
+        except RunedError as error:
+            _log.warning("llama-server cannot be compared", reason=error.message)
+            return None, ""  # its next start tells the user
+        try:
+            tell(f"measuring {ONNX_RUNTIME} for {_SECONDS:g} s")
+            second = await try_engine(onnx, _SECONDS, engine=ONNX_RUNTIME)
+        except RunedError as error:
+            return self._note_failure(installation, builds, error, onnx)
+        difference = differ(first, second, file_type=llama.model.file_type)
+        comparison = EngineComparison(
+            model=installation.model_sha256,
+            builds=builds,
+            objection=difference.objection,
+            is_faster=second.speed.texts_per_second >= FASTER * first.speed.texts_per_second,
+            llama_server_rate=first.speed.texts_per_second,
+            onnx_rate=second.speed.texts_per_second,
+            cosine=difference.cosine,
+        )
+        keep_comparison(self._file, comparison)
+        _log.info(
+            "engine chosen",
+            model=llama.name,
+            engine=ONNX_RUNTIME if comparison.chooses_onnx else LLAMA_SERVER,
+            figures=comparison.figures,
+            cosine=round(difference.cosine, 7),
+            objection=difference.objection,
+        )
+        return comparison, ""
+
+    async def _onnx_seat(self, installation: Installation, builds: EngineBuilds, makers: Makers) -> tuple[Seat | None, str]:
+        """Make a seat for ONNX Runtime. Return it, or why there is none."""
+        try:
+            seat = await makers.onnx(True)
+            self._seats.check(seat)
+        except (BackendError, ModelTooLargeError) as error:
+            return None, self._note_failure(installation, builds, error)[1]
+        return seat, ""
+
+    def _note_failure(
+        self, installation: Installation, builds: EngineBuilds, error: RunedError, seat: Seat | None = None
+    ) -> tuple[EngineComparison | None, str]:
+        """Remember a failure that would come again. Another one, such as of a full disk, is only returned."""
+        failed = seat is not None and seat.engine_state.status is BackendStatus.DEVICE_FAILED
+        if failed or isinstance(error, ModelFileError | BackendFaultError):
+            return self._object(installation, builds, error.message, is_unfit=isinstance(error, ModelFileError)), ""
+        _log.warning("ONNX Runtime cannot serve now", reason=error.message)
+        return None, error.message
+
+    def _object(
+        self, installation: Installation, builds: EngineBuilds, reason: str, *, is_unfit: bool = False
+    ) -> EngineComparison:
+        """Remember why ONNX Runtime cannot serve a model."""
+        _log.warning("ONNX Runtime cannot serve a model and is not used again", model=installation.spec.name, reason=reason)
+        comparison = EngineComparison(model=installation.model_sha256, builds=builds, objection=reason, is_unfit=is_unfit)
+        keep_comparison(self._file, comparison)
+        return comparison
+
+    def _onnx(self, chosen_at: str = "", remember: Callable[[str], None] | None = None) -> Serving:
+        from runed.backends.onnx import availability  # noqa: PLC0415 # as above
+
+        return Serving(
+            engine=ONNX_RUNTIME,
+            version=availability.engine_version(),
+            device=availability.device_of(self._settings.onnx_provider),
+            chosen_at=chosen_at,
+            remember_failure=remember,
+        )
+
+    def _llama(
+        self, installation: Installation, *, warnings: tuple[str, ...] = (), restrictions: tuple[str, ...] = ()
+    ) -> Serving:
+        use = installation.device_use
+        return Serving(
+            engine=LLAMA_SERVER,
+            version=installation.engine_version,
+            device=installation.device,
+            chosen_at=installation.device_chosen_at,
+            warnings=warnings,
+            restrictions=restrictions,
+            remember_failure=partial(self._failures.remember, use) if use else None,
+        )
+
+    def _llama_instead(self, installation: Installation, known: EngineComparison | None, problem: str) -> Serving:
+        """Return what serves where ONNX Runtime does not, and say why if that can be changed."""
+        if problem:
+            return self._llama(installation, restrictions=(f"{LLAMA_SERVER} serves instead of {ONNX_RUNTIME}: {problem}",))
+        if known is not None and known.objection and not known.is_unfit:
+            why = f"{LLAMA_SERVER} serves instead of {ONNX_RUNTIME}: {known.objection}; {_RESET}"
+            return self._llama(installation, warnings=(why,))
+        return self._llama(installation)
