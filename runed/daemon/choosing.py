@@ -52,7 +52,7 @@ class Serving:
         chosen_at: The time of the comparison in which it was the fastest, in ISO 8601; "" if none decides.
         warnings: Sentences about everything that works, but not as requested.
         restrictions: Sentences about what makes it slower than the machine allows.
-        remember_failure: Remembers the reason why it cannot serve, so that another engine or device does; None if there is none.
+        remember_failure: Remembers the reason why it cannot serve, so that another engine or device does; None if none can.
     """
 
     engine: str
@@ -131,17 +131,20 @@ class EngineChooser:
     async def _onnx_alone(self, installation: Installation, makers: Makers) -> tuple[Seat, Serving]:
         from runed.backends.onnx import availability  # noqa: PLC0415 # as above
 
-        why = "RUNED_ENGINE=onnx" if self._settings.engine == ONNX else f"the model {installation.model}"
-        other = "; set RUNED_ENGINE=auto, or choose another model" if self._settings.engine == ONNX else ""
+        why, other = f"the model {installation.model} is served by {ONNX_RUNTIME} alone", ""
+        if self._settings.engine == ONNX and not is_onnx(installation.model):
+            why, other = "RUNED_ENGINE=onnx", ", or set RUNED_ENGINE=auto"
         if absent := availability.missing():
             raise SettingsError(f"{why}: {absent}{other}")
         if installation.spec.kind is ModelKind.RERANK:
-            raise SettingsError(f"{why}: a reranker is served by llama-server alone{other}")
+            raise SettingsError(
+                f"{why}: {installation.spec.name} is a reranker, which only llama-server serves; choose another model{other}"
+            )
         await asyncio.to_thread(availability.check_provider, self._settings.onnx_provider)
         try:
             seat = await makers.onnx(False)
         except ModelFileError as error:
-            raise error.retold(f"{why}: {error.message}{other}") from None
+            raise error.retold(f"{why}: {error.message}; choose another model{other}") from None
         return seat, self._onnx()
 
     async def _faster(self, installation: Installation, makers: Makers, report: Report) -> tuple[Seat, Serving]:
