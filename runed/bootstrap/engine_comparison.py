@@ -8,6 +8,7 @@ import msgspec
 
 from runed.bootstrap.audit import now
 from runed.bootstrap.by_model import keep, read_of
+from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
 from runed.log import get_logger
 
 _log = get_logger(__name__)
@@ -64,8 +65,8 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
             return ""
         onnx, llama = f"{self.onnx_rate:,.0f}", f"{self.llama_server_rate:,.0f}"
         if self.chooses_onnx:
-            return f"{onnx} texts/s, and llama-server {llama}"
-        return f"{llama} texts/s, and ONNX Runtime {onnx}"
+            return f"{onnx} texts/s, and {LLAMA_SERVER} {llama}"
+        return f"{llama} texts/s, and {ONNX_RUNTIME} {onnx}"
 
     def holds_for(self, builds: EngineBuilds) -> bool:
         """Return whether the result is that of these engines. An objection is to ONNX Runtime, whatever the other engine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from runed.bootstrap.progress import Phase
 from runed.errors import BootstrapError, RunedError
 from runed.files import replace_durably, run_in_thread
 from runed.log import get_logger
-from runed.onnx_files import files_of, is_onnx, model_folder
 from runed.urls import printable_url
 
 _log = get_logger(__name__)
@@ -101,17 +99,7 @@ class ModelInstaller:
         return self._context.audit.installed.models
 
     async def _look_at_own(self, own: Path) -> Model:
-        return Model(own, "", await (self._sha256_of_onnx(own) if is_onnx(own) else self._verified.sha256(own)))
-
-    async def _sha256_of_onnx(self, own: Path) -> str:
-        """Return one hash for all files of a model, as `sha256sum FILE... | sha256sum` computes it in the model's folder.
-
-        Raises:
-            ModelFileError: A file is missing or broken.
-        """
-        folder, files = model_folder(own), await run_in_thread(lambda: files_of(own))
-        lines = [f"{await self._verified.sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return Model(own, "", await self._verified.sha256_of_model(own))
 
     async def _look(self, choice: ModelChoice) -> Model | None:
         path = self._paths.model(choice.variant)

@@ -237,7 +237,7 @@ def _vector(answer: runed.Embedding | RunedError) -> runed.Embedding:
 
 def _reset() -> None:
     paths = Paths(load_settings().home)
-    removed = [path for path in (paths.tuning, paths.device_choice) if path.exists()]
+    removed = [path for path in (paths.tuning, paths.device_choice, paths.engine_comparisons) if path.exists()]
     for path in removed:
         path.unlink(missing_ok=True)
     if removed:

@@ -8,7 +8,7 @@ import json
 from runed.bootstrap.shelf import held, recorded_sha256
 from runed.cli.boundary import ExitCode, tell
 from runed.cli.catalog import megabytes, open_catalog, origin_of, pooling_of, quoted
-from runed.cli.models import as_dict
+from runed.cli.models import as_dict, next_engine
 from runed.domain.model import ModelInfo, ModelTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
@@ -97,6 +97,7 @@ def _lines(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpe
         "sha256": f"{sha256}{once}" if sha256 else "",
         "licence": licence or "not known",
         "context": f"{spec.context:,} tokens" if spec.context else "",
+        "engine": ", ".join(filter(None, next_engine(settings, paths, spec))) if there.size else "",
         "needs": f"llama-server b{spec.engine_build} or newer" if spec.engine_build else "",
         "sleeps": f"after {spec.keep_alive:,.0f} s without a text" if spec.keep_alive else "",
     }

@@ -29,6 +29,7 @@ from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
+from runed.onnx_files import files_of, is_onnx
 from runed.paths import Paths
 from runed.processes import trim_memory
 from runed.settings import Settings
@@ -244,7 +245,8 @@ class _Workshop:
         folder = await ensure_graph(model, sha256, paths, pooling=installation.spec.pooling)
         build = partial(_build_onnx, self._settings, paths, self._lock, installation, is_replaceable=is_replaceable)
         backend = await asyncio.to_thread(build)
-        return Seat(backend, self._seats, name=served_name(installation), file_bytes=folder_bytes(folder))
+        size = sum(file.stat().st_size for file in files_of(model)) if is_onnx(model) else folder_bytes(folder)
+        return Seat(backend, self._seats, name=served_name(installation), file_bytes=size)
 
     async def _shared(self) -> _Common:
         if self._common is None:

@@ -21,15 +21,13 @@ from runed.bootstrap import (
 )
 from runed.daemon.seats import Seat, Seats
 from runed.domain.device import Device
+from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
 from runed.domain.model_spec import ModelKind
 from runed.errors import BackendError, BackendFaultError, ModelFileError, ModelTooLargeError, RunedError, SettingsError
 from runed.log import get_logger
 from runed.onnx_files import is_onnx
 from runed.paths import Paths
 from runed.settings import ONNX, Settings
-
-LLAMA_SERVER, ONNX_RUNTIME = "llama-server", "ONNX Runtime"
-"""Names of the engines."""
 
 _SECONDS = 2.0
 """Seconds for which each engine works when they are compared."""
@@ -49,7 +47,7 @@ class Serving:
         engine: Its name.
         version: Its version. Vectors of another version may be others.
         device: The device that it computes with.
-        chosen_at: The time of the comparison in which it was the fastest, in ISO 8601; "" if none decides.
+        chosen_at: The time of the comparison in which the device was the fastest, in ISO 8601; "" if none decides.
         warnings: Sentences about everything that works, but not as requested.
         restrictions: Sentences about what makes it slower than the machine allows.
         remember_failure: Remembers the reason why it cannot serve, so that another engine or device does; None if none can.
@@ -165,7 +163,7 @@ class EngineChooser:
                 def remember(reason: str) -> None:
                     self._object(installation, builds, reason)
 
-                return seat, self._onnx(known.compared_at, remember)
+                return seat, self._onnx(remember)
         return llama or await makers.llama(), self._llama_instead(installation, known, problem)
 
     def _builds(self, installation: Installation) -> EngineBuilds:
@@ -258,14 +256,13 @@ class EngineChooser:
         keep_comparison(self._file, comparison)
         return comparison
 
-    def _onnx(self, chosen_at: str = "", remember: Callable[[str], None] | None = None) -> Serving:
+    def _onnx(self, remember: Callable[[str], None] | None = None) -> Serving:
         from runed.backends.onnx import availability  # noqa: PLC0415 # as above
 
         return Serving(
             engine=ONNX_RUNTIME,
             version=availability.engine_version(),
             device=availability.device_of(self._settings.onnx_provider),
-            chosen_at=chosen_at,
             remember_failure=remember,
         )
 
