@@ -39,7 +39,8 @@ With --tune, measure the engine instead on each device that RUNED_ENGINE admits
 and that works here: the processors, and each accelerator, whose engine is
 fetched if it is missing. Keep the fastest device for RUNED_ENGINE=auto. The
 present one stays unless another is at least 10 % faster, since vectors of two
-devices differ by rounding.
+devices differ by rounding. If the processors serve and ONNX Runtime is
+installed, compare llama-server with it in the same way.
 On each device, try several settings (texts at once, tokens at once, threads),
 and keep the best for each profile of RUNED_PROFILE:
   memory      one text at once

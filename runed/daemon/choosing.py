@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from runed.backends.base import BackendStatus
 from runed.bootstrap import (
@@ -28,6 +28,10 @@ from runed.log import get_logger
 from runed.onnx_files import is_onnx
 from runed.paths import Paths
 from runed.settings import ONNX, Settings
+
+if TYPE_CHECKING:
+    from runed.backends.comparing import Trial
+    from runed.domain.model import ModelInfo
 
 _SECONDS = 2.0
 """Seconds for which each engine works when they are compared."""
@@ -78,6 +82,44 @@ class Makers:
 
     llama: Callable[[], Awaitable[Seat]]
     onnx: Callable[[bool], Awaitable[Seat]]
+
+
+def builds_of(settings: Settings, installation: Installation) -> EngineBuilds:
+    """Return what a comparison of the engines depends on. ONNX Runtime must be installed.
+
+    Raises:
+        SettingsError: It cannot compute with the provider of the settings.
+    """
+    from runed.backends.cores import processors  # noqa: PLC0415 # as in `runed.daemon.assembly`
+    from runed.backends.onnx import availability  # noqa: PLC0415 # as above
+
+    provider = settings.onnx_provider
+    availability.check_provider(provider)
+    onnx = availability.engine_version() + ("" if provider == "cpu" else f" {provider}")
+    return EngineBuilds(llama_server=installation.engine_build, onnx=onnx, processors=processors())
+
+
+def judge(llama: Trial, onnx: Trial, *, model: ModelInfo, builds: EngineBuilds) -> EngineComparison:
+    """Return the result of a comparison of the engines.
+
+    Args:
+        llama: What `llama-server` did.
+        onnx: What ONNX Runtime did.
+        model: The model.
+        builds: The engines.
+    """
+    from runed.backends.comparing import FASTER, differ  # noqa: PLC0415 # as above
+
+    difference = differ(llama, onnx, file_type=model.file_type)
+    return EngineComparison(
+        model=model.sha256,
+        builds=builds,
+        objection=difference.objection,
+        is_faster=onnx.speed.texts_per_second >= FASTER * llama.speed.texts_per_second,
+        llama_server_rate=llama.speed.texts_per_second,
+        onnx_rate=onnx.speed.texts_per_second,
+        cosine=difference.cosine,
+    )
 
 
 class EngineChooser:
@@ -147,7 +189,7 @@ class EngineChooser:
 
     async def _faster(self, installation: Installation, makers: Makers, report: Report) -> tuple[Seat, Serving]:
         """Return the seat of the engine that was the faster one in a comparison."""
-        builds = await asyncio.to_thread(self._builds, installation)
+        builds = await asyncio.to_thread(builds_of, self._settings, installation)
         known = read_comparison(self._file, installation.model_sha256)
         if known is not None and not known.holds_for(builds):
             known = None
@@ -166,15 +208,6 @@ class EngineChooser:
                 return seat, self._onnx(remember)
         return llama or await makers.llama(), self._llama_instead(installation, known, problem)
 
-    def _builds(self, installation: Installation) -> EngineBuilds:
-        from runed.backends.cores import processors  # noqa: PLC0415 # as above
-        from runed.backends.onnx import availability  # noqa: PLC0415 # as above
-
-        provider = self._settings.onnx_provider
-        availability.check_provider(provider)
-        onnx = availability.engine_version() + ("" if provider == "cpu" else f" {provider}")
-        return EngineBuilds(llama_server=installation.engine_build, onnx=onnx, processors=processors())
-
     async def _compare(
         self, installation: Installation, builds: EngineBuilds, llama: Seat, makers: Makers, report: Report
     ) -> tuple[EngineComparison | None, str]:
@@ -183,7 +216,7 @@ class EngineChooser:
         Returns:
             The result, or None if there is none that can be remembered; and why ONNX Runtime does not serve now, or "".
         """
-        from runed.backends.comparing import FASTER, differ, try_engine  # noqa: PLC0415 # as above
+        from runed.backends.comparing import try_engine  # noqa: PLC0415 # as above
         from runed.backends.onnx import availability  # noqa: PLC0415 # as above
 
         def tell(step: str) -> None:
@@ -207,24 +240,15 @@ class EngineChooser:
             second = await try_engine(onnx, _SECONDS, engine=ONNX_RUNTIME)
         except RunedError as error:
             return self._note_failure(installation, builds, error, onnx)
-        difference = differ(first, second, file_type=llama.model.file_type)
-        comparison = EngineComparison(
-            model=installation.model_sha256,
-            builds=builds,
-            objection=difference.objection,
-            is_faster=second.speed.texts_per_second >= FASTER * first.speed.texts_per_second,
-            llama_server_rate=first.speed.texts_per_second,
-            onnx_rate=second.speed.texts_per_second,
-            cosine=difference.cosine,
-        )
+        comparison = judge(first, second, model=llama.model, builds=builds)
         keep_comparison(self._file, comparison)
         _log.info(
             "engine chosen",
             model=llama.name,
             engine=ONNX_RUNTIME if comparison.chooses_onnx else LLAMA_SERVER,
             figures=comparison.figures,
-            cosine=round(difference.cosine, 7),
-            objection=difference.objection,
+            cosine=round(comparison.cosine, 7),
+            objection=comparison.objection,
         )
         return comparison, ""
 
