@@ -123,9 +123,7 @@ def show_devices(devices: Devices, bench: Workbench) -> None:
     if several:
         print_table(_device_table(devices))
     if devices.engines is not None:
-        print_table(_engine_table(devices.engines))
-        if devices.engines.objection:
-            complain(f"{ONNX_RUNTIME} cannot serve the model: {devices.engines.objection}")
+        _show_engines(devices.engines)
     if not devices.kept:
         complain("the result is not kept; with --force it is")
         return
@@ -180,11 +178,13 @@ def _device_table(devices: Devices) -> Table:
     return result
 
 
-def _engine_table(engines: EngineComparison) -> Table:
+def _show_engines(engines: EngineComparison) -> None:
     result = table("engine", "texts/s", "")
     result.add_row(LLAMA_SERVER, f"{engines.llama_server_rate:,.1f}", "" if engines.chooses_onnx else "chosen")
     result.add_row(ONNX_RUNTIME, f"{engines.onnx_rate:,.1f}", "chosen" if engines.chooses_onnx else "")
-    return result
+    print_table(result)
+    if engines.objection:
+        complain(f"{ONNX_RUNTIME} cannot serve the model: {engines.objection}")
 
 
 def _tuning_table(tuning: Tuning) -> Table:
