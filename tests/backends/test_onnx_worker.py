@@ -305,7 +305,8 @@ from runed.backends.engine.process import ChildProcess, OutputLog
 async def main():
     home = Path({str(home)!r})
     argv = ["-P", {str(WORKER)!r}, "--graph", {str(graph)!r}, "--socket", str(home / "w.sock"), "--threads", "1"]
-    child = await ChildProcess.spawn([sys.executable, *argv], env={{}}, output=OutputLog(home / "log"), record=home / "record", leftovers=[])
+    output = OutputLog(home / "log")
+    child = await ChildProcess.spawn([sys.executable, *argv], env={{}}, output=output, record=home / "record", leftovers=[])
     print(child.pid, flush=True)
     await child.exited
 asyncio.run(main())
