@@ -1,1 +1,1 @@
-"""The engine process, a worker with ONNX Runtime, as an Embedder."""
+"""ONNX Runtime as a backend."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from runed.backends.llama.gguf import read_gguf
+from runed.backends.gguf import read_gguf
 from runed.backends.onnx.encoder import INPUTS, Encoder
 from runed.backends.onnx.graph_folder import (
     ARCHITECTURES,
