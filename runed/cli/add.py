@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the file, write the entry, and print what is known of the model."""
-    from runed.backends.llama.model_info import read_model_info  # noqa: PLC0415 # NumPy, which `runed add --help` does not need
+    from runed.backends.model_info import read_model_info  # noqa: PLC0415 # NumPy, which `runed add --help` does not need
 
     settings, paths = open_home()
     path = full_path(arguments.path)

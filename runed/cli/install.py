@@ -80,7 +80,7 @@ def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay, wa
     """Install the engine and a model, by default the default one, and show the progress."""
     import asyncio  # noqa: PLC0415 # with the next two, 200 ms that `runed install --help` does not spend
 
-    from runed.backends.llama import check_model  # noqa: PLC0415
+    from runed.backends.gguf import check_model  # noqa: PLC0415
     from runed.bootstrap import install  # noqa: PLC0415
 
     def report(progress: Progress) -> None:

@@ -75,7 +75,7 @@ def _read(paths: Paths, spec: ModelSpec) -> tuple[ModelInfo | None, str]:
     there = held(paths, spec)
     if there.size is None:
         return None, ""
-    from runed.backends.llama.model_info import read_model_info  # noqa: PLC0415 # NumPy, which not every call needs
+    from runed.backends.model_info import read_model_info  # noqa: PLC0415 # NumPy, which not every call needs
 
     try:
         return read_model_info(there.path, kind=spec.kind, pooling=spec.pooling), ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from runed.backends.llama import check_model
+from runed.backends.gguf import check_model
 from runed.backends.llama.tuning import fastest, tune
 from runed.bootstrap import DeviceChoice, Installation, Progress, install_for_comparison, keep_choice
 from runed.cli.boundary import complain, tell

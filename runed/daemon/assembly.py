@@ -255,7 +255,7 @@ class _Workshop:
 
 
 def _build_common(settings: Settings, paths: Paths, metrics: Metrics) -> _Common:
-    from runed.backends.llama.process import reap_orphan  # noqa: PLC0415 # as above
+    from runed.backends.engine.process import reap_orphan  # noqa: PLC0415 # as above
     from runed.scheduling import scheduler  # noqa: F401, PLC0415 # as above
     from runed.scheduling.batcher import Batcher  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
@@ -275,13 +275,13 @@ def _restore_centroids(paths: Paths, model: ModelInfo) -> CentroidStore:
 
 
 def _check_model(path: Path) -> None:
-    from runed.backends.llama import check_model  # noqa: PLC0415 # as above
+    from runed.backends.gguf import check_model  # noqa: PLC0415 # as above
 
     check_model(path)
 
 
 def _ranks(path: Path) -> bool:
-    from runed.backends.llama import ranks  # noqa: PLC0415 # as above
+    from runed.backends.gguf import ranks  # noqa: PLC0415 # as above
 
     return ranks(path)
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from runed.backends.base import BackendStatus
+from runed.backends.engine.timings import Timings
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.timings import Timings
 from runed.domain.device import CPU, Device
 from runed.paths import Paths
 from tests.backends.support import QUICK, FakeEngine, MakeBackend

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runed.backends.engine.timings import Timings
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.timings import Timings
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 
 from runed.backends.base import BackendStatus
-from runed.backends.llama.server import LlamaServer
-from runed.backends.llama.supervisor import Supervisor
+from runed.backends.engine.server import EngineServer
+from runed.backends.engine.supervisor import Supervisor
 from runed.errors import BackendUnavailableError
 from tests.backends.support import QUICK, FakeEngine, MakeBackend
 from tests.support import wait_until
@@ -101,10 +101,10 @@ async def test_engine_that_cannot_be_watched_is_told(
 
 
 async def test_unexpected_failure_of_a_start_is_told_and_reaches_the_caller(log: pytest.LogCaptureFixture) -> None:
-    async def launch() -> LlamaServer:
+    async def launch() -> EngineServer:
         raise MemoryError
 
-    supervisor = Supervisor(launch, QUICK)
+    supervisor = Supervisor(launch, QUICK, engine="llama-server")
     with pytest.raises(MemoryError):
         await supervisor.ready()
     assert supervisor.status is BackendStatus.STOPPED

@@ -13,8 +13,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runed.backends.llama import gguf
-from runed.backends.llama.gguf import check_model, ranks, read_gguf, read_model
+from runed.backends import gguf
+from runed.backends.gguf import check_model, ranks, read_gguf, read_model
 from runed.domain.model_spec import ModelKind
 from runed.errors import ModelFileError
 from tests.backends.support import QWEN3, TENSORS, build_gguf, gguf_string

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from runed.backends.base import BackendStatus, pack
+from runed.backends.engine.guard import EngineDiedError, Suspects
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.guard import EngineDiedError, Suspects
 from runed.errors import BackendFaultError, BackendUnavailableError
 from tests.backends.support import QUICK, FakeEngine, MakeBackend
 from tests.support import wait_until

@@ -20,10 +20,10 @@ import psutil
 import pytest
 
 from runed.backends.base import BackendState, BackendStatus, pack
+from runed.backends.engine.server import EngineServer
+from runed.backends.engine.supervisor import Supervisor
+from runed.backends.engine.timings import Timings
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.server import LlamaServer
-from runed.backends.llama.supervisor import Supervisor
-from runed.backends.llama.timings import Timings
 from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.lifecycle.listener import probe
 from runed.paths import Paths
@@ -68,13 +68,13 @@ def test_backend_that_was_never_started_is_stopped_and_well(make_backend: MakeBa
 async def test_first_start_begins_at_once() -> None:
     begun = asyncio.Event()
 
-    async def launch() -> LlamaServer:
+    async def launch() -> EngineServer:
         begun.set()
         raise BackendFaultError("no engine")
 
     with pytest.raises(BackendFaultError):
-        await Supervisor(launch, QUICK).ready()
-    starting = asyncio.create_task(Supervisor(launch, QUICK).ready())
+        await Supervisor(launch, QUICK, engine="llama-server").ready()
+    starting = asyncio.create_task(Supervisor(launch, QUICK, engine="llama-server").ready())
     begun.clear()
     for _ in range(10):  # rounds of the event loop, in which no time passes
         await asyncio.sleep(0)
@@ -437,10 +437,10 @@ async def test_deaths_between_answers_never_end_in_failure(make_backend: MakeBac
 
 
 def test_pauses_between_replacements_double_up_to_a_limit_and_are_jittered() -> None:
-    async def launch() -> LlamaServer:
+    async def launch() -> EngineServer:
         raise AssertionError
 
-    supervisor = Supervisor(launch, Timings(backoff=1.0, backoff_limit=6.0))
+    supervisor = Supervisor(launch, Timings(backoff=1.0, backoff_limit=6.0), engine="llama-server")
     for failures, longest in [(0, 1.0), (1, 1.0), (2, 2.0), (3, 4.0), (4, 6.0), (20, 6.0)]:
         supervisor._failures = failures
         pauses = [supervisor._backoff() for _ in range(300)]
@@ -506,7 +506,7 @@ async def test_caller_that_comes_between_a_death_and_its_notice_gets_the_replace
     backend = make_backend(fake.executable, timings=replace(QUICK, look=60.0))
     supervisor = backend._supervisor
     dead = await supervisor.ready()
-    callers: list[asyncio.Task[LlamaServer]] = []
+    callers: list[asyncio.Task[EngineServer]] = []
     dead.child.exited.add_done_callback(lambda _: callers.append(asyncio.create_task(supervisor.ready())))
     os.kill(backend.state.pid, signal.SIGKILL)
     await asyncio.to_thread(wait_until, lambda: callers)

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from runed.backends.base import BatchLimits, pack
-from runed.backends.llama.cores import usable_cores
+from runed.backends.cores import usable_cores
+from runed.backends.engine.self_test import CompanyError
 from runed.backends.llama.measuring import _check_company, _cut, _micro_batches
 from runed.backends.llama.profile import Measurement, PassMeasurement, Profile, Tuning, built_in_profile
-from runed.backends.llama.self_test import CompanyError
 from runed.backends.llama.tuning import _Ways, choose_profiles, fastest, tune
 from runed.domain.device import Device
 from runed.domain.model import ModelInfo

@@ -19,8 +19,8 @@ from random import Random
 import numpy as np
 from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
 
-from runed.backends.llama.gguf import read_gguf
-from runed.backends.llama.process import reap_orphan
+from runed.backends.engine.process import reap_orphan
+from runed.backends.gguf import read_gguf
 from runed.backends.llama.profile import choose_profile
 from runed.bootstrap.archive import extract
 from runed.bootstrap.audit import Audit

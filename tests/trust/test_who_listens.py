@@ -20,7 +20,8 @@ from runed_proto.runed.v1.runed_pb2 import EmbedRequest
 
 import runed
 import runed.testing
-from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
+from runed.backends.engine.interface import ConnectionLostError
+from runed.backends.llama.http import LlamaHTTP
 from runed.errors import AlreadyRunningError, ForeignPathError
 from runed.lifecycle.listener import Listener, dial, probe
 from runed.log import REFUSALS_PAUSE

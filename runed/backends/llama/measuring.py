@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from runed.backends.base import BatchLimits, Tokens, pack
+from runed.backends.engine.self_test import MIN_COSINE, CompanyError
+from runed.backends.likeness import cosine
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.likeness import cosine
 from runed.backends.llama.profile import Measurement, PassMeasurement, Profile
-from runed.backends.llama.self_test import MIN_COSINE, CompanyError
 from runed.errors import BackendUnavailableError
 from runed.paths import Paths, ensure_private_dir
 
@@ -167,4 +167,4 @@ def _check_company(alone: Sequence[bytes], together: Sequence[bytes]) -> None:
     """Compare some vectors of a micro-batch with the vectors of the same texts alone."""
     for one, other in zip(alone, together, strict=False):
         if not (similarity := cosine(one, other)) >= MIN_COSINE:
-            raise CompanyError(similarity)
+            raise CompanyError(similarity, engine="llama-server")

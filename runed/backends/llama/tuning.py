@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import psutil
 
+from runed.backends.cores import usable_cores
+from runed.backends.gguf import read_gguf
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.command import CONTEXT_STEP
-from runed.backends.llama.cores import usable_cores
-from runed.backends.llama.gguf import read_gguf
 from runed.backends.llama.measuring import LENGTHS, measure, measure_passes, workshop
 from runed.backends.llama.passes import SHORT_PASS, TILED_PASSES, affordable_pass, fitting_pass, free_memory
 from runed.backends.llama.profile import (

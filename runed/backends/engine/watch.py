@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from runed.backends.llama.http import ConnectionLostError
-from runed.backends.llama.server import UNREACHABLE, LlamaServer
-from runed.backends.llama.stillness import Stillness
-from runed.backends.llama.timings import Timings
+from runed.backends.engine.interface import ConnectionLostError
+from runed.backends.engine.server import UNREACHABLE, EngineServer
+from runed.backends.engine.stillness import Stillness
+from runed.backends.engine.timings import Timings
 from runed.errors import BackendFaultError
 
 POISONED = "gave a wrong vector for the text of its self-test, too"
@@ -23,7 +23,7 @@ class Watch:
         timings: The limits of patience.
     """
 
-    def __init__(self, server: LlamaServer, timings: Timings) -> None:
+    def __init__(self, server: EngineServer, timings: Timings) -> None:
         self._server = server
         self._timings = timings
         self._stillness = Stillness(server.child, look=timings.look)
@@ -57,7 +57,7 @@ class Watch:
         server.doubt = ""
         if self._probe or quiet > timings.hang / 2:
             what = "is stopped by a signal" if stopped else "owes an answer and does nothing"
-            server.doubt = f"llama-server {what}; it is replaced soon, unless it goes on"
+            server.doubt = f"{server.http.name} {what}; it is replaced soon, unless it goes on"
         if self._probe is not None:
             return self._hung if quiet >= timings.probe else ""
         if quiet >= timings.hang:

@@ -8,12 +8,12 @@ import time
 from collections.abc import Awaitable, Callable
 
 from runed.backends.base import BackendStatus
-from runed.backends.llama.http import ConnectionLostError
-from runed.backends.llama.launcher import DeviceError, ModelReplacedError
-from runed.backends.llama.server import UNREACHABLE, LlamaServer
-from runed.backends.llama.timings import Timings
-from runed.backends.llama.watch import POISONED, Watch
-from runed.errors import BackendError, BackendFaultError, BackendUnavailableError
+from runed.backends.engine.interface import ConnectionLostError
+from runed.backends.engine.launcher import DeviceError, ModelReplacedError
+from runed.backends.engine.server import UNREACHABLE, EngineServer
+from runed.backends.engine.timings import Timings
+from runed.backends.engine.watch import POISONED, Watch
+from runed.errors import BackendError, BackendFaultError, BackendUnavailableError, ModelFileError
 from runed.log import describe_exception, get_logger
 
 _DEVICE_FAILURES = 2
@@ -28,17 +28,19 @@ class Supervisor:
     Args:
         launch: Starts a server.
         timings: Time limits, and the number of tries.
+        engine: The name of the engine, for the log.
 
     Attributes:
         restarts: The number of servers that died and were replaced.
     """
 
-    def __init__(self, launch: Callable[[], Awaitable[LlamaServer]], timings: Timings) -> None:
+    def __init__(self, launch: Callable[[], Awaitable[EngineServer]], timings: Timings, *, engine: str) -> None:
         self._launch = launch
         self._timings = timings
-        self._server: LlamaServer | None = None
+        self._engine = engine
+        self._server: EngineServer | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._starting: asyncio.Task[LlamaServer] | None = None
+        self._starting: asyncio.Task[EngineServer] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._failures = 0
         self._refused_until: float | None = None
@@ -68,7 +70,7 @@ class Supervisor:
         """The process id of the server, or 0."""
         return self._server.child.pid if self._server is not None else 0
 
-    async def ready(self) -> LlamaServer:
+    async def ready(self) -> EngineServer:
         """Return the server, and start it if none runs. All callers share one start, which goes on if one of them is cancelled.
 
         Raises:
@@ -98,7 +100,7 @@ class Supervisor:
             self._stopping.add_done_callback(self._stop_ended)
         await asyncio.shield(self._stopping)
 
-    async def lost(self, server: LlamaServer, error: ConnectionLostError) -> bool:
+    async def lost(self, server: EngineServer, error: ConnectionLostError) -> bool:
         """Check whether a server is dead after its connection broke. Kill it if it accepts no connection any more.
 
         Args:
@@ -109,7 +111,7 @@ class Supervisor:
             await server.condemn(UNREACHABLE)
         return server.child.exited.done()
 
-    async def is_sound(self, server: LlamaServer) -> bool:
+    async def is_sound(self, server: EngineServer) -> bool:
         """Check by a short text whether a server that gave a wrong answer can be used. Kill it if it cannot."""
         try:
             await server.check()
@@ -138,7 +140,7 @@ class Supervisor:
         self._starting = asyncio.create_task(self._bring_up(delay))
         self._starting.add_done_callback(self._start_ended)
 
-    async def _bring_up(self, delay: float) -> LlamaServer:
+    async def _bring_up(self, delay: float) -> EngineServer:
         while True:
             await asyncio.sleep(delay)
             started = time.monotonic()
@@ -161,7 +163,9 @@ class Supervisor:
             self.restarts += self._replacing
             self._replacing = False
             self._failure = ""
-            _log.info("llama-server ready", pid=self.pid, seconds=round(time.monotonic() - started, 3), restarts=self.restarts)
+            _log.info(
+                f"{self._engine} ready", pid=self.pid, seconds=round(time.monotonic() - started, 3), restarts=self.restarts
+            )
             return server
 
     def _has_failed(self, error: BackendError) -> bool:
@@ -170,8 +174,8 @@ class Supervisor:
         self._failure = error.message
         # One more try for a device: the memory of an engine that has just died may not be free yet.
         most = _DEVICE_FAILURES if isinstance(error, DeviceError) else self._timings.max_failures
-        given_up = self._failures >= most or isinstance(error, BackendFaultError | ModelReplacedError)
-        _log.error("llama-server failed", reason=error.message, failures=self._failures, given_up=given_up)
+        given_up = self._failures >= most or isinstance(error, BackendFaultError | ModelFileError | ModelReplacedError)
+        _log.error(f"{self._engine} failed", reason=error.message, failures=self._failures, given_up=given_up)
         return given_up
 
     def _backoff(self) -> float:
@@ -184,12 +188,12 @@ class Supervisor:
                 f"the engine failed and is tried again in {left:.0f} s: {self.reason}", retry_after=left
             )
 
-    async def _watch(self, server: LlamaServer) -> None:
+    async def _watch(self, server: EngineServer) -> None:
         """Wait for the end of a server, and replace it unless it was stopped on purpose."""
         try:
             await Watch(server, self._timings).until_dead()
         except Exception as error:  # noqa: BLE001 # nobody would notice the death or the hang of a server without a watcher
-            _log.error("llama-server cannot be watched", **describe_exception(error))
+            _log.error(f"{self._engine} cannot be watched", **describe_exception(error))
             await server.condemn("could not be watched any longer")
         if server.closing:
             return
@@ -200,12 +204,12 @@ class Supervisor:
             self._begin_start(delay=self._backoff())
         server.http.close()
 
-    def _is_left_dead(self, server: LlamaServer) -> bool:
+    def _is_left_dead(self, server: EngineServer) -> bool:
         """Note a death. Return whether the next start waits for a request, after too many deaths while nobody waited."""
         if server.owes:
             # Not a failure of the engine: the text may be to blame. Other callers must not be refused for it.
             self._failure = server.obituary()
-            _log.error("llama-server died", reason=self._failure)
+            _log.error(f"{self._engine} died", reason=self._failure)
             return False
         if not self._has_failed(BackendUnavailableError(server.obituary())):
             return False
@@ -223,16 +227,16 @@ class Supervisor:
                     await server.close(self._timings.term_grace)
                 finally:
                     self._server = None
-                _log.info("llama-server stopped", pid=server.child.pid)
+                _log.info(f"{self._engine} stopped", pid=server.child.pid)
             if self._watcher is not None:
                 await asyncio.wait({self._watcher})
         self._replacing = False
 
-    def _start_ended(self, task: asyncio.Task[LlamaServer]) -> None:
+    def _start_ended(self, task: asyncio.Task[EngineServer]) -> None:
         self._starting = None
         # Waiting callers get the error. Without any, only the log tells it.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, BackendError):
-            _log.error("llama-server start failed unexpectedly", **describe_exception(error))
+            _log.error(f"{self._engine} start failed unexpectedly", **describe_exception(error))
 
     def _stop_ended(self, _: asyncio.Task[None]) -> None:
         self._stopping = None

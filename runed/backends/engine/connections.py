@@ -15,6 +15,7 @@ from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from runed.backends.engine.interface import ConnectionLostError
 from runed.errors import BackendFaultError
 from runed.log import get_logger
 from runed.peers import peer_of
@@ -27,14 +28,14 @@ _QUEUE_PAUSE = 0.1
 """Seconds between two tries to connect to an engine whose queue of connections is full. Its watch ends the waiting: an engine
 that takes no connection hangs, and is replaced."""
 
+_HEALTH_TIMEOUT = 1.0
+"""Seconds that a server has for telling that it is healthy."""
+
 _BUFFER_BYTES = 64 * 1024
 """Bytes that are read at once. asyncio's own way gets 256 KiB from the system for each read and gives them back."""
 
 _HEAD_BYTES = 16 * 1024
 """Most bytes of the head of an answer, which is a few hundred."""
-
-_HEADERS = "Host: engine\r\nContent-Type: application/json\r\n"
-"""Headers of each request. The socket is the address, so the host means nothing."""
 
 _CONTINUE, _SWITCHING_PROTOCOLS, _OK = 100, 101, 200
 
@@ -47,10 +48,15 @@ class Connections:
     Args:
         path: The server's socket.
         most: The most connections. Further requests wait for one, in the order of their coming.
+        engine: The name of the engine, for messages.
+        content_type: The type of the questions.
     """
 
-    def __init__(self, path: Path, *, most: int) -> None:
+    def __init__(self, path: Path, *, most: int, engine: str, content_type: str) -> None:
         self._path = str(path)
+        self._engine = engine
+        # The socket is the address, so the host means nothing.
+        self._headers = f"Host: engine\r\nContent-Type: {content_type}\r\n"
         self._places = asyncio.Semaphore(most)
         self._open: set[_Connection] = set()
         self._unused: list[_Connection] = []
@@ -63,7 +69,7 @@ class Connections:
         Args:
             method: Such as "POST".
             path: Such as "/health".
-            data: JSON.
+            data: The question.
             limit: The most bytes of the answer's body. A broken server must not fill the memory of this process.
 
         Raises:
@@ -71,7 +77,7 @@ class Connections:
             OSError: There was no complete answer, for another reason.
             BackendFaultError: The answer is not HTTP, or too large.
         """
-        head = f"{method} {path} HTTP/1.1\r\n{_HEADERS}Content-Length: {len(data)}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}Content-Length: {len(data)}\r\n\r\n"
         async with self._places:
             connection = self._reuse() or await self._connect()
             try:
@@ -86,11 +92,49 @@ class Connections:
                 else:
                     self._drop(connection)
 
+    async def post(self, path: str, data: bytes, *, limit: int) -> tuple[int, bytes]:
+        """Send a question, and return the status and the body of its answer. There is no time limit.
+
+        `Supervisor` tells a busy engine from a dead one. A question is sent twice at most.
+
+        Args:
+            path: Such as "/embed".
+            data: The question.
+            limit: As for `ask`.
+
+        Raises:
+            ConnectionLostError: There was no complete answer.
+            BackendFaultError: As for `ask`.
+        """
+        try:
+            return await self._post(path, data, limit)
+        except ConnectionLostError as error:
+            if error.unreachable:
+                raise
+            # A second try: the server may have closed an unused connection just as the request came. It computed nothing then.
+            return await self._post(path, data, limit)
+
+    async def healthy(self) -> bool:
+        """Return whether the server answers `/health` with status 200 soon."""
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT):
+                status, _ = await self.ask("GET", "/health", limit=_HEAD_BYTES)
+        except (BackendFaultError, OSError):  # the latter also for a timeout
+            return False
+        return status == _OK
+
     def close(self) -> None:
         """Close all connections. Requests on their way fail, and so do all later ones."""
         self._closed = True
         for connection in list(self._open):
             self._drop(connection)
+
+    async def _post(self, path: str, data: bytes, limit: int) -> tuple[int, bytes]:
+        try:
+            return await self.ask("POST", path, data, limit=limit)
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            raise ConnectionLostError(unreachable=gone) from None
 
     def _reuse(self) -> _Connection | None:
         """Take the connection that was used last. Those before it may be left alone until the server closes them."""
@@ -112,7 +156,9 @@ class Connections:
                 raw.setblocking(False)
                 raw.connect(self._path)  # at once or not at all, since both ends are on this machine
                 self._check_peer(raw)
-                _, connection = await asyncio.get_running_loop().create_unix_connection(_Connection, sock=raw)
+                _, connection = await asyncio.get_running_loop().create_unix_connection(
+                    lambda: _Connection(self._engine), sock=raw
+                )
             except BlockingIOError:  # its queue of connections is full
                 raw.close()
                 await asyncio.sleep(_QUEUE_PAUSE)
@@ -138,12 +184,16 @@ class Connections:
 class _Connection(asyncio.BufferedProtocol):
     """One connection, which has one request at a time.
 
+    Args:
+        engine: The name of the engine, for messages.
+
     Attributes:
         reusable: Whether it may have the next request: the last answer is complete, and nothing else came.
         used: The time of its last answer, in seconds of the monotonic clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
         self.reusable = False
         self.used = 0.0
         self._transport: asyncio.Transport | None = None
@@ -190,12 +240,12 @@ class _Connection(asyncio.BufferedProtocol):
         if self._answer is None or self._answer.done():
             self.close()  # nothing was asked, so this is no answer to what is asked next
         elif self._left < 0:
-            self._fail(BackendFaultError("llama-server answered more bytes than the texts can have"))
+            self._fail(BackendFaultError(f"{self._engine} answered more bytes than the texts can have"))
         else:
             try:
                 self._parser.feed_data(self._buffer[:nbytes])
             except (HttpParserError, HttpParserUpgrade):
-                self._fail(BackendFaultError("llama-server answered something that is not HTTP"))
+                self._fail(BackendFaultError(f"{self._engine} answered something that is not HTTP"))
 
     def eof_received(self) -> None:
         """Let asyncio close the connection, which calls `connection_lost` in the next round of the event loop."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from runed.backends.llama.process import ChildProcess
+from runed.backends.engine.process import ChildProcess
 
 
 class Stillness:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runed.backends.llama.gguf import GGUFMetadata, read_gguf, read_model
+from runed.backends.gguf import GGUFMetadata, read_gguf, read_model
 from runed.domain.model import RANK, ModelInfo, reads_last
 from runed.domain.model_spec import ModelKind
 from runed.errors import printable

@@ -1,4 +1,4 @@
-"""One running `llama-server`: its process, its HTTP interface, and the requests that it has not answered yet."""
+"""One running engine: its process, its HTTP interface, and the requests that it has not answered yet."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
-from runed.backends.llama.process import ChildProcess
-from runed.backends.llama.self_test import check_again
+from runed.backends.engine.interface import ConnectionLostError, EngineInterface
+from runed.backends.engine.process import ChildProcess
+from runed.backends.engine.self_test import check_again
 from runed.processes import describe_exit
 
 _DEATH_NOTICE = 1.0
@@ -39,8 +39,8 @@ _CRASHES = {
 
 
 @dataclass(slots=True)
-class LlamaServer:
-    """A `llama-server` that runs. The launcher makes it; the supervisor ends it.
+class EngineServer:
+    """An engine that runs. The launcher makes it; the supervisor ends it.
 
     Attributes:
         child: Its process.
@@ -56,7 +56,7 @@ class LlamaServer:
     """
 
     child: ChildProcess
-    http: LlamaHTTP
+    http: EngineInterface
     path: Path
     listened: bool = False
     reference: bytes = b""
@@ -144,7 +144,7 @@ class LlamaServer:
     async def condemn(self, fault: str) -> None:
         """Kill the server for a fault, which is told as the end of a sentence. Of several faults, the first one is told."""
         # While it dies of the first one, it cannot be reached either.
-        self.verdict = self.verdict or f"llama-server {fault}, so it was replaced"
+        self.verdict = self.verdict or f"{self.http.name} {fault}, so it was replaced"
         await self.child.kill()
 
     async def close(self, grace: float) -> None:
@@ -164,7 +164,7 @@ class LlamaServer:
         """The way in which the process ended. It must have ended."""
         code = self.child.exited.result()
         # A server that died before it could be killed tells a better reason itself.
-        return self.verdict if self.verdict and code == -signal.SIGKILL else f"llama-server {describe_exit(code)}"
+        return self.verdict if self.verdict and code == -signal.SIGKILL else f"{self.http.name} {describe_exit(code)}"
 
     def obituary(self) -> str:
         """Return the way in which the process ended and the end of its output, for an error. The process must have ended."""

@@ -11,10 +11,10 @@ from runed.backends.base import BatchLimits, pack
 from runed.errors import BackendFaultError
 
 if TYPE_CHECKING:  # it imports numpy, for which no start of an engine shall wait
-    from runed.backends.llama.http import LlamaHTTP
+    from runed.backends.engine.interface import EngineInterface
 
 MIN_COSINE = 0.9999
-"""Smallest accepted likeness of the vectors of a text alone and beside other texts, as `LlamaHTTP.likeness` tells it."""
+"""Smallest accepted likeness of the vectors of a text alone and beside other texts, as `EngineInterface.likeness` tells it."""
 
 _BROKEN_COSINE = 0.99
 """Likeness below which the difference of two vectors is not rounding: the vector is another text's, or garbage."""
@@ -23,8 +23,8 @@ _BROKEN_COSINE = 0.99
 class CompanyError(BackendFaultError):
     """The engine rounds a text's vector differently beside other texts. `cosine` compares it with that of the text alone."""
 
-    def __init__(self, cosine: float) -> None:
-        super().__init__(f"llama-server embeds a text differently alone and in a batch (cosine {cosine:.5f})")
+    def __init__(self, cosine: float, *, engine: str) -> None:
+        super().__init__(f"{engine} embeds a text differently alone and in a batch (cosine {cosine:.5f})")
 
 
 class SelfTest(msgspec.Struct, frozen=True):
@@ -39,7 +39,7 @@ class SelfTest(msgspec.Struct, frozen=True):
     company_cosine: float
 
 
-async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimits, long_tokens: int) -> SelfTest:
+async def check_engine(http: EngineInterface, *, eos_id: int | None, limits: BatchLimits, long_tokens: int) -> SelfTest:
     """Check an engine that has just loaded its model.
 
     Args:
@@ -50,40 +50,40 @@ async def check_engine(http: LlamaHTTP, *, eos_id: int | None, limits: BatchLimi
 
     Raises:
         CompanyError: Vectors depend a little on the other texts of a batch, and there is more than one slot.
-        SlotsError: Vectors would depend on earlier texts, since the engine cannot erase its slots.
         BackendFaultError: Vectors are wrong in another way.
         ConnectionLostError: The connection ended.
     """
+    name = http.name
     tokens = await http.tokenize(http.samples)
     if eos_id is not None and any(text[-1:] != pack([eos_id]) for text in tokens):
         raise BackendFaultError(
-            f"llama-server does not end a text with the model's end-of-text token {eos_id} "
+            f"{name} does not end a text with the model's end-of-text token {eos_id} "
             f"(it ends with {tokens[0][-1:].tolist()}), so its vectors would be wrong; "
-            "use another version of llama-server or of the model"
+            f"use another version of {name} or of the model"
         )
     most = http.max_tokens
     texts = [text if len(ids) <= most else ids[:most] for text, ids in zip(http.samples, tokens, strict=True)]
     alone = [await http.embed([text]) for text in texts]
     if [batch.tokens for batch in alone] != [min(len(ids), most) for ids in tokens]:
-        raise BackendFaultError("llama-server counts other tokens than it embeds; use another version of llama-server")
+        raise BackendFaultError(f"{name} counts other tokens than it embeds; use another version of {name}")
     fitting = sum(tokens <= limits.tokens for tokens in itertools.accumulate(batch.tokens for batch in alone))
     together = await http.embed(texts[: max(min(fitting, limits.texts), 2)])
     worst = min(http.likeness(batch.vectors[0], vector) for batch, vector in zip(alone, together.vectors, strict=False))
     if not worst >= _BROKEN_COSINE:
         raise BackendFaultError(
-            f"llama-server embeds a text differently alone and in a batch (cosine {worst:.4f}), "
-            "so its vectors cannot be trusted; use another version of llama-server"
+            f"{name} embeds a text differently alone and in a batch (cosine {worst:.4f}), "
+            f"so its vectors cannot be trusted; use another version of {name}"
         )
     if limits.texts > 1 and long_tokens:
         long = pack(itertools.islice(itertools.cycle(itertools.chain.from_iterable(tokens)), long_tokens))
         first, _, second = await http.embed([long]), await http.embed(texts[:2]), await http.embed([long])
         worst = min(worst, http.likeness(first.vectors[0], second.vectors[0]))
     if limits.texts > 1 and worst < MIN_COSINE:
-        raise CompanyError(worst)
+        raise CompanyError(worst, engine=name)
     return SelfTest(alone[0].vectors[0], worst)
 
 
-async def check_again(http: LlamaHTTP, reference: bytes, *, least: float = _BROKEN_COSINE) -> None:
+async def check_again(http: EngineInterface, reference: bytes, *, least: float = _BROKEN_COSINE) -> None:
     """Check by one short text that an engine still computes what `check_engine` saw.
 
     Args:
@@ -97,4 +97,4 @@ async def check_again(http: LlamaHTTP, reference: bytes, *, least: float = _BROK
     """
     answer = await http.embed(http.samples[:1])
     if not (similarity := http.likeness(answer.vectors[0], reference)) >= least:
-        raise BackendFaultError(f"llama-server gives another vector for the same text than before (cosine {similarity:.4f})")
+        raise BackendFaultError(f"{http.name} gives another vector for the same text than before (cosine {similarity:.4f})")
