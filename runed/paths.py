@@ -189,6 +189,11 @@ class Paths:
         return self.logs / f"{self._of_engine('llama-server')}.log"
 
     @property
+    def onnx_log(self) -> Path:
+        """The log of the standard output and error of the worker with ONNX Runtime."""
+        return self.logs / f"{self._of_engine('onnx-runtime')}.log"
+
+    @property
     def licenses(self) -> Path:
         """The directory of the licences of engine and model."""
         return self.home / "licenses"

@@ -63,7 +63,7 @@ class Launcher(Generic[_C]):
         self._paths = paths
         self._timings = timings
         self._holds_home = holds_home
-        self._spawned = False
+        self._tried = False
         self._self_test: SelfTest | None = None
         self._model_state = _file_state(command.model)
 
@@ -96,11 +96,11 @@ class Launcher(Generic[_C]):
                 f"the model {self._command.model} was replaced or removed while the daemon ran; run `runed stop`: "
                 "the next client starts a daemon that serves the present file"
             )
-        self._spawned = False
+        self._tried = False
         try:
             return await self._launch()
         except BackendError as error:
-            if not self._command.is_replaceable or not self._spawned:
+            if not self._command.is_replaceable or not self._tried:
                 raise
             raise DeviceError(error.message) from None
 
@@ -129,6 +129,12 @@ class Launcher(Generic[_C]):
         """Return the error that tells why a start failed. The process has ended."""
         return error
 
+    def _check_home(self) -> None:
+        """Refuse to work in a home that is not this process's any more."""
+        if not self._holds_home():
+            # Another daemon may serve what is at this path now. Two daemons there would end each other's engines for ever.
+            raise BackendUnavailableError("the home of this daemon was removed or replaced, so it ends; connect again")
+
     async def _start(self) -> EngineServer:
         """Start the server once."""
         command, output = self._command, OutputLog(self._command.log)
@@ -142,7 +148,7 @@ class Launcher(Generic[_C]):
                 leftovers=[command.socket],
                 holds_home=self._holds_home,
             )
-        self._spawned = True
+        self._tried = True  # what failed before is no fault of the engine
         http = self._connect(command)
         server = EngineServer(child, http, command.socket)
         try:
@@ -176,9 +182,7 @@ class Launcher(Generic[_C]):
     def _make_room(self) -> None:
         """Make the directories, and remove an earlier server and its socket, since no server binds to an existing path."""
         socket = self._command.socket
-        if not self._holds_home():
-            # Another daemon may serve what is at this path now. Two daemons there would end each other's engines for ever.
-            raise BackendUnavailableError("the home of this daemon was removed or replaced, so it ends; connect again")
+        self._check_home()
         for directory in (self._paths.engine_record.parent, self._paths.logs, self._paths.cache):
             ensure_private_dir(directory)
         ensure_socket_dir(socket)

@@ -87,7 +87,7 @@ class ChildProcess:
         self,
         process: asyncio.subprocess.Process,
         output: OutputLog,
-        record: Path,
+        record: Path | None,
         leftovers: Sequence[Path],
         holds_home: Callable[[], bool],
     ) -> None:
@@ -99,7 +99,7 @@ class ChildProcess:
         self._holds_home = holds_home
         self._inherited = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._identity = identify(process.pid)
-        if self._identity:
+        if self._identity and record:
             # Not `write_atomically`: its fsync may take seconds, and the record is worthless after a reboot.
             with naming(record):
                 record.write_bytes(msgspec.json.encode(self._identity))
@@ -112,8 +112,8 @@ class ChildProcess:
         *,
         env: Mapping[str, str],
         output: OutputLog,
-        record: Path,
-        leftovers: Sequence[Path],
+        record: Path | None = None,
+        leftovers: Sequence[Path] = (),
         holds_home: Callable[[], bool] = lambda: True,
     ) -> Self:
         """Start a child.
@@ -125,7 +125,7 @@ class ChildProcess:
             argv: The program, as an absolute path, and its arguments.
             env: Its whole environment.
             output: The log for its standard output and error.
-            record: The file for its identity, which `reap_orphan` reads.
+            record: The file for its identity, which `reap_orphan` reads. None for a child that soon ends by itself.
             leftovers: Files that the child makes. They and `record` are removed when the child is gone.
             holds_home: Returns whether the files at these paths are still this process's. Otherwise they are left alone.
 
@@ -226,7 +226,7 @@ class ChildProcess:
             self.output.write(data)
         code = await self._process.wait()
         if self._holds_home():
-            for path in (self._record, *self._leftovers):
+            for path in filter(None, (self._record, *self._leftovers)):
                 path.unlink(missing_ok=True)
         return code
 

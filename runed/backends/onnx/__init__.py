@@ -1,1 +1,1 @@
-"""ONNX Runtime as an Embedder."""
+"""ONNX Runtime as a backend."""
