@@ -17,7 +17,9 @@ from runed.files import open_regular
 TOKENIZER = "tokenizer.json"
 """The file with the tokenizer of a model, as the package `tokenizers` writes it."""
 
-_CONFIGURATIONS = ("config.json", "sentence_bert_config.json", "1_Pooling/config.json")
+_CONFIGURATIONS = (
+    *("config.json", "modules.json", "sentence_bert_config.json", "tokenizer_config.json", "1_Pooling/config.json"),
+)
 """Further files of the model's folder that decide what a vector is. Each may be missing."""
 
 _GRAPH_OF_MODEL = 7
