@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +102,7 @@ def test_weights_outside_of_the_folder_are_refused(folder: Path, name: str) -> N
         pytest.param(b"\x08\x08", id="no graph"),
         pytest.param(b"\x3a" + b"\xff" * 12, id="a number without an end"),
         pytest.param(b"\x3a\x7f\x00", id="cut short"),
-        pytest.param(os.urandom(0) + b"\x0b\x0b\x0b", id="an unknown type"),
+        pytest.param(b"\x0b\x0b\x0b", id="an unknown type"),
     ],
 )
 def test_what_is_no_onnx_file_is_refused(folder: Path, content: bytes) -> None:
@@ -137,7 +136,7 @@ def test_graphs_in_graphs_have_a_limit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("m.onnx", True), ("M.ONNX", True), ("m.gguf", False), ("onnx", False)])
-def test_the_name_tells_the_format(name: str, expected: bool) -> None:
+def test_the_name_tells_the_format(name: str, *, expected: bool) -> None:
     assert is_onnx(Path(name)) is expected
 
 
