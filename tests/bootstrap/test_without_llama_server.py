@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -86,12 +85,15 @@ async def test_an_onnx_file_is_used_whatever_the_setting(machine: Machine, tmp_p
     assert (installation.llama_server, installation.model, installation.warnings) == (None, own, ())
 
 
+def lines_of_sha256sum(folder: Path, names: list[str]) -> bytes:
+    return subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True).stdout
+
+
 async def test_the_hash_of_an_onnx_file_is_that_of_all_its_files(machine: Machine, tmp_path: Path) -> None:
     own = write_own_model(tmp_path / "own", outside="model.onnx_data")
     before = (await machine.install(model=own)).model_sha256
     names = ["model.onnx", "model.onnx_data", "tokenizer.json", "config.json"]
-    lines = subprocess.run(["sha256sum", *names], cwd=own.parent, capture_output=True, check=True).stdout
-    assert before == hashlib.sha256(lines).hexdigest()
+    assert before == sha256(lines_of_sha256sum(own.parent, names))
     for name in names[1:]:
         path = own.parent / name
         content = path.read_bytes()
