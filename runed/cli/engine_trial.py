@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from runed.backends.comparing import try_engine
 from runed.backends.llama import LlamaBackend
 from runed.backends.llama.measuring import workshop
-from runed.backends.onnx import OnnxBackend, availability
+from runed.backends.onnx import availability
+from runed.backends.onnx.backend import OnnxBackend
 from runed.backends.onnx.graphs import ensure_graph
 from runed.bootstrap import EngineComparison, Installation
 from runed.cli.boundary import complain

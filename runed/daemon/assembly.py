@@ -37,7 +37,7 @@ from runed.version import __version__
 
 if TYPE_CHECKING:  # in the functions below, these are imported while the engine is looked for and loads its model
     from runed.backends.llama import LlamaBackend
-    from runed.backends.onnx import OnnxBackend
+    from runed.backends.onnx.backend import OnnxBackend
     from runed.caching.cache import VectorCache
     from runed.daemon.host import DaemonHost
     from runed.domain.model import ModelInfo
@@ -339,7 +339,7 @@ def _build_llama(settings: Settings, paths: Paths, lock: LockFile, installation:
 def _build_onnx(
     settings: Settings, paths: Paths, lock: LockFile, installation: Installation, *, is_replaceable: bool
 ) -> OnnxBackend:
-    from runed.backends.onnx import OnnxBackend  # noqa: PLC0415 # as in `_build_onnx_seat`
+    from runed.backends.onnx.backend import OnnxBackend  # noqa: PLC0415 # as in `_build_onnx_seat`
 
     return OnnxBackend(
         model=installation.model,
