@@ -225,8 +225,8 @@ class Info:
         max_queued_texts: The largest number of texts that may wait. More are refused with `QueueFullError`.
         max_queued_bytes: The most bytes of text that may wait.
         restrictions: What makes the daemon slower or smaller than the machine allows, in words for people.
-        accelerator: What the engine computes with: "cpu", "cuda", "rocm", "vulkan", "metal", "coreml" or "dml"; "" until the model
-            is installed.
+        accelerator: What the engine computes with: "cpu", "cuda", "rocm", "vulkan", "metal", "coreml" or "dml"; "" until the
+            model is installed.
         device: The name of the device for people; "" for the processors.
         device_tuned_at: The time at which `runed bench --tune` found this device to be the fastest one, in ISO 8601. Empty if
             no comparison of devices decides.
