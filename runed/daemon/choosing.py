@@ -63,7 +63,7 @@ class Serving:
     chosen_at: str = ""
     warnings: tuple[str, ...] = ()
     restrictions: tuple[str, ...] = ()
-    remember_failure: Callable[[str], None] | None = None
+    remember_failure: Callable[[str], object] | None = None
 
     @property
     def part(self) -> str:
@@ -120,6 +120,14 @@ def judge(llama: Trial, onnx: Trial, *, model: ModelInfo, builds: EngineBuilds) 
         onnx_rate=onnx.speed.texts_per_second,
         cosine=difference.cosine,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What is known of ONNX Runtime and a model: a comparison, or why there is none now. Neither, if none makes sense."""
+
+    comparison: EngineComparison | None = None
+    problem: str = ""
 
 
 class EngineChooser:
@@ -191,31 +199,23 @@ class EngineChooser:
         """Return the seat of the engine that was the faster one in a comparison."""
         builds = await asyncio.to_thread(builds_of, self._settings, installation)
         known = read_comparison(self._file, installation.model_sha256)
-        if known is not None and not known.holds_for(builds):
-            known = None
         llama = None
-        problem = ""
-        if known is None:
+        if known is not None and known.holds_for(builds):
+            verdict = _Verdict(known)
+        else:
             llama = await makers.llama()
-            known, problem = await self._compare(installation, builds, llama, makers, report)
-        if known is not None and known.chooses_onnx:
-            seat, problem = await self._onnx_seat(installation, builds, makers)
-            if seat is not None:
-
-                def remember(reason: str) -> None:
-                    self._object(installation, builds, reason)
-
-                return seat, self._onnx(remember)
-        return llama or await makers.llama(), self._llama_instead(installation, known, problem)
+            verdict = await self._compare(installation, builds, llama, makers, report)
+        if verdict.comparison is not None and verdict.comparison.chooses_onnx:
+            made = await self._onnx_seat(installation, builds, makers)
+            if isinstance(made, Seat):
+                return made, self._onnx(partial(self._object, installation, builds))
+            verdict = made
+        return llama or await makers.llama(), self._llama_instead(installation, verdict)
 
     async def _compare(
         self, installation: Installation, builds: EngineBuilds, llama: Seat, makers: Makers, report: Report
-    ) -> tuple[EngineComparison | None, str]:
-        """Compare the engines, and remember the result.
-
-        Returns:
-            The result, or None if there is none that can be remembered; and why ONNX Runtime does not serve now, or "".
-        """
+    ) -> _Verdict:
+        """Compare the engines, and remember the result."""
         from runed.backends.comparing import try_engine  # noqa: PLC0415 # as above
         from runed.backends.onnx import availability  # noqa: PLC0415 # as above
 
@@ -224,22 +224,22 @@ class EngineChooser:
             report(Progress(Phase.CHOOSING_ENGINE, 0, 0, f"choosing the faster engine, once on this machine: {step}"))
 
         if availability.objection(llama.model):
-            return None, ""
+            return _Verdict()
         tell(f"building the graph for {ONNX_RUNTIME}")
-        onnx, problem = await self._onnx_seat(installation, builds, makers)
-        if onnx is None:
-            return read_comparison(self._file, installation.model_sha256), problem
+        onnx = await self._onnx_seat(installation, builds, makers)
+        if not isinstance(onnx, Seat):
+            return onnx
         try:
             tell(f"measuring {LLAMA_SERVER} for {_SECONDS:g} s")
             first = await try_engine(llama, _SECONDS, engine=LLAMA_SERVER)
         except RunedError as error:
             _log.warning("llama-server cannot be compared", reason=error.message)
-            return None, ""  # its next start tells the user
+            return _Verdict()  # its next start tells the user
         try:
             tell(f"measuring {ONNX_RUNTIME} for {_SECONDS:g} s")
             second = await try_engine(onnx, _SECONDS, engine=ONNX_RUNTIME)
         except RunedError as error:
-            return self._note_failure(installation, builds, error, onnx)
+            return self._note(installation, builds, error, onnx)
         comparison = judge(first, second, model=llama.model, builds=builds)
         keep_comparison(self._file, comparison)
         _log.info(
@@ -250,37 +250,36 @@ class EngineChooser:
             cosine=round(comparison.cosine, 7),
             objection=comparison.objection,
         )
-        return comparison, ""
+        return _Verdict(comparison)
 
-    async def _onnx_seat(self, installation: Installation, builds: EngineBuilds, makers: Makers) -> tuple[Seat | None, str]:
+    async def _onnx_seat(self, installation: Installation, builds: EngineBuilds, makers: Makers) -> Seat | _Verdict:
         """Make a seat for ONNX Runtime. Return it, or why there is none."""
         try:
             seat = await makers.onnx(True)
             self._seats.check(seat)
         except (BackendError, ModelTooLargeError) as error:
-            return None, self._note_failure(installation, builds, error)[1]
-        return seat, ""
+            return self._note(installation, builds, error)
+        return seat
 
-    def _note_failure(
-        self, installation: Installation, builds: EngineBuilds, error: RunedError, seat: Seat | None = None
-    ) -> tuple[EngineComparison | None, str]:
+    def _note(self, installation: Installation, builds: EngineBuilds, error: RunedError, seat: Seat | None = None) -> _Verdict:
         """Remember a failure that would come again. Another one, such as of a full disk, is only returned."""
         failed = seat is not None and seat.engine_state.status is BackendStatus.DEVICE_FAILED
         if failed or isinstance(error, ModelFileError | BackendFaultError):
-            return self._object(installation, builds, error.message, is_unfit=isinstance(error, ModelFileError)), ""
+            is_unfit = isinstance(error, ModelFileError)
+            return _Verdict(self._object(installation, builds, error.message, is_unfit=is_unfit))
         _log.warning("ONNX Runtime cannot serve now", reason=error.message)
-        return None, error.message
+        return _Verdict(problem=error.message)
 
     def _object(
         self, installation: Installation, builds: EngineBuilds, reason: str, *, is_unfit: bool = False
     ) -> EngineComparison:
         """Remember why ONNX Runtime cannot serve a model."""
-        _log.warning("ONNX Runtime cannot serve a model and is not used again", model=installation.spec.name, reason=reason)
+        _log.warning("ONNX Runtime cannot serve a model and is not used again", file=installation.model.name, reason=reason)
         comparison = EngineComparison(model=installation.model_sha256, builds=builds, objection=reason, is_unfit=is_unfit)
         keep_comparison(self._file, comparison)
         return comparison
 
-    def _onnx(self, remember: Callable[[str], None] | None = None) -> Serving:
+    def _onnx(self, remember: Callable[[str], object] | None = None) -> Serving:
         from runed.backends.onnx import availability  # noqa: PLC0415 # as above
 
         return Serving(
@@ -304,11 +303,12 @@ class EngineChooser:
             remember_failure=partial(self._failures.remember, use) if use else None,
         )
 
-    def _llama_instead(self, installation: Installation, known: EngineComparison | None, problem: str) -> Serving:
+    def _llama_instead(self, installation: Installation, verdict: _Verdict) -> Serving:
         """Return what serves where ONNX Runtime does not, and say why if that can be changed."""
-        if problem:
-            return self._llama(installation, restrictions=(f"{LLAMA_SERVER} serves instead of {ONNX_RUNTIME}: {problem}",))
-        if known is not None and known.objection and not known.is_unfit:
-            why = f"{LLAMA_SERVER} serves instead of {ONNX_RUNTIME}: {known.objection}; {_RESET}"
-            return self._llama(installation, warnings=(why,))
+        instead = f"{LLAMA_SERVER} serves instead of {ONNX_RUNTIME}"
+        if verdict.problem:
+            return self._llama(installation, restrictions=(f"{instead}: {verdict.problem}",))
+        comparison = verdict.comparison
+        if comparison is not None and comparison.objection and not comparison.is_unfit:
+            return self._llama(installation, warnings=(f"{instead}: {comparison.objection}; {_RESET}",))
         return self._llama(installation)
