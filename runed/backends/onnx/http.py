@@ -108,7 +108,7 @@ class OnnxHTTP:
         counts = array("I", answer[: 4 * count])
         vectors = [answer[start : start + size] for start in range(4 * count, len(answer), size)]
         check_vectors(vectors, dim=self._dim, engine=self.name)
-        return EmbeddingBatch(vectors, sum(counts))
+        return EmbeddingBatch(vectors, sum(counts), counts)
 
     async def _ask(self, path: str, question: bytes, *, limit: int) -> bytes:
         """Return the body of an answer of `limit` bytes at most."""
