@@ -123,13 +123,12 @@ def _convert(model: Path, folder: Path, pooling: str) -> GraphInfo:
 
 
 def _finish(folder: Path, info: GraphInfo) -> None:
-    """Write the record, which makes a folder complete, after everything else is on the disk."""
+    """Write the record, and bring everything to the disk."""
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    for name in files:
-        (folder / name).chmod(0o600)
-        sync_path(folder / name)
     (folder / RECORD).write_bytes(msgspec.json.encode(msgspec.structs.replace(info, files=files)))
-    sync_path(folder / RECORD)
+    for path in folder.iterdir():
+        path.chmod(0o600)
+        sync_path(path)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ class GraphInfo(msgspec.Struct, frozen=True, kw_only=True):
         output: The name of its output: float32, (texts, dim) if `pooling` is "none", else (texts, tokens, dim).
         rank: Whether the output is a score.
         pad_id: The token that fills the rows of shorter texts.
+        unknown_token: The token that stands for unknown characters, or None.
+        special_tokens: Number and text of each special token.
+        name: The name that the model's files tell, or "".
         model: The path of the graph: `GRAPH` in the folder, or the absolute path of a user's own file.
         files: Bytes of each other file of the folder, by its name.
     """
@@ -62,6 +65,9 @@ class GraphInfo(msgspec.Struct, frozen=True, kw_only=True):
     output: str
     rank: bool = False
     pad_id: int
+    unknown_token: int | None = None
+    special_tokens: list[tuple[int, str]] = []
+    name: str = ""
     model: str = GRAPH
     files: dict[str, int] = {}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
@@ -68,6 +69,11 @@ def describe_own_file(model: Path, folder: Path, pooling: str) -> GraphInfo:
         inputs=[value.name for value in session.get_inputs()],
         output=output,
         pad_id=_number(config.get("pad_token_id"), 0),
+        unknown_token=_unknown_token(tokenizer),
+        special_tokens=[
+            (number, token.content) for number, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        ],
+        name=str(config.get("_name_or_path", "")).rpartition("/")[2],
         model=str(model.resolve()),
     )
 
@@ -80,6 +86,12 @@ def _tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def _unknown_token(tokenizer: Tokenizer) -> int | None:
+    model = msgspec.json.decode(tokenizer.to_str(), type=dict[str, Any])["model"]
+    text, number = model.get("unk_token"), model.get("unk_id")
+    return tokenizer.token_to_id(text) if isinstance(text, str) else number
 
 
 def _session(model: Path) -> ort.InferenceSession:
