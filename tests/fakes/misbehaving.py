@@ -1,7 +1,7 @@
 """A server of HTTP that misbehaves as a test asks. The fakes of engines have it in common; each knows the words of one engine.
 
-A fake reads `behaviour.json` in its own folder, since a test cannot set its environment. It writes two files there for the test:
-`launches.jsonl` (argv and environment of each start) and `once` (the actions that were done once, over restarts).
+A fake reads `behaviour.json` in its own folder, since a test cannot set its environment. It writes two files there for the
+test: `launches.jsonl` (argv and environment of each start) and `once` (the actions that were done once, over restarts).
 
 Keys of `behaviour.json`, all optional:
     exit: print this and exit with code 1 at once

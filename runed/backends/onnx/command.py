@@ -68,6 +68,7 @@ class OnnxCommand:
             "--graph": self.graph,
             "--socket": self.socket,
             "--threads": self.threads,
+            "--max-tokens": self.info.max_tokens,
             "--provider": self.provider,
         }
         # -P: the folder of the program has modules with the names of others, such as `http`.

@@ -496,9 +496,8 @@ async def test_silent_engine_is_told_before_and_after_it_is_replaced(
     await backend.start()
     freeze(backend.state.pid)
     waiting = asyncio.create_task(backend.embed(["hello"]))
-    assert (await until(backend, BackendStatus.SILENT)).reason.startswith(
-        f"{engine.name} is stopped by a signal; it is replaced"
-    )
+    reason = (await until(backend, BackendStatus.SILENT)).reason
+    assert reason.startswith(f"{engine.name} is stopped by a signal; it is replaced")
     reason = (await until(backend, BackendStatus.STARTING)).reason
     assert reason.startswith(f"{engine.name} did not answer for 0.9 seconds and did nothing, so it was replaced")
     waiting.cancel()
