@@ -462,7 +462,7 @@ def main() -> int:
     """Load the model, and answer questions until a signal ends the process.
 
     Returns:
-        The exit code: 2 if the device or the graph cannot be used at all, 1 if the engine cannot start for another reason.
+        The exit code: 2 if the device or the graph cannot be used at all, 3 if the graph is damaged.
     """
     parser = argparse.ArgumentParser(description="Compute vectors with ONNX Runtime, over a UNIX socket.")
     parser.add_argument("--graph", type=Path, required=True, help="the folder of graph.json, model.onnx and tokenizer.json")
@@ -479,14 +479,14 @@ def main() -> int:
     tasks: SimpleQueue[_Task] = SimpleQueue()
     try:
         model = Model(arguments.graph, threads=arguments.threads, provider=arguments.provider, max_tokens=arguments.max_tokens)
-        server = _Server(arguments.socket, model, tasks)
     except StartError as error:
         _tell(str(error))
         return 2
     except Exception as error:  # noqa: BLE001 # the libraries have classes of their own
         reason = next(iter(str(error).splitlines()), "")
         _tell(f"the graph in {arguments.graph} cannot be served: {type(error).__name__}: {reason}")
-        return 1
+        return 3
+    server = _Server(arguments.socket, model, tasks)
     threading.Thread(target=server.serve_forever, args=(_FOREVER,), daemon=True).start()
     while True:
         tasks.get().compute(model)
