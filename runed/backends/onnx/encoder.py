@@ -24,6 +24,10 @@ _HEAD = "cls."
 """Start of the names of tensors that only a reranker computes with."""
 
 
+_MAX_TOKENS = 131_072
+"""Most tokens of a text, so that no file asks for tables of any size."""
+
+
 class Encoder:
     """The graph of one model, on its way.
 
@@ -48,10 +52,11 @@ class Encoder:
         self._epsilon = file.value("{arch}.attention.layer_norm_epsilon", float)
         self.dim = file.value("{arch}.embedding_length", int)
         self.max_tokens = file.value("{arch}.context_length", int)
-        if self.dim % self._heads:
+        if self._heads < 1 or self.dim % self._heads:
             raise UnsupportedModelError(f"its {self.dim} values do not divide into {self._heads} heads")
         if not self._rotary:
             self.max_tokens = min(self.max_tokens, file.shape("position_embd.weight")[0])
+        self.max_tokens = min(self.max_tokens, _MAX_TOKENS)
 
     def write(self, pooling: str) -> str:
         """Write the nodes and weights. Return the name of the output.
