@@ -60,7 +60,7 @@ class OnnxCommand:
     def limits(self) -> BatchLimits:
         """See `Embedder.limits`."""
         texts, tokens = _LIMITS[self.profile]
-        return BatchLimits(texts=texts, tokens=tokens, by_estimate=True)
+        return BatchLimits(texts=texts, tokens=tokens, by_estimate=True, counted=True)
 
     def argv(self) -> list[str]:
         """Return the program and its arguments."""
