@@ -66,7 +66,7 @@ def settle_tokens(batch: Sequence[QueueEntry], total: int, counts: Sequence[int]
     if len(unknown) > 1:
         raise BackendFaultError(f"the tokens of {len(unknown)} texts could not be counted")
     if (rest < 1) if unknown else (rest != 0):
-        _log.warning("llama-server counts tokens in two ways", texts=len(batch), tokens=total, known=total - rest)
-        raise BackendFaultError(f"llama-server read {total:,} tokens and counted {total - rest:,} before")
+        _log.warning("the engine counts tokens in two ways", texts=len(batch), tokens=total, known=total - rest)
+        raise BackendFaultError(f"the engine read {total:,} tokens and counted {total - rest:,} before")
     for entry in unknown:
         entry.tokens, entry.exact = rest, True

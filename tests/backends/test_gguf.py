@@ -13,7 +13,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runed.backends import gguf
+from runed.backends import gguf, gguf_head
 from runed.backends.gguf import check_model, ranks, read_gguf, read_model
 from runed.domain.model_spec import ModelKind
 from runed.errors import ModelFileError
@@ -334,7 +334,7 @@ def test_tensor_of_a_type_that_is_newer_than_runed_is_left_to_the_engine(file: P
 
 
 def test_tables_agree_with_the_gguf_package() -> None:
-    for kind, size in gguf._TENSOR_TYPES.items():
+    for kind, size in gguf_head._TENSOR_TYPES.items():
         assert GGML_QUANT_SIZES[GGMLQuantizationType(kind)] == size
     for kind, name in gguf._FILE_TYPES.items():
         assert LlamaFileType(kind).name in {f"MOSTLY_{name}", f"ALL_{name}"}

@@ -390,7 +390,7 @@ async def test_counts_that_contradict_the_answer_are_a_fault_and_logged_without_
         batcher.submit(entries := make_entries("secret words", "secret too", exact=True))
         results = await outcomes(entries)
     assert [type(result) for result in results] == [BackendFaultError] * 2
-    assert any(entry["event"] == "llama-server counts tokens in two ways" for entry in logs)
+    assert any(entry["event"] == "the engine counts tokens in two ways" for entry in logs)
     assert "secret" not in str(logs)
     assert "secret" not in str(results)
 

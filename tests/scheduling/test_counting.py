@@ -35,10 +35,10 @@ async def test_a_sum_that_leaves_nothing_or_is_not_the_sum_is_a_fault_and_logged
         with capture_logs() as logs, pytest.raises(BackendFaultError) as caught:
             settle_tokens(batch, total)
         before = sum(entry.tokens for entry in batch if entry.exact)
-        assert caught.value.message == f"llama-server read {total} tokens and counted {before} before"
+        assert caught.value.message == f"the engine read {total} tokens and counted {before} before"
         assert logs == [
             {
-                "event": "llama-server counts tokens in two ways",
+                "event": "the engine counts tokens in two ways",
                 "log_level": "warning",
                 "texts": 2,
                 "tokens": total,

@@ -36,6 +36,7 @@ from runed.backends.onnx.tokenization import make_tokenizer, pad_id
 from runed.errors import ModelFileError
 from runed.files import replace_durably, sync_path
 from runed.locking import LockFile
+from runed.os_errors import explain, naming
 
 UNSUPPORTED = 3
 """Exit code: no graph can be built for this model."""
@@ -54,15 +55,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         build(arguments.model, arguments.folder, arguments.pooling)
     except ModelFileError as error:
-        sys.stderr.write(f"{error}\n")
-        return UNSUPPORTED
+        return _tell(str(error), UNSUPPORTED)
     except UnsupportedModelError as error:
-        sys.stderr.write(f"ONNX Runtime cannot serve {arguments.model}: {error}\n")
-        return UNSUPPORTED
+        return _tell(f"ONNX Runtime cannot serve {arguments.model}: {error}", UNSUPPORTED)
     except OSError as error:
-        sys.stderr.write(f"the graph of {arguments.model} cannot be built: {error}\n")
-        return 1
+        return _tell(f"the graph of {arguments.model} cannot be made: {explain(error)}; correct that, and try again", 1)
     return 0
+
+
+def _tell(reason: str, code: int) -> int:
+    """Write the reason in one line, since that of a library may have several. Return the exit code."""
+    sys.stderr.write(" ".join(reason.split()) + "\n")
+    return code
 
 
 def build(model: Path, folder: Path, pooling: str = "") -> None:
@@ -89,9 +93,9 @@ def build(model: Path, folder: Path, pooling: str = "") -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(mode=0o700)
         try:
-            make: Callable[[Path, Path, str], GraphInfo] = describe_own_file if model.suffix == ".onnx" else _convert
-            info = make(model, partial, pooling)
-            _finish(partial, info)
+            make: Callable[[Path, Path, str], GraphInfo] = describe_own_file if model.suffix.lower() == ".onnx" else _convert
+            with naming(partial):
+                _finish(partial, make(model, partial, pooling))
             replace_durably(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -123,13 +127,12 @@ def _convert(model: Path, folder: Path, pooling: str) -> GraphInfo:
 
 
 def _finish(folder: Path, info: GraphInfo) -> None:
-    """Write the record, which makes a folder complete, after everything else is on the disk."""
+    """Write the record, and bring everything to the disk."""
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    for name in files:
-        (folder / name).chmod(0o600)
-        sync_path(folder / name)
     (folder / RECORD).write_bytes(msgspec.json.encode(msgspec.structs.replace(info, files=files)))
-    sync_path(folder / RECORD)
+    for path in folder.iterdir():
+        path.chmod(0o600)
+        sync_path(path)
 
 
 if __name__ == "__main__":

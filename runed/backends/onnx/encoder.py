@@ -24,6 +24,10 @@ _HEAD = "cls."
 """Start of the names of tensors that only a reranker computes with."""
 
 
+_MAX_TOKENS = 131_072
+"""Most tokens of a text, so that no file asks for tables of any size."""
+
+
 class Encoder:
     """The graph of one model, on its way.
 
@@ -43,15 +47,16 @@ class Encoder:
         self._file = file
         self._graph = graph
         self._rotary = file.architecture == "nomic-bert"
-        self._heads = int(file.value("{arch}.attention.head_count"))
-        self._layers = int(file.value("{arch}.block_count"))
-        self._epsilon = float(file.value("{arch}.attention.layer_norm_epsilon"))
-        self.dim = int(file.value("{arch}.embedding_length"))
-        self.max_tokens = int(file.value("{arch}.context_length"))
-        if self.dim % self._heads:
+        self._heads = file.value("{arch}.attention.head_count", int)
+        self._layers = file.value("{arch}.block_count", int)
+        self._epsilon = file.value("{arch}.attention.layer_norm_epsilon", float)
+        self.dim = file.value("{arch}.embedding_length", int)
+        self.max_tokens = file.value("{arch}.context_length", int)
+        if self._heads < 1 or self.dim % self._heads:
             raise UnsupportedModelError(f"its {self.dim} values do not divide into {self._heads} heads")
         if not self._rotary:
             self.max_tokens = min(self.max_tokens, file.shape("position_embd.weight")[0])
+        self.max_tokens = min(self.max_tokens, _MAX_TOKENS)
 
     def write(self, pooling: str) -> str:
         """Write the nodes and weights. Return the name of the output.
@@ -119,11 +124,11 @@ class Encoder:
 
     def _rotation(self) -> tuple[str, ...]:
         """Return the first position and the tables of the rotary position embedding."""
-        scaling = self._file.value("{arch}.rope.scaling.type", "none")
+        scaling = self._file.value("{arch}.rope.scaling.type", str, "none")
         size = self.dim // self._heads
-        if scaling != "none" or self._file.value("{arch}.rope.dimension_count", size) != size:
+        if scaling != "none" or self._file.value("{arch}.rope.dimension_count", int, size) != size:
             raise UnsupportedModelError("its rotary positions are scaled, or turn a part of each head only")
-        base = float(self._file.value("{arch}.rope.freq_base", 10_000.0))
+        base = self._file.value("{arch}.rope.freq_base", float, 10_000.0)
         angles = np.arange(self.max_tokens)[:, np.newaxis] * base ** (-np.arange(0, size, 2) / size)
         tables = ((name, table(angles)) for name, table in (("cos", np.cos), ("sin", np.sin)))
         return self._graph.constant([0]), *(self._graph.weight(name, table.astype(np.float32)) for name, table in tables)

@@ -104,8 +104,10 @@ def is_complete(folder: Path) -> bool:
 
 
 def remove_graphs(paths: Paths, sha256: str) -> int:
-    """Remove all folders of a model. Return the bytes that became free."""
-    return _remove(_folders(paths).glob(f"{sha256[:16]}-*"))
+    """Remove all folders of a model, also unfinished ones. Return the bytes that became free."""
+    for lock in _folders(paths).glob(f".{sha256[:16]}-*.lock"):
+        lock.unlink(missing_ok=True)
+    return _remove(path for pattern in ("", ".") for path in _folders(paths).glob(f"{pattern}{sha256[:16]}-*"))
 
 
 def remove_outdated(folder: Path) -> int:

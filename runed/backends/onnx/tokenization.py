@@ -31,13 +31,13 @@ def make_tokenizer(file: ModelFile) -> Tokenizer:
     Raises:
         UnsupportedModelError: The file has another kind of tokenizer, or a broken one.
     """
-    kind = file.value("tokenizer.ggml.model")
+    kind = file.value("tokenizer.ggml.model", str)
     if kind not in _MAKERS:
         raise UnsupportedModelError(f"its tokenizer is of the kind {kind!r}")
-    texts = file.value("tokenizer.ggml.tokens")
-    types = file.value("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(texts))
+    texts = file.head.strings("tokenizer.ggml.tokens")
+    types = file.head.numbers("tokenizer.ggml.token_type").tolist()
     if len(set(texts)) < len(texts) or len(types) != len(texts):
-        raise UnsupportedModelError("its vocabulary has a token twice, or another number of types")
+        raise UnsupportedModelError("its vocabulary has a token twice, or does not tell the type of each")
     tokenizer = _MAKERS[kind](file, texts, types)
     tokenizer.add_special_tokens(
         [
@@ -51,7 +51,7 @@ def make_tokenizer(file: ModelFile) -> Tokenizer:
 
 def pad_id(file: ModelFile) -> int:
     """Return the token that fills the rows of shorter texts."""
-    return int(file.value("tokenizer.ggml.padding_token_id", 0))
+    return file.value("tokenizer.ggml.padding_token_id", int, 0)
 
 
 def _word_piece(file: ModelFile, texts: list[str], types: list[int]) -> Tokenizer:
@@ -67,8 +67,8 @@ def _word_piece(file: ModelFile, texts: list[str], types: list[int]) -> Tokenize
         raise UnsupportedModelError("its vocabulary has a piece twice")
     unknown = texts[_special(file, "unknown", 100, texts)]
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown, max_input_chars_per_word=_LONGEST_WORD))
-    lower = bool(file.value("tokenizer.ggml.normalizer.lowercase", True))  # a default of a file's value
-    strip = bool(file.value("tokenizer.ggml.normalizer.strip_accents", lower))
+    lower = file.value("tokenizer.ggml.normalizer.lowercase", bool, default=True)  # a default of a file's value
+    strip = file.value("tokenizer.ggml.normalizer.strip_accents", bool, lower)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=strip)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
@@ -79,9 +79,9 @@ def _word_piece(file: ModelFile, texts: list[str], types: list[int]) -> Tokenize
 
 def _unigram(file: ModelFile, texts: list[str], types: list[int]) -> Tokenizer:
     """Return the tokenizer of XLM-RoBERTa."""
-    if not file.value("tokenizer.ggml.remove_extra_whitespaces", False):  # as above
+    if not file.value("tokenizer.ggml.remove_extra_whitespaces", bool, default=False):  # as above
         raise UnsupportedModelError("its tokenizer keeps runs of spaces")
-    scores = file.value("tokenizer.ggml.scores")
+    scores = file.head.numbers("tokenizer.ggml.scores").tolist()
     lowest = min(score for score, type_ in zip(scores, types, strict=True) if type_ == TokenType.NORMAL)
     # An unused token would lower the score of unknown characters. With a space in it, it is found in no text.
     pieces = [
@@ -89,14 +89,18 @@ def _unigram(file: ModelFile, texts: list[str], types: list[int]) -> Tokenizer:
         for text, score, type_ in zip(texts, scores, types, strict=True)
     ]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=_special(file, "unknown", 2, texts), byte_fallback=False))
-    if charsmap := file.raw("tokenizer.ggml.precompiled_charsmap"):
+    if charsmap := file.head.numbers("tokenizer.ggml.precompiled_charsmap").tobytes():
         tokenizer.normalizer = normalizers.Precompiled(charsmap)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always")]
     )
     tokenizer.decoder = decoders.Metaspace(_WORD_START)
-    first = [_special(file, "bos", 0, texts)] if file.value("tokenizer.ggml.add_bos_token", False) else []  # as above
-    last = [_special(file, "eos", 1, texts)] if file.value("tokenizer.ggml.add_eos_token", True) else []  # as above
+    first = (
+        [_special(file, "bos", 0, texts)] if file.value("tokenizer.ggml.add_bos_token", bool, default=False) else []
+    )  # as above
+    last = (
+        [_special(file, "eos", 1, texts)] if file.value("tokenizer.ggml.add_eos_token", bool, default=True) else []
+    )  # as above
     tokenizer.post_processor = _frame(texts, first, last)
     return tokenizer
 
@@ -106,7 +110,7 @@ _MAKERS = {"bert": _word_piece, "t5": _unigram}
 
 
 def _special(file: ModelFile, name: str, default: int, texts: list[str]) -> int:
-    number = int(file.value(f"tokenizer.ggml.{name}_token_id", default))
+    number = file.value(f"tokenizer.ggml.{name}_token_id", int, default)
     if number >= len(texts):
         raise UnsupportedModelError(f"its {name} token {number} is not in its vocabulary")
     return number
