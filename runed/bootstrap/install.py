@@ -91,6 +91,12 @@ class Installation:
     variants: tuple[str, ...] = ()
     engine_build: str = ""
 
+    @property
+    def program(self) -> Path:
+        """The `llama-server` of a model that needs one."""
+        assert self.llama_server is not None
+        return self.llama_server
+
 
 async def install(
     settings: Settings,

@@ -322,9 +322,8 @@ def _build_llama(settings: Settings, paths: Paths, lock: LockFile, installation:
         from runed.backends.llama.reranker import LlamaReranker  # noqa: PLC0415 # most daemons never rerank
 
         kind = LlamaReranker
-    assert installation.llama_server is not None
     return kind(
-        executable=installation.llama_server,
+        executable=installation.program,
         model=installation.model,
         model_sha256=installation.model_sha256,
         paths=paths,
