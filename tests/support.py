@@ -280,12 +280,12 @@ class RunningDaemon:
 
 
 @contextmanager
-def running_daemon(llama_server: Path, model: Path, *, timeout: float = 30.0, **settings: str) -> Iterator[RunningDaemon]:
+def running_daemon(llama_server: Path, model: Path, **settings: str) -> Iterator[RunningDaemon]:
     """Run a daemon in its own home, and return it when it is ready. Check at the end that it exits with 0."""
     env = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(model)} | LLAMA_SERVER_ALONE
     daemon = RunningDaemon(short_home(), env | settings)
     try:
-        daemon.wait_for("STATUS_OK", timeout=timeout)
+        daemon.wait_for("STATUS_OK")
         yield daemon
         assert daemon.stop() == 0, daemon.log()
     finally:

@@ -314,7 +314,7 @@ async def _run(
             _remove_leftovers(_abandoned(context.paths.models, plan.known))
     _check_build(plan.spec, engine)
     keep_manifest(context, plan)
-    chooser = engine and _chooser(context, plan, engine, model, failures=failures, root=root)
+    chooser = None if engine is None else _chooser(context, plan, engine, model, failures=failures, root=root)
     return _Parts(plan, model, chooser, tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings))))
 
 

@@ -16,7 +16,8 @@ from runed.domain.traits import known_traits, traits_of
 from runed.errors import SettingsError
 from runed.onnx_files import is_onnx
 from runed.own_models import Entry
-from runed.settings import duration, full_path
+from runed.setting_values import duration
+from runed.settings import full_path
 
 DESCRIPTION = """\
 Serve a GGUF of your own: write its entry into config.json, and leave all else

@@ -47,9 +47,16 @@ def compare_engines(bench: Workbench, installation: Installation, tuning: Tuning
 async def _compare(bench: Workbench, installation: Installation, tuning: Tuning, temporary: Paths) -> EngineComparison | None:
     settings, name = bench.settings, bench.settings.profile
     model, sha256, pooling = installation.model, installation.model_sha256, installation.spec.pooling
-    common = {"model": model, "model_sha256": sha256, "paths": temporary, "ctx_size": settings.ctx_size, "pooling": pooling}
     profile = next((profile for profile in tuning.profiles if profile.name == name), name)
-    llama = LlamaBackend(executable=program_of(installation), profile=profile, **common)
+    llama = LlamaBackend(
+        executable=program_of(installation),
+        model=model,
+        model_sha256=sha256,
+        paths=temporary,
+        ctx_size=settings.ctx_size,
+        pooling=pooling,
+        profile=profile,
+    )
     if availability.objection(llama.model):
         return None
     builds = builds_of(settings, installation)
@@ -58,7 +65,15 @@ async def _compare(bench: Workbench, installation: Installation, tuning: Tuning,
     graphs = bench.paths.cache / "onnx"
     ensure_private_dir(graphs)
     (temporary.cache / "onnx").symlink_to(graphs)  # a graph is large
-    onnx = OnnxBackend(profile=name, provider=settings.onnx_provider, **common)
+    onnx = OnnxBackend(
+        model=model,
+        model_sha256=sha256,
+        paths=temporary,
+        ctx_size=settings.ctx_size,
+        pooling=pooling,
+        profile=name,
+        provider=settings.onnx_provider,
+    )
     bench.display.update(f"measuring {LLAMA_SERVER}")
     first = await try_engine(llama, bench.seconds, engine=LLAMA_SERVER)
     bench.display.update(f"measuring {ONNX_RUNTIME}")

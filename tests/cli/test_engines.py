@@ -55,7 +55,8 @@ def compared(cli: Cli, minilm: Path, **facts: object) -> EngineComparison:
     sha256 = hashlib.sha256(minilm.read_bytes()).hexdigest()
     installation = Installation(own, minilm, "", sha256, "", (), ModelSpec(family="x"), engine_build=build)
     usual = {"is_faster": True, "llama_server_rate": 302.4, "onnx_rate": 612.0, "cosine": 0.99999, "compared_at": AT}
-    result = EngineComparison(model=sha256, builds=builds_of(settings, installation), **(usual | facts))
+    builds = msgspec.to_builtins(builds_of(settings, installation))
+    result = msgspec.convert({"model": sha256, "builds": builds} | usual | facts, EngineComparison)
     keep_comparison(cli.paths.engine_comparisons, result)
     return result
 

@@ -28,7 +28,7 @@ from tests.support import (
     clean_environment,
     process_gone,
     python_without,
-    running_daemon,
+    short_home,
     wait_until,
 )
 
@@ -43,8 +43,14 @@ Start = Callable[..., RunningDaemon]
 @pytest.fixture(scope="module")
 def compared(llama_server: Path, minilm: Path) -> Iterator[tuple[Path, RunningDaemon]]:
     """A home whose daemon has compared the engines for MiniLM, and still runs."""
-    with running_daemon(llama_server, minilm, RUNED_ENGINE="auto", timeout=SECONDS) as daemon:
+    daemon = RunningDaemon(short_home(), {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(minilm)})
+    try:
+        ready(daemon)
         yield daemon.home, daemon
+        assert daemon.stop() == 0, daemon.log()
+    finally:
+        daemon.close()
+        daemon.remove_home()
 
 
 @pytest.fixture
