@@ -46,7 +46,7 @@ class Paths:
 
     @property
     def engine_socket(self) -> Path:
-        """The private socket between daemon and `llama-server`, or its short alias."""
+        """The private socket between daemon and engine, or its short alias."""
         return short_socket_path(self.home / "run" / f"{self._of_engine('engine')}.sock")
 
     @property
@@ -71,7 +71,7 @@ class Paths:
 
     @property
     def engine_record(self) -> Path:
-        """The pid and start time of the running `llama-server`, so that an orphan can be ended."""
+        """The pid and start time of the running engine, so that an orphan can be ended."""
         return self.home / "run" / f"{self._of_engine('engine')}.json"
 
     @property

@@ -1,8 +1,8 @@
 """Exports all-MiniLM-L6-v2 to an ONNX file, as users of ONNX Runtime have it: optimized, with weights in float32.
 
-The benchmarks give it to other libraries. Its inputs are `input_ids`, `attention_mask` and `token_type_ids` in int64, its output
-is `last_hidden_state`, as in exports by Hugging Face's tools. Its operators are those into which ONNX Runtime's own optimizer
-for BERT turns such an export.
+The benchmarks give it to other libraries. Its inputs are `input_ids`, `attention_mask` and `token_type_ids` in int64, and its
+output is `last_hidden_state`, as in exports by Hugging Face's tools. Its operators are those into which ONNX Runtime's own
+optimizer for BERT turns such an export.
 """
 
 from __future__ import annotations

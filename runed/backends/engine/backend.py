@@ -75,7 +75,8 @@ class EngineBackend:
         answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.embed(some)))
         self._supervisor.answered()
         vectors = [vector for answer in answers for vector in answer.vectors]
-        return EmbeddingBatch(vectors, sum(answer.tokens for answer in answers))
+        counts = [count for answer in answers for count in answer.counts]
+        return EmbeddingBatch(vectors, sum(answer.tokens for answer in answers), counts)
 
     async def _ask(self, question: Callable[[EngineInterface], Awaitable[_T]]) -> _T:
         """Send a request to the server. Check and replace the server before a text is blamed for a wrong answer."""

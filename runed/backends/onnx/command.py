@@ -60,7 +60,7 @@ class OnnxCommand:
     def limits(self) -> BatchLimits:
         """See `Embedder.limits`."""
         texts, tokens = _LIMITS[self.profile]
-        return BatchLimits(texts=texts, tokens=tokens, by_estimate=True)
+        return BatchLimits(texts=texts, tokens=tokens, by_estimate=True, counted=True)
 
     def argv(self) -> list[str]:
         """Return the program and its arguments."""
@@ -68,6 +68,7 @@ class OnnxCommand:
             "--graph": self.graph,
             "--socket": self.socket,
             "--threads": self.threads,
+            "--max-tokens": self.info.max_tokens,
             "--provider": self.provider,
         }
         # -P: the folder of the program has modules with the names of others, such as `http`.

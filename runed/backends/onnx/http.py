@@ -107,8 +107,10 @@ class OnnxHTTP:
             raise BackendFaultError(f"{self.name} answered other vectors than {count} of {self._dim} values")
         counts = array("I", answer[: 4 * count])
         vectors = [answer[start : start + size] for start in range(4 * count, len(answer), size)]
+        if max(counts, default=0) > self.max_tokens:  # it has refused such texts itself
+            raise BackendFaultError(f"{self.name} told more tokens than a text can have")
         check_vectors(vectors, dim=self._dim, engine=self.name)
-        return EmbeddingBatch(vectors, sum(counts))
+        return EmbeddingBatch(vectors, sum(counts), counts)
 
     async def _ask(self, path: str, question: bytes, *, limit: int) -> bytes:
         """Return the body of an answer of `limit` bytes at most."""

@@ -13,7 +13,7 @@ from runed.backends.onnx.graphs import ensure_graph
 from runed.errors import BackendError, BackendFaultError, BackendUnavailableError
 from runed.log import get_logger
 
-_DAMAGED = 1
+_DAMAGED = 3
 """Exit code of the worker if it cannot load its graph."""
 
 _log = get_logger(__name__)
@@ -29,7 +29,7 @@ class OnnxLauncher(Launcher[OnnxCommand]):
     async def _launch(self) -> EngineServer:
         command = self._command
         self._check_home()
-        self._tried = True  # a graph that cannot be made is no fault of another engine
+        self._tried = True  # another engine needs no graph
         await ensure_graph(command.model, command.info.sha256, self._paths, pooling=command.pooling, timings=self._timings)
         return await self._start()
 

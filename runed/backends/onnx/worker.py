@@ -156,14 +156,16 @@ class Model:
         folder: The folder with `graph.json`, `tokenizer.json` and mostly the ONNX file.
         threads: The number of threads that compute.
         provider: A key of `PROVIDERS`.
+        max_tokens: The most tokens of a text, if the graph takes more.
 
     Raises:
         StartError: The device is not there, or the graph needs something else than texts.
         Exception: The files are damaged, or missing. The classes are those of the libraries.
     """
 
-    def __init__(self, folder: Path, *, threads: int, provider: str = "cpu") -> None:
+    def __init__(self, folder: Path, *, threads: int, provider: str = "cpu", max_tokens: int = sys.maxsize) -> None:
         self.graph = Graph.read(folder)
+        self._max_tokens = min(max_tokens, self.graph.max_tokens)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -196,7 +198,7 @@ class Model:
         for text in texts:
             if not text.size:
                 raise RefusedError("a text has no tokens")
-            if text.size > self.graph.max_tokens:
+            if text.size > self._max_tokens:
                 raise RefusedError(str(text.size), 413)
 
     def embed(self, texts: Sequence[Ids]) -> Vectors:
@@ -460,28 +462,31 @@ def main() -> int:
     """Load the model, and answer questions until a signal ends the process.
 
     Returns:
-        The exit code: 2 if the device or the graph cannot be used at all, 1 if the engine cannot start for another reason.
+        The exit code: 2 if the device or the graph cannot be used at all, 3 if the graph is damaged.
     """
     parser = argparse.ArgumentParser(description="Compute vectors with ONNX Runtime, over a UNIX socket.")
     parser.add_argument("--graph", type=Path, required=True, help="the folder of graph.json, model.onnx and tokenizer.json")
     parser.add_argument("--socket", required=True, help="the socket to listen on, at a path where nothing is yet")
     parser.add_argument("--threads", type=int, required=True, help="the threads that compute")
     parser.add_argument("--provider", choices=PROVIDERS, default="cpu", help="the device (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=sys.maxsize, help="the most tokens of a text, if the graph takes more"
+    )
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # a handler of Python would wait until the run of a graph ends
     os.umask(0o077)
     tasks: SimpleQueue[_Task] = SimpleQueue()
     try:
-        model = Model(arguments.graph, threads=arguments.threads, provider=arguments.provider)
-        server = _Server(arguments.socket, model, tasks)
+        model = Model(arguments.graph, threads=arguments.threads, provider=arguments.provider, max_tokens=arguments.max_tokens)
     except StartError as error:
         _tell(str(error))
         return 2
     except Exception as error:  # noqa: BLE001 # the libraries have classes of their own
         reason = next(iter(str(error).splitlines()), "")
         _tell(f"the graph in {arguments.graph} cannot be served: {type(error).__name__}: {reason}")
-        return 1
+        return 3
+    server = _Server(arguments.socket, model, tasks)
     threading.Thread(target=server.serve_forever, args=(_FOREVER,), daemon=True).start()
     while True:
         tasks.get().compute(model)

@@ -11,17 +11,18 @@ from dataclasses import replace
 import pytest
 
 from runed.backends.base import BackendStatus, pack
+from runed.backends.engine.backend import EngineBackend
 from runed.backends.engine.guard import EngineDiedError, Suspects
-from runed.backends.llama.backend import LlamaBackend
 from runed.errors import BackendFaultError, BackendUnavailableError
-from tests.backends.support import QUICK, FakeEngine, MakeBackend
+from tests.backends.contract.contenders import MakeEngine
+from tests.backends.support import QUICK, FakeEngine
 from tests.support import wait_until
 
 CRASH = EngineDiedError("it died", crashed=True)
 END = EngineDiedError("it ended", crashed=False)
 
 
-async def refuse(backend: LlamaBackend, *texts: str) -> str:
+async def refuse(backend: EngineBackend, *texts: str) -> str:
     """Embed texts of which one is refused. Return the message."""
     with pytest.raises(BackendFaultError) as caught:
         await backend.embed(texts)
@@ -31,7 +32,7 @@ async def refuse(backend: LlamaBackend, *texts: str) -> str:
 
 
 async def test_text_that_kills_the_engine_is_refused_after_two_deaths_and_then_at_once(
-    make_backend: MakeBackend, fake: FakeEngine
+    make_backend: MakeEngine, fake: FakeEngine
 ) -> None:
     fake.behave(on={"boom": "crash"})
     backend = make_backend(fake.executable)
@@ -47,7 +48,7 @@ async def test_text_that_kills_the_engine_is_refused_after_two_deaths_and_then_a
     assert backend.state.status is BackendStatus.STOPPED, "an engine was started for a text that it must not get"
 
 
-async def test_deaths_by_a_text_refuse_no_other_text(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_deaths_by_a_text_refuse_no_other_text(make_backend: MakeEngine, fake: FakeEngine) -> None:
     killers = [f"boom {number}" for number in range(4)]
     fake.behave(on=dict.fromkeys(killers, "crash"))
     backend = make_backend(fake.executable, timings=replace(QUICK, max_failures=2, pause=60.0))
@@ -57,7 +58,7 @@ async def test_deaths_by_a_text_refuse_no_other_text(make_backend: MakeBackend, 
         await backend.embed(["hello"])
 
 
-async def test_killer_among_others_costs_three_deaths(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_killer_among_others_costs_three_deaths(make_backend: MakeEngine, fake: FakeEngine) -> None:
     fake.behave(on={"boom": "crash"})
     backend = make_backend(fake.executable)
     await refuse(backend, *(f"text {number}" for number in range(5)), "boom", "the last")
@@ -66,7 +67,7 @@ async def test_killer_among_others_costs_three_deaths(make_backend: MakeBackend,
     await backend.embed([f"text {number}" for number in range(5)])
 
 
-async def test_texts_whose_engine_dies_of_something_else_get_their_vectors(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_texts_whose_engine_dies_of_something_else_get_their_vectors(make_backend: MakeEngine, fake: FakeEngine) -> None:
     fake.behave(on={"boom": "crash-once"})
     backend = make_backend(fake.executable)
     texts = ["one", "boom", "two words"]
@@ -75,7 +76,7 @@ async def test_texts_whose_engine_dies_of_something_else_get_their_vectors(make_
     assert backend.state.restarts == 1
 
 
-async def test_text_in_company_is_not_blamed(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_text_in_company_is_not_blamed(make_backend: MakeEngine, fake: FakeEngine) -> None:
     fake.behave(on={"boom": "crash", "long": "sleep"})
     backend = make_backend(fake.executable)
     await backend.start()
@@ -87,7 +88,7 @@ async def test_text_in_company_is_not_blamed(make_backend: MakeBackend, fake: Fa
     assert backend.state.restarts == 3
 
 
-async def test_text_is_not_blamed_for_two_kills_from_outside(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_text_is_not_blamed_for_two_kills_from_outside(make_backend: MakeEngine, fake: FakeEngine) -> None:
     fake.behave(on={"long": "sleep"})
     backend = make_backend(fake.executable)
     await backend.start()
@@ -102,7 +103,7 @@ async def test_text_is_not_blamed_for_two_kills_from_outside(make_backend: MakeB
 
 @pytest.mark.parametrize("action", ["kill", "deaf", "hang"])
 async def test_text_that_ends_every_engine_as_if_from_outside_is_refused_in_the_end(
-    make_backend: MakeBackend, fake: FakeEngine, action: str
+    make_backend: MakeEngine, fake: FakeEngine, action: str
 ) -> None:
     fake.behave(on={"boom": action})
     backend = make_backend(fake.executable, timings=replace(QUICK, hang=0.3, probe=0.2))
@@ -112,7 +113,7 @@ async def test_text_that_ends_every_engine_as_if_from_outside_is_refused_in_the_
     await backend.embed(["hello"])
 
 
-async def test_engine_that_cannot_be_started_is_no_fault_of_a_text(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_engine_that_cannot_be_started_is_no_fault_of_a_text(make_backend: MakeEngine, fake: FakeEngine) -> None:
     fake.behave(on={"boom": "crash"})
     backend = make_backend(fake.executable)
     await backend.start()
@@ -125,7 +126,7 @@ async def test_engine_that_cannot_be_started_is_no_fault_of_a_text(make_backend:
     await backend.embed(["boom"])
 
 
-async def test_tokens_that_kill_the_engine_are_refused(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_tokens_that_kill_the_engine_are_refused(make_backend: MakeEngine, fake: FakeEngine) -> None:
     fake.behave(on={"7 8": "crash"})
     backend = make_backend(fake.executable)
     for _ in range(2):
@@ -138,7 +139,7 @@ async def test_tokens_that_kill_the_engine_are_refused(make_backend: MakeBackend
 # Poison
 
 
-async def test_poisoned_engine_is_replaced_before_a_text_is_blamed(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_poisoned_engine_is_replaced_before_a_text_is_blamed(make_backend: MakeEngine, fake: FakeEngine) -> None:
     fake.behave(on={"bad luck": "poison-once"})
     backend = make_backend(fake.executable)
     await backend.embed(["hello"])
@@ -147,7 +148,7 @@ async def test_poisoned_engine_is_replaced_before_a_text_is_blamed(make_backend:
 
 
 async def test_text_that_poisons_every_engine_is_refused_and_leaves_a_sound_one(
-    make_backend: MakeBackend, fake: FakeEngine
+    make_backend: MakeEngine, fake: FakeEngine
 ) -> None:
     fake.behave(on={"poison": "poison"})
     backend = make_backend(fake.executable)
@@ -157,7 +158,7 @@ async def test_text_that_poisons_every_engine_is_refused_and_leaves_a_sound_one(
     assert backend.state.restarts == 3
 
 
-async def test_replacement_that_gives_other_vectors_is_not_used(make_backend: MakeBackend, fake: FakeEngine) -> None:
+async def test_replacement_that_gives_other_vectors_is_not_used(make_backend: MakeEngine, fake: FakeEngine) -> None:
     backend = make_backend(fake.executable)
     await backend.embed(["hello"])
     fake.behave(on={"runed": "other"})

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from runed.backends.llama.backend import LlamaBackend
+from runed.backends.engine.backend import EngineBackend
 from runed.errors import BackendUnavailableError
 from runed.locking import LockFile
 from runed.paths import Paths
-from tests.backends.support import QUICK, FakeEngine
+from tests.backends.contract.contenders import Contender
+from tests.backends.support import FakeEngine
 from tests.support import process_gone, wait_until
 
 
@@ -34,7 +35,7 @@ def move_home(paths: Paths) -> None:
     paths.home.rename(paths.home.with_name(f"{paths.home.name}.old"))
 
 
-async def embed_until_refused(older: LlamaBackend) -> None:
+async def embed_until_refused(older: EngineBackend) -> None:
     async with asyncio.timeout(10):
         while True:
             await older.embed(["a text"])
@@ -43,21 +44,13 @@ async def embed_until_refused(older: LlamaBackend) -> None:
 
 @pytest.mark.parametrize("lose", [remove_home, remove_lock, replace_lock, move_home])
 async def test_older_daemon_leaves_the_engine_of_its_successor_alone(
-    lose: Callable[[Paths], None], tmp_path: Path, fake: FakeEngine, tiny_qwen3: Path
+    lose: Callable[[Paths], None], tmp_path: Path, engine: Contender, fake: FakeEngine
 ) -> None:
     paths = Paths(tmp_path / "h")
     paths.home.mkdir(0o700)
 
-    def backend(lock: LockFile) -> LlamaBackend:
-        return LlamaBackend(
-            executable=fake.executable,
-            model=tiny_qwen3,
-            model_sha256="0" * 64,
-            paths=paths,
-            ctx_size=256,
-            holds_home=lock.is_current,
-            timings=QUICK,
-        )
+    def backend(lock: LockFile) -> EngineBackend:
+        return engine.backend(fake.executable, paths=paths, holds_home=lock.is_current)
 
     with LockFile(paths.daemon_lock) as old_lock, LockFile(paths.daemon_lock) as new_lock:
         assert old_lock.try_acquire()
