@@ -11,6 +11,7 @@ import sys
 import time
 from array import array
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -221,8 +222,10 @@ async def test_what_is_not_http_gets_no_answer(sent: bytes, shared: Worker, http
         stranger.settimeout(10)
         stranger.connect(str(shared.socket))
         stranger.sendall(sent)
-        stranger.shutdown(socket.SHUT_WR)
-        assert stranger.recv(1000) in {b"", b"HTTP/1.1 400 Bad Request\r\n"}
+        with suppress(OSError):  # it may have closed the connection
+            stranger.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):  # it has not read all
+            assert stranger.recv(1000) == b""
     assert len((await http.embed(["word1"])).vectors) == 1
 
 
@@ -327,11 +330,11 @@ async def test_the_socket_is_private(shared: Worker) -> None:
 @pytest.mark.parametrize(
     ("damage", "status", "told"),
     [
-        ("no graph.json", 1, "cannot be served: FileNotFoundError"),
-        ("graph.json without a member", 1, "graph.json has no 'pad_id'"),
-        ("unknown pooling", 1, "graph.json names an unknown pooling"),
-        ("no tokenizer", 1, "cannot be served"),
-        ("half a model", 1, "cannot be served"),
+        ("no graph.json", 3, "cannot be served: FileNotFoundError"),
+        ("graph.json without a member", 3, "graph.json has no 'pad_id'"),
+        ("unknown pooling", 3, "graph.json names an unknown pooling"),
+        ("no tokenizer", 3, "cannot be served"),
+        ("half a model", 3, "cannot be served"),
         ("another input", 2, "the graph has inputs that texts do not give: pixel_values"),
     ],
 )

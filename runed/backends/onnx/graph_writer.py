@@ -80,7 +80,9 @@ class GraphWriter:
         outside, self._nodes = self._nodes, []
         output = add()
         inside, self._nodes = self._nodes, outside
-        return helper.make_graph(inside, f"branch_{output}", [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
+        return helper.make_graph(
+            inside, f"branch_{output}", [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
+        )
 
     def constant(self, value: int | list[int]) -> str:
         """Return the name of a 64-bit number, or of a list of them. It is added once."""

@@ -176,6 +176,7 @@ class Model:
         self._types = {node.name: np.int32 if node.type == "tensor(int32)" else np.int64 for node in self._session.get_inputs()}
         if unknown := self._types.keys() - set(_INPUTS):
             raise StartError(f"the graph has inputs that texts do not give: {', '.join(sorted(unknown))}")
+        self._was_large = False
         self._plain, self._giving_back = ort.RunOptions(), ort.RunOptions()
         for options in (self._plain, self._giving_back):
             options.log_severity_level = _FATAL  # an error of a run may tell a token
@@ -218,7 +219,10 @@ class Model:
         values = (ids, mask, np.zeros_like(ids), np.broadcast_to(places, ids.shape))
         every = dict(zip(_INPUTS, values, strict=True))
         feeds = {name: every[name].astype(kind) for name, kind in self._types.items()}
-        options = self._giving_back if mask.size > _LARGE_RUN_TOKENS else self._plain
+        is_large = mask.size > _LARGE_RUN_TOKENS
+        # The answer of a large run is still in memory at its end, so the next run gives that back.
+        options = self._giving_back if is_large or self._was_large else self._plain
+        self._was_large = is_large
         [answer] = self._session.run([self.graph.output], feeds, options)
         vectors = _pool(answer, self.graph.pooling, mask)
         return vectors if self.graph.normalized else vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
