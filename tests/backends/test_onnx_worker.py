@@ -22,7 +22,18 @@ from runed.backends.onnx import worker as engine
 from runed.backends.onnx.http import OnnxHTTP
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 from runed.processes import peak_resident_bytes, resident_bytes
-from tests.backends.onnx_graphs import CLS, SEP, VOCABULARY, WORDS, WORKER, Worker, build_graph, describe, embeddings
+from tests.backends.onnx_graphs import (
+    CLS,
+    SEP,
+    VOCABULARY,
+    WORDS,
+    WORKER,
+    Worker,
+    build_graph,
+    describe,
+    embeddings,
+    worker_argv,
+)
 from tests.support import http_over, process_gone, short_home, wait_until
 
 MIB = 1024 * 1024
@@ -307,9 +318,9 @@ from pathlib import Path
 from runed.backends.engine.process import ChildProcess, OutputLog
 async def main():
     home = Path({str(home)!r})
-    argv = ["-P", {str(WORKER)!r}, "--graph", {str(graph)!r}, "--socket", str(home / "w.sock"), "--threads", "1"]
+    argv = {worker_argv(graph, home / "w.sock")!r}
     output = OutputLog(home / "log")
-    child = await ChildProcess.spawn([sys.executable, *argv], env={{}}, output=output, record=home / "record", leftovers=[])
+    child = await ChildProcess.spawn(argv, env={{}}, output=output, record=home / "record", leftovers=[])
     print(child.pid, flush=True)
     await child.exited
 asyncio.run(main())
@@ -363,8 +374,8 @@ def test_a_graph_that_cannot_be_served_is_told_by_one_line(
 
 
 def test_a_device_that_is_not_there_is_told(graph: Path, home: Path) -> None:
-    argv = [sys.executable, "-P", WORKER, "--graph", graph, "--socket", home / "w.sock", "--threads", "1"]
-    ended = subprocess.run([*argv, "--provider", "dml"], capture_output=True, text=True, check=False)
+    argv = [*worker_argv(graph, home / "w.sock"), "--provider", "dml"]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert "the installed ONNX Runtime has no DmlExecutionProvider, only " in ended.stderr
     assert "CPUExecutionProvider" in ended.stderr

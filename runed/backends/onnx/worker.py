@@ -234,7 +234,8 @@ class Model:
         decoder = self._tokenizer.decoder
         if token in self._special or decoder is None:
             return token
-        return decoder.decode(["a", token]).removeprefix("a")  # after another token, since the first one loses its space
+        text: str = decoder.decode(["a", token])  # after another token, since the first one loses its space
+        return text.removeprefix("a")
 
 
 def plan_runs(lengths: Sequence[int]) -> list[list[int]]:
@@ -259,15 +260,14 @@ def plan_runs(lengths: Sequence[int]) -> list[list[int]]:
 
 def _pool(answer: Vectors, pooling: str, mask: NDArray[np.bool_]) -> Vectors:
     """Return the vectors, of shape (n, dim), of the answer of a graph. The mask, of shape (n, tokens), tells its tokens."""
-    match pooling:
-        case "mean":
-            return np.einsum("nt,ntd->nd", mask.astype(np.float32), answer) / mask.sum(axis=1, dtype=np.float32)[:, np.newaxis]
-        case "cls":
-            return answer[:, 0]
-        case "last":
-            return answer[np.arange(len(mask)), mask.sum(axis=1) - 1]
-        case _:
-            return answer
+    pooled = answer
+    if pooling == "mean":
+        pooled = np.einsum("nt,ntd->nd", mask.astype(np.float32), answer) / mask.sum(axis=1, dtype=np.float32)[:, np.newaxis]
+    elif pooling == "cls":
+        pooled = answer[:, 0]
+    elif pooling == "last":
+        pooled = answer[np.arange(len(mask)), mask.sum(axis=1) - 1]
+    return pooled
 
 
 def _open(path: Path, *, threads: int, provider: str) -> ort.InferenceSession:
