@@ -151,7 +151,7 @@ def test_trouble_of_the_machine_is_told(encoder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = build(encoder, tmp_path / "file" / "folder")
     assert done.returncode == 1
-    assert "Not a directory" in done.stderr
+    assert f"{tmp_path / 'file'}: File exists" in done.stderr
 
 
 BARE = {

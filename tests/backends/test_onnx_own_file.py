@@ -130,6 +130,17 @@ def test_named_pooling_goes_before_that_of_the_folder(exported: Path, tmp_path: 
     assert describe(exported, tmp_path / "graph", "cls").pooling == "cls"
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_pooling_in_a_graph_is_that_of_the_worker(
+    exported: Path, minilm: Path, tmp_path: Path, minilm_golden: Golden, pooling: str
+) -> None:
+    building.build(minilm, tmp_path / "whole", pooling)
+    describe(exported, tmp_path / "own", pooling)
+    whole, own = Model(tmp_path / "whole", threads=2), Model(tmp_path / "own", threads=2)
+    ids = whole.tokenize(minilm_golden.texts)
+    assert (np.sum(whole.embed(ids) * own.embed(ids), axis=1)).min() >= 0.999999
+
+
 @pytest.mark.parametrize(
     ("config", "tokens"),
     [

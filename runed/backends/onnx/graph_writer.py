@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +38,7 @@ class GraphWriter:
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: list[TensorProto] = []
         self._constants: set[str] = set()
+        self._count = 0
 
     def __enter__(self) -> Self:
         return self
@@ -58,10 +59,30 @@ class GraphWriter:
 
     def ops(self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:  # noqa: ANN401 # as `op`
         """Add a node as `op` does, with several outputs. Return their names."""
-        name = f"{kind}_{len(self._nodes)}"
+        self._count += 1
+        name = f"{kind}_{self._count}"
         names = [f"{name}_{number}" for number in range(outputs)]
         self._nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
         return names
+
+    def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
+        """Add a node that computes one of two branches. Return the name of its output.
+
+        Args:
+            condition: The name of a boolean.
+            then: Adds the nodes for True, and returns the name of their output, in float32. They may use all values from before.
+            otherwise: The same for False.
+        """
+        branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
+        return self.op("If", condition, **branches)
+
+    def _branch(self, add: Callable[[], str]) -> onnx.GraphProto:
+        outside, self._nodes = self._nodes, []
+        output = add()
+        inside, self._nodes = self._nodes, outside
+        return helper.make_graph(
+            inside, f"branch_{output}", [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
+        )
 
     def constant(self, value: int | list[int]) -> str:
         """Return the name of a 64-bit number, or of a list of them. It is added once."""
