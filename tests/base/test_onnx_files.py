@@ -89,7 +89,7 @@ def test_missing_weights_are_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../weights.bin", "/etc/passwd", "a/../../b"])
 def test_weights_outside_of_the_folder_are_refused(folder: Path, name: str) -> None:
-    with pytest.raises(ModelFileError, match="accepted is a file in its own folder"):
+    with pytest.raises(ModelFileError, match="accepted are names in its own folder"):
         files_of(export(folder / "model.onnx", outside=name))
 
 
@@ -125,12 +125,19 @@ def test_a_file_that_is_cut_short_is_refused_wherever_it_ends(folder: Path) -> N
         assert (folder / "w.bin") in files, length
 
 
+def varint(number: int) -> bytes:
+    """Return a number in the wire format of protobuf, where the library refuses to nest so deep."""
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
 def test_graphs_in_graphs_have_a_limit(folder: Path) -> None:
-    inner = helper.make_graph([], "g", [], [])
+    content = b""
     for _ in range(40):
-        inner = helper.make_graph([helper.make_node("If", ["c"], ["y"], then_branch=inner)], "g", [], [])
+        for field in (6, 5, 1):  # a graph in an attribute in a node
+            content = bytes([field << 3 | 2]) + varint(len(content)) + content
     path = folder / "model.onnx"
-    path.write_bytes(helper.make_model(inner).SerializeToString())
+    path.write_bytes(b"\x3a" + varint(len(content)) + content)
     with pytest.raises(ModelFileError, match="its graphs are too deep"):
         files_of(path)
 

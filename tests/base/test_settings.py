@@ -308,7 +308,7 @@ def test_engine_gets_the_variables_by_which_it_finds_its_device() -> None:
 def test_engine_is_one_of_the_known_ones(home: Path) -> None:
     assert load_settings(home=home, environ={}).engine == "auto"
     assert load_settings(home=home, environ={"RUNED_ENGINE": "Vulkan"}).engine == "vulkan"
-    with pytest.raises(SettingsError, match=r"RUNED_ENGINE='metal': accepted is auto, cpu, vulkan, cuda, rocm$"):
+    with pytest.raises(SettingsError, match=r"RUNED_ENGINE='metal': accepted is auto, cpu, vulkan, cuda, rocm, onnx$"):
         load_settings(home=home, environ={"RUNED_ENGINE": "metal"})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from runed.bootstrap.manifest import current_platform
 from runed.domain.device import CPU
-from runed.errors import ModelFileError, UnsupportedPlatformError
+from runed.errors import ManifestError, ModelFileError
 from tests.bootstrap.conftest import Machine
 from tests.bootstrap.parts import MODEL, Release, sha256
 from tests.bootstrap.site import Site
@@ -56,7 +56,7 @@ async def test_a_platform_without_an_engine_can_serve(machine: Machine, site: Si
     site.files["/manifest.json"] = json.dumps(document).encode()
     url = f"{site.url}/manifest.json"
     assert (await machine.install(url, engine="onnx")).llama_server is None
-    with pytest.raises(UnsupportedPlatformError):
+    with pytest.raises(ManifestError, match="has no llama_server for"):
         await machine.install(url, engine="auto")
 
 
