@@ -70,7 +70,7 @@ class GraphWriter:
 
         Args:
             condition: The name of a boolean.
-            then: Adds the nodes for True, and returns the name of their output, in float32. They may use all values from before.
+            then: Adds the nodes for True, and returns the name of their output, in float32. They may use all other values.
             otherwise: The same for False.
         """
         branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
@@ -80,7 +80,9 @@ class GraphWriter:
         outside, self._nodes = self._nodes, []
         output = add()
         inside, self._nodes = self._nodes, outside
-        return helper.make_graph(inside, f"branch_{output}", [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
+        return helper.make_graph(
+            inside, f"branch_{output}", [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
+        )
 
     def constant(self, value: int | list[int]) -> str:
         """Return the name of a 64-bit number, or of a list of them. It is added once."""
