@@ -70,7 +70,7 @@ _MAX_LINE = 8 * 1024
 _IDS = 0x8000_0000
 """The bit of a size that marks ids of tokens."""
 
-_MAX_PADDING = 16
+_MAX_PADDING = 32
 """Most tokens of padding in one run of the graph. A further run costs about as much as 10 to 14 tokens."""
 
 _MAX_RUN_TOKENS = 1024
