@@ -40,7 +40,7 @@ def export(source: Path, target: Path, output: str = "last_hidden_state") -> Non
     """Turn a graph of ours into one as others export it."""
     model = onnx.load(str(source), load_external_data=False)
     nodes = list(model.graph.node)
-    last = max(number for number, node in enumerate(nodes) if node.op_type == "SkipLayerNormalization")
+    last = max(number for number, node in enumerate(nodes) if node.op_type == "Gather")
     states = nodes[last].output[0]
     pooled = model.graph.output[0].name
     casts = []

@@ -70,7 +70,7 @@ class GraphWriter:
 
         Args:
             condition: The name of a boolean.
-            then: Adds the nodes for True, and returns the name of their output, in float32. They may use all values from before.
+            then: Adds the nodes for True, and returns the name of their output, in float32. They may use all other values.
             otherwise: The same for False.
         """
         branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
