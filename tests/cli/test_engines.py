@@ -165,7 +165,7 @@ def test_an_onnx_file_is_added_served_shown_and_removed(empty: Cli, own: Path) -
     shown = lines_of(ran(empty, "show", "own"))
     assert (shown["engine"], shown["vectors"], shown["pooling"]) == ("ONNX Runtime", "16 dimensions", "mean")
     ran(empty, "use", "own")
-    done = empty.run("embed", "word1 word2", timeout=120)
+    done = empty.run("embed", "--format", "jsonl", "word1 word2", timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout.splitlines()[0])["vector"]) == 16
     empty.stop()
