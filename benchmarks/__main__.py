@@ -100,7 +100,9 @@ def main() -> int:
 def _measure_models(names: list[str], arguments: argparse.Namespace) -> Results:
     sections = []
     for model in MODELS:
-        others = {MINILM.key: _OTHER_ENGINE, MINILM_ONNX.key: _SMALL_MODEL}.get(model.key, _SMALL_MODEL | _OTHER_ENGINE)
+        others = {MINILM.key: {*_OTHER_ENGINE}, MINILM_ONNX.key: {*_SMALL_MODEL}}.get(
+            model.key, {*_SMALL_MODEL, *_OTHER_ENGINE}
+        )
         everything = [name for name in names if name not in others]
         chosen = [name for name in everything if name in arguments.only]
         if not chosen or arguments.model not in {None, model.key}:

@@ -27,17 +27,19 @@ def _runed(_: str) -> Embed:
 
 
 def _fastembed(model: str) -> Embed:
-    from fastembed import TextEmbedding  # noqa: PLC0415 # only this library is here
+    from fastembed import TextEmbedding  # type: ignore[import-not-found] # noqa: PLC0415 # only this library is here
 
     library = TextEmbedding("sentence-transformers/all-MiniLM-L6-v2", specific_model_path=model)
     return lambda texts: list(library.embed(texts))
 
 
 def _sentence_transformers(model: str) -> Embed:
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 # only this library is here
+    from sentence_transformers import (  # type: ignore[import-not-found] # noqa: PLC0415 # only this library is here
+        SentenceTransformer,
+    )
 
     library = SentenceTransformer(model, device="cpu")
-    return lambda texts: library.encode(texts, show_progress_bar=False)  # type: ignore[no-any-return, unused-ignore] # untyped
+    return lambda texts: library.encode(texts, show_progress_bar=False)
 
 
 LIBRARIES = {"runed": _runed, "fastembed": _fastembed, "sentence-transformers": _sentence_transformers}

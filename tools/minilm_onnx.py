@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,14 @@ class _Exporter:
         self._heads = heads
         self._epsilon = epsilon
 
-    def node(self, operator: str, inputs: list[str], output: str, domain: str = _CONTRIB, **attributes: float) -> str:
+    def node(
+        self,
+        operator: str,
+        inputs: list[str],
+        output: str,
+        domain: str = _CONTRIB,
+        **attributes: Any,  # noqa: ANN401 # each operator has its own
+    ) -> str:
         """Add a node, and return the name of its output."""
         outputs = [output, ""] if operator == "EmbedLayerNormalization" else [output]
         self.nodes.append(helper.make_node(operator, inputs, outputs, domain=domain, **attributes))

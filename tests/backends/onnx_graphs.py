@@ -94,6 +94,11 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
+def worker_argv(graph: Path, socket: Path, *, threads: int = 2) -> list[str]:
+    """Return the command line of a worker."""
+    return [sys.executable, "-P", str(WORKER), "--graph", str(graph), "--socket", str(socket), "--threads", str(threads)]
+
+
 class Worker:
     """A worker that serves a graph; a context manager that waits until it has loaded.
 
@@ -106,7 +111,7 @@ class Worker:
     def __init__(self, graph: Path, home: Path, *, threads: int = 2) -> None:
         self.socket = home / "w.sock"
         self._log = home / "worker.log"
-        argv = [sys.executable, "-P", WORKER, "--graph", graph, "--socket", self.socket, "--threads", str(threads)]
+        argv = worker_argv(graph, self.socket, threads=threads)
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
 

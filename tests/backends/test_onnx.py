@@ -34,6 +34,9 @@ from tools.minilm_onnx import export
 
 MakeOnnx = Callable[..., OnnxBackend]
 
+BUILDER = "runed.backends.onnx.building"
+"""The program that makes a graph."""
+
 BUILDING, BUILT = "making the graph for ONNX Runtime", "made the graph for ONNX Runtime"
 
 
@@ -80,7 +83,7 @@ def as_array(vectors: list[bytes]) -> NDArray[np.float32]:
 
 def builders(graph: Path) -> list[psutil.Process]:
     """Return the processes of this one that make a graph."""
-    return [child for child in psutil.Process().children() if str(graph) in child.cmdline()]
+    return [child for child in psutil.Process().children() if {BUILDER, str(graph)} <= {*child.cmdline()}]
 
 
 # Vectors

@@ -11,6 +11,7 @@ import sys
 import time
 from array import array
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -21,7 +22,18 @@ from runed.backends.onnx import worker as engine
 from runed.backends.onnx.http import OnnxHTTP
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 from runed.processes import peak_resident_bytes, resident_bytes
-from tests.backends.onnx_graphs import CLS, SEP, VOCABULARY, WORDS, WORKER, Worker, build_graph, describe, embeddings
+from tests.backends.onnx_graphs import (
+    CLS,
+    SEP,
+    VOCABULARY,
+    WORDS,
+    WORKER,
+    Worker,
+    build_graph,
+    describe,
+    embeddings,
+    worker_argv,
+)
 from tests.support import http_over, process_gone, short_home, wait_until
 
 MIB = 1024 * 1024
@@ -221,8 +233,10 @@ async def test_what_is_not_http_gets_no_answer(sent: bytes, shared: Worker, http
         stranger.settimeout(10)
         stranger.connect(str(shared.socket))
         stranger.sendall(sent)
-        stranger.shutdown(socket.SHUT_WR)
-        assert stranger.recv(1000) in {b"", b"HTTP/1.1 400 Bad Request\r\n"}
+        with suppress(OSError):  # it may have closed the connection
+            stranger.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):  # it has not read all
+            assert stranger.recv(1000) == b""
     assert len((await http.embed(["word1"])).vectors) == 1
 
 
@@ -304,9 +318,9 @@ from pathlib import Path
 from runed.backends.engine.process import ChildProcess, OutputLog
 async def main():
     home = Path({str(home)!r})
-    argv = ["-P", {str(WORKER)!r}, "--graph", {str(graph)!r}, "--socket", str(home / "w.sock"), "--threads", "1"]
+    argv = {worker_argv(graph, home / "w.sock")!r}
     output = OutputLog(home / "log")
-    child = await ChildProcess.spawn([sys.executable, *argv], env={{}}, output=output, record=home / "record", leftovers=[])
+    child = await ChildProcess.spawn(argv, env={{}}, output=output, record=home / "record", leftovers=[])
     print(child.pid, flush=True)
     await child.exited
 asyncio.run(main())
@@ -327,11 +341,11 @@ async def test_the_socket_is_private(shared: Worker) -> None:
 @pytest.mark.parametrize(
     ("damage", "status", "told"),
     [
-        ("no graph.json", 1, "cannot be served: FileNotFoundError"),
-        ("graph.json without a member", 1, "graph.json has no 'pad_id'"),
-        ("unknown pooling", 1, "graph.json names an unknown pooling"),
-        ("no tokenizer", 1, "cannot be served"),
-        ("half a model", 1, "cannot be served"),
+        ("no graph.json", 3, "cannot be served: FileNotFoundError"),
+        ("graph.json without a member", 3, "graph.json has no 'pad_id'"),
+        ("unknown pooling", 3, "graph.json names an unknown pooling"),
+        ("no tokenizer", 3, "cannot be served"),
+        ("half a model", 3, "cannot be served"),
         ("another input", 2, "the graph has inputs that texts do not give: pixel_values"),
     ],
 )
@@ -360,8 +374,8 @@ def test_a_graph_that_cannot_be_served_is_told_by_one_line(
 
 
 def test_a_device_that_is_not_there_is_told(graph: Path, home: Path) -> None:
-    argv = [sys.executable, "-P", WORKER, "--graph", graph, "--socket", home / "w.sock", "--threads", "1"]
-    ended = subprocess.run([*argv, "--provider", "dml"], capture_output=True, text=True, check=False)
+    argv = [*worker_argv(graph, home / "w.sock"), "--provider", "dml"]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert "the installed ONNX Runtime has no DmlExecutionProvider, only " in ended.stderr
     assert "CPUExecutionProvider" in ended.stderr

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from runed.backends.engine.process import ChildProcess, OutputLog
@@ -50,7 +51,7 @@ async def ensure_graph(
         ModelFileError: ONNX Runtime cannot serve the model.
     """
     folder = graph_folder(paths, sha256, pooling)
-    if await run_in_thread(is_complete, folder):
+    if await run_in_thread(partial(is_complete, folder)):
         return folder
     try:
         for directory in (paths.cache, folder.parent, paths.logs):

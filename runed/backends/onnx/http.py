@@ -48,7 +48,7 @@ class OnnxHTTP:
         samples: Texts for the self-test, of several lengths, so that some of them are padded beside the others.
     """
 
-    name: ClassVar[str] = "the ONNX worker"
+    name: ClassVar[str] = "ONNX Runtime"
     samples: ClassVar[Sequence[str]] = (
         *("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four."),
     )

@@ -176,6 +176,7 @@ class Model:
         self._types = {node.name: np.int32 if node.type == "tensor(int32)" else np.int64 for node in self._session.get_inputs()}
         if unknown := self._types.keys() - set(_INPUTS):
             raise StartError(f"the graph has inputs that texts do not give: {', '.join(sorted(unknown))}")
+        self._was_large = False
         self._plain, self._giving_back = ort.RunOptions(), ort.RunOptions()
         for options in (self._plain, self._giving_back):
             options.log_severity_level = _FATAL  # an error of a run may tell a token
@@ -218,7 +219,10 @@ class Model:
         values = (ids, mask, np.zeros_like(ids), np.broadcast_to(places, ids.shape))
         every = dict(zip(_INPUTS, values, strict=True))
         feeds = {name: every[name].astype(kind) for name, kind in self._types.items()}
-        options = self._giving_back if mask.size > _LARGE_RUN_TOKENS else self._plain
+        is_large = mask.size > _LARGE_RUN_TOKENS
+        # The answer of a large run is still in memory at its end, so the next run gives that back.
+        options = self._giving_back if is_large or self._was_large else self._plain
+        self._was_large = is_large
         [answer] = self._session.run([self.graph.output], feeds, options)
         vectors = _pool(answer, self.graph.pooling, mask)
         return vectors if self.graph.normalized else vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -230,7 +234,8 @@ class Model:
         decoder = self._tokenizer.decoder
         if token in self._special or decoder is None:
             return token
-        return decoder.decode(["a", token]).removeprefix("a")  # after another token, since the first one loses its space
+        text: str = decoder.decode(["a", token])  # after another token, since the first one loses its space
+        return text.removeprefix("a")
 
 
 def plan_runs(lengths: Sequence[int]) -> list[list[int]]:
@@ -255,15 +260,14 @@ def plan_runs(lengths: Sequence[int]) -> list[list[int]]:
 
 def _pool(answer: Vectors, pooling: str, mask: NDArray[np.bool_]) -> Vectors:
     """Return the vectors, of shape (n, dim), of the answer of a graph. The mask, of shape (n, tokens), tells its tokens."""
-    match pooling:
-        case "mean":
-            return np.einsum("nt,ntd->nd", mask.astype(np.float32), answer) / mask.sum(axis=1, dtype=np.float32)[:, np.newaxis]
-        case "cls":
-            return answer[:, 0]
-        case "last":
-            return answer[np.arange(len(mask)), mask.sum(axis=1) - 1]
-        case _:
-            return answer
+    pooled = answer
+    if pooling == "mean":
+        pooled = np.einsum("nt,ntd->nd", mask.astype(np.float32), answer) / mask.sum(axis=1, dtype=np.float32)[:, np.newaxis]
+    elif pooling == "cls":
+        pooled = answer[:, 0]
+    elif pooling == "last":
+        pooled = answer[np.arange(len(mask)), mask.sum(axis=1) - 1]
+    return pooled
 
 
 def _open(path: Path, *, threads: int, provider: str) -> ort.InferenceSession:

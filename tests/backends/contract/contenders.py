@@ -82,7 +82,7 @@ class Contender(Protocol):
         """Write a model that a fake serves."""
         ...
 
-    def parts(self, paths: Paths) -> list[object]:
+    def parts(self, paths: Paths) -> list[Path]:
         """Return the model, and the program if a user can choose one, and provide in a home what else is needed."""
         ...
 
@@ -133,7 +133,7 @@ class LlamaContender:
     def copy_of_model(self, path: Path) -> Path:
         return Path(shutil.copyfile(self._model, path))
 
-    def parts(self, paths: Paths) -> list[object]:  # as the protocol says
+    def parts(self, paths: Paths) -> list[Path]:  # as the protocol says
         return [self._model, self._llama_server]
 
 
@@ -188,7 +188,7 @@ class OnnxContender:
             path.write_bytes(build_gguf(BERT, TENSORS))
         return path
 
-    def parts(self, paths: Paths) -> list[object]:
+    def parts(self, paths: Paths) -> list[Path]:
         provide_graph(paths, self._graph)
         return [self._model]
 
