@@ -55,7 +55,7 @@ def export(source: Path, target: Path, output: str = "last_hidden_state", *, dim
     twice = helper.make_node("Add", [pooled, pooled] if whole else [states, states], [output])  # not of unit norm
     del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend([*casts, *nodes, twice])
-    shape = ["texts", dim] if whole else ["texts", "tokens", dim]
+    shape: list[str | int | None] = ["texts", dim] if whole else ["texts", "tokens", dim]
     model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, shape))
     onnx.save(model, str(target))
 
