@@ -85,6 +85,8 @@ def write(path: Path, kind: Kind, shape: Shape = Shape(), *, pooling: str = "MEA
     writer.add_layer_norm_eps(1e-5 if kind == "xlm-roberta" else 1e-12)
     writer.add_causal_attention(value=False)
     writer.add_pooling_type(gguf.PoolingType[pooling])
+    if pooling == "LAST" and kind != "xlm-roberta":  # which has the same entry anyway
+        writer.add_add_eos_token(True)
     if nomic:
         writer.add_rope_freq_base(1000.0)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
