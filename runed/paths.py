@@ -154,6 +154,11 @@ class Paths:
         return self.home / "cache" / "device-choice.json"
 
     @property
+    def engine_comparisons(self) -> Path:
+        """The results of comparing `llama-server` and ONNX Runtime on this machine, by model."""
+        return self.home / "cache" / "engine-comparisons.json"
+
+    @property
     def models(self) -> Path:
         """The directory of the models, each a `<variant>.gguf`."""
         return self.home / "models"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -21,6 +22,17 @@ def usable_cores(*, cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) ->
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(cgroups, membership)
     return max(1, math.ceil(min(available, quota)))
+
+
+def processors() -> str:
+    """Return the kind of the processors, and how many this process may use, as in "AMD EPYC 9B14, 2 cores"."""
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            name = next(names, "")
+    except OSError:  # macOS
+        name = ""
+    return f"{name or platform.processor() or platform.machine()}, {usable_cores()} cores"
 
 
 def _cgroup_quota(cgroups: Path, membership: Path) -> float:
