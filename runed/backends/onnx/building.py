@@ -36,6 +36,7 @@ from runed.backends.onnx.tokenization import make_tokenizer, pad_id
 from runed.errors import ModelFileError
 from runed.files import replace_durably, sync_path
 from runed.locking import LockFile
+from runed.onnx_files import is_onnx
 from runed.os_errors import explain, naming
 
 UNSUPPORTED = 3
@@ -93,7 +94,7 @@ def build(model: Path, folder: Path, pooling: str = "") -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(mode=0o700)
         try:
-            make: Callable[[Path, Path, str], GraphInfo] = describe_own_file if model.suffix.lower() == ".onnx" else _convert
+            make: Callable[[Path, Path, str], GraphInfo] = describe_own_file if is_onnx(model) else _convert
             with naming(partial):
                 _finish(partial, make(model, partial, pooling))
             replace_durably(partial, folder)

@@ -10,12 +10,10 @@ from runed.backends.onnx.graph_folder import read_graph
 from runed.domain.model import ModelInfo
 from runed.domain.model_spec import ModelKind
 from runed.errors import ModelFileError, printable
+from runed.onnx_files import is_onnx
 
 _CONTEXT_STEP = 256
 """`llama-server` rounds a context up to a multiple of it. The same setting means the same number of tokens here."""
-
-_OWN_SUFFIX = ".onnx"
-"""The end of the name of a user's own ONNX file. All other files are GGUFs."""
 
 _IN_GRAPH = "graph"
 """`ModelInfo.pooling` if the graph of a user's own file makes vectors of texts, in a way that nobody tells."""
@@ -35,7 +33,7 @@ def describe(model: Path, graph: Path, *, sha256: str, ctx_size: int, pooling: s
         ModelFileError: The model cannot be used.
     """
     context = -(-ctx_size // _CONTEXT_STEP) * _CONTEXT_STEP
-    if model.suffix.lower() != _OWN_SUFFIX:
+    if not is_onnx(model):
         metadata = read_model(model, ModelKind.EMBEDDING, pooling=pooling)
         return model_info(model, metadata, sha256=sha256, context=context)
     found = read_graph(graph)

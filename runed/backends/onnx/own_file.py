@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from runed.backends.onnx.graph_folder import TOKENIZER, GraphInfo
 from runed.backends.onnx.model_file import UnsupportedModelError
 from runed.files import read_record
+from runed.onnx_files import model_folder
 
 _INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
 """Inputs that the worker can give."""
@@ -45,15 +46,11 @@ def describe_own_file(model: Path, folder: Path, pooling: str) -> GraphInfo:
         pooling: The pooling instead of that of the model, or "".
 
     Raises:
+        ModelFileError: It has no tokenizer.
         OSError: The tokenizer cannot be written.
         UnsupportedModelError: Something is missing, or not as the worker needs it.
     """
-    root = next((folder for folder in (model.parent, model.parent.parent) if (folder / TOKENIZER).is_file()), None)
-    if root is None:
-        raise UnsupportedModelError(
-            f"there is no {TOKENIZER} beside it or in the folder above; export the model with sentence-transformers "
-            '(`SentenceTransformer(..., backend="onnx").save_pretrained(...)`), which writes it'
-        )
+    root = model_folder(model)
     tokenizer = _tokenizer(root / TOKENIZER)
     tokenizer.save(str(folder / TOKENIZER), pretty=False)
     config = read_record(root / "config.json", dict[str, Any]) or {}
