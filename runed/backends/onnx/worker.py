@@ -86,9 +86,6 @@ _SPIN_MICROSECONDS = "20"
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 256 * 1024
 """The option of mallopt(3) for the bytes from which a freed block goes back to the system, and these. glibc keeps 32 MiB."""
 
-_FOREVER = 3600.0
-"""Seconds between two looks of the server at whether it was asked to end, which nobody asks."""
-
 _FATAL = 4
 """The level of the log at which ONNX Runtime tells only its own end."""
 
@@ -367,6 +364,9 @@ class _Connection(socketserver.StreamRequestHandler):
             except Exception as error:  # noqa: BLE001 # each question gets an answer
                 status, body = 500, f"the question failed with {type(error).__name__}".encode()
             self._send(status, body)
+            if size > _LARGE_BLOCK:  # tokens take many times the memory of their text, in small blocks
+                with suppress(AttributeError):  # no glibc
+                    ctypes.CDLL(None).malloc_trim(0)
 
     def _read_head(self) -> tuple[str, str, int] | None:
         """Read the head of a request. Return its method, its path and the size of its body; None if there is none."""
@@ -491,7 +491,7 @@ def main() -> int:
         _tell(f"the graph in {arguments.graph} cannot be served: {type(error).__name__}: {reason}")
         return 3
     server = _Server(arguments.socket, model, tasks)
-    threading.Thread(target=server.serve_forever, args=(_FOREVER,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(3600.0,), daemon=True).start()  # s between looks for its end
     while True:
         tasks.get().compute(model)
 
