@@ -7,6 +7,7 @@ and the character map of SentencePiece that its own tokenizer has. The same argu
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ import numpy as np
 from tools.minilm import add_vocabulary, package_folder
 
 Kind = Literal["bert", "xlm-roberta", "nomic-bert"]
+
+Value = bool | int | str
 
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 _UNUSED = 8
@@ -64,7 +67,15 @@ class _Writer:
             self.add(f"{name}.bias", out, scale=0.1)
 
 
-def write(path: Path, kind: Kind, shape: Shape = Shape(), *, pooling: str = "MEAN", seed: int = 0) -> None:
+def write(
+    path: Path,
+    kind: Kind,
+    shape: Shape = Shape(),
+    *,
+    pooling: str = "MEAN",
+    seed: int = 0,
+    metadata: Mapping[str, Value] | None = None,
+) -> None:
     """Write a model in float32.
 
     Args:
@@ -73,6 +84,7 @@ def write(path: Path, kind: Kind, shape: Shape = Shape(), *, pooling: str = "MEA
         shape: The sizes.
         pooling: A name of `gguf.PoolingType`.
         seed: The seed of the random weights.
+        metadata: Entries of the metadata that get other values.
     """
     nomic = kind == "nomic-bert"
     writer = gguf.GGUFWriter(path, kind if nomic else "bert")
@@ -85,15 +97,25 @@ def write(path: Path, kind: Kind, shape: Shape = Shape(), *, pooling: str = "MEA
     writer.add_layer_norm_eps(1e-5 if kind == "xlm-roberta" else 1e-12)
     writer.add_causal_attention(value=False)
     writer.add_pooling_type(gguf.PoolingType[pooling])
+    if pooling == "LAST" and kind != "xlm-roberta":  # which has the same entry anyway
+        writer.add_add_eos_token(True)
     if nomic:
         writer.add_rope_freq_base(1000.0)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     size = _add_unigram(writer) if kind == "xlm-roberta" else _add_word_piece(writer)
     _add_tensors(_Writer(writer, seed), shape, size, kind)
+    for key, value in (metadata or {}).items():
+        _set(writer, key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _set(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
+    kinds = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, str: gguf.GGUFValueType.STRING}
+    writer.kv_data[0].pop(key, None)
+    writer.add_key_value(key, value, kinds[type(value)])
 
 
 def _add_tensors(tensors: _Writer, shape: Shape, vocabulary: int, kind: Kind) -> None:

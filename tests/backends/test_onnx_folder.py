@@ -25,6 +25,15 @@ from runed.paths import Paths
 from tests.backends.support import build_gguf
 from tools import encoders, qwen3
 
+BARE: dict[str, object] = {
+    "general.architecture": "bert",
+    "bert.embedding_length": 64,
+    "bert.context_length": 512,
+    "bert.pooling_type": 1,
+    "tokenizer.ggml.tokens": ["a"],
+}
+"""Metadata of a BERT that lacks most of it."""
+
 SHA256 = "0123456789abcdef" * 4
 
 
@@ -152,13 +161,3 @@ def test_trouble_of_the_machine_is_told(encoder: Path, tmp_path: Path) -> None:
     done = build(encoder, tmp_path / "file" / "folder")
     assert done.returncode == 1
     assert f"{tmp_path / 'file'}: File exists" in done.stderr
-
-
-BARE = {
-    "general.architecture": "bert",
-    "bert.embedding_length": 64,
-    "bert.context_length": 512,
-    "bert.pooling_type": 1,
-    "tokenizer.ggml.tokens": ["a"],
-}
-"""Metadata of a BERT that lacks most of it."""

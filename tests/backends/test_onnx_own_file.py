@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from runed.backends.onnx import building
 from runed.backends.onnx.graph_folder import GRAPH, TOKENIZER, WEIGHTS, GraphInfo, read_graph
 from runed.backends.onnx.worker import Model
 from tests.support import Golden
+from tools import encoders
 from tools.minilm import package_folder
 
 Change = Callable[[Path], Any]
@@ -36,7 +37,7 @@ def exported(minilm_graph: Path, tmp_path: Path) -> Path:
     return root
 
 
-def export(source: Path, target: Path, output: str = "last_hidden_state") -> None:
+def export(source: Path, target: Path, output: str = "last_hidden_state", *, dim: int = 384) -> None:
     """Turn a graph of ours into one as others export it."""
     model = onnx.load(str(source), load_external_data=False)
     nodes = list(model.graph.node)
@@ -47,18 +48,23 @@ def export(source: Path, target: Path, output: str = "last_hidden_state") -> Non
     for value in list(model.graph.input):
         value.type.tensor_type.elem_type = TensorProto.INT64
         casts.append(helper.make_node("Cast", [value.name], [f"{value.name}_32"], to=TensorProto.INT32))
-        for node in nodes:
-            for at, name in enumerate(node.input):
-                if name == value.name:
-                    node.input[at] = f"{value.name}_32"
+        for node in _with_branches(nodes):
+            node.input[:] = [f"{name}_32" if name == value.name else name for name in node.input]
     model.graph.input.append(helper.make_tensor_value_info("token_type_ids", TensorProto.INT64, ["texts", "tokens"]))
     whole = output == "sentence_embedding"
     twice = helper.make_node("Add", [pooled, pooled] if whole else [states, states], [output])  # not of unit norm
     del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend([*casts, *nodes, twice])
-    shape = ["texts", 384] if whole else ["texts", "tokens", 384]
+    shape: list[str | int | None] = ["texts", dim] if whole else ["texts", "tokens", dim]
     model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, shape))
     onnx.save(model, str(target))
+
+
+def _with_branches(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _with_branches(attribute.g.node)
 
 
 def describe(root: Path, folder: Path, pooling: str = "", *, model: str = "onnx/model.onnx") -> GraphInfo:
@@ -131,12 +137,15 @@ def test_named_pooling_goes_before_that_of_the_folder(exported: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_pooling_in_a_graph_is_that_of_the_worker(
-    exported: Path, minilm: Path, tmp_path: Path, minilm_golden: Golden, pooling: str
-) -> None:
-    building.build(minilm, tmp_path / "whole", pooling)
-    describe(exported, tmp_path / "own", pooling)
-    whole, own = Model(tmp_path / "whole", threads=2), Model(tmp_path / "own", threads=2)
+def test_pooling_in_a_graph_is_that_of_the_worker(tmp_path: Path, minilm_golden: Golden, pooling: str) -> None:
+    shape = encoders.Shape(dim=64, layers=1, heads=2, feed_forward=64)
+    for name in ("mean", pooling):
+        encoders.write(tmp_path / f"{name}.gguf", "bert", shape, pooling=name.upper())
+        building.build(tmp_path / f"{name}.gguf", tmp_path / name)
+    (tmp_path / "mean" / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+    export(tmp_path / "mean" / GRAPH, tmp_path / "mean" / "own.onnx", dim=64)
+    describe(tmp_path / "mean", tmp_path / "own", pooling, model="own.onnx")
+    whole, own = Model(tmp_path / pooling, threads=2), Model(tmp_path / "own", threads=2)
     ids = whole.tokenize(minilm_golden.texts)
     assert (np.sum(whole.embed(ids) * own.embed(ids), axis=1)).min() >= 0.999999
 

@@ -123,7 +123,7 @@ class Encoder:
         types = self._file.tensor("token_types.weight")[:1] if self._file.has("token_types.weight") else np.zeros((1, self.dim))
         if self._rotary:
             vectors = graph.op("Add", vectors, graph.weight("token_type", types.astype(np.float32)))
-            return self._norm("LayerNormalization", "token_embd_norm", vectors, axis=-1)
+            return self._norm("token_embd_norm", vectors)
         positions = self._file.tensor("position_embd.weight")[: self.max_tokens] + types
         table = graph.weight("positions", positions.astype(np.float32))
         return self._skip_norm("token_embd_norm", vectors, graph.op("Gather", table, rows.positions, axis=0))
@@ -203,9 +203,9 @@ class Encoder:
     def _vector(self, name: str) -> str:
         return self._graph.weight(name, self._file.tensor(name))
 
-    def _norm(self, kind: str, name: str, *inputs: str, **attributes: int) -> str:
-        parts = [self._vector(f"{name}.{part}") for part in ("weight", "bias")]
-        return self._graph.op(kind, *inputs, *parts, epsilon=self._epsilon, **attributes)
+    def _norm(self, name: str, states: str) -> str:
+        parts = (self._vector(f"{name}.{part}") for part in ("weight", "bias"))
+        return self._graph.op("LayerNormalization", states, *parts, epsilon=self._epsilon, axis=-1)
 
     def _skip_norm(self, name: str, states: str, skip: str, *, bias: str = "") -> str:
         parts = [self._vector(f"{name}.{part}") for part in ("weight", "bias")]

@@ -73,8 +73,7 @@ class GraphWriter:
             then: Adds the nodes for True, and returns the name of their output, in float32. They may use all other values.
             otherwise: The same for False.
         """
-        branches = {"then_branch": self._branch(then), "else_branch": self._branch(otherwise)}
-        return self.op("If", condition, **branches)
+        return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
 
     def _branch(self, add: Callable[[], str]) -> onnx.GraphProto:
         outside, self._nodes = self._nodes, []
