@@ -68,7 +68,7 @@ def test_a_client_with_another_model_is_warned_once_and_the_command_complains(
     record = DaemonRecord.read(Paths(home).daemon_record)
     assert record is not None
     assert record.settings is not None
-    assert record.settings.keys() == {"llama_server", "model"}
+    assert record.settings.keys() == {"engine", "llama_server", "model"}
     monkeypatch.setenv("RUNED_MODEL", str(minilm))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
