@@ -146,6 +146,7 @@ def _as_lines(report: Report) -> dict[str, str]:
     info, health = report.info, report.health
     variant = f" ({info.model_variant})" if info.model_variant else ""
     engine = f"llama-server {info.engine_version}".strip()
+    is_remote = info.accelerator == "remote"
     lines = {
         "state": _state(health),
         "model": f"{info.model_name}{variant}, {info.model_identity}" if info.model_identity else "not installed yet",
@@ -153,7 +154,9 @@ def _as_lines(report: Report) -> dict[str, str]:
         if info.vector_dim
         else "-",
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
-        "engine": f"{engine}, {_profile(info)}, {_process(health.engine_pid, report.engine_memory)}"
+        "engine": f"on another machine, {info.device}"
+        if is_remote
+        else f"{engine}, {_profile(info)}, {_process(health.engine_pid, report.engine_memory)}"
         if health.engine_pid
         else f"{engine}, {_profile(info)}, not running",
         "device": _device(info),
@@ -174,7 +177,7 @@ def _as_lines(report: Report) -> dict[str, str]:
 
 def _device(info: runed.Info) -> str:
     """Return what the engine computes with, and how much a vector depends on the other texts there."""
-    if not info.accelerator:
+    if not info.accelerator or info.accelerator == "remote":
         return "-"
     name = f"{info.device} ({info.accelerator})" if info.device else "the processors"
     if info.device_tuned_at:

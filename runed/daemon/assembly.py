@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 from runed.api.later import Later
 from runed.bootstrap import Installation, Progress, install, load_failures, read_catalog
+from runed.bootstrap.catalog import own_default
 from runed.daemon.draining import Draining
 from runed.daemon.inherited import half_of_memory, restrictions
 from runed.daemon.pool import Pool
 from runed.daemon.seats import PairSeat, Seat, Seats
 from runed.daemon.served_model import ServedModel, served_name
+from runed.domain.device import CPU
 from runed.domain.model import RANK
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
@@ -28,7 +30,7 @@ from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
-from runed.paths import Paths
+from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.processes import trim_memory
 from runed.settings import Settings
 from runed.version import __version__
@@ -37,6 +39,7 @@ if TYPE_CHECKING:  # in the functions below, these are imported while the engine
     from runed.backends.llama import LlamaBackend
     from runed.caching.cache import VectorCache
     from runed.daemon.host import DaemonHost
+    from runed.daemon.remote import RemoteInstallation
     from runed.domain.model import ModelInfo
     from runed.metrics import Metrics
     from runed.routing.store import CentroidStore
@@ -97,6 +100,7 @@ def assemble(
         draining=draining,
         on_close=workshop.close,
     )
+    workshop.scheduler_of = pool.scheduler
 
     async def build_face() -> Face:
         with importing:
@@ -176,6 +180,9 @@ class _Workshop:
         lock: The daemon's lock of the home.
         metrics: Counts and measures.
         seats: The room for engines.
+
+    Attributes:
+        scheduler_of: Returns the scheduler of a model by its name. Whoever has the models sets it.
     """
 
     def __init__(self, settings: Settings, paths: Paths, lock: LockFile, metrics: Later[Metrics], seats: Seats) -> None:
@@ -186,6 +193,7 @@ class _Workshop:
         self._seats = seats
         self._failures = load_failures(settings, paths)
         self._common: asyncio.Task[_Common] | None = None
+        self.scheduler_of: Callable[[str], Awaitable[Scheduler]]
 
     async def read_names(self) -> ModelNames:
         """Return the models that requests may name."""
@@ -193,7 +201,7 @@ class _Workshop:
 
     def is_installed(self, spec: ModelSpec) -> bool:
         """Return whether the file of a model is on this machine."""
-        return (spec.path or self._paths.model(spec.name)).is_file()
+        return spec.remote is not None or (spec.path or self._paths.model(spec.name)).is_file()
 
     async def build(self, spec: ModelSpec | None, report: Callable[[Progress], None]) -> ServedModel:
         """Get engine and model, and construct the parts that serve them. Begin to start the engine of the default model.
@@ -202,6 +210,9 @@ class _Workshop:
             spec: The model; None means the default one.
             report: Takes the progress.
         """
+        wanted = spec or own_default(self._settings)
+        if wanted is not None and wanted.remote is not None:
+            return await self._build_remote(wanted, is_default=spec is None)
         installation = await install(
             self._settings, self._paths, report=report, check_model=_check_model, wanted=spec, failures=self._failures
         )
@@ -214,6 +225,20 @@ class _Workshop:
         async with _starting(seat) if spec is None else contextlib.nullcontext():
             centroids = await run_in_thread(partial(_restore_centroids, paths, backend.model))
             scheduler = self._build_scheduler(installation, seat, centroids, await self._shared())
+        seat.demand = scheduler.demand
+        return ServedModel(scheduler, installation, self._failures, seat)
+
+    async def _build_remote(self, spec: ModelSpec, *, is_default: bool) -> ServedModel:
+        """Construct the parts that serve a model of an engine on another machine."""
+        from runed.daemon.far_seat import FarSeat  # noqa: PLC0415 # most daemons have no such model
+        from runed.daemon.remote import build_remote  # noqa: PLC0415 # as above
+
+        paths = self._paths if is_default else replace(self._paths, engine_name=spec.name)
+        await run_in_thread(partial(_prepare_home, self._settings, paths))
+        backend, installation = await build_remote(spec, paths, self.scheduler_of)
+        seat = FarSeat(backend, self._seats, name=spec.name)
+        centroids = await run_in_thread(partial(_restore_centroids, paths, backend.model))
+        scheduler = self._build_scheduler(installation, seat, centroids, await self._shared())
         seat.demand = scheduler.demand
         return ServedModel(scheduler, installation, self._failures, seat)
 
@@ -231,7 +256,9 @@ class _Workshop:
         metrics = await self._metrics.get()
         return await run_in_thread(partial(_build_common, self._settings, self._paths, metrics))
 
-    def _build_scheduler(self, installation: Installation, seat: Seat, centroids: CentroidStore, common: _Common) -> Scheduler:
+    def _build_scheduler(
+        self, installation: Installation | RemoteInstallation, seat: Seat, centroids: CentroidStore, common: _Common
+    ) -> Scheduler:
         from runed.domain.traits import traits_of  # noqa: PLC0415 # as above
         from runed.scheduling.scheduler import Scheduler  # noqa: PLC0415 # as above
 
@@ -249,7 +276,7 @@ class _Workshop:
             metrics=common.metrics,
             centroids=centroids,
             engine_version=installation.engine_version,
-            device=installation.device,
+            device=installation.device if spec.remote is None else CPU,  # vectors do not tell where they were made
             traits=traits_of(seat.model, spec.traits, spec.own),
         )
 
@@ -264,6 +291,11 @@ def _build_common(settings: Settings, paths: Paths, metrics: Metrics) -> _Common
         reap_orphan(record)
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
     return _Common(Batcher(limits=queue, metrics=metrics), _build_cache(settings, paths), metrics)
+
+
+def _prepare_home(settings: Settings, paths: Paths) -> None:
+    ensure_home(paths.home, trust_parents=settings.trust_parents)
+    ensure_private_dir(paths.cache)
 
 
 def _restore_centroids(paths: Paths, model: ModelInfo) -> CentroidStore:

@@ -12,6 +12,7 @@ from runed.domain.model_status import ModelStatus
 from runed.domain.status import Info, LoadingPhase, Status
 
 if TYPE_CHECKING:
+    from runed.daemon.remote import RemoteInstallation
     from runed.scheduling.scheduler import Scheduler
 
 Situation: TypeAlias = tuple[Status, LoadingPhase | None, str]
@@ -24,13 +25,13 @@ class ServedModel:
 
     Attributes:
         scheduler: Shares the model's engine among callers.
-        installation: The files of engine and model.
+        installation: The files of engine and model, or the place of an engine on another machine.
         failures: The devices that failed on this machine.
         seat: The room of the engine.
     """
 
     scheduler: Scheduler
-    installation: Installation
+    installation: Installation | RemoteInstallation
     failures: DeviceFailures
     seat: Seat
 
@@ -48,15 +49,20 @@ class ServedModel:
             case BackendStatus.READY:
                 return Status.OK, None, warnings
             case BackendStatus.STARTING:
-                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, "llama-server loads the model"
+                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, state.reason or "llama-server loads the model"
             case BackendStatus.SILENT:
                 return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, state.reason
             case BackendStatus.STOPPED:
                 return Status.IDLE, None, warnings
-            case BackendStatus.FAILED:
+            case BackendStatus.FAILED | BackendStatus.SPACE_CHANGED:
                 return Status.DEGRADED, None, state.reason
             case BackendStatus.DEVICE_FAILED:
                 return Status.IDLE, None, f"{self.installation.device} failed, so the next text is computed without it"
+
+    @property
+    def space_changed(self) -> bool:
+        """Whether an engine on another machine gives vectors of another space than those of the cache."""
+        return self.state.status is BackendStatus.SPACE_CHANGED
 
     @property
     def device_failed(self) -> bool:

@@ -25,6 +25,9 @@ class Batcher:
     other models. If its callers leave, a micro-batch is not cancelled, since the backend would compute on for a while beside
     the next one. Its vectors are dropped.
 
+    An engine on another machine uses no processor of this one. It gets as many micro-batches at once as it takes, beside those
+    of this machine.
+
     Args:
         limits: Bounds of what may wait.
         metrics: Notes texts and micro-batches.
@@ -39,6 +42,7 @@ class Batcher:
         self._promised = (0, 0)  # the texts and bytes for which the first of these waiters needs room
         self._workers: dict[asyncio.Task[None], Line | None] = {}
         """Each worker with the line whose micro-batch it waits for. None stands for a moment without one."""
+        self._summoned = False  # whether a worker was made that has not looked for texts yet
         self._looking: asyncio.TimerHandle | None = None
         self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
         self._gathering = ""  # the model whose texts are gathered
@@ -170,56 +174,76 @@ class Batcher:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        if (self._workers and len(self._lines) == 1) or not self._offers():
+        if self._summoned or (self._workers and self._is_alone):
             return
-        if not self._workers or not self._is_occupied():
+        occupied = self._is_occupied()
+        if self._offers(occupied=occupied):
             # The worker takes its first micro-batch in the next round of the event loop, when all entries of this round wait.
             self._workers[asyncio.create_task(self._work())] = None
-        else:
+            self._summoned = True
+        elif occupied and self._offers(occupied=False):
             self._looking = asyncio.get_running_loop().call_later(_LOOK, self._staff)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether there is one model, whose engine is on this machine."""
+        return len(self._lines) == 1 and not next(iter(self._lines.values())).is_remote
 
     def _is_occupied(self, *, but: asyncio.Task[None] | None = None) -> bool:
         """Return whether a worker uses the processors, or is about to."""
-        return any(line is None or line.is_ready for worker, line in self._workers.items() if worker is not but)
+        return any(line is None or line.uses_processors for worker, line in self._workers.items() if worker is not but)
 
-    def _offers(self) -> dict[str, BatchLimits]:
-        """Return the limits of a micro-batch of each model of which one can be taken."""
+    def _offers(self, *, occupied: bool) -> dict[str, BatchLimits]:
+        """Return the limits of a micro-batch of each model of which one can be taken.
+
+        Args:
+            occupied: Whether a worker uses the processors of this machine.
+        """
         waiting = self._queue.models()
-        return {model: line.backend.limits for model, line in self._lines.items() if model in waiting and not line.flight}
+        return {
+            model: line.backend.limits
+            for model, line in self._lines.items()
+            if model in waiting and (line.is_remote or not occupied) and line.has_room(self._lane(model))
+        }
+
+    def _lane(self, model: str) -> Lane:
+        """Return the most urgent lane in which texts of a model wait."""
+        return Lane.INTERACTIVE if self._queue.waiting(model, Lane.INTERACTIVE) else Lane.BULK
 
     async def _work(self) -> None:
         """Compute until nothing waits, or until another worker goes on."""
         me = asyncio.current_task()
         assert me is not None
-        line: Line | None = None
+        self._summoned = False
         try:
-            while batch := self._take():
+            while batch := self._take(me):
                 since = asyncio.get_running_loop().time()
                 line = self._workers[me] = self._lines[batch[0].model]
                 await self._fly(line, batch)
                 self._workers[me] = None
-                if len(self._workers) > 1 and self._is_occupied(but=me):
-                    break
-                if batch[0].lane is Lane.INTERACTIVE:
+                gathers = batch[0].lane is Lane.INTERACTIVE and not line.is_remote
+                if gathers and not (len(self._workers) > 1 and self._is_occupied(but=me)):
                     await self._gather(line, sum(not entry.future.cancelled() for entry in batch), since=since)
         finally:
-            if line is not None and self._workers[me] is line:  # cancelled by `close`; otherwise all have their answers
-                line.fail(line.flight, line.refusal())
-                line.flight = ()
             del self._workers[me]
 
     async def _fly(self, line: Line, batch: Sequence[QueueEntry]) -> None:
         """Let a line compute a micro-batch, and charge it."""
-        line.flight = batch
+        line.flights.append(batch)
         now = asyncio.get_running_loop().time()
         for entry in batch:
             self._metrics.waited(entry.lane, now - entry.since)
         self._ahead.begin()
-        if len(self._lines) > 1:
-            self._staff()  # the engine may have to start
-        await line.compute(batch)
+        if not self._is_alone:
+            self._staff()  # the engine may have to start, or take more
+        try:
+            await line.compute(batch)
+        except asyncio.CancelledError:  # by `close`
+            line.fail(batch, line.refusal())
+            raise
+        finally:
+            line.flights.remove(batch)
         self._queue.settle(batch)
-        line.flight = ()
         if len(self._lines) > 1:
             self._weigh()
 
@@ -230,14 +254,22 @@ class Batcher:
         self._queue.weights.clear()
         self._queue.weights.update({model: seconds / unit for model, seconds in speeds.items()})
 
-    def _take(self) -> list[QueueEntry]:
-        if not (offers := self._offers()):
+    def _take(self, me: asyncio.Task[None]) -> list[QueueEntry]:
+        if not (offers := self._offers(occupied=self._is_occupied(but=me))):
             return []
         bulk = None
         if self._queue.depth(Lane.BULK)[0]:
-            paces = [line.pace for line in self._lines.values()]
-            bulk = {model: self._lines[model].pace.bulk_limits(limits, paces) for model, limits in offers.items()}
+            bulk = {model: self._bulk_limits(model) for model in offers if self._lines[model].has_room(Lane.BULK)}
         return self._queue.take(offers, bulk)
+
+    def _bulk_limits(self, model: str) -> BatchLimits:
+        """Return the limits of a bulk micro-batch of a model, for which interactive texts may have to wait."""
+        line = self._lines[model]
+        limits = line.backend.limits
+        if line.reserve:
+            return limits
+        sharing = [line] if line.is_remote else [other for other in self._lines.values() if not other.is_remote]
+        return line.pace.bulk_limits(limits, [other.pace for other in sharing])
 
     async def _gather(self, line: Line, answered: int, *, since: float) -> None:
         """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
@@ -264,7 +296,7 @@ class Batcher:
         model = self._gathering
         return (
             self._queue.waiting(model, Lane.INTERACTIVE) >= self._wanted
-            or (len(self._lines) > 1 and bool(self._offers().keys() - {model}))
+            or (len(self._lines) > 1 and bool(self._offers(occupied=False).keys() - {model}))
             or (model in self._lines and self._queue.fills(Lane.INTERACTIVE, model, self._lines[model].backend.limits))
         )
 

@@ -1,0 +1,92 @@
+"""The parts of a model whose engine is on another machine. Nothing is installed for it, and no process started."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from runed.backends.remote import Fallback, RemoteBackend, meet
+from runed.backends.remote.fallback import Substitute
+from runed.bootstrap.network import Transport
+from runed.bootstrap.proxies import Proxies
+from runed.domain.device import Device
+from runed.domain.model_spec import ModelSpec
+from runed.domain.requests import Embedding, EmbedOptions
+from runed.errors import BackendUnavailableError
+from runed.own_models import RemoteModel
+from runed.paths import Paths
+
+if TYPE_CHECKING:  # httpx and the scheduler, which are imported while the engine is asked
+    import httpx
+
+    from runed.scheduling.scheduler import Scheduler
+
+GetScheduler = Callable[[str], Awaitable["Scheduler"]]
+"""Returns the scheduler of a model by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteInstallation:
+    """What takes the place of an `Installation`: no file is there.
+
+    Attributes:
+        spec: The description of the model.
+        device: The machine, for people.
+        engine_version: Always "": what an engine tells of its version says nothing about its vectors.
+        variant: Always "".
+        warnings: Sentences for the user about what works, but not as requested.
+        device_use: Always None: no device of this machine can fail.
+        device_chosen_at: Always "".
+    """
+
+    spec: ModelSpec
+    device: Device
+    engine_version: str = ""
+    variant: str = ""
+    warnings: tuple[str, ...] = ()
+    device_use: None = None
+    device_chosen_at: str = ""
+
+
+async def build_remote(spec: ModelSpec, paths: Paths, scheduler_of: GetScheduler) -> tuple[RemoteBackend, RemoteInstallation]:
+    """Look at the engine of a model, and return its backend.
+
+    Args:
+        spec: The model.
+        paths: The files of the home.
+        scheduler_of: Returns the scheduler of the fallback.
+
+    Raises:
+        BackendUnavailableError: The engine cannot be had, and its space is not known from earlier.
+    """
+    assert spec.remote is not None
+    fallback = None
+    if spec.remote.fallback:
+        fallback = Fallback(spec.remote.fallback, partial(_compute, scheduler_of, spec))
+    proxies = Proxies()
+    backend = await meet(
+        spec.remote,
+        name=spec.name,
+        record=paths.remote_space(spec.name),
+        make_transport=partial(_make_transport, proxies),
+        fallback=fallback,
+    )
+    installation = RemoteInstallation(spec, Device("remote", description=spec.remote.url), warnings=tuple(proxies.warnings))
+    return backend, installation
+
+
+def _make_transport(proxies: Proxies, remote: RemoteModel, limits: httpx.Limits) -> httpx.AsyncBaseTransport:
+    return Transport(proxies, authorities=remote.ca_file, http2=True, limits=limits)
+
+
+async def _compute(scheduler_of: GetScheduler, spec: ModelSpec, texts: Sequence[str]) -> Substitute:
+    """Compute texts with the fallback of a model. They have their prompts already."""
+    assert spec.remote is not None
+    scheduler = await scheduler_of(spec.remote.fallback)
+    if scheduler.backend.limits.flights:
+        raise BackendUnavailableError("it is on another machine, too; name a model of this one")
+    answer = await scheduler.embed(texts, EmbedOptions(), client=f"fallback of {spec.name}")
+    items = [item for item in answer.items if isinstance(item, Embedding)]
+    return Substitute([item.vector for item in items], sum(item.tokens for item in items), answer.space.fingerprint)
