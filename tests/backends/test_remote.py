@@ -8,7 +8,7 @@ import logging
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -533,7 +533,7 @@ class TestTokens:
 
 class TestFallback:
     def make(self, remote: FakeRemote, calls: list[list[str]], error: RunedError | None = None) -> Fallback:
-        async def compute(texts: Any) -> Substitute:
+        async def compute(texts: Sequence[str]) -> Substitute:
             calls.append(list(texts))
             if error is not None:
                 raise error

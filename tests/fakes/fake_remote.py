@@ -6,8 +6,10 @@ Its vectors are sums of random directions, one for each word, so that they depen
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import socket
 import ssl
 import threading
 import time
@@ -139,10 +141,8 @@ class _Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         for connection in self.connections:
-            try:
-                connection.shutdown(2)
-            except OSError:
-                pass
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 # those of the base
@@ -207,19 +207,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _embed(self, how: Behaviour, body: dict[str, Any]) -> None:
         texts = body.get("input") or body.get("inputs")
         time.sleep(how.delay)
-        if how.encoding == "refused" and body.get("encoding_format") == "base64":
-            return self._send(400, {}, b'{"error": "encoding_format: only float is known"}')
-        if how.max_batch and len(texts) > how.max_batch:
-            return self._send(how.too_many[0], {}, how.too_many[1])
-        if how.max_words and any(len(text.split()) > how.max_words for text in texts):
-            if how.too_long[0]:
-                return self._send(how.too_long[0], {}, how.too_long[1])
+        if refusal := _refusal(how, body, texts):
+            self._send(refusal[0], {}, refusal[1])
+            return
+        if how.max_words:
             texts = [" ".join(text.split()[: how.max_words]) for text in texts]
         vectors = [vector_of(text, how) for text in texts]
         tokens = sum(len(text.split()) for text in texts) if how.tells_tokens else 0
         if how.api == "tei":
-            answer, extra = [_numbers(vector) for vector in vectors], {"x-compute-tokens": str(tokens)}
-            return self._send(200, extra, json.dumps(answer).encode(), cut=how.cut)
+            answer = json.dumps([_numbers(vector) for vector in vectors]).encode()
+            self._send(200, {"x-compute-tokens": str(tokens)}, answer, cut=how.cut)
+            return
         encoding = how.encoding.replace("refused", "") or body.get("encoding_format") or "float"
         items: list[dict[str, Any]] = [
             {"index": index, "embedding": base64.b64encode(v.tobytes()).decode() if encoding == "base64" else _numbers(v)}
@@ -248,6 +246,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         if cut:
             self.close_connection = True
+
+
+def _refusal(how: Behaviour, body: dict[str, Any], texts: list[str]) -> tuple[int, bytes] | None:
+    """Return status and body of the answer to a question that is refused, or None."""
+    if how.encoding == "refused" and body.get("encoding_format") == "base64":
+        return 400, b'{"error": "encoding_format: only float is known"}'
+    if how.max_batch and len(texts) > how.max_batch:
+        return how.too_many
+    if how.max_words and how.too_long[0] and any(len(text.split()) > how.max_words for text in texts):
+        return how.too_long
+    return None
 
 
 def vector_of(text: str, how: Behaviour) -> np.ndarray[Any, np.dtype[np.float32]]:

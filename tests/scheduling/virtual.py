@@ -14,6 +14,7 @@ from runed.backends.base import (
     BackendState,
     BackendStatus,
     BatchLimits,
+    Counting,
     CountingEmbedder,
     EmbeddingBatch,
     TextInput,
@@ -109,8 +110,14 @@ class ScriptedBackend:
         counts: Iterable[Step] = (),
         status: BackendStatus = BackendStatus.READY,
         by_estimate: bool = False,
+        flights: int = 0,
+        counting: Counting = Counting.EACH,
+        max_tokens: int = 512,
+        tells_tokens: bool = True,
     ) -> None:
-        self._limits = BatchLimits(texts, tokens, by_estimate)
+        self._limits = BatchLimits(texts, tokens, by_estimate, flights, counting)
+        self._max_tokens = max_tokens
+        self._tells_tokens = tells_tokens
         self._script = iter(script)
         self._counts = iter(counts)
         self.state = BackendState(status)
@@ -123,7 +130,7 @@ class ScriptedBackend:
 
     @property
     def model(self) -> ModelInfo:
-        return ModelInfo("sha256:0", "scripted", "bert", 8, 512, "mean", "F32", "0")
+        return ModelInfo("sha256:0", "scripted", "bert", 8, self._max_tokens, "mean", "F32", "0")
 
     @property
     def limits(self) -> BatchLimits:
@@ -169,7 +176,7 @@ class ScriptedBackend:
         vectors = [vector_of(text) for text in texts]
         if step.outcome == "one too few":
             vectors.pop()
-        return EmbeddingBatch(vectors, tokens + (step.outcome == "miscount"))
+        return EmbeddingBatch(vectors, tokens + (step.outcome == "miscount") if self._tells_tokens else 0)
 
     @property
     def batches(self) -> list[list[TextInput]]:
