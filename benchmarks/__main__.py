@@ -20,6 +20,7 @@ from benchmarks.lifecycle import measure_restart, measure_sleep, measure_start
 from benchmarks.mixed import measure_beside_another_model, measure_interactive_beside_bulk
 from benchmarks.models import MINILM, MODELS, ensure
 from benchmarks.ranking import measure_rerank
+from benchmarks.remote import measure_remote
 from benchmarks.report import print_tables, results, section, write_report
 from benchmarks.results import RESULTS, Curves, Results, Row, load, store
 from benchmarks.single import measure_cached, measure_single
@@ -51,6 +52,7 @@ _SMALL_MODEL: Mapping[str, Measure] = {
     "two-models": measure_two_models,
     "beside-another": measure_beside_another_model,
     "rerank": measure_rerank,
+    "remote": measure_remote,
 }
 
 _QUICK: Mapping[str, Measure] = {
