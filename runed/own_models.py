@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -172,6 +172,29 @@ def own_models(
             _remote(name, entry, file, where, read_path=read_path, read_duration=read_duration),
         )
     return models
+
+
+def settle_default(values: dict[str, Any], told: Callable[[str], str | None]) -> None:
+    """Keep one answer to the question which model is the default. The environment goes first, then `backend`, then `model`.
+
+    Args:
+        values: The values of the settings by their fields, which are changed.
+        told: Returns the value of a variable of the environment, or None.
+    """
+    if "backend" in values:
+        if told("RUNED_BACKEND") or not any(map(told, ("RUNED_MODEL", "RUNED_MODEL_VARIANT", "RUNED_DEFAULT_MODEL"))):
+            values.pop("model", None)
+            values.pop("default_model", None)
+        else:
+            del values["backend"]
+    if "default_model" not in values:
+        return
+    default = told("RUNED_DEFAULT_MODEL")
+    by_file = "model" in values and (told("RUNED_MODEL") or not default)
+    if by_file or (told("RUNED_MODEL_VARIANT") and not default):
+        del values["default_model"]
+    else:
+        values.pop("model", None)
 
 
 def remote_url(url: str, origin: str) -> str:

@@ -21,7 +21,7 @@ import msgspec
 
 from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
-from runed.own_models import Entry, OwnModel, own_aliases, own_models, remote_url
+from runed.own_models import Entry, OwnModel, own_aliases, own_models, remote_url, settle_default
 from runed.paths import check_home
 from runed.trust import check_file
 from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, scheme_of
@@ -149,7 +149,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
             _check_utf8(value, origin)
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
-    _settle_default(values, env)
+    settle_default(values, partial(_get, env))
     return Settings(home_path, **values)
 
 
@@ -157,25 +157,6 @@ def configuration(home: Path, environ: Mapping[str, str] | None = None) -> Path:
     """Return the path of the configuration of a home: `RUNED_CONFIG`, or else `config.json` in it."""
     explicit = _get(os.environ if environ is None else environ, "RUNED_CONFIG")
     return full_path(explicit) if explicit else home / "config.json"
-
-
-def _settle_default(values: dict[str, Any], env: Mapping[str, str]) -> None:
-    """Keep one answer to the question which model is the default. The environment goes first, then `backend`, then `model`."""
-    if "backend" in values:
-        others = ("RUNED_MODEL", "RUNED_MODEL_VARIANT", "RUNED_DEFAULT_MODEL")
-        if _get(env, "RUNED_BACKEND") or not any(_get(env, name) for name in others):
-            values.pop("model", None)
-            values.pop("default_model", None)
-        else:
-            del values["backend"]
-    if "default_model" not in values:
-        return
-    told = _get(env, "RUNED_DEFAULT_MODEL")
-    by_file = "model" in values and (_get(env, "RUNED_MODEL") or not told)
-    if by_file or (_get(env, "RUNED_MODEL_VARIANT") and not told):
-        del values["default_model"]
-    else:
-        values.pop("model", None)
 
 
 def daemon_environment(environ: Mapping[str, str] | None = None, settings: Settings | None = None) -> dict[str, str]:
@@ -238,13 +219,8 @@ def proxy_settings() -> dict[str, tuple[str, str]]:
     return {kind: (value, "the system's settings") for kind, value in getproxies().items()}
 
 
-def hub_token() -> str:
-    """Return the token for the model hub (`HF_TOKEN`); "" if there is none. It is no setting, since it is a secret."""
-    return (_get(os.environ, "HF_TOKEN") or "").strip()
-
-
 def secret_variable(name: str) -> str:
-    """Return the value of a variable that the configuration names as the place of a key; "" if it is not set."""
+    """Return the value of a variable with a secret, which is no setting; "" if it is not set."""
     return (_get(os.environ, name) or "").strip()
 
 

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from runed.backends.base import BatchLimits, CountingEmbedder
+from runed.backends.base import CountingEmbedder
 from runed.domain.requests import Lane
 from runed.errors import BatchTooLargeError, QueueFullError
 from runed.scheduling.ahead import AheadCounter
 from runed.scheduling.line import BatchObserver, Line
+from runed.scheduling.offers import Offers
 from runed.scheduling.queue import FairQueue, QueueEntry, QueueLimits
 
 _LOOK = 0.1
@@ -37,6 +38,7 @@ class Batcher:
         self._metrics = metrics
         self._queue = FairQueue(limits)
         self._lines: dict[str, Line] = {}
+        self._offers = Offers(self._queue, self._lines)
         self._ahead = AheadCounter(self._queue, self._lines)
         self._entrance = asyncio.Lock()  # asyncio's lock serves its waiters in the order of their coming
         self._promised = (0, 0)  # the texts and bytes for which the first of these waiters needs room
@@ -174,41 +176,19 @@ class Batcher:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        if self._summoned or (self._workers and self._is_alone):
+        if self._summoned or (self._workers and self._offers.is_single):
             return
         occupied = self._is_occupied()
-        if self._offers(occupied=occupied):
+        if self._offers.find(occupied=occupied):
             # The worker takes its first micro-batch in the next round of the event loop, when all entries of this round wait.
             self._workers[asyncio.create_task(self._work())] = None
             self._summoned = True
-        elif occupied and self._offers(occupied=False):
+        elif occupied and self._offers.find(occupied=False):
             self._looking = asyncio.get_running_loop().call_later(_LOOK, self._staff)
-
-    @property
-    def _is_alone(self) -> bool:
-        """Whether there is one model, whose engine is on this machine."""
-        return len(self._lines) == 1 and not next(iter(self._lines.values())).is_remote
 
     def _is_occupied(self, *, but: asyncio.Task[None] | None = None) -> bool:
         """Return whether a worker uses the processors, or is about to."""
         return any(line is None or line.uses_processors for worker, line in self._workers.items() if worker is not but)
-
-    def _offers(self, *, occupied: bool) -> dict[str, BatchLimits]:
-        """Return the limits of a micro-batch of each model of which one can be taken.
-
-        Args:
-            occupied: Whether a worker uses the processors of this machine.
-        """
-        waiting = self._queue.models()
-        return {
-            model: line.backend.limits
-            for model, line in self._lines.items()
-            if model in waiting and (line.is_remote or not occupied) and line.has_room(self._lane(model))
-        }
-
-    def _lane(self, model: str) -> Lane:
-        """Return the most urgent lane in which texts of a model wait."""
-        return Lane.INTERACTIVE if self._queue.waiting(model, Lane.INTERACTIVE) else Lane.BULK
 
     async def _work(self) -> None:
         """Compute until nothing waits, or until another worker goes on."""
@@ -234,7 +214,7 @@ class Batcher:
         for entry in batch:
             self._metrics.waited(entry.lane, now - entry.since)
         self._ahead.begin()
-        if not self._is_alone:
+        if not self._offers.is_single:
             self._staff()  # the engine may have to start, or take more
         try:
             await line.compute(batch)
@@ -255,21 +235,8 @@ class Batcher:
         self._queue.weights.update({model: seconds / unit for model, seconds in speeds.items()})
 
     def _take(self, me: asyncio.Task[None]) -> list[QueueEntry]:
-        if not (offers := self._offers(occupied=self._is_occupied(but=me))):
-            return []
-        bulk = None
-        if self._queue.depth(Lane.BULK)[0]:
-            bulk = {model: self._bulk_limits(model) for model in offers if self._lines[model].has_room(Lane.BULK)}
-        return self._queue.take(offers, bulk)
-
-    def _bulk_limits(self, model: str) -> BatchLimits:
-        """Return the limits of a bulk micro-batch of a model, for which interactive texts may have to wait."""
-        line = self._lines[model]
-        limits = line.backend.limits
-        if line.reserve:
-            return limits
-        sharing = [line] if line.is_remote else [other for other in self._lines.values() if not other.is_remote]
-        return line.pace.bulk_limits(limits, [other.pace for other in sharing])
+        offers = self._offers.find(occupied=self._is_occupied(but=me))
+        return self._queue.take(offers, self._offers.bulk(offers)) if offers else []
 
     async def _gather(self, line: Line, answered: int, *, since: float) -> None:
         """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
@@ -296,7 +263,7 @@ class Batcher:
         model = self._gathering
         return (
             self._queue.waiting(model, Lane.INTERACTIVE) >= self._wanted
-            or (len(self._lines) > 1 and bool(self._offers(occupied=False).keys() - {model}))
+            or (len(self._lines) > 1 and bool(self._offers.find(occupied=False).keys() - {model}))
             or (model in self._lines and self._queue.fills(Lane.INTERACTIVE, model, self._lines[model].backend.limits))
         )
 

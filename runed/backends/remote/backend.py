@@ -191,7 +191,8 @@ class RemoteBackend:
             return BackendState(BackendStatus.FAILED, self._problem.message)
         if self._probing.locked() and self._probed_at is None:
             return BackendState(BackendStatus.STARTING, f"asking the engine at {self._remote.url}")
-        return BackendState(BackendStatus.READY if self._is_open else BackendStatus.STOPPED, "; ".join(self._remarks()))
+        status = BackendStatus.READY if self._is_open else BackendStatus.STOPPED
+        return BackendState(status, _remarks(self._remote, self._link, self._space))
 
     async def start(self) -> None:
         """See `Managed.start`."""
@@ -256,7 +257,7 @@ class RemoteBackend:
         """Embed texts between two proofs of the space. The second one is for an engine that a new connection may have met."""
         await self._prove()
         try:
-            answer = await self._ask(texts)
+            answer = await self._link.embed(texts, self._space.dim)
         except RefusedError as error:
             # Either the texts are to blame, or everything is refused. Then the probe is, too.
             self._probed_at = None
@@ -264,22 +265,6 @@ class RemoteBackend:
             raise BackendFaultError(f"the engine at {self._remote.url} refuses the text ({error})") from None
         await self._prove()
         return answer
-
-    async def _ask(self, texts: Sequence[str]) -> EmbeddingBatch:
-        """Send texts, each alone that the engine could cut without telling it."""
-        alone = [index for index, text in enumerate(texts) if self._link.may_be_cut(text)] if len(texts) > 1 else []
-        together = [index for index in range(len(texts)) if index not in set(alone)]
-        groups = [group for group in ([together] + [[index] for index in alone]) if group]
-        answers = [await self._link.embed([texts[index] for index in group], self._space.dim) for group in groups]
-        vectors = {
-            index: vector
-            for group, answer in zip(groups, answers, strict=True)
-            for index, vector in zip(group, answer.vectors, strict=True)
-        }
-        told = all(answer.tokens for answer in answers)
-        return EmbeddingBatch(
-            [vectors[index] for index in range(len(texts))], sum(answer.tokens for answer in answers) if told else 0
-        )
 
     async def _in_time(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do some work within the time for all tries. A failure of the engine opens the breaker."""
@@ -380,16 +365,17 @@ class RemoteBackend:
             except (BackendUnavailableError, SpaceChangedError) as error:
                 self._problem = error
 
-    def _remarks(self) -> list[str]:
-        """Return what works, but not as one may expect."""
-        remarks = [self._link.http.key.warning]
-        if self._link.scales:
-            remarks.append("its vectors are not of norm 1, and are scaled here")
-        if not self._space.max_tokens:
-            remarks.append(f"nobody tells its longest text, so {_ASSUMED_TOKENS:,} tokens are assumed; set max_tokens")
-        if self._remote.key_place and self._remote.url.startswith("http:") and not _is_loopback(self._remote.url):
-            remarks.append("the key is sent without encryption; use https")
-        return [remark for remark in remarks if remark]
+
+def _remarks(remote: RemoteModel, link: Link, space: Space) -> str:
+    """Return what works, but not as one may expect."""
+    remarks = [link.http.key.warning]
+    if link.scales:
+        remarks.append("its vectors are not of norm 1, and are scaled here")
+    if not space.max_tokens:
+        remarks.append(f"nobody tells its longest text, so {_ASSUMED_TOKENS:,} tokens are assumed; set max_tokens")
+    if remote.key_place and remote.url.startswith("http:") and not _is_loopback(remote.url):
+        remarks.append("the key is sent without encryption; use https")
+    return "; ".join(filter(None, remarks))
 
 
 def _is_loopback(url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from runed.backends.base import EmbeddingBatch, Tokens
 from runed.backends.remote.answers import Vectors, check, read_openai, read_tei
@@ -48,7 +49,7 @@ class Link:
         return found
 
     async def embed(self, texts: Sequence[str], dim: int = 0) -> EmbeddingBatch:
-        """Embed texts.
+        """Embed texts, each by itself that the engine could cut without telling it.
 
         Args:
             texts: The texts.
@@ -60,9 +61,12 @@ class Link:
             TextTooLongError: A text is longer than the engine reads.
             BackendFaultError: A vector is not finite, or has no direction.
         """
-        batches = [texts[start : start + self.most] for start in range(0, len(texts), self.most)]
-        answers = [await self._halving(batch) for batch in batches]
-        rows = [row for answer in answers for row in answer.rows]
+        alone = {index for index, text in enumerate(texts) if self._may_be_cut(text)}
+        rest = [index for index in range(len(texts)) if index not in alone]
+        batches = [rest[start : start + self.most] for start in range(0, len(rest), self.most)] + [[index] for index in alone]
+        answers = [await self._halving([texts[index] for index in batch]) for batch in batches]
+        found = dict(zip(chain(*batches), (row for answer in answers for row in answer.rows), strict=True))
+        rows = [found[index] for index in range(len(texts))]
         vectors, scaled = check(rows, dim or len(rows[0]))
         self.scales = self.scales or scaled
         told = all(answer.tokens for answer in answers)
@@ -110,8 +114,8 @@ class Link:
             raise self._too_long()
         return vectors
 
-    def may_be_cut(self, text: str) -> bool:
-        """Return whether the engine could read a part of a text only, and not tell it. Such a text has to go alone."""
+    def _may_be_cut(self, text: str) -> bool:
+        """Return whether the engine could read a part of a text only, and not tell it."""
         silent = self.found is not None and self.found.cuts_silently and self.max_tokens > 0
         return silent and len(text.encode()) >= self.max_tokens  # no tokenizer makes more tokens than bytes
 
