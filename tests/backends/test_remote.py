@@ -293,7 +293,7 @@ async def test_a_cancelled_call_closes_its_request(remote: FakeRemote, engine: M
     with contextlib.suppress(asyncio.CancelledError):
         await asking
     await asyncio.sleep(0.1)
-    assert not backend._link.http._client._transport._transports[None, "http"]._pool._requests  # type: ignore[union-attr] # httpx's
+    assert not backend._link.http._transport._transports[None, "http"]._pool._requests  # type: ignore[union-attr] # httpx's
     remote.behaviour.delay = 0
     assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
     assert remote.broken >= before

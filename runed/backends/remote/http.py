@@ -34,6 +34,10 @@ asks for more."""
 _CONNECT_TIMEOUT = 5.0
 """Seconds for a connection to be made."""
 
+_HEADERS = {"user-agent": f"runed/{__version__}", "accept": "*/*", "accept-encoding": "identity"}
+
+_EXTENSIONS = {"timeout": httpx.Timeout(None, connect=_CONNECT_TIMEOUT).as_dict()}
+
 _KEPT_ALIVE = 120.0
 """Seconds that an unused connection is kept."""
 
@@ -124,15 +128,15 @@ class RemoteHTTP:
         self._remote = remote
         self._make_transport = make_transport
         self._slots = asyncio.Semaphore(remote.concurrency)
-        self._client: httpx.AsyncClient | None = None
+        self._transport: httpx.AsyncBaseTransport | None = None
         self._known: weakref.WeakSet[object] = weakref.WeakSet()
         self._not_before = 0.0
 
     async def close(self) -> None:
         """Close all connections. The next request makes new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
 
     async def get(self, url: str) -> Answer:
         """Ask for something, and try again what can pass.
@@ -187,11 +191,12 @@ class RemoteHTTP:
 
     async def _ask(self, method: str, url: str, body: bytes | None) -> Answer:
         """Send a request once. Follow redirects to the same server."""
-        headers = self.key.headers() | ({} if body is None else {"content-type": "application/json"})
+        headers = _HEADERS | self.key.headers() | ({} if body is None else {"content-type": "application/json"})
         try:
             for _ in range(_MAX_REDIRECTS + 1):
-                request = self._open().build_request(method, url, content=body, headers=headers)
-                response = await self._open().send(request, stream=True)
+                # Past httpx.AsyncClient, whose further steps nobody needs here: they take a third of the time of a request.
+                request = httpx.Request(method, url, headers=headers, content=body, extensions=_EXTENSIONS)
+                response = await self._open().handle_async_request(request)
                 try:
                     if not response.has_redirect_location:
                         return await self._read(response)
@@ -215,17 +220,12 @@ class RemoteHTTP:
             raise BackendUnavailableError(error.message) from None
         raise BackendUnavailableError(f"{self._remote.url} redirects more than {_MAX_REDIRECTS} times; check the url")
 
-    def _open(self) -> httpx.AsyncClient:
-        if self._client is None:
+    def _open(self) -> httpx.AsyncBaseTransport:
+        if self._transport is None:
             most = self._remote.concurrency
             limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=_KEPT_ALIVE)
-            self._client = httpx.AsyncClient(
-                transport=self._make_transport(self._remote, limits),
-                timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
-                headers={"User-Agent": f"runed/{__version__}", "Accept-Encoding": "identity"},
-                trust_env=False,
-            )
-        return self._client
+            self._transport = self._make_transport(self._remote, limits)
+        return self._transport
 
     def _redirected(self, url: httpx.URL, response: httpx.Response) -> httpx.URL:
         """Return where a redirect leads, if that is the same server: no other one gets a key or a text."""
@@ -244,7 +244,8 @@ class RemoteHTTP:
         is_first = stream not in self._known
         self._known.add(stream)
         data = bytearray()
-        async for piece in response.aiter_raw():
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        async for piece in response.stream:
             data += piece
             if len(data) > _ANSWER_BYTES:
                 raise BackendUnavailableError(f"{self._remote.url} answered more than {_ANSWER_BYTES:,} bytes; check the url")
