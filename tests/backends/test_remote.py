@@ -208,8 +208,8 @@ async def test_a_text_that_the_engine_cuts_without_telling_it_is_refused(remote:
     backend = await engine(remote.url, max_tokens=0)
     await backend.stop()
     remote.behaviour.owner = "library"
-    backend = await engine(remote.url, max_tokens=12)
-    vars(remote.behaviour).update(max_words=12, too_long=(0, b""))
+    backend = await engine(remote.url, max_tokens=20)
+    vars(remote.behaviour).update(max_words=20, too_long=(0, b""))
     with pytest.raises(TextTooLongError):
         await backend.embed(["a " * 40, "short"])
     assert is_right(remote, ["a b c d e f g", "short"], (await backend.embed(["a b c d e f g", "short"])).vectors)

@@ -52,9 +52,11 @@ class Space(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def agree(ours: bytes, theirs: bytes, count: int) -> bool:
-    """Return whether `count` vectors of norm 1 agree pair by pair."""
+    """Return whether `count` vectors agree pair by pair."""
     one, other = (np.frombuffer(data, "<f4").reshape(count, -1).astype(np.float64) for data in (ours, theirs))
-    return bool(np.einsum("ij,ij->i", one, other).min() >= AGREEMENT)
+    # Norms of almost 1 are not exact enough here.
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return bool((np.einsum("ij,ij->i", one, other) / norms).min() >= AGREEMENT)
 
 
 def space_of(
