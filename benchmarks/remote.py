@@ -80,8 +80,7 @@ def measure_remote(lab: Lab) -> list[Row]:
         file.touch(0o600)
         file.write_text(key)
         server = stack.enter_context(TcpServer(lab.argv, key))
-        settings = {"RUNED_BACKEND": server.url, "RUNED_BACKEND_KEY_FILE": str(file)}
-        daemon = stack.enter_context(Daemon(lab.model, **settings))
+        daemon = stack.enter_context(Daemon(lab.model, RUNED_BACKEND=server.url, RUNED_BACKEND_KEY_FILE=str(file)))
         rows = [_singles(lab, daemon, server), _throughput(lab, daemon, server)]
         return [*rows, _cached(lab, daemon, server)]
 

@@ -47,8 +47,7 @@ def start(home: Path) -> Iterator[Start]:
     daemons: list[RunningDaemon] = []
 
     def begin(status: str = "STATUS_OK", **env: str) -> RunningDaemon:
-        # A manifest that cannot be had: nothing may be looked for.
-        daemons.append(RunningDaemon(home, {"RUNED_MANIFEST": "http://127.0.0.1:9/manifest.json"} | env))
+        daemons.append(RunningDaemon(home, env))
         if status:
             daemons[-1].wait_for(status)
         return daemons[-1]
@@ -130,7 +129,9 @@ def test_llama_server_with_a_key_serves_a_machine_without_engine_and_model(
     key_file.write_text(KEY)
     key_file.chmod(0o600)
     with llama_over_tcp(llama_server, minilm, key_file) as url:
-        daemon = start(RUNED_BACKEND=url, RUNED_BACKEND_KEY_FILE=str(key_file))
+        # A manifest that cannot be had: nothing may be looked for.
+        nowhere = "http://127.0.0.1:9/manifest.json"
+        daemon = start(RUNED_BACKEND=url, RUNED_BACKEND_KEY_FILE=str(key_file), RUNED_MANIFEST=nowhere)
         answer = daemon.call("EmbedBatch", {"texts": minilm_golden.texts})
         assert minilm_golden.cosines(vectors(answer)).min() >= 0.9999
         assert sum(item["tokenCount"] for item in answer["embeddings"]) == sum(minilm_golden.tokens)
@@ -275,8 +276,8 @@ def test_a_changed_space_is_told_and_nothing_of_the_old_one_is_used(home: Path, 
     remote.behaviour.script.extend([(500, {}, b"")] * 5)  # away for a moment: the breaker opens, and looks again
     remote.behaviour.seed = 2
     daemon.call("Embed", {"text": "new"})
-    health = wait_until(lambda: "another space" in daemon.health().get("message", "") and daemon.health(), what="the change")
-    assert health["status"] == "STATUS_DEGRADED"
+    wait_until(lambda: "another space" in daemon.health().get("message", ""), what="the change")
+    assert daemon.health()["status"] == "STATUS_DEGRADED"
     refused = call("connect+proto", daemon.socket, "Embed", EmbedRequest(text="one")).refusal
     assert refused is not None
     assert (refused.code, refused.reason, refused.metadata) == ("failed_precondition", "SPACE_CHANGED", {"model": "big"})

@@ -205,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {}, json.dumps({"tokens": [101, *map(_number, text.split()), 102]}).encode())
 
     def _embed(self, how: Behaviour, body: dict[str, Any]) -> None:
-        texts = body.get("input") or body.get("inputs")
+        texts: list[str] = body["input"] if "input" in body else body["inputs"]
         time.sleep(how.delay)
         if refusal := _refusal(how, body, texts):
             self._send(refusal[0], {}, refusal[1])

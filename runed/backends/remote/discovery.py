@@ -155,8 +155,8 @@ async def _openai(http: RemoteHTTP, remote: RemoteModel, base: str, listed: list
     found = Found("openai", base, root, name, engine)
     match engine:
         case "vllm":
-            told = named[name].max_model_len if name in named else None
-            return _with(found, max_tokens=max(0, (told or 0) - _SHORTER["vllm"]), tokenizes=True)
+            longest = (named[name].max_model_len if name in named else None) or 0
+            return _with(found, max_tokens=max(0, longest - _SHORTER["vllm"]), tokenizes=True)
         case "llamacpp":
             props = await _look(http, f"{root}/props", _Props)
             return _with(found, max_tokens=props.default_generation_settings.n_ctx if props else 0, tokenizes=True)
