@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from runed.backends.base import Tokens
 from runed.backends.remote import Fallback, RemoteBackend, meet
 from runed.backends.remote.fallback import Substitute
 from runed.bootstrap.network import Transport
@@ -64,7 +65,8 @@ async def build_remote(spec: ModelSpec, paths: Paths, scheduler_of: GetScheduler
     assert spec.remote is not None
     fallback = None
     if spec.remote.fallback:
-        fallback = Fallback(spec.remote.fallback, partial(_compute, scheduler_of, spec))
+        near = partial(_near, scheduler_of, spec.remote.fallback)
+        fallback = Fallback(spec.remote.fallback, partial(_compute, near, f"fallback of {spec.name}"), partial(_count, near))
     proxies = Proxies()
     backend = await meet(
         spec.remote,
@@ -81,12 +83,20 @@ def _make_transport(proxies: Proxies, remote: RemoteModel, limits: httpx.Limits)
     return Transport(proxies, authorities=remote.ca_file, http2=True, limits=limits)
 
 
-async def _compute(scheduler_of: GetScheduler, spec: ModelSpec, texts: Sequence[str]) -> Substitute:
-    """Compute texts with the fallback of a model. They have their prompts already."""
-    assert spec.remote is not None
-    scheduler = await scheduler_of(spec.remote.fallback)
+async def _near(scheduler_of: GetScheduler, name: str) -> Scheduler:
+    """Return the scheduler of a fallback, which must be on this machine."""
+    scheduler = await scheduler_of(name)
     if scheduler.backend.limits.flights:
         raise BackendUnavailableError("it is on another machine, too; name a model of this one")
-    answer = await scheduler.embed(texts, EmbedOptions(), client=f"fallback of {spec.name}")
+    return scheduler
+
+
+async def _compute(near: Callable[[], Awaitable[Scheduler]], client: str, texts: Sequence[str]) -> Substitute:
+    """Compute texts with a fallback. They have their prompts already."""
+    answer = await (await near()).embed(texts, EmbedOptions(), client=client)
     items = [item for item in answer.items if isinstance(item, Embedding)]
     return Substitute([item.vector for item in items], sum(item.tokens for item in items), answer.space.fingerprint)
+
+
+async def _count(near: Callable[[], Awaitable[Scheduler]], texts: Sequence[str]) -> list[Tokens]:
+    return await (await near()).backend.tokenize(texts)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -13,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypercorn
+import hypercorn.asyncio
 import numpy as np
 import pytest
 import trustme
 
-from runed.backends.base import BackendStatus, Counting
+from runed.backends.base import BackendStatus, Counting, Tokens, pack
 from runed.backends.remote import Fallback, RemoteBackend, meet
 from runed.backends.remote import backend as backend_module
 from runed.backends.remote.fallback import Substitute
@@ -33,7 +37,7 @@ from runed.errors import (
     UnimplementedError,
 )
 from runed.own_models import RemoteModel
-from tests.fakes.fake_remote import FakeRemote, vector_of
+from tests.fakes.fake_remote import Behaviour, FakeRemote, vector_of
 
 TEXTS = ["one small text", "another text", "a third one that is longer"]
 
@@ -65,13 +69,16 @@ class Meet:
         self.met.append(await meet(model, name="big", record=record, make_transport=transport, fallback=fallback))
         return self.met[-1]
 
+    async def close(self) -> None:
+        for backend in self.met:
+            await backend.stop()
+
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[Meet]:
     meeting = Meet(tmp_path)
     yield meeting
-    for backend in meeting.met:
-        await backend.stop()
+    await meeting.close()
 
 
 def wanted(remote: FakeRemote, text: str) -> np.ndarray[Any, Any]:
@@ -501,9 +508,60 @@ class TestOtherServices:
             with pytest.raises(BackendUnavailableError, match="as PEM"):
                 await engine(server.url, ca_file=file)
         finally:
-            for backend in engine.met:
-                await backend.stop()
+            await engine.close()
             server.close()
+
+
+async def test_http2_is_used_where_the_server_offers_it(engine: Meet, tmp_path: Path) -> None:
+    how, versions, ended = Behaviour(), [], asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 # ASGI
+        versions.append(scope["http_version"])
+        body = b""
+        while scope["method"] == "POST" and (event := await receive())["type"] == "http.request":
+            body += event["body"]
+            if not event["more_body"]:
+                break
+        if "wait" in body.decode():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            ended.set()
+            return
+        answer: dict[str, Any] = {"data": [{"id": "toy", "owned_by": "somebody"}]}
+        if body:
+            texts = json.loads(body)["input"]
+            numbers = [[float(value) for value in vector_of(text, how)] for text in texts]
+            answer = {"data": [{"index": index, "embedding": vector} for index, vector in enumerate(numbers)]}
+        status = 200 if scope["path"] in {"/v1/models", "/v1/embeddings"} else 404
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    (tmp_path / "chain.pem").write_bytes(b"".join(part.bytes() for part in certificate.cert_chain_pems))
+    (tmp_path / "key.pem").write_bytes(certificate.private_key_pem.bytes())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = hypercorn.Config()
+    config.bind, config.loglevel = [f"127.0.0.1:{port}"], "CRITICAL"
+    config.certfile, config.keyfile = str(tmp_path / "chain.pem"), str(tmp_path / "key.pem")
+    end = asyncio.Event()
+    serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=end.wait))
+    try:
+        backend = await engine(f"https://127.0.0.1:{port}/v1", ca_file=tmp_path / "ca.pem")
+        answer = await backend.embed(TEXTS)
+        assert answer.vectors == [vector_of(text, how).tobytes() for text in TEXTS]
+        left = asyncio.create_task(backend.embed(["wait"]))
+        await asyncio.sleep(0.3)
+        left.cancel()
+        async with asyncio.timeout(10):
+            await ended.wait()
+        assert set(versions) == {"2"}
+    finally:
+        await engine.close()
+        end.set()
+        await serving
 
 
 class TestTokens:
@@ -541,7 +599,10 @@ class TestFallback:
                 [wanted(remote, text).astype("<f4").tobytes() for text in texts], 7, f"fp-{remote.behaviour.seed}"
             )
 
-        return Fallback("small", compute)
+        async def count(texts: Sequence[str]) -> list[Tokens]:
+            return [pack(range(len(text.split()))) for text in texts]
+
+        return Fallback("small", compute, count)
 
     async def test_a_model_of_the_same_space_computes_while_the_engine_is_away(self, remote: FakeRemote, engine: Meet) -> None:
         calls: list[list[str]] = []
@@ -556,6 +617,12 @@ class TestFallback:
         assert len(calls) == 3, "the space is proven once"
         assert backend.state.status is BackendStatus.READY
         assert "small computes meanwhile" in backend.state.reason
+
+    async def test_it_counts_as_well(self, remote: FakeRemote, engine: Meet) -> None:
+        remote.behaviour.owner = "vllm"
+        backend = await engine(remote.url, fallback=self.make(remote, []))
+        remote.close()
+        assert [len(ids) for ids in await backend.tokenize(TEXTS)] == [3, 2, 6]
 
     async def test_a_model_of_another_space_is_not_used(self, remote: FakeRemote, engine: Meet) -> None:
         other = FakeRemote()

@@ -302,6 +302,7 @@ def test_a_fallback_of_the_same_space_computes_while_the_engine_is_away(
         assert minilm_golden.cosines(vectors(daemon.call("EmbedBatch", {"texts": minilm_golden.texts}))).min() >= 0.9999
         assert not psutil.Process(daemon.process.pid).children()
     answer = daemon.call("EmbedBatch", {"texts": minilm_golden.texts}, timeout=60.0)
+    assert "embeddings" in answer, answer["message"]
     assert minilm_golden.cosines(vectors(answer)).min() >= 0.9999
     assert {item["model"] for item in answer["embeddings"]} == {"big"}
     health = daemon.health()

@@ -237,7 +237,12 @@ class RemoteBackend:
             raise UnimplementedError(
                 f"the engine of {self._name}, at {self._remote.url}, tells no tokens; count them elsewhere"
             )
-        return await self._in_time(lambda: self._tokenize(texts))
+        try:
+            return await self._in_time(lambda: self._tokenize(texts))
+        except BackendUnavailableError as error:
+            if self._fallback is None:
+                raise
+            return await self._fallback.tokenize(texts, self._space, error)
 
     async def spell(self, tokens: Sequence[int]) -> list[str]:  # noqa: ARG002 # the signature of `Speller`
         """See `Speller.spell`.
