@@ -131,6 +131,8 @@ class RemoteHTTP:
         self._transport: httpx.AsyncBaseTransport | None = None
         self._known: weakref.WeakSet[object] = weakref.WeakSet()
         self._not_before = 0.0
+        self._flying = 0
+        self._shares_connections = False
 
     async def close(self) -> None:
         """Close all connections. The next request makes new ones."""
@@ -178,8 +180,14 @@ class RemoteHTTP:
         if (pause := self._not_before - loop.time()) > 0:
             await asyncio.sleep(pause)  # another request was asked to wait
         async with self._slots:
+            self._flying += 1
             try:
                 return await self._ask(method, url, body)
+            except asyncio.CancelledError:
+                if self._shares_connections and self._flying == 1:
+                    # httpcore tells a server of HTTP/2 nothing of a cancel. Over HTTP/1.1 it ends the connection itself.
+                    await self.close()
+                raise
             except KeyRefusedError:
                 if not self.key.renew():
                     raise
@@ -188,6 +196,8 @@ class RemoteHTTP:
                 if error.is_busy and error.retry_after:
                     self._not_before = loop.time() + min(error.retry_after, self._remote.timeout)
                 raise
+            finally:
+                self._flying -= 1
 
     async def _ask(self, method: str, url: str, body: bytes | None) -> Answer:
         """Send a request once. Follow redirects to the same server."""
@@ -242,6 +252,7 @@ class RemoteHTTP:
     async def _read(self, response: httpx.Response) -> Answer:
         stream = response.extensions.get("network_stream")
         is_first = stream not in self._known
+        self._shares_connections = response.http_version == "HTTP/2"
         self._known.add(stream)
         data = bytearray()
         assert isinstance(response.stream, httpx.AsyncByteStream)
