@@ -56,6 +56,7 @@ class BatchLimits:
         texts: The most texts.
         tokens: The most tokens of all texts together, including special tokens.
         by_estimate: Whether it is enough to estimate the tokens: a batch of more is as right, and not much slower.
+        counted: Whether each answer tells the tokens of each text, so that nobody has to count them.
         flights: The most calls at once of an engine on another machine. It uses no processor of this one, and a batch is
             cancelled when nobody waits for it any more. 0 for an engine of this machine, which computes one batch at a time.
         counting: What the backend knows of the tokens of a text.
@@ -64,6 +65,7 @@ class BatchLimits:
     texts: int
     tokens: int
     by_estimate: bool = False
+    counted: bool = False
     flights: int = 0
     counting: Counting = Counting.EACH
 
@@ -75,10 +77,12 @@ class EmbeddingBatch:
     Attributes:
         vectors: One little-endian float32 vector of `ModelInfo.dim` values and L2 norm 1 a text, in the order of the texts.
         tokens: The number of tokens of all texts together, including special tokens; 0 if the engine does not tell.
+        counts: The number of tokens of each text; empty if the engine does not tell it.
     """
 
     vectors: list[bytes]
     tokens: int
+    counts: Sequence[int] = ()
 
 
 class BackendStatus(Enum):

@@ -12,6 +12,7 @@ from runed.backends.remote import Fallback, RemoteBackend, meet
 from runed.backends.remote.fallback import Substitute
 from runed.bootstrap.network import Transport
 from runed.bootstrap.proxies import Proxies
+from runed.daemon.choosing import Serving
 from runed.domain.device import Device
 from runed.domain.model_spec import ModelSpec
 from runed.domain.requests import Embedding, EmbedOptions
@@ -34,25 +35,19 @@ class RemoteInstallation:
 
     Attributes:
         spec: The description of the model.
-        device: The machine, for people.
-        engine_version: Always "": what an engine tells of its version says nothing about its vectors.
         variant: Always "".
         warnings: Sentences for the user about what works, but not as requested.
-        device_use: Always None: no device of this machine can fail.
-        device_chosen_at: Always "".
     """
 
     spec: ModelSpec
-    device: Device
-    engine_version: str = ""
     variant: str = ""
     warnings: tuple[str, ...] = ()
-    device_use: None = None
-    device_chosen_at: str = ""
 
 
-async def build_remote(spec: ModelSpec, paths: Paths, scheduler_of: GetScheduler) -> tuple[RemoteBackend, RemoteInstallation]:
-    """Look at the engine of a model, and return its backend.
+async def build_remote(
+    spec: ModelSpec, paths: Paths, scheduler_of: GetScheduler
+) -> tuple[RemoteBackend, RemoteInstallation, Serving]:
+    """Look at the engine of a model. Return its backend, and what users are told of it.
 
     Args:
         spec: The model.
@@ -75,8 +70,10 @@ async def build_remote(spec: ModelSpec, paths: Paths, scheduler_of: GetScheduler
         make_transport=partial(_make_transport, proxies),
         fallback=fallback,
     )
-    installation = RemoteInstallation(spec, Device("remote", description=spec.remote.url), warnings=tuple(proxies.warnings))
-    return backend, installation
+    url = spec.remote.url
+    # What an engine tells of its version says nothing about its vectors.
+    serving = Serving(engine=f"the engine at {url}", version="", device=Device("remote", description=url))
+    return backend, RemoteInstallation(spec, warnings=tuple(proxies.warnings)), serving
 
 
 def _make_transport(proxies: Proxies, remote: RemoteModel, limits: httpx.Limits) -> httpx.AsyncBaseTransport:

@@ -163,8 +163,9 @@ class Line:
         began = clock()
         counts = self.backend.limits.counting is Counting.EACH
         unknown = [entry for entry in batch if not entry.exact]
-        # The answer tells only the sum, which is enough to derive one unknown number.
-        counting = self.spawn(count(unknown, self.backend)) if counts and len(unknown) > 1 else None
+        # The sum, which every answer tells, is enough to derive one unknown number.
+        told = self.backend.limits.counted or not counts or len(unknown) <= 1
+        counting = None if told else self.spawn(count(unknown, self.backend))
         try:
             answer = await (self._ask_far(batch) if self.is_remote else self._ask(batch))
             seconds = clock() - began
@@ -180,7 +181,10 @@ class Line:
             if counting is not None:
                 counting.cancel()  # after a failure, counting would only start the backend again
         pairs = list(zip(answer.vectors, batch, strict=True))  # first: an answer of another length is nobody's
-        (settle_tokens if counts else share_tokens)(batch, answer.tokens)
+        if counts:
+            settle_tokens(batch, answer.tokens, answer.counts)
+        else:
+            share_tokens(batch, answer.tokens)
         answers = [Computed(vector, entry.tokens if entry.exact else 0) for vector, entry in pairs]
         if warm:  # the time of a start tells nothing about the speed
             tokens = answer.tokens or 1 + sum(entry.size for entry in batch) // _BYTES_A_TOKEN

@@ -98,7 +98,8 @@ class Call:
 class ScriptedBackend:
     """An Embedder of 32-byte vectors that depend on the text alone. It notes its calls, and fails as the test asks.
 
-    A text that begins with "poison" makes each of its batches fail. A text has two more tokens than words.
+    A text that begins with "poison" makes each of its batches fail. A text has two more tokens than words, which each answer
+    tells with `counted`.
     """
 
     def __init__(
@@ -110,12 +111,13 @@ class ScriptedBackend:
         counts: Iterable[Step] = (),
         status: BackendStatus = BackendStatus.READY,
         by_estimate: bool = False,
+        counted: bool = False,
         flights: int = 0,
         counting: Counting = Counting.EACH,
         max_tokens: int = 512,
         tells_tokens: bool = True,
     ) -> None:
-        self._limits = BatchLimits(texts, tokens, by_estimate, flights, counting)
+        self._limits = BatchLimits(texts, tokens, by_estimate, counted, flights, counting)
         self._max_tokens = max_tokens
         self._tells_tokens = tells_tokens
         self._script = iter(script)
@@ -176,7 +178,9 @@ class ScriptedBackend:
         vectors = [vector_of(text) for text in texts]
         if step.outcome == "one too few":
             vectors.pop()
-        return EmbeddingBatch(vectors, tokens + (step.outcome == "miscount") if self._tells_tokens else 0)
+        counts = [tokens_of(text) for text in texts] if self._limits.counted else []
+        told = tokens + (step.outcome == "miscount") if self._tells_tokens else 0
+        return EmbeddingBatch(vectors, told, counts)
 
     @property
     def batches(self) -> list[list[TextInput]]:

@@ -150,16 +150,7 @@ class RemoteBackend:
         self._retry_at = 0.0
         self._probing = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
-        self._info = ModelInfo(
-            identity=f"sha256:{space.name[:16]}",
-            name=space.model,
-            architecture="",
-            dim=space.dim,
-            max_tokens=space.max_tokens or _ASSUMED_TOKENS,
-            pooling="",
-            file_type="",
-            sha256=space.name,
-        )
+        self._info = _info_of(space)
         if problem is not None:
             self._give_up(problem)
 
@@ -369,6 +360,19 @@ class RemoteBackend:
                 self._problem = unavailable(self._remote, error)
             except (BackendUnavailableError, SpaceChangedError) as error:
                 self._problem = error
+
+
+def _info_of(space: Space) -> ModelInfo:
+    return ModelInfo(
+        identity=f"sha256:{space.name[:16]}",
+        name=space.model,
+        architecture="",
+        dim=space.dim,
+        max_tokens=space.max_tokens or _ASSUMED_TOKENS,
+        pooling="",
+        file_type="",
+        sha256=space.name,
+    )
 
 
 def _remarks(remote: RemoteModel, link: Link, space: Space) -> str:
