@@ -113,9 +113,12 @@ async def test_vectors_tokens_and_limits_are_those_of_the_engine(api: str, remot
     assert backend.state.status is BackendStatus.READY
 
 
+@pytest.mark.parametrize("api", [None, "openai"])
 @pytest.mark.parametrize("path", ["", "/v1", "/v1/"])
-async def test_a_url_with_and_without_its_version_means_the_same(path: str, remote: FakeRemote, engine: Meet) -> None:
-    backend = await engine(f"{remote.url}{path}".rstrip("/"))
+async def test_a_url_with_and_without_its_version_means_the_same(
+    path: str, api: str | None, remote: FakeRemote, engine: Meet
+) -> None:
+    backend = await engine(f"{remote.url}{path}".rstrip("/"), api=api)
     assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
 
 

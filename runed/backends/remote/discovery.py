@@ -115,7 +115,7 @@ async def discover(http: RemoteHTTP, remote: RemoteModel) -> Found:
             return _tei(url, info)
         if remote.api == "tei":
             raise _unknown(remote)
-    for base in [url] if is_versioned or remote.api == "openai" else [f"{url}/v1", url]:
+    for base in [url] if is_versioned else [f"{url}/v1", url]:
         listing = await _look(http, f"{base}/models", _List)
         if listing is not None:
             return await _openai(http, remote, base, listing.data)
