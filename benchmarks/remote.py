@@ -106,7 +106,7 @@ def _singles(lab: Lab, daemon: Daemon, server: TcpServer) -> Row:
 def _throughput(lab: Lab, daemon: Daemon, server: TcpServer) -> Row:
     ours: list[float] = []
     theirs: list[float] = []
-    texts = max(_THREADS * _BATCH * 2, lab.effort.single_calls * 8)
+    texts = max(_THREADS * _BATCH * 2, lab.effort.single_calls * 4)
     for _ in range(_SLICES):
         ours.append(_rate(daemon.connect, lab.fresh_texts(texts)))
         theirs.append(_rate(server.connect, lab.fresh_texts(texts)))
