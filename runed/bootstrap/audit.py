@@ -168,7 +168,7 @@ class VerifiedFiles:
         return _sha256_of_all(path, {file: await self.sha256(file) for file in files})
 
     def recall(self, path: Path) -> str:
-        """Return the SHA-256 that a model had when it was last hashed, or "". Only a GGUF may be gone meanwhile."""
+        """Return the SHA-256 that a model had when it was last hashed, or "". A GGUF may be gone."""
         entries = self._load()
         try:
             files = files_of(path) if is_onnx(path) else [path]
