@@ -22,6 +22,7 @@ from benchmarks.mixed import measure_beside_another_model, measure_interactive_b
 from benchmarks.models import MINILM, MINILM_ONNX, MODELS, ensure
 from benchmarks.peers import PEERS_HELP, measure_peers
 from benchmarks.ranking import measure_rerank
+from benchmarks.remote import measure_remote
 from benchmarks.report import print_tables, results, section, write_report
 from benchmarks.results import RESULTS, Curves, Results, Row, load, store
 from benchmarks.single import measure_cached, measure_single
@@ -53,6 +54,7 @@ _SMALL_MODEL: Mapping[str, Measure] = {
     "two-models": measure_two_models,
     "beside-another": measure_beside_another_model,
     "rerank": measure_rerank,
+    "remote": measure_remote,
 }
 
 _OTHER_ENGINE: Mapping[str, Measure] = {"peers": measure_peers}

@@ -47,7 +47,8 @@ class RawClient:
     """
 
     def __init__(self, path: Path) -> None:
-        self._connection = UnixConnection(path)
+        self._connection: http.client.HTTPConnection = UnixConnection(path)
+        self._headers = {"Content-Type": "application/json"}
 
     def embed(self, text: str) -> NDArray[np.float32]:
         """Embed one text. The vector has shape (dim,)."""
@@ -100,7 +101,7 @@ class RawClient:
         """Send a request on the kept connection. Connect again if the server has closed it."""
         for attempt in (1, 2):
             try:
-                self._connection.request("POST", path, body, {"Content-Type": "application/json"})
+                self._connection.request("POST", path, body, self._headers)
                 response = self._connection.getresponse()
                 return response.status, response.read()
             except (http.client.HTTPException, OSError):
@@ -140,7 +141,8 @@ class RawServer:
 
     def start(self) -> float:
         """Start it, and return the seconds until `/health` answers 200."""
-        self.socket.unlink(missing_ok=True)
+        if self.socket.is_absolute():  # otherwise it is an address
+            self.socket.unlink(missing_ok=True)
         began = time.perf_counter()
         self._process = subprocess.Popen(
             self.argv, env=engine_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -160,6 +162,11 @@ class RawServer:
         finally:
             self._process.kill()
             self._process.wait()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def connect(self) -> RawClient:
         """Return a new client, which the caller closes."""

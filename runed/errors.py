@@ -199,6 +199,12 @@ class ModelBusyError(RunedError):
     reason = "MODEL_BUSY"
 
 
+class SpaceChangedError(RunedError):
+    """An engine on another machine gives vectors of another space than before; `metadata` has `model`."""
+
+    reason = "SPACE_CHANGED"
+
+
 class NoCentroidSetError(RunedError):
     """There is no centroid set to route by."""
 

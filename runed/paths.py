@@ -201,6 +201,10 @@ class Paths:
     def _of_engine(self, name: str) -> str:
         return f"{name}-{self.engine_name}" if self.engine_name else name
 
+    def remote_space(self, name: str) -> Path:
+        """Return the record of the space of a model whose engine is on another machine."""
+        return self.home / "cache" / f"remote-{name}.json"
+
     def model(self, variant: str) -> Path:
         """Return the path of a model; `variant` is a name of the manifest, which was checked to be a plain file name."""
         return self.models / f"{variant}.gguf"

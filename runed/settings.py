@@ -19,7 +19,7 @@ import msgspec
 
 from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
-from runed.own_models import Entry, OwnModel, own_aliases, own_models
+from runed.own_models import Entry, OwnModel, own_aliases, own_models, remote_url, settle_default
 from runed.paths import check_home
 from runed.setting_values import boolean, duration, flag, loopback, on_disk, one_of, size, whole_number
 from runed.trust import check_file
@@ -102,6 +102,8 @@ class Settings:
     trust_parents: bool = False
     hf_endpoint: str = HUB
     default_model: str = ""
+    backend: str = ""
+    backend_key_file: Path | None = None
     models: Mapping[str, OwnModel] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=own_aliases)
     debug: bool = False
@@ -145,7 +147,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
             _check_utf8(value, origin)
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
-    _settle_default(values, env)
+    settle_default(values, partial(_get, env))
     return Settings(home_path, **values)
 
 
@@ -155,19 +157,7 @@ def configuration(home: Path, environ: Mapping[str, str] | None = None) -> Path:
     return full_path(explicit) if explicit else home / "config.json"
 
 
-def _settle_default(values: dict[str, Any], env: Mapping[str, str]) -> None:
-    """Keep one answer to the question which model is the default. The environment goes first, then `model`."""
-    if "default_model" not in values:
-        return
-    told = _get(env, "RUNED_DEFAULT_MODEL")
-    by_file = "model" in values and (_get(env, "RUNED_MODEL") or not told)
-    if by_file or (_get(env, "RUNED_MODEL_VARIANT") and not told):
-        del values["default_model"]
-    else:
-        values.pop("model", None)
-
-
-def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def daemon_environment(environ: Mapping[str, str] | None = None, settings: Settings | None = None) -> dict[str, str]:
     """Return the environment for a daemon that a client starts.
 
     The daemon outlives the process that starts it, so only variables that it reads are handed on. Relative paths are made
@@ -175,9 +165,12 @@ def daemon_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
 
     Args:
         environ: The environment of the client, instead of the process's own.
+        settings: The settings of the home, which may name variables with keys for engines on other machines.
     """
     env = os.environ if environ is None else environ
     names = {*_BASE_ENVIRONMENT, *_NETWORK_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
+    if settings is not None:
+        names |= {model.remote.key_variable for model in settings.models.values() if model.remote is not None}
     result = {name: value for name, value in env.items() if name in names or name.startswith("RUNED_")}
     for setting in SETTINGS.values():
         if setting.parse in {full_path, _file, _file_or_url} and (value := result.get(setting.variable)):
@@ -224,9 +217,9 @@ def proxy_settings() -> dict[str, tuple[str, str]]:
     return {kind: (value, "the system's settings") for kind, value in getproxies().items()}
 
 
-def hub_token() -> str:
-    """Return the token for the model hub (`HF_TOKEN`); "" if there is none. It is no setting, since it is a secret."""
-    return (_get(os.environ, "HF_TOKEN") or "").strip()
+def secret_variable(name: str) -> str:
+    """Return the value of a variable with a secret, which is no setting; "" if it is not set."""
+    return (_get(os.environ, name) or "").strip()
 
 
 def search_path() -> str:
@@ -395,6 +388,10 @@ SETTINGS = {
         "what ONNX Runtime computes with: `cpu`, `cuda`, `coreml` or `dml`, if the installed package of it can"),
     "model": Setting("RUNED_MODEL", str, "model", _file, "",
         "a GGUF or an ONNX file of your own, as a path or a `file:` URL; none is fetched then"),
+    "backend": Setting("RUNED_BACKEND", str, "backend", remote_url, "",
+        "the URL of an engine on another machine that serves the default model; see [remote models](remote.md)"),
+    "backend_key_file": Setting("RUNED_BACKEND_KEY_FILE", str, "backend_key_file", _file, "",
+        "the file of the key for that engine"),
     "manifest": Setting("RUNED_MANIFEST", str, "manifest", _file_or_url, "",
         "a manifest instead of the one in the package: a URL (https; http with a warning in the log; file) or a path"),
     "keep_source": Setting("RUNED_KEEP_SOURCE", bool, "keep_source", boolean, "no",

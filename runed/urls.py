@@ -1,9 +1,12 @@
-"""URLs in settings and manifests: their kind, the path of a `file:` URL, and the text that may be shown."""
+"""URLs: their kind, the path of a `file:` URL, and the text that may be shown; and the time to wait that a web server tells."""
 
 from __future__ import annotations
 
+import email.utils
 import os
 import re
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
@@ -56,3 +59,27 @@ def printable_url(url: str) -> str:
     except ValueError:
         return "a malformed URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds to wait before another try, by the headers of an answer; None if they do not tell.
+
+    Retry-After is a number of seconds or a date (RFC 9110, section 10.2.3). retry-after-ms is that of OpenAI.
+    """
+    value = headers.get("retry-after", "").strip()
+    if (exact := headers.get("retry-after-ms", "").strip()).isdecimal():
+        return float(exact) / 1000
+    if value.isdecimal():
+        return float(value)
+    if (until := _timestamp(value)) is None:
+        return None
+    # By the server's own clock, since that of this machine may be wrong by years.
+    since = _timestamp(headers.get("date", ""))
+    return max(0.0, until - (time.time() if since is None else since))
+
+
+def _timestamp(date: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -42,6 +42,8 @@ const (
 	ErrModelTooLarge Reason = "MODEL_TOO_LARGE"
 	// ErrModelBusy: the engine of the model works, so it is not stopped.
 	ErrModelBusy Reason = "MODEL_BUSY"
+	// ErrSpaceChanged: an engine on another machine gives vectors of another space than before.
+	ErrSpaceChanged Reason = "SPACE_CHANGED"
 	// ErrInvalidRequest: an option has an unknown value.
 	ErrInvalidRequest Reason = "INVALID_REQUEST"
 	// ErrRequestTooLarge: a text is larger than a whole request may be; metadata has "limit", in bytes.
@@ -159,6 +161,7 @@ var codeOfReason = map[Reason]connect.Code{
 	ErrModelNotInstalled:  connect.CodeFailedPrecondition,
 	ErrModelTooLarge:      connect.CodeFailedPrecondition,
 	ErrModelBusy:          connect.CodeFailedPrecondition,
+	ErrSpaceChanged:       connect.CodeFailedPrecondition,
 	ErrInvalidRequest:     connect.CodeInvalidArgument,
 	ErrBadCentroids:       connect.CodeInvalidArgument,
 	ErrBadSetting:         connect.CodeInvalidArgument,

@@ -44,6 +44,7 @@ _CODES: dict[type[errors.RunedError], Code] = {
     errors.ModelNotInstalledError: Code.FAILED_PRECONDITION,
     errors.ModelTooLargeError: Code.FAILED_PRECONDITION,
     errors.ModelBusyError: Code.FAILED_PRECONDITION,
+    errors.SpaceChangedError: Code.FAILED_PRECONDITION,
     errors.ShuttingDownError: Code.UNAVAILABLE,
     errors.DeadlineExceededError: Code.DEADLINE_EXCEEDED,
     CanceledError: Code.CANCELED,

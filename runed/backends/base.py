@@ -33,6 +33,18 @@ def pair(query: str, document: str) -> str:
     return f"{query}{PAIR_SEPARATOR}{document}"
 
 
+class Counting(Enum):
+    """What a backend knows of the tokens of a text."""
+
+    EACH = "each"
+    """Those of each text, exactly and cheaply."""
+    ASKED = "asked"
+    """Those of each text, but a question costs a request over a network. So only a text that may be too long is counted. Of a
+    batch, the sum is known."""
+    SUM = "sum"
+    """Nothing but the sum of a batch, if even that. The engine itself refuses a text that is too long."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """Limits of one call of `Embedder.embed`.
@@ -45,12 +57,17 @@ class BatchLimits:
         tokens: The most tokens of all texts together, including special tokens.
         by_estimate: Whether it is enough to estimate the tokens: a batch of more is as right, and not much slower.
         counted: Whether each answer tells the tokens of each text, so that nobody has to count them.
+        flights: The most calls at once of an engine on another machine. It uses no processor of this one, and a batch is
+            cancelled when nobody waits for it any more. 0 for an engine of this machine, which computes one batch at a time.
+        counting: What the backend knows of the tokens of a text.
     """
 
     texts: int
     tokens: int
     by_estimate: bool = False
     counted: bool = False
+    flights: int = 0
+    counting: Counting = Counting.EACH
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +76,7 @@ class EmbeddingBatch:
 
     Attributes:
         vectors: One little-endian float32 vector of `ModelInfo.dim` values and L2 norm 1 a text, in the order of the texts.
-        tokens: The number of tokens of all texts together, including special tokens.
+        tokens: The number of tokens of all texts together, including special tokens; 0 if the engine does not tell.
         counts: The number of tokens of each text; empty if the engine does not tell it.
     """
 
@@ -83,6 +100,8 @@ class BackendStatus(Enum):
     FAILED = "failed"
     """The process died too often in a row; `BackendState.reason` tells the reason. The next embedding after a pause tries
     again."""
+    SPACE_CHANGED = "space changed"
+    """An engine on another machine gives vectors of another space than before."""
     DEVICE_FAILED = "device failed"
     """The device failed while the engine started, or gave wrong vectors. Another engine has to serve in place of this one."""
 

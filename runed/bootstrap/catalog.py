@@ -11,8 +11,11 @@ from runed.domain.model import OwnTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames, check_default, name_of_file, split_name
 from runed.errors import SettingsError
-from runed.own_models import OwnModel
+from runed.own_models import OwnModel, RemoteModel
 from runed.settings import Settings
+
+REMOTE = "remote"
+"""The name of the model of `RUNED_BACKEND`."""
 
 
 def build_catalog(settings: Settings, manifest: Manifest, ranks: Callable[[ModelSpec], bool] = lambda _: False) -> ModelNames:
@@ -40,24 +43,31 @@ def build_catalog(settings: Settings, manifest: Manifest, ranks: Callable[[Model
             if not changed:
                 raise SettingsError(
                     f"models.{name} in config.json has no path, and {manifest.source} has no model of this name; "
-                    "add a path, or remove the entry"
+                    "add a path or a url, or remove the entry"
                 )
             _check_kind(name, model, changed[0])
             # Aliases stand for one model: the first variant, which is the family's default one.
             others = [_changed(spec, model, aliases=spec is changed[0]) if spec in changed else spec for spec in others]
-    default = own[0].name if settings.model else settings.default_model or manifest.default(settings.model_variant)
+    default = (
+        own[0].name
+        if settings.backend or settings.model
+        else settings.default_model or manifest.default(settings.model_variant)
+    )
     return ModelNames([*own, *others], default=default, aliases=settings.aliases)
 
 
 def own_specs(settings: Settings, ranks: Callable[[ModelSpec], bool] = lambda _: False) -> list[ModelSpec]:
-    """Return the models that the settings bring: that of `RUNED_MODEL` first, then those of `config.json`.
+    """Return the models that the settings bring: that of `RUNED_BACKEND` or `RUNED_MODEL` first, then those of `config.json`.
 
     Args:
         settings: The settings.
         ranks: As for `build_catalog`. Without it, a model of which the settings do not tell the kind embeds.
     """
     specs = [_spec(name, model, ranks) for name, model in settings.models.items() if model.is_model]
-    if settings.model is not None:
+    if settings.backend:
+        remote = RemoteModel(url=settings.backend, key_file=settings.backend_key_file)
+        specs = [ModelSpec(family=REMOTE, remote=remote), *(spec for spec in specs if spec.name.lower() != REMOTE)]
+    elif settings.model is not None:
         family, variant = split_name(name_of_file(settings.model))
         first = _as_told(ModelSpec(family=family, variant=variant, path=settings.model), ranks)
         specs = [first, *(spec for spec in specs if spec.name.lower() != first.name)]
@@ -71,7 +81,7 @@ def own_default(settings: Settings) -> ModelSpec | None:
         SettingsError: It gives no vectors.
     """
     own = own_specs(settings)
-    if settings.model is not None:
+    if settings.backend or settings.model is not None:
         return own[0]
     wanted = settings.default_model.lower()
     return next((check_default(spec) for spec in own if wanted in {spec.name.lower(), *map(str.lower, spec.aliases)}), None)
@@ -98,8 +108,12 @@ def _spec(name: str, model: OwnModel, ranks: Callable[[ModelSpec], bool]) -> Mod
         path=model.path,
         source=entry.source or "",
         sha256=entry.sha256 or "",
+        remote=model.remote,
+        context=entry.max_tokens or 0,
+        dimensions=entry.dimensions or 0,
     )
-    spec = replace(spec, kind=ModelKind(entry.kind)) if entry.kind else _as_told(spec, ranks)
+    if spec.remote is None:
+        spec = replace(spec, kind=ModelKind(entry.kind)) if entry.kind else _as_told(spec, ranks)
     return _changed(spec, model, aliases=True)
 
 

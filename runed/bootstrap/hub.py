@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 
 from runed.bootstrap.proxies import is_this_machine
 from runed.errors import SettingsError
-from runed.settings import HUB, Settings, hub_token
+from runed.settings import HUB, Settings, secret_variable
 
 _SCHEME = "hf:"
 
@@ -32,7 +32,7 @@ class Hub:
     @classmethod
     def of(cls, settings: Settings) -> Hub:
         """Return the hub of the settings, with the token of the environment."""
-        return cls(settings.hf_endpoint, hub_token())
+        return cls(settings.hf_endpoint, secret_variable("HF_TOKEN"))
 
     def address(self, url: str) -> str:
         """Return the URL to fetch instead of a URL of the hub. Other URLs stay."""

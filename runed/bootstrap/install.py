@@ -35,7 +35,7 @@ from runed.bootstrap.proxies import Proxies
 from runed.domain.device import CPU, Device
 from runed.domain.model_spec import ModelSpec
 from runed.domain.names import ModelNames, check_default
-from runed.errors import BootstrapError
+from runed.errors import BootstrapError, SettingsError
 from runed.files import write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
@@ -210,6 +210,11 @@ async def _get_parts(
     failures: DeviceFailures | None,
     root: Path,
 ) -> _Parts:
+    own = wanted or own_default(settings)
+    if own is not None and own.remote is not None:
+        raise SettingsError(
+            f"{own.name} is served by the engine at {own.remote.url}, so there is nothing to install or measure"
+        )
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     for directory in (paths.bin, paths.cache, paths.licenses):
         ensure_private_dir(directory)

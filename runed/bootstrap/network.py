@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -22,7 +22,7 @@ from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.proxies import Proxies, Proxy, is_loopback_name
 from runed.errors import DownloadError, printable
 from runed.log import get_logger
-from runed.urls import printable_url
+from runed.urls import printable_url, retry_after
 from runed.version import __version__
 
 MAX_REDIRECTS = 10
@@ -75,7 +75,7 @@ class Web:
         self._patience = policy.connect_timeout + 2 * policy.stall_timeout
         timeout = httpx.Timeout(policy.stall_timeout, connect=policy.connect_timeout)
         headers = {"User-Agent": f"runed/{__version__}"}
-        self._client = httpx.AsyncClient(transport=_Transport(proxies), timeout=timeout, headers=headers, trust_env=False)
+        self._client = httpx.AsyncClient(transport=Transport(proxies), timeout=timeout, headers=headers, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -176,30 +176,39 @@ class Web:
         if status in _TEMPORARY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise PassingError(
                 f"the server answered {_status(response)}{self.way}",
-                retry_after=_retry_after(response),
+                retry_after=retry_after(response.headers),
             )
 
 
-class _Transport(httpx.AsyncBaseTransport):
-    """Sends each request to its server or to the proxy of its URL."""
+class Transport(httpx.AsyncBaseTransport):
+    """Sends each request to its server or to the proxy of its URL.
 
-    def __init__(self, proxies: Proxies) -> None:
+    Args:
+        proxies: The proxies.
+        authorities: A file of certificates of authorities to trust, as PEM; None for those of the environment.
+        options: Further options of `httpx.AsyncHTTPTransport`, such as `http2` and `limits`.
+    """
+
+    def __init__(self, proxies: Proxies, *, authorities: Path | None = None, **options: Any) -> None:  # noqa: ANN401 # those of httpx
         self._proxies = proxies
+        self._authorities = authorities
+        self._options = options
         self._transports: dict[tuple[Proxy | None, str], httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request.
 
         Raises:
-            DownloadError: It needs certificates, and those that the environment names cannot be used.
+            DownloadError: It needs certificates, and those that are named cannot be used.
         """
         proxy = self._proxies.choose(str(request.url))
         if is_loopback_name(request.url.host):
             request = _to_localhost(request)
-        request.extensions["trace"] = _close_after_failed_handshake()
+        if proxy is not None:
+            request.extensions["trace"] = _close_after_failed_handshake()
         key = proxy, request.url.scheme
         if key not in self._transports:
-            self._transports[key] = _transport(*key)
+            self._transports[key] = self._transport(*key)
         try:
             return await self._transports[key].handle_async_request(request)
         except SocksProtocolError:  # httpx does not know it
@@ -210,25 +219,24 @@ class _Transport(httpx.AsyncBaseTransport):
         for transport in self._transports.values():
             await transport.aclose()
 
+    def _transport(self, proxy: Proxy | None, scheme: str) -> httpx.AsyncHTTPTransport:
+        """Return what sends requests of one scheme to their servers, or to a proxy."""
+        by_tls = proxy is not None and proxy.url.startswith("https:")
+        certificates = _certificates(self._authorities) if by_tls or scheme == "https" else _no_certificates()
+        through = None
+        if proxy is not None:
+            through = httpx.Proxy(proxy.url, auth=proxy.auth, ssl_context=certificates if by_tls else None)
+        return httpx.AsyncHTTPTransport(verify=certificates, proxy=through, trust_env=False, **self._options)
 
-def _transport(proxy: Proxy | None, scheme: str) -> httpx.AsyncHTTPTransport:
-    """Return what sends requests of one scheme to their servers, or to a proxy."""
-    by_tls = proxy is not None and proxy.url.startswith("https:")
-    certificates = _certificates() if by_tls or scheme == "https" else _no_certificates()
-    through = None
-    if proxy is not None:
-        through = httpx.Proxy(proxy.url, auth=proxy.auth, ssl_context=certificates if by_tls else None)
-    return httpx.AsyncHTTPTransport(verify=certificates, proxy=through, trust_env=False)
 
-
-def _certificates() -> ssl.SSLContext:
-    """Load the certificates of the environment, which takes 25 ms."""
+def _certificates(authorities: Path | None) -> ssl.SSLContext:
+    """Load certificates from a file, or those of the environment, which takes 25 ms."""
     try:
-        return httpx.create_ssl_context()
+        return httpx.create_ssl_context() if authorities is None else ssl.create_default_context(cafile=authorities)
     except (OSError, ValueError) as error:
-        raise DownloadError(
-            f"the certificates of the environment cannot be used: {error}; check SSL_CERT_FILE and SSL_CERT_DIR"
-        ) from error
+        place = "the certificates of the environment" if authorities is None else f"the certificates of {authorities}"
+        remedy = "check SSL_CERT_FILE and SSL_CERT_DIR" if authorities is None else "name a file of certificates as PEM"
+        raise DownloadError(f"{place} cannot be used: {error}; {remedy}") from error
 
 
 def _no_certificates() -> ssl.SSLContext:
@@ -339,27 +347,6 @@ def exhausted(url: str, error: PassingError, hint: str) -> DownloadError:
 
 def _status(response: httpx.Response) -> str:
     return f"{response.status_code} {response.reason_phrase}".strip()
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Read a Retry-After header: seconds or a date (RFC 9110, section 10.2.3)."""
-    value = response.headers.get("Retry-After")
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    if (until := _timestamp(value)) is None:
-        return None
-    # By the server's own clock, since that of this machine may be wrong by years.
-    since = _timestamp(response.headers.get("Date", ""))
-    return max(0.0, until - (time.time() if since is None else since))
-
-
-def _timestamp(date: str) -> float | None:
-    try:
-        return email.utils.parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _certificate_problem(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

@@ -118,7 +118,7 @@ def remove(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpe
         _refuse_used(settings, catalog, spec)
     elif there.size is None and not there.partial:
         raise SettingsError(f"{spec.name} is not installed, so there is nothing to remove")
-    freed = 0 if spec.path else remove_file(settings, paths, spec)
+    freed = 0 if spec.path or spec.remote else remove_file(settings, paths, spec)
     if own is not None:
         _edit(settings, paths, lambda text: without_value(text, ("models", own)))
     return freed

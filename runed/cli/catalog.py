@@ -33,6 +33,8 @@ def open_catalog(settings: Settings, paths: Paths) -> ModelNames:
 
 def origin_of(settings: Settings, spec: ModelSpec) -> str:
     """Return where the file of a model comes from, for people."""
+    if spec.remote is not None:
+        return f"an engine on another machine, {spec.remote.url}"
     if spec.path is not None:
         return "your own file"
     return spec.source or str(manifest_source(settings))

@@ -48,6 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.reset:
         for file in (paths.device_failures, paths.engine_comparisons):
             file.unlink(missing_ok=True)
+    if url := _url_of_default(settings):
+        tell(f"engine    on another machine, {url}")
+        tell(f"launcher  {_write_launcher(paths)}")
+        return ExitCode.OK
     with ProgressDisplay(keep=True) as display:
         installation = install_shown(settings, paths, display)
     launcher = _write_launcher(paths)
@@ -94,6 +98,14 @@ def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay, wa
         display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)
 
     return asyncio.run(install(settings, paths, report=report, check_model=check_model, wanted=wanted))
+
+
+def _url_of_default(settings: Settings) -> str:
+    """Return the URL of the engine of the default model, if that is on another machine; otherwise ""."""
+    from runed.bootstrap.catalog import own_default  # noqa: PLC0415 # as above
+
+    default = own_default(settings)
+    return default.remote.url if default is not None and default.remote is not None else ""
 
 
 def _write_launcher(paths: Paths) -> Path:

@@ -68,8 +68,8 @@ def as_dict(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSp
         "aliases": catalog.aliases_of(spec),
         "kind": spec.kind.value,
         "default": spec is catalog.default,
-        "installed": there.size is not None,
-        "path": str(there.path),
+        "installed": there.size is not None or spec.remote is not None,
+        "path": "" if spec.remote else str(there.path),
         "size": there.size or spec.size,
         "partial": there.partial,
         "licence": spec.licence,
@@ -90,8 +90,8 @@ def next_engine(settings: Settings, paths: Paths, spec: ModelSpec) -> tuple[str,
 def _row(paths: Paths, catalog: ModelNames, spec: ModelSpec) -> tuple[str, ...]:
     there = held(paths, spec)
     size = there.size or spec.size
-    state = "your file" if spec.path else "installed"
-    if there.size is None:
+    state = "remote" if spec.remote else "your file" if spec.path else "installed"
+    if there.size is None and not spec.remote:
         state = "file is missing" if spec.path else "half fetched" if there.partial else "-"
     vectors = "reranker" if spec.kind.value == "rerank" else f"{spec.dimensions:,}" if spec.dimensions else "-"
     return (

@@ -115,7 +115,9 @@ def _lines(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpe
         "needs": f"llama-server b{spec.engine_build} or newer" if spec.engine_build else "",
         "sleeps": f"after {spec.keep_alive:,.0f} s without a text" if spec.keep_alive else "",
     }
-    if there.size is None and spec.path:
+    if spec.remote is not None:
+        lines["file"] = "none here"
+    elif there.size is None and spec.path:
         lines["file"] = f"{there.path}, which is missing"
     elif there.size is None:
         size = f" ({megabytes(spec.size)})" if spec.size else ""

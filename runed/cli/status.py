@@ -164,6 +164,7 @@ def _as_lines(report: Report) -> dict[str, str]:
     name = engine_name(info.engine_version)
     engine = f"{name} {info.engine_version.removeprefix(ONNX_VERSIONS)}".strip()
     engine += f", {report.engine_reason}" if report.engine_reason else ""
+    is_remote = info.accelerator == "remote"
     lines = {
         "state": _state(health),
         "model": f"{info.model_name}{variant}, {info.model_identity}" if info.model_identity else "not installed yet",
@@ -171,7 +172,9 @@ def _as_lines(report: Report) -> dict[str, str]:
         if info.vector_dim
         else "-",
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
-        "engine": f"{engine}, {_profile(info)}, {_process(health.engine_pid, report.engine_memory)}"
+        "engine": f"on another machine, {info.device}"
+        if is_remote
+        else f"{engine}, {_profile(info)}, {_process(health.engine_pid, report.engine_memory)}"
         if health.engine_pid
         else f"{engine}, {_profile(info)}, not running",
         "device": _device(info),
@@ -192,7 +195,7 @@ def _as_lines(report: Report) -> dict[str, str]:
 
 def _device(info: runed.Info) -> str:
     """Return what the engine computes with, and how much a vector depends on the other texts there."""
-    if not info.accelerator:
+    if not info.accelerator or info.accelerator == "remote":
         return "-"
     name = f"{info.device} ({info.accelerator})" if info.device else "the processors"
     if info.device_tuned_at:

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         tell(f"removed {key} from config.json, which named another model")
     tell(f"the default model is {spec.name}")
     there = held(paths, spec)
-    if there.size is None and not spec.path:
+    if there.size is None and not spec.path and not spec.remote:
         size = f" ({megabytes(spec.size)})" if spec.size else ""
         tell(f"it is not installed: the next start of the daemon fetches it{size}, or `runed pull {spec.name}` does it now")
     now = load_settings()

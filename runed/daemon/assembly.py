@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from runed.api.later import Later
 from runed.bootstrap import Installation, Progress, install, load_failures, read_catalog
+from runed.bootstrap.catalog import own_default
 from runed.daemon.choosing import EngineChooser, Makers, Serving
 from runed.daemon.draining import Draining
 from runed.daemon.inherited import half_of_memory, restrictions
 from runed.daemon.pool import Pool
 from runed.daemon.seats import PairSeat, Seat, Seats
 from runed.daemon.served_model import ServedModel, served_name
+from runed.domain.device import CPU
 from runed.domain.model import RANK
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
@@ -30,7 +32,7 @@ from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
 from runed.onnx_files import files_of, is_onnx
-from runed.paths import Paths
+from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.processes import trim_memory
 from runed.settings import Settings
 from runed.version import __version__
@@ -40,6 +42,7 @@ if TYPE_CHECKING:  # in the functions below, these are imported while the engine
     from runed.backends.onnx.backend import OnnxBackend
     from runed.caching.cache import VectorCache
     from runed.daemon.host import DaemonHost
+    from runed.daemon.remote import RemoteInstallation
     from runed.domain.model import ModelInfo
     from runed.metrics import Metrics
     from runed.routing.store import CentroidStore
@@ -100,6 +103,7 @@ def assemble(
         draining=draining,
         on_close=workshop.close,
     )
+    workshop.scheduler_of = pool.scheduler
 
     async def build_face() -> Face:
         with importing:
@@ -179,6 +183,9 @@ class _Workshop:
         lock: The daemon's lock of the home.
         metrics: Counts and measures.
         seats: The room for engines.
+
+    Attributes:
+        scheduler_of: Returns the scheduler of a model by its name. Whoever has the models sets it.
     """
 
     def __init__(self, settings: Settings, paths: Paths, lock: LockFile, metrics: Later[Metrics], seats: Seats) -> None:
@@ -190,6 +197,7 @@ class _Workshop:
         self._failures = load_failures(settings, paths)
         self._chooser = EngineChooser(settings, paths, seats, self._failures)
         self._common: asyncio.Task[_Common] | None = None
+        self.scheduler_of: Callable[[str], Awaitable[Scheduler]]
 
     async def read_names(self) -> ModelNames:
         """Return the models that requests may name."""
@@ -197,7 +205,7 @@ class _Workshop:
 
     def is_installed(self, spec: ModelSpec) -> bool:
         """Return whether the file of a model is on this machine."""
-        return (spec.path or self._paths.model(spec.name)).is_file()
+        return spec.remote is not None or (spec.path or self._paths.model(spec.name)).is_file()
 
     async def build(self, spec: ModelSpec | None, report: Callable[[Progress], None]) -> ServedModel:
         """Get engine and model, and construct the parts that serve them. Begin to start the engine of the default model.
@@ -206,6 +214,9 @@ class _Workshop:
             spec: The model; None means the default one.
             report: Takes the progress.
         """
+        wanted = spec or own_default(self._settings)
+        if wanted is not None and wanted.remote is not None:
+            return await self._build_remote(wanted, is_default=spec is None)
         installation = await install(
             self._settings, self._paths, report=report, check_model=_check_model, wanted=spec, failures=self._failures
         )
@@ -219,6 +230,20 @@ class _Workshop:
         async with _starting(seat) if spec is None else contextlib.nullcontext():
             centroids = await run_in_thread(partial(_restore_centroids, paths, seat.model))
             scheduler = self._build_scheduler(installation, serving, seat, centroids, await self._shared())
+        seat.demand = scheduler.demand
+        return ServedModel(scheduler, installation, serving, seat)
+
+    async def _build_remote(self, spec: ModelSpec, *, is_default: bool) -> ServedModel:
+        """Construct the parts that serve a model of an engine on another machine."""
+        from runed.daemon.far_seat import FarSeat  # noqa: PLC0415 # most daemons have no such model
+        from runed.daemon.remote import build_remote  # noqa: PLC0415 # as above
+
+        paths = self._paths if is_default else replace(self._paths, engine_name=spec.name)
+        await run_in_thread(partial(_prepare_home, self._settings, paths))
+        backend, installation, serving = await build_remote(spec, paths, self.scheduler_of)
+        seat = FarSeat(backend, self._seats, name=spec.name)
+        centroids = await run_in_thread(partial(_restore_centroids, paths, backend.model))
+        scheduler = self._build_scheduler(installation, serving, seat, centroids, await self._shared())
         seat.demand = scheduler.demand
         return ServedModel(scheduler, installation, serving, seat)
 
@@ -258,7 +283,12 @@ class _Workshop:
         return await run_in_thread(partial(_build_common, self._settings, self._paths, metrics))
 
     def _build_scheduler(
-        self, installation: Installation, serving: Serving, seat: Seat, centroids: CentroidStore, common: _Common
+        self,
+        installation: Installation | RemoteInstallation,
+        serving: Serving,
+        seat: Seat,
+        centroids: CentroidStore,
+        common: _Common,
     ) -> Scheduler:
         from runed.domain.traits import traits_of  # noqa: PLC0415 # as above
         from runed.scheduling.scheduler import Scheduler  # noqa: PLC0415 # as above
@@ -277,7 +307,7 @@ class _Workshop:
             metrics=common.metrics,
             centroids=centroids,
             engine_version=serving.version,
-            device=serving.device,
+            device=serving.device if spec.remote is None else CPU,  # vectors do not tell where they were made
             traits=traits_of(seat.model, spec.traits, spec.own),
         )
 
@@ -292,6 +322,11 @@ def _build_common(settings: Settings, paths: Paths, metrics: Metrics) -> _Common
         reap_orphan(record)
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
     return _Common(Batcher(limits=queue, metrics=metrics), _build_cache(settings, paths), metrics)
+
+
+def _prepare_home(settings: Settings, paths: Paths) -> None:
+    ensure_home(paths.home, trust_parents=settings.trust_parents)
+    ensure_private_dir(paths.cache)
 
 
 def _restore_centroids(paths: Paths, model: ModelInfo) -> CentroidStore:

@@ -132,10 +132,13 @@ class Bootstrapper:
             BootstrappingError: Engine or model are being downloaded, or were not found within `MAX_WAIT` seconds.
             BackendUnavailableError: Engine or model cannot be installed.
             ShuttingDownError: The daemon drains.
+            SpaceChangedError: An engine on another machine gives vectors of another space than before.
         """
         self._draining.check()
         if self.model is not None and self.model.device_failed:
             self.begin()
+        if self.model is not None and self.model.space_changed:
+            await self.model.scheduler.start()  # raises the error, and looks whether the space is back
         if self.model is None:
             self.try_again()
             await self.settle()

@@ -13,6 +13,7 @@ from runed.domain.model_status import ModelStatus
 from runed.domain.status import Info, LoadingPhase, Status
 
 if TYPE_CHECKING:
+    from runed.daemon.remote import RemoteInstallation
     from runed.scheduling.scheduler import Scheduler
 
 Situation: TypeAlias = tuple[Status, LoadingPhase | None, str]
@@ -25,13 +26,13 @@ class ServedModel:
 
     Attributes:
         scheduler: Shares the model's engine among callers.
-        installation: The files of engine and model.
+        installation: The files of engine and model, or the place of an engine on another machine.
         serving: The engine that serves it.
         seat: The room of the engine.
     """
 
     scheduler: Scheduler
-    installation: Installation
+    installation: Installation | RemoteInstallation
     serving: Serving
     seat: Seat
 
@@ -49,15 +50,21 @@ class ServedModel:
             case BackendStatus.READY:
                 return Status.OK, None, warnings
             case BackendStatus.STARTING:
-                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, f"{self.serving.engine} loads the model"
+                message = state.reason or f"{self.serving.engine} loads the model"
+                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, message
             case BackendStatus.SILENT:
                 return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, state.reason
             case BackendStatus.STOPPED:
                 return Status.IDLE, None, warnings
             case BackendStatus.DEVICE_FAILED if self.serving.remember_failure:
                 return Status.IDLE, None, f"{self.serving.part} failed, so the next text is computed without it"
-            case BackendStatus.FAILED | BackendStatus.DEVICE_FAILED:
+            case BackendStatus.FAILED | BackendStatus.DEVICE_FAILED | BackendStatus.SPACE_CHANGED:
                 return Status.DEGRADED, None, state.reason
+
+    @property
+    def space_changed(self) -> bool:
+        """Whether an engine on another machine gives vectors of another space than those of the cache."""
+        return self.state.status is BackendStatus.SPACE_CHANGED
 
     @property
     def device_failed(self) -> bool:

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from runed.domain.model import ModelTraits, OwnTraits
+from runed.own_models import RemoteModel
 
 _PERMISSIVE = frozenset({"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", "CC-BY-4.0", "Unlicense"})
 """Licences that permit all usual uses, as SPDX identifiers."""
@@ -41,6 +42,7 @@ class ModelSpec:
         licence_url: The text of the licence, or "".
         dimensions: The number of values of a vector; 0 if only its file tells.
         engine_build: The first release of llama.cpp that runs it; 0 if any does.
+        remote: The engine on another machine that has it; None for a model with a file.
         hash_sources: In how many independent places its hash was found, if that is one; 0 otherwise.
     """
 
@@ -62,6 +64,7 @@ class ModelSpec:
     dimensions: int = 0
     engine_build: int = 0
     hash_sources: int = 0
+    remote: RemoteModel | None = None
 
     @property
     def name(self) -> str:
@@ -71,7 +74,7 @@ class ModelSpec:
     @property
     def is_listed(self) -> bool:
         """Whether it is a model of the manifest, and not one that the user brings."""
-        return self.path is None and not self.source
+        return self.path is None and not self.source and self.remote is None
 
     @property
     def notice(self) -> str:

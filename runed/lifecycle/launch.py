@@ -109,12 +109,13 @@ class Launch:
     Args:
         command: A command from `find_command`.
         paths: The paths of the home. Its directory for logs must exist.
+        settings: The settings of the home, which may name further variables for the daemon.
 
     Raises:
         OSError: The program cannot be run, or the log cannot be written.
     """
 
-    def __init__(self, command: list[str], paths: Paths) -> None:
+    def __init__(self, command: list[str], paths: Paths, settings: Settings | None = None) -> None:
         self._log_path = paths.daemon_log
         self._given_up = False
         with contextlib.ExitStack() as on_error:
@@ -127,7 +128,7 @@ class Launch:
                 self._process = subprocess.Popen(
                     [*command, "serve", "--log-file", str(self._log_path), "--ready-fd", str(writer)],
                     cwd="/",
-                    env=daemon_environment() | {"RUNED_HOME": str(paths.home)},
+                    env=daemon_environment(settings=settings) | {"RUNED_HOME": str(paths.home)},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._log,

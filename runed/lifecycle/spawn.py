@@ -251,7 +251,7 @@ class _Search:
             for remaining in reversed(range(_MAX_LAUNCHES)):
                 if handle := self._outlast_predecessor():
                     return handle
-                with Launch(find_command(self._settings), self._paths) as launch:
+                with Launch(find_command(self._settings), self._paths, self._settings) as launch:
                     if launch.wait_until_ready(self._deadline):
                         record = DaemonRecord.read(self._paths.daemon_record)
                         return self._handle(record, record.pid if record else None, started=True)

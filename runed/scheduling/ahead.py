@@ -36,7 +36,7 @@ class AheadCounter:
 
     def _uncounted(self) -> list[QueueEntry]:
         # Only with an engine that works: counting must not start one.
-        limits = {model: line.backend.limits for model, line in self._lines.items() if line.flight}
+        limits = {model: line.backend.limits for model, line in self._lines.items() if line.flights}
         exact = {model: limit for model, limit in limits.items() if not limit.by_estimate}
         return self._queue.uncounted(exact) if exact else []
 

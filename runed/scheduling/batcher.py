@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from runed.backends.base import BatchLimits, CountingEmbedder
+from runed.backends.base import CountingEmbedder
 from runed.domain.requests import Lane
 from runed.errors import BatchTooLargeError, QueueFullError
 from runed.scheduling.ahead import AheadCounter
 from runed.scheduling.line import BatchObserver, Line
+from runed.scheduling.offers import Offers
 from runed.scheduling.queue import FairQueue, QueueEntry, QueueLimits
 
 _LOOK = 0.1
@@ -25,6 +26,9 @@ class Batcher:
     other models. If its callers leave, a micro-batch is not cancelled, since the backend would compute on for a while beside
     the next one. Its vectors are dropped.
 
+    An engine on another machine uses no processor of this one. It gets as many micro-batches at once as it takes, beside those
+    of this machine.
+
     Args:
         limits: Bounds of what may wait.
         metrics: Notes texts and micro-batches.
@@ -34,11 +38,13 @@ class Batcher:
         self._metrics = metrics
         self._queue = FairQueue(limits)
         self._lines: dict[str, Line] = {}
+        self._offers = Offers(self._queue, self._lines)
         self._ahead = AheadCounter(self._queue, self._lines)
         self._entrance = asyncio.Lock()  # asyncio's lock serves its waiters in the order of their coming
         self._promised = (0, 0)  # the texts and bytes for which the first of these waiters needs room
         self._workers: dict[asyncio.Task[None], Line | None] = {}
         """Each worker with the line whose micro-batch it waits for. None stands for a moment without one."""
+        self._summoned = False  # whether a worker was made that has not looked for texts yet
         self._looking: asyncio.TimerHandle | None = None
         self._wanted = 0  # the number of texts to gather; 0 outside of `_gather`
         self._gathering = ""  # the model whose texts are gathered
@@ -170,56 +176,54 @@ class Batcher:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        if (self._workers and len(self._lines) == 1) or not self._offers():
+        if self._summoned or (self._workers and self._offers.is_single):
             return
-        if not self._workers or not self._is_occupied():
+        occupied = self._is_occupied()
+        if self._offers.find(occupied=occupied):
             # The worker takes its first micro-batch in the next round of the event loop, when all entries of this round wait.
             self._workers[asyncio.create_task(self._work())] = None
-        else:
+            self._summoned = True
+        elif occupied and self._offers.find(occupied=False):
             self._looking = asyncio.get_running_loop().call_later(_LOOK, self._staff)
 
     def _is_occupied(self, *, but: asyncio.Task[None] | None = None) -> bool:
         """Return whether a worker uses the processors, or is about to."""
-        return any(line is None or line.is_ready for worker, line in self._workers.items() if worker is not but)
-
-    def _offers(self) -> dict[str, BatchLimits]:
-        """Return the limits of a micro-batch of each model of which one can be taken."""
-        waiting = self._queue.models()
-        return {model: line.backend.limits for model, line in self._lines.items() if model in waiting and not line.flight}
+        return any(line is None or line.uses_processors for worker, line in self._workers.items() if worker is not but)
 
     async def _work(self) -> None:
         """Compute until nothing waits, or until another worker goes on."""
         me = asyncio.current_task()
         assert me is not None
-        line: Line | None = None
+        self._summoned = False
         try:
-            while batch := self._take():
+            while batch := self._take(me):
                 since = asyncio.get_running_loop().time()
                 line = self._workers[me] = self._lines[batch[0].model]
                 await self._fly(line, batch)
                 self._workers[me] = None
-                if len(self._workers) > 1 and self._is_occupied(but=me):
-                    break
-                if batch[0].lane is Lane.INTERACTIVE:
+                gathers = batch[0].lane is Lane.INTERACTIVE and not line.is_remote
+                if gathers and not (len(self._workers) > 1 and self._is_occupied(but=me)):
                     await self._gather(line, sum(not entry.future.cancelled() for entry in batch), since=since)
         finally:
-            if line is not None and self._workers[me] is line:  # cancelled by `close`; otherwise all have their answers
-                line.fail(line.flight, line.refusal())
-                line.flight = ()
             del self._workers[me]
 
     async def _fly(self, line: Line, batch: Sequence[QueueEntry]) -> None:
         """Let a line compute a micro-batch, and charge it."""
-        line.flight = batch
+        line.flights.append(batch)
         now = asyncio.get_running_loop().time()
         for entry in batch:
             self._metrics.waited(entry.lane, now - entry.since)
         self._ahead.begin()
-        if len(self._lines) > 1:
-            self._staff()  # the engine may have to start
-        await line.compute(batch)
+        if not self._offers.is_single:
+            self._staff()  # the engine may have to start, or take more
+        try:
+            await line.compute(batch)
+        except asyncio.CancelledError:  # by `close`
+            line.fail(batch, line.refusal())
+            raise
+        finally:
+            line.flights.remove(batch)
         self._queue.settle(batch)
-        line.flight = ()
         if len(self._lines) > 1:
             self._weigh()
 
@@ -230,14 +234,9 @@ class Batcher:
         self._queue.weights.clear()
         self._queue.weights.update({model: seconds / unit for model, seconds in speeds.items()})
 
-    def _take(self) -> list[QueueEntry]:
-        if not (offers := self._offers()):
-            return []
-        bulk = None
-        if self._queue.depth(Lane.BULK)[0]:
-            paces = [line.pace for line in self._lines.values()]
-            bulk = {model: self._lines[model].pace.bulk_limits(limits, paces) for model, limits in offers.items()}
-        return self._queue.take(offers, bulk)
+    def _take(self, me: asyncio.Task[None]) -> list[QueueEntry]:
+        offers = self._offers.find(occupied=self._is_occupied(but=me))
+        return self._queue.take(offers, self._offers.bulk(offers)) if offers else []
 
     async def _gather(self, line: Line, answered: int, *, since: float) -> None:
         """Wait a moment for callers that were answered just now, so that their next texts join the micro-batch.
@@ -264,7 +263,7 @@ class Batcher:
         model = self._gathering
         return (
             self._queue.waiting(model, Lane.INTERACTIVE) >= self._wanted
-            or (len(self._lines) > 1 and bool(self._offers().keys() - {model}))
+            or (len(self._lines) > 1 and bool(self._offers.find(occupied=False).keys() - {model}))
             or (model in self._lines and self._queue.fills(Lane.INTERACTIVE, model, self._lines[model].backend.limits))
         )
 

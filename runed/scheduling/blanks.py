@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from runed.backends.base import CountingEmbedder
+from runed.backends.base import Counting, CountingEmbedder
 from runed.errors import EmptyTextError
 from runed.scheduling.preparing import portions
 
@@ -61,6 +61,8 @@ class BlankFinder:
         Raises:
             BackendError: The backend cannot tokenize.
         """
+        if self._backend.limits.counting is Counting.SUM:  # nobody can be asked
+            return [all(map(_is_invisible, set(text))) for text in texts]
         if not self._complete:
             # A space: some tokenizers begin each text with a token for it.
             self._nothing.update(*await self._backend.tokenize(["", " "]))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from runed.backends.base import Counting
 from runed.caching.cache import VectorCache
 from runed.caching.entry import CachedVector, cache_key
 from runed.domain.requests import Embedding, Lane, Truncate, VectorSpace
@@ -293,10 +294,14 @@ class ClaimDesk:
             prompt=terms.prompt,
             truncate=terms.truncate,
             name=lambda index: missing[index].name,
-            exact=terms.lane is Lane.BULK and len(missing) > 1,  # for the packing
+            exact=self._packs(terms) and len(missing) > 1,
         )
         for claim, item in zip(missing, prepared, strict=True):
             claim.state = terms.tolerate(item) if isinstance(item, RunedError) else item
+
+    def _packs(self, terms: Terms) -> bool:
+        """Return whether the texts of a call are packed, for which they are counted."""
+        return terms.lane is Lane.BULK and self._backend.limits.counting is Counting.EACH
 
     async def _queue(self, missing: Sequence[Claim], terms: Terms) -> None:
         """Take prepared claims to their tickets. Wait for room first if the terms ask for it."""
@@ -306,7 +311,7 @@ class ClaimDesk:
         # There is no await from here on, so that no twin is missed and the room is not lost.
         new = self._join(missing, terms)
         try:
-            self._batcher.submit(self._line, pack(new, self._backend.limits) if terms.lane is Lane.BULK else new)
+            self._batcher.submit(self._line, pack(new, self._backend.limits) if self._packs(terms) else new)
         except QueueFullError:
             self._metrics.refused()
             raise

@@ -47,6 +47,22 @@ async def count(entries: Sequence[QueueEntry], tokenizer: Tokenizer) -> bool:
     return all(entry.exact for entry in entries)
 
 
+def share_tokens(batch: Sequence[QueueEntry], total: int) -> None:
+    """Share out the tokens of a micro-batch among its texts by their bytes, where only the sum is known.
+
+    Args:
+        batch: The entries that were computed.
+        total: The sum of their tokens, from the backend; with 0 it is not known, and the bounds stay.
+    """
+    unknown = [entry for entry in batch if not entry.exact]
+    rest = max(total - sum(entry.tokens for entry in batch if entry.exact), len(unknown))
+    size = sum(entry.size for entry in unknown)
+    for entry in unknown if total else ():
+        share = max(1, round(rest * entry.size / size)) if entry is not unknown[-1] else max(1, rest)
+        entry.tokens, entry.exact = share, True
+        rest, size = rest - share, size - entry.size
+
+
 def settle_tokens(batch: Sequence[QueueEntry], total: int, counts: Sequence[int] = ()) -> None:
     """Take the unknown numbers of tokens of a micro-batch from the answer, or derive a single one from the sum. Check the sum.
 

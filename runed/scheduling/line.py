@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Protocol
 
-from runed.backends.base import BackendStatus, CountingEmbedder
+from runed.backends.base import BackendStatus, Counting, CountingEmbedder, EmbeddingBatch
 from runed.domain.requests import Lane
 from runed.errors import (
     BackendFaultError,
@@ -17,9 +17,15 @@ from runed.errors import (
     TextTooLongError,
 )
 from runed.log import describe_exception, get_logger, log_refusal
-from runed.scheduling.counting import count, settle_tokens
+from runed.scheduling.counting import count, settle_tokens, share_tokens
 from runed.scheduling.pace import FIRST_RETRY_AFTER, Pace, Returns
 from runed.scheduling.queue import Computed, QueueEntry
+
+_FLIGHTS_A_RESERVE = 8
+"""Flights at once of which one is kept for interactive texts."""
+
+_BYTES_A_TOKEN = 4
+"""Bytes that a token is assumed to have where an engine tells no number of tokens."""
 
 _log = get_logger(__name__)
 
@@ -49,7 +55,7 @@ class Line:
         backend: As above.
         pace: The speed of the backend.
         returns: How soon its interactive callers come back.
-        flight: The micro-batch that the backend has; empty if it has none.
+        flights: The micro-batches that the backend has.
         closed: Whether no text is taken any more.
         replaced: Whether that is because another backend takes over.
     """
@@ -59,7 +65,7 @@ class Line:
         self.backend = backend
         self.pace = Pace()
         self.returns = Returns()
-        self.flight: Sequence[QueueEntry] = ()
+        self.flights: list[Sequence[QueueEntry]] = []
         self.closed = False
         self.replaced = False
         self._metrics = metrics
@@ -69,6 +75,26 @@ class Line:
     def is_ready(self) -> bool:
         """Whether the engine answers. Otherwise a micro-batch waits for its start, and uses no processor meanwhile."""
         return self.backend.state.status is BackendStatus.READY
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the engine is on another machine."""
+        return self.backend.limits.flights > 0
+
+    @property
+    def uses_processors(self) -> bool:
+        """Whether a micro-batch uses the processors of this machine now."""
+        return not self.is_remote and self.is_ready
+
+    @property
+    def reserve(self) -> int:
+        """The number of flights that bulk texts leave to interactive ones."""
+        return self.backend.limits.flights // _FLIGHTS_A_RESERVE
+
+    def has_room(self, lane: Lane) -> bool:
+        """Return whether the backend takes another micro-batch, of texts of a lane, now."""
+        reserve = self.reserve if lane is Lane.BULK else 0
+        return len(self.flights) < max(1, self.backend.limits.flights) - reserve
 
     def check_open(self) -> None:
         """Refuse a text that comes too late.
@@ -135,12 +161,13 @@ class Line:
         clock = asyncio.get_running_loop().time
         warm = self.is_ready
         began = clock()
+        counts = self.backend.limits.counting is Counting.EACH
         unknown = [entry for entry in batch if not entry.exact]
         # The sum, which every answer tells, is enough to derive one unknown number.
-        told = self.backend.limits.counted or len(unknown) <= 1
+        told = self.backend.limits.counted or not counts or len(unknown) <= 1
         counting = None if told else self.spawn(count(unknown, self.backend))
         try:
-            answer = await self.backend.embed([entry.input for entry in batch])
+            answer = await (self._ask_far(batch) if self.is_remote else self._ask(batch))
             seconds = clock() - began
             if counting is not None:
                 await asyncio.wait({counting})
@@ -154,9 +181,32 @@ class Line:
             if counting is not None:
                 counting.cancel()  # after a failure, counting would only start the backend again
         pairs = list(zip(answer.vectors, batch, strict=True))  # first: an answer of another length is nobody's
-        settle_tokens(batch, answer.tokens, answer.counts)
-        answers = [Computed(vector, entry.tokens) for vector, entry in pairs]
+        if counts:
+            settle_tokens(batch, answer.tokens, answer.counts)
+        else:
+            share_tokens(batch, answer.tokens)
+        answers = [Computed(vector, entry.tokens if entry.exact else 0) for vector, entry in pairs]
         if warm:  # the time of a start tells nothing about the speed
-            self.pace.learn(batch, answer.tokens, seconds)
+            tokens = answer.tokens or 1 + sum(entry.size for entry in batch) // _BYTES_A_TOKEN
+            self.pace.learn(batch, tokens, seconds)
         self._metrics.computed(batch[0].lane, texts=len(batch), tokens=answer.tokens, seconds=seconds)
         return answers
+
+    async def _ask(self, batch: Sequence[QueueEntry]) -> EmbeddingBatch:
+        return await self.backend.embed([entry.input for entry in batch])
+
+    async def _ask_far(self, batch: Sequence[QueueEntry]) -> EmbeddingBatch:
+        """Ask an engine on another machine. If all callers leave, cancel the request: the engine may drop it then."""
+        asking = asyncio.ensure_future(self._ask(batch))
+
+        def leave(_: object) -> None:
+            if all(entry.future.done() for entry in batch):
+                asking.cancel()
+
+        for entry in batch:
+            entry.future.add_done_callback(leave)
+        try:
+            return await asking
+        finally:
+            for entry in batch:
+                entry.future.remove_done_callback(leave)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from runed.backends.base import CountingEmbedder, TextInput, Tokens
+from runed.backends.base import Counting, CountingEmbedder, TextInput, Tokens
 from runed.domain.requests import Truncate
 from runed.errors import BatchTooLargeError, EmptyBatchError, EmptyTextError, InvalidTextError, RunedError, TextTooLongError
 from runed.scheduling.counting import tokenize_each
+from runed.scheduling.cutting import cut_text
 from runed.turns import breathe, breathe_before
 
 MAX_BATCH_TEXTS = 2048
@@ -155,7 +156,7 @@ class Preparer:
         name: Callable[[int], Name],
         exact: bool = False,
     ) -> list[Prepared | RunedError]:
-        """Prepare texts. Count the tokens of those that may be too long.
+        """Prepare texts. Count the tokens of those that may be too long, if the backend can.
 
         Args:
             texts: The texts, checked by `check_text`.
@@ -172,10 +173,11 @@ class Preparer:
         """
         whole: list[str] = []
         long: list[int] = []
+        counts = self._backend.limits.counting is not Counting.SUM
         for index, text in enumerate(texts):
             await breathe_before(index)
             whole.append(prompt + text)
-            if exact or self.may_be_too_long(whole[-1]):
+            if exact or (counts and self.may_be_too_long(whole[-1])):
                 long.append(index)
         fitted: dict[int, Prepared | RunedError] = {}
         indices = iter(long)
@@ -188,7 +190,7 @@ class Preparer:
                     fitted[index] = await self._fit(text, tokens, prompt, truncate, partial(name, index))
                 await breathe()
         for index, text in enumerate(whole):
-            if index not in fitted:  # then it is short
+            if index not in fitted:  # then it is short, or the backend itself refuses it
                 fitted[index] = Prepared(text, most_tokens(text), exact=False, total_tokens=0, size=len(text.encode()))
         return [fitted[index] for index in range(len(whole))]
 
@@ -205,12 +207,17 @@ class Preparer:
                 f"{words} has {len(tokens)} tokens, the limit is {limit}; split or shorten it, or ask for truncation",
                 metadata=facts,
             )
-        cut = await self._cut(tokens, prompt, truncate)
+        cut: tuple[TextInput, int] | None
+        if self._backend.limits.counting is Counting.ASKED:
+            cut = await cut_text(text, len(tokens), prompt, truncate, self._backend)
+        else:
+            ids = await self._cut(tokens, prompt, truncate)
+            cut = None if ids is None else (ids, limit)
         if cut is None:
             return TextTooLongError(
                 f"the instruction leaves no room for {words} within the limit of {limit} tokens; shorten it", metadata=facts
             )
-        return Prepared(cut, limit, exact=True, total_tokens=len(tokens), size=len(text.encode()))
+        return Prepared(cut[0], cut[1], exact=True, total_tokens=len(tokens), size=len(text.encode()))
 
     async def _cut(self, tokens: Tokens, prompt: str, truncate: Truncate) -> Tokens | None:
         """Drop the tokens over the limit, but no tokens of the prompt and no special tokens.

@@ -296,13 +296,13 @@ class FairQueue:
 
         Args:
             limits: Its limits, by the models that may be chosen. A first text of more tokens is taken alone.
-            bulk_limits: Its limits if it is of bulk texts; None means the same.
+            bulk_limits: Its limits if it is of bulk texts, by the models that may be chosen then; None means the same.
 
         Returns:
             The entries, for `settle` when they have been computed; empty if nothing waits.
         """
         interactive = self._lanes[Lane.INTERACTIVE].next_batch(limits)
-        bulk = self._lanes[Lane.BULK].next_batch(bulk_limits or limits)
+        bulk = self._lanes[Lane.BULK].next_batch(limits if bulk_limits is None else bulk_limits)
         contested = bool(interactive and bulk)
         if not bulk:
             self._owed = 0.0  # bulk texts earn only while they wait

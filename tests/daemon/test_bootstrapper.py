@@ -136,7 +136,7 @@ async def test_a_call_in_the_moment_in_which_the_device_fails_leaves_one_bootstr
             scheduler = await bootstrapper.scheduler()
             await scheduler.start()
         assert bootstrapper.model is not None
-        assert bootstrapper.model.installation.device.is_cpu
+        assert bootstrapper.model.serving.device.is_cpu
         await pool.close()
     gc.collect()
     assert failures == []

@@ -293,7 +293,7 @@ class Referee:
     def counted(self, texts: Sequence[str]) -> None:
         if not texts:
             self.offences.append("asked to count nothing")
-        if not self.batcher.line.flight:
+        if not self.batcher.line.flights:
             self.offences.append("counted though nothing is in flight, which wakes an engine that sleeps")
 
     def _find(self, inputs: Sequence[TextInput]) -> list[QueueEntry]:

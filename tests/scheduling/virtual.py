@@ -14,6 +14,7 @@ from runed.backends.base import (
     BackendState,
     BackendStatus,
     BatchLimits,
+    Counting,
     CountingEmbedder,
     EmbeddingBatch,
     TextInput,
@@ -111,8 +112,14 @@ class ScriptedBackend:
         status: BackendStatus = BackendStatus.READY,
         by_estimate: bool = False,
         counted: bool = False,
+        flights: int = 0,
+        counting: Counting = Counting.EACH,
+        max_tokens: int = 512,
+        tells_tokens: bool = True,
     ) -> None:
-        self._limits = BatchLimits(texts, tokens, by_estimate, counted)
+        self._limits = BatchLimits(texts, tokens, by_estimate, counted, flights, counting)
+        self._max_tokens = max_tokens
+        self._tells_tokens = tells_tokens
         self._script = iter(script)
         self._counts = iter(counts)
         self.state = BackendState(status)
@@ -125,7 +132,7 @@ class ScriptedBackend:
 
     @property
     def model(self) -> ModelInfo:
-        return ModelInfo("sha256:0", "scripted", "bert", 8, 512, "mean", "F32", "0")
+        return ModelInfo("sha256:0", "scripted", "bert", 8, self._max_tokens, "mean", "F32", "0")
 
     @property
     def limits(self) -> BatchLimits:
@@ -172,7 +179,8 @@ class ScriptedBackend:
         if step.outcome == "one too few":
             vectors.pop()
         counts = [tokens_of(text) for text in texts] if self._limits.counted else []
-        return EmbeddingBatch(vectors, tokens + (step.outcome == "miscount"), counts)
+        told = tokens + (step.outcome == "miscount") if self._tells_tokens else 0
+        return EmbeddingBatch(vectors, told, counts)
 
     @property
     def batches(self) -> list[list[TextInput]]:

@@ -219,6 +219,7 @@ _KINDS: dict[type[errors.RunedError], tuple[int, str]] = {
     errors.ShuttingDownError: (503, "Unhealthy"),
     errors.BackendUnavailableError: (503, "Unhealthy"),
     errors.BackendError: (424, "Backend"),
+    errors.SpaceChangedError: (424, "Backend"),
     errors.RunedError: (500, "Backend"),
 }
 """Status and type of each error, as TEI tells them."""

@@ -37,6 +37,7 @@ _STATUS: dict[type[errors.RunedError], int] = {
     errors.UnknownModelError: 404,
     errors.ModelNotInstalledError: 404,
     errors.ModelBusyError: 409,
+    errors.SpaceChangedError: 409,
     UnsupportedTypeError: 415,
     errors.InvalidRequestError: 400,
     errors.RequestTooLargeError: 413,
