@@ -253,12 +253,16 @@ def embed_files(
     )(job.run_on_node)
     most = concurrency or _AHEAD * shape.nodes
     waiting, running, results = list(reversed(parts)), [], list[PartResult]()
-    while waiting or running:
-        while waiting and len(running) < most:
-            running.append(task.remote(waiting.pop(), expected))
-        ended, running = ray.wait(running)
-        results += _results(ray, ended)
-        on_progress(len(results), len(parts))
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                running.append(task.remote(waiting.pop(), expected))
+            ended, running = ray.wait(running)
+            results += _results(ray, ended)
+            on_progress(len(results), len(parts))
+    finally:
+        for reference in running:  # after an error, or Ctrl-C
+            ray.cancel(reference)
     return summed(results)
 
 
