@@ -111,7 +111,7 @@ class Folder:
         """
         fs = parquet.pyarrow("pyarrow.fs")
         with self._errors(""):
-            infos = self._system.get_file_info(fs.FileSelector(self._root, recursive=len(patterns) > 1))
+            infos = self._system.get_file_info(fs.FileSelector(self._root, recursive=is_deep(patterns)))
         found = [self._found(info) for info in infos if info.type.name == "File"]
         return sorted((one for one in found if _matches(one.name.split("/"), patterns)), key=lambda one: one.name)
 
@@ -185,6 +185,11 @@ class Folder:
         except (OSError, ValueError) as error:  # errors of pyarrow are one of these
             place = f"{self.shown}/{name}" if name else self.shown
             raise SettingsError(f"{place} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+
+
+def is_deep(patterns: list[str]) -> bool:
+    """Return whether files in directories below match, too."""
+    return len(patterns) > 1 or "**" in patterns
 
 
 def _split_query(location: str) -> tuple[str, str]:

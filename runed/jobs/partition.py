@@ -26,7 +26,7 @@ import msgspec
 
 import runed
 from runed.errors import EmptyBatchError, RunedError, SettingsError
-from runed.jobs.folders import OWN, Folder, Found, locate
+from runed.jobs.folders import OWN, Folder, Found, is_deep, locate
 from runed.jobs.formats import ENCODERS
 from runed.jobs.inputs import Columns, format_of, open_batch
 from runed.jobs.journal import Journal, PartBusyError
@@ -190,7 +190,7 @@ class PartitionJob:
         output = Folder(self.output)
         if output.is_file:
             raise SettingsError(f"--output {output.shown} is a file; many files need a directory")
-        if output.lies_in(folder, below=len(patterns) > 1):
+        if output.lies_in(folder, below=is_deep(patterns)):
             raise SettingsError(f"--output {output.shown} lies in the input, which it would change; name another directory")
         found = folder.matching(patterns)
         if patterns[0] == "**":  # not chosen by the user, one by one
