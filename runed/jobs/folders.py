@@ -47,8 +47,9 @@ class Found:
 
 def is_many(location: str) -> bool:
     """Return whether a location names many files, or one that is not on this machine: a directory, a glob or a URL."""
-    path = Path(location)
-    return bool(scheme_of(location)) or path.is_dir() or (_WILD.search(location) is not None and not path.exists())
+    # Unlike the methods of `Path`, these two tell of a directory that may not be looked into that there is no such file.
+    is_wild = _WILD.search(location) is not None and not os.path.exists(location)  # noqa: PTH110 # see above
+    return bool(scheme_of(location)) or os.path.isdir(location) or is_wild  # noqa: PTH112 # see above
 
 
 def locate(location: str) -> tuple[Folder, list[str]]:
@@ -64,7 +65,7 @@ def locate(location: str) -> tuple[Folder, list[str]]:
     place, query = _split_query(location)
     parts = place.split("/")
     wild = next((index for index, part in enumerate(parts) if _WILD.search(part)), None)
-    if wild is None or (not scheme_of(location) and Path(place).exists()):
+    if wild is None or (not scheme_of(location) and os.path.exists(place)):  # noqa: PTH110 # as in `is_many`
         folder = Folder(location)
         if not folder.is_file:
             return folder, ["**", "*"]

@@ -86,5 +86,5 @@ def test_model_that_cannot_be_fetched_ends_the_wait(
 
 
 def test_unknown_model_is_told(node: nodes.Node) -> None:
-    with pytest.raises(RunedError, match=r'node .*"nosuchmodel"'):
+    with pytest.raises(RunedError, match=r"node .*'nosuchmodel'"):
         nodes.Node(home=node.home, model="nosuchmodel").prepare()
