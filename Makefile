@@ -53,7 +53,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test lint pytest test-go test-ts test-cluster test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture release
+.PHONY: help setup demo check test lint pytest test-go test-ts test-cluster pytest-cluster test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -115,10 +115,12 @@ gen: setup ## Generate the stubs in gen/ from proto/
 
 pins: $(STAMPS)/requirements ## Pin in requirements-dev.txt what pyproject.toml asks for and the file lacks
 	$(COMPILE) --universal --group dev --group mutants --custom-compile-command 'make pins' --output-file requirements-dev.txt
-	uv pip compile --quiet --python-version $(firstword $(PYTHONS)) --no-annotate --universal --group cluster \
-		--constraint requirements-dev.txt --custom-compile-command 'make pins' --output-file requirements-cluster.txt
+	$(COMPILE) --universal --group dev --group cluster --custom-compile-command 'make pins' --output-file requirements-cluster.txt
 
-test-cluster: setup $(STAMPS)/cluster ## Test what runs on Ray, on Spark and on S3, with real clusters on this machine
+test-cluster: ## Test what runs on Ray, on Spark and on S3, with real clusters on this machine
+	$(CLEAN_MAKE) pytest-cluster VENV=build/cluster REQUIREMENTS=requirements-cluster.txt
+
+pytest-cluster: $(STAMPS)/requirements $(STAMPS)/engine $(MINILM)
 	$(SHOW) pytest --numprocesses=0 -m cluster tests/cluster
 
 mutants: setup ## Change the code in small ways and see which of these changes no test notices
@@ -162,10 +164,6 @@ $(STAMPS)/project: pyproject.toml $(REQUIREMENTS) $(STAMPS)/venv
 $(STAMPS)/requirements: $(REQUIREMENTS) | $(STAMPS)/project
 	$(STEP) 'Install the tools of the developers' $(PIP) --requirement $(REQUIREMENTS)
 	$(STEP) 'Install protoc' $(PIP) --no-deps $(PROTOC)
-	@touch $@
-
-$(STAMPS)/cluster: requirements-cluster.txt | $(STAMPS)/requirements
-	$(STEP) 'Install Ray, Spark and a server of S3' $(PIP) --requirement $<
 	@touch $@
 
 $(STAMPS)/go: tools/go/go.mod tools/go/go.sum | $(STAMPS)/requirements

@@ -137,7 +137,7 @@ class Embed:
         if self._client is None:
             # Several batches may come here at once. All but one of their clients are dropped before they open a connection.
             client = await runed.connect_async(home=self._node.home, timeout=self._node.timeout)
-            self._client = self._client or client
+            self._client = self._client or client  # type: ignore[redundant-expr] # another batch may have set it meanwhile
         return self._client
 
 
@@ -252,7 +252,7 @@ def embed_files(
         scheduling_strategy="SPREAD",
     )(job.run_on_node)
     most = concurrency or _AHEAD * shape.nodes
-    waiting, running, results = list(reversed(parts)), [], list[PartResult]()
+    waiting, running, results = list(reversed(parts)), list[Any](), list[PartResult]()
     try:
         while waiting or running:
             while waiting and len(running) < most:

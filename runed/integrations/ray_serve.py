@@ -32,8 +32,7 @@ _HEALTH_SECONDS = 20.0
 """Most seconds for the answer that tells that a daemon lives."""
 
 
-@serve.deployment(max_replicas_per_node=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
-class Daemon:
+class _Replica:
     """Answers requests by the daemon of the node. The daemon waits, refuses and batches; nothing is queued here.
 
     Args:
@@ -75,8 +74,14 @@ class Daemon:
             await client.health(timeout=_HEALTH_SECONDS)
 
 
+Daemon: Any = serve.deployment(
+    _Replica, name="Daemon", max_replicas_per_node=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1}
+)
+"""The deployment. `Daemon.options(...)` changes what Serve does with it."""
+
+
 def build(arguments: dict[str, Any]) -> Any:  # noqa: ANN401 # an application of Ray Serve
-    """Make the application with arguments of `Daemon`, as `args` of Serve's configuration names them."""
+    """Make the application with `home` and `model`, as `args` of Serve's configuration names them."""
     return Daemon.bind(**arguments)
 
 

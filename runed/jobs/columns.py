@@ -54,7 +54,7 @@ class Columns:
             raise InvalidRequestError(f"on_error is {self.on_error!r}, but must be one of {accepted}")
         names = [self.text, *self.added]
         for name in names:
-            if not isinstance(name, str) or not name:
+            if not isinstance(name, str) or not name:  # type: ignore[redundant-expr] # from a caller without mypy
                 raise InvalidRequestError(f"{name!r} is no name of a column; give a str that is not empty")
             if names.count(name) > 1:
                 raise InvalidRequestError(f'two columns have the name "{name}"; give each another one')

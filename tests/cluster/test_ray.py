@@ -178,10 +178,10 @@ def _kill_one_after_another(cluster: RayCluster, killed: list[str]) -> None:
     wait_until(second.engine, timeout=120)
     for what in ("engine", "daemon", "actor", "node"):
         time.sleep(6)
-        if what == "engine" and (engine := _running(first.engine)):
-            engine.kill()
-        elif what == "daemon" and (daemon := _running(first.daemon)):
-            daemon.kill()
+        if what == "engine":
+            _running(first.engine).kill()
+        elif what == "daemon":
+            _running(first.daemon).kill()
         elif what == "actor":
             wait_until(_actors)[0].kill()
         elif what == "node":

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -51,9 +51,9 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def run(bucket: Any, server: str, options: Options | None = None, **more: Any) -> JobResult:
     job = PartitionJob(
-        f"s3://{bucket.base_path}in/**/*.parquet{server}", f"s3://{bucket.base_path}out{server}", FileOptions(**more)
-    )  # type: ignore[typeddict-item] # of a test
-    return run_here(job, resume=True, connect=lambda: StandIn(options or Options()))  # type: ignore[arg-type,return-value] # a stand-in
+        f"s3://{bucket.base_path}in/**/*.parquet{server}", f"s3://{bucket.base_path}out{server}", cast("FileOptions", more)
+    )
+    return run_here(job, resume=True, connect=lambda: StandIn(options or Options()))  # type: ignore[arg-type] # a stand-in
 
 
 def files(bucket: Any, folder: str) -> list[str]:

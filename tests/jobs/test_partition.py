@@ -73,7 +73,7 @@ class Runner:
             lost = here if 0 < here <= ROWS else 0
             return StandIn(Options(log=str(self.log), lost_after=lost, fingerprint=fingerprint))
 
-        return run_here(job, resume=resume, connect=connect, on_complaint=self.complaints.append)  # type: ignore[arg-type,return-value] # a stand-in
+        return run_here(job, resume=resume, connect=connect, on_complaint=self.complaints.append)  # type: ignore[arg-type] # a stand-in
 
     def asked(self) -> list[str]:
         """Return the texts that were asked for since the last look."""
