@@ -160,7 +160,7 @@ def spark_session(home: Home, settings: dict[str, str], **options: str) -> Itera
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.sql.shuffle.partitions": "4",
-        "spark.task.maxFailures": "8",
+        "spark.task.maxFailures": "1",
         **{f"spark.executorEnv.{name}": value for name, value in settings.items()},
         "spark.executorEnv.RUNED_HOME": str(home.path),
     }

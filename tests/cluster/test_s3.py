@@ -58,7 +58,7 @@ def run(bucket: Any, server: str, options: Options | None = None, **more: Any) -
 
 def files(bucket: Any, folder: str) -> list[str]:
     fs: Any = importlib.import_module("pyarrow.fs")
-    infos = bucket.get_file_info(fs.FileSelector(folder, recursive=True))
+    infos = bucket.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
     return sorted(info.path for info in infos if info.type.name == "File" and info.size)
 
 
