@@ -53,7 +53,7 @@ def run(bucket: Any, server: str, options: Options | None = None, **more: Any) -
     job = PartitionJob(
         f"s3://{bucket.base_path}in/**/*.parquet{server}", f"s3://{bucket.base_path}out{server}", cast("FileOptions", more)
     )
-    return run_here(job, resume=True, connect=lambda: StandIn(options or Options()))  # type: ignore[arg-type] # a stand-in
+    return run_here(job, resume=True, connect=lambda: StandIn(options or Options()))  # type: ignore[arg-type,return-value] # a stand-in
 
 
 def files(bucket: Any, folder: str) -> list[str]:
