@@ -137,6 +137,8 @@ def _ray_cluster(settings: dict[str, str]) -> Iterator[RayCluster]:
     ray: Any = importlib.import_module("ray")
     for name in [name for name in os.environ if name.startswith("RUNED_")]:
         del os.environ[name]
+    # On a busy machine, workers of Ray's own niceness would hardly run.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray's spelling
     with homes(2) as made:
         cluster = RayCluster(made, settings)
         try:

@@ -88,7 +88,7 @@ def test_interrupted_part_goes_on_in_the_home(bucket: Any, server: str, tmp_path
     assert files(bucket, "out") == []
     first = len(log.read_text().splitlines())
     assert run(bucket, server, Options(log=str(log))) == JobResult(count=2 * ROWS, failed=0)
-    assert len(log.read_text().splitlines()) <= 2 * ROWS + 10 + 1 < 2 * ROWS + first
+    assert len(log.read_text().splitlines()) < 2 * ROWS + first // 2
     receipt = json.loads(bucket.open_input_stream("out/_runed/sub/a.parquet.json").read())
     assert receipt["count"] == ROWS
 

@@ -152,7 +152,8 @@ def test_second_task_with_the_same_texts_computes_nothing(spark: Spark) -> None:
 
 
 def test_job_outlives_daemon_engine_worker_and_executor(settings: dict[str, str], local: runed.Client) -> None:
-    with homes(1) as (home,), spark_session(home, settings, **{"spark.speculation": "true", "spark.task.maxFailures": "8"}) as session:
+    options = {"spark.speculation": "true", "spark.task.maxFailures": "8"}
+    with homes(1) as (home,), spark_session(home, settings, **options) as session:
         functions: Any = importlib.import_module("pyspark.sql.functions")
         table = session.range(0, COUNT, 1, 40).withColumn("text", functions.concat(functions.lit("text "), "id"))
         result = runed.spark.embed(table, role="document")
