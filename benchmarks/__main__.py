@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from benchmarks.bulk import measure_bulk, measure_cancel, measure_long, measure_reindex
 from benchmarks.company import measure_company
@@ -18,7 +19,8 @@ from benchmarks.endurance import measure_calls, measure_memory
 from benchmarks.lab import Lab, lab, say
 from benchmarks.lifecycle import measure_restart, measure_sleep, measure_start
 from benchmarks.mixed import measure_beside_another_model, measure_interactive_beside_bulk
-from benchmarks.models import MINILM, MODELS, ensure
+from benchmarks.models import MINILM, MINILM_ONNX, MODELS, ensure
+from benchmarks.peers import PEERS_HELP, measure_peers
 from benchmarks.ranking import measure_rerank
 from benchmarks.report import print_tables, results, section, write_report
 from benchmarks.results import RESULTS, Curves, Results, Row, load, store
@@ -53,6 +55,8 @@ _SMALL_MODEL: Mapping[str, Measure] = {
     "rerank": measure_rerank,
 }
 
+_OTHER_ENGINE: Mapping[str, Measure] = {"peers": measure_peers}
+
 _QUICK: Mapping[str, Measure] = {
     "calls": lambda lab: measure_calls(lab, calls=1000),
     "cost": lambda lab: measure_cost(lab, calls=800),
@@ -67,7 +71,7 @@ _CLIENTS = "clients"
 
 def main() -> int:
     """Measure, print the tables and write the report. Return 1 if a bar was missed, otherwise 0."""
-    names = [_CLIENTS, *_EVERY_MODEL, *_SMALL_MODEL]
+    names = [_CLIENTS, *_EVERY_MODEL, *_SMALL_MODEL, *_OTHER_ENGINE]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure runed against raw llama-server.")
     parser.add_argument("--quick", action="store_true", help="only see that everything works")
     parser.add_argument("--only", choices=names, nargs="+", default=names, metavar="NAME", help=f"of: {', '.join(names)}")
@@ -75,6 +79,7 @@ def main() -> int:
     parser.add_argument(
         "--draw", action="store_true", help="measure nothing; write the page and the pictures of the last run anew"
     )
+    parser.add_argument("--peers", type=Path, metavar="PYTHON", help=PEERS_HELP)
     arguments = parser.parse_args()
     if arguments.draw:
         write_report(load())
@@ -95,14 +100,21 @@ def main() -> int:
 def _measure_models(names: list[str], arguments: argparse.Namespace) -> Results:
     sections = []
     for model in MODELS:
-        everything = [name for name in names if model is MINILM or name not in _SMALL_MODEL]
+        others = {MINILM.key: {*_OTHER_ENGINE}, MINILM_ONNX.key: {*_SMALL_MODEL}}.get(
+            model.key, {*_SMALL_MODEL, *_OTHER_ENGINE}
+        )
+        everything = [name for name in names if name not in others]
         chosen = [name for name in everything if name in arguments.only]
         if not chosen or arguments.model not in {None, model.key}:
             continue
         ensure(model)
         with lab(model, model.effort.quick() if arguments.quick else model.effort) as laboratory:
+            laboratory.peers = arguments.peers
             curves = _measure_curves(laboratory) if _CLIENTS in chosen else None
-            rows = [*(client_rows(curves) if curves else []), *_measure(laboratory, chosen, quick=arguments.quick)]
+            rows = [
+                *(client_rows(curves, bar=model.bars.clients) if curves else []),
+                *_measure(laboratory, chosen, quick=arguments.quick),
+            ]
             sections.append(section(model, laboratory.argv, rows, curves))
     return results(sections)
 
@@ -114,7 +126,7 @@ def _measure_curves(laboratory: Lab) -> Curves:
 
 def _measure(laboratory: Lab, names: list[str], *, quick: bool) -> Iterator[Row]:
     """Yield the rows of the chosen measurements."""
-    measures = {**_EVERY_MODEL, **_SMALL_MODEL, **(_QUICK if quick else {})}
+    measures = {**_EVERY_MODEL, **_SMALL_MODEL, **_OTHER_ENGINE, **(_QUICK if quick else {})}
     for name in names:
         if name == _CLIENTS:
             continue

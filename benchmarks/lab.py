@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,6 +46,7 @@ class Daemon:
         environment = {
             "RUNED_LLAMA_SERVER": str(programs_folder() / "llama-server"),
             "RUNED_MODEL": str(model.file),
+            "RUNED_ENGINE": model.engine,
             "RUNED_IDLE_TIMEOUT": "0",
         }
         self._environment = environment | settings
@@ -57,17 +59,17 @@ class Daemon:
 
     @property
     def engine_pid(self) -> int:
-        """The process id of its `llama-server`."""
+        """The process id of its engine."""
         return int(self.running.wait_for("STATUS_OK", timeout=120)["enginePid"])
 
     @property
     def argv(self) -> list[str]:
-        """The command line of its `llama-server`."""
+        """The command line of its engine."""
         return _argv(self.engine_pid)
 
     @property
     def resident_bytes(self) -> int:
-        """The resident memory of the daemon and its `llama-server` together, in bytes."""
+        """The resident memory of the daemon and its engine together, in bytes."""
         return resident_bytes(self.running.process.pid) + resident_bytes(self.engine_pid)
 
     def connect(self) -> runed.Client:
@@ -148,17 +150,25 @@ class Lab:
         model: The model.
         effort: The amount of work: the model's own, or less.
         daemon: A daemon with default settings that serves the model.
+        raw_argv: The command line of a daemon's `llama-server` for the model.
         load: The process that makes load.
         folder: The folder for sockets.
+
+    Attributes:
+        peers: A Python with the libraries that runed is measured against, or None.
     """
 
-    def __init__(self, model: Model, effort: Effort, daemon: Daemon, load: LoadProcess, folder: Path) -> None:
+    def __init__(
+        self, model: Model, effort: Effort, daemon: Daemon, *, raw_argv: Sequence[str], load: LoadProcess, folder: Path
+    ) -> None:
         self.model = model
         self.effort = effort
         self.daemon = daemon
         self.load = load
         self._folder = folder
+        self.peers: Path | None = None
         self._argv = daemon.argv
+        self._raw_argv = raw_argv
         self._next = 0
         self._best_slots: int | None = None
 
@@ -166,6 +176,11 @@ class Lab:
     def argv(self) -> Sequence[str]:
         """The command line of the daemon's engine."""
         return self._argv
+
+    @property
+    def raw_argv(self) -> Sequence[str]:
+        """The command line of a daemon's `llama-server` for the model."""
+        return self._raw_argv
 
     def fresh(self, texts: int = _LOOP_TEXTS) -> int:
         """Reserve `texts` unused texts, and return the number of the first one."""
@@ -183,8 +198,8 @@ class Lab:
         return RawServer(argv, self._folder / "rerank.sock")
 
     def raw_server(self, slots: int | None = None, pass_tokens: int | None = None) -> RawServer:
-        """Return a raw server that is not started yet; by default with the slots and passes of the daemon's engine."""
-        return RawServer(self._argv, self._folder / f"raw{slots or ''}.sock", slots=slots, pass_tokens=pass_tokens)
+        """Return a raw server that is not started yet; by default with the slots and passes of a daemon's `llama-server`."""
+        return RawServer(self._raw_argv, self._folder / f"raw{slots or ''}.sock", slots=slots, pass_tokens=pass_tokens)
 
     @contextmanager
     def raw(self, slots: int, pass_tokens: int | None = None) -> Iterator[Target]:
@@ -212,9 +227,17 @@ def lab(model: Model, effort: Effort) -> Iterator[Lab]:
     folder = short_home()
     try:
         with LoadProcess() as load, Daemon(model) as daemon:
-            yield Lab(model, effort, daemon, load, folder)
+            yield Lab(model, effort, daemon, raw_argv=_raw_argv(model, daemon), load=load, folder=folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _raw_argv(model: Model, daemon: Daemon) -> list[str]:
+    """Return the command line of a daemon's `llama-server` for a model."""
+    if model.engine == "cpu":
+        return daemon.argv
+    with Daemon(replace(model, engine="cpu")) as other:
+        return other.argv
 
 
 def say(line: str) -> None:

@@ -74,6 +74,21 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """The goals against a raw `llama-server`.
+
+    Attributes:
+        clients: Throughput of many clients, in multiples of that of raw with its best number of slots.
+        bulk: Speed of a bulk job, in multiples of that of raw at its best.
+        single_ms: Time of a single text beyond that of raw, in milliseconds.
+    """
+
+    clients: float = 1.0
+    bulk: float = 0.98
+    single_ms: float = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A model to measure.
 
@@ -87,6 +102,8 @@ class Model:
         long_text: The number of words or letters of a long text: about 500 tokens.
         long: The numbers of words or letters of the texts in `benchmarks.company`.
         effort: The amount of work to measure it.
+        engine: The engine of the daemon, as in RUNED_ENGINE.
+        bars: The goals.
     """
 
     key: str
@@ -98,6 +115,8 @@ class Model:
     long_text: int
     long: tuple[int, ...]
     effort: Effort
+    engine: str = "cpu"
+    bars: Bars = Bars()
 
     def text(self, number: int) -> str:
         """Return the short text of a number. Different numbers have different texts."""
@@ -163,7 +182,16 @@ QWEN3 = Model(
     ),
 )
 
-MODELS = (MINILM, QWEN3)
+MINILM_ONNX = replace(
+    MINILM,
+    key="minilm-onnx",
+    title="all-MiniLM-L6-v2, f16, by ONNX Runtime",
+    engine="onnx",
+    bars=Bars(clients=1.5, bulk=1.7, single_ms=0.0),
+)
+"""The same file as `MINILM`, served by the other engine. The yardstick stays `llama-server`."""
+
+MODELS = (MINILM, MINILM_ONNX, QWEN3)
 
 RERANKER = BUILD / "minilm-reranker.f32.gguf"
 """A small cross-encoder, which `make setup` makes."""
@@ -181,7 +209,7 @@ def ensure(model: Model) -> None:
     """
     if model.file.exists():
         return
-    if model is not QWEN3:
+    if model.file != QWEN3.file:
         raise FileNotFoundError(f"{model.file} is missing: run `make setup`")
     print(f"making {model.file.name}; this takes a minute, once", flush=True)
     whole, unfinished = model.file.with_suffix(".f16"), model.file.with_suffix(".part")

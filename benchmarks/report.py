@@ -116,10 +116,14 @@ def _section(section: Section) -> list[str]:
     ]
 
 
+_PLACES = {"--host": "<socket>", "--slot-save-path": "<directory>", "--socket": "<socket>", "--graph": "<graph>"}
+"""Flags whose values are names in a folder of this machine."""
+
+
 def _flags(argv: Sequence[str]) -> str:
     """Return a command line without paths of this machine."""
     parts = [Path(part).name if part.startswith("/") else part for part in argv]
-    for flag, name in (("--host", "<socket>"), ("--slot-save-path", "<directory>")):
+    for flag, name in _PLACES.items():
         if flag in parts:
             parts[parts.index(flag) + 1] = name
     return shlex.join(parts).replace("'<", "<").replace(">'", ">")

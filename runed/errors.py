@@ -227,7 +227,7 @@ class DeadlineExceededError(RunedError):
 
 
 class BackendError(RunedError):
-    """The engine, `llama-server`, failed."""
+    """The engine failed."""
 
     reason = "BACKEND_ERROR"
 

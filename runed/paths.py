@@ -46,7 +46,7 @@ class Paths:
 
     @property
     def engine_socket(self) -> Path:
-        """The private socket between daemon and `llama-server`, or its short alias."""
+        """The private socket between daemon and engine, or its short alias."""
         return short_socket_path(self.home / "run" / f"{self._of_engine('engine')}.sock")
 
     @property
@@ -71,7 +71,7 @@ class Paths:
 
     @property
     def engine_record(self) -> Path:
-        """The pid and start time of the running `llama-server`, so that an orphan can be ended."""
+        """The pid and start time of the running engine, so that an orphan can be ended."""
         return self.home / "run" / f"{self._of_engine('engine')}.json"
 
     @property
@@ -154,6 +154,11 @@ class Paths:
         return self.home / "cache" / "device-choice.json"
 
     @property
+    def engine_comparisons(self) -> Path:
+        """The results of comparing `llama-server` and ONNX Runtime on this machine, by model."""
+        return self.home / "cache" / "engine-comparisons.json"
+
+    @property
     def models(self) -> Path:
         """The directory of the models, each a `<variant>.gguf`."""
         return self.home / "models"
@@ -182,6 +187,11 @@ class Paths:
     def engine_log(self) -> Path:
         """The log of the standard output and error of `llama-server`."""
         return self.logs / f"{self._of_engine('llama-server')}.log"
+
+    @property
+    def onnx_log(self) -> Path:
+        """The log of the standard output and error of the worker with ONNX Runtime."""
+        return self.logs / f"{self._of_engine('onnx-runtime')}.log"
 
     @property
     def licenses(self) -> Path:

@@ -9,42 +9,39 @@ from __future__ import annotations
 import codecs
 import os
 import pwd
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import durationpy
 import msgspec
 
 from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
 from runed.own_models import Entry, OwnModel, own_aliases, own_models
 from runed.paths import check_home
+from runed.setting_values import boolean, duration, flag, loopback, on_disk, one_of, size, whole_number
 from runed.trust import check_file
 from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, scheme_of
 
 PROFILES = ("memory", "balanced", "throughput")
 """Names of the profiles of the engine."""
 
-ENGINES = ("auto", "cpu", "vulkan", "cuda", "rocm")
-"""Names of the engines to choose from: "auto" for the fastest that works, and what each other one computes with."""
+ACCELERATORS = ("vulkan", "cuda", "rocm")
+"""Names of the accelerators for which there are engines of their own."""
 
-_SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
-_SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-"""Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
+ONNX = "onnx"
+"""The name of the engine that is no `llama-server`: ONNX Runtime."""
 
-_LOOPBACK = re.compile(r"(?:(127\.0\.0\.1)|\[(::1)\]):([0-9]{1,5})")
-"""A loopback address and a port."""
+ENGINES = ("auto", "cpu", *ACCELERATORS, ONNX)
+"""Names of the engines to choose from: "auto" for the fastest that works, what `llama-server` computes with, and `ONNX`."""
 
-_MAX_PORT = 65_535
+PROVIDERS = ("cpu", "cuda", "coreml", "dml")
+"""Names of what ONNX Runtime computes with."""
 
 _MAX_CONFIG_BYTES = 1024 * 1024
 """Most bytes of `config.json`."""
-
-_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
 """Variables that every program needs to find its files and to print text."""
@@ -90,6 +87,7 @@ class Settings:
     keep_source: bool = False
     runed_binary: Path | None = None
     engine: str = "auto"
+    onnx_provider: str = "cpu"
     profile: str = "balanced"
     queue_texts: int = 16_384
     queue_bytes: int = 64 * 1024 * 1024
@@ -126,7 +124,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     env = os.environ if environ is None else environ
     home_path = full_path(os.fspath(home) if home is not None else _get(env, "RUNED_HOME") or _DEFAULT_HOME)
     _check_utf8(str(home_path), "the home")
-    trust_parents = _boolean(_get(env, "RUNED_TRUST_PARENTS") or "no", "RUNED_TRUST_PARENTS")
+    trust_parents = boolean(_get(env, "RUNED_TRUST_PARENTS") or "no", "RUNED_TRUST_PARENTS")
     check_home(home_path, trust_parents=trust_parents)
     explicit = _get(env, "RUNED_CONFIG")
     config_path = configuration(home_path, env)
@@ -239,7 +237,7 @@ def search_path() -> str:
 def debug_enabled() -> bool:
     """Return whether commands show a stack trace with an error (`RUNED_DEBUG`)."""
     if value := _get(os.environ, "RUNED_DEBUG"):
-        return _flag(value, "")
+        return flag(value, "")
     try:
         return load_settings().debug
     except (RunedError, OSError):  # perhaps the error that is to be shown
@@ -334,74 +332,6 @@ def _read_config(path: Path, *, required: bool) -> object:
     return config
 
 
-def _whole_number(value: str, origin: str, *, least: int, most: int, what: str) -> int:
-    # The digits are counted first, since int() refuses thousands of digits with another error.
-    if value.isascii() and value.isdigit() and len(value) <= len(str(most)) and least <= int(value) <= most:
-        return int(value)
-    raise SettingsError(f"{origin}={value!r}: accepted is a whole number of {what} from {least} to {most}")
-
-
-def duration(value: str, origin: str) -> float:
-    """Read a duration, in seconds.
-
-    Args:
-        value: The text, such as "10m".
-        origin: The place where it stands, for the error.
-
-    Raises:
-        SettingsError: It is no duration.
-    """
-    try:
-        seconds = durationpy.from_str(value).total_seconds()
-    except (durationpy.DurationError, ValueError, OverflowError):
-        seconds = -1.0
-    if seconds < 0:
-        raise SettingsError(f'{origin}={value!r}: accepted is a duration such as "90s", "10m" or "1h30m", or "0" for never')
-    return seconds
-
-
-def _boolean(value: str, origin: str) -> bool:
-    if (result := _BOOLEANS.get(value.lower())) is None:
-        raise SettingsError(f"{origin}={value!r}: accepted is 1, true, yes, on or 0, false, no, off")
-    return result
-
-
-def _flag(value: str, _origin: str) -> bool:
-    return _BOOLEANS.get(value.lower(), False)
-
-
-def _one_of(value: str, origin: str, *, accepted: tuple[str, ...]) -> str:
-    if value.lower() not in accepted:
-        raise SettingsError(f"{origin}={value!r}: accepted is {', '.join(accepted)}")
-    return value.lower()
-
-
-def _size(value: str, origin: str, *, least: int, none: bool = False) -> int:
-    match = _SIZE.fullmatch(value)
-    size = int(match[1]) * 1024 ** _SIZE_UNITS[match[2].upper()] if match else -1
-    if size < least and not (none and size == 0):
-        bound = f", at least {least}" if least > 1 else ""
-        alternative = ", or 0 for none" if none else ""
-        raise SettingsError(
-            f'{origin}={value!r}: accepted is a number of bytes, such as 1000000, "64MiB" or "1GiB"{bound}{alternative}'
-        )
-    return size
-
-
-def _loopback(value: str, origin: str) -> tuple[str, int]:
-    match = _LOOPBACK.fullmatch(value)
-    if match is None or int(match[3]) > _MAX_PORT:
-        raise SettingsError(
-            f"{origin}={value!r}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect; port 0 lets "
-            "the system choose one, which `runed status` tells"
-        )
-    return match[1] or match[2], int(match[3])
-
-
-def _on_disk(value: str, origin: str) -> bool:
-    return _one_of(value, origin, accepted=("memory", "disk")) == "disk"
-
-
 _DEFAULT_HOME = "~/.runed"
 _JSON_SIZE = str | int
 
@@ -427,16 +357,17 @@ class Setting(msgspec.Struct, frozen=True):
     meaning: str
 
 
-_CTX_SIZE = partial(_whole_number, least=64, most=131_072, what="tokens")  # above what any embedding model reads
-_QUEUE_TEXTS = partial(_whole_number, least=64, most=1_000_000, what="texts")  # a stream queues up to 64 texts at once
-_QUEUE_BYTES = partial(_size, least=1024 * 1024)  # one text may be as large as a request
-_REQUEST_MEMORY = partial(_size, least=128 * 1024 * 1024)  # the largest request and its answer fit in
-_MEMORY = partial(_size, least=1)
-_MAX_MODELS = partial(_whole_number, least=1, most=1000, what="models")
-_CACHE_SIZE = partial(_size, least=1, none=True)
-_DISK_CACHE_SIZE = partial(_size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
-_ENGINE = partial(_one_of, accepted=ENGINES)
-_PROFILE = partial(_one_of, accepted=PROFILES)
+_CTX_SIZE = partial(whole_number, least=64, most=131_072, what="tokens")  # above what any embedding model reads
+_QUEUE_TEXTS = partial(whole_number, least=64, most=1_000_000, what="texts")  # a stream queues up to 64 texts at once
+_QUEUE_BYTES = partial(size, least=1024 * 1024)  # one text may be as large as a request
+_REQUEST_MEMORY = partial(size, least=128 * 1024 * 1024)  # the largest request and its answer fit in
+_MEMORY = partial(size, least=1)
+_MAX_MODELS = partial(whole_number, least=1, most=1000, what="models")
+_CACHE_SIZE = partial(size, least=1, none=True)
+_DISK_CACHE_SIZE = partial(size, least=16 * 1024 * 1024, none=True)  # half of it is for SQLite's log
+_ENGINE = partial(one_of, accepted=ENGINES)
+_PROVIDER = partial(one_of, accepted=PROVIDERS)
+_PROFILE = partial(one_of, accepted=PROFILES)
 
 # The formatter would give each argument a line of its own.
 # fmt: off
@@ -458,12 +389,15 @@ SETTINGS = {
     "llama_server": Setting("RUNED_LLAMA_SERVER", str, "llama_server", _file, "",
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
     "engine": Setting("RUNED_ENGINE", str, "engine", _ENGINE, "auto",
-        "what the engine computes with: `auto` for the best that works, `cpu`, `vulkan`, `cuda` or `rocm`; see below"),
+        "the engine, and what it computes with: `auto` for the best that works; `cpu`, `vulkan`, `cuda` or `rocm` for "
+        "`llama-server`; `onnx` for ONNX Runtime; see below"),
+    "onnx_provider": Setting("RUNED_ONNX_PROVIDER", str, "onnx_provider", _PROVIDER, "cpu",
+        "what ONNX Runtime computes with: `cpu`, `cuda`, `coreml` or `dml`, if the installed package of it can"),
     "model": Setting("RUNED_MODEL", str, "model", _file, "",
-        "a GGUF of your own, as a path or a `file:` URL; none is fetched then"),
+        "a GGUF or an ONNX file of your own, as a path or a `file:` URL; none is fetched then"),
     "manifest": Setting("RUNED_MANIFEST", str, "manifest", _file_or_url, "",
         "a manifest instead of the one in the package: a URL (https; http with a warning in the log; file) or a path"),
-    "keep_source": Setting("RUNED_KEEP_SOURCE", bool, "keep_source", _boolean, "no",
+    "keep_source": Setting("RUNED_KEEP_SOURCE", bool, "keep_source", boolean, "no",
         "whether to keep the download that a variant was made from: 1, true, yes, on or 0, false, no, off"),
     "profile": Setting("RUNED_PROFILE", str, "profile", _PROFILE, "balanced",
         "how the engine is run: `memory`, `balanced` or `throughput`; see below"),
@@ -478,22 +412,22 @@ SETTINGS = {
         "the most memory of all engines together; by default half of the machine's, which one engine alone may exceed"),
     "max_models": Setting("RUNED_MAX_MODELS", int, "max_models", _MAX_MODELS, "",
         "the most engines that run at once, 1 to 1000; by default as many as the memory holds"),
-    "cache": Setting("RUNED_CACHE", str, "disk_cache", _on_disk, "memory",
+    "cache": Setting("RUNED_CACHE", str, "disk_cache", on_disk, "memory",
         "the place of cached vectors: `memory`, or `disk` for both"),
     "cache_size": Setting("RUNED_CACHE_SIZE", _JSON_SIZE, "cache_bytes", _CACHE_SIZE, "64MiB",
         "the size of the cache in memory; `0` for none"),
     "disk_cache_size": Setting("RUNED_DISK_CACHE_SIZE", _JSON_SIZE, "disk_cache_bytes", _DISK_CACHE_SIZE, "1GiB",
         "the size of the cache on disk, at least 16 MiB; `0` for none"),
-    "http": Setting("RUNED_HTTP", str, "http", _loopback, "",
+    "http": Setting("RUNED_HTTP", str, "http", loopback, "",
         "where to serve the APIs of OpenAI, Ollama and TEI besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
-    "http_token": Setting("RUNED_HTTP_TOKEN", bool, "http_token", _boolean, "on",
+    "http_token": Setting("RUNED_HTTP_TOKEN", bool, "http_token", boolean, "on",
         "whether requests to that port need the token: 1, true, yes, on or 0, false, no, off; see below for what `off` opens"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
-    "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", _boolean, "no",
+    "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", boolean, "no",
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),
     "hf_endpoint": Setting("HF_ENDPOINT", str, "hf_endpoint", _endpoint, HUB,
         "a mirror of the model hub, from which its files are fetched instead"),
-    "debug": Setting("RUNED_DEBUG", bool, "debug", _flag, "no", "whether commands show a stack trace with an error"),
+    "debug": Setting("RUNED_DEBUG", bool, "debug", flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on
 """Every setting by its name. docs/configuration.md shows this table, and a test compares them."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Golden, RunningDaemon, Scores, running_daemon, short_home
+from tests.support import LLAMA_SERVER_ALONE, Golden, RunningDaemon, Scores, running_daemon, short_home
 from tools.engine import programs_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,7 +138,7 @@ def start_daemon(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[C
     daemons: list[RunningDaemon] = []
 
     def start(**env: str) -> RunningDaemon:
-        defaults = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)}
+        defaults = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(tiny_qwen3)} | LLAMA_SERVER_ALONE
         daemons.append(RunningDaemon(home, defaults | env))
         return daemons[-1]
 

@@ -12,8 +12,10 @@ import signal
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+import venv
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
@@ -41,6 +43,9 @@ from runed.log import write_waiting
 T = TypeVar("T")
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
+
+LLAMA_SERVER_ALONE = {"RUNED_ENGINE": "cpu"}
+"""The setting without which each new home would compare engines for seconds, where ONNX Runtime can serve the model."""
 
 GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 """Options of a channel without grpcio's own limit of 4 MiB, so that the daemon's limit applies."""
@@ -177,21 +182,32 @@ class Golden:
         return result
 
 
+def python_without(*packages: str, folder: Path) -> Path:
+    """Make an environment with everything that this one has installed but some packages. Return its interpreter."""
+    venv.create(folder, symlinks=True)
+    inside = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if entry.name.partition("-")[0] not in packages and not (inside / entry.name).exists():
+            (inside / entry.name).symlink_to(entry)
+    return folder / "bin" / "python"
+
+
 class RunningDaemon:
     """A real `runed` in the foreground, logging to a file.
 
     Args:
         home: Its `RUNED_HOME`.
         env: Further settings of the environment.
+        python: The interpreter.
     """
 
-    def __init__(self, home: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, env: Mapping[str, str], *, python: str | Path = sys.executable) -> None:
         self.home = home
         self.environment = clean_environment(RUNED_HOME=str(home), **env)
         self.log_path = home / "foreground.log"
         self._log = self.log_path.open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "runed"],
+            [python, "-m", "runed"],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -266,7 +282,7 @@ class RunningDaemon:
 @contextmanager
 def running_daemon(llama_server: Path, model: Path, **settings: str) -> Iterator[RunningDaemon]:
     """Run a daemon in its own home, and return it when it is ready. Check at the end that it exits with 0."""
-    env = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(model)}
+    env = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(model)} | LLAMA_SERVER_ALONE
     daemon = RunningDaemon(short_home(), env | settings)
     try:
         daemon.wait_for("STATUS_OK")

@@ -44,11 +44,13 @@ class BatchLimits:
         texts: The most texts.
         tokens: The most tokens of all texts together, including special tokens.
         by_estimate: Whether it is enough to estimate the tokens: a batch of more is as right, and not much slower.
+        counted: Whether each answer tells the tokens of each text, so that nobody has to count them.
     """
 
     texts: int
     tokens: int
     by_estimate: bool = False
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,12 @@ class EmbeddingBatch:
     Attributes:
         vectors: One little-endian float32 vector of `ModelInfo.dim` values and L2 norm 1 a text, in the order of the texts.
         tokens: The number of tokens of all texts together, including special tokens.
+        counts: The number of tokens of each text; empty if the engine does not tell it.
     """
 
     vectors: list[bytes]
     tokens: int
+    counts: Sequence[int] = ()
 
 
 class BackendStatus(Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,8 +13,9 @@ import msgspec
 
 from runed.bootstrap.disk import sha256_of
 from runed.bootstrap.manifest import manifest_source
-from runed.files import read_record, write_atomically
+from runed.files import read_record, run_in_thread, write_atomically
 from runed.log import get_logger
+from runed.onnx_files import files_of, is_onnx, model_folder
 from runed.paths import Paths
 from runed.settings import Settings
 from runed.version import __version__
@@ -143,6 +145,25 @@ class VerifiedFiles:
         if before == _Verified.of(path, ""):
             self.remember(path, sha256)
         return sha256
+
+    async def sha256_of_model(self, path: Path) -> str:
+        """Return the SHA-256 of a model, remembered or computed.
+
+        That of an ONNX file is one for all its files, as `sha256sum FILE... | sha256sum` computes it in the model's folder.
+
+        Raises:
+            ModelFileError: A file of a model in the format ONNX is missing or broken.
+        """
+        if not is_onnx(path):
+            return await self.sha256(path)
+        folder, files = model_folder(path), await run_in_thread(lambda: files_of(path))
+        lines = [f"{await self.sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def recall(self, path: Path) -> str:
+        """Return the SHA-256 that a file had when it was last hashed, or "". The file may be gone."""
+        known = self._load().get(str(path))
+        return known.sha256 if known else ""
 
     def remember(self, path: Path, sha256: str) -> None:
         """Keep the SHA-256 of a file, and drop those of files that are gone."""

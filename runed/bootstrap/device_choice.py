@@ -6,12 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from runed.bootstrap.by_model import keep, read_of
 from runed.bootstrap.device_failures import DeviceUse
-from runed.files import read_record, write_atomically
-from runed.paths import ensure_private_dir
-
-_MAX_CHOICES = 32
-"""Most choices that are kept, one a model. The oldest are dropped first."""
 
 
 class DeviceChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +34,7 @@ def read_choice(path: Path, model: str) -> DeviceChoice | None:
         path: The file that `keep_choice` writes. A missing or damaged file counts as empty.
         model: The SHA-256 of the model.
     """
-    return next((choice for choice in _read(path) if choice.model == model), None)
+    return read_of(path, DeviceChoice, model)
 
 
 def keep_choice(path: Path, choice: DeviceChoice) -> None:
@@ -48,10 +44,4 @@ def keep_choice(path: Path, choice: DeviceChoice) -> None:
         ForeignPathError: The directory of the file cannot be made.
         OSError: The file cannot be written.
     """
-    others = [each for each in _read(path) if each.model != choice.model]
-    ensure_private_dir(path.parent)
-    write_atomically(path, msgspec.json.format(msgspec.json.encode([*others, choice][-_MAX_CHOICES:])))
-
-
-def _read(path: Path) -> list[DeviceChoice]:
-    return read_record(path, list[DeviceChoice]) or []
+    keep(path, choice)

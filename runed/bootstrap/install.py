@@ -40,7 +40,7 @@ from runed.files import write_atomically
 from runed.locking import LockFile
 from runed.log import get_logger
 from runed.paths import Paths, ensure_home, ensure_private_dir
-from runed.settings import ENGINES, Settings, engine_environment
+from runed.settings import ACCELERATORS, ONNX, Settings, engine_environment
 from runed.trust import check_contents
 
 _LOCK_INTERVAL = 0.1
@@ -62,11 +62,11 @@ class Installation:
     """An engine and a model that can be run.
 
     Attributes:
-        llama_server: The engine.
+        llama_server: The `llama-server`; None if the model needs none.
         model: The model file.
         variant: The model's name in the manifest, or "" for a file that the user brings.
         model_sha256: The file's SHA-256 as 64 hexadecimal digits.
-        engine_version: The version that the engine tells, or "".
+        engine_version: The version that `llama-server` tells, or "".
         warnings: Sentences for the user about everything that works, but not as requested.
         spec: The description of the model: its names, and the traits that manifest and settings tell.
         device: The device to run the engine on.
@@ -74,9 +74,10 @@ class Installation:
         device_uses: After a comparison of devices, the keys of all accelerators that it tells about.
         device_chosen_at: The time of the comparison in which the device was the fastest, in ISO 8601; "" if none decides.
         variants: The names of all variants of the model, this one included; empty for a model that the user brings.
+        engine_build: A name of the build of `llama-server`. Another build has another one.
     """
 
-    llama_server: Path
+    llama_server: Path | None
     model: Path
     variant: str
     model_sha256: str
@@ -88,6 +89,13 @@ class Installation:
     device_uses: tuple[DeviceUse, ...] = ()
     device_chosen_at: str = ""
     variants: tuple[str, ...] = ()
+    engine_build: str = ""
+
+    @property
+    def program(self) -> Path:
+        """The `llama-server` of a model that needs one."""
+        assert self.llama_server is not None
+        return self.llama_server
 
 
 async def install(
@@ -125,7 +133,7 @@ async def install(
         settings, paths, wanted, report=report, check_model=check_model, policy=policy, failures=failures, root=root
     )
     with file_errors("install engine and model"):
-        return parts.on(await parts.chooser.choose())
+        return parts.on(await parts.chooser.choose()) if parts.chooser else parts.alone()
 
 
 async def install_for_comparison(
@@ -137,7 +145,7 @@ async def install_for_comparison(
     policy: DownloadPolicy = DownloadPolicy(),  # noqa: B008 # immutable
     root: Path = Path("/"),
 ) -> list[Installation]:
-    """Install a model, and an engine for each device that can compute it, within the bounds of the setting `engine`.
+    """Install a model, and a `llama-server` for each device that can compute it, within the bounds of the setting `engine`.
 
     The arguments and errors are those of `install`.
 
@@ -147,6 +155,8 @@ async def install_for_comparison(
     parts = await _get_parts(
         settings, paths, None, report=report, check_model=check_model, policy=policy, failures=None, root=root
     )
+    if parts.chooser is None:
+        return [parts.alone()]
     with file_errors("install engine and model"):
         found = await parts.chooser.compare()
     uses = parts.chooser.settled(found)
@@ -155,26 +165,36 @@ async def install_for_comparison(
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """An installed model, and what chooses the engine for it."""
+    """An installed model, and what chooses the `llama-server` for it, if it needs one."""
 
     plan: Plan
     model: Model
-    chooser: Chooser
+    chooser: Chooser | None
     warnings: tuple[str, ...]
 
     def on(self, found: EngineOnDevice) -> Installation:
         """Return the installation on a device."""
-        return Installation(
+        return replace(
+            self.alone(),
             llama_server=found.engine.executable,
-            model=self.model.path,
-            variant=self.model.variant,
-            model_sha256=self.model.sha256,
             engine_version=found.engine.version,
+            engine_build=found.engine.build,
             warnings=(*self.warnings, *found.problems),
-            spec=self.plan.spec,
             device=found.device,
             device_use=found.use,
             device_chosen_at=found.chosen_at,
+        )
+
+    def alone(self) -> Installation:
+        """Return the installation without a `llama-server`."""
+        return Installation(
+            llama_server=None,
+            model=self.model.path,
+            variant=self.model.variant,
+            model_sha256=self.model.sha256,
+            engine_version="",
+            warnings=self.warnings,
+            spec=self.plan.spec,
             variants=self.plan.variants,
         )
 
@@ -193,7 +213,7 @@ async def _get_parts(
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     for directory in (paths.bin, paths.cache, paths.licenses):
         ensure_private_dir(directory)
-    for accelerator in set(ENGINES) - {"auto"}:
+    for accelerator in ("cpu", *ACCELERATORS):
         check_contents(paths.engine(accelerator))
     # Models may lie in the directory of a team: each is used for its hash, whoever wrote it.
     ensure_private_dir(paths.models, shared=True)
@@ -255,16 +275,21 @@ async def _run(
     engines, models = EngineInstaller(context), ModelInstaller(context, check_model)
 
     async def current(plan: Plan) -> tuple[Engine | None, Model | None]:
-        return await engines.current(plan.engine), await models.current(plan.model)
+        engine = await engines.current(plan.engine) if plan.needs_engine else None
+        return engine, await models.current(plan.model)
+
+    def is_missing(plan: Plan, engine: Engine | None) -> bool:
+        return engine is None and plan.needs_engine
 
     async def is_in_place(plan: Plan) -> bool:
-        return None not in await current(plan)
+        engine, model = await current(plan)
+        return not is_missing(plan, engine) and model is not None
 
     plan = await make_plan(context, wanted, is_in_place)
     if wanted is None:
         check_default(plan.spec)
     engine, model = await current(plan)
-    if engine is None or model is None:
+    if is_missing(plan, engine) or model is None:
         with LockFile(context.paths.install_lock) as lock:
             waited = await _wait_for(lock, context.reporter)
             recovered = await engines.recover()
@@ -277,7 +302,7 @@ async def _run(
                 needed += await models.missing_bytes(plan.model)
             # Before the first byte, so that an hour of downloading does not end because the disk is full.
             require_space(context.paths.home, needed, "installing engine and model")
-            if engine is None:
+            if is_missing(plan, engine):
                 assert plan.engine is not None
                 engine = await engines.install(plan.engine)
             _check_build(plan.spec, engine)
@@ -289,9 +314,18 @@ async def _run(
             _remove_leftovers(_abandoned(context.paths.models, plan.known))
     _check_build(plan.spec, engine)
     keep_manifest(context, plan)
-    chooser = Chooser(
-        setting=context.settings.engine,
-        drivers=find_drivers(engine_environment(), root=root) if context.settings.engine != "cpu" else [],
+    chooser = None if engine is None else _chooser(context, plan, engine, model, failures=failures, root=root)
+    return _Parts(plan, model, chooser, tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings))))
+
+
+def _chooser(
+    context: InstallContext, plan: Plan, engine: Engine, model: Model, *, failures: DeviceFailures, root: Path
+) -> Chooser:
+    # ONNX Runtime serves a model that a llama-quantize had to make.
+    setting = "cpu" if context.settings.engine == ONNX else context.settings.engine
+    return Chooser(
+        setting=setting,
+        drivers=find_drivers(engine_environment(), root=root) if setting != "cpu" else [],
         failures=failures,
         base=engine,
         own=plan.engine is None,
@@ -300,7 +334,6 @@ async def _run(
         model=(model.path, model.sha256),
         choice=read_choice(context.paths.device_choice, model.sha256),
     )
-    return _Parts(plan, model, chooser, tuple(filter(None, (plan.warning, *models.warnings, *context.proxies.warnings))))
 
 
 async def _obtain(context: InstallContext, choice: EngineChoice) -> Engine:
@@ -338,10 +371,10 @@ async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
     return waited
 
 
-def _check_build(spec: ModelSpec, engine: Engine) -> None:
+def _check_build(spec: ModelSpec, engine: Engine | None) -> None:
     """Refuse a model that is newer than the engine, which would end with an error that says nothing to a user."""
-    found = _BUILD.search(engine.version)
-    if found and 0 < int(found[1]) < spec.engine_build:
+    found = _BUILD.search(engine.version) if engine else None
+    if engine and found and 0 < int(found[1]) < spec.engine_build:
         raise BootstrapError(
             f"{spec.name} needs llama-server b{spec.engine_build} or newer, and this one is {engine.version}; name a newer one "
             "as RUNED_LLAMA_SERVER, or choose another model (`runed models`)"
@@ -362,10 +395,10 @@ def _remove_leftovers(downloads: Iterable[Path]) -> None:
             path.unlink()
 
 
-def _write_licences(plan: Plan, engine: Engine, folder: Path) -> None:
+def _write_licences(plan: Plan, engine: Engine | None, folder: Path) -> None:
     """Write the licences of engine and model. The text of the engine's archive wins over the package's."""
     packaged = resources.files(__package__).joinpath("licenses")
-    if plan.engine:
+    if plan.engine and engine:
         own = engine.executable.with_name("LICENSE")
         text = (own if own.is_file() else packaged.joinpath("llama.cpp.txt")).read_bytes()
         write_atomically(folder / "llama.cpp.txt", text, mode=0o644)

@@ -65,12 +65,12 @@ class ModelInstaller:
         source = choice.source_only()
         return 0 if await self.current(source) else await self.missing_bytes(source) + (source.source.size or 0)
 
-    async def install(self, choice: ModelChoice, engine: Engine, *, notice: str = "") -> Model:
+    async def install(self, choice: ModelChoice, engine: Engine | None, *, notice: str = "") -> Model:
         """Download a model, or derive it by the `llama-quantize` of an engine.
 
         Args:
             choice: The model.
-            engine: The engine.
+            engine: The engine; None suffices for a model that is downloaded.
             notice: What the user must know of the licence before a download, or "".
 
         Returns:
@@ -81,6 +81,7 @@ class ModelInstaller:
         """
         if choice.quantization is None:
             return await self._download(choice, notice)
+        assert engine is not None
         source = await self.current(choice.source_only()) or await self._download(choice.source_only(), notice)
         try:
             with file_errors(f"make {choice.variant}"):
@@ -98,7 +99,7 @@ class ModelInstaller:
         return self._context.audit.installed.models
 
     async def _look_at_own(self, own: Path) -> Model:
-        return Model(own, "", await self._verified.sha256(own))
+        return Model(own, "", await self._verified.sha256_of_model(own))
 
     async def _look(self, choice: ModelChoice) -> Model | None:
         path = self._paths.model(choice.variant)

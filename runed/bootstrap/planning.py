@@ -20,8 +20,9 @@ from runed.domain.names import ModelNames
 from runed.errors import DownloadError, ManifestError, SettingsError
 from runed.files import read_record, run_in_thread, write_atomically
 from runed.log import get_logger
+from runed.onnx_files import is_onnx
 from runed.os_errors import forbids_programs, noexec
-from runed.settings import Settings
+from runed.settings import ONNX, Settings
 
 _log = get_logger(__name__)
 
@@ -38,7 +39,7 @@ class Plan:
     """The engine and the model to install.
 
     Attributes:
-        engine: The engine; None for the user's own.
+        engine: The engine; None for the user's own, or if none is needed.
         model: The model, or the file that the user brings.
         spec: The description of the model.
         accelerated: The engines for accelerators. Which of them is installed depends on the machine.
@@ -46,6 +47,7 @@ class Plan:
         warning: A sentence for the user, or "".
         known: The names of all models of the manifest.
         fetched: The manifest that was fetched, or None.
+        needs_engine: Whether a `llama-server` is needed.
     """
 
     engine: EngineChoice | None
@@ -56,6 +58,7 @@ class Plan:
     warning: str = ""
     known: frozenset[str] = frozenset()
     fetched: _KeptManifest | None = None
+    needs_engine: bool = True
 
 
 def check_own_files(settings: Settings, spec: ModelSpec | None) -> None:
@@ -97,8 +100,8 @@ async def make_plan(context: InstallContext, wanted: ModelSpec | None, is_in_pla
     """
     settings = context.settings
     own = wanted or own_default(settings)
-    if settings.llama_server and own and own.path:
-        return Plan(None, own.path, own)
+    if own and own.path and (settings.llama_server or not _needs_engine(settings, own.path)):
+        return Plan(None, own.path, own, needs_engine=_needs_engine(settings, own.path))
     source = manifest.manifest_source(settings)
     if not source.is_url:
         return _choose(settings, wanted, manifest.read_local_manifest(source))
@@ -161,17 +164,28 @@ def _kept(context: InstallContext) -> Path:
 
 
 def _choose(settings: Settings, wanted: ModelSpec | None, document: Manifest) -> Plan:
-    own = settings.llama_server is not None
     names = build_catalog(settings, document)
     spec = wanted or names.default
+    model = spec.path or choice_of(spec, document)
+    needs_engine = _needs_engine(settings, model)
+    fetches = needs_engine and settings.llama_server is None
+    platform = manifest.current_platform()
     return Plan(
-        engine=None if own else document.engine(manifest.current_platform()),
-        model=spec.path or choice_of(spec, document),
+        engine=document.engine(platform) if fetches else None,
+        model=model,
         spec=spec,
-        accelerated=() if own or settings.engine == "cpu" else document.accelerators(manifest.current_platform()),
+        accelerated=document.accelerators(platform) if fetches and settings.engine not in {"cpu", ONNX} else (),
         variants=tuple(name for name in names.variants_of(spec) if spec.is_listed and names.specs[name].is_listed),
         known=frozenset(names.specs),
+        needs_engine=needs_engine,
     )
+
+
+def _needs_engine(settings: Settings, model: ModelChoice | Path) -> bool:
+    """Return whether a model needs a `llama-server`: to serve it, or to make it by the `llama-quantize` beside it."""
+    if isinstance(model, Path):
+        return settings.engine != ONNX and not is_onnx(model)
+    return settings.engine != ONNX or model.quantization is not None
 
 
 def _kept_manifest(context: InstallContext, source: ManifestSource) -> Manifest | None:

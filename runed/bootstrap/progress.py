@@ -18,10 +18,11 @@ _log = get_logger(__name__)
 
 
 class Phase(Enum):
-    """The part that is being installed."""
+    """The part that is being installed, or the work that follows."""
 
     FETCHING_LLAMA_SERVER = "fetching llama-server"
     FETCHING_MODEL = "fetching model"
+    CHOOSING_ENGINE = "choosing the engine"
 
 
 @dataclass(frozen=True, slots=True)

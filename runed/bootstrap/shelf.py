@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from runed.bootstrap.audit import Audit
+from runed.bootstrap.audit import Audit, VerifiedFiles
 from runed.bootstrap.hub import hub_file
 from runed.bootstrap.partial_files import discard_partial, fresh_path, partial_size
 from runed.config_file import edit_config, with_value, without_value
@@ -46,6 +46,13 @@ def recorded_sha256(settings: Settings, paths: Paths, spec: ModelSpec) -> str:
     """Return the SHA-256 with which a model was installed; "" if it is not recorded."""
     record = Audit(paths.installed, settings).installed.models.get(spec.name)
     return record.sha256 if record else spec.sha256
+
+
+def served_sha256(settings: Settings, paths: Paths, spec: ModelSpec) -> str:
+    """Return the SHA-256 that a model had when it was last served or installed; "" if it never was."""
+    if spec.path is None:
+        return recorded_sha256(settings, paths, spec)
+    return VerifiedFiles(paths, announce=lambda _: None).recall(spec.path)
 
 
 def hub_spec(catalog: ModelNames, source: str, name: str = "") -> ModelSpec:

@@ -9,18 +9,24 @@ from runed.cli.boundary import ExitCode, tell
 from runed.cli.catalog import kind_of, open_catalog, pooling_of, quoted, tell_of_daemon, tell_of_use
 from runed.cli.install import open_home
 from runed.cli.options import whole_number
+from runed.cli.own_onnx import read_onnx
 from runed.domain.model import RANK, ModelInfo, OwnTraits
 from runed.domain.names import name_of_file
 from runed.domain.traits import known_traits, traits_of
 from runed.errors import SettingsError
+from runed.onnx_files import is_onnx
 from runed.own_models import Entry
-from runed.settings import duration, full_path
+from runed.setting_values import duration
+from runed.settings import full_path
 
 DESCRIPTION = """\
 Serve a GGUF of your own: write its entry into config.json, and leave all else
 there as it is. The file stays where it is. It tells whether the model embeds or
 reranks. Prompts and dimensions are those of the model's family, if its metadata
 tells it; options go before them. A reranker has neither.
+
+An ONNX file is served by ONNX Runtime, which `pip install 'runed[onnx]'`
+installs. The tokenizer.json of the model lies beside it, or one folder above.
 """
 
 EPILOG = """\
@@ -36,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("path", metavar="PATH", help="the GGUF")
+    add("path", metavar="PATH", help="the GGUF, or the ONNX file")
     add("--name", help="what to call the model (default: as the file, in small letters)")
     add("--alias", action="append", default=[], metavar="NAME", help="a further name; may be repeated")
     add("--pooling", choices=("mean", "cls", "last"), help="the pooling, if the file does not tell it")
@@ -49,13 +55,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the file, write the entry, and print what is known of the model."""
-    from runed.backends.llama.model_info import read_model_info  # noqa: PLC0415 # NumPy, which `runed add --help` does not need
+    from runed.backends.model_info import read_model_info  # noqa: PLC0415 # NumPy, which `runed add --help` does not need
 
     settings, paths = open_home()
     path = full_path(arguments.path)
     if arguments.keep_alive is not None:
         duration(arguments.keep_alive, "--keep-alive")
-    info = read_model_info(path, pooling=arguments.pooling or "")
+    pooling = arguments.pooling or ""
+    info = read_onnx(paths, path, pooling=pooling) if is_onnx(path) else read_model_info(path, pooling=pooling)
     name = arguments.name or name_of_file(path)
     entry = Entry(
         path=str(path),

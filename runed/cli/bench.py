@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import runed
+from runed.backends.samples import sample_texts
 from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.progress import ProgressDisplay
-from runed.cli.samples import sample_texts
 from runed.cli.tables import milliseconds, print_table, table
 from runed.cli.waiting import ANSWER_SECONDS, connect
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
@@ -39,7 +39,8 @@ With --tune, measure the engine instead on each device that RUNED_ENGINE admits
 and that works here: the processors, and each accelerator, whose engine is
 fetched if it is missing. Keep the fastest device for RUNED_ENGINE=auto. The
 present one stays unless another is at least 10 % faster, since vectors of two
-devices differ by rounding.
+devices differ by rounding. If the processors serve and ONNX Runtime is
+installed, compare llama-server with it in the same way.
 On each device, try several settings (texts at once, tokens at once, threads),
 and keep the best for each profile of RUNED_PROFILE:
   memory      one text at once
@@ -237,7 +238,7 @@ def _vector(answer: runed.Embedding | RunedError) -> runed.Embedding:
 
 def _reset() -> None:
     paths = Paths(load_settings().home)
-    removed = [path for path in (paths.tuning, paths.device_choice) if path.exists()]
+    removed = [path for path in (paths.tuning, paths.device_choice, paths.engine_comparisons) if path.exists()]
     for path in removed:
         path.unlink(missing_ok=True)
     if removed:

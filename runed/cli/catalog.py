@@ -24,9 +24,9 @@ def open_catalog(settings: Settings, paths: Paths) -> ModelNames:
         complain(progress.message)
 
     def ranks(path: Path) -> bool:
-        from runed.backends import llama  # noqa: PLC0415 # NumPy, which most homes have no file for
+        from runed.backends import gguf  # noqa: PLC0415 # NumPy, which most homes have no file for
 
-        return llama.ranks(path)
+        return gguf.ranks(path)
 
     return asyncio.run(read_catalog(settings, paths, report=report, ranks=ranks))
 

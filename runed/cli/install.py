@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.progress import ProgressDisplay
+from runed.domain.engines import ONNX_RUNTIME
 from runed.files import write_atomically
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.settings import Settings, load_settings
@@ -30,7 +31,7 @@ EPILOG = """\
 examples:
   runed install
   RUNED_MODEL_VARIANT=qwen3-embedding-0.6b.f16 runed install    another model
-  runed install --reset && runed stop    try a device again that failed before
+  runed install --reset && runed stop    try a device or an engine again that failed before
 """
 
 
@@ -38,20 +39,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
-    parser.add_argument("--reset", action="store_true", help="forget which devices failed on this machine")
+    parser.add_argument("--reset", action="store_true", help="forget which devices and engines failed on this machine")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Install, and print the paths of all parts."""
     settings, paths = open_home("install.log")
     if arguments.reset:
-        paths.device_failures.unlink(missing_ok=True)
+        for file in (paths.device_failures, paths.engine_comparisons):
+            file.unlink(missing_ok=True)
     with ProgressDisplay(keep=True) as display:
         installation = install_shown(settings, paths, display)
     launcher = _write_launcher(paths)
     for warning in installation.warnings:
         complain(warning)
-    tell(f"engine    {installation.llama_server}")
+    if installation.llama_server is None:
+        from runed.backends.onnx.availability import missing  # noqa: PLC0415 # most homes have a llama-server
+
+        if absent := missing():
+            complain(f"the model cannot be served yet: {absent}")
+    tell(f"engine    {installation.llama_server or ONNX_RUNTIME}")
     tell(f"device    {'the processors' if installation.device.is_cpu else installation.device}")
     tell(f"model     {installation.model}")
     tell(f"launcher  {launcher}")
@@ -80,7 +87,7 @@ def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay, wa
     """Install the engine and a model, by default the default one, and show the progress."""
     import asyncio  # noqa: PLC0415 # with the next two, 200 ms that `runed install --help` does not spend
 
-    from runed.backends.llama import check_model  # noqa: PLC0415
+    from runed.backends.gguf import check_model  # noqa: PLC0415
     from runed.bootstrap import install  # noqa: PLC0415
 
     def report(progress: Progress) -> None:

@@ -33,7 +33,7 @@ EPILOG = """\
 examples:
   runed logs -n 200
   runed logs -f              keep showing new lines, until Ctrl-C
-  runed logs --engine        the log of llama-server
+  runed logs --engine        the log of the engine
 """
 
 
@@ -43,13 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("-n", "--lines", type=whole_number, default=50, metavar="N", help="how many lines (default: 50)")
     parser.add_argument("-f", "--follow", action="store_true", help="keep showing new lines, across rotations too")
-    parser.add_argument("--engine", action="store_true", help="the log of llama-server instead of the daemon's")
+    parser.add_argument("--engine", action="store_true", help="the log of the engine instead of the daemon's")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the end of the log, and follow it if asked to."""
     paths = Paths(load_settings().home)
-    log = paths.engine_log if arguments.engine else paths.daemon_log
+    log = _engine_log(paths) if arguments.engine else paths.daemon_log
     if not arguments.follow and not log.exists():
         complain(f"{log} does not exist: no daemon was started by a client yet")
         return ExitCode.FAILED
@@ -64,6 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
         out.write(show(block))
         out.flush()
     return ExitCode.OK
+
+
+def _engine_log(paths: Paths) -> Path:
+    """Return the log of the engine that wrote last: `llama-server` or ONNX Runtime."""
+    return max((paths.engine_log, paths.onnx_log), key=lambda log: log.stat().st_mtime_ns if log.exists() else 0)
 
 
 def seek_last_lines(file: BinaryIO, lines: int, *, block_size: int = _BLOCK) -> None:

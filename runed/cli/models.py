@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from runed.bootstrap.shelf import held
+from runed.bootstrap.shelf import held, served_sha256
 from runed.cli.boundary import ExitCode, tell
 from runed.cli.catalog import megabytes, open_catalog, origin_of
+from runed.cli.engines import comparison_of, engine_of, reason_for
+from runed.domain.engines import ONNX_RUNTIME
 from runed.domain.model_spec import ModelSpec
 from runed.domain.names import ModelNames
 from runed.paths import Paths
@@ -27,7 +29,7 @@ with --json, standard output is a JSON list with one object a model:
   name, aliases, kind ("embedding" or "rerank"), default (whether requests that
   name no model mean it), installed, path, size and partial (bytes; 0 if they
   are not known), licence, dimensions, context (0 if only the file tells),
-  origin
+  origin, engine ("llama-server" or "ONNX Runtime": that of the next start)
 """
 
 
@@ -49,6 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         return ExitCode.OK
     rows: list[tuple[str, ...]] = [("name", "state", "size", "vectors", "context", "licence")]
     rows += [_row(paths, catalog, spec) for spec in catalog.specs.values()]
+    engines = [next_engine(settings, paths, spec)[0] for spec in catalog.specs.values()]
+    if ONNX_RUNTIME in engines:  # without that, it is a column of one word
+        rows = [(*row, engine) for row, engine in zip(rows, ["engine", *engines], strict=True)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         tell("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -71,7 +76,15 @@ def as_dict(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSp
         "dimensions": spec.dimensions,
         "context": spec.context,
         "origin": origin_of(settings, spec),
+        "engine": next_engine(settings, paths, spec)[0],
     }
+
+
+def next_engine(settings: Settings, paths: Paths, spec: ModelSpec) -> tuple[str, str]:
+    """Return the engine that the next start of a model uses, and why, as far as that is known without one."""
+    comparison = comparison_of(paths, served_sha256(settings, paths, spec))
+    engine = engine_of(settings, spec, comparison)
+    return engine, reason_for(engine, comparison) if settings.engine == "auto" else ""
 
 
 def _row(paths: Paths, catalog: ModelNames, spec: ModelSpec) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _record(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec, sha256: str) -> ModelSpec:
     """Check a file of the hub, and write its entry. A file that cannot be served is removed again. Return what is known now."""
-    from runed.backends.llama.model_info import read_model_info  # noqa: PLC0415 # NumPy, which `runed pull --help` does not need
+    from runed.backends.model_info import read_model_info  # noqa: PLC0415 # NumPy, which `runed pull --help` does not need
 
     try:
         kind = kind_of(read_model_info(held(paths, spec).path))

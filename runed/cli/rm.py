@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from runed.bootstrap.shelf import remove
+from runed.backends.onnx.graph_folder import remove_graphs
+from runed.bootstrap.shelf import remove, served_sha256
 from runed.cli.boundary import ExitCode, tell
 from runed.cli.catalog import megabytes, open_catalog
 from runed.cli.install import open_home
@@ -16,9 +17,10 @@ from runed.lifecycle.presence import Condition, observe
 from runed.paths import Paths
 
 DESCRIPTION = """\
-Remove a model: the file that runed has fetched, and for a model of your own its
-entry in config.json. A file of your own stays where it is. A model that the
-daemon has loaded is not removed.
+Remove a model: the file that runed has fetched, the graph that was made of it
+for ONNX Runtime, and for a model of your own its entry in config.json. A file
+of your own stays where it is. A model that the daemon has loaded is not
+removed.
 """
 
 
@@ -34,7 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     catalog = open_catalog(settings, paths)
     spec = catalog.find(arguments.name)
     _refuse_loaded(paths, spec)
+    sha256 = served_sha256(settings, paths, spec)
     freed = remove(settings, paths, catalog, spec)
+    if sha256:
+        freed += remove_graphs(paths, sha256)
     kept = f"; the file {spec.path} stays" if spec.path else ""
     tell(f"removed {spec.name}{f', {megabytes(freed)}' if freed else ''}{kept}")
     if spec is catalog.default:

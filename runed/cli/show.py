@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from runed.bootstrap.shelf import held, recorded_sha256
 from runed.cli.boundary import ExitCode, tell
 from runed.cli.catalog import megabytes, open_catalog, origin_of, pooling_of, quoted
-from runed.cli.models import as_dict
+from runed.cli.models import as_dict, next_engine
+from runed.cli.own_onnx import read_onnx
 from runed.domain.model import ModelInfo, ModelTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
 from runed.domain.traits import known_traits, traits_of
-from runed.errors import ModelFileError
+from runed.errors import ModelFileError, RunedError
+from runed.onnx_files import is_onnx
 from runed.paths import Paths
 from runed.settings import Settings, load_settings
 
@@ -75,11 +78,22 @@ def _read(paths: Paths, spec: ModelSpec) -> tuple[ModelInfo | None, str]:
     there = held(paths, spec)
     if there.size is None:
         return None, ""
-    from runed.backends.llama.model_info import read_model_info  # noqa: PLC0415 # NumPy, which not every call needs
+    if is_onnx(there.path):
+        return _read_onnx(paths, there.path, spec.pooling)
+    from runed.backends.model_info import read_model_info  # noqa: PLC0415 # NumPy, which not every call needs
 
     try:
         return read_model_info(there.path, kind=spec.kind, pooling=spec.pooling), ""
     except ModelFileError as error:
+        return None, error.message
+
+
+def _read_onnx(paths: Paths, path: Path, pooling: str) -> tuple[ModelInfo | None, str]:
+    if not paths.home.is_dir():  # where a file is read for the first time, what was read is kept
+        return None, ""
+    try:
+        return read_onnx(paths, path, pooling=pooling), ""
+    except RunedError as error:
         return None, error.message
 
 
@@ -97,6 +111,7 @@ def _lines(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpe
         "sha256": f"{sha256}{once}" if sha256 else "",
         "licence": licence or "not known",
         "context": f"{spec.context:,} tokens" if spec.context else "",
+        "engine": ", ".join(filter(None, next_engine(settings, paths, spec))) if there.size else "",
         "needs": f"llama-server b{spec.engine_build} or newer" if spec.engine_build else "",
         "sleeps": f"after {spec.keep_alive:,.0f} s without a text" if spec.keep_alive else "",
     }

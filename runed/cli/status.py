@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, replace
 
 import runed
 from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.engines import comparison_of, reason_for
 from runed.cli.waiting import ANSWER_SECONDS, PHASES
 from runed.client.calls.patience import Deadline
 from runed.client.look import look
+from runed.domain.engines import LLAMA_SERVER, ONNX_VERSIONS, engine_name
 from runed.errors import DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.presence import Condition, Presence, observe
 from runed.lifecycle.record import DaemonRecord
@@ -38,7 +40,8 @@ Info and Health (see runed.proto), and:
   pid                  the process of the daemon; 0 if it cannot be seen from
                        here, as that of a container
   daemon_memory_bytes  resident memory of the daemon
-  engine_memory_bytes  resident memory of llama-server, 0 while none runs
+  engine_memory_bytes  resident memory of the engine, 0 while none runs
+  engine_reason        why this engine serves, if a comparison decided that
   http, http_token     the URL of the OpenAI API and the file of its token, if
                        RUNED_HTTP is set
   home                 the directory of all files
@@ -51,12 +54,16 @@ _PAUSE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answers of a running daemon, and the resident memory of daemon and `llama-server` in bytes; 0 if it is not known."""
+    """The answers of a running daemon, and the resident memory of daemon and engine in bytes; 0 if it is not known.
+
+    `engine_reason` tells why the engine is the one that it is, if a comparison decided that.
+    """
 
     info: runed.Info
     health: runed.Health
     daemon_memory: int
     engine_memory: int
+    engine_reason: str = ""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -117,9 +124,17 @@ def _report(paths: Paths, info: runed.Info, health: runed.Health) -> Report:
     process = find_process(paths)
     if process is None or process.pid != health.pid:
         health = replace(health, pid=process.pid if process else 0)
-        return Report(info, health, resident_bytes(health.pid) if process else 0, 0)
+        return Report(info, health, resident_bytes(health.pid) if process else 0, 0, _engine_reason(paths, info))
     engine = resident_bytes(health.engine_pid) if is_child(health.engine_pid, process) else 0
-    return Report(info, health, resident_bytes(process.pid), engine)
+    return Report(info, health, resident_bytes(process.pid), engine, _engine_reason(paths, info))
+
+
+def _engine_reason(paths: Paths, info: runed.Info) -> str:
+    """Return why the engine serves that does; "" if an accelerator, or no comparison, decided that."""
+    engine = engine_name(info.engine_version)
+    if info.accelerator != "cpu" and engine == LLAMA_SERVER:
+        return ""
+    return reason_for(engine, comparison_of(paths, info.model_identity.removeprefix("sha256:")))
 
 
 def _http(paths: Paths) -> dict[str, str]:
@@ -138,6 +153,7 @@ def _as_dict(report: Report) -> dict[str, object]:
         "phase": health.phase.name if health.phase else None,
         "daemon_memory_bytes": report.daemon_memory,
         "engine_memory_bytes": report.engine_memory,
+        "engine_reason": report.engine_reason,
         **asdict(report.info),
     }
 
@@ -145,7 +161,9 @@ def _as_dict(report: Report) -> dict[str, object]:
 def _as_lines(report: Report) -> dict[str, str]:
     info, health = report.info, report.health
     variant = f" ({info.model_variant})" if info.model_variant else ""
-    engine = f"llama-server {info.engine_version}".strip()
+    name = engine_name(info.engine_version)
+    engine = f"{name} {info.engine_version.removeprefix(ONNX_VERSIONS)}".strip()
+    engine += f", {report.engine_reason}" if report.engine_reason else ""
     lines = {
         "state": _state(health),
         "model": f"{info.model_name}{variant}, {info.model_identity}" if info.model_identity else "not installed yet",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-WORDS = ("", "best for", "device", "variant")
+WORDS = ("", "best for", "device", "engine", "variant")
 """Names of columns of words."""
 
 

@@ -7,14 +7,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from runed.backends.llama import check_model
+from msgspec import to_builtins
+
+from runed.backends.gguf import check_model
 from runed.backends.llama.tuning import fastest, tune
-from runed.bootstrap import DeviceChoice, Installation, Progress, install_for_comparison, keep_choice
+from runed.backends.samples import LONG_TEXT_WORDS, SOME_TEXTS, sample_texts
+from runed.bootstrap import (
+    DeviceChoice,
+    EngineComparison,
+    Installation,
+    Progress,
+    install_for_comparison,
+    keep_choice,
+    keep_comparison,
+)
 from runed.cli.boundary import complain, tell
-from runed.cli.samples import LONG_TEXT_WORDS, SOME_TEXTS, sample_texts
+from runed.cli.engine_trial import compare_engines
 from runed.cli.tables import milliseconds, print_table, table
-from runed.cli.workbench import Workbench
+from runed.cli.workbench import Workbench, program_of
 from runed.domain.device import Device
+from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
 from runed.errors import BackendError
 
 if TYPE_CHECKING:
@@ -36,11 +48,15 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """A comparison of devices; the first trial is that of the present one. `kept` tells whether the next start uses it."""
+    """A comparison of devices; the first trial is that of the present one. `kept` tells whether the next start uses it.
+
+    `engines` is the comparison of both engines on the processors, if that was possible.
+    """
 
     trials: Sequence[Trial]
     best: Trial
     kept: bool
+    engines: EngineComparison | None = None
 
 
 def compare_devices(bench: Workbench, *, force: bool) -> Devices:
@@ -80,13 +96,17 @@ def compare_devices(bench: Workbench, *, force: bool) -> Devices:
             chosen_at=best.tuning.measured_at,
         )
         keep_choice(bench.paths.device_choice, choice)
-    return Devices(trials, best, kept)
+    engines = compare_engines(bench, best.installation, best.tuning)
+    if kept and engines is not None:
+        keep_comparison(bench.paths.engine_comparisons, engines)
+    return Devices(trials, best, kept, engines)
 
 
 def devices_as_dict(devices: Devices, bench: Workbench) -> dict[str, object]:
     """Return a comparison for programs: the tuning of the best device, and those of all in "devices"."""
     stored = {"stored": str(bench.paths.tuning) if devices.kept else None}
-    return stored | _as_dict(devices.best) | {"devices": list(map(_as_dict, devices.trials))}
+    engines = {"engines": None if devices.engines is None else to_builtins(devices.engines)}
+    return stored | _as_dict(devices.best) | {"devices": list(map(_as_dict, devices.trials))} | engines
 
 
 def show_devices(devices: Devices, bench: Workbench) -> None:
@@ -102,6 +122,8 @@ def show_devices(devices: Devices, bench: Workbench) -> None:
             complain(remark)
     if several:
         print_table(_device_table(devices))
+    if devices.engines is not None:
+        _show_engines(devices.engines)
     if not devices.kept:
         complain("the result is not kept; with --force it is")
         return
@@ -123,7 +145,7 @@ def device_name(device: Device) -> str:
 def _tune(bench: Workbench, installation: Installation, *, force: bool) -> Tuning:
     where = "measuring the engine" + ("" if installation.device.is_cpu else f" on {installation.device}")
     return tune(
-        executable=installation.llama_server,
+        executable=program_of(installation),
         model=installation.model,
         model_sha256=installation.model_sha256,
         paths=bench.paths,
@@ -154,6 +176,15 @@ def _device_table(devices: Devices) -> Table:
             "chosen" if trial is devices.best else "",
         )
     return result
+
+
+def _show_engines(engines: EngineComparison) -> None:
+    result = table("engine", "texts/s", "")
+    result.add_row(LLAMA_SERVER, f"{engines.llama_server_rate:,.1f}", "" if engines.chooses_onnx else "chosen")
+    result.add_row(ONNX_RUNTIME, f"{engines.onnx_rate:,.1f}", "chosen" if engines.chooses_onnx else "")
+    print_table(result)
+    if engines.objection:
+        complain(f"{ONNX_RUNTIME} cannot serve the model: {engines.objection}")
 
 
 def _tuning_table(tuning: Tuning) -> Table:

@@ -9,12 +9,12 @@ from functools import partial
 from typing import TypeVar
 
 from runed.backends.llama.variants import Closeness, VariantMeasurement, closeness, measure_variant, most_exact
+from runed.backends.samples import LONG_TEXT_WORDS, SOME_TEXTS, sample_texts
 from runed.bootstrap import Installation
 from runed.cli.boundary import complain, tell
 from runed.cli.install import install_shown
-from runed.cli.samples import LONG_TEXT_WORDS, SOME_TEXTS, sample_texts
 from runed.cli.tables import milliseconds, print_table, table
-from runed.cli.workbench import Workbench
+from runed.cli.workbench import Workbench, program_of
 from runed.errors import BootstrapError, RunedError, SettingsError
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ def _install(bench: Workbench, name: str) -> Installation:
 def _measure(bench: Workbench, engine: Installation, variant: Installation, texts: Sequence[str]) -> VariantMeasurement:
     return measure_variant(
         variant.variant,
-        executable=engine.llama_server,
+        executable=program_of(engine),
         model=variant.model,
         model_sha256=variant.model_sha256,
         paths=bench.paths,

@@ -212,7 +212,7 @@ class Info:
         vector_dim: The number of values of a vector.
         max_text_length: The largest number of tokens of one text, including special tokens.
         pooling: The way from token vectors to one vector: "last", "mean" or "cls".
-        engine_version: The version that `llama-server` tells.
+        engine_version: The version that `llama-server` tells; or that of ONNX Runtime, as in "onnxruntime-1.32.0 (graph 1)".
         centroid_set_version: The version of the installed centroid set; empty if there is none.
         fingerprint: The name of the space that vectors of all dimensions lie in. Vectors with the same string can be compared,
             vectors with different strings cannot. Keep it beside stored vectors.
@@ -225,7 +225,8 @@ class Info:
         max_queued_texts: The largest number of texts that may wait. More are refused with `QueueFullError`.
         max_queued_bytes: The most bytes of text that may wait.
         restrictions: What makes the daemon slower or smaller than the machine allows, in words for people.
-        accelerator: What the engine computes with: "cpu", "cuda", "rocm", "vulkan" or "metal"; "" until the model is installed.
+        accelerator: What the engine computes with: "cpu", "cuda", "rocm", "vulkan", "metal", "coreml" or "dml"; "" until the
+            model is installed.
         device: The name of the device for people; "" for the processors.
         device_tuned_at: The time at which `runed bench --tune` found this device to be the fastest one, in ISO 8601. Empty if
             no comparison of devices decides.

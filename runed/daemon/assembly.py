@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from runed.api.later import Later
 from runed.bootstrap import Installation, Progress, install, load_failures, read_catalog
+from runed.daemon.choosing import EngineChooser, Makers, Serving
 from runed.daemon.draining import Draining
 from runed.daemon.inherited import half_of_memory, restrictions
 from runed.daemon.pool import Pool
@@ -28,6 +29,7 @@ from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
+from runed.onnx_files import files_of, is_onnx
 from runed.paths import Paths
 from runed.processes import trim_memory
 from runed.settings import Settings
@@ -35,6 +37,7 @@ from runed.version import __version__
 
 if TYPE_CHECKING:  # in the functions below, these are imported while the engine is looked for and loads its model
     from runed.backends.llama import LlamaBackend
+    from runed.backends.onnx.backend import OnnxBackend
     from runed.caching.cache import VectorCache
     from runed.daemon.host import DaemonHost
     from runed.domain.model import ModelInfo
@@ -185,6 +188,7 @@ class _Workshop:
         self._metrics = metrics
         self._seats = seats
         self._failures = load_failures(settings, paths)
+        self._chooser = EngineChooser(settings, paths, seats, self._failures)
         self._common: asyncio.Task[_Common] | None = None
 
     async def read_names(self) -> ModelNames:
@@ -208,19 +212,41 @@ class _Workshop:
         name = served_name(installation)
         # The files of the default model's engine have the names that they have had with one model.
         paths = self._paths if spec is None else replace(self._paths, engine_name=name)
-        # In threads, since imports take 0.1 s, and so does reading the metadata of a large vocabulary.
-        backend = await asyncio.to_thread(_build_backend, self._settings, paths, self._lock, installation)
-        seat = _build_seat(backend, self._seats, name=name, file_bytes=installation.model.stat().st_size)
+        makers = Makers(
+            llama=partial(self._build_llama_seat, installation, paths), onnx=partial(self._build_onnx_seat, installation, paths)
+        )
+        seat, serving = await self._chooser.choose(installation, makers, report)
         async with _starting(seat) if spec is None else contextlib.nullcontext():
-            centroids = await run_in_thread(partial(_restore_centroids, paths, backend.model))
-            scheduler = self._build_scheduler(installation, seat, centroids, await self._shared())
+            centroids = await run_in_thread(partial(_restore_centroids, paths, seat.model))
+            scheduler = self._build_scheduler(installation, serving, seat, centroids, await self._shared())
         seat.demand = scheduler.demand
-        return ServedModel(scheduler, installation, self._failures, seat)
+        return ServedModel(scheduler, installation, serving, seat)
 
     async def close(self) -> None:
         """Write the vectors that wait to be written, and close the cache. All models must be closed."""
         if self._common is not None:
             await (await self._common).cache.close()
+
+    async def _build_llama_seat(self, installation: Installation, paths: Paths) -> Seat:
+        # In a thread, since imports take 0.1 s, and so does reading the metadata of a large vocabulary.
+        backend = await asyncio.to_thread(_build_llama, self._settings, paths, self._lock, installation)
+        name, size = served_name(installation), installation.model.stat().st_size
+        if backend.model.pooling != RANK:
+            return Seat(backend, self._seats, name=name, file_bytes=size)
+        from runed.backends.llama.reranker import LlamaReranker  # noqa: PLC0415 # as in `_build_llama`
+
+        assert isinstance(backend, LlamaReranker)
+        return PairSeat(backend, self._seats, name=name, file_bytes=size)
+
+    async def _build_onnx_seat(self, installation: Installation, paths: Paths, is_replaceable: bool) -> Seat:  # noqa: FBT001 # as in `Makers`
+        from runed.backends.onnx.graphs import ensure_graph, folder_bytes  # noqa: PLC0415 # most daemons have no such engine
+
+        model, sha256 = installation.model, installation.model_sha256
+        folder = await ensure_graph(model, sha256, paths, pooling=installation.spec.pooling)
+        build = partial(_build_onnx, self._settings, paths, self._lock, installation, is_replaceable=is_replaceable)
+        backend = await asyncio.to_thread(build)
+        size = sum(file.stat().st_size for file in files_of(model)) if is_onnx(model) else folder_bytes(folder)
+        return Seat(backend, self._seats, name=served_name(installation), file_bytes=size)
 
     async def _shared(self) -> _Common:
         if self._common is None:
@@ -231,13 +257,15 @@ class _Workshop:
         metrics = await self._metrics.get()
         return await run_in_thread(partial(_build_common, self._settings, self._paths, metrics))
 
-    def _build_scheduler(self, installation: Installation, seat: Seat, centroids: CentroidStore, common: _Common) -> Scheduler:
+    def _build_scheduler(
+        self, installation: Installation, serving: Serving, seat: Seat, centroids: CentroidStore, common: _Common
+    ) -> Scheduler:
         from runed.domain.traits import traits_of  # noqa: PLC0415 # as above
         from runed.scheduling.scheduler import Scheduler  # noqa: PLC0415 # as above
 
         spec, kind = installation.spec, Scheduler
         if spec.kind is ModelKind.RERANK:
-            from runed.scheduling.reranking import RerankScheduler  # noqa: PLC0415 # as in `_build_backend`
+            from runed.scheduling.reranking import RerankScheduler  # noqa: PLC0415 # as in `_build_llama`
 
             kind = RerankScheduler
         return kind(
@@ -248,14 +276,14 @@ class _Workshop:
             cache=common.cache,
             metrics=common.metrics,
             centroids=centroids,
-            engine_version=installation.engine_version,
-            device=installation.device,
+            engine_version=serving.version,
+            device=serving.device,
             traits=traits_of(seat.model, spec.traits, spec.own),
         )
 
 
 def _build_common(settings: Settings, paths: Paths, metrics: Metrics) -> _Common:
-    from runed.backends.llama.process import reap_orphan  # noqa: PLC0415 # as above
+    from runed.backends.engine.process import reap_orphan  # noqa: PLC0415 # as above
     from runed.scheduling import scheduler  # noqa: F401, PLC0415 # as above
     from runed.scheduling.batcher import Batcher  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
@@ -275,18 +303,18 @@ def _restore_centroids(paths: Paths, model: ModelInfo) -> CentroidStore:
 
 
 def _check_model(path: Path) -> None:
-    from runed.backends.llama import check_model  # noqa: PLC0415 # as above
+    from runed.backends.gguf import check_model  # noqa: PLC0415 # as above
 
     check_model(path)
 
 
 def _ranks(path: Path) -> bool:
-    from runed.backends.llama import ranks  # noqa: PLC0415 # as above
+    from runed.backends.gguf import ranks  # noqa: PLC0415 # as above
 
     return ranks(path)
 
 
-def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
+def _build_llama(settings: Settings, paths: Paths, lock: LockFile, installation: Installation) -> LlamaBackend:
     from runed.backends.llama import LlamaBackend  # noqa: PLC0415 # as above
 
     kind = LlamaBackend
@@ -295,7 +323,7 @@ def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installatio
 
         kind = LlamaReranker
     return kind(
-        executable=installation.llama_server,
+        executable=installation.program,
         model=installation.model,
         model_sha256=installation.model_sha256,
         paths=paths,
@@ -307,13 +335,22 @@ def _build_backend(settings: Settings, paths: Paths, lock: LockFile, installatio
     )
 
 
-def _build_seat(backend: LlamaBackend, seats: Seats, *, name: str, file_bytes: int) -> Seat:
-    if backend.model.pooling != RANK:
-        return Seat(backend, seats, name=name, file_bytes=file_bytes)
-    from runed.backends.llama.reranker import LlamaReranker  # noqa: PLC0415 # as in `_build_backend`
+def _build_onnx(
+    settings: Settings, paths: Paths, lock: LockFile, installation: Installation, *, is_replaceable: bool
+) -> OnnxBackend:
+    from runed.backends.onnx.backend import OnnxBackend  # noqa: PLC0415 # as in `_build_onnx_seat`
 
-    assert isinstance(backend, LlamaReranker)
-    return PairSeat(backend, seats, name=name, file_bytes=file_bytes)
+    return OnnxBackend(
+        model=installation.model,
+        model_sha256=installation.model_sha256,
+        paths=paths,
+        ctx_size=settings.ctx_size,
+        pooling=installation.spec.pooling,
+        profile=settings.profile,
+        provider=settings.onnx_provider,
+        is_replaceable=is_replaceable,
+        holds_home=lock.is_current,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -48,6 +48,7 @@ user waiting for a minute."""
 _LOADING_PHASES = {
     Phase.FETCHING_LLAMA_SERVER: LoadingPhase.FETCHING_LLAMA_SERVER,
     Phase.FETCHING_MODEL: LoadingPhase.FETCHING_MODEL,
+    Phase.CHOOSING_ENGINE: LoadingPhase.STARTING_LLAMA_SERVER,
 }
 
 _NOTHING_DONE = Progress(Phase.FETCHING_LLAMA_SERVER, 0, 0, "looking for engine and model")

@@ -30,12 +30,12 @@ def add_gauges(metrics: Metrics, host: DaemonHost, pool: Pool) -> None:
     watch("runed_requests_in_flight", "Embedding calls being served.", lambda: host.in_flight)
     watch(
         "runed_engine_up",
-        "Whether the default model's llama-server is ready.",
+        "Whether the default model's engine is ready.",
         default(lambda state: state.status is BackendStatus.READY),
     )
     watch(
         "runed_engine_restarts_total",
-        "How often the default model's llama-server died and was replaced.",
+        "How often the default model's engine died and was replaced.",
         default(lambda state: state.restarts),
     )
     watch("runed_engines", "Engines that run.", lambda: sum(bool(served.state.pid) for served in pool.all_served()))

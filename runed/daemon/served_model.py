@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from runed.backends.base import BackendState, BackendStatus
-from runed.bootstrap import DeviceFailures, Installation
+from runed.bootstrap import Installation
+from runed.daemon.choosing import Serving
 from runed.daemon.seats import Seat
 from runed.domain.model_status import ModelStatus
 from runed.domain.status import Info, LoadingPhase, Status
@@ -25,13 +26,13 @@ class ServedModel:
     Attributes:
         scheduler: Shares the model's engine among callers.
         installation: The files of engine and model.
-        failures: The devices that failed on this machine.
+        serving: The engine that serves it.
         seat: The room of the engine.
     """
 
     scheduler: Scheduler
     installation: Installation
-    failures: DeviceFailures
+    serving: Serving
     seat: Seat
 
     @property
@@ -43,31 +44,31 @@ class ServedModel:
     def situation(self) -> Situation:
         """The status, phase and message of `Health`."""
         state = self.state
-        warnings = "; ".join(filter(None, [state.reason, *self.installation.warnings]))
+        warnings = "; ".join(filter(None, [state.reason, *self.installation.warnings, *self.serving.warnings]))
         match state.status:
             case BackendStatus.READY:
                 return Status.OK, None, warnings
             case BackendStatus.STARTING:
-                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, "llama-server loads the model"
+                return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, f"{self.serving.engine} loads the model"
             case BackendStatus.SILENT:
                 return Status.LOADING, LoadingPhase.STARTING_LLAMA_SERVER, state.reason
             case BackendStatus.STOPPED:
                 return Status.IDLE, None, warnings
-            case BackendStatus.FAILED:
+            case BackendStatus.DEVICE_FAILED if self.serving.remember_failure:
+                return Status.IDLE, None, f"{self.serving.part} failed, so the next text is computed without it"
+            case BackendStatus.FAILED | BackendStatus.DEVICE_FAILED:
                 return Status.DEGRADED, None, state.reason
-            case BackendStatus.DEVICE_FAILED:
-                return Status.IDLE, None, f"{self.installation.device} failed, so the next text is computed without it"
 
     @property
     def device_failed(self) -> bool:
-        """Whether another engine has to serve, since the device of this one failed."""
-        # Each call asks, and most machines compute on their processors.
-        return self.installation.device_use is not None and self.state.status is BackendStatus.DEVICE_FAILED
+        """Whether another engine has to serve, since this one failed, or its device did."""
+        # Each call asks, and for most machines there is only one engine.
+        return self.serving.remember_failure is not None and self.state.status is BackendStatus.DEVICE_FAILED
 
     async def give_way(self) -> None:
-        """Remember the failure of the device, and end, so that another engine can serve."""
-        if use := self.installation.device_use:
-            self.failures.remember(use, self.state.reason)
+        """Remember the failure, and end, so that another engine can serve."""
+        if remember := self.serving.remember_failure:
+            remember(self.state.reason)
         await self.scheduler.close(replaced=True)
 
     def status(self, known: ModelStatus) -> ModelStatus:
@@ -115,16 +116,17 @@ class ServedModel:
             model_variant=self.installation.variant,
             pooling=model.pooling,
             tuned_at=self.state.tuned_at,
-            engine_version=self.installation.engine_version,
+            engine_version=self.serving.version,
             fingerprint=scheduler.fingerprint(model.dim),
             min_dimensions=scheduler.min_dimensions,
             query_prompt=scheduler.traits.query_prompt,
             document_prompt=scheduler.traits.document_prompt,
             default_instruction=scheduler.traits.default_instruction,
             centroid_set_version=scheduler.centroids.version,
-            accelerator=self.installation.device.accelerator,
-            device=self.installation.device.description,
-            device_tuned_at=self.installation.device_chosen_at,
+            accelerator=self.serving.device.accelerator,
+            device=self.serving.device.description,
+            device_tuned_at=self.serving.chosen_at,
+            restrictions=(*daemon.restrictions, *self.serving.restrictions),
             company_cosine=self.state.company_cosine,
         )
 

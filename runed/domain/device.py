@@ -10,7 +10,8 @@ class Device:
     """A device of the machine.
 
     Attributes:
-        accelerator: The interface that the engine uses it by: "cuda", "rocm", "vulkan" or "metal"; "cpu" for the processors.
+        accelerator: The interface that the engine uses it by: "cuda", "rocm", "vulkan", "metal", "coreml" or "dml"; "cpu" for
+            the processors.
         name: The engine's name of it, such as "Vulkan0"; "" for the processors.
         description: Its name for people, such as "NVIDIA H100 80GB HBM3"; "" for the processors.
         memory: Its memory in bytes; 0 if the engine does not tell.

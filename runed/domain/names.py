@@ -57,8 +57,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def name_of_file(path: Path) -> str:
-    """Return a name for a model that the user brings as a file: the name of the file in small letters, without ".gguf"."""
-    stem = path.name[: -len(".gguf")] if path.name.lower().endswith(".gguf") else path.name
+    """Return a name for a model that the user brings as a file: that of the file in small letters, without the known suffix."""
+    stem = path.stem if path.suffix.lower() in {".gguf", ".onnx"} else path.name
     parts = (_FOREIGN.sub("-", part).strip("-_") for part in stem.lower().split("."))
     return ".".join(filter(None, parts))[:MAX_NAME].strip(".-_") or "model"
 

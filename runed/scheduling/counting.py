@@ -47,22 +47,26 @@ async def count(entries: Sequence[QueueEntry], tokenizer: Tokenizer) -> bool:
     return all(entry.exact for entry in entries)
 
 
-def settle_tokens(batch: Sequence[QueueEntry], total: int) -> None:
-    """Derive the one unknown number of tokens of a micro-batch from the sum, or check the sum if all numbers are known.
+def settle_tokens(batch: Sequence[QueueEntry], total: int, counts: Sequence[int] = ()) -> None:
+    """Take the unknown numbers of tokens of a micro-batch from the answer, or derive a single one from the sum. Check the sum.
 
     Args:
         batch: The entries that were computed.
         total: The sum of their tokens, from the backend.
+        counts: The tokens of each, from the backend; empty if it does not tell them.
 
     Raises:
         BackendFaultError: The numbers contradict each other. The vectors may belong to other texts.
     """
+    for entry, tokens in zip(batch, counts, strict=False):
+        if not entry.exact:
+            entry.tokens, entry.exact = tokens, True
     unknown = [entry for entry in batch if not entry.exact]
     rest = total - sum(entry.tokens for entry in batch if entry.exact)
     if len(unknown) > 1:
         raise BackendFaultError(f"the tokens of {len(unknown)} texts could not be counted")
     if (rest < 1) if unknown else (rest != 0):
-        _log.warning("llama-server counts tokens in two ways", texts=len(batch), tokens=total, known=total - rest)
-        raise BackendFaultError(f"llama-server read {total:,} tokens and counted {total - rest:,} before")
+        _log.warning("the engine counts tokens in two ways", texts=len(batch), tokens=total, known=total - rest)
+        raise BackendFaultError(f"the engine read {total:,} tokens and counted {total - rest:,} before")
     for entry in unknown:
         entry.tokens, entry.exact = rest, True

@@ -136,8 +136,9 @@ class Line:
         warm = self.is_ready
         began = clock()
         unknown = [entry for entry in batch if not entry.exact]
-        # The answer tells only the sum, which is enough to derive one unknown number.
-        counting = self.spawn(count(unknown, self.backend)) if len(unknown) > 1 else None
+        # The sum, which every answer tells, is enough to derive one unknown number.
+        told = self.backend.limits.counted or len(unknown) <= 1
+        counting = None if told else self.spawn(count(unknown, self.backend))
         try:
             answer = await self.backend.embed([entry.input for entry in batch])
             seconds = clock() - began
@@ -153,7 +154,7 @@ class Line:
             if counting is not None:
                 counting.cancel()  # after a failure, counting would only start the backend again
         pairs = list(zip(answer.vectors, batch, strict=True))  # first: an answer of another length is nobody's
-        settle_tokens(batch, answer.tokens)
+        settle_tokens(batch, answer.tokens, answer.counts)
         answers = [Computed(vector, entry.tokens) for vector, entry in pairs]
         if warm:  # the time of a start tells nothing about the speed
             self.pace.learn(batch, answer.tokens, seconds)

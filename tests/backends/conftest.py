@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from runed.backends.base import BackendStatus
+from runed.backends.engine.timings import Timings
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.timings import Timings
 from runed.domain.device import CPU, Device
 from runed.paths import Paths
-from tests.backends.support import QUICK, FakeEngine, MakeBackend
+from tests.backends.support import QUICK, FakeEngine, MakeBackend, all_stopped, check_stopped
 
 
 @pytest.fixture
@@ -30,38 +30,39 @@ def fake(home: Path) -> FakeEngine:
 async def make_backend(paths: Paths, llama_server: Path, tiny_qwen3: Path) -> AsyncIterator[MakeBackend]:
     """Make backends, by default of the real engine and the tiny Qwen3. Stop each at the end, and check that its processes
     are gone."""
-    made: list[LlamaBackend] = []
+    async with all_stopped(paths) as made:
 
-    def make(
-        executable: Path = llama_server,
-        model: Path = tiny_qwen3,
-        *,
-        ctx_size: int = 256,
-        timings: Timings = QUICK,
-        device: Device = CPU,
-        kind: type[LlamaBackend] = LlamaBackend,
-    ) -> LlamaBackend:
-        # Two backends in one home would each end the other's engine, taking it for one that an earlier daemon left behind.
-        assert all(earlier.state.status is BackendStatus.STOPPED for earlier in made), "stop the earlier backend first"
-        backend = kind(
-            executable=executable,
-            model=model,
-            model_sha256="ab" * 32,
-            paths=paths,
-            ctx_size=ctx_size,
-            timings=timings,
-            device=device,
-        )
-        made.append(backend)
-        return backend
+        def make(
+            executable: Path = llama_server,
+            model: Path = tiny_qwen3,
+            *,
+            ctx_size: int = 256,
+            timings: Timings = QUICK,
+            device: Device = CPU,
+            kind: type[LlamaBackend] = LlamaBackend,
+        ) -> LlamaBackend:
+            check_stopped(made)
+            backend = kind(
+                executable=executable,
+                model=model,
+                model_sha256="ab" * 32,
+                paths=paths,
+                ctx_size=ctx_size,
+                timings=timings,
+                device=device,
+            )
+            made.append(backend)
+            return backend
 
-    yield make
-    for backend in made:
-        await backend.stop()
-    engines = [process for process in psutil.Process().children() if str(paths.engine_socket) in process.cmdline()]
-    assert not engines
-    assert not paths.engine_record.exists()
-    assert not paths.engine_socket.is_socket()
+        yield make
+
+
+@pytest.fixture(scope="session")
+def minilm_graph(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the graph of `minilm` for ONNX Runtime. It must not be changed."""
+    folder = tmp_path_factory.mktemp("graphs") / "minilm"
+    subprocess.run([sys.executable, "-m", "runed.backends.onnx.building", minilm, folder], check=True)
+    return folder
 
 
 @pytest.fixture

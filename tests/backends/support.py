@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
+
+from runed.backends.base import BackendStatus
+from runed.backends.engine.backend import EngineBackend
+from runed.backends.engine.timings import Timings
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.timings import Timings
+from runed.errors import BackendUnavailableError
+from runed.paths import Paths
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 
@@ -31,18 +39,47 @@ QUICK = Timings(
 MakeBackend = Callable[..., LlamaBackend]
 
 
-class FakeEngine:
-    """A copy of the fake `llama-server` in its own directory, beside its `behaviour.json`."""
+@asynccontextmanager
+async def all_stopped(paths: Paths) -> AsyncIterator[list[EngineBackend]]:
+    """Hand out a list for the backends of a test. Stop each at the end, and check that its processes are gone."""
+    made: list[EngineBackend] = []
+    yield made
+    for backend in made:
+        await backend.stop()
+    engines = [process for process in psutil.Process().children() if str(paths.engine_socket) in process.cmdline()]
+    assert not engines
+    assert not paths.engine_record.exists()
+    assert not paths.engine_socket.is_socket()
 
-    def __init__(self, directory: Path) -> None:
+
+def check_stopped(made: Sequence[EngineBackend]) -> None:
+    """Check that no earlier backend of a test runs.
+
+    Two backends in one home would each end the other's engine, taking it for one that an earlier daemon left behind.
+    """
+    assert all(earlier.state.status is BackendStatus.STOPPED for earlier in made), "stop the earlier backend first"
+
+
+class FakeEngine:
+    """A fake engine in its own directory, beside its `behaviour.json`.
+
+    Args:
+        directory: The directory to make.
+        fake: The name of a module in `tests/fakes`.
+        name: The name of the program.
+    """
+
+    def __init__(self, directory: Path, fake: str = "fake_llama_server", name: str = "llama-server") -> None:
         directory.mkdir()
-        self.executable = directory / "llama-server"
-        source = (FAKES / "fake_llama_server.py").read_text()
-        self.executable.write_text(f"#!{sys.executable} -ESs\n{source}")
+        self.executable = directory / name
+        self.executable.write_text(
+            f"#!{sys.executable} -ESs\n"
+            f"import sys\nsys.path.insert(0, {str(FAKES.parent.parent)!r})\nfrom tests.fakes.{fake} import main\nmain()\n"
+        )
         self.executable.chmod(0o700)
         self.behave()
 
-    def behave(self, **behaviour: Any) -> None:  # noqa: ANN401 # the keys that fake_llama_server.py lists
+    def behave(self, **behaviour: Any) -> None:  # noqa: ANN401 # the keys that `misbehaving` and the fake list
         """Set the behaviour of the next start."""
         self.executable.with_name("behaviour.json").write_text(json.dumps(behaviour))
 
@@ -51,6 +88,15 @@ class FakeEngine:
         """The `argv`, `environment` and `pid` of each start."""
         log = self.executable.with_name("launches.jsonl")
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+async def fail_to_start(backend: EngineBackend, match: str) -> None:
+    """Start a backend whose engine does not come up, and check the error."""
+    with pytest.raises(BackendUnavailableError, match=match) as caught:
+        await backend.start()
+    assert caught.value.retry_after == pytest.approx(QUICK.pause, abs=0.3)
+    assert backend.state.status is BackendStatus.FAILED
+    assert backend.state.reason in caught.value.message
 
 
 def gguf_string(value: str) -> bytes:

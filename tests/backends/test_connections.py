@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import pytest
 
-from runed.backends.llama import connections
-from runed.backends.llama.connections import Connections
+from runed.backends.engine import connections
+from runed.backends.engine.connections import Connections
 from runed.errors import BackendFaultError
 from tests.support import eventually
 
@@ -91,7 +91,7 @@ class Pair:
 
     async def __call__(self, answer: Answer = echo, *, most: int = 4) -> tuple[Server, Connections]:
         server = await self._stack.enter_async_context(serving(self._path, answer))
-        client = Connections(self._path, most=most)
+        client = Connections(self._path, most=most, engine="llama-server", content_type="application/json")
         self._stack.callback(client.close)
         return server, client
 
@@ -257,7 +257,7 @@ async def test_an_answer_to_half_a_request_ends_the_connection(home: Path) -> No
         await asyncio.sleep(0.1)  # reads no further
         writer.transport.abort()
 
-    client = Connections(home / "s", most=1)
+    client = Connections(home / "s", most=1, engine="llama-server", content_type="application/json")
     async with await asyncio.start_unix_server(refuse, home / "s"):
         for number in range(1, 4):
             assert await ask(client, bytes(10_000_000)) == b"too large"
@@ -345,7 +345,7 @@ async def test_close_ends_unused_connections(pair: Pair) -> None:
 
 
 async def test_nobody_who_listens_is_told_from_a_lost_connection(home: Path) -> None:
-    client = Connections(home / "s", most=1)
+    client = Connections(home / "s", most=1, engine="llama-server", content_type="application/json")
     with pytest.raises(FileNotFoundError):
         await ask(client, b"")
     (home / "s").touch()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runed.backends.llama.cores import usable_cores
+from runed.backends.cores import usable_cores
 
 AVAILABLE = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 

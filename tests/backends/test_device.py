@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from runed.backends.base import BackendStatus, BatchLimits
-from runed.backends.llama.command import EngineCommand
-from runed.backends.llama.launcher import DeviceError
+from runed.backends.engine.launcher import DeviceError
+from runed.backends.llama.command import LlamaCommand
 from runed.backends.llama.profile import built_in_profile
 from runed.backends.llama.quirks import Quirks
 from runed.domain.device import CPU, Device
@@ -25,12 +25,13 @@ GIB = 1024**3
 GPU = Device("cuda", "CUDA0", "NVIDIA H100", 80 * GIB, 78 * GIB)
 
 
-def command(device: Device, *, pooling: str = "last", profile: str = "balanced", context: int = 8192) -> EngineCommand:
+def command(device: Device, *, pooling: str = "last", profile: str = "balanced", context: int = 8192) -> LlamaCommand:
     info = ModelInfo("sha256:1", "m", "qwen3", 64, 8191 if pooling == "last" else 512, pooling, "F32", "ab" * 32)
-    return EngineCommand(
+    return LlamaCommand(
         executable=Path("/e"),
         model=Path("/m"),
         socket=Path("/s"),
+        log=Path("/l"),
         info=info,
         context=context,
         profile=built_in_profile(profile, pooling=pooling, device=device),
@@ -39,7 +40,7 @@ def command(device: Device, *, pooling: str = "last", profile: str = "balanced",
     )
 
 
-def option(command: EngineCommand, name: str) -> str | None:
+def option(command: LlamaCommand, name: str) -> str | None:
     argv = command.argv()
     return argv[argv.index(name) + 1] if name in argv else None
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runed.backends.llama import gguf
-from runed.backends.llama.gguf import check_model, ranks, read_gguf, read_model
+from runed.backends import gguf, gguf_head
+from runed.backends.gguf import check_model, ranks, read_gguf, read_model
 from runed.domain.model_spec import ModelKind
 from runed.errors import ModelFileError
 from tests.backends.support import QWEN3, TENSORS, build_gguf, gguf_string
@@ -334,10 +335,30 @@ def test_tensor_of_a_type_that_is_newer_than_runed_is_left_to_the_engine(file: P
 
 
 def test_tables_agree_with_the_gguf_package() -> None:
-    for kind, size in gguf._TENSOR_TYPES.items():
+    for kind, size in gguf_head._TENSOR_TYPES.items():
         assert GGML_QUANT_SIZES[GGMLQuantizationType(kind)] == size
     for kind, name in gguf._FILE_TYPES.items():
         assert LlamaFileType(kind).name in {f"MOSTLY_{name}", f"ALL_{name}"}
+
+
+def test_head_has_arrays_and_the_places_of_tensors(minilm: Path) -> None:
+    head, reader = gguf_head.read_head(minilm), GGUFReader(minilm)
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
+        expected = reader.fields[key].contents()
+        assert head.count(key) == len(expected) == 30_522
+        assert (head.strings(key) or head.numbers(key).tolist()) == expected
+    assert head.strings("tokenizer.ggml.tokens", [101, 0]) == ["[CLS]", "[PAD]"]
+    assert head.strings("missing") == []
+    assert head.numbers("missing").size == head.count("missing") == 0
+    assert list(head.tensors) == [tensor.name for tensor in reader.tensors]
+    for tensor in reader.tensors:
+        place = head.tensors[tensor.name]
+        assert (place.start, place.size, place.kind) == (tensor.data_offset, tensor.n_bytes, tensor.tensor_type)
+        assert place.shape == tuple(reversed(tensor.shape.tolist()))
+
+
+def test_tensor_that_is_named_twice_is_refused(file: Path) -> None:
+    assert "gives the tensor 'token_embd.weight' twice" in refuse(file, build_gguf(tensors=[*TENSORS, *TENSORS]))
 
 
 def test_large_vocabulary_is_read_quickly(file: Path) -> None:

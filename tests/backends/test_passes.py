@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from runed.backends.base import BackendStatus, Tokens, pack
+from runed.backends.cores import usable_cores
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.command import EngineCommand
-from runed.backends.llama.cores import usable_cores
+from runed.backends.llama.command import LlamaCommand
 from runed.backends.llama.passes import SHORT_PASS, TILE, TILED_PASSES, affordable_pass, fitting_pass, missing_tile, pass_cost
 from runed.backends.llama.profile import Profile, built_in_profile
 from runed.domain.model import ModelInfo
@@ -124,12 +124,13 @@ def test_free_memory_bounds_a_pass() -> None:
     assert affordable_pass(512, vocabulary=0, free=0) == SHORT_PASS
 
 
-def command(profile: str, pooling: str = "last") -> EngineCommand:
+def command(profile: str, pooling: str = "last") -> LlamaCommand:
     info = ModelInfo("sha256:12", "name", "qwen3", 64, 2047, pooling, "F16", "ab" * 32)
-    return EngineCommand(
+    return LlamaCommand(
         executable=Path("llama-server"),
         model=Path("model.gguf"),
         socket=Path("socket"),
+        log=Path("log"),
         info=info,
         context=2048,
         profile=built_in_profile(profile, pooling=pooling),
@@ -137,7 +138,7 @@ def command(profile: str, pooling: str = "last") -> EngineCommand:
     )
 
 
-def options(some: EngineCommand) -> tuple[str, str, bool]:
+def options(some: LlamaCommand) -> tuple[str, str, bool]:
     argv = some.argv()
     attention = dict(pairwise(argv)).get("--flash-attn", "on")
     return argv[argv.index("--ubatch-size") + 1], attention, "--kv-unified" in argv

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runed.backends.llama.process import ChildProcess, OutputLog, reap_orphan
+from runed.backends.engine.process import ChildProcess, OutputLog, reap_orphan
 from tests.bad_files import BAD_FILES, put_bad_file
 from tests.support import wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runed.backends.llama.cores import usable_cores
+from runed.backends.cores import usable_cores
 from runed.backends.llama.profile import (
     MAX_SLOTS,
     Measurement,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from runed.backends.base import BackendStatus, pair
+from runed.backends.likeness import score_likeness
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.likeness import score_likeness
 from runed.backends.llama.passes import RANKING_PASS
 from runed.backends.llama.reranker import LlamaReranker, RerankHTTP
 from runed.errors import BackendFaultError, ModelFileError, TextTooLongError

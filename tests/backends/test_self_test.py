@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from runed.backends.llama.likeness import cosine
+from runed.backends.likeness import cosine
 from runed.errors import BackendFaultError
 from runed.paths import Paths
 from tests.backends.support import FakeEngine, MakeBackend

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runed.backends.llama.process import ChildProcess, OutputLog
-from runed.backends.llama.stillness import Stillness
+from runed.backends.engine.process import ChildProcess, OutputLog
+from runed.backends.engine.stillness import Stillness
 from tests.support import wait_until
 
 Spawn = Callable[[str], Awaitable[ChildProcess]]

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from runed.backends.base import BatchLimits, pack
-from runed.backends.llama.cores import usable_cores
-from runed.backends.llama.measuring import _check_company, _cut, _micro_batches
+from runed.backends.cores import usable_cores
+from runed.backends.engine.self_test import CompanyError
 from runed.backends.llama.profile import Measurement, PassMeasurement, Profile, Tuning, built_in_profile
-from runed.backends.llama.self_test import CompanyError
 from runed.backends.llama.tuning import _Ways, choose_profiles, fastest, tune
+from runed.backends.measuring import _check_company, _cut, _micro_batches
 from runed.domain.device import Device
 from runed.domain.model import ModelInfo
 from runed.errors import BackendUnavailableError
@@ -150,9 +150,9 @@ def test_a_text_is_cut_before_its_last_token() -> None:
 
 def test_vectors_that_depend_on_company_are_no_measurement() -> None:
     one, other = (bytes.fromhex(each) for each in ("0000803f00000000", "000000000000803f"))
-    _check_company([one], [one, other])
+    _check_company([one], [one, other], "an engine")
     with pytest.raises(CompanyError):
-        _check_company([one, one], [one, other])
+        _check_company([one, one], [one, other], "an engine")
 
 
 def run(

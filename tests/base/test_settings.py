@@ -14,13 +14,11 @@ from pathlib import Path
 import pytest
 
 from runed.errors import ForeignPathError, SettingsError
+from runed.setting_values import boolean, flag, loopback
 from runed.settings import (
     SETTINGS,
     Setting,
     Settings,
-    _boolean,
-    _flag,
-    _loopback,
     _text,
     daemon_environment,
     engine_environment,
@@ -310,7 +308,7 @@ def test_engine_gets_the_variables_by_which_it_finds_its_device() -> None:
 def test_engine_is_one_of_the_known_ones(home: Path) -> None:
     assert load_settings(home=home, environ={}).engine == "auto"
     assert load_settings(home=home, environ={"RUNED_ENGINE": "Vulkan"}).engine == "vulkan"
-    with pytest.raises(SettingsError, match=r"RUNED_ENGINE='metal': accepted is auto, cpu, vulkan, cuda, rocm$"):
+    with pytest.raises(SettingsError, match=r"RUNED_ENGINE='metal': accepted is auto, cpu, vulkan, cuda, rocm, onnx$"):
         load_settings(home=home, environ={"RUNED_ENGINE": "metal"})
 
 
@@ -421,7 +419,7 @@ def test_every_variable_has_a_key_but_those_that_decide_where_and_whether_the_fi
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS.items())
 def test_each_setting_can_be_set_where_the_table_says(name: str, setting: Setting, home: Path) -> None:
-    text = {full_path: "/a/file", _loopback: "127.0.0.1:80", _text: "a-name", _boolean: "yes", _flag: "yes"}.get(
+    text = {full_path: "/a/file", loopback: "127.0.0.1:80", _text: "a-name", boolean: "yes", flag: "yes"}.get(
         setting.parse, setting.default
     )
     if not setting.field or not text:

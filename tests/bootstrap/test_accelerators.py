@@ -140,7 +140,7 @@ async def test_a_machine_without_a_device_downloads_nothing_for_it(machine: Mach
     root.icd("/usr/lib/libvulkan_lvp.so")
     installation = await settle(machine, root, gpus.publish())
     assert (installation.device, installation.warnings) == (CPU, ())
-    assert installation.llama_server.is_relative_to(machine.paths.llama_cpp)
+    assert installation.program.is_relative_to(machine.paths.llama_cpp)
     assert {request.path for request in gpus.site.requests} == {"/manifest.json", "/engine.tar.gz", "/models/tiny.gguf"}
 
 
@@ -183,7 +183,7 @@ async def test_the_libraries_of_an_engine_lie_beside_its_program(machine: Machin
     deep = archive(("some/where/libcublas.so.12", b"cublas"), ("some/EULA.txt", b"terms"))
     gpus.add("cuda", CUDA, libraries=(flat, deep))
     installation = await settle(machine, nvidia, gpus.publish())
-    folder = installation.llama_server.parent
+    folder = installation.program.parent
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         "llama-server": CUDA.encode(),
         "libcudart.so.12.8": b"cudart",
@@ -201,7 +201,7 @@ async def test_other_libraries_are_another_engine(machine: Machine, gpus: Gpus, 
     gpus.entries.clear()
     gpus.add("cuda", CUDA, libraries=(archive(("libcudart.so", b"new")),))
     installation = await settle(machine, nvidia, gpus.publish())
-    assert installation.llama_server.with_name("libcudart.so").read_bytes() == b"new"
+    assert installation.program.with_name("libcudart.so").read_bytes() == b"new"
 
 
 async def test_an_archive_that_cannot_be_fetched_leaves_the_processors_and_is_tried_again(
@@ -212,7 +212,7 @@ async def test_an_archive_that_cannot_be_fetched_leaves_the_processors_and_is_tr
     url = gpus.publish()
     installation = await settle(machine, radeon, url)
     assert installation.device == CPU
-    assert installation.llama_server.is_relative_to(machine.paths.llama_cpp)
+    assert installation.program.is_relative_to(machine.paths.llama_cpp)
     [warning] = installation.warnings
     assert warning.startswith("the processors serve: the engine for vulkan is missing: http://127.0.0.1")
     assert not machine.paths.device_failures.exists()

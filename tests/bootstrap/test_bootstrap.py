@@ -205,7 +205,7 @@ async def test_an_engine_without_its_marker_or_program_is_fetched_again(machine:
     machine.paths.llama_cpp_marker.unlink()
     await machine.install()
     assert release.site.count("/engine.tar.gz") == 2
-    installation.llama_server.unlink()
+    installation.program.unlink()
     await machine.install()
     assert release.site.count("/engine.tar.gz") == 3
     assert release.site.count("/models/tiny.gguf") == 1
@@ -229,7 +229,7 @@ async def test_an_engine_that_is_a_single_file_is_placed_by_its_name(machine: Ma
     url = release.publish()
     release.site.files["/manifest.json"] = json.dumps(document).encode()
     installation = await machine.install(url)
-    assert installation.llama_server.read_bytes() == release.engine
+    assert installation.program.read_bytes() == release.engine
     assert installation.engine_version == "4242 (fake)"
 
 
@@ -258,7 +258,7 @@ async def test_with_an_engine_given_only_the_model_is_fetched_even_on_an_unknown
 async def test_with_a_model_given_only_the_engine_is_fetched(machine: Machine, release: Release, tiny_qwen3: Path) -> None:
     installation = await machine.install(release.publish(), model=tiny_qwen3, model_variant="no such variant")
     assert installation.model == tiny_qwen3
-    assert installation.llama_server.is_relative_to(machine.paths.llama_cpp)
+    assert installation.program.is_relative_to(machine.paths.llama_cpp)
     assert release.site.count("/models/tiny.gguf") == 0
 
 
@@ -361,7 +361,7 @@ async def test_an_engine_that_does_not_work_never_takes_the_place_of_one_that_do
     release.publish()
     with pytest.raises(error, match=match):
         await machine.install()
-    assert working.llama_server.read_text() == VERSION_SCRIPT
+    assert working.program.read_text() == VERSION_SCRIPT
     assert not (machine.paths.home / "bin" / "evil").exists()
     downloads = release.site.count("/engine.tar.gz")
     with pytest.raises(error, match=match):
@@ -377,11 +377,11 @@ async def test_an_engine_that_lost_a_library_is_installed_anew(
 ) -> None:
     release.engine = real_engine_archive
     broken = await machine.install(release.publish())
-    for library in broken.llama_server.parent.glob("libllama.*"):
+    for library in broken.program.parent.glob("libllama.*"):
         library.unlink()
     repaired = await machine.install()
     assert repaired.engine_version
-    assert any(repaired.llama_server.parent.glob("libllama.*"))
+    assert any(repaired.program.parent.glob("libllama.*"))
     assert release.site.count("/engine.tar.gz") == 2
 
 
@@ -391,7 +391,7 @@ async def test_the_real_engine_works_after_the_way_through_an_archive(
     release.engine = real_engine_archive
     installation = await machine.install(release.publish())
     assert installation.engine_version
-    assert any(path.is_symlink() for path in installation.llama_server.parent.iterdir())
+    assert any(path.is_symlink() for path in installation.program.parent.iterdir())
 
 
 @pytest.mark.parametrize("in_place", [b"", b"of an older manifest"])

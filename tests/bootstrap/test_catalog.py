@@ -18,7 +18,8 @@ from runed.domain.names import check_default
 from runed.domain.traits import known_traits
 from runed.errors import BootstrapError, ManifestError, SettingsError, UnknownModelError
 from runed.own_models import Entry, own_models
-from runed.settings import Settings, duration, full_path
+from runed.setting_values import duration
+from runed.settings import Settings, full_path
 from tests.bootstrap.conftest import Machine
 from tests.bootstrap.parts import MODEL, Release, archive, sha256
 from tests.bootstrap.site import running_site

@@ -71,9 +71,9 @@ async def test_all_devices_are_compared_the_present_one_first(machine: Machine, 
     url = gpus.publish()
     compared = await compare(machine, root, url)
     assert accelerators(compared) == ["cuda", "vulkan", "cpu"]
-    assert compared[0].llama_server.is_relative_to(machine.paths.engine("cuda"))
-    assert compared[1].llama_server.is_relative_to(machine.paths.engine("vulkan"))
-    assert compared[2].llama_server.is_relative_to(machine.paths.llama_cpp)
+    assert compared[0].program.is_relative_to(machine.paths.engine("cuda"))
+    assert compared[1].program.is_relative_to(machine.paths.engine("vulkan"))
+    assert compared[2].program.is_relative_to(machine.paths.llama_cpp)
     assert {each.model_sha256 for each in compared} == {(await settle(machine, root, url)).model_sha256}
     keep(machine, compared, "cpu")
     assert accelerators(await compare(machine, root, url)) == ["cpu", "cuda", "vulkan"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_engine_log_is_another_file(bare: Cli) -> None:
     bare.paths.engine_log.write_text("engine\n")
     assert bare.run("logs").stdout == "daemon\n"
     assert bare.run("logs", "--engine").stdout == "engine\n"
+
+
+def test_log_of_the_engine_that_wrote_last_is_shown(bare: Cli) -> None:
+    bare.paths.engine_log.write_text("llama-server\n")
+    bare.paths.onnx_log.write_text("ONNX Runtime\n")
+    os.utime(bare.paths.onnx_log, (1e9, 1e9))
+    assert bare.run("logs", "--engine").stdout == "llama-server\n"
+    os.utime(bare.paths.onnx_log)
+    os.utime(bare.paths.engine_log, (1e9, 1e9))
+    assert bare.run("logs", "--engine").stdout == "ONNX Runtime\n"
 
 
 def test_log_that_is_not_utf8_is_shown_as_it_is(bare: Cli) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runed.backends.llama import check_model
+from runed.backends.gguf import check_model
 from runed.bootstrap import DeviceChoice, install_for_comparison, keep_choice
 from runed.paths import Paths
 from runed.settings import Settings

@@ -18,10 +18,13 @@ from random import Random
 
 import numpy as np
 from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
-from runed.backends.llama.gguf import read_gguf
-from runed.backends.llama.process import reap_orphan
+from runed.backends.engine.process import reap_orphan
+from runed.backends.gguf import read_gguf
 from runed.backends.llama.profile import choose_profile
+from runed.bootstrap import read_comparison
 from runed.bootstrap.archive import extract
 from runed.bootstrap.audit import Audit
 from runed.bootstrap.device_choice import read_choice
@@ -35,6 +38,7 @@ from runed.errors import RunedError
 from runed.jobs.inputs import open_batch
 from runed.jobs.journal import Journal
 from runed.lifecycle.record import DaemonRecord
+from runed.onnx_files import files_of
 from runed.routing.set_file import UnusableFileError, load
 from runed.settings import Settings, load_settings
 from tests.bootstrap.parts import VERSION_SCRIPT, special
@@ -135,10 +139,28 @@ def _ggufs() -> Sequence[bytes]:
     return [(FIXTURES / "tiny-qwen3.f32.gguf").read_bytes()[:12_000]]
 
 
+def _onnx_files() -> Sequence[bytes]:
+    tensor, outside = (numpy_helper.from_array(np.ones(2, np.float32), name) for name in "wv")
+    inner = helper.make_graph([], "inner", [], [], [tensor])
+    set_external_data(outside, location="w.bin")
+    node = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    return [helper.make_model(helper.make_graph([node], "g", [], [], [tensor, outside])).SerializeToString()]
+
+
+def _read_onnx(data: bytes, folder: Path) -> object:
+    for name in ("tokenizer.json", "w.bin"):
+        _file(folder, name, b"{}")
+    files = files_of(_file(folder, "model.onnx", data))
+    assert all(file.is_relative_to(folder) and file.is_file() for file in files)
+    return len(files)
+
+
 # State
 
 
 _CUDA = {"accelerator": "cuda", "engine": "b", "driver": "535", "model": "m"}
+
+_BUILDS = {"llama_server": "b", "onnx": "onnxruntime-1", "processors": "p"}
 
 
 def _states() -> Sequence[bytes]:
@@ -154,6 +176,7 @@ def _states() -> Sequence[bytes]:
         {"version": 1, "no_repack": ["a"], "one_slot": []},
         [{"use": _CUDA, "reason": "lost", "at": "2026"}],
         [{"model": "m", "compared": [_CUDA], "chosen": _CUDA, "chosen_at": "2026"}],
+        [{"model": "m", "builds": _BUILDS, "is_faster": True, "llama_server_rate": 1.0, "onnx_rate": 2.0, "cosine": 0.9999}],
     ]
     return [json.dumps(document).encode() for document in documents]
 
@@ -166,9 +189,11 @@ def _read_states(data: bytes, folder: Path) -> object:
     alive = record is not None and record.pid > 0 and record.is_alive()
     failure = DeviceFailures(path).reason(DeviceUse("cuda", "b", "535", "m"))
     choice = read_choice(path, "m")
+    comparison = read_comparison(path, "m")
+    figures = comparison and (comparison.figures, comparison.chooses_onnx)
     reap_orphan(path)
     assert not path.exists()
-    return type(record), type(audit), type(profile), alive, type(failure), type(choice)
+    return type(record), type(audit), type(profile), alive, type(failure), type(choice), type(figures)
 
 
 def _drivers() -> Sequence[bytes]:
@@ -306,6 +331,7 @@ FILE_TARGETS = {
     ),
     "archive": FileTarget(_archives, _extract, wrap=_compressed),
     "gguf": FileTarget(_ggufs, lambda data, folder: read_gguf(_file(folder, "m.gguf", data)), words=(b"GGUF", b"qwen3.")),
+    "onnx": FileTarget(_onnx_files, _read_onnx, words=(b"w.bin", b"location", b"../", b"\x3a", b"\x2a", b"\x6a")),
     "state": FileTarget(_states, _read_states),
     "drivers": FileTarget(_drivers, _read_drivers, words=(b"library_path", b"ICD", b"Kernel Module  5.1", b"/libcuda.so.1\0")),
     "config": FileTarget(_states, _read_settings, words=(b"queue_texts", b"idle_timeout", b"model")),

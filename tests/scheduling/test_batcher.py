@@ -330,6 +330,17 @@ async def test_where_estimates_are_enough_nothing_is_counted_ahead() -> None:
 
 
 @virtual_time
+async def test_where_each_answer_tells_the_tokens_nothing_is_counted() -> None:
+    backend = ScriptedBackend(texts=8, tokens=80, by_estimate=True, counted=True)
+    batcher = make_batcher(backend)
+    texts = [f"{'word ' * number}{number}" for number in range(16)]
+    batcher.submit(entries := make_entries(*texts))
+    assert await outcomes(entries) == right(*texts)
+    assert [entry.tokens for entry in entries] == [tokens_of(text) for text in texts]
+    assert backend.counted == []
+
+
+@virtual_time
 async def test_slow_counting_holds_nothing_up() -> None:
     backend = ScriptedBackend(tokens=80, counts=[Step(seconds=10.0)])
     batcher = make_batcher(backend)
@@ -379,7 +390,7 @@ async def test_counts_that_contradict_the_answer_are_a_fault_and_logged_without_
         batcher.submit(entries := make_entries("secret words", "secret too", exact=True))
         results = await outcomes(entries)
     assert [type(result) for result in results] == [BackendFaultError] * 2
-    assert any(entry["event"] == "llama-server counts tokens in two ways" for entry in logs)
+    assert any(entry["event"] == "the engine counts tokens in two ways" for entry in logs)
     assert "secret" not in str(logs)
     assert "secret" not in str(results)
 

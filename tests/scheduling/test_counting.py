@@ -20,16 +20,25 @@ async def test_the_one_that_is_not_known_has_the_rest(rest: int) -> None:
 
 
 @virtual_time
+async def test_all_that_are_not_known_are_taken_from_the_answer() -> None:
+    batch = [make_entry("a a", exact=True), make_entry("b"), make_entry("c c c")]
+    settle_tokens(batch, 12, [4, 3, 5])
+    assert [(entry.tokens, entry.exact) for entry in batch] == [(4, True), (3, True), (5, True)]
+    with pytest.raises(BackendFaultError, match="read 13 tokens and counted 12 before"):
+        settle_tokens(batch, 13, [5, 3, 5])
+
+
+@virtual_time
 async def test_a_sum_that_leaves_nothing_or_is_not_the_sum_is_a_fault_and_logged() -> None:
     known, unknown = make_entry("a a", exact=True), make_entry("b")
     for batch, total in (([known, unknown], 4), ([known, known], 9), ([known, known], 7)):
         with capture_logs() as logs, pytest.raises(BackendFaultError) as caught:
             settle_tokens(batch, total)
         before = sum(entry.tokens for entry in batch if entry.exact)
-        assert caught.value.message == f"llama-server read {total} tokens and counted {before} before"
+        assert caught.value.message == f"the engine read {total} tokens and counted {before} before"
         assert logs == [
             {
-                "event": "llama-server counts tokens in two ways",
+                "event": "the engine counts tokens in two ways",
                 "log_level": "warning",
                 "texts": 2,
                 "tokens": total,

@@ -37,6 +37,9 @@ def name(
 def test_fingerprint_stays_the_same_from_release_to_release() -> None:
     # With another name, kept vectors and caches on disk would seem to be of another space.
     assert name() == "fp1-8554eb2db49cfc9cd8ec1186"
+    assert name(engine_version="11434 (abc1234)", traits=ModelTraits()) == "fp1-76f5ef8bb19549e760b2b782"
+    assert name(engine_version="") == "fp1-486ec21c0568695c4baae019"
+    assert name(device=Device("cuda", "CUDA0", "NVIDIA H100")) == "fp1-c9850eb41030c0374a3c89a2"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,8 @@ def test_fingerprint_stays_the_same_from_release_to_release() -> None:
         name(replace(QWEN, file_type="F16")),
         name(replace(QWEN, pooling="mean")),
         name(engine_version="2"),
+        name(engine_version="onnxruntime-1.32.0 (graph 1)"),
+        name(engine_version="onnxruntime-1.32.0 (graph 2)"),
         name(dimensions=32),
         name(traits=replace(TRAITS, query_prompt="")),
         name(traits=replace(TRAITS, document_prompt="")),

@@ -97,7 +97,8 @@ class Call:
 class ScriptedBackend:
     """An Embedder of 32-byte vectors that depend on the text alone. It notes its calls, and fails as the test asks.
 
-    A text that begins with "poison" makes each of its batches fail. A text has two more tokens than words.
+    A text that begins with "poison" makes each of its batches fail. A text has two more tokens than words, which each answer
+    tells with `counted`.
     """
 
     def __init__(
@@ -109,8 +110,9 @@ class ScriptedBackend:
         counts: Iterable[Step] = (),
         status: BackendStatus = BackendStatus.READY,
         by_estimate: bool = False,
+        counted: bool = False,
     ) -> None:
-        self._limits = BatchLimits(texts, tokens, by_estimate)
+        self._limits = BatchLimits(texts, tokens, by_estimate, counted)
         self._script = iter(script)
         self._counts = iter(counts)
         self.state = BackendState(status)
@@ -169,7 +171,8 @@ class ScriptedBackend:
         vectors = [vector_of(text) for text in texts]
         if step.outcome == "one too few":
             vectors.pop()
-        return EmbeddingBatch(vectors, tokens + (step.outcome == "miscount"))
+        counts = [tokens_of(text) for text in texts] if self._limits.counted else []
+        return EmbeddingBatch(vectors, tokens + (step.outcome == "miscount"), counts)
 
     @property
     def batches(self) -> list[list[TextInput]]:

@@ -20,7 +20,9 @@ from runed_proto.runed.v1.runed_pb2 import EmbedRequest
 
 import runed
 import runed.testing
-from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
+from runed.backends.engine.interface import ConnectionLostError
+from runed.backends.llama.http import LlamaHTTP
+from runed.backends.onnx.http import OnnxHTTP
 from runed.errors import AlreadyRunningError, ForeignPathError
 from runed.lifecycle.listener import Listener, dial, probe
 from runed.log import REFUSALS_PAUSE
@@ -68,8 +70,9 @@ class TestAnotherUserListens:
         with pytest.raises(ForeignPathError, match=REFUSED):
             probe(home / "embedding.sock")
 
-    async def test_a_daemon_sends_no_text_to_its_engine(self, home: Path) -> None:
-        http = LlamaHTTP(home / "embedding.sock", dim=3, max_tokens=10)
+    @pytest.mark.parametrize("interface", [LlamaHTTP, OnnxHTTP])
+    async def test_a_daemon_sends_no_text_to_its_engine(self, home: Path, interface: type[LlamaHTTP | OnnxHTTP]) -> None:
+        http = interface(home / "embedding.sock", dim=3, max_tokens=10)
         with capture_logs() as log:
             try:
                 assert not await http.healthy()

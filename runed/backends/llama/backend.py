@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
-from runed.backends.base import BackendState, BatchLimits, EmbeddingBatch, TextInput, Tokens
-from runed.backends.llama.command import CONTEXT_STEP, EngineCommand
-from runed.backends.llama.gguf import read_model
-from runed.backends.llama.guard import EngineDiedError, Guard
-from runed.backends.llama.http import ConnectionLostError, LlamaHTTP
-from runed.backends.llama.launcher import Launcher
-from runed.backends.llama.model_info import model_info
+from runed.backends.engine.backend import EngineBackend
+from runed.backends.engine.timings import Timings
+from runed.backends.gguf import read_model
+from runed.backends.llama.command import CONTEXT_STEP, LlamaCommand
+from runed.backends.llama.http import LlamaHTTP
+from runed.backends.llama.launcher import LlamaLauncher
 from runed.backends.llama.profile import Profile, choose_profile
 from runed.backends.llama.quirks import Quirks
-from runed.backends.llama.supervisor import Supervisor
-from runed.backends.llama.timings import Timings
+from runed.backends.model_info import model_info
 from runed.domain.device import CPU, Device
-from runed.domain.model import ModelInfo
 from runed.domain.model_spec import ModelKind
-from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
 
-_T = TypeVar("_T")
 
-
-class LlamaBackend:
+class LlamaBackend(EngineBackend):
     """Embeds with a `llama-server` child. The child is started when it is needed, and replaced when it dies.
 
     Constructing it reads the model's metadata, which takes 0.1 s for a large vocabulary, and starts nothing.
@@ -65,101 +59,34 @@ class LlamaBackend:
     ) -> None:
         self._metadata = metadata = read_model(model, self._kind, pooling=pooling)
         context = -(-min(ctx_size, metadata.context_length) // CONTEXT_STEP) * CONTEXT_STEP
-        self._model = model_info(model, metadata, sha256=model_sha256, context=context)
+        info = model_info(model, metadata, sha256=model_sha256, context=context)
         executable = executable.absolute()  # the child works in another directory
-        quirks = Quirks(paths.engine_quirks, executable, self._model, device)
+        quirks = Quirks(paths.engine_quirks, executable, info, device)
         if isinstance(profile, str):
             key = quirks.engine_and_model()
             profile = choose_profile(profile, pooling=metadata.pooling, tuned=paths.tuning, key=key, device=device)
-        command = EngineCommand(
+        command = LlamaCommand(
             executable=executable,
             model=model.absolute(),
             socket=paths.engine_socket,
-            info=self._model,
+            log=paths.engine_log,
+            info=info,
             context=context,
             profile=profile,
             device=device,
             vocabulary=metadata.vocabulary,
         )
-        eos_id = metadata.eos_id if metadata.pooling == "last" else None
-        self._launcher = Launcher(
+        launcher = LlamaLauncher(
             command,
             connect=self._connect,
-            eos_id=eos_id,
+            eos_id=metadata.eos_id if metadata.pooling == "last" else None,
             quirks=quirks,
             paths=paths,
             holds_home=holds_home,
             timings=timings,
         )
-        self._supervisor = Supervisor(self._launcher.launch, timings)
-        self._guard = Guard()
+        super().__init__(launcher, timings)
 
-    @property
-    def model(self) -> ModelInfo:
-        """See `Embedder.model`."""
-        return self._model
-
-    @property
-    def state(self) -> BackendState:
-        """See `Embedder.state`."""
-        return BackendState(
-            status=self._supervisor.status,
-            reason=self._supervisor.reason or self._launcher.command.remark,
-            pid=self._supervisor.pid,
-            restarts=self._supervisor.restarts,
-            company_cosine=self._launcher.company_cosine,
-            tuned_at=self._launcher.command.profile.tuned_at,
-        )
-
-    @property
-    def limits(self) -> BatchLimits:
-        """See `Embedder.limits`."""
-        return self._launcher.command.limits
-
-    async def start(self) -> None:
-        """See `Managed.start`."""
-        await self._supervisor.ready()
-
-    async def stop(self) -> None:
-        """See `Managed.stop`."""
-        await self._supervisor.stop()
-
-    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        """See `Tokenizer.tokenize`."""
-        answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.tokenize(some)))
-        return [tokens for answer in answers for tokens in answer]
-
-    async def spell(self, tokens: Sequence[int]) -> list[str]:
-        """See `Speller.spell`."""
-        return await self._ask(lambda http: http.spell(tokens))
-
-    async def embed(self, texts: Sequence[TextInput]) -> EmbeddingBatch:
-        """See `Embedder.embed`."""
-        answers = await self._guard.ask(texts, lambda some: self._ask(lambda http: http.embed(some)))
-        self._supervisor.answered()
-        vectors = [vector for answer in answers for vector in answer.vectors]
-        return EmbeddingBatch(vectors, sum(answer.tokens for answer in answers))
-
-    def _connect(self, command: EngineCommand) -> LlamaHTTP:
+    def _connect(self, command: LlamaCommand) -> LlamaHTTP:
         """Make the interface of a server."""
         return LlamaHTTP(command.socket, dim=command.info.dim, max_tokens=command.info.max_tokens, isolation=command.isolation)
-
-    async def _ask(self, question: Callable[[LlamaHTTP], Awaitable[_T]]) -> _T:
-        """Send a request to the server. Check and replace the server before a text is blamed for a wrong answer."""
-        try:
-            server = await self._supervisor.ready()
-        except BackendFaultError as error:  # it failed its self-test, for which no text is to blame
-            raise BackendUnavailableError(error.message, retry_after=error.retry_after) from None
-        try:
-            with server.question():
-                return await question(server.http)
-        except BackendFaultError:
-            if await self._supervisor.is_sound(server):
-                raise
-        except ConnectionLostError as error:
-            lost = server.closing or await self._supervisor.lost(server, error)
-            if not lost and await self._supervisor.is_sound(server):
-                raise BackendFaultError("llama-server broke off its answer, twice in a row") from None
-        if server.closing:
-            raise BackendUnavailableError("the engine was stopped; try again", retry_after=1.0)
-        raise EngineDiedError(server.end, crashed=server.crashed)

@@ -12,6 +12,7 @@ from runed.backends.llama.passes import RANKING_PASS, SHORT_PASS, affordable_pas
 from runed.backends.llama.profile import Profile
 from runed.domain.device import CPU, Device
 from runed.domain.model import RANK, ModelInfo, reads_last
+from runed.settings import engine_environment
 
 CONTEXT_STEP = 256
 """Step of a context in tokens: llama.cpp rounds a context up to a multiple of it. Measured: `-c 300` accepts texts of 511
@@ -49,13 +50,14 @@ _REST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineCommand:
+class LlamaCommand:
     """One way to run `llama-server` on a model.
 
     Attributes:
         executable: The program.
         model: The GGUF.
         socket: The UNIX socket to listen on.
+        log: The file for its output.
         info: The description of the model.
         context: The context in tokens, a multiple of `CONTEXT_STEP`.
         profile: The number of texts at once, of tokens at once, and of threads.
@@ -64,11 +66,13 @@ class EngineCommand:
         no_repack: Whether to disable the repacked kernels, which crash some engines.
         one_slot: Whether to compute texts one by one, for engines whose vectors depend on the other texts of a batch.
         device: The device that computes.
+        name: The name of the engine, for messages.
     """
 
     executable: Path
     model: Path
     socket: Path
+    log: Path
     info: ModelInfo
     context: int
     profile: Profile
@@ -77,6 +81,7 @@ class EngineCommand:
     no_repack: bool = False
     one_slot: bool = False
     device: Device = CPU
+    name: str = "llama-server"
 
     @property
     def slots(self) -> int:
@@ -126,7 +131,7 @@ class EngineCommand:
             return 0  # its samples have a long one
         return min(self.pass_tokens + _REST if self.isolation else _LONG_TOKENS, self.info.max_tokens)
 
-    def within(self, free: int) -> EngineCommand:
+    def within(self, free: int) -> LlamaCommand:
         """Return this command with passes for `free` bytes of memory."""
         if not ((self._pools_last or self._ranks_last) and self.device.is_cpu):
             return self
@@ -150,6 +155,20 @@ class EngineCommand:
         # The other half of the context may hold the last texts of the slots.
         tokens = min(self.profile.batch_tokens, room, self.context // 2)
         return tokens if self._pools_last or self._ranks_last else max(tokens, self.info.max_tokens)
+
+    @property
+    def tuned_at(self) -> str:
+        """See `BackendState.tuned_at`."""
+        return self.profile.tuned_at
+
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether an engine on the processors can serve in place of this one."""
+        return not self.device.is_cpu
+
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment of the engine."""
+        return engine_environment()
 
     def argv(self) -> list[str]:
         """Return the program and its arguments."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
-import numpy as np
 
 from runed.backends.base import EmbeddingBatch, TextInput, Tokens, pack
-from runed.backends.llama.connections import Connections
-from runed.backends.llama.likeness import cosine
+from runed.backends.engine.connections import Connections
+from runed.backends.engine.vectors import check_vectors
+from runed.backends.likeness import cosine
 from runed.backends.llama.passes import TILE, missing_tile
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
 
@@ -26,12 +26,7 @@ MAX_CONNECTIONS = 8
 """Most connections. Further requests wait in this process. The server uses a thread for each open connection, even for an
 unused one. Measured: with more connections than threads, a request waited 5 s until an unused connection was closed."""
 
-_HEALTH_TIMEOUT = 1.0
-
 _OK = 200
-
-_NORM_TOLERANCE = 1e-3
-"""Largest distance of the square of a vector's norm from 1."""
 
 _SEPARATOR = -1
 """A number between the texts of a request to `/tokenize`, which returns numbers unchanged. No token has a negative id."""
@@ -79,18 +74,6 @@ class Isolation:
 
     slots: int
     pass_tokens: int
-
-
-class ConnectionLostError(Exception):
-    """The connection to the server ended before its answer did.
-
-    Attributes:
-        unreachable: Whether no connection could be made at all, so that no later request can succeed either.
-    """
-
-    def __init__(self, *, unreachable: bool) -> None:
-        super().__init__("connection lost")
-        self.unreachable = unreachable
 
 
 class SlotsError(BackendFaultError):
@@ -145,11 +128,13 @@ class LlamaHTTP:
         isolation: The facts for `Isolation`; None where texts do not share a context.
 
     Attributes:
+        name: Its name, for messages.
         max_tokens: As given.
         samples: Texts for the self-test. Each fits into a micro-batch of 63 tokens, even if each byte is a token. A smaller
             context gets their first tokens.
     """
 
+    name: ClassVar[str] = "llama-server"
     samples: ClassVar[Sequence[str]] = (
         *("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four."),
     )
@@ -159,7 +144,7 @@ class LlamaHTTP:
         self.max_tokens = max_tokens
         self._isolation = isolation
         self._special: tuple[Tokens, Tokens] | None = None
-        self._connections = Connections(socket, most=MAX_CONNECTIONS)
+        self._connections = Connections(socket, most=MAX_CONNECTIONS, engine=self.name, content_type="application/json")
 
     def close(self) -> None:
         """Close all connections. Requests on their way get `ConnectionLostError`."""
@@ -171,12 +156,7 @@ class LlamaHTTP:
 
     async def healthy(self) -> bool:
         """Return whether the server has loaded its model."""
-        try:
-            async with asyncio.timeout(_HEALTH_TIMEOUT):
-                status, _ = await self._connections.ask("GET", "/health", limit=_ANSWER_BYTES)
-        except (BackendFaultError, OSError):  # the latter also for a timeout
-            return False
-        return status == _OK
+        return await self._connections.healthy()
 
     async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the tokens of each text as `embed` would see it, including special tokens.
@@ -235,7 +215,7 @@ class LlamaHTTP:
         if sorted(item.index for item in answer.data) != list(range(len(question))):
             raise BackendFaultError(f"llama-server answered {len(answer.data)} vectors to {len(question)} texts")
         vectors = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
-        _check_vectors(vectors, self._dim)
+        check_vectors(vectors, dim=self._dim, engine=self.name)
         return EmbeddingBatch(vectors[: len(texts)], answer.usage.prompt_tokens - sum(map(len, filler)))
 
     async def _find_special_tokens(self) -> tuple[Tokens, Tokens]:
@@ -291,24 +271,10 @@ class LlamaHTTP:
             data = msgspec.json.encode(question)
         except UnicodeEncodeError:  # its message quotes the text
             raise InvalidTextError("a text is not valid Unicode (it has a lone surrogate); replace or remove it") from None
-        try:
-            status, body = await self._exchange(path, data)
-        except ConnectionLostError as error:
-            if error.unreachable:
-                raise
-            # A second try: the server may have closed an unused connection just as the request came. It computed nothing then.
-            status, body = await self._exchange(path, data)
+        status, body = await self._connections.post(path, data, limit=_ANSWER_BYTES + _BYTES_A_BYTE * len(data))
         if status != _OK:
             raise self._explain(path, status, body)
         return body
-
-    async def _exchange(self, path: str, data: bytes) -> tuple[int, bytes]:
-        # No time limit: `Supervisor` tells a busy server from a dead one.
-        try:
-            return await self._connections.ask("POST", path, data, limit=_ANSWER_BYTES + _BYTES_A_BYTE * len(data))
-        except OSError as error:
-            gone = isinstance(error, FileNotFoundError | ConnectionRefusedError)
-            raise ConnectionLostError(unreachable=gone) from None
 
     def _explain(self, path: str, status: int, body: bytes) -> TextTooLongError | BackendFaultError:
         """Return our error for an error answer."""
@@ -363,14 +329,3 @@ def decode(body: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BackendFaultError("llama-server gave an answer that is not of the expected form") from None
-
-
-def _check_vectors(vectors: list[bytes], dim: int) -> None:
-    """Raise a BackendFaultError for a vector that is not an embedding. The server answers NaN and zeros with status 200."""
-    for vector in vectors:
-        if len(vector) != 4 * dim:
-            raise BackendFaultError(f"llama-server answered a vector of {len(vector)} bytes, and the model's have {4 * dim}")
-        values = np.frombuffer(vector, dtype="<f4")
-        if not abs(float(values.dot(values)) - 1.0) < _NORM_TOLERANCE:  # also for NaN and infinity
-            what = "not finite" if not np.isfinite(values).all() else "not of unit norm"
-            raise BackendFaultError(f"llama-server answered a vector that is {what}; the text's vector cannot be trusted")

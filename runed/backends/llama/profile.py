@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from runed.backends.llama.cores import usable_cores
+from runed.backends.cores import usable_cores
 from runed.backends.llama.passes import SHORT_PASS, TILE, TILED_PASSES
 from runed.domain.device import CPU, Device
 from runed.files import read_record, write_atomically

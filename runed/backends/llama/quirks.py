@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from runed.backends.llama.self_test import SelfTest
+from runed.backends.engine.self_test import SelfTest
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.files import read_record, write_atomically

@@ -14,10 +14,11 @@ from typing import ClassVar
 import msgspec
 
 from runed.backends.base import PAIR_SEPARATOR, EmbeddingBatch, TextInput, Tokens, pack, pair
+from runed.backends.engine.interface import EngineInterface
+from runed.backends.likeness import score_likeness
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.command import EngineCommand
+from runed.backends.llama.command import LlamaCommand
 from runed.backends.llama.http import LlamaHTTP, Usage, decode
-from runed.backends.llama.likeness import score_likeness
 from runed.domain.model_spec import ModelKind
 from runed.errors import BackendFaultError
 
@@ -156,11 +157,11 @@ class LlamaReranker(LlamaBackend):
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """See `PairBackend.detokenize`."""
 
-        def question(http: LlamaHTTP) -> Awaitable[str]:
+        def question(http: EngineInterface) -> Awaitable[str]:
             assert isinstance(http, RerankHTTP)
             return http.detokenize(tokens)
 
         return await self._ask(question)
 
-    def _connect(self, command: EngineCommand) -> LlamaHTTP:
+    def _connect(self, command: LlamaCommand) -> LlamaHTTP:
         return RerankHTTP(command.socket, max_tokens=command.info.max_tokens, template=self._metadata.rerank_template)

@@ -13,11 +13,12 @@ from typing import TypeVar
 
 import psutil
 
+from runed.backends.comparing import FASTER
+from runed.backends.cores import usable_cores
+from runed.backends.gguf import read_gguf
 from runed.backends.llama.backend import LlamaBackend
 from runed.backends.llama.command import CONTEXT_STEP
-from runed.backends.llama.cores import usable_cores
-from runed.backends.llama.gguf import read_gguf
-from runed.backends.llama.measuring import LENGTHS, measure, measure_passes, workshop
+from runed.backends.llama.measuring import measure, measure_passes, workshop
 from runed.backends.llama.passes import SHORT_PASS, TILED_PASSES, affordable_pass, fitting_pass, free_memory
 from runed.backends.llama.profile import (
     MAX_TOKENS_TOGETHER,
@@ -29,6 +30,7 @@ from runed.backends.llama.profile import (
     store_tuning,
 )
 from runed.backends.llama.quirks import Quirks
+from runed.backends.measuring import LENGTHS
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.errors import BackendError, BackendUnavailableError
@@ -47,10 +49,6 @@ _BALANCED_PASSES = 256
 
 _BALANCED_PASS_RATE = 0.95
 """Share of the best speed of long texts from which on a smaller pass is preferred for the profile "balanced"."""
-
-_FASTER_DEVICE = 1.1
-"""Gain from which on another device than the present one is preferred. Its vectors differ by rounding, so that it has another
-fingerprint."""
 
 _WORTH_IT = 0.97
 """Share of the best rate from which on a smaller micro-batch is preferred. It needs less memory and waiting, and the
@@ -185,7 +183,7 @@ def fastest(tunings: Sequence[Tuning]) -> int:
     """
     rates = [max(map(_rate, tuning.measurements)) for tuning in tunings]
     best = max(range(len(rates)), key=lambda number: rates[number])
-    return best if rates[best] >= _FASTER_DEVICE * rates[0] else 0
+    return best if rates[best] >= FASTER * rates[0] else 0
 
 
 def _choose_pass(name: str, passes: Sequence[PassMeasurement]) -> int:

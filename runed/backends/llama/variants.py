@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runed.backends.gguf import read_gguf
+from runed.backends.likeness import cosine
 from runed.backends.llama.backend import LlamaBackend
-from runed.backends.llama.gguf import read_gguf
-from runed.backends.llama.likeness import cosine
 from runed.backends.llama.measuring import measure_running, workshop
 from runed.backends.llama.profile import built_in_profile
 from runed.domain.device import Device

@@ -1,0 +1,91 @@
+"""The results of comparing `llama-server` and ONNX Runtime on this machine, so that each model is compared only once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from runed.bootstrap.audit import now
+from runed.bootstrap.by_model import keep, read_of
+from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
+from runed.log import get_logger
+
+_log = get_logger(__name__)
+
+
+class EngineBuilds(msgspec.Struct, frozen=True, kw_only=True):
+    """What a comparison of engines depends on, besides the model.
+
+    Attributes:
+        llama_server: The build of `llama-server`.
+        onnx: The versions of ONNX Runtime and of the graphs, and what it computes with.
+        processors: The processors of the machine.
+    """
+
+    llama_server: str
+    onnx: str
+    processors: str
+
+
+class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a comparison for a model.
+
+    Attributes:
+        model: The SHA-256 of the model.
+        builds: The engines that were compared.
+        objection: Why ONNX Runtime cannot serve the model, as one sentence; "" if it can.
+        is_unfit: Whether the objection is one to the model, and not a failure.
+        is_faster: Whether ONNX Runtime was the faster one.
+        llama_server_rate: The texts per second of `llama-server`; 0 if it was not measured.
+        onnx_rate: The texts per second of ONNX Runtime; 0 if it was not measured.
+        cosine: The smallest cosine between the vectors of the two engines; 0 if they were not compared.
+        compared_at: The time, in ISO 8601.
+    """
+
+    model: str
+    builds: EngineBuilds
+    objection: str = ""
+    is_unfit: bool = False
+    is_faster: bool = False
+    llama_server_rate: float = 0.0
+    onnx_rate: float = 0.0
+    cosine: float = 0.0
+    compared_at: str = msgspec.field(default_factory=now)
+
+    @property
+    def chooses_onnx(self) -> bool:
+        """Whether ONNX Runtime serves the model."""
+        return self.is_faster and not self.objection
+
+    @property
+    def figures(self) -> str:
+        """The speed of both engines, that of the chosen one first; "" without measurements."""
+        if not (self.onnx_rate and self.llama_server_rate):
+            return ""
+        onnx, llama = f"{self.onnx_rate:,.0f}", f"{self.llama_server_rate:,.0f}"
+        if self.chooses_onnx:
+            return f"{onnx} texts/s, and {LLAMA_SERVER} {llama}"
+        return f"{llama} texts/s, and {ONNX_RUNTIME} {onnx}"
+
+    def holds_for(self, builds: EngineBuilds) -> bool:
+        """Return whether the result is that of these engines. An objection is to ONNX Runtime, whatever the other engine."""
+        return self.builds == builds or (self.objection != "" and self.builds.onnx == builds.onnx)
+
+
+def read_comparison(path: Path, model: str) -> EngineComparison | None:
+    """Return the result for a model, or None if there is none.
+
+    Args:
+        path: The file that `keep_comparison` writes. A missing or damaged file counts as empty.
+        model: The SHA-256 of the model, or its first digits.
+    """
+    return read_of(path, EngineComparison, model)
+
+
+def keep_comparison(path: Path, comparison: EngineComparison) -> None:
+    """Keep a result for the next start. If that fails, the log tells it, and the next start compares again."""
+    try:
+        keep(path, comparison)
+    except OSError as error:
+        _log.warning("cannot remember the comparison of engines", error=error.strerror)

@@ -1,0 +1,98 @@
+"""Turns the text of a setting into its value.
+
+The arguments of each function are the text, and its origin for the error. A bad value is a `SettingsError` of one line.
+"""
+
+from __future__ import annotations
+
+import re
+
+import durationpy
+
+from runed.errors import SettingsError
+
+_SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
+_SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+"""Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
+
+_LOOPBACK = re.compile(r"(?:(127\.0\.0\.1)|\[(::1)\]):([0-9]{1,5})")
+"""A loopback address and a port."""
+
+_MAX_PORT = 65_535
+
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def whole_number(value: str, origin: str, *, least: int, most: int, what: str) -> int:
+    """Read a whole number."""
+    # The digits are counted first, since int() refuses thousands of digits with another error.
+    if value.isascii() and value.isdigit() and len(value) <= len(str(most)) and least <= int(value) <= most:
+        return int(value)
+    raise SettingsError(f"{origin}={value!r}: accepted is a whole number of {what} from {least} to {most}")
+
+
+def duration(value: str, origin: str) -> float:
+    """Read a duration, in seconds.
+
+    Args:
+        value: The text, such as "10m".
+        origin: The place where it stands, for the error.
+
+    Raises:
+        SettingsError: It is no duration.
+    """
+    try:
+        seconds = durationpy.from_str(value).total_seconds()
+    except (durationpy.DurationError, ValueError, OverflowError):
+        seconds = -1.0
+    if seconds < 0:
+        raise SettingsError(f'{origin}={value!r}: accepted is a duration such as "90s", "10m" or "1h30m", or "0" for never')
+    return seconds
+
+
+def boolean(value: str, origin: str) -> bool:
+    """Read a yes or no."""
+    if (result := _BOOLEANS.get(value.lower())) is None:
+        raise SettingsError(f"{origin}={value!r}: accepted is 1, true, yes, on or 0, false, no, off")
+    return result
+
+
+def flag(value: str, _origin: str) -> bool:
+    """Read a yes or no; anything else is a no."""
+    return _BOOLEANS.get(value.lower(), False)
+
+
+def one_of(value: str, origin: str, *, accepted: tuple[str, ...]) -> str:
+    """Read one of some words, in any case."""
+    if value.lower() not in accepted:
+        raise SettingsError(f"{origin}={value!r}: accepted is {', '.join(accepted)}")
+    return value.lower()
+
+
+def size(value: str, origin: str, *, least: int, none: bool = False) -> int:
+    """Read a number of bytes."""
+    match = _SIZE.fullmatch(value)
+    count = int(match[1]) * 1024 ** _SIZE_UNITS[match[2].upper()] if match else -1
+    if count < least and not (none and count == 0):
+        bound = f", at least {least}" if least > 1 else ""
+        alternative = ", or 0 for none" if none else ""
+        raise SettingsError(
+            f'{origin}={value!r}: accepted is a number of bytes, such as 1000000, "64MiB" or "1GiB"{bound}{alternative}'
+        )
+    return count
+
+
+def loopback(value: str, origin: str) -> tuple[str, int]:
+    """Read the host and port of a loopback address."""
+    match = _LOOPBACK.fullmatch(value)
+    if match is None or int(match[3]) > _MAX_PORT:
+        raise SettingsError(
+            f"{origin}={value!r}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect; port 0 lets "
+            "the system choose one, which `runed status` tells"
+        )
+    return match[1] or match[2], int(match[3])
+
+
+def on_disk(value: str, origin: str) -> bool:
+    """Read the place of the cache: whether it is "disk"."""
+    return one_of(value, origin, accepted=("memory", "disk")) == "disk"
