@@ -20,7 +20,7 @@ from runed.errors import RunedError
 from runed.jobs import nodes, parquet
 from runed.jobs.columns import Batch, Columns, OnError, Space
 from runed.jobs.extras import needed
-from runed.jobs.partition import PartitionJob, PartResult, summed
+from runed.jobs.partition import Part, PartitionJob, PartResult, summed
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions, Role, Truncate
@@ -250,13 +250,13 @@ def embed_files(
         num_gpus=shape.gpus if num_gpus is None else num_gpus,
         max_retries=-1,  # after the death of a worker or a node; an error of the job is no reason to try again
         scheduling_strategy="SPREAD",
-    )(job.run_on_node)
+    )(_embed_part)
     most = concurrency or _AHEAD * shape.nodes
     waiting, running, results = list(reversed(parts)), list[Any](), list[PartResult]()
     try:
         while waiting or running:
             while waiting and len(running) < most:
-                running.append(task.remote(waiting.pop(), expected))
+                running.append(task.remote(job, waiting.pop(), expected))
             ended, running = ray.wait(running)
             results += _results(ray, ended)
             on_progress(len(results), len(parts))
@@ -297,6 +297,10 @@ def _ask(shape: _Shape, node: nodes.Node) -> str:
     # A fraction of a processor, so that it is a node with processors for work.
     ask = ray.remote(num_cpus=min(0.01, shape.cpus), num_gpus=shape.gpus)(_fingerprint_here)
     return str(_results(ray, [ask.remote(node)])[0])
+
+
+def _embed_part(job: PartitionJob, part: Part, expected: str) -> PartResult:
+    return job.run_on_node(part, expected)
 
 
 def _fingerprint_here(node: nodes.Node) -> str:

@@ -65,7 +65,7 @@ def test_nodes_have_one_daemon_each_which_outlives_its_actors(shared_cluster: Ra
     texts = [f"text {number}" for number in range(200)]
     source = data.from_arrow(pa.table({"id": range(200), "text": texts})).repartition(20)
     pool = ray.data.ActorPoolStrategy(size=4)
-    dataset = source.map_batches(runed.ray.Embed, batch_size=10, compute=pool, num_cpus=0.5, scheduling_strategy="SPREAD")
+    dataset = source.map_batches(runed.ray.Embed, batch_size=10, compute=pool, num_cpus=0.5)
     assert read(dataset)["embedding"].null_count == 0
     before = [home.daemons() for home in shared_cluster.homes]
     assert [len(pids) for pids in before] == [1, 1]
