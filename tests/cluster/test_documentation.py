@@ -31,6 +31,6 @@ def test_an_example_prints_what_stands_beside_it(title: str, minilm_daemon: Runn
             capture_output=True,
             text=True,
             check=False,
-            timeout=180,
+            timeout=400,
         )
         assert (result.returncode, result.stdout.splitlines()) == (0, promised), result.stderr

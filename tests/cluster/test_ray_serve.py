@@ -6,6 +6,7 @@ import importlib
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -38,10 +39,15 @@ def address(shared_cluster: RayCluster) -> Iterator[str]:
 def test_both_nodes_answer_the_openai_api(address: str, shared_cluster: RayCluster, minilm_golden: Golden) -> None:
     with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=5) as client:
         assert [model.id for model in client.models.list()]
-        for _ in range(20):
+
+        def ask(_number: int) -> bool:
             answer = client.embeddings.create(model="", input=minilm_golden.texts, encoding_format="float")
             vectors = np.array([item.embedding for item in answer.data], dtype=np.float32)
-            assert minilm_golden.cosines(vectors).min() >= 0.9999
+            return bool(minilm_golden.cosines(vectors).min() >= 0.9999)
+
+        # At once, since Serve prefers the replica of its own node while that has room.
+        with ThreadPoolExecutor(16) as pool:
+            assert all(pool.map(ask, range(64)))
     assert [len(home.daemons()) for home in shared_cluster.homes] == [1, 1]
     for home in shared_cluster.homes:
         with runed.connect(home=home.path, spawn=False) as client:
