@@ -81,11 +81,13 @@ class Bars:
         clients: Throughput of many clients, in multiples of that of raw with its best number of slots.
         bulk: Speed of a bulk job, in multiples of that of raw at its best.
         single_ms: Time of a single text beyond that of raw, in milliseconds.
+        company: Cosine of the vectors of a text alone and in company.
     """
 
     clients: float = 1.0
     bulk: float = 0.98
     single_ms: float = 4.0
+    company: float = 0.9999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +189,7 @@ MINILM_ONNX = replace(
     key="minilm-onnx",
     title="all-MiniLM-L6-v2, f16, by ONNX Runtime",
     engine="onnx",
-    bars=Bars(clients=1.5, bulk=1.7, single_ms=0.0),
+    bars=Bars(clients=1.5, bulk=1.7, single_ms=0.0, company=0.9999999),
 )
 """The same file as `MINILM`, served by the other engine. The yardstick stays `llama-server`."""
 

@@ -67,7 +67,7 @@ def measure_peers(lab: Lab) -> list[Row]:
         return []
     with Daemon(lab.model) as daemon, daemon.as_home(), tempfile.TemporaryDirectory() as folder:
         subprocess.run([RUNED, "stop"], check=True, capture_output=True)
-        ours = _measure(lab, "runed", [sys.executable, "runed", ""], lambda: _service(daemon.engine_pid))
+        ours = _measure(lab, "runed", [sys.executable, "runed", ""], lambda: _service(daemon))
         subprocess.run([RUNED, "stop"], check=True, capture_output=True)
         export(package_folder(), Path(folder))
         models = {"fastembed": Path(folder), "sentence-transformers": package_folder()}
@@ -79,7 +79,7 @@ def measure_peers(lab: Lab) -> list[Row]:
     for peer in theirs:
         cosine = float(ours.vector @ peer.vector / np.linalg.norm(ours.vector) / np.linalg.norm(peer.vector))
         assert cosine >= _SAME, f"{peer.name} computes another model: cosine {cosine}"
-    return _rows(ours, theirs) if theirs else []
+    return peer_rows(ours, theirs) if theirs else []
 
 
 def _has(python: Path, module: str) -> bool:
@@ -131,8 +131,10 @@ def _ask(processes: Sequence[subprocess.Popen[str]], questions: Sequence[object]
         return list(pool.map(ask, processes, questions))
 
 
-def _service(engine: int) -> tuple[int, int]:
-    """Return the process ids of an engine and of its daemon."""
+def _service(daemon: Daemon) -> tuple[int, int]:
+    """Return the process ids of the engine and of the daemon that serve a home, which the processes have started."""
+    with daemon.connect() as client:
+        engine = client.health().engine_pid
     return engine, psutil.Process(engine).ppid()
 
 
@@ -141,7 +143,7 @@ def _proportional_bytes(pid: int) -> int:
     return int(psutil.Process(pid).memory_full_info().pss)
 
 
-def _rows(ours: Peer, theirs: Sequence[Peer]) -> list[Row]:
+def peer_rows(ours: Peer, theirs: Sequence[Peer]) -> list[Row]:
     """Judge the figures of runed against the best of the libraries."""
     name = f"{PROCESSES} processes"
     rates = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ import msgspec
 
 from runed.bootstrap.disk import sha256_of
 from runed.bootstrap.manifest import manifest_source
+from runed.errors import ModelFileError
 from runed.files import read_record, run_in_thread, write_atomically
 from runed.log import get_logger
 from runed.onnx_files import files_of, is_onnx, model_folder
@@ -119,6 +120,13 @@ class _Verified(msgspec.Struct, frozen=True):
         return cls(info.st_size, info.st_mtime_ns, info.st_ino, sha256)
 
 
+def _sha256_of_all(path: Path, hashes: Mapping[Path, str]) -> str:
+    """Return one hash for the files of a model in the format ONNX."""
+    folder = model_folder(path)
+    lines = (f"{sha256}  {file.relative_to(folder).as_posix()}\n" for file, sha256 in hashes.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 class VerifiedFiles:
     """The hashes of verified files. Without them, every start of the daemon would hash the model for seconds.
 
@@ -156,14 +164,20 @@ class VerifiedFiles:
         """
         if not is_onnx(path):
             return await self.sha256(path)
-        folder, files = model_folder(path), await run_in_thread(lambda: files_of(path))
-        lines = [f"{await self.sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        files = await run_in_thread(lambda: files_of(path))
+        return _sha256_of_all(path, {file: await self.sha256(file) for file in files})
 
     def recall(self, path: Path) -> str:
-        """Return the SHA-256 that a file had when it was last hashed, or "". The file may be gone."""
-        known = self._load().get(str(path))
-        return known.sha256 if known else ""
+        """Return the SHA-256 that a model had when it was last hashed, or "". A GGUF may be gone."""
+        entries = self._load()
+        try:
+            files = files_of(path) if is_onnx(path) else [path]
+        except ModelFileError:
+            return ""
+        known = {file: entry.sha256 for file in files if (entry := entries.get(str(file)))}
+        if len(known) < len(files):
+            return ""
+        return _sha256_of_all(path, known) if is_onnx(path) else known[path]
 
     def remember(self, path: Path, sha256: str) -> None:
         """Keep the SHA-256 of a file, and drop those of files that are gone."""

@@ -31,7 +31,7 @@ EPILOG = """\
 examples:
   runed install
   RUNED_MODEL_VARIANT=qwen3-embedding-0.6b.f16 runed install    another model
-  runed install --reset && runed stop    try a device or an engine again that failed before
+  runed install --reset && runed stop    try again what failed before
 """
 
 

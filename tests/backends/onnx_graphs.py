@@ -19,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 
 import runed
 from runed.backends.onnx.http import OnnxHTTP
+from runed.lifecycle.listener import probe
 from tests.support import http_over, wait_until
 
 WORKER = Path(runed.__file__).parent / "backends" / "onnx" / "worker.py"
@@ -126,7 +127,7 @@ class Worker:
 
     def wait(self) -> None:
         """Wait until it has loaded."""
-        wait_until(lambda: self.socket.exists() or self.process.poll() is not None, what="the socket of the worker")
+        wait_until(lambda: probe(self.socket) or self.process.poll() is not None, what="the socket of the worker")
         assert self.process.poll() is None, self.output
         with http_over(self.socket) as http:
             assert http.get("/health").status_code == 200

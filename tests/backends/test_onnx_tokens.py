@@ -121,9 +121,9 @@ async def test_word_piece_reads_all_characters_as_llama_server_does(
     for _, characters in blocks():
         known = "".join(each for each in characters if not is_known(each))
         found += await find_differences(word_piece, theirs, known, join) if known else ""
-    # Marks and punctuation that came to Unicode lately.
+    # Marks and punctuation that came to Unicode lately: 506 with the Unicode 14 of Python 3.11, more with that of later ones.
     assert {unicodedata.category(each)[0] for each in found} <= {"M", "C", "P", "S"}
-    assert len(found) < 520
+    assert len(found) < 700
 
 
 async def test_unigram_reads_texts_as_llama_server_does(xlm_roberta: Path, make_backend: MakeBackend) -> None:

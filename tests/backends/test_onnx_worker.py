@@ -396,6 +396,20 @@ print(__import__("os").getpid(), psutil.Process().memory_info().rss)
     assert int(ended.stdout.split()[1]) <= 80 * MIB
 
 
+async def test_memory_of_a_large_text_is_given_back(graph: Path, home: Path) -> None:
+    with Worker(graph, home) as worker:
+        client = worker.connect()
+        before = resident_bytes(worker.process.pid)
+        [tokens] = await client.tokenize(["word1 word2 " * 100_000])
+        assert len(tokens) == 200_002
+        peak = peak_resident_bytes(worker.process.pid)
+        assert peak - before > 64 * MIB, "the text took little memory, so that nothing can be seen"
+        await client.tokenize(["word1"])
+        await asyncio.sleep(0.1)  # the answer comes before the memory is given back
+        assert resident_bytes(worker.process.pid) - before < 32 * MIB
+        client.close()
+
+
 async def test_memory_of_a_large_batch_is_given_back(slow_graph: Path, home: Path) -> None:
     with Worker(slow_graph, home) as worker:
         client = worker.connect(dim=1024, max_tokens=100_000)

@@ -167,7 +167,7 @@ def test_an_onnx_file_is_added_served_shown_and_removed(empty: Cli, own: Path) -
     ran(empty, "use", "own")
     done = empty.run("embed", "--format", "jsonl", "word1 word2", timeout=120)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout.splitlines()[0])["vector"]) == 16
+    assert len(json.loads(done.stdout)["embedding"]) == 16
     empty.stop()
     graphs = list((empty.paths.cache / "onnx").iterdir())
     assert graphs

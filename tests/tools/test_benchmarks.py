@@ -9,9 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 
 from benchmarks.concurrency import CLIENT_COUNTS, client_rows
+from benchmarks.peers import MIB, Peer, peer_rows
 from benchmarks.picture import draw
 from benchmarks.report import DOCS, write_report
 from benchmarks.results import RESULTS, Curves, Results, Section, Summary, load, store
@@ -58,6 +60,17 @@ def test_few_clients_are_judged_against_one_slot() -> None:
     assert rows["2 clients, short single texts: throughput against one slot"].passed
     slower = Curves(runed=curve(200.0, 1.9), best=CURVES.best, one_slot=CURVES.one_slot, slots=32)
     assert not any(row.passed for row in client_rows(slower)[:3])
+
+
+def test_runed_is_judged_against_the_best_of_the_libraries() -> None:
+    def peer(name: str, rate: float, first: float, memory: int) -> Peer:
+        return Peer(name, np.ones(2), first, {1: rate / 4, 32: rate}, memory * MIB)
+
+    fast, small = peer("fast", 400.0, 9.0, 700), peer("small", 100.0, 3.0, 300)
+    ahead = peer_rows(peer("runed", 440.0, 2.0, 200), [fast, small])
+    assert [(row.difference, row.passed) for row in ahead] == [("x 1.10", True)] * 2 + [("x 0.67", True)] * 2
+    assert ahead[1].raw == "fast 400 texts/s, small 100 texts/s"
+    assert not any(row.passed for row in peer_rows(peer("runed", 399.0, 3.1, 301), [fast, small]))
 
 
 @pytest.mark.parametrize("rates", [(100.0, 100.0, 100.0), (100.0, 101.0, 30.0), (1.0, 9.0, 0.2), (5000.0, 4900.0, 300.0)])

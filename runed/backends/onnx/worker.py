@@ -33,6 +33,7 @@ import socketserver
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import SimpleQueue
@@ -80,14 +81,10 @@ _LARGE_RUN_TOKENS = 512
 """Tokens of a run after which its memory goes back to the system."""
 
 _SPIN_MICROSECONDS = "20"
-"""Time for which a thread that has nothing to do looks for work before it sleeps. Between two steps of a graph, sleeping takes
-longer. A longer look takes the processor from other processes."""
+"""Time that a thread without work looks for some before it sleeps. Longer looks take the processors from other programs."""
 
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 256 * 1024
-"""The option of mallopt(3) that sets the size from which on a block has pages of its own, and this size in bytes."""
-
-_FOREVER = 3600.0
-"""Seconds between two looks of the server at whether it was asked to end, which nobody asks."""
+"""The option of mallopt(3) for the bytes from which a freed block goes back to the system, and these. glibc keeps 32 MiB."""
 
 _FATAL = 4
 """The level of the log at which ONNX Runtime tells only its own end."""
@@ -99,12 +96,7 @@ _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 413: "Content Too L
 
 
 class RefusedError(Exception):
-    """A question that gets another status than 200.
-
-    Attributes:
-        status: The status.
-        message: The body.
-    """
+    """A question that gets another status than 200. `status` and `message` are those of the answer."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -194,9 +186,20 @@ class Model:
         """Return the tokens of each text, including special tokens."""
         return [np.array(encoding.ids, np.int32) for encoding in self._tokenizer.encode_batch_fast(texts)]
 
-    def spell(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of each token. A part of a character is written as U+FFFD."""
-        return [self._spell(index) for index in ids]
+    def spell(self, index: int) -> str:
+        """Return the text of a token. A part of a character is written as U+FFFD.
+
+        Raises:
+            RefusedError: There is no such token.
+        """
+        token = self._tokenizer.id_to_token(index) if index >= 0 else None
+        if token is None:
+            raise RefusedError("no token has this id")
+        decoder = self._tokenizer.decoder
+        if token in self._special or decoder is None:
+            return token
+        text: str = decoder.decode(["a", token])  # after another token, since the first one loses its space
+        return text.removeprefix("a")
 
     def check(self, texts: Sequence[Ids]) -> None:
         """Refuse texts that the model cannot read, which are given as tokens.
@@ -234,16 +237,6 @@ class Model:
         [answer] = self._session.run([self.graph.output], feeds, options)
         vectors = _pool(answer, self.graph.pooling, mask)
         return vectors if self.graph.normalized else vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def _spell(self, index: int) -> str:
-        token = self._tokenizer.id_to_token(index) if index >= 0 else None
-        if token is None:
-            raise RefusedError("no token has this id")
-        decoder = self._tokenizer.decoder
-        if token in self._special or decoder is None:
-            return token
-        text: str = decoder.decode(["a", token])  # after another token, since the first one loses its space
-        return text.removeprefix("a")
 
 
 def plan_runs(lengths: Sequence[int]) -> list[list[int]]:
@@ -300,11 +293,7 @@ def _open(path: Path, *, threads: int, provider: str) -> ort.InferenceSession:
 
 
 class _Task:
-    """A question for the main thread.
-
-    Args:
-        texts: The texts, as `Model.check` has accepted them.
-    """
+    """Texts for the main thread, which `Model.check` has accepted."""
 
     def __init__(self, texts: Sequence[Ids]) -> None:
         self._texts = texts
@@ -375,6 +364,9 @@ class _Connection(socketserver.StreamRequestHandler):
             except Exception as error:  # noqa: BLE001 # each question gets an answer
                 status, body = 500, f"the question failed with {type(error).__name__}".encode()
             self._send(status, body)
+            if size > _LARGE_BLOCK:  # tokens take many times the memory of their text, in small blocks
+                with suppress(AttributeError):  # no glibc
+                    ctypes.CDLL(None).malloc_trim(0)
 
     def _read_head(self) -> tuple[str, str, int] | None:
         """Read the head of a request. Return its method, its path and the size of its body; None if there is none."""
@@ -427,7 +419,7 @@ class _Connection(socketserver.StreamRequestHandler):
     def _spell(self, question: bytes) -> bytes:
         if len(question) % 4:
             raise RefusedError("the question is damaged")
-        return pack_list([text.encode() for text in self.server.model.spell(np.frombuffer(question, "<i4").tolist())])
+        return pack_list([self.server.model.spell(index).encode() for index in np.frombuffer(question, "<i4").tolist()])
 
     def _read_texts(self, question: bytes) -> list[Ids]:
         """Return the tokens of each text of a question."""
@@ -465,13 +457,6 @@ def unpack_texts(question: bytes) -> list[str | Ids]:
     return texts
 
 
-def _return_large_blocks() -> None:
-    """Let freed blocks of memory go back to the system at once. glibc would keep those of up to 32 MiB for itself."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-
-
 def _tell(line: str) -> None:
     """Write a line to the log of the engine."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201 # the daemon reads it
@@ -488,14 +473,13 @@ def main() -> int:
     parser.add_argument("--socket", required=True, help="the socket to listen on, at a path where nothing is yet")
     parser.add_argument("--threads", type=int, required=True, help="the threads that compute")
     parser.add_argument("--provider", choices=PROVIDERS, default="cpu", help="the device (default: %(default)s)")
-    parser.add_argument(
-        "--max-tokens", type=int, default=sys.maxsize, help="the most tokens of a text, if the graph takes more"
-    )
+    parser.add_argument("--max-tokens", type=int, default=sys.maxsize, help="the most tokens of a text")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # a handler of Python would wait until the run of a graph ends
     os.umask(0o077)
-    _return_large_blocks()
+    with suppress(AttributeError):  # no glibc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
     tasks: SimpleQueue[_Task] = SimpleQueue()
     try:
         model = Model(arguments.graph, threads=arguments.threads, provider=arguments.provider, max_tokens=arguments.max_tokens)
@@ -507,7 +491,7 @@ def main() -> int:
         _tell(f"the graph in {arguments.graph} cannot be served: {type(error).__name__}: {reason}")
         return 3
     server = _Server(arguments.socket, model, tasks)
-    threading.Thread(target=server.serve_forever, args=(_FOREVER,), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(3600.0,), daemon=True).start()  # s between looks for its end
     while True:
         tasks.get().compute(model)
 

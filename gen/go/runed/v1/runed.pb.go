@@ -2168,7 +2168,8 @@ type InfoResponse struct {
 	ModelVariant string `protobuf:"bytes,17,opt,name=model_variant,json=modelVariant,proto3" json:"model_variant,omitempty"`
 	// How token vectors become one: "last", "mean" or "cls". Empty until the model is installed.
 	Pooling string `protobuf:"bytes,18,opt,name=pooling,proto3" json:"pooling,omitempty"`
-	// The version that the engine, llama-server, tells of itself. Empty until the engine is installed.
+	// The version that the engine, llama-server, tells of itself; or that of ONNX Runtime, as in "onnxruntime-1.32.0 (graph 1)", if
+	// that serves. Empty until the engine is installed.
 	EngineVersion string `protobuf:"bytes,19,opt,name=engine_version,json=engineVersion,proto3" json:"engine_version,omitempty"`
 	// The largest request message, in bytes.
 	MaxRequestBytes int64 `protobuf:"varint,20,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
@@ -2193,9 +2194,9 @@ type InfoResponse struct {
 	MaxQueuedTexts uint32 `protobuf:"varint,28,opt,name=max_queued_texts,json=maxQueuedTexts,proto3" json:"max_queued_texts,omitempty"`
 	MaxQueuedBytes int64  `protobuf:"varint,29,opt,name=max_queued_bytes,json=maxQueuedBytes,proto3" json:"max_queued_bytes,omitempty"`
 	// What makes the daemon slower or smaller than the machine allows, each in words for people, such as "nice 19: other processes
-	// go first". The daemon inherited it from the process that started it, or its container has it.
+	// go first". The daemon inherited it from the process that started it, or its container has it, or a package is missing.
 	Restrictions []string `protobuf:"bytes,30,rep,name=restrictions,proto3" json:"restrictions,omitempty"`
-	// What the engine computes with: "cpu", "cuda", "rocm", "vulkan" or "metal". Empty until the model is installed.
+	// What the engine computes with: "cpu", "cuda", "rocm", "vulkan", "metal", "coreml" or "dml". Empty until the model is installed.
 	Accelerator string `protobuf:"bytes,31,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
 	// The name of the device for people, such as "NVIDIA H100 80GB HBM3". Empty for the processors.
 	Device string `protobuf:"bytes,32,opt,name=device,proto3" json:"device,omitempty"`

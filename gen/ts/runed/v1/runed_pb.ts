@@ -1162,7 +1162,8 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
   pooling: string;
 
   /**
-   * The version that the engine, llama-server, tells of itself. Empty until the engine is installed.
+   * The version that the engine, llama-server, tells of itself; or that of ONNX Runtime, as in "onnxruntime-1.32.0 (graph 1)", if
+   * that serves. Empty until the engine is installed.
    *
    * @generated from field: string engine_version = 19;
    */
@@ -1241,14 +1242,14 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
 
   /**
    * What makes the daemon slower or smaller than the machine allows, each in words for people, such as "nice 19: other processes
-   * go first". The daemon inherited it from the process that started it, or its container has it.
+   * go first". The daemon inherited it from the process that started it, or its container has it, or a package is missing.
    *
    * @generated from field: repeated string restrictions = 30;
    */
   restrictions: string[];
 
   /**
-   * What the engine computes with: "cpu", "cuda", "rocm", "vulkan" or "metal". Empty until the model is installed.
+   * What the engine computes with: "cpu", "cuda", "rocm", "vulkan", "metal", "coreml" or "dml". Empty until the model is installed.
    *
    * @generated from field: string accelerator = 31;
    */
