@@ -50,8 +50,8 @@ def test_both_nodes_answer_the_openai_api(address: str, shared_cluster: RayClust
             assert all(pool.map(ask, range(64)))
     assert [len(home.daemons()) for home in shared_cluster.homes] == [1, 1]
     for home in shared_cluster.homes:
-        with runed.connect(home=home.path, spawn=False) as client:
-            assert client.health().total_texts > 0
+        with runed.connect(home=home.path, spawn=False) as direct:
+            assert direct.health().total_texts > 0
 
 
 def test_connect_is_answered_and_nothing_can_be_shut_down(address: str, shared_cluster: RayCluster) -> None:
