@@ -16,11 +16,13 @@ from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
 from runed.jobs import inputs
+from runed.jobs.folders import is_many
 from runed.jobs.formats import ENCODERS
 from runed.jobs.input_files import STANDARD_STREAM
 from runed.jobs.inputs import INPUT_FORMATS, Columns, Source
 from runed.jobs.outputs import descriptor_of
-from runed.jobs.runner import run_job
+from runed.jobs.partition import FileOptions, PartitionJob, run_here
+from runed.jobs.runner import JobResult, run_job
 
 BAR_TEXTS = 32
 """Texts of the largest job without a bar. It ends before a bar could be read."""
@@ -30,9 +32,9 @@ Turn texts into vectors, starting the daemon if none runs.
 
 Texts are the arguments, or the lines of files or of standard input (UTF-8, one
 text a line). With --batch, they are read from a file of JSON lines, CSV, TSV,
-Parquet or lines, which may be of any size. An empty text is refused, since line
-and row numbers would no longer agree. All of the input is read and checked
-before the first text is embedded.
+Parquet or lines, which may be of any size, or from all files of a directory or
+a glob. An empty text is refused, since line and row numbers would no longer
+agree. All of a file is read and checked before its first text is embedded.
 """
 
 EPILOG = """\
@@ -72,6 +74,16 @@ long jobs:
   finished vectors stay in FILE.part. The same command with --resume goes on
   from there. Without a FILE.part, it begins.
 
+many files:
+  --batch takes a directory, a glob in quotes ("**" means any directories), or a
+  URL such as s3://bucket/in; names that begin with "." or "_" are left out.
+  --output is then a directory or URL, where each file has its output under the
+  same name, and a receipt with checksums in _runed/. Parquet gives Parquet,
+  everything else JSON lines, unless --format says otherwise. With --resume,
+  files whose receipts are right are done, and others are embedded.
+  `runed.ray.embed_files` and `runed.spark.embed_files` do the same on a cluster.
+  All of it needs `pip install 'runed[parquet]'`.
+
 examples:
   runed embed "first text" "second text"
   runed embed --role query "what is a daemon?"
@@ -80,6 +92,7 @@ examples:
   cut -f2 table.tsv | runed embed --format jsonl | gzip > vectors.jsonl.gz
   runed embed --batch texts.jsonl   with lines {"id": 7, "text": "..."} or "..."
   runed embed --batch all.csv --text-column body -o all.parquet --resume
+  runed embed --batch 'in/*.parquet' -o out/ --resume
 """
 
 
@@ -91,7 +104,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("texts", nargs="*", metavar="TEXT", help="a text; a single - means the lines of standard input")
     add("-f", "--file", action="append", default=[], metavar="FILE", help="a file with one text a line, or - ; may be repeated")
     add("-w", "--whole", action="store_true", help="take each file, and standard input, as one text")
-    add("--batch", metavar="FILE", help="a file of any size, or -; JSON lines unless its extension says otherwise")
+    add(
+        "--batch",
+        metavar="FILE",
+        help="a file of any size, or -; JSON lines unless its extension says otherwise; or many files",
+    )
     add("--input-format", choices=INPUT_FORMATS, help="the format of the --batch file")
     add("--text-column", metavar="NAME", help="where --batch has the texts (default: text)")
     add("--id-column", metavar="NAME", help="where --batch has ids (default: id, if there)")
@@ -116,6 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
     if descriptor_of(arguments.output) == (os.getpid(), 1):
         arguments.output = STANDARD_STREAM
     _check_usage(arguments)
+    if arguments.batch is not None and is_many(arguments.batch):
+        return _run_many(arguments)
     with _open_source(arguments) as source, ProgressDisplay() as display:
         result = run_job(
             source,
@@ -134,6 +153,48 @@ def run(arguments: argparse.Namespace) -> int:
             on_progress=_shown_on(display, to_terminal=arguments.output == STANDARD_STREAM and sys.stdout.isatty()),
             on_complaint=complain,
         )
+    return _judged(result)
+
+
+def _run_many(arguments: argparse.Namespace) -> int:
+    """Embed the texts of many files."""
+    if arguments.output == STANDARD_STREAM or descriptor_of(arguments.output) is not None:
+        arguments.usage_error("many files need a directory for their vectors: add `-o DIRECTORY`")
+    options: FileOptions = {
+        "input_format": arguments.input_format,
+        "text_column": arguments.text_column,
+        "id_column": arguments.id_column,
+        "delimiter": arguments.delimiter,
+        "output_format": arguments.format,
+        "role": arguments.role,
+        "instruction": arguments.instruction,
+        "dimensions": arguments.dimensions,
+        "truncate": arguments.truncate,
+        "model": arguments.model,
+        "keep_going": arguments.keep_going,
+        "overwrite": arguments.overwrite,
+    }
+    with ProgressDisplay() as display:
+        step = ""
+
+        def show_part(number: int, count: int) -> None:
+            nonlocal step
+            step = f"file {number:,} of {count:,}"
+            display.update(step)
+
+        result = run_here(
+            PartitionJob(arguments.batch, arguments.output, options),
+            resume=arguments.resume,
+            connect=lambda: connect(display),
+            on_part=show_part,
+            on_progress=lambda done, total: display.update(step, done, total, unit="texts"),
+            on_complaint=complain,
+        )
+    return _judged(result)
+
+
+def _judged(result: JobResult) -> int:
+    """Tell how many texts have no vector, and return the exit code."""
     if result.failed:
         complain(f"{result.failed:,} of {result.count:,} texts have no vector")
         return ExitCode.FAILED
@@ -160,7 +221,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:
         refuse("give --resume or --overwrite, not both")
-    if (arguments.resume or arguments.overwrite) and _is_stream(arguments.output):
+    is_one = arguments.batch is None or not is_many(arguments.batch)
+    if (arguments.resume or arguments.overwrite) and is_one and _is_stream(arguments.output):
         refuse("only a job with --output FILE can be resumed")
 
 

@@ -73,15 +73,16 @@ class InputFile:
 
     Args:
         path: The path, or "-" for standard input.
+        name: The name for error messages; None means the path.
 
     Attributes:
         name: The name for error messages.
         head: The first bytes of the content, while it is open.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, name: str | None = None) -> None:
         self._path = path
-        self.name = "standard input" if path == STANDARD_STREAM else path
+        self.name = name or ("standard input" if path == STANDARD_STREAM else path)
         self._spool: IO[bytes] | None = None
         self._offset: int | None = None
         self.head = b""

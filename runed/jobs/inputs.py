@@ -125,7 +125,12 @@ def open_files(paths: Sequence[str], *, whole: bool = False) -> Iterator[Source]
 
 @contextlib.contextmanager
 def open_batch(
-    path: str, input_format: str | None = None, columns: Columns | None = None, *, otherwise: str = "jsonl"
+    path: str,
+    input_format: str | None = None,
+    columns: Columns | None = None,
+    *,
+    otherwise: str = "jsonl",
+    name: str | None = None,
 ) -> Iterator[Source]:
     """Make a source of the texts of one file of any size, for the time of a `with` block.
 
@@ -138,11 +143,17 @@ def open_batch(
             extension. In front of ".gz" or ".zst", that is the one before.
         columns: The columns to read; None means the default ones.
         otherwise: The format of a file with an unknown extension.
+        name: The name of the file in messages, which also has the extension; None means the path.
     """
-    *_, before, last = ["", "", *(suffix.lower() for suffix in Path(path).suffixes)]
-    by_name = _EXTENSIONS.get(before if last in _COMPRESSED else last, otherwise)
-    with contextlib.closing(InputFile(path)) as file:
+    by_name = format_of(name or path) or otherwise
+    with contextlib.closing(InputFile(path, name)) as file:
         yield lambda: _from_file(file, input_format, columns or Columns(), by_name)
+
+
+def format_of(path: str) -> str | None:
+    """Return the format that the extension of a path tells; None for an unknown extension."""
+    *_, before, last = ["", "", *(suffix.lower() for suffix in Path(path).suffixes)]
+    return _EXTENSIONS.get(before if last in _COMPRESSED else last)
 
 
 def _from_whole_file(source: InputFile) -> Iterator[Item]:

@@ -44,6 +44,7 @@ class Job:
         surveyed: The result of the first reading of the input.
         chosen: The options that change the output, as for `Output.check`.
         keep_going: Whether a text that cannot be embedded is recorded; otherwise it ends the job.
+        on_space: Called when the space of the vectors is known, before any is written.
         on_progress: Called now and then with the number of texts that are done and of all texts.
         on_complaint: Called with a sentence for each of the first texts that have no vector.
     """
@@ -54,6 +55,7 @@ class Job:
     surveyed: Survey
     chosen: Mapping[str, str]
     keep_going: bool
+    on_space: Callable[[JobSpace], None]
     on_progress: Callable[[int, int], None]
     on_complaint: Callable[[str], None]
 
@@ -133,6 +135,7 @@ class Job:
         return JobSpace(outcome.fingerprint, identity, len(outcome.vector))
 
     def _begin(self, space: JobSpace) -> None:
+        self.on_space(space)
         encoder = self.encoder_type(space, self.surveyed.count)
         self.output.begin(encoder, space, self.chosen)
         self._encoder, self._fingerprint = encoder, space.fingerprint

@@ -43,6 +43,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 T = TypeVar("T")
 
 
+class PartBusyError(RunedError):
+    """Another process writes the same part."""
+
+
 class JobRecord(msgspec.Struct, frozen=True):
     """The record of a job. It shows whether a resumed job is the same.
 
@@ -94,7 +98,7 @@ class Journal:
 
     Raises:
         SettingsError: There is a part, and neither `resume` nor `overwrite` is set; or it cannot be resumed.
-        RunedError: Another process writes this part.
+        PartBusyError: Another process writes this part.
         OSError: The journal cannot be written.
     """
 
@@ -164,7 +168,9 @@ class Journal:
                     return file
             except BlockingIOError:
                 file.close()
-                raise RunedError(f"another `runed embed` is writing {self._part}; wait for its end, or end it first") from None
+                raise PartBusyError(
+                    f"another `runed embed` is writing {self._part}; wait for its end, or end it first"
+                ) from None
             except FileNotFoundError:
                 pass
             file.close()
@@ -184,7 +190,9 @@ class Journal:
         if not self._part.exists():
             if record is None and os.fstat(self._file.fileno()).st_size:
                 raise SettingsError(f"{self.path} exists, and not from an interrupted job; remove it, or add --overwrite")
-            self.complete = resume and record is not None and self._last_mark().complete
+            last = self._last_mark() if resume and record else Mark()
+            if last.complete:
+                self.record, self.mark, self.complete = record, last, True
             return
         if record is None or record.version != VERSION:
             raise SettingsError(f"{self._part} exists, and not from an interrupted job; remove it, or add --overwrite")

@@ -166,7 +166,10 @@ class FileOutput(Output):
         self._finished = False
         self._added = 0
         if journal:
-            self.mark, self.complete = journal.mark, journal.complete and target.exists()
+            self.complete = journal.complete and target.exists()
+            if journal.complete and not self.complete:  # somebody has removed the output
+                journal.record, journal.mark = None, Mark()
+            self.mark = journal.mark
             self.space = journal.record.space if journal.record else None
         else:
             self._file = self._part.open("xb")  # now, so that a target that cannot be written is an error before any work

@@ -1,4 +1,7 @@
-"""Parquet files as input and output. They need pyarrow, an optional extra, since it is ten times as large as runed."""
+"""Parquet files as input and output, and the arrays in them.
+
+They need pyarrow, an optional extra, since it is ten times as large as runed.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ def pyarrow(module: str = "pyarrow") -> Any:  # noqa: ANN401 # pyarrow has no ty
         return importlib.import_module(module)
     except ImportError:
         raise SettingsError(
-            "Parquet needs pyarrow, which is not installed; run `pip install 'runed[parquet]'`, or use another format"
+            "Parquet, and jobs of many files, need pyarrow, which is not installed; run `pip install 'runed[parquet]'`, "
+            "or name one file of another format"
         ) from None
 
 
@@ -74,12 +78,12 @@ def read_columns(file: IO[bytes], name: str, text: int, id_: int | None) -> Iter
     arrow = pyarrow()
     table = _open(file, name)
     fields = [table.schema_arrow.field(place) for place in (text, id_) if place is not None]
-    if not _is_text(fields[0].type):
+    if not is_text(fields[0].type):
         raise InvalidRequestError(f'{name}: the column "{fields[0].name}" holds {fields[0].type} instead of strings')
     try:
         for batch in table.iter_batches(_READ_ROWS, columns=[field.name for field in fields], use_threads=False):
             # As bytes, since a decoding error of pyarrow does not tell the row.
-            texts = _decoded(batch.column(fields[0].name)).cast(arrow.large_binary()).to_pylist()
+            texts = texts_of(batch.column(fields[0].name))
             ids = _ids(batch.column(fields[1].name)) if len(fields) > 1 else [b""] * len(texts)
             for data, value in zip(texts, ids, strict=True):
                 yield data or b"", value
@@ -95,7 +99,7 @@ class _NoIdError(Exception):
     """The values of a column cannot be written as JSON."""
 
 
-def _is_text(type_: Any) -> bool:  # noqa: ANN401 # as above
+def is_text(type_: Any) -> bool:  # noqa: ANN401 # as above
     """Return whether a column has strings. Some programs write these as binary values."""
     types = pyarrow().types
     if types.is_dictionary(type_):
@@ -104,8 +108,26 @@ def _is_text(type_: Any) -> bool:  # noqa: ANN401 # as above
     return any(test(type_) for test in (*tests, types.is_binary, types.is_large_binary, types.is_binary_view))
 
 
+def texts_of(column: Any) -> list[bytes | None]:  # noqa: ANN401 # as above
+    """Return the values of a column of texts, see `is_text`, as UTF-8, and None where they are null."""
+    values: list[bytes | None] = _decoded(column).cast(pyarrow().large_binary()).to_pylist()
+    return values
+
+
+def vectors_array(vectors: Sequence[np.ndarray[Any, np.dtype[np.float32]] | None], dim: int) -> Any:  # noqa: ANN401 # as above
+    """Return vectors as an Arrow array of lists of `dim` float32, with null for None."""
+    arrow = pyarrow()
+    values = np.zeros((len(vectors), dim), dtype=np.float32)
+    for row, vector in enumerate(vectors):
+        if vector is not None:
+            values[row] = vector
+    missing = arrow.array([vector is None for vector in vectors], arrow.bool_())
+    type_ = arrow.list_(arrow.float32(), dim)
+    return arrow.FixedSizeListArray.from_arrays(arrow.array(values.reshape(-1)), type=type_, mask=missing)
+
+
 def _decoded(column: Any) -> Any:  # noqa: ANN401 # as above
-    return column.dictionary_decode() if pyarrow().types.is_dictionary(column.type) else column
+    return column.cast(column.type.value_type) if pyarrow().types.is_dictionary(column.type) else column
 
 
 def _ids(column: Any) -> Iterator[bytes | str]:  # noqa: ANN401 # as above
@@ -207,19 +229,12 @@ class Schema:
     ) -> bytes:
         """Return rows as a part of an Arrow stream. All arguments have one entry a row; ids are JSON."""
         arrow = self._arrow
-        values = np.zeros((len(vectors), self._dim), dtype=np.float32)
-        for row, vector in enumerate(vectors):
-            if vector is not None:
-                values[row] = vector
-        missing = arrow.array([vector is None for vector in vectors], arrow.bool_())
-        type_ = self._schema.field("embedding").type
-        embeddings = arrow.FixedSizeListArray.from_arrays(arrow.array(values.reshape(-1)), type=type_, mask=missing)
         columns = [
             arrow.array(indices, arrow.int64()),
             arrow.array([_name(value) for value in ids], arrow.string()),
             arrow.array(token_counts, arrow.int32()),
             arrow.array(errors, arrow.string()),
-            embeddings,
+            vectors_array(vectors, self._dim),
         ]
         part: bytes = arrow.record_batch(columns, schema=self._schema).serialize().to_pybytes()
         return part

@@ -16,6 +16,7 @@ from runed.jobs.inputs import Source
 from runed.jobs.job import Job
 from runed.jobs.ordering import survey
 from runed.jobs.outputs import choose_format, open_output
+from runed.jobs.row import JobSpace
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions, Lane, Role, Truncate
@@ -29,7 +30,7 @@ class JobResult:
     """The result of a job.
 
     Attributes:
-        count: The number of texts; 0 if an earlier run had completed the output.
+        count: The number of texts.
         failed: The number of texts that have no vector.
     """
 
@@ -53,6 +54,7 @@ def run_job(
     keep: bool = True,
     resume: bool = False,
     overwrite: bool = False,
+    on_space: Callable[[JobSpace], None] = lambda _space: None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     on_complaint: Callable[[str], None] = lambda _message: None,
 ) -> JobResult:
@@ -76,6 +78,7 @@ def run_job(
         keep: Whether an interrupted job leaves a part of the output, so that it can be resumed.
         resume: Whether to go on with the part of an earlier run. Without a part, the job begins at the start.
         overwrite: Whether to delete the part of an earlier run.
+        on_space: Called when the space of the vectors is known, before any is written. An error of it ends the job.
         on_progress: Called now and then with the number of texts that are done and of all texts. The latter is 0 during the
             first reading of the input, which counts them.
         on_complaint: Called with a sentence for the user: a text without a vector, a part that is kept, a job that is done.
@@ -99,7 +102,9 @@ def run_job(
     with open_output(output, keep=keep, resume=resume, overwrite=overwrite, on_complaint=on_complaint) as opened:
         if opened.complete:
             on_complaint(f"{output} is complete already; leave out --resume to make it anew")
-            return JobResult(count=0, failed=0)
+            assert opened.space is not None
+            on_space(opened.space)
+            return JobResult(count=opened.mark.done, failed=opened.mark.failed)
         surveyed = survey(source, done=opened.mark.done, keep_going=keep_going, on_progress=on_progress)
         if not surveyed.count:
             raise EmptyBatchError("the input holds no text; give at least one")
@@ -113,6 +118,7 @@ def run_job(
                 surveyed=surveyed,
                 chosen=chosen,
                 keep_going=keep_going,
+                on_space=on_space,
                 on_progress=on_progress,
                 on_complaint=on_complaint,
             )

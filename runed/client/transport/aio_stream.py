@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from runed.client.calls.drive import drive_async
 from runed.client.calls.patience import Deadline
@@ -78,8 +78,7 @@ class AsyncStreamConnection(asyncio.Protocol, Generic[E]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # that of uvloop is no instance of it
 
     def data_received(self, data: bytes) -> None:
         """Keep the bytes until they are taken. If the caller takes none, the daemon stops sending."""

@@ -1,0 +1,36 @@
+"""Runs the Python examples of docs/scale.md."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import RunningDaemon, clean_environment
+
+DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "scale.md"
+
+
+@pytest.mark.parametrize("title", ["Ray Data", "Spark", "Daft and Dask"])
+def test_an_example_prints_what_stands_beside_it(title: str, minilm_daemon: RunningDaemon, tmp_path: Path) -> None:
+    section = DOCUMENT.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    examples = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert examples
+    for example in examples:
+        promised = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.MULTILINE)
+        assert promised
+        result = subprocess.run(
+            [sys.executable, "-c", example],
+            env=clean_environment(
+                RUNED_HOME=str(minilm_daemon.home), SPARK_LOCAL_IP="127.0.0.1", PYSPARK_PYTHON=sys.executable
+            ),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=400,
+        )
+        assert (result.returncode, result.stdout.splitlines()) == (0, promised), result.stderr
