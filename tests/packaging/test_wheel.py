@@ -127,7 +127,10 @@ def test_only_run_time_dependencies_are_declared(wheel_metadata: Message) -> Non
 
     assert always == {Requirement(text).name for text in project["dependencies"]}
     extras = {requirement.name for requirement in declared} - always
-    assert extras == {"chromadb", "langchain-core", "llama-index-core", "pandas", "pyarrow", "pyspark", "ray"}
+    assert extras == {
+        *("chromadb", "gguf", "langchain-core", "llama-index-core", "onnx", "onnxruntime"),
+        *("pandas", "pyarrow", "pyspark", "ray", "tokenizers"),
+    }
     assert wheel_metadata["Requires-Python"] == ">=3.11"
     assert wheel_metadata.get_all("Provides-Extra") == ["chroma", "langchain", "llama-index", "parquet"]
 
