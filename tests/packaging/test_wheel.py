@@ -127,9 +127,13 @@ def test_only_run_time_dependencies_are_declared(wheel_metadata: Message) -> Non
 
     assert always == {Requirement(text).name for text in project["dependencies"]}
     extras = {requirement.name for requirement in declared} - always
-    assert extras == {"chromadb", "langchain-core", "llama-index-core", "pandas", "pyarrow", "pyspark", "ray"}
+    assert extras == {
+        *("chromadb", "gguf", "langchain-core", "llama-index-core", "onnx", "onnxruntime"),
+        *("pandas", "pyarrow", "pyspark", "ray", "tokenizers"),
+    }
     assert wheel_metadata["Requires-Python"] == ">=3.11"
-    assert wheel_metadata.get_all("Provides-Extra") == ["chroma", "langchain", "llama-index", "parquet"]
+    provided = ["chroma", "langchain", "llama-index", "onnx", "parquet", "ray", "spark"]
+    assert wheel_metadata.get_all("Provides-Extra") == provided
 
 
 def test_the_clean_environment_sees_neither_source_tree_nor_development_tools(clean_python: Path, tmp_path: Path) -> None:
