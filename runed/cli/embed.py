@@ -81,7 +81,7 @@ many files:
   same name, and a receipt with checksums in _runed/. Parquet gives Parquet,
   everything else JSON lines, unless --format says otherwise. With --resume,
   files whose receipts are right are done, and others are embedded.
-  `runed.ray.embed_files` and `runed.spark.embed_files` do the same on a cluster.
+  `runed.ray.embed_files` and `runed.spark.embed_files` do so on clusters.
   All of it needs `pip install 'runed[parquet]'`.
 
 examples:
