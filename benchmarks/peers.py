@@ -37,6 +37,8 @@ _TEXTS = 20_000
 
 MIB = 1024 * 1024
 
+_PROBE = "the same text for all libraries"
+
 _SAME = 0.9999
 """Least cosine of the vectors of two libraries. They must compute the same model."""
 
@@ -47,7 +49,7 @@ class Peer:
 
     Attributes:
         name: The name of the library.
-        vector: The vector of the first text of the first process.
+        vector: The vector of `_PROBE`.
         first: Seconds from the start of the processes until all have a vector.
         rates: Texts per second of all processes together, by the texts of a list.
         memory: Bytes of all processes together, and of the daemon and its engine. A shared page counts once.
@@ -106,7 +108,8 @@ def _measure(lab: Lab, name: str, argv: Sequence[str], service: Callable[[], Ite
         for _ in range(PROCESSES)
     ]
     try:
-        vectors = _ask(processes, [lab.fresh_texts(_TEXTS) for _ in processes])
+        texts = [lab.fresh_texts(_TEXTS) for _ in processes]
+        vectors = _ask(processes, [[_PROBE, *texts[0]], *texts[1:]])
         first = time.perf_counter() - began
         rates = {size: sum(_ask(processes, [(size, lab.effort.slice_seconds)] * PROCESSES)) for size in SIZES}
         memory = sum(_proportional_bytes(pid) for pid in (*(process.pid for process in processes), *service()))
