@@ -88,8 +88,9 @@ class Line:
 
     @property
     def reserve(self) -> int:
-        """The number of flights that bulk texts leave to interactive ones."""
-        return self.backend.limits.flights // _FLIGHTS_A_RESERVE
+        """The number of flights that bulk texts leave to interactive ones. Of a few, it is one while such texts are likely."""
+        flights = self.backend.limits.flights
+        return max(flights // _FLIGHTS_A_RESERVE, int(flights > 1 and self.pace.patience is not None))
 
     def has_room(self, lane: Lane) -> bool:
         """Return whether the backend takes another micro-batch, of texts of a lane, now."""

@@ -53,7 +53,7 @@ class Offers:
     def _bulk_limits(self, line: Line) -> BatchLimits:
         """Return the limits of a bulk micro-batch, for which interactive texts may have to wait."""
         limits = line.backend.limits
-        if line.reserve:
+        if line.reserve:  # interactive texts wait for no bulk ones, and small micro-batches would cost a request each
             return limits
         sharing = [line] if line.is_remote else [other for other in self._lines.values() if not other.is_remote]
         return line.pace.bulk_limits(limits, [other.pace for other in sharing])

@@ -110,6 +110,21 @@ async def test_of_eight_flights_one_is_kept_for_interactive_texts() -> None:
 
 
 @virtual_time
+async def test_of_a_few_flights_one_is_kept_while_interactive_texts_are_likely_and_bulk_ones_stay_large() -> None:
+    shop = Shop(far=far(flights=4))
+    await answers(shop.submit("far", "interactive"))
+    began = now()
+    job = shop.submit("far", *(f"text {number}" for number in range(40)), lane=Lane.BULK)
+    await asyncio.sleep(0.5)
+    assert [len(batch) for batch in shop.lines["far"].flights] == [4, 4, 4]
+    await answers(shop.submit("far", "another"))
+    assert now() - began < 1.6, "it waited for no bulk text"
+    await answers(job)
+    assert now() - began < 4.6, "ten micro-batches, three at once"
+    await shop.close()
+
+
+@virtual_time
 async def test_a_micro_batch_that_nobody_waits_for_is_cancelled() -> None:
     shop = Shop(far=far(flights=1))
     left = shop.submit("far", "one", "two")
