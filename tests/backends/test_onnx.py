@@ -28,6 +28,7 @@ from runed.locking import LockFile
 from runed.paths import Paths
 from tests.backends.contract.contenders import SHA256, provide_graph
 from tests.backends.support import FAKES, QUICK, FakeEngine, all_stopped, check_stopped
+from tests.onnx_files import write_own_model
 from tests.support import Golden, capture_logs, process_gone, wait_until
 from tools.encoders import Shape, write
 from tools.minilm import package_folder
@@ -311,3 +312,18 @@ async def test_own_file_is_served(paths: Paths, make_onnx: MakeOnnx, own_file: P
     assert info.unknown_token == 100
     batch = await backend.embed(minilm_golden.texts)
     assert minilm_golden.cosines(as_array(batch.vectors)).min() >= 0.99999
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "tokenizer.json"])
+async def test_own_file_whose_folder_changed_is_not_served(
+    paths: Paths, make_onnx: MakeOnnx, tmp_path: Path, name: str
+) -> None:
+    model = write_own_model(tmp_path / "own", outside="weights.bin", pooling="mean")
+    await ensure_graph(model, SHA256, paths, timings=QUICK)
+    backend = make_onnx(model=model)
+    await backend.start()
+    await backend.stop()
+    path = model.with_name(name)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(BackendUnavailableError, match=r"^the model .*model.onnx was replaced or removed"):
+        await backend.start()

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from runed.backends.onnx import building
 from runed.backends.onnx.graph_folder import GRAPH, TOKENIZER, WEIGHTS, GraphInfo, read_graph
 from runed.backends.onnx.worker import Model
+from tests.onnx_files import write_own_model
 from tests.support import Golden
 from tools import encoders
 from tools.minilm import package_folder
@@ -104,6 +105,23 @@ def test_file_beside_its_tokenizer_is_served(exported: Path, tmp_path: Path) -> 
     for path in (exported / "onnx").iterdir():
         path.rename(exported / path.name)
     assert describe(exported, tmp_path / "graph", model="model.onnx").model == str(exported / "model.onnx")
+
+
+def test_weights_of_a_linked_file_are_those_beside_the_link(tmp_path: Path) -> None:
+    """Hugging Face's cache keeps each file under its hash, and has links with the names. The model's hash follows the links."""
+    files, root = tmp_path / "blobs", tmp_path / "snapshot"
+    write_own_model(files, outside="weights.bin", pooling="mean")
+    shutil.copy(files / "weights.bin", files / "other.bin")
+    np.negative(np.fromfile(files / "weights.bin", np.float32)).tofile(files / "weights.bin")
+    for name in ("model.onnx", "tokenizer.json", "config.json", "1_Pooling/config.json"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(files / name)
+    (root / "weights.bin").symlink_to(files / "other.bin")
+    vectors = []
+    for model in (root, files):
+        describe(model, tmp_path / f"graph-of-{model.name}", model="model.onnx")
+        vectors.append(Model(tmp_path / f"graph-of-{model.name}", threads=1).embed([np.arange(3, dtype=np.int32)]))
+    assert np.allclose(vectors[0], -vectors[1])
 
 
 def test_output_of_whole_texts_is_taken_if_nothing_tells_the_pooling(

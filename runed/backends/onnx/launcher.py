@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import ClassVar
 
 from runed.backends.engine.launcher import Launcher
@@ -10,8 +12,9 @@ from runed.backends.engine.process import ChildProcess
 from runed.backends.engine.server import EngineServer
 from runed.backends.onnx.command import OnnxCommand
 from runed.backends.onnx.graphs import ensure_graph
-from runed.errors import BackendError, BackendFaultError, BackendUnavailableError
+from runed.errors import BackendError, BackendFaultError, BackendUnavailableError, ModelFileError
 from runed.log import get_logger
+from runed.onnx_files import files_of, is_onnx
 
 _DAMAGED = 3
 """Exit code of the worker if it cannot load its graph."""
@@ -25,6 +28,14 @@ class OnnxLauncher(Launcher[OnnxCommand]):
     _remedy: ClassVar[str] = "install runed anew"
 
     _removed = False
+
+    def _files_of_model(self) -> list[Path]:
+        model = self._command.model
+        if not is_onnx(model):
+            return [model]
+        with suppress(ModelFileError):
+            return files_of(model)
+        return [model]  # the start tells what is wrong
 
     async def _launch(self) -> EngineServer:
         command = self._command

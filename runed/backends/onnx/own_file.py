@@ -71,7 +71,7 @@ def describe_own_file(model: Path, folder: Path, pooling: str) -> GraphInfo:
             (number, token.content) for number, token in tokenizer.get_added_tokens_decoder().items() if token.special
         ],
         name=str(config.get("_name_or_path", "")).rpartition("/")[2],
-        model=str(model.resolve()),
+        model=str(model.absolute()),  # not where a link leads to, since the weights lie beside the link
     )
 
 
