@@ -21,7 +21,7 @@ from runed.backends.base import BackendStatus
 from runed.backends.engine.launcher import DeviceError
 from runed.backends.likeness import cosine
 from runed.backends.onnx.backend import OnnxBackend
-from runed.backends.onnx.graph_folder import GRAPH, graph_folder, is_complete
+from runed.backends.onnx.graph_folder import GRAPH, TOKENIZER, WEIGHTS, graph_folder, is_complete
 from runed.backends.onnx.graphs import ensure_graph, folder_bytes
 from runed.errors import BackendFaultError, BackendUnavailableError, ModelFileError, TextTooLongError
 from runed.locking import LockFile
@@ -157,14 +157,16 @@ async def test_another_pooling_has_a_graph_of_its_own(make_onnx: MakeOnnx, paths
     assert vectors[0] != vectors[1]
 
 
-async def test_damaged_graph_is_made_anew(make_onnx: MakeOnnx, graph: Path) -> None:
-    backend = make_onnx()
+@pytest.mark.parametrize("name", [GRAPH, TOKENIZER, WEIGHTS])
+@pytest.mark.parametrize("changes", [{}, {"is_replaceable": True}], ids=["alone", "replaceable"])
+async def test_damaged_graph_is_made_anew(make_onnx: MakeOnnx, graph: Path, name: str, changes: dict[str, bool]) -> None:
+    backend = make_onnx(**changes)
     expected = await backend.embed(["a text"])
     await backend.stop()
-    (graph / GRAPH).write_bytes(bytes((graph / GRAPH).stat().st_size))
+    (graph / name).write_bytes(bytes((graph / name).stat().st_size))
     with capture_logs() as log:
-        assert await backend.embed(["a text"]) == expected
-    assert "the graph cannot be loaded and is made anew" in [line["event"] for line in log]
+        assert await make_onnx(**changes).embed(["a text"]) == expected
+    assert "the graph cannot be used and is made anew" in [line["event"] for line in log]
 
 
 async def test_graph_that_is_cut_short_is_made_anew(make_onnx: MakeOnnx, graph: Path) -> None:

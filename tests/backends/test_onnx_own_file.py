@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from runed.backends.onnx import building
 from runed.backends.onnx.graph_folder import GRAPH, TOKENIZER, WEIGHTS, GraphInfo, read_graph
+from runed.backends.onnx.model_file import UnsupportedModelError
 from runed.backends.onnx.worker import Model
 from tests.onnx_files import write_own_model
 from tests.support import Golden
@@ -234,3 +235,17 @@ def test_folder_is_incomplete_once_the_own_file_is_gone(exported: Path, tmp_path
     describe(exported, tmp_path / "graph")
     (exported / "onnx" / "model.onnx").unlink()
     assert read_graph(tmp_path / "graph") is None
+
+
+@pytest.mark.parametrize("kind", ["float16", "int64"])
+def test_output_of_another_type_is_refused_with_the_one_that_is_needed(tmp_path: Path, kind: str) -> None:
+    path = write_own_model(tmp_path / "own", pooling="mean")
+    model = onnx.load(path)
+    [output] = model.graph.output
+    model.graph.node[-1].output[0] = "values"
+    type_ = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    model.graph.node.append(helper.make_node("Cast", ["values"], [output.name], to=type_))
+    output.type.tensor_type.elem_type = type_
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedModelError, match=f"has the type {kind} and 3 dimensions; export it with float32 and 3$"):
+        building.build(path, tmp_path / "graph")

@@ -167,7 +167,9 @@ def _dim(session: ort.InferenceSession, output: str, ids: list[int], *, rank: in
     except Exception as error:  # noqa: BLE001 # as above
         raise UnsupportedModelError(f"a text cannot be computed: {error}") from None
     if vectors.ndim != rank or vectors.dtype != np.float32:
-        raise UnsupportedModelError(f"its output {output} has the type {vectors.dtype} and {vectors.ndim} dimensions")
+        raise UnsupportedModelError(
+            f"its output {output} has the type {vectors.dtype} and {vectors.ndim} dimensions; export it with float32 and {rank}"
+        )
     return int(vectors.shape[-1])
 
 
