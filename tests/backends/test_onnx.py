@@ -21,13 +21,14 @@ from runed.backends.base import BackendStatus
 from runed.backends.engine.launcher import DeviceError
 from runed.backends.likeness import cosine
 from runed.backends.onnx.backend import OnnxBackend
-from runed.backends.onnx.graph_folder import GRAPH, graph_folder, is_complete
+from runed.backends.onnx.graph_folder import GRAPH, TOKENIZER, WEIGHTS, graph_folder, is_complete
 from runed.backends.onnx.graphs import ensure_graph, folder_bytes
 from runed.errors import BackendFaultError, BackendUnavailableError, ModelFileError, TextTooLongError
 from runed.locking import LockFile
 from runed.paths import Paths
 from tests.backends.contract.contenders import SHA256, provide_graph
 from tests.backends.support import FAKES, QUICK, FakeEngine, all_stopped, check_stopped
+from tests.onnx_files import write_own_model
 from tests.support import Golden, capture_logs, process_gone, wait_until
 from tools.encoders import Shape, write
 from tools.minilm import package_folder
@@ -156,14 +157,16 @@ async def test_another_pooling_has_a_graph_of_its_own(make_onnx: MakeOnnx, paths
     assert vectors[0] != vectors[1]
 
 
-async def test_damaged_graph_is_made_anew(make_onnx: MakeOnnx, graph: Path) -> None:
-    backend = make_onnx()
+@pytest.mark.parametrize("name", [GRAPH, TOKENIZER, WEIGHTS])
+@pytest.mark.parametrize("changes", [{}, {"is_replaceable": True}], ids=["alone", "replaceable"])
+async def test_damaged_graph_is_made_anew(make_onnx: MakeOnnx, graph: Path, name: str, changes: dict[str, bool]) -> None:
+    backend = make_onnx(**changes)
     expected = await backend.embed(["a text"])
     await backend.stop()
-    (graph / GRAPH).write_bytes(bytes((graph / GRAPH).stat().st_size))
+    (graph / name).write_bytes(bytes((graph / name).stat().st_size))
     with capture_logs() as log:
-        assert await backend.embed(["a text"]) == expected
-    assert "the graph cannot be loaded and is made anew" in [line["event"] for line in log]
+        assert await make_onnx(**changes).embed(["a text"]) == expected
+    assert "the graph cannot be used and is made anew" in [line["event"] for line in log]
 
 
 async def test_graph_that_is_cut_short_is_made_anew(make_onnx: MakeOnnx, graph: Path) -> None:
@@ -311,3 +314,18 @@ async def test_own_file_is_served(paths: Paths, make_onnx: MakeOnnx, own_file: P
     assert info.unknown_token == 100
     batch = await backend.embed(minilm_golden.texts)
     assert minilm_golden.cosines(as_array(batch.vectors)).min() >= 0.99999
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "tokenizer.json"])
+async def test_own_file_whose_folder_changed_is_not_served(
+    paths: Paths, make_onnx: MakeOnnx, tmp_path: Path, name: str
+) -> None:
+    model = write_own_model(tmp_path / "own", outside="weights.bin", pooling="mean")
+    await ensure_graph(model, SHA256, paths, timings=QUICK)
+    backend = make_onnx(model=model)
+    await backend.start()
+    await backend.stop()
+    path = model.with_name(name)
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(BackendUnavailableError, match=r"^the model .*model.onnx was replaced or removed"):
+        await backend.start()

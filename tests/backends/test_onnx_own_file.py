@@ -15,7 +15,9 @@ from onnx import TensorProto, helper
 
 from runed.backends.onnx import building
 from runed.backends.onnx.graph_folder import GRAPH, TOKENIZER, WEIGHTS, GraphInfo, read_graph
+from runed.backends.onnx.model_file import UnsupportedModelError
 from runed.backends.onnx.worker import Model
+from tests.onnx_files import write_own_model
 from tests.support import Golden
 from tools import encoders
 from tools.minilm import package_folder
@@ -104,6 +106,23 @@ def test_file_beside_its_tokenizer_is_served(exported: Path, tmp_path: Path) -> 
     for path in (exported / "onnx").iterdir():
         path.rename(exported / path.name)
     assert describe(exported, tmp_path / "graph", model="model.onnx").model == str(exported / "model.onnx")
+
+
+def test_weights_of_a_linked_file_are_those_beside_the_link(tmp_path: Path) -> None:
+    """Hugging Face's cache keeps each file under its hash, and has links with the names. The model's hash follows the links."""
+    files, root = tmp_path / "blobs", tmp_path / "snapshot"
+    write_own_model(files, outside="weights.bin", pooling="mean")
+    shutil.copy(files / "weights.bin", files / "other.bin")
+    np.negative(np.fromfile(files / "weights.bin", np.float32)).tofile(files / "weights.bin")
+    for name in ("model.onnx", "tokenizer.json", "config.json", "1_Pooling/config.json"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(files / name)
+    (root / "weights.bin").symlink_to(files / "other.bin")
+    vectors = []
+    for model in (root, files):
+        describe(model, tmp_path / f"graph-of-{model.name}", model="model.onnx")
+        vectors.append(Model(tmp_path / f"graph-of-{model.name}", threads=1).embed([np.arange(3, dtype=np.int32)]))
+    assert np.allclose(vectors[0], -vectors[1])
 
 
 def test_output_of_whole_texts_is_taken_if_nothing_tells_the_pooling(
@@ -216,3 +235,17 @@ def test_folder_is_incomplete_once_the_own_file_is_gone(exported: Path, tmp_path
     describe(exported, tmp_path / "graph")
     (exported / "onnx" / "model.onnx").unlink()
     assert read_graph(tmp_path / "graph") is None
+
+
+@pytest.mark.parametrize("kind", ["float16", "int64"])
+def test_output_of_another_type_is_refused_with_the_one_that_is_needed(tmp_path: Path, kind: str) -> None:
+    path = write_own_model(tmp_path / "own", pooling="mean")
+    model = onnx.load(path)
+    [output] = model.graph.output
+    model.graph.node[-1].output[0] = "values"
+    type_ = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    model.graph.node.append(helper.make_node("Cast", ["values"], [output.name], to=type_))
+    output.type.tensor_type.elem_type = type_
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedModelError, match=f"has the type {kind} and 3 dimensions; export it with float32 and 3$"):
+        building.build(path, tmp_path / "graph")

@@ -32,7 +32,7 @@ class DeviceError(BackendUnavailableError):
 
 
 class ModelReplacedError(BackendUnavailableError):
-    """The file of the model is another one than at the start of the daemon, or gone. No other try can help."""
+    """A file of the model is another one than at the start of the daemon, or gone. No other try can help."""
 
 
 class Launcher(Generic[_C]):
@@ -65,7 +65,8 @@ class Launcher(Generic[_C]):
         self._holds_home = holds_home
         self._tried = False
         self._self_test: SelfTest | None = None
-        self._model_state = _file_state(command.model)
+        self._files = self._files_of_model()
+        self._file_states = [_file_state(path) for path in self._files]
 
     @property
     def command(self) -> _C:
@@ -84,14 +85,14 @@ class Launcher(Generic[_C]):
             The server; the caller closes it.
 
         Raises:
-            ModelReplacedError: The file of the model is not that of the identity.
+            ModelReplacedError: A file of the model is not that of the identity.
             DeviceError: It did not come up, or its vectors are wrong, and another engine can serve in place of it.
             BackendUnavailableError: It did not come up.
             BackendFaultError: It came up, but its vectors are wrong.
             ModelFileError: This engine cannot serve the file.
         """
         # Clients keep the model's identity beside their vectors. Another file at this path would serve other vectors unnoticed.
-        if _file_state(self._command.model) != self._model_state:
+        if [_file_state(path) for path in self._files] != self._file_states:
             raise ModelReplacedError(
                 f"the model {self._command.model} was replaced or removed while the daemon ran; run `runed stop`: "
                 "the next client starts a daemon that serves the present file"
@@ -105,6 +106,10 @@ class Launcher(Generic[_C]):
             raise DeviceError(error.message) from None
 
     # For subclasses
+
+    def _files_of_model(self) -> list[Path]:
+        """Return the files that decide what the model's vectors are."""
+        return [self._command.model]
 
     async def _launch(self) -> EngineServer:
         """Start the server. A subclass may try again with another command."""

@@ -71,7 +71,7 @@ def describe_own_file(model: Path, folder: Path, pooling: str) -> GraphInfo:
             (number, token.content) for number, token in tokenizer.get_added_tokens_decoder().items() if token.special
         ],
         name=str(config.get("_name_or_path", "")).rpartition("/")[2],
-        model=str(model.resolve()),
+        model=str(model.absolute()),  # not where a link leads to, since the weights lie beside the link
     )
 
 
@@ -167,7 +167,9 @@ def _dim(session: ort.InferenceSession, output: str, ids: list[int], *, rank: in
     except Exception as error:  # noqa: BLE001 # as above
         raise UnsupportedModelError(f"a text cannot be computed: {error}") from None
     if vectors.ndim != rank or vectors.dtype != np.float32:
-        raise UnsupportedModelError(f"its output {output} has the type {vectors.dtype} and {vectors.ndim} dimensions")
+        raise UnsupportedModelError(
+            f"its output {output} has the type {vectors.dtype} and {vectors.ndim} dimensions; export it with float32 and {rank}"
+        )
     return int(vectors.shape[-1])
 
 
