@@ -65,6 +65,25 @@ def test_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
     assert not is_many(os.fspath(tmp_path / "a[1].txt"))
 
 
+def test_links_in_a_loop_add_no_files(tree: Path) -> None:
+    (tree / "self").symlink_to(".")
+    (tree / "sub" / "deep" / "up").symlink_to("..")
+    (tree / "other").symlink_to("sub/deep")
+    expected = ["a.jsonl", "b.csv", "other/d.jsonl", "sub/c.jsonl", "sub/deep/d.jsonl"]
+    assert [name for name in names(os.fspath(tree)) if "up/" not in name] == expected
+    assert not [name for name in names(os.fspath(tree)) if "self/" in name or "deep/up/" in name]
+
+
+def test_a_directory_behind_a_link_lies_where_the_link_leads(tree: Path) -> None:
+    (tree.parent / "link").symlink_to(tree)
+    (tree / "within").symlink_to(tree.parent)
+    inside = Folder(os.fspath(tree.parent / "link" / "out"))
+    assert inside.lies_in(Folder(os.fspath(tree)), below=True)
+    assert Folder(os.fspath(tree.parent / "link")).lies_in(Folder(os.fspath(tree)), below=False)
+    assert not Folder(os.fspath(tree / "within")).lies_in(Folder(os.fspath(tree)), below=True)
+    assert not Folder(f"{tree}2").lies_in(Folder(os.fspath(tree)), below=True)
+
+
 def test_what_counts_as_many(tree: Path) -> None:
     assert all(is_many(name) for name in (os.fspath(tree), os.fspath(tree / "*.jsonl"), "s3://bucket/in", "in/*.jsonl"))
     assert not any(is_many(name) for name in (os.fspath(tree / "a.jsonl"), "none.jsonl", "-"))
