@@ -181,8 +181,8 @@ class Folder:
             return False
         # By their real places: a link to the input is the input.
         ours, theirs = (
-            os.path.join(os.path.realpath(one.path("")), "") if one.local else one.path("") for one in (self, other)
-        )  # noqa: PTH118 # the slash at the end
+            os.path.realpath(one.path("")).rstrip("/") + "/" if one.local else one.path("") for one in (self, other)
+        )
         return ours.startswith(theirs) if below else ours == theirs
 
     def _found(self, info: Any) -> Found:  # noqa: ANN401 # pyarrow has no type information

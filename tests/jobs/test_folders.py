@@ -75,13 +75,14 @@ def test_links_in_a_loop_add_no_files(tree: Path) -> None:
 
 
 def test_a_directory_behind_a_link_lies_where_the_link_leads(tree: Path) -> None:
-    (tree.parent / "link").symlink_to(tree)
-    (tree / "within").symlink_to(tree.parent)
-    inside = Folder(os.fspath(tree.parent / "link" / "out"))
-    assert inside.lies_in(Folder(os.fspath(tree)), below=True)
-    assert Folder(os.fspath(tree.parent / "link")).lies_in(Folder(os.fspath(tree)), below=False)
-    assert not Folder(os.fspath(tree / "within")).lies_in(Folder(os.fspath(tree)), below=True)
-    assert not Folder(f"{tree}2").lies_in(Folder(os.fspath(tree)), below=True)
+    folder = tree / "sub"
+    (tree / "link").symlink_to("sub")
+    (folder / "within").symlink_to("../_hidden")
+    linked, within, beside = (Folder(os.fspath(tree / name)) for name in ("link/out", "sub/within", "sub2"))
+    assert linked.lies_in(Folder(os.fspath(folder)), below=True)
+    assert Folder(os.fspath(tree / "link")).lies_in(Folder(os.fspath(folder)), below=False)
+    assert not beside.lies_in(Folder(os.fspath(folder)), below=True)
+    assert not within.lies_in(Folder(os.fspath(folder)), below=True)
 
 
 def test_what_counts_as_many(tree: Path) -> None:
