@@ -16,6 +16,9 @@ _BLANK = re.compile(r"[\x00-\x20\x7f]")
 _PLACE = re.compile(r"(?:\[[0-9a-f:.]+\]|[^][:\\<>^`{|}]+)(?::[0-9]*)?", re.IGNORECASE)
 """A host and perhaps a port."""
 
+_LONGEST_WAIT = 366 * 86400.0
+"""The most seconds to wait. Thousands of digits would be infinity, which no answer to a client can have."""
+
 
 def scheme_of(location: str) -> str:
     """Return the scheme of a URL in small letters; "" if the text is a path."""
@@ -58,6 +61,8 @@ def printable_url(url: str) -> str:
         parts.port  # noqa: B018 # raises if the text before a "/" in a password was taken for host and port
     except ValueError:
         return "a malformed URL"
+    if not parts.netloc and "@" in url:  # the scheme was forgotten, so a password may stand in any part
+        return url.rpartition("@")[2].partition("?")[0]
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -68,9 +73,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """
     value = headers.get("retry-after", "").strip()
     if (exact := headers.get("retry-after-ms", "").strip()).isdecimal():
-        return float(exact) / 1000
+        return min(float(exact) / 1000, _LONGEST_WAIT)
     if value.isdecimal():
-        return float(value)
+        return min(float(value), _LONGEST_WAIT)
     if (until := _timestamp(value)) is None:
         return None
     # By the server's own clock, since that of this machine may be wrong by years.

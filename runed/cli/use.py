@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         tell(f"it is not installed: the next start of the daemon fetches it{size}, or `runed pull {spec.name}` does it now")
     now = load_settings()
     if now.default_model != spec.name:
-        complain("the environment names another model: unset RUNED_MODEL, RUNED_MODEL_VARIANT and RUNED_DEFAULT_MODEL")
+        complain(
+            "the environment names another model: unset RUNED_BACKEND, RUNED_MODEL, RUNED_MODEL_VARIANT and RUNED_DEFAULT_MODEL"
+        )
     tell_of_daemon(paths)
     return ExitCode.OK

@@ -114,6 +114,11 @@ class Folder:
         with self._errors(""):
             infos = self._system.get_file_info(fs.FileSelector(self._root, recursive=is_deep(patterns)))
         found = [self._found(info) for info in infos if info.type.name == "File"]
+        if self.local:
+            looped = {
+                folder for folder in {one.name.rpartition("/")[0] for one in found} if _is_looped(self.path(folder), self.local)
+            }
+            found = [one for one in found if one.name.rpartition("/")[0] not in looped]
         return sorted((one for one in found if _matches(one.name.split("/"), patterns)), key=lambda one: one.name)
 
     def find(self, name: str) -> Found | None:
@@ -174,7 +179,11 @@ class Folder:
         """Return whether this is the same directory as another one or, with `below`, lies anywhere in it."""
         if not self._system.equals(other._system):
             return False
-        return self.path("").startswith(other.path("")) if below else self.path("") == other.path("")
+        # By their real places: a link to the input is the input.
+        ours, theirs = (
+            os.path.realpath(one.path("")).rstrip("/") + "/" if one.local else one.path("") for one in (self, other)
+        )
+        return ours.startswith(theirs) if below else ours == theirs
 
     def _found(self, info: Any) -> Found:  # noqa: ANN401 # pyarrow has no type information
         return Found(info.path[len(self._root) :].lstrip("/"), info.size, info.mtime_ns or 0)
@@ -186,6 +195,13 @@ class Folder:
         except (OSError, ValueError) as error:  # errors of pyarrow are one of these
             place = f"{self.shown}/{name}" if name else self.shown
             raise SettingsError(f"{place} cannot be used: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _is_looped(path: str, root: Path) -> bool:
+    """Return whether a directory is reached by a link to one above it. Its files would be found again and again."""
+    folder = Path(path)
+    real = [os.path.realpath(one) for one in (folder, *folder.parents) if one.is_relative_to(root)]
+    return len(set(real)) < len(real)
 
 
 def is_deep(patterns: list[str]) -> bool:

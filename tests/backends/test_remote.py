@@ -167,6 +167,43 @@ async def test_vectors_of_other_texts_are_nobodys(behaviour: dict[str, Any], rem
     assert backend.state.status is BackendStatus.FAILED
 
 
+async def test_an_answer_that_is_nested_too_deeply_makes_the_engine_unusable(remote: FakeRemote, engine: Meet) -> None:
+    backend = await engine(remote.url)
+    remote.behaviour.script.append((200, {}, b'{"x":' + b"[" * 100_000))
+    with pytest.raises(BackendUnavailableError, match="none of its API"):
+        await backend.embed(TEXTS)
+
+
+async def test_an_answer_that_is_longer_than_its_vectors_can_be_takes_no_memory(remote: FakeRemote, engine: Meet) -> None:
+    backend = await engine(remote.url)
+    numbers = b'{"data": [{"embedding": [' + b"0," * 1_100_000 + b"0]}]}"
+    remote.behaviour.script.append((200, {}, numbers))
+    with pytest.raises(BackendUnavailableError, match="answered more than"):
+        await backend.embed(["a text"])
+    await ready(backend)
+    assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
+
+
+@pytest.mark.parametrize(
+    ("url", "warns"),
+    [
+        ("http://gpu.example/v1", True),
+        ("HTTP://gpu.example/v1", True),
+        ("http://localhost.example/v1", True),
+        ("http://127.gpu.example/v1", True),
+        ("http://[2001:db8::1]:80/v1", True),
+        ("https://gpu.example/v1", False),
+        ("http://LOCALHOST:8/v1", False),
+        ("http://127.0.0.9/v1", False),
+        ("http://[::1]:80/v1", False),
+    ],
+)
+async def test_a_key_over_http_to_another_machine_is_told(url: str, engine: Meet, remote: FakeRemote, *, warns: bool) -> None:
+    backend = await engine(remote.url)
+    backend._remote = RemoteModel(url=url, key_variable="SOME_API_KEY")
+    assert ("without encryption" in backend.state.reason) == warns
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -245,6 +282,14 @@ async def test_the_engine_says_when_to_come_back(remote: FakeRemote, engine: Mee
         await backend.embed(TEXTS)
     assert time.monotonic() - began < 1, "nobody waits for a minute here"
     assert refusal.value.retry_after == 60
+
+
+async def test_a_time_to_wait_without_end_has_one(remote: FakeRemote, engine: Meet) -> None:
+    backend = await engine(remote.url)
+    remote.behaviour.script.append((429, {"retry-after": "9" * 400}, b""))
+    with pytest.raises(BackendUnavailableError) as refusal:
+        await backend.embed(TEXTS)
+    assert refusal.value.retry_after == 366 * 86400, "infinity cannot be told to a client"
 
 
 async def test_a_cut_answer_is_asked_for_again_and_an_engine_that_only_cuts_is_away(remote: FakeRemote, engine: Meet) -> None:
@@ -434,7 +479,7 @@ class TestKeys:
         backend = await engine(remote.url, key_variable="SOME_API_KEY")
         assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
 
-    @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two words", b"a\x07b"], ids=repr)
+    @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two words", b"a\x07b", b"\xef\xbb\xbfkey"], ids=repr)
     async def test_what_is_no_key_is_told_without_it(
         self, content: bytes, remote: FakeRemote, engine: Meet, tmp_path: Path
     ) -> None:

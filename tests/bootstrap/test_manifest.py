@@ -392,6 +392,8 @@ def test_a_manifest_url_that_cannot_be_fetched_is_a_bad_setting(url: str) -> Non
 
 def test_secrets_of_a_url_are_never_shown() -> None:
     assert printable_url("https://me:secret@example.org:8/a/b?sig=secret#secret") == "https://example.org:8/a/b"
+    for url in ("me:secret@example.org/a", "secret@example.org/a?sig=secret", "me:secr/et@example.org/a"):
+        assert printable_url(url) == "example.org/a", "the scheme was forgotten"
 
 
 @pytest.mark.parametrize(

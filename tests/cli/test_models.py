@@ -315,6 +315,8 @@ def test_use_takes_the_place_of_older_settings_and_tells_of_the_environment(stoc
     done = stocked.with_environment(RUNED_MODEL=str(minilm)).run("use", "mini")
     assert "the environment names another model" in done.stderr
     assert config(stocked)["default_model"] == "mini.f32"
+    done = stocked.with_environment(RUNED_BACKEND="http://127.0.0.1:1/v1").run("use", "mini")
+    assert "unset RUNED_BACKEND" in done.stderr
 
 
 # Removing

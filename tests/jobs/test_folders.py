@@ -65,6 +65,26 @@ def test_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
     assert not is_many(os.fspath(tmp_path / "a[1].txt"))
 
 
+def test_links_in_a_loop_add_no_files(tree: Path) -> None:
+    (tree / "self").symlink_to(".")
+    (tree / "sub" / "deep" / "up").symlink_to("..")
+    (tree / "other").symlink_to("sub/deep")
+    expected = ["a.jsonl", "b.csv", "other/d.jsonl", "sub/c.jsonl", "sub/deep/d.jsonl"]
+    assert [name for name in names(os.fspath(tree)) if "up/" not in name] == expected
+    assert not [name for name in names(os.fspath(tree)) if "self/" in name or "deep/up/" in name]
+
+
+def test_a_directory_behind_a_link_lies_where_the_link_leads(tree: Path) -> None:
+    folder = tree / "sub"
+    (tree / "link").symlink_to("sub")
+    (folder / "within").symlink_to("../_hidden")
+    linked, within, beside = (Folder(os.fspath(tree / name)) for name in ("link/out", "sub/within", "sub2"))
+    assert linked.lies_in(Folder(os.fspath(folder)), below=True)
+    assert Folder(os.fspath(tree / "link")).lies_in(Folder(os.fspath(folder)), below=False)
+    assert not beside.lies_in(Folder(os.fspath(folder)), below=True)
+    assert not within.lies_in(Folder(os.fspath(folder)), below=True)
+
+
 def test_what_counts_as_many(tree: Path) -> None:
     assert all(is_many(name) for name in (os.fspath(tree), os.fspath(tree / "*.jsonl"), "s3://bucket/in", "in/*.jsonl"))
     assert not any(is_many(name) for name in (os.fspath(tree / "a.jsonl"), "none.jsonl", "-"))

@@ -63,7 +63,7 @@ def read(body: bytes, kind: type[_T]) -> _T:
     """
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:  # some servers write NaN, which is no JSON
         return msgspec.convert(json.loads(body), kind)

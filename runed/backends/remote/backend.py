@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from runed.backends.base import BackendState, BackendStatus, BatchLimits, Counting, EmbeddingBatch, TextInput, Tokens
 from runed.backends.remote.answers import WrongAnswerError
@@ -382,11 +384,14 @@ def _remarks(remote: RemoteModel, link: Link, space: Space) -> str:
         remarks.append("its vectors are not of norm 1, and are scaled here")
     if not space.max_tokens:
         remarks.append(f"nobody tells its longest text, so {_ASSUMED_TOKENS:,} tokens are assumed; set max_tokens")
-    if remote.key_place and remote.url.startswith("http:") and not _is_loopback(remote.url):
+    url = urlsplit(remote.url)
+    if remote.key_place and url.scheme == "http" and not _is_loopback(url.hostname or ""):
         remarks.append("the key is sent without encryption; use https")
     return "; ".join(filter(None, remarks))
 
 
-def _is_loopback(url: str) -> bool:
-    host = url.split("/")[2]
-    return host.startswith(("127.", "localhost", "[::1]"))
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return f".{host}".endswith(".localhost")

@@ -48,8 +48,12 @@ _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MAN
 
 _KEY_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
-_ANSWER_BYTES = 256 * 1024 * 1024
-"""The most bytes of an answer."""
+_ANSWER_BYTES = 16 * 1024 * 1024
+"""The most bytes of an answer to a question that has no texts, such as a list of models."""
+
+_BYTES_A_BYTE = 128
+"""The most further bytes of an answer for each byte of the question, such as those of a token. Numbers in lists take over 40
+times their bytes of memory, so an answer of any length could take all of it."""
 
 _SHOWN_BYTES = 4096
 """Bytes of an error answer that are looked at."""
@@ -148,17 +152,23 @@ class RemoteHTTP:
             RefusedError: The engine refuses it.
             BackendUnavailableError: It cannot be asked: its key, its certificate or a redirect is to blame.
         """
-        return await self._patiently("GET", url, None)
+        return await self._patiently("GET", url, None, _ANSWER_BYTES)
 
-    async def post(self, url: str, question: object) -> Answer:
-        """Ask a question, as JSON, and try again what can pass; see `get`."""
+    async def post(self, url: str, question: object, *, limit: int | None = None) -> Answer:
+        """Ask a question, as JSON, and try again what can pass; see `get`.
+
+        Args:
+            url: Where to ask.
+            question: The question.
+            limit: The most bytes of the answer; None for as many as the tokens of the question's texts can have.
+        """
         try:
             body = msgspec.json.encode(question)
         except UnicodeEncodeError:  # its message quotes the text
             raise InvalidTextError("a text is not valid Unicode (it has a lone surrogate); replace or remove it") from None
-        return await self._patiently("POST", url, body)
+        return await self._patiently("POST", url, body, _ANSWER_BYTES + _BYTES_A_BYTE * len(body) if limit is None else limit)
 
-    async def _patiently(self, method: str, url: str, body: bytes | None) -> Answer:
+    async def _patiently(self, method: str, url: str, body: bytes | None, limit: int) -> Answer:
         backoff = tenacity.wait_exponential(multiplier=_FIRST_WAIT, max=_MAX_WAIT) + tenacity.wait_random(0, _FIRST_WAIT)
 
         def wait(state: tenacity.RetryCallState) -> float:
@@ -173,16 +183,16 @@ class RemoteHTTP:
             wait=wait,
             reraise=True,
         )
-        return await retrying(self._try, method, url, body)
+        return await retrying(self._try, method, url, body, limit)
 
-    async def _try(self, method: str, url: str, body: bytes | None) -> Answer:
+    async def _try(self, method: str, url: str, body: bytes | None, limit: int) -> Answer:
         loop = asyncio.get_running_loop()
         if (pause := self._not_before - loop.time()) > 0:
             await asyncio.sleep(pause)  # another request was asked to wait
         async with self._slots:
             self._flying += 1
             try:
-                return await self._ask(method, url, body)
+                return await self._ask(method, url, body, limit)
             except asyncio.CancelledError:
                 if self._shares_connections and self._flying == 1:
                     # httpcore tells a server of HTTP/2 nothing of a cancel. Over HTTP/1.1 it ends the connection itself.
@@ -191,7 +201,7 @@ class RemoteHTTP:
             except KeyRefusedError:
                 if not self.key.renew():
                     raise
-                return await self._ask(method, url, body)
+                return await self._ask(method, url, body, limit)
             except PassingError as error:
                 if error.is_busy and error.retry_after:
                     self._not_before = loop.time() + min(error.retry_after, self._remote.timeout)
@@ -199,7 +209,7 @@ class RemoteHTTP:
             finally:
                 self._flying -= 1
 
-    async def _ask(self, method: str, url: str, body: bytes | None) -> Answer:
+    async def _ask(self, method: str, url: str, body: bytes | None, limit: int) -> Answer:
         """Send a request once. Follow redirects to the same server."""
         headers = _HEADERS | self.key.headers() | ({} if body is None else {"content-type": "application/json"})
         try:
@@ -209,7 +219,7 @@ class RemoteHTTP:
                 response = await self._open().handle_async_request(request)
                 try:
                     if not response.has_redirect_location:
-                        return await self._read(response)
+                        return await self._read(response, limit)
                     url = str(self._redirected(request.url, response))
                 finally:
                     await response.aclose()
@@ -249,7 +259,7 @@ class RemoteHTTP:
             )
         return target
 
-    async def _read(self, response: httpx.Response) -> Answer:
+    async def _read(self, response: httpx.Response, limit: int) -> Answer:
         stream = response.extensions.get("network_stream")
         is_first = stream not in self._known
         self._shares_connections = response.http_version == "HTTP/2"
@@ -258,8 +268,8 @@ class RemoteHTTP:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         async for piece in response.stream:
             data += piece
-            if len(data) > _ANSWER_BYTES:
-                raise BackendUnavailableError(f"{self._remote.url} answered more than {_ANSWER_BYTES:,} bytes; check the url")
+            if len(data) > limit:
+                raise BackendUnavailableError(f"{self._remote.url} answered more than {limit:,} bytes; check the url")
         status = response.status_code
         if status < HTTPStatus.MULTIPLE_CHOICES:
             return Answer(bytes(data), response.headers, is_first)

@@ -72,7 +72,9 @@ class Key:
                 f"{place} holds no key; put it there{'' if self._remote.key_file else ', and run `runed stop`'}"
             )
         if not value.isascii() or not value.isprintable() or " " in value:
-            raise BackendUnavailableError(f"{place} holds something that is no key: it has spaces or control characters")
+            raise BackendUnavailableError(
+                f"{place} holds something that is no key: it has spaces, control characters or characters that are not ASCII"
+            )
         return value
 
     def __repr__(self) -> str:

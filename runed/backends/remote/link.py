@@ -14,6 +14,9 @@ from runed.backends.remote.tokens import tokenize
 from runed.errors import TextTooLongError
 from runed.own_models import RemoteModel
 
+_VECTOR_BYTES = 512 * 1024
+"""The most bytes of one vector in an answer: 20,000 numbers of 25 digits."""
+
 
 class Link:
     """Asks one engine for vectors and tokens. Batches that are too large for it are halved.
@@ -100,14 +103,15 @@ class Link:
 
     async def _ask(self, texts: Sequence[str]) -> Vectors:
         assert self.found is not None
+        limit = _VECTOR_BYTES * (1 + len(texts))
         if self.found.api == "tei":
             question = {"inputs": texts, "normalize": True, "truncate": False}
-            answer = await self.http.post(f"{self.found.base}/embed", question)
+            answer = await self.http.post(f"{self.found.base}/embed", question, limit=limit)
             vectors = read_tei(answer.body, len(texts), answer.headers)
         else:
             encoding = "base64" if self._base64 else "float"
             question = {"model": self.found.model, "input": texts, "encoding_format": encoding}
-            answer = await self.http.post(f"{self.found.base}/embeddings", question)
+            answer = await self.http.post(f"{self.found.base}/embeddings", question, limit=limit)
             vectors = read_openai(answer.body, len(texts))
         self._note(answer)
         if self.found.cuts_silently and len(texts) == 1 and self.max_tokens and vectors.tokens >= self.max_tokens:
