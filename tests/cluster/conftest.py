@@ -1,6 +1,6 @@
 """Clusters of real parts on this machine: two nodes of Ray, two executors of Spark, and a server of S3.
 
-These tests run in a lane of their own, `make test-cluster`, since they need Java and half a gigabyte of packages.
+These tests run in a lane of their own, `make test-cluster`, since they need Java and 1.1 GB of packages.
 """
 
 from __future__ import annotations
