@@ -192,5 +192,6 @@ class Space:
             elif found != self._expected:
                 raise RunedError(
                     f'the daemon of node {node} has another model or engine: its fingerprint is "{found}" instead of '
-                    f'"{self._expected}", and vectors of both cannot be compared; give all nodes the same model and version'
+                    f'"{self._expected}", and vectors of both cannot be compared; give all nodes the same model and version, '
+                    "and the same RUNED_ENGINE, such as cpu"
                 )
