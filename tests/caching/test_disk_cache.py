@@ -437,6 +437,7 @@ async def test_vectors_of_a_time_to_come_go_before_newer_ones(tmp_path: Path) ->
         await disk.flush()
     newest = [key_of(number) for number in range(7000, 8000)]
     assert set(await disk.get(newest)) == set(newest)
+    await disk.close()
 
 
 async def test_a_damaged_time_of_use_is_of_no_consequence(tmp_path: Path) -> None:
@@ -447,6 +448,7 @@ async def test_a_damaged_time_of_use_is_of_no_consequence(tmp_path: Path) -> Non
     put(disk, 3)
     await disk.flush()
     assert await numbers_in(disk, range(4)) == {1, 2, 3}
+    await disk.close()
 
 
 async def test_a_file_larger_than_a_new_bound_shrinks(tmp_path: Path) -> None:
