@@ -158,13 +158,20 @@ def _as_dict(report: Report) -> dict[str, object]:
     }
 
 
+def _engine(report: Report) -> str:
+    info, pid = report.info, report.health.engine_pid
+    if info.accelerator == "remote":
+        return f"on another machine, {info.device}"
+    if not (info.model_identity or pid):
+        return f"not chosen yet, {_profile(info)}"  # its version, which names it, is told with the model
+    name = f"{engine_name(info.engine_version)} {info.engine_version.removeprefix(ONNX_VERSIONS)}".strip()
+    process = _process(pid, report.engine_memory) if pid else "not running"
+    return ", ".join(filter(None, [name, report.engine_reason, _profile(info), process]))
+
+
 def _as_lines(report: Report) -> dict[str, str]:
     info, health = report.info, report.health
     variant = f" ({info.model_variant})" if info.model_variant else ""
-    name = engine_name(info.engine_version)
-    engine = f"{name} {info.engine_version.removeprefix(ONNX_VERSIONS)}".strip()
-    engine += f", {report.engine_reason}" if report.engine_reason else ""
-    is_remote = info.accelerator == "remote"
     lines = {
         "state": _state(health),
         "model": f"{info.model_name}{variant}, {info.model_identity}" if info.model_identity else "not installed yet",
@@ -172,11 +179,7 @@ def _as_lines(report: Report) -> dict[str, str]:
         if info.vector_dim
         else "-",
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
-        "engine": f"on another machine, {info.device}"
-        if is_remote
-        else f"{engine}, {_profile(info)}, {_process(health.engine_pid, report.engine_memory)}"
-        if health.engine_pid
-        else f"{engine}, {_profile(info)}, not running",
+        "engine": _engine(report),
         "device": _device(info),
         "daemon": f"runed {info.daemon_version}, {_process(health.pid, report.daemon_memory)}, "
         f"up {_duration(health.uptime_seconds)}",

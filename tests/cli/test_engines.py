@@ -93,6 +93,15 @@ def test_status_of_a_named_engine_gives_no_reason(mini: Cli, minilm: Path) -> No
     assert "faster" not in lines_of(ran(named, "status"))["engine"]
 
 
+@pytest.mark.parametrize("engine", ["auto", "cpu", "onnx"])
+def test_status_names_no_engine_before_there_is_one(empty: Cli, tmp_path: Path, engine: str) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    cli = empty.with_environment(RUNED_ENGINE=engine, RUNED_MODEL=str(broken))
+    assert cli.run("ensure", "--wait", timeout=60).returncode != 0
+    assert lines_of(cli.run("status").stdout)["engine"] == "not chosen yet, profile balanced"
+
+
 def test_models_and_show_tell_the_engine_of_the_next_start(mini: Cli, minilm: Path) -> None:
     assert "engine" not in ran(mini, "models").splitlines()[0].split()
     assert mini.with_environment(RUNED_ENGINE="cpu").run("install").returncode == 0  # the hash of the file is known then
