@@ -53,6 +53,9 @@ async def test_info_waits_and_refuses_as_that_of_the_blocking_client(arrange: Ar
 
 async def test_starting_a_daemon_does_not_block_the_loop(arrange: Arrange) -> None:
     home = arrange()
+    program = home / "fake-runed"
+    # Half a second, since a quick start leaves few turns to count on a busy machine.
+    program.write_text(program.read_text().replace("exec ", "sleep 0.5\nexec ", 1))
     connecting = asyncio.create_task(runed.connect_async(home=home))
     turns = 0
     while not connecting.done():
