@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from runed.cli.boundary import ExitCode, complain, tell
-from runed.cli.engines import comparison_of, reason_for
-from runed.domain.engines import LLAMA_SERVER, ONNX_VERSIONS, engine_name
+from runed.domain.engines import ONNX_VERSIONS, engine_name
 from runed.errors import DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.asking import ANSWER_SECONDS, Connected, Health, Info, Lane, Model, Setting, look
 from runed.lifecycle.hold import read_hold
@@ -78,16 +77,17 @@ _PHASES = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answers of a running daemon, and the resident memory of daemon and engine in bytes; 0 if it is not known.
-
-    `engine_reason` tells why the engine is the one that it is, if a comparison decided that.
-    """
+    """The answers of a running daemon, and the resident memory of daemon and engine in bytes; 0 if it is not known."""
 
     info: Info
     health: Health
     daemon_memory: int
     engine_memory: int
-    engine_reason: str = ""
+
+    @property
+    def engine_reason(self) -> str:
+        """Why the engine is the one that it is, if a comparison decided that."""
+        return next((model.engine_reason for model in self.health.models if model.name == self.info.model), "")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -158,17 +158,9 @@ def _report(paths: Paths, info: Info, health: Health) -> Report:
     process = find_process(paths)
     if process is None or process.pid != health.pid:
         health = msgspec.structs.replace(health, pid=process.pid if process else 0)
-        return Report(info, health, resident_bytes(health.pid) if process else 0, 0, _engine_reason(paths, info))
+        return Report(info, health, resident_bytes(health.pid) if process else 0, 0)
     engine = resident_bytes(health.engine_pid) if is_child(health.engine_pid, process) else 0
-    return Report(info, health, resident_bytes(process.pid), engine, _engine_reason(paths, info))
-
-
-def _engine_reason(paths: Paths, info: Info) -> str:
-    """Return why the engine serves that does; "" if an accelerator, or no comparison, decided that."""
-    engine = engine_name(info.engine_version)
-    if info.accelerator != "cpu" and engine == LLAMA_SERVER:
-        return ""
-    return reason_for(engine, comparison_of(paths, info.model_identity.removeprefix("sha256:")))
+    return Report(info, health, resident_bytes(process.pid), engine)
 
 
 def _http(paths: Paths) -> dict[str, str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import time
+from collections.abc import Sequence
+
+import msgspec
 
 from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import duration, seconds
 from runed.cli.status import client_words
 from runed.cli.watching import watched
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError, SettingsError
-from runed.lifecycle.asking import Asker, Health, look
+from runed.lifecycle.asking import Asker, Connected, Health, look
 from runed.lifecycle.hold import LONGEST, Hold, write_hold
 from runed.lifecycle.spawn import find_process, stop_daemon, wait_for_end
 from runed.locking import LockFile
@@ -43,6 +47,10 @@ KEPT_STOPPED, and say until when. A restart of the machine does not change that.
 """
 
 EPILOG = """\
+with --json, standard output is one JSON object: stopped (whether a daemon ran),
+seconds, clients (the other programs that were connected), and
+kept_stopped_seconds with --for.
+
 examples:
   runed stop
   runed stop --for 10m       and let no program start it for ten minutes
@@ -61,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long calls in flight may take before they are cut off (default: 10; at most 300)",
     )
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
     parser.add_argument("--force", action="store_true", help="kill a daemon that has not ended after this time")
     parser.add_argument(
         "--for",
@@ -78,12 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     health = _ask(paths)
     hold = _keep_stopped(settings, paths, arguments.hold) if arguments.hold else None
-    if health is not None:
-        _warn_of_others(health, arguments.grace, kept=hold is not None)
-    if _stop(paths, arguments.grace, force=arguments.force):
-        tell(f"stopped the daemon of {paths.home} after {time.monotonic() - started:.1f} s")
-    else:
-        tell(f"no daemon runs for {paths.home}")
+    others = health.others(os.getpid()) if health else []
+    if health is not None and not arguments.json:
+        _warn_of_others(health, others, arguments.grace, kept=hold is not None)
+    stopped = _stop(paths, arguments.grace, force=arguments.force)
+    passed = time.monotonic() - started
+    if arguments.json:
+        kept = {"kept_stopped_seconds": round(hold.remaining)} if hold else {}
+        clients = [msgspec.structs.asdict(client) for client in others]
+        print(json.dumps({"stopped": stopped, "seconds": round(passed, 3), "clients": clients} | kept))
+        return ExitCode.OK
+    tell(f"stopped the daemon of {paths.home} after {passed:.1f} s" if stopped else f"no daemon runs for {paths.home}")
     if hold is not None:
         tell(f"nobody starts it until {hold.until}; `runed ensure --anyway` does so earlier")
     return ExitCode.OK
@@ -109,9 +123,8 @@ def _ask(paths: Paths) -> Health | None:
         return None
 
 
-def _warn_of_others(health: Health, grace: float, *, kept: bool) -> None:
+def _warn_of_others(health: Health, others: Sequence[Connected], grace: float, *, kept: bool) -> None:
     """Tell who works with the daemon, and that they will start it again."""
-    others = health.others(os.getpid())
     if others:
         names = ", ".join(map(client_words, others))
         then = (

@@ -12,14 +12,14 @@ import termios
 import time
 import tty
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.options import seconds
 from runed.cli.status import client_words, device_words, duration, megabytes, sleep_words, state_words
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, printable
-from runed.lifecycle.asking import Asker, Health, Info
+from runed.lifecycle.asking import Asker, Health, Info, Model
 from runed.lifecycle.presence import observe
 from runed.paths import Paths
 from runed.processes import resident_bytes
@@ -184,7 +184,7 @@ def _fitted(watch: _Watch, console: Console) -> Text:
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[object]:
+def _keys() -> Iterator[Callable[[float], bool]]:
     """Let keys be read one by one, without Enter and without an echo. Yield a function that waits for `q`."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
@@ -217,11 +217,10 @@ def _screen(watch: _Watch, width: int, height: int) -> list[Text]:
         f"  up {duration(health.uptime_seconds)}  {megabytes(watch.daemon_memory)}",
     )
     lines = [head, *_histories(watch, width), *_totals(health)]
-    lines += [Text(f"{printable(line)}") for model in health.models for line in _model_lines(model)]
-    lines += [Text.assemble((f"{'clients':<{_LABEL}}", "bold"), printable(_clients(health)))]
+    rows = [*(("model", _model_line(model)) for model in health.models), ("clients", _clients(health))]
+    lines += [Text.assemble((f"{name:<{_LABEL}}", "bold"), printable(value)) for name, value in rows]
     if health.message:
         lines.insert(1, Text(printable(health.message), style=style))
-    lines = [line for line in lines if line.plain]
     if height < len(lines) + 1:
         return [*lines[: max(1, height - 1)], Text("q leaves", style="dim")]
     return [*lines, Text("q leaves", style="dim")]
@@ -263,13 +262,10 @@ def _totals(health: Health) -> Iterator[Text]:
         yield Text.assemble((f"{name:<{_LABEL}}", "bold"), value)
 
 
-def _model_lines(model: object) -> list[str]:
-    from runed.lifecycle.asking import Model  # noqa: PLC0415 # for its type
-
-    assert isinstance(model, Model)
+def _model_line(model: Model) -> str:
     memory = f", {megabytes(model.memory_bytes)}" if model.engine_pid else ""
     name = model.name or "default model"
-    return [f"{'model':<{_LABEL}}{name}: {state_words(model)}, {device_words(model)}{memory}{sleep_words(model)}"]
+    return f"{name}: {state_words(model)}, {device_words(model)}{memory}{sleep_words(model)}"
 
 
 def _clients(health: Health) -> str:

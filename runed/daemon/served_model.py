@@ -121,6 +121,7 @@ class ServedModel:
             variant=self.installation.variant,
             file=str(self.installation.model or ""),
             engine_version=serving.version,
+            engine_reason=serving.reason,
             engine_path=str(state.program or ""),
             engine_pid=state.pid,
             accelerator=serving.device.accelerator,

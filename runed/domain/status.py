@@ -112,6 +112,7 @@ class ModelHealth:
     memory_bytes: int = 0
     keep_alive_seconds: float = 0.0
     seconds_until_sleep: float = 0.0
+    engine_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

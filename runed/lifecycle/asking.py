@@ -65,6 +65,7 @@ class Model(msgspec.Struct, rename="camel", frozen=True):
     memory_bytes: int = 0
     keep_alive_seconds: float = 0.0
     seconds_until_sleep: float = 0.0
+    engine_reason: str = ""
 
 
 class Connected(msgspec.Struct, rename="camel", frozen=True):

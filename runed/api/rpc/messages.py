@@ -340,6 +340,7 @@ def _model_health(model: ModelHealth) -> pb.ModelHealth:
         memory_bytes=model.memory_bytes,
         keep_alive_seconds=model.keep_alive_seconds,
         seconds_until_sleep=model.seconds_until_sleep,
+        engine_reason=model.engine_reason,
     )
 
 

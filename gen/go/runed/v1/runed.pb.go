@@ -2891,8 +2891,10 @@ type ModelHealth struct {
 	KeepAliveSeconds float64 `protobuf:"fixed64,17,opt,name=keep_alive_seconds,json=keepAliveSeconds,proto3" json:"keep_alive_seconds,omitempty"`
 	// Seconds until the engine is stopped, if no text comes. 0 if it works, sleeps already, or never sleeps.
 	SecondsUntilSleep float64 `protobuf:"fixed64,18,opt,name=seconds_until_sleep,json=secondsUntilSleep,proto3" json:"seconds_until_sleep,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Why this engine serves, as a clause that follows its name. Empty if no comparison of engines decided that.
+	EngineReason  string `protobuf:"bytes,19,opt,name=engine_reason,json=engineReason,proto3" json:"engine_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModelHealth) Reset() {
@@ -3049,6 +3051,13 @@ func (x *ModelHealth) GetSecondsUntilSleep() float64 {
 		return x.SecondsUntilSleep
 	}
 	return 0
+}
+
+func (x *ModelHealth) GetEngineReason() string {
+	if x != nil {
+		return x.EngineReason
+	}
+	return ""
 }
 
 // A program that has connections to the socket.
@@ -3942,7 +3951,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bPHASE_FETCHING_LLAMA_SERVER\x10\x01\x12\x18\n" +
 	"\x14PHASE_FETCHING_MODEL\x10\x02\x12\x1f\n" +
-	"\x1bPHASE_STARTING_LLAMA_SERVER\x10\x03\"\xed\x04\n" +
+	"\x1bPHASE_STARTING_LLAMA_SERVER\x10\x03\"\x92\x05\n" +
 	"\vModelHealth\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1f.runed.v1.HealthResponse.StatusR\x06status\x124\n" +
@@ -3964,7 +3973,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x0fdevice_tuned_at\x18\x0f \x01(\tR\rdeviceTunedAt\x12!\n" +
 	"\fmemory_bytes\x18\x10 \x01(\x03R\vmemoryBytes\x12,\n" +
 	"\x12keep_alive_seconds\x18\x11 \x01(\x01R\x10keepAliveSeconds\x12.\n" +
-	"\x13seconds_until_sleep\x18\x12 \x01(\x01R\x11secondsUntilSleep\"Y\n" +
+	"\x13seconds_until_sleep\x18\x12 \x01(\x01R\x11secondsUntilSleep\x12#\n" +
+	"\rengine_reason\x18\x13 \x01(\tR\fengineReason\"Y\n" +
 	"\x0fConnectedClient\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +

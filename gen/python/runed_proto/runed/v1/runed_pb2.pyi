@@ -520,7 +520,7 @@ class HealthResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[HealthResponse.Status, str]] = ..., uptime_seconds: _Optional[int] = ..., total_requests: _Optional[int] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., engine_pid: _Optional[int] = ..., engine_restarts: _Optional[int] = ..., in_flight_requests: _Optional[int] = ..., interactive: _Optional[_Union[LaneHealth, _Mapping]] = ..., bulk: _Optional[_Union[LaneHealth, _Mapping]] = ..., total_texts: _Optional[int] = ..., total_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., total_batches: _Optional[int] = ..., mean_batch_texts: _Optional[float] = ..., cache_hits: _Optional[int] = ..., shared_texts: _Optional[int] = ..., cache_entries: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., refused_requests: _Optional[int] = ..., disk_cache_bytes: _Optional[int] = ..., model: _Optional[str] = ..., loaded_models: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelHealth, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ConnectedClient, _Mapping]]] = ...) -> None: ...
 
 class ModelHealth(_message.Message):
-    __slots__ = ("name", "status", "phase", "message", "variant", "file", "engine_version", "engine_path", "engine_pid", "accelerator", "device", "slots", "context", "tuned_at", "device_tuned_at", "memory_bytes", "keep_alive_seconds", "seconds_until_sleep")
+    __slots__ = ("name", "status", "phase", "message", "variant", "file", "engine_version", "engine_path", "engine_pid", "accelerator", "device", "slots", "context", "tuned_at", "device_tuned_at", "memory_bytes", "keep_alive_seconds", "seconds_until_sleep", "engine_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -539,6 +539,7 @@ class ModelHealth(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     KEEP_ALIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_UNTIL_SLEEP_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     status: HealthResponse.Status
     phase: HealthResponse.Phase
@@ -557,7 +558,8 @@ class ModelHealth(_message.Message):
     memory_bytes: int
     keep_alive_seconds: float
     seconds_until_sleep: float
-    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[HealthResponse.Status, str]] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., message: _Optional[str] = ..., variant: _Optional[str] = ..., file: _Optional[str] = ..., engine_version: _Optional[str] = ..., engine_path: _Optional[str] = ..., engine_pid: _Optional[int] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., context: _Optional[int] = ..., tuned_at: _Optional[str] = ..., device_tuned_at: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., keep_alive_seconds: _Optional[float] = ..., seconds_until_sleep: _Optional[float] = ...) -> None: ...
+    engine_reason: str
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[HealthResponse.Status, str]] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., message: _Optional[str] = ..., variant: _Optional[str] = ..., file: _Optional[str] = ..., engine_version: _Optional[str] = ..., engine_path: _Optional[str] = ..., engine_pid: _Optional[int] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., context: _Optional[int] = ..., tuned_at: _Optional[str] = ..., device_tuned_at: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., keep_alive_seconds: _Optional[float] = ..., seconds_until_sleep: _Optional[float] = ..., engine_reason: _Optional[str] = ...) -> None: ...
 
 class ConnectedClient(_message.Message):
     __slots__ = ("pid", "name", "connections")
