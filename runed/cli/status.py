@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 
@@ -273,7 +272,7 @@ def _clients(health: Health) -> str:
     """Return the programs that are connected; "" if the daemon tells none, not even this command."""
     if not health.clients:
         return ""
-    others = sorted(health.others(os.getpid()), key=lambda client: (not client.name, client.name, client.pid))
+    others = sorted(health.others(), key=lambda client: (not client.name, client.name, client.pid))
     return ", ".join(map(client_words, others)) or "none but this command"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 
@@ -87,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     health = _ask(paths)
     hold = _keep_stopped(settings, paths, arguments.hold) if arguments.hold else None
-    others = health.others(os.getpid()) if health else []
+    others = health.others() if health else []
     if health is not None and not arguments.json:
         _warn_of_others(health, others, arguments.grace, kept=hold is not None)
     stopped = _stop(paths, arguments.grace, force=arguments.force)

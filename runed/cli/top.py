@@ -135,7 +135,7 @@ class _Watch:
             "texts_per_second": round(self.texts[-1], 1),
             "latency_seconds": round(self.latency[-1], 6),
             "in_flight_requests": health.in_flight_requests,
-            "clients": len(health.others(os.getpid())),
+            "clients": len(health.others()),
             "memory_bytes": sum(model.memory_bytes for model in health.models),
         }
 
@@ -269,4 +269,4 @@ def _model_line(model: Model) -> str:
 
 
 def _clients(health: Health) -> str:
-    return ", ".join(map(client_words, health.others(os.getpid()))) or "none but this command"
+    return ", ".join(map(client_words, health.others())) or "none but this command"

@@ -154,10 +154,14 @@ class DaemonHost:
             model=served.scheduler.name if served else "",
             loaded_models=sum(bool(other.state.pid) for other in everything),
             models=self._pool.health() if detailed else (),
-            clients=[ConnectedClient(pid, program_title(pid) if pid else "", number) for pid, number in self.clients().items()]
-            if detailed
-            else (),
+            clients=list(self._connected()) if detailed else (),
         )
+
+    def _connected(self) -> Iterator[ConnectedClient]:
+        for pid, connections in self.clients().items():
+            name = program_title(pid) if pid else ""
+            if name or not pid:  # otherwise it has ended, and its connections soon do
+                yield ConnectedClient(pid, name, connections)
 
     def shut_down(self, grace: float | None) -> None:
         """Begin to drain; see `Host.shut_down`."""

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import msgspec
+
 import runed
 from runed.cli.status import Report, _as_dict, _as_lines
 from runed.lifecycle.asking import Health, Info, Lane, Model, look
