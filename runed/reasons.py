@@ -74,7 +74,7 @@ REASONS = (
     Reason("UNKNOWN_SERVICE", "NOT_FOUND", "`grpc.health.v1` was asked for an unknown service",
         "Ask for `runed.v1.RunedService`, or leave the name of the service empty.", section="side-services"),
     Reason("BOOTSTRAPPING", "FAILED_PRECONDITION",
-        "engine and model are being downloaded, or were looked for over 60 seconds (until then, calls wait)",
+        "engine or model are being downloaded, or were looked for over 60 seconds (until then, calls wait)",
         "Wait: `runed status` shows how far it is, and `runed ensure --wait` waits for it. If it never ends, `runed doctor` "
         "looks at the network and the disk.", section="waiting-for-the-model"),
     Reason("UNKNOWN_MODEL", "NOT_FOUND", "there is no model of that name",
