@@ -16,7 +16,8 @@ MAX_SOCKET_PATH = 103
 """The longest socket path in bytes: macOS holds 104 with the closing NUL, Linux 108 (`sun_path` of `sockaddr_un`)."""
 
 _MARKS = frozenset(
-    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json spawn.lock".split()  # noqa: SIM905 # shorter
+    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token "  # noqa: SIM905 # shorter
+    "install.lock installed.json spawn.lock stopped.json".split()
 )
 """Files that only runed makes. A directory that has one of them is a home."""
 
@@ -68,6 +69,11 @@ class Paths:
     def daemon_record(self) -> Path:
         """The record of the daemon that serves: pid, start time, version and socket."""
         return self.home / "daemon.json"
+
+    @property
+    def hold(self) -> Path:
+        """The mark of `runed stop --for`: until when nobody starts the daemon."""
+        return self.home / "stopped.json"
 
     @property
     def engine_record(self) -> Path:

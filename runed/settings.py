@@ -75,6 +75,7 @@ class Settings:
         disk_cache_bytes: `disk_cache_size`; 0 for no cache on disk.
         aliases: Names, each with the name of the model that it stands for; "" for the default model.
         http: Host and port, such as ("127.0.0.1", 8321); None for no loopback port.
+        written: The values that are not defaults, as they were written, and their origins: "environment" or "config.json".
     """
 
     home: Path
@@ -107,6 +108,7 @@ class Settings:
     models: Mapping[str, OwnModel] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=own_aliases)
     debug: bool = False
+    written: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
 
 
 def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -134,13 +136,16 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         check_file(config_path, trust_parents=trust_parents)
     config = _read_config(config_path, required=explicit is not None)
     values: dict[str, Any] = {}
+    written: dict[str, tuple[str, str]] = {}
     for name, setting in SETTINGS.items():
         value: Any = setting.default
         origin = setting.variable
         if setting.variable and (found := _get(env, setting.variable)):
             value = found
+            written[name] = (_presentable(setting, found), "environment")
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = found if isinstance(found, dict) else str(found), f"{name} in {config_path}"
+            written[name] = (_presentable(setting, value), "config.json")
             if setting.parse in {_file, _file_or_url}:  # the daemon works in another directory than its clients
                 value = beneath(config_path.parent, value)
         if isinstance(value, str):
@@ -148,7 +153,22 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
     settle_default(values, partial(_get, env))
-    return Settings(home_path, **values)
+    return Settings(home_path, written=written, **values)
+
+
+def in_force(settings: Settings) -> list[tuple[str, str, str, str]]:
+    """Return all settings in the order of `SETTINGS`: name, variable, value as it was written, and origin."""
+    return [
+        (name, setting.variable, *settings.written.get(name, (setting.default, "default")))
+        for name, setting in SETTINGS.items()
+    ]
+
+
+def _presentable(setting: Setting, value: str | dict[str, Any]) -> str:
+    """Return a written value for people. A URL has no user and no password, and of models of the user only names are told."""
+    if isinstance(value, dict):
+        return ", ".join(value) if setting.field == "models" else ", ".join(f"{name}={other}" for name, other in value.items())
+    return printable_url(value) if scheme_of(value) else str(value)
 
 
 def configuration(home: Path, environ: Mapping[str, str] | None = None) -> Path:

@@ -135,8 +135,13 @@ class Host(Protocol):
         """Describe the daemon and, once it is known, a model."""
         ...
 
-    def health(self, model: str = "") -> Health:
-        """Describe the present state of the daemon and of a model."""
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
+        """Describe the present state of the daemon and of a model.
+
+        Args:
+            model: The model.
+            detailed: Whether to describe all models that were asked for, and the clients that are connected.
+        """
         ...
 
     def metrics(self) -> bytes:

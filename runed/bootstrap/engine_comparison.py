@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,9 @@ from runed.bootstrap.audit import now
 from runed.bootstrap.by_model import keep, read_of
 from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
 from runed.log import get_logger
+
+_SAME = 0.9999
+"""Cosine from which on vectors count as the same."""
 
 _log = get_logger(__name__)
 
@@ -67,6 +71,19 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
         if self.chooses_onnx:
             return f"{onnx} texts/s, and {LLAMA_SERVER} {llama}"
         return f"{llama} texts/s, and {ONNX_RUNTIME} {onnx}"
+
+    def reason_for(self, engine: str) -> str:
+        """Return why an engine serves the model, as a clause that follows its name; "" if this comparison does not decide."""
+        if (engine == ONNX_RUNTIME) != self.chooses_onnx:
+            return ""
+        if self.objection:
+            return f"since {ONNX_RUNTIME} cannot serve the model: {self.objection}"
+        if not self.figures:
+            return ""
+        near = ""
+        if 0 < self.cosine < _SAME:
+            near = f", vectors of the two have a cosine of {math.floor(self.cosine * 1e5) / 1e5:.5f} or more"
+        return f"the faster one: {self.figures}{near}, as measured at {self.compared_at} (`runed bench --reset` undoes that)"
 
     def holds_for(self, builds: EngineBuilds) -> bool:
         """Return whether the result is that of these engines. An objection is to ONNX Runtime, whatever the other engine."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "rerank": "sort documents by their relevance to a query",
     "ensure": "make sure that a daemon runs, and say where",
     "status": "show what the daemon is doing",
+    "top": "watch the daemon work, live",
     "stop": "let the daemon finish its work and exit",
     "install": "fetch engine and model ahead of time",
     "models": "list the models that there are",
@@ -28,6 +29,8 @@ COMMANDS = {
     "rm": "remove a model",
     "bench": "measure how fast it is, or find the engine settings that suit this machine",
     "logs": "show the daemon's or the engine's log",
+    "doctor": "look for what keeps runed from working here",
+    "explain": "tell what the reason of an error means",
     "version": "show the version",
 }
 """The commands: each is the module `runed.cli.<name>` with `configure(parser)` and `run(arguments) -> exit code`."""

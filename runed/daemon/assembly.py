@@ -34,7 +34,7 @@ from runed.locking import LockFile
 from runed.onnx_files import files_of, is_onnx
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.processes import trim_memory
-from runed.settings import Settings
+from runed.settings import Settings, in_force
 from runed.version import __version__
 
 if TYPE_CHECKING:  # in the functions below, these are imported while the engine is looked for and loads its model
@@ -134,7 +134,7 @@ def _build_face(
     from runed.api.app import build_app, build_port_app  # noqa: PLC0415 # as above
     from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
     from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
-    from runed.domain.status import Info  # noqa: PLC0415 # as above
+    from runed.domain.status import Info, SettingInForce  # noqa: PLC0415 # as above
     from runed.scheduling.preparing import MAX_BATCH_TEXTS  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
     from runed.scheduling.scheduler import MAX_REQUEST_BYTES  # noqa: PLC0415 # as above
@@ -151,12 +151,14 @@ def _build_face(
         max_queued_texts=settings.queue_texts,
         max_queued_bytes=settings.queue_bytes,
         restrictions=restrictions(),
+        settings=[SettingInForce(*row) for row in in_force(settings)],
     )
     host = DaemonHost(facts, pool=pool, draining=draining, metrics=metrics)
     add_gauges(metrics, host, pool)
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
     servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
+    host.clients = servers[0].clients
     if http is not None:
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
 from runed.daemon.draining import DrainableStream, Draining
 from runed.daemon.pool import Pool
@@ -13,8 +13,9 @@ from runed.domain.model_spec import ModelKind
 from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
-from runed.domain.status import Health, Info, Status
+from runed.domain.status import ConnectedClient, Health, Info, Status
 from runed.metrics import Metrics
+from runed.processes import program_title
 
 
 class DaemonHost:
@@ -29,11 +30,14 @@ class DaemonHost:
     Attributes:
         total_requests: Embedding calls that could be read, including failed ones.
         in_flight: Embedding calls that are being served.
+        clients: Returns the process ids of the connected clients, with the number of their connections. Whoever makes the
+            servers sets it.
     """
 
     def __init__(self, daemon: Info, *, pool: Pool, draining: Draining, metrics: Metrics) -> None:
         self.total_requests = 0
         self.in_flight = 0
+        self.clients: Callable[[], Mapping[int, int]] = dict
         self._daemon = daemon
         self._pool = pool
         self._draining = draining
@@ -125,7 +129,7 @@ class DaemonHost:
         served = self._pool.served(model)
         return self._daemon if served is None else served.describe(self._daemon)
 
-    def health(self, model: str = "") -> Health:
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
         """Describe the present state; see `Host.health`."""
         served, (situation, progress) = self._pool.served(model), self._pool.situation(model)
         status, phase, message = situation
@@ -149,7 +153,15 @@ class DaemonHost:
             load=everything[0].scheduler.load if everything else None,
             model=served.scheduler.name if served else "",
             loaded_models=sum(bool(other.state.pid) for other in everything),
+            models=self._pool.health() if detailed else (),
+            clients=list(self._connected()) if detailed else (),
         )
+
+    def _connected(self) -> Iterator[ConnectedClient]:
+        for pid, connections in self.clients().items():
+            name = program_title(pid) if pid else ""
+            if name or not pid:  # otherwise it has ended, and its connections soon do
+                yield ConnectedClient(pid, name, connections)
 
     def shut_down(self, grace: float | None) -> None:
         """Begin to drain; see `Host.shut_down`."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from runed.daemon.assembly import Daemon, assemble
 from runed.daemon.draining import SIGNAL_GRACE, Draining
 from runed.errors import AlreadyRunningError
+from runed.lifecycle.hold import check_hold
 from runed.lifecycle.launch import READY
 from runed.lifecycle.listener import Listener, probe
 from runed.lifecycle.loopback import Loopback
@@ -49,6 +50,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
 
     Raises:
         ForeignPathError: A foreign file is in the way; it is left untouched.
+        KeptStoppedError: `runed stop --for` keeps the daemon stopped.
         SettingsError: The port of `RUNED_HTTP` cannot be used.
     """
     os.umask(0o077)
@@ -60,6 +62,7 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
         with LockFile(paths.daemon_lock) as lock:
             if not lock.try_acquire():
                 raise AlreadyRunningError(f"pid {lock.holder() or 'unknown'} already serves {paths.socket}")  # noqa: TRY301 # as bind
+            check_hold(paths)  # a client of an earlier version does not know the mark
             _serve(settings, paths, lock, ready_fd)
     except AlreadyRunningError as error:
         print(f"runed: {error}; nothing to do", file=sys.stderr)  # noqa: T201 # for a person at a terminal, not for the log

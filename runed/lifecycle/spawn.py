@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from runed.errors import DaemonStartError, LifecycleError
+from runed.lifecycle.hold import check_hold
 from runed.lifecycle.launch import Launch, command_version, find_command
 from runed.lifecycle.listener import find_listener
 from runed.lifecycle.marks import differences
@@ -87,6 +88,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
     Raises:
         DaemonStartError: The daemon ended, or did not listen in time; the message ends with the tail of its log.
         ForeignPathError: A foreign file is at the place of the home or the socket, or another user has a hand in the home.
+        KeptStoppedError: No daemon runs, and `runed stop --for` keeps it so.
     """
     check_home(settings.home, trust_parents=settings.trust_parents)
     search = _Search(settings, time.monotonic() + timeout, minimum_version)
@@ -251,6 +253,7 @@ class _Search:
             for remaining in reversed(range(_MAX_LAUNCHES)):
                 if handle := self._outlast_predecessor():
                     return handle
+                check_hold(self._paths)
                 with Launch(find_command(self._settings), self._paths, self._settings) as launch:
                     if launch.wait_until_ready(self._deadline):
                         record = DaemonRecord.read(self._paths.daemon_record)

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import resource
 import socket
+from collections import Counter
 from collections.abc import Set as AbstractSet
 
 from runed.log import get_logger
@@ -91,6 +92,11 @@ class Server:
         self._numbers = itertools.count(1)
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._late: set[asyncio.Task[None]] = set()
+
+    def clients(self) -> Counter[int]:
+        """Return the process ids of the clients of a UNIX socket, with the number of their connections; as in `Peer.pid`."""
+        peers = (connection.peer for connection in self._connections.values() if self._context.transport == "unix")
+        return Counter(peer.pid for peer in peers if peer is not None)
 
     async def start(self) -> None:
         """Begin to accept connections."""

@@ -406,7 +406,7 @@ def test_documentation_shows_the_table_of_settings() -> None:
 
 def test_each_field_of_the_settings_is_one_of_the_table_with_the_same_default(home: Path) -> None:
     assert load_settings(home=home, environ={}) == Settings(home)
-    fields = {field.name for field in dataclasses.fields(Settings)} - {"home"}
+    fields = {field.name for field in dataclasses.fields(Settings)} - {"home", "written"}
     assert sorted(setting.field for setting in SETTINGS.values() if setting.field) == sorted(fields)
     # The variables of the model hub have the names that other programs read.
     assert all(setting.variable in {"", f"RUNED_{name.upper()}", "HF_ENDPOINT"} for name, setting in SETTINGS.items())

@@ -210,7 +210,7 @@ class FakeHost(DaemonDouble):
             model=self._model(model),
         )
 
-    def health(self, model: str = "") -> Health:
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
         return Health(
             status=self.status,
             phase=self.phase,

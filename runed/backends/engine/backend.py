@@ -46,6 +46,8 @@ class EngineBackend:
             restarts=self._supervisor.restarts,
             company_cosine=self._launcher.company_cosine,
             tuned_at=self._launcher.command.tuned_at,
+            program=self._launcher.command.executable,
+            context=self._launcher.command.context,
         )
 
     @property
