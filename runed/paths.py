@@ -16,7 +16,7 @@ MAX_SOCKET_PATH = 103
 """The longest socket path in bytes: macOS holds 104 with the closing NUL, Linux 108 (`sun_path` of `sockaddr_un`)."""
 
 _MARKS = frozenset(
-    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json spawn.lock".split()  # noqa: SIM905 # shorter
+    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json service.env spawn.lock".split()  # noqa: SIM905 # shorter
 )
 """Files that only runed makes. A directory that has one of them is a home."""
 
@@ -108,6 +108,11 @@ class Paths:
     def http_token(self) -> Path:
         """The token that each request over the loopback port (`RUNED_HTTP`) carries."""
         return self.home / "http.token"
+
+    @property
+    def service_environment(self) -> Path:
+        """The variables of the daemon that a service manager starts."""
+        return self.home / "service.env"
 
     @property
     def spawn_lock(self) -> Path:

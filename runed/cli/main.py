@@ -19,6 +19,7 @@ COMMANDS = {
     "ensure": "make sure that a daemon runs, and say where",
     "status": "show what the daemon is doing",
     "stop": "let the daemon finish its work and exit",
+    "service": "let systemd or launchd start the daemon",
     "install": "fetch engine and model ahead of time",
     "models": "list the models that there are",
     "show": "tell everything about a model",
