@@ -16,7 +16,8 @@ MAX_SOCKET_PATH = 103
 """The longest socket path in bytes: macOS holds 104 with the closing NUL, Linux 108 (`sun_path` of `sockaddr_un`)."""
 
 _MARKS = frozenset(
-    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json service.env spawn.lock".split()  # noqa: SIM905 # shorter
+    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json service.env "
+    "spawn.lock".split()
 )
 """Files that only runed makes. A directory that has one of them is a home."""
 
