@@ -16,15 +16,14 @@ MAX_SOCKET_PATH = 103
 """The longest socket path in bytes: macOS holds 104 with the closing NUL, Linux 108 (`sun_path` of `sockaddr_un`)."""
 
 _MARKS = frozenset(
-    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json service.env "
-    "spawn.lock".split()
+    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json spawn.lock".split()  # noqa: SIM905 # shorter
 )
 """Files that only runed makes. A directory that has one of them is a home."""
 
 _PRIVATE_DIRS = frozenset({"bin", "cache", "licenses", "logs", "run"})
 """Names of the directories of a home that no other user may write to. Each may be a link to another place."""
 
-_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models"}
+_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models", "service.env"}
 """Names of all entries of a home."""
 
 

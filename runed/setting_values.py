@@ -93,8 +93,8 @@ def port(value: str, origin: str) -> tuple[str, int]:
         with suppress(ValueError):
             return str(ip_address(match[1] or match[2])), int(match[3])
     raise SettingsError(
-        f"{origin}={value!r}: accepted is 127.0.0.1:PORT or [::1]:PORT; port 0 lets the system choose one, which `runed "
-        "status` tells. With RUNED_HTTP_EXPOSE=yes, it may be an address that other machines reach, such as 0.0.0.0:PORT"
+        f"{origin}={value!r}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect; port 0 lets the "
+        "system choose one, which `runed status` tells. With RUNED_HTTP_EXPOSE=yes, 0.0.0.0:PORT is accepted, too"
     )
 
 
@@ -116,15 +116,17 @@ def check_port(address: tuple[str, int] | None, *, has_token: bool, exposed: boo
     """
     if address is None or not is_exposed(address[0]):
         return
-    where = f"RUNED_HTTP: other machines may reach {address[0]}"
+    host, number = address
+    value = f"RUNED_HTTP='{f'[{host}]' if ':' in host else host}:{number}'"
     if not exposed:
         raise SettingsError(
-            f"{where}; accepted is 127.0.0.1:PORT or [::1]:PORT. If other machines are meant, such as those outside of a "
-            "container, set RUNED_HTTP_EXPOSE=yes, too"
+            f"{value}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect. If others are meant to, such "
+            "as those outside of a container, set RUNED_HTTP_EXPOSE=yes, too"
         )
     if not has_token:
         raise SettingsError(
-            f"{where}, and RUNED_HTTP_TOKEN=off would let all of them in; unset it, or use 127.0.0.1:PORT or [::1]:PORT"
+            f"{value}: with RUNED_HTTP_TOKEN=off, accepted is 127.0.0.1:PORT or [::1]:PORT, since every machine that reaches "
+            "another address would be let in; unset RUNED_HTTP_TOKEN"
         )
 
 

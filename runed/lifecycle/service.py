@@ -157,7 +157,7 @@ class Systemd:
         self._socket, self._service = f"{self.name}.socket", f"{self.name}.service"
         paths = Paths(home)
         self._paths = paths
-        self.files = (folder / self._socket, folder / self._service, paths.service_environment)
+        self.files: tuple[Path, ...] = (folder / self._socket, folder / self._service, paths.service_environment)
         self.after_stop = (
             f"{self._socket} still listens, so the next call starts the daemon again; "
             f"`systemctl --user stop {self._socket}` stops both, and `runed service remove` removes them"
@@ -226,10 +226,13 @@ class Systemd:
             values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
             states.append((values.get("ActiveState", "unknown"), values.get("SubState", "unknown")))
         (socket, socket_detail), (service, service_detail) = states
+        unreachable = {socket, service} == {"unknown"}
         return ServiceState(
             listens=socket == "active",
             runs=service in {"active", "reloading", "deactivating"},
-            words=f"{self._socket} is {socket} ({socket_detail}), {self._service} is {service} ({service_detail})",
+            words="systemd cannot be asked for this user"
+            if unreachable
+            else f"{self._socket} is {socket} ({socket_detail}), {self._service} is {service} ({service_detail})",
             survives_logout=(_LINGERING / _user()).exists(),
         )
 
@@ -248,7 +251,7 @@ class Launchd:
 
     def __init__(self, home: Path) -> None:
         self.name = f"dev.runed.daemon{_suffix(home)}"
-        self.files = (full_path("~/Library/LaunchAgents") / f"{self.name}.plist",)
+        self.files: tuple[Path, ...] = (full_path("~/Library/LaunchAgents") / f"{self.name}.plist",)
         self._paths = Paths(home)
         self._domain = f"gui/{os.getuid()}"
         self._target = f"{self._domain}/{self.name}"
