@@ -120,8 +120,8 @@ def check_port(address: tuple[str, int] | None, *, has_token: bool, exposed: boo
     value = f"RUNED_HTTP='{f'[{host}]' if ':' in host else host}:{number}'"
     if not exposed:
         raise SettingsError(
-            f"{value}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect. If others are meant to, such "
-            "as those outside of a container, set RUNED_HTTP_EXPOSE=yes, too"
+            f"{value}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect. If others are meant "
+            "to, such as those outside of a container, set RUNED_HTTP_EXPOSE=yes, too"
         )
     if not has_token:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""Runs a real systemd for a user, where the tests may: as root, with systemd installed. It manages nothing but the units of a test."""
+"""Runs a real systemd for a user, where that is possible: as root, with systemd installed. It has the units of a test alone."""
 
 from __future__ import annotations
 

@@ -244,6 +244,11 @@ class _Search:
     def _service(self) -> Service | None:
         return service_of(self._settings.home)
 
+    @property
+    def _manager_listens(self) -> bool:
+        """Whether a service manager may be who listens. It tells when its daemon does, also if that starts just now."""
+        return self._service is not None and self._service.listens_itself
+
     def find(self) -> DaemonHandle | None:
         """Return the running daemon that may stay, or None."""
         found = self._look()
@@ -276,7 +281,7 @@ class _Search:
         listener = find_listener(self._paths.socket)
         present = DaemonRecord.read(self._paths.daemon_record)
         if present is None and listener:
-            return _Absent() if is_dormant(self._paths) else _Running(None, listener)
+            return _Absent() if self._manager_listens else _Running(None, listener)
         # A daemon removes its record a moment before it releases its lock. So the last record that was read counts.
         self._record = record = present or self._record
         if record is None:
@@ -287,7 +292,7 @@ class _Search:
         # The lock proves that the daemon is of this home as it is now: the daemon of a home that was removed is not waited for.
         if not record.is_alive() or not LockFile(self._paths.daemon_lock).is_held():
             self._record = None
-            return _Running(record, listener) if listener and not is_dormant(self._paths) else _Absent()
+            return _Running(record, listener) if listener and not self._manager_listens else _Absent()
         # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):
             process = _daemon_of(listener, record) if listener else None

@@ -84,6 +84,7 @@ def service_unit(plan: Plan) -> str:
     """
     command = " ".join(_quoted(argument) for argument in plan.arguments)
     home = _quoted(f"RUNED_HOME={plan.home}")
+    variables = re.sub(r"([\\*?\[])", r"\\\1", os.fspath(plan.environment_file))  # it would be read as a pattern
     return f"""{_HEADER}
 [Unit]
 Description=runed, the shared embedding daemon
@@ -96,7 +97,7 @@ NotifyAccess=main
 {COMMAND_KEY}={json.dumps(list(plan.command))}
 ExecStart=:{command}
 Environment={home}
-EnvironmentFile=-{_specifiers(os.fspath(plan.environment_file))}
+EnvironmentFile=-{_specifiers(variables)}
 StandardError=append:{_specifiers(os.fspath(plan.log))}
 WorkingDirectory=/
 UMask=0077
