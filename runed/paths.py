@@ -24,7 +24,7 @@ _MARKS = frozenset(
 _PRIVATE_DIRS = frozenset({"bin", "cache", "licenses", "logs", "run"})
 """Names of the directories of a home that no other user may write to. Each may be a link to another place."""
 
-_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models"}
+_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models", "service.env"}
 """Names of all entries of a home."""
 
 
@@ -114,6 +114,11 @@ class Paths:
     def http_token(self) -> Path:
         """The token that each request over the loopback port (`RUNED_HTTP`) carries."""
         return self.home / "http.token"
+
+    @property
+    def service_environment(self) -> Path:
+        """The variables of the daemon that a service manager starts."""
+        return self.home / "service.env"
 
     @property
     def spawn_lock(self) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from runed.errors import RunedError, SettingsError
 from runed.files import read_regular
 from runed.own_models import Entry, OwnModel, own_aliases, own_models, remote_url, settle_default
 from runed.paths import check_home
-from runed.setting_values import boolean, duration, flag, loopback, on_disk, one_of, size, whole_number
+from runed.setting_values import boolean, check_port, duration, flag, on_disk, one_of, port, size, whole_number
 from runed.trust import check_file
 from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, scheme_of
 
@@ -45,6 +45,9 @@ _MAX_CONFIG_BYTES = 1024 * 1024
 
 _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
 """Variables that every program needs to find its files and to print text."""
+
+_OF_A_LOGIN = {"HOME", "USER", "LOGNAME", "TMPDIR", "RUNED_HOME"}
+"""Variables that a service manager sets, or that its unit names."""
 
 _NETWORK_ENVIRONMENT = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
@@ -74,7 +77,7 @@ class Settings:
         cache_bytes: `cache_size`; 0 for no cache in memory.
         disk_cache_bytes: `disk_cache_size`; 0 for no cache on disk.
         aliases: Names, each with the name of the model that it stands for; "" for the default model.
-        http: Host and port, such as ("127.0.0.1", 8321); None for no loopback port.
+        http: Host and port, such as ("127.0.0.1", 8321); None for no port.
         written: The values that are not defaults, as they were written, and their origins: "environment" or "config.json".
     """
 
@@ -100,6 +103,7 @@ class Settings:
     max_models: int = 0
     http: tuple[str, int] | None = None
     http_token: bool = True
+    http_expose: bool = False
     trust_parents: bool = False
     hf_endpoint: str = HUB
     default_model: str = ""
@@ -153,6 +157,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
     settle_default(values, partial(_get, env))
+    check_port(values.get("http"), has_token=values["http_token"], exposed=values["http_expose"])
     return Settings(home_path, written=written, **values)
 
 
@@ -196,6 +201,26 @@ def daemon_environment(environ: Mapping[str, str] | None = None, settings: Setti
         if setting.parse in {full_path, _file, _file_or_url} and (value := result.get(setting.variable)):
             result[setting.variable] = str(setting.parse(value, setting.variable))
     return result
+
+
+def service_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables of this process that a daemon needs which a service manager starts, without those of a login."""
+    return {name: value for name, value in daemon_environment(settings=settings).items() if name not in _OF_A_LOGIN}
+
+
+def manager_environment() -> dict[str, str]:
+    """Return the environment for a command that asks the user's service manager. `su` and `cron` do not tell where that is."""
+    return {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
+
+
+def user_configuration() -> Path:
+    """Return the directory for the configuration of this user's programs."""
+    return full_path(_get(os.environ, "XDG_CONFIG_HOME") or "~/.config")
+
+
+def take_from_environment(names: Iterable[str]) -> dict[str, str]:
+    """Remove variables from the environment of this process, so that no child gets them. Return those that were set."""
+    return {name: value for name in names if (value := os.environ.pop(name, None))}
 
 
 def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -435,10 +460,12 @@ SETTINGS = {
         "the size of the cache in memory; `0` for none"),
     "disk_cache_size": Setting("RUNED_DISK_CACHE_SIZE", _JSON_SIZE, "disk_cache_bytes", _DISK_CACHE_SIZE, "1GiB",
         "the size of the cache on disk, at least 16 MiB; `0` for none"),
-    "http": Setting("RUNED_HTTP", str, "http", loopback, "",
+    "http": Setting("RUNED_HTTP", str, "http", port, "",
         "where to serve the APIs of OpenAI, Ollama and TEI besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
     "http_token": Setting("RUNED_HTTP_TOKEN", bool, "http_token", boolean, "on",
         "whether requests to that port need the token: 1, true, yes, on or 0, false, no, off; see below for what `off` opens"),
+    "http_expose": Setting("RUNED_HTTP_EXPOSE", bool, "http_expose", boolean, "no",
+        "whether other machines may connect to that port: `RUNED_HTTP` may be `0.0.0.0:PORT` then, and needs the token"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", boolean, "no",
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),

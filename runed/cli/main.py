@@ -20,6 +20,7 @@ COMMANDS = {
     "status": "show what the daemon is doing",
     "top": "watch the daemon work, live",
     "stop": "let the daemon finish its work and exit",
+    "service": "let systemd or launchd start the daemon",
     "install": "fetch engine and model ahead of time",
     "models": "list the models that there are",
     "show": "tell everything about a model",

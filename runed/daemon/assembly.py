@@ -162,7 +162,7 @@ def _build_face(
     if http is not None:
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
 
-        gate = token_gate(token=http.token, port=http.port)
+        gate = token_gate(token=http.token, port=http.port, exposed=http.exposed)
         servers.append(Server(build_port_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
     return Face(host, servers)
 

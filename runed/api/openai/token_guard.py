@@ -1,4 +1,4 @@
-"""The gate of the loopback port. It lets a request in only if it names this host and has the token.
+"""The gate of the port. It lets a request in only if it names this host and has the token.
 
 Without a token, a request of a web page of another host is turned away.
 """
@@ -18,7 +18,7 @@ _HTTP_PORT = 80
 _log = get_logger(__name__)
 
 
-def token_gate(*, token: str | None, port: int) -> Gate:
+def token_gate(*, token: str | None, port: int, exposed: bool = False) -> Gate:
     """Return the gate of a port.
 
     No path is open without the token, not even to a browser's `OPTIONS`. No answer has a CORS header. So a web page can neither
@@ -27,14 +27,21 @@ def token_gate(*, token: str | None, port: int) -> Gate:
     Args:
         token: The token; None lets in every program of this machine.
         port: The port.
+        exposed: Whether other machines may reach it. They know it by names that the daemon does not know, so that each name is
+            good. The token keeps web pages out.
+
+    Raises:
+        ValueError: The port is exposed and has no token.
     """
+    if exposed and token is None:
+        raise ValueError("an exposed port needs a token")
     names = ("127.0.0.1", "localhost", "[::1]")
     hosts = {f"{name}:{port}".encode() for name in names}
     if port == _HTTP_PORT:  # clients leave this port out
         hosts |= {name.encode() for name in names}
 
     def gate(headers: Headers) -> Refusal | None:
-        error = _check_host(headers, hosts, port)
+        error = None if exposed else _check_host(headers, hosts, port)
         error = error or (_check_origin(headers, hosts) if token is None else _check_token(headers, token.encode()))
         if error is None:
             return None
