@@ -66,8 +66,6 @@ def complete(error: ConnectError, metadata: dict[str, str] | None = None) -> Con
 
 
 def _detail(message: Message) -> ErrorDetail:
-    from connectrpc.errors import ErrorDetail  # noqa: PLC0415 # as above
-    from protobuf.wkt import Any  # noqa: PLC0415 # as above
+    from runed.api.rpc.readable import ReadableDetail  # noqa: PLC0415 # as above
 
-    # connectrpc packs details by its own protobuf runtime; ours is Google's, so the packing is done here.
-    return ErrorDetail(Any(type_url=f"type.googleapis.com/{message.DESCRIPTOR.full_name}", value=message.SerializeToString()))
+    return ReadableDetail(message)

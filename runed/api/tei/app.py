@@ -24,6 +24,7 @@ from runed.api.web.vectors import all_numbers
 from runed.domain.model_status import Tokenized
 from runed.domain.ranking import RerankOptions
 from runed.domain.requests import EmbedOptions, Role, Truncate
+from runed.float_json import shorten_floats
 from runed.server import reserve
 from runed.turns import breathe_before
 
@@ -136,11 +137,11 @@ def build_tei_app(host: Host) -> Starlette:
             call.texts = len(texts)
             answer = await while_connected(request, host.rerank(query, texts, options, client=client_of(request)))
             call.count_ranked(answer)
+        scores = shorten_floats([result.raw_score if wanted.raw_scores else result.score for result in answer.results])
         return json_response(
             [
-                {"index": result.index, "score": result.raw_score if wanted.raw_scores else result.score}
-                | ({"text": texts[result.index]} if wanted.return_text else {})
-                for result in answer.results
+                {"index": result.index, "score": score} | ({"text": texts[result.index]} if wanted.return_text else {})
+                for result, score in zip(answer.results, scores, strict=True)
             ]
         )
 
