@@ -14,6 +14,7 @@ from runed.api.rpc.app import build_rpc_app
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, respond
 from runed.api.tei import PATHS as TEI_PATHS
 from runed.metrics import CONTENT_TYPE
+from runed.tracing import arrive
 
 _METRICS_PATH = "/metrics"
 
@@ -31,6 +32,7 @@ def build_app(host: Host) -> Application:
     api = _json_apis(host)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        arrive(scope)
         if (found := api(scope["path"])) is not None:
             await (await found.get())(scope, receive, send)
         elif scope["path"] == _METRICS_PATH:
@@ -42,7 +44,7 @@ def build_app(host: Host) -> Application:
 
 
 def build_port_app(host: Host) -> Application:
-    """Build the application of the loopback port. It serves the JSON APIs alone.
+    """Build the application of the loopback port. It serves the JSON APIs and the metrics alone.
 
     Args:
         host: The daemon.
@@ -53,6 +55,10 @@ def build_port_app(host: Host) -> Application:
     api = _json_apis(host)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        arrive(scope)
+        if scope["path"] == _METRICS_PATH:
+            await _serve_metrics(host, scope, send)
+            return
         found = api(scope["path"]) or api(OPENAI)
         assert found is not None
         await (await found.get())(scope, receive, send)

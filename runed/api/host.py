@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
@@ -141,6 +141,20 @@ class Host(Protocol):
 
     def metrics(self) -> bytes:
         """Return the metrics as `runed.metrics.CONTENT_TYPE`."""
+        ...
+
+    def count_call(
+        self, method: str, code: str, seconds: float, reason: str = "", texts: Mapping[str, int] | None = None
+    ) -> None:
+        """Count a call of any kind that has ended.
+
+        Args:
+            method: The name of its method, or the path of its route. There are few of them, whatever clients send.
+            code: "ok", or the code of its error in the contract.
+            seconds: The time from its head to its answer.
+            reason: The reason of its error, or "".
+            texts: The number of texts that were answered with errors of their own, by reason.
+        """
         ...
 
     def shut_down(self, grace: float | None) -> None:

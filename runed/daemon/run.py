@@ -114,7 +114,7 @@ async def _serve_until_drained(
         gc.freeze()  # what was made until here stays to the end, so the collector need not look at it again and again
         gc.enable()  # see `runed serve`
         host = face.host
-        async with _eviction_watch(lock, listener, draining):
+        async with _eviction_watch(lock, listener, draining), face.exporting():
             await draining.wait()
             _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)
             daemon.pool.interrupt()

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from runed.api.call_log import logged_call
+from runed.api.call_log import RERANK, logged_call
 from runed.api.host import Host
 from runed.api.rerank import PATHS
 from runed.api.web.app import build_web_app, json_response
@@ -29,14 +29,14 @@ def build_rerank_app(host: Host) -> Starlette:
     Returns:
         An ASGI application that answers any other method with an error of the same shape.
     """
-    limit = host.info().max_request_bytes
+    limit, socket = host.info().max_request_bytes, host.info().socket_path
 
     async def rerank(request: Request) -> Response:
-        with logged_call("Rerank API") as call:
+        with logged_call("Rerank API", request, socket=socket, operation=RERANK) as call:
             return json_response(await rank(host, request, await read_object(request, limit), call))
 
     routes = [Route(path, rerank, methods=["POST"]) for path in sorted(PATHS)]
-    return build_web_app(routes, _error_response, paths="POST /v1/rerank")
+    return build_web_app(routes, _error_response, paths="POST /v1/rerank", host=host)
 
 
 def _error_response(error: RunedError, *, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:

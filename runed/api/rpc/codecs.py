@@ -1,4 +1,4 @@
-"""The codecs of messages. `decoding` reads requests. Google's runtime writes answers, and `float_json` their vectors in JSON."""
+"""The codecs of messages. `decoding` reads requests. Google's runtime writes answers, `float_json` their vectors in JSON."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from runed import errors
 from runed.api.answer_size import reserve_answer
-from runed.api.call_log import logged_call
+from runed.api.call_log import RERANK, logged_call
 from runed.api.error_codes import MalformedRequestError
 from runed.api.host import Host
 from runed.api.web.app import build_web_app, json_response
@@ -114,21 +114,21 @@ def build_tei_app(host: Host) -> Starlette:
     Returns:
         An ASGI application that answers any other method with an error of the same shape.
     """
-    limit = host.info().max_request_bytes
+    limit, socket = host.info().max_request_bytes, host.info().socket_path
 
     async def embed(request: Request) -> Response:
-        with logged_call("TEI") as call:
+        with logged_call("TEI", request, socket=socket) as call:
             wanted = convert(await read_object(request, limit), _EmbedRequest, _ACCEPTED)
             texts = texts_of(wanted.inputs, "inputs")
             options = wanted.options()
             call.texts = len(texts)
             reserve_answer(host, len(texts), options, as_text=True)
             answer = await while_connected(request, host.embed(texts, options, client=client_of(request)))
-            call.count(answer.items)
+            call.count(answer.items, answer.space)
             return json_response(await all_numbers(answer))
 
     async def rerank(request: Request) -> Response:
-        with logged_call("TEI") as call:
+        with logged_call("TEI", request, socket=socket, operation=RERANK) as call:
             document = await read_object(request, limit)
             if "texts" not in document and "documents" in document:  # llama-server answers both APIs here
                 return json_response(await rank(host, request, document, call))
@@ -187,7 +187,8 @@ def build_tei_app(host: Host) -> Starlette:
         Route("/info", info),
         *(Route(path, health) for path in ("/health", "/")),
     ]
-    return build_web_app(routes, _error_response, paths="POST /embed, POST /rerank, POST /tokenize, GET /info and GET /health")
+    paths = "POST /embed, POST /rerank, POST /tokenize, GET /info and GET /health"
+    return build_web_app(routes, _error_response, paths=paths, host=host)
 
 
 async def _tokens(tokenized: Tokenized) -> list[list[msgspec.Raw]]:

@@ -62,7 +62,7 @@ async def rank(host: Host, request: Request, document: Mapping[str, Any], call: 
     options = RerankOptions(
         lane=wanted.lane, truncate=wanted.truncate or Truncate.NONE, top_n=wanted.top_n or 0, model=wanted.model or ""
     )
-    call.texts, call.lane = len(texts), options.lane
+    call.texts, call.lane, call.asked = len(texts), options.lane, options.model
     answer = await while_connected(request, host.rerank(query, texts, options, client=client_of(request)))
     call.count_ranked(answer)
     scores = shorten_floats([result.score for result in answer.results])
