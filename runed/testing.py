@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import threading
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -381,11 +381,6 @@ class DaemonDouble(_Models):
     def metrics(self) -> bytes:
         """Return no metrics; see `Host.metrics`."""
         return b""
-
-    def count_call(
-        self, method: str, code: str, seconds: float, reason: str = "", texts: Mapping[str, int] | None = None
-    ) -> None:
-        """Do nothing; see `Host.count_call`."""
 
     def shut_down(self, grace: float | None) -> None:
         """Do nothing, since the block of `daemon` ends the double; see `Host.shut_down`."""

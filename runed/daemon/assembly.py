@@ -160,12 +160,14 @@ def _build_face(
     add_gauges(metrics, host, pool)
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
-    servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
+    servers = [Server(build_app(host, metrics.called), listener.sock, max_connections=clients, budget=budget)]
     if http is not None:
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
 
-        gate = token_gate(token=http.token, port=http.port)
-        servers.append(Server(build_port_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
+        gate = token_gate(token=http.token, port=http.port, count=metrics.called)
+        servers.append(
+            Server(build_port_app(host, metrics.called), http.sock, max_connections=strangers, budget=budget, gate=gate)
+        )
     return Face(host, servers, partial(exporting, settings, metrics) if settings.otel_endpoint else contextlib.nullcontext)
 
 

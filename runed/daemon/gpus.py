@@ -82,13 +82,13 @@ class _Reader:
 class _Memory(ctypes.Structure):
     """`nvmlMemory_t`."""
 
-    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]  # noqa: RUF012 # ctypes wants it so
+    _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
 
 
 class _Utilization(ctypes.Structure):
     """`nvmlUtilization_t`, in percent."""
 
-    _fields_ = [("gpu", ctypes.c_uint), ("memory", ctypes.c_uint)]  # noqa: RUF012 # as above
+    _fields_ = [("gpu", ctypes.c_uint), ("memory", ctypes.c_uint)]
 
 
 def read_nvidia(library: str = _LIBRARY) -> list[Gpu]:

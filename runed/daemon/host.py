@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 
 from runed.daemon.draining import DrainableStream, Draining
 from runed.daemon.pool import Pool
@@ -119,12 +119,6 @@ class DaemonHost:
     def metrics(self) -> bytes:
         """Return the metrics; see `Host.metrics`."""
         return self._metrics.render()
-
-    def count_call(
-        self, method: str, code: str, seconds: float, reason: str = "", texts: Mapping[str, int] | None = None
-    ) -> None:
-        """Count a call; see `Host.count_call`."""
-        self._metrics.called(method, code, seconds, reason, texts)
 
     def info(self, model: str = "") -> Info:
         """Describe the daemon and a model; see `Host.info`."""

@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client.metrics_core import Metric
 
 from runed import tracing
+from runed.bootstrap.proxies import is_this_machine
 from runed.daemon.otel_metrics import translate
 from runed.daemon.otel_spans import SpanRecorder
-from runed.bootstrap.proxies import is_this_machine
 from runed.log import get_logger
 from runed.metrics import Metrics
 from runed.version import __version__

@@ -75,5 +75,5 @@ def _problem(endpoint: str) -> str | None:
         return "OTEL_EXPORTER_OTLP_ENDPOINT is no http or https URL; set one, such as http://127.0.0.1:4318"
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", _PROTOCOL)
     if protocol != _PROTOCOL:
-        return f"OTEL_EXPORTER_OTLP_PROTOCOL is {printable(protocol)}, and runed speaks {_PROTOCOL}, usually at port 4318; set that"
+        return f"OTEL_EXPORTER_OTLP_PROTOCOL is {printable(protocol)}; set {_PROTOCOL}, which collectors take at port 4318"
     return None

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from runed.api.answer_size import reserve_answer
 from runed.api.call_log import logged_call
-from runed.api.host import Host
+from runed.api.host import CountCall, Host, count_nothing
 from runed.api.ollama import PREFIX
 from runed.api.ollama.names import tagged, untagged
 from runed.api.web.app import build_web_app, json_response
@@ -73,11 +73,12 @@ _ACCEPTED_EMBEDDINGS = _ACCEPTED | {"prompt": "a string"}
 _ACCEPTED_PULL = _ACCEPTED | {"stream": "true or false"}
 
 
-def build_ollama_app(host: Host) -> Starlette:
+def build_ollama_app(host: Host, count: CountCall = count_nothing) -> Starlette:
     """Build the application that answers the paths of Ollama's API that are about embeddings and models.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
 
     Returns:
         An ASGI application that answers any other path with an error of the same shape.
@@ -96,7 +97,7 @@ def build_ollama_app(host: Host) -> Starlette:
     ]
     paths = ", ".join([*(f"POST {PREFIX}{name}" for name in post), *(f"GET {PREFIX}{name}" for name in get)])
     paths += "; this daemon embeds, and neither chats nor generates"
-    return build_web_app(routes, _error_response, paths=paths, host=host)
+    return build_web_app(routes, _error_response, paths=paths, count=count)
 
 
 class _OllamaAPI:

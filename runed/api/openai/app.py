@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from runed.api.answer_size import reserve_answer
 from runed.api.call_log import logged_call
-from runed.api.host import Host
+from runed.api.host import CountCall, Host, count_nothing
 from runed.api.openai import PREFIX
 from runed.api.openai.errors import error_response
 from runed.api.web.app import build_web_app, json_response
@@ -64,11 +64,12 @@ _ACCEPTED = {
 }
 
 
-def build_openai_app(host: Host) -> Starlette:
+def build_openai_app(host: Host, count: CountCall = count_nothing) -> Starlette:
     """Build the application that answers `POST /v1/embeddings`, `GET /v1/models` and `GET /v1/models/{id}`.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
 
     Returns:
         An ASGI application that answers any other path with an error of the same shape.
@@ -102,7 +103,7 @@ def build_openai_app(host: Host) -> Starlette:
         Route(f"{_MODELS}/", models),
         Route(f"{_MODELS}/{{id:path}}", model),
     ]
-    return build_web_app(routes, error_response, paths=f"POST {_EMBEDDINGS} and GET {_MODELS}", host=host)
+    return build_web_app(routes, error_response, paths=f"POST {_EMBEDDINGS} and GET {_MODELS}", count=count)
 
 
 async def _encode(answer: EmbedAnswer, *, as_base64: bool) -> bytes:

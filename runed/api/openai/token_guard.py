@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hmac
 
+from runed.api.error_codes import code_of
+from runed.api.host import CountCall, count_nothing
 from runed.api.openai.errors import error_response
 from runed.api.web.errors import ForeignHostError, ForeignOriginError, UnauthenticatedError
 from runed.errors import RunedError
@@ -18,7 +20,7 @@ _HTTP_PORT = 80
 _log = get_logger(__name__)
 
 
-def token_gate(*, token: str | None, port: int) -> Gate:
+def token_gate(*, token: str | None, port: int, count: CountCall = count_nothing) -> Gate:
     """Return the gate of a port.
 
     No path is open without the token, not even to a browser's `OPTIONS`. No answer has a CORS header. So a web page can neither
@@ -27,6 +29,7 @@ def token_gate(*, token: str | None, port: int) -> Gate:
     Args:
         token: The token; None lets in every program of this machine.
         port: The port.
+        count: Counts what is turned away.
     """
     names = ("127.0.0.1", "localhost", "[::1]")
     hosts = {f"{name}:{port}".encode() for name in names}
@@ -38,6 +41,7 @@ def token_gate(*, token: str | None, port: int) -> Gate:
         error = error or (_check_origin(headers, hosts) if token is None else _check_token(headers, token.encode()))
         if error is None:
             return None
+        count("other", code_of(error).value, 0.0, error.reason)
         log_refusal(_log, "request over the loopback port refused", kind=error.reason, reason=error.reason)
         extra = {"www-authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else None
         response = error_response(error, headers=extra)

@@ -16,7 +16,7 @@ from runed_proto.grpc.reflection.v1alpha import reflection_pb2 as alpha_reflecti
 from runed_proto.runed.v1 import runed_pb2
 
 from runed.api.error_codes import MalformedRequestError
-from runed.api.host import Host
+from runed.api.host import CountCall, Host
 from runed.api.later import Later
 from runed.api.rpc.handler import RunedServicer
 from runed.api.rpc.heads import fault_of, without_noise
@@ -52,17 +52,18 @@ _WRONG_TYPE = MalformedRequestError(
 )
 
 
-def build_rpc_app(host: Host) -> Application:
+def build_rpc_app(host: Host, count: CountCall) -> Application:
     """Build the application that serves the methods of all services.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
 
     Returns:
         An ASGI application that refuses every other path in the protocol of its caller. A request over HTTP/2 has to offer the
         extension "runed.duplex" of `runed.server`.
     """
-    observer = Observer(host)
+    observer = Observer(host, count)
     names = [service.full_name for service in _SERVICES]
     reflection = ReflectionServicer(host, names)
     implementations = (RunedServicer(host), HealthServicer(host, names), reflection, AlphaReflectionServicer(reflection))

@@ -12,7 +12,7 @@ from connectrpc.request import RequestContext
 
 from runed.api.call_log import EMBED, RERANK, Call
 from runed.api.error_codes import code_of
-from runed.api.host import Host
+from runed.api.host import CountCall, Host
 from runed.api.large import let_go
 from runed.api.rpc.errors import complete, connect_error, reason_of_code, to_connect
 from runed.errors import RunedError, apology
@@ -41,17 +41,18 @@ class Observer:
     """A metadata interceptor of connectrpc. It sees every call, also calls that fail outside of the handler.
 
     Args:
-        host: Counts the calls.
+        host: The daemon.
+        count: Counts the calls.
 
     Attributes:
         max_request_bytes: The limit to tell when a message is too large.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, count: CountCall) -> None:
         info = host.info()
         self.max_request_bytes = info.max_request_bytes
         self._address = info.socket_path
-        self._host = host
+        self._count = count
 
     async def on_start(self, ctx: RequestContext[Any, Any]) -> Call:
         """Begin a call. If it has begun with another context, as a call that `unary` leaves to the library, go on with it."""
@@ -90,7 +91,7 @@ class Observer:
         reason = "" if error is None or answer is None else _reason(error, answer)
         if method in _OPERATIONS:
             token.end(method, code, reason)
-        self._host.count_call(method, code, time.monotonic() - token.started, reason, token.reasons)
+        self._count(method, code, time.monotonic() - token.started, reason, token.reasons)
         if error is not None:
             let_go(error)
         if answer is not None and answer is not error:
@@ -103,7 +104,7 @@ class Observer:
             error: The reason.
             method: The name of its method; "other" if there is no such method.
         """
-        self._host.count_call(method, code_of(error).value, 0.0, error.reason)
+        self._count(method, code_of(error).value, 0.0, error.reason)
 
     def _answer(self, error: Exception, method: str) -> ConnectError:
         from connectrpc.errors import ConnectError  # noqa: PLC0415 # as in `errors`

@@ -15,7 +15,7 @@ from runed import errors
 from runed.api.answer_size import reserve_answer
 from runed.api.call_log import RERANK, logged_call
 from runed.api.error_codes import MalformedRequestError
-from runed.api.host import Host
+from runed.api.host import CountCall, Host, count_nothing
 from runed.api.web.app import build_web_app, json_response
 from runed.api.web.errors import UnsupportedTypeError, retry_headers
 from runed.api.web.ranking import query_of, rank
@@ -105,11 +105,12 @@ _ACCEPTED_RERANK = {
 _ACCEPTED_TOKENIZE = {"add_special_tokens": "true or false", "prompt_name": '"query" or "document"'}
 
 
-def build_tei_app(host: Host) -> Starlette:
+def build_tei_app(host: Host, count: CountCall = count_nothing) -> Starlette:
     """Build the application that answers `/embed`, `/rerank`, `/tokenize`, `/info` and `/health`.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
 
     Returns:
         An ASGI application that answers any other method with an error of the same shape.
@@ -188,7 +189,7 @@ def build_tei_app(host: Host) -> Starlette:
         *(Route(path, health) for path in ("/health", "/")),
     ]
     paths = "POST /embed, POST /rerank, POST /tokenize, GET /info and GET /health"
-    return build_web_app(routes, _error_response, paths=paths, host=host)
+    return build_web_app(routes, _error_response, paths=paths, count=count)
 
 
 async def _tokens(tokenized: Tokenized) -> list[list[msgspec.Raw]]:

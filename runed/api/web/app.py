@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from runed.api.error_codes import CanceledError, MalformedRequestError, code_of
-from runed.api.host import Host
+from runed.api.host import CountCall
 from runed.api.large import let_go
 from runed.errors import RunedError, UnimplementedError, apology
 
@@ -41,14 +41,14 @@ class Refusing(Protocol):
         ...
 
 
-def build_web_app(routes: Sequence[Route], refuse: Refusing, *, paths: str, host: Host) -> Starlette:
+def build_web_app(routes: Sequence[Route], refuse: Refusing, *, paths: str, count: CountCall) -> Starlette:
     """Build the application of an API.
 
     Args:
         routes: The routes. An error that they raise is answered.
         refuse: Writes an error.
         paths: The main paths, for the error of an unknown one.
-        host: Counts the calls.
+        count: Counts the calls.
     """
 
     async def refused(request: Request, error: Exception) -> Response:
@@ -75,7 +75,7 @@ def build_web_app(routes: Sequence[Route], refuse: Refusing, *, paths: str, host
     app = Starlette(
         routes=routes,
         exception_handlers={RunedError: refused, HTTPException: no_such_route, Exception: apologize},
-        middleware=[Middleware(_Counting, host, {route.endpoint: route.path for route in reversed(routes)})],
+        middleware=[Middleware(_Counting, count, {route.endpoint: route.path for route in reversed(routes)})],
     )
     app.router.redirect_slashes = False  # a redirection would turn a POST into a GET
     return app
@@ -86,13 +86,13 @@ class _Counting:
 
     Args:
         app: Serves them.
-        host: Is told of them.
+        count: Is told of them.
         methods: The name of the method of each endpoint. All other paths have one name together, since there are any number.
     """
 
-    def __init__(self, app: ASGIApp, host: Host, methods: Mapping[object, str]) -> None:
+    def __init__(self, app: ASGIApp, count: CountCall, methods: Mapping[object, str]) -> None:
         self._app = app
-        self._host = host
+        self._count = count
         self._methods = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +109,7 @@ class _Counting:
         finally:
             code, reason = scope.get(_ENDED, ("ok", ""))
             method = self._methods.get(scope.get("endpoint"), "other")
-            self._host.count_call(method, code, time.monotonic() - began, reason)
+            self._count(method, code, time.monotonic() - began, reason)
 
 
 def _note(scope: Scope, error: RunedError) -> None:
