@@ -39,6 +39,11 @@ export interface ConnectOptions extends Place {
   onProgress?: ((health: Health) => void) | undefined;
   /** The protocol on the socket; "connect" by default. All can do the same. */
   protocol?: Protocol | undefined;
+  /**
+   * Interceptors of Connect for all calls, the first one outermost. One that sets the header `traceparent` makes the daemon's spans
+   * a part of the application's traces.
+   */
+  interceptors?: Interceptor[] | undefined;
   /** Milliseconds that the connect, and each call, may take, waiting included. By default a call has no limit. */
   timeoutMs?: number | undefined;
   /** Ends the connect early. */
@@ -77,10 +82,10 @@ export class Client {
   readonly #calls: Calls;
 
   /** @internal */
-  constructor(target: Target, { protocol = "connect", timeoutMs, onProgress }: ConnectOptions) {
+  constructor(target: Target, { protocol = "connect", interceptors = [], timeoutMs, onProgress }: ConnectOptions) {
     this.#target = target;
     this.#timeoutMs = timeoutMs;
-    this.#link = new Link(target, protocol);
+    this.#link = new Link(target, protocol, interceptors);
     this.#calls = new Calls(target, this.#link, onProgress);
   }
 
