@@ -50,7 +50,7 @@ func TestInterceptorsNameTheSpanOfTheApplication(t *testing.T) {
 		client := connect(t, runed.WithSocket(socket), runed.WithProtocol(protocol), runed.WithInterceptors(tracing{}))
 		must(client.Embed(t.Context(), "green tea"))(t)
 		must(client.EmbedBatch(t.Context(), []string{"one", "two"}))(t)
-		for range client.EmbedStream(t.Context(), func(func(string) bool) {}) {
+		for range client.EmbedStream(t.Context(), func(func(string, string) bool) {}) {
 		}
 		if named.Load() < 2 || others.Load() > 0 {
 			t.Errorf("%s: %d calls named the span, %d did not", protocol, named.Load(), others.Load())

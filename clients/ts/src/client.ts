@@ -1,6 +1,7 @@
 /** The client: the daemon's methods as methods. */
 
 import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
+import type { Interceptor } from "@connectrpc/connect";
 import { type Health, type Info, noVector, type Outcome, readOutcome, readVector, SpaceGuard } from "./answers.js";
 import { Calls } from "./calls.js";
 import { type CentroidNames, centroidMessages, readCentroids } from "./centroids.js";

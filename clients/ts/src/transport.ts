@@ -92,7 +92,11 @@ export interface RunedTransportOptions extends Place {
  *
  * @throws TypeError There is no such protocol, or both `home` and `socketPath` are given.
  */
-export function createRunedTransport({ protocol = "connect", interceptors = [], ...place }: RunedTransportOptions = {}): Transport {
+export function createRunedTransport({
+  protocol = "connect",
+  interceptors = [],
+  ...place
+}: RunedTransportOptions = {}): Transport {
   const target = new Target(place);
   const dial = async (signal: AbortSignal) => {
     try {
