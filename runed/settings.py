@@ -55,6 +55,9 @@ _NETWORK_ENVIRONMENT = (
 )
 """Variables for downloads: behind a proxy, with a private certificate authority, and from the model hub."""
 
+_OF_APPLICATIONS = ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES")
+"""Variables with which an application tells OpenTelemetry what it is. The daemon is another program, for many applications."""
+
 HUB = "https://huggingface.co"
 """The model hub."""
 
@@ -106,6 +109,7 @@ class Settings:
     http_expose: bool = False
     trust_parents: bool = False
     hf_endpoint: str = HUB
+    otel_endpoint: str = ""
     default_model: str = ""
     backend: str = ""
     backend_key_file: Path | None = None
@@ -196,7 +200,9 @@ def daemon_environment(environ: Mapping[str, str] | None = None, settings: Setti
     names = {*_BASE_ENVIRONMENT, *_NETWORK_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
     if settings is not None:
         names |= {model.remote.key_variable for model in settings.models.values() if model.remote is not None}
-    result = {name: value for name, value in env.items() if name in names or name.startswith("RUNED_")}
+    result = {name: value for name, value in env.items() if name in names or name.startswith(("RUNED_", "OTEL_"))}
+    for name in _OF_APPLICATIONS:
+        result.pop(name, None)
     for setting in SETTINGS.values():
         if setting.parse in {full_path, _file, _file_or_url} and (value := result.get(setting.variable)):
             result[setting.variable] = str(setting.parse(value, setting.variable))
@@ -471,6 +477,9 @@ SETTINGS = {
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),
     "hf_endpoint": Setting("HF_ENDPOINT", str, "hf_endpoint", _endpoint, HUB,
         "a mirror of the model hub, from which its files are fetched instead"),
+    "otel_endpoint": Setting("OTEL_EXPORTER_OTLP_ENDPOINT", str, "otel_endpoint", _text, "",
+        "the collector of OpenTelemetry that gets traces and metrics, such as `http://127.0.0.1:4318`; "
+        "see [observability](observability.md)"),
     "debug": Setting("RUNED_DEBUG", bool, "debug", flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

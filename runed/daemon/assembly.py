@@ -7,6 +7,7 @@ import contextlib
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,8 @@ class Face:
 
     host: DaemonHost
     servers: Sequence[Server]
+    exporting: Callable[[], AbstractAsyncContextManager[None]]
+    """Send traces and metrics for the length of a block, if the settings name a collector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ def _build_face(
     from runed.api.app import build_app, build_port_app  # noqa: PLC0415 # as above
     from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
     from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
+    from runed.daemon.telemetry import exporting  # noqa: PLC0415 # as above
     from runed.domain.status import Info, SettingInForce  # noqa: PLC0415 # as above
     from runed.scheduling.preparing import MAX_BATCH_TEXTS  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
@@ -157,14 +161,16 @@ def _build_face(
     add_gauges(metrics, host, pool)
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
-    servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
+    servers = [Server(build_app(host, metrics.called), listener.sock, max_connections=clients, budget=budget)]
     host.clients = servers[0].clients
     if http is not None:
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
 
-        gate = token_gate(token=http.token, port=http.port, exposed=http.exposed)
-        servers.append(Server(build_port_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
-    return Face(host, servers)
+        gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=metrics.called)
+        servers.append(
+            Server(build_port_app(host, metrics.called), http.sock, max_connections=strangers, budget=budget, gate=gate)
+        )
+    return Face(host, servers, partial(exporting, settings, metrics) if settings.otel_endpoint else contextlib.nullcontext)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ async def _serve_until_drained(
         gc.freeze()  # what was made until here stays to the end, so the collector need not look at it again and again
         gc.enable()  # see `runed serve`
         host = face.host
-        async with _eviction_watch(lock, listener, draining):
+        async with _eviction_watch(lock, listener, draining), face.exporting():
             await draining.wait()
             activation.tell("STOPPING=1", f"STATUS=finishing {host.in_flight} calls")
             _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)

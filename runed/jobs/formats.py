@@ -9,9 +9,9 @@ from typing import IO
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from runed.errors import RunedError
+from runed.float_json import write_floats
 from runed.jobs import parquet
 from runed.jobs.row import JobSpace, Row
 
@@ -155,13 +155,8 @@ def _members(row: Row, common: bytes) -> bytes:
     tokens = b'"token_count":%d,' % outcome.token_count
     if outcome.truncated:
         tokens += b'"total_token_count":%d,' % outcome.total_token_count
-    return b'%b%b%b"embedding":%b' % (name, common, tokens, _numbers(outcome.vector))
+    return b'%b%b%b"embedding":%b' % (name, common, tokens, write_floats(outcome.vector))
 
 
 def _error(reason: str, message: str) -> bytes:
     return b'"error":%b' % msgspec.json.encode({"reason": reason, "message": message})
-
-
-def _numbers(vector: NDArray[np.float32]) -> bytes:
-    """Return a vector as a JSON array of the shortest decimals that are read back as the same float32."""
-    return b"[%b]" % ",".join(vector.astype("U").tolist()).encode()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hmac
 
+from runed.api.error_codes import code_of
+from runed.api.host import CountCall, count_nothing
 from runed.api.openai.errors import error_response
 from runed.api.web.errors import ForeignHostError, ForeignOriginError, UnauthenticatedError
 from runed.errors import RunedError
@@ -18,7 +20,7 @@ _HTTP_PORT = 80
 _log = get_logger(__name__)
 
 
-def token_gate(*, token: str | None, port: int, exposed: bool = False) -> Gate:
+def token_gate(*, token: str | None, port: int, exposed: bool = False, count: CountCall = count_nothing) -> Gate:
     """Return the gate of a port.
 
     No path is open without the token, not even to a browser's `OPTIONS`. No answer has a CORS header. So a web page can neither
@@ -29,6 +31,7 @@ def token_gate(*, token: str | None, port: int, exposed: bool = False) -> Gate:
         port: The port.
         exposed: Whether other machines may reach it. They know it by names that the daemon does not know, so that each name is
             good. The token keeps web pages out.
+        count: Counts what is turned away.
 
     Raises:
         ValueError: The port is exposed and has no token.
@@ -45,6 +48,7 @@ def token_gate(*, token: str | None, port: int, exposed: bool = False) -> Gate:
         error = error or (_check_origin(headers, hosts) if token is None else _check_token(headers, token.encode()))
         if error is None:
             return None
+        count("other", code_of(error).value, 0.0, error.reason)
         log_refusal(_log, "request over the loopback port refused", kind=error.reason, reason=error.reason)
         extra = {"www-authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else None
         response = error_response(error, headers=extra)
