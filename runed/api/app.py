@@ -4,35 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from runed.api.host import Host
 from runed.api.later import Later
 from runed.api.ollama import PREFIX as OLLAMA
 from runed.api.openai import PREFIX as OPENAI
+from runed.api.page import LINK, ROOT, SIMILARITY, STATE
 from runed.api.rerank import PATHS as RERANK_PATHS
 from runed.api.rpc.app import build_rpc_app
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, respond
 from runed.api.tei import PATHS as TEI_PATHS
 from runed.metrics import CONTENT_TYPE
 
+if TYPE_CHECKING:
+    from runed.api.page.access import Access
+
 _METRICS_PATH = "/metrics"
 
 
-def build_app(host: Host) -> Application:
+def build_app(host: Host, access: Access | None = None) -> Application:
     """Build the application that serves everything on the daemon's socket.
 
     Args:
         host: The daemon.
+        access: Makes links to the page on the port; None if there is no port.
 
     Returns:
         An ASGI application. A request over HTTP/2 has to offer the extension "runed.duplex" of `runed.server`.
     """
     rpc = build_rpc_app(host)
     api = _json_apis(host)
+    links = Later(partial(_build_links, host, access))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if (found := api(scope["path"])) is not None:
             await (await found.get())(scope, receive, send)
+        elif scope["path"] in {LINK, STATE}:
+            await (await links.get())(scope, receive, send)
         elif scope["path"] == _METRICS_PATH:
             await _serve_metrics(host, scope, send)
         else:
@@ -41,19 +50,25 @@ def build_app(host: Host) -> Application:
     return app
 
 
-def build_port_app(host: Host) -> Application:
-    """Build the application of the loopback port. It serves the JSON APIs alone.
+def build_port_app(host: Host, access: Access | None = None) -> Application:
+    """Build the application of the loopback port. It serves the JSON APIs and the page alone.
 
     Args:
         host: The daemon.
+        access: Begins the sessions of the page; None where the page needs none.
 
     Returns:
         An ASGI application. The OpenAI API answers unknown paths.
     """
+    from runed.api.page.access import is_for_page  # noqa: PLC0415 # most daemons have no port
+
     api = _json_apis(host)
+    page = Later(partial(_build_page, host, access))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        found = api(scope["path"]) or api(OPENAI)
+        path = scope["path"]
+        is_page = path in {STATE, SIMILARITY} or (path == ROOT and is_for_page(scope["method"].encode(), scope["headers"]))
+        found = page if is_page else api(path) or api(OPENAI)
         assert found is not None
         await (await found.get())(scope, receive, send)
 
@@ -99,6 +114,18 @@ def _build_rerank(host: Host) -> Application:
     from runed.api.rerank.app import build_rerank_app  # noqa: PLC0415 # see `Later`
 
     return build_rerank_app(host)  # type: ignore[return-value] # as above
+
+
+def _build_page(host: Host, access: Access | None) -> Application:
+    from runed.api.page.app import build_page_app  # noqa: PLC0415 # see `Later`
+
+    return build_page_app(host, access)  # type: ignore[return-value] # as above
+
+
+def _build_links(host: Host, access: Access | None) -> Application:
+    from runed.api.page.app import build_link_app  # noqa: PLC0415 # see `Later`
+
+    return build_link_app(host, access)  # type: ignore[return-value] # as above
 
 
 async def _serve_metrics(host: Host, scope: Scope, send: Send) -> None:

@@ -132,7 +132,8 @@ def _build_face(
     metrics: Metrics,
 ) -> Face:
     from runed.api.app import build_app, build_port_app  # noqa: PLC0415 # as above
-    from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
+    from runed.daemon.gauges import add_gauges, sample  # noqa: PLC0415 # as above
+    from runed.daemon.history import History  # noqa: PLC0415 # as above
     from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
     from runed.domain.status import Info  # noqa: PLC0415 # as above
     from runed.scheduling.preparing import MAX_BATCH_TEXTS  # noqa: PLC0415 # as above
@@ -152,17 +153,20 @@ def _build_face(
         max_queued_bytes=settings.queue_bytes,
         restrictions=restrictions(),
     )
-    host = DaemonHost(facts, pool=pool, draining=draining, metrics=metrics)
+    history = History(partial(sample, pool))
+    host = DaemonHost(facts, pool=pool, draining=draining, metrics=metrics, history=history)
     add_gauges(metrics, host, pool)
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
-    servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
-    if http is not None:
-        from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+    if http is None:
+        return Face(host, [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)])
+    from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+    from runed.api.page.access import Access  # noqa: PLC0415 # as above
 
-        gate = token_gate(token=http.token, port=http.port)
-        servers.append(Server(build_port_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
-    return Face(host, servers)
+    access = Access(http.url, http.port, needs_link=http.token is not None)
+    gate = token_gate(token=http.token, port=http.port, page=access)
+    port = Server(build_port_app(host, access), http.sock, max_connections=strangers, budget=budget, gate=gate)
+    return Face(host, [Server(build_app(host, access), listener.sock, max_connections=clients, budget=budget), port])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from runed.backends.base import BackendState, BackendStatus
+from runed.daemon.history import Sample
 from runed.daemon.host import DaemonHost
 from runed.daemon.pool import Pool
 from runed.domain.requests import Lane
@@ -47,3 +48,16 @@ def add_gauges(metrics: Metrics, host: DaemonHost, pool: Pool) -> None:
     for lane in Lane:
         watch("runed_queued_texts", "Texts that wait.", queued(lane, 0), lane=lane.value)
         watch("runed_queued_bytes", "Bytes of text that wait.", queued(lane, 1), lane=lane.value)
+
+
+def sample(pool: Pool) -> Sample:
+    """Return the numbers that the history samples. They are 0 until there is a model."""
+    if not (models := pool.all_served()):
+        return Sample()
+    load = models[0].scheduler.load
+    return Sample(
+        texts=load.stats.total_texts,
+        tokens=load.stats.total_tokens,
+        queued=sum(texts for texts, _ in load.queued.values()),
+        engine_bytes=pool.seats.used,
+    )
