@@ -34,8 +34,9 @@ class Page(Protocol):
 def token_gate(*, token: str | None, port: int, page: Page | None = None) -> Gate:
     """Return the gate of a port.
 
-    No path is open without the token, not even to a browser's `OPTIONS`. The page has a secret of its own. No answer has a CORS header. So a web page can neither
-    send a request nor read an answer. The same holds without a token, as browsers tell whose page sends a request.
+    No path is open without the token, not even to a browser's `OPTIONS`. The page has secrets of its own. No answer has a CORS
+    header. So a page of another host can neither send a request nor read an answer. The same holds without a token, as browsers
+    tell whose page sends a request.
 
     Args:
         token: The token; None lets in every program of this machine.

@@ -1,8 +1,8 @@
 """Who may see the page: links that work once, and the sessions that they begin. The token of the port is in neither.
 
-A link is `http://127.0.0.1:PORT/?link=NONCE#KEY`. The nonce is exchanged for a cookie. Browsers send a cookie to every port of a
-host, so another program of this machine could get it. The key stays with the pages of this port: a browser never sends the part
-after "#", and the page sends the key only to its own address. What the page shows needs both.
+A link is `http://127.0.0.1:PORT/?link=NONCE#KEY`. The nonce is exchanged for a cookie. Browsers send a cookie to every port of
+a host, so another program of this machine could get it. The key stays with the pages of this port: a browser never sends the
+part after "#", and the page sends the key only to its own address. What the page shows needs both.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _NO_ACCESS = b"""\
 <meta name="viewport" content="width=device-width">
 <title>runed: no access</title>
 <h1>This page needs a new link</h1>
-<p>Run <code>runed open</code> in a terminal, and open the link that it prints. A link works once, within a minute. Access ends after
-12 hours, or when the daemon ends.</p>
+<p>Run <code>runed open</code> in a terminal, and open the link that it prints. A link works once, within a minute. Access ends
+after 12 hours, or when the daemon ends.</p>
 </html>
 """
 
@@ -88,7 +88,8 @@ class Access:
     Args:
         url: The URL of the port, without a slash at the end.
         port: The port.
-        needs_link: Whether requests need a link. A port without a token is open to every program of the machine, and so is the page.
+        needs_link: Whether requests need a link. A port without a token is open to every program of the machine, and so is its
+            page.
         clock: Returns seconds that only grow.
     """
 

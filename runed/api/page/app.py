@@ -33,17 +33,23 @@ from runed.domain.status import Health
 from runed.errors import InvalidRequestError, RunedError
 from runed.log import get_logger
 from runed.processes import resident_bytes
+from runed.server import Headers
 
 _PAGE = Path(__file__).with_name("page.html")
 
 _MODELS_SECONDS = 1.0
 """Seconds that the list of models may take. It may have to be fetched first."""
 
-_HEADERS = {name.decode(): value.decode() for name, value in HEADERS}
-
 _ACCEPTED = {"model": "a string, the name of a model"}
 
 _log = get_logger(__name__)
+
+
+def _decoded(headers: Headers) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in headers}
+
+
+_HEADERS = _decoded(HEADERS)
 
 
 class _SimilarityRequest(msgspec.Struct):
@@ -74,9 +80,7 @@ def build_page_app(host: Host, access: Access | None) -> Starlette:
             response.headers["set-cookie"] = cookie
         elif request.method == "GET" and nonce and not access.knows(request.scope["headers"]):
             # Two requests have brought the link at the same moment, and the other one was the first.
-            return Response(
-                NO_ACCESS.body, NO_ACCESS.status, {name.decode(): value.decode() for name, value in NO_ACCESS.headers}
-            )
+            return Response(NO_ACCESS.body, NO_ACCESS.status, _decoded(NO_ACCESS.headers))
         return response
 
     async def similarity(request: Request) -> Response:
