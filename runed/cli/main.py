@@ -18,6 +18,7 @@ COMMANDS = {
     "rerank": "sort documents by their relevance to a query",
     "ensure": "make sure that a daemon runs, and say where",
     "status": "show what the daemon is doing",
+    "open": "show in a browser what the daemon does",
     "stop": "let the daemon finish its work and exit",
     "install": "fetch engine and model ahead of time",
     "models": "list the models that there are",

@@ -74,7 +74,7 @@ def build_page_app(host: Host, access: Access | None) -> Starlette:
         response = Response(page, headers=headers, media_type="text/html")
         if access is None or not access.needs_link:
             return response
-        nonce = nonce_of(request.url.query.encode())
+        nonce = nonce_of(request.scope["query_string"])
         if request.method == "GET" and nonce and (cookie := access.redeem(nonce)) is not None:
             _log.info("a link to the page was opened")
             response.headers["set-cookie"] = cookie
