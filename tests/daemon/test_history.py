@@ -81,8 +81,8 @@ async def test_later_slots_alone_are_returned_and_only_those_of_the_hour(world: 
 
 
 async def test_memory_is_bounded(world: World) -> None:
-    for count in range(2 * SLOTS):
-        world.call(0.001 * count)
+    for count in range(2 * SLOTS):  # some of the numbers lie within the last hour alone
+        world.call(0.001 * (count % 7))
         world.pass_slot(Sample(texts=1_000_000 + count, tokens=10_000_000 + count, queued=1000 + count, engine_bytes=2**33))
     slots = world.history.last_hour().slots
     assert len(slots) == SLOTS
