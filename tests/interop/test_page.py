@@ -15,7 +15,7 @@ ROOT = FOLDER.parents[2]
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
-pytestmark = [pytest.mark.foreign, pytest.mark.slow]
+pytestmark = [pytest.mark.foreign, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def test_page_in_a_browser(browser: str) -> None:
         cwd=FOLDER,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
