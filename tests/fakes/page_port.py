@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from runed.api.app import build_port_app
 from runed.api.openai.token_guard import token_gate
 from runed.api.page.access import Access
 from runed.domain.history import SLOTS, Failure, LastHour, Slot, Work
-from runed.domain.model_status import ModelStatus
+from runed.domain.model_status import ModelRoom, ModelStatus
 from runed.domain.status import LoadingPhase, Status
 from runed.lifecycle.loopback import Loopback
 from runed.server import Server
@@ -48,7 +49,7 @@ def busy_hour() -> LastHour:
                 p50_seconds=fast * (1 + wave / 4),
                 p99_seconds=slow * (1 + wave / 3),
                 queued=int(bulk * wave / 2),
-                engine_bytes=640_000_000 if number < 300 else 0,
+                engine_bytes=640_000_000 if number > 55 else 320_000_000,
             )
         )
     now = time.time()
@@ -76,10 +77,16 @@ class _Host(FakeHost):
 
     async def models(self) -> list[ModelStatus]:
         known = await super().models()
-        return [replace(known[0], name=name) for name in self.names] or known
+        now = int(time.time())
+        return [
+            replace(known[0], name=name, vector_dim=1024, memory_bytes=320_000_000, last_used_at=now) for name in self.names
+        ] or known
+
+    def room(self) -> ModelRoom:
+        return ModelRoom(memory_limit=8_000_000_000, memory_bytes=640_000_000)
 
     def health(self, model: str = "") -> Any:  # noqa: ANN401 # that of the base
-        return replace(super().health(model), uptime_seconds=7200, message=self.message)
+        return replace(super().health(model), uptime_seconds=7200, pid=os.getpid(), total_requests=41_204, in_flight_requests=2)
 
 
 def _arrange(host: FakeHost, access: Access, clock: list[float], wanted: dict[str, Any]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-// Takes the pictures of docs/page.md: node shots.mjs FOLDER. The numbers are those of `busy_hour` in tests/fakes/page_port.py.
+// Takes the pictures of docs/page.md: node shots.mjs FOLDER, as `python -m tools.page_pictures` does. The numbers are those of `busy_hour` in tests/fakes/page_port.py.
 
 import { join } from "node:path";
 
@@ -7,13 +7,12 @@ import { Port, launch } from "./browser.mjs";
 const browser = await launch();
 const port = await Port.start();
 try {
+  await port.arrange({ names: ["qwen3-embedding-0.6b.q8_0", "bge-m3.q8_0"] });
   for (const colorScheme of ["light", "dark"]) {
-    const context = await browser.newContext({ colorScheme, viewport: { width: 900, height: 1180 } });
+    const context = await browser.newContext({ colorScheme, viewport: { width: 900, height: 1080 } });
     const page = await context.newPage();
     await page.goto(await port.link());
     await page.locator("#state", { hasText: "Serving" }).waitFor();
-    await page.getByLabel("First text").fill("How do I make green tea?");
-    await page.getByLabel("Second text").fill("Green tea should be brewed at 80 °C.");
     await page.screenshot({ path: join(process.argv[2], `page-${colorScheme}.png`) });
     await context.close();
   }
