@@ -37,7 +37,8 @@ EPILOG = """\
 example:
   runed open --print     for a browser that this terminal cannot open
 
-with --json, standard output is one JSON object: {"url": "...", "expires_in": 60}
+with --json, standard output is one JSON object:
+  {"url": "...", "expires_in": 60}
 expires_in is null if the port needs no token, and so the page needs no link.
 """
 

@@ -14,13 +14,15 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runed.api.app import build_app, build_port_app
 from runed.api.openai.token_guard import token_gate
-from runed.api.page.access import LINK_SECONDS, SESSION_SECONDS, Access
+from runed.api.page.access import LINK_SECONDS, NO_ACCESS, SESSION_SECONDS, Access
 from runed.domain.history import Failure, LastHour, Slot, Work
 from runed.lifecycle.loopback import Loopback
-from runed.server import Server
+from runed.server import Head, Server
 from tests.fakes.fake_host import LOAD, FakeHost
 from tests.support import capture_logs, no_task_but
 
@@ -403,3 +405,25 @@ async def test_a_form_of_another_page_is_no_request_to_compare(port: Port) -> No
     async with port.client(**from_page(cookie, key)) as client:
         answer = await client.post("/page/similarity", content=b'{"texts": ["a", "b"]}', headers={"content-type": "text/plain"})
     assert answer.status_code == 415
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    method=st.binary(max_size=8),
+    target=st.binary(max_size=60).map(lambda rest: b"/" + rest) | st.binary(max_size=60).map(lambda rest: b"/?link=" + rest),
+    headers=st.lists(
+        st.tuples(
+            st.sampled_from([b"accept", b"cookie", b"host", b"origin", b"sec-fetch-dest", b"sec-fetch-site", b"x-runed-page"]),
+            st.binary(max_size=40) | st.sampled_from([b"text/html", b"runed-1=x", b"same-origin", b"document"]),
+        ),
+        max_size=8,
+    ),
+)
+def test_no_head_without_a_secret_is_admitted_or_breaks_the_gate(
+    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    access = Access("http://127.0.0.1:1", 1, needs_link=True)
+    access.link()
+    head = Head(method, target, headers, "1.1")
+    assert not access.admits(head)
+    assert access.refusal(head) in (None, NO_ACCESS)
