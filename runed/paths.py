@@ -121,6 +121,11 @@ class Paths:
         return self.home / "service.env"
 
     @property
+    def page_link(self) -> Path:
+        """A page that leads a browser to the last link of `runed open`, so that no list of processes shows the link."""
+        return self.home / "run" / "open.html"
+
+    @property
     def spawn_lock(self) -> Path:
         """The lock that a client holds while it starts a daemon."""
         return self.home / "spawn.lock"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from runed.domain.history import LastHour
 from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
@@ -168,6 +169,14 @@ class Host(Protocol):
 
     def metrics(self) -> bytes:
         """Return the metrics as `runed.metrics.CONTENT_TYPE`."""
+        ...
+
+    def last_hour(self, since: int = 0) -> LastHour:
+        """Return what is remembered of the last hour.
+
+        Args:
+            since: A number of a slot. Later slots alone are returned.
+        """
         ...
 
     def shut_down(self, grace: float | None) -> None:

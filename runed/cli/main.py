@@ -19,6 +19,7 @@ COMMANDS = {
     "ensure": "make sure that a daemon runs, and say where",
     "status": "show what the daemon is doing",
     "top": "watch the daemon work, live",
+    "open": "show in a browser what the daemon does",
     "stop": "let the daemon finish its work and exit",
     "service": "let systemd or launchd start the daemon",
     "install": "fetch engine and model ahead of time",

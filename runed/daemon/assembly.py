@@ -135,7 +135,8 @@ def _build_face(
     metrics: Metrics,
 ) -> Face:
     from runed.api.app import build_app, build_port_app  # noqa: PLC0415 # as above
-    from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
+    from runed.daemon.gauges import add_gauges, sample  # noqa: PLC0415 # as above
+    from runed.daemon.history import History  # noqa: PLC0415 # as above
     from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
     from runed.daemon.telemetry import exporting  # noqa: PLC0415 # as above
     from runed.domain.status import Info, SettingInForce  # noqa: PLC0415 # as above
@@ -157,19 +158,25 @@ def _build_face(
         restrictions=restrictions(),
         settings=[SettingInForce(*row) for row in in_force(settings)],
     )
-    host = DaemonHost(facts, pool=pool, draining=draining, metrics=metrics)
+    history = History(partial(sample, pool))
+    host = DaemonHost(facts, pool=pool, draining=draining, metrics=metrics, history=history)
     add_gauges(metrics, host, pool)
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
-    servers = [Server(build_app(host, metrics.called), listener.sock, max_connections=clients, budget=budget)]
-    host.clients = servers[0].clients
-    if http is not None:
+    if http is None:
+        servers = [Server(build_app(host, metrics.called), listener.sock, max_connections=clients, budget=budget)]
+    else:
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+        from runed.api.page.access import Access  # noqa: PLC0415 # as above
 
-        gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=metrics.called)
-        servers.append(
-            Server(build_port_app(host, metrics.called), http.sock, max_connections=strangers, budget=budget, gate=gate)
-        )
+        access = Access(http.url, http.port, needs_link=http.token is not None)
+        gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=metrics.called, page=access)
+        app, port_app = build_app(host, metrics.called, access), build_port_app(host, metrics.called, access)
+        servers = [
+            Server(app, listener.sock, max_connections=clients, budget=budget),
+            Server(port_app, http.sock, max_connections=strangers, budget=budget, gate=gate),
+        ]
+    host.clients = servers[0].clients
     return Face(host, servers, partial(exporting, settings, metrics) if settings.otel_endpoint else contextlib.nullcontext)
 
 
