@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from runed.settings import SETTINGS, Settings
 
-_OF_CLIENTS = {"runed_binary", "trust_parents"}
+_OF_CLIENTS = {"runed_binary", "trust_parents", "log", "progress"}
 """Settings that a daemon does not use once it runs."""
 
 
