@@ -153,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
     if arguments.batch is not None and is_many(arguments.batch):
         return _run_many(arguments)
-    (source_path,) = _input_paths(arguments) if arguments.batch is not None else [STANDARD_STREAM]
+    source_path = arguments.batch or STANDARD_STREAM
     if not arguments.overwrite and is_finished(arguments.output, source_path, resume=arguments.resume):
         complain(f"{arguments.output} is complete already, so there is nothing to do; --overwrite makes it anew")
         return ExitCode.OK
@@ -289,6 +289,10 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("--text-column and --id-column name the same column")
     if arguments.instruction and arguments.role != "query":
         refuse("--instruction is for --role query")
+    _check_output_usage(arguments, refuse)
+
+
+def _check_output_usage(arguments: argparse.Namespace, refuse: Callable[[str], None]) -> None:
     if any(_is_same_file(path, arguments.output) for path in _input_paths(arguments)):
         refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:

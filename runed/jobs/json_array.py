@@ -48,7 +48,7 @@ def elements(file: IO[bytes], most: int) -> Iterator[bytes]:
             count += 1
         elif count or mark == b",":
             raise InvalidRequestError("there is nothing between two commas, or after the last one; remove one of them")
-    if mark != b"]" or text.rest().strip():
+    if mark != b"]" or text.rest():
         raise InvalidRequestError("the array must be all of the file; split the file, or make it JSON lines by `jq -c '.[]'`")
 
 
@@ -84,6 +84,8 @@ class _Text:
         return element
 
     def rest(self) -> bytes:
-        """Return what follows the present mark, or some of it."""
-        rest = self._buffer[self._position :]
-        return rest if rest.strip() else rest + self._file.read(_PIECE)
+        """Return what follows the present mark, without white space, or some of it."""
+        rest = self._buffer[self._position :].strip()
+        while not rest and (more := self._file.read(_PIECE)):
+            rest = more.strip()
+        return rest
