@@ -251,6 +251,15 @@ def debug_enabled() -> bool:
         return False
 
 
+def progress_wanted() -> bool:
+    """Return whether clients show downloads (`RUNED_PROGRESS`), for one that reads no other setting.
+
+    Raises:
+        SettingsError: The value is neither a yes nor a no.
+    """
+    return boolean(_get(os.environ, "RUNED_PROGRESS") or "yes", "RUNED_PROGRESS")
+
+
 def _get(env: Mapping[str, str], name: str) -> str | None:
     """Read a variable. An empty one counts as not set, since the two are hard to tell apart in a shell."""
     return env.get(name) or None

@@ -11,7 +11,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -259,15 +259,15 @@ def _from_json(records: Iterable[tuple[str, bytes | InvalidRequestError]], colum
 
 def _from_delimited(file: IO[bytes], name: str, columns: Columns, delimiter: str) -> Iterator[Item]:
     """Yield the texts of a column of a table with a header. Blank lines between the rows are ignored."""
-    rows = delimited_rows(file, name, columns.delimiter or delimiter)
-    _, header = next(rows, ("", None))
-    if header is not None:
-        places = columns.places(name, header, _advice(header))
-        for origin, row in rows:
-            yield _from_row(row, origin, len(header), places)
+    with contextlib.closing(delimited_rows(file, name, columns.delimiter or delimiter)) as rows:
+        _, header = next(rows, ("", None))
+        if header is not None:
+            places = columns.places(name, header, _advice(header))
+            for origin, row in rows:
+                yield _from_row(row, origin, len(header), places)
 
 
-def delimited_rows(file: IO[bytes], name: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+def delimited_rows(file: IO[bytes], name: str, delimiter: str) -> Generator[tuple[str, list[str]]]:
     """Yield the header of a table and its rows that are not blank, each with its place.
 
     Columns that are not read may have bytes that are not UTF-8. They become lone surrogates.

@@ -102,7 +102,7 @@ class LineDecoder:
 
     def _refusal(self, reason: str, line: bytes) -> InvalidRequestError:
         example = f'{{"id": 1, "{self._text}": "..."}}'
-        remedy = f"each must be a JSON string or an object like {example}"
+        remedy = f"each line must be a JSON string or an object like {example}"
         start = line.removeprefix(codecs.BOM_UTF8).strip()
         if start.startswith(b"[") or start == b"{":
             selection = ".[]" if start.startswith(b"[") else "."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import IO, Any
 
@@ -85,16 +86,17 @@ def _chosen(source: Batch, there: list[str], names: Sequence[str]) -> list[str]:
 def _names(source: Batch, form: str, file: IO[bytes]) -> list[str]:
     """Return the names of all columns. Objects of JSON may each have others."""
     if form in _DELIMITERS:
-        return next(_cells(source, form, file), [])
+        with closing(_cells(source, form, file)) as cells:
+            return next(cells, [])
     return list(dict.fromkeys(name for row in _rows(source, form, file) for name in row))
 
 
 def _rows(source: Batch, form: str, file: IO[bytes]) -> Iterator[dict[str, str | None]]:
     """Yield the columns of each text; those of a row that cannot be read are missing."""
     if form in _DELIMITERS:
-        cells = _cells(source, form, file)
-        header = next(cells, [])
-        yield from (dict(zip(header, row, strict=True)) if len(row) == len(header) else {} for row in cells)
+        with closing(_cells(source, form, file)) as cells:
+            header = next(cells, [])
+            yield from (dict(zip(header, row, strict=True)) if len(row) == len(header) else {} for row in cells)
     elif form in {"json", "jsonl", "array"}:
         read = array_elements if form == "array" else lines
         for _, line in read(file, source.file.name):
@@ -106,10 +108,11 @@ def _rows(source: Batch, form: str, file: IO[bytes]) -> Iterator[dict[str, str |
         raise SettingsError(f"{source.file.name} has no columns to keep; leave --keep out")
 
 
-def _cells(source: Batch, form: str, file: IO[bytes]) -> Iterator[list[str]]:
+def _cells(source: Batch, form: str, file: IO[bytes]) -> Generator[list[str]]:
     """Yield the header and the rows of a table of text. Bytes that are not UTF-8 are replaced."""
-    for _, row in delimited_rows(file, source.file.name, source.columns.delimiter or _DELIMITERS[form]):
-        yield [cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for cell in row]
+    with closing(delimited_rows(file, source.file.name, source.columns.delimiter or _DELIMITERS[form])) as rows:
+        for _, row in rows:
+            yield [cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for cell in row]
 
 
 def _text(value: bytes) -> str | None:
