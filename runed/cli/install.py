@@ -13,6 +13,7 @@ from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.progress import ProgressDisplay
 from runed.domain.engines import ONNX_RUNTIME
 from runed.files import write_atomically
+from runed.locking import LockFile
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.settings import Settings, load_settings
 
@@ -97,7 +98,24 @@ def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay, wa
     def report(progress: Progress) -> None:
         display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)
 
-    return asyncio.run(install(settings, paths, report=report, check_model=check_model, wanted=wanted))
+    try:
+        return asyncio.run(install(settings, paths, report=report, check_model=check_model, wanted=wanted))
+    except KeyboardInterrupt:
+        display.drop()
+        complain(_after_interrupt(paths))
+        raise
+
+
+def _after_interrupt(paths: Paths) -> str:
+    """Return what becomes of a download that the user has interrupted."""
+    from runed.client.progress import GOES_ON  # noqa: PLC0415 # nothing of this is needed without Ctrl-C
+    from runed.lifecycle.spawn import find_process  # noqa: PLC0415
+
+    lock = LockFile(paths.install_lock)
+    if not lock.is_held():
+        return "what was fetched is kept, and the same command goes on from there"
+    daemon = find_process(paths)
+    return GOES_ON if daemon and daemon.pid == lock.holder() else f"process {lock.holder()} goes on with the installation"
 
 
 def _url_of_default(settings: Settings) -> str:
