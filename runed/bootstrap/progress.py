@@ -54,7 +54,7 @@ class _Shared(msgspec.Struct, frozen=True):
     """The progress of one process as others read it."""
 
     pid: int
-    phase: str
+    phase: Phase
     done: int
     total: int
     message: str
@@ -99,7 +99,7 @@ class ProgressReporter:
             holder: Its process id.
         """
         seen = read_record(file, _Shared)
-        if seen is not None and (seen.pid != holder or seen.phase not in Phase):
+        if seen is not None and seen.pid != holder:
             seen = None
         if self._relayed == (holder, seen):
             return
@@ -107,7 +107,7 @@ class ProgressReporter:
             _log.info("bootstrap", step=f"waiting for process {holder}, which installs engine and model")
         self._relayed = holder, seen
         if seen is not None:
-            self._phase, self._done, self._total = Phase(seen.phase), seen.done, seen.total
+            self._phase, self._done, self._total = seen.phase, seen.done, seen.total
         told = f": {seen.message}" if seen else ""
         self.say(f"waiting for process {holder}, which installs engine and model{told}", downloading=True)
 
@@ -148,7 +148,7 @@ class ProgressReporter:
         self._reported_at = time.monotonic()
         self._report(Progress(self._phase, self._done, self._total, printable(message), self._downloading))
         if self._file is not None:
-            shared = _Shared(os.getpid(), self._phase.value, self._done, self._total, printable(message))
+            shared = _Shared(os.getpid(), self._phase, self._done, self._total, printable(message))
             with suppress(OSError):  # such as a full disk, which the installation itself will meet
                 self._file.write_bytes(msgspec.json.encode(shared))
 
