@@ -17,7 +17,7 @@ def completes_models(action: argparse.Action) -> None:
 
 
 def _models() -> list[str]:
-    """Return the names of all models and their aliases; none if they are not known without a network."""
+    """Return the names of all families and models, and their aliases; none if they are not known without a network."""
     # 200 ms that a command without Tab does not spend.
     from runed.bootstrap.manifest import manifest_source  # noqa: PLC0415
     from runed.cli.catalog import open_catalog  # noqa: PLC0415
@@ -32,4 +32,6 @@ def _models() -> list[str]:
         catalog = open_catalog(settings, Paths(settings.home))
     except (RunedError, OSError):
         return []
-    return [name for spec in catalog.specs.values() for name in (spec.name, *catalog.aliases_of(spec))]
+    return list(
+        dict.fromkeys(name for spec in catalog.specs.values() for name in (spec.family, spec.name, *catalog.aliases_of(spec)))
+    )
