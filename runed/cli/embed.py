@@ -30,7 +30,7 @@ from runed.jobs.partition import FileOptions, PartitionJob, run_here
 from runed.jobs.runner import run_job
 
 BAR_TEXTS = 32
-"""Texts of the largest job without a bar. It ends before a bar could be read."""
+"""Texts of the largest job without a bar, and without a word at its end if its vectors go to standard output."""
 
 DESCRIPTION = """\
 Turn texts into vectors, starting the daemon if none runs.
@@ -178,8 +178,8 @@ def run(arguments: argparse.Namespace) -> int:
             on_progress=_shown_on(display, to_terminal=arguments.output == STANDARD_STREAM and sys.stdout.isatty()),
             on_complaint=complain,
         )
-    is_job = arguments.batch is not None or arguments.output != STANDARD_STREAM
-    return _judged(result, arguments.output if is_job else None, as_json=arguments.json)
+    told = result.count > BAR_TEXTS or not _is_stream(arguments.output)
+    return _judged(result, arguments.output, told=told, as_json=arguments.json)
 
 
 def _run_many(arguments: argparse.Namespace) -> int:
@@ -217,25 +217,25 @@ def _run_many(arguments: argparse.Namespace) -> int:
             on_progress=lambda done, total: display.update(step, done, total, unit="texts"),
             on_complaint=complain,
         )
-    return _judged(result, arguments.output, as_json=arguments.json)
+    return _judged(result, arguments.output, told=True, as_json=arguments.json)
 
 
-def _judged(result: JobResult, output: str | None, *, as_json: bool) -> int:
+def _judged(result: JobResult, output: str, *, told: bool, as_json: bool) -> int:
     """Tell what was done, and return the exit code.
 
     Args:
         result: The result.
-        output: The output of a job; None for a few vectors on standard output.
+        output: The output.
+        told: Whether there is something to tell. A few vectors on standard output speak for themselves.
         as_json: Whether the user wants it as JSON on standard output, if no vectors are there.
     """
-    if output is not None and as_json and output != STANDARD_STREAM:
+    if as_json and output != STANDARD_STREAM:
         print(json.dumps(_as_dict(result, output)))
-    elif output is not None and result.before < result.count:
+    elif told and result.before < result.count:
         complain(_summary(result, output))
-    if result.failed:
+    elif result.failed:
         complain(f"{result.failed:,} of {result.count:,} texts have no vector")
-        return ExitCode.FAILED
-    return ExitCode.OK
+    return ExitCode.FAILED if result.failed else ExitCode.OK
 
 
 def _as_dict(result: JobResult, output: str) -> dict[str, object]:
@@ -252,15 +252,19 @@ def _as_dict(result: JobResult, output: str) -> dict[str, object]:
 
 
 def _summary(result: JobResult, output: str) -> str:
-    texts = f"{result.count:,} text{'s' * (result.count != 1)}"
+    texts = _counted(result.count, "text")
     if result.before:
         texts += f" ({result.before:,} of them by an earlier run)"
     rate = f" ({(result.count - result.before) / result.seconds:,.0f} texts/s)" if result.seconds else ""
     place = "standard output" if output == STANDARD_STREAM else output
     return (
-        f"{texts}, {result.tokens:,} tokens, {result.seconds:,.1f} s{rate}, {result.cached:,} cached, "
-        f"{result.failed:,} errors, to {place}"
+        f"{texts}, {_counted(result.tokens, 'token')}, {result.seconds:,.1f} s{rate}, {result.cached:,} cached, "
+        f"{_counted(result.failed, 'error')}, to {place}"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _hint_at_files(arguments: argparse.Namespace) -> None:

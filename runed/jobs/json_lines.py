@@ -103,10 +103,8 @@ class LineDecoder:
     def _refusal(self, reason: str, line: bytes) -> InvalidRequestError:
         example = f'{{"id": 1, "{self._text}": "..."}}'
         remedy = f"each line must be a JSON string or an object like {example}"
-        start = line.removeprefix(codecs.BOM_UTF8).strip()
-        if start.startswith(b"[") or start == b"{":
-            selection = ".[]" if start.startswith(b"[") else "."
-            remedy += f"; a file that is one JSON document is made such lines by `jq -c '{selection}' FILE`"
+        if line.removeprefix(codecs.BOM_UTF8).strip() == b"{":
+            remedy += "; an object over several lines is made one line by `jq -c . FILE`"
         return InvalidRequestError(f"{reason}; {remedy}")
 
 
