@@ -247,7 +247,7 @@ def test_parquet_goes_to_a_pipe_as_well_as_to_a_file(tmp_path: Path) -> None:
     done = jobs.run("--batch", tmp_path / "texts.jsonl", "--format", "parquet")
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == output.read_bytes()
-    assert jobs.here(*TEXTS, "-o", output) == 0
+    assert jobs.here(*TEXTS, "-o", output, "--overwrite") == 0
     assert pq.read_table(output)["id"].null_count == 5
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.parquet", "texts.jsonl"]
 
