@@ -136,6 +136,11 @@ class Paths:
         return self.home / "install.lock"
 
     @property
+    def install_progress(self) -> Path:
+        """How far the process is that holds the lock, for others that wait for it."""
+        return self.cache / "installing.json"
+
+    @property
     def installed(self) -> Path:
         """The record of the installed files, their origins and their hashes."""
         return self.home / "installed.json"

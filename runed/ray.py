@@ -24,8 +24,8 @@ from runed.jobs.partition import Part, PartitionJob, PartResult, summed
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions, Role, Truncate
+    from runed.jobs.job import JobResult
     from runed.jobs.partition import FileOptions
-    from runed.jobs.runner import JobResult
 
 __all__ = ["BATCH_SIZE", "Embed", "embed", "embed_files", "fingerprint"]
 
@@ -263,7 +263,7 @@ def embed_files(
     finally:
         for reference in running:  # after an error, or Ctrl-C
             ray.cancel(reference)
-    return summed(results)
+    return summed(result.texts for result in results)
 
 
 class _Shape:

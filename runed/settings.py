@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 import pwd
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +18,12 @@ from typing import Any
 
 import msgspec
 
-from runed.errors import RunedError, SettingsError
+from runed.errors import RunedError, RunedWarning, SettingsError
 from runed.files import read_regular
 from runed.own_models import Entry, OwnModel, own_aliases, own_models, remote_url, settle_default
 from runed.paths import check_home
 from runed.setting_values import boolean, check_port, duration, flag, on_disk, one_of, port, size, whole_number
+from runed.suggesting import did_you_mean
 from runed.trust import check_file
 from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, scheme_of
 
@@ -37,8 +39,17 @@ ONNX = "onnx"
 ENGINES = ("auto", "cpu", *ACCELERATORS, ONNX)
 """Names of the engines to choose from: "auto" for the fastest that works, what `llama-server` computes with, and `ONNX`."""
 
+LOG_FORMS = ("auto", "text", "json")
+"""The forms of the log on standard error; "auto" is "text" on a terminal, and else "json"."""
+
+LOG_LEVELS = ("info", "warning", "error")
+"""The levels that the least important lines of a log can have."""
+
 PROVIDERS = ("cpu", "cuda", "coreml", "dml")
 """Names of what ONNX Runtime computes with."""
+
+_SHOWN = 60
+"""The most characters of an unknown key that a warning repeats."""
 
 _MAX_CONFIG_BYTES = 1024 * 1024
 """Most bytes of `config.json`."""
@@ -115,6 +126,9 @@ class Settings:
     backend_key_file: Path | None = None
     models: Mapping[str, OwnModel] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=own_aliases)
+    log: str = "auto"
+    log_level: str = "info"
+    progress: bool = True
     debug: bool = False
     written: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
 
@@ -288,6 +302,15 @@ def debug_enabled() -> bool:
         return False
 
 
+def progress_wanted() -> bool:
+    """Return whether clients show downloads (`RUNED_PROGRESS`), for one that reads no other setting.
+
+    Raises:
+        SettingsError: The value is neither a yes nor a no.
+    """
+    return boolean(_get(os.environ, "RUNED_PROGRESS") or "yes", "RUNED_PROGRESS")
+
+
 def _get(env: Mapping[str, str], name: str) -> str | None:
     """Read a variable. An empty one counts as not set, since the two are hard to tell apart in a shell."""
     return env.get(name) or None
@@ -373,7 +396,21 @@ def _read_config(path: Path, *, required: bool) -> object:
         raise SettingsError(f"{path}: {error}; accepted is a JSON object as in docs/configuration.md") from None
     if config.version != 1:
         raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
+    _warn_of_unknown(path, data)
     return config
+
+
+def _warn_of_unknown(path: Path, data: bytes) -> None:
+    """Tell of keys that mean nothing, which are mistakes, unless a newer version of runed wrote them."""
+    known = ["version", *(name for name, setting in SETTINGS.items() if setting.type)]
+    for key in msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=dict[str, msgspec.Raw]):
+        if key not in known and key[:1].isalpha():  # others are comments, or "$schema"
+            warnings.warn(
+                f"{path} has a key {key[:_SHOWN]!r}, which is ignored, since there is no such setting"
+                f"{did_you_mean(key[:_SHOWN], known)}",
+                RunedWarning,
+                stacklevel=2,
+            )
 
 
 _DEFAULT_HOME = "~/.runed"
@@ -412,6 +449,8 @@ _DISK_CACHE_SIZE = partial(size, least=16 * 1024 * 1024, none=True)  # half of i
 _ENGINE = partial(one_of, accepted=ENGINES)
 _PROVIDER = partial(one_of, accepted=PROVIDERS)
 _PROFILE = partial(one_of, accepted=PROFILES)
+_LOG = partial(one_of, accepted=LOG_FORMS)
+_LOG_LEVEL = partial(one_of, accepted=LOG_LEVELS)
 
 # The formatter would give each argument a line of its own.
 # fmt: off
@@ -480,6 +519,13 @@ SETTINGS = {
     "otel_endpoint": Setting("OTEL_EXPORTER_OTLP_ENDPOINT", str, "otel_endpoint", _text, "",
         "the collector of OpenTelemetry that gets traces and metrics, such as `http://127.0.0.1:4318`; "
         "see [observability](observability.md)"),
+    "log": Setting("RUNED_LOG", str, "log", _LOG, "auto",
+        "the form of the log on standard error: `text` for people, `json` for programs, or `auto`, which is `text` on a "
+        "terminal. Log files are JSON"),
+    "log_level": Setting("RUNED_LOG_LEVEL", str, "log_level", _LOG_LEVEL, "info",
+        "the least important lines of the log: `info`, `warning` or `error`"),
+    "progress": Setting("RUNED_PROGRESS", bool, "progress", boolean, "yes",
+        "whether the Python client shows the progress of a download on a terminal, and in notebooks"),
     "debug": Setting("RUNED_DEBUG", bool, "debug", flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

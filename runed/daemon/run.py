@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.marks import marks_of
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
-from runed.log import configure_logging, get_logger, log_unobserved_exception
+from runed.log import configure_logging, get_logger, is_for_people, log_unobserved_exception
 from runed.paths import Paths, ensure_home, ensure_private_dir, ensure_socket_dir
 from runed.processes import return_large_blocks
 from runed.settings import Settings
@@ -45,13 +45,14 @@ _SWITCH_INTERVAL = 0.001
 _log = get_logger(__name__)
 
 
-def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | None = None) -> int:
+def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | None = None, notices: Sequence[str] = ()) -> int:
     """Serve until a signal or a `Shutdown`, on the sockets of a service manager if there are some.
 
     Args:
         settings: The settings.
         log_file: The file to log to; None means standard error.
         ready_fd: A pipe to the process that started this one. One line is written to it once the socket listens.
+        notices: Sentences about the settings for the log.
 
     Returns:
         The exit code: 0, also if another daemon serves this home. Standard error names that daemon.
@@ -67,7 +68,14 @@ def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | Non
     paths = Paths(settings.home)
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     ensure_private_dir(paths.logs)
-    configure_logging(log_file, events=paths.events_log if log_file == paths.daemon_log else None)
+    configure_logging(
+        log_file,
+        events=paths.events_log if log_file == paths.daemon_log else None,
+        readable=is_for_people(settings.log),
+        level=settings.log_level,
+    )
+    for notice in notices:
+        _log.warning("settings", problem=notice)
     try:
         with activation, LockFile(paths.daemon_lock) as lock:
             _take(lock, paths, activation if activation.claim(paths.socket, settings.http)[0] else None)

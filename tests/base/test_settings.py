@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runed.errors import ForeignPathError, SettingsError
+from runed.errors import ForeignPathError, RunedWarning, SettingsError
 from runed.setting_values import boolean, flag, port
 from runed.settings import (
     SETTINGS,
@@ -60,8 +60,17 @@ def test_a_variable_set_to_nothing_counts_as_unset(home: Path) -> None:
     assert load_settings(home=home, environ={"RUNED_CTX_SIZE": "", "RUNED_MODEL": ""}).ctx_size == 2048
 
 
-def test_unknown_keys_are_ignored(home: Path) -> None:
+def test_unknown_keys_are_ignored_with_a_warning_that_names_the_nearest_one(home: Path) -> None:
     write_config(home, of_a_newer_version={"x": 1})
+    with pytest.warns(RunedWarning, match="has a key 'of_a_newer_version', which is ignored, since there is no such setting$"):
+        assert load_settings(home=home, environ={}).ctx_size == 2048
+    write_config(home, idel_timeout="5m")
+    with pytest.warns(RunedWarning, match="'idel_timeout'.*; did you mean idle_timeout\\?$"):
+        assert load_settings(home=home, environ={}).idle_timeout == 600
+
+
+def test_comments_in_the_configuration_are_no_mistakes(home: Path) -> None:
+    write_config(home, **{"$schema": "x", "_comment": "y", "//": "z"})
     assert load_settings(home=home, environ={}).ctx_size == 2048
 
 
