@@ -1,7 +1,7 @@
 """Give README.md to a package index with links that work there. hatchling runs this when it builds the package.
 
-In the repository, the links of README.md are paths. A package index shows the page without the repository, so they become addresses
-of the site or of the source.
+In the repository, the links of README.md are paths. A package index shows the page without the repository, so they become
+addresses of the site or of the source.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Build the site of the documentation in build/site, as `make docs` does.
 
-The pages are those of docs/, and a few of the root. A link to another page stays one. A link to any other file of the repository
-becomes one to the address of the source, since the site has no such file. Zensical then builds the site, and fails if a link or an
-anchor leads nowhere.
+The pages are those of docs/, and a few of the root. A link to another page stays one. A link to any other file of the
+repository becomes one to the address of the source, since the site has no such file. MkDocs then builds the site, and fails if
+a link or an anchor leads nowhere.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import shutil
@@ -32,10 +33,12 @@ def main() -> int:
     """Gather the pages and build the site.
 
     Returns:
-        The exit code of Zensical.
+        The exit code of MkDocs.
     """
     gather(ROOT, PAGES)
-    return subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=ROOT, check=False).returncode
+    argv = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    # The theme advertises its successor.
+    return subprocess.run(argv, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=False).returncode
 
 
 def gather(root: Path, target: Path) -> None:
@@ -85,6 +88,8 @@ def _relinked(prose: str, source: str, places: Mapping[str, str]) -> str:
         if path in places:
             here = posixpath.dirname(places[source]) or "."
             return f"{found[1]}{posixpath.relpath(places[path], here)}{anchor}{found[4]}"
+        if path.startswith("docs/"):  # a page that is missing, of which MkDocs complains
+            return found[0]
         return f"{found[1]}{SOURCE}/{path}{anchor}{found[4]}"
 
     return _LINK.sub(link, prose)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class _Component:
     """What the three components share: their arguments, which a pipeline writes into its file, and their connections."""
 
-    def __init__(self, client: LazyClient, arguments: dict[str, Any]) -> None:
+    def _keep(self, client: LazyClient, arguments: dict[str, Any]) -> None:
+        """Keep what a constructor has made. It cannot use `super()`, since Haystack's decorator makes another class."""
         self._client = client
         self._arguments = arguments | {name: as_text(arguments[name]) for name in ("home", "socket_path")}
 
@@ -87,7 +88,7 @@ class RunedTextEmbedder(_Component):
             "socket_path": socket_path,
             "timeout": timeout,
         }
-        super().__init__(LazyClient(**arguments), arguments)  # type: ignore[arg-type] # one type for all values
+        self._keep(LazyClient(**arguments), arguments)  # type: ignore[arg-type] # one type for all values
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RunedTextEmbedder:
@@ -160,7 +161,7 @@ class RunedDocumentEmbedder(_Component):
             "timeout": timeout,
         }
         layout = {"meta_fields_to_embed": list(meta_fields_to_embed), "embedding_separator": embedding_separator}
-        super().__init__(LazyClient(**arguments), arguments | layout)  # type: ignore[arg-type] # one type for all values
+        self._keep(LazyClient(**arguments), arguments | layout)  # type: ignore[arg-type] # one type for all values
         self._fields, self._separator = tuple(meta_fields_to_embed), embedding_separator
 
     @classmethod
@@ -240,7 +241,7 @@ class RunedRanker(_Component):
             "socket_path": socket_path,
             "timeout": timeout,
         }
-        super().__init__(client, arguments)
+        self._keep(client, arguments)
         self._top_k, self._model = top_k, model
 
     @classmethod

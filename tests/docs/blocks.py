@@ -37,9 +37,9 @@ SCENES = {
 }
 """The languages of each scene.
 
-`python` and `sh` have a daemon of MiniLM, which other blocks share, and `reranker` has one that reranks. `own` has a home that no
-other block uses, so that the block may change it. `port` and `open port` have one whose daemon serves a port, with and without token. `json` and `yaml` are read; `members` are those of a JSON object. `config` and
-`manifest` are read by runed.
+`python` and `sh` have a daemon of MiniLM, which other blocks share, and `reranker` has one that reranks. `own` has a home that
+no other block uses, so that the block may change it. `port` and `open port` have one whose daemon serves a port, with and
+without token. `json` and `yaml` are read; `members` are those of a JSON object. `config` and `manifest` are read by runed.
 """
 
 _BLOCK = re.compile(

@@ -62,7 +62,10 @@ def test_loopback_is_named_in_no_proxy(program: str, daemon: RunningDaemon) -> N
     [documented] = re.findall(r"^export NO_PROXY=(.*)$", PAGE.read_text(), re.MULTILINE)
     assert ask(PROGRAMS[program], daemon, NO_PROXY=documented) == "list"
     assert "refused" in ask(PROGRAMS[program], daemon)
-    assert "refused" in ask(PROGRAMS[program], daemon, NO_PROXY="127.0.0.0/8")
+
+
+def test_httpx_does_not_understand_a_network(daemon: RunningDaemon) -> None:
+    assert "refused" in ask(PROGRAMS["httpx"], daemon, NO_PROXY="127.0.0.0/8")
 
 
 def test_the_socket_needs_none(daemon: RunningDaemon) -> None:

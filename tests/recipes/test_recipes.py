@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shutil
 import subprocess
@@ -54,23 +53,25 @@ def test_litellm_reaches_the_port(llama_server: Path, minilm: Path, tmp_path: Pa
 def postgres() -> Iterator[dict[str, str]]:
     """The variables of a Postgres of this test's own, with pgvector, on a UNIX socket. It refuses to run as root."""
     programs = next(
-        (path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True) if _has_vector(path)), None
+        (path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True) if _has_vector(path)),
+        None,
     )
     if programs is None:
         pytest.skip("needs Debian's packages postgresql and postgresql-NN-pgvector")
     folder = short_home()
-    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    if os.geteuid() == 0:
+    user = "postgres" if os.geteuid() == 0 else None
+    if user is not None:
         shutil.chown(folder, user)
-    as_user = {"user": user, "cwd": folder} if os.geteuid() == 0 else {"cwd": folder}
-    data = folder / "data"
-    initdb = [programs / "initdb", "--auth=trust", "--username=runed", "--no-sync", data]
-    subprocess.run(initdb, check=True, capture_output=True, timeout=60, **as_user)
+
+    def call(program: str, *arguments: str) -> None:
+        argv = [str(programs / program), "--pgdata", str(folder / "data"), *arguments]
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=60, cwd=folder, user=user)
+
+    call("initdb", "--auth=trust", "--username=runed", "--no-sync")
     options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-    control = [programs / "pg_ctl", "--pgdata", data]
-    subprocess.run([*control, "--wait", "-l", folder / "log", "-o", options, "start"], check=True, timeout=60, **as_user)
+    call("pg_ctl", "--wait", "--log", str(folder / "log"), "--options", options, "start")
     yield {"PGHOST": str(folder), "PGUSER": "runed", "PGDATABASE": "postgres"}
-    subprocess.run([*control, "--mode=immediate", "stop"], check=True, timeout=60, **as_user)
+    call("pg_ctl", "--mode=immediate", "stop")
     shutil.rmtree(folder)
 
 

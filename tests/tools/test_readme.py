@@ -56,7 +56,9 @@ def test_the_page_is_one_screen() -> None:
 
 def test_links_of_the_site_lead_to_its_pages_or_to_the_source() -> None:
     places = {"docs/a.md": "a.md", "docs/decisions/README.md": "decisions/index.md", "SECURITY.md": "security.md"}
-    page = "[a](../a.md#b) [s](../../SECURITY.md) [c](../../runed/x.py) [w](https://w/x)\n```\n[a](../../runed/x.py)\n```\n[e](#f)"
+    page = (
+        "[a](../a.md#b) [s](../../SECURITY.md) [c](../../runed/x.py) [w](https://w/x)\n```\n[a](../../runed/x.py)\n```\n[e](#f)"
+    )
     assert relinked(page, "docs/decisions/README.md", places) == (
         f"[a](../a.md#b) [s](../security.md) [c]({SOURCE}/runed/x.py) [w](https://w/x)\n"
         "```\n[a](../../runed/x.py)\n```\n[e](#f)"
