@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ROOT / "build" / "site-pages"
+PAGES = "build/site-pages"
+"""The folder of the pages, as in mkdocs.yml."""
 
 OF_THE_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """Pages that hosts of repositories look for in the root."""
@@ -35,10 +36,19 @@ def main() -> int:
     Returns:
         The exit code of MkDocs.
     """
-    gather(ROOT, PAGES)
+    gather(ROOT, ROOT / PAGES)
+    return build(ROOT)
+
+
+def build(folder: Path) -> int:
+    """Build the site of a folder, which has mkdocs.yml and the pages.
+
+    Returns:
+        The exit code of MkDocs.
+    """
     argv = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     # The theme advertises its successor.
-    return subprocess.run(argv, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=False).returncode
+    return subprocess.run(argv, cwd=folder, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=False).returncode
 
 
 def gather(root: Path, target: Path) -> None:
