@@ -53,7 +53,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check docs test lint pytest test-go test-ts test-cluster pytest-cluster test-recipes pytest-recipes test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture release
+.PHONY: help setup demo check docs test lint pytest test-go test-ts test-cluster pytest-cluster test-recipes pytest-recipes test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture session release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -157,6 +157,9 @@ release: setup ## Make the files of a release in dist/, and try each of them in 
 
 picture: setup ## Draw the rooms and their imports into docs/architecture.md
 	python -m tools.picture
+
+session: setup ## Record a session of runed on a terminal as docs/session.svg, the picture of README
+	python -m tools.session
 
 $(STAMPS)/venv:
 	@PATH='$(SYSTEM_PATH)' $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
