@@ -462,7 +462,7 @@ SETTINGS = {
     "default_model": Setting("RUNED_DEFAULT_MODEL", str, "default_model", _text, "",
         "the model of requests that name none: a name of `runed models`. It goes before `model_variant`, not before `model`"),
     "models": Setting("", dict[str, Entry], "models", _models, "",
-        "models of your own by name, and changes of others; see [Models](#models)"),
+        "models of your own by name, and changes of others; see [Models](models.md#models-of-your-own)"),
     "aliases": Setting("", dict[str, str], "aliases", own_aliases, "",
         'further names of models: `{"small": "bge-m3"}`; `""` stands for the default model. Names of OpenAI mean that, too'),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", duration, "10m",
@@ -473,7 +473,7 @@ SETTINGS = {
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
     "engine": Setting("RUNED_ENGINE", str, "engine", _ENGINE, "auto",
         "the engine, and what it computes with: `auto` for the best that works; `cpu`, `vulkan`, `cuda` or `rocm` for "
-        "`llama-server`; `onnx` for ONNX Runtime; see below"),
+        "`llama-server`; `onnx` for ONNX Runtime; see [devices](devices.md)"),
     "onnx_provider": Setting("RUNED_ONNX_PROVIDER", str, "onnx_provider", _PROVIDER, "cpu",
         "what ONNX Runtime computes with: `cpu`, `cuda`, `coreml` or `dml`, if the installed package of it can"),
     "model": Setting("RUNED_MODEL", str, "model", _file, "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -128,12 +129,18 @@ def test_only_run_time_dependencies_are_declared(wheel_metadata: Message) -> Non
     assert always == {Requirement(text).name for text in project["dependencies"]}
     extras = {requirement.name for requirement in declared} - always
     assert extras == {
-        *("chromadb", "gguf", "langchain-core", "llama-index-core", "onnx", "onnxruntime"),
+        *("chromadb", "gguf", "haystack-ai", "langchain-core", "llama-index-core", "onnx", "onnxruntime"),
         *("pandas", "pyarrow", "pyspark", "ray", "tokenizers"),
     }
     assert wheel_metadata["Requires-Python"] == ">=3.11"
-    provided = ["chroma", "langchain", "llama-index", "onnx", "parquet", "ray", "spark"]
+    provided = ["chroma", "haystack", "langchain", "llama-index", "onnx", "parquet", "ray", "spark"]
     assert wheel_metadata.get_all("Provides-Extra") == provided
+
+
+def test_the_description_has_no_link_to_a_path(wheel_metadata: Message) -> None:
+    description = str(wheel_metadata.get_payload())
+    assert "](https://runed.dev/docs/clients/)" in description
+    assert re.findall(r"\]\((?!https://)[^)]*\)", description) == []
 
 
 def test_the_clean_environment_sees_neither_source_tree_nor_development_tools(clean_python: Path, tmp_path: Path) -> None:
