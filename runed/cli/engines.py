@@ -46,4 +46,8 @@ def reason_for(engine: str, comparison: EngineComparison | None) -> str:
     near = ""
     if 0 < comparison.cosine < _SAME:
         near = f", vectors of the two have a cosine of {math.floor(comparison.cosine * 1e5) / 1e5:.5f} or more"
-    return f"the faster one: {figures}{near}, as measured at {comparison.compared_at} (`runed bench --reset` undoes that)"
+    reason = f"the faster one: {figures}{near}, as measured at {comparison.compared_at} (`runed bench --reset` undoes that)"
+    if comparison.disputed:
+        unlike, splits = (LLAMA_SERVER, "it splits") if engine == ONNX_RUNTIME else (ONNX_RUNTIME, "it does not split")
+        reason += f"; unlike {unlike}, {splits} {', '.join(comparison.disputed)} into tokens as the model's own tokenizer does"
+    return reason
