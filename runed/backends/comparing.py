@@ -54,9 +54,8 @@ DISPUTED = {
     "Telugu": "ప్రతిపత్తిస్వత్వముల విషయమున మానవులు స్వతంత్రులు.",
     "words of over 100 letters": "ab" * 51,
 }
-"""Texts, by what they stand for, that llama.cpp splits in another way than the reference implementation of WordPiece. It takes
-the first part of a Korean syllable only, removes all marks, and knows no longest word. The tokenizer beside ONNX Runtime is that
-of the reference."""
+"""Texts, by what they stand for, that llama.cpp splits in another way than the reference implementation of WordPiece, which is
+that of ONNX Runtime. llama.cpp takes the first part of a Korean syllable only, removes all marks, and knows no longest word."""
 
 _WORD_PIECE = "[SEP]"
 """A special token that vocabularies for WordPiece have, and no others."""

@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -47,6 +48,7 @@ class Behaviour:
         redirect: Where to send questions, or "".
         digest: What it tells of the content of its model (TEI).
         wobble: The size of random changes of each value, as of an engine that rounds.
+        raw: Makes the bytes of each answer, piece by piece, head included. They are sent until they end or the reader goes.
     """
 
     api: str = "openai"
@@ -70,6 +72,7 @@ class Behaviour:
     redirect: str = ""
     digest: str = ""
     wobble: float = 0.0
+    raw: Callable[[], Iterable[bytes]] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class FakeRemote:
         self.seen: list[Seen] = []
         self.broken = 0
         """The number of answers whose reader had gone."""
+        self.sent = 0
+        """The bytes of raw answers that were sent."""
         owner = self
 
         class Handler(_Handler):
@@ -168,7 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
         how = self.remote.behaviour
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.remote.seen.append(Seen(self.command, self.path, headers, body))
-        if how.redirect:
+        if how.raw is not None:
+            self._pour(how.raw())
+        elif how.redirect:
             self._send(307, {"location": how.redirect + self.path}, b"")
         elif how.key and headers.get("authorization") != f"Bearer {how.key}":
             self._send(401, {}, b'{"error": {"message": "no such key: ' + headers.get("authorization", "").encode() + b'"}}')
@@ -182,6 +189,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._embed(how, body)
         else:
             self._send(404, {}, b"there is no such page")
+
+    def _pour(self, pieces: Iterable[bytes]) -> None:
+        self.close_connection = True
+        try:
+            for piece in pieces:
+                self.wfile.write(piece)
+                self.remote.sent += len(piece)
+        except OSError:
+            self.remote.broken += 1
 
     def _look(self, how: Behaviour) -> None:
         if (self.path, how.api) == ("/v1/models", "openai"):
