@@ -678,12 +678,10 @@ class TestEndlessAnswers:
         before = psutil.Process().memory_info().rss
         waiting = asyncio.create_task(longest_wait())
         began = time.monotonic()
+        if backend is not None:
+            backend._remote = replace(backend._remote, timeout=seconds)
         with pytest.raises(BackendUnavailableError, match=told):
-            if backend is None:
-                await engine(remote.url)
-            else:
-                backend._remote = replace(backend._remote, timeout=seconds)
-                await backend.embed(TEXTS)
+            await (engine(remote.url) if backend is None else backend.embed(TEXTS))
         assert time.monotonic() - began < 60
         waiting.cancel()
         assert await waiting < 10, "other callers waited"

@@ -306,12 +306,16 @@ def test_a_model_that_changes_amid_a_stream_ends_it_and_no_vector_of_the_new_one
             yield number, f"text {number}"
 
     got: dict[int, NDArray[np.float32]] = {}
+
+    def read(client: runed.Client) -> None:
+        for number, outcome in client.embed_stream(texts()):
+            if isinstance(outcome, runed.RunedError):
+                raise outcome
+            got[number] = np.asarray(outcome.vector, np.float32)
+
     try:
         with runed.connect(socket_path=daemon.socket, timeout=60) as client, pytest.raises(SpaceChangedError):
-            for number, outcome in client.embed_stream(texts()):
-                if isinstance(outcome, runed.RunedError):
-                    raise outcome
-                got[number] = np.asarray(outcome.vector, np.float32)
+            read(client)
         assert got
         for number, vector in got.items():
             assert float(vector @ vector_of(f"text {number}", remote.behaviour)) > 0.9999
@@ -345,7 +349,7 @@ def test_what_waiting_does_not_mend_is_refused_at_once(
     entry = {"url": remote.url} | {key: value.format(**ports) if key == "url" else value for key, value in changes.items()}
     configure(home, big=entry)
     daemon = start("", RUNED_HTTP=f"127.0.0.1:{own}")
-    wait_until(lambda: daemon.socket.exists(), what="the socket")
+    wait_until(daemon.socket.exists, what="the socket")
     began = time.monotonic()
     with runed.connect(socket_path=daemon.socket, timeout=120) as client, pytest.raises(BackendUnavailableError) as refusal:
         client.embed("a text")
