@@ -258,12 +258,36 @@ async def test_a_text_that_is_too_long_is_told_and_says_that_nobody_can_cut_it(
 async def test_a_text_that_the_engine_cuts_without_telling_it_is_refused(remote: FakeRemote, engine: Meet) -> None:
     backend = await engine(remote.url, max_tokens=0)
     await backend.stop()
-    remote.behaviour.owner = "library"
-    backend = await engine(remote.url, max_tokens=20)
+    vars(remote.behaviour).update(owner="library", tags=True)
+    backend = await engine(remote.url, model="toy", max_tokens=20)
     vars(remote.behaviour).update(max_words=20, too_long=(0, b""))
     with pytest.raises(TextTooLongError):
         await backend.embed(["a " * 40, "short"])
     assert is_right(remote, ["a b c d e f g", "short"], (await backend.embed(["a b c d e f g", "short"])).vectors)
+
+
+async def test_ollama_is_known_by_its_list_of_files_whoever_made_the_model(remote: FakeRemote, engine: Meet) -> None:
+    vars(remote.behaviour).update(owner="jeffh", tags=True, digest="one")
+    first = await engine(remote.url, max_tokens=20)
+    vars(remote.behaviour).update(max_words=20, too_long=(0, b""))
+    with pytest.raises(TextTooLongError):
+        await first.embed(["a " * 40])
+    remote.behaviour.digest = "two"
+    assert (await engine(remote.url, max_tokens=20)).model.identity != first.model.identity
+
+
+async def test_an_engine_without_models_says_so(remote: FakeRemote, engine: Meet) -> None:
+    answer = b'HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\n{"object":"list","data": null}'
+    remote.behaviour.raw = lambda: [answer]
+    with pytest.raises(BackendUnavailableError, match="has several models or lists none, so name one as model; it lists: none"):
+        await engine(f"{remote.url}/v1")
+
+
+async def test_a_reranker_of_text_embeddings_inference_is_told(remote: FakeRemote, engine: Meet) -> None:
+    vars(remote.behaviour).update(api="tei", kind="reranker")
+    with pytest.raises(BackendUnavailableError, match="gives no vectors, since it classifies or reranks") as refusal:
+        await engine(remote.url)
+    assert refusal.value.retry_after is None
 
 
 async def test_what_passes_is_tried_again(remote: FakeRemote, engine: Meet) -> None:

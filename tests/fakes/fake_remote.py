@@ -46,7 +46,9 @@ class Behaviour:
         norm: The norm of its vectors.
         tells_tokens: Whether it tells the tokens of a question.
         redirect: Where to send questions, or "".
-        digest: What it tells of the content of its model (TEI).
+        digest: What it tells of the content of its model (TEI, and Ollama's `tags`).
+        tags: Whether it lists its models as Ollama does.
+        kind: The kind of its model (TEI).
         wobble: The size of random changes of each value, as of an engine that rounds.
         raw: Makes the bytes of each answer, piece by piece, head included. They are sent until they end or the reader goes.
     """
@@ -71,6 +73,8 @@ class Behaviour:
     tells_tokens: bool = True
     redirect: str = ""
     digest: str = ""
+    tags: bool = False
+    kind: str = "embedding"
     wobble: float = 0.0
     raw: Callable[[], Iterable[bytes]] | None = None
 
@@ -201,12 +205,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _look(self, how: Behaviour) -> None:
         if (self.path, how.api) == ("/v1/models", "openai"):
-            listing = {"data": [{"id": how.model, "object": "model", "owned_by": how.owner, "max_model_len": 100}]}
+            name = f"{how.model}:latest" if how.tags else how.model
+            listing = {"data": [{"id": name, "object": "model", "owned_by": how.owner, "max_model_len": 100}]}
             self._send(200, {}, json.dumps(listing).encode())
         elif (self.path, how.api) == ("/info", "tei"):
             info = {"model_id": how.model, "max_input_length": 50, "max_client_batch_size": 8, "model_sha": how.digest}
+            info |= {"model_type": {how.kind: {"pooling": "mean"}}}
             self._send(200, {}, json.dumps(info).encode())
-        elif (self.path, how.owner) == ("/api/tags", "library"):
+        elif self.path == "/api/tags" and how.tags:
             self._send(200, {}, json.dumps({"models": [{"name": f"{how.model}:latest", "digest": how.digest}]}).encode())
         else:
             self._send(404, {"content-type": "text/html"}, b"<html>there is no such page</html>")
