@@ -72,7 +72,9 @@ async def meet(
     except BaseException as error:
         await link.http.close()
         if isinstance(error, WrongAnswerError | RefusedError | BackendFaultError):
-            raise unavailable(remote, error) from None
+            problem = unavailable(remote, error)
+            problem.retry_after = None  # an engine that never gave a vector is another one, or wrongly configured
+            raise problem from None
         raise
     if space != kept:
         keep_space(record, space)
