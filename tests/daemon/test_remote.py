@@ -301,8 +301,7 @@ def test_a_model_that_changes_amid_a_stream_ends_it_and_no_vector_of_the_new_one
         for number in range(1000):
             if number == 500:
                 remote.close()
-                others.append(FakeRemote(port=remote.port))
-                others[-1].behaviour.seed = 2
+                others.append(FakeRemote(port=remote.port, seed=2))
             yield number, f"text {number}"
 
     got: dict[int, NDArray[np.float32]] = {}
@@ -360,18 +359,24 @@ def test_what_waiting_does_not_mend_is_refused_at_once(
     assert daemon.stop() == 0
 
 
-def test_a_fallback_of_the_same_space_computes_while_the_engine_is_away(
-    home: Path, start: Start, llama_server: Path, minilm: Path, minilm_golden: Golden
+@pytest.mark.parametrize("engine", ["cpu", "onnx"])
+def test_a_fallback_computes_while_the_engine_is_away_if_it_reads_all_scripts_alike(
+    *, engine: str, home: Path, start: Start, llama_server: Path, minilm: Path, minilm_golden: Golden
 ) -> None:
     key_file = home / "key"
     key_file.write_text(KEY)
     with llama_over_tcp(llama_server, minilm, key_file) as url:
         far = {"url": url, "api_key_file": "key", "fallback": "small"}
         configure(home, big=far, small={"path": str(minilm)})
-        daemon = start(RUNED_LLAMA_SERVER=str(llama_server), RUNED_CACHE_SIZE="0")
+        daemon = start(RUNED_LLAMA_SERVER=str(llama_server), RUNED_CACHE_SIZE="0", RUNED_ENGINE=engine)
         assert minilm_golden.cosines(vectors(daemon.call("EmbedBatch", {"texts": minilm_golden.texts}))).min() >= 0.9999
         assert not psutil.Process(daemon.process.pid).children()
     answer = daemon.call("EmbedBatch", {"texts": minilm_golden.texts}, timeout=60.0)
+    if engine == "onnx":  # it reads Hindi in another way than llama-server
+        assert "do not lie in the same space" in answer["message"]
+        assert "name another model, or another engine (RUNED_ENGINE)" in answer["message"]
+        assert daemon.stop() == 0
+        return
     assert "embeddings" in answer, answer["message"]
     assert minilm_golden.cosines(vectors(answer)).min() >= 0.9999
     assert answer["model"] == "big"

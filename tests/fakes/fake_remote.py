@@ -95,10 +95,11 @@ class FakeRemote:
     Args:
         tls: Encrypts connections, or None.
         port: The port; 0 for any.
+        seed: As in `Behaviour`.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
-        self.behaviour = Behaviour()
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0, seed: int = 1) -> None:
+        self.behaviour = Behaviour(seed=seed)
         self.seen: list[Seen] = []
         self.broken = 0
         """The number of answers whose reader had gone."""
