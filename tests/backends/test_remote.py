@@ -441,21 +441,35 @@ class TestSpace:
             await backend.stop()
             other.close()
 
-    async def test_a_new_connection_is_a_reason_to_prove_it(
-        self, remote: FakeRemote, engine: Meet, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("count", [1, 4])
+    async def test_a_reconnect_is_a_reason_to_prove_it_for_all_that_are_on_their_way(
+        self, count: int, remote: FakeRemote, engine: Meet
     ) -> None:
-        monkeypatch.setattr(backend_module, "_NEW_PROBE_AGE", 0.0)
-        backend = await engine(remote.url)
+        backend = await engine(remote.url, concurrency=4)
         port = remote.port
         await asyncio.to_thread(remote.close)
-        other = FakeRemote(port=port)
-        other.behaviour.seed = 2
+        other = FakeRemote(port=port, seed=2)
         try:
-            with pytest.raises(SpaceChangedError):
-                await backend.embed(TEXTS)
+            answers = await asyncio.gather(*(backend.embed(TEXTS) for _ in range(count)), return_exceptions=True)
+            assert [type(answer) for answer in answers] == [SpaceChangedError] * count
         finally:
             await backend.stop()
             other.close()
+
+    async def test_a_further_connection_is_none(self, remote: FakeRemote, engine: Meet) -> None:
+        backend = await engine(remote.url, concurrency=4)
+        remote.behaviour.delay = 0.2
+        await asyncio.gather(*(backend.embed(TEXTS) for _ in range(4)))
+        assert len(remote.questions) == 5, "one probe, and four batches"
+
+    async def test_an_engine_that_closes_each_connection_is_not_proven_each_time(
+        self, remote: FakeRemote, engine: Meet
+    ) -> None:
+        remote.behaviour.closes = True
+        backend = await engine(remote.url)
+        for _ in range(3):
+            assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
+        assert len(remote.questions) == 4
 
     async def test_an_engine_that_is_away_at_the_start_has_its_space_of_earlier(self, remote: FakeRemote, engine: Meet) -> None:
         first = await engine(remote.url)

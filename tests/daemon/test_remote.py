@@ -298,8 +298,8 @@ def test_a_model_that_changes_amid_a_stream_ends_it_and_no_vector_of_the_new_one
     daemon, others = start(RUNED_CACHE_SIZE="0"), []
 
     def texts() -> Iterator[tuple[int, str]]:
-        for number in range(1000):
-            if number == 500:
+        for number in range(20_000):
+            if got and not others:
                 remote.close()
                 others.append(FakeRemote(port=remote.port, seed=2))
             yield number, f"text {number}"
@@ -316,8 +316,8 @@ def test_a_model_that_changes_amid_a_stream_ends_it_and_no_vector_of_the_new_one
         with runed.connect(socket_path=daemon.socket, timeout=60) as client, pytest.raises(SpaceChangedError):
             read(client)
         assert got
-        for number, vector in got.items():
-            assert float(vector @ vector_of(f"text {number}", remote.behaviour)) > 0.9999
+        cosines = [float(vector @ vector_of(f"text {number}", remote.behaviour)) for number, vector in got.items()]
+        assert min(cosines) > 0.9999
         assert daemon.stop() == 0
     finally:
         for other in others:

@@ -50,6 +50,7 @@ class Behaviour:
         tags: Whether it lists its models as Ollama does.
         kind: The kind of its model (TEI).
         wobble: The size of random changes of each value, as of an engine that rounds.
+        closes: Whether it closes each connection after one answer, and says so.
         raw: Makes the bytes of each answer, piece by piece, head included. They are sent until they end or the reader goes.
     """
 
@@ -76,6 +77,7 @@ class Behaviour:
     tags: bool = False
     kind: str = "embedding"
     wobble: float = 0.0
+    closes: bool = False
     raw: Callable[[], Iterable[bytes]] | None = None
 
 
@@ -260,6 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
+            if self.remote.behaviour.closes:
+                self.send_header("connection", "close")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: len(body) // 2] if cut else body)

@@ -291,11 +291,18 @@ class RemoteBackend:
         Raises:
             SpaceChangedError: It is another one.
         """
+        self._check_space()
         if not self._is_due():
             return
         async with self._probing:
+            self._check_space()
             if self._is_due():
                 await self._probe()
+
+    def _check_space(self) -> None:
+        """Refuse an answer that came while another call found that the space has changed."""
+        if isinstance(self._problem, SpaceChangedError):
+            raise self._refusal(self._problem)
 
     def _is_due(self) -> bool:
         if self._probed_at is None or not self._is_open:

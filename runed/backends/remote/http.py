@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import httpx
 import msgspec
@@ -136,7 +136,8 @@ class RemoteHTTP:
 
     Attributes:
         key: The key.
-        was_lost: Whether a connection was lost or could not be made. Another engine may answer afterwards.
+        was_lost: Whether a connection was lost or could not be made, or all earlier ones were closed. Another engine may answer
+            afterwards.
     """
 
     def __init__(self, remote: RemoteModel, make_transport: MakeTransport) -> None:
@@ -146,7 +147,8 @@ class RemoteHTTP:
         self._make_transport = make_transport
         self._slots = asyncio.Semaphore(remote.concurrency)
         self._transport: httpx.AsyncBaseTransport | None = None
-        self._known: weakref.WeakSet[object] = weakref.WeakSet()
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._ends_silently = False
         self._not_before = 0.0
         self._flying = 0
         self._shares_connections = False
@@ -270,10 +272,8 @@ class RemoteHTTP:
         return target
 
     async def _read(self, response: httpx.Response, limit: int) -> Answer:
-        stream = response.extensions.get("network_stream")
-        is_first = stream not in self._known
+        is_first = self._note_connection(response)
         self._shares_connections = response.http_version == "HTTP/2"
-        self._known.add(stream)
         status = response.status_code
         coding = response.headers.get("content-encoding", _PLAIN)
         if status < HTTPStatus.MULTIPLE_CHOICES and coding.lower() != _PLAIN:  # a few bytes of it could fill the memory
@@ -298,6 +298,17 @@ class RemoteHTTP:
                 is_busy=status == HTTPStatus.TOO_MANY_REQUESTS,
             )
         raise RefusedError(status, data[:_SHOWN_BYTES].decode(errors="replace").lower())
+
+    def _note_connection(self, response: httpx.Response) -> bool:
+        """Return whether an answer is the first one of its connection. Note the loss of all earlier ones."""
+        stream = response.extensions.get("network_stream")
+        is_first = stream not in self._known
+        if is_first and self._ends_silently and all(other.get_extra_info("is_readable") for other in self._known):
+            self.was_lost = True  # as at a new start of the engine, perhaps with another model
+        self._known.add(stream)
+        # A server that closes each connection says so. It would be proven anew with each request.
+        self._ends_silently = response.headers.get("connection", "").lower() != "close"
+        return is_first
 
     def _key_refused(self, status: int) -> KeyRefusedError:
         if place := self._remote.key_place:
