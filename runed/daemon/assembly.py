@@ -26,7 +26,7 @@ from runed.domain.device import CPU
 from runed.domain.model import RANK
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
-from runed.errors import RunedError
+from runed.errors import BootstrapError, RunedError
 from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
@@ -96,7 +96,7 @@ def assemble(
     metrics = Later(_build_metrics, importing)
     draining = Draining(announce_drain)
     seats = Seats(settings.memory_bytes or half_of_memory(), strict=settings.memory_bytes > 0, most=settings.max_models)
-    workshop = _Workshop(settings, paths, lock, metrics, seats)
+    workshop = _Workshop(settings, paths, lock, metrics, seats, port=http.sock.getsockname()[:2] if http else None)
     pool = Pool(
         names=workshop.read_names,
         build=workshop.build,
@@ -198,17 +198,28 @@ class _Workshop:
         lock: The daemon's lock of the home.
         metrics: Counts and measures.
         seats: The room for engines.
+        port: Host and port that the daemon listens on, or None.
 
     Attributes:
         scheduler_of: Returns the scheduler of a model by its name. Whoever has the models sets it.
     """
 
-    def __init__(self, settings: Settings, paths: Paths, lock: LockFile, metrics: Later[Metrics], seats: Seats) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        paths: Paths,
+        lock: LockFile,
+        metrics: Later[Metrics],
+        seats: Seats,
+        *,
+        port: tuple[str, int] | None,
+    ) -> None:
         self._settings = settings
         self._paths = paths
         self._lock = lock
         self._metrics = metrics
         self._seats = seats
+        self._port = port
         self._failures = load_failures(settings, paths)
         self._chooser = EngineChooser(settings, paths, seats, self._failures)
         self._common: asyncio.Task[_Common] | None = None
@@ -251,8 +262,14 @@ class _Workshop:
     async def _build_remote(self, spec: ModelSpec, *, is_default: bool) -> ServedModel:
         """Construct the parts that serve a model of an engine on another machine."""
         from runed.daemon.far_seat import FarSeat  # noqa: PLC0415 # most daemons have no such model
-        from runed.daemon.remote import build_remote  # noqa: PLC0415 # as above
+        from runed.daemon.remote import build_remote, check_loop  # noqa: PLC0415 # as above
 
+        assert spec.remote is not None
+        if self._port:
+            await run_in_thread(partial(check_loop, spec, self._port))
+        if spec.remote.fallback:
+            with contextlib.suppress(BootstrapError):  # a manifest that cannot be had now must not keep the engine away
+                await self.read_names()  # refuses a fallback that does not exist
         paths = self._paths if is_default else replace(self._paths, engine_name=spec.name)
         await run_in_thread(partial(_prepare_home, self._settings, paths))
         backend, installation, serving = await build_remote(spec, paths, self.scheduler_of)
