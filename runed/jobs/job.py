@@ -117,8 +117,8 @@ class Job:
                 self.on_complaint(outcome.message)
         elif self._encoder and outcome.fingerprint != self._fingerprint:
             raise RunedError(
-                f'the model changed while embedding: the fingerprint was "{self._fingerprint}" and is "{outcome.fingerprint}"; '
-                "start again"
+                "the model or the engine changed while embedding: the fingerprint was "
+                f'"{self._fingerprint}" and is "{outcome.fingerprint}"; start again'
             )
 
     def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> JobSpace:
