@@ -32,6 +32,9 @@ _NOT_SENT = {"host", "connection", "transfer-encoding", "content-length", "accep
 _HEALTH_SECONDS = 20.0
 """Most seconds for the answer that tells that a daemon lives."""
 
+_DRAIN_SECONDS = 600.0
+"""Most seconds in which a replica that goes answers what it has. Serve's own 20 would cut off large batches."""
+
 
 class _Replica:
     """Answers requests by the daemon of the node. The daemon waits, refuses and batches; nothing is queued here.
@@ -78,7 +81,12 @@ class _Replica:
 
 
 Daemon: Any = serve.deployment(
-    _Replica, name="Daemon", max_replicas_per_node=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1}
+    _Replica,
+    name="Daemon",
+    max_replicas_per_node=1,
+    max_ongoing_requests=256,
+    graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+    ray_actor_options={"num_cpus": 1},
 )
 """The deployment. `Daemon.options(...)` changes what Serve does with it."""
 
