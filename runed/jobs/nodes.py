@@ -178,6 +178,7 @@ class Node:
         """Return the settings of the first node that those of this node leave open."""
         for variable in [variable for variable, value in _given.items() if os.environ.get(variable) == value]:
             del os.environ[variable]  # those of an earlier job; a worker of Spark serves many
+        _given.clear()
         if not isinstance(self.expected, Fingerprint):
             return {}
         own, settings = load_settings(home=self.home), self.expected.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
@@ -21,10 +23,12 @@ import pytest
 import runed
 import runed.ray
 import runed.spark
+from runed.bootstrap.engine_comparison import keep_comparison, read_comparison
 from runed.errors import LifecycleError, RunedError, SettingsError
 from runed.jobs import nodes
 from runed.jobs.columns import Columns
 from runed.jobs.partition import PartitionJob
+from runed.paths import Paths
 from tests.cli.support import Cli
 from tests.support import clean_environment, short_home, wait_until
 from tests.users import needs_root
@@ -109,6 +113,23 @@ def test_other_nodes_take_the_engine_of_the_first(
     assert "RUNED_ENGINE" not in os.environ  # it was that of the job alone
 
 
+@pytest.mark.slow
+def test_nodes_that_would_choose_differently_take_one_engine(first_home: Path, other_home: Path, minilm: Path) -> None:
+    sha256 = hashlib.sha256(minilm.read_bytes()).hexdigest()
+    for home, is_faster in ((first_home, True), (other_home, False)):
+        nodes.Node(home=home).prepare()
+        Cli(home).stop()
+        path = Paths(home).engine_comparisons
+        comparison = read_comparison(path, sha256)
+        assert comparison is not None
+        keep_comparison(path, msgspec.structs.replace(comparison, is_faster=is_faster, objection=""))
+    first = nodes.Node(home=first_home).fingerprint()
+    assert first.engine == "onnx"
+    assert nodes.Node(home=other_home).prepare().fingerprint != first
+    Cli(other_home).stop()
+    assert nodes.Node(home=other_home, expected=first).prepare().fingerprint == first
+
+
 def test_daemon_with_another_engine_is_refused(first_home: Path, other_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNED_ENGINE", "cpu")
     first = nodes.Node(home=first_home).fingerprint()
@@ -186,7 +207,8 @@ def test_missing_home_is_told_with_the_node_and_a_remedy(monkeypatch: pytest.Mon
 @needs_root
 def test_user_without_a_home_is_told(tmp_path: Path) -> None:
     """As a worker in a container whose user has no entry in the user database."""
-    program = "import os; from runed.jobs.nodes import Node; os.setuid(54321); Node().prepare()"
+    # The other user may not read this user's packages, so all of them are imported before.
+    program = "import os, runed.client.client; from runed.jobs.nodes import Node; os.setuid(54321); Node().prepare()"
     environment = {name: value for name, value in clean_environment().items() if name != "HOME"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     told = f"node {socket.gethostname()}: ~/.runed: no home directory is known for ~; set HOME, or RUNED_HOME to a full path"
