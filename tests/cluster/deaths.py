@@ -16,6 +16,9 @@ from tests.support import wait_until
 TEXTS = 300
 """Texts that the first node embeds between two deaths. The job must be several times as long, however fast the machine is."""
 
+LONG_SECONDS = 1800
+"""Most seconds of such a test."""
+
 _SECONDS = 300.0
 """Most seconds that it may take for that on a busy machine."""
 

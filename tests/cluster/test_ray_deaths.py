@@ -7,16 +7,18 @@ import importlib
 import numpy as np
 import psutil
 import pyarrow as pa
+import pytest
 
 import runed
 import runed.ray
 from tests.cluster.conftest import RayCluster, ray_actors, read_dataset, vectors_of
-from tests.cluster.deaths import deaths
+from tests.cluster.deaths import LONG_SECONDS, deaths
 from tests.support import RunningDaemon, wait_until
 
 COUNT = 20_000
 
 
+@pytest.mark.timeout(LONG_SECONDS)
 def test_job_outlives_engine_daemon_actor_and_node(shared_cluster: RayCluster, minilm_daemon: RunningDaemon) -> None:
     data = importlib.import_module("ray.data")
     first, _ = shared_cluster.homes

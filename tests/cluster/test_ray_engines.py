@@ -49,7 +49,7 @@ def test_serve_runs_by_the_documented_file_with_one_engine(settings: dict[str, s
     config.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}\n{small}")
     own = open_settings(settings)
     with ray_cluster([own, own]) as cluster:
-        command = [Path(sys.executable).parent / "serve", "run", "--address", cluster.address, str(config)]
+        command: list[str | Path] = [Path(sys.executable).parent / "serve", "run", "--address", cluster.address, str(config)]
         with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
 

@@ -106,7 +106,7 @@ def test_replica_that_goes_loses_no_call(address: str, shared_cluster: RayCluste
     over = threading.Event()
 
     def call(caller: int) -> list[int]:
-        codes = []
+        codes: list[int] = []
         with httpx.Client(base_url=address, timeout=300) as http:
             for number in itertools.count():
                 if over.is_set():

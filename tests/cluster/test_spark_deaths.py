@@ -6,15 +6,18 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import runed
 import runed.spark
 from tests.cluster.conftest import agree, spark_cluster, spark_session
-from tests.cluster.deaths import deaths
+from tests.cluster.deaths import LONG_SECONDS, deaths
 from tests.support import RunningDaemon
 
 COUNT = 20_000
 
 
+@pytest.mark.timeout(LONG_SECONDS)
 def test_job_outlives_engine_daemon_worker_and_host(
     settings: dict[str, str], tmp_path: Path, minilm_daemon: RunningDaemon
 ) -> None:
