@@ -79,7 +79,7 @@ def test_both_nodes_answer_the_openai_api(address: str, shared_cluster: RayClust
 
 
 def test_connect_is_answered_and_nothing_can_be_shut_down(address: str, shared_cluster: RayCluster) -> None:
-    with httpx.Client(base_url=address) as http:
+    with httpx.Client(base_url=address, timeout=60) as http:
         answer = http.post("/runed.v1.RunedService/Embed", json={"text": "green tea"})
         assert len(answer.json()["vector"]) == 384
         refused = http.post("/runed.v1.RunedService/Embed", json={"text": ""})
@@ -133,9 +133,12 @@ def test_replica_answers_again_after_the_death_of_its_daemon(address: str, share
     for home in shared_cluster.homes:
         if daemon := home.daemon():
             daemon.kill()
-            daemon.wait(10)
+            daemon.wait(60)
 
     def answered() -> bool:
-        return httpx.post(f"{address}/v1/embeddings", json={"input": "green tea"}, timeout=60).status_code == 200
+        try:
+            return httpx.post(f"{address}/v1/embeddings", json={"input": "green tea"}, timeout=60).status_code == 200
+        except httpx.HTTPError:  # a busy machine
+            return False
 
-    wait_until(answered, timeout=60)
+    wait_until(answered, timeout=300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -32,6 +33,7 @@ from runed.paths import Paths
 from tests.cli.support import Cli
 from tests.support import clean_environment, short_home, wait_until
 from tests.users import needs_root
+from tools import docroot
 
 
 @pytest.fixture
@@ -146,6 +148,29 @@ def test_daemon_with_another_engine_is_refused(first_home: Path, other_home: Pat
     with pytest.raises(RunedError, match=message):
         node.prepare()
     assert "RUNED_ENGINE" not in os.environ
+
+
+def test_other_nodes_take_the_variant_of_the_first(
+    node: nodes.Node, other_home: Path, tiny_qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiny_qwen3.read_bytes()
+    models = {}
+    for name, content in {"tiny.one": data, "tiny.two": data + b"other"}.items():
+        (tmp_path / name).write_bytes(content)
+        models[name] = {"url": name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    engine = {"url": "none", "sha256": "0" * 64, "size": 1, "extract": "tar.gz", "exec": "llama-server"}
+    manifest = {"version": 1, "platforms": {docroot.PLATFORM: {"llama_server": engine}}, "models": models}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"default_model": "tiny.one"}))
+    monkeypatch.delenv("RUNED_MODEL")
+    monkeypatch.setenv("RUNED_MANIFEST", str(tmp_path / "manifest.json"))
+    monkeypatch.setenv("RUNED_MODEL_VARIANT", "tiny.two")
+    first = node.fingerprint()
+    monkeypatch.delenv("RUNED_MODEL_VARIANT")
+    assert nodes.Node(home=other_home, expected=first).prepare().model_variant == "tiny.two"
+    Cli(other_home).stop()
+    monkeypatch.setenv("RUNED_MODEL_VARIANT", "tiny.one")
+    with pytest.raises(RunedError, match=r"different models or prompts: tiny\.one .* and tiny\.two "):
+        nodes.Node(home=other_home, expected=first).prepare()
 
 
 def test_node_that_cannot_have_the_engine_of_the_first_tells_where_it_comes_from(
