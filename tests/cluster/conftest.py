@@ -119,11 +119,12 @@ class RayCluster:
             include_dashboard=False,
         )
 
-    def kill(self, number: int) -> None:
-        """Kill a node, and all that ran on it."""
+    def kill(self, number: int) -> psutil.Process:
+        """Kill a node, and all that ran on it. Return its daemon."""
+        daemon = wait_until(self.homes[number].daemon, timeout=SECONDS)
         self._cluster.remove_node(self.nodes[number], allow_graceful=False)
-        if daemon := self.homes[number].daemon():
-            _kill([*daemon.children(recursive=True), daemon])
+        _kill([*daemon.children(recursive=True), daemon])
+        return daemon
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
@@ -188,12 +189,11 @@ class SparkCluster:
             for home, own in zip(homes_, settings, strict=True)
         ]
 
-    def kill(self, number: int) -> None:
-        """Kill a worker, its executors, and all that runs on that host."""
-        worker = self.workers[number]
-        _kill([worker, *worker.children(recursive=True)])
-        if daemon := self.homes[number].daemon():
-            _kill([*daemon.children(recursive=True), daemon])
+    def kill(self, number: int) -> psutil.Process:
+        """Kill a worker, its executors, and all that runs on that host. Return its daemon."""
+        worker, daemon = self.workers[number], wait_until(self.homes[number].daemon, timeout=SECONDS)
+        _kill([worker, *worker.children(recursive=True), *daemon.children(recursive=True), daemon])
+        return daemon
 
     def python_worker(self) -> psutil.Process | None:
         """Return a Python process of an executor of the first host."""

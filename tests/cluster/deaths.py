@@ -29,7 +29,7 @@ def deaths(home: Home, steps: Mapping[str, Callable[[], object]]) -> Iterator[li
 
     Args:
         home: The home of the node whose texts are counted.
-        steps: The functions that return the process to kill, by its name. One may kill by itself, and return none.
+        steps: The functions that return the process to kill, or kill by themselves and return what they killed.
     """
     killed: list[str] = []
     over = threading.Event()
@@ -41,8 +41,8 @@ def deaths(home: Home, steps: Mapping[str, Callable[[], object]]) -> Iterator[li
             if over.is_set():
                 return
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
-                if isinstance(process := find(), psutil.Process):
-                    process.kill()
+                if isinstance(found := wait_until(find, timeout=_SECONDS), psutil.Process):
+                    found.kill()
             killed.append(name)
 
     killer = threading.Thread(target=kill)

@@ -54,7 +54,7 @@ def test_nodes_have_one_daemon_each_which_outlives_its_actors(shared_cluster: Ra
     assert read_dataset(dataset)["embedding"].null_count == 0
     before = [home.daemons() for home in shared_cluster.homes]
     assert [len(pids) for pids in before] == [1, 1]
-    wait_until(lambda: not ray_actors(), what="the end of all actors")
+    wait_until(lambda: not ray_actors(), timeout=120, what="the end of all actors")
     assert read_dataset(runed.ray.embed(source))["embedding"].null_count == 0
     assert [home.daemons() for home in shared_cluster.homes] == before
 
