@@ -36,6 +36,9 @@ ACCELERATORS = ("vulkan", "cuda", "rocm")
 ONNX = "onnx"
 """The name of the engine that is no `llama-server`: ONNX Runtime."""
 
+ONNX_VERSIONS = "onnxruntime-"
+"""Start of each version of ONNX Runtime, as in "onnxruntime-1.32.0 (graph 1)". `llama-server` begins its own with a number."""
+
 ENGINES = ("auto", "cpu", *ACCELERATORS, ONNX)
 """Names of the engines to choose from: "auto" for the fastest that works, what `llama-server` computes with, and `ONNX`."""
 
