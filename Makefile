@@ -38,7 +38,7 @@ SHOW = @$(VENV)/bin/python tools/step.py --show
 PIP = python -m pip install --progress-bar=off
 
 # The extras that the tests of each lane use. Those of clusters have a lane and a file of their own.
-EXTRAS := chroma haystack langchain llama-index onnx parquet
+EXTRAS := chroma haystack langchain llama-index onnx otel parquet
 
 COMPILE = uv pip compile --quiet --python-version $(firstword $(PYTHONS)) --no-annotate $(EXTRAS:%=--extra %) pyproject.toml
 

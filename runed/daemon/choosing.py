@@ -322,7 +322,7 @@ class EngineChooser:
             return self._llama(installation, restrictions=(f"{instead}: {verdict.problem}",))
         if (comparison := verdict.comparison) is None:
             return self._llama(installation)
-        warnings = ()
+        warnings: tuple[str, ...] = ()
         if comparison.objection and not comparison.is_unfit:
             remedy = f"{_RESET} lets it be tried again"
             if again := comparison.tried_again:
