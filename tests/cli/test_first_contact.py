@@ -17,6 +17,7 @@ import pytest
 
 from runed.cli import main as program
 from runed.cli.main import COMMANDS
+from runed.version import __version__
 from tests.cli.support import SCRIPTS, Cli, finish, press_ctrl_c
 from tests.support import clean_environment, wait_until
 
@@ -55,7 +56,7 @@ def test_a_daemon_on_a_terminal_says_what_it_is_and_where_and_how_to_stop_it(bar
     shown = bare.run_on_terminal("serve", stdout_too=True, once_shown="serving", then=press_ctrl_c)
     first, *lines = readable(shown.screen)
     assert shown.returncode == 0
-    assert first == f"runed {program.__version__} of {bare.home}; Ctrl-C or `runed stop` ends it"
+    assert first == f"runed {__version__} of {bare.home}; Ctrl-C or `runed stop` ends it"
     serving = next(line for line in lines if "serving" in line)
     assert re.fullmatch(r"\d\d:\d\d:\d\d  serving  socket=\S+  pid=\d+  version=\S+", serving)
     assert str(bare.paths.socket) in serving
