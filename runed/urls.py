@@ -83,6 +83,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _timestamp(date: str) -> float | None:
+    import email.utils  # noqa: PLC0415 # 5 ms that a command which downloads nothing does not spend
+
     try:
         import email.utils  # noqa: PLC0415 # 8 ms, for a date that hardly any server tells
 

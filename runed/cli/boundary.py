@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     NOT_RUNNING = 3
+    DEGRADED = 4
     INTERRUPTED = 130
 
 
@@ -33,6 +34,7 @@ exit codes:
   1    refused or failed; the line on standard error says why
   2    wrong usage, or a setting that cannot be used
   3    no daemon runs, and the command does not start one
+  4    it runs, but something of it is broken (`runed status`, `runed doctor`)
   130  interrupted by Ctrl-C; 128 + N: ended by signal N
 """
 

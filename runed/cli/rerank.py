@@ -80,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
             model=arguments.model,
             truncate=arguments.truncate,
         )
-    rows = [_row(result, *items[result.index]) for result in ranked]
+    from runed.float_json import shorten_floats  # noqa: PLC0415 # it imports NumPy
+
+    scores = shorten_floats([result.score for result in ranked])
+    rows = [_row(result, score, *items[result.index]) for result, score in zip(ranked, scores, strict=True)]
     if arguments.format == "json":
         print(json.dumps(rows, ensure_ascii=False))
     for row in rows:
@@ -103,6 +106,6 @@ def _documents(arguments: argparse.Namespace) -> Iterator[tuple[int, Item]]:
             yield index, item
 
 
-def _row(result: runed.RerankResult, index: int, item: Item) -> dict[str, object]:
+def _row(result: runed.RerankResult, score: float, index: int, item: Item) -> dict[str, object]:
     known = {"id": json.loads(item.id)} if item.id else {}
-    return {"index": index, **known, "score": result.score, "document": result.document}
+    return {"index": index, **known, "score": score, "document": result.document}

@@ -5,17 +5,13 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import msgspec
 
 from runed.errors import RunedError
 from runed.jobs import parquet
 from runed.jobs.row import JobSpace, Row
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 class Encoder(ABC):
@@ -167,13 +163,10 @@ def _members(row: Row, common: bytes) -> bytes:
     tokens = b'"token_count":%d,' % outcome.token_count
     if outcome.truncated:
         tokens += b'"total_token_count":%d,' % outcome.total_token_count
-    return b'%b%b%b"embedding":%b' % (name, common, tokens, _numbers(outcome.vector))
+    from runed.float_json import write_floats  # noqa: PLC0415 # imports NumPy
+
+    return b'%b%b%b"embedding":%b' % (name, common, tokens, write_floats(outcome.vector))
 
 
 def _error(reason: str, message: str) -> bytes:
     return b'"error":%b' % msgspec.json.encode({"reason": reason, "message": message})
-
-
-def _numbers(vector: NDArray[np.float32]) -> bytes:
-    """Return a vector as a JSON array of the shortest decimals that are read back as the same float32."""
-    return b"[%b]" % ",".join(vector.astype("U").tolist()).encode()

@@ -145,8 +145,8 @@ class Job:
             return
         if self._encoder and outcome.fingerprint != self._fingerprint:
             raise RunedError(
-                f'the model changed while embedding: the fingerprint was "{self._fingerprint}" and is "{outcome.fingerprint}"; '
-                "start again"
+                "the model or the engine changed while embedding: the fingerprint was "
+                f'"{self._fingerprint}" and is "{outcome.fingerprint}"; start again'
             )
         self._tokens += outcome.token_count
         self._cached += outcome.cached

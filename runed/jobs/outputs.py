@@ -212,7 +212,7 @@ class FileOutput(Output):
         if self._journal and (record := self._journal.record):
             if (space.fingerprint, space.dim) != (record.space.fingerprint, record.space.dim):
                 raise self._other_job(
-                    f'of another model: its fingerprint was "{record.space.fingerprint}" and is "{space.fingerprint}"'
+                    f'of another model or engine: its fingerprint was "{record.space.fingerprint}" and is "{space.fingerprint}"'
                 )
             assert len(head) == record.head
             self._file = self._part.open("r+b")

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
@@ -148,7 +148,8 @@ class Run:
         if self.expected and fingerprint and fingerprint != self.expected:
             raise RunedError(
                 f"the vectors of {part.target} are of another model or engine than those of other parts: their fingerprint is "
-                f'"{fingerprint}" and not "{self.expected}"; use one model and version, or start with --overwrite'
+                f'"{fingerprint}" and not "{self.expected}"; use one model and version, and one engine, such as by '
+                "RUNED_ENGINE=cpu, or start with --overwrite"
             )
 
 
@@ -237,7 +238,7 @@ class PartitionJob:
 
     def run_on_node(self, part: Part, expected: str) -> PartResult:
         """Embed a part on a node of a cluster, by the daemon of that node; see `run`."""
-        self.node.prepare()
+        replace(self.node, expected=expected).prepare()
         return self.run(part, Run(expected=expected, on_complaint=_log.warning))
 
     def _target(self, source: str) -> str:
