@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -75,9 +76,10 @@ def test_a_library_that_is_missing(patient: Make, tmp_path: Path) -> None:
     (tmp_path / "part.c").write_text("int part(void) { return 0; }\n")
     (tmp_path / "main.c").write_text("int part(void);\nint main(void) { return part(); }\n")
     library, program = tmp_path / "libmissing.so.1", tmp_path / "llama-server"
-    shared = [compiler, "-shared", "-fPIC", "-Wl,-soname,libmissing.so.1", "-o", library, tmp_path / "part.c"]
-    subprocess.run(shared, check=True)
-    subprocess.run([compiler, "-o", program, tmp_path / "main.c", library, f"-Wl,-rpath,{tmp_path}"], check=True)
+    shared = ["-shared", "-fPIC", "-Wl,-soname,libmissing.so.1", "-o", str(library), str(tmp_path / "part.c")]
+    subprocess.run([compiler, *shared], check=True)
+    linked = ["-o", str(program), str(tmp_path / "main.c"), str(library), f"-Wl,-rpath,{tmp_path}"]
+    subprocess.run([compiler, *linked], check=True)
     setting = {"RUNED_LLAMA_SERVER": str(program)}
     assert only(engine.libraries, patient(setting)).state.value == "ok"
     library.unlink()
@@ -98,7 +100,7 @@ def test_the_processor(patient: Make, tmp_path: Path) -> None:
     assert only(engine.processor, patient(root=tmp_path)).state.value == "ok"
     info.write_text("processor : 0\nflags\t\t: fpu sse2 avx\n")
     found = only(engine.processor, patient(root=tmp_path))
-    if engine.platform.machine() == "x86_64":
+    if platform.machine() == "x86_64":
         assert (found.state.value, "avx2, fma, f16c" in found.detail) == ("warning", True)
     subject = patient()
     subject.paths.cache.mkdir()

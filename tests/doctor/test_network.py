@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
+from runed.bootstrap.manifest import current_platform
 from runed.doctor import network
 from runed.doctor.finding import Patient
+from runed.settings import HUB
 from tests.doctor.conftest import only
 
 Make = Callable[..., Patient]
@@ -81,6 +85,25 @@ def test_a_clock_that_differs_from_that_of_the_server(patient: Make) -> None:
         reached, clock = network.servers(patient({"RUNED_MANIFEST": url}))
     assert reached.state.value == "ok"
     assert (clock.check, clock.state.value, "ahead of" in clock.detail) == ("clock", "warning", True)
+
+
+def test_the_servers_of_a_manifest_and_of_the_hub_are_asked_once_each(patient: Make, tmp_path: Path) -> None:
+    with server() as engines, server() as hub:
+        origin = engines.removesuffix("/manifest.json")
+        file = {"url": f"{HUB}/a/b/resolve/main/m.gguf", "sha256": "0" * 64, "size": 1}
+        program = {"url": f"{origin}/engine.tar.gz", "sha256": "0" * 64, "size": 1, "extract": "tar.gz", "exec": "llama-server"}
+        platforms = {current_platform(): {"llama_server": program}}
+        document = {"version": 1, "platforms": platforms, "models": {"m": file}, "default_model": "m"}
+        manifest = tmp_path / "manifest.json"
+        manifest.write_text(json.dumps(document))
+        mirror = hub.removesuffix("/manifest.json")
+        found = only(network.servers, patient({"RUNED_MANIFEST": str(manifest), "HF_ENDPOINT": mirror}))
+    assert (found.state.value, found.detail) == ("ok", f"reached: {mirror}, {origin}")
+
+
+def test_the_manifest_of_the_package_names_servers(patient: Make) -> None:
+    assert all(url.startswith("https://") for url in network._urls(patient()))
+    assert len(network._urls(patient())) >= 1
 
 
 def test_a_manifest_that_is_none(patient: Make) -> None:
