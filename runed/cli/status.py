@@ -48,7 +48,7 @@ Info and Health (see runed.proto), and:
   models               the models in use, each with its file, engine, device,
                        slots, context, memory and time until it sleeps
   clients              the programs that are connected to the socket
-  settings             all settings in force, each with its value and its origin:
+  settings             all settings in force, each with its value and origin:
                        "default", "environment", "config.json" or "tuned"
   http, http_token     the URL of the OpenAI API and the file of its token, if
                        RUNED_HTTP is set

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Watch the daemon work: its models, queues, throughput and latency, and the
-programs that use it. `q` or Ctrl-C leaves. Never starts a daemon and never wakes
-a suspended engine. Without a terminal, it prints one snapshot.
+programs that use it. `q` or Ctrl-C leaves. Never starts a daemon and never
+wakes a suspended engine. Without a terminal, it prints one snapshot.
 """
 
 EPILOG = """\
