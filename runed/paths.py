@@ -24,7 +24,7 @@ _MARKS = frozenset(
 _PRIVATE_DIRS = frozenset({"bin", "cache", "licenses", "logs", "run"})
 """Names of the directories of a home that no other user may write to. Each may be a link to another place."""
 
-_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models"}
+_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models", "service.env"}
 """Names of all entries of a home."""
 
 
@@ -116,6 +116,16 @@ class Paths:
         return self.home / "http.token"
 
     @property
+    def service_environment(self) -> Path:
+        """The variables of the daemon that a service manager starts."""
+        return self.home / "service.env"
+
+    @property
+    def page_link(self) -> Path:
+        """A page that leads a browser to the last link of `runed open`, so that no list of processes shows the link."""
+        return self.home / "run" / "open.html"
+
+    @property
     def spawn_lock(self) -> Path:
         """The lock that a client holds while it starts a daemon."""
         return self.home / "spawn.lock"
@@ -124,6 +134,11 @@ class Paths:
     def install_lock(self) -> Path:
         """The lock that a process holds while it installs engine or model."""
         return self.home / "install.lock"
+
+    @property
+    def install_progress(self) -> Path:
+        """How far the process is that holds the lock, for others that wait for it."""
+        return self.cache / "installing.json"
 
     @property
     def installed(self) -> Path:

@@ -116,6 +116,8 @@ class BackendState:
         reason: One sentence on the failure or the silence, or on a fallback of a working engine; empty if all is well.
         pid: The process id of the engine; 0 while none runs, and for a backend that is not `Managed`.
         restarts: The number of times that a dead engine was replaced, since the backend was made.
+        wakeups: The number of times that a stopped engine was started, since the backend was made.
+        waking_seconds: The time of all these starts together.
         company_cosine: The smallest cosine between the vectors of a text alone and beside others that the last self-test found;
             0 before the first one.
         tuned_at: The time at which the settings of the engine were measured on this machine, in ISO 8601; "" for built-in ones.
@@ -127,6 +129,8 @@ class BackendState:
     reason: str = ""
     pid: int = 0
     restarts: int = 0
+    wakeups: int = 0
+    waking_seconds: float = 0.0
     company_cosine: float = 0.0
     tuned_at: str = ""
     program: Path | None = None

@@ -95,6 +95,13 @@ def tell(text: str) -> None:
     print(printable(text, keep=_KEPT))
 
 
+def tell_json(document: object) -> None:
+    """Print a document for programs on standard output."""
+    import json  # noqa: PLC0415 # 5 ms that a command which prints words does not spend
+
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
 def complain(message: str) -> None:
     """Print one line for the user on standard error. Names in it cannot steer the terminal."""
     if sys.stderr is not None:

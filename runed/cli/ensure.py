@@ -34,6 +34,10 @@ START_SECONDS = 60.0
 """Seconds that the start of a daemon may take if the user names no time."""
 
 EPILOG = """\
+examples:
+  runed ensure
+  runed ensure --warm && python my_program.py
+
 with --json, standard output is one line of JSON, whatever happens:
   {"socket": "/home/me/.runed/embedding.sock", "pid": 4711, "version": "0.1.0",
    "started": true}

@@ -9,6 +9,11 @@ from runed.errors import SettingsError
 from runed.setting_values import duration as parse_duration
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option --json of a command that tells one thing."""
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
+
+
 def whole_number(value: str) -> int:
     """Parse a whole number of at least 0."""
     if not (value.isascii() and value.isdigit()):

@@ -60,7 +60,7 @@ class Server:
         stall_timeout: Seconds that a request waits for a client that neither sends nor reads a byte of it. The request is ended
             then. The time of the app is not limited. Common web servers wait as long.
         budget: The memory of all requests, of this server and of others.
-        gate: Refuses requests by their headers, before the app is called; the connection is closed then. Clients that have not
+        gate: Refuses requests by their heads, before the app is called; the connection is closed then. Clients that have not
             passed the gate get a small share of the event loop, all together.
     """
 
