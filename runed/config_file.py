@@ -72,7 +72,9 @@ def read_config(path: Path, keys: Mapping[str, Any], *, required: bool) -> Any: 
             raise SettingsError(f"RUNED_CONFIG={path}: there is no such file; create it or unset the variable") from None
         return None
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+        raise SettingsError(
+            f"{path} cannot be read: {error.strerror}; let this user read it, or name another RUNED_CONFIG"
+        ) from None
     schema = msgspec.defstruct("Config", [("version", int, 1), *((name, type_ | None, None) for name, type_ in keys.items())])
     try:
         config: Any = msgspec.json.decode(data, type=schema)
