@@ -131,7 +131,8 @@ def service_at(home: Path) -> Service:
 def service_of(home: Path) -> Service | None:
     """Return the service of a home that is installed; None if there is none."""
     service = service_at(home)
-    return service if service.files[0].is_file() else None
+    # Path.is_file raises where HOME is another user's, such as after `su`.
+    return service if os.path.isfile(service.files[0]) else None  # noqa: PTH113 # see above
 
 
 def is_dormant(paths: Paths) -> bool:
@@ -160,7 +161,7 @@ class Systemd:
         self.files: tuple[Path, ...] = (folder / self._socket, folder / self._service, paths.service_environment)
         self.after_stop = (
             f"{self._socket} still listens, so the next call starts the daemon again; "
-            f"`systemctl --user stop {self._socket}` stops both, and `runed service remove` removes them"
+            "`runed stop --for 10m` keeps it stopped for a time, and `runed service remove` for good"
         )
         self.trouble = f"systemctl --user status {self._socket} {self._service}"
 
