@@ -1,4 +1,6 @@
-"""`runed service` lets a real systemd start the daemon. In every order of events, a home has one daemon, which answers."""
+"""`runed service` lets a real systemd start the daemon. In every order of events, a home has one daemon, which answers.
+
+docs/service.md promises that, with these commands."""
 
 from __future__ import annotations
 
