@@ -390,7 +390,9 @@ def _read_config(path: Path, *, required: bool) -> object:
             raise SettingsError(f"RUNED_CONFIG={path}: there is no such file; create it or unset the variable") from None
         return None
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+        raise SettingsError(
+            f"{path} cannot be read: {error.strerror}; let this user read it, or name another RUNED_CONFIG"
+        ) from None
     keys = [(name, setting.type | None, None) for name, setting in SETTINGS.items() if setting.type]
     schema = msgspec.defstruct("Config", [("version", int, 1), *keys])
     try:

@@ -136,7 +136,9 @@ class Listener:
         except BaseException as error:
             sock.close()
             if isinstance(error, OSError):
-                raise ForeignPathError(f"{path} cannot be listened on: {error.strerror or error}") from None
+                raise ForeignPathError(
+                    f"{path} cannot be listened on: {error.strerror or error}; set RUNED_HOME to another place"
+                ) from None
             raise
 
     @classmethod

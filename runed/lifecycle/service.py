@@ -131,7 +131,8 @@ def service_at(home: Path) -> Service:
 def service_of(home: Path) -> Service | None:
     """Return the service of a home that is installed; None if there is none."""
     service = service_at(home)
-    return service if service.files[0].is_file() else None
+    # Path.is_file raises where HOME is another user's, such as after `su`.
+    return service if os.path.isfile(service.files[0]) else None  # noqa: PTH113 # see above
 
 
 def is_dormant(paths: Paths) -> bool:

@@ -85,7 +85,7 @@ class _Host(FakeHost):
     def room(self) -> ModelRoom:
         return ModelRoom(memory_limit=8_000_000_000, memory_bytes=640_000_000)
 
-    def health(self, model: str = "") -> Any:  # noqa: ANN401 # that of the base
+    def health(self, model: str = "", *, detailed: bool = False) -> Any:  # noqa: ANN401 # that of the base
         return replace(super().health(model), uptime_seconds=7200, pid=os.getpid(), total_requests=41_204, in_flight_requests=2)
 
 
