@@ -25,8 +25,10 @@ A home has one daemon in any case: clients let the service start it.
 """
 
 EPILOG = """\
-example:
-  runed service install && loginctl enable-linger
+examples:
+  runed service install
+  runed service status --json
+  runed service remove
 
 exit codes of `runed service status`: 0 if the service listens, 1 if it is
 installed and does not listen, 3 if it is not installed.

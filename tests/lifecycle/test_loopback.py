@@ -110,7 +110,7 @@ def test_port_is_of_loopback_alone(host: str, url: str, path: Path) -> None:
     assert http.sock.fileno() == -1
 
 
-@pytest.mark.parametrize(("host", "name"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])  # noqa: S104 # for this test alone
+@pytest.mark.parametrize(("host", "name"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
 def test_port_of_all_addresses_is_exposed_and_has_a_url_for_this_machine(host: str, name: str, path: Path) -> None:
     with Loopback.open((host, 0), path) as http:
         assert http.exposed
