@@ -78,15 +78,22 @@ async def test_the_way_of_a_call_is_a_tree_below_the_span_of_its_client(spans: I
     found = by_name(spans)
     assert set(found) == {"queue", "micro-batch", "engine", "embeddings m"}
     top, wait, batch, engine = (found[name] for name in ("embeddings m", "queue", "micro-batch", "engine"))
-    assert top.parent is not None and top.parent.span_id == ITS_ID
-    assert top.kind is SpanKind.SERVER and dict(top.attributes or {}) == {"a": 1, "b": 2}
-    assert wait.parent is not None and wait.parent.span_id == span_id(top)
-    assert batch.parent is not None and batch.parent.span_id == span_id(top)
+    assert top.parent is not None
+    assert top.parent.span_id == ITS_ID
+    assert top.kind is SpanKind.SERVER
+    assert dict(top.attributes or {}) == {"a": 1, "b": 2}
+    assert wait.parent is not None
+    assert wait.parent.span_id == span_id(top)
+    assert batch.parent is not None
+    assert batch.parent.span_id == span_id(top)
     assert dict(batch.attributes or {}) == {tracing.MODEL: "m", "runed.texts": 2, tracing.TOKENS: 6}
-    assert engine.parent is not None and engine.parent.span_id == span_id(batch)
-    assert engine.kind is SpanKind.CLIENT and dict(engine.attributes or {}) == {"runed.engine.woken": True}
+    assert engine.parent is not None
+    assert engine.parent.span_id == span_id(batch)
+    assert engine.kind is SpanKind.CLIENT
+    assert dict(engine.attributes or {}) == {"runed.engine.woken": True}
     assert {span.context.trace_id for span in found.values() if span.context} == {0x0AF7651916CD43DD8448EB211C80319C}
-    assert wait.start_time is not None and wait.end_time is not None
+    assert wait.start_time is not None
+    assert wait.end_time is not None
     assert wait.end_time - wait.start_time >= 2_000_000_000
 
 

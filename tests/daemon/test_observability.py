@@ -78,7 +78,8 @@ def test_calls_errors_wakeups_and_engines_are_told(metrics: str) -> None:
     assert 0 < told["runed_engine_wakeup_seconds_total", model] < 60
     assert told["runed_engine_memory_bytes", model] > 1024**2
     [engine] = [key for key in told if key[0] == "runed_engine_info"]
-    assert "accelerator=cpu" in engine and "engine=llama-server" in engine
+    assert "accelerator=cpu" in engine
+    assert "engine=llama-server" in engine
     [build] = [key for key in told if key[0] == "runed_build_info"]
     assert f"version={__version__}" in build
 

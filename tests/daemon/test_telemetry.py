@@ -198,7 +198,7 @@ def test_the_endpoint_may_stand_in_the_configuration(start_daemon: Start, home: 
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["a collector that never answers", "none at all"])
-def test_a_collector_that_takes_nothing_holds_nothing_up(silent: bool, start_daemon: Start) -> None:
+def test_a_collector_that_takes_nothing_holds_nothing_up(start_daemon: Start, *, silent: bool) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         if silent:
