@@ -53,7 +53,7 @@ class Exporter:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._ended = threading.Event()
-        own = {"service.name": "runed", "service.version": __version__, "process.pid": os.getpid()}
+        own: dict[str, str | int] = {"service.name": "runed", "service.version": __version__, "process.pid": os.getpid()}
         self._resource = Resource.create(own).merge(OTELResourceDetector().detect())
         self._provider: TracerProvider | None = None
         self._sender: threading.Thread | None = None

@@ -426,8 +426,9 @@ def test_each_field_of_the_settings_is_one_of_the_table_with_the_same_default(ho
     assert load_settings(home=home, environ={}) == Settings(home)
     fields = {field.name for field in dataclasses.fields(Settings)} - {"home"}
     assert sorted(setting.field for setting in SETTINGS.values() if setting.field) == sorted(fields)
-    # The variables of the model hub have the names that other programs read.
-    assert all(setting.variable in {"", f"RUNED_{name.upper()}", "HF_ENDPOINT"} for name, setting in SETTINGS.items())
+    # The variables of the model hub and of OpenTelemetry have the names that other programs read.
+    foreign = {"", "HF_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+    assert all(setting.variable in foreign | {f"RUNED_{name.upper()}"} for name, setting in SETTINGS.items())
 
 
 def test_every_variable_has_a_key_but_those_that_decide_where_and_whether_the_file_is_read() -> None:

@@ -58,7 +58,8 @@ def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
 
 def span_id(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.span_id
+    number: int = span.context.span_id
+    return number
 
 
 async def call(*headers: tuple[bytes, bytes], texts: int = 1) -> tracing.Span | None:

@@ -130,7 +130,7 @@ def test_the_dashboard_has_what_grafana_needs() -> None:
     numbers = [panel["id"] for panel in dashboard["panels"]]
     assert len(numbers) == len(set(numbers))
     assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "instance"}
-    places = set()
+    places: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
