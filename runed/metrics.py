@@ -231,7 +231,7 @@ class Metrics:
         waits, self._new_waits = self._new_waits, []
         for moment, lane, seconds in waits:
             self._waits_of[lane].observe(seconds)
-            self._recent_waits[lane].at(moment)[_bucket(seconds)] += 1
+            self._recent_waits[lane].at(moment)[bucket_of(seconds)] += 1
 
     def _lane_stats(self, lane: Lane) -> LaneStats:
         waits: Tally[int] = Tally()
@@ -239,8 +239,8 @@ class Metrics:
             waits.update(counts)
         return LaneStats(
             total_texts=_total(self._waits_of[lane], "_count"),
-            wait_p50_seconds=_percentile(waits, 0.5),
-            wait_p99_seconds=_percentile(waits, 0.99),
+            wait_p50_seconds=percentile_of(waits, 0.5),
+            wait_p99_seconds=percentile_of(waits, 0.99),
         )
 
 
@@ -332,12 +332,18 @@ def _total(metric: Counter | Histogram, suffix: str = "_total") -> int:
     return int(sum(sample.value for sample in samples if sample.name.endswith(suffix)))
 
 
-def _bucket(seconds: float) -> int:
+def bucket_of(seconds: float) -> int:
+    """Return the number of the bucket of a time, for `percentile_of`."""
     return math.floor(math.log(max(seconds, _SHORTEST)) * _BUCKETS_PER_E)
 
 
-def _percentile(buckets: Tally[int], share: float) -> float:
-    """Return the middle of the bucket that holds a percentile, by nearest rank."""
+def percentile_of(buckets: Tally[int], share: float) -> float:
+    """Return the middle of the bucket that holds a percentile, by nearest rank; 0 if there is no time.
+
+    Args:
+        buckets: How many times are in each bucket.
+        share: The percentile, from 0 to 1.
+    """
     rank = math.ceil(buckets.total() * share)
     for bucket in sorted(buckets):
         rank -= buckets[bucket]

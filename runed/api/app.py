@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from runed.api.host import CountCall, Host, count_nothing
 from runed.api.later import Later
 from runed.api.ollama import PREFIX as OLLAMA
 from runed.api.openai import PREFIX as OPENAI
+from runed.api.page import LINK, ROOT, SIMILARITY, STATE
 from runed.api.rerank import PATHS as RERANK_PATHS
 from runed.api.rpc.app import build_rpc_app
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, respond
@@ -16,26 +18,33 @@ from runed.api.tei import PATHS as TEI_PATHS
 from runed.metrics import CONTENT_TYPE
 from runed.tracing import arrive
 
+if TYPE_CHECKING:
+    from runed.api.page.access import Access
+
 _METRICS_PATH = "/metrics"
 
 
-def build_app(host: Host, count: CountCall = count_nothing) -> Application:
+def build_app(host: Host, count: CountCall = count_nothing, access: Access | None = None) -> Application:
     """Build the application that serves everything on the daemon's socket.
 
     Args:
         host: The daemon.
         count: Counts all calls.
+        access: Makes links to the page on the port; None if there is no port.
 
     Returns:
         An ASGI application. A request over HTTP/2 has to offer the extension "runed.duplex" of `runed.server`.
     """
     rpc = build_rpc_app(host, count)
     api = _json_apis(host, count)
+    links = Later(partial(_build_links, host, access))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         arrive(scope)
         if (found := api(scope["path"])) is not None:
             await (await found.get())(scope, receive, send)
+        elif scope["path"] in {LINK, STATE}:
+            await (await links.get())(scope, receive, send)
         elif scope["path"] == _METRICS_PATH:
             await _serve_metrics(host, scope, send)
         else:
@@ -44,24 +53,30 @@ def build_app(host: Host, count: CountCall = count_nothing) -> Application:
     return app
 
 
-def build_port_app(host: Host, count: CountCall = count_nothing) -> Application:
-    """Build the application of the loopback port. It serves the JSON APIs and the metrics alone.
+def build_port_app(host: Host, count: CountCall = count_nothing, access: Access | None = None) -> Application:
+    """Build the application of the port. It serves the JSON APIs, the metrics and the page alone.
 
     Args:
         host: The daemon.
         count: Counts all calls.
+        access: Begins the sessions of the page; None where the page needs none.
 
     Returns:
         An ASGI application. The OpenAI API answers unknown paths.
     """
+    from runed.api.page.access import is_for_page  # noqa: PLC0415 # most daemons have no port
+
     api = _json_apis(host, count)
+    page = Later(partial(_build_page, host, access))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         arrive(scope)
-        if scope["path"] == _METRICS_PATH:
+        path = scope["path"]
+        if path == _METRICS_PATH:
             await _serve_metrics(host, scope, send)
             return
-        found = api(scope["path"]) or api(OPENAI)
+        is_page = path in {STATE, SIMILARITY} or (path == ROOT and is_for_page(scope["method"].encode(), scope["headers"]))
+        found = page if is_page else api(path) or api(OPENAI)
         assert found is not None
         await (await found.get())(scope, receive, send)
 
@@ -107,6 +122,18 @@ def _build_rerank(host: Host, count: CountCall) -> Application:
     from runed.api.rerank.app import build_rerank_app  # noqa: PLC0415 # see `Later`
 
     return build_rerank_app(host, count)  # type: ignore[return-value] # as above
+
+
+def _build_page(host: Host, access: Access | None) -> Application:
+    from runed.api.page.app import build_page_app  # noqa: PLC0415 # see `Later`
+
+    return build_page_app(host, access)  # type: ignore[return-value] # as above
+
+
+def _build_links(host: Host, access: Access | None) -> Application:
+    from runed.api.page.app import build_link_app  # noqa: PLC0415 # see `Later`
+
+    return build_link_app(host, access)  # type: ignore[return-value] # as above
 
 
 async def _serve_metrics(host: Host, scope: Scope, send: Send) -> None:

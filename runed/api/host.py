@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from runed.domain.history import LastHour
 from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
@@ -157,12 +158,25 @@ class Host(Protocol):
         """Describe the daemon and, once it is known, a model."""
         ...
 
-    def health(self, model: str = "") -> Health:
-        """Describe the present state of the daemon and of a model."""
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
+        """Describe the present state of the daemon and of a model.
+
+        Args:
+            model: The model.
+            detailed: Whether to describe all models that were asked for, and the clients that are connected.
+        """
         ...
 
     def metrics(self) -> bytes:
         """Return the metrics as `runed.metrics.CONTENT_TYPE`."""
+        ...
+
+    def last_hour(self, since: int = 0) -> LastHour:
+        """Return what is remembered of the last hour.
+
+        Args:
+            since: A number of a slot. Later slots alone are returned.
+        """
         ...
 
     def shut_down(self, grace: float | None) -> None:

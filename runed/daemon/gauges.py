@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from runed.backends.base import BackendState, BackendStatus
 from runed.daemon.gpus import add_gpus
+from runed.daemon.history import Sample
 from runed.daemon.host import DaemonHost
 from runed.daemon.pool import Pool
 from runed.domain.requests import Lane
@@ -89,3 +90,16 @@ def _engines(pool: Pool) -> Iterator[Labelled]:
             },
             1,
         )
+
+
+def sample(pool: Pool) -> Sample:
+    """Return the numbers that the history samples. They are 0 until there is a model."""
+    if not (models := pool.all_served()):
+        return Sample()
+    load = models[0].scheduler.load
+    return Sample(
+        texts=load.stats.total_texts,
+        tokens=load.stats.total_tokens,
+        queued=sum(texts for texts, _ in load.queued.values()),
+        engine_bytes=pool.seats.used,
+    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from runed.settings import SETTINGS, Settings
 
-_OF_CLIENTS = {"otel_endpoint", "runed_binary", "trust_parents"}
+_OF_CLIENTS = {"log", "otel_endpoint", "progress", "runed_binary", "trust_parents"}
 """Settings that a daemon does not use once it runs, and those of its clients: each may name a collector of its own."""
 
 

@@ -123,7 +123,7 @@ class RunedServicer:
         """Describe the present state. If the request names a model, the answer does, too: a client looks for that."""
         # Without the names of the models, which this gets, any name would mean the default one.
         name = (await self._host.model(request.model)).name if request.model else ""
-        response = messages.health_response(self._host.health(request.model))
+        response = messages.health_response(self._host.health(request.model, detailed=request.detailed))
         response.model = response.model or name
         return response
 

@@ -48,6 +48,8 @@ class EngineBackend:
             waking_seconds=self._supervisor.waking_seconds,
             company_cosine=self._launcher.company_cosine,
             tuned_at=self._launcher.command.tuned_at,
+            program=self._launcher.command.executable,
+            context=self._launcher.command.context,
         )
 
     @property
