@@ -76,12 +76,12 @@ async def port(request: pytest.FixtureRequest, home: Path) -> AsyncIterator[Port
     with Loopback.open(("127.0.0.1", 0), home / "http.token" if needs_token else None) as http:
         access = Access(http.url, http.port, needs_link=needs_token, clock=clock)
         gate = token_gate(token=http.token, port=http.port, page=access)
-        server = Server(build_port_app(host, access), http.sock, gate=gate)
+        server = Server(build_port_app(host, access=access), http.sock, gate=gate)
         socket_path = home / "s"
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(socket_path))
             sock.listen()
-            inner = Server(build_app(host, access), sock)
+            inner = Server(build_app(host, access=access), sock)
             await server.start()
             await inner.start()
             try:

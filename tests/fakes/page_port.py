@@ -25,7 +25,7 @@ from runed.api.openai.token_guard import token_gate
 from runed.api.page.access import Access
 from runed.domain.history import SLOTS, Failure, LastHour, Slot, Work
 from runed.domain.model_status import ModelRoom, ModelStatus
-from runed.domain.status import LoadingPhase, Status
+from runed.domain.status import Health, LoadingPhase, Status
 from runed.lifecycle.loopback import Loopback
 from runed.server import Server
 from tests.fakes.fake_host import LOAD, FakeHost
@@ -85,8 +85,9 @@ class _Host(FakeHost):
     def room(self) -> ModelRoom:
         return ModelRoom(memory_limit=8_000_000_000, memory_bytes=640_000_000)
 
-    def health(self, model: str = "") -> Any:  # noqa: ANN401 # that of the base
-        return replace(super().health(model), uptime_seconds=7200, pid=os.getpid(), total_requests=41_204, in_flight_requests=2)
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
+        known = super().health(model, detailed=detailed)
+        return replace(known, uptime_seconds=7200, pid=os.getpid(), total_requests=41_204, in_flight_requests=2)
 
 
 def _arrange(host: FakeHost, access: Access, clock: list[float], wanted: dict[str, Any]) -> dict[str, object]:
@@ -114,7 +115,7 @@ async def _main(folder: Path, *, needs_token: bool) -> None:
     with Loopback.open(("127.0.0.1", 0), folder / "http.token" if needs_token else None) as http:
         access = Access(http.url, http.port, needs_link=needs_token, clock=lambda: clock[0])
         gate = token_gate(token=http.token, port=http.port, page=access)
-        server = Server(build_port_app(host, access), http.sock, gate=gate)
+        server = Server(build_port_app(host, access=access), http.sock, gate=gate)
         await server.start()
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
