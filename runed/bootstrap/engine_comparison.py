@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from runed.bootstrap.by_model import keep, read_of
 from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
 from runed.log import get_logger
 
+_SAME = 0.9999
+"""Cosine from which on vectors count as the same."""
 _FAILURE_HOLDS = timedelta(days=1)
 """The time for which a failure of ONNX Runtime is remembered. It may have been one by chance, as when memory was short, and a
 further try costs a start a few seconds."""
@@ -75,6 +78,23 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
         if self.chooses_onnx:
             return f"{onnx} texts/s, and {LLAMA_SERVER} {llama}"
         return f"{llama} texts/s, and {ONNX_RUNTIME} {onnx}"
+
+    def reason_for(self, engine: str) -> str:
+        """Return why an engine serves the model, as a clause that follows its name; "" if this comparison does not decide."""
+        if (engine == ONNX_RUNTIME) != self.chooses_onnx:
+            return ""
+        if self.objection:
+            return f"since {ONNX_RUNTIME} cannot serve the model: {self.objection}"
+        if not self.figures:
+            return ""
+        near = ""
+        if 0 < self.cosine < _SAME:
+            near = f", vectors of the two have a cosine of {math.floor(self.cosine * 1e5) / 1e5:.5f} or more"
+        reason = f"the faster one: {self.figures}{near}, as measured at {self.compared_at} (`runed bench --reset` undoes that)"
+        if self.disputed:
+            unlike, splits = (LLAMA_SERVER, "it splits") if engine == ONNX_RUNTIME else (ONNX_RUNTIME, "it does not split")
+            reason += f"; unlike {unlike}, {splits} {', '.join(self.disputed)} into tokens as the model's own tokenizer does"
+        return reason
 
     @property
     def tried_again(self) -> datetime | None:

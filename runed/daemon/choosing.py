@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -55,6 +55,7 @@ class Serving:
         warnings: Sentences about everything that works, but not as requested.
         restrictions: Sentences about what makes it slower than the machine allows.
         remember_failure: Remembers the reason why it cannot serve, so that another engine or device does; None if none can.
+        reason: Why it serves, as `EngineComparison.reason_for` tells it; "" if no comparison decides.
     """
 
     engine: str
@@ -64,6 +65,7 @@ class Serving:
     warnings: tuple[str, ...] = ()
     restrictions: tuple[str, ...] = ()
     remember_failure: Callable[[str], object] | None = None
+    reason: str = ""
 
     @property
     def part(self) -> str:
@@ -209,7 +211,8 @@ class EngineChooser:
         if verdict.comparison is not None and verdict.comparison.chooses_onnx:
             made = await self._onnx_seat(installation, builds, makers)
             if isinstance(made, Seat):
-                return made, self._onnx(partial(self._object, installation, builds))
+                reason = verdict.comparison.reason_for(ONNX_RUNTIME)
+                return made, replace(self._onnx(partial(self._object, installation, builds)), reason=reason)
             verdict = made
         return llama or await makers.llama(), self._llama_instead(installation, verdict)
 
@@ -317,10 +320,12 @@ class EngineChooser:
         instead = f"{LLAMA_SERVER} serves instead of {ONNX_RUNTIME}"
         if verdict.problem:
             return self._llama(installation, restrictions=(f"{instead}: {verdict.problem}",))
-        comparison = verdict.comparison
-        if comparison is not None and comparison.objection and not comparison.is_unfit:
+        if (comparison := verdict.comparison) is None:
+            return self._llama(installation)
+        warnings: tuple[str, ...] = ()
+        if comparison.objection and not comparison.is_unfit:
             remedy = f"{_RESET} lets it be tried again"
             if again := comparison.tried_again:
                 remedy = f"the first start after {again:%Y-%m-%d %H:%M} UTC tries it again, or after {_RESET} the next one"
-            return self._llama(installation, warnings=(f"{instead}: {comparison.objection}; {remedy}",))
-        return self._llama(installation)
+            warnings = (f"{instead}: {comparison.objection}; {remedy}",)
+        return replace(self._llama(installation, warnings=warnings), reason=comparison.reason_for(LLAMA_SERVER))

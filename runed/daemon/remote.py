@@ -44,11 +44,13 @@ class RemoteInstallation:
         spec: The description of the model.
         variant: Always "".
         warnings: Sentences for the user about what works, but not as requested.
+        model: Always None, in place of the file.
     """
 
     spec: ModelSpec
     variant: str = ""
     warnings: tuple[str, ...] = ()
+    model: None = None
 
 
 def check_loop(spec: ModelSpec, port: tuple[str, int]) -> None:

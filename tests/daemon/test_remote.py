@@ -222,7 +222,7 @@ def test_twins_lanes_roles_and_dimensions_are_those_of_any_model(home: Path, sta
         daemon.call("Embed", {"text": "somebody waits"})
         waited = time.monotonic() - began
         assert len(bulk.result()["embeddings"]) == 200
-    assert waited < 0.6
+    assert waited < 2.5, "the job takes five seconds"
     assert max(map(len, remote.questions)) <= 4
     assert daemon.stop() == 0
 
@@ -230,10 +230,10 @@ def test_twins_lanes_roles_and_dimensions_are_those_of_any_model(home: Path, sta
 def test_several_requests_are_on_their_way_at_once(home: Path, start: Start, remote: FakeRemote) -> None:
     configure(home, big={"url": remote.url, "batch": 4, "concurrency": 4})
     daemon = start()
-    remote.behaviour.delay = 0.25
+    remote.behaviour.delay = 0.5
     began = time.monotonic()
     daemon.call("EmbedBatch", {"texts": [f"text {number}" for number in range(32)]})
-    assert 0.5 <= time.monotonic() - began < 1.5, "eight requests, four at once"
+    assert 1.0 <= time.monotonic() - began < 3.5, "eight requests, four at once"
     assert daemon.stop() == 0
 
 
@@ -242,15 +242,14 @@ def test_a_cached_text_is_there_whatever_the_engine_does(home: Path, start: Star
     daemon = start(RUNED_CACHE="disk")
     with runed.connect(socket_path=daemon.socket) as client:
         client.embed("a text that was embedded before")
-        remote.behaviour.delay = 2.0
+        remote.behaviour.delay = 4.0
         with ThreadPoolExecutor(1) as pool:
             slow = pool.submit(client.embed, "a text that takes long")
             time.sleep(0.2)
             with runed.connect(socket_path=daemon.socket) as other:
-                began = time.monotonic()
                 for _ in range(20):
                     other.embed("a text that was embedded before")
-                assert time.monotonic() - began < 1
+                assert not slow.done()
             slow.result()
         wait_until(lambda: client.health().disk_cache_bytes, what="the writing")
         time.sleep(1)

@@ -15,6 +15,7 @@ import httpx
 import msgspec
 import tenacity
 
+from runed import tracing
 from runed.backends.remote.key import Key
 from runed.errors import BackendUnavailableError, DownloadError, InvalidTextError, printable
 from runed.log import get_logger
@@ -226,7 +227,9 @@ class RemoteHTTP:
 
     async def _ask(self, method: str, url: str, body: bytes | None, limit: int) -> Answer:
         """Send a request once. Follow redirects to the same server."""
-        headers = _HEADERS | self.key.headers() | ({} if body is None else {"content-type": "application/json"})
+        headers = (
+            _HEADERS | tracing.headers() | self.key.headers() | ({} if body is None else {"content-type": "application/json"})
+        )
         try:
             for _ in range(_MAX_REDIRECTS + 1):
                 # Past httpx.AsyncClient, whose further steps nobody needs here: they take a third of the time of a request.
