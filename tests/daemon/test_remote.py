@@ -294,7 +294,8 @@ def test_a_model_that_changes_amid_a_stream_ends_it_and_no_vector_of_the_new_one
     home: Path, start: Start, remote: FakeRemote
 ) -> None:
     configure(home, big={"url": remote.url})
-    daemon, others = start(RUNED_CACHE_SIZE="0"), []
+    daemon = start(RUNED_CACHE_SIZE="0")
+    others: list[FakeRemote] = []
 
     def texts() -> Iterator[tuple[int, str]]:
         for number in range(20_000):
