@@ -140,9 +140,12 @@ def shared_home(settings: dict[str, str]) -> Iterator[Path]:
 
 
 @pytest.fixture
-def own_home(settings: dict[str, str]) -> Iterator[Path]:
-    """A home directory of one block."""
-    yield from _home(settings)
+def own_home(settings: dict[str, str], minilm: Path) -> Iterator[Path]:
+    """A home directory of one block, with a model of the user's own."""
+    for home in _home(settings):
+        (home / "models").mkdir()
+        (home / "models" / "e5.gguf").symlink_to(minilm)
+        yield home
 
 
 def _home(settings: dict[str, str]) -> Iterator[Path]:
