@@ -14,7 +14,7 @@ DEMO_ROOT := build/demo-root/manifest.json
 # Tests of frameworks that take seconds to import. All of these tests need an engine.
 ENGINE_ALONE := chroma llama_index
 GO_MODULES := clients/go tests/interop/go
-NODE_PACKAGES := clients/ts tests/interop/openai-node tests/interop/ollama-node
+NODE_PACKAGES := clients/ts tests/interop/openai-node tests/interop/ollama-node tests/interop/page-node
 
 # For a shell, which asks for the engine when it is installed.
 ENGINE_AND_MODEL = RUNED_LLAMA_SERVER="$$(python -c 'from tools.engine import programs_folder; print(programs_folder())')/llama-server" \
@@ -38,7 +38,7 @@ SHOW = @$(VENV)/bin/python tools/step.py --show
 PIP = python -m pip install --progress-bar=off
 
 # The extras that the tests of each lane use. Those of clusters have a lane and a file of their own.
-EXTRAS := chroma haystack langchain llama-index onnx parquet
+EXTRAS := chroma haystack langchain llama-index onnx otel parquet
 
 COMPILE = uv pip compile --quiet --python-version $(firstword $(PYTHONS)) --no-annotate $(EXTRAS:%=--extra %) pyproject.toml
 

@@ -12,28 +12,32 @@ Each node needs runed, and a home of its own on a disk of its own. It has one da
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Unpack
 
 import runed
-from runed.errors import RunedError
 from runed.jobs import nodes, parquet
 from runed.jobs.columns import Batch, Columns, OnError, Space
-from runed.jobs.extras import needed
+from runed.jobs.nodes import Fingerprint
 from runed.jobs.partition import Part, PartitionJob, PartResult, summed
+from runed.jobs.ray_nodes import Shape, ask, of_ray, results_of
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions, Role, Truncate
+    from runed.jobs.job import JobResult
     from runed.jobs.partition import FileOptions
-    from runed.jobs.runner import JobResult
 
-__all__ = ["BATCH_SIZE", "Embed", "embed", "embed_files", "fingerprint"]
+__all__ = ["BATCH_SIZE", "Embed", "Fingerprint", "embed", "embed_files", "fingerprint"]
 
 BATCH_SIZE = 256
 """Rows of a batch. An actor has four batches in flight, which keep an engine busy, and a killed actor loses little."""
 
 _AHEAD = 2
 """Parts of a job that wait or run, for each node."""
+
+_CANCEL_SECONDS = 10.0
+"""Most seconds to wait for the end of tasks that were cancelled."""
 
 
 class Embed:
@@ -64,8 +68,8 @@ class Embed:
         error_column: The column of errors, each "REASON: message" or null.
         token_count_column: The column of the numbers of tokens that the model read; None for no such column.
         fingerprint_column: The column of the fingerprints of the vectors; None for no such column.
-        fingerprint: The fingerprint that all vectors must have. Without it, nodes with different models or engines are not
-            noticed. `runed.ray.fingerprint` asks a node for it.
+        fingerprint: The fingerprint that all vectors must have. `runed.ray.fingerprint` asks a node for it, and daemons that
+            are started then have the engine of that node. Without it, nodes with different models or engines are not noticed.
         home: The directory of the daemon on each node; None means `RUNED_HOME` or `~/.runed` there.
         timeout: Seconds that the start of the daemon, and each batch, may take; None means no limit.
 
@@ -110,11 +114,12 @@ class Embed:
             "lane": "bulk",
             "model": model,
         }
-        self._node = nodes.Node(home=home, model=model, timeout=timeout)
+        self._node = nodes.Node(home=home, model=model, timeout=timeout, expected=fingerprint)
         info = self._node.prepare()
         self._space = Space(fingerprint)
-        self._space.check([info.fingerprint], nodes.name())
         self._dim = dimensions or info.vector_dim
+        if self._dim == info.vector_dim:  # the fingerprint of shorter vectors is another one
+            self._space.check([info.fingerprint], nodes.name())
         self._client: runed.AsyncClient | None = None
 
     async def __call__(self, batch: Any) -> Any:
@@ -160,7 +165,7 @@ def embed(
     The numbers are those of the nodes that are there now. An actor counts for all processors of its node but one, since the
     engine uses them; the last one is left to reading and writing. On nodes with GPUs, it counts for one GPU and one processor.
     All nodes must give vectors of the same space: if no fingerprint is given, one node is asked for its own first, which starts
-    its daemon.
+    its daemon. Nodes without a daemon then start one with the same engine.
 
     Args:
         dataset: The dataset, a `ray.data.Dataset`.
@@ -181,10 +186,10 @@ def embed(
     Raises:
         RunedError: As for `Embed`, from the node that is asked for its fingerprint.
     """
-    shape = _Shape.of_cluster()
-    expected = fingerprint or _ask(shape, nodes.Node(home=home, model=model))
+    shape = Shape.of_cluster()
+    expected = fingerprint or ask(shape, nodes.Node(home=home, model=model), options.get("dimensions"))
     most = concurrency or shape.nodes
-    pool = _ray("ray.data").ActorPoolStrategy(min_size=1, max_size=most, initial_size=most)
+    pool = of_ray("ray.data").ActorPoolStrategy(min_size=1, max_size=most, initial_size=most)
     return dataset.map_batches(
         Embed,
         fn_constructor_args=(column, output),
@@ -197,17 +202,23 @@ def embed(
     )
 
 
-def fingerprint(*, model: str | None = None, home: str | os.PathLike[str] | None = None) -> str:
+def fingerprint(
+    *, model: str | None = None, dimensions: int | None = None, home: str | os.PathLike[str] | None = None
+) -> Fingerprint:
     """Ask one node for the fingerprint of its vectors. Its daemon is started, and fetches engine and model.
 
     Args:
         model: As for `Embed`.
+        dimensions: As for `Embed`; fewer values have another fingerprint.
         home: As for `Embed`.
+
+    Returns:
+        The fingerprint, a string that also tells other nodes which engine to start.
 
     Raises:
         RunedError: As for `Embed`.
     """
-    return _ask(_Shape.of_cluster(), nodes.Node(home=home, model=model))
+    return ask(Shape.of_cluster(), nodes.Node(home=home, model=model), dimensions)
 
 
 def embed_files(
@@ -240,11 +251,11 @@ def embed_files(
     Raises:
         RunedError: As for `runed.jobs.partition.PartitionJob.run`.
     """
-    ray = _ray("ray")
-    shape = _Shape.of_cluster()
+    ray = of_ray("ray")
+    shape = Shape.of_cluster()
     job = PartitionJob(source, output, options)
     parts = job.begin()
-    expected = _ask(shape, job.node)
+    expected = ask(shape, job.node, options.get("dimensions"))
     task = ray.remote(
         num_cpus=shape.cpus if num_cpus is None else num_cpus,
         num_gpus=shape.gpus if num_gpus is None else num_gpus,
@@ -258,73 +269,30 @@ def embed_files(
             while waiting and len(running) < most:
                 running.append(task.remote(job, waiting.pop(), expected))
             ended, running = ray.wait(running)
-            results += _results(ray, ended)
+            results += results_of(ended)
             on_progress(len(results), len(parts))
     finally:
-        for reference in running:  # after an error, or Ctrl-C
-            ray.cancel(reference)
-    return summed(results)
-
-
-class _Shape:
-    """The numbers of a cluster.
-
-    Attributes:
-        nodes: The nodes with processors for work.
-        cpus: The processors that the work of one node counts for.
-        gpus: The GPUs that it counts for.
-    """
-
-    def __init__(self, resources: list[Mapping[str, float]]) -> None:
-        workers = [node for node in resources if node.get("CPU", 0) > 0] or [{"CPU": 1}]
-        self.nodes = len(workers)
-        self.gpus = 1 if all(node.get("GPU", 0) >= 1 for node in workers) else 0
-        least = min(node["CPU"] for node in workers)
-        cpus = min(1, least / 2) if self.gpus else max(least - 1, least / 2)
-        self.cpus = int(cpus) if cpus >= 1 else cpus  # Ray takes fractions below 1 alone
-
-    @classmethod
-    def of_cluster(cls) -> _Shape:
-        """Read the numbers of the cluster that this program is connected to. Connect if it is not, as Ray Data does."""
-        ray = _ray("ray")
-        if not ray.is_initialized():
-            ray.init()
-        return cls([node["Resources"] for node in ray.nodes() if node["Alive"]])
-
-
-def _ask(shape: _Shape, node: nodes.Node) -> str:
-    ray = _ray("ray")
-    # A fraction of a processor, so that it is a node with processors for work.
-    ask = ray.remote(num_cpus=min(0.01, shape.cpus), num_gpus=shape.gpus)(_fingerprint_here)
-    return str(_results(ray, [ask.remote(node)])[0])
+        _drop(ray, running)  # after an error, or Ctrl-C
+    return summed(result.texts for result in results)
 
 
 def _embed_part(job: PartitionJob, part: Part, expected: str) -> PartResult:
     return job.run_on_node(part, expected)
 
 
-def _fingerprint_here(node: nodes.Node) -> str:
-    return node.prepare().fingerprint
-
-
-def _results(ray: Any, references: list[Any]) -> list[Any]:
-    """Return the results of tasks. An error of ours is raised as such, and not as an error of Ray about a task."""
-    try:
-        results: list[Any] = ray.get(references)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RunedError):
-            raise error.cause from None
-        raise
-    return results
+def _drop(ray: Any, references: list[Any]) -> None:
+    """Cancel tasks. Ray would print the errors of those that nobody asks for their results."""
+    for reference in references:
+        ray.cancel(reference)
+    ended, _ = ray.wait(references, num_returns=len(references), timeout=_CANCEL_SECONDS) if references else ([], [])
+    for reference in ended:
+        with suppress(ray.exceptions.RayError):
+            ray.get(reference)
 
 
 def _as_table(batch: Any) -> Any:
     """Return a batch of any format of Ray as a table of pyarrow."""
     if isinstance(batch, parquet.pyarrow().Table):
         return batch
-    accessor = _ray("ray.data.block").BlockAccessor
+    accessor = of_ray("ray.data.block").BlockAccessor
     return accessor.for_block(accessor.batch_to_block(batch)).to_arrow()
-
-
-def _ray(module: str) -> Any:
-    return needed(module, "ray")

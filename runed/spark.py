@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import runed
@@ -22,15 +23,16 @@ from runed.errors import InvalidRequestError
 from runed.jobs import nodes, parquet
 from runed.jobs.columns import Batch, Columns, OnError, Space
 from runed.jobs.extras import needed
-from runed.jobs.partition import PartitionJob, PartResult, summed
+from runed.jobs.job import JobResult
+from runed.jobs.nodes import Fingerprint
+from runed.jobs.partition import PartitionJob, summed
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions, Role, Truncate
     from runed.client.types import Info
     from runed.jobs.partition import FileOptions
-    from runed.jobs.runner import JobResult
 
-__all__ = ["embed", "embed_files", "embed_udf", "fingerprint"]
+__all__ = ["Fingerprint", "embed", "embed_files", "embed_udf", "fingerprint"]
 
 
 def embed_udf(
@@ -65,8 +67,8 @@ def embed_udf(
         model: The name of the model; None means the default model of each daemon.
         on_error: The treatment of a text that cannot be embedded: "raise" fails the task, "null" leaves its vector null. An
             error that is not of a single text always fails the task.
-        fingerprint: The fingerprint that all vectors must have. Without it, hosts with different models or engines are not
-            noticed. `runed.spark.fingerprint` asks a host for it.
+        fingerprint: The fingerprint that all vectors must have. `runed.spark.fingerprint` asks a host for it, and daemons that
+            are started then have the engine of that host. Without it, hosts with different models or engines are not noticed.
         home: The directory of the daemon on each host; None means `RUNED_HOME` or `~/.runed` there.
         timeout: Seconds that the start of the daemon may take, and that may pass without a vector; None means no limit.
 
@@ -78,8 +80,7 @@ def embed_udf(
     worker = _Worker(
         Columns(on_error=on_error),
         {"role": role, "instruction": instruction, "dimensions": dimensions, "truncate": truncate, "model": model},
-        nodes.Node(home=home, model=model, timeout=timeout),
-        fingerprint,
+        nodes.Node(home=home, model=model, timeout=timeout, expected=fingerprint),
     )
 
     def embed_texts(batches: Any) -> Any:
@@ -112,7 +113,8 @@ def embed(
     """Add a column of vectors to a table, whose other columns travel along.
 
     It uses `mapInArrow`, which costs less than a function of a column. All hosts must give vectors of the same space: if no
-    fingerprint is given, one host is asked for its own first, by a job of one task, which starts its daemon.
+    fingerprint is given, one host is asked for its own first, by a job of one task, which starts its daemon. Hosts without a
+    daemon then start one with the same engine.
 
     Args:
         table: The table, a DataFrame of Spark.
@@ -162,7 +164,8 @@ def embed(
         "model": model,
     }
     Options(**options)  # a wrong option fails here, and not on a host
-    worker = _Worker(columns, options, node, fingerprint or _ask(table.sparkSession, node))
+    expected = fingerprint or _ask(table.sparkSession, node, dimensions)
+    worker = _Worker(columns, options, replace(node, expected=expected))
     added = {
         output: types.ArrayType(types.FloatType()),
         token_count_column: types.IntegerType(),
@@ -177,15 +180,25 @@ def embed(
     return table.mapInArrow(embed_batches, schema)
 
 
-def fingerprint(session: Any, *, model: str | None = None, home: str | os.PathLike[str] | None = None) -> str:
+def fingerprint(
+    session: Any,
+    *,
+    model: str | None = None,
+    dimensions: int | None = None,
+    home: str | os.PathLike[str] | None = None,
+) -> Fingerprint:
     """Ask one host for the fingerprint of its vectors. Its daemon is started, and fetches engine and model.
 
     Args:
         session: The Spark session.
         model: As for `embed_udf`.
+        dimensions: As for `embed_udf`; fewer values have another fingerprint.
         home: As for `embed_udf`.
+
+    Returns:
+        The fingerprint, a string that also tells other hosts which engine to start.
     """
-    return _ask(session, nodes.Node(home=home, model=model))
+    return _ask(session, nodes.Node(home=home, model=model), dimensions)
 
 
 def embed_files(session: Any, source: str, output: str, **options: Unpack[FileOptions]) -> JobResult:
@@ -211,17 +224,17 @@ def embed_files(session: Any, source: str, output: str, **options: Unpack[FileOp
     parts = job.begin()
     if not parts:
         return summed([])
-    expected = _ask(session, job.node)
+    expected = _ask(session, job.node, options.get("dimensions"))
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:
         arrow = parquet.pyarrow()
         for batch in batches:
             results = [job.run_on_node(parts[number], expected) for number in batch.column(0).to_pylist()]
-            columns = [[result.count for result in results], [result.failed for result in results]]
+            columns = [[result.texts.count for result in results], [result.texts.failed for result in results]]
             yield arrow.RecordBatch.from_arrays([arrow.array(column, arrow.int64()) for column in columns], ["count", "failed"])
 
     rows = session.range(0, len(parts), 1, len(parts)).mapInArrow(run, "count long, failed long").collect()
-    return summed(PartResult(row["count"], row["failed"]) for row in rows)
+    return summed(JobResult(count=row["count"], failed=row["failed"]) for row in rows)
 
 
 class _Worker:
@@ -231,15 +244,13 @@ class _Worker:
         columns: The names of the columns.
         options: The options of all texts.
         node: The daemon of each host.
-        expected: The fingerprint of all vectors; None for that of the first one.
     """
 
-    def __init__(self, columns: Columns, options: EmbedOptions, node: nodes.Node, expected: str | None) -> None:
+    def __init__(self, columns: Columns, options: EmbedOptions, node: nodes.Node) -> None:
         Options(**options)  # a wrong option fails here, and not on a host
         self._columns = columns
         self._options: EmbedOptions = {**options, "lane": "bulk"}
         self._node = node
-        self._expected = expected
 
     def series(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield a pandas Series of vectors for each Series of texts."""
@@ -266,8 +277,9 @@ class _Worker:
         """Connect to the daemon of this host, and return the function that embeds an array of texts."""
         client, info = _connected(self._node, os.getpid())
         dim = self._options["dimensions"] or info.vector_dim
-        space = Space(self._expected)
-        space.check([info.fingerprint], nodes.name())
+        space = Space(self._node.expected)
+        if dim == info.vector_dim:  # the fingerprint of shorter vectors is another one
+            space.check([info.fingerprint], nodes.name())
 
         def embed_column(texts: Any) -> dict[str, Any]:
             part = Batch(self._columns, texts)
@@ -288,15 +300,17 @@ def _connected(node: nodes.Node, _pid: int) -> tuple[runed.Client, Info]:
     return node.connect(), info
 
 
-def _ask(session: Any, node: nodes.Node) -> str:
+def _ask(session: Any, node: nodes.Node, dimensions: int | None) -> Fingerprint:
     def run(batches: Iterator[Any]) -> Iterator[Any]:
         arrow = parquet.pyarrow()
         for _ in batches:
-            found = arrow.array([node.prepare().fingerprint], arrow.string())
-            yield arrow.RecordBatch.from_arrays([found], ["fingerprint"])
+            found = node.fingerprint(dimensions)
+            facts = {"value": str(found), **found.facts}
+            yield arrow.RecordBatch.from_pylist([facts])
 
-    (row,) = session.range(0, 1, 1, 1).mapInArrow(run, "fingerprint string").collect()
-    return str(row["fingerprint"])
+    schema = ", ".join(f"{name} string" for name in ("value", *Fingerprint.__slots__))
+    (row,) = session.range(0, 1, 1, 1).mapInArrow(run, schema).collect()
+    return Fingerprint(**row.asDict())
 
 
 def _spark(module: str) -> Any:

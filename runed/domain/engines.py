@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from runed.settings import ONNX_VERSIONS
+
+__all__ = ["LLAMA_SERVER", "ONNX_RUNTIME", "ONNX_VERSIONS", "engine_name"]
+
 LLAMA_SERVER, ONNX_RUNTIME = "llama-server", "ONNX Runtime"
 """Names with which a sentence can begin."""
-
-ONNX_VERSIONS = "onnxruntime-"
-"""Start of each version of ONNX Runtime, as in "onnxruntime-1.32.0 (graph 1)". `llama-server` begins its own with a number."""
 
 
 def engine_name(version: str) -> str:

@@ -18,6 +18,7 @@ import runed
 from runed.errors import RunedError
 from runed.jobs.extras import needed
 from runed.jobs.nodes import Node
+from runed.jobs.ray_nodes import Shape, ask
 
 serve = needed("ray.serve", "ray")
 
@@ -31,6 +32,9 @@ _NOT_SENT = {"host", "connection", "transfer-encoding", "content-length", "accep
 _HEALTH_SECONDS = 20.0
 """Most seconds for the answer that tells that a daemon lives."""
 
+_DRAIN_SECONDS = 600.0
+"""Most seconds in which a replica that goes answers what it has. Serve's own 20 would cut off large batches."""
+
 
 class _Replica:
     """Answers requests by the daemon of the node. The daemon waits, refuses and batches; nothing is queued here.
@@ -38,13 +42,15 @@ class _Replica:
     Args:
         home: The directory of the daemon on each node; None means `RUNED_HOME` or `~/.runed` there.
         model: The model that a replica must have before it gets requests; None means the default model.
+        fingerprint: The fingerprint of the vectors of that model, which all replicas must have; None for no check. With that of
+            `runed.ray.fingerprint`, daemons that are started have the engine of the node that was asked.
 
     Raises:
-        RunedError: The daemon cannot be started, or cannot get its engine or model.
+        RunedError: The daemon cannot be started, or cannot get its engine or model; or it has another fingerprint.
     """
 
-    def __init__(self, home: str | None = None, model: str | None = None) -> None:
-        self._node = Node(home=home, model=model)
+    def __init__(self, home: str | None = None, model: str | None = None, fingerprint: str | None = None) -> None:
+        self._node = Node(home=home, model=model, expected=fingerprint)
         self._node.prepare()
         self._http = runed.http_client_async(home=home)
 
@@ -75,13 +81,25 @@ class _Replica:
 
 
 Daemon: Any = serve.deployment(
-    _Replica, name="Daemon", max_replicas_per_node=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1}
+    _Replica,
+    name="Daemon",
+    max_replicas_per_node=1,
+    max_ongoing_requests=256,
+    graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+    ray_actor_options={"num_cpus": 1},
 )
 """The deployment. `Daemon.options(...)` changes what Serve does with it."""
 
 
 def build(arguments: dict[str, Any]) -> Any:  # noqa: ANN401 # an application of Ray Serve
-    """Make the application with `home` and `model`, as `args` of Serve's configuration names them."""
+    """Make the application with `home` and `model`, as `args` of Serve's configuration names them.
+
+    The first node is asked for its fingerprint, which starts its daemon. All replicas then have the same engine and model. With
+    GPUs, replicas that ask Ray for none would find none: nodes are not asked then, and `fingerprint` may name the space.
+    """
+    shape = Shape.of_cluster()
+    if "fingerprint" not in arguments and not shape.gpus:
+        arguments = arguments | {"fingerprint": ask(shape, Node(**arguments))}
     return Daemon.bind(**arguments)
 
 

@@ -363,6 +363,6 @@ def test_tensor_that_is_named_twice_is_refused(file: Path) -> None:
 
 def test_large_vocabulary_is_read_quickly(file: Path) -> None:
     file.write_bytes(build_gguf(QWEN3 | {"tokenizer.ggml.tokens": [f"token {number}" for number in range(150_000)]}))
-    started = time.monotonic()
+    started = time.process_time()
     read_gguf(file)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2

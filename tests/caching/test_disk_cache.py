@@ -747,7 +747,7 @@ async def test_a_disk_that_hangs_holds_nobody_up_and_memory_stays_bounded(
         before = time.monotonic()
         for _ in range(100):
             assert await disk.get([key_of(0)]) == {}
-        assert time.monotonic() - before < 1, "each reader waits for a disk that is known to hang"
+        assert time.monotonic() - before < 4, "each reader waits for a disk that is known to hang"
     monkeypatch.setattr(disk_cache, "READ_SECONDS", 60)
     await disk.flush()
     assert [line["event"] for line in logs] == ["the disk cache is slow"]

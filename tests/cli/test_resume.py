@@ -256,7 +256,7 @@ def test_part_that_is_no_part_of_ours_is_left_alone(texts: Path, tmp_path: Path)
         (["--dimensions", "8"], Options(), 'of other options: dimensions was not given and is "8"'),
         (["--truncate", "end"], Options(), 'of other options: truncate was "none" and is "end"'),
         (["--format", "jsonl"], Options(), 'of other options: format was "npy" and is "jsonl"'),
-        ([], Options(fingerprint="space-2"), 'of another model: its fingerprint was "space-1" and is "space-2"'),
+        ([], Options(fingerprint="space-2"), 'of another model or engine: its fingerprint was "space-1" and is "space-2"'),
     ],
 )
 def test_another_job_is_not_taken_for_the_same(

@@ -9,19 +9,23 @@ import contextlib
 import importlib
 import os
 import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 
 from runed.lifecycle.record import DaemonRecord
 from runed.paths import Paths
 from tests.cli.support import Cli
-from tests.support import LLAMA_SERVER_ALONE, short_home
+from tests.support import LLAMA_SERVER_ALONE, clean_environment, short_home, wait_until
 
 SECONDS = 600
 """Most seconds of a test. The first job of a cluster starts a dozen processes."""
@@ -65,6 +69,13 @@ class Home:
         return found
 
 
+def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextlib.contextmanager
 def homes(count: int) -> Iterator[list[Home]]:
     """Make homes, and stop their daemons at the end."""
@@ -79,16 +90,15 @@ def homes(count: int) -> Iterator[list[Home]]:
 
 @pytest.fixture(scope="session")
 def settings(llama_server: Path, minilm: Path) -> dict[str, str]:
-    """The settings of the daemons of all nodes."""
+    """The settings of the daemons of most nodes."""
     own = {"RUNED_LLAMA_SERVER": str(llama_server), "RUNED_MODEL": str(minilm), "RUNED_IDLE_TIMEOUT": "0"}
-    # Each node would measure for itself whether ONNX Runtime is faster. Both could choose otherwise, and a job would fail.
     return own | LLAMA_SERVER_ALONE
 
 
 class RayCluster:
-    """Ray with two nodes of two processors, each with a home of its own."""
+    """Ray with nodes of two processors, each with a home and settings of its own."""
 
-    def __init__(self, homes_: list[Home], settings: dict[str, str]) -> None:
+    def __init__(self, homes_: list[Home], settings: Sequence[dict[str, str]]) -> None:
         self.homes = homes_
         self._settings = settings
         self._cluster: Any = importlib.import_module("ray.cluster_utils").Cluster()
@@ -100,7 +110,7 @@ class RayCluster:
 
     def add(self, number: int) -> Any:
         """Start a node with the home of that number."""
-        environment = self._settings | {"RUNED_HOME": str(self.homes[number].path)}
+        environment = self._settings[number] | {"RUNED_HOME": str(self.homes[number].path)}
         return self._cluster.add_node(
             num_cpus=2,
             resources={f"home{number}": 1},
@@ -109,39 +119,33 @@ class RayCluster:
             include_dashboard=False,
         )
 
-    def kill(self, number: int) -> None:
-        """Kill a node, and all that ran on it."""
+    def kill(self, number: int) -> psutil.Process:
+        """Kill a node, and all that ran on it. Return its daemon."""
+        daemon = wait_until(self.homes[number].daemon, timeout=SECONDS)
         self._cluster.remove_node(self.nodes[number], allow_graceful=False)
-        if daemon := self.homes[number].daemon():
-            for process in [*daemon.children(recursive=True), daemon]:
-                process.kill()
+        _kill([*daemon.children(recursive=True), daemon])
+        return daemon
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
 
 
-@pytest.fixture
-def ray_cluster(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
-    """A cluster of a test's own, and a driver that is connected to it."""
-    with _ray_cluster(settings) as cluster:
-        yield cluster
-
-
 @pytest.fixture(scope="module")
 def shared_cluster(settings: dict[str, str]) -> Iterator[RayCluster]:
-    """One cluster for the tests of a module that kill nothing."""
-    with _ray_cluster(settings) as cluster:
+    """One cluster for the tests of a module, since a process is connected to one at a time."""
+    with ray_cluster([settings, settings]) as cluster:
         yield cluster
 
 
 @contextlib.contextmanager
-def _ray_cluster(settings: dict[str, str]) -> Iterator[RayCluster]:
+def ray_cluster(settings: Sequence[dict[str, str]]) -> Iterator[RayCluster]:
+    """Run Ray with a node for each of some settings, and connect this process to it."""
     ray: Any = importlib.import_module("ray")
     for name in [name for name in os.environ if name.startswith("RUNED_")]:
         del os.environ[name]
     # On a busy machine, workers of Ray's own niceness would hardly run.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray's spelling
-    with homes(2) as made:
+    with homes(len(settings)) as made:
         cluster = RayCluster(made, settings)
         try:
             ray.init(address=cluster.address, logging_level="ERROR")
@@ -152,21 +156,112 @@ def _ray_cluster(settings: dict[str, str]) -> Iterator[RayCluster]:
             cluster.shutdown()
 
 
+def ray_actors() -> list[psutil.Process]:
+    """Return the processes of actors that embed."""
+    return [process for process in psutil.process_iter(["cmdline"]) if "MapWorker(" in " ".join(process.info["cmdline"] or [])]
+
+
+def read_dataset(dataset: Any) -> pa.Table:
+    """Return a dataset as one table, ordered by "id"."""
+    ray = importlib.import_module("ray")
+    return pa.concat_tables(ray.get(dataset.to_arrow_refs())).sort_by("id")
+
+
+def vectors_of(table: pa.Table, column: str = "embedding") -> np.ndarray[Any, Any]:
+    """Return the vectors of a table, shape (rows, dim)."""
+    vectors: np.ndarray[Any, Any] = np.stack(table[column].combine_chunks().to_numpy(zero_copy_only=False))
+    return vectors
+
+
+class SparkCluster:
+    """Spark with a master and a worker for each of some settings, each with a home of its own, as on hosts of their own."""
+
+    def __init__(self, homes_: list[Home], settings: Sequence[dict[str, str]], folder: Path) -> None:
+        self.homes = homes_
+        self.url = f"spark://127.0.0.1:{free_port()}"
+        self._folder = folder
+        host = ("--host", "127.0.0.1", "--webui-port", "0")
+        self._master = self._start("master.Master", *host, "--port", self.url.rpartition(":")[2], RUNED_HOME="")
+        wait_until(self._listens, timeout=SECONDS, what="Spark's master")
+        options = ("--cores", "1", "--memory", "1g", "--work-dir", str(folder), self.url)
+        self.workers = [
+            self._start("worker.Worker", *host, *options, RUNED_HOME=str(home.path), **own)
+            for home, own in zip(homes_, settings, strict=True)
+        ]
+
+    def kill(self, number: int) -> psutil.Process:
+        """Kill a worker, its executors, and all that runs on that host. Return its daemon."""
+        worker, daemon = self.workers[number], wait_until(self.homes[number].daemon, timeout=SECONDS)
+        _kill([worker, *worker.children(recursive=True), *daemon.children(recursive=True), daemon])
+        return daemon
+
+    def python_worker(self) -> psutil.Process | None:
+        """Return a Python process of an executor of the first host."""
+        found = [process for process in self.workers[0].children(recursive=True) if "pyspark.daemon" in command_of(process)]
+        return found[-1] if found else None
+
+    def shutdown(self) -> None:
+        for process in [*self.workers, self._master]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                _kill([process, *process.children(recursive=True)])
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self.url.rpartition(":")[2]))) == 0
+
+    def _start(self, what: str, *arguments: str, **settings: str) -> psutil.Process:
+        program = Path(importlib.import_module("pyspark").__path__[0]) / "bin" / "spark-class"
+        own = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m", "PYSPARK_PYTHON": sys.executable}
+        with (self._folder / f"{what}.log").open("ab") as log:
+            return psutil.Popen(
+                [program, f"org.apache.spark.deploy.{what}", *arguments],
+                env=clean_environment(**own, **settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+
+def command_of(process: psutil.Process) -> str:
+    """Return the command line of a process; "" if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=30)
+
+
 @contextlib.contextmanager
-def spark_session(home: Home, settings: dict[str, str], **options: str) -> Iterator[Any]:
-    """Run Spark with two executors, each a process with one processor, which share a home as on one host."""
+def spark_cluster(settings: Sequence[dict[str, str]], folder: Path) -> Iterator[SparkCluster]:
+    """Run Spark with a worker for each of some settings."""
+    with homes(len(settings)) as made:
+        cluster = SparkCluster(made, settings, folder)
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+@contextlib.contextmanager
+def spark_session(master: str, **options: str) -> Iterator[Any]:
+    """Connect this process to Spark. It must not be connected yet."""
     sql: Any = importlib.import_module("pyspark.sql")
+    assert sql.SparkSession.getActiveSession() is None
     os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
-    builder = sql.SparkSession.builder.master("local-cluster[2,1,1024]").appName("runed tests")
+    builder = sql.SparkSession.builder.master(master).appName("runed tests")
     defaults = {
         "spark.ui.enabled": "false",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.sql.shuffle.partitions": "4",
         "spark.task.maxFailures": "1",
-        **{f"spark.executorEnv.{name}": value for name, value in settings.items()},
-        "spark.executorEnv.RUNED_HOME": str(home.path),
     }
     for name, value in {**defaults, **options}.items():
         builder = builder.config(name, value)
@@ -180,6 +275,16 @@ def spark_session(home: Home, settings: dict[str, str], **options: str) -> Itera
 
 @pytest.fixture(scope="module")
 def spark(settings: dict[str, str]) -> Iterator[tuple[Any, Home]]:
-    """A Spark session, and the home of its executors."""
-    with homes(1) as (home,), spark_session(home, settings) as session:
-        yield session, home
+    """Spark with two executors, each a process with one processor, which share a home as on one host; and that home."""
+    with homes(1) as (home,):
+        environment = {
+            f"spark.executorEnv.{name}": value for name, value in (settings | {"RUNED_HOME": str(home.path)}).items()
+        }
+        with spark_session("local-cluster[2,1,1024]", **environment) as session:
+            yield session, home
+
+
+def agree(rows: list[Any], expected: np.ndarray[Any, Any]) -> bool:
+    """Return whether the vectors of rows, in the order of their ids, are the expected ones."""
+    vectors = np.array([row["embedding"] for row in sorted(rows, key=lambda row: int(row["id"]))], dtype=np.float32)
+    return bool((np.sum(vectors * expected, axis=1) >= 0.9999).all())

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
@@ -17,10 +14,8 @@ import pytest
 import runed
 import runed.ray
 from runed.errors import RunedError
-from tests.cluster.conftest import RayCluster
+from tests.cluster.conftest import RayCluster, ray_actors, read_dataset, vectors_of
 from tests.support import Golden, RunningDaemon, wait_until
-
-COUNT = 20_000
 
 
 @pytest.fixture
@@ -34,21 +29,11 @@ def local(minilm_daemon: RunningDaemon) -> Iterator[runed.Client]:
         yield client
 
 
-def vectors_of(table: pa.Table, column: str = "embedding") -> np.ndarray[Any, Any]:
-    return np.stack(table[column].combine_chunks().to_numpy(zero_copy_only=False))
-
-
-def read(dataset: Any) -> pa.Table:
-    """Return a dataset as one table, ordered by "id"."""
-    ray = importlib.import_module("ray")
-    return pa.concat_tables(ray.get(dataset.to_arrow_refs())).sort_by("id")
-
-
 def test_vectors_are_those_of_a_local_daemon(shared_cluster: RayCluster, data: Any, minilm_golden: Golden) -> None:
     texts = minilm_golden.texts * 20
     source = data.from_arrow(pa.table({"id": range(len(texts)), "text": texts, "other": texts})).repartition(8)
     dataset = runed.ray.embed(source, token_count_column="tokens", fingerprint_column="space", batch_size=16)
-    table = read(dataset)
+    table = read_dataset(dataset)
     assert table.column_names == ["id", "text", "other", "embedding", "tokens", "space"]
     assert table["embedding"].type == pa.list_(pa.float32(), 384)
     assert table["id"].to_pylist() == list(range(len(texts)))
@@ -66,11 +51,11 @@ def test_nodes_have_one_daemon_each_which_outlives_its_actors(shared_cluster: Ra
     source = data.from_arrow(pa.table({"id": range(200), "text": texts})).repartition(20)
     pool = ray.data.ActorPoolStrategy(size=4)
     dataset = source.map_batches(runed.ray.Embed, batch_size=10, compute=pool, num_cpus=0.5)
-    assert read(dataset)["embedding"].null_count == 0
+    assert read_dataset(dataset)["embedding"].null_count == 0
     before = [home.daemons() for home in shared_cluster.homes]
     assert [len(pids) for pids in before] == [1, 1]
-    wait_until(lambda: not _actors(), what="the end of all actors")
-    assert read(runed.ray.embed(source))["embedding"].null_count == 0
+    wait_until(lambda: not ray_actors(), timeout=120, what="the end of all actors")
+    assert read_dataset(runed.ray.embed(source))["embedding"].null_count == 0
     assert [home.daemons() for home in shared_cluster.homes] == before
 
 
@@ -85,7 +70,7 @@ def test_batches_of_all_formats_give_lists_of_floats_and_nulls(data: Any, batch_
         batch_format=batch_format,
         compute=ray.data.ActorPoolStrategy(size=1),
     )
-    table = read(dataset)
+    table = read_dataset(dataset)
     assert table["vector"].type == pa.list_(pa.float32(), 384)
     assert table["vector"].is_valid().to_pylist() == [True, False, True, True, False, True]
     expected = local.embed_batch(["one", "two", "three", "four"], role="document")
@@ -96,19 +81,19 @@ def test_batches_of_all_formats_give_lists_of_floats_and_nulls(data: Any, batch_
 
 def test_bad_texts_are_treated_as_asked(data: Any) -> None:
     source = data.from_arrow(pa.table({"id": range(4), "text": ["one", " ", None, "word " * 3000]}))
-    table = read(runed.ray.embed(source, on_error="column"))
+    table = read_dataset(runed.ray.embed(source, on_error="column"))
     assert table["embedding"].is_valid().to_pylist() == [True, False, False, False]
     reasons = [error and error.partition(":")[0] for error in table["error"].to_pylist()]
     assert reasons == [None, "EMPTY_TEXT", None, "TEXT_TOO_LONG"]
-    table = read(runed.ray.embed(source, on_error="null", truncate="end"))
+    table = read_dataset(runed.ray.embed(source, on_error="null", truncate="end"))
     assert table["embedding"].is_valid().to_pylist() == [True, False, False, True]
     with pytest.raises(Exception, match=r'row 1 of a batch of 4, column "text": .*on_error="null"'):
-        read(runed.ray.embed(source))
+        read_dataset(runed.ray.embed(source))
 
 
 def test_empty_blocks_pass(data: Any) -> None:
     source = data.from_arrow(pa.table({"id": range(3), "text": ["a", "b", "c"]}))
-    table = read(runed.ray.embed(source.filter(lambda row: row["id"] == 1).repartition(3)))
+    table = read_dataset(runed.ray.embed(source.filter(lambda row: row["id"] == 1).repartition(3)))
     assert table["id"].to_pylist() == [1]
 
 
@@ -126,7 +111,7 @@ def test_empty_blocks_pass(data: Any) -> None:
 def test_mistake_is_told(data: Any, options: dict[str, Any], message: str) -> None:
     source = data.from_arrow(pa.table({"id": range(3), "text": ["a", "b", "c"]}))
     with pytest.raises(Exception, match=message):
-        read(runed.ray.embed(source, **options))
+        read_dataset(runed.ray.embed(source, **options))
 
 
 def test_node_that_cannot_start_a_daemon_is_told_before_the_job(data: Any) -> None:
@@ -154,47 +139,3 @@ def test_files_are_embedded_on_all_nodes(
     assert (np.sum(vectors_of(table) * expected, axis=1) >= 0.9999).all()
     with pytest.raises(RunedError, match="of other options"):
         runed.ray.embed_files(source, output, role="query")
-
-
-def test_job_outlives_daemon_engine_actor_and_node(ray_cluster: RayCluster, tmp_path: Any, local: runed.Client) -> None:
-    data = importlib.import_module("ray.data")
-    source = data.from_arrow(pa.table({"id": range(COUNT), "text": [f"text {number}" for number in range(COUNT)]}))
-    dataset = runed.ray.embed(source.repartition(100), role="document")
-    killed: list[str] = []
-    killer = threading.Thread(target=_kill_one_after_another, args=(ray_cluster, killed))
-    killer.start()
-    table = read(dataset)
-    in_time = list(killed)
-    killer.join()
-    assert in_time == ["engine", "daemon", "actor", "node"]  # before the job ended
-    assert table["id"].to_pylist() == list(range(COUNT))
-    assert table["embedding"].null_count == 0
-    rows = np.random.default_rng(1).choice(COUNT, 500, replace=False)
-    expected = local.embed_batch([f"text {row}" for row in rows], role="document")
-    assert (np.sum(vectors_of(table.take(rows)) * expected, axis=1) >= 0.9999).all()
-
-
-def _kill_one_after_another(cluster: RayCluster, killed: list[str]) -> None:
-    first, second = cluster.homes
-    wait_until(second.engine, timeout=120)
-    for what in ("engine", "daemon", "actor", "node"):
-        time.sleep(6)
-        if what == "engine":
-            _running(first.engine).kill()
-        elif what == "daemon":
-            _running(first.daemon).kill()
-        elif what == "actor":
-            wait_until(_actors)[0].kill()
-        elif what == "node":
-            cluster.kill(1)
-        killed.append(what)
-
-
-def _running(find: Any) -> psutil.Process:
-    process: psutil.Process = wait_until(find, timeout=60)
-    return process
-
-
-def _actors() -> list[psutil.Process]:
-    """Return the processes of actors that embed."""
-    return [process for process in psutil.process_iter(["cmdline"]) if "MapWorker(" in " ".join(process.info["cmdline"] or [])]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
@@ -18,10 +14,8 @@ import pytest
 import runed
 import runed.spark
 from runed.errors import InvalidRequestError
-from tests.cluster.conftest import Home, homes, spark_session
-from tests.support import Golden, RunningDaemon, wait_until
-
-COUNT = 20_000
+from tests.cluster.conftest import Home, agree
+from tests.support import Golden, RunningDaemon
 
 Spark = tuple[Any, Home]
 
@@ -30,12 +24,6 @@ Spark = tuple[Any, Home]
 def local(minilm_daemon: RunningDaemon) -> Iterator[runed.Client]:
     with runed.connect(home=minilm_daemon.home, spawn=False) as client:
         yield client
-
-
-def agree(rows: list[Any], expected: np.ndarray[Any, Any]) -> bool:
-    """Return whether the vectors of rows, in the order of their ids, are the expected ones."""
-    vectors = np.array([row["embedding"] for row in sorted(rows, key=lambda row: int(row["id"]))], dtype=np.float32)
-    return bool((np.sum(vectors * expected, axis=1) >= 0.9999).all())
 
 
 def test_table_gets_a_column_of_vectors(spark: Spark, minilm_golden: Golden) -> None:
@@ -149,44 +137,3 @@ def test_second_task_with_the_same_texts_computes_nothing(spark: Spark) -> None:
     # The engine counts the tokens of a text once, and a text is asked for four times.
     assert after.total_tokens - before.total_tokens == tokens
     assert (after.cache_hits + after.shared_texts) - (before.cache_hits + before.shared_texts) == 900
-
-
-def test_job_outlives_daemon_engine_worker_and_executor(settings: dict[str, str], local: runed.Client) -> None:
-    options = {"spark.speculation": "true", "spark.task.maxFailures": "8"}
-    with homes(1) as (home,), spark_session(home, settings, **options) as session:
-        functions: Any = importlib.import_module("pyspark.sql.functions")
-        table = session.range(0, COUNT, 1, 40).withColumn("text", functions.concat(functions.lit("text "), "id"))
-        result = runed.spark.embed(table, role="document")
-        killed: list[str] = []
-        killer = threading.Thread(target=_kill_one_after_another, args=(home, killed))
-        killer.start()
-        rows = result.collect()
-        in_time = list(killed)
-        killer.join()
-    assert in_time == ["engine", "daemon", "worker", "executor"]  # before the job ended
-    assert sorted(row["id"] for row in rows) == list(range(COUNT))
-    some = [row for row in rows if row["id"] % 40 == 0]
-    expected = local.embed_batch([f"text {number}" for number in range(0, COUNT, 40)], role="document")
-    assert agree(some, expected)
-
-
-def _kill_one_after_another(home: Home, killed: list[str]) -> None:
-    wait_until(home.engine, timeout=120)
-    finders: dict[str, Any] = {
-        "engine": home.engine,
-        "daemon": home.daemon,
-        "worker": lambda: _process("pyspark.daemon"),
-        "executor": lambda: _process("CoarseGrainedExecutorBackend"),
-    }
-    for what, find in finders.items():
-        time.sleep(6)
-        process: psutil.Process = wait_until(find, timeout=60)
-        process.kill()
-        killed.append(what)
-
-
-def _process(word: str) -> psutil.Process | None:
-    """Return a process of the executors of this test; for their workers, one that was forked from another one."""
-    own = psutil.Process().children(recursive=True)
-    found = [process for process in own if word in " ".join(process.cmdline())]
-    return found[-1] if found else None

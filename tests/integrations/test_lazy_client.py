@@ -174,13 +174,13 @@ async def test_calls_do_not_block_the_loop_and_take_no_thread(connection: LazyCl
     await connection.aembed("the first call may start a daemon", "query")
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "run_in_executor", None)
-    embedding = asyncio.create_task(connection.aembed_batch([f"some text {number}" for number in range(200)], "document"))
+    embedding = asyncio.create_task(connection.aembed_batch([f"some text {number}" for number in range(2_000)], "document"))
     turns = 0
     while not embedding.done():
         await asyncio.sleep(0.001)
         turns += 1
     assert turns > 3
-    assert (await embedding).shape == (200, 64)
+    assert (await embedding).shape == (2_000, 64)
 
 
 FORKING = """

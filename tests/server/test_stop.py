@@ -123,7 +123,7 @@ async def test_grace_is_honoured_and_then_the_rest_is_cancelled(path: Path, serv
         await eventually(lambda: servicer.waiting == 1)
         begun = time.monotonic()
         await server.stop(0.5)
-        assert 0.4 < time.monotonic() - begun < 2
+        assert 0.4 < time.monotonic() - begun < 10
         assert servicer.cancelled == 1
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         await server.stop(0.5)
