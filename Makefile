@@ -53,7 +53,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check docs test lint pytest test-go test-ts test-cluster pytest-cluster test-recipes pytest-recipes test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture session release
+.PHONY: help setup demo check docs test lint pytest test-go test-ts test-cluster pytest-cluster test-recipes pytest-recipes test-container test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture session release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -132,6 +132,9 @@ test-recipes: ## Test the recipes of docs/recipes.md with the packages that they
 
 pytest-recipes: $(STAMPS)/requirements $(STAMPS)/engine $(MINILM)
 	$(SHOW) pytest -m recipes tests/recipes
+
+test-container: $(STAMPS)/requirements $(STAMPS)/engine $(MINILM) ## Build the image of Containerfile and try it; needs root, buildah and debootstrap
+	@python -m tools.container
 
 mutants: setup ## Change the code in small ways and see which of these changes no test notices
 	@mkdir -p mutants/build # where mutmut copies the model

@@ -160,7 +160,7 @@ class Systemd:
         self.files: tuple[Path, ...] = (folder / self._socket, folder / self._service, paths.service_environment)
         self.after_stop = (
             f"{self._socket} still listens, so the next call starts the daemon again; "
-            f"`systemctl --user stop {self._socket}` stops both, and `runed service remove` removes them"
+            "`runed stop --for 10m` keeps it stopped for a time, and `runed service remove` for good"
         )
         self.trouble = f"systemctl --user status {self._socket} {self._service}"
 
