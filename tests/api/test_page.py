@@ -76,12 +76,12 @@ async def port(request: pytest.FixtureRequest, home: Path) -> AsyncIterator[Port
     with Loopback.open(("127.0.0.1", 0), home / "http.token" if needs_token else None) as http:
         access = Access(http.url, http.port, needs_link=needs_token, clock=clock)
         gate = token_gate(token=http.token, port=http.port, page=access)
-        server = Server(build_port_app(host, access), http.sock, gate=gate)
+        server = Server(build_port_app(host, access=access), http.sock, gate=gate)
         socket_path = home / "s"
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(socket_path))
             sock.listen()
-            inner = Server(build_app(host, access), sock)
+            inner = Server(build_app(host, access=access), sock)
             await server.start()
             await inner.start()
             try:
@@ -427,3 +427,22 @@ def test_no_head_without_a_secret_is_admitted_or_breaks_the_gate(
     head = Head(method, target, headers, "1.1")
     assert not access.admits(head)
     assert access.refusal(head) in (None, NO_ACCESS)
+
+
+async def test_exposed_port_which_has_any_name_shows_the_page_to_its_session_alone(home: Path) -> None:
+    with Loopback.open(("127.0.0.1", 0), home / "http.token") as http:
+        access = Access(http.url, http.port, needs_link=True)
+        gate = token_gate(token=http.token, port=http.port, exposed=True, page=access)
+        server = Server(build_port_app(FakeHost(), access=access), http.sock, gate=gate)
+        await server.start()
+        link = urlsplit(access.link())
+        name = {"host": "box.example:80"}
+        async with httpx.AsyncClient(base_url=http.url, headers=name) as client:
+            opened = await client.get(f"/?{link.query}", headers=BROWSER)
+            page = from_page(opened.headers["set-cookie"].partition(";")[0], link.fragment)
+            client.cookies.clear()
+            assert (await client.get("/page/state", headers=page | {"origin": "http://box.example:80"})).status_code == 200
+            # A page of another name that leads here has no cookie of ours, and another origin.
+            for change in ({"cookie": ""}, {"x-runed-page": ""}, {"origin": "http://evil.example"}):
+                assert (await client.get("/page/state", headers=page | change)).status_code == 401
+        await server.stop(0)

@@ -16,10 +16,15 @@ from tests.cli.support import Cli
 BROWSER = {"accept": "text/html"}
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "page.md"
+
+
 @pytest.fixture
 def with_port(cli: Cli) -> Cli:
-    """A home whose daemon has a port, and no display."""
-    return cli.with_environment(RUNED_HTTP="127.0.0.1:0", DISPLAY="", WAYLAND_DISPLAY="", BROWSER="")
+    """A home whose daemon has the port of the example of docs/page.md, but one that is free, and no display."""
+    [example] = re.findall(r"```json\n(.*?)\n```", PAGE.read_text(), re.DOTALL)
+    (cli.home / "config.json").write_text(example.replace(":8321", ":0"))
+    return cli.with_environment(DISPLAY="", WAYLAND_DISPLAY="", BROWSER="")
 
 
 def test_without_a_port_it_says_how_to_set_one(served: Cli) -> None:

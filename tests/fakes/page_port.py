@@ -85,7 +85,7 @@ class _Host(FakeHost):
     def room(self) -> ModelRoom:
         return ModelRoom(memory_limit=8_000_000_000, memory_bytes=640_000_000)
 
-    def health(self, model: str = "") -> Any:  # noqa: ANN401 # that of the base
+    def health(self, model: str = "", *, detailed: bool = False) -> Any:  # noqa: ANN401 # that of the base
         return replace(super().health(model), uptime_seconds=7200, pid=os.getpid(), total_requests=41_204, in_flight_requests=2)
 
 
@@ -114,7 +114,7 @@ async def _main(folder: Path, *, needs_token: bool) -> None:
     with Loopback.open(("127.0.0.1", 0), folder / "http.token" if needs_token else None) as http:
         access = Access(http.url, http.port, needs_link=needs_token, clock=lambda: clock[0])
         gate = token_gate(token=http.token, port=http.port, page=access)
-        server = Server(build_port_app(host, access), http.sock, gate=gate)
+        server = Server(build_port_app(host, access=access), http.sock, gate=gate)
         await server.start()
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
