@@ -14,7 +14,7 @@ DEMO_ROOT := build/demo-root/manifest.json
 # Tests of frameworks that take seconds to import. All of these tests need an engine.
 ENGINE_ALONE := chroma llama_index
 GO_MODULES := clients/go tests/interop/go
-NODE_PACKAGES := clients/ts tests/interop/openai-node tests/interop/ollama-node
+NODE_PACKAGES := clients/ts tests/interop/openai-node tests/interop/ollama-node tests/interop/page-node
 
 # For a shell, which asks for the engine when it is installed.
 ENGINE_AND_MODEL = RUNED_LLAMA_SERVER="$$(python -c 'from tools.engine import programs_folder; print(programs_folder())')/llama-server" \
@@ -38,7 +38,7 @@ SHOW = @$(VENV)/bin/python tools/step.py --show
 PIP = python -m pip install --progress-bar=off
 
 # The extras that the tests of each lane use. Those of clusters have a lane and a file of their own.
-EXTRAS := chroma langchain llama-index onnx parquet
+EXTRAS := chroma haystack langchain llama-index onnx otel parquet
 
 COMPILE = uv pip compile --quiet --python-version $(firstword $(PYTHONS)) --no-annotate $(EXTRAS:%=--extra %) pyproject.toml
 
@@ -53,7 +53,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test lint pytest test-go test-ts test-cluster pytest-cluster test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture release
+.PHONY: help setup demo check docs test lint pytest test-go test-ts test-cluster pytest-cluster test-recipes pytest-recipes test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture session release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -64,7 +64,10 @@ demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from 
 	@python -m tools.demo
 
 check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
-	$(SHOW) pytest --numprocesses=6 -m 'not (cluster or engine or foreign or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
+	$(SHOW) pytest --numprocesses=6 -m 'not (cluster or engine or foreign or recipes or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
+
+docs: $(STAMPS)/requirements ## Build the site of the documentation in build/site; a link that leads nowhere is an error
+	python -m tools.site
 
 test: setup lint ## Check everything, and show which lines of runed the Python tests do not reach
 	@rm -rf build/gen
@@ -116,12 +119,19 @@ gen: setup ## Generate the stubs in gen/ from proto/
 pins: $(STAMPS)/requirements ## Pin in requirements-dev.txt what pyproject.toml asks for and the file lacks
 	$(COMPILE) --universal --group dev --group mutants --custom-compile-command 'make pins' --output-file requirements-dev.txt
 	$(COMPILE) --universal --group dev --group cluster --custom-compile-command 'make pins' --output-file requirements-cluster.txt
+	$(COMPILE) --universal --group dev --group recipes --custom-compile-command 'make pins' --output-file requirements-recipes.txt
 
 test-cluster: ## Test what runs on Ray, on Spark and on S3, with real clusters on this machine
 	$(CLEAN_MAKE) pytest-cluster VENV=build/cluster REQUIREMENTS=requirements-cluster.txt
 
 pytest-cluster: $(STAMPS)/requirements $(STAMPS)/engine $(MINILM)
 	$(SHOW) pytest --numprocesses=0 -m cluster tests/cluster
+
+test-recipes: ## Test the recipes of docs/recipes.md with the packages that they name
+	$(CLEAN_MAKE) pytest-recipes VENV=build/recipes REQUIREMENTS=requirements-recipes.txt
+
+pytest-recipes: $(STAMPS)/requirements $(STAMPS)/engine $(MINILM)
+	$(SHOW) pytest -m recipes tests/recipes
 
 mutants: setup ## Change the code in small ways and see which of these changes no test notices
 	@mkdir -p mutants/build # where mutmut copies the model
@@ -147,6 +157,9 @@ release: setup ## Make the files of a release in dist/, and try each of them in 
 
 picture: setup ## Draw the rooms and their imports into docs/architecture.md
 	python -m tools.picture
+
+session: setup ## Record a session of runed on a terminal as docs/session.svg, the picture of README
+	python -m tools.session
 
 $(STAMPS)/venv:
 	@PATH='$(SYSTEM_PATH)' $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \

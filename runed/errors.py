@@ -304,6 +304,12 @@ class LifecycleError(RunedError):
     reason = "LIFECYCLE"
 
 
+class KeptStoppedError(LifecycleError):
+    """`runed stop --for` keeps the daemon stopped; `metadata` has the `seconds` that are left."""
+
+    reason = "KEPT_STOPPED"
+
+
 class AlreadyRunningError(LifecycleError):
     """Another daemon serves this home."""
 

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, on standard error or in a file that is rotated by size.
+"""Structured logs: one JSON object a line, in a file that is rotated by size or on standard error, which may also be readable.
 
 A log never holds a user's text. `describe_exception` logs an unexpected exception without its message, in which a library may
 quote its input.
@@ -22,6 +22,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import msgspec
+
+from runed.errors import printable
 
 MAX_LOG_BYTES = 5 * 1024 * 1024
 """Bytes at which a log file is rotated."""
@@ -108,6 +110,17 @@ class _Formatter(logging.Formatter):
         return line
 
 
+class _ReadableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as a line for people: the time of day, the level unless it is as usual, the event and its facts."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        told = getattr(record, "facts", {})
+        if record.exc_info and record.exc_info[1] is not None:  # of a library, which may quote its input
+            told = told | describe_exception(record.exc_info[1])
+        facts = "".join(f"  {name}={_shown(value)}" for name, value in told.items() if value is not None)
+        return printable(f"{datetime.fromtimestamp(record.created).astimezone():%H:%M:%S}  {level}{record.getMessage()}{facts}")
+
+
 class _RotatingFile(logging.handlers.RotatingFileHandler):
     def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 # the base class calls it so
         """Return whether a line does not fit any more. The base class asks the file system each time."""
@@ -128,13 +141,22 @@ class _RotatingFile(logging.handlers.RotatingFileHandler):
         """
 
 
-def configure_logging(file: Path | None = None, *, events: Path | None = None, max_bytes: int = MAX_LOG_BYTES) -> None:
-    """Send the logs of this process to one place: those of runed from INFO on, those of libraries from WARNING on.
+def configure_logging(
+    file: Path | None = None,
+    *,
+    events: Path | None = None,
+    readable: bool = False,
+    level: str = "info",
+    max_bytes: int = MAX_LOG_BYTES,
+) -> None:
+    """Send the logs of this process to one place: those of runed from a level on, those of libraries from WARNING on.
 
     Args:
         file: The log file; None means standard error.
         events: A second log file, without the lines about single calls. However many calls there are, they do not push what
             happened out of it.
+        readable: Whether the lines on standard error are for people. Those of a file are JSON.
+        level: The level of the least important lines: "info", "warning" or "error".
         max_bytes: Bytes at which a file is rotated.
     """
     handlers: list[logging.Handler] = [
@@ -142,7 +164,7 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
     ] or [logging.StreamHandler(sys.stderr)]
     if events is not None:
         handlers[-1].addFilter(lambda record: record.name != CALLS)
-    formatter = _Formatter()
+    formatter = _ReadableFormatter() if file is None and readable else _Formatter()
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -150,11 +172,17 @@ def configure_logging(file: Path | None = None, *, events: Path | None = None, m
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    logging.getLogger("runed").setLevel(logging.INFO)
+    lowest = logging.getLevelNamesMapping()[level.upper()]
+    root.setLevel(max(lowest, logging.WARNING))
+    logging.getLogger("runed").setLevel(lowest)
     # No line tells these. Python's documentation names these ways to save their time.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 # as above
+
+
+def is_for_people(form: str) -> bool:
+    """Return whether the log on standard error has lines for people, by the setting `log`."""
+    return form == "text" or (form == "auto" and sys.stderr is not None and sys.stderr.isatty())
 
 
 def log_refusal(logger: Logger, event: str, *, level: int = logging.WARNING, kind: str = "", **facts: object) -> None:
@@ -220,6 +248,12 @@ def write_waiting() -> None:
 
 
 atexit.register(write_waiting)
+
+
+def _shown(value: object) -> str:
+    """Return the value of a fact for people: a text of several words in quotes."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or any(mark in text for mark in ' "=') else text
 
 
 def _render(record: logging.LogRecord) -> str:

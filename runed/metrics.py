@@ -1,4 +1,4 @@
-"""The numbers of the scheduler: totals since the start, those of the last minute for `Health`, and both as Prometheus text."""
+"""The numbers of calls and of the scheduler: totals, those of the last minute for `Health`, and both as Prometheus text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 import time
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,6 +28,9 @@ from runed.domain.status import LaneStats, SchedulerStats
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 """The media type of `Metrics.render`."""
 
+Labelled: TypeAlias = tuple[Mapping[str, str], float]
+"""The labels of a number, and the number."""
+
 _T = TypeVar("_T")
 
 _SLICE_SECONDS = 5
@@ -46,6 +49,10 @@ minutes."""
 _MOST_NEW = 1000
 """Most waits that are kept until they are counted. To count many at once costs less, since the code is in the caches then."""
 
+REQUEST_SECONDS = "runed_request_duration_seconds"
+"""The name of the time of calls."""
+
+_REQUEST_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _WAIT_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _BATCH_SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _BATCH_TEXTS_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -53,7 +60,7 @@ _BATCH_TOKENS_BOUNDS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048
 
 
 class Metrics:
-    """Counts the work of the scheduler. All calls must come from one thread.
+    """Counts calls and the work of the scheduler. All calls of its methods must come from one thread.
 
     A count takes a few microseconds. All counts together take a fixed amount of memory.
 
@@ -69,8 +76,8 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
-        def histogram(name: str, text: str, bounds: Sequence[float]) -> Histogram:
-            return Histogram(name, text, ["lane"], buckets=bounds, registry=registry)
+        def histogram(name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(name, text, labels or ["lane"], buckets=bounds, registry=registry)
 
         # Numbers of the class itself, since a counter of the library takes a lock for each text.
         self._answered = self._hits = self._shared = self._refused = 0
@@ -79,6 +86,12 @@ class Metrics:
         self._seconds = histogram("runed_batch_seconds", "Time of the engine for a micro-batch.", _BATCH_SECONDS_BOUNDS)
         self._batch_texts = histogram("runed_batch_texts", "Texts of a micro-batch.", _BATCH_TEXTS_BOUNDS)
         self._batch_tokens = histogram("runed_batch_tokens", "Tokens of a micro-batch.", _BATCH_TOKENS_BOUNDS)
+        text = "Time of a call, from its head to its answer, by method and code; a stream is one call."
+        self._requests = histogram(REQUEST_SECONDS, text, _REQUEST_BOUNDS, "method", "code")
+        self._errors = counter("runed_request_errors", "Calls that were answered with an error.", "reason")
+        text = "Texts that were answered with an error of their own, in calls that were not."
+        self._text_errors = counter("runed_text_errors", text, "reason")
+        self._requests_of: dict[tuple[str, str], Histogram] = {}
         # Here, so that a lane is shown before its first text, and that no text looks it up.
         self._waits_of = {lane: self._waits.labels(lane.value) for lane in Lane}
         self._tokens_of = {lane: self._tokens.labels(lane.value) for lane in Lane}
@@ -144,6 +157,24 @@ class Metrics:
         """Count a call that was refused because the queue, or the memory of requests, was full."""
         self._refused += 1
 
+    def called(self, method: str, code: str, seconds: float, reason: str = "", texts: Mapping[str, int] | None = None) -> None:
+        """Count a call that has ended.
+
+        Args:
+            method: The name of its method. There are few of them, whatever clients send.
+            code: "ok", or the code of its error.
+            seconds: Its time.
+            reason: The reason of its error, or "".
+            texts: The number of texts with errors of their own, by reason.
+        """
+        if (requests := self._requests_of.get((method, code))) is None:
+            requests = self._requests_of[method, code] = self._requests.labels(method, code)
+        requests.observe(seconds)
+        if reason:
+            self._errors.labels(reason).inc()
+        for each, number in (texts or {}).items():
+            self._text_errors.labels(each).inc(number)
+
     def watch(self, name: str, help: str, read: Callable[[], float], **labels: str) -> None:  # noqa: A002 # Prometheus' word
         """Report a number that another part keeps. It is read at every request for the metrics.
 
@@ -154,6 +185,16 @@ class Metrics:
             labels: Labels that tell the numbers of one name apart. A number of the same labels is replaced.
         """
         self._watched.add(name, help, read, labels)
+
+    def watch_all(self, name: str, help: str, read: Callable[[], Iterable[Labelled]]) -> None:  # noqa: A002 # as above
+        """Report numbers whose labels change, such as one for each engine that runs; see `watch`.
+
+        Args:
+            name: As for `watch`.
+            help: As for `watch`.
+            read: Returns the labels and the number of each, quickly and without failing.
+        """
+        self._watched.add_all(name, help, read)
 
     def stats(self) -> SchedulerStats:
         """Return the totals, and the last minute."""
@@ -181,11 +222,16 @@ class Metrics:
         self._count_waits()
         return generate_latest(self._registry)
 
+    def collect(self) -> list[Metric]:
+        """Return all metrics as Prometheus' library has them."""
+        self._count_waits()
+        return list(self._registry.collect())
+
     def _count_waits(self) -> None:
         waits, self._new_waits = self._new_waits, []
         for moment, lane, seconds in waits:
             self._waits_of[lane].observe(seconds)
-            self._recent_waits[lane].at(moment)[_bucket(seconds)] += 1
+            self._recent_waits[lane].at(moment)[bucket_of(seconds)] += 1
 
     def _lane_stats(self, lane: Lane) -> LaneStats:
         waits: Tally[int] = Tally()
@@ -193,8 +239,8 @@ class Metrics:
             waits.update(counts)
         return LaneStats(
             total_texts=_total(self._waits_of[lane], "_count"),
-            wait_p50_seconds=_percentile(waits, 0.5),
-            wait_p99_seconds=_percentile(waits, 0.99),
+            wait_p50_seconds=percentile_of(waits, 0.5),
+            wait_p99_seconds=percentile_of(waits, 0.99),
         )
 
 
@@ -252,6 +298,9 @@ class _Watched(Collector):
         reading = self._readings.setdefault(name, _Reading(text))
         reading.sources[tuple(sorted(labels.items()))] = read
 
+    def add_all(self, name: str, text: str, read: Callable[[], Iterable[Labelled]]) -> None:
+        self._readings[name] = _Reading(text, read_all=read)
+
     def describe(self) -> Iterable[Metric]:
         """Return no names. Otherwise the registry would read every number to learn them."""
         return ()
@@ -263,15 +312,18 @@ class _Watched(Collector):
             family: Metric = CounterMetricFamily(name, reading.help) if counter else GaugeMetricFamily(name, reading.help)
             for labels, read in reading.sources.items():
                 family.add_sample(name, dict(labels), read())
+            for changing, number in reading.read_all():
+                family.add_sample(name, dict(changing), number)
             yield family
 
 
 @dataclass(slots=True)
 class _Reading:
-    """A watched metric: its meaning, and the functions that read its numbers, by labels."""
+    """A watched metric: its meaning, the functions that read its numbers, by labels, and one that reads labels, too."""
 
     help: str
     sources: dict[tuple[tuple[str, str], ...], Callable[[], float]] = field(default_factory=dict)
+    read_all: Callable[[], Iterable[Labelled]] = tuple
 
 
 def _total(metric: Counter | Histogram, suffix: str = "_total") -> int:
@@ -280,12 +332,18 @@ def _total(metric: Counter | Histogram, suffix: str = "_total") -> int:
     return int(sum(sample.value for sample in samples if sample.name.endswith(suffix)))
 
 
-def _bucket(seconds: float) -> int:
+def bucket_of(seconds: float) -> int:
+    """Return the number of the bucket of a time, for `percentile_of`."""
     return math.floor(math.log(max(seconds, _SHORTEST)) * _BUCKETS_PER_E)
 
 
-def _percentile(buckets: Tally[int], share: float) -> float:
-    """Return the middle of the bucket that holds a percentile, by nearest rank."""
+def percentile_of(buckets: Tally[int], share: float) -> float:
+    """Return the middle of the bucket that holds a percentile, by nearest rank; 0 if there is no time.
+
+    Args:
+        buckets: How many times are in each bucket.
+        share: The percentile, from 0 to 1.
+    """
     rank = math.ceil(buckets.total() * share)
     for bucket in sorted(buckets):
         rank -= buckets[bucket]

@@ -16,14 +16,15 @@ MAX_SOCKET_PATH = 103
 """The longest socket path in bytes: macOS holds 104 with the closing NUL, Linux 108 (`sun_path` of `sockaddr_un`)."""
 
 _MARKS = frozenset(
-    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token install.lock installed.json spawn.lock".split()  # noqa: SIM905 # shorter
+    "cache.secret config.lock daemon.json daemon.lock embedding.sock http.token "  # noqa: SIM905 # shorter
+    "install.lock installed.json spawn.lock stopped.json".split()
 )
 """Files that only runed makes. A directory that has one of them is a home."""
 
 _PRIVATE_DIRS = frozenset({"bin", "cache", "licenses", "logs", "run"})
 """Names of the directories of a home that no other user may write to. Each may be a link to another place."""
 
-_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models"}
+_NAMES = _MARKS | _PRIVATE_DIRS | {"config.json", "models", "service.env"}
 """Names of all entries of a home."""
 
 
@@ -70,6 +71,11 @@ class Paths:
         return self.home / "daemon.json"
 
     @property
+    def hold(self) -> Path:
+        """The mark of `runed stop --for`: until when nobody starts the daemon."""
+        return self.home / "stopped.json"
+
+    @property
     def engine_record(self) -> Path:
         """The pid and start time of the running engine, so that an orphan can be ended."""
         return self.home / "run" / f"{self._of_engine('engine')}.json"
@@ -110,6 +116,16 @@ class Paths:
         return self.home / "http.token"
 
     @property
+    def service_environment(self) -> Path:
+        """The variables of the daemon that a service manager starts."""
+        return self.home / "service.env"
+
+    @property
+    def page_link(self) -> Path:
+        """A page that leads a browser to the last link of `runed open`, so that no list of processes shows the link."""
+        return self.home / "run" / "open.html"
+
+    @property
     def spawn_lock(self) -> Path:
         """The lock that a client holds while it starts a daemon."""
         return self.home / "spawn.lock"
@@ -118,6 +134,11 @@ class Paths:
     def install_lock(self) -> Path:
         """The lock that a process holds while it installs engine or model."""
         return self.home / "install.lock"
+
+    @property
+    def install_progress(self) -> Path:
+        """How far the process is that holds the lock, for others that wait for it."""
+        return self.cache / "installing.json"
 
     @property
     def installed(self) -> Path:

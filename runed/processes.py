@@ -9,6 +9,8 @@ import ctypes
 import functools
 import gc
 import os
+import re
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -116,8 +118,38 @@ def program_names(pid: int) -> set[str]:
         return set()
 
 
+_INTERPRETERS = ("python", "pypy", "node", "deno", "bun", "ruby", "perl", "sh", "bash", "java")
+"""Beginnings of the names of programs that run others."""
+
+
+def program_title(pid: int) -> str:
+    """Return the name of a program for people, such as "python app.py"; "" if the system does not tell it.
+
+    Arguments may be texts of a user. So of all arguments, only the script or the module of an interpreter is told.
+    """
+    import psutil  # noqa: PLC0415 # as in `identify`
+
+    try:
+        process = psutil.Process(pid)
+        name, arguments = process.name(), process.cmdline()[1:]
+    except (psutil.Error, OSError):
+        return ""
+    if not name.startswith(_INTERPRETERS):
+        return name
+    while len(arguments) > 1 and arguments[0] in {"-P", "-I", "-u", "-B", "-s", "-E"}:
+        arguments.pop(0)
+    match arguments:
+        case ["-m", module, *_] if re.fullmatch(r"[\w.]+", module):
+            return f"{name} -m {module}"
+        case [script, *_] if not script.startswith("-"):
+            return f"{name} {Path(script).name}"
+    return name
+
+
 def is_child(pid: int, parent: ProcessIdentity) -> bool:
     """Return whether a process is a child of another one."""
+    if sys.platform == "linux":
+        return is_alive(parent) and _stat_on_linux(pid)[1:2] == [b"%d" % parent.pid]
     import psutil  # noqa: PLC0415 # as in `identify`
 
     try:
@@ -148,11 +180,19 @@ def _identify_on_linux(pid: int) -> ProcessIdentity | None:
 
 
 @functools.cache
+def boot_id() -> str:
+    """Return the name of this boot of the machine; "" if the system does not tell it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # another system, or a sandbox that hides it
+        return ""
+
+
+@functools.cache
 def _scope() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:  # a sandbox hides them
+        return f"{boot_id()}/{Path('/proc/self/ns/pid').stat().st_ino}" if boot_id() else ""
+    except OSError:  # a sandbox hides it
         return ""
 
 
@@ -215,6 +255,11 @@ def _signals(status: bytes, name: bytes) -> frozenset[int]:
 
 def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process in bytes; 0 if it is gone."""
+    if sys.platform == "linux":
+        try:
+            return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * resource.getpagesize()
+        except (OSError, IndexError):
+            return 0
     import psutil  # noqa: PLC0415 # as in `identify`
 
     try:

@@ -25,8 +25,8 @@ from runed.jobs.ray_nodes import Shape, ask, of_ray, results_of
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions, Role, Truncate
+    from runed.jobs.job import JobResult
     from runed.jobs.partition import FileOptions
-    from runed.jobs.runner import JobResult
 
 __all__ = ["BATCH_SIZE", "Embed", "Fingerprint", "embed", "embed_files", "fingerprint"]
 
@@ -273,7 +273,7 @@ def embed_files(
             on_progress(len(results), len(parts))
     finally:
         _drop(ray, running)  # after an error, or Ctrl-C
-    return summed(results)
+    return summed(result.texts for result in results)
 
 
 def _embed_part(job: PartitionJob, part: Part, expected: str) -> PartResult:

@@ -6,6 +6,8 @@ The arguments of each function are the text, and its origin for the error. A bad
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from ipaddress import ip_address
 
 import durationpy
 
@@ -15,8 +17,11 @@ _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 """Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
 
-_LOOPBACK = re.compile(r"(?:(127\.0\.0\.1)|\[(::1)\]):([0-9]{1,5})")
-"""A loopback address and a port."""
+_ADDRESS = re.compile(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([0-9]{1,5})")
+"""An address of IPv4, or one of IPv6 in brackets, and a port."""
+
+_LOOPBACK = ("127.0.0.1", "::1")
+"""The addresses that only this machine can connect to."""
 
 _MAX_PORT = 65_535
 
@@ -82,15 +87,47 @@ def size(value: str, origin: str, *, least: int, none: bool = False) -> int:
     return count
 
 
-def loopback(value: str, origin: str) -> tuple[str, int]:
-    """Read the host and port of a loopback address."""
-    match = _LOOPBACK.fullmatch(value)
-    if match is None or int(match[3]) > _MAX_PORT:
+def port(value: str, origin: str) -> tuple[str, int]:
+    """Read an address of this machine and a port."""
+    if (match := _ADDRESS.fullmatch(value)) and int(match[3]) <= _MAX_PORT:
+        with suppress(ValueError):
+            return str(ip_address(match[1] or match[2])), int(match[3])
+    raise SettingsError(
+        f"{origin}={value!r}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect; port 0 lets the "
+        "system choose one, which `runed status` tells. With RUNED_HTTP_EXPOSE=yes, 0.0.0.0:PORT is accepted, too"
+    )
+
+
+def is_exposed(host: str) -> bool:
+    """Return whether other machines may reach an address that `port` has read."""
+    return host not in _LOOPBACK
+
+
+def check_port(address: tuple[str, int] | None, *, has_token: bool, exposed: bool) -> None:
+    """Refuse a port that other machines reach, unless that is wanted, and guarded by the token.
+
+    Args:
+        address: The host and the port; None for no port.
+        has_token: Whether requests need the token.
+        exposed: Whether other machines may connect.
+
+    Raises:
+        SettingsError: The port is open to more than it should be.
+    """
+    if address is None or not is_exposed(address[0]):
+        return
+    host, number = address
+    value = f"RUNED_HTTP='{f'[{host}]' if ':' in host else host}:{number}'"
+    if not exposed:
         raise SettingsError(
-            f"{origin}={value!r}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect; port 0 lets "
-            "the system choose one, which `runed status` tells"
+            f"{value}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect. If others are meant "
+            "to, such as those outside of a container, set RUNED_HTTP_EXPOSE=yes, too"
         )
-    return match[1] or match[2], int(match[3])
+    if not has_token:
+        raise SettingsError(
+            f"{value}: with RUNED_HTTP_TOKEN=off, accepted is 127.0.0.1:PORT or [::1]:PORT, since every machine that reaches "
+            "another address would be let in; unset RUNED_HTTP_TOKEN"
+        )
 
 
 def on_disk(value: str, origin: str) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import codecs
 import os
 import pwd
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any
 
 import msgspec
 
-from runed.errors import RunedError, SettingsError
+from runed.errors import RunedError, RunedWarning, SettingsError
 from runed.files import read_regular
 from runed.own_models import Entry, OwnModel, own_aliases, own_models, remote_url, settle_default
 from runed.paths import check_home
-from runed.setting_values import boolean, duration, flag, loopback, on_disk, one_of, size, whole_number
+from runed.setting_values import boolean, check_port, duration, flag, on_disk, one_of, port, size, whole_number
+from runed.suggesting import did_you_mean
 from runed.trust import check_file
 from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, scheme_of
 
@@ -40,8 +42,17 @@ ONNX_VERSIONS = "onnxruntime-"
 ENGINES = ("auto", "cpu", *ACCELERATORS, ONNX)
 """Names of the engines to choose from: "auto" for the fastest that works, what `llama-server` computes with, and `ONNX`."""
 
+LOG_FORMS = ("auto", "text", "json")
+"""The forms of the log on standard error; "auto" is "text" on a terminal, and else "json"."""
+
+LOG_LEVELS = ("info", "warning", "error")
+"""The levels that the least important lines of a log can have."""
+
 PROVIDERS = ("cpu", "cuda", "coreml", "dml")
 """Names of what ONNX Runtime computes with."""
+
+_SHOWN = 60
+"""The most characters of an unknown key that a warning repeats."""
 
 _MAX_CONFIG_BYTES = 1024 * 1024
 """Most bytes of `config.json`."""
@@ -49,11 +60,17 @@ _MAX_CONFIG_BYTES = 1024 * 1024
 _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
 """Variables that every program needs to find its files and to print text."""
 
+_OF_A_LOGIN = {"HOME", "USER", "LOGNAME", "TMPDIR", "RUNED_HOME"}
+"""Variables that a service manager sets, or that its unit names."""
+
 _NETWORK_ENVIRONMENT = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "HF_ENDPOINT", "HF_TOKEN"),
 )
 """Variables for downloads: behind a proxy, with a private certificate authority, and from the model hub."""
+
+_OF_APPLICATIONS = ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES")
+"""Variables with which an application tells OpenTelemetry what it is. The daemon is another program, for many applications."""
 
 HUB = "https://huggingface.co"
 """The model hub."""
@@ -77,7 +94,8 @@ class Settings:
         cache_bytes: `cache_size`; 0 for no cache in memory.
         disk_cache_bytes: `disk_cache_size`; 0 for no cache on disk.
         aliases: Names, each with the name of the model that it stands for; "" for the default model.
-        http: Host and port, such as ("127.0.0.1", 8321); None for no loopback port.
+        http: Host and port, such as ("127.0.0.1", 8321); None for no port.
+        written: The values that are not defaults, as they were written, and their origins: "environment" or "config.json".
     """
 
     home: Path
@@ -102,14 +120,20 @@ class Settings:
     max_models: int = 0
     http: tuple[str, int] | None = None
     http_token: bool = True
+    http_expose: bool = False
     trust_parents: bool = False
     hf_endpoint: str = HUB
+    otel_endpoint: str = ""
     default_model: str = ""
     backend: str = ""
     backend_key_file: Path | None = None
     models: Mapping[str, OwnModel] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=own_aliases)
+    log: str = "auto"
+    log_level: str = "info"
+    progress: bool = True
     debug: bool = False
+    written: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
 
 
 def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -137,13 +161,16 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         check_file(config_path, trust_parents=trust_parents)
     config = _read_config(config_path, required=explicit is not None)
     values: dict[str, Any] = {}
+    written: dict[str, tuple[str, str]] = {}
     for name, setting in SETTINGS.items():
         value: Any = setting.default
         origin = setting.variable
         if setting.variable and (found := _get(env, setting.variable)):
             value = found
+            written[name] = (_presentable(setting, found), "environment")
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = found if isinstance(found, dict) else str(found), f"{name} in {config_path}"
+            written[name] = (_presentable(setting, value), "config.json")
             if setting.parse in {_file, _file_or_url}:  # the daemon works in another directory than its clients
                 value = beneath(config_path.parent, value)
         if isinstance(value, str):
@@ -151,7 +178,23 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
     settle_default(values, partial(_get, env))
-    return Settings(home_path, **values)
+    check_port(values.get("http"), has_token=values["http_token"], exposed=values["http_expose"])
+    return Settings(home_path, written=written, **values)
+
+
+def in_force(settings: Settings) -> list[tuple[str, str, str, str]]:
+    """Return all settings in the order of `SETTINGS`: name, variable, value as it was written, and origin."""
+    return [
+        (name, setting.variable, *settings.written.get(name, (setting.default, "default")))
+        for name, setting in SETTINGS.items()
+    ]
+
+
+def _presentable(setting: Setting, value: str | dict[str, Any]) -> str:
+    """Return a written value for people. A URL has no user and no password, and of models of the user only names are told."""
+    if isinstance(value, dict):
+        return ", ".join(value) if setting.field == "models" else ", ".join(f"{name}={other}" for name, other in value.items())
+    return printable_url(value) if scheme_of(value) else str(value)
 
 
 def configuration(home: Path, environ: Mapping[str, str] | None = None) -> Path:
@@ -174,11 +217,33 @@ def daemon_environment(environ: Mapping[str, str] | None = None, settings: Setti
     names = {*_BASE_ENVIRONMENT, *_NETWORK_ENVIRONMENT, *_ENGINE_ENVIRONMENT}
     if settings is not None:
         names |= {model.remote.key_variable for model in settings.models.values() if model.remote is not None}
-    result = {name: value for name, value in env.items() if name in names or name.startswith("RUNED_")}
+    result = {name: value for name, value in env.items() if name in names or name.startswith(("RUNED_", "OTEL_"))}
+    for name in _OF_APPLICATIONS:
+        result.pop(name, None)
     for setting in SETTINGS.values():
         if setting.parse in {full_path, _file, _file_or_url} and (value := result.get(setting.variable)):
             result[setting.variable] = str(setting.parse(value, setting.variable))
     return result
+
+
+def service_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables of this process that a daemon needs which a service manager starts, without those of a login."""
+    return {name: value for name, value in daemon_environment(settings=settings).items() if name not in _OF_A_LOGIN}
+
+
+def manager_environment() -> dict[str, str]:
+    """Return the environment for a command that asks the user's service manager. `su` and `cron` do not tell where that is."""
+    return {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ}
+
+
+def user_configuration() -> Path:
+    """Return the directory for the configuration of this user's programs."""
+    return full_path(_get(os.environ, "XDG_CONFIG_HOME") or "~/.config")
+
+
+def take_from_environment(names: Iterable[str]) -> dict[str, str]:
+    """Remove variables from the environment of this process, so that no child gets them. Return those that were set."""
+    return {name: value for name in names if (value := os.environ.pop(name, None))}
 
 
 def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -238,6 +303,15 @@ def debug_enabled() -> bool:
         return load_settings().debug
     except (RunedError, OSError):  # perhaps the error that is to be shown
         return False
+
+
+def progress_wanted() -> bool:
+    """Return whether clients show downloads (`RUNED_PROGRESS`), for one that reads no other setting.
+
+    Raises:
+        SettingsError: The value is neither a yes nor a no.
+    """
+    return boolean(_get(os.environ, "RUNED_PROGRESS") or "yes", "RUNED_PROGRESS")
 
 
 def _get(env: Mapping[str, str], name: str) -> str | None:
@@ -325,7 +399,21 @@ def _read_config(path: Path, *, required: bool) -> object:
         raise SettingsError(f"{path}: {error}; accepted is a JSON object as in docs/configuration.md") from None
     if config.version != 1:
         raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
+    _warn_of_unknown(path, data)
     return config
+
+
+def _warn_of_unknown(path: Path, data: bytes) -> None:
+    """Tell of keys that mean nothing, which are mistakes, unless a newer version of runed wrote them."""
+    known = ["version", *(name for name, setting in SETTINGS.items() if setting.type)]
+    for key in msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=dict[str, msgspec.Raw]):
+        if key not in known and key[:1].isalpha():  # others are comments, or "$schema"
+            warnings.warn(
+                f"{path} has a key {key[:_SHOWN]!r}, which is ignored, since there is no such setting"
+                f"{did_you_mean(key[:_SHOWN], known)}",
+                RunedWarning,
+                stacklevel=2,
+            )
 
 
 _DEFAULT_HOME = "~/.runed"
@@ -364,6 +452,8 @@ _DISK_CACHE_SIZE = partial(size, least=16 * 1024 * 1024, none=True)  # half of i
 _ENGINE = partial(one_of, accepted=ENGINES)
 _PROVIDER = partial(one_of, accepted=PROVIDERS)
 _PROFILE = partial(one_of, accepted=PROFILES)
+_LOG = partial(one_of, accepted=LOG_FORMS)
+_LOG_LEVEL = partial(one_of, accepted=LOG_LEVELS)
 
 # The formatter would give each argument a line of its own.
 # fmt: off
@@ -375,7 +465,7 @@ SETTINGS = {
     "default_model": Setting("RUNED_DEFAULT_MODEL", str, "default_model", _text, "",
         "the model of requests that name none: a name of `runed models`. It goes before `model_variant`, not before `model`"),
     "models": Setting("", dict[str, Entry], "models", _models, "",
-        "models of your own by name, and changes of others; see [Models](#models)"),
+        "models of your own by name, and changes of others; see [Models](models.md#models-of-your-own)"),
     "aliases": Setting("", dict[str, str], "aliases", own_aliases, "",
         'further names of models: `{"small": "bge-m3"}`; `""` stands for the default model. Names of OpenAI mean that, too'),
     "idle_timeout": Setting("RUNED_IDLE_TIMEOUT", str, "idle_timeout", duration, "10m",
@@ -386,7 +476,7 @@ SETTINGS = {
         "a `llama-server` of your own; none is fetched then. A script must `exec` it, or it may outlive a killed daemon"),
     "engine": Setting("RUNED_ENGINE", str, "engine", _ENGINE, "auto",
         "the engine, and what it computes with: `auto` for the best that works; `cpu`, `vulkan`, `cuda` or `rocm` for "
-        "`llama-server`; `onnx` for ONNX Runtime; see below"),
+        "`llama-server`; `onnx` for ONNX Runtime; see [devices](devices.md)"),
     "onnx_provider": Setting("RUNED_ONNX_PROVIDER", str, "onnx_provider", _PROVIDER, "cpu",
         "what ONNX Runtime computes with: `cpu`, `cuda`, `coreml` or `dml`, if the installed package of it can"),
     "model": Setting("RUNED_MODEL", str, "model", _file, "",
@@ -418,15 +508,27 @@ SETTINGS = {
         "the size of the cache in memory; `0` for none"),
     "disk_cache_size": Setting("RUNED_DISK_CACHE_SIZE", _JSON_SIZE, "disk_cache_bytes", _DISK_CACHE_SIZE, "1GiB",
         "the size of the cache on disk, at least 16 MiB; `0` for none"),
-    "http": Setting("RUNED_HTTP", str, "http", loopback, "",
+    "http": Setting("RUNED_HTTP", str, "http", port, "",
         "where to serve the APIs of OpenAI, Ollama and TEI besides the socket: `127.0.0.1:PORT` or `[::1]:PORT`; see below"),
     "http_token": Setting("RUNED_HTTP_TOKEN", bool, "http_token", boolean, "on",
         "whether requests to that port need the token: 1, true, yes, on or 0, false, no, off; see below for what `off` opens"),
+    "http_expose": Setting("RUNED_HTTP_EXPOSE", bool, "http_expose", boolean, "no",
+        "whether other machines may connect to that port: `RUNED_HTTP` may be `0.0.0.0:PORT` then, and needs the token"),
     "runed_binary": Setting("", str, "runed_binary", full_path, "", "the `runed` that clients start"),
     "trust_parents": Setting("RUNED_TRUST_PARENTS", None, "trust_parents", boolean, "no",
         "whether to use a home, or a configuration, below a directory that others own or can write to: they could replace it"),
     "hf_endpoint": Setting("HF_ENDPOINT", str, "hf_endpoint", _endpoint, HUB,
         "a mirror of the model hub, from which its files are fetched instead"),
+    "otel_endpoint": Setting("OTEL_EXPORTER_OTLP_ENDPOINT", str, "otel_endpoint", _text, "",
+        "the collector of OpenTelemetry that gets traces and metrics, such as `http://127.0.0.1:4318`; "
+        "see [observability](observability.md)"),
+    "log": Setting("RUNED_LOG", str, "log", _LOG, "auto",
+        "the form of the log on standard error: `text` for people, `json` for programs, or `auto`, which is `text` on a "
+        "terminal. Log files are JSON"),
+    "log_level": Setting("RUNED_LOG_LEVEL", str, "log_level", _LOG_LEVEL, "info",
+        "the least important lines of the log: `info`, `warning` or `error`"),
+    "progress": Setting("RUNED_PROGRESS", bool, "progress", boolean, "yes",
+        "whether the Python client shows the progress of a download on a terminal, and in notebooks"),
     "debug": Setting("RUNED_DEBUG", bool, "debug", flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

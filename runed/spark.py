@@ -23,14 +23,14 @@ from runed.errors import InvalidRequestError
 from runed.jobs import nodes, parquet
 from runed.jobs.columns import Batch, Columns, OnError, Space
 from runed.jobs.extras import needed
+from runed.jobs.job import JobResult
 from runed.jobs.nodes import Fingerprint
-from runed.jobs.partition import PartitionJob, PartResult, summed
+from runed.jobs.partition import PartitionJob, summed
 
 if TYPE_CHECKING:
     from runed.client.options import EmbedOptions, Role, Truncate
     from runed.client.types import Info
     from runed.jobs.partition import FileOptions
-    from runed.jobs.runner import JobResult
 
 __all__ = ["Fingerprint", "embed", "embed_files", "embed_udf", "fingerprint"]
 
@@ -230,11 +230,11 @@ def embed_files(session: Any, source: str, output: str, **options: Unpack[FileOp
         arrow = parquet.pyarrow()
         for batch in batches:
             results = [job.run_on_node(parts[number], expected) for number in batch.column(0).to_pylist()]
-            columns = [[result.count for result in results], [result.failed for result in results]]
+            columns = [[result.texts.count for result in results], [result.texts.failed for result in results]]
             yield arrow.RecordBatch.from_arrays([arrow.array(column, arrow.int64()) for column in columns], ["count", "failed"])
 
     rows = session.range(0, len(parts), 1, len(parts)).mapInArrow(run, "count long, failed long").collect()
-    return summed(PartResult(row["count"], row["failed"]) for row in rows)
+    return summed(JobResult(count=row["count"], failed=row["failed"]) for row in rows)
 
 
 class _Worker:

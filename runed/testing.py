@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from runed.api.app import build_app
 from runed.client import EmbedOptions
+from runed.domain.history import LastHour
 from runed.domain.model_spec import ModelSpec
 from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.names import ModelNames, split_name
@@ -172,6 +173,10 @@ class _Models:
         """Return no bounds; see `Host.room`."""
         return ModelRoom()
 
+    def last_hour(self, since: int = 0) -> LastHour:
+        """Remember nothing; see `Host.last_hour`."""
+        return LastHour()
+
     async def settle(self, model: str = "") -> None:
         """Return at once, since the double looks for no files; see `Host.settle`."""
         self._model(model)
@@ -241,14 +246,7 @@ class DaemonDouble(_Models):
         finally:
             self._download = None
 
-    async def embed(
-        self,
-        texts: Sequence[str],
-        options: Asked,
-        *,
-        client: str,  # noqa: ARG002 # the signature is that of `Host`
-        per_item_errors: bool = False,
-    ) -> EmbedAnswer:
+    async def embed(self, texts: Sequence[str], options: Asked, *, client: str, per_item_errors: bool = False) -> EmbedAnswer:
         """Embed the texts of one call; see `Host.embed`."""
         self.calls.append(Call("embed", list(texts), _as_given(options)))
         self._admit(options)
@@ -261,11 +259,7 @@ class DaemonDouble(_Models):
         return EmbedAnswer(items=items, space=self._space(options), centroid_set_version=self._centroid_version)
 
     async def embed_stream(
-        self,
-        chunks: AsyncIterator[Sequence[StreamItem]],
-        options: Asked,
-        *,
-        client: str,  # noqa: ARG002 # as above
+        self, chunks: AsyncIterator[Sequence[StreamItem]], options: Asked, *, client: str
     ) -> AsyncGenerator[StreamAnswer, None]:
         """Embed texts as they come; see `Host.embed_stream`."""
         call = Call("embed_stream", [], _as_given(options))
@@ -283,14 +277,7 @@ class DaemonDouble(_Models):
         self._admit(options)
         return [_count(text) for text in texts]
 
-    async def rerank(
-        self,
-        query: str,
-        documents: Sequence[str],
-        options: RerankOptions,
-        *,
-        client: str,  # noqa: ARG002 # as above
-    ) -> RerankAnswer:
+    async def rerank(self, query: str, documents: Sequence[str], options: RerankOptions, *, client: str) -> RerankAnswer:
         """Rank documents by the share of the query's words that they have; see `Host.rerank`."""
         asked = Asked(lane=options.lane, truncate=options.truncate)
         self.calls.append(Call("rerank", [query, *documents], _as_given(asked)))

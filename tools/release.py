@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runed.version import __version__
+from tools.thin import leave_client_out
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
@@ -76,7 +77,12 @@ def versions() -> Iterator[tuple[str, str]]:
 
 
 def _make(folder: Path) -> None:
-    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", DIST)
+    _build("--sdist", ROOT, folder)
+    [archive] = folder.glob("*.tar.gz")
+    _run("tar", "-xf", archive, folder=folder)
+    leave_client_out(tree := folder / archive.name.removesuffix(".tar.gz"))
+    _build(tree, DIST)
+    _build("--wheel", ROOT / "clients" / "python", DIST)
     _run("npm", "pack", "--silent", "--pack-destination", DIST, folder=ROOT / "clients" / "ts")
     # A folder of the working tree may hold more than was committed.
     _run("git", "archive", "--output", folder / "go.tar", "HEAD", *GO_MODULES.values())
@@ -87,9 +93,12 @@ def _make(folder: Path) -> None:
 
 
 def _try(folder: Path) -> None:
-    for number, path in enumerate([next(DIST.glob("*.whl")), next(DIST.glob("*.tar.gz"))]):
+    client = next(DIST.glob("runed_client-*.whl"))
+    for number, path in enumerate([next(DIST.glob("runed-*.whl")), next(DIST.glob("runed-*.tar.gz"))]):
         environment = folder / str(number)
         _run(sys.executable, "-m", "venv", environment)
+        _run(environment / "bin" / "pip", "install", "--quiet", client, folder=folder)
+        _expect("connect", _run(environment / "bin" / "python", "-c", "import runed; print(runed.connect)", folder=folder))
         _run(environment / "bin" / "pip", "install", "--quiet", path, folder=folder)
         _expect(__version__, _run(environment / "bin" / "runed", "version", folder=folder))
 
@@ -110,6 +119,11 @@ def _try(folder: Path) -> None:
     _run("go", "mod", "init", "example.org/tried", folder=go)
     _run("go", "get", *(f"{module}@v{__version__}" for module in GO_MODULES), folder=go, **environ)
     _expect("func(context.Context", _run("go", "run", ".", folder=go, **environ))
+
+
+def _build(*arguments: str | Path) -> None:
+    *options, folder, to = arguments
+    _run(sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", to, folder)
 
 
 def _run(*argv: str | Path, folder: Path = ROOT, **environ: str) -> str:

@@ -52,7 +52,7 @@ func Connect(ctx context.Context, options ...Option) (*Client, error) {
 	}
 	client := &Client{daemon: daemon, timeout: c.timeout, progress: c.progress}
 	client.transport = newTransport(daemon.dial, client.dialService, c.protocol)
-	if client.unary, client.streams, client.service, err = client.transport.clients(c.protocol); err != nil {
+	if client.unary, client.streams, client.service, err = client.transport.clients(&c); err != nil {
 		return nil, err
 	}
 	ctx, cancel := client.limit(ctx)

@@ -78,6 +78,8 @@ const (
 	ErrDaemonUnavailable Reason = "DAEMON_UNAVAILABLE"
 	// ErrDaemonStartFailed: the daemon could not be started; the message says why.
 	ErrDaemonStartFailed Reason = "DAEMON_START_FAILED"
+	// ErrKeptStopped: "runed stop --for" keeps the daemon stopped; the message says until when, and how to start it.
+	ErrKeptStopped Reason = "KEPT_STOPPED"
 	// ErrForeignPath: something stands in the place of the socket that cannot be trusted, or not be connected to.
 	ErrForeignPath Reason = "FOREIGN_PATH"
 	// ErrBadSetting: a setting or an option of Connect cannot be used.
@@ -176,6 +178,7 @@ var codeOfReason = map[Reason]connect.Code{
 	ErrShuttingDown:       connect.CodeUnavailable,
 	ErrDaemonUnavailable:  connect.CodeUnavailable,
 	ErrDaemonStartFailed:  connect.CodeUnavailable,
+	ErrKeptStopped:        connect.CodeUnavailable,
 	ErrDeadlineExceeded:   connect.CodeDeadlineExceeded,
 	ErrCanceled:           connect.CodeCanceled,
 	ErrBackendFault:       connect.CodeInternal,

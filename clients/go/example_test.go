@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log"
 	"maps"
 	"os"
@@ -73,6 +74,48 @@ func ExampleClient_Service() {
 	// Output: 384 4
 }
 
+func Example_search() {
+	ctx := context.Background()
+	client, err := runed.Connect(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	var paragraphs []string
+	err = filepath.WalkDir("testdata/notes", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		paragraphs = append(paragraphs, strings.Split(strings.TrimSpace(string(text)), "\n\n")...)
+		return err
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	index, err := client.EmbedBatch(ctx, paragraphs, runed.WithRole(runed.RoleDocument), runed.WithTruncate(runed.TruncateEnd))
+	if err != nil {
+		log.Fatal(err)
+	}
+	query, err := client.Embed(ctx, "How hot is the water for green tea?", runed.WithRole(runed.RoleQuery))
+	if err != nil {
+		log.Fatal(err)
+	}
+	best, highest := 0, float32(-1)
+	for i, embedding := range index {
+		similarity := float32(0)
+		for j, value := range query.Vector {
+			similarity += value * embedding.Vector[j]
+		}
+		if similarity > highest {
+			best, highest = i, similarity
+		}
+	}
+	fmt.Println(paragraphs[best])
+	// Output: Green tea is steeped at 80 degrees.
+}
+
 // The bodies of the examples are also what the documents show.
 func TestDocumentsShowTheExamples(t *testing.T) {
 	source := string(must(os.ReadFile("example_test.go"))(t))
@@ -83,6 +126,7 @@ func TestDocumentsShowTheExamples(t *testing.T) {
 	}{
 		{"Example", "\t// Unordered output:\n", []string{"README.md", clients}},
 		{"ExampleClient_Service", "\t// Output:", []string{clients}},
+		{"Example_search", "\t// Output:", []string{clients}},
 	} {
 		_, body, _ := strings.Cut(source, "func "+example.name+"() {\n")
 		body, _, found := strings.Cut(body, example.end)

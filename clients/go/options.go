@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"connectrpc.com/connect"
 	runedv1 "runed.dev/gen/go/runed/v1"
 )
 
@@ -15,12 +16,13 @@ import (
 type Option func(*config)
 
 type config struct {
-	home     string
-	socket   string
-	noSpawn  bool
-	timeout  time.Duration
-	protocol Protocol
-	progress func(*Health)
+	home         string
+	socket       string
+	noSpawn      bool
+	timeout      time.Duration
+	protocol     Protocol
+	progress     func(*Health)
+	interceptors []connect.Interceptor
 }
 
 // WithHome names the directory of the daemon. By default it is RUNED_HOME, or else ~/.runed.
@@ -42,6 +44,12 @@ func WithProgress(report func(*Health)) Option { return func(c *config) { c.prog
 
 // WithProtocol chooses the protocol on the socket. The default is [ProtocolConnect].
 func WithProtocol(protocol Protocol) Option { return func(c *config) { c.protocol = protocol } }
+
+// WithInterceptors adds interceptors of connect to all calls, the first one outermost. That of the package otelconnect makes the
+// daemon's spans a part of the application's traces.
+func WithInterceptors(interceptors ...connect.Interceptor) Option {
+	return func(c *config) { c.interceptors = append(c.interceptors, interceptors...) }
+}
 
 // Protocol is one of the protocols that the daemon answers. All can do the same.
 type Protocol string

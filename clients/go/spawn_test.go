@@ -201,6 +201,7 @@ func TestADaemonThatCannotBeStartedSaysWhy(t *testing.T) {
 		"garbage":      {`echo hello`, runed.ErrDaemonStartFailed, "another program's"},
 		"other home":   {`echo '{"socket": "/elsewhere/embedding.sock", "started": true}'`, runed.ErrDaemonStartFailed, "/elsewhere/embedding.sock"},
 		"arguments":    {`echo "$* for $RUNED_HOME" >&2; exit 1`, runed.ErrDaemonStartFailed, "ensure --json for /tmp/rg-"},
+		"kept stopped": {`echo '{"error": {"reason": "KEPT_STOPPED", "message": "until 14:05"}}'; exit 1`, runed.ErrKeptStopped, "until 14:05"},
 		"no execution": {`kill -9 $$`, runed.ErrDaemonStartFailed, "killed"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -64,17 +64,17 @@ func newHTTP(dial dialFunc, choose func(*http.Protocols, bool)) *http.Transport 
 }
 
 // clients returns the generated clients: for this package's unary calls and streams, and for [Client.Service].
-func (t *transport) clients(protocol Protocol) (unary, streams, service runedv1connect.RunedServiceClient, err error) {
+func (t *transport) clients(c *config) (unary, streams, service runedv1connect.RunedServiceClient, err error) {
 	// Compression costs time and saves nothing between two processes of one machine.
-	options := []connect.ClientOption{connect.WithAcceptCompression("gzip", nil, nil)}
-	switch protocol {
+	options := []connect.ClientOption{connect.WithAcceptCompression("gzip", nil, nil), connect.WithInterceptors(c.interceptors...)}
+	switch c.protocol {
 	case "", ProtocolConnect:
 	case ProtocolGRPC:
 		options = append(options, connect.WithGRPC())
 	case ProtocolGRPCWeb:
 		options = append(options, connect.WithGRPCWeb())
 	default:
-		return nil, nil, nil, newError(ErrBadSetting, nil, `protocol is %q, but must be one of "connect", "grpc", "grpcweb"`, protocol)
+		return nil, nil, nil, newError(ErrBadSetting, nil, `protocol is %q, but must be one of "connect", "grpc", "grpcweb"`, c.protocol)
 	}
 	over := func(carrier http.RoundTripper) runedv1connect.RunedServiceClient {
 		return runedv1connect.NewRunedServiceClient(&http.Client{Transport: carrier}, baseURL, options...)

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from runed.domain.history import LastHour
 from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import Health, Info
+
+
+class CountCall(Protocol):
+    """Counts a call of any kind that has ended."""
+
+    def __call__(
+        self, method: str, code: str, seconds: float, reason: str = "", texts: Mapping[str, int] | None = None
+    ) -> None:
+        """Count a call.
+
+        Args:
+            method: The name of its method, or the path of its route. There are few of them, whatever clients send.
+            code: "ok", or the code of its error in the contract.
+            seconds: The time from its head to its answer.
+            reason: The reason of its error, or "".
+            texts: The number of texts that were answered with errors of their own, by reason.
+        """
+        ...
+
+
+def count_nothing(method: str, code: str, seconds: float, reason: str = "", texts: Mapping[str, int] | None = None) -> None:
+    """Do nothing, for a host without metrics."""
 
 
 class Host(Protocol):
@@ -135,12 +158,25 @@ class Host(Protocol):
         """Describe the daemon and, once it is known, a model."""
         ...
 
-    def health(self, model: str = "") -> Health:
-        """Describe the present state of the daemon and of a model."""
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
+        """Describe the present state of the daemon and of a model.
+
+        Args:
+            model: The model.
+            detailed: Whether to describe all models that were asked for, and the clients that are connected.
+        """
         ...
 
     def metrics(self) -> bytes:
         """Return the metrics as `runed.metrics.CONTENT_TYPE`."""
+        ...
+
+    def last_hour(self, since: int = 0) -> LastHour:
+        """Return what is remembered of the last hour.
+
+        Args:
+            since: A number of a slot. Later slots alone are returned.
+        """
         ...
 
     def shut_down(self, grace: float | None) -> None:

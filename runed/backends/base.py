@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from runed.domain.model import ModelInfo
@@ -115,17 +116,25 @@ class BackendState:
         reason: One sentence on the failure or the silence, or on a fallback of a working engine; empty if all is well.
         pid: The process id of the engine; 0 while none runs, and for a backend that is not `Managed`.
         restarts: The number of times that a dead engine was replaced, since the backend was made.
+        wakeups: The number of times that a stopped engine was started, since the backend was made.
+        waking_seconds: The time of all these starts together.
         company_cosine: The smallest cosine between the vectors of a text alone and beside others that the last self-test found;
             0 before the first one.
         tuned_at: The time at which the settings of the engine were measured on this machine, in ISO 8601; "" for built-in ones.
+        program: The path of the engine's program; None for a backend that is not `Managed`.
+        context: The most tokens that the engine holds at once; 0 if it does not tell.
     """
 
     status: BackendStatus
     reason: str = ""
     pid: int = 0
     restarts: int = 0
+    wakeups: int = 0
+    waking_seconds: float = 0.0
     company_cosine: float = 0.0
     tuned_at: str = ""
+    program: Path | None = None
+    context: int = 0
 
 
 class Embedder(Protocol):

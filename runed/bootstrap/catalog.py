@@ -10,7 +10,7 @@ from runed.bootstrap.manifest import Artefact, Manifest, ModelChoice
 from runed.domain.model import OwnTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames, check_default, name_of_file, split_name
-from runed.errors import SettingsError
+from runed.errors import SettingsError, UnknownModelError
 from runed.own_models import OwnModel, RemoteModel
 from runed.settings import Settings
 
@@ -53,7 +53,10 @@ def build_catalog(settings: Settings, manifest: Manifest, ranks: Callable[[Model
         if settings.backend or settings.model
         else settings.default_model or manifest.default(settings.model_variant)
     )
-    return ModelNames([*own, *others], default=default, aliases=settings.aliases)
+    names = ModelNames([*own, *others], default=default, aliases=settings.aliases)
+    for spec in own:
+        _check_fallback(spec, names)
+    return names
 
 
 def own_specs(settings: Settings, ranks: Callable[[ModelSpec], bool] = lambda _: False) -> list[ModelSpec]:
@@ -120,6 +123,21 @@ def _spec(name: str, model: OwnModel, ranks: Callable[[ModelSpec], bool]) -> Mod
 def _as_told(spec: ModelSpec, ranks: Callable[[ModelSpec], bool]) -> ModelSpec:
     """Return a model with the kind that its file tells."""
     return replace(spec, kind=ModelKind.RERANK) if ranks(spec) else spec
+
+
+def _check_fallback(spec: ModelSpec, names: ModelNames) -> None:
+    """Refuse a fallback that can never compute: it must be a model that embeds on this machine."""
+    if spec.remote is None or not spec.remote.fallback:
+        return
+    where = f"fallback of models.{spec.name} in config.json"
+    try:
+        found = names.find(spec.remote.fallback)
+    except UnknownModelError as error:
+        raise SettingsError(f"{where}: {error.message}") from None
+    if found.remote is not None:
+        raise SettingsError(f"{where}: {found.name} is on another machine, too; name a model of this one, or remove it")
+    if found.kind is not ModelKind.EMBEDDING:
+        raise SettingsError(f"{where}: {found.name} is a reranker and gives no vectors; name a model that embeds, or remove it")
 
 
 def _check_kind(name: str, model: OwnModel, changed: ModelSpec) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,12 @@ from runed.bootstrap.audit import now
 from runed.bootstrap.by_model import keep, read_of
 from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
 from runed.log import get_logger
+
+_SAME = 0.9999
+"""Cosine from which on vectors count as the same."""
+_FAILURE_HOLDS = timedelta(days=1)
+"""The time for which a failure of ONNX Runtime is remembered. It may have been one by chance, as when memory was short, and a
+further try costs a start a few seconds."""
 
 _log = get_logger(__name__)
 
@@ -40,6 +48,8 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
         llama_server_rate: The texts per second of `llama-server`; 0 if it was not measured.
         onnx_rate: The texts per second of ONNX Runtime; 0 if it was not measured.
         cosine: The smallest cosine between the vectors of the two engines; 0 if they were not compared.
+        disputed: Kinds of texts that ONNX Runtime splits into tokens as the model's own tokenizer does, and `llama-server` in
+            another way.
         compared_at: The time, in ISO 8601.
     """
 
@@ -51,6 +61,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
     llama_server_rate: float = 0.0
     onnx_rate: float = 0.0
     cosine: float = 0.0
+    disputed: list[str] = []
     compared_at: str = msgspec.field(default_factory=now)
 
     @property
@@ -68,8 +79,42 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
             return f"{onnx} texts/s, and {LLAMA_SERVER} {llama}"
         return f"{llama} texts/s, and {ONNX_RUNTIME} {onnx}"
 
+    def reason_for(self, engine: str) -> str:
+        """Return why an engine serves the model, as a clause that follows its name; "" if this comparison does not decide."""
+        if (engine == ONNX_RUNTIME) != self.chooses_onnx:
+            return ""
+        if self.objection:
+            return f"since {ONNX_RUNTIME} cannot serve the model: {self.objection}"
+        if not self.figures:
+            return ""
+        near = ""
+        if 0 < self.cosine < _SAME:
+            near = f", vectors of the two have a cosine of {math.floor(self.cosine * 1e5) / 1e5:.5f} or more"
+        reason = f"the faster one: {self.figures}{near}, as measured at {self.compared_at} (`runed bench --reset` undoes that)"
+        if self.disputed:
+            unlike, splits = (LLAMA_SERVER, "it splits") if engine == ONNX_RUNTIME else (ONNX_RUNTIME, "it does not split")
+            reason += f"; unlike {unlike}, {splits} {', '.join(self.disputed)} into tokens as the model's own tokenizer does"
+        return reason
+
+    @property
+    def tried_again(self) -> datetime | None:
+        """The time from which on the engines are compared again although nothing has changed; None for never.
+
+        That is after a failure. That engines gave other tokens or vectors was measured, and what is unfit stays so.
+        """
+        if not self.objection or self.is_unfit or self.onnx_rate:
+            return None
+        try:
+            return datetime.fromisoformat(self.compared_at).astimezone(UTC) + _FAILURE_HOLDS
+        except (ValueError, OverflowError):  # of a file that somebody has changed
+            return datetime.now(UTC)
+
     def holds_for(self, builds: EngineBuilds) -> bool:
         """Return whether the result is that of these engines. An objection is to ONNX Runtime, whatever the other engine."""
+        if (again := self.tried_again) is not None:
+            # By a clock that was wrong, the failure may lie in the future.
+            left = again - datetime.now(UTC)
+            return self.builds.onnx == builds.onnx and timedelta() < left <= _FAILURE_HOLDS
         return self.builds == builds or (self.objection != "" and self.builds.onnx == builds.onnx)
 
 

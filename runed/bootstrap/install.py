@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -38,7 +39,6 @@ from runed.domain.names import ModelNames, check_default
 from runed.errors import BootstrapError, SettingsError
 from runed.files import write_atomically
 from runed.locking import LockFile
-from runed.log import get_logger
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.settings import ACCELERATORS, ONNX, Settings, engine_environment
 from runed.trust import check_contents
@@ -53,8 +53,6 @@ _BUILD = re.compile(r"(?:^|build )([0-9]{1,9})(?![0-9.])")
 """The release of llama.cpp in the version that an engine tells, as in "11194 (abc1234)" and "0.6.0 (build 11194, ...)"."""
 
 _QWEN_LICENCE = "Qwen3-Embedding.txt"
-
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +293,7 @@ async def _run(
         check_default(plan.spec)
     engine, model = await current(plan)
     if is_missing(plan, engine) or model is None:
-        with LockFile(context.paths.install_lock) as lock:
-            waited = await _wait_for(lock, context.reporter)
+        async with _locked(context) as waited:
             recovered = await engines.recover()
             if context.audit.reload() or waited or recovered:
                 engines, models = EngineInstaller(context), ModelInstaller(context, check_model)
@@ -348,8 +345,7 @@ async def _obtain(context: InstallContext, choice: EngineChoice) -> Engine:
     context = replace(context, policy=patience)
     if engine := await EngineInstaller(context).current(choice):
         return engine
-    with LockFile(context.paths.install_lock) as lock:
-        await _wait_for(lock, context.reporter)
+    async with _locked(context):
         context.audit.reload()
         engines = EngineInstaller(context)
         await engines.recover(choice.accelerator)
@@ -361,19 +357,19 @@ async def _obtain(context: InstallContext, choice: EngineChoice) -> Engine:
         return engine
 
 
-async def _wait_for(lock: LockFile, reporter: ProgressReporter) -> bool:
-    """Take the lock. Return whether another process held it."""
-    waited, told = False, None
-    while not lock.try_acquire():
-        waited = True
-        # A process that has just taken the lock may not have written its pid yet.
-        if (holder := lock.holder()) not in {told, None}:
-            told = holder
-            message = f"waiting for process {holder}, which installs engine and model"
-            _log.info("bootstrap", step=message)
-            reporter.say(message, downloading=True)
-        await asyncio.sleep(_LOCK_INTERVAL)
-    return waited
+@asynccontextmanager
+async def _locked(context: InstallContext) -> AsyncIterator[bool]:
+    """Hold the install lock, and let others see how far the work is. Yield whether another process held it before."""
+    with LockFile(context.paths.install_lock) as lock:
+        waited = False
+        while not lock.try_acquire():
+            waited = True
+            # A process that has just taken the lock may not have written its pid yet.
+            if (holder := lock.holder()) is not None:
+                context.reporter.relay(context.paths.install_progress, holder)
+            await asyncio.sleep(_LOCK_INTERVAL)
+        with context.reporter.shared(context.paths.install_progress):
+            yield waited
 
 
 def _check_build(spec: ModelSpec, engine: Engine | None) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+
+import msgspec
 
 from runed.errors import printable
+from runed.files import read_record
 from runed.log import get_logger
 
 _INTERVAL = 0.2
@@ -44,6 +50,16 @@ class Progress:
     downloading: bool = False
 
 
+class _Shared(msgspec.Struct, frozen=True):
+    """The progress of one process as others read it."""
+
+    pid: int
+    phase: Phase
+    done: int
+    total: int
+    message: str
+
+
 class ProgressReporter:
     """Passes progress on, a few times a second at most.
 
@@ -61,6 +77,39 @@ class ProgressReporter:
         self._logged_tenth = 0
         self._reported_at = 0.0
         self._late: asyncio.TimerHandle | None = None
+        self._file: Path | None = None
+        self._relayed: object = None
+
+    @contextmanager
+    def shared(self, file: Path) -> Iterator[None]:
+        """Write the progress to a file, too, for the time of a `with` block. Others show it by `relay`."""
+        self._file = file
+        try:
+            yield
+        finally:
+            self._file = None
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
+    def relay(self, file: Path, holder: int) -> None:
+        """Report how far another process is, if it has told anything new.
+
+        Args:
+            file: The file that it writes; see `shared`.
+            holder: Its process id.
+        """
+        seen = read_record(file, _Shared)
+        if seen is not None and seen.pid != holder:
+            seen = None
+        if self._relayed == (holder, seen):
+            return
+        if self._relayed is None or seen is None:
+            _log.info("bootstrap", step=f"waiting for process {holder}, which installs engine and model")
+        self._relayed = holder, seen
+        if seen is not None:
+            self._phase, self._done, self._total = seen.phase, seen.done, seen.total
+        told = f": {seen.message}" if seen else ""
+        self.say(f"waiting for process {holder}, which installs engine and model{told}", downloading=True)
 
     def begin(self, phase: Phase, step: str, *, total: int | None = None, downloading: bool = False) -> None:
         """Begin a step, which `step` describes: a download, whose `total` bytes may not be known, or other work."""
@@ -98,6 +147,10 @@ class ProgressReporter:
         self._downloading |= downloading
         self._reported_at = time.monotonic()
         self._report(Progress(self._phase, self._done, self._total, printable(message), self._downloading))
+        if self._file is not None:
+            shared = _Shared(os.getpid(), self._phase, self._done, self._total, printable(message))
+            with suppress(OSError):  # such as a full disk, which the installation itself will meet
+                self._file.write_bytes(msgspec.json.encode(shared))
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._reported_at >= _INTERVAL

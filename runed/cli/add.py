@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from runed.bootstrap.shelf import add_entry
-from runed.cli.boundary import ExitCode, tell
+from runed.cli.boundary import ExitCode, tell, tell_json
 from runed.cli.catalog import kind_of, open_catalog, pooling_of, quoted, tell_of_daemon, tell_of_use
 from runed.cli.install import open_home
-from runed.cli.options import whole_number
+from runed.cli.options import add_json, whole_number
 from runed.cli.own_onnx import read_onnx
 from runed.domain.model import RANK, ModelInfo, OwnTraits
 from runed.domain.names import name_of_file
@@ -34,6 +34,9 @@ examples:
   runed add ~/models/e5-base-v2.f16.gguf --name e5
   runed add mine.gguf --name mine --query-prompt "query: "
   runed use mine
+
+with --json, standard output is one JSON object: name, path, kind, architecture,
+file_type, dimensions (0 for a reranker), pooling, query_prompt, document_prompt
 """
 
 
@@ -50,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--document-prompt", metavar="TEXT", help="the text in front of a document")
     add("--default-instruction", metavar="TEXT", help="the instruction of a query that names none")
     add("--min-dimensions", type=whole_number, metavar="N", help="the fewest values of a shortened vector (Matryoshka)")
+    add_json(parser)
     add("--keep-alive", metavar="TIME", help='when its engine is stopped, such as "30m"; 0 for never')
 
 
@@ -83,6 +87,22 @@ def run(arguments: argparse.Namespace) -> int:
     if info.pooling == RANK and own != OwnTraits():
         raise SettingsError(f"the model {path} is a reranker, which has no prompts and no dimensions; leave their options out")
     add_entry(settings, paths, open_catalog(settings, paths), name, entry)
+    if arguments.json:
+        traits = traits_of(info, None, own)
+        tell_json(
+            {
+                "name": name,
+                "path": str(path),
+                "kind": kind_of(info),
+                "architecture": info.architecture,
+                "file_type": info.file_type,
+                "dimensions": 0 if info.pooling == RANK else info.dim,
+                "pooling": info.pooling,
+                "query_prompt": traits.query_prompt,
+                "document_prompt": traits.document_prompt,
+            }
+        )
+        return ExitCode.OK
     told = f"added     {name}: {info.name}, {info.architecture}, {info.file_type}"
     if info.pooling == RANK:
         tell(f"{told}, reranks documents")

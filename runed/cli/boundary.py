@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     NOT_RUNNING = 3
+    DEGRADED = 4
     INTERRUPTED = 130
 
 
@@ -33,6 +34,7 @@ exit codes:
   1    refused or failed; the line on standard error says why
   2    wrong usage, or a setting that cannot be used
   3    no daemon runs, and the command does not start one
+  4    it runs, but something of it is broken (`runed status`, `runed doctor`)
   130  interrupted by Ctrl-C; 128 + N: ended by signal N
 """
 
@@ -91,6 +93,13 @@ def guarded(command: Callable[[], int]) -> int:
 def tell(text: str) -> None:
     """Print lines for the user on standard output. Names in them cannot steer the terminal."""
     print(printable(text, keep=_KEPT))
+
+
+def tell_json(document: object) -> None:
+    """Print a document for programs on standard output."""
+    import json  # noqa: PLC0415 # 5 ms that a command which prints words does not spend
+
+    print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def complain(message: str) -> None:

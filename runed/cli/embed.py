@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import runed
 from runed.cli.boundary import ExitCode, complain
+from runed.cli.completing import completes_models
 from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
@@ -19,21 +22,23 @@ from runed.jobs import inputs
 from runed.jobs.folders import is_many
 from runed.jobs.formats import ENCODERS
 from runed.jobs.input_files import STANDARD_STREAM
-from runed.jobs.inputs import INPUT_FORMATS, Columns, Source
-from runed.jobs.outputs import descriptor_of
+from runed.jobs.inputs import INPUT_FORMATS, Batch, Columns, Source, format_of
+from runed.jobs.job import JobResult
+from runed.jobs.keeping import kept_columns
+from runed.jobs.outputs import descriptor_of, is_finished
 from runed.jobs.partition import FileOptions, PartitionJob, run_here
-from runed.jobs.runner import JobResult, run_job
+from runed.jobs.runner import run_job
 
 BAR_TEXTS = 32
-"""Texts of the largest job without a bar. It ends before a bar could be read."""
+"""Texts of the largest job without a bar, and without a word at its end if its vectors go to standard output."""
 
 DESCRIPTION = """\
 Turn texts into vectors, starting the daemon if none runs.
 
 Texts are the arguments, or the lines of files or of standard input (UTF-8, one
-text a line). With --batch, they are read from a file of JSON lines, CSV, TSV,
-Parquet or lines, which may be of any size, or from all files of a directory or
-a glob. An empty text is refused, since line and row numbers would no longer
+text a line). With --batch, they are read from a file of JSON, CSV, TSV, Parquet
+or lines, which may be of any size, or from all files of a directory or a glob.
+An empty text is refused, since line and row numbers would no longer
 agree. All of a file is read and checked before its first text is embedded.
 """
 
@@ -41,9 +46,11 @@ EPILOG = """\
 input of --batch, chosen by the extension or --input-format:
   jsonl    a JSON string a line, or an object with "text" and maybe "id";
            other members may hold anything, and blank lines are ignored
+  json     an array of the same, or JSON lines
   csv      a header, then rows; .tsv is the same with tabs; --delimiter ";"
   parquet  needs `pip install 'runed[parquet]'`
   lines    .txt: a text a line
+  Without an extension, and on standard input, it is jsonl.
   --text-column and --id-column name other columns or members.
   Files that are compressed by gzip or zstd are decompressed, also behind
   --file. UTF-16 with a byte order mark is read as well as UTF-8.
@@ -57,22 +64,28 @@ output:
            one line a text, written as it comes
   npy      a NumPy array, float32, one row a text
   parquet  index, id (a string), token_count, error, embedding; the fingerprint
-           is in the metadata, as "runed.fingerprint"
+           is in the metadata, as "runed.fingerprint"; --keep adds columns of
+           the input, texts where that is not Parquet
   "index" counts the texts from 0; "id" follows it where the input gave one.
   "total_token_count" follows "token_count" where a text was truncated.
   Vectors have L2 norm 1. Those of different fingerprints cannot be compared.
 
-  FILE appears under its name only when it is complete. A pipe, a device or
+  A FILE that exists is not replaced without --overwrite, and a new one appears
+  under its name only when it is complete. A pipe, a device or
   /dev/fd/N is written to at once. Incomplete vectors there and on
   standard output cannot be parsed (json, npy, parquet), or end with the line
   {"error": {"reason": ..., "message": ...}} (jsonl); the exit code is not 0.
   With --keep-going, a text without a vector has "error" instead of "embedding"
   (json, jsonl), a row of NaN (npy) or null (parquet); the exit code is 1.
+  At the end, standard error has a line with the number of texts and tokens, the
+  time and the rate. With --json, standard output has it as an object:
+  {"output": "all.npy", "texts": 1000, "before": 0, "tokens": 21034,
+   "seconds": 4.1, "texts_per_second": 243.9, "cached": 12, "errors": 0}
 
 long jobs:
   If --batch to FILE is interrupted, by Ctrl-C, a crash or a power failure, the
   finished vectors stay in FILE.part. The same command with --resume goes on
-  from there. Without a FILE.part, it begins.
+  from there. Without a FILE.part, it begins, or says that FILE is complete.
 
 many files:
   --batch takes a directory, a glob in quotes ("**" means any directories), or a
@@ -92,6 +105,7 @@ examples:
   cut -f2 table.tsv | runed embed --format jsonl | gzip > vectors.jsonl.gz
   runed embed --batch texts.jsonl   with lines {"id": 7, "text": "..."} or "..."
   runed embed --batch all.csv --text-column body -o all.parquet --resume
+  runed embed --batch rows.parquet --keep all -o vectors.parquet
   runed embed --batch 'in/*.parquet' -o out/ --resume
 """
 
@@ -107,7 +121,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--batch",
         metavar="FILE",
-        help="a file of any size, or -; JSON lines unless its extension says otherwise; or many files",
+        help="a file of any size, or -, or many files; its extension tells the format",
     )
     add("--input-format", choices=INPUT_FORMATS, help="the format of the --batch file")
     add("--text-column", metavar="NAME", help="where --batch has the texts (default: text)")
@@ -115,16 +129,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--delimiter", type=_delimiter, metavar="CHAR", help='what separates the columns of a table of text, such as ";" or tab'
     )
-    add("--model", metavar="NAME", help="the model; `runed models` lists them (default: the daemon's default model)")
+    add("--keep", action="append", metavar="COLUMN", help="keep a column of the input in Parquet output; all means all of them")
+    completes_models(
+        add("--model", metavar="NAME", help="the model; `runed models` lists them (default: the daemon's default model)")
+    )
     add("--role", choices=("query", "document"), help="the purpose of the texts; the model's own prompt for it is put in front")
     add("--instruction", default="", metavar="TEXT", help="the task of a query, in one English sentence")
     add("--dimensions", type=positive_number, metavar="N", help="shorten the vectors to N values, where the model allows it")
     add("--truncate", choices=("none", "end", "start"), default="none", help="cut a text that is too long (default: refuse it)")
     add("--keep-going", action="store_true", help="record texts that cannot be embedded instead of stopping at the first")
     add("--format", choices=ENCODERS, help="default: by the extension of --output, else json")
+    add("--json", action="store_true", help="for programs: --format json; with --output, what was done as a JSON object")
     add("-o", "--output", default=STANDARD_STREAM, metavar="FILE", help="default: - , standard output")
     add("--resume", action="store_true", help="go on with an interrupted --batch to FILE; no text is done twice or lost")
-    add("--overwrite", action="store_true", help="throw away the FILE.part of an interrupted --batch, and start anew")
+    add("--overwrite", action="store_true", help="replace FILE, and throw away the FILE.part of an interrupted job")
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -135,7 +153,13 @@ def run(arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
     if arguments.batch is not None and is_many(arguments.batch):
         return _run_many(arguments)
+    source_path = arguments.batch or STANDARD_STREAM
+    if not arguments.overwrite and is_finished(arguments.output, source_path, resume=arguments.resume):
+        complain(f"{arguments.output} is complete already, so there is nothing to do; --overwrite makes it anew")
+        return ExitCode.OK
+    _hint_at_files(arguments)
     with _open_source(arguments) as source, ProgressDisplay() as display:
+        kept = kept_columns(source, arguments.keep) if arguments.keep and isinstance(source, Batch) else None
         result = run_job(
             source,
             arguments.output,
@@ -150,10 +174,12 @@ def run(arguments: argparse.Namespace) -> int:
             keep=arguments.batch is not None,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
+            kept=kept,
             on_progress=_shown_on(display, to_terminal=arguments.output == STANDARD_STREAM and sys.stdout.isatty()),
             on_complaint=complain,
         )
-    return _judged(result)
+    told = result.count > BAR_TEXTS or not _is_stream(arguments.output)
+    return _judged(result, arguments.output, told=told, as_json=arguments.json)
 
 
 def _run_many(arguments: argparse.Namespace) -> int:
@@ -166,6 +192,7 @@ def _run_many(arguments: argparse.Namespace) -> int:
         "id_column": arguments.id_column,
         "delimiter": arguments.delimiter,
         "output_format": arguments.format,
+        "keep": arguments.keep,
         "role": arguments.role,
         "instruction": arguments.instruction,
         "dimensions": arguments.dimensions,
@@ -190,15 +217,64 @@ def _run_many(arguments: argparse.Namespace) -> int:
             on_progress=lambda done, total: display.update(step, done, total, unit="texts"),
             on_complaint=complain,
         )
-    return _judged(result)
+    return _judged(result, arguments.output, told=True, as_json=arguments.json)
 
 
-def _judged(result: JobResult) -> int:
-    """Tell how many texts have no vector, and return the exit code."""
-    if result.failed:
+def _judged(result: JobResult, output: str, *, told: bool, as_json: bool) -> int:
+    """Tell what was done, and return the exit code.
+
+    Args:
+        result: The result.
+        output: The output.
+        told: Whether there is something to tell. A few vectors on standard output speak for themselves.
+        as_json: Whether the user wants it as JSON on standard output, if no vectors are there.
+    """
+    if as_json and output != STANDARD_STREAM:
+        print(json.dumps(_as_dict(result, output)))
+    elif told and result.before < result.count:
+        complain(_summary(result, output))
+    elif result.failed:
         complain(f"{result.failed:,} of {result.count:,} texts have no vector")
-        return ExitCode.FAILED
-    return ExitCode.OK
+    return ExitCode.FAILED if result.failed else ExitCode.OK
+
+
+def _as_dict(result: JobResult, output: str) -> dict[str, object]:
+    return {
+        "output": output,
+        "texts": result.count,
+        "before": result.before,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 3),
+        "texts_per_second": round((result.count - result.before) / result.seconds, 1) if result.seconds else 0.0,
+        "cached": result.cached,
+        "errors": result.failed,
+    }
+
+
+def _summary(result: JobResult, output: str) -> str:
+    texts = _counted(result.count, "text")
+    if result.before:
+        texts += f" ({result.before:,} of them by an earlier run)"
+    rate = f" ({(result.count - result.before) / result.seconds:,.0f} texts/s)" if result.seconds else ""
+    place = "standard output" if output == STANDARD_STREAM else output
+    return (
+        f"{texts}, {_counted(result.tokens, 'token')}, {result.seconds:,.1f} s{rate}, {result.cached:,} cached, "
+        f"{_counted(result.failed, 'error')}, to {place}"
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _hint_at_files(arguments: argparse.Namespace) -> None:
+    """Tell a user whose only text is the name of a file how to embed the texts in it."""
+    (text,) = arguments.texts if len(arguments.texts) == 1 else ("",)
+    if text != STANDARD_STREAM and os.path.isfile(text):  # noqa: PTH113 # `Path` fails for a text that is too long for a name
+        option = "-f" if format_of(text) in {None, "lines"} else "--batch"
+        complain(
+            f"{text} is a file, and its name is embedded here; for the texts in it: runed embed {option} {shlex.quote(text)}"
+        )
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
@@ -208,7 +284,7 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("give the texts as arguments, by --file or by --batch, not by several of them")
     if not any(sources) and (sys.stdin is None or sys.stdin.isatty()):
         refuse('there is no text; try: runed embed "hello world"')
-    only_batch = ("input_format", "text_column", "id_column", "delimiter", "resume", "overwrite")
+    only_batch = ("input_format", "text_column", "id_column", "delimiter", "keep", "resume")
     if arguments.batch is None and (given := next((name for name in only_batch if getattr(arguments, name)), None)):
         refuse(f"--{given.replace('_', '-')} is for --batch")
     if arguments.whole and arguments.batch is not None:
@@ -217,13 +293,19 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         refuse("--text-column and --id-column name the same column")
     if arguments.instruction and arguments.role != "query":
         refuse("--instruction is for --role query")
+    _check_output_usage(arguments, refuse)
+
+
+def _check_output_usage(arguments: argparse.Namespace, refuse: Callable[[str], None]) -> None:
     if any(_is_same_file(path, arguments.output) for path in _input_paths(arguments)):
         refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:
         refuse("give --resume or --overwrite, not both")
     is_one = arguments.batch is None or not is_many(arguments.batch)
     if (arguments.resume or arguments.overwrite) and is_one and _is_stream(arguments.output):
-        refuse("only a job with --output FILE can be resumed")
+        refuse("only a job with --output FILE can be resumed or overwritten")
+    if arguments.json and arguments.output == STANDARD_STREAM and arguments.format not in {None, "json"}:
+        refuse("--json means --format json on standard output; leave one of the two out, or add --output FILE")
 
 
 def _delimiter(value: str) -> str:

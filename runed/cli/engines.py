@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
@@ -13,9 +12,6 @@ from runed.settings import ONNX, Settings
 
 if TYPE_CHECKING:
     from runed.bootstrap import EngineComparison
-
-_SAME = 0.9999
-"""Cosine from which on vectors count as the same."""
 
 
 def comparison_of(paths: Paths, sha256: str) -> EngineComparison | None:
@@ -37,13 +33,4 @@ def engine_of(settings: Settings, spec: ModelSpec, comparison: EngineComparison 
 
 def reason_for(engine: str, comparison: EngineComparison | None) -> str:
     """Return why an engine serves a model, as a clause that follows its name; "" if no comparison decides."""
-    if comparison is None or (engine == ONNX_RUNTIME) != comparison.chooses_onnx:
-        return ""
-    if comparison.objection:
-        return f"since {ONNX_RUNTIME} cannot serve the model: {comparison.objection}"
-    if not (figures := comparison.figures):
-        return ""
-    near = ""
-    if 0 < comparison.cosine < _SAME:
-        near = f", vectors of the two have a cosine of {math.floor(comparison.cosine * 1e5) / 1e5:.5f} or more"
-    return f"the faster one: {figures}{near}, as measured at {comparison.compared_at} (`runed bench --reset` undoes that)"
+    return "" if comparison is None else comparison.reason_for(engine)

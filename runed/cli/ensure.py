@@ -11,6 +11,7 @@ from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import seconds
 from runed.cli.watching import watched
 from runed.errors import DeadlineExceededError, RunedError, SettingsError, UnimplementedError
+from runed.lifecycle.hold import lift_hold
 from runed.lifecycle.presence import Condition, Presence
 from runed.lifecycle.spawn import DaemonHandle, ensure_daemon
 from runed.paths import Paths
@@ -33,6 +34,10 @@ START_SECONDS = 60.0
 """Seconds that the start of a daemon may take if the user names no time."""
 
 EPILOG = """\
+examples:
+  runed ensure
+  runed ensure --warm && python my_program.py
+
 with --json, standard output is one line of JSON, whatever happens:
   {"socket": "/home/me/.runed/embedding.sock", "pid": 4711, "version": "0.1.0",
    "started": true}
@@ -40,6 +45,11 @@ with --json, standard output is one line of JSON, whatever happens:
 the exit code is 0, 1 or, for a bad setting, 2. version is null if the daemon
 that listens has left no record, and pid if its process cannot be seen from
 here. started is true if this call started the daemon.
+
+examples:
+  runed ensure
+  runed ensure --warm        and load the engine ahead of the first text
+  runed ensure --anyway      also if `runed stop --for` keeps it stopped
 """
 
 
@@ -48,6 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     parser.add_argument("--json", action="store_true", help="for programs: one line of JSON on standard output")
+    parser.add_argument(
+        "--anyway", action="store_true", help="start it although `runed stop --for` keeps it stopped; this ends that"
+    )
     waits = parser.add_mutually_exclusive_group()
     waits.add_argument("--wait", action="store_true", help="wait until embeddings are answered")
     waits.add_argument("--warm", action="store_true", help="wait until the engine is loaded")
@@ -64,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     try:
         settings = load_settings()
+        if arguments.anyway:
+            lift_hold(Paths(settings.home).hold)
         with watched(Paths(settings.home), patience=None):
             handle = ensure_daemon(settings, timeout=arguments.timeout or START_SECONDS, minimum_version=__version__)
         if handle.pid is not None and is_stopped(handle.pid):

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.boundary import ExitCode, complain, tell, tell_json
+from runed.cli.options import add_json
 from runed.cli.progress import ProgressDisplay
 from runed.domain.engines import ONNX_RUNTIME
 from runed.files import write_atomically
+from runed.locking import LockFile
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.settings import Settings, load_settings
 
@@ -32,6 +34,9 @@ examples:
   runed install
   RUNED_MODEL_VARIANT=qwen3-embedding-0.6b.f16 runed install    another model
   runed install --reset && runed stop    try again what failed before
+
+with --json, standard output is one JSON object: engine, device, model, launcher
+and warnings; device and model are missing if the engine is on another machine
 """
 
 
@@ -39,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
+    add_json(parser)
     parser.add_argument("--reset", action="store_true", help="forget which devices and engines failed on this machine")
 
 
@@ -49,24 +55,36 @@ def run(arguments: argparse.Namespace) -> int:
         for file in (paths.device_failures, paths.engine_comparisons):
             file.unlink(missing_ok=True)
     if url := _url_of_default(settings):
-        tell(f"engine    on another machine, {url}")
-        tell(f"launcher  {_write_launcher(paths)}")
+        facts = {"engine": f"on another machine, {url}", "launcher": str(_write_launcher(paths))}
+        _tell(facts, [], as_json=arguments.json)
         return ExitCode.OK
     with ProgressDisplay(keep=True) as display:
         installation = install_shown(settings, paths, display)
     launcher = _write_launcher(paths)
-    for warning in installation.warnings:
-        complain(warning)
+    warnings = list(installation.warnings)
     if installation.llama_server is None:
         from runed.backends.onnx.availability import missing  # noqa: PLC0415 # most homes have a llama-server
 
         if absent := missing():
-            complain(f"the model cannot be served yet: {absent}")
-    tell(f"engine    {installation.llama_server or ONNX_RUNTIME}")
-    tell(f"device    {'the processors' if installation.device.is_cpu else installation.device}")
-    tell(f"model     {installation.model}")
-    tell(f"launcher  {launcher}")
+            warnings.append(f"the model cannot be served yet: {absent}")
+    facts = {
+        "engine": str(installation.llama_server or ONNX_RUNTIME),
+        "device": "the processors" if installation.device.is_cpu else str(installation.device),
+        "model": str(installation.model),
+        "launcher": str(launcher),
+    }
+    _tell(facts, warnings, as_json=arguments.json)
     return ExitCode.OK
+
+
+def _tell(facts: dict[str, str], warnings: list[str], *, as_json: bool) -> None:
+    """Print what is installed."""
+    if as_json:
+        tell_json(facts | {"warnings": warnings})
+        return
+    for warning in warnings:
+        complain(warning)
+    tell("\n".join(f"{name:<9} {value}" for name, value in facts.items()))
 
 
 def open_home(log: str = "") -> tuple[Settings, Paths]:
@@ -97,7 +115,24 @@ def install_shown(settings: Settings, paths: Paths, display: ProgressDisplay, wa
     def report(progress: Progress) -> None:
         display.update(progress.phase.value, progress.bytes_done, progress.bytes_total, detail=progress.message)
 
-    return asyncio.run(install(settings, paths, report=report, check_model=check_model, wanted=wanted))
+    try:
+        return asyncio.run(install(settings, paths, report=report, check_model=check_model, wanted=wanted))
+    except KeyboardInterrupt:
+        display.drop()
+        complain(_after_interrupt(paths))
+        raise
+
+
+def _after_interrupt(paths: Paths) -> str:
+    """Return what becomes of a download that the user has interrupted."""
+    from runed.client.progress import GOES_ON  # noqa: PLC0415 # nothing of this is needed without Ctrl-C
+    from runed.lifecycle.spawn import find_process  # noqa: PLC0415
+
+    lock = LockFile(paths.install_lock)
+    if not lock.is_held():
+        return "what was fetched is kept, and the same command goes on from there"
+    daemon = find_process(paths)
+    return GOES_ON if daemon and daemon.pid == lock.holder() else f"process {lock.holder()} goes on with the installation"
 
 
 def _url_of_default(settings: Settings) -> str:

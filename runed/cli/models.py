@@ -22,6 +22,10 @@ is fetched by the first text, too. No daemon is started or asked.
 """
 
 EPILOG = """\
+examples:
+  runed models
+  runed models --json | jq -r '.[] | select(.installed).name'
+
 A name without its variant, as in "qwen3-embedding-0.6b", means the first
 variant of its family in the list.
 

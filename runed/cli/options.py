@@ -5,6 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 
+from runed.errors import SettingsError
+from runed.setting_values import duration as parse_duration
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option --json of a command that tells one thing."""
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
+
 
 def whole_number(value: str) -> int:
     """Parse a whole number of at least 0."""
@@ -28,4 +36,15 @@ def seconds(value: str) -> float:
         number = math.nan
     if not (math.isfinite(number) and number > 0):
         raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    return number
+
+
+def duration(value: str) -> float:
+    """Parse a duration above 0, such as "10m", in seconds."""
+    try:
+        number = parse_duration(value, "")
+    except SettingsError:
+        number = 0.0
+    if not number:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a duration above 0, such as 90s, 10m or 1h30m")
     return number

@@ -11,9 +11,13 @@ from runed.cli.boundary import complain
 from runed.errors import printable
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress, Task, TaskID
 
 _MEGABYTE = 1_000_000
+_STYLE = "green"
+"""The colour of marks and bars. It can be read on light and on dark terminals, and all words have the terminal's own colour."""
+
 _DIGITS = re.compile(r"\d+")
 
 
@@ -60,9 +64,18 @@ class ProgressDisplay:
         if (step, total > 0) != (self._step, self._counted) or self._task is None:
             self._end_step()
             self._step, self._counted = step, total > 0
-            self._task = self._bars.add_task(detail, total=total or None, completed=done, amount=amount)
+            self._task = self._bars.add_task(
+                detail, total=total or None, completed=done, amount=amount, counted=total > 0, ended=False
+            )
         else:
             self._bars.update(self._task, description=detail, completed=done, total=total or None, amount=amount)
+
+    def drop(self) -> None:
+        """Remove the bar of the present step, which was interrupted, and release the terminal."""
+        if self._bars is not None and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+        self.close()
 
     def close(self) -> None:
         """End the last step and release the terminal. A later update shows a new bar."""
@@ -98,7 +111,7 @@ class ProgressDisplay:
             self._bars.remove_task(self._task)
         else:
             total = task.total or 1
-            self._bars.update(self._task, total=total, completed=total)
+            self._bars.update(self._task, total=total, completed=total, ended=True)
         self._task = None
 
     def __enter__(self) -> Self:
@@ -107,23 +120,37 @@ class ProgressDisplay:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if exc is not None and self._bars is not None and self._task is not None:
-            # A step that failed or was interrupted must not be marked as done.
-            self._bars.remove_task(self._task)
-            self._task = None
-        self.close()
+        if exc is not None:
+            self.drop()  # a step that failed or was interrupted must not be marked as done
+        else:
+            self.close()
 
 
 def _make_bars(*, keep: bool) -> Progress:
-    from rich.console import Console  # noqa: PLC0415 # 60 ms that a command which does not wait does not spend
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415 # as above
+    # 60 ms that a command which does not wait does not spend.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+    from rich.theme import Theme  # noqa: PLC0415
+
+    class Mark(SpinnerColumn):
+        """A spinner until the step has ended: a full bar may be followed by work such as a check."""
+
+        def render(self, task: Task) -> RenderableType:
+            return Text("✓", style=_STYLE) if task.fields["ended"] else self.spinner.render(task.get_time())
+
+    class Remaining(TimeRemainingColumn):
+        """The time that is left of a download or a job. Other work has none, and what has ended needs none."""
+
+        def render(self, task: Task) -> Text:
+            return super().render(task) if task.fields["counted"] and not task.finished else Text()
 
     return Progress(
-        SpinnerColumn(finished_text="✓"),
+        Mark(style=_STYLE),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(style="dim", complete_style=_STYLE, finished_style=_STYLE, pulse_style=_STYLE),
         TextColumn("{task.fields[amount]}", markup=False),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+        Remaining(),
+        console=Console(stderr=True, theme=Theme({"progress.remaining": "none"})),
         transient=not keep,
     )

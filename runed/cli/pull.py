@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from runed.bootstrap.hub import is_hub_file
 from runed.bootstrap.shelf import add_entry, held, hub_spec, remove_file
-from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.boundary import ExitCode, complain, tell, tell_json
 from runed.cli.catalog import kind_of, megabytes, open_catalog, tell_of_daemon, tell_of_use
+from runed.cli.completing import completes_models
 from runed.cli.install import install_shown, open_home
+from runed.cli.options import add_json
 from runed.cli.progress import ProgressDisplay
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
@@ -36,6 +38,9 @@ everybody may read; it is sent to the hub alone.
 examples:
   runed pull bge-m3
   runed pull hf:owner/repository/model.Q8_0.gguf@main --name mine
+
+with --json, standard output is one JSON object: name, path, size (in bytes),
+sha256, default (whether requests that name no model mean it)
 """
 
 
@@ -43,7 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
-    parser.add_argument("model", metavar="NAME", help="a model of the list, or hf:owner/repository/file.gguf@revision")
+    completes_models(
+        parser.add_argument("model", metavar="NAME", help="a model of the list, or hf:owner/repository/file.gguf@revision")
+    )
+    add_json(parser)
     parser.add_argument("--name", default="", help="what to call a file of the hub (default: as the file, in small letters)")
     parser.set_defaults(usage_error=parser.error)
 
@@ -57,18 +65,25 @@ def run(arguments: argparse.Namespace) -> int:
     catalog = open_catalog(settings, paths)
     spec = hub_spec(catalog, arguments.model, arguments.name) if from_hub else catalog.find(arguments.model)
     missing = held(paths, spec).size is None
+    say = complain if arguments.json else tell
     if missing and spec.notice:
-        tell(f"{spec.name} is under the licence {spec.notice}; whoever uses the model accepts it")
+        say(f"{spec.name} is under the licence {spec.notice}; whoever uses the model accepts it")
     elif missing and from_hub:
-        tell(f"the page of its repository tells the licence of {spec.source}")
+        say(f"the page of its repository tells the licence of {spec.source}")
     with ProgressDisplay(keep=True) as display:
         installation = install_shown(settings, paths, display, spec)
     for warning in installation.warnings:
         complain(warning)
     if from_hub and not spec.sha256:
         spec = _record(settings, paths, catalog, spec, installation.model_sha256)
-        tell(f"recorded  {installation.model_sha256} as its SHA-256; every later download must have it")
-        tell_of_daemon(paths)
+        if not arguments.json:
+            tell(f"recorded  {installation.model_sha256} as its SHA-256; every later download must have it")
+            tell_of_daemon(paths)
+    if arguments.json:
+        place, default = installation.model, spec is catalog.default
+        facts = {"name": spec.name, "path": str(place), "size": place.stat().st_size, "sha256": installation.model_sha256}
+        tell_json(facts | {"default": default})
+        return ExitCode.OK
     tell(f"model     {installation.model}, {megabytes(installation.model.stat().st_size)}")
     tell(f"sha256    {installation.model_sha256}")
     if spec is catalog.default:

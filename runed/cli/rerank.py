@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import runed
 from runed.cli.boundary import ExitCode
+from runed.cli.completing import completes_models
 from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
@@ -52,7 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("query", metavar="QUERY", help="the question or search phrase")
     add("file", nargs="?", default=STANDARD_STREAM, metavar="FILE", help="the documents; default: - , standard input")
     add("-n", "--top-n", type=positive_number, metavar="N", help="show the N best documents (default: all)")
-    add("--model", default="", metavar="NAME", help="the reranker (default: the only one that the daemon has)")
+    completes_models(
+        add("--model", default="", metavar="NAME", help="the reranker (default: the only one that the daemon has)")
+    )
     add("--input-format", choices=INPUT_FORMATS, help="the format of the documents (default: by the extension, else lines)")
     add("--text-column", metavar="NAME", help="where rows have the documents (default: text)")
     add("--id-column", metavar="NAME", help="where rows have ids (default: id, if there)")
@@ -60,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--truncate", choices=("none", "end", "start"), default="none", help="cut a document that is too long (default: refuse)"
     )
     add("--format", choices=FORMATS, default="text", help="default: text")
+    add("--json", dest="format", action="store_const", const="json", help="for programs: the same as --format json")
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -76,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
             model=arguments.model,
             truncate=arguments.truncate,
         )
-    rows = [_row(result, *items[result.index]) for result in ranked]
+    from runed.float_json import shorten_floats  # noqa: PLC0415 # it imports NumPy
+
+    scores = shorten_floats([result.score for result in ranked])
+    rows = [_row(result, score, *items[result.index]) for result, score in zip(ranked, scores, strict=True)]
     if arguments.format == "json":
         print(json.dumps(rows, ensure_ascii=False))
     for row in rows:
@@ -99,6 +106,6 @@ def _documents(arguments: argparse.Namespace) -> Iterator[tuple[int, Item]]:
             yield index, item
 
 
-def _row(result: runed.RerankResult, index: int, item: Item) -> dict[str, object]:
+def _row(result: runed.RerankResult, score: float, index: int, item: Item) -> dict[str, object]:
     known = {"id": json.loads(item.id)} if item.id else {}
-    return {"index": index, **known, "score": result.score, "document": result.document}
+    return {"index": index, **known, "score": score, "document": result.document}

@@ -6,9 +6,11 @@ import argparse
 
 from runed.backends.onnx.graph_folder import remove_graphs
 from runed.bootstrap.shelf import remove, served_sha256
-from runed.cli.boundary import ExitCode, tell
+from runed.cli.boundary import ExitCode, tell, tell_json
 from runed.cli.catalog import megabytes, open_catalog
+from runed.cli.completing import completes_models
 from runed.cli.install import open_home
+from runed.cli.options import add_json
 from runed.cli.waiting import ANSWER_SECONDS
 from runed.client.look import models_in_use
 from runed.domain.model_spec import ModelSpec
@@ -23,11 +25,21 @@ of your own stays where it is. A model that the daemon has loaded is not
 removed.
 """
 
+EPILOG = """\
+examples:
+  runed rm bge-m3
+
+with --json, standard output is one JSON object: removed (its name), freed (in
+bytes), and kept, the path of a file of your own
+"""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = DESCRIPTION
-    parser.add_argument("name", metavar="NAME", help="a name or an alias of `runed models`")
+    parser.epilog = EPILOG
+    completes_models(parser.add_argument("name", metavar="NAME", help="a name or an alias of `runed models`"))
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     freed = remove(settings, paths, catalog, spec)
     if sha256:
         freed += remove_graphs(paths, sha256)
+    if arguments.json:
+        tell_json({"removed": spec.name, "freed": freed, "kept": str(spec.path or "")})
+        return ExitCode.OK
     kept = f"; the file {spec.path} stays" if spec.path else ""
     tell(f"removed {spec.name}{f', {megabytes(freed)}' if freed else ''}{kept}")
     if spec is catalog.default:

@@ -9,6 +9,7 @@ from pathlib import Path
 from runed.bootstrap.shelf import held, recorded_sha256
 from runed.cli.boundary import ExitCode, tell
 from runed.cli.catalog import megabytes, open_catalog, origin_of, pooling_of, quoted
+from runed.cli.completing import completes_models
 from runed.cli.models import as_dict, next_engine
 from runed.cli.own_onnx import read_onnx
 from runed.domain.model import ModelInfo, ModelTraits
@@ -27,6 +28,10 @@ of it. No daemon is started or asked.
 """
 
 EPILOG = """\
+examples:
+  runed show bge-m3
+  runed show bge-m3 --json | jq -r .sha256
+
 with --json, standard output is the object of `runed models --json`, and:
   sha256               "" if it is not known yet
   pooling              "" if only the file tells
@@ -39,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
-    parser.add_argument("name", metavar="NAME", help="a name or an alias of `runed models`")
+    completes_models(parser.add_argument("name", metavar="NAME", help="a name or an alias of `runed models`"))
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
 
 

@@ -6,16 +6,15 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
-import runed
+import msgspec
+
 from runed.cli.boundary import ExitCode, complain, tell
-from runed.cli.engines import comparison_of, reason_for
-from runed.cli.waiting import ANSWER_SECONDS, PHASES
-from runed.client.calls.patience import Deadline
-from runed.client.look import look
-from runed.domain.engines import LLAMA_SERVER, ONNX_VERSIONS, engine_name
+from runed.domain.engines import ONNX_VERSIONS, engine_name
 from runed.errors import DaemonUnavailableError, DeadlineExceededError
+from runed.lifecycle.asking import ANSWER_SECONDS, Connected, Health, Info, Lane, Model, Setting, look
+from runed.lifecycle.hold import read_hold
 from runed.lifecycle.presence import Condition, Presence, observe
 from runed.lifecycle.record import DaemonRecord
 from runed.lifecycle.spawn import find_process
@@ -25,11 +24,16 @@ from runed.settings import load_settings
 
 DESCRIPTION = """\
 Show what the daemon is doing and what it costs. Never starts a daemon and never
-wakes a suspended engine. Exits with 3 if none runs, and with 1 if one runs but
-does not answer within 5 seconds.
+wakes a suspended engine.
 """
 
 EPILOG = """\
+exit codes:
+  0  a daemon runs, and embeds or will (it may be starting or asleep)
+  1  one runs, but does not answer within 5 seconds
+  3  none runs
+  4  one runs, but embeddings fail; the line `state` says why
+
 with --json, standard output is one JSON object with the fields of the calls
 Info and Health (see runed.proto), and:
   running              whether a daemon runs
@@ -42,28 +46,47 @@ Info and Health (see runed.proto), and:
   daemon_memory_bytes  resident memory of the daemon
   engine_memory_bytes  resident memory of the engine, 0 while none runs
   engine_reason        why this engine serves, if a comparison decided that
+  models               the models in use, each with its file, engine, device,
+                       slots, context, memory and time until it sleeps
+  clients              the programs that are connected to the socket
+  settings             all settings in force, each with its value and its origin:
+                       "default", "environment", "config.json" or "tuned"
   http, http_token     the URL of the OpenAI API and the file of its token, if
                        RUNED_HTTP is set
   home                 the directory of all files
   log                  the log of a daemon that a client started
+  kept_stopped_seconds how long `runed stop --for` still keeps it stopped; only
+                       if none runs, and it does
+
+examples:
+  runed status
+  runed status --settings                       all settings, and their origins
+  runed status --json | jq '.models[].memory_bytes'
 """
 
 _PAUSE = 0.1
 """Seconds between two tries to ask a daemon that breaks connections."""
 
+_PHASES = {
+    "FETCHING_LLAMA_SERVER": "fetching the engine",
+    "FETCHING_MODEL": "fetching the model",
+    "STARTING_LLAMA_SERVER": "starting the engine",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answers of a running daemon, and the resident memory of daemon and engine in bytes; 0 if it is not known.
+    """The answers of a running daemon, and the resident memory of daemon and engine in bytes; 0 if it is not known."""
 
-    `engine_reason` tells why the engine is the one that it is, if a comparison decided that.
-    """
-
-    info: runed.Info
-    health: runed.Health
+    info: Info
+    health: Health
     daemon_memory: int
     engine_memory: int
-    engine_reason: str = ""
+
+    @property
+    def engine_reason(self) -> str:
+        """Why the engine is the one that it is, if a comparison decided that."""
+        return next((model.engine_reason for model in self.health.models if model.name == self.info.model), "")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +94,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object on standard output")
+    parser.add_argument("--settings", action="store_true", help="show all settings in force, and where each comes from")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,21 +107,23 @@ def run(arguments: argparse.Namespace) -> int:
     http = _http(paths)
     if arguments.json:
         print(json.dumps({"running": True, "condition": None} | _as_dict(report) | places | http, indent=2))
+    elif arguments.settings:
+        tell("\n".join(_setting_lines(report.info.settings)))
     else:
         lines = _as_lines(report) | places
         if http:
             lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
-        tell("\n".join(f"{name:<9} {value}" for name, value in lines.items()))
-    return ExitCode.OK
+        tell("\n".join(f"{name:<9} {line}" for name, value in lines.items() for line in value.split("\n")))
+    return ExitCode.DEGRADED if report.health.is_degraded else ExitCode.OK
 
 
 def _ask(paths: Paths) -> Report | Presence:
     """Return the answers of the daemon, or why there are none."""
-    deadline = Deadline(ANSWER_SECONDS)
+    deadline = time.monotonic() + ANSWER_SECONDS
     try:
         while True:
             try:
-                return _report(paths, *look(paths.home, timeout=deadline.remaining() or 0))
+                return _report(paths, *look(paths, timeout=max(deadline - time.monotonic(), 0.001)))
             except DaemonUnavailableError:
                 presence = observe(paths)
                 if presence.condition is not Condition.OVERLOADED:
@@ -109,32 +135,31 @@ def _ask(paths: Paths) -> Report | Presence:
 
 def _tell_why_not(presence: Presence, places: dict[str, str], *, as_json: bool) -> ExitCode:
     running = presence.condition is not Condition.ABSENT
+    hold = None if running else read_hold(presence.paths.hold)
     if as_json:
         why = {"condition": presence.condition.name.lower().replace("_", " "), "pid": presence.pid or 0} if running else {}
-        print(json.dumps({"running": running} | why | places, indent=2))
+        kept = {"kept_stopped_seconds": round(hold.remaining)} if hold else {}
+        print(json.dumps({"running": running} | why | places | kept, indent=2))
     elif running:
         complain(str(presence))
+    elif hold:
+        tell(
+            f"no daemon runs for {presence.paths.home}, and `runed stop --for` keeps it so until {hold.until}; "
+            "`runed ensure --anyway` starts it now"
+        )
     else:
         tell(f"no daemon runs for {presence.paths.home}; it starts with the first `runed embed`, or by `runed ensure`")
     return ExitCode.FAILED if running else ExitCode.NOT_RUNNING
 
 
-def _report(paths: Paths, info: runed.Info, health: runed.Health) -> Report:
+def _report(paths: Paths, info: Info, health: Health) -> Report:
     # In a container that shares the home, the pids of Health are those of other processes, if of any.
     process = find_process(paths)
     if process is None or process.pid != health.pid:
-        health = replace(health, pid=process.pid if process else 0)
-        return Report(info, health, resident_bytes(health.pid) if process else 0, 0, _engine_reason(paths, info))
+        health = msgspec.structs.replace(health, pid=process.pid if process else 0)
+        return Report(info, health, resident_bytes(health.pid) if process else 0, 0)
     engine = resident_bytes(health.engine_pid) if is_child(health.engine_pid, process) else 0
-    return Report(info, health, resident_bytes(process.pid), engine, _engine_reason(paths, info))
-
-
-def _engine_reason(paths: Paths, info: runed.Info) -> str:
-    """Return why the engine serves that does; "" if an accelerator, or no comparison, decided that."""
-    engine = engine_name(info.engine_version)
-    if info.accelerator != "cpu" and engine == LLAMA_SERVER:
-        return ""
-    return reason_for(engine, comparison_of(paths, info.model_identity.removeprefix("sha256:")))
+    return Report(info, health, resident_bytes(process.pid), engine)
 
 
 def _http(paths: Paths) -> dict[str, str]:
@@ -146,16 +171,24 @@ def _http(paths: Paths) -> dict[str, str]:
 
 
 def _as_dict(report: Report) -> dict[str, object]:
-    health = report.health
     return {
-        **asdict(health),
-        "status": health.status.name,
-        "phase": health.phase.name if health.phase else None,
+        **_snake(report.health),
         "daemon_memory_bytes": report.daemon_memory,
         "engine_memory_bytes": report.engine_memory,
         "engine_reason": report.engine_reason,
-        **asdict(report.info),
+        **_snake(report.info),
     }
+
+
+def _snake(struct: msgspec.Struct) -> dict[str, object]:
+    """Return a struct as a dictionary with the names of its fields in Python, not those in JSON."""
+    return {name: _plain(value) for name, value in msgspec.structs.asdict(struct).items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return _snake(value) if isinstance(value, msgspec.Struct) else value
 
 
 def _engine(report: Report) -> str:
@@ -181,22 +214,93 @@ def _as_lines(report: Report) -> dict[str, str]:
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
         "engine": _engine(report),
         "device": _device(info),
+        "models": "\n".join(_model(model) for model in health.models),
         "daemon": f"runed {info.daemon_version}, {_process(health.pid, report.daemon_memory)}, "
-        f"up {_duration(health.uptime_seconds)}",
+        f"up {duration(health.uptime_seconds)}",
+        "clients": _clients(health),
         "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
         f"{health.refused_requests} refused, {health.engine_restarts} engine restarts",
         "queues": f"interactive {_lane(health.interactive)}; bulk {_lane(health.bulk)}",
         "speed": f"in the last minute {health.tokens_per_second:,.0f} tokens/s, {health.mean_batch_texts:.1f} texts a batch; "
         f"{health.total_texts:,} texts in all",
-        "cache": f"{health.cache_entries:,} vectors, {_megabytes(health.cache_bytes)}"
-        f"{f', and {_megabytes(health.disk_cache_bytes)} on disk' if health.disk_cache_bytes else ''}; "
+        "cache": f"{health.cache_entries:,} vectors, {megabytes(health.cache_bytes)}"
+        f"{f', and {megabytes(health.disk_cache_bytes)} on disk' if health.disk_cache_bytes else ''}; "
         f"{health.cache_hits:,} found there, "
         f"{health.shared_texts:,} shared in flight",
+        "limits": "; ".join(info.restrictions),
+        "settings": _settings(info.settings),
     }
-    return lines | ({"limits": "; ".join(info.restrictions)} if info.restrictions else {})
+    # An older daemon tells no models, clients and settings.
+    return {name: line for name, line in lines.items() if line}
 
 
-def _device(info: runed.Info) -> str:
+def _model(model: Model) -> str:
+    """Return a model on one line, and its files on a second one."""
+    if not (model.engine_version or model.slots):
+        return ": ".join(filter(None, [f"{model.name or 'the default model'}, {state_words(model)}", model.message]))
+    tuned = f", tuned at {model.tuned_at}" if model.tuned_at else ""
+    context = f", a context of {model.context:,} tokens" if model.context else ""
+    memory = f"pid {model.engine_pid}, {megabytes(model.memory_bytes)}" if model.engine_pid else "not running"
+    what = f"{device_words(model)}, {model.slots} texts at once{context}{tuned}"
+    files = f"\n  {model.file}\n  by {model.engine_path}" if model.file else ""
+    return f"{model.name}: {state_words(model)}, {what}; {memory}{sleep_words(model)}{files}"
+
+
+def state_words(model: Model) -> str:
+    """Return the state of a model in words."""
+    phase = _PHASES.get(model.phase or "")
+    return f"{model.status.lower()}, {phase}" if phase else model.status.lower()
+
+
+def device_words(model: Model) -> str:
+    """Return the device of a model in words."""
+    if model.accelerator == "remote":
+        return f"on another machine, {model.device}"
+    return f"{model.device} ({model.accelerator})" if model.device else "the processors"
+
+
+def sleep_words(model: Model) -> str:
+    """Return when the engine of a model sleeps, as the end of a sentence."""
+    if not model.engine_pid:
+        return ""
+    if not model.keep_alive_seconds:
+        return ", never sleeps"
+    return f", sleeps in {duration(math.ceil(model.seconds_until_sleep))}" if model.seconds_until_sleep else ""
+
+
+def _clients(health: Health) -> str:
+    """Return the programs that are connected; "" if the daemon tells none, not even this command."""
+    if not health.clients:
+        return ""
+    others = sorted(health.others(), key=lambda client: (not client.name, client.name, client.pid))
+    return ", ".join(map(client_words, others)) or "none but this command"
+
+
+def client_words(client: Connected) -> str:
+    """Return a connected program in words, with its connections if there are several."""
+    return f"{client}, {client.connections} connections" if client.connections > 1 else str(client)
+
+
+def _settings(settings: tuple[Setting, ...]) -> str:
+    if not settings:
+        return ""
+    changed = [
+        f"{setting.variable or setting.name}={setting.value} ({setting.origin})"
+        for setting in settings
+        if setting.origin != "default" and setting.name != "home"
+    ]
+    return f"{', '.join(changed) or 'all default'}; `runed status --settings` shows all"
+
+
+def _setting_lines(settings: tuple[Setting, ...]) -> list[str]:
+    if not settings:
+        return ["this daemon is of an older version, which does not tell its settings"]
+    rows = [(f"{setting.variable or setting.name}", setting.value or "-", setting.origin) for setting in settings]
+    name, value = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return [f"{row[0]:<{name}}  {row[1]:<{min(value, 48)}}  {row[2]}" for row in rows]
+
+
+def _device(info: Info) -> str:
     """Return what the engine computes with, and how much a vector depends on the other texts there."""
     if not info.accelerator or info.accelerator == "remote":
         return "-"
@@ -207,24 +311,24 @@ def _device(info: runed.Info) -> str:
     return f"{name}; a text alone and beside others has a cosine of {cosine:.7f}" if cosine else name
 
 
-def _profile(info: runed.Info) -> str:
+def _profile(info: Info) -> str:
     tuned = f" as tuned at {info.tuned_at} (`runed bench --reset` undoes that)" if info.tuned_at else ""
     return f"profile {info.profile}{tuned}"
 
 
-def _lane(lane: runed.LaneHealth) -> str:
+def _lane(lane: Lane) -> str:
     if not lane.wait_p99_seconds:
         return f"{lane.queued_texts:,} waiting"
     waits = f"waited p50 {_milliseconds(lane.wait_p50_seconds)}, p99 {_milliseconds(lane.wait_p99_seconds)}"
     return f"{lane.queued_texts:,} waiting ({waits})"
 
 
-def _state(health: runed.Health) -> str:
-    state = health.status.name.lower().replace("_", " ")
+def _state(health: Health) -> str:
+    state = health.status.lower().replace("_", " ")
     if health.phase:
-        state += f", {PHASES[health.phase]}"
+        state += f", {_PHASES.get(health.phase, 'loading')}"
     if health.bytes_total:
-        state += f", {health.bytes_done / health.bytes_total:.0%} of {_megabytes(health.bytes_total)}"
+        state += f", {health.bytes_done / health.bytes_total:.0%} of {megabytes(health.bytes_total)}"
     return f"{state}: {health.message}" if health.message else state
 
 
@@ -235,14 +339,16 @@ def _milliseconds(seconds: float) -> str:
 def _process(pid: int, memory: int) -> str:
     """Return the pid and the memory of a process, which may run where they cannot be seen."""
     seen = f"pid {pid}" if pid else "pid not seen from here"
-    return f"{seen}, {_megabytes(memory)}" if memory else f"{seen}, memory unknown"
+    return f"{seen}, {megabytes(memory)}" if memory else f"{seen}, memory unknown"
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """Return a number of bytes as megabytes."""
     return f"{size / 1_000_000:,.0f} MB"
 
 
-def _duration(seconds: int) -> str:
+def duration(seconds: int) -> str:
+    """Return a time with its two largest units."""
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 
 from runed.bootstrap.shelf import held, use
-from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.boundary import ExitCode, complain, tell, tell_json
 from runed.cli.catalog import megabytes, open_catalog, tell_of_daemon
+from runed.cli.completing import completes_models
 from runed.cli.install import open_home
+from runed.cli.options import add_json
 from runed.settings import load_settings
 
 DESCRIPTION = """\
@@ -16,22 +18,37 @@ config.json, and leave all else there as it is, but for model and model_variant,
 which would name another one. The daemon takes it at its next start.
 """
 
+EPILOG = """\
+examples:
+  runed use bge-m3
+  runed use mine && runed stop     the next client starts a daemon with it
+
+with --json, standard output is one JSON object: default_model, installed, and
+removed, the keys of config.json that named another model
+"""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = DESCRIPTION
-    parser.add_argument("name", metavar="NAME", help="a name or an alias of `runed models`")
+    parser.epilog = EPILOG
+    completes_models(parser.add_argument("name", metavar="NAME", help="a name or an alias of `runed models`"))
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the setting, and print what follows."""
     settings, paths = open_home()
     spec = open_catalog(settings, paths).find(arguments.name)
-    for key in use(settings, paths, spec):
-        tell(f"removed {key} from config.json, which named another model")
-    tell(f"the default model is {spec.name}")
-    there = held(paths, spec)
-    if there.size is None and not spec.path and not spec.remote:
+    removed = list(use(settings, paths, spec))
+    installed = held(paths, spec).size is not None or spec.path is not None or spec.remote is not None
+    if arguments.json:
+        tell_json({"default_model": spec.name, "installed": installed, "removed": removed})
+    else:
+        for key in removed:
+            tell(f"removed {key} from config.json, which named another model")
+        tell(f"the default model is {spec.name}")
+    if not (installed or arguments.json):
         size = f" ({megabytes(spec.size)})" if spec.size else ""
         tell(f"it is not installed: the next start of the daemon fetches it{size}, or `runed pull {spec.name}` does it now")
     now = load_settings()
@@ -39,5 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
         complain(
             "the environment names another model: unset RUNED_BACKEND, RUNED_MODEL, RUNED_MODEL_VARIANT and RUNED_DEFAULT_MODEL"
         )
-    tell_of_daemon(paths)
+    if not arguments.json:
+        tell_of_daemon(paths)
     return ExitCode.OK

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import runed
+from runed.cli.boundary import complain
 from runed.cli.progress import ProgressDisplay
 from runed.cli.watching import watched
+from runed.client.progress import GOES_ON
 from runed.paths import Paths
 from runed.settings import load_settings
 
@@ -28,11 +30,20 @@ def connect(display: ProgressDisplay) -> Iterator[runed.Client]:
     Raises:
         LifecycleError: The daemon answered nothing for a minute.
     """
+    downloading = False
 
     def show(health: runed.Health) -> None:
+        nonlocal downloading
+        downloading = health.phase in {runed.Phase.FETCHING_LLAMA_SERVER, runed.Phase.FETCHING_MODEL}
         if health.phase:
             step = PHASES.get(health.phase, "loading")
             display.update(step, health.bytes_done, health.bytes_total, detail=health.message)
 
     with watched(Paths(load_settings().home)), runed.connect(on_progress=show) as client:
-        yield client
+        try:
+            yield client
+        except KeyboardInterrupt:
+            if downloading:
+                display.drop()
+                complain(GOES_ON)
+            raise

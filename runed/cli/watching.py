@@ -79,12 +79,12 @@ class _Watch:
 
     def _look(self, now: float) -> str:
         """Return what is worth telling of the daemon, and note whether it is silent for no good reason."""
-        from runed.client.look import ask_health  # noqa: PLC0415 # 80 ms that a short command never spends
-        from runed.client.types import Status  # noqa: PLC0415 # as above
+        from runed.lifecycle.asking import Asker  # noqa: PLC0415 # 5 ms that a short command never spends
 
         silent_since, self._silent_since = self._silent_since, None
         try:
-            health = ask_health(self._paths.home, timeout=_ANSWER_SECONDS)
+            with Asker(self._paths, timeout=_ANSWER_SECONDS) as asker:
+                health = asker.health()
         except (DaemonUnavailableError, DeadlineExceededError):
             seen = observe(self._paths)
             if seen.condition in _HOPELESS:
@@ -92,6 +92,6 @@ class _Watch:
             return "" if seen.condition is Condition.ABSENT else str(seen)
         except RunedError:
             return ""  # the command itself meets it and tells it
-        if health.status is Status.SHUTTING_DOWN:
+        if health.status == "SHUTTING_DOWN":
             return f"the daemon is shutting down: {health.message}"
-        return f"embeddings fail for now: {health.message}" if health.status is Status.DEGRADED else ""
+        return f"embeddings fail for now: {health.message}" if health.status == "DEGRADED" else ""

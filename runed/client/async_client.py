@@ -6,9 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runed.client.calls.drive import drive_async
 from runed.client.calls.flows import Flows
@@ -16,10 +14,14 @@ from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Flow
 from runed.client.client import described
 from runed.client.options import Lane, Options, Role, Truncate
+from runed.client.progress import download_bar
 from runed.client.target import Target
 from runed.client.transport.aio import AsyncTransport
 from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -32,6 +34,7 @@ def connect_async(
     spawn: bool = True,
     timeout: float | None = None,
     on_progress: Callable[[Health], None] | None = None,
+    progress: bool | None = None,
 ) -> Connecting:
     """Connect to the daemon, for asyncio; arguments and errors as for `connect`.
 
@@ -44,6 +47,7 @@ def connect_async(
         spawn: As for `connect`.
         timeout: As for `connect`.
         on_progress: As for `connect`, called in the event loop.
+        progress: As for `connect`.
 
     Returns:
         An object for `async with`, which closes the client; or for `await`, after which you close the client.
@@ -52,7 +56,7 @@ def connect_async(
     async def connect() -> AsyncClient:
         target = Target.resolve(home=home, socket_path=socket_path, spawn=spawn)
         await asyncio.to_thread(target.ensure, timeout)
-        return AsyncClient(target, timeout=timeout, on_progress=on_progress)
+        return AsyncClient(target, timeout=timeout, on_progress=on_progress, progress=progress)
 
     return Connecting(connect())
 
@@ -103,12 +107,21 @@ class AsyncClient:
         target: The daemon to talk to.
         timeout: As for `connect`.
         on_progress: As for `connect`.
+        progress: As for `connect`.
     """
 
-    def __init__(self, target: Target, *, timeout: float | None, on_progress: Callable[[Health], None] | None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        timeout: float | None,
+        on_progress: Callable[[Health], None] | None,
+        progress: bool | None = None,
+    ) -> None:
         self._target = target
         self._timeout = timeout
-        self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress)
+        bar = download_bar(wanted=progress if progress is not None else target.progress and on_progress is None)
+        self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress, bar=bar)
         self._transport = AsyncTransport(target)
 
     async def embed(

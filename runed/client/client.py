@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
-from typing import Self, TypeVar
-
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from runed.client.calls.drive import drive
 from runed.client.calls.flows import Flows
 from runed.client.calls.patience import Deadline
 from runed.client.calls.steps import Flow
 from runed.client.options import Lane, Options, Role, Truncate
+from runed.client.progress import download_bar
 from runed.client.target import Target
 from runed.client.transport.blocking import Transport
 from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -30,6 +32,7 @@ def connect(
     spawn: bool = True,
     timeout: float | None = None,
     on_progress: Callable[[Health], None] | None = None,
+    progress: bool | None = None,
 ) -> Client:
     """Connect to the daemon. Start it if none runs.
 
@@ -43,6 +46,8 @@ def connect(
         timeout: Seconds that the connect, and each call, may take in total, including waiting. None: no limit for a call, and
             60 for the connect.
         on_progress: Called with each change of Health while a call waits for engine and model, in the thread of that call.
+        progress: Whether a call that waits for a download shows it on standard error, if that is a terminal, and in notebooks.
+            None means yes, unless `on_progress` is given or the setting `RUNED_PROGRESS` says no.
 
     Returns:
         The client. Close it, or use it as a context manager.
@@ -54,16 +59,24 @@ def connect(
     """
     target = Target.resolve(home=home, socket_path=socket_path, spawn=spawn)
     target.ensure(timeout)
-    return Client(target, timeout=timeout, on_progress=on_progress)
+    return Client(target, timeout=timeout, on_progress=on_progress, progress=progress)
 
 
 class DaemonClient:
     """The methods of `Client` about the daemon itself."""
 
-    def __init__(self, target: Target, *, timeout: float | None, on_progress: Callable[[Health], None] | None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        timeout: float | None,
+        on_progress: Callable[[Health], None] | None,
+        progress: bool | None = None,
+    ) -> None:
         self._target = target
         self._timeout = timeout
-        self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress)
+        bar = download_bar(wanted=progress if progress is not None else target.progress and on_progress is None)
+        self._flows = Flows(spawn=target.settings is not None, on_progress=on_progress, bar=bar)
         self._transport = Transport(target)
 
     def info(self, *, model: str | None = None, timeout: float | None = None) -> Info:
@@ -264,6 +277,7 @@ class Client(RankingClient):
         target: The daemon to talk to.
         timeout: As for `connect`.
         on_progress: As for `connect`.
+        progress: As for `connect`.
     """
 
     def embed(

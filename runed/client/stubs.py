@@ -14,9 +14,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-import pyqwest
-from pyqwest import Headers, HTTPVersion, Request, Response, StreamError, SyncRequest, SyncResponse
-from pyqwest._pyqwest import get_sync_timeout  # has no public name; pyqwest's own transport for tests does this
+try:
+    import pyqwest
+    from pyqwest import Headers, HTTPVersion, Request, Response, StreamError, SyncRequest, SyncResponse
+    from pyqwest._pyqwest import get_sync_timeout  # has no public name; pyqwest's own transport for tests does this
+except ModuleNotFoundError as error:
+    raise ImportError('pyqwest is not installed; run: pip install "runed-client[stubs]"') from error
 
 from runed.client.target import Target
 from runed.client.transport.aio_slots import AsyncSlots

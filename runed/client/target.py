@@ -12,7 +12,7 @@ from runed.errors import DaemonUnavailableError
 from runed.lifecycle.listener import probe
 from runed.lifecycle.spawn import ensure_daemon
 from runed.paths import Paths, short_socket_path
-from runed.settings import Settings, full_path, load_settings
+from runed.settings import Settings, full_path, load_settings, progress_wanted
 from runed.version import __version__
 
 _START_TIMEOUT = 60.0
@@ -26,10 +26,12 @@ class Target:
     Attributes:
         socket: The socket that it listens on.
         settings: The settings to start it with; None if it must not be started.
+        progress: Whether the settings want downloads to be shown.
     """
 
     socket: Path
     settings: Settings | None
+    progress: bool = True
 
     @classmethod
     def resolve(cls, *, home: str | os.PathLike[str] | None, socket_path: str | os.PathLike[str] | None, spawn: bool) -> Self:
@@ -41,9 +43,9 @@ class Target:
         if socket_path:
             if home:
                 raise TypeError("give home or socket_path, not both")
-            return cls(short_socket_path(full_path(os.fspath(socket_path))), None)
+            return cls(short_socket_path(full_path(os.fspath(socket_path))), None, progress_wanted())
         settings = load_settings(home=home or None)
-        return cls(Paths(settings.home).socket, settings if spawn else None)
+        return cls(Paths(settings.home).socket, settings if spawn else None, settings.progress)
 
     def ensure(self, timeout: float | None) -> None:
         """Make sure that a daemon listens. If it may be started here, it has at least this version.

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from runed.domain.device import CPU
 from runed.domain.model import RANK
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
-from runed.errors import RunedError
+from runed.errors import BootstrapError, RunedError
 from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
@@ -34,7 +35,7 @@ from runed.locking import LockFile
 from runed.onnx_files import files_of, is_onnx
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.processes import trim_memory
-from runed.settings import Settings
+from runed.settings import Settings, in_force
 from runed.version import __version__
 
 if TYPE_CHECKING:  # in the functions below, these are imported while the engine is looked for and loads its model
@@ -57,6 +58,8 @@ class Face:
 
     host: DaemonHost
     servers: Sequence[Server]
+    exporting: Callable[[], AbstractAsyncContextManager[None]]
+    """Send traces and metrics for the length of a block, if the settings name a collector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def assemble(
     metrics = Later(_build_metrics, importing)
     draining = Draining(announce_drain)
     seats = Seats(settings.memory_bytes or half_of_memory(), strict=settings.memory_bytes > 0, most=settings.max_models)
-    workshop = _Workshop(settings, paths, lock, metrics, seats)
+    workshop = _Workshop(settings, paths, lock, metrics, seats, port=http.sock.getsockname()[:2] if http else None)
     pool = Pool(
         names=workshop.read_names,
         build=workshop.build,
@@ -132,9 +135,11 @@ def _build_face(
     metrics: Metrics,
 ) -> Face:
     from runed.api.app import build_app, build_port_app  # noqa: PLC0415 # as above
-    from runed.daemon.gauges import add_gauges  # noqa: PLC0415 # as above
+    from runed.daemon.gauges import add_gauges, sample  # noqa: PLC0415 # as above
+    from runed.daemon.history import History  # noqa: PLC0415 # as above
     from runed.daemon.host import DaemonHost  # noqa: PLC0415 # as above
-    from runed.domain.status import Info  # noqa: PLC0415 # as above
+    from runed.daemon.telemetry import exporting  # noqa: PLC0415 # as above
+    from runed.domain.status import Info, SettingInForce  # noqa: PLC0415 # as above
     from runed.scheduling.preparing import MAX_BATCH_TEXTS  # noqa: PLC0415 # as above
     from runed.scheduling.queue import QueueLimits  # noqa: PLC0415 # as above
     from runed.scheduling.scheduler import MAX_REQUEST_BYTES  # noqa: PLC0415 # as above
@@ -151,18 +156,28 @@ def _build_face(
         max_queued_texts=settings.queue_texts,
         max_queued_bytes=settings.queue_bytes,
         restrictions=restrictions(),
+        settings=[SettingInForce(*row) for row in in_force(settings)],
     )
-    host = DaemonHost(facts, pool=pool, draining=draining, metrics=metrics)
+    history = History(partial(sample, pool))
+    host = DaemonHost(facts, pool=pool, draining=draining, metrics=metrics, history=history)
     add_gauges(metrics, host, pool)
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
-    servers = [Server(build_app(host), listener.sock, max_connections=clients, budget=budget)]
-    if http is not None:
+    if http is None:
+        servers = [Server(build_app(host, metrics.called), listener.sock, max_connections=clients, budget=budget)]
+    else:
         from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+        from runed.api.page.access import Access  # noqa: PLC0415 # as above
 
-        gate = token_gate(token=http.token, port=http.port)
-        servers.append(Server(build_port_app(host), http.sock, max_connections=strangers, budget=budget, gate=gate))
-    return Face(host, servers)
+        access = Access(http.url, http.port, needs_link=http.token is not None)
+        gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=metrics.called, page=access)
+        app, port_app = build_app(host, metrics.called, access), build_port_app(host, metrics.called, access)
+        servers = [
+            Server(app, listener.sock, max_connections=clients, budget=budget),
+            Server(port_app, http.sock, max_connections=strangers, budget=budget, gate=gate),
+        ]
+    host.clients = servers[0].clients
+    return Face(host, servers, partial(exporting, settings, metrics) if settings.otel_endpoint else contextlib.nullcontext)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +198,28 @@ class _Workshop:
         lock: The daemon's lock of the home.
         metrics: Counts and measures.
         seats: The room for engines.
+        port: Host and port that the daemon listens on, or None.
 
     Attributes:
         scheduler_of: Returns the scheduler of a model by its name. Whoever has the models sets it.
     """
 
-    def __init__(self, settings: Settings, paths: Paths, lock: LockFile, metrics: Later[Metrics], seats: Seats) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        paths: Paths,
+        lock: LockFile,
+        metrics: Later[Metrics],
+        seats: Seats,
+        *,
+        port: tuple[str, int] | None,
+    ) -> None:
         self._settings = settings
         self._paths = paths
         self._lock = lock
         self._metrics = metrics
         self._seats = seats
+        self._port = port
         self._failures = load_failures(settings, paths)
         self._chooser = EngineChooser(settings, paths, seats, self._failures)
         self._common: asyncio.Task[_Common] | None = None
@@ -236,8 +262,14 @@ class _Workshop:
     async def _build_remote(self, spec: ModelSpec, *, is_default: bool) -> ServedModel:
         """Construct the parts that serve a model of an engine on another machine."""
         from runed.daemon.far_seat import FarSeat  # noqa: PLC0415 # most daemons have no such model
-        from runed.daemon.remote import build_remote  # noqa: PLC0415 # as above
+        from runed.daemon.remote import build_remote, check_loop  # noqa: PLC0415 # as above
 
+        assert spec.remote is not None
+        if self._port:
+            await run_in_thread(partial(check_loop, spec, self._port))
+        if spec.remote.fallback:
+            with contextlib.suppress(BootstrapError):  # a manifest that cannot be had now must not keep the engine away
+                await self.read_names()  # refuses a fallback that does not exist
         paths = self._paths if is_default else replace(self._paths, engine_name=spec.name)
         await run_in_thread(partial(_prepare_home, self._settings, paths))
         backend, installation, serving = await build_remote(spec, paths, self.scheduler_of)

@@ -200,7 +200,10 @@ class Bootstrapper:
         except (ManifestError, ModelFileError) as error:
             self._fail(f"{error.message}; if you correct that by a setting, then run `runed stop`", lasting=True)
         except RunedError as error:
-            self._fail(error.message, lasting=isinstance(error, _LASTING))
+            no_use = (
+                isinstance(error, BackendUnavailableError) and error.retry_after is None
+            )  # such as with a key that is refused
+            self._fail(error.message, lasting=no_use or isinstance(error, _LASTING))
         except Exception as error:  # noqa: BLE001 # the daemon must live on to tell the failure
             _log.error("bootstrap failed unexpectedly", **describe_exception(error))
             self._fail(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _SECONDS = 2.0
 """Seconds for which each engine works when they are compared."""
 
-_RESET = "`runed install --reset` lets it be tried again"
+_RESET = "`runed install --reset`"
 
 Report: TypeAlias = Callable[[Progress], None]
 
@@ -55,6 +55,7 @@ class Serving:
         warnings: Sentences about everything that works, but not as requested.
         restrictions: Sentences about what makes it slower than the machine allows.
         remember_failure: Remembers the reason why it cannot serve, so that another engine or device does; None if none can.
+        reason: Why it serves, as `EngineComparison.reason_for` tells it; "" if no comparison decides.
     """
 
     engine: str
@@ -64,6 +65,7 @@ class Serving:
     warnings: tuple[str, ...] = ()
     restrictions: tuple[str, ...] = ()
     remember_failure: Callable[[str], object] | None = None
+    reason: str = ""
 
     @property
     def part(self) -> str:
@@ -110,7 +112,7 @@ def judge(llama: Trial, onnx: Trial, *, model: ModelInfo, builds: EngineBuilds) 
     """
     from runed.backends.comparing import FASTER, differ  # noqa: PLC0415 # as above
 
-    difference = differ(llama, onnx, file_type=model.file_type)
+    difference = differ(llama, onnx, model)
     return EngineComparison(
         model=model.sha256,
         builds=builds,
@@ -119,6 +121,7 @@ def judge(llama: Trial, onnx: Trial, *, model: ModelInfo, builds: EngineBuilds) 
         llama_server_rate=llama.speed.texts_per_second,
         onnx_rate=onnx.speed.texts_per_second,
         cosine=difference.cosine,
+        disputed=list(difference.disputed),
     )
 
 
@@ -208,7 +211,8 @@ class EngineChooser:
         if verdict.comparison is not None and verdict.comparison.chooses_onnx:
             made = await self._onnx_seat(installation, builds, makers)
             if isinstance(made, Seat):
-                return made, self._onnx(partial(self._object, installation, builds))
+                reason = verdict.comparison.reason_for(ONNX_RUNTIME)
+                return made, replace(self._onnx(partial(self._object, installation, builds)), reason=reason)
             verdict = made
         return llama or await makers.llama(), self._llama_instead(installation, verdict)
 
@@ -249,6 +253,7 @@ class EngineChooser:
             figures=comparison.figures,
             cosine=round(comparison.cosine, 7),
             objection=comparison.objection,
+            disputed=comparison.disputed,
         )
         return _Verdict(comparison)
 
@@ -262,7 +267,11 @@ class EngineChooser:
         return seat
 
     def _note(self, installation: Installation, builds: EngineBuilds, error: RunedError, seat: Seat | None = None) -> _Verdict:
-        """Remember a failure that would come again. Another one, such as of a full disk, is only returned."""
+        """Remember a failure that may come again. Another one, such as of a full disk, is only returned."""
+        from runed.backends.onnx import availability  # noqa: PLC0415 # as above
+
+        if absent := availability.missing():
+            return _Verdict(problem=absent)
         failed = seat is not None and seat.engine_state.status is BackendStatus.DEVICE_FAILED
         if failed or isinstance(error, ModelFileError | BackendFaultError):
             is_unfit = isinstance(error, ModelFileError)
@@ -273,10 +282,13 @@ class EngineChooser:
     def _object(
         self, installation: Installation, builds: EngineBuilds, reason: str, *, is_unfit: bool = False
     ) -> EngineComparison:
-        """Remember why ONNX Runtime cannot serve a model."""
-        _log.warning("ONNX Runtime cannot serve a model and is not used again", file=installation.model.name, reason=reason)
+        """Remember why ONNX Runtime cannot serve a model, unless its packages are gone, which the next start sees by itself."""
+        from runed.backends.onnx import availability  # noqa: PLC0415 # as above
+
+        _log.warning("ONNX Runtime cannot serve a model", file=installation.model.name, reason=reason)
         comparison = EngineComparison(model=installation.model_sha256, builds=builds, objection=reason, is_unfit=is_unfit)
-        keep_comparison(self._file, comparison)
+        if not availability.missing():
+            keep_comparison(self._file, comparison)
         return comparison
 
     def _onnx(self, remember: Callable[[str], object] | None = None) -> Serving:
@@ -308,7 +320,12 @@ class EngineChooser:
         instead = f"{LLAMA_SERVER} serves instead of {ONNX_RUNTIME}"
         if verdict.problem:
             return self._llama(installation, restrictions=(f"{instead}: {verdict.problem}",))
-        comparison = verdict.comparison
-        if comparison is not None and comparison.objection and not comparison.is_unfit:
-            return self._llama(installation, warnings=(f"{instead}: {comparison.objection}; {_RESET}",))
-        return self._llama(installation)
+        if (comparison := verdict.comparison) is None:
+            return self._llama(installation)
+        warnings: tuple[str, ...] = ()
+        if comparison.objection and not comparison.is_unfit:
+            remedy = f"{_RESET} lets it be tried again"
+            if again := comparison.tried_again:
+                remedy = f"the first start after {again:%Y-%m-%d %H:%M} UTC tries it again, or after {_RESET} the next one"
+            warnings = (f"{instead}: {comparison.objection}; {remedy}",)
+        return replace(self._llama(installation, warnings=warnings), reason=comparison.reason_for(LLAMA_SERVER))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator
 
 from runed.backends.base import BackendState, BackendStatus
+from runed.daemon.gpus import add_gpus
+from runed.daemon.history import Sample
 from runed.daemon.host import DaemonHost
 from runed.daemon.pool import Pool
 from runed.domain.requests import Lane
 from runed.domain.status import Load
-from runed.metrics import Metrics
+from runed.metrics import Labelled, Metrics
+from runed.processes import resident_bytes
+from runed.version import __version__
 
 
 def add_gauges(metrics: Metrics, host: DaemonHost, pool: Pool) -> None:
@@ -38,6 +43,23 @@ def add_gauges(metrics: Metrics, host: DaemonHost, pool: Pool) -> None:
         "How often the default model's engine died and was replaced.",
         default(lambda state: state.restarts),
     )
+    metrics.watch_all(
+        "runed_engine_wakeups_total",
+        "Starts of a stopped engine, by model.",
+        lambda: [({"model": served.seat.name}, served.state.wakeups) for served in pool.all_served()],
+    )
+    metrics.watch_all(
+        "runed_engine_wakeup_seconds_total",
+        "Time of the starts of a stopped engine, all together, by model.",
+        lambda: [({"model": served.seat.name}, served.state.waking_seconds) for served in pool.all_served()],
+    )
+    metrics.watch_all(
+        "runed_engine_memory_bytes", "The memory that an engine has now, by model; not that of a device.", lambda: _memory(pool)
+    )
+    metrics.watch_all("runed_engine_info", "What serves each model.", lambda: _engines(pool))
+    about = {"version": __version__, "python_version": platform.python_version()}
+    watch("runed_build_info", "The version of the daemon.", lambda: 1, **about)
+    add_gpus(metrics, lambda: any(not served.serving.device.is_cpu for served in pool.all_served()))
     watch("runed_engines", "Engines that run.", lambda: sum(bool(served.state.pid) for served in pool.all_served()))
     watch("runed_engines_memory_bytes", "The memory that is counted for all engines.", lambda: pool.seats.used)
     watch("runed_engine_starts_total", "How often an engine got room.", lambda: pool.seats.starts)
@@ -47,3 +69,37 @@ def add_gauges(metrics: Metrics, host: DaemonHost, pool: Pool) -> None:
     for lane in Lane:
         watch("runed_queued_texts", "Texts that wait.", queued(lane, 0), lane=lane.value)
         watch("runed_queued_bytes", "Bytes of text that wait.", queued(lane, 1), lane=lane.value)
+
+
+def _memory(pool: Pool) -> Iterator[Labelled]:
+    for served in pool.all_served():
+        if pid := served.state.pid:
+            yield {"model": served.seat.name}, resident_bytes(pid)
+
+
+def _engines(pool: Pool) -> Iterator[Labelled]:
+    for served in pool.all_served():
+        serving = served.serving
+        yield (
+            {
+                "model": served.seat.name,
+                "engine": serving.engine,
+                "version": serving.version,
+                "accelerator": serving.device.accelerator,
+                "device": serving.device.description,
+            },
+            1,
+        )
+
+
+def sample(pool: Pool) -> Sample:
+    """Return the numbers that the history samples. They are 0 until there is a model."""
+    if not (models := pool.all_served()):
+        return Sample()
+    load = models[0].scheduler.load
+    return Sample(
+        texts=load.stats.total_texts,
+        tokens=load.stats.total_tokens,
+        queued=sum(texts for texts, _ in load.queued.values()),
+        engine_bytes=pool.seats.used,
+    )

@@ -15,7 +15,7 @@ from runed.domain.model import ModelTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.model_status import ModelStatus
 from runed.domain.names import ModelNames
-from runed.domain.status import Status
+from runed.domain.status import ModelHealth, Status
 from runed.errors import ModelBusyError, ModelNotInstalledError, UnknownModelError, WrongModelKindError
 
 if TYPE_CHECKING:
@@ -170,6 +170,10 @@ class Pool:
         """Return the models that are there, the default one first."""
         return [bootstrapper.model for bootstrapper in self._bootstrappers() if bootstrapper.model is not None]
 
+    def health(self) -> Sequence[ModelHealth]:
+        """Describe the present state of the models that were asked for, the default one first."""
+        return [self._health("", self.default), *(self._health(name, other) for name, other in self._others.items())]
+
     async def list(self) -> list[ModelStatus]:
         """Describe all models that requests may name, the default one first, then by name."""
         names = await self.names()
@@ -204,6 +208,12 @@ class Pool:
         """End everything that was begun, including all engines."""
         await asyncio.gather(*(bootstrapper.close() for bootstrapper in self._bootstrappers()))
         await self._on_close()
+
+    @staticmethod
+    def _health(name: str, bootstrapper: Bootstrapper) -> ModelHealth:
+        status, phase, message = bootstrapper.situation
+        known = ModelHealth(name=name, status=status, phase=phase, message=message)
+        return known if bootstrapper.model is None else bootstrapper.model.health(known)
 
     def _bootstrappers(self) -> Sequence[Bootstrapper]:
         return [self.default, *self._others.values()]

@@ -8,20 +8,23 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from runed.daemon.assembly import Daemon, assemble
 from runed.daemon.draining import SIGNAL_GRACE, Draining
-from runed.errors import AlreadyRunningError
+from runed.errors import AlreadyRunningError, LifecycleError
+from runed.lifecycle.activation import Activation
+from runed.lifecycle.hold import check_hold
 from runed.lifecycle.launch import READY
 from runed.lifecycle.listener import Listener, probe
 from runed.lifecycle.loopback import Loopback
 from runed.lifecycle.marks import marks_of
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
-from runed.log import configure_logging, get_logger, log_unobserved_exception
+from runed.log import configure_logging, get_logger, is_for_people, log_unobserved_exception
 from runed.paths import Paths, ensure_home, ensure_private_dir, ensure_socket_dir
 from runed.processes import return_large_blocks
 from runed.settings import Settings
@@ -30,70 +33,126 @@ from runed.version import __version__
 EVICTION_CHECK_INTERVAL = 0.5
 """Seconds between two checks that home and socket are still this daemon's."""
 
+PREDECESSOR_PATIENCE = 330.0
+"""Seconds to wait for a daemon that holds the home. A drain takes 300 s at most (`MAX_GRACE`), and its end some more."""
+
+_LOCK_POLL = 0.05
+"""Seconds between two tries to take its lock."""
+
 _SWITCH_INTERVAL = 0.001
 """Seconds for which a thread may keep the interpreter while the event loop waits for it. Python's default is 0.005."""
 
 _log = get_logger(__name__)
 
 
-def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | None = None) -> int:
-    """Serve until a signal or a `Shutdown`.
+def run(settings: Settings, *, log_file: Path | None = None, ready_fd: int | None = None, notices: Sequence[str] = ()) -> int:
+    """Serve until a signal or a `Shutdown`, on the sockets of a service manager if there are some.
 
     Args:
         settings: The settings.
         log_file: The file to log to; None means standard error.
         ready_fd: A pipe to the process that started this one. One line is written to it once the socket listens.
+        notices: Sentences about the settings for the log.
 
     Returns:
         The exit code: 0, also if another daemon serves this home. Standard error names that daemon.
 
     Raises:
         ForeignPathError: A foreign file is in the way; it is left untouched.
-        SettingsError: The port of `RUNED_HTTP` cannot be used.
+        KeptStoppedError: `runed stop --for` keeps the daemon stopped.
+        LifecycleError: The daemon that serves this home does not end, although a service manager listens in its place.
+        SettingsError: The port of `RUNED_HTTP` cannot be used, or the service manager listens elsewhere.
     """
     os.umask(0o077)
+    activation = Activation.take_over()  # first, so that no child gets what is meant for this process
     paths = Paths(settings.home)
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     ensure_private_dir(paths.logs)
-    configure_logging(log_file, events=paths.events_log if log_file == paths.daemon_log else None)
+    configure_logging(
+        log_file,
+        events=paths.events_log if log_file == paths.daemon_log else None,
+        readable=is_for_people(settings.log),
+        level=settings.log_level,
+    )
+    for notice in notices:
+        _log.warning("settings", problem=notice)
     try:
-        with LockFile(paths.daemon_lock) as lock:
-            if not lock.try_acquire():
-                raise AlreadyRunningError(f"pid {lock.holder() or 'unknown'} already serves {paths.socket}")  # noqa: TRY301 # as bind
-            _serve(settings, paths, lock, ready_fd)
+        with activation, LockFile(paths.daemon_lock) as lock:
+            _take(lock, paths, activation if activation.claim(paths.socket, settings.http)[0] else None)
+            check_hold(paths)  # a client of an earlier version does not know the mark
+            _serve(settings, paths, lock, activation, ready_fd)
     except AlreadyRunningError as error:
         print(f"runed: {error}; nothing to do", file=sys.stderr)  # noqa: T201 # for a person at a terminal, not for the log
     return 0
 
 
-def _serve(settings: Settings, paths: Paths, lock: LockFile, ready_fd: int | None) -> None:
+def _take(lock: LockFile, paths: Paths, activation: Activation | None) -> None:
+    """Take the daemon's lock.
+
+    Args:
+        lock: The lock.
+        paths: The paths of the home.
+        activation: What the service manager handed over, if it listens on the socket of the home. Clients then reach this
+            process alone, and the daemon that holds the lock notices that and leaves. Its end is waited for.
+
+    Raises:
+        AlreadyRunningError: Another daemon holds the lock, and nobody needs this one.
+        LifecycleError: It does not release the lock.
+    """
+    if lock.try_acquire():
+        return
+    if activation is None:
+        raise AlreadyRunningError(f"pid {lock.holder() or 'unknown'} already serves {paths.socket}")
+    _log.info(
+        "waiting for the end of the daemon that holds this home", pid=lock.holder(), patience_seconds=PREDECESSOR_PATIENCE
+    )
+    activation.tell(f"STATUS=waiting for the end of pid {lock.holder() or 'unknown'}, which holds the home")
+    deadline = time.monotonic() + PREDECESSOR_PATIENCE
+    while not lock.try_acquire():
+        if time.monotonic() >= deadline:
+            raise LifecycleError(
+                f"pid {lock.holder() or 'unknown'} holds {paths.daemon_lock} and does not end; end that process"
+            )
+        time.sleep(_LOCK_POLL)
+
+
+def _serve(settings: Settings, paths: Paths, lock: LockFile, activation: Activation, ready_fd: int | None) -> None:
     return_large_blocks()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     ensure_socket_dir(paths.socket)
-    if probe(paths.socket):
+    lent, lent_http = activation.claim(paths.socket, settings.http)
+    if not lent and probe(paths.socket):
         # That daemon holds no lock of this home. Its files here, such as a record, stay untouched.
         raise AlreadyRunningError(f"another daemon already listens on {paths.socket}")
     with contextlib.ExitStack() as stack:
         with _signals_held_back():
             # Before the record, which contains the port, and so before the socket. A taken port is an error of the start.
             token = paths.http_token if settings.http_token else None
-            http = stack.enter_context(Loopback.open(settings.http, token)) if settings.http else None
+            http = stack.enter_context(Loopback.open(settings.http, token, lent=lent_http)) if settings.http else None
             record = DaemonRecord.of_this_process(paths.socket, http=http.url if http else "", settings=marks_of(settings))
             # Before the socket listens: a client that finds the socket reads the record at once.
             record.write(paths.daemon_record)
             stack.callback(record.remove, paths.daemon_record)
-            listener = stack.enter_context(Listener.bind(paths.socket))
+            listener = stack.enter_context(Listener.adopt(lent, paths.socket) if lent else Listener.bind(paths.socket))
 
         async def serve() -> None:
             asyncio.get_running_loop().set_exception_handler(log_unobserved_exception)
             daemon = assemble(settings, paths, lock=lock, record=record, listener=listener, http=http)
-            await _serve_until_drained(daemon, lock, listener, http, ready_fd)
+            await _serve_until_drained(
+                daemon, lock=lock, listener=listener, http=http, activation=activation, ready_fd=ready_fd
+            )
 
         asyncio.run(serve())
 
 
 async def _serve_until_drained(
-    daemon: Daemon, lock: LockFile, listener: Listener, http: Loopback | None, ready_fd: int | None
+    daemon: Daemon,
+    *,
+    lock: LockFile,
+    listener: Listener,
+    http: Loopback | None,
+    activation: Activation,
+    ready_fd: int | None,
 ) -> None:
     """Serve until a signal, a call or the loss of home or socket begins the drain; then drain."""
     draining = daemon.draining
@@ -107,15 +166,19 @@ async def _serve_until_drained(
         except BaseException:
             await daemon.pool.close()
             raise
+        activation.tell("READY=1", f"STATUS=serving, version {__version__}")
         if ready_fd is not None:
             _announce(ready_fd)
         places = {"socket": str(listener.path)} | ({"http": http.url, "token": http.token is not None} if http else {})
         _log.info("serving", **places, pid=os.getpid(), version=__version__)
+        if http and http.exposed:
+            _log.warning("other machines may reach the port, and what they send is not encrypted", address=http.address)
         gc.freeze()  # what was made until here stays to the end, so the collector need not look at it again and again
         gc.enable()  # see `runed serve`
         host = face.host
-        async with _eviction_watch(lock, listener, draining):
+        async with _eviction_watch(lock, listener, draining), face.exporting():
             await draining.wait()
+            activation.tell("STOPPING=1", f"STATUS=finishing {host.in_flight} calls")
             _log.info("shutting down", in_flight=host.in_flight, grace_seconds=draining.grace)
             daemon.pool.interrupt()
             await draining.stop(face.servers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,7 +11,8 @@ from runed.bootstrap import Installation
 from runed.daemon.choosing import Serving
 from runed.daemon.seats import Seat
 from runed.domain.model_status import ModelStatus
-from runed.domain.status import Info, LoadingPhase, Status
+from runed.domain.status import Info, LoadingPhase, ModelHealth, SettingInForce, Status
+from runed.processes import resident_bytes
 
 if TYPE_CHECKING:
     from runed.daemon.remote import RemoteInstallation
@@ -106,6 +108,33 @@ class ServedModel:
             sha256=model.sha256,
         )
 
+    def health(self, known: ModelHealth) -> ModelHealth:
+        """Describe the present state of the model and its engine.
+
+        Args:
+            known: The state of the model for a caller.
+        """
+        scheduler, state, serving = self.scheduler, self.state, self.serving
+        return replace(
+            known,
+            name=scheduler.name,
+            variant=self.installation.variant,
+            file=str(self.installation.model or ""),
+            engine_version=serving.version,
+            engine_reason=serving.reason,
+            engine_path=str(state.program or ""),
+            engine_pid=state.pid,
+            accelerator=serving.device.accelerator,
+            device=serving.device.description,
+            slots=scheduler.backend.limits.texts,
+            context=state.context,
+            tuned_at=state.tuned_at,
+            device_tuned_at=serving.chosen_at,
+            memory_bytes=resident_bytes(state.pid) if state.pid else 0,
+            keep_alive_seconds=scheduler.idle_timeout,
+            seconds_until_sleep=scheduler.seconds_until_sleep if state.pid else 0.0,
+        )
+
     def describe(self, daemon: Info) -> Info:
         """Return the Info of a daemon that serves this model.
 
@@ -135,7 +164,15 @@ class ServedModel:
             device_tuned_at=self.serving.chosen_at,
             restrictions=(*daemon.restrictions, *self.serving.restrictions),
             company_cosine=self.state.company_cosine,
+            settings=(*daemon.settings, *self._engine_settings()),
         )
+
+    def _engine_settings(self) -> Iterator[SettingInForce]:
+        """Yield what the engine runs by, as far as it was chosen or measured for this model and machine."""
+        state, device = self.state, self.serving.device
+        chosen = "tuned" if self.serving.chosen_at else "default"
+        yield SettingInForce("device", "", device.description or device.accelerator, chosen)
+        yield SettingInForce("slots", "", str(self.scheduler.backend.limits.texts), "tuned" if state.tuned_at else "default")
 
 
 def served_name(installation: Installation) -> str:

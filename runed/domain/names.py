@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.errors import SettingsError, UnknownModelError
+from runed.suggesting import near
 
 MAX_NAME = 128
 """The most characters of a name."""
@@ -25,6 +26,9 @@ _VARIANT = re.compile(r"(.+)\.((?:bf|f|iq|mxfp|q|tq)[0-9][a-z0-9_]*)", re.IGNORE
 
 _SHOWN = 60
 """The most characters of an unknown name that an error repeats."""
+
+_FEW = 5
+"""The most models that an error names."""
 
 
 def is_name(text: str) -> bool:
@@ -128,7 +132,7 @@ class ModelNames:
             return self.default
         if (spec := self.named(name)) is None:
             raise UnknownModelError(
-                f"there is no model {name[:_SHOWN]!r}; {self._known()}", metadata={"models": ", ".join(self.specs)}
+                f"there is no model {name[:_SHOWN]!r}; {self._known(name)}", metadata={"models": ", ".join(self.specs)}
             )
         return spec
 
@@ -153,7 +157,7 @@ class ModelNames:
             if not found:
                 alias, target = next(iter(targets.items()))
                 raise SettingsError(
-                    f"the alias {alias[:_SHOWN]!r} stands for {target[:_SHOWN]!r}, which is no model; {self._known()}"
+                    f"the alias {alias[:_SHOWN]!r} stands for {target[:_SHOWN]!r}, which is no model; {self._known(target)}"
                 )
             for alias, spec in found.items():
                 self._add(alias, spec)
@@ -172,5 +176,10 @@ class ModelNames:
                 raise SettingsError(f"default_model: {error.message}") from None
         return next(spec for spec in self.specs.values() if spec.kind is ModelKind.EMBEDDING)
 
-    def _known(self) -> str:
-        return f"there are {', '.join(self.specs)}"
+    def _known(self, name: str) -> str:
+        """Return which models there are: the ones that an unknown name may mean, or else the first ones."""
+        if meant := near(name[:_SHOWN], self._by_name):
+            return f"did you mean {' or '.join(meant)}? `runed models` lists all {len(self.specs)}"
+        first, others = list(self.specs)[:_FEW], len(self.specs) - _FEW
+        more = f" and {others} others; `runed models` lists all" if others > 0 else ""
+        return f"there are {', '.join(first)}{more}"

@@ -90,6 +90,50 @@ class Load:
     disk_cache_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelHealth:
+    """The state of one model and its engine; fields and units as in `ModelHealth` of runed.proto."""
+
+    name: str
+    status: Status
+    phase: LoadingPhase | None = None
+    message: str = ""
+    variant: str = ""
+    file: str = ""
+    engine_version: str = ""
+    engine_path: str = ""
+    engine_pid: int = 0
+    accelerator: str = ""
+    device: str = ""
+    slots: int = 0
+    context: int = 0
+    tuned_at: str = ""
+    device_tuned_at: str = ""
+    memory_bytes: int = 0
+    keep_alive_seconds: float = 0.0
+    seconds_until_sleep: float = 0.0
+    engine_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectedClient:
+    """A program that has connections to the socket; fields as in `ConnectedClient` of runed.proto."""
+
+    pid: int
+    name: str
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInForce:
+    """A setting that the daemon or an engine runs by; fields as in `SettingInForce` of runed.proto."""
+
+    name: str
+    variable: str
+    value: str
+    origin: str
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """The present state of the daemon; units as in runed.proto."""
@@ -110,6 +154,8 @@ class Health:
     """Whether `Status.LOADING` is a download. Calls do not wait for a download."""
     model: str = ""
     loaded_models: int = 0
+    models: Sequence[ModelHealth] = ()
+    clients: Sequence[ConnectedClient] = ()
 
     @property
     def serves(self) -> bool:
@@ -148,3 +194,4 @@ class Info:
     company_cosine: float = 0.0
     tuned_at: str = ""
     model: str = ""
+    settings: Sequence[SettingInForce] = ()

@@ -18,6 +18,7 @@ from runed.client.options import EmbedOptions, Lane, Truncate
 from runed.client.types import Info, Vectors
 from runed.errors import RunedError, UnimplementedError, UnknownModelError
 from runed.integrations.lazy_client import LazyClient
+from runed.suggesting import did_you_mean
 
 PromptName: TypeAlias = Literal["query", "document"]
 Sentences: TypeAlias = str | Sequence[str] | NDArray[np.str_]
@@ -285,8 +286,9 @@ def _find_model(client: Client, name: str) -> str | None:
     default = client.wait_until_ready()
     if wanted in {_plain(default.model_name), _plain(default.model_variant)}:
         return None
-    known = ", ".join(names or [default.model_variant or default.model_name])
-    raise UnknownModelError(f"the daemon has no model {name!r}; it has {known}", metadata={"models": known})
+    names = names or [default.model_variant or default.model_name]
+    advice = did_you_mean(wanted, names, most=3) or f"; it has {', '.join(names)}"
+    raise UnknownModelError(f"the daemon has no model {name!r}{advice}", metadata={"models": ", ".join(names)})
 
 
 def _plain(name: str) -> str:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from runed.errors import RunedError
 from runed.jobs import parquet
@@ -95,6 +93,8 @@ class NpyEncoder(Encoder):
 
     def head(self) -> bytes:
         """Return the header, in which NumPy leaves room for any count."""
+        import numpy as np  # noqa: PLC0415 # 60 ms that `runed embed --help` does not spend
+
         stream = io.BytesIO()
         header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._space.dim)}
         np.lib.format.write_array_header_1_0(stream, header)
@@ -102,6 +102,8 @@ class NpyEncoder(Encoder):
 
     def rows(self, rows: Sequence[Row]) -> bytes:
         """Return the bytes of the next rows."""
+        import numpy as np  # noqa: PLC0415 # as above
+
         values = np.full((len(rows), self._space.dim), np.nan, dtype="<f4")
         for position, row in enumerate(rows):
             if not isinstance(row.outcome, RunedError):
@@ -110,12 +112,18 @@ class NpyEncoder(Encoder):
 
 
 class ParquetEncoder(Encoder):
-    """A table with a row a text, see `runed.jobs.parquet.Schema`. The rows are an Arrow stream until the job is done."""
+    """A table with a row a text, see `runed.jobs.parquet.Schema`. The rows are an Arrow stream until the job is done.
 
-    def __init__(self, space: JobSpace, count: int) -> None:
+    Args:
+        space: As for `Encoder`, like the next one.
+        count: The number of rows of the whole output.
+        kept: Columns of the input that follow the others.
+    """
+
+    def __init__(self, space: JobSpace, count: int, kept: parquet.Kept | None = None) -> None:
         super().__init__(space, count)
         metadata = {"runed.fingerprint": space.fingerprint, "runed.model_identity": space.model_identity}
-        self._schema = parquet.Schema(space.dim, metadata)
+        self._schema = parquet.Schema(space.dim, metadata, kept)
         self.convert = self._schema.convert
 
     def head(self) -> bytes:
@@ -155,13 +163,10 @@ def _members(row: Row, common: bytes) -> bytes:
     tokens = b'"token_count":%d,' % outcome.token_count
     if outcome.truncated:
         tokens += b'"total_token_count":%d,' % outcome.total_token_count
-    return b'%b%b%b"embedding":%b' % (name, common, tokens, _numbers(outcome.vector))
+    from runed.float_json import write_floats  # noqa: PLC0415 # imports NumPy
+
+    return b'%b%b%b"embedding":%b' % (name, common, tokens, write_floats(outcome.vector))
 
 
 def _error(reason: str, message: str) -> bytes:
     return b'"error":%b' % msgspec.json.encode({"reason": reason, "message": message})
-
-
-def _numbers(vector: NDArray[np.float32]) -> bytes:
-    """Return a vector as a JSON array of the shortest decimals that are read back as the same float32."""
-    return b"[%b]" % ",".join(vector.astype("U").tolist()).encode()

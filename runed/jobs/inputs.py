@@ -1,4 +1,4 @@
-"""The input of a job: arguments, or files of lines, JSON lines, CSV, TSV or Parquet.
+"""The input of a job: arguments, or files of lines, JSON lines, a JSON array, CSV, TSV or Parquet.
 
 A job reads its input twice. The first reading checks and counts all texts, before any is embedded. So the user learns of a bad
 line 90,000 in the first second. The second reading embeds text by text, so that no input is too large for the memory.
@@ -11,7 +11,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,6 +23,7 @@ import msgspec
 from runed.errors import EmptyTextError, InvalidRequestError, InvalidTextError, SettingsError
 from runed.jobs import parquet
 from runed.jobs.input_files import InputFile, seekable
+from runed.jobs.json_array import elements, is_array
 from runed.jobs.json_lines import LineDecoder
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
@@ -99,6 +100,33 @@ class Columns:
         return header.index(self.text), header.index(chosen) if chosen in header else None
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A source that reads one file of any size; `open_batch` makes it.
+
+    Attributes:
+        file: The file.
+        input_format: The format that the user chose, or None.
+        columns: The columns that are read.
+        by_name: The format that the name of the file tells; "" for an unknown extension.
+    """
+
+    file: InputFile
+    input_format: str | None
+    columns: Columns
+    by_name: str
+
+    def __call__(self) -> Iterator[Item]:
+        """Yield the items of the file from its start."""
+        return _from_file(self.file, self.input_format, self.columns, self.by_name)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[str, IO[bytes]]]:
+        """Open the file at its start for a `with` block, and tell its format: one of `INPUT_FORMATS`, or "array"."""
+        with self.file.open() as file:
+            yield _chosen_format(self.file, self.input_format, self.by_name), file
+
+
 def from_arguments(texts: Sequence[str]) -> Iterator[Item]:
     """Yield each argument as one text."""
     for position, text in enumerate(texts, start=1):
@@ -129,9 +157,9 @@ def open_batch(
     input_format: str | None = None,
     columns: Columns | None = None,
     *,
-    otherwise: str = "jsonl",
+    otherwise: str = "",
     name: str | None = None,
-) -> Iterator[Source]:
+) -> Iterator[Batch]:
     """Make a source of the texts of one file of any size, for the time of a `with` block.
 
     Nothing is opened before the source is read. Reading it raises `SettingsError` for a file that cannot be read or lacks a
@@ -140,20 +168,25 @@ def open_batch(
     Args:
         path: The path, or "-" for standard input.
         input_format: A key of `INPUT_FORMATS`. None recognizes Parquet by its content, and chooses another format by the
-            extension. In front of ".gz" or ".zst", that is the one before.
+            extension. In front of ".gz" or ".zst", that is the one before. Without an extension, it is JSON lines.
         columns: The columns to read; None means the default ones.
-        otherwise: The format of a file with an unknown extension.
+        otherwise: The format of a file with an unknown extension, or without one; "" refuses the former.
         name: The name of the file in messages, which also has the extension; None means the path.
     """
-    by_name = format_of(name or path) or otherwise
+    by_name = format_of(name or path) or otherwise or ("" if _extension(name or path) else "jsonl")
     with contextlib.closing(InputFile(path, name)) as file:
-        yield lambda: _from_file(file, input_format, columns or Columns(), by_name)
+        yield Batch(file, input_format, columns or Columns(), by_name)
 
 
 def format_of(path: str) -> str | None:
     """Return the format that the extension of a path tells; None for an unknown extension."""
+    return _EXTENSIONS.get(_extension(path))
+
+
+def _extension(path: str) -> str:
+    """Return the extension that tells the format, in small letters; "" for none."""
     *_, before, last = ["", "", *(suffix.lower() for suffix in Path(path).suffixes)]
-    return _EXTENSIONS.get(before if last in _COMPRESSED else last)
+    return before if last in _COMPRESSED else last
 
 
 def _from_whole_file(source: InputFile) -> Iterator[Item]:
@@ -166,22 +199,52 @@ def _from_whole_file(source: InputFile) -> Iterator[Item]:
 
 def _from_file(source: InputFile, input_format: str | None, columns: Columns, by_name: str = "") -> Iterator[Item]:
     with source.open() as file:
-        is_parquet = source.head.startswith(parquet.MAGIC)
-        chosen = input_format or ("parquet" if is_parquet else by_name)
-        if is_parquet and chosen != "parquet":
-            raise InvalidRequestError(f"{source.name} is a Parquet file; give it by --batch, without --input-format")
-        yield from INPUT_FORMATS[chosen](file, source.name, columns)
+        chosen = _chosen_format(source, input_format, by_name)
+        yield from _READERS[chosen](file, source.name, columns)
+
+
+def _chosen_format(source: InputFile, input_format: str | None, by_name: str) -> str:
+    """Return the format of an open file.
+
+    Args:
+        source: The file.
+        input_format: The format that the user chose, or None.
+        by_name: The format that its name tells; "" for a name with an unknown extension.
+
+    Raises:
+        InvalidRequestError: It is a Parquet file, and shall be read as another one.
+        SettingsError: It has an unknown extension.
+    """
+    is_parquet = source.head.startswith(parquet.MAGIC)
+    chosen = input_format or ("parquet" if is_parquet else by_name)
+    if not chosen:
+        raise SettingsError(
+            f"{source.name}: no format has the extension {_extension(source.name)}; known are {', '.join(_EXTENSIONS)}, also "
+            f"followed by .gz or .zst; rename it, or choose by --input-format {', '.join(INPUT_FORMATS)}"
+        )
+    if is_parquet and chosen != "parquet":
+        raise InvalidRequestError(f"{source.name} is a Parquet file; give it by --batch, without --input-format")
+    return "array" if chosen in _JSON and is_array(source.head) else chosen
 
 
 def _from_lines(file: IO[bytes], name: str, _columns: Columns) -> Iterator[Item]:
-    for origin, line in _lines(file, name):
+    for origin, line in lines(file, name):
         yield _item(line, origin) if isinstance(line, bytes) else _bad(origin, line)
 
 
 def _from_json_lines(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
     """Yield the texts of lines that are JSON strings, or JSON objects with a text and, optionally, an id."""
+    return _from_json(lines(file, name), columns)
+
+
+def _from_json_array(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
+    """Yield the texts of an array whose elements are as the lines of JSON lines."""
+    return _from_json(array_elements(file, name), columns)
+
+
+def _from_json(records: Iterable[tuple[str, bytes | InvalidRequestError]], columns: Columns) -> Iterator[Item]:
     decoder = LineDecoder(columns.text, columns.id_or_default)
-    for origin, line in _lines(file, name):
+    for origin, line in records:
         if not isinstance(line, bytes):
             yield _bad(origin, line)
             continue
@@ -196,22 +259,38 @@ def _from_json_lines(file: IO[bytes], name: str, columns: Columns) -> Iterator[I
 
 def _from_delimited(file: IO[bytes], name: str, columns: Columns, delimiter: str) -> Iterator[Item]:
     """Yield the texts of a column of a table with a header. Blank lines between the rows are ignored."""
+    with contextlib.closing(delimited_rows(file, name, columns.delimiter or delimiter)) as rows:
+        _, header = next(rows, ("", None))
+        if header is not None:
+            places = columns.places(name, header, _advice(header))
+            for origin, row in rows:
+                yield _from_row(row, origin, len(header), places)
+
+
+def delimited_rows(file: IO[bytes], name: str, delimiter: str) -> Generator[tuple[str, list[str]]]:
+    """Yield the header of a table and its rows that are not blank, each with its place.
+
+    Columns that are not read may have bytes that are not UTF-8. They become lone surrogates.
+
+    Args:
+        file: The file, at its start.
+        name: The name of the file in error messages.
+        delimiter: The character between two columns.
+
+    Raises:
+        InvalidRequestError: It is no such table.
+    """
     csv.field_size_limit(MAX_TEXT_BYTES)
-    # Columns that are not read may have bytes that are not UTF-8. In the columns that are read, these become lone surrogates.
     text = io.TextIOWrapper(cast("io.BufferedReader", file), encoding="utf-8-sig", errors="surrogateescape", newline="")
     # strict: otherwise a quote that is never closed turns the rest of the file into one text.
-    reader = csv.reader(_bounded_lines(text, name), delimiter=columns.delimiter or delimiter, strict=True)
+    reader = csv.reader(_bounded_lines(text, name), delimiter=delimiter, strict=True)
+    line = 0
     try:
-        header = next(reader, None)
-        if header is None:
-            return
-        places = columns.places(name, header, _advice(header))
-        line = reader.line_num
         for row in reader:
             origin = f"{name}, line {line + 1}"
+            if row or not line:
+                yield origin, row
             line = reader.line_num
-            if row:
-                yield _from_row(row, origin, len(header), places)
     except csv.Error as error:
         raise InvalidRequestError(
             f"{name}, line {reader.line_num}: {error}; quotes must be closed, and doubled inside"
@@ -255,13 +334,21 @@ def _from_parquet(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item
 INPUT_FORMATS: dict[str, Callable[[IO[bytes], str, Columns], Iterator[Item]]] = {
     "lines": _from_lines,
     "jsonl": _from_json_lines,
+    "json": _from_json_lines,
     "csv": partial(_from_delimited, delimiter=","),
     "tsv": partial(_from_delimited, delimiter="\t"),
     "parquet": _from_parquet,
 }
-"""The reader of each format: it takes the file, its name in error messages and the columns, and yields the items."""
+"""The reader of each format that a user can choose: it takes the file, its name in error messages and the columns, and yields
+the items."""
+
+_READERS = INPUT_FORMATS | {"array": _from_json_array}
+
+_JSON = ("json", "jsonl")
+"""Formats whose file may be one array."""
 
 _EXTENSIONS = {
+    ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".txt": "lines",
@@ -274,7 +361,7 @@ _EXTENSIONS = {
 _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
 
 
-def _lines(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes | InvalidRequestError]]:
+def lines(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes | InvalidRequestError]]:
     """Yield origin and bytes of every line, or an error for a line that is too long.
 
     Only LF and CR LF end a line, since a text may contain other separators.
@@ -290,6 +377,20 @@ def _lines(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes | InvalidReq
                 pass
         else:
             yield f"{name}, line {number}", line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def array_elements(file: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield place and bytes of every element of a JSON array.
+
+    Raises:
+        InvalidRequestError: It is no whole array.
+    """
+    number = 0
+    try:
+        for number, element in enumerate(elements(file, MAX_TEXT_BYTES), start=1):  # for the error
+            yield f"{name}, element {number}", element
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{name}, after {number:,} elements: {error}") from None
 
 
 def _bounded_lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:

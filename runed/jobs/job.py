@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import runed
@@ -33,6 +33,27 @@ _PROBE = "runed"
 """Text that is embedded to learn the space of the vectors, if the first text of the input has no vector."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """The result of a job. The facts about the run, from `before` on, do not count in a comparison.
+
+    Attributes:
+        count: The number of texts.
+        failed: The number of texts that have no vector.
+        before: The number of texts that earlier runs had done.
+        tokens: The number of tokens that the model read for the texts of this run.
+        cached: The number of texts of this run whose vector was there already.
+        seconds: The time of the work, without the first reading of the input.
+    """
+
+    count: int
+    failed: int
+    before: int = field(default=0, compare=False)
+    tokens: int = field(default=0, compare=False)
+    cached: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+
+
 @dataclass(kw_only=True)
 class Job:
     """Embeds the texts that an output lacks.
@@ -40,7 +61,7 @@ class Job:
     Attributes:
         client: The client that embeds.
         output: The output.
-        encoder_type: The format of the output.
+        encoder_type: Makes the encoder of the output, of the space and the number of all texts.
         surveyed: The result of the first reading of the input.
         chosen: The options that change the output, as for `Output.check`.
         keep_going: Whether a text that cannot be embedded is recorded; otherwise it ends the job.
@@ -51,7 +72,7 @@ class Job:
 
     client: runed.Client
     output: Output
-    encoder_type: type[Encoder]
+    encoder_type: Callable[[JobSpace, int], Encoder]
     surveyed: Survey
     chosen: Mapping[str, str]
     keep_going: bool
@@ -65,21 +86,20 @@ class Job:
         self._done = self.output.mark.done
         self._failed = self.output.mark.failed
         self._written = 0.0
+        self._tokens = self._cached = 0
 
-    def run(self, source: Source, options: EmbedOptions) -> int:
+    def run(self, source: Source, options: EmbedOptions) -> JobResult:
         """Embed the texts and finish the output.
 
         Args:
             source: The input.
             options: The options of all texts.
 
-        Returns:
-            The number of texts that have no vector.
-
         Raises:
             RunedError: A text cannot be embedded, or none can. All rows before it are written.
         """
         self._show()
+        began, before = time.monotonic(), self._done
         held: list[Row] = []
         in_order = InOrder(self.client, source, self.surveyed, done=self._done)
         try:
@@ -102,7 +122,14 @@ class Job:
             self._begin(self.output.space)
         self._show()
         self.output.finish()
-        return self._failed
+        return JobResult(
+            count=self.surveyed.count,
+            failed=self._failed,
+            before=before,
+            tokens=self._tokens,
+            cached=self._cached,
+            seconds=time.monotonic() - began,
+        )
 
     def _show(self) -> None:
         self.on_progress(self._done, self.surveyed.count)
@@ -115,11 +142,14 @@ class Job:
             self._failed += 1
             if self._failed <= SHOWN_FAILURES:
                 self.on_complaint(outcome.message)
-        elif self._encoder and outcome.fingerprint != self._fingerprint:
+            return
+        if self._encoder and outcome.fingerprint != self._fingerprint:
             raise RunedError(
                 "the model or the engine changed while embedding: the fingerprint was "
                 f'"{self._fingerprint}" and is "{outcome.fingerprint}"; start again'
             )
+        self._tokens += outcome.token_count
+        self._cached += outcome.cached
 
     def _space(self, outcome: Embedding | RunedError, options: EmbedOptions) -> JobSpace:
         """Find the space of the vectors. It is known only from an answer, since the model may have to be installed first."""

@@ -83,6 +83,11 @@ class Mark(msgspec.Struct, frozen=True):
     complete: bool = False
 
 
+def journal_of(part: Path) -> Path:
+    """Return the path of the journal that lies beside a part."""
+    return part.with_name(f"{part.name}.journal")
+
+
 class Journal:
     """The journal of one job. The object holds a lock until it is closed.
 
@@ -103,7 +108,7 @@ class Journal:
     """
 
     def __init__(self, part: Path, *, resume: bool, overwrite: bool) -> None:
-        self.path = part.with_name(f"{part.name}.journal")
+        self.path = journal_of(part)
         self.record: JobRecord | None = None
         self.mark = Mark()
         self.complete = False

@@ -1,4 +1,4 @@
-"""Reads a text and its id from one JSON line. The other members of an object may hold anything that looks like JSON.
+"""Reads a text and its id from one JSON line, or one element of an array. Other members may hold anything that looks like JSON.
 
 msgspec reads nearly all lines. A line that it refuses is read again here, since it also refuses NaN, half of a surrogate pair
 and deep nesting in members that nobody reads. Programs in Python write such lines.
@@ -28,6 +28,25 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 """A bracket, comma or colon; a string; or another value. The kind of a token is its mark, or the name of its group."""
+
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def is_blank(line: bytes) -> bool:
+    """Return whether a line holds nothing, so that it is no text."""
+    return not line.removeprefix(codecs.BOM_UTF8).strip()
+
+
+def members(line: bytes) -> dict[str, bytes]:
+    """Return the members of a line or an element as JSON; none if it is no object."""
+    try:
+        return {name: bytes(value) for name, value in _MEMBERS.decode(line).items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return _members(line)
+    except _NoJSONError:
+        return {}
 
 
 class LineDecoder:
@@ -66,10 +85,10 @@ class LineDecoder:
         return text, id_ if id_.isascii() else _checked_id(id_)
 
     def _read_leniently(self, line: bytes) -> tuple[str, bytes] | None:
+        if is_blank(line):
+            return None
         if line.startswith(codecs.BOM_UTF8):  # of a file that was appended to another one
             line = line.replace(codecs.BOM_UTF8, b"   ", 1)
-        if not line.strip():
-            return None
         try:
             members = {self._text: line} if _is_string(line) else _members(line)
         except _NoJSONError as error:
@@ -84,10 +103,8 @@ class LineDecoder:
     def _refusal(self, reason: str, line: bytes) -> InvalidRequestError:
         example = f'{{"id": 1, "{self._text}": "..."}}'
         remedy = f"each line must be a JSON string or an object like {example}"
-        start = line.removeprefix(codecs.BOM_UTF8).strip()
-        if start.startswith(b"[") or start == b"{":
-            selection = ".[]" if start.startswith(b"[") else "."
-            remedy += f"; a file that is one JSON document is made such lines by `jq -c '{selection}' FILE`"
+        if line.removeprefix(codecs.BOM_UTF8).strip() == b"{":
+            remedy += "; an object over several lines is made one line by `jq -c . FILE`"
         return InvalidRequestError(f"{reason}; {remedy}")
 
 

@@ -20,11 +20,22 @@ from runed.errors import RunedError, SettingsError
 from runed.files import sync_file, sync_path
 from runed.jobs.formats import BINARY, ENCODERS, Encoder
 from runed.jobs.input_files import STANDARD_STREAM
-from runed.jobs.journal import VERSION, JobRecord, Journal, Mark
+from runed.jobs.journal import VERSION, JobRecord, Journal, Mark, journal_of
 from runed.jobs.row import JobSpace
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk without room for the output."""
+
+_EXTENSIONS = {
+    "": "json",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".npy": "npy",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+"""The format that each extension of an output tells."""
 
 _MOST_LINKS = 40
 """Symbolic links that are followed, as many as by Linux."""
@@ -281,17 +292,50 @@ def choose_format(name: str | None, output: str) -> str:
     """Return the name of the output format.
 
     Args:
-        name: The name if the user chose one. None means the format of the file's extension, and JSON for an unknown one.
+        name: The name if the user chose one. None means the format of the file's extension, and JSON without an extension.
         output: The path, or "-" for standard output.
 
     Raises:
-        SettingsError: The format is binary, and standard output is a terminal.
+        SettingsError: The extension is unknown; or the format is binary, and standard output is a terminal.
     """
-    suffix = Path(output).suffix.removeprefix(".")
-    chosen = name or (suffix if suffix in ENCODERS else "json")
+    suffix = Path(output).suffix.lower()
+    if name is None and suffix not in _EXTENSIONS:
+        raise SettingsError(
+            f"--output {output}: no format has the extension {suffix}; known are {', '.join(filter(None, _EXTENSIONS))}; "
+            f"rename it, or choose by --format {', '.join(ENCODERS)}"
+        )
+    chosen = name or _EXTENSIONS[suffix]
     if chosen in BINARY and output == STANDARD_STREAM and sys.stdout.isatty():
         raise SettingsError(f"--format {chosen} is binary and standard output is a terminal; add `-o FILE` or redirect it")
     return chosen
+
+
+def is_finished(output: str, source: str, *, resume: bool) -> bool:
+    """Return whether an earlier job has completed a file, so that nothing is left to do.
+
+    Args:
+        output: As for `open_output`.
+        source: The path of the input, or "-".
+        resume: Whether to go on with an earlier job.
+
+    Raises:
+        SettingsError: There is such a file, and `resume` is not set.
+        RunedError: The input was changed after the file was written.
+    """
+    if output == STANDARD_STREAM or descriptor_of(output) is not None:
+        return False
+    target = Path(os.path.realpath(output))
+    if not target.is_file() or not target.stat().st_size:  # an empty file holds no work, such as one of mktemp
+        return False
+    part = part_of(target)
+    if not resume:
+        raise SettingsError(f"{output} exists already; add --overwrite to replace it, or name another file")
+    if part.exists() or journal_of(part).exists():
+        return False
+    # Without the files of an interrupted job, an output that has its name is complete.
+    if Path(source).is_file() and Path(source).stat().st_mtime_ns > target.stat().st_mtime_ns:
+        raise RunedError(f"{output} is complete, but {source} was changed after it; add --overwrite to embed it anew")
+    return True
 
 
 @contextlib.contextmanager

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
-from runed.errors import InvalidRequestError, SettingsError
+from runed.errors import InvalidRequestError, RunedError, SettingsError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAGIC = b"PAR1\x15"
 """The first bytes of a Parquet file: its mark, and the beginning of the first page or of the description."""
+
+COLUMNS = ("index", "id", "token_count", "error", "embedding")
+"""The columns of a table of vectors; see `Schema`."""
 
 _READ_ROWS = 1024
 """Rows of an input file that are in memory at once."""
@@ -95,6 +101,36 @@ def read_columns(file: IO[bytes], name: str, text: int, id_: int | None) -> Iter
         raise _damaged(name, error) from None
 
 
+def schema_of(file: IO[bytes], name: str) -> Any:  # noqa: ANN401 # as above
+    """Return the Arrow schema of a Parquet file. Arguments and errors are those of `column_names`."""
+    return _open(file, name).schema_arrow
+
+
+def read_batches(file: IO[bytes], name: str, columns: list[str]) -> Iterator[Any]:
+    """Read columns of a Parquet file as Arrow record batches, with a bounded number of rows in memory at once.
+
+    Raises:
+        InvalidRequestError: The file is damaged.
+    """
+    try:
+        yield from _open(file, name).iter_batches(_READ_ROWS, columns=columns, use_threads=False)
+    except (pyarrow().ArrowException, OSError) as error:
+        raise _damaged(name, error) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Columns of a job's input that its output keeps.
+
+    Attributes:
+        schema: Their Arrow schema.
+        batches: Yields their rows, in the order of the texts, as Arrow record batches. Each call begins at the first one.
+    """
+
+    schema: Any
+    batches: Callable[[], Iterator[Any]]
+
+
 class _NoIdError(Exception):
     """The values of a column cannot be written as JSON."""
 
@@ -116,6 +152,8 @@ def texts_of(column: Any) -> list[bytes | None]:  # noqa: ANN401 # as above
 
 def vectors_array(vectors: Sequence[np.ndarray[Any, np.dtype[np.float32]] | None], dim: int) -> Any:  # noqa: ANN401 # as above
     """Return vectors as an Arrow array of lists of `dim` float32, with null for None."""
+    import numpy as np  # noqa: PLC0415 # 60 ms that `runed embed --help` does not spend
+
     arrow = pyarrow()
     values = np.zeros((len(vectors), dim), dtype=np.float32)
     for row, vector in enumerate(vectors):
@@ -198,9 +236,10 @@ class Schema:
     Args:
         dim: The number of values of a vector.
         metadata: The metadata of the file.
+        kept: Columns of the input that follow these; None for none.
     """
 
-    def __init__(self, dim: int, metadata: dict[str, str]) -> None:
+    def __init__(self, dim: int, metadata: dict[str, str], kept: Kept | None = None) -> None:
         self._arrow = pyarrow()
         self._dim = dim
         self._schema = self._arrow.schema(
@@ -213,6 +252,10 @@ class Schema:
             },
             metadata=metadata,
         )
+        self._kept = kept
+        self._whole = self._schema
+        for field in kept.schema if kept else ():
+            self._whole = self._whole.append(field)
 
     def head(self) -> bytes:
         """Return the beginning of an Arrow stream. Rows can be appended to it at any time, which Parquet does not allow."""
@@ -231,7 +274,7 @@ class Schema:
         arrow = self._arrow
         columns = [
             arrow.array(indices, arrow.int64()),
-            arrow.array([_name(value) for value in ids], arrow.string()),
+            arrow.array([text_of_json(value) for value in ids], arrow.string()),
             arrow.array(token_counts, arrow.int32()),
             arrow.array(errors, arrow.string()),
             vectors_array(vectors, self._dim),
@@ -248,8 +291,16 @@ class Schema:
         """
         parquet = pyarrow("pyarrow.parquet")
         group = min(_GROUP_ROWS, max(1, _GROUP_BYTES // (4 * self._dim)))
-        options = {"use_dictionary": False, "write_statistics": ["index"]}
-        with parquet.ParquetWriter(target, self._schema, **options) as writer:
+        kept = _Taking(self._kept) if self._kept else None
+        options = {"use_dictionary": self._kept.schema.names if self._kept else False, "write_statistics": ["index"]}
+
+        def write(table: Any) -> None:  # noqa: ANN401 # as above
+            table = table.combine_chunks()
+            for field, column in kept.next(table.num_rows) if kept else ():
+                table = table.append_column(field, column)
+            writer.write_table(table, row_group_size=group)
+
+        with parquet.ParquetWriter(target, self._whole, **options) as writer:
             waiting: list[Any] = []
             rows = 0
             for batch in self._arrow.ipc.open_stream(source):
@@ -257,14 +308,34 @@ class Schema:
                 rows += batch.num_rows
                 while rows >= group:
                     table = self._arrow.Table.from_batches(waiting, self._schema)
-                    writer.write_table(table.slice(0, group).combine_chunks(), row_group_size=group)
+                    write(table.slice(0, group))
                     waiting = table.slice(group).to_batches()
                     rows -= group
             if rows:
-                writer.write_table(self._arrow.Table.from_batches(waiting, self._schema).combine_chunks(), row_group_size=group)
+                write(self._arrow.Table.from_batches(waiting, self._schema))
 
 
-def _name(value: bytes) -> str | None:
+class _Taking:
+    """Takes the rows of kept columns, so many at a time."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._schema = kept.schema
+        self._batches = kept.batches()
+        self._waiting: list[Any] = []
+
+    def next(self, count: int) -> Iterator[tuple[Any, Any]]:
+        """Return each field with its column of the next rows."""
+        while sum(batch.num_rows for batch in self._waiting) < count:
+            if (batch := next(self._batches, None)) is None:
+                raise RunedError("the input was changed while it was read; do so when nobody writes to it")
+            self._waiting.append(batch)
+        table = pyarrow().Table.from_batches(self._waiting, self._schema)
+        self._waiting = table.slice(count).to_batches()
+        return zip(self._schema, table.slice(0, count).columns, strict=True)
+
+
+def text_of_json(value: bytes) -> str | None:
+    """Return a value of JSON as a text: a string itself, None for null or nothing, and any other value as JSON."""
     if value.startswith(b'"'):
         return msgspec.json.decode(value, type=str)
     return None if value in (b"", b"null") else value.decode()

@@ -16,9 +16,9 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
@@ -29,11 +29,13 @@ from runed.errors import EmptyBatchError, RunedError, SettingsError
 from runed.jobs.folders import OWN, Folder, Found, is_deep, locate
 from runed.jobs.formats import ENCODERS
 from runed.jobs.inputs import Columns, format_of, open_batch
+from runed.jobs.job import JobResult
 from runed.jobs.journal import Journal, PartBusyError
+from runed.jobs.keeping import kept_columns
 from runed.jobs.nodes import Node
 from runed.jobs.outputs import part_of
 from runed.jobs.receipts import VERSION, FileMark, Receipt
-from runed.jobs.runner import JobResult, run_job
+from runed.jobs.runner import run_job
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.settings import load_settings
 
@@ -53,12 +55,13 @@ class FileOptions(TypedDict, total=False):
     """The options of a job of many files.
 
     Attributes:
-        input_format: The format of all files: "lines", "jsonl", "csv", "tsv" or "parquet"; None chooses by content and
+        input_format: The format of all files: "lines", "json", "jsonl", "csv", "tsv" or "parquet"; None chooses by content and
             extension.
         text_column: The column of the texts; "text" by default.
         id_column: The column of ids, which the output repeats; None means "id" if there is one.
         delimiter: The character between two columns of a table of text; None means that of the format.
         output_format: "json", "jsonl", "npy" or "parquet"; None means Parquet for Parquet, and JSON lines for all others.
+        keep: The columns of the input that Parquet output keeps; ["all"] means all of them.
         role: As for `runed.Client.embed`, like the next four.
         instruction: The task of queries.
         dimensions: The number of values of each vector.
@@ -74,6 +77,7 @@ class FileOptions(TypedDict, total=False):
     id_column: str | None
     delimiter: str | None
     output_format: Literal["json", "jsonl", "npy", "parquet"] | None
+    keep: Sequence[str] | None
     role: Role | None
     instruction: str
     dimensions: int | None
@@ -107,14 +111,14 @@ class PartResult:
     """The result of a part.
 
     Attributes:
-        count: The number of texts.
-        failed: The number of texts that have no vector.
+        texts: The result for its texts.
         fingerprint: The space of its vectors; empty if the part has no text.
+        was_done: Whether an earlier run had done it.
     """
 
-    count: int
-    failed: int
+    texts: JobResult
     fingerprint: str = ""
+    was_done: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +210,10 @@ class PartitionJob:
                 f"{output.shown} holds {done:,} of the {len(parts):,} parts of an earlier run; "
                 "add --resume to go on with it, or --overwrite to start anew"
             )
+        elif not resume and (taken := next((part.target for part in parts if output.find(part.target)), None)):
+            raise SettingsError(
+                f"{output.shown}/{taken} exists already; add --overwrite to replace it, or name another directory"
+            )
         return parts
 
     def run(self, part: Part, run: Run) -> PartResult:
@@ -218,7 +226,8 @@ class PartitionJob:
         while True:
             if (receipt := self._valid_receipt(part, run)) is not None:
                 run.check(receipt.fingerprint, part)
-                return PartResult(receipt.count, receipt.failed, receipt.fingerprint)
+                done = JobResult(count=receipt.count, failed=receipt.failed, before=receipt.count)
+                return PartResult(done, receipt.fingerprint, was_done=True)
             try:
                 return self._embed(part, run)
             except PartBusyError as error:
@@ -246,6 +255,8 @@ class PartitionJob:
         """Return the options that change the output, as words."""
         names = ("input_format", "text_column", "id_column", "delimiter", "role", "instruction", "dimensions", "truncate")
         chosen = {name: str(self.options.get(name) or "") for name in names}
+        if keep := self.options.get("keep"):
+            chosen["keep"] = ",".join(keep)
         chosen["truncate"] = chosen["truncate"] or "none"
         return chosen | {"format": part.target.rpartition(".")[2]}
 
@@ -285,6 +296,7 @@ class PartitionJob:
                         target,
                         connect=run.connect or self.node.connect,
                         output_format=part.target.rpartition(".")[2],
+                        kept=kept_columns(source, keep) if (keep := self.options.get("keep")) else None,
                         role=self.options.get("role"),
                         instruction=self.options.get("instruction", ""),
                         dimensions=self.options.get("dimensions"),
@@ -304,7 +316,7 @@ class PartitionJob:
         fingerprint = spaces[0] if spaces else ""
         receipt = Receipt(VERSION, self._chosen(part), mark, written, fingerprint, result.count, result.failed)
         receipt.write(output, part.receipt)
-        return PartResult(result.count, result.failed, fingerprint)
+        return PartResult(result, fingerprint)
 
     @contextmanager
     def _on_disk(self, folder: Folder, part: Part) -> Iterator[tuple[Path, FileMark]]:
@@ -364,13 +376,16 @@ def run_here(
         expected = next((result.fingerprint for result in results if result.fingerprint), None)
         run = Run(expected=expected, resume=resume, connect=connect, on_progress=on_progress, on_complaint=on_complaint)
         results.append(job.run(part, run))
-    return summed(results)
+    if all(result.was_done for result in results):
+        on_complaint(f"all {len(parts):,} files are done already, so there is nothing to do; --overwrite makes them anew")
+    return summed(result.texts for result in results)
 
 
-def summed(results: Iterable[PartResult]) -> JobResult:
+def summed(results: Iterable[JobResult]) -> JobResult:
     """Return the result of all parts together."""
-    results = list(results)
-    return JobResult(count=sum(result.count for result in results), failed=sum(result.failed for result in results))
+    columns = list(zip(*map(astuple, results), strict=True))
+    count, failed, before, tokens, cached, seconds = map(sum, columns) if columns else (0,) * 6
+    return JobResult(count=count, failed=failed, before=before, tokens=tokens, cached=cached, seconds=seconds)
 
 
 def _forget(output: Folder, parts: list[Part]) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import runed
-from runed.errors import EmptyBatchError
+from runed.errors import EmptyBatchError, SettingsError
 from runed.jobs import parquet
-from runed.jobs.formats import ENCODERS
+from runed.jobs.formats import ENCODERS, ParquetEncoder
 from runed.jobs.inputs import Source
-from runed.jobs.job import Job
+from runed.jobs.job import Job, JobResult
 from runed.jobs.ordering import survey
 from runed.jobs.outputs import choose_format, open_output
 from runed.jobs.row import JobSpace
@@ -23,19 +23,6 @@ if TYPE_CHECKING:
 
 INTERACTIVE_TEXTS = 8
 """Texts of the largest job that is interactive by default. The daemon has the same limit for a batch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobResult:
-    """The result of a job.
-
-    Attributes:
-        count: The number of texts.
-        failed: The number of texts that have no vector.
-    """
-
-    count: int
-    failed: int
 
 
 def run_job(
@@ -54,6 +41,7 @@ def run_job(
     keep: bool = True,
     resume: bool = False,
     overwrite: bool = False,
+    kept: parquet.Kept | None = None,
     on_space: Callable[[JobSpace], None] = lambda _space: None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     on_complaint: Callable[[str], None] = lambda _message: None,
@@ -78,13 +66,14 @@ def run_job(
         keep: Whether an interrupted job leaves a part of the output, so that it can be resumed.
         resume: Whether to go on with the part of an earlier run. Without a part, the job begins at the start.
         overwrite: Whether to delete the part of an earlier run.
+        kept: Columns of the input that Parquet output keeps; see `runed.jobs.keeping`.
         on_space: Called when the space of the vectors is known, before any is written. An error of it ends the job.
         on_progress: Called now and then with the number of texts that are done and of all texts. The latter is 0 during the
             first reading of the input, which counts them.
         on_complaint: Called with a sentence for the user: a text without a vector, a part that is kept, a job that is done.
 
     Returns:
-        The number of texts, and of those without a vector.
+        The number of texts, of those without a vector, and facts about the run.
 
     Raises:
         SettingsError: The input cannot be read, the output cannot be written or resumed, or pyarrow is missing.
@@ -95,16 +84,18 @@ def run_job(
     output_format = choose_format(output_format, output)
     if output_format == "parquet":
         parquet.pyarrow()  # so that a missing pyarrow is an error before any work
+    elif kept is not None:
+        raise SettingsError("--keep needs Parquet output, since other formats have no columns: add `--format parquet`")
     options: EmbedOptions = {"role": role, "instruction": instruction, "dimensions": dimensions, "truncate": truncate}
     chosen = {name: str(value or "") for name, value in options.items()} | {"format": output_format}
     if model:
         options["model"] = model  # not in `chosen`: the fingerprint tells whether it is the same model, whatever its name was
     with open_output(output, keep=keep, resume=resume, overwrite=overwrite, on_complaint=on_complaint) as opened:
         if opened.complete:
-            on_complaint(f"{output} is complete already; leave out --resume to make it anew")
+            on_complaint(f"{output} is complete already, so there is nothing to do; --overwrite makes it anew")
             assert opened.space is not None
             on_space(opened.space)
-            return JobResult(count=opened.mark.done, failed=opened.mark.failed)
+            return JobResult(count=opened.mark.done, failed=opened.mark.failed, before=opened.mark.done)
         surveyed = survey(source, done=opened.mark.done, keep_going=keep_going, on_progress=on_progress)
         if not surveyed.count:
             raise EmptyBatchError("the input holds no text; give at least one")
@@ -114,7 +105,7 @@ def run_job(
             job = Job(
                 client=client,
                 output=opened,
-                encoder_type=ENCODERS[output_format],
+                encoder_type=partial(ParquetEncoder, kept=kept) if kept else ENCODERS[output_format],
                 surveyed=surveyed,
                 chosen=chosen,
                 keep_going=keep_going,
@@ -122,4 +113,4 @@ def run_job(
                 on_progress=on_progress,
                 on_complaint=on_complaint,
             )
-            return JobResult(count=surveyed.count, failed=job.run(source, options))
+            return job.run(source, options)

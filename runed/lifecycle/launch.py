@@ -101,6 +101,51 @@ def command_version(command: list[str], *, timeout: float) -> str:
     return found[0].decode() if found else ""
 
 
+class LogTail:
+    """What is written to the log of a daemon from now on.
+
+    Args:
+        path: The log. Its directory must exist.
+
+    Attributes:
+        file: The open log, to append to.
+
+    Raises:
+        OSError: The log cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.file = os.fdopen(os.open(path, flags, 0o600), "rb")
+        self._path = path
+        self._start = os.fstat(self.file.fileno()).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    def told(self) -> str:
+        """Return the last lines in words for an error."""
+        if tail := self._lines():
+            return f"its log {self._path} ends with:\n{tail}"
+        if not os.fstatvfs(self.file.fileno()).f_bavail:
+            return f"its log {self._path} cannot be written: the file system at {mount_point(self._path)} is full"
+        return f"its log {self._path} says nothing"
+
+    def _lines(self) -> str:
+        size = os.fstat(self.file.fileno()).st_size
+        data = os.pread(self.file.fileno(), _TAIL_BYTES, max(self._start, size - _TAIL_BYTES))
+        with contextlib.suppress(OSError):
+            # A daemon that rotated its log writes standard error to the old file and the log to the new one.
+            if not os.path.samestat(os.fstat(self.file.fileno()), self._path.stat()):
+                data += self._path.read_bytes()[-_TAIL_BYTES:]
+        return "\n".join(data.decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]).strip()
+
+
 class Launch:
     """A daemon that was just started, with its pipe, which tells that it listens, and its log, which tells why it does not.
 
@@ -119,9 +164,7 @@ class Launch:
         self._log_path = paths.daemon_log
         self._given_up = False
         with contextlib.ExitStack() as on_error:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._log = on_error.enter_context(os.fdopen(os.open(self._log_path, flags, 0o600), "rb"))
-            self._log_start = os.fstat(self._log.fileno()).st_size
+            self._log = on_error.enter_context(LogTail(self._log_path))
             reader, writer = os.pipe()
             self._ready = on_error.enter_context(os.fdopen(reader, "rb", buffering=0))
             with os.fdopen(writer, "wb"):
@@ -131,7 +174,7 @@ class Launch:
                     env=daemon_environment(settings=settings) | {"RUNED_HOME": str(paths.home)},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=self._log,
+                    stderr=self._log.file,
                     pass_fds=(writer,),
                     start_new_session=True,
                 )
@@ -182,11 +225,7 @@ class Launch:
             how = "did not listen in time and was ended"
         else:
             how = f"{describe_exit(code)} before it listened"
-        tail = self._tail()
-        said = f"its log {self._log_path} ends with:\n{tail}" if tail else f"its log {self._log_path} says nothing"
-        if not tail and not os.fstatvfs(self._log.fileno()).f_bavail:
-            said = f"its log {self._log_path} cannot be written: the file system at {mount_point(self._log_path)} is full"
-        return DaemonStartError(f"the daemon {how}; {said}", metadata={"log": str(self._log_path)})
+        return DaemonStartError(f"the daemon {how}; {self._log.told()}", metadata={"log": str(self._log_path)})
 
     def _end(self) -> None:
         """End the daemon at once, since its caller has no time left. It serves nobody yet, and each of its steps is whole."""
@@ -196,16 +235,6 @@ class Launch:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._reaper.join(_OVERRUN)
-
-    def _tail(self) -> str:
-        size = os.fstat(self._log.fileno()).st_size
-        start = max(self._log_start, size - _TAIL_BYTES)
-        data = os.pread(self._log.fileno(), _TAIL_BYTES, start)
-        with contextlib.suppress(OSError):
-            # A daemon that rotated its log writes standard error to the old file and the log to the new one.
-            if not os.path.samestat(os.fstat(self._log.fileno()), self._log_path.stat()):
-                data += self._log_path.read_bytes()[-_TAIL_BYTES:]
-        return "\n".join(data.decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]).strip()
 
 
 def _is_installed_here() -> bool:

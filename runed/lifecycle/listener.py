@@ -13,6 +13,7 @@ from typing import Self
 from runed.errors import AlreadyRunningError, DaemonUnavailableError, ForeignPathError
 from runed.paths import check_socket_dir, ensure_socket_dir
 from runed.peers import Peer, peer_of
+from runed.trust import mode_of
 
 BACKLOG = 1024
 """Connections that may wait to be accepted. The kernel may hold fewer (`net.core.somaxconn`, `kern.ipc.somaxconn`)."""
@@ -92,14 +93,18 @@ def probe(path: Path) -> bool:
 class Listener:
     """A listening UNIX socket of mode 0600 that knows whether its path still leads to it.
 
+    Args:
+        lent: Whether a service manager listens on the socket, too, and goes on after the close.
+
     Attributes:
         sock: The listening socket, for the server.
         path: The path of the socket.
     """
 
-    def __init__(self, sock: socket.socket, path: Path) -> None:
+    def __init__(self, sock: socket.socket, path: Path, *, lent: bool = False) -> None:
         self.sock = sock
         self.path = path
+        self._lent = lent
         self._identity = _identity(path)
 
     @classmethod
@@ -134,6 +139,29 @@ class Listener:
                 raise ForeignPathError(f"{path} cannot be listened on: {error.strerror or error}") from None
             raise
 
+    @classmethod
+    def adopt(cls, sock: socket.socket, path: Path) -> Self:
+        """Listen on a socket that a service manager has made, and keeps.
+
+        Args:
+            sock: The listening socket.
+            path: Its path.
+
+        Raises:
+            ForeignPathError: Others may connect to it, or its directory cannot be trusted.
+        """
+        ensure_socket_dir(path)
+        with contextlib.suppress(FileNotFoundError):  # a path that is gone makes the daemon leave, as a later removal does
+            info = path.lstat()
+            if info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077:
+                raise ForeignPathError(
+                    f"others may connect to {path} (user id {info.st_uid}, mode {mode_of(info)}); "
+                    "let its unit have SocketMode=0600, as `runed service install` writes it"
+                )
+        # Again: by this, the kernel tells the peers the pid of this process, and not that of the manager.
+        sock.listen(BACKLOG)
+        return cls(sock, path, lent=True)
+
     def is_ours(self) -> bool:
         """Return whether the path still leads to this socket: it was neither removed nor replaced.
 
@@ -142,8 +170,8 @@ class Listener:
         return self._identity is not None and _identity(self.path) == self._identity
 
     def close(self) -> None:
-        """Close the socket, and remove its path if that still leads to it. A second close does nothing."""
-        if self.is_ours():
+        """Close the socket. Remove its path if that still leads to it, unless it was lent. A second close does nothing."""
+        if self.is_ours() and not self._lent:
             # Before the close. After it, another daemon's socket could get the inode number.
             self.path.unlink(missing_ok=True)
         self._identity = None

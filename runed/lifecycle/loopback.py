@@ -1,6 +1,7 @@
-"""The loopback port, for programs that cannot reach a UNIX socket, and the token that each of their requests must carry.
+"""The port, for programs that cannot reach a UNIX socket, and the token that each of their requests must carry.
 
-Every user and every web page of this machine can reach a loopback port. Unlike the socket, it needs a secret.
+Every user and every web page of this machine can reach a loopback port. Unlike the socket, it needs a secret. A port that other
+machines can reach, as from outside of a container, is opened only if the settings say so twice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Self
 from runed.errors import ForeignPathError, SettingsError
 from runed.files import load_secret
 from runed.lifecycle.listener import BACKLOG
+from runed.setting_values import is_exposed
 
 _TOKEN_BYTES = 32
 """Random bytes in a new token."""
@@ -23,35 +25,44 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 """Pattern of a token: characters that a `Bearer` header can carry (RFC 6750), and enough of them against guessing."""
 
 
+_ON_THIS_MACHINE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 # named, not listened on
+"""Addresses that stand for all of this machine, each with one that its programs can connect to."""
+
+
 class Loopback:
-    """A listening TCP socket on a loopback address, and its token.
+    """A listening TCP socket, on a loopback address unless the settings expose it, and its token.
 
     Attributes:
         sock: The listening socket, for the server.
         port: Its port.
-        url: Its URL, such as "http://127.0.0.1:8321".
+        url: Its URL for programs of this machine, such as "http://127.0.0.1:8321".
         token: The token that a request must carry; None if it needs none.
+        address: What it listens on, such as "0.0.0.0:8321".
+        exposed: Whether other machines may reach it.
     """
 
     def __init__(self, sock: socket.socket, token: str | None) -> None:
         host, self.port = sock.getsockname()[:2]
         self.sock = sock
-        self.url = _url(host, self.port)
+        self.url = _url(_ON_THIS_MACHINE.get(host, host), self.port)
         self.token = token
+        self.address = _url(host, self.port).removeprefix("http://")
+        self.exposed = is_exposed(host)
 
     @classmethod
-    def open(cls, address: tuple[str, int], token: Path | None) -> Self:
+    def open(cls, address: tuple[str, int], token: Path | None, *, lent: socket.socket | None = None) -> Self:
         """Listen on a port, and read the token, which is made at the first use.
 
         Args:
             address: Host and port, as in `Settings.http`. Port 0 lets the system choose one.
             token: The file of the token; None for a port that needs none.
+            lent: A socket of a service manager that listens there already.
 
         Raises:
             SettingsError: The port cannot be listened on.
             ForeignPathError: See `load_token`.
         """
-        sock = _listen(address)
+        sock = lent or _listen(address)
         try:
             return cls(sock, None if token is None else load_token(token))
         except BaseException:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from runed.settings import SETTINGS, Settings
 
-_OF_CLIENTS = {"runed_binary", "trust_parents"}
-"""Settings that a daemon does not use once it runs."""
+_OF_CLIENTS = {"log", "otel_endpoint", "progress", "runed_binary", "trust_parents"}
+"""Settings that a daemon does not use once it runs, and those of its clients: each may name a collector of its own."""
 
 
 def marks_of(settings: Settings) -> dict[str, str]:

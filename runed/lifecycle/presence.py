@@ -7,6 +7,7 @@ from enum import Enum
 
 from runed.lifecycle.listener import find_listener
 from runed.lifecycle.record import DaemonRecord
+from runed.lifecycle.service import is_dormant
 from runed.lifecycle.spawn import find_process
 from runed.locking import LockFile
 from runed.paths import Paths
@@ -60,6 +61,8 @@ def observe(paths: Paths) -> Presence:
     Raises:
         ForeignPathError: See `dial`.
     """
+    if is_dormant(paths):  # a connection would start the daemon
+        return Presence(paths, Condition.STARTING if LockFile(paths.spawn_lock).is_held() else Condition.ABSENT)
     listener = find_listener(paths.socket)
     record = DaemonRecord.read(paths.daemon_record)
     if record is not None and not record.is_alive():

@@ -13,10 +13,12 @@ from pathlib import Path
 import msgspec
 
 from runed.errors import DaemonStartError, LifecycleError
+from runed.lifecycle.hold import check_hold
 from runed.lifecycle.launch import Launch, command_version, find_command
 from runed.lifecycle.listener import find_listener
 from runed.lifecycle.marks import differences
 from runed.lifecycle.record import DaemonRecord
+from runed.lifecycle.service import Service, is_dormant, service_of
 from runed.locking import LockFile
 from runed.os_errors import explain
 from runed.paths import Paths, check_home, ensure_home, ensure_private_dir
@@ -50,6 +52,7 @@ class DaemonHandle:
         version: Its version, as in "0.1.0"; None if it left no record.
         started: Whether this call started it.
         differences: The settings of the caller that it has not, as the variables or keys that set them.
+        service: The name of the service that starts it; "" if clients do.
     """
 
     pid: int | None
@@ -57,15 +60,17 @@ class DaemonHandle:
     version: str | None
     started: bool
     differences: tuple[str, ...] = ()
+    service: str = ""
 
     @property
     def complaint(self) -> str:
         """The sentence for people about the settings that differ; "" if none does."""
         if not self.differences:
             return ""
-        return (
-            f"the daemon on {self.socket} was started with other settings than these: {', '.join(self.differences)}; "
-            "with `runed stop`, the next client starts one that has them"
+        return f"the daemon on {self.socket} was started with other settings than these: {', '.join(self.differences)}; " + (
+            f"`runed service install` gives them to the service {self.service}, which starts it"
+            if self.service
+            else "with `runed stop`, the next client starts one that has them"
         )
 
 
@@ -87,6 +92,7 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
     Raises:
         DaemonStartError: The daemon ended, or did not listen in time; the message ends with the tail of its log.
         ForeignPathError: A foreign file is at the place of the home or the socket, or another user has a hand in the home.
+        KeptStoppedError: No daemon runs, and `runed stop --for` keeps it so.
     """
     check_home(settings.home, trust_parents=settings.trust_parents)
     search = _Search(settings, time.monotonic() + timeout, minimum_version)
@@ -106,6 +112,8 @@ def find_process(paths: Paths) -> ProcessIdentity | None:
     The pid in a record may be that of another process: after a crash, or in a container that shares the home. So the record is
     a proof only if boot, pid namespace and start time agree.
     """
+    if is_dormant(paths):
+        return None
     listener, record = find_listener(paths.socket), DaemonRecord.read(paths.daemon_record)
     if listener and listener.pid:
         return _daemon_of(listener, record)
@@ -234,6 +242,15 @@ class _Search:
         self._minimum_version = minimum_version
         self._record: DaemonRecord | None = None
 
+    @functools.cached_property
+    def _service(self) -> Service | None:
+        return service_of(self._settings.home)
+
+    @property
+    def _manager_listens(self) -> bool:
+        """Whether a service manager may be who listens. It tells when its daemon does, also if that starts just now."""
+        return self._service is not None and self._service.listens_itself
+
     def find(self) -> DaemonHandle | None:
         """Return the running daemon that may stay, or None."""
         found = self._look()
@@ -249,8 +266,9 @@ class _Search:
                 if handle := self.find():
                     return handle
             for remaining in reversed(range(_MAX_LAUNCHES)):
-                if handle := self._outlast_predecessor():
+                if handle := self._outlast_predecessor() or self._start_by_service():
                     return handle
+                check_hold(self._paths)
                 with Launch(find_command(self._settings), self._paths, self._settings) as launch:
                     if launch.wait_until_ready(self._deadline):
                         record = DaemonRecord.read(self._paths.daemon_record)
@@ -266,7 +284,7 @@ class _Search:
         listener = find_listener(self._paths.socket)
         present = DaemonRecord.read(self._paths.daemon_record)
         if present is None and listener:
-            return _Running(None, listener)
+            return _Absent() if self._manager_listens else _Running(None, listener)
         # A daemon removes its record a moment before it releases its lock. So the last record that was read counts.
         self._record = record = present or self._record
         if record is None:
@@ -277,7 +295,7 @@ class _Search:
         # The lock proves that the daemon is of this home as it is now: the daemon of a home that was removed is not waited for.
         if not record.is_alive() or not LockFile(self._paths.daemon_lock).is_held():
             self._record = None
-            return _Running(record, listener) if listener else _Absent()
+            return _Running(record, listener) if listener and not self._manager_listens else _Absent()
         # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):
             process = _daemon_of(listener, record) if listener else None
@@ -289,7 +307,23 @@ class _Search:
 
     @functools.cached_property
     def _available_version(self) -> str:
-        return command_version(find_command(self._settings), timeout=max(0.0, self._deadline - time.monotonic()))
+        command = self._service.command() if self._service else []
+        command = command or find_command(self._settings)
+        return command_version(command, timeout=max(0.0, self._deadline - time.monotonic()))
+
+    def _start_by_service(self) -> DaemonHandle | None:
+        """Let the service of the home start the daemon. Return None if there is none, or its manager cannot be asked.
+
+        Without its manager, as in a container or a job of cron, a daemon is started like any other. The manager takes its place
+        as soon as it runs: it takes the path of the socket, and the daemon notices that and leaves.
+        """
+        if self._service is None:
+            return None
+        started = self._service.start(max(0.0, self._deadline - time.monotonic()))
+        if not started and find_listener(self._paths.socket) is None:
+            return None
+        record = DaemonRecord.read(self._paths.daemon_record)
+        return self._handle(record, record.pid if record else None, started=started)
 
     def _outlast_predecessor(self) -> DaemonHandle | None:
         """Wait until no daemon lives, and ask one that is too old to drain. Return a daemon that listens after all.
@@ -319,8 +353,10 @@ class _Search:
 
     def _handle(self, record: DaemonRecord | None, pid: int | None, *, started: bool) -> DaemonHandle:
         version, marks = (record.version, record.settings) if record else (None, None)
-        differing = () if started or marks is None else differences(self._settings, marks)
-        return DaemonHandle(pid, self._paths.socket, version, started, differing)
+        by_client = started and self._service is None  # which handed its settings on
+        differing = () if by_client or marks is None else differences(self._settings, marks)
+        service = self._service.name if differing and self._service else ""
+        return DaemonHandle(pid, self._paths.socket, version, started, differing, service)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from runed import tracing
 from runed.backends.base import Counting
 from runed.caching.cache import VectorCache
 from runed.caching.entry import CachedVector, cache_key
@@ -319,6 +320,7 @@ class ClaimDesk:
     def _join(self, missing: Sequence[Claim], terms: Terms) -> list[QueueEntry]:
         """Join each prepared claim with its twin in flight, or make an entry to submit."""
         new: list[QueueEntry] = []
+        callers = tracing.callers()
         for claim in missing:
             if not isinstance(prepared := claim.state, Prepared):
                 continue
@@ -328,9 +330,11 @@ class ClaimDesk:
             elif (twin := self._tickets.get(claim.key)) is not None and twin.alive:
                 if terms.lane is Lane.INTERACTIVE:
                     self._batcher.promote(twin.entry)
+                twin.entry.callers += callers
                 claim.join(twin, shared=True)
             else:
                 ticket = self._issue(claim.key, prepared, terms)
+                ticket.entry.callers = callers
                 new.append(ticket.entry)
                 claim.join(ticket, shared=False)
         return new

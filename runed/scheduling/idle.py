@@ -22,6 +22,11 @@ class IdleClock:
         self._timer: asyncio.TimerHandle | None = None
         self._suspending: asyncio.Task[None] | None = None
 
+    @property
+    def remaining(self) -> float:
+        """Seconds until the clock fires; 0 while work is in flight, and if it never fires or has fired."""
+        return 0.0 if self._timer is None else max(0.0, self._timer.when() - asyncio.get_running_loop().time())
+
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Keep the engine awake inside the block. The idle time starts at the end of the last block."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Protocol
 
+from runed import tracing
 from runed.backends.base import BackendStatus, Counting, CountingEmbedder, EmbeddingBatch
 from runed.domain.requests import Lane
 from runed.errors import (
@@ -138,7 +139,8 @@ class Line:
     async def compute(self, batch: Sequence[QueueEntry]) -> None:
         """Compute and answer each entry. If a micro-batch fails, try its texts one by one, so that only a bad text fails."""
         try:
-            answers = await self._embed(batch)
+            with tracing.micro_batch(self.name, batch, asyncio.get_running_loop().time()):
+                answers = await self._embed(batch)
         except (BackendFaultError, InvalidTextError, TextTooLongError) as error:
             if len(batch) == 1:
                 self.fail(batch, error)
@@ -194,7 +196,8 @@ class Line:
         return answers
 
     async def _ask(self, batch: Sequence[QueueEntry]) -> EmbeddingBatch:
-        return await self.backend.embed([entry.input for entry in batch])
+        with tracing.engine(woken=not self.is_ready):
+            return await self.backend.embed([entry.input for entry in batch])
 
     async def _ask_far(self, batch: Sequence[QueueEntry]) -> EmbeddingBatch:
         """Ask an engine on another machine. If all callers leave, cancel the request: the engine may drop it then."""

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from runed.backends.base import BatchLimits, TextInput
 from runed.domain.requests import Lane
 from runed.scheduling.micro_batch import cut_micro_batch
+from runed.tracing import Span
 
 BULK_SHARE = 0.2
 """Share of the tokens that bulk texts get while interactive texts wait, too. Without it, a few busy interactive clients
@@ -76,6 +77,7 @@ class QueueEntry:
         future: Gets the result, or an exception, exactly once.
         model: The name of its model.
         since: The time of its submission, in seconds of the event loop's clock; the batcher sets it.
+        callers: The spans of the calls that wait for it, as far as they are recorded.
         number: Its place in the order of arrival; the queue sets it.
         flow: The texts of its client, while it waits or is computed; the queue sets it.
         contested: Whether the other lane had texts as well when its micro-batch was taken; the queue sets it.
@@ -90,6 +92,7 @@ class QueueEntry:
     future: asyncio.Future[Computed]
     model: str = ""
     since: float = 0.0
+    callers: tuple[Span, ...] = ()
     number: int = field(default=0, init=False)
     flow: _Flow | None = field(default=None, init=False, repr=False)
     contested: bool = field(default=False, init=False, repr=False)

@@ -110,6 +110,11 @@ class Scheduler:
         return min_dimensions(self.backend.model, self.traits)
 
     @property
+    def seconds_until_sleep(self) -> float:
+        """Seconds until the engine is stopped, if no text comes; 0 while it works, and if it never sleeps."""
+        return self._idle.remaining
+
+    @property
     def load(self) -> Load:
         """The waiting and the finished work."""
         return Load(

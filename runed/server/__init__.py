@@ -7,8 +7,8 @@ the ASGI app sees it. `budget` bounds the memory of all requests.
 """
 
 from runed.server.budget import Budget, forget_message, owe, reserve
-from runed.server.gate import Gate, Headers, Refusal
-from runed.server.heads import KNOWN_HEADS
+from runed.server.gate import Gate
+from runed.server.heads import KNOWN_HEADS, Head, Headers, Refusal
 from runed.server.serving import Server, connection_limits
 from runed.server.stream import SMALL, WHEN_GONE
 
@@ -18,6 +18,7 @@ __all__ = [
     "WHEN_GONE",
     "Budget",
     "Gate",
+    "Head",
     "Headers",
     "Refusal",
     "Server",

@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from runed.log import describe_exception, get_logger, log_refusal
+from runed.peers import Peer, peer_of
 from runed.server.http1 import Http1Protocol
 from runed.server.http2 import PREFACE, Http2Connection
 from runed.server.lingering import LINGER_SECONDS
@@ -61,6 +62,14 @@ class Connection:
     def idle(self) -> bool:
         """Whether no request is being answered, and another may come."""
         return not (self._draining or self._requests)
+
+    @property
+    def peer(self) -> Peer | None:
+        """The process at the other end of a UNIX socket; None if it is gone, and the system does not tell who it was."""
+        try:
+            return peer_of(self._sock)
+        except ConnectionResetError:
+            return None
 
     def missed_since(self, now: float) -> float | None:
         """Return the time since which the connection can be missed, when there are too many.

@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-Headers = Sequence[tuple[bytes, bytes]]
-"""The headers of a request, with names in lower case."""
+from runed.server.heads import Head, Refusal
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The whole answer to a request that is not served.
-
-    Attributes:
-        status: The HTTP status.
-        headers: The headers, without those about the length and the connection.
-        body: The body.
-    """
-
-    status: int
-    headers: Headers
-    body: bytes
-
-
-Gate = Callable[[Headers], Refusal | None]
-"""Looks at the headers of a request. Returns the answer to a request that is not served."""
+Gate = Callable[[Head], Refusal | None]
+"""Looks at the head of a request. Returns the answer to a request that is not served."""
 
 
 LONGEST_TURN = 0.05

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
 from itertools import chain
 
 import h11
-
-from runed.server.gate import Headers, Refusal
 
 SMALL_HEAD = 1024
 """Most bytes of a small head. A client sends nearly the same small head with each request, so what follows from it is kept."""
@@ -21,6 +20,24 @@ KNOWN_HEADS = 256
 
 _ABSOLUTE = re.compile(rb"http://([^/?#]+)(/[^#]*|\?[^#]*)?", re.IGNORECASE)
 """A target in absolute form (RFC 9112 section 3.2.2): the authority, and the rest."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""The headers of a request, with names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The whole answer to a request that is not served.
+
+    Attributes:
+        status: The HTTP status.
+        headers: The headers, without those about the length and the connection.
+        body: The body.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)

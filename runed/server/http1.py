@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable
 import h11
 
 from runed.log import get_logger, log_refusal
-from runed.server.gate import Headers, Refusal
-from runed.server.heads import Head, answer_itself, date_header, read_head, refusal
+from runed.server.heads import Head, Headers, Refusal, answer_itself, date_header, read_head, refusal
 from runed.server.ordinary import read_ordinary, write_ordinary
 from runed.server.stream import BODY_LIMIT, RequestStream, ServerContext
 
@@ -303,7 +302,7 @@ class Http1Protocol:
 
     async def _open(self, head: Head) -> None:
         """Start a request, or answer it at once. A WebSocket handshake is treated as an ordinary GET."""
-        if (answer := self._context.refusal(head.headers) or answer_itself(head)) is not None:
+        if (answer := self._context.refusal(head) or answer_itself(head)) is not None:
             await self._refuse(answer, with_body=head.method != b"HEAD")
             return
         self.passed_gate = True

@@ -16,8 +16,7 @@ from h2.exceptions import ProtocolError
 
 from runed.log import get_logger, log_refusal
 from runed.server.framing import Framing
-from runed.server.gate import Headers, Refusal
-from runed.server.heads import Head, date_header
+from runed.server.heads import Head, Headers, Refusal, date_header
 from runed.server.lingering import Lingering
 from runed.server.stream import RequestStream, ServerContext
 from runed.turns import Ration, take_turn
@@ -390,7 +389,7 @@ class Http2Connection:
         if (head := _read_head(event)) is None:
             self._reset(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
-        if (answer := self._context.refusal(head.headers)) is not None:
+        if (answer := self._context.refusal(head)) is not None:
             self._answer(event.stream_id, answer, with_body=head.method != b"HEAD")
             return
         self.passed_gate = True

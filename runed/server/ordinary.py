@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from runed.server.gate import Headers
-from runed.server.heads import KNOWN_HEADS, SMALL_HEAD, Head, date_header
+from runed.server.heads import KNOWN_HEADS, SMALL_HEAD, Head, Headers, date_header
 
 _LINES = rb"(?:[A-Za-z0-9-]++:[ -~]*+\r\n)++"
 """Headers in ASCII, none of which is folded or has a tab."""

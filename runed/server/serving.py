@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import resource
 import socket
+from collections import Counter
 from collections.abc import Set as AbstractSet
 
 from runed.log import get_logger
@@ -59,7 +60,7 @@ class Server:
         stall_timeout: Seconds that a request waits for a client that neither sends nor reads a byte of it. The request is ended
             then. The time of the app is not limited. Common web servers wait as long.
         budget: The memory of all requests, of this server and of others.
-        gate: Refuses requests by their headers, before the app is called; the connection is closed then. Clients that have not
+        gate: Refuses requests by their heads, before the app is called; the connection is closed then. Clients that have not
             passed the gate get a small share of the event loop, all together.
     """
 
@@ -91,6 +92,11 @@ class Server:
         self._numbers = itertools.count(1)
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._late: set[asyncio.Task[None]] = set()
+
+    def clients(self) -> Counter[int]:
+        """Return the process ids of the clients of a UNIX socket, with the number of their connections; as in `Peer.pid`."""
+        peers = (connection.peer for connection in self._connections.values() if self._context.transport == "unix")
+        return Counter(peer.pid for peer in peers if peer is not None)
 
     async def start(self) -> None:
         """Begin to accept connections."""

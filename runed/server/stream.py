@@ -14,8 +14,8 @@ from urllib.parse import unquote
 from runed.errors import RunedError
 from runed.log import describe_exception, get_logger, log_refusal
 from runed.server.budget import Budget, enter
-from runed.server.gate import Gate, Headers, Refusal, Share
-from runed.server.heads import SMALL_HEAD, Head
+from runed.server.gate import Gate, Share
+from runed.server.heads import SMALL_HEAD, Head, Headers, Refusal
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application: `await app(scope, receive, send)`. Each framework has its own types for the three."""
@@ -65,7 +65,7 @@ class ServerContext:
         stall_timeout: Seconds for which a request waits for a client that neither sends nor reads a byte.
         transport: The name of the transport, "unix" or "tcp".
         budget: The memory of all requests.
-        gate: Refuses requests by their headers; None for a server that serves everybody.
+        gate: Refuses requests by their heads; None for a server that serves everybody.
         share: The part of the event loop that clients get which have not passed the gate.
     """
 
@@ -79,9 +79,9 @@ class ServerContext:
     gate: Gate | None
     share: Share
 
-    def refusal(self, headers: Headers) -> Refusal | None:
+    def refusal(self, head: Head) -> Refusal | None:
         """Return the answer to a request that does not pass the gate, or None."""
-        return None if self.gate is None else self.gate(headers)
+        return None if self.gate is None else self.gate(head)
 
 
 class _Phase(Enum):

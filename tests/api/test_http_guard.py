@@ -18,7 +18,7 @@ from h2.events import ResponseReceived, StreamEnded
 from runed.api.app import build_port_app
 from runed.api.openai.token_guard import token_gate
 from runed.lifecycle.loopback import Loopback
-from runed.server import Server
+from runed.server import Head, Server
 from tests.fakes.fake_host import WAIT, FakeHost
 from tests.support import capture_logs, eventually, no_task_but
 
@@ -155,8 +155,8 @@ async def test_every_name_of_loopback_is_a_host(port: Port) -> None:
 def test_default_port_of_http_may_be_left_out() -> None:
     gate = token_gate(token="t" * 16, port=80)
     token = (b"authorization", b"Bearer " + b"t" * 16)
-    assert gate([(b"host", b"localhost"), token]) is None
-    refusal = gate([(b"host", b"evil.example"), token])
+    assert gate(Head(b"GET", b"/", [(b"host", b"localhost"), token], "1.1")) is None
+    refusal = gate(Head(b"GET", b"/", [(b"host", b"evil.example"), token], "1.1"))
     assert refusal is not None
     assert refusal.status == 403
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import logging
 import math
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import httpx
 import hypercorn
 import hypercorn.asyncio
 import numpy as np
+import psutil
 import pytest
 import trustme
 
@@ -254,12 +258,36 @@ async def test_a_text_that_is_too_long_is_told_and_says_that_nobody_can_cut_it(
 async def test_a_text_that_the_engine_cuts_without_telling_it_is_refused(remote: FakeRemote, engine: Meet) -> None:
     backend = await engine(remote.url, max_tokens=0)
     await backend.stop()
-    remote.behaviour.owner = "library"
-    backend = await engine(remote.url, max_tokens=20)
+    vars(remote.behaviour).update(owner="library", tags=True)
+    backend = await engine(remote.url, model="toy", max_tokens=20)
     vars(remote.behaviour).update(max_words=20, too_long=(0, b""))
     with pytest.raises(TextTooLongError):
         await backend.embed(["a " * 40, "short"])
     assert is_right(remote, ["a b c d e f g", "short"], (await backend.embed(["a b c d e f g", "short"])).vectors)
+
+
+async def test_ollama_is_known_by_its_list_of_files_whoever_made_the_model(remote: FakeRemote, engine: Meet) -> None:
+    vars(remote.behaviour).update(owner="jeffh", tags=True, digest="one")
+    first = await engine(remote.url, max_tokens=20)
+    vars(remote.behaviour).update(max_words=20, too_long=(0, b""))
+    with pytest.raises(TextTooLongError):
+        await first.embed(["a " * 40])
+    remote.behaviour.digest = "two"
+    assert (await engine(remote.url, max_tokens=20)).model.identity != first.model.identity
+
+
+async def test_an_engine_without_models_says_so(remote: FakeRemote, engine: Meet) -> None:
+    answer = b'HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\n{"object":"list","data": null}'
+    remote.behaviour.raw = lambda: [answer]
+    with pytest.raises(BackendUnavailableError, match="has several models or lists none, so name one as model; it lists: none"):
+        await engine(f"{remote.url}/v1")
+
+
+async def test_a_reranker_of_text_embeddings_inference_is_told(remote: FakeRemote, engine: Meet) -> None:
+    vars(remote.behaviour).update(api="tei", kind="reranker")
+    with pytest.raises(BackendUnavailableError, match="gives no vectors, since it classifies or reranks") as refusal:
+        await engine(remote.url)
+    assert refusal.value.retry_after is None
 
 
 async def test_what_passes_is_tried_again(remote: FakeRemote, engine: Meet) -> None:
@@ -413,21 +441,35 @@ class TestSpace:
             await backend.stop()
             other.close()
 
-    async def test_a_new_connection_is_a_reason_to_prove_it(
-        self, remote: FakeRemote, engine: Meet, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("count", [1, 4])
+    async def test_a_reconnect_is_a_reason_to_prove_it_for_all_that_are_on_their_way(
+        self, count: int, remote: FakeRemote, engine: Meet
     ) -> None:
-        monkeypatch.setattr(backend_module, "_NEW_PROBE_AGE", 0.0)
-        backend = await engine(remote.url)
+        backend = await engine(remote.url, concurrency=4)
         port = remote.port
         await asyncio.to_thread(remote.close)
-        other = FakeRemote(port=port)
-        other.behaviour.seed = 2
+        other = FakeRemote(port=port, seed=2)
         try:
-            with pytest.raises(SpaceChangedError):
-                await backend.embed(TEXTS)
+            answers = await asyncio.gather(*(backend.embed(TEXTS) for _ in range(count)), return_exceptions=True)
+            assert [type(answer) for answer in answers] == [SpaceChangedError] * count
         finally:
             await backend.stop()
             other.close()
+
+    async def test_a_further_connection_is_none(self, remote: FakeRemote, engine: Meet) -> None:
+        backend = await engine(remote.url, concurrency=4)
+        remote.behaviour.delay = 0.2
+        await asyncio.gather(*(backend.embed(TEXTS) for _ in range(4)))
+        assert len(remote.questions) == 5, "one probe, and four batches"
+
+    async def test_an_engine_that_closes_each_connection_is_not_proven_each_time(
+        self, remote: FakeRemote, engine: Meet
+    ) -> None:
+        remote.behaviour.closes = True
+        backend = await engine(remote.url)
+        for _ in range(3):
+            assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
+        assert len(remote.questions) == 4
 
     async def test_an_engine_that_is_away_at_the_start_has_its_space_of_earlier(self, remote: FakeRemote, engine: Meet) -> None:
         first = await engine(remote.url)
@@ -537,27 +579,168 @@ class TestOtherServices:
         assert refusal.value.retry_after
 
     async def test_a_dimension_other_than_configured(self, remote: FakeRemote, engine: Meet) -> None:
-        with pytest.raises(BackendUnavailableError, match="a vector of 16 values, and 4096 were expected"):
+        with pytest.raises(BackendUnavailableError, match="a vector of 16 values, and 4096 were expected") as refusal:
             await engine(remote.url, dimensions=4096)
+        assert refusal.value.retry_after is None
 
+    async def test_a_page_for_every_question_is_no_engine(self, remote: FakeRemote, engine: Meet) -> None:
+        remote.behaviour.raw = lambda: [b"HTTP/1.1 200 OK\r\ncontent-length: 26\r\n\r\n<html>a page of a cat</html>"]
+        for path in ("", "/v1"):
+            with pytest.raises(BackendUnavailableError, match="answers neither as the API of OpenAI nor") as refusal:
+                await engine(f"{remote.url}{path}")
+            assert "cat" not in str(refusal.value)
+            assert refusal.value.retry_after is None
+
+
+class TestCertificates:
     async def test_a_certificate_of_nobody_and_one_of_the_own_authority(self, engine: Meet, tmp_path: Path) -> None:
         authority = trustme.CA()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1").configure_cert(context)
         server = FakeRemote(context)
         try:
-            with pytest.raises(BackendUnavailableError, match=r"cannot be trusted: .*ca_file"):
+            with pytest.raises(
+                BackendUnavailableError, match=r"cannot be trusted: .*as ca_file, or in SSL_CERT_FILE"
+            ) as refusal:
                 await engine(server.url)
+            assert refusal.value.retry_after is None
             file = tmp_path / "ca.pem"
             file.write_bytes(authority.cert_pem.bytes())
             backend = await engine(server.url, ca_file=file)
             assert is_right(server, TEXTS, (await backend.embed(TEXTS)).vectors)
+            file.write_bytes(trustme.CA().cert_pem.bytes())
+            with pytest.raises(
+                BackendUnavailableError, match=f"no authority in {file}, its ca_file, has issued its certificate"
+            ):
+                await engine(server.url, ca_file=file)
             file.write_text("no certificate")
             with pytest.raises(BackendUnavailableError, match="as PEM"):
                 await engine(server.url, ca_file=file)
         finally:
             await engine.close()
             server.close()
+
+    @pytest.mark.parametrize(
+        ("name", "days", "told"),
+        [
+            (
+                "127.0.0.1",
+                -1,
+                "certificate has expired; have it renewed, or correct the clock of this machine: by it, today is 20",
+            ),
+            ("gpu.example", 1, "name the engine in the url as its certificate does"),
+        ],
+        ids=["expired", "of another name"],
+    )
+    async def test_a_certificate_that_does_not_hold_here_says_why(
+        self, name: str, days: int, told: str, engine: Meet, tmp_path: Path
+    ) -> None:
+        authority = trustme.CA()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ends = datetime.now(UTC) + timedelta(days=days)
+        authority.issue_cert(name, not_before=ends - timedelta(days=2), not_after=ends).configure_cert(context)
+        file = tmp_path / "ca.pem"
+        file.write_bytes(authority.cert_pem.bytes())
+        server = FakeRemote(context)
+        try:
+            with pytest.raises(BackendUnavailableError, match=told) as refusal:
+                await engine(server.url, ca_file=file)
+            assert "ca_file" not in str(refusal.value)
+            assert refusal.value.retry_after is None
+        finally:
+            server.close()
+
+    async def test_a_server_without_tls_is_told(self, remote: FakeRemote, engine: Meet) -> None:
+        with pytest.raises(
+            BackendUnavailableError, match=r"does not speak TLS.* the url, which may begin with http"
+        ) as refusal:
+            await engine(remote.url.replace("http:", "https:"))
+        assert refusal.value.retry_after is None
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+def slowly(begin: bytes, piece: bytes) -> Iterator[bytes]:
+    yield begin
+    while True:
+        time.sleep(0.05)
+        yield piece
+
+
+def endlessly(begin: bytes, piece: bytes) -> Iterator[bytes]:
+    yield begin
+    while True:
+        yield piece
+
+
+class TestEndlessAnswers:
+    """Each answer ends in bounded time and memory, with one sentence."""
+
+    @pytest.mark.parametrize(
+        ("answer", "told"),
+        [
+            (lambda: slowly(HEAD, b"x-more: y\r\n"), "gave no answer in time"),
+            (lambda: slowly(HEAD + b"content-length: 100000\r\n\r\n", b" "), "gave no answer in time"),
+            (lambda: slowly(HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n"), "gave no answer in time"),
+            (lambda: endlessly(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 64), "gave no answer in time"),
+            (lambda: endlessly(HEAD, b"x-more: y\r\n" * 1024), "cannot be had now"),
+            (lambda: endlessly(HEAD, b"x" * 65536), "cannot be had now"),
+            (lambda: endlessly(HEAD + b"content-length: 10000000000\r\n\r\n", b" " * 65536), "answered more than"),
+            (lambda: endlessly(HEAD + b"\r\n", b" " * 65536), "answered more than"),
+            (lambda: endlessly(HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 4096), "gave no answer in time"),
+            (
+                lambda: endlessly(HEAD + b"content-encoding: gzip\r\n\r\n", gzip.compress(bytes(10_000_000))),
+                r"compresses its answers \(gzip\)",
+            ),
+        ],
+        ids=[
+            *("slow head", "slow body", "slow chunks", "early hints", "many headers", "long header", "10 GB", "no end"),
+            *("tiny chunks", "gzip"),
+        ],
+    )
+    @pytest.mark.parametrize("is_met", [True, False], ids=["met", "new"])
+    async def test_an_answer_without_end_has_one(
+        self,
+        answer: Callable[[], Iterator[bytes]],
+        told: str,
+        remote: FakeRemote,
+        engine: Meet,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        is_met: bool,
+    ) -> None:
+        backend = await engine(remote.url) if is_met else None
+        seconds = 1.0 if "in time" in told else 60.0
+        monkeypatch.setattr(backend_module, "_MEETING_SECONDS", seconds)
+        remote.behaviour.raw = answer
+        before = psutil.Process().memory_info().rss
+        waiting = asyncio.create_task(longest_wait())
+        began = time.monotonic()
+        if backend is not None:
+            backend._remote = replace(backend._remote, timeout=seconds)
+        with pytest.raises(BackendUnavailableError, match=told):
+            await (engine(remote.url) if backend is None else backend.embed(TEXTS))
+        assert time.monotonic() - began < 60
+        waiting.cancel()
+        assert await waiting < 10, "other callers waited"
+        assert psutil.Process().memory_info().rss - before < 100 * 1024 * 1024
+        if backend is not None:
+            assert backend.state.status is BackendStatus.FAILED
+            backend._remote = replace(backend._remote, timeout=60.0)
+            remote.behaviour.raw = None
+            await ready(backend)
+            assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
+
+
+async def longest_wait() -> float:
+    """Return the longest time in seconds that the event loop let this task wait, once it is cancelled."""
+    longest, last = 0.0, time.monotonic()
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            await asyncio.sleep(0.01)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    return longest
 
 
 async def test_http2_is_used_where_the_server_offers_it(engine: Meet, tmp_path: Path) -> None:

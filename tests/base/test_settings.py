@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from runed.errors import ForeignPathError, SettingsError
-from runed.setting_values import boolean, flag, loopback
+from runed.errors import ForeignPathError, RunedWarning, SettingsError
+from runed.setting_values import boolean, flag, port
 from runed.settings import (
     SETTINGS,
     Setting,
@@ -60,8 +60,17 @@ def test_a_variable_set_to_nothing_counts_as_unset(home: Path) -> None:
     assert load_settings(home=home, environ={"RUNED_CTX_SIZE": "", "RUNED_MODEL": ""}).ctx_size == 2048
 
 
-def test_unknown_keys_are_ignored(home: Path) -> None:
+def test_unknown_keys_are_ignored_with_a_warning_that_names_the_nearest_one(home: Path) -> None:
     write_config(home, of_a_newer_version={"x": 1})
+    with pytest.warns(RunedWarning, match="has a key 'of_a_newer_version', which is ignored, since there is no such setting$"):
+        assert load_settings(home=home, environ={}).ctx_size == 2048
+    write_config(home, idel_timeout="5m")
+    with pytest.warns(RunedWarning, match="'idel_timeout'.*; did you mean idle_timeout\\?$"):
+        assert load_settings(home=home, environ={}).idle_timeout == 600
+
+
+def test_comments_in_the_configuration_are_no_mistakes(home: Path) -> None:
+    write_config(home, **{"$schema": "x", "_comment": "y", "//": "z"})
     assert load_settings(home=home, environ={}).ctx_size == 2048
 
 
@@ -99,8 +108,30 @@ def test_loopback_addresses(value: str, address: tuple[str, int] | None, home: P
 
 
 @pytest.mark.parametrize(
+    ("value", "address"),
+    [("0.0.0.0:8321", ("0.0.0.0", 8321)), ("[::]:8321", ("::", 8321)), ("10.1.2.3:80", ("10.1.2.3", 80))],
+)
+def test_address_for_other_machines_needs_a_second_setting_and_the_token(
+    value: str, address: tuple[str, int], home: Path
+) -> None:
+    asked = {"RUNED_HTTP": value}
+    with pytest.raises(SettingsError, match=r"^RUNED_HTTP='.*': accepted is 127\.0\.0\.1.*set RUNED_HTTP_EXPOSE=yes") as caught:
+        load_settings(home=home, environ=asked)
+    assert f"'{value}'" in caught.value.message
+    exposed = asked | {"RUNED_HTTP_EXPOSE": "yes"}
+    assert load_settings(home=home, environ=exposed).http == address
+    with pytest.raises(SettingsError, match=r"with RUNED_HTTP_TOKEN=off, accepted is 127\.0\.0\.1.*unset RUNED_HTTP_TOKEN"):
+        load_settings(home=home, environ=exposed | {"RUNED_HTTP_TOKEN": "off"})
+    assert load_settings(home=home, environ={"RUNED_HTTP": "127.0.0.1:1", "RUNED_HTTP_TOKEN": "off"}).http == ("127.0.0.1", 1)
+    write_config(home, http=value, http_expose=True)
+    assert load_settings(home=home, environ={}).http == address
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "accepted"),
     [
+        ("RUNED_HTTP", "1.2.3:80", "127.0.0.1:PORT or [::1]:PORT"),
+        ("RUNED_HTTP", "[::g]:80", "127.0.0.1:PORT or [::1]:PORT"),
         ("RUNED_IDLE_TIMEOUT", "10", '"10m"'),
         ("RUNED_IDLE_TIMEOUT", "soon", '"10m"'),
         ("RUNED_IDLE_TIMEOUT", "-5m", '"10m"'),
@@ -406,7 +437,7 @@ def test_documentation_shows_the_table_of_settings() -> None:
 
 def test_each_field_of_the_settings_is_one_of_the_table_with_the_same_default(home: Path) -> None:
     assert load_settings(home=home, environ={}) == Settings(home)
-    fields = {field.name for field in dataclasses.fields(Settings)} - {"home"}
+    fields = {field.name for field in dataclasses.fields(Settings)} - {"home", "written"}
     assert sorted(setting.field for setting in SETTINGS.values() if setting.field) == sorted(fields)
     # The variables of the model hub have the names that other programs read.
     assert all(setting.variable in {"", f"RUNED_{name.upper()}", "HF_ENDPOINT"} for name, setting in SETTINGS.items())
@@ -419,7 +450,7 @@ def test_every_variable_has_a_key_but_those_that_decide_where_and_whether_the_fi
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS.items())
 def test_each_setting_can_be_set_where_the_table_says(name: str, setting: Setting, home: Path) -> None:
-    text = {full_path: "/a/file", loopback: "127.0.0.1:80", _text: "a-name", boolean: "yes", flag: "yes"}.get(
+    text = {full_path: "/a/file", port: "127.0.0.1:80", _text: "a-name", boolean: "yes", flag: "yes"}.get(
         setting.parse, setting.default
     )
     if not setting.field or not text:

@@ -17,7 +17,7 @@ from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import check_default
 from runed.domain.traits import known_traits
 from runed.errors import BootstrapError, ManifestError, SettingsError, UnknownModelError
-from runed.own_models import Entry, own_models
+from runed.own_models import Entry, own_aliases, own_models
 from runed.setting_values import duration
 from runed.settings import Settings, full_path
 from tests.bootstrap.conftest import Machine
@@ -333,6 +333,26 @@ def test_a_default_model_that_does_not_exist_is_told(packaged: Manifest) -> None
         build_catalog(replace(HOME, default_model="nobody"), packaged)
     with pytest.raises(ManifestError, match=r"has no model 'nobody'; .* set RUNED_MODEL_VARIANT"):
         build_catalog(replace(HOME, model_variant="nobody"), packaged)
+
+
+@pytest.mark.parametrize(
+    ("fallback", "why"),
+    [
+        ("nope", "there is no model 'nope'; there are big, far, qwen3-embedding"),
+        ("far", "far is on another machine, too"),
+        ("text-embedding-3-small", "big is on another machine, too"),
+        ("bge-reranker-v2-m3", "is a reranker and gives no vectors"),
+        ("bge-m3", ""),
+    ],
+)
+def test_a_fallback_that_can_never_compute_is_told(packaged: Manifest, fallback: str, why: str) -> None:
+    url = {"url": "https://gpu.example/v1"}
+    settings = replace(with_models(big=url | {"fallback": fallback}, far=url), default_model="big", aliases=own_aliases())
+    if not why:
+        assert build_catalog(settings, packaged).default.name == "big"
+        return
+    with pytest.raises(SettingsError, match=f"^fallback of models.big in config.json: .*{why}"):
+        build_catalog(settings, packaged)
 
 
 def test_a_reranker_of_the_user_is_never_the_default_model(packaged: Manifest) -> None:

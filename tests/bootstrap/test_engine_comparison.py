@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -38,6 +39,25 @@ def test_an_objection_holds_beside_another_llama_server_too() -> None:
     failed = comparison(objection="it died")
     assert failed.holds_for(changed(llama_server="another", processors="another"))
     assert not failed.holds_for(changed(onnx="onnxruntime-1.0 (graph 2)"))
+
+
+@pytest.mark.parametrize(
+    ("hours", "holds"),
+    [(0.0, True), (23.0, True), (25.0, False), (-2.0, False)],
+    ids=["now", "of today", "of yesterday", "of a clock that was wrong"],
+)
+def test_a_failure_is_tried_again_after_a_day(hours: float, *, holds: bool) -> None:
+    at = (datetime.now(UTC) - timedelta(hours=hours)).isoformat(timespec="seconds")
+    died = comparison(objection="it died", compared_at=at)
+    assert died.holds_for(BUILDS) is holds
+    assert died.tried_again == datetime.fromisoformat(at) + timedelta(days=1)
+    for lasting in ({"onnx_rate": 1.0}, {"is_unfit": True}):
+        assert comparison(objection="other tokens", compared_at=at, **lasting).holds_for(BUILDS)
+
+
+@pytest.mark.parametrize("at", ["", "yesterday", "9999-12-31T23:59:59+00:00"])
+def test_a_failure_at_no_time_is_tried_again_at_once(at: str) -> None:
+    assert not comparison(objection="it died", compared_at=at).holds_for(BUILDS)
 
 
 def test_the_speeds_are_told_the_chosen_one_first() -> None:

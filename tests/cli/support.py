@@ -75,10 +75,12 @@ class Cli:
         program: str = "runed",
         stdout_too: bool = False,
         interrupt_when: Callable[[], object] | None = None,
+        once_shown: str = "",
+        then: Callable[[subprocess.Popen[bytes]], object] = lambda _process: None,
     ) -> Terminal:
         """Run a command whose standard input and error, and maybe output, are a terminal of 100 columns.
 
-        With `interrupt_when`, Ctrl-C is pressed as soon as that is true.
+        With `interrupt_when`, Ctrl-C is pressed as soon as that is true. `then` is called when the terminal shows `once_shown`.
         """
         controller, terminal = pty.openpty()
         termios.tcsetwinsize(terminal, (30, 100))
@@ -99,6 +101,9 @@ class Cli:
             with contextlib.suppress(OSError):
                 while data := os.read(controller, 65536):
                     screen += data
+                    if once_shown and once_shown.encode() in screen:
+                        once_shown = ""
+                        then(process)
             os.close(controller)
             returncode = process.wait(timeout=60)
             output.seek(0)
@@ -119,6 +124,11 @@ class Cli:
     def environment_of_a_command(self) -> dict[str, str]:
         """Return the whole environment that `run` gives to a command."""
         return clean_environment(RUNED_HOME=str(self.home), **self.environment)
+
+
+def press_ctrl_c(process: subprocess.Popen[bytes]) -> None:
+    """Press Ctrl-C, as `Cli.run_on_terminal` wants it."""
+    process.send_signal(signal.SIGINT)
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:

@@ -7,8 +7,11 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import platform
+import re
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +21,7 @@ import pytest
 
 from runed.bootstrap.device_failures import DeviceFailures, DeviceUse
 from runed.version import __version__
-from tests.cli.support import Cli, interrupt
+from tests.cli.support import Cli, interrupt, press_ctrl_c
 from tests.support import clean_environment, wait_until
 
 
@@ -164,6 +167,7 @@ def test_ctrl_c_ends_a_stalled_download_at_once_and_the_next_try_works(
         shown = fresh.run_on_terminal("install", interrupt_when=lambda: origin.requests)
         assert shown.returncode == 130
         assert "Traceback" not in shown.screen
+        assert "runed: what was fetched is kept, and the same command goes on from there" in shown.screen
         hide_cursor, show_cursor = "\x1b[?25l", "\x1b[?25h"
         assert shown.screen.rfind(show_cursor) > shown.screen.rfind(hide_cursor)
     else:
@@ -194,6 +198,81 @@ def test_install_waits_for_a_daemon_that_installs_and_says_so(fresh: Cli, origin
     assert code == 0
     assert str(fresh.paths.model("tiny")).encode() in output
     assert len(origin.requests) == 1
+
+
+def test_install_beside_a_daemon_that_downloads_shows_how_far_that_is(fresh: Cli, origin: Origin) -> None:
+    stall = origin.stall = threading.Event()
+    assert fresh.run("ensure").returncode == 0
+    wait_until(lambda: origin.requests, what="the daemon's download")
+    half, whole = len(origin.model) / 2e6, len(origin.model) / 1e6
+    shown = fresh.run_on_terminal("install", once_shown=f"{half:,.1f}/{whole:,.1f} MB", then=lambda _: stall.set())
+    assert shown.returncode == 0, shown.screen
+    assert not fresh.paths.install_progress.exists()
+    assert len(origin.requests) == 1
+
+
+@pytest.mark.parametrize("command", [("install",), ("ensure", "--wait"), ("embed", "text")], ids=" ".join)
+def test_ctrl_c_during_a_download_of_the_daemon_says_that_it_goes_on(
+    fresh: Cli, origin: Origin, command: tuple[str, ...]
+) -> None:
+    origin.stall = threading.Event()
+    assert fresh.run("ensure").returncode == 0
+    wait_until(lambda: origin.requests, what="the daemon's download")
+    shown = fresh.run_on_terminal(*command, once_shown=" MB", then=press_ctrl_c)
+    assert shown.returncode == 130
+    assert "runed: the daemon goes on with it; `runed status` shows how far it is, and `runed stop` ends it" in shown.screen
+    assert "✓" not in shown.screen
+    origin.stall.set()
+    wait_until(fresh.paths.model("tiny").exists, what="the end of the download")
+
+
+# Programs with a client
+
+PROGRAM = """
+import sys
+import runed
+with runed.connect({arguments}) as client:
+    print(client.embed("text").shape[0])
+"""
+
+
+def program(home: Path, arguments: str = "") -> str:
+    path = home.with_name(f"{home.name}-program")
+    path.write_text(f"#!{sys.executable}\n{PROGRAM.format(arguments=arguments)}")
+    path.chmod(0o700)
+    return os.fspath(path)
+
+
+def test_a_client_shows_a_download_that_its_call_waits_for(fresh: Cli, origin: Origin) -> None:
+    stall = origin.stall = threading.Event()
+    shown = fresh.run_on_terminal(program=program(fresh.home), once_shown=" 50%", then=lambda _: stall.set())
+    assert (shown.returncode, shown.stdout) == (0, b"64\n"), shown.screen
+    line = next(line for line in shown.screen.split("\r") if "50%" in line)
+    assert re.match(r"runed: fetching the model \[=+ +\]  50%  \d+ of \d+ MB", line), line
+    assert shown.screen.endswith("\r"), "the line is removed at the end"
+    assert not re.search(r"\x1b", shown.screen), "neither colours nor movements"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"), [("progress=False", "yes"), ("", "0"), ("on_progress=lambda _: None", "yes")]
+)
+def test_a_client_shows_no_download_if_nobody_wants_it(fresh: Cli, origin: Origin, arguments: str, setting: str) -> None:
+    shown = fresh.with_environment(RUNED_PROGRESS=setting).run_on_terminal(program=program(fresh.home, arguments))
+    assert (shown.returncode, shown.screen, shown.stdout) == (0, "", b"64\n")
+
+
+def test_a_client_in_a_pipe_shows_no_download(fresh: Cli, origin: Origin) -> None:
+    done = fresh.run(program=program(fresh.home, "progress=True"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "64\n", "")
+
+
+def test_ctrl_c_in_a_program_that_waits_says_that_the_daemon_goes_on(fresh: Cli, origin: Origin) -> None:
+    origin.stall = threading.Event()
+    shown = fresh.run_on_terminal(program=program(fresh.home), once_shown=" 50%", then=press_ctrl_c)
+    told = shown.screen.partition("Traceback")[0]
+    assert "runed: the daemon goes on with it; `runed status`" in told
+    assert shown.returncode != 0
+    origin.stall.set()
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pyarrow.parquet as pa_parquet
 import pytest
 
 from runed.errors import BackendUnavailableError, SettingsError
+from runed.jobs.job import JobResult
 from runed.jobs.partition import FileOptions, PartitionJob, run_here
-from runed.jobs.runner import JobResult
 from tests.cli.stand_in import DIM, Options, StandIn
 from tests.support import Golden, RunningDaemon
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from runed_proto.runed.v1.runed_pb2 import EmbedRequest
 
 import runed
+from runed.errors import BackendUnavailableError, SpaceChangedError
 from runed.lifecycle.record import DaemonRecord
 from runed.settings import engine_environment
 from tests.fakes.fake_remote import FakeRemote, vector_of
@@ -289,18 +290,92 @@ def test_a_changed_space_is_told_and_nothing_of_the_old_one_is_used(home: Path, 
     assert daemon.stop() == 0
 
 
-def test_a_fallback_of_the_same_space_computes_while_the_engine_is_away(
-    home: Path, start: Start, llama_server: Path, minilm: Path, minilm_golden: Golden
+def test_a_model_that_changes_amid_a_stream_ends_it_and_no_vector_of_the_new_one_is_told(
+    home: Path, start: Start, remote: FakeRemote
+) -> None:
+    configure(home, big={"url": remote.url})
+    daemon, others = start(RUNED_CACHE_SIZE="0"), []
+
+    def texts() -> Iterator[tuple[int, str]]:
+        for number in range(20_000):
+            if got and not others:
+                remote.close()
+                others.append(FakeRemote(port=remote.port, seed=2))
+            yield number, f"text {number}"
+
+    got: dict[int, NDArray[np.float32]] = {}
+
+    def read(client: runed.Client) -> None:
+        for number, outcome in client.embed_stream(texts()):
+            if isinstance(outcome, runed.RunedError):
+                raise outcome
+            got[number] = np.asarray(outcome.vector, np.float32)
+
+    try:
+        with runed.connect(socket_path=daemon.socket, timeout=60) as client, pytest.raises(SpaceChangedError):
+            read(client)
+        assert got
+        cosines = [float(vector @ vector_of(f"text {number}", remote.behaviour)) for number, vector in got.items()]
+        assert min(cosines) > 0.9999
+        assert daemon.stop() == 0
+    finally:
+        for other in others:
+            other.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"fallback": "nope"}, "fallback of models.big in config.json: there is no model 'nope'; there are big, "),
+        ({"api_key_file": "key"}, "refuses the key of "),
+        ({"dimensions": 8}, "a vector of 16 values, and 8 were expected"),
+        ({"url": "https://127.0.0.1:{port}"}, "does not speak TLS"),
+        ({"url": "http://127.0.0.1:{own}"}, "is the port of this daemon itself, so texts would come back to it for ever"),
+        ({"url": "http://localhost:{own}/v1"}, "is the port of this daemon itself"),
+        ({"url": "http://[::]:{own}"}, "is the port of this daemon itself"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_waiting_does_not_mend_is_refused_at_once(
+    changes: dict[str, Any], told: str, home: Path, start: Start, remote: FakeRemote
+) -> None:
+    (home / "key").write_text(KEY)
+    remote.behaviour.key = "another" if "api_key_file" in changes else ""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        own = free.getsockname()[1]
+    ports = {"port": remote.port, "own": own}
+    entry = {"url": remote.url} | {key: value.format(**ports) if key == "url" else value for key, value in changes.items()}
+    configure(home, big=entry)
+    daemon = start("", RUNED_HTTP=f"127.0.0.1:{own}")
+    wait_until(daemon.socket.exists, what="the socket")
+    began = time.monotonic()
+    with runed.connect(socket_path=daemon.socket, timeout=120) as client, pytest.raises(BackendUnavailableError) as refusal:
+        client.embed("a text")
+    assert time.monotonic() - began < 13, "it tried again, or waited for itself"
+    assert told in refusal.value.message
+    assert refusal.value.retry_after is None
+    assert daemon.health()["status"] == "STATUS_DEGRADED"
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("engine", ["cpu", "onnx"])
+def test_a_fallback_computes_while_the_engine_is_away_if_it_reads_all_scripts_alike(
+    *, engine: str, home: Path, start: Start, llama_server: Path, minilm: Path, minilm_golden: Golden
 ) -> None:
     key_file = home / "key"
     key_file.write_text(KEY)
     with llama_over_tcp(llama_server, minilm, key_file) as url:
         far = {"url": url, "api_key_file": "key", "fallback": "small"}
         configure(home, big=far, small={"path": str(minilm)})
-        daemon = start(RUNED_LLAMA_SERVER=str(llama_server), RUNED_CACHE_SIZE="0")
+        daemon = start(RUNED_LLAMA_SERVER=str(llama_server), RUNED_CACHE_SIZE="0", RUNED_ENGINE=engine)
         assert minilm_golden.cosines(vectors(daemon.call("EmbedBatch", {"texts": minilm_golden.texts}))).min() >= 0.9999
         assert not psutil.Process(daemon.process.pid).children()
     answer = daemon.call("EmbedBatch", {"texts": minilm_golden.texts}, timeout=60.0)
+    if engine == "onnx":  # it reads Hindi in another way than llama-server
+        assert "do not lie in the same space" in answer["message"]
+        assert "name another model, or another engine (RUNED_ENGINE)" in answer["message"]
+        assert daemon.stop() == 0
+        return
     assert "embeddings" in answer, answer["message"]
     assert minilm_golden.cosines(vectors(answer)).min() >= 0.9999
     assert answer["model"] == "big"

@@ -21,6 +21,7 @@ from connectrpc.errors import ConnectError
 
 from runed import testing
 from runed.api.app import build_app
+from runed.domain.history import LastHour
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import (
     Centroid,
@@ -104,6 +105,8 @@ class FakeHost(DaemonDouble):
         status: The status that Health tells.
         phase: The phase that Health tells.
         downloading: Whether something is being downloaded in that phase.
+        message: The message that Health tells.
+        hour: What it remembers of the last hour.
         grace: The grace of the last `Shutdown`.
         pushed: The complete centroid sets: their headers, and their centroids by message.
     """
@@ -121,6 +124,8 @@ class FakeHost(DaemonDouble):
     status: Status = Status.OK
     phase: LoadingPhase | None = None
     downloading: bool = True
+    message: str = ""
+    hour: LastHour = field(default_factory=LastHour)
     grace: float | None = None
     pushed: list[tuple[CentroidHeader, list[list[Centroid]]]] = field(default_factory=list)
     _go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -210,13 +215,13 @@ class FakeHost(DaemonDouble):
             model=self._model(model),
         )
 
-    def health(self, model: str = "") -> Health:
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
         return Health(
             status=self.status,
             phase=self.phase,
             bytes_done=0,
             bytes_total=0,
-            message="",
+            message=self.message,
             uptime_seconds=1,
             total_requests=len(self.asked),
             in_flight_requests=self.busy,
@@ -230,6 +235,9 @@ class FakeHost(DaemonDouble):
 
     def metrics(self) -> bytes:
         return METRICS
+
+    def last_hour(self, since: int = 0) -> LastHour:
+        return replace(self.hour, slots=[slot for slot in self.hour.slots if slot.number > since])
 
     def shut_down(self, grace: float | None) -> None:
         self.grace = grace

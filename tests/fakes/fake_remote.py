@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -45,8 +46,12 @@ class Behaviour:
         norm: The norm of its vectors.
         tells_tokens: Whether it tells the tokens of a question.
         redirect: Where to send questions, or "".
-        digest: What it tells of the content of its model (TEI).
+        digest: What it tells of the content of its model (TEI, and Ollama's `tags`).
+        tags: Whether it lists its models as Ollama does.
+        kind: The kind of its model (TEI).
         wobble: The size of random changes of each value, as of an engine that rounds.
+        closes: Whether it closes each connection after one answer, and says so.
+        raw: Makes the bytes of each answer, piece by piece, head included. They are sent until they end or the reader goes.
     """
 
     api: str = "openai"
@@ -69,7 +74,11 @@ class Behaviour:
     tells_tokens: bool = True
     redirect: str = ""
     digest: str = ""
+    tags: bool = False
+    kind: str = "embedding"
     wobble: float = 0.0
+    closes: bool = False
+    raw: Callable[[], Iterable[bytes]] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,13 +97,16 @@ class FakeRemote:
     Args:
         tls: Encrypts connections, or None.
         port: The port; 0 for any.
+        seed: As in `Behaviour`.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
-        self.behaviour = Behaviour()
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0, seed: int = 1) -> None:
+        self.behaviour = Behaviour(seed=seed)
         self.seen: list[Seen] = []
         self.broken = 0
         """The number of answers whose reader had gone."""
+        self.sent = 0
+        """The bytes of raw answers that were sent."""
         owner = self
 
         class Handler(_Handler):
@@ -168,7 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
         how = self.remote.behaviour
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.remote.seen.append(Seen(self.command, self.path, headers, body))
-        if how.redirect:
+        if how.raw is not None:
+            self._pour(how.raw())
+        elif how.redirect:
             self._send(307, {"location": how.redirect + self.path}, b"")
         elif how.key and headers.get("authorization") != f"Bearer {how.key}":
             self._send(401, {}, b'{"error": {"message": "no such key: ' + headers.get("authorization", "").encode() + b'"}}')
@@ -183,14 +197,25 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, {}, b"there is no such page")
 
+    def _pour(self, pieces: Iterable[bytes]) -> None:
+        self.close_connection = True
+        try:
+            for piece in pieces:
+                self.wfile.write(piece)
+                self.remote.sent += len(piece)
+        except OSError:
+            self.remote.broken += 1
+
     def _look(self, how: Behaviour) -> None:
         if (self.path, how.api) == ("/v1/models", "openai"):
-            listing = {"data": [{"id": how.model, "object": "model", "owned_by": how.owner, "max_model_len": 100}]}
+            name = f"{how.model}:latest" if how.tags else how.model
+            listing = {"data": [{"id": name, "object": "model", "owned_by": how.owner, "max_model_len": 100}]}
             self._send(200, {}, json.dumps(listing).encode())
         elif (self.path, how.api) == ("/info", "tei"):
             info = {"model_id": how.model, "max_input_length": 50, "max_client_batch_size": 8, "model_sha": how.digest}
+            info |= {"model_type": {how.kind: {"pooling": "mean"}}}
             self._send(200, {}, json.dumps(info).encode())
-        elif (self.path, how.owner) == ("/api/tags", "library"):
+        elif self.path == "/api/tags" and how.tags:
             self._send(200, {}, json.dumps({"models": [{"name": f"{how.model}:latest", "digest": how.digest}]}).encode())
         else:
             self._send(404, {"content-type": "text/html"}, b"<html>there is no such page</html>")
@@ -237,6 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
+            if self.remote.behaviour.closes:
+                self.send_header("connection", "close")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: len(body) // 2] if cut else body)

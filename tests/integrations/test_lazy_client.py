@@ -270,6 +270,7 @@ def test_a_program_that_closes_nothing_ends_without_a_warning(qwen_daemon: Runni
         ("langchain", "langchain_core", "langchain"),
         ("llama_index", "llama_index.core", "llama-index"),
         ("chroma", "chromadb", "chroma"),
+        ("haystack", "haystack", "haystack"),
     ],
 )
 def test_a_missing_package_is_named_with_the_command_that_installs_it(module: str, package: str, extra: str) -> None:

@@ -19,10 +19,10 @@ import pytest
 
 from runed.errors import BackendUnavailableError, EmptyTextError, RunedError, SettingsError
 from runed.jobs.folders import OWN
+from runed.jobs.job import JobResult
 from runed.jobs.journal import Journal
 from runed.jobs.outputs import part_of
 from runed.jobs.partition import FileOptions, PartitionJob, run_here
-from runed.jobs.runner import JobResult
 from tests.cli import jobs
 from tests.cli.stand_in import DIM, Options, StandIn
 from tests.support import Golden, RunningDaemon, wait_until

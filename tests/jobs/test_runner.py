@@ -14,7 +14,8 @@ import runed
 from runed.errors import EmptyBatchError, EmptyTextError, SettingsError
 from runed.jobs import inputs
 from runed.jobs.inputs import Item
-from runed.jobs.runner import JobResult, run_job
+from runed.jobs.job import JobResult
+from runed.jobs.runner import run_job
 from tests.support import Golden, RunningDaemon
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-import sys
 import tomllib
 import zipfile
 from collections.abc import Callable
 from email.message import Message
-from email.parser import Parser
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+
+from tests.packaging.environments import build, environment, read_metadata
 
 pytestmark = pytest.mark.slow
 
@@ -26,58 +25,18 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the source archive. This shows that the archive is complete, too."""
-    folder = tmp_path_factory.mktemp("dist")
-    argv = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    result = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return next(folder.glob("*.whl"))
+    return build(ROOT, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="module")
 def wheel_metadata(wheel: Path) -> Message:
-    with zipfile.ZipFile(wheel) as file:
-        name = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
-        return Parser().parsestr(file.read(name).decode())
+    return read_metadata(wheel)
 
 
 @pytest.fixture(scope="module")
-def clean_python(wheel: Path, wheel_metadata: Message, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment that has the wheel and its declared requirements only."""
-    folder = tmp_path_factory.mktemp("clean")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
-    python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
-    subprocess.run(pip, check=True, timeout=60)
-    site_packages = next((folder / "lib").glob("python3.*")) / "site-packages"
-    for name in _closure(wheel_metadata.get_all("Requires-Dist", [])):
-        _link_distribution(metadata.distribution(name), site_packages)
-    return python
-
-
-def _closure(requirements: list[str]) -> set[str]:
-    """Return the names of all distributions that an installer would add for these requirements."""
-    names: set[str] = set()
-    pending = list(requirements)
-    while pending:
-        requirement = Requirement(pending.pop())
-        name = canonicalize_name(requirement.name)
-        wanted = requirement.marker is None or any(
-            requirement.marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)
-        )
-        if wanted and name not in names:
-            names.add(name)
-            pending.extend(metadata.requires(name) or [])
-    return names
-
-
-def _link_distribution(distribution: metadata.Distribution, site_packages: Path) -> None:
-    """Link an installed distribution into another environment. This replaces an installation, without network and time."""
-    for file in set(distribution.files or []):  # numpy 2.0 lists some files twice
-        source = Path(str(distribution.locate_file(file)))
-        if ".." not in file.parts and source.exists():
-            target = site_packages / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(source)
+    return environment(tmp_path_factory.mktemp("clean"), wheel)
 
 
 @pytest.fixture
@@ -128,12 +87,18 @@ def test_only_run_time_dependencies_are_declared(wheel_metadata: Message) -> Non
     assert always == {Requirement(text).name for text in project["dependencies"]}
     extras = {requirement.name for requirement in declared} - always
     assert extras == {
-        *("chromadb", "gguf", "langchain-core", "llama-index-core", "onnx", "onnxruntime"),
+        *("chromadb", "gguf", "haystack-ai", "langchain-core", "llama-index-core", "onnx", "onnxruntime"),
         *("pandas", "pyarrow", "pyspark", "ray", "tokenizers"),
     }
     assert wheel_metadata["Requires-Python"] == ">=3.11"
-    provided = ["chroma", "langchain", "llama-index", "onnx", "parquet", "ray", "spark"]
+    provided = ["chroma", "haystack", "langchain", "llama-index", "onnx", "parquet", "ray", "spark"]
     assert wheel_metadata.get_all("Provides-Extra") == provided
+
+
+def test_the_description_has_no_link_to_a_path(wheel_metadata: Message) -> None:
+    description = str(wheel_metadata.get_payload())
+    assert "](https://runed.dev/docs/clients/)" in description
+    assert re.findall(r"\]\((?!https://)[^)]*\)", description) == []
 
 
 def test_the_clean_environment_sees_neither_source_tree_nor_development_tools(clean_python: Path, tmp_path: Path) -> None:

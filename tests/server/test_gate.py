@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hyperframe.frame import PingFrame, SettingsFrame
 
-from runed.server import Headers, Refusal, Server
+from runed.server import Head, Refusal, Server
 from runed.server.gate import Share
 from runed.server.http2 import PREFACE
 from tests.server.app import Servicer, build_app
@@ -29,8 +29,8 @@ from tests.support import eventually
 SECRET = (b"x-secret", b"right")
 
 
-def gate(headers: Headers) -> Refusal | None:
-    return None if SECRET in headers else Refusal(401, [(b"content-type", b"text/plain")], b"the secret is missing\n")
+def gate(head: Head) -> Refusal | None:
+    return None if SECRET in head.headers else Refusal(401, [(b"content-type", b"text/plain")], b"the secret is missing\n")
 
 
 @asynccontextmanager

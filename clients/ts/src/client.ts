@@ -1,6 +1,7 @@
 /** The client: the daemon's methods as methods. */
 
 import type { DescMessage, MessageInitShape } from "@bufbuild/protobuf";
+import type { Interceptor } from "@connectrpc/connect";
 import { type Health, type Info, noVector, type Outcome, readOutcome, readVector, SpaceGuard } from "./answers.js";
 import { Calls } from "./calls.js";
 import { type CentroidNames, centroidMessages, readCentroids } from "./centroids.js";
@@ -39,6 +40,11 @@ export interface ConnectOptions extends Place {
   onProgress?: ((health: Health) => void) | undefined;
   /** The protocol on the socket; "connect" by default. All can do the same. */
   protocol?: Protocol | undefined;
+  /**
+   * Interceptors of Connect for all calls, the first one outermost. One that sets the header `traceparent` makes the daemon's spans
+   * a part of the application's traces.
+   */
+  interceptors?: Interceptor[] | undefined;
   /** Milliseconds that the connect, and each call, may take, waiting included. By default a call has no limit. */
   timeoutMs?: number | undefined;
   /** Ends the connect early. */
@@ -77,10 +83,10 @@ export class Client {
   readonly #calls: Calls;
 
   /** @internal */
-  constructor(target: Target, { protocol = "connect", timeoutMs, onProgress }: ConnectOptions) {
+  constructor(target: Target, { protocol = "connect", interceptors = [], timeoutMs, onProgress }: ConnectOptions) {
     this.#target = target;
     this.#timeoutMs = timeoutMs;
-    this.#link = new Link(target, protocol);
+    this.#link = new Link(target, protocol, interceptors);
     this.#calls = new Calls(target, this.#link, onProgress);
   }
 

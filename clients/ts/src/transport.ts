@@ -1,6 +1,6 @@
 /** Calls over the daemon's UNIX socket. */
 
-import { type Client, ConnectError, createClient, type Transport } from "@connectrpc/connect";
+import { type Client, ConnectError, createClient, type Interceptor, type Transport } from "@connectrpc/connect";
 import { codeFromString } from "@connectrpc/connect/protocol-connect";
 import {
   createConnectTransport,
@@ -32,12 +32,12 @@ const TRANSPORTS: Record<Protocol, (options: GrpcTransportOptions) => Transport>
 };
 
 /** @throws TypeError There is no such protocol. */
-function transportOver(connection: Connection, protocol: Protocol): Transport {
+function transportOver(connection: Connection, protocol: Protocol, interceptors: Interceptor[]): Transport {
   if (!Object.hasOwn(TRANSPORTS, protocol)) {
     throw new TypeError(`protocol is none of ${Object.keys(TRANSPORTS).join(", ")}`);
   }
   // Compression costs time and saves nothing between two processes of one machine.
-  return TRANSPORTS[protocol]({ baseUrl: ORIGIN, sessionManager: connection, acceptCompression: [] });
+  return TRANSPORTS[protocol]({ baseUrl: ORIGIN, sessionManager: connection, acceptCompression: [], interceptors });
 }
 
 /** The calls of one client, and their two connections. */
@@ -52,11 +52,11 @@ export class Link {
   #closed = false;
 
   /** @throws TypeError There is no such protocol. */
-  constructor(target: Target, protocol: Protocol) {
+  constructor(target: Target, protocol: Protocol, interceptors: Interceptor[]) {
     const open = (): Rpc => {
       const connection = new Connection(ORIGIN, (signal) => target.dial(signal));
       this.#connections.push(connection);
-      return createClient(RunedService, transportOver(connection, protocol));
+      return createClient(RunedService, transportOver(connection, protocol, interceptors));
     };
     this.rpc = open();
     this.streams = open();
@@ -80,6 +80,8 @@ export class Link {
 export interface RunedTransportOptions extends Place {
   /** The protocol on the socket; "connect" by default. */
   protocol?: Protocol | undefined;
+  /** Interceptors of Connect for all calls, the first one outermost. */
+  interceptors?: Interceptor[] | undefined;
 }
 
 /**
@@ -90,7 +92,11 @@ export interface RunedTransportOptions extends Place {
  *
  * @throws TypeError There is no such protocol, or both `home` and `socketPath` are given.
  */
-export function createRunedTransport({ protocol = "connect", ...place }: RunedTransportOptions = {}): Transport {
+export function createRunedTransport({
+  protocol = "connect",
+  interceptors = [],
+  ...place
+}: RunedTransportOptions = {}): Transport {
   const target = new Target(place);
   const dial = async (signal: AbortSignal) => {
     try {
@@ -100,7 +106,7 @@ export function createRunedTransport({ protocol = "connect", ...place }: RunedTr
       throw error instanceof RunedError ? connectError(error) : error;
     }
   };
-  return transportOver(new Connection(ORIGIN, dial), protocol);
+  return transportOver(new Connection(ORIGIN, dial), protocol, interceptors);
 }
 
 function connectError(error: RunedError): ConnectError {

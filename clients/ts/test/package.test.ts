@@ -1,7 +1,8 @@
 /** The published package, and its documentation. */
 
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { after, it } from "node:test";
 import { Home, PACKAGE, ROOT, run } from "./support.js";
@@ -31,16 +32,22 @@ it("names no place that packages come from, and has the licence and the version 
 });
 
 it("has the same examples in the documentation and the README, and they work", async () => {
+  const cwd = mkdtempSync(join(tmpdir(), "runed-"));
+  after(() => rmSync(cwd, { recursive: true }));
+  mkdirSync(join(cwd, "notes"));
+  writeFileSync(join(cwd, "notes", "tea.md"), "Green tea is steeped at 80 degrees.\n\nBlack tea takes boiling water.");
+  writeFileSync(join(cwd, "notes", "travel.md"), "The night train leaves at ten.");
   for (const [name, documents, output] of [
     ["example", [join(ROOT, "docs", "clients.md"), join(PACKAGE, "README.md")], ["384 2", "a 384", "b EMPTY_TEXT"]],
     ["stubs", [join(ROOT, "docs", "clients.md")], ["384 4"]],
+    ["search", [join(ROOT, "docs", "clients.md")], ["Green tea is steeped at 80 degrees."]],
   ] as const) {
     const source = read(PACKAGE, "test", `${name}.ts`);
     for (const document of documents) {
       assert.ok(read(document).includes(`\`\`\`ts\n${source}\`\`\``), `${document} differs from test/${name}.ts`);
     }
     const program = join(PACKAGE, "build", "test", `${name}.js`);
-    const { stdout } = await run(process.execPath, [program], { env: { ...process.env, RUNED_HOME: home.path } });
+    const { stdout } = await run(process.execPath, [program], { cwd, env: { ...process.env, RUNED_HOME: home.path } });
     assert.deepEqual(stdout.trim().split("\n").sort(), output);
   }
 });

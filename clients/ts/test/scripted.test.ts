@@ -411,3 +411,36 @@ it("leaves nothing behind in 10,000 calls of every ending", async () => {
   assert.deepEqual(warnings, []);
   await until(() => openFiles() <= files && openSockets() <= sockets, "the end of all connections");
 });
+
+describe("interceptors", () => {
+  it("name the span of the application in all calls", async () => {
+    const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const seen: (string | null)[] = [];
+    const rpc = await client(
+      {
+        embed: (_, context) => {
+          seen.push(context.requestHeader.get("traceparent"));
+          return VECTOR;
+        },
+        async *embedStream(_, context) {
+          seen.push(context.requestHeader.get("traceparent"));
+          yield* [];
+        },
+      },
+      {
+        interceptors: [
+          (next) => (request) => {
+            request.header.set("traceparent", parent);
+            return next(request);
+          },
+        ],
+      },
+    );
+    await rpc.embed("green tea");
+    for await (const _ of rpc.embedStream([])) {
+      assert.fail("there is no text");
+    }
+    assert.equal(seen[0], parent);
+    assert.ok(seen.every((header) => header === parent));
+  });
+});

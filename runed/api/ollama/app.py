@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from runed.api.answer_size import reserve_answer
 from runed.api.call_log import logged_call
-from runed.api.host import Host
+from runed.api.host import CountCall, Host, count_nothing
 from runed.api.ollama import PREFIX
 from runed.api.ollama.names import tagged, untagged
 from runed.api.web.app import build_web_app, json_response
@@ -73,11 +73,12 @@ _ACCEPTED_EMBEDDINGS = _ACCEPTED | {"prompt": "a string"}
 _ACCEPTED_PULL = _ACCEPTED | {"stream": "true or false"}
 
 
-def build_ollama_app(host: Host) -> Starlette:
+def build_ollama_app(host: Host, count: CountCall = count_nothing) -> Starlette:
     """Build the application that answers the paths of Ollama's API that are about embeddings and models.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
 
     Returns:
         An ASGI application that answers any other path with an error of the same shape.
@@ -95,7 +96,8 @@ def build_ollama_app(host: Host) -> Starlette:
         *(Route(f"{PREFIX}{name}", endpoint) for name, endpoint in get.items()),
     ]
     paths = ", ".join([*(f"POST {PREFIX}{name}" for name in post), *(f"GET {PREFIX}{name}" for name in get)])
-    return build_web_app(routes, _error_response, paths=f"{paths}; this daemon embeds, and neither chats nor generates")
+    paths += "; this daemon embeds, and neither chats nor generates"
+    return build_web_app(routes, _error_response, paths=paths, count=count)
 
 
 class _OllamaAPI:
@@ -108,12 +110,13 @@ class _OllamaAPI:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._limit = host.info().max_request_bytes
+        self._socket = host.info().socket_path
         self._version = host.info().daemon_version
 
     async def embed(self, request: Request) -> Response:
         """Embed one text or many. Without one, load the model."""
         started = time.monotonic_ns()
-        with logged_call("Ollama") as call:
+        with logged_call("Ollama", request, socket=self._socket) as call:
             wanted = convert(await self._read(request), _EmbedRequest, _ACCEPTED_EMBED)
             model = await self._asked(wanted)
             if not wanted.input:  # also ""
@@ -122,10 +125,10 @@ class _OllamaAPI:
             texts = texts_of(wanted.input, "input")
             truncate = Truncate.NONE if wanted.truncate is False else Truncate.END
             options = EmbedOptions(dimensions=wanted.dimensions or 0, truncate=truncate, model=model)
-            call.texts = len(texts)
+            call.texts, call.asked = len(texts), model
             reserve_answer(self._host, len(texts), options, as_text=True)
             answer = await while_connected(request, self._host.embed(texts, options, client=client_of(request)))
-            call.count(answer.items)
+            call.count(answer.items, answer.space)
             tokens = sum(item.tokens for item in answer.items if isinstance(item, Embedding))
             return json_response(
                 {
@@ -139,16 +142,16 @@ class _OllamaAPI:
 
     async def embeddings(self, request: Request) -> Response:
         """Embed one text. Without one, load the model."""
-        with logged_call("Ollama") as call:
+        with logged_call("Ollama", request, socket=self._socket) as call:
             wanted = convert(await self._read(request), _EmbeddingsRequest, _ACCEPTED_EMBEDDINGS)
             model = await self._asked(wanted)
             if not wanted.prompt:
                 await self._load(request, model, unload=_is_zero(wanted.keep_alive))
                 return json_response({"embedding": []})
-            call.texts = 1
+            call.texts, call.asked = 1, model
             options = EmbedOptions(truncate=Truncate.END, model=model)
             answer = await while_connected(request, self._host.embed([wanted.prompt], options, client=client_of(request)))
-            call.count(answer.items)
+            call.count(answer.items, answer.space)
             return json_response({"embedding": numbers(answer.items[0])})
 
     async def tags(self, request: Request) -> Response:

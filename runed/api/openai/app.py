@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from runed.api.answer_size import reserve_answer
 from runed.api.call_log import logged_call
-from runed.api.host import Host
+from runed.api.host import CountCall, Host, count_nothing
 from runed.api.openai import PREFIX
 from runed.api.openai.errors import error_response
 from runed.api.web.app import build_web_app, json_response
@@ -64,26 +64,28 @@ _ACCEPTED = {
 }
 
 
-def build_openai_app(host: Host) -> Starlette:
+def build_openai_app(host: Host, count: CountCall = count_nothing) -> Starlette:
     """Build the application that answers `POST /v1/embeddings`, `GET /v1/models` and `GET /v1/models/{id}`.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
 
     Returns:
         An ASGI application that answers any other path with an error of the same shape.
     """
-    limit = host.info().max_request_bytes
+    limit, socket = host.info().max_request_bytes, host.info().socket_path
 
     async def embeddings(request: Request) -> Response:
-        with logged_call("OpenAI") as call:
+        with logged_call("OpenAI", request, socket=socket) as call:
             wanted = convert(await read_object(request, limit), _EmbeddingsRequest, _ACCEPTED)
             texts = texts_of(wanted.input, "input", advice=_LANGCHAIN)
             options = wanted.options(host)
-            call.texts, call.lane = len(texts), options.lane
+            call.texts, call.lane, call.asked = len(texts), options.lane, options.model
+            call.encoding = wanted.encoding_format or ""
             reserve_answer(host, len(texts), options, as_text=wanted.encoding_format != "base64")
             answer = await while_connected(request, host.embed(texts, options, client=client_of(request)))
-            call.count(answer.items)
+            call.count(answer.items, answer.space)
             content = await _encode(answer, as_base64=wanted.encoding_format == "base64")
         return Response(content, media_type="application/json")
 
@@ -101,7 +103,7 @@ def build_openai_app(host: Host) -> Starlette:
         Route(f"{_MODELS}/", models),
         Route(f"{_MODELS}/{{id:path}}", model),
     ]
-    return build_web_app(routes, error_response, paths=f"POST {_EMBEDDINGS} and GET {_MODELS}")
+    return build_web_app(routes, error_response, paths=f"POST {_EMBEDDINGS} and GET {_MODELS}", count=count)
 
 
 async def _encode(answer: EmbedAnswer, *, as_base64: bool) -> bytes:

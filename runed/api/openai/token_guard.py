@@ -1,4 +1,4 @@
-"""The gate of the loopback port. It lets a request in only if it names this host and has the token.
+"""The gate of the port. It lets a request in only if it names this host and has the token.
 
 Without a token, a request of a web page of another host is turned away.
 """
@@ -6,39 +6,71 @@ Without a token, a request of a web page of another host is turned away.
 from __future__ import annotations
 
 import hmac
+from typing import Protocol
 
+from runed.api.error_codes import code_of
+from runed.api.host import CountCall, count_nothing
 from runed.api.openai.errors import error_response
 from runed.api.web.errors import ForeignHostError, ForeignOriginError, UnauthenticatedError
 from runed.errors import RunedError
 from runed.log import get_logger, log_refusal
-from runed.server import Gate, Headers, Refusal
+from runed.server import Gate, Head, Headers, Refusal
 
 _HTTP_PORT = 80
 
 _log = get_logger(__name__)
 
 
-def token_gate(*, token: str | None, port: int) -> Gate:
+class Page(Protocol):
+    """Knows the requests of the page, which have no token."""
+
+    def admits(self, head: Head) -> bool:
+        """Return whether a request is one of the page that may be served."""
+        ...
+
+    def refusal(self, head: Head) -> Refusal | None:
+        """Return the answer to a browser that may not see the page; None for any other program."""
+        ...
+
+
+def token_gate(
+    *, token: str | None, port: int, exposed: bool = False, count: CountCall = count_nothing, page: Page | None = None
+) -> Gate:
     """Return the gate of a port.
 
-    No path is open without the token, not even to a browser's `OPTIONS`. No answer has a CORS header. So a web page can neither
-    send a request nor read an answer. The same holds without a token, as browsers tell whose page sends a request.
+    No path is open without the token, not even to a browser's `OPTIONS`. The page has secrets of its own. No answer has a CORS
+    header. So a page of another host can neither send a request nor read an answer. The same holds without a token, as browsers
+    tell whose page sends a request.
 
     Args:
         token: The token; None lets in every program of this machine.
         port: The port.
+        exposed: Whether other machines may reach it. They know it by names that the daemon does not know, so that each name is
+            good. The token keeps web pages out.
+        count: Counts what is turned away.
+        page: Knows the requests of the page. It is asked about those without a token.
+
+    Raises:
+        ValueError: The port is exposed and has no token.
     """
+    if exposed and token is None:
+        raise ValueError("an exposed port needs a token")
     names = ("127.0.0.1", "localhost", "[::1]")
     hosts = {f"{name}:{port}".encode() for name in names}
     if port == _HTTP_PORT:  # clients leave this port out
         hosts |= {name.encode() for name in names}
 
-    def gate(headers: Headers) -> Refusal | None:
-        error = _check_host(headers, hosts, port)
+    def gate(head: Head) -> Refusal | None:
+        headers = head.headers
+        error = None if exposed else _check_host(headers, hosts, port)
         error = error or (_check_origin(headers, hosts) if token is None else _check_token(headers, token.encode()))
-        if error is None:
+        without_token = page if isinstance(error, UnauthenticatedError) else None
+        if error is None or (without_token is not None and without_token.admits(head)):
             return None
+        count("other", code_of(error).value, 0.0, error.reason)
         log_refusal(_log, "request over the loopback port refused", kind=error.reason, reason=error.reason)
+        if without_token is not None and (answer := without_token.refusal(head)) is not None:
+            return answer
         extra = {"www-authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else None
         response = error_response(error, headers=extra)
         kept = [(name, value) for name, value in response.raw_headers if name != b"content-length"]

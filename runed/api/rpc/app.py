@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from runed_proto.grpc.reflection.v1alpha import reflection_pb2 as alpha_reflecti
 from runed_proto.runed.v1 import runed_pb2
 
 from runed.api.error_codes import MalformedRequestError
-from runed.api.host import Host
+from runed.api.host import CountCall, Host
 from runed.api.later import Later
 from runed.api.rpc.handler import RunedServicer
 from runed.api.rpc.heads import fault_of, without_noise
@@ -26,7 +26,7 @@ from runed.api.rpc.observation import Observer
 from runed.api.rpc.reflection import AlphaReflectionServicer, ReflectionServicer
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, connect_body, is_grpc, refuse
 from runed.api.rpc.unary import UnaryMethod
-from runed.errors import UnimplementedError
+from runed.errors import RunedError, UnimplementedError
 
 _RUNED = runed_pb2.DESCRIPTOR.services_by_name["RunedService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -52,17 +52,18 @@ _WRONG_TYPE = MalformedRequestError(
 )
 
 
-def build_rpc_app(host: Host) -> Application:
+def build_rpc_app(host: Host, count: CountCall) -> Application:
     """Build the application that serves the methods of all services.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
 
     Returns:
         An ASGI application that refuses every other path in the protocol of its caller. A request over HTTP/2 has to offer the
         extension "runed.duplex" of `runed.server`.
     """
-    observer = Observer(max_request_bytes=host.info().max_request_bytes)
+    observer = Observer(host, count)
     names = [service.full_name for service in _SERVICES]
     reflection = ReflectionServicer(host, names)
     implementations = (RunedServicer(host), HealthServicer(host, names), reflection, AlphaReflectionServicer(reflection))
@@ -76,6 +77,7 @@ def build_rpc_app(host: Host) -> Application:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if (route := routes.get(scope["path"])) is None:
+            observer.refused(unknown)
             await refuse(scope, send, 404, unknown)
         else:
             await route(scope, receive, send)
@@ -105,11 +107,12 @@ def _routes(service: ServiceDescriptor, servicer: object, library: Application, 
     routes: dict[str, Application] = {}
     for method in service.methods:
         streams = method.client_streaming or method.server_streaming
-        application = _hinting(library, _wrong_stream_type(method) if streams else _WRONG_TYPE)
+        wrong_type = _wrong_stream_type(method) if streams else _WRONG_TYPE
+        application = _hinting(library, wrong_type, partial(observer.refused, method=method.name))
         if not streams:
             handler = getattr(servicer, _WORD.sub("_", method.name).lower())
             application = UnaryMethod(method, handler, observer, application)
-        routes[f"/{service.full_name}/{method.name}"] = _route(method, observer.max_request_bytes, application)
+        routes[f"/{service.full_name}/{method.name}"] = _route(method, observer, application)
     return routes
 
 
@@ -120,7 +123,7 @@ def _wrong_stream_type(method: MethodDescriptor) -> MalformedRequestError:
     )
 
 
-def _route(method: MethodDescriptor, limit: int, application: Application) -> Application:
+def _route(method: MethodDescriptor, observer: Observer, application: Application) -> Application:
     """Serve a method; a caller that the RPC library cannot serve gets advice."""
     both_ways = method.client_streaming and method.server_streaming
     streams = method.client_streaming or method.server_streaming
@@ -130,17 +133,21 @@ def _route(method: MethodDescriptor, limit: int, application: Application) -> Ap
         f"{_INSTEAD.get(method.full_name, '')}"
     )
 
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+    def refusal(scope: Scope) -> tuple[int, RunedError] | None:
         if is_grpc(scope) and scope["http_version"] != "2":
-            await refuse(scope, send, 505, _GRPC_NEEDS_HTTP2)
-        elif both_ways and scope["http_version"] != "2":
-            await refuse(scope, send, 505, needs_http2)
-        elif fault := fault_of(scope):
-            await refuse(scope, send, 400, fault)
+            return 505, _GRPC_NEEDS_HTTP2
+        if both_ways and scope["http_version"] != "2":
+            return 505, needs_http2
+        return None if (fault := fault_of(scope)) is None else (400, fault)
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if (refused := refusal(scope)) is not None:
+            observer.refused(refused[1], method.name)
+            await refuse(scope, send, *refused)
         elif not streams:
             await application(without_noise(scope), receive, send)  # which reads its message itself
         else:
-            scope, receive = take_in(without_noise(scope), receive, message_class, limit)
+            scope, receive = take_in(without_noise(scope), receive, message_class, observer.max_request_bytes)
             if both_ways:
                 await _serve_stream(application, scope, receive, send)
             else:
@@ -182,7 +189,7 @@ async def _serve_stream(service: Application, scope: Scope, receive: Receive, se
             raise
 
 
-def _hinting(library: Application, wrong_type: MalformedRequestError) -> Application:
+def _hinting(library: Application, wrong_type: MalformedRequestError, refused: Callable[[RunedError], None]) -> Application:
     """Add advice to the refusals that the RPC library answers with a bare status."""
     errors = {405: _WRONG_METHOD, 415: wrong_type}
 
@@ -192,6 +199,7 @@ def _hinting(library: Application, wrong_type: MalformedRequestError) -> Applica
         async def send_with_hint(message: dict[str, Any]) -> None:
             nonlocal body
             if error := errors.get(message.get("status", 0)):
+                refused(error)
                 body = connect_body(error)
                 message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}
             elif body and message["type"] == "http.response.body":

@@ -1,4 +1,4 @@
-"""The codecs of messages. `decoding` reads requests. Google's runtime writes answers, and msgspec their vectors in JSON."""
+"""The codecs of messages. `decoding` reads requests. Google's runtime writes answers, `float_json` their vectors in JSON."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.api.rpc.decoding import decode, take_over
+from runed.float_json import write_floats
 from runed.turns import breathe_before
 
 M = TypeVar("M", bound=Message)
@@ -100,9 +101,9 @@ class BatchWriter:
 
 
 def _embedding(embedding: pb.EmbedResponse) -> bytes:
-    vector = list(embedding.vector)
-    if not vector:
+    if not embedding.vector:
         return MessageToJson(embedding, indent=None).encode()
+    vector = msgspec.Raw(write_floats(embedding.vector))
     rest = pb.EmbedResponse()
     rest.CopyFrom(embedding)
     rest.ClearField("vector")

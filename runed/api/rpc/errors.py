@@ -29,6 +29,11 @@ _FOREIGN: dict[Code, str] = {
 """Reasons of the errors that the RPC library raises itself, outside of the handler."""
 
 
+def reason_of_code(code: Code) -> str:
+    """Return the reason of an error that the RPC library raises itself."""
+    return _FOREIGN.get(code, errors.RunedError.reason)
+
+
 def error_info(error: errors.RunedError) -> ErrorInfo:
     """Return the detail that names the error's reason."""
     return ErrorInfo(domain=DOMAIN, reason=error.reason, metadata=error.metadata)
@@ -60,14 +65,11 @@ def complete(error: ConnectError, metadata: dict[str, str] | None = None) -> Con
     """
     if error.details:
         return error
-    reason = _FOREIGN.get(error.code, errors.RunedError.reason)
-    info = ErrorInfo(domain=DOMAIN, reason=reason, metadata=metadata or {})
+    info = ErrorInfo(domain=DOMAIN, reason=reason_of_code(error.code), metadata=metadata or {})
     return connect_error(error.code, error.message, [_detail(info)])
 
 
 def _detail(message: Message) -> ErrorDetail:
-    from connectrpc.errors import ErrorDetail  # noqa: PLC0415 # as above
-    from protobuf.wkt import Any  # noqa: PLC0415 # as above
+    from runed.api.rpc.readable import ReadableDetail  # noqa: PLC0415 # as above
 
-    # connectrpc packs details by its own protobuf runtime; ours is Google's, so the packing is done here.
-    return ErrorDetail(Any(type_url=f"type.googleapis.com/{message.DESCRIPTOR.full_name}", value=message.SerializeToString()))
+    return ReadableDetail(message)

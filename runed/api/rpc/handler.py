@@ -94,11 +94,11 @@ class RunedServicer:
             return
         call = current_call()
         options = messages.embed_options(first)
-        call.lane = options.lane
+        call.lane, call.asked = options.lane, options.model
         answers = self._host.embed_stream(_chunks(first, request, call), options, client=_client(ctx))
         async with aclosing(answers):
             async for answer in answers:
-                call.count(result.outcome for result in answer.results)
+                call.count((result.outcome for result in answer.results), answer.space)
                 owe(-len(answer.results))
                 for response in messages.embed_stream_responses(answer):
                     yield response
@@ -123,7 +123,7 @@ class RunedServicer:
         """Describe the present state. If the request names a model, the answer does, too: a client looks for that."""
         # Without the names of the models, which this gets, any name would mean the default one.
         name = (await self._host.model(request.model)).name if request.model else ""
-        response = messages.health_response(self._host.health(request.model))
+        response = messages.health_response(self._host.health(request.model, detailed=request.detailed))
         response.model = response.model or name
         return response
 
@@ -143,7 +143,7 @@ class RunedServicer:
         call = current_call()
         options = messages.rerank_options(request)
         documents = whole(list(request.documents))
-        call.texts, call.lane = len(documents), options.lane
+        call.texts, call.lane, call.asked = len(documents), options.lane, options.model
         answer = await self._host.rerank(request.query, documents, options, client=_client(ctx))
         call.count_ranked(answer)
         return messages.rerank_response(answer, documents if request.return_documents else ())
@@ -194,10 +194,10 @@ class RunedServicer:
         call = current_call()
         call.texts = len(texts)
         options = messages.embed_options(request)
-        call.lane = options.lane
+        call.lane, call.asked = options.lane, options.model
         reserve_answer(self._host, len(texts), options, as_text="json" in ctx.request_headers.get("content-type", ""))
         answer = await self._host.embed(texts, options, client=_client(ctx), per_item_errors=per_item_errors)
-        call.count(answer.items)
+        call.count(answer.items, answer.space)
         return answer
 
 

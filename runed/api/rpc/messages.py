@@ -22,7 +22,7 @@ from runed.domain.requests import (
     StreamAnswer,
     Truncate,
 )
-from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, Status
+from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, ModelHealth, Status
 from runed.errors import BadCentroidsError, InvalidRequestError, RunedError
 from runed.turns import breathe_before
 
@@ -241,6 +241,10 @@ def info_response(info: Info) -> pb.InfoResponse:
         device=info.device,
         company_cosine=info.company_cosine,
         model=info.model,
+        settings=[
+            pb.SettingInForce(name=setting.name, variable=setting.variable, value=setting.value, origin=setting.origin)
+            for setting in info.settings
+        ],
     )
 
 
@@ -306,10 +310,38 @@ def health_response(health: Health) -> pb.HealthResponse:
         in_flight_requests=health.in_flight_requests,
         model=health.model,
         loaded_models=health.loaded_models,
+        models=map(_model_health, health.models),
+        clients=[
+            pb.ConnectedClient(pid=client.pid, name=client.name, connections=client.connections) for client in health.clients
+        ],
     )
     if health.load is not None:
         response.MergeFrom(_load(health.load))
     return response
+
+
+def _model_health(model: ModelHealth) -> pb.ModelHealth:
+    return pb.ModelHealth(
+        name=model.name,
+        status=_STATUS[model.status],
+        phase=_PHASE[model.phase],
+        message=model.message,
+        variant=model.variant,
+        file=model.file,
+        engine_version=model.engine_version,
+        engine_path=model.engine_path,
+        engine_pid=model.engine_pid,
+        accelerator=model.accelerator,
+        device=model.device,
+        slots=model.slots,
+        context=model.context,
+        tuned_at=model.tuned_at,
+        device_tuned_at=model.device_tuned_at,
+        memory_bytes=model.memory_bytes,
+        keep_alive_seconds=model.keep_alive_seconds,
+        seconds_until_sleep=model.seconds_until_sleep,
+        engine_reason=model.engine_reason,
+    )
 
 
 def _load(load: Load) -> pb.HealthResponse:

@@ -9,6 +9,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
 
@@ -94,5 +95,5 @@ def _connect_error(error: RunedError) -> dict[str, Any]:
     return {
         "code": code_of(error).value,
         "message": error.message,
-        "details": [{"type": detail.DESCRIPTOR.full_name, "value": value}],
+        "details": [{"type": detail.DESCRIPTOR.full_name, "value": value, "debug": MessageToDict(detail)}],
     }

@@ -13,9 +13,9 @@ from starlette.routing import Route
 
 from runed import errors
 from runed.api.answer_size import reserve_answer
-from runed.api.call_log import logged_call
+from runed.api.call_log import RERANK, logged_call
 from runed.api.error_codes import MalformedRequestError
-from runed.api.host import Host
+from runed.api.host import CountCall, Host, count_nothing
 from runed.api.web.app import build_web_app, json_response
 from runed.api.web.errors import UnsupportedTypeError, retry_headers
 from runed.api.web.ranking import query_of, rank
@@ -24,6 +24,7 @@ from runed.api.web.vectors import all_numbers
 from runed.domain.model_status import Tokenized
 from runed.domain.ranking import RerankOptions
 from runed.domain.requests import EmbedOptions, Role, Truncate
+from runed.float_json import shorten_floats
 from runed.server import reserve
 from runed.turns import breathe_before
 
@@ -104,30 +105,31 @@ _ACCEPTED_RERANK = {
 _ACCEPTED_TOKENIZE = {"add_special_tokens": "true or false", "prompt_name": '"query" or "document"'}
 
 
-def build_tei_app(host: Host) -> Starlette:
+def build_tei_app(host: Host, count: CountCall = count_nothing) -> Starlette:
     """Build the application that answers `/embed`, `/rerank`, `/tokenize`, `/info` and `/health`.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
 
     Returns:
         An ASGI application that answers any other method with an error of the same shape.
     """
-    limit = host.info().max_request_bytes
+    limit, socket = host.info().max_request_bytes, host.info().socket_path
 
     async def embed(request: Request) -> Response:
-        with logged_call("TEI") as call:
+        with logged_call("TEI", request, socket=socket) as call:
             wanted = convert(await read_object(request, limit), _EmbedRequest, _ACCEPTED)
             texts = texts_of(wanted.inputs, "inputs")
             options = wanted.options()
             call.texts = len(texts)
             reserve_answer(host, len(texts), options, as_text=True)
             answer = await while_connected(request, host.embed(texts, options, client=client_of(request)))
-            call.count(answer.items)
+            call.count(answer.items, answer.space)
             return json_response(await all_numbers(answer))
 
     async def rerank(request: Request) -> Response:
-        with logged_call("TEI") as call:
+        with logged_call("TEI", request, socket=socket, operation=RERANK) as call:
             document = await read_object(request, limit)
             if "texts" not in document and "documents" in document:  # llama-server answers both APIs here
                 return json_response(await rank(host, request, document, call))
@@ -136,11 +138,11 @@ def build_tei_app(host: Host) -> Starlette:
             call.texts = len(texts)
             answer = await while_connected(request, host.rerank(query, texts, options, client=client_of(request)))
             call.count_ranked(answer)
+        scores = shorten_floats([result.raw_score if wanted.raw_scores else result.score for result in answer.results])
         return json_response(
             [
-                {"index": result.index, "score": result.raw_score if wanted.raw_scores else result.score}
-                | ({"text": texts[result.index]} if wanted.return_text else {})
-                for result in answer.results
+                {"index": result.index, "score": score} | ({"text": texts[result.index]} if wanted.return_text else {})
+                for result, score in zip(answer.results, scores, strict=True)
             ]
         )
 
@@ -186,7 +188,8 @@ def build_tei_app(host: Host) -> Starlette:
         Route("/info", info),
         *(Route(path, health) for path in ("/health", "/")),
     ]
-    return build_web_app(routes, _error_response, paths="POST /embed, POST /rerank, POST /tokenize, GET /info and GET /health")
+    paths = "POST /embed, POST /rerank, POST /tokenize, GET /info and GET /health"
+    return build_web_app(routes, _error_response, paths=paths, count=count)
 
 
 async def _tokens(tokenized: Tokenized) -> list[list[msgspec.Raw]]:

@@ -14,6 +14,7 @@ from runed.api.web.requests import client_of, convert, texts_of, while_connected
 from runed.domain.ranking import RerankOptions
 from runed.domain.requests import Lane, Truncate
 from runed.errors import InvalidRequestError
+from runed.float_json import shorten_floats
 
 
 class _Document(msgspec.Struct):
@@ -61,10 +62,13 @@ async def rank(host: Host, request: Request, document: Mapping[str, Any], call: 
     options = RerankOptions(
         lane=wanted.lane, truncate=wanted.truncate or Truncate.NONE, top_n=wanted.top_n or 0, model=wanted.model or ""
     )
-    call.texts, call.lane = len(texts), options.lane
+    call.texts, call.lane, call.asked = len(texts), options.lane, options.model
     answer = await while_connected(request, host.rerank(query, texts, options, client=client_of(request)))
     call.count_ranked(answer)
-    results: list[dict[str, object]] = [{"index": result.index, "relevance_score": result.score} for result in answer.results]
+    scores = shorten_floats([result.score for result in answer.results])
+    results: list[dict[str, object]] = [
+        {"index": result.index, "relevance_score": score} for result, score in zip(answer.results, scores, strict=True)
+    ]
     if wanted.return_documents:
         for result in results:
             result["document"] = {"text": texts[int(str(result["index"]))]}

@@ -7,13 +7,14 @@ import numpy as np
 
 from runed.domain.requests import EmbedAnswer, Embedding
 from runed.errors import RunedError
+from runed.float_json import write_floats
 from runed.turns import breathe_before
 
 
 def numbers(item: Embedding | RunedError) -> msgspec.Raw:
     """Return the vector of a text as an array of JSON. Python's own numbers would take four times the memory."""
     assert isinstance(item, Embedding)  # errors of single items were not requested
-    return msgspec.Raw(msgspec.json.encode(np.frombuffer(item.vector, "<f4").tolist()))
+    return msgspec.Raw(write_floats(np.frombuffer(item.vector, "<f4")))
 
 
 async def all_numbers(answer: EmbedAnswer) -> list[msgspec.Raw]:

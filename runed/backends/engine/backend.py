@@ -44,8 +44,12 @@ class EngineBackend:
             reason=self._supervisor.reason or self._launcher.command.remark,
             pid=self._supervisor.pid,
             restarts=self._supervisor.restarts,
+            wakeups=self._supervisor.wakeups,
+            waking_seconds=self._supervisor.waking_seconds,
             company_cosine=self._launcher.company_cosine,
             tuned_at=self._launcher.command.tuned_at,
+            program=self._launcher.command.executable,
+            context=self._launcher.command.context,
         )
 
     @property

@@ -61,6 +61,11 @@ class EngineCommand(Protocol):
         ...
 
     @property
+    def context(self) -> int:
+        """The most tokens that the engine holds at once."""
+        ...
+
+    @property
     def remark(self) -> str:
         """A sentence for people about a fallback, or ""."""
         ...

@@ -32,6 +32,8 @@ class Supervisor:
 
     Attributes:
         restarts: The number of servers that died and were replaced.
+        wakeups: The number of servers that were started for a call.
+        waking_seconds: The time of these starts together, with failed tries and the pauses between them.
     """
 
     def __init__(self, launch: Callable[[], Awaitable[EngineServer]], timings: Timings, *, engine: str) -> None:
@@ -48,6 +50,8 @@ class Supervisor:
         self._failure = ""
         self._device_failed = False
         self.restarts = 0
+        self.wakeups = 0
+        self.waking_seconds = 0.0
 
     @property
     def status(self) -> BackendStatus:
@@ -141,6 +145,7 @@ class Supervisor:
         self._starting.add_done_callback(self._start_ended)
 
     async def _bring_up(self, delay: float) -> EngineServer:
+        began = time.monotonic()
         while True:
             await asyncio.sleep(delay)
             started = time.monotonic()
@@ -160,7 +165,11 @@ class Supervisor:
             self._server = server
             self._watcher = asyncio.create_task(self._watch(server))
             self._refused_until = None
-            self.restarts += self._replacing
+            if self._replacing:
+                self.restarts += 1
+            else:
+                self.wakeups += 1
+                self.waking_seconds += time.monotonic() - began
             self._replacing = False
             self._failure = ""
             _log.info(

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from runed.backends.base import BatchLimits
-from runed.backends.llama.http import MAX_CONNECTIONS, Isolation
+from runed.backends.engine.http import MAX_CONNECTIONS
+from runed.backends.llama.http import Isolation
 from runed.backends.llama.passes import RANKING_PASS, SHORT_PASS, affordable_pass, fitting_pass, pass_cost
 from runed.backends.llama.profile import Profile
 from runed.domain.device import CPU, Device

@@ -16,15 +16,10 @@ from typing import Annotated, ClassVar, TypeVar
 import msgspec
 
 from runed.backends.base import EmbeddingBatch, TextInput, Tokens, pack
-from runed.backends.engine.connections import Connections
+from runed.backends.engine.http import EngineHTTP
 from runed.backends.engine.vectors import check_vectors
-from runed.backends.likeness import cosine
 from runed.backends.llama.passes import TILE, missing_tile
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
-
-MAX_CONNECTIONS = 8
-"""Most connections. Further requests wait in this process. The server uses a thread for each open connection, even for an
-unused one. Measured: with more connections than threads, a request waited 5 s until an unused connection was closed."""
 
 _OK = 200
 
@@ -118,7 +113,7 @@ class _ErrorBody(msgspec.Struct):
     error: _Error
 
 
-class LlamaHTTP:
+class LlamaHTTP(EngineHTTP):
     """Talks to one `llama-server`. Must be made inside the event loop that uses it.
 
     Args:
@@ -126,37 +121,14 @@ class LlamaHTTP:
         dim: The number of values that each vector must have.
         max_tokens: The largest number of tokens of one text.
         isolation: The facts for `Isolation`; None where texts do not share a context.
-
-    Attributes:
-        name: Its name, for messages.
-        max_tokens: As given.
-        samples: Texts for the self-test. Each fits into a micro-batch of 63 tokens, even if each byte is a token. A smaller
-            context gets their first tokens.
     """
 
     name: ClassVar[str] = "llama-server"
-    samples: ClassVar[Sequence[str]] = (
-        *("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four."),
-    )
 
     def __init__(self, socket: Path, *, dim: int, max_tokens: int, isolation: Isolation | None = None) -> None:
-        self._dim = dim
-        self.max_tokens = max_tokens
+        super().__init__(socket, dim=dim, max_tokens=max_tokens, content_type="application/json")
         self._isolation = isolation
         self._special: tuple[Tokens, Tokens] | None = None
-        self._connections = Connections(socket, most=MAX_CONNECTIONS, engine=self.name, content_type="application/json")
-
-    def close(self) -> None:
-        """Close all connections. Requests on their way get `ConnectionLostError`."""
-        self._connections.close()
-
-    def likeness(self, one: bytes, other: bytes) -> float:
-        """Return the cosine of two vectors; NaN if there is none."""
-        return cosine(one, other)
-
-    async def healthy(self) -> bool:
-        """Return whether the server has loaded its model."""
-        return await self._connections.healthy()
 
     async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the tokens of each text as `embed` would see it, including special tokens.

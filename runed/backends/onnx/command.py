@@ -64,6 +64,11 @@ class OnnxCommand:
         texts, tokens = _LIMITS[self.profile]
         return BatchLimits(texts=texts, tokens=tokens, by_estimate=True, counted=True)
 
+    @property
+    def context(self) -> int:
+        """See `EngineCommand.context`: each text has a context of its own."""
+        return self.info.max_tokens
+
     def argv(self) -> list[str]:
         """Return the program and its arguments."""
         options: dict[str, object] = {

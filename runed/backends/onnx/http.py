@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from runed.backends.base import EmbeddingBatch, TextInput, Tokens, pack
-from runed.backends.engine.connections import Connections
+from runed.backends.engine.http import EngineHTTP
 from runed.backends.engine.vectors import check_vectors
-from runed.backends.likeness import cosine
 from runed.errors import BackendFaultError, InvalidTextError, TextTooLongError
-
-MAX_CONNECTIONS = 8
-"""Most connections. Further requests wait in this process. The worker has a thread for each."""
 
 _OK, _TOO_LONG = 200, 413
 
@@ -34,41 +30,19 @@ _SPELLED_BYTES = 4096
 """Most bytes of the text of a token."""
 
 
-class OnnxHTTP:
+class OnnxHTTP(EngineHTTP):
     """Talks to one ONNX worker. Must be made inside the event loop that uses it.
 
     Args:
         socket: The worker's UNIX socket.
         dim: The number of values that each vector must have.
         max_tokens: The largest number of tokens of one text.
-
-    Attributes:
-        name: Its name, for messages.
-        max_tokens: As given.
-        samples: Texts for the self-test, of several lengths, so that some of them are padded beside the others.
     """
 
     name: ClassVar[str] = "ONNX Runtime"
-    samples: ClassVar[Sequence[str]] = (
-        *("runed", "two words", "A text of some length, with digits 0123 and signs.", "The last of the four."),
-    )
 
     def __init__(self, socket: Path, *, dim: int, max_tokens: int) -> None:
-        self._dim = dim
-        self.max_tokens = max_tokens
-        self._connections = Connections(socket, most=MAX_CONNECTIONS, engine=self.name, content_type="application/octet-stream")
-
-    def close(self) -> None:
-        """Close all connections. Requests on their way get `ConnectionLostError`."""
-        self._connections.close()
-
-    def likeness(self, one: bytes, other: bytes) -> float:
-        """Return the cosine of two vectors; NaN if there is none."""
-        return cosine(one, other)
-
-    async def healthy(self) -> bool:
-        """Return whether the worker has loaded its model."""
-        return await self._connections.healthy()
+        super().__init__(socket, dim=dim, max_tokens=max_tokens, content_type="application/octet-stream")
 
     async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the tokens of each text as `embed` would see it, including special tokens.

@@ -72,7 +72,9 @@ async def meet(
     except BaseException as error:
         await link.http.close()
         if isinstance(error, WrongAnswerError | RefusedError | BackendFaultError):
-            raise unavailable(remote, error) from None
+            problem = unavailable(remote, error)
+            problem.retry_after = None  # an engine that never gave a vector is another one, or wrongly configured
+            raise problem from None
         raise
     if space != kept:
         keep_space(record, space)
@@ -289,11 +291,18 @@ class RemoteBackend:
         Raises:
             SpaceChangedError: It is another one.
         """
+        self._check_space()
         if not self._is_due():
             return
         async with self._probing:
+            self._check_space()
             if self._is_due():
                 await self._probe()
+
+    def _check_space(self) -> None:
+        """Refuse an answer that came while another call found that the space has changed."""
+        if isinstance(self._problem, SpaceChangedError):
+            raise self._refusal(self._problem)
 
     def _is_due(self) -> bool:
         if self._probed_at is None or not self._is_open:

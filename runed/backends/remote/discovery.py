@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from runed.backends.remote.answers import WrongAnswerError, read
-from runed.backends.remote.http import KeyRefusedError, RefusedError, RemoteHTTP
+from runed.backends.remote.http import KeyRefusedError, PassingError, RefusedError, RemoteHTTP
 from runed.errors import BackendUnavailableError, printable
 from runed.own_models import Api, RemoteModel
 
@@ -35,7 +35,7 @@ class _Listed(msgspec.Struct):
 
 
 class _List(msgspec.Struct):
-    data: list[_Listed]
+    data: list[_Listed] | None  # Ollama without models lists null
 
 
 class _Info(msgspec.Struct):
@@ -66,7 +66,7 @@ class _Tag(msgspec.Struct):
 class _Tags(msgspec.Struct):
     """The answer of `/api/tags` of Ollama."""
 
-    models: list[_Tag] = []
+    models: list[_Tag] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ async def discover(http: RemoteHTTP, remote: RemoteModel) -> Found:
     for base in [url] if is_versioned else [f"{url}/v1", url]:
         listing = await _look(http, f"{base}/models", _List)
         if listing is not None:
-            return await _openai(http, remote, base, listing.data)
+            return await _openai(http, remote, base, listing.data or [])
     if not remote.model or not (is_versioned or remote.api == "openai"):
         raise _unknown(remote)
     return Found("openai", url, url, remote.model)  # a gateway that lists nothing; the probe tells whether it embeds
@@ -127,10 +127,12 @@ async def discover(http: RemoteHTTP, remote: RemoteModel) -> Found:
 async def _is_runed(http: RemoteHTTP, root: str) -> bool:
     """Return whether a daemon of runed answers, which has both APIs."""
     listing = await _look(http, f"{root}/v1/models", _List)
-    return listing is not None and any(model.owned_by == "runed" for model in listing.data)
+    return listing is not None and any(model.owned_by == "runed" for model in listing.data or [])
 
 
 def _tei(url: str, info: _Info) -> Found:
+    if isinstance(info.model_type, dict) and not any(str(kind).lower() == "embedding" for kind in info.model_type):
+        raise BackendUnavailableError(f"the model of {url} gives no vectors, since it classifies or reranks; name another url")
     return Found(
         "tei",
         url,
@@ -146,7 +148,7 @@ def _tei(url: str, info: _Info) -> Found:
 
 async def _openai(http: RemoteHTTP, remote: RemoteModel, base: str, listed: list[_Listed]) -> Found:
     named = {model.id: model for model in listed}
-    engine = {"library": "ollama"}.get(owner := listed[0].owned_by if listed else "", owner)
+    engine = listed[0].owned_by if listed else ""
     name = remote.model or (printable(listed[0].id) if len(listed) == 1 or (listed and engine == "runed") else "")
     if not name:
         told = ", ".join(printable(model.id) for model in listed[:_SHOWN_MODELS]) or "none"
@@ -156,32 +158,29 @@ async def _openai(http: RemoteHTTP, remote: RemoteModel, base: str, listed: list
     match engine:
         case "vllm":
             longest = (named[name].max_model_len if name in named else None) or 0
-            return _with(found, max_tokens=max(0, longest - _SHORTER["vllm"]), tokenizes=True)
+            return replace(found, max_tokens=max(0, longest - _SHORTER["vllm"]), tokenizes=True)
         case "llamacpp":
             props = await _look(http, f"{root}/props", _Props)
-            return _with(found, max_tokens=props.default_generation_settings.n_ctx if props else 0, tokenizes=True)
-        case "ollama":
-            tags = await _look(http, f"{root}/api/tags", _Tags)
-            digests = {tag.name: tag.digest for tag in tags.models} if tags else {}
-            return _with(found, digest=digests.get(name) or digests.get(f"{name}:latest", ""))
+            return replace(found, max_tokens=props.default_generation_settings.n_ctx if props else 0, tokenizes=True)
         case "runed":
             info = await _look(http, f"{root}/info", _Info)
             if info is not None and info.model_id == name:  # that of the default model
-                return _with(found, digest=info.model_sha or "", max_tokens=info.max_input_length, tokenizes=True)
+                return replace(found, digest=info.model_sha or "", max_tokens=info.max_input_length, tokenizes=True)
+        case _ if listed and all(":" in model.id for model in listed):  # as Ollama names models, which it says others own
+            return await _ollama(http, found)
     return found
 
 
-def _with(found: Found, *, digest: str = "", max_tokens: int = 0, tokenizes: bool = False) -> Found:
-    return Found(
-        found.api,
-        found.base,
-        found.root,
-        found.model,
-        found.engine,
-        digest=digest,
-        max_tokens=max_tokens,
-        tokenizes=tokenizes,
-    )
+async def _ollama(http: RemoteHTTP, found: Found) -> Found:
+    """Return what answers with its facts if it is Ollama."""
+    try:
+        tags = await _look(http, f"{found.root}/api/tags", _Tags)
+    except (PassingError, BackendUnavailableError):  # another engine, whose gateway knows its own paths only
+        tags = None
+    if tags is None:
+        return found
+    digests = {tag.name: tag.digest for tag in tags.models or []}
+    return replace(found, engine="ollama", digest=digests.get(found.model) or digests.get(f"{found.model}:latest", ""))
 
 
 async def _look(http: RemoteHTTP, url: str, kind: type[_T]) -> _T | None:

@@ -102,7 +102,8 @@ class Fallback:
         sample = await self._compute(TEXTS)
         if not space.agrees(sample.vectors):
             raise BackendUnavailableError(
-                f"its vectors do not lie in the same space (a cosine of {AGREEMENT} is needed); name another model"
+                f"its vectors do not lie in the same space (a cosine of {AGREEMENT} is needed); name another model, "
+                "or another engine (RUNED_ENGINE) if only that is another one there"
             )
         self._proven = space.name, sample.fingerprint
         _log.warning("fallback computes while the engine is away", fallback=self.name)

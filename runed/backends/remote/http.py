@@ -7,13 +7,15 @@ import ssl
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import httpx
 import msgspec
 import tenacity
 
+from runed import tracing
 from runed.backends.remote.key import Key
 from runed.errors import BackendUnavailableError, DownloadError, InvalidTextError, printable
 from runed.log import get_logger
@@ -34,7 +36,10 @@ asks for more."""
 _CONNECT_TIMEOUT = 5.0
 """Seconds for a connection to be made."""
 
-_HEADERS = {"user-agent": f"runed/{__version__}", "accept": "*/*", "accept-encoding": "identity"}
+_PLAIN = "identity"
+"""The name of no compression."""
+
+_HEADERS = {"user-agent": f"runed/{__version__}", "accept": "*/*", "accept-encoding": _PLAIN}
 
 _EXTENSIONS = {"timeout": httpx.Timeout(None, connect=_CONNECT_TIMEOUT).as_dict()}
 
@@ -54,6 +59,15 @@ _ANSWER_BYTES = 16 * 1024 * 1024
 _BYTES_A_BYTE = 128
 """The most further bytes of an answer for each byte of the question, such as those of a token. Numbers in lists take over 40
 times their bytes of memory, so an answer of any length could take all of it."""
+
+_NO_TLS = {"HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"}
+"""What OpenSSL calls an answer that is not TLS."""
+
+_OUT_OF_TIME, _OTHER_NAME = {9, 10}, {62, 64}
+"""The codes of OpenSSL for a certificate that is not valid today, and for one of another server."""
+
+_SHOWN_CODING = 20
+"""Most characters of the name of a compression in a message."""
 
 _SHOWN_BYTES = 4096
 """Bytes of an error answer that are looked at."""
@@ -123,7 +137,8 @@ class RemoteHTTP:
 
     Attributes:
         key: The key.
-        was_lost: Whether a connection was lost or could not be made. Another engine may answer afterwards.
+        was_lost: Whether a connection was lost or could not be made, or all earlier ones were closed. Another engine may answer
+            afterwards.
     """
 
     def __init__(self, remote: RemoteModel, make_transport: MakeTransport) -> None:
@@ -133,7 +148,8 @@ class RemoteHTTP:
         self._make_transport = make_transport
         self._slots = asyncio.Semaphore(remote.concurrency)
         self._transport: httpx.AsyncBaseTransport | None = None
-        self._known: weakref.WeakSet[object] = weakref.WeakSet()
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._ends_silently = False
         self._not_before = 0.0
         self._flying = 0
         self._shares_connections = False
@@ -211,7 +227,9 @@ class RemoteHTTP:
 
     async def _ask(self, method: str, url: str, body: bytes | None, limit: int) -> Answer:
         """Send a request once. Follow redirects to the same server."""
-        headers = _HEADERS | self.key.headers() | ({} if body is None else {"content-type": "application/json"})
+        headers = (
+            _HEADERS | tracing.headers() | self.key.headers() | ({} if body is None else {"content-type": "application/json"})
+        )
         try:
             for _ in range(_MAX_REDIRECTS + 1):
                 # Past httpx.AsyncClient, whose further steps nobody needs here: they take a third of the time of a request.
@@ -229,11 +247,8 @@ class RemoteHTTP:
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise BackendUnavailableError(f"{self._remote.url} cannot be asked: {error}; correct the url") from None
         except httpx.RequestError as error:
-            if (problem := _certificate_problem(error)) is not None:
-                raise BackendUnavailableError(
-                    f"the server of {self._remote.url} cannot be trusted: {problem.verify_message}; if it is yours, name the "
-                    "certificate of its authority as ca_file"
-                ) from None
+            if (problem := _tls_problem(error)) is not None:
+                raise BackendUnavailableError(_untrusted(self._remote, problem)) from None
             self.was_lost = True
             raise PassingError(str(error) or type(error).__name__) from None
         except DownloadError as error:  # certificates that cannot be used
@@ -260,17 +275,21 @@ class RemoteHTTP:
         return target
 
     async def _read(self, response: httpx.Response, limit: int) -> Answer:
-        stream = response.extensions.get("network_stream")
-        is_first = stream not in self._known
+        is_first = self._note_connection(response)
         self._shares_connections = response.http_version == "HTTP/2"
-        self._known.add(stream)
+        status = response.status_code
+        coding = response.headers.get("content-encoding", _PLAIN)
+        if status < HTTPStatus.MULTIPLE_CHOICES and coding.lower() != _PLAIN:  # a few bytes of it could fill the memory
+            raise BackendUnavailableError(
+                f"{self._remote.url} compresses its answers ({coding[:_SHOWN_CODING]}), which was not asked for; turn that off "
+                "in the engine, or in the proxy before it"
+            )
         data = bytearray()
         assert isinstance(response.stream, httpx.AsyncByteStream)
         async for piece in response.stream:
             data += piece
             if len(data) > limit:
                 raise BackendUnavailableError(f"{self._remote.url} answered more than {limit:,} bytes; check the url")
-        status = response.status_code
         if status < HTTPStatus.MULTIPLE_CHOICES:
             return Answer(bytes(data), response.headers, is_first)
         if status in _KEY_REFUSED:
@@ -283,6 +302,17 @@ class RemoteHTTP:
             )
         raise RefusedError(status, data[:_SHOWN_BYTES].decode(errors="replace").lower())
 
+    def _note_connection(self, response: httpx.Response) -> bool:
+        """Return whether an answer is the first one of its connection. Note the loss of all earlier ones."""
+        stream = response.extensions.get("network_stream")
+        is_first = stream not in self._known
+        if is_first and self._ends_silently and all(other.get_extra_info("is_readable") for other in self._known):
+            self.was_lost = True  # as at a new start of the engine, perhaps with another model
+        self._known.add(stream)
+        # A server that closes each connection says so. It would be proven anew with each request.
+        self._ends_silently = response.headers.get("connection", "").lower() != "close"
+        return is_first
+
     def _key_refused(self, status: int) -> KeyRefusedError:
         if place := self._remote.key_place:
             problem = f"refuses the key of {place}: it is wrong, has expired or may not do this; put another one there"
@@ -293,9 +323,25 @@ class RemoteHTTP:
         return error
 
 
-def _certificate_problem(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+def _tls_problem(error: BaseException | None) -> ssl.SSLError | None:
+    """Return what is wrong with the encryption of a server, if another try would meet it again."""
     while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
+        if isinstance(error, ssl.SSLCertVerificationError) or (isinstance(error, ssl.SSLError) and error.reason in _NO_TLS):
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _untrusted(remote: RemoteModel, problem: ssl.SSLError) -> str:
+    """Return what is wrong with the encryption of a server, and what to do."""
+    if not isinstance(problem, ssl.SSLCertVerificationError):
+        return f"the server of {remote.url} does not speak TLS, as https needs it; check the url, which may begin with http"
+    if problem.verify_code in _OUT_OF_TIME:
+        remedy = f"have it renewed, or correct the clock of this machine: by it, today is {datetime.now(UTC):%Y-%m-%d}"
+    elif problem.verify_code in _OTHER_NAME:
+        remedy = "name the engine in the url as its certificate does"
+    elif remote.ca_file is not None:
+        remedy = f"no authority in {remote.ca_file}, its ca_file, has issued its certificate; name the right file there"
+    else:
+        remedy = "if it is yours, name the certificate of its authority as ca_file, or in SSL_CERT_FILE for RUNED_BACKEND"
+    return f"the server of {remote.url} cannot be trusted: {problem.verify_message}; {remedy}"

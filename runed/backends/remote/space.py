@@ -1,4 +1,4 @@
-"""The space of an engine's vectors, known by the vectors of three texts. The name of a remote model proves nothing."""
+"""The space of an engine's vectors, known by the vectors of four texts. The name of a remote model proves nothing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ TEXTS = (
     "The harbour lay silent under the first snow of the year.",
     "def add(a, b): return a + b  # 2 + 3 = 5",
     "Wie komme ich vom Bahnhof zum Museum? 美术馆在哪里？",  # noqa: RUF001 # the mark of the language
+    "सभी मनुष्यों को अधिकार हैं, 모든 인간은 자유롭다.",
 )
-"""The texts of a probe: prose, code, and two other languages. Never change one: fingerprints are made of their vectors."""
+"""The texts of a probe: prose, code, two other languages, and two that engines of one model split into different tokens. Never
+change one: fingerprints are made of their vectors."""
 
 AGREEMENT = 0.9999
 """The least cosine of two vectors of one text in one space. Engines round differently; another quantization has less."""

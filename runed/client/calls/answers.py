@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+
 from runed_proto.runed.v1.runed_pb2 import (
     EmbedBatchResponse,
     EmbedResponse,
@@ -13,7 +14,7 @@ from runed_proto.runed.v1.runed_pb2 import (
 from runed_proto.runed.v1.runed_pb2 import LaneHealth as LaneHealthMessage
 from runed_proto.runed.v1.runed_pb2 import Model as ModelMessage
 
-from runed.client.types import Embedding, Health, Info, LaneHealth, Model, ModelKind, Phase, Status
+from runed.client.types import Embedding, Health, Info, LaneHealth, Model, ModelKind, Phase, Status, Vectors
 from runed.errors import BackendFaultError, RunedError, error_of_reason
 
 _FALLBACK_BATCH_SIZE = 32
@@ -45,6 +46,20 @@ class SpaceGuard:
             )
 
 
+def vector_of(values: Sequence[float]) -> Vectors:
+    """Return the values of a vector as an array, float32, shape (dim,)."""
+    import numpy as np  # noqa: PLC0415 # see `runed.client.types.Vectors`
+
+    return np.array(values, dtype=np.float32)
+
+
+def unfilled(count: int, dim: int) -> Vectors:
+    """Return an array for vectors that are still to come, float32, shape (count, dim)."""
+    import numpy as np  # noqa: PLC0415 # as above
+
+    return np.empty((count, dim), dtype=np.float32)
+
+
 def outcome(
     item: EmbedResponse, answer: EmbedBatchResponse | EmbedStreamResponse, index: int | None = None
 ) -> Embedding | RunedError:
@@ -69,7 +84,7 @@ def outcome(
     if not item.vector:
         raise no_vector()
     return Embedding(
-        vector=np.array(item.vector, dtype=np.float32),
+        vector=vector_of(item.vector),
         token_count=item.token_count,
         total_token_count=item.total_token_count,
         truncated=item.truncated,

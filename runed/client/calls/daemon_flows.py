@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -30,6 +30,7 @@ from runed.client.calls.notices import warn
 from runed.client.calls.patience import Deadline, Patience
 from runed.client.calls.steps import Ensure, Flow, Send, Sleep
 from runed.client.options import Options, check_model, check_named
+from runed.client.progress import DownloadBar
 from runed.client.types import Health, Info, Model, Phase, Status
 from runed.errors import (
     BackendUnavailableError,
@@ -93,11 +94,13 @@ class DaemonFlows:
     Args:
         spawn: Whether a daemon that went away may be started again.
         on_progress: Called with each change of Health while an embedding waits for engine and model.
+        bar: Shows downloads that a call waits for; None for no such display.
     """
 
-    def __init__(self, *, spawn: bool, on_progress: Callable[[Health], None] | None) -> None:
+    def __init__(self, *, spawn: bool, on_progress: Callable[[Health], None] | None, bar: DownloadBar | None = None) -> None:
         self._spawn = spawn
         self._on_progress = on_progress
+        self._bar = bar
         self._limits: Info | None = None
         self._watched: set[str] = set()  # models whose start was looked at
         self._notes_roles = True
@@ -212,6 +215,18 @@ class DaemonFlows:
             refuse_download: Whether to raise `BootstrappingError` as soon as something is downloaded.
             refused: Whether a bootstrap has refused a call. Otherwise a daemon that does not load is left at once.
         """
+        with self._bar.waiting() if self._bar and refused else nullcontext() as show:
+            yield from self._poll(deadline, model, show, refuse_download=refuse_download, refused=refused)
+
+    def _poll(
+        self,
+        deadline: Deadline,
+        model: str | None,
+        show: Callable[[Health], None] | None,
+        *,
+        refuse_download: bool,
+        refused: bool,
+    ) -> Flow[None]:
         pause = _POLL_FIRST
         told: object = None
         message = ""
@@ -222,8 +237,9 @@ class DaemonFlows:
                 if not (refused or told or health.status is Status.LOADING):
                     return
                 news = (health.status, health.phase, health.bytes_done, health.bytes_total, message)
-                if self._on_progress and news != told:
-                    self._on_progress(health)
+                for tell in (self._on_progress, show):
+                    if tell and news != told:
+                        tell(health)
                 told = news
                 if health.status is Status.DEGRADED:
                     raise BackendUnavailableError(message or "the daemon could not install or start its engine; see its log")

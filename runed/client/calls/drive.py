@@ -1,6 +1,6 @@
 """The two drivers of flows: one blocks a thread, the other suspends a task.
 
-A `RunedError` of a step is thrown into the flow, which may handle it. Anything else, such as Ctrl-C, ends the drive.
+An error of a step is thrown into the flow. It may handle a `RunedError`. Anything else, such as Ctrl-C, ends flow and drive.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def drive(flow: Generator[Any, Any, T], perform: Callable[[Any], Any]) -> T:
             result = perform(step)
         except RunedError as raised:
             error = raised
+        except BaseException as raised:
+            flow.throw(raised)  # what the flow has begun to show ends now, and not when somebody has handled the error
+            raise
 
 
 async def drive_async(flow: Generator[Any, Any, T], perform: Callable[[Any], Awaitable[Any]]) -> T:
@@ -58,3 +61,6 @@ async def drive_async(flow: Generator[Any, Any, T], perform: Callable[[Any], Awa
             result = await perform(step)
         except RunedError as raised:
             error = raised
+        except BaseException as raised:
+            flow.throw(raised)  # what the flow has begun to show ends now, and not when somebody has handled the error
+            raise

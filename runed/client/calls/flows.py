@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
 from google.protobuf.message import Message
 from runed_proto.runed.v1.runed_pb2 import (
     CountTokensRequest,
@@ -55,14 +54,14 @@ class Flows(DaemonFlows):
         if not response.vector:
             raise answers.no_vector()
         yield from self.note_role(options, response, deadline)
-        return np.array(response.vector, dtype=np.float32)
+        return answers.vector_of(response.vector)
 
     def embed_batch(self, texts: Iterable[str], options: Options, deadline: Deadline) -> Flow[Vectors]:
         """Embed many texts by as many requests as the daemon's limits demand. The vectors have shape (n, dim)."""
         texts = listed(texts)
         if not texts:
             dim = options.dimensions or (yield from self.wait_until_ready(deadline, options.model)).vector_dim
-            return np.empty((0, dim), dtype=np.float32)
+            return answers.unfilled(0, dim)
         return (yield from self.within_limits(partial(self._embed_batch, texts, options, deadline), deadline, options.model))
 
     def embed_items(
@@ -116,7 +115,7 @@ class Flows(DaemonFlows):
             space.check(response.fingerprint)
             if vectors is None:
                 yield from self.note_role(options, response, deadline)
-                vectors = np.empty((len(texts), len(response.embeddings[0].vector)), dtype=np.float32)
+                vectors = answers.unfilled(len(texts), len(response.embeddings[0].vector))
             for row, embedding in enumerate(response.embeddings, start):
                 if not embedding.vector or len(embedding.vector) != vectors.shape[1]:
                     raise answers.no_vector()

@@ -10,6 +10,7 @@ import json
 import struct
 
 from runed.client.wire.http2 import Http2Request, broken_off
+from runed.client.wire.trace_context import trace_headers
 from runed.client.wire.unary import HTTP_OK, SERVICE, Answer, error_of
 from runed.errors import RunedError
 
@@ -41,7 +42,7 @@ class StreamExchange:
     def __init__(self, method: str) -> None:
         self.ended = False
         self.failure: RunedError | None = None
-        self._request = Http2Request(f"/{SERVICE}/{method}", _HEADERS)
+        self._request = Http2Request(f"/{SERVICE}/{method}", (*_HEADERS, *trace_headers().items()))
         self._buffer = bytearray()
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from runed.client.wire.trace_context import trace_headers
 from runed.errors import (
     BackendUnavailableError,
     DeadlineExceededError,
@@ -98,7 +99,8 @@ class Exchange:
         self._answer = None
         self._reusable = False
         limit = "" if timeout is None else f"connect-timeout-ms: {min(max(1, math.ceil(timeout * 1000)), _MAX_TIMEOUT_MS)}\r\n"
-        head = f"POST /{SERVICE}/{method} HTTP/1.1\r\n{_HEADERS}{limit}content-length: {len(message)}\r\n\r\n"
+        trace = "".join(f"{name}: {value}\r\n" for name, value in trace_headers().items())
+        head = f"POST /{SERVICE}/{method} HTTP/1.1\r\n{_HEADERS}{limit}{trace}content-length: {len(message)}\r\n\r\n"
         return head.encode() + message
 
     def receive(self, data: bytes) -> Answer | None:

@@ -307,7 +307,7 @@ func (x HealthResponse_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HealthResponse_Status.Descriptor instead.
 func (HealthResponse_Status) EnumDescriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24, 0}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{25, 0}
 }
 
 // The part of the start that STATUS_LOADING is in.
@@ -364,7 +364,7 @@ func (x HealthResponse_Phase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use HealthResponse_Phase.Descriptor instead.
 func (HealthResponse_Phase) EnumDescriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24, 1}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{25, 1}
 }
 
 type EmbedRequest struct {
@@ -2208,7 +2208,9 @@ type InfoResponse struct {
 	// When `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty if they are built-in ones.
 	TunedAt string `protobuf:"bytes,34,opt,name=tuned_at,json=tunedAt,proto3" json:"tuned_at,omitempty"`
 	// The name of the model in requests, as Model.name. Empty until it is known.
-	Model         string `protobuf:"bytes,35,opt,name=model,proto3" json:"model,omitempty"`
+	Model string `protobuf:"bytes,35,opt,name=model,proto3" json:"model,omitempty"`
+	// The settings in force, in the order of docs/configuration.md, and then those of the model's engine.
+	Settings      []*SettingInForce `protobuf:"bytes,49,rep,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2432,18 +2434,100 @@ func (x *InfoResponse) GetModel() string {
 	return ""
 }
 
+func (x *InfoResponse) GetSettings() []*SettingInForce {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+// A setting that the daemon, or the engine of a model, runs by.
+type SettingInForce struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the setting, as in config.json, such as "ctx_size". The engine has "device", "slots" and "context".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The environment variable of the setting, such as "RUNED_CTX_SIZE". Empty if it has none.
+	Variable string `protobuf:"bytes,2,opt,name=variable,proto3" json:"variable,omitempty"`
+	// The value as it was written. Empty for a default that is no value. A URL has no user and no password.
+	Value string `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// The origin of the value: "default", "environment", "config.json", or "tuned" if `runed bench --tune` measured it.
+	Origin        string `protobuf:"bytes,4,opt,name=origin,proto3" json:"origin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettingInForce) Reset() {
+	*x = SettingInForce{}
+	mi := &file_runed_v1_runed_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettingInForce) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettingInForce) ProtoMessage() {}
+
+func (x *SettingInForce) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettingInForce.ProtoReflect.Descriptor instead.
+func (*SettingInForce) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SettingInForce) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SettingInForce) GetVariable() string {
+	if x != nil {
+		return x.Variable
+	}
+	return ""
+}
+
+func (x *SettingInForce) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *SettingInForce) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
 type HealthRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model whose state is told, as EmbedRequest.model. Empty means the default model. Queues, caches and totals are those
 	// of all models.
-	Model         string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
+	Model string `protobuf:"bytes,24,opt,name=model,proto3" json:"model,omitempty"`
+	// Whether to tell HealthResponse.models and clients. An older daemon tells neither.
+	Detailed      bool `protobuf:"varint,25,opt,name=detailed,proto3" json:"detailed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[23]
+	mi := &file_runed_v1_runed_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2539,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[23]
+	mi := &file_runed_v1_runed_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2552,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{23}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HealthRequest) GetModel() string {
@@ -2476,6 +2560,13 @@ func (x *HealthRequest) GetModel() string {
 		return x.Model
 	}
 	return ""
+}
+
+func (x *HealthRequest) GetDetailed() bool {
+	if x != nil {
+		return x.Detailed
+	}
+	return false
 }
 
 type HealthResponse struct {
@@ -2530,14 +2621,18 @@ type HealthResponse struct {
 	// The name of the model whose state this is, as Model.name. Empty until it is known, unless the request named one.
 	Model string `protobuf:"bytes,33,opt,name=model,proto3" json:"model,omitempty"`
 	// The number of models whose engines run.
-	LoadedModels  int32 `protobuf:"varint,34,opt,name=loaded_models,json=loadedModels,proto3" json:"loaded_models,omitempty"`
+	LoadedModels int32 `protobuf:"varint,34,opt,name=loaded_models,json=loadedModels,proto3" json:"loaded_models,omitempty"`
+	// The models that were asked for since the daemon started, the default one first. Only with HealthRequest.detailed.
+	Models []*ModelHealth `protobuf:"bytes,35,rep,name=models,proto3" json:"models,omitempty"`
+	// The programs that have connections to the socket now, this caller included. Only with HealthRequest.detailed.
+	Clients       []*ConnectedClient `protobuf:"bytes,36,rep,name=clients,proto3" json:"clients,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[24]
+	mi := &file_runed_v1_runed_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2644,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[24]
+	mi := &file_runed_v1_runed_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2657,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{24}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HealthResponse) GetStatus() HealthResponse_Status {
@@ -2747,6 +2842,288 @@ func (x *HealthResponse) GetLoadedModels() int32 {
 	return 0
 }
 
+func (x *HealthResponse) GetModels() []*ModelHealth {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *HealthResponse) GetClients() []*ConnectedClient {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+// The state of one model and its engine.
+type ModelHealth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the model, as Model.name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The state of the model, as HealthResponse.status, phase and message.
+	Status  HealthResponse_Status `protobuf:"varint,2,opt,name=status,proto3,enum=runed.v1.HealthResponse_Status" json:"status,omitempty"`
+	Phase   HealthResponse_Phase  `protobuf:"varint,3,opt,name=phase,proto3,enum=runed.v1.HealthResponse_Phase" json:"phase,omitempty"`
+	Message string                `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// The manifest's name of the variant. Empty if the model was given as a file, or if its engine is on another machine.
+	Variant string `protobuf:"bytes,5,opt,name=variant,proto3" json:"variant,omitempty"`
+	// The path of the model's file. Empty if the engine is on another machine.
+	File string `protobuf:"bytes,6,opt,name=file,proto3" json:"file,omitempty"`
+	// The version of the engine, as InfoResponse.engine_version.
+	EngineVersion string `protobuf:"bytes,7,opt,name=engine_version,json=engineVersion,proto3" json:"engine_version,omitempty"`
+	// The path of the engine's program. Empty if the engine is on another machine.
+	EnginePath string `protobuf:"bytes,8,opt,name=engine_path,json=enginePath,proto3" json:"engine_path,omitempty"`
+	// The process id of the engine, or 0 while none runs.
+	EnginePid int64 `protobuf:"varint,9,opt,name=engine_pid,json=enginePid,proto3" json:"engine_pid,omitempty"`
+	// As InfoResponse.accelerator and device.
+	Accelerator string `protobuf:"bytes,10,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	Device      string `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"`
+	// The most texts that the engine computes at once.
+	Slots int32 `protobuf:"varint,12,opt,name=slots,proto3" json:"slots,omitempty"`
+	// The most tokens that the engine holds at once. 0 if it does not tell.
+	Context int32 `protobuf:"varint,13,opt,name=context,proto3" json:"context,omitempty"`
+	// As InfoResponse.tuned_at and device_tuned_at.
+	TunedAt       string `protobuf:"bytes,14,opt,name=tuned_at,json=tunedAt,proto3" json:"tuned_at,omitempty"`
+	DeviceTunedAt string `protobuf:"bytes,15,opt,name=device_tuned_at,json=deviceTunedAt,proto3" json:"device_tuned_at,omitempty"`
+	// The bytes of memory that the engine has now, without the memory of a device. 0 while none runs.
+	MemoryBytes int64 `protobuf:"varint,16,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// Seconds without a text after which the engine is stopped. 0 means never.
+	KeepAliveSeconds float64 `protobuf:"fixed64,17,opt,name=keep_alive_seconds,json=keepAliveSeconds,proto3" json:"keep_alive_seconds,omitempty"`
+	// Seconds until the engine is stopped, if no text comes. 0 if it works, sleeps already, or never sleeps.
+	SecondsUntilSleep float64 `protobuf:"fixed64,18,opt,name=seconds_until_sleep,json=secondsUntilSleep,proto3" json:"seconds_until_sleep,omitempty"`
+	// Why this engine serves, as a clause that follows its name. Empty if no comparison of engines decided that.
+	EngineReason  string `protobuf:"bytes,19,opt,name=engine_reason,json=engineReason,proto3" json:"engine_reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelHealth) Reset() {
+	*x = ModelHealth{}
+	mi := &file_runed_v1_runed_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelHealth) ProtoMessage() {}
+
+func (x *ModelHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelHealth.ProtoReflect.Descriptor instead.
+func (*ModelHealth) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ModelHealth) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetStatus() HealthResponse_Status {
+	if x != nil {
+		return x.Status
+	}
+	return HealthResponse_STATUS_UNSPECIFIED
+}
+
+func (x *ModelHealth) GetPhase() HealthResponse_Phase {
+	if x != nil {
+		return x.Phase
+	}
+	return HealthResponse_PHASE_UNSPECIFIED
+}
+
+func (x *ModelHealth) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetVariant() string {
+	if x != nil {
+		return x.Variant
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetEngineVersion() string {
+	if x != nil {
+		return x.EngineVersion
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetEnginePath() string {
+	if x != nil {
+		return x.EnginePath
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetEnginePid() int64 {
+	if x != nil {
+		return x.EnginePid
+	}
+	return 0
+}
+
+func (x *ModelHealth) GetAccelerator() string {
+	if x != nil {
+		return x.Accelerator
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetSlots() int32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *ModelHealth) GetContext() int32 {
+	if x != nil {
+		return x.Context
+	}
+	return 0
+}
+
+func (x *ModelHealth) GetTunedAt() string {
+	if x != nil {
+		return x.TunedAt
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetDeviceTunedAt() string {
+	if x != nil {
+		return x.DeviceTunedAt
+	}
+	return ""
+}
+
+func (x *ModelHealth) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *ModelHealth) GetKeepAliveSeconds() float64 {
+	if x != nil {
+		return x.KeepAliveSeconds
+	}
+	return 0
+}
+
+func (x *ModelHealth) GetSecondsUntilSleep() float64 {
+	if x != nil {
+		return x.SecondsUntilSleep
+	}
+	return 0
+}
+
+func (x *ModelHealth) GetEngineReason() string {
+	if x != nil {
+		return x.EngineReason
+	}
+	return ""
+}
+
+// A program that has connections to the socket.
+type ConnectedClient struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The process id when it connected. 0 if the daemon cannot see the process, such as one in another container.
+	Pid int64 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// The name of the program, such as "python app.py", without its other arguments. Empty if the system does not tell it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The number of its connections.
+	Connections   int32 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectedClient) Reset() {
+	*x = ConnectedClient{}
+	mi := &file_runed_v1_runed_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectedClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectedClient) ProtoMessage() {}
+
+func (x *ConnectedClient) ProtoReflect() protoreflect.Message {
+	mi := &file_runed_v1_runed_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectedClient.ProtoReflect.Descriptor instead.
+func (*ConnectedClient) Descriptor() ([]byte, []int) {
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ConnectedClient) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ConnectedClient) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ConnectedClient) GetConnections() int32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
 // One queue of the daemon.
 type LaneHealth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2764,7 +3141,7 @@ type LaneHealth struct {
 
 func (x *LaneHealth) Reset() {
 	*x = LaneHealth{}
-	mi := &file_runed_v1_runed_proto_msgTypes[25]
+	mi := &file_runed_v1_runed_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +3153,7 @@ func (x *LaneHealth) String() string {
 func (*LaneHealth) ProtoMessage() {}
 
 func (x *LaneHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[25]
+	mi := &file_runed_v1_runed_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +3166,7 @@ func (x *LaneHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneHealth.ProtoReflect.Descriptor instead.
 func (*LaneHealth) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{25}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LaneHealth) GetQueuedTexts() int64 {
@@ -2837,7 +3214,7 @@ type WarmUpRequest struct {
 
 func (x *WarmUpRequest) Reset() {
 	*x = WarmUpRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[26]
+	mi := &file_runed_v1_runed_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +3226,7 @@ func (x *WarmUpRequest) String() string {
 func (*WarmUpRequest) ProtoMessage() {}
 
 func (x *WarmUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[26]
+	mi := &file_runed_v1_runed_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +3239,7 @@ func (x *WarmUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmUpRequest.ProtoReflect.Descriptor instead.
 func (*WarmUpRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{26}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WarmUpRequest) GetModel() string {
@@ -2880,7 +3257,7 @@ type WarmUpResponse struct {
 
 func (x *WarmUpResponse) Reset() {
 	*x = WarmUpResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[27]
+	mi := &file_runed_v1_runed_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3269,7 @@ func (x *WarmUpResponse) String() string {
 func (*WarmUpResponse) ProtoMessage() {}
 
 func (x *WarmUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[27]
+	mi := &file_runed_v1_runed_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3282,7 @@ func (x *WarmUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmUpResponse.ProtoReflect.Descriptor instead.
 func (*WarmUpResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{27}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{30}
 }
 
 type ShutdownRequest struct {
@@ -2918,7 +3295,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[28]
+	mi := &file_runed_v1_runed_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +3307,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[28]
+	mi := &file_runed_v1_runed_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +3320,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{28}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ShutdownRequest) GetGraceSeconds() int32 {
@@ -2963,7 +3340,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[29]
+	mi := &file_runed_v1_runed_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3352,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[29]
+	mi := &file_runed_v1_runed_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +3365,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{29}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ShutdownResponse) GetAccepted() bool {
@@ -3013,7 +3390,7 @@ type SetCentroidsRequest struct {
 
 func (x *SetCentroidsRequest) Reset() {
 	*x = SetCentroidsRequest{}
-	mi := &file_runed_v1_runed_proto_msgTypes[30]
+	mi := &file_runed_v1_runed_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3025,7 +3402,7 @@ func (x *SetCentroidsRequest) String() string {
 func (*SetCentroidsRequest) ProtoMessage() {}
 
 func (x *SetCentroidsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[30]
+	mi := &file_runed_v1_runed_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3038,7 +3415,7 @@ func (x *SetCentroidsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCentroidsRequest.ProtoReflect.Descriptor instead.
 func (*SetCentroidsRequest) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{30}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetCentroidsRequest) GetPayload() isSetCentroidsRequest_Payload {
@@ -3102,7 +3479,7 @@ type CentroidSetHeader struct {
 
 func (x *CentroidSetHeader) Reset() {
 	*x = CentroidSetHeader{}
-	mi := &file_runed_v1_runed_proto_msgTypes[31]
+	mi := &file_runed_v1_runed_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3114,7 +3491,7 @@ func (x *CentroidSetHeader) String() string {
 func (*CentroidSetHeader) ProtoMessage() {}
 
 func (x *CentroidSetHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[31]
+	mi := &file_runed_v1_runed_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3127,7 +3504,7 @@ func (x *CentroidSetHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CentroidSetHeader.ProtoReflect.Descriptor instead.
 func (*CentroidSetHeader) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{31}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CentroidSetHeader) GetVersion() string {
@@ -3175,7 +3552,7 @@ type CentroidBatch struct {
 
 func (x *CentroidBatch) Reset() {
 	*x = CentroidBatch{}
-	mi := &file_runed_v1_runed_proto_msgTypes[32]
+	mi := &file_runed_v1_runed_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3187,7 +3564,7 @@ func (x *CentroidBatch) String() string {
 func (*CentroidBatch) ProtoMessage() {}
 
 func (x *CentroidBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[32]
+	mi := &file_runed_v1_runed_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3200,7 +3577,7 @@ func (x *CentroidBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CentroidBatch.ProtoReflect.Descriptor instead.
 func (*CentroidBatch) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{32}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CentroidBatch) GetCentroids() []*Centroid {
@@ -3222,7 +3599,7 @@ type Centroid struct {
 
 func (x *Centroid) Reset() {
 	*x = Centroid{}
-	mi := &file_runed_v1_runed_proto_msgTypes[33]
+	mi := &file_runed_v1_runed_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3234,7 +3611,7 @@ func (x *Centroid) String() string {
 func (*Centroid) ProtoMessage() {}
 
 func (x *Centroid) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[33]
+	mi := &file_runed_v1_runed_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3247,7 +3624,7 @@ func (x *Centroid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Centroid.ProtoReflect.Descriptor instead.
 func (*Centroid) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{33}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Centroid) GetId() uint32 {
@@ -3278,7 +3655,7 @@ type SetCentroidsResponse struct {
 
 func (x *SetCentroidsResponse) Reset() {
 	*x = SetCentroidsResponse{}
-	mi := &file_runed_v1_runed_proto_msgTypes[34]
+	mi := &file_runed_v1_runed_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3667,7 @@ func (x *SetCentroidsResponse) String() string {
 func (*SetCentroidsResponse) ProtoMessage() {}
 
 func (x *SetCentroidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_runed_v1_runed_proto_msgTypes[34]
+	mi := &file_runed_v1_runed_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3680,7 @@ func (x *SetCentroidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetCentroidsResponse.ProtoReflect.Descriptor instead.
 func (*SetCentroidsResponse) Descriptor() ([]byte, []int) {
-	return file_runed_v1_runed_proto_rawDescGZIP(), []int{34}
+	return file_runed_v1_runed_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetCentroidsResponse) GetVersion() string {
@@ -3486,7 +3863,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13UnloadModelResponse\x12%\n" +
 	"\x05model\x18\x01 \x01(\v2\x0f.runed.v1.ModelR\x05model\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05model\x18\x18 \x01(\tR\x05model\"\xdf\a\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\x95\b\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -3517,9 +3894,17 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x0fdevice_tuned_at\x180 \x01(\tR\rdeviceTunedAt\x12%\n" +
 	"\x0ecompany_cosine\x18! \x01(\x01R\rcompanyCosine\x12\x19\n" +
 	"\btuned_at\x18\" \x01(\tR\atunedAt\x12\x14\n" +
-	"\x05model\x18# \x01(\tR\x05model\"%\n" +
+	"\x05model\x18# \x01(\tR\x05model\x124\n" +
+	"\bsettings\x181 \x03(\v2\x18.runed.v1.SettingInForceR\bsettings\"n\n" +
+	"\x0eSettingInForce\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bvariable\x18\x02 \x01(\tR\bvariable\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\tR\x05value\x12\x16\n" +
+	"\x06origin\x18\x04 \x01(\tR\x06origin\"A\n" +
 	"\rHealthRequest\x12\x14\n" +
-	"\x05model\x18\x18 \x01(\tR\x05model\"\xea\t\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\x12\x1a\n" +
+	"\bdetailed\x18\x19 \x01(\bR\bdetailed\"\xce\n" +
+	"\n" +
 	"\x0eHealthResponse\x127\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1f.runed.v1.HealthResponse.StatusR\x06status\x12%\n" +
 	"\x0euptime_seconds\x18\x02 \x01(\x03R\ruptimeSeconds\x12%\n" +
@@ -3552,7 +3937,9 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x10refused_requests\x18\x1f \x01(\x03R\x0frefusedRequests\x12(\n" +
 	"\x10disk_cache_bytes\x18  \x01(\x03R\x0ediskCacheBytes\x12\x14\n" +
 	"\x05model\x18! \x01(\tR\x05model\x12#\n" +
-	"\rloaded_models\x18\" \x01(\x05R\floadedModels\"\x83\x01\n" +
+	"\rloaded_models\x18\" \x01(\x05R\floadedModels\x12-\n" +
+	"\x06models\x18# \x03(\v2\x15.runed.v1.ModelHealthR\x06models\x123\n" +
+	"\aclients\x18$ \x03(\v2\x19.runed.v1.ConnectedClientR\aclients\"\x83\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tSTATUS_OK\x10\x01\x12\x12\n" +
@@ -3564,7 +3951,34 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bPHASE_FETCHING_LLAMA_SERVER\x10\x01\x12\x18\n" +
 	"\x14PHASE_FETCHING_MODEL\x10\x02\x12\x1f\n" +
-	"\x1bPHASE_STARTING_LLAMA_SERVER\x10\x03\"\xc7\x01\n" +
+	"\x1bPHASE_STARTING_LLAMA_SERVER\x10\x03\"\x92\x05\n" +
+	"\vModelHealth\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
+	"\x06status\x18\x02 \x01(\x0e2\x1f.runed.v1.HealthResponse.StatusR\x06status\x124\n" +
+	"\x05phase\x18\x03 \x01(\x0e2\x1e.runed.v1.HealthResponse.PhaseR\x05phase\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x18\n" +
+	"\avariant\x18\x05 \x01(\tR\avariant\x12\x12\n" +
+	"\x04file\x18\x06 \x01(\tR\x04file\x12%\n" +
+	"\x0eengine_version\x18\a \x01(\tR\rengineVersion\x12\x1f\n" +
+	"\vengine_path\x18\b \x01(\tR\n" +
+	"enginePath\x12\x1d\n" +
+	"\n" +
+	"engine_pid\x18\t \x01(\x03R\tenginePid\x12 \n" +
+	"\vaccelerator\x18\n" +
+	" \x01(\tR\vaccelerator\x12\x16\n" +
+	"\x06device\x18\v \x01(\tR\x06device\x12\x14\n" +
+	"\x05slots\x18\f \x01(\x05R\x05slots\x12\x18\n" +
+	"\acontext\x18\r \x01(\x05R\acontext\x12\x19\n" +
+	"\btuned_at\x18\x0e \x01(\tR\atunedAt\x12&\n" +
+	"\x0fdevice_tuned_at\x18\x0f \x01(\tR\rdeviceTunedAt\x12!\n" +
+	"\fmemory_bytes\x18\x10 \x01(\x03R\vmemoryBytes\x12,\n" +
+	"\x12keep_alive_seconds\x18\x11 \x01(\x01R\x10keepAliveSeconds\x12.\n" +
+	"\x13seconds_until_sleep\x18\x12 \x01(\x01R\x11secondsUntilSleep\x12#\n" +
+	"\rengine_reason\x18\x13 \x01(\tR\fengineReason\"Y\n" +
+	"\x0fConnectedClient\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
+	"\vconnections\x18\x03 \x01(\x05R\vconnections\"\xc7\x01\n" +
 	"\n" +
 	"LaneHealth\x12!\n" +
 	"\fqueued_texts\x18\x01 \x01(\x03R\vqueuedTexts\x12!\n" +
@@ -3643,7 +4057,7 @@ func file_runed_v1_runed_proto_rawDescGZIP() []byte {
 }
 
 var file_runed_v1_runed_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_runed_v1_runed_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_runed_v1_runed_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_runed_v1_runed_proto_goTypes = []any{
 	(Lane)(0),                    // 0: runed.v1.Lane
 	(Role)(0),                    // 1: runed.v1.Role
@@ -3674,26 +4088,29 @@ var file_runed_v1_runed_proto_goTypes = []any{
 	(*UnloadModelResponse)(nil),  // 26: runed.v1.UnloadModelResponse
 	(*InfoRequest)(nil),          // 27: runed.v1.InfoRequest
 	(*InfoResponse)(nil),         // 28: runed.v1.InfoResponse
-	(*HealthRequest)(nil),        // 29: runed.v1.HealthRequest
-	(*HealthResponse)(nil),       // 30: runed.v1.HealthResponse
-	(*LaneHealth)(nil),           // 31: runed.v1.LaneHealth
-	(*WarmUpRequest)(nil),        // 32: runed.v1.WarmUpRequest
-	(*WarmUpResponse)(nil),       // 33: runed.v1.WarmUpResponse
-	(*ShutdownRequest)(nil),      // 34: runed.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),     // 35: runed.v1.ShutdownResponse
-	(*SetCentroidsRequest)(nil),  // 36: runed.v1.SetCentroidsRequest
-	(*CentroidSetHeader)(nil),    // 37: runed.v1.CentroidSetHeader
-	(*CentroidBatch)(nil),        // 38: runed.v1.CentroidBatch
-	(*Centroid)(nil),             // 39: runed.v1.Centroid
-	(*SetCentroidsResponse)(nil), // 40: runed.v1.SetCentroidsResponse
-	nil,                          // 41: runed.v1.ItemError.MetadataEntry
+	(*SettingInForce)(nil),       // 29: runed.v1.SettingInForce
+	(*HealthRequest)(nil),        // 30: runed.v1.HealthRequest
+	(*HealthResponse)(nil),       // 31: runed.v1.HealthResponse
+	(*ModelHealth)(nil),          // 32: runed.v1.ModelHealth
+	(*ConnectedClient)(nil),      // 33: runed.v1.ConnectedClient
+	(*LaneHealth)(nil),           // 34: runed.v1.LaneHealth
+	(*WarmUpRequest)(nil),        // 35: runed.v1.WarmUpRequest
+	(*WarmUpResponse)(nil),       // 36: runed.v1.WarmUpResponse
+	(*ShutdownRequest)(nil),      // 37: runed.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),     // 38: runed.v1.ShutdownResponse
+	(*SetCentroidsRequest)(nil),  // 39: runed.v1.SetCentroidsRequest
+	(*CentroidSetHeader)(nil),    // 40: runed.v1.CentroidSetHeader
+	(*CentroidBatch)(nil),        // 41: runed.v1.CentroidBatch
+	(*Centroid)(nil),             // 42: runed.v1.Centroid
+	(*SetCentroidsResponse)(nil), // 43: runed.v1.SetCentroidsResponse
+	nil,                          // 44: runed.v1.ItemError.MetadataEntry
 }
 var file_runed_v1_runed_proto_depIdxs = []int32{
 	0,  // 0: runed.v1.EmbedRequest.lane:type_name -> runed.v1.Lane
 	1,  // 1: runed.v1.EmbedRequest.role:type_name -> runed.v1.Role
 	2,  // 2: runed.v1.EmbedRequest.truncate:type_name -> runed.v1.Truncate
 	8,  // 3: runed.v1.EmbedResponse.error:type_name -> runed.v1.ItemError
-	41, // 4: runed.v1.ItemError.metadata:type_name -> runed.v1.ItemError.MetadataEntry
+	44, // 4: runed.v1.ItemError.metadata:type_name -> runed.v1.ItemError.MetadataEntry
 	0,  // 5: runed.v1.EmbedBatchRequest.lane:type_name -> runed.v1.Lane
 	1,  // 6: runed.v1.EmbedBatchRequest.role:type_name -> runed.v1.Role
 	2,  // 7: runed.v1.EmbedBatchRequest.truncate:type_name -> runed.v1.Truncate
@@ -3712,44 +4129,49 @@ var file_runed_v1_runed_proto_depIdxs = []int32{
 	3,  // 20: runed.v1.Model.kind:type_name -> runed.v1.Model.Kind
 	22, // 21: runed.v1.LoadModelResponse.model:type_name -> runed.v1.Model
 	22, // 22: runed.v1.UnloadModelResponse.model:type_name -> runed.v1.Model
-	4,  // 23: runed.v1.HealthResponse.status:type_name -> runed.v1.HealthResponse.Status
-	5,  // 24: runed.v1.HealthResponse.phase:type_name -> runed.v1.HealthResponse.Phase
-	31, // 25: runed.v1.HealthResponse.interactive:type_name -> runed.v1.LaneHealth
-	31, // 26: runed.v1.HealthResponse.bulk:type_name -> runed.v1.LaneHealth
-	37, // 27: runed.v1.SetCentroidsRequest.header:type_name -> runed.v1.CentroidSetHeader
-	38, // 28: runed.v1.SetCentroidsRequest.batch:type_name -> runed.v1.CentroidBatch
-	39, // 29: runed.v1.CentroidBatch.centroids:type_name -> runed.v1.Centroid
-	6,  // 30: runed.v1.RunedService.Embed:input_type -> runed.v1.EmbedRequest
-	9,  // 31: runed.v1.RunedService.EmbedBatch:input_type -> runed.v1.EmbedBatchRequest
-	11, // 32: runed.v1.RunedService.EmbedStream:input_type -> runed.v1.EmbedStreamRequest
-	15, // 33: runed.v1.RunedService.CountTokens:input_type -> runed.v1.CountTokensRequest
-	27, // 34: runed.v1.RunedService.Info:input_type -> runed.v1.InfoRequest
-	29, // 35: runed.v1.RunedService.Health:input_type -> runed.v1.HealthRequest
-	32, // 36: runed.v1.RunedService.WarmUp:input_type -> runed.v1.WarmUpRequest
-	17, // 37: runed.v1.RunedService.Rerank:input_type -> runed.v1.RerankRequest
-	20, // 38: runed.v1.RunedService.ListModels:input_type -> runed.v1.ListModelsRequest
-	23, // 39: runed.v1.RunedService.LoadModel:input_type -> runed.v1.LoadModelRequest
-	25, // 40: runed.v1.RunedService.UnloadModel:input_type -> runed.v1.UnloadModelRequest
-	34, // 41: runed.v1.RunedService.Shutdown:input_type -> runed.v1.ShutdownRequest
-	36, // 42: runed.v1.RunedService.SetCentroids:input_type -> runed.v1.SetCentroidsRequest
-	7,  // 43: runed.v1.RunedService.Embed:output_type -> runed.v1.EmbedResponse
-	10, // 44: runed.v1.RunedService.EmbedBatch:output_type -> runed.v1.EmbedBatchResponse
-	13, // 45: runed.v1.RunedService.EmbedStream:output_type -> runed.v1.EmbedStreamResponse
-	16, // 46: runed.v1.RunedService.CountTokens:output_type -> runed.v1.CountTokensResponse
-	28, // 47: runed.v1.RunedService.Info:output_type -> runed.v1.InfoResponse
-	30, // 48: runed.v1.RunedService.Health:output_type -> runed.v1.HealthResponse
-	33, // 49: runed.v1.RunedService.WarmUp:output_type -> runed.v1.WarmUpResponse
-	18, // 50: runed.v1.RunedService.Rerank:output_type -> runed.v1.RerankResponse
-	21, // 51: runed.v1.RunedService.ListModels:output_type -> runed.v1.ListModelsResponse
-	24, // 52: runed.v1.RunedService.LoadModel:output_type -> runed.v1.LoadModelResponse
-	26, // 53: runed.v1.RunedService.UnloadModel:output_type -> runed.v1.UnloadModelResponse
-	35, // 54: runed.v1.RunedService.Shutdown:output_type -> runed.v1.ShutdownResponse
-	40, // 55: runed.v1.RunedService.SetCentroids:output_type -> runed.v1.SetCentroidsResponse
-	43, // [43:56] is the sub-list for method output_type
-	30, // [30:43] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	29, // 23: runed.v1.InfoResponse.settings:type_name -> runed.v1.SettingInForce
+	4,  // 24: runed.v1.HealthResponse.status:type_name -> runed.v1.HealthResponse.Status
+	5,  // 25: runed.v1.HealthResponse.phase:type_name -> runed.v1.HealthResponse.Phase
+	34, // 26: runed.v1.HealthResponse.interactive:type_name -> runed.v1.LaneHealth
+	34, // 27: runed.v1.HealthResponse.bulk:type_name -> runed.v1.LaneHealth
+	32, // 28: runed.v1.HealthResponse.models:type_name -> runed.v1.ModelHealth
+	33, // 29: runed.v1.HealthResponse.clients:type_name -> runed.v1.ConnectedClient
+	4,  // 30: runed.v1.ModelHealth.status:type_name -> runed.v1.HealthResponse.Status
+	5,  // 31: runed.v1.ModelHealth.phase:type_name -> runed.v1.HealthResponse.Phase
+	40, // 32: runed.v1.SetCentroidsRequest.header:type_name -> runed.v1.CentroidSetHeader
+	41, // 33: runed.v1.SetCentroidsRequest.batch:type_name -> runed.v1.CentroidBatch
+	42, // 34: runed.v1.CentroidBatch.centroids:type_name -> runed.v1.Centroid
+	6,  // 35: runed.v1.RunedService.Embed:input_type -> runed.v1.EmbedRequest
+	9,  // 36: runed.v1.RunedService.EmbedBatch:input_type -> runed.v1.EmbedBatchRequest
+	11, // 37: runed.v1.RunedService.EmbedStream:input_type -> runed.v1.EmbedStreamRequest
+	15, // 38: runed.v1.RunedService.CountTokens:input_type -> runed.v1.CountTokensRequest
+	27, // 39: runed.v1.RunedService.Info:input_type -> runed.v1.InfoRequest
+	30, // 40: runed.v1.RunedService.Health:input_type -> runed.v1.HealthRequest
+	35, // 41: runed.v1.RunedService.WarmUp:input_type -> runed.v1.WarmUpRequest
+	17, // 42: runed.v1.RunedService.Rerank:input_type -> runed.v1.RerankRequest
+	20, // 43: runed.v1.RunedService.ListModels:input_type -> runed.v1.ListModelsRequest
+	23, // 44: runed.v1.RunedService.LoadModel:input_type -> runed.v1.LoadModelRequest
+	25, // 45: runed.v1.RunedService.UnloadModel:input_type -> runed.v1.UnloadModelRequest
+	37, // 46: runed.v1.RunedService.Shutdown:input_type -> runed.v1.ShutdownRequest
+	39, // 47: runed.v1.RunedService.SetCentroids:input_type -> runed.v1.SetCentroidsRequest
+	7,  // 48: runed.v1.RunedService.Embed:output_type -> runed.v1.EmbedResponse
+	10, // 49: runed.v1.RunedService.EmbedBatch:output_type -> runed.v1.EmbedBatchResponse
+	13, // 50: runed.v1.RunedService.EmbedStream:output_type -> runed.v1.EmbedStreamResponse
+	16, // 51: runed.v1.RunedService.CountTokens:output_type -> runed.v1.CountTokensResponse
+	28, // 52: runed.v1.RunedService.Info:output_type -> runed.v1.InfoResponse
+	31, // 53: runed.v1.RunedService.Health:output_type -> runed.v1.HealthResponse
+	36, // 54: runed.v1.RunedService.WarmUp:output_type -> runed.v1.WarmUpResponse
+	18, // 55: runed.v1.RunedService.Rerank:output_type -> runed.v1.RerankResponse
+	21, // 56: runed.v1.RunedService.ListModels:output_type -> runed.v1.ListModelsResponse
+	24, // 57: runed.v1.RunedService.LoadModel:output_type -> runed.v1.LoadModelResponse
+	26, // 58: runed.v1.RunedService.UnloadModel:output_type -> runed.v1.UnloadModelResponse
+	38, // 59: runed.v1.RunedService.Shutdown:output_type -> runed.v1.ShutdownResponse
+	43, // 60: runed.v1.RunedService.SetCentroids:output_type -> runed.v1.SetCentroidsResponse
+	48, // [48:61] is the sub-list for method output_type
+	35, // [35:48] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_runed_v1_runed_proto_init() }
@@ -3757,7 +4179,7 @@ func file_runed_v1_runed_proto_init() {
 	if File_runed_v1_runed_proto != nil {
 		return
 	}
-	file_runed_v1_runed_proto_msgTypes[30].OneofWrappers = []any{
+	file_runed_v1_runed_proto_msgTypes[33].OneofWrappers = []any{
 		(*SetCentroidsRequest_Header)(nil),
 		(*SetCentroidsRequest_Batch)(nil),
 	}
@@ -3767,7 +4189,7 @@ func file_runed_v1_runed_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runed_v1_runed_proto_rawDesc), len(file_runed_v1_runed_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   36,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -18,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file runed/v1/runed.proto.
  */
 export const file_runed_v1_runed: GenFile = /*@__PURE__*/
-  fileDesc("ChRydW5lZC92MS9ydW5lZC5wcm90bxIIcnVuZWQudjEiygEKDEVtYmVkUmVxdWVzdBIMCgR0ZXh0GAEgASgJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEg0KBW1vZGVsGBggASgJIvwBCg1FbWJlZFJlc3BvbnNlEg4KBnZlY3RvchgBIAMoAhISCgpjbHVzdGVyX2lkGAIgASgNEhwKFGNlbnRyb2lkX3NldF92ZXJzaW9uGAMgASgJEhMKC3Rva2VuX2NvdW50GBAgASgNEhkKEXRvdGFsX3Rva2VuX2NvdW50GBEgASgNEhEKCXRydW5jYXRlZBgSIAEoCBITCgtmaW5nZXJwcmludBgTIAEoCRIOCgZwcm9tcHQYFCABKAkSDgoGY2FjaGVkGBUgASgIEiIKBWVycm9yGBYgASgLMhMucnVuZWQudjEuSXRlbUVycm9yEg0KBW1vZGVsGBggASgJIpIBCglJdGVtRXJyb3ISDgoGcmVhc29uGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSMwoIbWV0YWRhdGEYAyADKAsyIS5ydW5lZC52MS5JdGVtRXJyb3IuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi6QEKEUVtYmVkQmF0Y2hSZXF1ZXN0Eg0KBXRleHRzGAEgAygJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEhcKD3Blcl9pdGVtX2Vycm9ycxgVIAEoCBINCgVtb2RlbBgYIAEoCSJ1ChJFbWJlZEJhdGNoUmVzcG9uc2USKwoKZW1iZWRkaW5ncxgBIAMoCzIXLnJ1bmVkLnYxLkVtYmVkUmVzcG9uc2USEwoLZmluZ2VycHJpbnQYECABKAkSDgoGcHJvbXB0GBEgASgJEg0KBW1vZGVsGBggASgJItgBChJFbWJlZFN0cmVhbVJlcXVlc3QSKAoFaXRlbXMYASADKAsyGS5ydW5lZC52MS5FbWJlZFN0cmVhbUl0ZW0SHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEg0KBW1vZGVsGBggASgJIisKD0VtYmVkU3RyZWFtSXRlbRIKCgJpZBgBIAEoCRIMCgR0ZXh0GAIgASgJIncKE0VtYmVkU3RyZWFtUmVzcG9uc2USLAoHcmVzdWx0cxgBIAMoCzIbLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVzdWx0EhMKC2ZpbmdlcnByaW50GBAgASgJEg4KBnByb21wdBgRIAEoCRINCgVtb2RlbBgYIAEoCSJLChFFbWJlZFN0cmVhbVJlc3VsdBIKCgJpZBgBIAEoCRIqCgllbWJlZGRpbmcYAiABKAsyFy5ydW5lZC52MS5FbWJlZFJlc3BvbnNlImUKEkNvdW50VG9rZW5zUmVxdWVzdBINCgV0ZXh0cxgBIAMoCRIcCgRyb2xlGBEgASgOMg4ucnVuZWQudjEuUm9sZRITCgtpbnN0cnVjdGlvbhgSIAEoCRINCgVtb2RlbBgYIAEoCSJTChNDb3VudFRva2Vuc1Jlc3BvbnNlEhQKDHRva2VuX2NvdW50cxgBIAMoDRIXCg9tYXhfdGV4dF9sZW5ndGgYAiABKA0SDQoFbW9kZWwYGCABKAkirQEKDVJlcmFua1JlcXVlc3QSDQoFcXVlcnkYASABKAkSEQoJZG9jdW1lbnRzGAIgAygJEg0KBXRvcF9uGAMgASgNEhgKEHJldHVybl9kb2N1bWVudHMYBCABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSJAoIdHJ1bmNhdGUYFCABKA4yEi5ydW5lZC52MS5UcnVuY2F0ZRINCgVtb2RlbBgYIAEoCSJyCg5SZXJhbmtSZXNwb25zZRInCgdyZXN1bHRzGAEgAygLMhYucnVuZWQudjEuUmVyYW5rUmVzdWx0EhMKC3Rva2VuX2NvdW50GBAgASgNEhMKC2ZpbmdlcnByaW50GBMgASgJEg0KBW1vZGVsGBggASgJIpEBCgxSZXJhbmtSZXN1bHQSDQoFaW5kZXgYASABKA0SDQoFc2NvcmUYAiABKAISEAoIZG9jdW1lbnQYAyABKAkSEwoLdG9rZW5fY291bnQYECABKA0SGQoRdG90YWxfdG9rZW5fY291bnQYESABKA0SEQoJdHJ1bmNhdGVkGBIgASgIEg4KBmNhY2hlZBgVIAEoCCITChFMaXN0TW9kZWxzUmVxdWVzdCKxAQoSTGlzdE1vZGVsc1Jlc3BvbnNlEh8KBm1vZGVscxgBIAMoCzIPLnJ1bmVkLnYxLk1vZGVsEhUKDWRlZmF1bHRfbW9kZWwYAiABKAkSHAoUZGVmYXVsdF9yZXJhbmtfbW9kZWwYAyABKAkSFAoMbWVtb3J5X2xpbWl0GAQgASgDEhQKDG1lbW9yeV9ieXRlcxgFIAEoAxIZChFtYXhfbG9hZGVkX21vZGVscxgGIAEoBSKmBAoFTW9kZWwSDAoEbmFtZRgBIAEoCRIOCgZmYW1pbHkYAiABKAkSEAoIdmFyaWFudHMYAyADKAkSDwoHYWxpYXNlcxgEIAMoCRIiCgRraW5kGAUgASgOMhQucnVuZWQudjEuTW9kZWwuS2luZBIPCgdsaWNlbmNlGAYgASgJEhIKCnNpemVfYnl0ZXMYByABKAMSEQoJaW5zdGFsbGVkGAggASgIEg4KBmxvYWRlZBgJIAEoCBIUCgxtZW1vcnlfYnl0ZXMYCiABKAMSFAoMbGFzdF91c2VkX2F0GAsgASgDEhoKEmtlZXBfYWxpdmVfc2Vjb25kcxgMIAEoARISCgp2ZWN0b3JfZGltGA0gASgFEhYKDm1pbl9kaW1lbnNpb25zGA4gASgNEhcKD21heF90ZXh0X2xlbmd0aBgPIAEoBRIWCg5jb250ZXh0X2xlbmd0aBgQIAEoBRIPCgdwb29saW5nGBEgASgJEhQKDHF1ZXJ5X3Byb21wdBgSIAEoCRIXCg9kb2N1bWVudF9wcm9tcHQYEyABKAkSGwoTZGVmYXVsdF9pbnN0cnVjdGlvbhgUIAEoCRITCgtmaW5nZXJwcmludBgVIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgWIAEoCSJBCgRLaW5kEhQKEEtJTkRfVU5TUEVDSUZJRUQQABISCg5LSU5EX0VNQkVERElORxABEg8KC0tJTkRfUkVSQU5LEAIiIQoQTG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgYIAEoCSIzChFMb2FkTW9kZWxSZXNwb25zZRIeCgVtb2RlbBgBIAEoCzIPLnJ1bmVkLnYxLk1vZGVsIiMKElVubG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgYIAEoCSI1ChNVbmxvYWRNb2RlbFJlc3BvbnNlEh4KBW1vZGVsGAEgASgLMg8ucnVuZWQudjEuTW9kZWwiHAoLSW5mb1JlcXVlc3QSDQoFbW9kZWwYGCABKAki8AQKDEluZm9SZXNwb25zZRIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgCIAEoCRISCgp2ZWN0b3JfZGltGAMgASgFEhcKD21heF90ZXh0X2xlbmd0aBgEIAEoBRIWCg5tYXhfYmF0Y2hfc2l6ZRgFIAEoBRIcChRjZW50cm9pZF9zZXRfdmVyc2lvbhgGIAEoCRISCgptb2RlbF9uYW1lGBAgASgJEhUKDW1vZGVsX3ZhcmlhbnQYESABKAkSDwoHcG9vbGluZxgSIAEoCRIWCg5lbmdpbmVfdmVyc2lvbhgTIAEoCRIZChFtYXhfcmVxdWVzdF9ieXRlcxgUIAEoAxITCgtzb2NrZXRfcGF0aBgVIAEoCRITCgtmaW5nZXJwcmludBgWIAEoCRIWCg5taW5fZGltZW5zaW9ucxgXIAEoDRIUCgxxdWVyeV9wcm9tcHQYGCABKAkSFwoPZG9jdW1lbnRfcHJvbXB0GBkgASgJEhsKE2RlZmF1bHRfaW5zdHJ1Y3Rpb24YGiABKAkSDwoHcHJvZmlsZRgbIAEoCRIYChBtYXhfcXVldWVkX3RleHRzGBwgASgNEhgKEG1heF9xdWV1ZWRfYnl0ZXMYHSABKAMSFAoMcmVzdHJpY3Rpb25zGB4gAygJEhMKC2FjY2VsZXJhdG9yGB8gASgJEg4KBmRldmljZRggIAEoCRIXCg9kZXZpY2VfdHVuZWRfYXQYMCABKAkSFgoOY29tcGFueV9jb3NpbmUYISABKAESEAoIdHVuZWRfYXQYIiABKAkSDQoFbW9kZWwYIyABKAkiHgoNSGVhbHRoUmVxdWVzdBINCgVtb2RlbBgYIAEoCSKoBwoOSGVhbHRoUmVzcG9uc2USLwoGc3RhdHVzGAEgASgOMh8ucnVuZWQudjEuSGVhbHRoUmVzcG9uc2UuU3RhdHVzEhYKDnVwdGltZV9zZWNvbmRzGAIgASgDEhYKDnRvdGFsX3JlcXVlc3RzGAMgASgDEi0KBXBoYXNlGAQgASgOMh4ucnVuZWQudjEuSGVhbHRoUmVzcG9uc2UuUGhhc2USEgoKYnl0ZXNfZG9uZRgFIAEoAxITCgtieXRlc190b3RhbBgGIAEoAxIPCgdtZXNzYWdlGAcgASgJEgsKA3BpZBgQIAEoAxISCgplbmdpbmVfcGlkGBEgASgDEhcKD2VuZ2luZV9yZXN0YXJ0cxgSIAEoAxIaChJpbl9mbGlnaHRfcmVxdWVzdHMYEyABKAMSKQoLaW50ZXJhY3RpdmUYFCABKAsyFC5ydW5lZC52MS5MYW5lSGVhbHRoEiIKBGJ1bGsYFSABKAsyFC5ydW5lZC52MS5MYW5lSGVhbHRoEhMKC3RvdGFsX3RleHRzGBYgASgDEhQKDHRvdGFsX3Rva2VucxgXIAEoAxIZChF0b2tlbnNfcGVyX3NlY29uZBgYIAEoARIVCg10b3RhbF9iYXRjaGVzGBkgASgDEhgKEG1lYW5fYmF0Y2hfdGV4dHMYGiABKAESEgoKY2FjaGVfaGl0cxgbIAEoAxIUCgxzaGFyZWRfdGV4dHMYHCABKAMSFQoNY2FjaGVfZW50cmllcxgdIAEoAxITCgtjYWNoZV9ieXRlcxgeIAEoAxIYChByZWZ1c2VkX3JlcXVlc3RzGB8gASgDEhgKEGRpc2tfY2FjaGVfYnl0ZXMYICABKAMSDQoFbW9kZWwYISABKAkSFQoNbG9hZGVkX21vZGVscxgiIAEoBSKDAQoGU3RhdHVzEhYKElNUQVRVU19VTlNQRUNJRklFRBAAEg0KCVNUQVRVU19PSxABEhIKDlNUQVRVU19MT0FESU5HEAISEwoPU1RBVFVTX0RFR1JBREVEEAMSGAoUU1RBVFVTX1NIVVRUSU5HX0RPV04QBBIPCgtTVEFUVVNfSURMRRAFInoKBVBoYXNlEhUKEVBIQVNFX1VOU1BFQ0lGSUVEEAASHwobUEhBU0VfRkVUQ0hJTkdfTExBTUFfU0VSVkVSEAESGAoUUEhBU0VfRkVUQ0hJTkdfTU9ERUwQAhIfChtQSEFTRV9TVEFSVElOR19MTEFNQV9TRVJWRVIQAyKBAQoKTGFuZUhlYWx0aBIUCgxxdWV1ZWRfdGV4dHMYASABKAMSFAoMcXVldWVkX2J5dGVzGAIgASgDEhMKC3RvdGFsX3RleHRzGAMgASgDEhgKEHdhaXRfcDUwX3NlY29uZHMYBCABKAESGAoQd2FpdF9wOTlfc2Vjb25kcxgFIAEoASIeCg1XYXJtVXBSZXF1ZXN0Eg0KBW1vZGVsGBggASgJIhAKDldhcm1VcFJlc3BvbnNlIigKD1NodXRkb3duUmVxdWVzdBIVCg1ncmFjZV9zZWNvbmRzGAEgASgFIiQKEFNodXRkb3duUmVzcG9uc2USEAoIYWNjZXB0ZWQYASABKAgieQoTU2V0Q2VudHJvaWRzUmVxdWVzdBItCgZoZWFkZXIYASABKAsyGy5ydW5lZC52MS5DZW50cm9pZFNldEhlYWRlckgAEigKBWJhdGNoGAIgASgLMhcucnVuZWQudjEuQ2VudHJvaWRCYXRjaEgAQgkKB3BheWxvYWQiXwoRQ2VudHJvaWRTZXRIZWFkZXISDwoHdmVyc2lvbhgBIAEoCRILCgNkaW0YAiABKA0SDQoFbmxpc3QYAyABKA0SDgoGcHJlc2V0GAQgASgJEg0KBW1vZGVsGBggASgJIjYKDUNlbnRyb2lkQmF0Y2gSJQoJY2VudHJvaWRzGAEgAygLMhIucnVuZWQudjEuQ2VudHJvaWQiIwoIQ2VudHJvaWQSCgoCaWQYASABKA0SCwoDdmVjGAIgAygCIkUKFFNldENlbnRyb2lkc1Jlc3BvbnNlEg8KB3ZlcnNpb24YASABKAkSDQoFbmxpc3QYAiABKA0SDQoFbW9kZWwYGCABKAkqQQoETGFuZRIUChBMQU5FX1VOU1BFQ0lGSUVEEAASFAoQTEFORV9JTlRFUkFDVElWRRABEg0KCUxBTkVfQlVMSxACKj8KBFJvbGUSFAoQUk9MRV9VTlNQRUNJRklFRBAAEg4KClJPTEVfUVVFUlkQARIRCg1ST0xFX0RPQ1VNRU5UEAIqXQoIVHJ1bmNhdGUSGAoUVFJVTkNBVEVfVU5TUEVDSUZJRUQQABIRCg1UUlVOQ0FURV9OT05FEAESEAoMVFJVTkNBVEVfRU5EEAISEgoOVFJVTkNBVEVfU1RBUlQQAzKZBwoMUnVuZWRTZXJ2aWNlEjgKBUVtYmVkEhYucnVuZWQudjEuRW1iZWRSZXF1ZXN0GhcucnVuZWQudjEuRW1iZWRSZXNwb25zZRJHCgpFbWJlZEJhdGNoEhsucnVuZWQudjEuRW1iZWRCYXRjaFJlcXVlc3QaHC5ydW5lZC52MS5FbWJlZEJhdGNoUmVzcG9uc2USTgoLRW1iZWRTdHJlYW0SHC5ydW5lZC52MS5FbWJlZFN0cmVhbVJlcXVlc3QaHS5ydW5lZC52MS5FbWJlZFN0cmVhbVJlc3BvbnNlKAEwARJKCgtDb3VudFRva2VucxIcLnJ1bmVkLnYxLkNvdW50VG9rZW5zUmVxdWVzdBodLnJ1bmVkLnYxLkNvdW50VG9rZW5zUmVzcG9uc2USOgoESW5mbxIVLnJ1bmVkLnYxLkluZm9SZXF1ZXN0GhYucnVuZWQudjEuSW5mb1Jlc3BvbnNlIgOQAgESQAoGSGVhbHRoEhcucnVuZWQudjEuSGVhbHRoUmVxdWVzdBoYLnJ1bmVkLnYxLkhlYWx0aFJlc3BvbnNlIgOQAgESOwoGV2FybVVwEhcucnVuZWQudjEuV2FybVVwUmVxdWVzdBoYLnJ1bmVkLnYxLldhcm1VcFJlc3BvbnNlEjsKBlJlcmFuaxIXLnJ1bmVkLnYxLlJlcmFua1JlcXVlc3QaGC5ydW5lZC52MS5SZXJhbmtSZXNwb25zZRJMCgpMaXN0TW9kZWxzEhsucnVuZWQudjEuTGlzdE1vZGVsc1JlcXVlc3QaHC5ydW5lZC52MS5MaXN0TW9kZWxzUmVzcG9uc2UiA5ACARJECglMb2FkTW9kZWwSGi5ydW5lZC52MS5Mb2FkTW9kZWxSZXF1ZXN0GhsucnVuZWQudjEuTG9hZE1vZGVsUmVzcG9uc2USSgoLVW5sb2FkTW9kZWwSHC5ydW5lZC52MS5VbmxvYWRNb2RlbFJlcXVlc3QaHS5ydW5lZC52MS5VbmxvYWRNb2RlbFJlc3BvbnNlEkEKCFNodXRkb3duEhkucnVuZWQudjEuU2h1dGRvd25SZXF1ZXN0GhoucnVuZWQudjEuU2h1dGRvd25SZXNwb25zZRJPCgxTZXRDZW50cm9pZHMSHS5ydW5lZC52MS5TZXRDZW50cm9pZHNSZXF1ZXN0Gh4ucnVuZWQudjEuU2V0Q2VudHJvaWRzUmVzcG9uc2UoAWIGcHJvdG8z");
+  fileDesc("ChRydW5lZC92MS9ydW5lZC5wcm90bxIIcnVuZWQudjEiygEKDEVtYmVkUmVxdWVzdBIMCgR0ZXh0GAEgASgJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEg0KBW1vZGVsGBggASgJIvwBCg1FbWJlZFJlc3BvbnNlEg4KBnZlY3RvchgBIAMoAhISCgpjbHVzdGVyX2lkGAIgASgNEhwKFGNlbnRyb2lkX3NldF92ZXJzaW9uGAMgASgJEhMKC3Rva2VuX2NvdW50GBAgASgNEhkKEXRvdGFsX3Rva2VuX2NvdW50GBEgASgNEhEKCXRydW5jYXRlZBgSIAEoCBITCgtmaW5nZXJwcmludBgTIAEoCRIOCgZwcm9tcHQYFCABKAkSDgoGY2FjaGVkGBUgASgIEiIKBWVycm9yGBYgASgLMhMucnVuZWQudjEuSXRlbUVycm9yEg0KBW1vZGVsGBggASgJIpIBCglJdGVtRXJyb3ISDgoGcmVhc29uGAEgASgJEg8KB21lc3NhZ2UYAiABKAkSMwoIbWV0YWRhdGEYAyADKAsyIS5ydW5lZC52MS5JdGVtRXJyb3IuTWV0YWRhdGFFbnRyeRovCg1NZXRhZGF0YUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEi6QEKEUVtYmVkQmF0Y2hSZXF1ZXN0Eg0KBXRleHRzGAEgAygJEhIKCndpdGhfcm91dGUYAiABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEhcKD3Blcl9pdGVtX2Vycm9ycxgVIAEoCBINCgVtb2RlbBgYIAEoCSJ1ChJFbWJlZEJhdGNoUmVzcG9uc2USKwoKZW1iZWRkaW5ncxgBIAMoCzIXLnJ1bmVkLnYxLkVtYmVkUmVzcG9uc2USEwoLZmluZ2VycHJpbnQYECABKAkSDgoGcHJvbXB0GBEgASgJEg0KBW1vZGVsGBggASgJItgBChJFbWJlZFN0cmVhbVJlcXVlc3QSKAoFaXRlbXMYASADKAsyGS5ydW5lZC52MS5FbWJlZFN0cmVhbUl0ZW0SHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSHAoEcm9sZRgRIAEoDjIOLnJ1bmVkLnYxLlJvbGUSEwoLaW5zdHJ1Y3Rpb24YEiABKAkSEgoKZGltZW5zaW9ucxgTIAEoDRIkCgh0cnVuY2F0ZRgUIAEoDjISLnJ1bmVkLnYxLlRydW5jYXRlEg0KBW1vZGVsGBggASgJIisKD0VtYmVkU3RyZWFtSXRlbRIKCgJpZBgBIAEoCRIMCgR0ZXh0GAIgASgJIncKE0VtYmVkU3RyZWFtUmVzcG9uc2USLAoHcmVzdWx0cxgBIAMoCzIbLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVzdWx0EhMKC2ZpbmdlcnByaW50GBAgASgJEg4KBnByb21wdBgRIAEoCRINCgVtb2RlbBgYIAEoCSJLChFFbWJlZFN0cmVhbVJlc3VsdBIKCgJpZBgBIAEoCRIqCgllbWJlZGRpbmcYAiABKAsyFy5ydW5lZC52MS5FbWJlZFJlc3BvbnNlImUKEkNvdW50VG9rZW5zUmVxdWVzdBINCgV0ZXh0cxgBIAMoCRIcCgRyb2xlGBEgASgOMg4ucnVuZWQudjEuUm9sZRITCgtpbnN0cnVjdGlvbhgSIAEoCRINCgVtb2RlbBgYIAEoCSJTChNDb3VudFRva2Vuc1Jlc3BvbnNlEhQKDHRva2VuX2NvdW50cxgBIAMoDRIXCg9tYXhfdGV4dF9sZW5ndGgYAiABKA0SDQoFbW9kZWwYGCABKAkirQEKDVJlcmFua1JlcXVlc3QSDQoFcXVlcnkYASABKAkSEQoJZG9jdW1lbnRzGAIgAygJEg0KBXRvcF9uGAMgASgNEhgKEHJldHVybl9kb2N1bWVudHMYBCABKAgSHAoEbGFuZRgQIAEoDjIOLnJ1bmVkLnYxLkxhbmUSJAoIdHJ1bmNhdGUYFCABKA4yEi5ydW5lZC52MS5UcnVuY2F0ZRINCgVtb2RlbBgYIAEoCSJyCg5SZXJhbmtSZXNwb25zZRInCgdyZXN1bHRzGAEgAygLMhYucnVuZWQudjEuUmVyYW5rUmVzdWx0EhMKC3Rva2VuX2NvdW50GBAgASgNEhMKC2ZpbmdlcnByaW50GBMgASgJEg0KBW1vZGVsGBggASgJIpEBCgxSZXJhbmtSZXN1bHQSDQoFaW5kZXgYASABKA0SDQoFc2NvcmUYAiABKAISEAoIZG9jdW1lbnQYAyABKAkSEwoLdG9rZW5fY291bnQYECABKA0SGQoRdG90YWxfdG9rZW5fY291bnQYESABKA0SEQoJdHJ1bmNhdGVkGBIgASgIEg4KBmNhY2hlZBgVIAEoCCITChFMaXN0TW9kZWxzUmVxdWVzdCKxAQoSTGlzdE1vZGVsc1Jlc3BvbnNlEh8KBm1vZGVscxgBIAMoCzIPLnJ1bmVkLnYxLk1vZGVsEhUKDWRlZmF1bHRfbW9kZWwYAiABKAkSHAoUZGVmYXVsdF9yZXJhbmtfbW9kZWwYAyABKAkSFAoMbWVtb3J5X2xpbWl0GAQgASgDEhQKDG1lbW9yeV9ieXRlcxgFIAEoAxIZChFtYXhfbG9hZGVkX21vZGVscxgGIAEoBSKmBAoFTW9kZWwSDAoEbmFtZRgBIAEoCRIOCgZmYW1pbHkYAiABKAkSEAoIdmFyaWFudHMYAyADKAkSDwoHYWxpYXNlcxgEIAMoCRIiCgRraW5kGAUgASgOMhQucnVuZWQudjEuTW9kZWwuS2luZBIPCgdsaWNlbmNlGAYgASgJEhIKCnNpemVfYnl0ZXMYByABKAMSEQoJaW5zdGFsbGVkGAggASgIEg4KBmxvYWRlZBgJIAEoCBIUCgxtZW1vcnlfYnl0ZXMYCiABKAMSFAoMbGFzdF91c2VkX2F0GAsgASgDEhoKEmtlZXBfYWxpdmVfc2Vjb25kcxgMIAEoARISCgp2ZWN0b3JfZGltGA0gASgFEhYKDm1pbl9kaW1lbnNpb25zGA4gASgNEhcKD21heF90ZXh0X2xlbmd0aBgPIAEoBRIWCg5jb250ZXh0X2xlbmd0aBgQIAEoBRIPCgdwb29saW5nGBEgASgJEhQKDHF1ZXJ5X3Byb21wdBgSIAEoCRIXCg9kb2N1bWVudF9wcm9tcHQYEyABKAkSGwoTZGVmYXVsdF9pbnN0cnVjdGlvbhgUIAEoCRITCgtmaW5nZXJwcmludBgVIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgWIAEoCSJBCgRLaW5kEhQKEEtJTkRfVU5TUEVDSUZJRUQQABISCg5LSU5EX0VNQkVERElORxABEg8KC0tJTkRfUkVSQU5LEAIiIQoQTG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgYIAEoCSIzChFMb2FkTW9kZWxSZXNwb25zZRIeCgVtb2RlbBgBIAEoCzIPLnJ1bmVkLnYxLk1vZGVsIiMKElVubG9hZE1vZGVsUmVxdWVzdBINCgVtb2RlbBgYIAEoCSI1ChNVbmxvYWRNb2RlbFJlc3BvbnNlEh4KBW1vZGVsGAEgASgLMg8ucnVuZWQudjEuTW9kZWwiHAoLSW5mb1JlcXVlc3QSDQoFbW9kZWwYGCABKAkinAUKDEluZm9SZXNwb25zZRIWCg5kYWVtb25fdmVyc2lvbhgBIAEoCRIWCg5tb2RlbF9pZGVudGl0eRgCIAEoCRISCgp2ZWN0b3JfZGltGAMgASgFEhcKD21heF90ZXh0X2xlbmd0aBgEIAEoBRIWCg5tYXhfYmF0Y2hfc2l6ZRgFIAEoBRIcChRjZW50cm9pZF9zZXRfdmVyc2lvbhgGIAEoCRISCgptb2RlbF9uYW1lGBAgASgJEhUKDW1vZGVsX3ZhcmlhbnQYESABKAkSDwoHcG9vbGluZxgSIAEoCRIWCg5lbmdpbmVfdmVyc2lvbhgTIAEoCRIZChFtYXhfcmVxdWVzdF9ieXRlcxgUIAEoAxITCgtzb2NrZXRfcGF0aBgVIAEoCRITCgtmaW5nZXJwcmludBgWIAEoCRIWCg5taW5fZGltZW5zaW9ucxgXIAEoDRIUCgxxdWVyeV9wcm9tcHQYGCABKAkSFwoPZG9jdW1lbnRfcHJvbXB0GBkgASgJEhsKE2RlZmF1bHRfaW5zdHJ1Y3Rpb24YGiABKAkSDwoHcHJvZmlsZRgbIAEoCRIYChBtYXhfcXVldWVkX3RleHRzGBwgASgNEhgKEG1heF9xdWV1ZWRfYnl0ZXMYHSABKAMSFAoMcmVzdHJpY3Rpb25zGB4gAygJEhMKC2FjY2VsZXJhdG9yGB8gASgJEg4KBmRldmljZRggIAEoCRIXCg9kZXZpY2VfdHVuZWRfYXQYMCABKAkSFgoOY29tcGFueV9jb3NpbmUYISABKAESEAoIdHVuZWRfYXQYIiABKAkSDQoFbW9kZWwYIyABKAkSKgoIc2V0dGluZ3MYMSADKAsyGC5ydW5lZC52MS5TZXR0aW5nSW5Gb3JjZSJPCg5TZXR0aW5nSW5Gb3JjZRIMCgRuYW1lGAEgASgJEhAKCHZhcmlhYmxlGAIgASgJEg0KBXZhbHVlGAMgASgJEg4KBm9yaWdpbhgEIAEoCSIwCg1IZWFsdGhSZXF1ZXN0Eg0KBW1vZGVsGBggASgJEhAKCGRldGFpbGVkGBkgASgIIvsHCg5IZWFsdGhSZXNwb25zZRIvCgZzdGF0dXMYASABKA4yHy5ydW5lZC52MS5IZWFsdGhSZXNwb25zZS5TdGF0dXMSFgoOdXB0aW1lX3NlY29uZHMYAiABKAMSFgoOdG90YWxfcmVxdWVzdHMYAyABKAMSLQoFcGhhc2UYBCABKA4yHi5ydW5lZC52MS5IZWFsdGhSZXNwb25zZS5QaGFzZRISCgpieXRlc19kb25lGAUgASgDEhMKC2J5dGVzX3RvdGFsGAYgASgDEg8KB21lc3NhZ2UYByABKAkSCwoDcGlkGBAgASgDEhIKCmVuZ2luZV9waWQYESABKAMSFwoPZW5naW5lX3Jlc3RhcnRzGBIgASgDEhoKEmluX2ZsaWdodF9yZXF1ZXN0cxgTIAEoAxIpCgtpbnRlcmFjdGl2ZRgUIAEoCzIULnJ1bmVkLnYxLkxhbmVIZWFsdGgSIgoEYnVsaxgVIAEoCzIULnJ1bmVkLnYxLkxhbmVIZWFsdGgSEwoLdG90YWxfdGV4dHMYFiABKAMSFAoMdG90YWxfdG9rZW5zGBcgASgDEhkKEXRva2Vuc19wZXJfc2Vjb25kGBggASgBEhUKDXRvdGFsX2JhdGNoZXMYGSABKAMSGAoQbWVhbl9iYXRjaF90ZXh0cxgaIAEoARISCgpjYWNoZV9oaXRzGBsgASgDEhQKDHNoYXJlZF90ZXh0cxgcIAEoAxIVCg1jYWNoZV9lbnRyaWVzGB0gASgDEhMKC2NhY2hlX2J5dGVzGB4gASgDEhgKEHJlZnVzZWRfcmVxdWVzdHMYHyABKAMSGAoQZGlza19jYWNoZV9ieXRlcxggIAEoAxINCgVtb2RlbBghIAEoCRIVCg1sb2FkZWRfbW9kZWxzGCIgASgFEiUKBm1vZGVscxgjIAMoCzIVLnJ1bmVkLnYxLk1vZGVsSGVhbHRoEioKB2NsaWVudHMYJCADKAsyGS5ydW5lZC52MS5Db25uZWN0ZWRDbGllbnQigwEKBlN0YXR1cxIWChJTVEFUVVNfVU5TUEVDSUZJRUQQABINCglTVEFUVVNfT0sQARISCg5TVEFUVVNfTE9BRElORxACEhMKD1NUQVRVU19ERUdSQURFRBADEhgKFFNUQVRVU19TSFVUVElOR19ET1dOEAQSDwoLU1RBVFVTX0lETEUQBSJ6CgVQaGFzZRIVChFQSEFTRV9VTlNQRUNJRklFRBAAEh8KG1BIQVNFX0ZFVENISU5HX0xMQU1BX1NFUlZFUhABEhgKFFBIQVNFX0ZFVENISU5HX01PREVMEAISHwobUEhBU0VfU1RBUlRJTkdfTExBTUFfU0VSVkVSEAMiwgMKC01vZGVsSGVhbHRoEgwKBG5hbWUYASABKAkSLwoGc3RhdHVzGAIgASgOMh8ucnVuZWQudjEuSGVhbHRoUmVzcG9uc2UuU3RhdHVzEi0KBXBoYXNlGAMgASgOMh4ucnVuZWQudjEuSGVhbHRoUmVzcG9uc2UuUGhhc2USDwoHbWVzc2FnZRgEIAEoCRIPCgd2YXJpYW50GAUgASgJEgwKBGZpbGUYBiABKAkSFgoOZW5naW5lX3ZlcnNpb24YByABKAkSEwoLZW5naW5lX3BhdGgYCCABKAkSEgoKZW5naW5lX3BpZBgJIAEoAxITCgthY2NlbGVyYXRvchgKIAEoCRIOCgZkZXZpY2UYCyABKAkSDQoFc2xvdHMYDCABKAUSDwoHY29udGV4dBgNIAEoBRIQCgh0dW5lZF9hdBgOIAEoCRIXCg9kZXZpY2VfdHVuZWRfYXQYDyABKAkSFAoMbWVtb3J5X2J5dGVzGBAgASgDEhoKEmtlZXBfYWxpdmVfc2Vjb25kcxgRIAEoARIbChNzZWNvbmRzX3VudGlsX3NsZWVwGBIgASgBEhUKDWVuZ2luZV9yZWFzb24YEyABKAkiQQoPQ29ubmVjdGVkQ2xpZW50EgsKA3BpZBgBIAEoAxIMCgRuYW1lGAIgASgJEhMKC2Nvbm5lY3Rpb25zGAMgASgFIoEBCgpMYW5lSGVhbHRoEhQKDHF1ZXVlZF90ZXh0cxgBIAEoAxIUCgxxdWV1ZWRfYnl0ZXMYAiABKAMSEwoLdG90YWxfdGV4dHMYAyABKAMSGAoQd2FpdF9wNTBfc2Vjb25kcxgEIAEoARIYChB3YWl0X3A5OV9zZWNvbmRzGAUgASgBIh4KDVdhcm1VcFJlcXVlc3QSDQoFbW9kZWwYGCABKAkiEAoOV2FybVVwUmVzcG9uc2UiKAoPU2h1dGRvd25SZXF1ZXN0EhUKDWdyYWNlX3NlY29uZHMYASABKAUiJAoQU2h1dGRvd25SZXNwb25zZRIQCghhY2NlcHRlZBgBIAEoCCJ5ChNTZXRDZW50cm9pZHNSZXF1ZXN0Ei0KBmhlYWRlchgBIAEoCzIbLnJ1bmVkLnYxLkNlbnRyb2lkU2V0SGVhZGVySAASKAoFYmF0Y2gYAiABKAsyFy5ydW5lZC52MS5DZW50cm9pZEJhdGNoSABCCQoHcGF5bG9hZCJfChFDZW50cm9pZFNldEhlYWRlchIPCgd2ZXJzaW9uGAEgASgJEgsKA2RpbRgCIAEoDRINCgVubGlzdBgDIAEoDRIOCgZwcmVzZXQYBCABKAkSDQoFbW9kZWwYGCABKAkiNgoNQ2VudHJvaWRCYXRjaBIlCgljZW50cm9pZHMYASADKAsyEi5ydW5lZC52MS5DZW50cm9pZCIjCghDZW50cm9pZBIKCgJpZBgBIAEoDRILCgN2ZWMYAiADKAIiRQoUU2V0Q2VudHJvaWRzUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoCRINCgVubGlzdBgCIAEoDRINCgVtb2RlbBgYIAEoCSpBCgRMYW5lEhQKEExBTkVfVU5TUEVDSUZJRUQQABIUChBMQU5FX0lOVEVSQUNUSVZFEAESDQoJTEFORV9CVUxLEAIqPwoEUm9sZRIUChBST0xFX1VOU1BFQ0lGSUVEEAASDgoKUk9MRV9RVUVSWRABEhEKDVJPTEVfRE9DVU1FTlQQAipdCghUcnVuY2F0ZRIYChRUUlVOQ0FURV9VTlNQRUNJRklFRBAAEhEKDVRSVU5DQVRFX05PTkUQARIQCgxUUlVOQ0FURV9FTkQQAhISCg5UUlVOQ0FURV9TVEFSVBADMpkHCgxSdW5lZFNlcnZpY2USOAoFRW1iZWQSFi5ydW5lZC52MS5FbWJlZFJlcXVlc3QaFy5ydW5lZC52MS5FbWJlZFJlc3BvbnNlEkcKCkVtYmVkQmF0Y2gSGy5ydW5lZC52MS5FbWJlZEJhdGNoUmVxdWVzdBocLnJ1bmVkLnYxLkVtYmVkQmF0Y2hSZXNwb25zZRJOCgtFbWJlZFN0cmVhbRIcLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVxdWVzdBodLnJ1bmVkLnYxLkVtYmVkU3RyZWFtUmVzcG9uc2UoATABEkoKC0NvdW50VG9rZW5zEhwucnVuZWQudjEuQ291bnRUb2tlbnNSZXF1ZXN0Gh0ucnVuZWQudjEuQ291bnRUb2tlbnNSZXNwb25zZRI6CgRJbmZvEhUucnVuZWQudjEuSW5mb1JlcXVlc3QaFi5ydW5lZC52MS5JbmZvUmVzcG9uc2UiA5ACARJACgZIZWFsdGgSFy5ydW5lZC52MS5IZWFsdGhSZXF1ZXN0GhgucnVuZWQudjEuSGVhbHRoUmVzcG9uc2UiA5ACARI7CgZXYXJtVXASFy5ydW5lZC52MS5XYXJtVXBSZXF1ZXN0GhgucnVuZWQudjEuV2FybVVwUmVzcG9uc2USOwoGUmVyYW5rEhcucnVuZWQudjEuUmVyYW5rUmVxdWVzdBoYLnJ1bmVkLnYxLlJlcmFua1Jlc3BvbnNlEkwKCkxpc3RNb2RlbHMSGy5ydW5lZC52MS5MaXN0TW9kZWxzUmVxdWVzdBocLnJ1bmVkLnYxLkxpc3RNb2RlbHNSZXNwb25zZSIDkAIBEkQKCUxvYWRNb2RlbBIaLnJ1bmVkLnYxLkxvYWRNb2RlbFJlcXVlc3QaGy5ydW5lZC52MS5Mb2FkTW9kZWxSZXNwb25zZRJKCgtVbmxvYWRNb2RlbBIcLnJ1bmVkLnYxLlVubG9hZE1vZGVsUmVxdWVzdBodLnJ1bmVkLnYxLlVubG9hZE1vZGVsUmVzcG9uc2USQQoIU2h1dGRvd24SGS5ydW5lZC52MS5TaHV0ZG93blJlcXVlc3QaGi5ydW5lZC52MS5TaHV0ZG93blJlc3BvbnNlEk8KDFNldENlbnRyb2lkcxIdLnJ1bmVkLnYxLlNldENlbnRyb2lkc1JlcXVlc3QaHi5ydW5lZC52MS5TZXRDZW50cm9pZHNSZXNwb25zZSgBYgZwcm90bzM");
 
 /**
  * @generated from message runed.v1.EmbedRequest
@@ -1290,6 +1290,13 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
    * @generated from field: string model = 35;
    */
   model: string;
+
+  /**
+   * The settings in force, in the order of docs/configuration.md, and then those of the model's engine.
+   *
+   * @generated from field: repeated runed.v1.SettingInForce settings = 49;
+   */
+  settings: SettingInForce[];
 };
 
 /**
@@ -1298,6 +1305,48 @@ export type InfoResponse = Message<"runed.v1.InfoResponse"> & {
  */
 export const InfoResponseSchema: GenMessage<InfoResponse> = /*@__PURE__*/
   messageDesc(file_runed_v1_runed, 22);
+
+/**
+ * A setting that the daemon, or the engine of a model, runs by.
+ *
+ * @generated from message runed.v1.SettingInForce
+ */
+export type SettingInForce = Message<"runed.v1.SettingInForce"> & {
+  /**
+   * The name of the setting, as in config.json, such as "ctx_size". The engine has "device", "slots" and "context".
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * The environment variable of the setting, such as "RUNED_CTX_SIZE". Empty if it has none.
+   *
+   * @generated from field: string variable = 2;
+   */
+  variable: string;
+
+  /**
+   * The value as it was written. Empty for a default that is no value. A URL has no user and no password.
+   *
+   * @generated from field: string value = 3;
+   */
+  value: string;
+
+  /**
+   * The origin of the value: "default", "environment", "config.json", or "tuned" if `runed bench --tune` measured it.
+   *
+   * @generated from field: string origin = 4;
+   */
+  origin: string;
+};
+
+/**
+ * Describes the message runed.v1.SettingInForce.
+ * Use `create(SettingInForceSchema)` to create a new message.
+ */
+export const SettingInForceSchema: GenMessage<SettingInForce> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 23);
 
 /**
  * @generated from message runed.v1.HealthRequest
@@ -1310,6 +1359,13 @@ export type HealthRequest = Message<"runed.v1.HealthRequest"> & {
    * @generated from field: string model = 24;
    */
   model: string;
+
+  /**
+   * Whether to tell HealthResponse.models and clients. An older daemon tells neither.
+   *
+   * @generated from field: bool detailed = 25;
+   */
+  detailed: boolean;
 };
 
 /**
@@ -1317,7 +1373,7 @@ export type HealthRequest = Message<"runed.v1.HealthRequest"> & {
  * Use `create(HealthRequestSchema)` to create a new message.
  */
 export const HealthRequestSchema: GenMessage<HealthRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 23);
+  messageDesc(file_runed_v1_runed, 24);
 
 /**
  * @generated from message runed.v1.HealthResponse
@@ -1502,6 +1558,20 @@ export type HealthResponse = Message<"runed.v1.HealthResponse"> & {
    * @generated from field: int32 loaded_models = 34;
    */
   loadedModels: number;
+
+  /**
+   * The models that were asked for since the daemon started, the default one first. Only with HealthRequest.detailed.
+   *
+   * @generated from field: repeated runed.v1.ModelHealth models = 35;
+   */
+  models: ModelHealth[];
+
+  /**
+   * The programs that have connections to the socket now, this caller included. Only with HealthRequest.detailed.
+   *
+   * @generated from field: repeated runed.v1.ConnectedClient clients = 36;
+   */
+  clients: ConnectedClient[];
 };
 
 /**
@@ -1509,7 +1579,7 @@ export type HealthResponse = Message<"runed.v1.HealthResponse"> & {
  * Use `create(HealthResponseSchema)` to create a new message.
  */
 export const HealthResponseSchema: GenMessage<HealthResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 24);
+  messageDesc(file_runed_v1_runed, 25);
 
 /**
  * The state of the daemon, as a caller sees it.
@@ -1564,7 +1634,7 @@ export enum HealthResponse_Status {
  * Describes the enum runed.v1.HealthResponse.Status.
  */
 export const HealthResponse_StatusSchema: GenEnum<HealthResponse_Status> = /*@__PURE__*/
-  enumDesc(file_runed_v1_runed, 24, 0);
+  enumDesc(file_runed_v1_runed, 25, 0);
 
 /**
  * The part of the start that STATUS_LOADING is in.
@@ -1605,7 +1675,181 @@ export enum HealthResponse_Phase {
  * Describes the enum runed.v1.HealthResponse.Phase.
  */
 export const HealthResponse_PhaseSchema: GenEnum<HealthResponse_Phase> = /*@__PURE__*/
-  enumDesc(file_runed_v1_runed, 24, 1);
+  enumDesc(file_runed_v1_runed, 25, 1);
+
+/**
+ * The state of one model and its engine.
+ *
+ * @generated from message runed.v1.ModelHealth
+ */
+export type ModelHealth = Message<"runed.v1.ModelHealth"> & {
+  /**
+   * The name of the model, as Model.name.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * The state of the model, as HealthResponse.status, phase and message.
+   *
+   * @generated from field: runed.v1.HealthResponse.Status status = 2;
+   */
+  status: HealthResponse_Status;
+
+  /**
+   * @generated from field: runed.v1.HealthResponse.Phase phase = 3;
+   */
+  phase: HealthResponse_Phase;
+
+  /**
+   * @generated from field: string message = 4;
+   */
+  message: string;
+
+  /**
+   * The manifest's name of the variant. Empty if the model was given as a file, or if its engine is on another machine.
+   *
+   * @generated from field: string variant = 5;
+   */
+  variant: string;
+
+  /**
+   * The path of the model's file. Empty if the engine is on another machine.
+   *
+   * @generated from field: string file = 6;
+   */
+  file: string;
+
+  /**
+   * The version of the engine, as InfoResponse.engine_version.
+   *
+   * @generated from field: string engine_version = 7;
+   */
+  engineVersion: string;
+
+  /**
+   * The path of the engine's program. Empty if the engine is on another machine.
+   *
+   * @generated from field: string engine_path = 8;
+   */
+  enginePath: string;
+
+  /**
+   * The process id of the engine, or 0 while none runs.
+   *
+   * @generated from field: int64 engine_pid = 9;
+   */
+  enginePid: bigint;
+
+  /**
+   * As InfoResponse.accelerator and device.
+   *
+   * @generated from field: string accelerator = 10;
+   */
+  accelerator: string;
+
+  /**
+   * @generated from field: string device = 11;
+   */
+  device: string;
+
+  /**
+   * The most texts that the engine computes at once.
+   *
+   * @generated from field: int32 slots = 12;
+   */
+  slots: number;
+
+  /**
+   * The most tokens that the engine holds at once. 0 if it does not tell.
+   *
+   * @generated from field: int32 context = 13;
+   */
+  context: number;
+
+  /**
+   * As InfoResponse.tuned_at and device_tuned_at.
+   *
+   * @generated from field: string tuned_at = 14;
+   */
+  tunedAt: string;
+
+  /**
+   * @generated from field: string device_tuned_at = 15;
+   */
+  deviceTunedAt: string;
+
+  /**
+   * The bytes of memory that the engine has now, without the memory of a device. 0 while none runs.
+   *
+   * @generated from field: int64 memory_bytes = 16;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * Seconds without a text after which the engine is stopped. 0 means never.
+   *
+   * @generated from field: double keep_alive_seconds = 17;
+   */
+  keepAliveSeconds: number;
+
+  /**
+   * Seconds until the engine is stopped, if no text comes. 0 if it works, sleeps already, or never sleeps.
+   *
+   * @generated from field: double seconds_until_sleep = 18;
+   */
+  secondsUntilSleep: number;
+
+  /**
+   * Why this engine serves, as a clause that follows its name. Empty if no comparison of engines decided that.
+   *
+   * @generated from field: string engine_reason = 19;
+   */
+  engineReason: string;
+};
+
+/**
+ * Describes the message runed.v1.ModelHealth.
+ * Use `create(ModelHealthSchema)` to create a new message.
+ */
+export const ModelHealthSchema: GenMessage<ModelHealth> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 26);
+
+/**
+ * A program that has connections to the socket.
+ *
+ * @generated from message runed.v1.ConnectedClient
+ */
+export type ConnectedClient = Message<"runed.v1.ConnectedClient"> & {
+  /**
+   * The process id when it connected. 0 if the daemon cannot see the process, such as one in another container.
+   *
+   * @generated from field: int64 pid = 1;
+   */
+  pid: bigint;
+
+  /**
+   * The name of the program, such as "python app.py", without its other arguments. Empty if the system does not tell it.
+   *
+   * @generated from field: string name = 2;
+   */
+  name: string;
+
+  /**
+   * The number of its connections.
+   *
+   * @generated from field: int32 connections = 3;
+   */
+  connections: number;
+};
+
+/**
+ * Describes the message runed.v1.ConnectedClient.
+ * Use `create(ConnectedClientSchema)` to create a new message.
+ */
+export const ConnectedClientSchema: GenMessage<ConnectedClient> = /*@__PURE__*/
+  messageDesc(file_runed_v1_runed, 27);
 
 /**
  * One queue of the daemon.
@@ -1650,7 +1894,7 @@ export type LaneHealth = Message<"runed.v1.LaneHealth"> & {
  * Use `create(LaneHealthSchema)` to create a new message.
  */
 export const LaneHealthSchema: GenMessage<LaneHealth> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 25);
+  messageDesc(file_runed_v1_runed, 28);
 
 /**
  * @generated from message runed.v1.WarmUpRequest
@@ -1669,7 +1913,7 @@ export type WarmUpRequest = Message<"runed.v1.WarmUpRequest"> & {
  * Use `create(WarmUpRequestSchema)` to create a new message.
  */
 export const WarmUpRequestSchema: GenMessage<WarmUpRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 26);
+  messageDesc(file_runed_v1_runed, 29);
 
 /**
  * @generated from message runed.v1.WarmUpResponse
@@ -1682,7 +1926,7 @@ export type WarmUpResponse = Message<"runed.v1.WarmUpResponse"> & {
  * Use `create(WarmUpResponseSchema)` to create a new message.
  */
 export const WarmUpResponseSchema: GenMessage<WarmUpResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 27);
+  messageDesc(file_runed_v1_runed, 30);
 
 /**
  * @generated from message runed.v1.ShutdownRequest
@@ -1701,7 +1945,7 @@ export type ShutdownRequest = Message<"runed.v1.ShutdownRequest"> & {
  * Use `create(ShutdownRequestSchema)` to create a new message.
  */
 export const ShutdownRequestSchema: GenMessage<ShutdownRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 28);
+  messageDesc(file_runed_v1_runed, 31);
 
 /**
  * @generated from message runed.v1.ShutdownResponse
@@ -1720,7 +1964,7 @@ export type ShutdownResponse = Message<"runed.v1.ShutdownResponse"> & {
  * Use `create(ShutdownResponseSchema)` to create a new message.
  */
 export const ShutdownResponseSchema: GenMessage<ShutdownResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 29);
+  messageDesc(file_runed_v1_runed, 32);
 
 /**
  * @generated from message runed.v1.SetCentroidsRequest
@@ -1755,7 +1999,7 @@ export type SetCentroidsRequest = Message<"runed.v1.SetCentroidsRequest"> & {
  * Use `create(SetCentroidsRequestSchema)` to create a new message.
  */
 export const SetCentroidsRequestSchema: GenMessage<SetCentroidsRequest> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 30);
+  messageDesc(file_runed_v1_runed, 33);
 
 /**
  * @generated from message runed.v1.CentroidSetHeader
@@ -1802,7 +2046,7 @@ export type CentroidSetHeader = Message<"runed.v1.CentroidSetHeader"> & {
  * Use `create(CentroidSetHeaderSchema)` to create a new message.
  */
 export const CentroidSetHeaderSchema: GenMessage<CentroidSetHeader> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 31);
+  messageDesc(file_runed_v1_runed, 34);
 
 /**
  * @generated from message runed.v1.CentroidBatch
@@ -1821,7 +2065,7 @@ export type CentroidBatch = Message<"runed.v1.CentroidBatch"> & {
  * Use `create(CentroidBatchSchema)` to create a new message.
  */
 export const CentroidBatchSchema: GenMessage<CentroidBatch> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 32);
+  messageDesc(file_runed_v1_runed, 35);
 
 /**
  * @generated from message runed.v1.Centroid
@@ -1847,7 +2091,7 @@ export type Centroid = Message<"runed.v1.Centroid"> & {
  * Use `create(CentroidSchema)` to create a new message.
  */
 export const CentroidSchema: GenMessage<Centroid> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 33);
+  messageDesc(file_runed_v1_runed, 36);
 
 /**
  * @generated from message runed.v1.SetCentroidsResponse
@@ -1880,7 +2124,7 @@ export type SetCentroidsResponse = Message<"runed.v1.SetCentroidsResponse"> & {
  * Use `create(SetCentroidsResponseSchema)` to create a new message.
  */
 export const SetCentroidsResponseSchema: GenMessage<SetCentroidsResponse> = /*@__PURE__*/
-  messageDesc(file_runed_v1_runed, 34);
+  messageDesc(file_runed_v1_runed, 37);
 
 /**
  * The queues of the daemon.

@@ -356,7 +356,7 @@ class InfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes", "restrictions", "accelerator", "device", "device_tuned_at", "company_cosine", "tuned_at", "model")
+    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes", "restrictions", "accelerator", "device", "device_tuned_at", "company_cosine", "tuned_at", "model", "settings")
     DAEMON_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     VECTOR_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -384,6 +384,7 @@ class InfoResponse(_message.Message):
     COMPANY_COSINE_FIELD_NUMBER: _ClassVar[int]
     TUNED_AT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     daemon_version: str
     model_identity: str
     vector_dim: int
@@ -411,16 +412,31 @@ class InfoResponse(_message.Message):
     company_cosine: float
     tuned_at: str
     model: str
-    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., restrictions: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., device_tuned_at: _Optional[str] = ..., company_cosine: _Optional[float] = ..., tuned_at: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+    settings: _containers.RepeatedCompositeFieldContainer[SettingInForce]
+    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., restrictions: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., device_tuned_at: _Optional[str] = ..., company_cosine: _Optional[float] = ..., tuned_at: _Optional[str] = ..., model: _Optional[str] = ..., settings: _Optional[_Iterable[_Union[SettingInForce, _Mapping]]] = ...) -> None: ...
+
+class SettingInForce(_message.Message):
+    __slots__ = ("name", "variable", "value", "origin")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VARIABLE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    variable: str
+    value: str
+    origin: str
+    def __init__(self, name: _Optional[str] = ..., variable: _Optional[str] = ..., value: _Optional[str] = ..., origin: _Optional[str] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "detailed")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    DETAILED_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    detailed: bool
+    def __init__(self, model: _Optional[str] = ..., detailed: bool = ...) -> None: ...
 
 class HealthResponse(_message.Message):
-    __slots__ = ("status", "uptime_seconds", "total_requests", "phase", "bytes_done", "bytes_total", "message", "pid", "engine_pid", "engine_restarts", "in_flight_requests", "interactive", "bulk", "total_texts", "total_tokens", "tokens_per_second", "total_batches", "mean_batch_texts", "cache_hits", "shared_texts", "cache_entries", "cache_bytes", "refused_requests", "disk_cache_bytes", "model", "loaded_models")
+    __slots__ = ("status", "uptime_seconds", "total_requests", "phase", "bytes_done", "bytes_total", "message", "pid", "engine_pid", "engine_restarts", "in_flight_requests", "interactive", "bulk", "total_texts", "total_tokens", "tokens_per_second", "total_batches", "mean_batch_texts", "cache_hits", "shared_texts", "cache_entries", "cache_bytes", "refused_requests", "disk_cache_bytes", "model", "loaded_models", "models", "clients")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[HealthResponse.Status]
@@ -471,6 +487,8 @@ class HealthResponse(_message.Message):
     DISK_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LOADED_MODELS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
     status: HealthResponse.Status
     uptime_seconds: int
     total_requests: int
@@ -497,7 +515,61 @@ class HealthResponse(_message.Message):
     disk_cache_bytes: int
     model: str
     loaded_models: int
-    def __init__(self, status: _Optional[_Union[HealthResponse.Status, str]] = ..., uptime_seconds: _Optional[int] = ..., total_requests: _Optional[int] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., engine_pid: _Optional[int] = ..., engine_restarts: _Optional[int] = ..., in_flight_requests: _Optional[int] = ..., interactive: _Optional[_Union[LaneHealth, _Mapping]] = ..., bulk: _Optional[_Union[LaneHealth, _Mapping]] = ..., total_texts: _Optional[int] = ..., total_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., total_batches: _Optional[int] = ..., mean_batch_texts: _Optional[float] = ..., cache_hits: _Optional[int] = ..., shared_texts: _Optional[int] = ..., cache_entries: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., refused_requests: _Optional[int] = ..., disk_cache_bytes: _Optional[int] = ..., model: _Optional[str] = ..., loaded_models: _Optional[int] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[ModelHealth]
+    clients: _containers.RepeatedCompositeFieldContainer[ConnectedClient]
+    def __init__(self, status: _Optional[_Union[HealthResponse.Status, str]] = ..., uptime_seconds: _Optional[int] = ..., total_requests: _Optional[int] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., message: _Optional[str] = ..., pid: _Optional[int] = ..., engine_pid: _Optional[int] = ..., engine_restarts: _Optional[int] = ..., in_flight_requests: _Optional[int] = ..., interactive: _Optional[_Union[LaneHealth, _Mapping]] = ..., bulk: _Optional[_Union[LaneHealth, _Mapping]] = ..., total_texts: _Optional[int] = ..., total_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., total_batches: _Optional[int] = ..., mean_batch_texts: _Optional[float] = ..., cache_hits: _Optional[int] = ..., shared_texts: _Optional[int] = ..., cache_entries: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., refused_requests: _Optional[int] = ..., disk_cache_bytes: _Optional[int] = ..., model: _Optional[str] = ..., loaded_models: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelHealth, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ConnectedClient, _Mapping]]] = ...) -> None: ...
+
+class ModelHealth(_message.Message):
+    __slots__ = ("name", "status", "phase", "message", "variant", "file", "engine_version", "engine_path", "engine_pid", "accelerator", "device", "slots", "context", "tuned_at", "device_tuned_at", "memory_bytes", "keep_alive_seconds", "seconds_until_sleep", "engine_reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_PATH_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_PID_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    TUNED_AT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_TUNED_AT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_UNTIL_SLEEP_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    status: HealthResponse.Status
+    phase: HealthResponse.Phase
+    message: str
+    variant: str
+    file: str
+    engine_version: str
+    engine_path: str
+    engine_pid: int
+    accelerator: str
+    device: str
+    slots: int
+    context: int
+    tuned_at: str
+    device_tuned_at: str
+    memory_bytes: int
+    keep_alive_seconds: float
+    seconds_until_sleep: float
+    engine_reason: str
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[HealthResponse.Status, str]] = ..., phase: _Optional[_Union[HealthResponse.Phase, str]] = ..., message: _Optional[str] = ..., variant: _Optional[str] = ..., file: _Optional[str] = ..., engine_version: _Optional[str] = ..., engine_path: _Optional[str] = ..., engine_pid: _Optional[int] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., context: _Optional[int] = ..., tuned_at: _Optional[str] = ..., device_tuned_at: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., keep_alive_seconds: _Optional[float] = ..., seconds_until_sleep: _Optional[float] = ..., engine_reason: _Optional[str] = ...) -> None: ...
+
+class ConnectedClient(_message.Message):
+    __slots__ = ("pid", "name", "connections")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    name: str
+    connections: int
+    def __init__(self, pid: _Optional[int] = ..., name: _Optional[str] = ..., connections: _Optional[int] = ...) -> None: ...
 
 class LaneHealth(_message.Message):
     __slots__ = ("queued_texts", "queued_bytes", "total_texts", "wait_p50_seconds", "wait_p99_seconds")

@@ -1,0 +1,135 @@
+"""Starts and ends the SDK of OpenTelemetry. Only daemons with an endpoint import this."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from urllib.parse import urlsplit
+
+import requests
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from prometheus_client.metrics_core import Metric
+
+from runed import tracing
+from runed.bootstrap.proxies import is_this_machine
+from runed.daemon.otel_metrics import translate
+from runed.daemon.otel_spans import SpanRecorder
+from runed.log import get_logger
+from runed.metrics import Metrics
+from runed.version import __version__
+
+_LAST_SECONDS = 2.0
+"""Seconds for what is still to be sent when the daemon ends."""
+
+_PAUSE = 60.0
+"""Least seconds between two lines about a collector that does not take what is sent."""
+
+_READ_SECONDS = 10.0
+"""Seconds that the event loop may take to read the metrics."""
+
+_log = get_logger(__name__)
+
+
+class Exporter:
+    """Records calls and sends what is recorded. Must be made inside the event loop that counts.
+
+    Args:
+        metrics: The metrics to send, every `OTEL_METRIC_EXPORT_INTERVAL` milliseconds.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        logging.getLogger("opentelemetry").handlers = [_Complaints()]
+        logging.getLogger("opentelemetry").propagate = False
+        # Below that, the SDK writes a line for each span that it drops.
+        logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._ended = threading.Event()
+        own = {"service.name": "runed", "service.version": __version__, "process.pid": os.getpid()}
+        self._resource = Resource.create(own).merge(OTELResourceDetector().detect())
+        self._provider: TracerProvider | None = None
+        self._sender: threading.Thread | None = None
+        if _is_off("OTEL_SDK_DISABLED", "true"):
+            return
+        if not _is_off("OTEL_TRACES_EXPORTER", "none"):
+            self._provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+            self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=_session())))
+            tracing.use(SpanRecorder(self._provider.get_tracer("runed", __version__)))
+        if not _is_off("OTEL_METRICS_EXPORTER", "none"):
+            self._exporter = OTLPMetricExporter(session=_session())
+            self._sender = threading.Thread(target=self._send_metrics, name="runed-otlp", daemon=True)
+            self._sender.start()
+        _log.info("sending to OpenTelemetry", traces=self._provider is not None, metrics=self._sender is not None)
+
+    async def stop(self) -> None:
+        """Send what is left, for `_LAST_SECONDS` at most."""
+        tracing.use(None)
+        self._ended.set()
+        # Threads of the event loop would be waited for when it ends.
+        ended = asyncio.Event()
+        threading.Thread(target=self._end, args=[ended], name="runed-otlp-end", daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                await ended.wait()
+
+    def _end(self, ended: asyncio.Event) -> None:
+        if self._provider is not None:
+            self._provider.shutdown()
+        if self._sender is not None:
+            self._sender.join()
+        with contextlib.suppress(RuntimeError):  # the event loop has not waited
+            self._loop.call_soon_threadsafe(ended.set)
+
+    def _send_metrics(self) -> None:
+        interval = _milliseconds("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
+        began = time.time_ns()
+        ended = False
+        while not ended:
+            ended = self._ended.wait(interval)
+            try:
+                reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
+                self._exporter.export(translate(reading.result(_READ_SECONDS), self._resource, began))
+            except Exception:  # the next time may be better, and the daemon serves on
+                logging.getLogger("opentelemetry").exception("metrics were not sent")
+
+    async def _read(self) -> list[Metric]:
+        return self._metrics.collect()
+
+
+class _Complaints(logging.Handler):
+    """Writes what the SDK complains of, now and then: while a collector is away, it does so every few seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._next = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record of the SDK. Its message has addresses and status codes, and nothing of a call."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _PAUSE
+        _log.warning("the collector of OpenTelemetry took nothing", complaint=record.getMessage()[:500])
+
+
+def _session() -> requests.Session:
+    """Return what sends. Like everything of runed, it asks no proxy for this machine."""
+    session = requests.Session()
+    session.trust_env = not is_this_machine(urlsplit(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]).hostname or "")
+    return session
+
+
+def _is_off(variable: str, value: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() == value
+
+
+def _milliseconds(variable: str, otherwise: int) -> int:
+    value = os.environ.get(variable, "")
+    return max(int(value), 100) if value.isdecimal() else otherwise
