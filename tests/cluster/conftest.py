@@ -54,6 +54,12 @@ class Home:
                 return process
         return None
 
+    def awaited_daemon(self) -> psutil.Process:
+        """Wait until a daemon runs, and return it."""
+        daemon = wait_until(self.daemon, timeout=SECONDS, what="a daemon")
+        assert daemon is not None
+        return daemon
+
     def engine(self) -> psutil.Process | None:
         """Return the engine, if one runs."""
         daemon = self.daemon()
@@ -130,7 +136,7 @@ class RayCluster:
 
     def kill(self, number: int) -> psutil.Process:
         """Kill a node, and all that ran on it. Return its daemon."""
-        daemon = wait_until(self.homes[number].daemon, timeout=SECONDS)
+        daemon = self.homes[number].awaited_daemon()
         self._cluster.remove_node(self.nodes[number], allow_graceful=False)
         _kill([*daemon.children(recursive=True), daemon])
         return daemon
@@ -201,7 +207,7 @@ class SparkCluster:
 
     def kill(self, number: int) -> psutil.Process:
         """Kill a worker, its executors, and all that runs on that host. Return its daemon."""
-        worker, daemon = self.workers[number], wait_until(self.homes[number].daemon, timeout=SECONDS)
+        worker, daemon = self.workers[number], self.homes[number].awaited_daemon()
         _kill([worker, *worker.children(recursive=True), *daemon.children(recursive=True), daemon])
         return daemon
 
