@@ -86,6 +86,7 @@ def test_calls_errors_wakeups_and_engines_are_told(metrics: str) -> None:
 
 def test_a_wake_up_is_counted_and_a_replacement_is_not(start_daemon: Start) -> None:
     daemon = start_daemon(RUNED_IDLE_TIMEOUT="300ms")
+    daemon.call("Embed", {"text": "tea"})
     daemon.wait_for("STATUS_IDLE")
 
     def wakeups() -> float:
