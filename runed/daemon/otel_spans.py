@@ -1,7 +1,7 @@
 """Records spans for the exporter of OpenTelemetry's SDK.
 
 A span is handed over once it has ended. The SDK's own tracer has spans that anybody may change meanwhile, with a lock and checked
-copies of all attributes. That takes five times as long.
+copies of the attributes. That takes five times as long.
 """
 
 from __future__ import annotations
