@@ -1,7 +1,7 @@
 """Records spans for the exporter of OpenTelemetry's SDK.
 
-A span is handed over once it has ended. The SDK's own tracer has spans that anybody may change meanwhile, with a lock and checked
-copies of the attributes. That takes five times as long.
+A span is handed over once it has ended. Those of the SDK's own tracer can be changed meanwhile, with a lock and checked copies
+of their attributes. That takes five times as long.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -50,7 +51,7 @@ class SpanRecorder:
             parent = None
         trace = self._new_trace() if parent is None else parent.trace_id
         decision = self._sampler.should_sample(context, trace, name, SpanKind.SERVER, facts)
-        if not decision.decision.is_sampled():
+        if decision.decision is not Decision.RECORD_AND_SAMPLE:
             return None
         own = SpanContext(trace, self.new_id(), is_remote=False, trace_flags=_SAMPLED, trace_state=decision.trace_state)
         attributes = {**facts, **(decision.attributes or {})}
