@@ -48,7 +48,7 @@ def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
     except BaseException as error:
         connection.close()
         if isinstance(error, (ConnectionRefusedError, ConnectionResetError, FileNotFoundError, NotADirectoryError)):
-            raise DaemonUnavailableError(f"no daemon listens on {path}; start one with `runed ensure` or `runed`") from None
+            raise DaemonUnavailableError(f"no daemon listens on {path}; start one by `runed ensure`") from None
         if isinstance(error, (BlockingIOError, TimeoutError)) or not isinstance(error, OSError):
             raise
         reason = error.strerror or str(error)
