@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import time
@@ -17,6 +18,7 @@ from runed.cli.watching import watched
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError, SettingsError
 from runed.lifecycle.asking import Asker, Connected, Health, look
 from runed.lifecycle.hold import LONGEST, Hold, write_hold
+from runed.lifecycle.service import service_of
 from runed.lifecycle.spawn import find_process, stop_daemon, wait_for_end
 from runed.locking import LockFile
 from runed.paths import Paths, ensure_home
@@ -91,6 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
         _warn_of_others(health, others, arguments.grace, kept=hold is not None)
     stopped = _stop(paths, arguments.grace, force=arguments.force)
     passed = time.monotonic() - started
+    service = service_of(paths.home)
+    if service is not None and hold is not None:
+        with contextlib.suppress(RunedError):  # each daemon that it starts refuses to run, so that this only saves starts
+            service.silence()
     if arguments.json:
         kept = {"kept_stopped_seconds": round(hold.remaining)} if hold else {}
         clients = [msgspec.structs.asdict(client) for client in others]
@@ -99,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     tell(f"stopped the daemon of {paths.home} after {passed:.1f} s" if stopped else f"no daemon runs for {paths.home}")
     if hold is not None:
         tell(f"nobody starts it until {hold.until}; `runed ensure --anyway` does so earlier")
+    elif service is not None:
+        tell(service.after_stop)
     return ExitCode.OK
 
 

@@ -5,6 +5,7 @@ The protocol is systemd's, of `sd_listen_fds` and `sd_notify`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -109,18 +110,16 @@ class Activation:
 
 
 def _listening(descriptor: int) -> socket.socket:
-    try:
+    with contextlib.suppress(OSError):  # it is not open, or no socket
         os.set_inheritable(descriptor, False)
         sock = socket.socket(fileno=descriptor)
-        listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError:
-        listens = 0
-    if not listens:
-        raise SettingsError(
-            f"the service manager handed over descriptor {descriptor}, which is no listening stream socket; "
-            "use ListenStream= and Accept=no in its unit"
-        )
-    return sock
+        if sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return sock
+        sock.close()
+    raise SettingsError(
+        f"the service manager handed over descriptor {descriptor}, which is no listening stream socket; "
+        "use ListenStream= and Accept=no in its unit"
+    )
 
 
 def _place_of(sock: socket.socket) -> object:

@@ -19,6 +19,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
 from runed.lifecycle.listener import dial
+from runed.lifecycle.service import is_dormant
 from runed.paths import Paths
 
 T = TypeVar("T")
@@ -179,7 +180,7 @@ class Asker:
         each: Whether each question has so much time.
 
     Raises:
-        DaemonUnavailableError: No daemon listens.
+        DaemonUnavailableError: No daemon listens. A service manager that does so is not connected to.
         DeadlineExceededError: It takes no connection in time.
     """
 
@@ -189,6 +190,8 @@ class Asker:
         self._deadline = time.monotonic() + timeout
         self._body = b""
         self._done = False
+        if is_dormant(paths):
+            raise DaemonUnavailableError(f"no daemon runs for {paths.home}; a connection would start one, by its service")
         try:
             self._socket = dial(paths.socket, timeout=timeout)
         except (BlockingIOError, TimeoutError):

@@ -102,7 +102,9 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
         except OSError as error:
             # The home may have been removed while the files in it were made.
             if not remaining or not isinstance(error, FileNotFoundError):
-                raise DaemonStartError(f"the daemon cannot be started: {explain(error)}") from None
+                raise DaemonStartError(
+                    f"the daemon cannot be started: {explain(error)}; `runed doctor` looks for the cause"
+                ) from None
     raise AssertionError("the last try returns or raises")
 
 
@@ -150,7 +152,7 @@ def stop_daemon(paths: Paths, process: ProcessIdentity | None = None, *, timeout
     # A daemon that ends removes its socket and its record a moment before it is gone.
     process = find_process(paths) or process
     if process is None:
-        if find_listener(paths.socket) is None:
+        if is_dormant(paths) or find_listener(paths.socket) is None:
             return False
         raise LifecycleError(
             f"the daemon on {paths.socket} does not answer, and its process cannot be seen from here; "
@@ -266,9 +268,11 @@ class _Search:
                 if handle := self.find():
                     return handle
             for remaining in reversed(range(_MAX_LAUNCHES)):
-                if handle := self._outlast_predecessor() or self._start_by_service():
+                if handle := self._outlast_predecessor():
                     return handle
                 check_hold(self._paths)
+                if handle := self._start_by_service():
+                    return handle
                 with Launch(find_command(self._settings), self._paths, self._settings) as launch:
                     if launch.wait_until_ready(self._deadline):
                         record = DaemonRecord.read(self._paths.daemon_record)

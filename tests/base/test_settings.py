@@ -422,6 +422,24 @@ def test_a_daemon_gets_the_variables_of_the_hub_and_its_engine_does_not() -> Non
     assert not {*engine_environment(env)} & {*env}
 
 
+def test_a_daemon_gets_the_variables_of_opentelemetry_but_not_the_name_of_the_application() -> None:
+    env = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector",
+        "OTEL_EXPORTER_OTLP_HEADERS": "a=b",
+        "OTEL_TRACES_SAMPLER": "always_on",
+    }
+    own = {"OTEL_SERVICE_NAME": "shop", "OTEL_RESOURCE_ATTRIBUTES": "service.version=1"}
+    assert daemon_environment(env | own) == env
+    assert not {*engine_environment(env | own)} & {*env, *own}
+
+
+def test_the_collector_is_that_of_the_environment_or_of_the_file(home: Path) -> None:
+    write_config(home, otel_endpoint="http://127.0.0.1:4318")
+    assert load_settings(home=home, environ={}).otel_endpoint == "http://127.0.0.1:4318"
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"}  # whatever others mean by it
+    assert load_settings(home=home, environ=env).otel_endpoint == "collector:4317"
+
+
 def test_documentation_shows_the_table_of_settings() -> None:
     def code(word: str) -> str:
         return f" `{word}` " if word else " "
@@ -439,8 +457,9 @@ def test_each_field_of_the_settings_is_one_of_the_table_with_the_same_default(ho
     assert load_settings(home=home, environ={}) == Settings(home)
     fields = {field.name for field in dataclasses.fields(Settings)} - {"home", "written"}
     assert sorted(setting.field for setting in SETTINGS.values() if setting.field) == sorted(fields)
-    # The variables of the model hub have the names that other programs read.
-    assert all(setting.variable in {"", f"RUNED_{name.upper()}", "HF_ENDPOINT"} for name, setting in SETTINGS.items())
+    # The variables of the model hub and of OpenTelemetry have the names that other programs read.
+    foreign = {"", "HF_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+    assert all(setting.variable in foreign | {f"RUNED_{name.upper()}"} for name, setting in SETTINGS.items())
 
 
 def test_every_variable_has_a_key_but_those_that_decide_where_and_whether_the_file_is_read() -> None:

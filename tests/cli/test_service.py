@@ -1,4 +1,6 @@
-"""`runed service` lets a real systemd start the daemon. In every order of events, a home has one daemon, which answers."""
+"""`runed service` lets a real systemd start the daemon. In every order of events, a home has one daemon, which answers.
+
+docs/service.md promises that, with these commands."""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from tests.cli.support import Cli
 from tests.support import LLAMA_SERVER_ALONE, http_over, process_gone, short_home, wait_until
 from tests.user_manager import CannotRunError, UserManager, user_manager
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # many commands, each with a start of Python
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +87,17 @@ def test_service_is_installed_started_stopped_started_by_a_connection_and_remove
     name = name_of(user)
     first = main_pid(manager, name)
     assert ask(user.home) == first
-    assert user.run("stop").returncode == 0
-    wait_until(lambda: process_gone(first), what="the end of the first daemon")
+    stopped = user.run("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"the service {name} starts the daemon again with the next call" in stopped.stdout
+    assert process_gone(first)
+    for look in (["status"], ["status", "--json"], ["stop"], ["doctor", "--json"], ["models"]):
+        user.run(*look)
+    assert user.run("status").returncode == 3
+    assert "no daemon runs" in user.run("stop").stdout
+    assert dormant(user), "a look starts no daemon"
     status = json.loads(user.run("service", "status", "--json").stdout)
     assert (status["listens"], status["runs"]) == (True, False), status
-    assert dormant(user)
     second = ask(user.home)
     assert second not in {0, first}
     assert second == main_pid(manager, name)
@@ -217,6 +225,17 @@ def test_service_that_does_not_start_is_not_installed(user: Cli, manager: UserMa
     assert "systemd could not start the daemon" in done.stderr
     assert user.run("service", "status").returncode == 3
     assert not units_of(user, manager)
+
+
+def test_service_that_is_kept_stopped_does_not_listen(user: Cli, manager: UserManager) -> None:
+    name = install(user)
+    assert user.run("stop", "--for", "1h").returncode == 0
+    assert manager.systemctl("is-active", f"{name}.socket").stdout.strip() == "inactive"
+    refused = user.run("ensure")
+    assert refused.returncode == 1
+    assert "keeps the daemon of" in refused.stderr
+    assert user.run("ensure", "--anyway").returncode == 0
+    assert ask(user.home) == main_pid(manager, name)
 
 
 def test_home_that_was_removed_is_served_again(user: Cli, manager: UserManager) -> None:

@@ -2,8 +2,8 @@
 
     fake_systemd.py [--port PORT] [--abstract] SOCKET COMMAND...
 
-It listens on SOCKET, and on 127.0.0.1:PORT. It runs COMMAND when somebody connects and COMMAND does not run, and again when that
-fails. After five failures in a row, it closes the sockets. SIGTERM ends both. It prints a JSON object about each event.
+It listens on SOCKET, and on 127.0.0.1:PORT. It runs COMMAND when somebody connects and COMMAND does not run yet, and again when
+that fails. After five failures in a row, it closes the sockets. SIGTERM ends both. It prints a JSON object about each event.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Manager:
         note("listening", path=str(self.path))
         while not (self.ending and self.pid is None):
             idle = self.listeners if self.pid is None and not self.ending else []
-            ready, _, _ = select.select([reader, self.notify, *idle], [], [])
+            watched: list[int | socket.socket] = [reader, self.notify, *idle]
+            ready = select.select(watched, [], [])[0]
             if self.notify in ready:
                 note("told", lines=self.notify.recv(4096).decode().split("\n"))
             if reader in ready:
