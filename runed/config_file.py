@@ -1,4 +1,4 @@
-"""Changes `config.json` in place: one value is set or removed, and all other characters of the file stay as they are."""
+"""Reads `config.json`, and changes it in place: one value is set or removed, and all other characters stay as they are."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runed.errors import SettingsError
-from runed.files import NewFile, open_regular, sync_file
+import msgspec
+
+from runed.errors import RunedWarning, SettingsError
+from runed.files import NewFile, open_regular, read_regular, sync_file
 from runed.locking import LockFile
 from runed.os_errors import naming
+from runed.suggesting import did_you_mean
 
 _NEW = '{\n  "version": 1\n}\n'
 """The content of a file that is made."""
@@ -28,6 +32,9 @@ _PAUSE = 0.02
 
 _MAX_BYTES = 1024 * 1024
 """Most bytes of a configuration."""
+
+_SHOWN = 60
+"""The most characters of an unknown key that a warning repeats."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -42,6 +49,53 @@ class _Member:
     start: int
     value: int
     end: int
+
+
+def read_config(path: Path, keys: Mapping[str, Any], *, required: bool) -> Any:  # noqa: ANN401 # its class is made here
+    """Read the file.
+
+    Args:
+        path: The file.
+        keys: The type of each key.
+        required: Whether a missing file is an error.
+
+    Returns:
+        An object that has each key as an attribute, None where it is missing; or None if there is no file.
+
+    Raises:
+        SettingsError: The file is missing, cannot be read, or holds something else.
+    """
+    try:
+        data = read_regular(path, limit=_MAX_BYTES).removeprefix(codecs.BOM_UTF8)
+    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is refused later, with a better error
+        if required:
+            raise SettingsError(f"RUNED_CONFIG={path}: there is no such file; create it or unset the variable") from None
+        return None
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be read: {error.strerror}; let this user read it, or name another RUNED_CONFIG"
+        ) from None
+    schema = msgspec.defstruct("Config", [("version", int, 1), *((name, type_ | None, None) for name, type_ in keys.items())])
+    try:
+        config: Any = msgspec.json.decode(data, type=schema)
+    except (ValueError, RecursionError) as error:  # a DecodeError; bytes that are not UTF-8; lists in lists in lists
+        raise SettingsError(f"{path}: {error}; accepted is a JSON object as in docs/configuration.md") from None
+    if config.version != 1:
+        raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
+    _warn_of_unknown(path, data, ["version", *keys])
+    return config
+
+
+def _warn_of_unknown(path: Path, data: bytes, known: Sequence[str]) -> None:
+    """Tell of keys that mean nothing, which are mistakes, unless a newer version of runed wrote them."""
+    for key in msgspec.json.decode(data, type=dict[str, msgspec.Raw]):
+        if key not in known and key[:1].isalpha():  # others are comments, or "$schema"
+            warnings.warn(
+                f"{path} has a key {key[:_SHOWN]!r}, which is ignored, since there is no such setting"
+                f"{did_you_mean(key[:_SHOWN], known)}",
+                RunedWarning,
+                stacklevel=2,
+            )
 
 
 def with_value(text: str, path: Sequence[str], value: object) -> str:

@@ -62,7 +62,9 @@ def _path_of(error: OSError) -> Path | None:
 
 
 def _reason(number: int | None, path: Path) -> str:
-    if str(path) == "standard output" or (path.exists() and not path.is_file() and not path.is_dir()):
+    # The methods of `Path` fail for a file in a directory that may not be looked into.
+    is_there, is_usual = os.path.exists(path), os.path.isfile(path) or os.path.isdir(path)  # noqa: PTH110, PTH112, PTH113
+    if str(path) == "standard output" or (is_there and not is_usual):
         return ""  # a device or a pipe
     if number == errno.ENOSPC:
         place = mount_point(path)

@@ -5,7 +5,6 @@ The kernel reuses a pid. A pid together with a start time names one process, wit
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import gc
 import os
@@ -290,7 +289,7 @@ def die_with_parent() -> Callable[[], None] | None:
     if sys.platform != "linux":
         return None
     # All names are looked up before the fork. Between fork and exec, a lock of another thread may be held for ever.
-    prctl, kill, getppid, leave, parent = ctypes.CDLL(None).prctl, signal.SIGKILL.value, os.getppid, os._exit, os.getpid()
+    prctl, kill, getppid, leave, parent = _libc().prctl, signal.SIGKILL.value, os.getppid, os._exit, os.getpid()
 
     def arrange() -> None:
         prctl(_PR_SET_PDEATHSIG, kill)
@@ -314,13 +313,19 @@ def describe_exit(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
+def _libc() -> Any:  # noqa: ANN401 # its functions have no types
+    import ctypes  # noqa: PLC0415 # 3 ms that a command which starts nothing does not spend
+
+    return ctypes.CDLL(None)
+
+
 def return_large_blocks() -> None:
     """Let each freed block of memory of `_LARGE_BLOCK` bytes or more go back to the kernel at once.
 
     glibc does so at first, but with each such block it raises its limit, up to 32 MiB. Each of its arenas then keeps 64 MiB,
     and many threads have arenas of their own. Other C libraries have no such limit, and nothing is done there.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
@@ -336,6 +341,6 @@ def trim_memory() -> None:
 
     glibc keeps freed memory: tens of MiB after a large batch. Other C libraries have no such call, and nothing is done there.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)

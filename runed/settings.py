@@ -6,10 +6,8 @@ variable or key, its value, and the accepted values.
 
 from __future__ import annotations
 
-import codecs
 import os
 import pwd
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +16,11 @@ from typing import Any
 
 import msgspec
 
-from runed.errors import RunedError, RunedWarning, SettingsError
-from runed.files import read_regular
+from runed.config_file import read_config
+from runed.errors import RunedError, SettingsError
 from runed.own_models import Entry, OwnModel, own_aliases, own_models, remote_url, settle_default
 from runed.paths import check_home
 from runed.setting_values import boolean, check_port, duration, flag, on_disk, one_of, port, size, whole_number
-from runed.suggesting import did_you_mean
 from runed.trust import check_file
 from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, scheme_of
 
@@ -50,12 +47,6 @@ LOG_LEVELS = ("info", "warning", "error")
 
 PROVIDERS = ("cpu", "cuda", "coreml", "dml")
 """Names of what ONNX Runtime computes with."""
-
-_SHOWN = 60
-"""The most characters of an unknown key that a warning repeats."""
-
-_MAX_CONFIG_BYTES = 1024 * 1024
-"""Most bytes of `config.json`."""
 
 _BASE_ENVIRONMENT = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
 """Variables that every program needs to find its files and to print text."""
@@ -159,7 +150,8 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     config_path = configuration(home_path, env)
     if explicit or config_path.is_symlink():  # the home does not protect it
         check_file(config_path, trust_parents=trust_parents)
-    config = _read_config(config_path, required=explicit is not None)
+    keys = {name: setting.type for name, setting in SETTINGS.items() if setting.type}
+    config = read_config(config_path, keys, required=explicit is not None)
     values: dict[str, Any] = {}
     written: dict[str, tuple[str, str]] = {}
     for name, setting in SETTINGS.items():
@@ -379,41 +371,6 @@ def _models(value: Mapping[str, Entry], origin: str) -> dict[str, OwnModel]:
 
 def _text(value: str, _origin: str) -> str:
     return value
-
-
-def _read_config(path: Path, *, required: bool) -> object:
-    """Read `config.json`; return an object that has each key of `SETTINGS` as an attribute, or None if there is no file."""
-    try:
-        data = read_regular(path, limit=_MAX_CONFIG_BYTES)
-    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is refused later, with a better error
-        if required:
-            raise SettingsError(f"RUNED_CONFIG={path}: there is no such file; create it or unset the variable") from None
-        return None
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
-    keys = [(name, setting.type | None, None) for name, setting in SETTINGS.items() if setting.type]
-    schema = msgspec.defstruct("Config", [("version", int, 1), *keys])
-    try:
-        config: Any = msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=schema)
-    except (ValueError, RecursionError) as error:  # a DecodeError; bytes that are not UTF-8; lists in lists in lists
-        raise SettingsError(f"{path}: {error}; accepted is a JSON object as in docs/configuration.md") from None
-    if config.version != 1:
-        raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
-    _warn_of_unknown(path, data)
-    return config
-
-
-def _warn_of_unknown(path: Path, data: bytes) -> None:
-    """Tell of keys that mean nothing, which are mistakes, unless a newer version of runed wrote them."""
-    known = ["version", *(name for name, setting in SETTINGS.items() if setting.type)]
-    for key in msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=dict[str, msgspec.Raw]):
-        if key not in known and key[:1].isalpha():  # others are comments, or "$schema"
-            warnings.warn(
-                f"{path} has a key {key[:_SHOWN]!r}, which is ignored, since there is no such setting"
-                f"{did_you_mean(key[:_SHOWN], known)}",
-                RunedWarning,
-                stacklevel=2,
-            )
 
 
 _DEFAULT_HOME = "~/.runed"

@@ -343,7 +343,7 @@ class DaemonDouble(_Models):
             model=name if ready else "",
         )
 
-    def health(self, model: str = "") -> Health:
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
         """Describe the present state; see `Host.health`."""
         name = self._model(model)
         done, total = self._download or (0, 0)

@@ -79,7 +79,7 @@ func (d *daemon) dialOnce(ctx context.Context) (net.Conn, error) {
 		return nil, syscall.EAGAIN
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return nil, newError(ErrDaemonUnavailable, nil,
-			"no daemon listens on %s; start one with `runed ensure` or `runed`", d.socket)
+			"no daemon listens on %s; start one by `runed ensure`", d.socket)
 	case ctx.Err() != nil:
 		return nil, errorOfContext(ctx)
 	}

@@ -51,6 +51,9 @@ from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
 VERSION = 1
 """Version of the format that this module reads."""
 
+_CORRECT = "correct it, or unset RUNED_MANIFEST"
+"""The remedy for a manifest that cannot be used."""
+
 MAX_MANIFEST_BYTES = 1024 * 1024
 """Most bytes of a manifest. The pinned one has 10 KB, so a larger document is not a manifest."""
 
@@ -374,9 +377,9 @@ def parse_manifest(data: bytes, source: ManifestSource) -> Manifest:
             raise ManifestError(f"{source} has version {version}, but this runed reads version {VERSION}; upgrade runed")
         document = msgspec.json.decode(data, type=_Document)
     except msgspec.ValidationError as error:
-        raise ManifestError(f"{source} cannot be used: {error}") from None
+        raise ManifestError(f"{source} cannot be used: {error}; {_CORRECT}") from None
     except RecursionError:
-        raise ManifestError(f"{source} cannot be used: lists or objects in it are nested too deeply") from None
+        raise ManifestError(f"{source} cannot be used: lists or objects in it are nested too deeply; {_CORRECT}") from None
     except ValueError as error:  # a DecodeError, or bytes that are not UTF-8
         hint = "it is a web page, such as the login page of a network; " if data.lstrip()[:1] == b"<" else ""
         raise ManifestError(f"{source} is not JSON: {error}; {hint}check RUNED_MANIFEST") from None

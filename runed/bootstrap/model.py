@@ -172,4 +172,7 @@ def _quantizer(engine: Engine) -> Path:
         program = executable.with_name("llama-quantize")
         if archive.is_executable(program):
             return program
-    raise BootstrapError(f"there is no llama-quantize beside {engine.executable}")
+    raise BootstrapError(
+        f"there is no llama-quantize beside {engine.executable}, which makes the model from its download; put the one of the "
+        "same build there, unset RUNED_LLAMA_SERVER, or choose a variant that is downloaded as it is (`runed models`)"
+    )

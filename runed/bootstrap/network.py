@@ -158,7 +158,10 @@ class Web:
                     )
                 request = response.next_request
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError) as error:  # the last: a name that IDNA cannot encode
-            raise DownloadError(f"{self.name(url)} is, or redirects to, a URL that cannot be fetched: {error}") from error
+            raise DownloadError(
+                f"{self.name(url)} is, or redirects to, a URL that cannot be fetched: {error}; correct what names it: "
+                "RUNED_MANIFEST, HF_ENDPOINT or config.json"
+            ) from error
         raise DownloadError(f"{self.name(url)} redirects more than {MAX_REDIRECTS} times; check the URL")
 
     def refusal(self, response: httpx.Response, url: str) -> DownloadError:

@@ -34,7 +34,7 @@ exit codes:
   1    refused or failed; the line on standard error says why
   2    wrong usage, or a setting that cannot be used
   3    no daemon runs, and the command does not start one
-  4    it runs, but something of it is broken (`runed status`, `runed doctor`)
+  4    a daemon runs, and embeddings fail (`runed status`, `runed top`)
   130  interrupted by Ctrl-C; 128 + N: ended by signal N
 """
 
@@ -73,7 +73,7 @@ def guarded(command: Callable[[], int]) -> int:
         code = ExitCode.INTERRUPTED
     except RunedError as error:
         _show_trace()
-        complain(error.message)
+        complain(error.message + _hint(error))
         code = ExitCode.USAGE if isinstance(error, SettingsError) else ExitCode.FAILED
     except OSError as error:
         _show_trace()
@@ -170,6 +170,15 @@ def _discard_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _hint(error: RunedError) -> str:
+    """Return the way to more about an error, for a person at a terminal. A setting says all by itself, and so does a log."""
+    if isinstance(error, SettingsError) or "\n" in error.message or sys.stderr is None or not sys.stderr.isatty():
+        return ""
+    from runed.reasons import find  # noqa: PLC0415 # as `_show_trace` does
+
+    return f" (see `runed explain {error.reason}`)" if find(error.reason) else ""
 
 
 def _show_trace() -> None:

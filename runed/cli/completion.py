@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the script."""
-    import argcomplete  # noqa: PLC0415 # 15 ms that no other command spends
+    from argcomplete.shell_integration import shellcode  # noqa: PLC0415 # 15 ms that no other command spends
 
-    print(argcomplete.shellcode(["runed"], shell=arguments.shell))  # type: ignore[no-untyped-call] # it ships few types
+    print(shellcode(["runed"], shell=arguments.shell))
     return ExitCode.OK

@@ -25,7 +25,7 @@ from runed.jobs.input_files import STANDARD_STREAM
 from runed.jobs.inputs import INPUT_FORMATS, Batch, Columns, Source, format_of
 from runed.jobs.job import JobResult
 from runed.jobs.keeping import kept_columns
-from runed.jobs.outputs import descriptor_of, is_finished
+from runed.jobs.outputs import choose_format, descriptor_of, is_finished
 from runed.jobs.partition import FileOptions, PartitionJob, run_here
 from runed.jobs.runner import run_job
 
@@ -153,18 +153,19 @@ def run(arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
     if arguments.batch is not None and is_many(arguments.batch):
         return _run_many(arguments)
-    source_path = arguments.batch or STANDARD_STREAM
-    if not arguments.overwrite and is_finished(arguments.output, source_path, resume=arguments.resume):
+    source_path, output_format = arguments.batch or STANDARD_STREAM, choose_format(arguments.format, arguments.output)
+    if not arguments.overwrite and is_finished(arguments.output, output_format, source_path, resume=arguments.resume):
         complain(f"{arguments.output} is complete already, so there is nothing to do; --overwrite makes it anew")
         return ExitCode.OK
     _hint_at_files(arguments)
+    to_terminal = arguments.output == STANDARD_STREAM and sys.stdout.isatty()
     with _open_source(arguments) as source, ProgressDisplay() as display:
         kept = kept_columns(source, arguments.keep) if arguments.keep and isinstance(source, Batch) else None
         result = run_job(
             source,
             arguments.output,
             connect=lambda: _connected(display),
-            output_format=arguments.format,
+            output_format=output_format,
             role=arguments.role,
             instruction=arguments.instruction,
             dimensions=arguments.dimensions,
@@ -175,10 +176,10 @@ def run(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             kept=kept,
-            on_progress=_shown_on(display, to_terminal=arguments.output == STANDARD_STREAM and sys.stdout.isatty()),
+            on_progress=_shown_on(display, to_terminal=to_terminal),
             on_complaint=complain,
         )
-    told = result.count > BAR_TEXTS or not _is_stream(arguments.output)
+    told = not _is_stream(arguments.output) or (result.count > BAR_TEXTS and not to_terminal)
     return _judged(result, arguments.output, told=told, as_json=arguments.json)
 
 

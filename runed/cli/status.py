@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ Info and Health (see runed.proto), and:
   models               the models in use, each with its file, engine, device,
                        slots, context, memory and time until it sleeps
   clients              the programs that are connected to the socket
-  settings             all settings in force, each with its value and its origin:
+  settings             all settings in force, each with its value and origin:
                        "default", "environment", "config.json" or "tuned"
   http, http_token     the URL of the OpenAI API and the file of its token, if
                        RUNED_HTTP is set
@@ -106,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _tell_why_not(report, places, as_json=arguments.json)
     http = _http(paths)
     if arguments.json:
-        print(json.dumps({"running": True, "condition": None} | _as_dict(report) | places | http, indent=2))
+        _print({"running": True, "condition": None} | _as_dict(report) | places | http)
     elif arguments.settings:
         tell("\n".join(_setting_lines(report.info.settings)))
     else:
@@ -139,7 +138,7 @@ def _tell_why_not(presence: Presence, places: dict[str, str], *, as_json: bool) 
     if as_json:
         why = {"condition": presence.condition.name.lower().replace("_", " "), "pid": presence.pid or 0} if running else {}
         kept = {"kept_stopped_seconds": round(hold.remaining)} if hold else {}
-        print(json.dumps({"running": running} | why | places | kept, indent=2))
+        _print({"running": running} | why | places | kept)
     elif running:
         complain(str(presence))
     elif hold:
@@ -168,6 +167,12 @@ def _http(paths: Paths) -> dict[str, str]:
     if record is None or not record.http:
         return {}
     return {"http": f"{record.http}/v1", "http_token": str(paths.http_token)}
+
+
+def _print(document: dict[str, object]) -> None:
+    import json  # noqa: PLC0415 # 5 ms that the lines for people do not spend
+
+    print(json.dumps(document, indent=2))
 
 
 def _as_dict(report: Report) -> dict[str, object]:

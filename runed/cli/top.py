@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Watch the daemon work: its models, queues, throughput and latency, and the
-programs that use it. `q` or Ctrl-C leaves. Never starts a daemon and never wakes
-a suspended engine. Without a terminal, it prints one snapshot.
+programs that use it. `q` or Ctrl-C leaves. Never starts a daemon and never
+wakes a suspended engine. Without a terminal, it prints one snapshot.
 """
 
 EPILOG = """\
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             elif arguments.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
                 time.sleep(interval)
                 watch.look(asker)
-                print("\n".join(line.plain.rstrip() for line in _screen(watch, 100, 1000)))
+                print("\n".join(line.plain.rstrip() for line in _screen(watch, 100)))
             else:
                 _show(watch, asker, interval)
     except (DaemonUnavailableError, DeadlineExceededError):
@@ -176,13 +176,6 @@ def _show(watch: _Watch, asker: Asker, interval: float) -> None:
             watch.look(asker)
 
 
-def _fitted(watch: _Watch, console: Console) -> Text:
-    from rich.text import Text  # noqa: PLC0415 # as above
-
-    width, height = console.size
-    return Text("\n", no_wrap=True, overflow="crop").join(_screen(watch, width, height))
-
-
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
     """Let keys be read one by one, without Enter and without an echo. Yield a function that waits for `q`."""
@@ -204,8 +197,8 @@ def _keys() -> Iterator[Callable[[float], bool]]:
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
 
 
-def _screen(watch: _Watch, width: int, height: int) -> list[Text]:
-    """Return the lines for a terminal. If it is small, the least important ones are left out."""
+def _screen(watch: _Watch, width: int) -> list[Text]:
+    """Return the lines for a terminal, the most important ones first."""
     from rich.text import Text  # noqa: PLC0415 # as above
 
     health = watch.health
@@ -221,9 +214,16 @@ def _screen(watch: _Watch, width: int, height: int) -> list[Text]:
     lines += [Text.assemble((f"{name:<{_LABEL}}", "bold"), printable(value)) for name, value in rows]
     if health.message:
         lines.insert(1, Text(printable(health.message), style=style))
-    if height < len(lines) + 1:
-        return [*lines[: max(1, height - 1)], Text("q leaves", style="dim")]
-    return [*lines, Text("q leaves", style="dim")]
+    return lines
+
+
+def _fitted(watch: _Watch, console: Console) -> Text:
+    """Return what fits on the terminal, with the way out as its last line."""
+    from rich.text import Text  # noqa: PLC0415 # as above
+
+    width, height = console.size
+    lines = [*_screen(watch, width)[: max(1, height - 1)], Text("q leaves", style="dim")]
+    return Text("\n", no_wrap=True, overflow="crop").join(lines[:height])
 
 
 def _histories(watch: _Watch, width: int) -> Iterator[Text]:

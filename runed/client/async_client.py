@@ -6,7 +6,9 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
+
+from numpy.typing import ArrayLike
 
 from runed.client.calls.drive import drive_async
 from runed.client.calls.flows import Flows
@@ -19,9 +21,6 @@ from runed.client.target import Target
 from runed.client.transport.aio import AsyncTransport
 from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 K = TypeVar("K")
 T = TypeVar("T")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
+
+from numpy.typing import ArrayLike
 
 from runed.client.calls.drive import drive
 from runed.client.calls.flows import Flows
@@ -17,9 +19,6 @@ from runed.client.target import Target
 from runed.client.transport.blocking import Transport
 from runed.client.types import CentroidSet, Embedding, Health, Info, Model, RerankResult, Vectors
 from runed.errors import RunedError
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 K = TypeVar("K")
 T = TypeVar("T")

@@ -65,4 +65,4 @@ class Target:
             if handle.differences:
                 warn_once(handle.complaint)
         elif not probe(self.socket):
-            raise DaemonUnavailableError(f"no daemon listens on {self.socket}; start one with `runed ensure` or `runed`")
+            raise DaemonUnavailableError(f"no daemon listens on {self.socket}; start one by `runed ensure`")

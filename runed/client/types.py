@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-Vectors: TypeAlias = "NDArray[np.float32]"
-"""Vectors, as text for all but type checkers: NumPy takes 60 ms, which a command that shows a state does not spend."""
+Vectors: TypeAlias = NDArray[np.float32]
 
 
 class Status(Enum):

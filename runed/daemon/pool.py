@@ -172,7 +172,7 @@ class Pool:
 
     def health(self) -> Sequence[ModelHealth]:
         """Describe the present state of the models that were asked for, the default one first."""
-        return [self._health("", self.default), *(self._health(name, other) for name, other in self._others.items())]
+        return [_health(name, each) for name, each in [("", self.default), *self._others.items()]]
 
     async def list(self) -> list[ModelStatus]:
         """Describe all models that requests may name, the default one first, then by name."""
@@ -208,12 +208,6 @@ class Pool:
         """End everything that was begun, including all engines."""
         await asyncio.gather(*(bootstrapper.close() for bootstrapper in self._bootstrappers()))
         await self._on_close()
-
-    @staticmethod
-    def _health(name: str, bootstrapper: Bootstrapper) -> ModelHealth:
-        status, phase, message = bootstrapper.situation
-        known = ModelHealth(name=name, status=status, phase=phase, message=message)
-        return known if bootstrapper.model is None else bootstrapper.model.health(known)
 
     def _bootstrappers(self) -> Sequence[Bootstrapper]:
         return [self.default, *self._others.values()]
@@ -278,3 +272,9 @@ class Pool:
         )
         served = self.served(spec.name)
         return status if served is None else served.status(status)
+
+
+def _health(name: str, bootstrapper: Bootstrapper) -> ModelHealth:
+    status, phase, message = bootstrapper.situation
+    known = ModelHealth(name=name, status=status, phase=phase, message=message)
+    return known if bootstrapper.model is None else bootstrapper.model.health(known)

@@ -94,7 +94,7 @@ class ServedModel:
             loaded=self.state.status in {BackendStatus.READY, BackendStatus.STARTING, BackendStatus.SILENT},
             memory_bytes=self.seat.peak,
             last_used_at=int(scheduler.last_used),
-            keep_alive_seconds=scheduler.idle_timeout,
+            keep_alive_seconds=scheduler.idle.timeout,
             vector_dim=model.dim,
             min_dimensions=scheduler.min_dimensions,
             max_text_length=model.max_tokens,
@@ -131,8 +131,8 @@ class ServedModel:
             tuned_at=state.tuned_at,
             device_tuned_at=serving.chosen_at,
             memory_bytes=resident_bytes(state.pid) if state.pid else 0,
-            keep_alive_seconds=scheduler.idle_timeout,
-            seconds_until_sleep=scheduler.seconds_until_sleep if state.pid else 0.0,
+            keep_alive_seconds=scheduler.idle.timeout,
+            seconds_until_sleep=scheduler.idle.remaining if state.pid else 0.0,
         )
 
     def describe(self, daemon: Info) -> Info:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from runed.doctor import engine, home, logs, machine
-from runed.doctor.finding import Finding, Patient, warning
+from runed.doctor.finding import Finding, Patient, failed, warning
 from runed.doctor.network import proxies, servers
+from runed.errors import RunedError
 
 Check: TypeAlias = Callable[[Patient], Iterator[Finding]]
 
@@ -49,6 +50,8 @@ def examine(patient: Patient, *, network: bool = True) -> Iterator[Finding]:
             continue
         try:
             yield from check(patient)
+        except RunedError as error:
+            yield failed(check.__name__.replace("_", " "), error.message, f"see `runed explain {error.reason}`")
         except Exception as error:  # noqa: BLE001 # one check that cannot be made must not hide the others
             name = check.__name__.replace("_", " ")
             yield warning(

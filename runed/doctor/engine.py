@@ -114,7 +114,9 @@ def libraries(patient: Patient) -> Iterator[Finding]:
     if program is None or sys.platform != "linux" or not program.is_file() or not os.access(program, os.X_OK):
         yield ok("libraries", "there is no engine to look at")
         return
-    if program.open("rb").read(4) != b"\x7fELF":
+    with program.open("rb") as file:
+        is_elf = file.read(4) == b"\x7fELF"
+    if not is_elf:
         yield ok("libraries", f"{program.name} is a script")
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -51,6 +52,7 @@ class Patient:
         health: The state of the daemon; None if none answers.
         root: The root directory of the machine.
         announce: Called with a sentence before work that takes seconds.
+        clock: Returns the time, in seconds since 1970.
     """
 
     settings: Settings
@@ -59,6 +61,7 @@ class Patient:
     health: Health | None = None
     root: Path = Path("/")
     announce: Callable[[str], None] = field(default=lambda _: None)
+    clock: Callable[[], float] = time.time
 
     @property
     def place(self) -> Path:

@@ -64,8 +64,8 @@ def sockets(patient: Patient) -> Iterator[Finding]:
         yield failed(
             "socket", f"others may connect to {path} (mode {mode_of(info)})", "run `runed stop`; the next daemon makes it anew"
         )
-    elif is_dormant(patient.paths):  # a connection would start the daemon
-        yield ok("socket", f"{path}, on which the service listens")
+    elif patient.health is None and is_dormant(patient.paths):
+        yield ok("socket", f"{path}, on which a service manager listens")
     elif patient.health is None and find_listener(path) is None:
         yield warning("socket", f"{path} was left by a daemon that was killed", "nothing: the next daemon takes its place")
     else:
@@ -100,8 +100,8 @@ def daemon(patient: Patient) -> Iterator[Finding]:
         yield warning(
             "daemon", f"`runed stop --for` keeps it stopped until {hold.until}", "`runed ensure --anyway` starts it now"
         )
-    elif is_dormant(patient.paths):
-        yield ok("daemon", "none runs; the service starts one with the next call")
+    elif patient.health is None and is_dormant(patient.paths):
+        yield ok("daemon", "none runs; its service starts one with the next call")
     elif patient.health is None and find_listener(patient.paths.socket) is not None:
         yield failed("daemon", "it listens and does not answer", "see `runed logs`, or end it with `runed stop --force`")
     elif patient.health is None:

@@ -176,13 +176,15 @@ def _hard_limits() -> Iterator[str]:
 def clock(patient: Patient) -> Iterator[Finding]:
     """Check that the clock can be right. A wrong one breaks the certificates of downloads."""
     newest = max((path.stat().st_mtime for path in _own_files(patient)), default=0.0)
-    now, remedy = time.time(), "set the clock: `timedatectl set-ntp true`, or `wsl --shutdown` in WSL"
+    now, remedy = patient.clock(), "set the clock: `timedatectl set-ntp true`, or `wsl --shutdown` in WSL"
     if now < _NOT_BEFORE:
-        yield failed("clock", f"it says {time.strftime('%F %T %Z')}, which is long ago", remedy)
+        yield failed("clock", f"it says {time.strftime('%F %T UTC', time.gmtime(now))}, which is long ago", remedy)
     elif newest > now + 3600:
-        yield warning("clock", f"it says {time.strftime('%F %T %Z')}, and files of the home are from later", remedy)
+        yield warning(
+            "clock", f"it says {time.strftime('%F %T UTC', time.gmtime(now))}, and files of the home are from later", remedy
+        )
     else:
-        yield ok("clock", time.strftime("%F %T %Z"))
+        yield ok("clock", time.strftime("%F %T UTC", time.gmtime(now)))
 
 
 def _own_files(patient: Patient) -> Iterator[Path]:

@@ -81,7 +81,7 @@ def _urls(patient: Patient) -> list[str]:
         found = [source.location]
     else:
         manifest = read_local_manifest(source)
-        found = [manifest.model(settings.model_variant).artefact.url]
+        found = [manifest.model(settings.model_variant).source.url]
         if not settings.llama_server:
             found.append(manifest.engine(current_platform()).artefact.url)
     web = [hub.address(url) for url in found if urlsplit(url).scheme in {"http", "https"}]

@@ -177,9 +177,13 @@ class ModelNames:
         return next(spec for spec in self.specs.values() if spec.kind is ModelKind.EMBEDDING)
 
     def _known(self, name: str) -> str:
-        """Return which models there are: the ones that an unknown name may mean, or else the first ones."""
-        if meant := near(name[:_SHOWN], self._by_name):
-            return f"did you mean {' or '.join(meant)}? `runed models` lists all {len(self.specs)}"
+        """Return which models there are: those that an unknown name may mean, and the first ones."""
+        names = {each: spec for spec in self.specs.values() for each in (spec.family, spec.name, *spec.aliases)}
+        meant = {names[each].name: each for each in reversed(near(name[:_SHOWN], names))}  # one name of each model
+        asked = f"did you mean {' or '.join(reversed(meant.values()))}? " if meant else ""
         first, others = list(self.specs)[:_FEW], len(self.specs) - _FEW
-        more = f" and {others} others; `runed models` lists all" if others > 0 else ""
-        return f"there are {', '.join(first)}{more}"
+        if others <= 0:
+            return f"{asked}there are {', '.join(first)}"
+        if asked:
+            return f"{asked}`runed models` lists all {len(self.specs)}"
+        return f"there are {', '.join(first)} and {others} others; `runed models` lists all"

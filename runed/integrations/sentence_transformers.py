@@ -287,8 +287,9 @@ def _find_model(client: Client, name: str) -> str | None:
     if wanted in {_plain(default.model_name), _plain(default.model_variant)}:
         return None
     names = names or [default.model_variant or default.model_name]
-    advice = did_you_mean(wanted, names, most=3) or f"; it has {', '.join(names)}"
-    raise UnknownModelError(f"the daemon has no model {name!r}{advice}", metadata={"models": ", ".join(names)})
+    known = ", ".join(names)
+    told = f"the daemon has no model {name!r}{did_you_mean(wanted, names, most=3) or ';'} it has {known}"
+    raise UnknownModelError(told, metadata={"models": known})
 
 
 def _plain(name: str) -> str:

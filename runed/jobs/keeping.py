@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import IO, Any
@@ -91,7 +91,7 @@ def _names(source: Batch, form: str, file: IO[bytes]) -> list[str]:
     return list(dict.fromkeys(name for row in _rows(source, form, file) for name in row))
 
 
-def _rows(source: Batch, form: str, file: IO[bytes]) -> Iterator[dict[str, str | None]]:
+def _rows(source: Batch, form: str, file: IO[bytes]) -> Iterator[Mapping[str, str | None]]:
     """Yield the columns of each text; those of a row that cannot be read are missing."""
     if form in _DELIMITERS:
         with closing(_cells(source, form, file)) as cells:

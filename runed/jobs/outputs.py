@@ -37,6 +37,11 @@ _EXTENSIONS = {
 }
 """The format that each extension of an output tells."""
 
+_STARTS = {"json": b'{"model_identity":', "jsonl": b'{"index":0', "npy": b"\x93NUMPY", "parquet": b"PAR1"}
+"""The first bytes of each format."""
+
+_START_BYTES = 64
+
 _MOST_LINKS = 40
 """Symbolic links that are followed, as many as by Linux."""
 
@@ -310,16 +315,17 @@ def choose_format(name: str | None, output: str) -> str:
     return chosen
 
 
-def is_finished(output: str, source: str, *, resume: bool) -> bool:
+def is_finished(output: str, output_format: str, source: str, *, resume: bool) -> bool:
     """Return whether an earlier job has completed a file, so that nothing is left to do.
 
     Args:
         output: As for `open_output`.
+        output_format: A key of `ENCODERS`.
         source: The path of the input, or "-".
         resume: Whether to go on with an earlier job.
 
     Raises:
-        SettingsError: There is such a file, and `resume` is not set.
+        SettingsError: There is such a file, and `resume` is not set; or it is of another kind.
         RunedError: The input was changed after the file was written.
     """
     if output == STANDARD_STREAM or descriptor_of(output) is not None:
@@ -328,11 +334,14 @@ def is_finished(output: str, source: str, *, resume: bool) -> bool:
     if not target.is_file() or not target.stat().st_size:  # an empty file holds no work, such as one of mktemp
         return False
     part = part_of(target)
+    if part.exists() or journal_of(part).exists():
+        return False  # an interrupted job that was to replace the file; the journal tells what can be done
     if not resume:
         raise SettingsError(f"{output} exists already; add --overwrite to replace it, or name another file")
-    if part.exists() or journal_of(part).exists():
-        return False
     # Without the files of an interrupted job, an output that has its name is complete.
+    with target.open("rb") as file:
+        if not file.read(_START_BYTES).startswith(_STARTS[output_format]):
+            raise SettingsError(f"{output} exists already, and is no output of such a job; add --overwrite to replace it")
     if Path(source).is_file() and Path(source).stat().st_mtime_ns > target.stat().st_mtime_ns:
         raise RunedError(f"{output} is complete, but {source} was changed after it; add --overwrite to embed it anew")
     return True

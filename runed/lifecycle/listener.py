@@ -48,7 +48,7 @@ def dial(path: Path, *, timeout: float | None = None) -> socket.socket:
     except BaseException as error:
         connection.close()
         if isinstance(error, (ConnectionRefusedError, ConnectionResetError, FileNotFoundError, NotADirectoryError)):
-            raise DaemonUnavailableError(f"no daemon listens on {path}; start one with `runed ensure` or `runed`") from None
+            raise DaemonUnavailableError(f"no daemon listens on {path}; start one by `runed ensure`") from None
         if isinstance(error, (BlockingIOError, TimeoutError)) or not isinstance(error, OSError):
             raise
         reason = error.strerror or str(error)
@@ -136,7 +136,9 @@ class Listener:
         except BaseException as error:
             sock.close()
             if isinstance(error, OSError):
-                raise ForeignPathError(f"{path} cannot be listened on: {error.strerror or error}") from None
+                raise ForeignPathError(
+                    f"{path} cannot be listened on: {error.strerror or error}; set RUNED_HOME to another place"
+                ) from None
             raise
 
     @classmethod

@@ -131,13 +131,21 @@ def service_at(home: Path) -> Service:
 def service_of(home: Path) -> Service | None:
     """Return the service of a home that is installed; None if there is none."""
     service = service_at(home)
-    return service if service.files[0].is_file() else None
+    # Path.is_file raises where HOME is another user's, such as after `su`.
+    return service if os.path.isfile(service.files[0]) else None  # noqa: PTH113 # see above
 
 
 def is_dormant(paths: Paths) -> bool:
     """Return whether no daemon runs and a service manager listens for it, so that a connection would start one."""
     service = service_of(paths.home)
     return service is not None and service.listens_itself and not LockFile(paths.daemon_lock).is_held()
+
+
+def _after_stop(name: str) -> str:
+    return (
+        f"the service {name} starts the daemon again with the next call; "
+        "`runed stop --for 10m` keeps it stopped for a time, and `runed service remove` removes the service"
+    )
 
 
 def _suffix(home: Path) -> str:
@@ -158,10 +166,7 @@ class Systemd:
         paths = Paths(home)
         self._paths = paths
         self.files: tuple[Path, ...] = (folder / self._socket, folder / self._service, paths.service_environment)
-        self.after_stop = (
-            f"{self._socket} still listens, so the next call starts the daemon again; "
-            "`runed stop --for 10m` keeps it stopped for a time, and `runed service remove` for good"
-        )
+        self.after_stop = _after_stop(self.name)
         self.trouble = f"systemctl --user status {self._socket} {self._service}"
 
     def command(self) -> list[str]:
@@ -255,7 +260,7 @@ class Launchd:
         self._paths = Paths(home)
         self._domain = f"gui/{os.getuid()}"
         self._target = f"{self._domain}/{self.name}"
-        self.after_stop = f"the next call lets launchd start the daemon again, by its agent {self.name}"
+        self.after_stop = _after_stop(self.name)
         self.trouble = f"launchctl print {self._target}"
 
     def command(self) -> list[str]:

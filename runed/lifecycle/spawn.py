@@ -102,7 +102,9 @@ def ensure_daemon(settings: Settings, *, timeout: float = 60.0, minimum_version:
         except OSError as error:
             # The home may have been removed while the files in it were made.
             if not remaining or not isinstance(error, FileNotFoundError):
-                raise DaemonStartError(f"the daemon cannot be started: {explain(error)}") from None
+                raise DaemonStartError(
+                    f"the daemon cannot be started: {explain(error)}; `runed doctor` looks for the cause"
+                ) from None
     raise AssertionError("the last try returns or raises")
 
 

@@ -137,7 +137,9 @@ class CentroidStore:
         facts = {"dim": str(header.dim), "model_dim": str(self._dim)}
         if header.dim != self._dim:
             raise BadCentroidsError(
-                f"the centroids have {header.dim} values each, but the vectors of this model have {self._dim}", metadata=facts
+                f"the centroids have {header.dim} values each, but the vectors of this model have {self._dim}; "
+                "make the set of vectors of this model",
+                metadata=facts,
             )
         limit = MAX_SET_BYTES // (4 * self._dim)
         if not 1 <= header.nlist <= limit:

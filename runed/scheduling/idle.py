@@ -13,10 +13,13 @@ class IdleClock:
     Args:
         timeout: Seconds of idleness; 0 means that the clock never fires.
         suspend: Stops the engine. Work may arrive while it runs.
+
+    Attributes:
+        timeout: As above; 0 once it is closed.
     """
 
     def __init__(self, timeout: float, suspend: Callable[[], Awaitable[None]]) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self._suspend = suspend
         self._in_flight = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -36,12 +39,12 @@ class IdleClock:
             yield
         finally:
             self._in_flight -= 1
-            if self._in_flight == 0 and self._timeout > 0:
-                self._timer = asyncio.get_running_loop().call_later(self._timeout, self._fire)
+            if self._in_flight == 0 and self.timeout > 0:
+                self._timer = asyncio.get_running_loop().call_later(self.timeout, self._fire)
 
     async def close(self) -> None:
         """Stop the clock, and wait for a suspension that is under way."""
-        self._timeout = 0
+        self.timeout = 0
         self._cancel_timer()
         if self._suspending is not None:
             await asyncio.wait([self._suspending])

@@ -58,7 +58,7 @@ class Scheduler:
         traits: The traits of the model.
         centroids: The centroid set to route by.
         name: The name of the model.
-        idle_timeout: As above.
+        idle: Stops the engine when no text has come for `idle_timeout` seconds.
         demand: The calls that wait for the engine, by lane.
         last_used: The time of the last call with texts, in seconds since 1970; 0 before the first one.
     """
@@ -79,7 +79,6 @@ class Scheduler:
     ) -> None:
         self.backend = backend
         self.name = name
-        self.idle_timeout = idle_timeout
         self.demand: Counter[Lane] = Counter()
         self.last_used = 0.0
         self._cache = cache
@@ -90,7 +89,7 @@ class Scheduler:
         self._device = device
         self.traits = traits or traits_of(backend.model)
         self._native_fingerprint = self.fingerprint(backend.model.dim)
-        self._idle = IdleClock(idle_timeout, self._suspend)
+        self.idle = IdleClock(idle_timeout, self._suspend)
         self._batcher = batcher
         self._line = batcher.open(backend, name)
         self._desk = ClaimDesk(
@@ -108,11 +107,6 @@ class Scheduler:
     def min_dimensions(self) -> int:
         """The fewest values of a vector."""
         return min_dimensions(self.backend.model, self.traits)
-
-    @property
-    def seconds_until_sleep(self) -> float:
-        """Seconds until the engine is stopped, if no text comes; 0 while it works, and if it never sleeps."""
-        return self._idle.remaining
 
     @property
     def load(self) -> Load:
@@ -254,7 +248,7 @@ class Scheduler:
 
     async def close(self, *, replaced: bool = False) -> None:
         """Stop the clock and the backend, and fail waiting texts. `replaced` tells whether another scheduler takes over."""
-        await self._idle.close()
+        await self.idle.close()
         await self._batcher.close(self._line, replaced=replaced)
         self._router.close()
         await self.backend.stop()
@@ -264,7 +258,7 @@ class Scheduler:
         """Keep the engine awake inside the block, for a call of a lane."""
         self.demand[lane] += 1
         try:
-            with self._idle.busy():
+            with self.idle.busy():
                 yield
         finally:
             self.demand[lane] -= 1
@@ -290,6 +284,6 @@ class Scheduler:
         )
 
     async def _suspend(self) -> None:
-        _log.info("engine suspended", model=self.name, idle_seconds=self.idle_timeout)
+        _log.info("engine suspended", model=self.name, idle_seconds=self.idle.timeout)
         await self.backend.stop()
         release_free_memory()

@@ -161,6 +161,18 @@ def test_default_port_of_http_may_be_left_out() -> None:
     assert refusal.status == 403
 
 
+def test_port_for_other_machines_takes_each_host_with_the_token_and_none_without() -> None:
+    gate = token_gate(token="t" * 16, port=8321, exposed=True)
+    token = (b"authorization", b"Bearer " + b"t" * 16)
+    for host in (b"runed:8321", b"10.1.2.3", b"localhost:8321"):
+        assert gate(Head(b"GET", b"/v1/models", [(b"host", host), token], "1.1")) is None
+        refusal = gate(Head(b"GET", b"/v1/models", [(b"host", host)], "1.1"))
+        assert refusal is not None
+        assert refusal.status == 401
+    with pytest.raises(ValueError, match="needs a token"):
+        token_gate(token=None, port=8321, exposed=True)
+
+
 async def test_request_of_http_1_0_without_a_host_is_refused(port: Port) -> None:
     reader, writer = await asyncio.open_connection(*port.http.sock.getsockname()[:2])
     writer.write(f"GET /v1/models HTTP/1.0\r\nauthorization: Bearer {port.http.token}\r\n\r\n".encode())

@@ -21,6 +21,7 @@ from runed.api.app import build_app, build_port_app
 from runed.api.openai.token_guard import token_gate
 from runed.api.page.access import LINK_SECONDS, NO_ACCESS, SESSION_SECONDS, Access
 from runed.domain.history import Failure, LastHour, Slot, Work
+from runed.domain.status import ConnectedClient
 from runed.lifecycle.loopback import Loopback
 from runed.server import Head, Server
 from tests.fakes.fake_host import LOAD, FakeHost
@@ -71,7 +72,11 @@ class Port:
 @pytest.fixture(params=[True], ids=["token"])
 async def port(request: pytest.FixtureRequest, home: Path) -> AsyncIterator[Port]:
     """A port that needs the token, unless the test says False."""
-    host, clock, before = FakeHost(load=LOAD, hour=HOUR), Clock(), asyncio.all_tasks()
+    host, clock, before = (
+        FakeHost(load=LOAD, hour=HOUR, clients=[ConnectedClient(7, "python", 2)]),
+        Clock(),
+        asyncio.all_tasks(),
+    )
     needs_token = bool(request.param)
     with Loopback.open(("127.0.0.1", 0), home / "http.token" if needs_token else None) as http:
         access = Access(http.url, http.port, needs_link=needs_token, clock=clock)
@@ -357,6 +362,7 @@ async def test_state_has_everything_that_the_page_shows_and_later_slots_alone_if
     assert [work | {"seconds": 0} for work in state["work"]] == [
         {"kind": "stream", "client": "unix:7", "model": "fake.f32", "texts": 5, "seconds": 0}
     ]
+    assert state["clients"] == [{"pid": 7, "name": "python", "connections": 2}]
     assert state["errors"] == [{"reason": "QUEUE_FULL", "times": 2, "last_at": 1000.5}]
     assert state["history"]["rows"] == [[11, 6, 60, 0, 0, 0.0, 0.0, 0, 7]]
     assert state["history"]["columns"][:2] == ["number", "texts"]

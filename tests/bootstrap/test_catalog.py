@@ -159,9 +159,15 @@ def test_a_family_means_its_first_variant_and_that_of_the_default_model_its_defa
     catalog = build_catalog(HOME, packaged)
     assert catalog.find("qwen3-embedding-0.6b").name == "qwen3-embedding-0.6b.q6_K"
     assert catalog.find("BGE-M3").name == "bge-m3.q8_0"
-    for unknown in ("../bge-m3", "models/bge-m3", "bge-m3.", "bge", "bge-m3.q8_0.gguf", "x" * 1000):
-        with pytest.raises(UnknownModelError, match=r"there is no model .*; there are qwen3-embedding-0.6b.q6_K, "):
-            catalog.find(unknown)
+    for near in ("../bge-m3", "models/bge-m3", "bge-m3.", "bge", "bge-m3.q8_0.gguf"):
+        with pytest.raises(UnknownModelError, match=r"there is no model .*; did you mean bge-.*\? `runed models` lists all"):
+            catalog.find(near)
+    with pytest.raises(
+        UnknownModelError, match=r"there is no model .*; there are qwen3-embedding-0.6b.q6_K, .* others; "
+    ) as error:
+        catalog.find("x" * 1000)
+    assert len(error.value.message) < 400
+    assert error.value.metadata["models"].count(", ") == len(catalog.specs) - 1
 
 
 # Versions

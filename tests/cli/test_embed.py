@@ -147,7 +147,7 @@ def test_format_follows_the_extension_and_an_option_beats_it(served: Cli, tmp_pa
     assert served.run("embed", "-o", str(path), "x").returncode == 0
     start = {"json": b'{"model_identity":', "jsonl": b'{"index":0', "npy": b"\x93NUMPY"}[extension]
     assert path.read_bytes().startswith(start)
-    assert served.run("embed", "--format", "npy", "-o", str(path), "x").returncode == 0
+    assert served.run("embed", "--format", "npy", "-o", str(path), "--overwrite", "x").returncode == 0
     assert path.read_bytes().startswith(b"\x93NUMPY")
 
 
@@ -157,7 +157,7 @@ def test_output_file_keeps_its_mode_and_its_link(served: Cli, tmp_path: Path) ->
     target.chmod(0o640)
     link = tmp_path / "link.json"
     link.symlink_to(target)
-    assert served.run("embed", "-o", str(link), "x").returncode == 0
+    assert served.run("embed", "-o", str(link), "--overwrite", "x").returncode == 0
     assert link.is_symlink()
     assert target.stat().st_mode & 0o777 == 0o640
     assert json.loads(target.read_text())["dim"] == 64
@@ -234,7 +234,7 @@ def test_text_refused_in_the_middle_is_named_and_output_is_visibly_incomplete(
 def test_output_file_of_a_failed_run_is_as_before(served: Cli, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("the result of yesterday")
-    done = served.run("embed", "-o", str(path), "good", TOO_LONG)
+    done = served.run("embed", "-o", str(path), "--overwrite", "good", TOO_LONG)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("runed: argument 2: the text has 12001 tokens")
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]

@@ -17,8 +17,9 @@ import pytest
 
 from runed.cli import main as program
 from runed.cli.main import COMMANDS
+from runed.version import __version__
 from tests.cli.support import SCRIPTS, Cli, finish, press_ctrl_c
-from tests.support import clean_environment, wait_until
+from tests.support import clean_environment
 
 
 @pytest.fixture
@@ -29,6 +30,19 @@ def bare(home: Path) -> Cli:
 
 def readable(screen: str) -> list[str]:
     return screen.replace("\r\n", "\n").splitlines()
+
+
+def served_and_ended(cli: Cli, *arguments: str) -> tuple[int, str, list[str]]:
+    """Run a daemon in the foreground, end it as soon as it serves, and return exit code, output and the lines of its log."""
+    process = cli.start(*arguments)
+    assert process.stderr is not None
+    lines: list[str] = []
+    while not lines or "serving" not in lines[-1]:
+        lines.append(process.stderr.readline().decode())
+        assert lines[-1], lines
+    process.send_signal(signal.SIGTERM)
+    code, output, errors = finish(process)
+    return code, output, [*lines, *errors.splitlines()]
 
 
 # `runed` alone
@@ -43,19 +57,16 @@ def test_a_person_gets_help_and_nothing_starts(bare: Cli) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("serve",)])
 def test_a_program_gets_the_daemon_with_a_log_in_json(bare: Cli, arguments: tuple[str, ...]) -> None:
-    process = bare.start(*arguments)
-    wait_until(bare.paths.socket.exists, what="the socket")
-    process.send_signal(signal.SIGTERM)
-    code, output, errors = finish(process)
+    code, output, lines = served_and_ended(bare, *arguments)
     assert (code, output) == (0, "")
-    assert {"serving", "stopped"} <= {json.loads(line)["message"] for line in errors.splitlines()}
+    assert {"serving", "stopped"} <= {json.loads(line)["message"] for line in lines}
 
 
 def test_a_daemon_on_a_terminal_says_what_it_is_and_where_and_how_to_stop_it(bare: Cli) -> None:
     shown = bare.run_on_terminal("serve", stdout_too=True, once_shown="serving", then=press_ctrl_c)
     first, *lines = readable(shown.screen)
     assert shown.returncode == 0
-    assert first == f"runed {program.__version__} of {bare.home}; Ctrl-C or `runed stop` ends it"
+    assert first == f"runed {__version__} of {bare.home}; Ctrl-C or `runed stop` ends it"
     serving = next(line for line in lines if "serving" in line)
     assert re.fullmatch(r"\d\d:\d\d:\d\d  serving  socket=\S+  pid=\d+  version=\S+", serving)
     assert str(bare.paths.socket) in serving
@@ -68,10 +79,7 @@ def test_the_form_of_the_log_can_be_chosen(bare: Cli, form: str) -> None:
         lines = readable(chosen.run_on_terminal("serve", once_shown='"serving"', then=press_ctrl_c).screen)
         assert "serving" in {json.loads(line)["message"] for line in lines if line.startswith("{")}
     else:
-        process = chosen.start("serve")
-        wait_until(bare.paths.socket.exists, what="the socket")
-        process.send_signal(signal.SIGTERM)
-        lines = finish(process)[2].splitlines()
+        lines = served_and_ended(chosen, "serve")[2]
         assert any(line[8:].startswith("  stopped  uptime_seconds=") for line in lines)
     assert not [line for line in lines if line.startswith("{")] or form == "json"
 

@@ -186,7 +186,7 @@ def test_an_array_is_read_as_its_elements_would_be_as_lines(
         for mark in (b"", b"\xef\xbb\xbf\r\n "):
             items = items_of(tmp_path / name, mark + json.dumps(document, indent=indent).encode())
             assert [(item.text, item.id) for item in items] == expected
-    assert items[1].origin == f"{tmp_path}/t.jsonl, element 2"
+    assert items_of(tmp_path / "t.json", b'["a", "b"]')[1].origin == f"{tmp_path}/t.json, element 2"
     assert items_of(tmp_path / "t.json", b" [ ] ") == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -107,7 +108,7 @@ def test_a_name_that_is_no_model_is_answered_with_those_that_are(bare: Cli, comm
     done = bare.run(command, name)
     assert done.returncode == 1
     assert done.stderr.startswith("runed: there is no model ")
-    assert "; there are qwen3-embedding-0.6b.q6_K, " in done.stderr
+    assert re.search("; (there are qwen3-embedding-0.6b.q6_K, |did you mean )", done.stderr)
     assert "\x1b" not in done.stderr
     assert len(done.stderr) < 1000
 

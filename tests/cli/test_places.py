@@ -114,4 +114,6 @@ def test_directory_that_cannot_be_written_to_is_named(home: Path, name: str) -> 
         path.chmod(0o500 if path == home / name else 0o700)
     done = run_as(OTHER, "from runed.cli.main import main\nmain(['ensure'])", RUNED_HOME=str(home))
     file = home / (f"{name}/daemon.log" if name else "spawn.lock")
-    assert done.stderr == f"runed: the daemon cannot be started: {file}: Permission denied\n"
+    assert (
+        done.stderr == f"runed: the daemon cannot be started: {file}: Permission denied; `runed doctor` looks for the cause\n"
+    )

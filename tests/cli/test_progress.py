@@ -48,7 +48,52 @@ def write_program(home: Path, source: str) -> str:
 
 def test_what_follows_a_full_bar_is_not_marked_as_done_before_it_is(home: Path) -> None:
     shown = Cli(home).run_on_terminal(program=write_program(home, STEPS))
+    words = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.screen)
     assert shown.returncode == 0
-    assert "✓ downloading" in shown.screen
-    assert "✓ quantizing 0" not in shown.screen
-    assert "✓ quantizing 2" in shown.screen
+    assert "✓ downloading" in words
+    assert "✓ quantizing 0" not in words
+    assert "✓ quantizing 2" in words
+
+
+FULL = """
+import sys, time
+from runed.cli.progress import ProgressDisplay
+with ProgressDisplay(keep=True) as display:
+    display.update("model", 5_000_000, 5_000_000)
+    time.sleep(0.5)
+    {ending}
+"""
+
+
+def test_a_full_bar_has_no_mark_before_the_end_of_its_step(home: Path) -> None:
+    """Such as a download whose hash is compared."""
+    interrupted = Cli(home).run_on_terminal(program=write_program(home, FULL.format(ending="raise KeyboardInterrupt")))
+    assert "5.0/5.0 MB" in interrupted.screen
+    assert "✓" not in interrupted.screen
+    assert "✓" in Cli(home).run_on_terminal(program=write_program(home, FULL.format(ending=""))).screen
+
+
+TIMELESS = """
+import time
+from runed.cli.progress import ProgressDisplay
+with ProgressDisplay(keep=True) as display:
+    display.update("engine", detail="starting the engine")
+    time.sleep(0.3)
+"""
+
+
+def test_work_without_bytes_has_no_time_that_is_left(home: Path) -> None:
+    shown = Cli(home).run_on_terminal(program=write_program(home, TIMELESS))
+    assert "starting the engine" in shown.screen
+    assert not re.search(r"[-\d]:[-\d]{2}:[-\d]{2}", shown.screen)
+
+
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
+
+
+def test_bars_have_one_colour_that_fits_light_and_dark_and_none_if_nobody_wants_it(home: Path) -> None:
+    program = write_program(home, RATE)
+    shown = Cli(home).run_on_terminal(program=program)
+    assert set(COLOUR.findall(shown.screen)) == {"\x1b[32m"}
+    plain = Cli(home).with_environment(NO_COLOR="1").run_on_terminal(program=program)
+    assert not COLOUR.search(plain.screen)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -63,10 +64,10 @@ def done_rows(output: Path) -> int:
     return int(json.loads(lines[-1])["done"]) if lines else 0
 
 
-def interrupt_after(texts: Path, output: Path, answered: int) -> None:
+def interrupt_after(texts: Path, output: Path, answered: int, *arguments: str) -> None:
     """Run a job during which the daemon goes away."""
     with pytest.raises(RunedError, match="stand-in: gone"):
-        jobs.here("--batch", texts, "-o", output, options=Options(lost_after=answered))
+        jobs.here("--batch", texts, "-o", output, *arguments, options=Options(lost_after=answered))
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "npy", "parquet"])
@@ -353,13 +354,16 @@ def test_two_at_once_do_not_write_the_same_file(texts: Path, tmp_path: Path) -> 
                 jobs.here("--batch", texts, "-o", output, *arguments)
     finally:
         _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, b"")
+    assert (process.returncode, errors.count(b"\n")) == (0, 1), errors
     assert np.load(output).shape == (COUNT, DIM)
 
 
 def test_resume_without_anything_to_go_on_with_begins(texts: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.npy"
     output.write_bytes(b"the result of yesterday")
+    with pytest.raises(SettingsError, match="exists already, and is no output of such a job; add --overwrite"):
+        jobs.here("--batch", texts, "-o", output, "--resume")
+    output.unlink()
     assert jobs.here("--batch", texts, "-o", output, "--resume") == 0
     assert np.load(output).shape == (COUNT, DIM)
 
@@ -368,7 +372,7 @@ def test_existing_file_stays_until_the_job_is_complete(texts: Path, tmp_path: Pa
     output = tmp_path / "out.npy"
     output.write_bytes(b"the result of yesterday")
     output.chmod(0o640)
-    interrupt_after(texts, output, 1000)
+    interrupt_after(texts, output, 1000, "--overwrite")
     assert output.read_bytes() == b"the result of yesterday"
     assert jobs.here("--batch", texts, "-o", output, "--resume") == 0
     assert np.load(output).shape == (COUNT, DIM)
@@ -399,7 +403,8 @@ def test_real_job_that_is_killed_gives_the_same_file(served: Cli, tmp_path: Path
         done = done_rows(output)
         assert (process.returncode, 0 < done < 500) == (-signal.SIGKILL, True)
     last = served.run("embed", "--batch", os.fspath(texts), "-o", os.fspath(output), "--resume")
-    assert (last.returncode, last.stdout, last.stderr) == (0, "", "")
+    assert (last.returncode, last.stdout) == (0, "")
+    assert re.fullmatch(rf"runed: 500 texts \({done} of them by an earlier run\), .*\n", last.stderr)
     # All vectors come from the daemon's cache now, so that not even the last digits may differ.
     assert served.run("embed", "--batch", os.fspath(texts), "-o", os.fspath(whole)).returncode == 0
     assert output.read_bytes() == whole.read_bytes()

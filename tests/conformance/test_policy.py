@@ -590,9 +590,9 @@ def test_the_model_of_a_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     def note(method: str) -> None:
         answer = getattr(daemon, method)
 
-        def noted(model: str = "") -> object:
+        def noted(model: str = "", **details: bool) -> object:
             asked.append(model)
-            return answer(model)
+            return answer(model, **details)
 
         monkeypatch.setattr(daemon, method, noted)
 

@@ -25,7 +25,7 @@ from runed.api.openai.token_guard import token_gate
 from runed.api.page.access import Access
 from runed.domain.history import SLOTS, Failure, LastHour, Slot, Work
 from runed.domain.model_status import ModelRoom, ModelStatus
-from runed.domain.status import LoadingPhase, Status
+from runed.domain.status import ConnectedClient, LoadingPhase, Status
 from runed.lifecycle.loopback import Loopback
 from runed.server import Server
 from tests.fakes.fake_host import LOAD, FakeHost
@@ -102,6 +102,8 @@ def _arrange(host: FakeHost, access: Access, clock: list[float], wanted: dict[st
                 host.phase = LoadingPhase[value] if value else None
             case "hour":
                 host.hour = busy_hour() if value else LastHour()
+            case "clients":
+                host.clients = [ConnectedClient(*row) for row in value]
             case "failures":
                 host.hour = replace(host.hour, failures=[Failure(reason, 1, time.time()) for reason in value])
             case _:

@@ -140,7 +140,7 @@ export class Target {
         return undefined;
       }
       if (ABSENT.has(what)) {
-        const absent = `no daemon listens on ${this.socket}; start one with \`runed ensure\` or \`runed\``;
+        const absent = `no daemon listens on ${this.socket}; start one by \`runed ensure\``;
         throw new RunedError("DAEMON_UNAVAILABLE", absent, { cause: error });
       }
       const foreign = `${this.socket} cannot be connected to: ${what}; set RUNED_HOME to another place`;

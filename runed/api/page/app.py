@@ -138,7 +138,7 @@ def _state_route(host: Host) -> Route:
 
 async def _state(host: Host, since: int) -> dict[str, object]:
     """Return what the page shows. It has no text of a caller, and no name that a caller chose."""
-    info, health, room, hour = host.info(), host.health(), host.room(), host.last_hour(since)
+    info, health, room, hour = host.info(), host.health(detailed=True), host.room(), host.last_hour(since)
     try:
         async with asyncio.timeout(_MODELS_SECONDS):
             models: list[ModelStatus] = await host.models()
@@ -169,6 +169,7 @@ async def _state(host: Host, since: int) -> dict[str, object]:
             {"kind": work.kind, "client": work.client, "model": work.model, "texts": work.texts, "seconds": now - work.began}
             for work in hour.works
         ],
+        "clients": [{"pid": each.pid, "name": each.name, "connections": each.connections} for each in health.clients],
         "errors": [{"reason": each.reason, "times": each.times, "last_at": each.last_at} for each in hour.failures],
         "history": {
             "slot_seconds": SLOT_SECONDS,

@@ -73,7 +73,8 @@ class Key:
             )
         if not value.isascii() or not value.isprintable() or " " in value:
             raise BackendUnavailableError(
-                f"{place} holds something that is no key: it has spaces, control characters or characters that are not ASCII"
+                f"{place} holds something that is no key: it has spaces, control characters or characters that are not ASCII; "
+                "put the key alone there"
             )
         return value
 

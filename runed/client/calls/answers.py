@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from runed_proto.runed.v1.runed_pb2 import (
     EmbedBatchResponse,
     EmbedResponse,
@@ -48,15 +49,11 @@ class SpaceGuard:
 
 def vector_of(values: Sequence[float]) -> Vectors:
     """Return the values of a vector as an array, float32, shape (dim,)."""
-    import numpy as np  # noqa: PLC0415 # see `runed.client.types.Vectors`
-
     return np.array(values, dtype=np.float32)
 
 
 def unfilled(count: int, dim: int) -> Vectors:
     """Return an array for vectors that are still to come, float32, shape (count, dim)."""
-    import numpy as np  # noqa: PLC0415 # as above
-
     return np.empty((count, dim), dtype=np.float32)
 
 

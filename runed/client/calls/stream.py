@@ -113,7 +113,7 @@ class Streaming(Generic[K]):
         finally:
             connection.close()
         if pending.unanswered:
-            raise ShuttingDownError("the daemon ended the stream before it had answered all texts")
+            raise ShuttingDownError("the daemon ended the stream before it had answered all texts; send the others again")
         return []
 
     def _part(self, connection: StreamConnection) -> StreamFlow[K]:

@@ -1,0 +1,87 @@
+"""What the log says, and the archive for a report."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from runed.doctor import CHECKS, Finding, Patient, State, examine, logs
+from runed.doctor import checks as checks_module
+from runed.doctor.bundle import write_bundle
+from runed.lifecycle.asking import Health, Info
+from tests.doctor.conftest import only
+
+Make = Callable[..., Patient]
+
+
+def line(level: str, message: str, *, age: timedelta = timedelta(), **facts: str) -> str:
+    moment = (datetime.now(UTC) - age).isoformat().replace("+00:00", "Z")
+    return json.dumps({"timestamp": moment, "level": level, "message": message, **facts, "logger": "runed"})
+
+
+def test_the_last_errors_are_explained(patient: Make) -> None:
+    subject = patient()
+    assert only(logs.last_errors, subject).state.value == "ok"
+    subject.paths.logs.mkdir()
+    lines = [
+        line("info", "serving"),
+        "Traceback (most recent call last):",
+        line("error", "long ago", age=timedelta(days=2)),
+        line("warning", "a device failed"),
+        line("error", "the bootstrap failed", reason="DISK_FULL"),
+        line("error", "failure in the event loop", error_type="builtins.ValueError"),
+    ]
+    subject.paths.events_log.write_text("\n".join(lines) + "\n")
+    first, second = logs.last_errors(subject)
+    assert first.detail.endswith("the bootstrap failed: DISK_FULL")
+    assert "RUNED_HOME to a larger disk" in first.remedy
+    assert second.detail.endswith("failure in the event loop: builtins.ValueError")
+    assert "--bundle" in second.remedy
+
+
+def test_a_check_that_breaks_does_not_hide_the_others(patient: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_: Patient) -> Iterator[Finding]:
+        yield from ()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(checks_module, "CHECKS", (breaks, *CHECKS[:2]))
+    found = list(examine(patient()))
+    assert [finding.check for finding in found] == ["breaks", "/proc", "WSL"]
+    assert (found[0].state, "ZeroDivisionError" in found[0].detail) == (State.WARNING, True)
+
+
+def test_the_archive_has_no_secret_and_no_name(patient: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("LOGNAME", "alice")
+    subject = patient(
+        {"RUNED_MANIFEST": "https://me:secretpass@mirror.test/m.json", "RUNED_MODEL": "/home/alice/models/m.gguf"},
+        info=Info(model_name="m"),
+        health=Health(status="OK", message="for alice"),
+    )
+    subject.paths.http_token.write_text("tokensecret\n")
+    subject.paths.logs.mkdir()
+    lines = [
+        line("error", "fetching https://bob:passsecret@mirror.test/x", note="Authorization: Bearer bearersecret"),
+        line("info", "home /home/alice/.runed", detail="tokensecret hf_secretsecret api_key=keysecret"),
+    ]
+    subject.paths.events_log.write_text("\n".join(lines))
+    (subject.paths.logs / "llama-server.log").write_text("a text of a user")
+    target = tmp_path / "report.tar.gz"
+    names = write_bundle(target, subject, [Finding("home", State.FAILED, "/home/alice/.runed is open", "chmod")])
+    assert target.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(target) as archive:
+        contents = {Path(member.name).name: archive.extractfile(member).read().decode() for member in archive}  # type: ignore[union-attr] # all are files
+    assert sorted(contents) == sorted(names)
+    assert {"machine.json", "findings.json", "settings.json", "state.json", "files.txt", "events.log"} <= set(contents)
+    everything = "\n".join(contents.values())
+    for secret in ("secret", "alice", "a text of a user"):
+        assert secret not in everything
+    assert "llama-server.log" in contents["files.txt"]
+    assert json.loads(contents["findings.json"])[0]["detail"].endswith("/USER/.runed is open")
+    assert "mirror.test" in contents["settings.json"]
