@@ -10,10 +10,11 @@ REQUIREMENTS := requirements-dev.txt
 STAMPS := $(VENV)/.stamps
 MINILM := build/all-minilm-l6-v2.f16.gguf
 RERANKER := build/minilm-reranker.f32.gguf
+COLLECTOR := build/collector
 DEMO_ROOT := build/demo-root/manifest.json
 # Tests of frameworks that take seconds to import. All of these tests need an engine.
 ENGINE_ALONE := chroma llama_index
-GO_MODULES := clients/go tests/interop/go
+GO_MODULES := clients/go tests/interop/collector tests/interop/go
 NODE_PACKAGES := clients/ts tests/interop/openai-node tests/interop/ollama-node tests/interop/page-node
 
 # For a shell, which asks for the engine when it is installed.
@@ -58,7 +59,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(MINILM) $(RERANKER) ## Make .venv with runed, rundemo and the development tools
+setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(COLLECTOR) $(MINILM) $(RERANKER) ## Make .venv with runed, rundemo and the development tools
 
 demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
 	@python -m tools.demo
@@ -187,6 +188,10 @@ $(STAMPS)/go: tools/go/go.mod tools/go/go.sum | $(STAMPS)/requirements
 	$(STEP) 'Install the tools that are written in Go' \
 		sh -c 'cd tools/go && GOBIN="$(CURDIR)/$(VENV)/bin" go install -v tool'
 	@touch $@
+
+# The collector of OpenTelemetry, which the tests send to.
+$(COLLECTOR): $(wildcard tests/interop/collector/*) | $(STAMPS)/go
+	$(STEP) 'Build the collector of OpenTelemetry' sh -c 'cd tests/interop/collector && go build -o "$(CURDIR)/$@" .'
 
 $(STAMPS)/node: $(NODE_PACKAGES:%=%/package-lock.json) | $(STAMPS)/requirements
 	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' 2>/dev/null || \

@@ -197,6 +197,16 @@ describe("the program that starts the daemon", () => {
     chmodSync(path, 0o755);
   }
 
+  it("is kept stopped: says until when", async () => {
+    const refusing = join(empty, "kept", "runed");
+    program(refusing, '{"error": {"reason": "KEPT_STOPPED", "message": "it is kept stopped until 14:05"}}', 1);
+    writeFileSync(join(empty, "config.json"), JSON.stringify({ version: 1, runed_binary: refusing }));
+    const refused = await refusal(connect({ home: empty }));
+    assert.deepEqual([refused.reason, refused.code], ["KEPT_STOPPED", "UNAVAILABLE"]);
+    assert.match(refused.message, /until 14:05/);
+    rmSync(join(empty, "config.json"));
+  });
+
   it("is missing: says where it was looked for and what to do", async () => {
     process.env.PATH = join(empty, "nowhere");
     const refused = await refusal(connect({ home: empty }));
