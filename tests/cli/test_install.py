@@ -277,7 +277,8 @@ def test_a_client_in_a_notebook_shows_a_download_although_there_is_no_terminal(f
     assert process.stderr is not None
     shown = b""
     while b"50%" not in shown:
-        assert (data := os.read(process.stderr.fileno(), 4096)), shown
+        data = os.read(process.stderr.fileno(), 4096)
+        assert data, shown
         shown += data
     stall.set()
     output, _ = process.communicate(timeout=60)
