@@ -107,6 +107,11 @@ def use(recorder: Recorder | None) -> None:
     _recorder = recorder
 
 
+def is_on() -> bool:
+    """Return whether calls are recorded. Without that, nobody need gather what is told of them."""
+    return _recorder is not None
+
+
 def arrive(scope: MutableMapping[str, Any]) -> None:
     """Take the headers that name a client's span out of a request. They differ each time, and what follows from a head is kept.
 
