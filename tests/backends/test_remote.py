@@ -727,7 +727,7 @@ class TestEndlessAnswers:
         is_met: bool,
     ) -> None:
         backend = await engine(remote.url) if is_met else None
-        seconds = 1.0 if "in time" in told else 60.0
+        seconds = 0.5 if "in time" in told else 60.0
         monkeypatch.setattr(backend_module, "_MEETING_SECONDS", seconds)
         remote.behaviour.raw = answer
         before = psutil.Process().memory_info().rss
