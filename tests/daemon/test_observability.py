@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from runed.version import __version__
-from tests.support import RunningDaemon
+from tests.support import RunningDaemon, wait_until
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "grafana" / "runed.json"
@@ -86,6 +86,8 @@ def test_calls_errors_wakeups_and_engines_are_told(metrics: str) -> None:
 
 def test_a_wake_up_is_counted_and_a_replacement_is_not(start_daemon: Start) -> None:
     daemon = start_daemon(RUNED_IDLE_TIMEOUT="300ms")
+    wait_until(daemon.health, what="a daemon that listens")
+    daemon.call("Embed", {"text": "tea"})
     daemon.wait_for("STATUS_IDLE")
 
     def wakeups() -> float:

@@ -127,7 +127,7 @@ def test_the_way_of_each_kind_of_call_is_traced_and_no_text_is(start_daemon: Sta
         return [span for span in collector.spans() if "gen_ai.operation.name" in span["facts"]]
 
     wait_until(lambda: len(calls()) == 7, timeout=60, what="the spans of all calls")
-    wait_until(lambda: "gen_ai.client.embeddings.duration" in collector.metrics(), timeout=60, what="metrics")
+    wait_until(lambda: {"method": "Embed", "code": "not_found"} in methods(collector), timeout=60, what="the metrics of all")
     ordered = sorted(calls(), key=lambda span: int(span["startTimeUnixNano"]))
     model = client_model(daemon)
     assert [span["name"] for span in ordered] == [
@@ -168,9 +168,13 @@ def test_the_way_of_each_kind_of_call_is_traced_and_no_text_is(start_daemon: Sta
     assert (engine["name"], engine["kind"]) == ("engine", 3)
     metrics = collector.metrics()
     assert metrics["gen_ai.client.embeddings.duration"]["unit"] == "s"
-    points = metrics["runed_request_duration_seconds"]["histogram"]["dataPoints"]
-    assert {"method": "Embed", "code": "not_found"} in [facts(point) for point in points]
     assert not any("nobody" in line for line in collector.lines)
+
+
+def methods(collector: Collector) -> list[dict[str, Any]]:
+    """Return the labels of the calls that were counted."""
+    metric = collector.metrics().get("runed_request_duration_seconds", {"histogram": {}})
+    return [facts(point) for point in metric["histogram"].get("dataPoints", [])]
 
 
 def client_model(daemon: RunningDaemon) -> str:
@@ -206,10 +210,10 @@ def test_a_collector_that_takes_nothing_holds_nothing_up(start_daemon: Start, *,
         daemon = start_daemon(**quick(f"http://127.0.0.1:{sock.getsockname()[1]}"), OTEL_BSP_MAX_QUEUE_SIZE="600")
         sending(daemon)
         with runed.connect(socket_path=daemon.socket) as client:
-            for _ in range(1500):
+            for _ in range(800):
                 client.embed("tea")
         wait_until(lambda: "took nothing" in daemon.log(), timeout=60, what="a line about it")
-        assert daemon.log().count("took nothing") == 1
+        assert daemon.log().count("took nothing") < 4  # one a minute, while the SDK complains every second
         assert daemon.stop(timeout=60) == 0
 
 

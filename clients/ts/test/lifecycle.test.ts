@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { ConnectError, createClient } from "@connectrpc/connect";
@@ -89,6 +89,16 @@ describe("a daemon that the client starts", { concurrency: false }, () => {
     assert.equal((await client.embed("hello world")).length, 64);
     assert.notEqual((await client.health()).pid, before.pid);
     await client.close();
+  });
+
+  it("gets the collector of the application, and not its name", { skip: process.platform !== "linux" }, async () => {
+    await run("runed", ["stop"], { env: { ...process.env, RUNED_HOME: home.path } });
+    const variables = { OTEL_EXPORTER_OTLP_ENDPOINT: "http://127.0.0.1:9", OTEL_SERVICE_NAME: "shop" };
+    const pid = await script("const c = await connect(); console.log((await c.health()).pid); await c.close();", variables);
+    const environment = readFileSync(`/proc/${pid}/environ`, "utf8").split("\0");
+    assert.ok(environment.includes("OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:9"));
+    assert.ok(!environment.includes("OTEL_SERVICE_NAME=shop"));
+    await run("runed", ["stop"], { env: { ...process.env, RUNED_HOME: home.path } });
   });
 
   it("is started by the generated client, over each protocol", async () => {
