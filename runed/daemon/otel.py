@@ -60,8 +60,9 @@ class Exporter:
         is_off = _is("OTEL_SDK_DISABLED", "true")
         if not is_off and not _is("OTEL_TRACES_EXPORTER", "none"):
             self._provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
-            self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=_session())))
-            tracing.use(SpanRecorder(self._provider.get_tracer("runed", __version__)))
+            processor = BatchSpanProcessor(OTLPSpanExporter(session=_session()))
+            self._provider.add_span_processor(processor)  # which is ended with it
+            tracing.use(SpanRecorder(self._provider, processor))
         if not is_off and not _is("OTEL_METRICS_EXPORTER", "none"):
             self._exporter = OTLPMetricExporter(session=_session())
             self._sender = threading.Thread(target=self._send_metrics, name="runed-otlp", daemon=True)

@@ -41,8 +41,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 def record(exporter: InMemorySpanExporter, sampler: Sampler | None = None) -> None:
     provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracing.use(SpanRecorder(provider.get_tracer("test")))
+    tracing.use(SpanRecorder(provider, SimpleSpanProcessor(exporter)))
 
 
 def arrive(*headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
@@ -115,6 +114,14 @@ async def test_a_micro_batch_is_linked_to_all_of_its_calls_also_to_one_that_join
     assert len(batch.links) == 4
     assert {link.context.span_id for link in batch.links} == tops
     assert sum(span.name == "queue" for span in spans.get_finished_spans()) == 3
+
+
+async def test_the_links_of_a_text_that_many_ask_for_are_bounded(spans: InMemorySpanExporter) -> None:
+    calls = [tracing.begin("embeddings", {}) for _ in range(500)]
+    with tracing.micro_batch("m", [Text(tuple(call for call in calls if call))], 1.0):
+        pass
+    [batch] = [span for span in spans.get_finished_spans() if span.name == "micro-batch"]
+    assert len(batch.links) == tracing.MOST_CALLERS
 
 
 async def test_an_error_is_told_by_its_reason_alone(spans: InMemorySpanExporter) -> None:
