@@ -82,20 +82,15 @@ def read_config(path: Path, keys: Mapping[str, Any], *, required: bool) -> Any: 
         raise SettingsError(f"{path}: {error}; accepted is a JSON object as in docs/configuration.md") from None
     if config.version != 1:
         raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
-    _warn_of_unknown(path, data, ["version", *keys])
+    _warn_of_misspelt(path, data, ["version", *keys])
     return config
 
 
-def _warn_of_unknown(path: Path, data: bytes, known: Sequence[str]) -> None:
-    """Tell of keys that mean nothing, which are mistakes, unless a newer version of runed wrote them."""
+def _warn_of_misspelt(path: Path, data: bytes, known: Sequence[str]) -> None:
+    """Tell of keys that are like a known one. Others may be comments, or those of a newer version."""
     for key in msgspec.json.decode(data, type=dict[str, msgspec.Raw]):
-        if key not in known and key[:1].isalpha():  # others are comments, or "$schema"
-            warnings.warn(
-                f"{path} has a key {key[:_SHOWN]!r}, which is ignored, since there is no such setting"
-                f"{did_you_mean(key[:_SHOWN], known)}",
-                RunedWarning,
-                stacklevel=2,
-            )
+        if key not in known and (meant := did_you_mean(key[:_SHOWN], known)):
+            warnings.warn(f"{path}: there is no setting {key[:_SHOWN]!r}, so it is ignored{meant}", RunedWarning, stacklevel=2)
 
 
 def with_value(text: str, path: Sequence[str], value: object) -> str:

@@ -18,6 +18,9 @@ _MEGABYTE = 1_000_000
 _STYLE = "green"
 """The colour of marks and bars. It can be read on light and on dark terminals, and all words have the terminal's own colour."""
 
+_BAR = 24
+"""Characters of a bar."""
+
 _DIGITS = re.compile(r"\d+")
 
 
@@ -130,6 +133,7 @@ def _make_bars(*, keep: bool) -> Progress:
     # 60 ms that a command which does not wait does not spend.
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
     from rich.theme import Theme  # noqa: PLC0415
 
@@ -147,8 +151,9 @@ def _make_bars(*, keep: bool) -> Progress:
 
     return Progress(
         Mark(style=_STYLE),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(style="dim", complete_style=_STYLE, finished_style=_STYLE, pulse_style=_STYLE),
+        # The words go over several lines on a narrow terminal, and no figure is cut off.
+        TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
+        BarColumn(bar_width=_BAR, style="dim", complete_style=_STYLE, finished_style=_STYLE, pulse_style=_STYLE),
         TextColumn("{task.fields[amount]}", markup=False),
         Remaining(),
         console=Console(stderr=True, theme=Theme({"progress.remaining": "none"})),

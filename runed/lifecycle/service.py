@@ -5,7 +5,6 @@ Where a service is installed, clients let it start the daemon, so that a home ne
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pwd
 import subprocess
@@ -150,7 +149,11 @@ def _after_stop(name: str) -> str:
 
 def _suffix(home: Path) -> str:
     """Return what tells the service of a home from that of the usual home."""
-    return "" if home == full_path("~/.runed") else f"-{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}"
+    if home == full_path("~/.runed"):
+        return ""
+    import hashlib  # noqa: PLC0415 # 3 ms that the usual home does not spend
+
+    return f"-{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}"
 
 
 class Systemd:

@@ -60,12 +60,13 @@ def test_a_variable_set_to_nothing_counts_as_unset(home: Path) -> None:
     assert load_settings(home=home, environ={"RUNED_CTX_SIZE": "", "RUNED_MODEL": ""}).ctx_size == 2048
 
 
-def test_unknown_keys_are_ignored_with_a_warning_that_names_the_nearest_one(home: Path) -> None:
+def test_unknown_keys_are_ignored_and_misspelt_ones_with_a_warning(home: Path) -> None:
     write_config(home, of_a_newer_version={"x": 1})
-    with pytest.warns(RunedWarning, match="has a key 'of_a_newer_version', which is ignored, since there is no such setting$"):
-        assert load_settings(home=home, environ={}).ctx_size == 2048
+    assert load_settings(home=home, environ={}).ctx_size == 2048
     write_config(home, idel_timeout="5m")
-    with pytest.warns(RunedWarning, match="'idel_timeout'.*; did you mean idle_timeout\\?$"):
+    with pytest.warns(
+        RunedWarning, match=r"there is no setting 'idel_timeout', so it is ignored; did you mean idle_timeout\?$"
+    ):
         assert load_settings(home=home, environ={}).idle_timeout == 600
 
 

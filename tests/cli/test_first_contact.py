@@ -96,8 +96,7 @@ def test_a_log_file_is_json_in_any_case_and_has_the_levels_that_are_wanted(bare:
 
 def test_a_misspelt_key_of_the_configuration_is_told_and_logged(bare: Cli) -> None:
     bare.paths.config.write_text('{"version": 1, "idel_timeout": "5m"}')
-    told = f"{bare.paths.config} has a key 'idel_timeout', which is ignored, since there is no such setting"
-    told += "; did you mean idle_timeout?"
+    told = f"{bare.paths.config}: there is no setting 'idel_timeout', so it is ignored; did you mean idle_timeout?"
     assert bare.run("status").stderr == f"runed: {told}\n"
     assert bare.run("ensure").returncode == 0
     bare.stop()

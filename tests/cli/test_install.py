@@ -266,6 +266,26 @@ def test_a_client_in_a_pipe_shows_no_download(fresh: Cli, origin: Origin) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, "64\n", "")
 
 
+def test_a_client_in_a_notebook_shows_a_download_although_there_is_no_terminal(fresh: Cli, origin: Origin) -> None:
+    """A module in the place of IPython tells that the program is the kernel of a notebook."""
+    stall = origin.stall = threading.Event()
+    path = program(fresh.home)
+    kernel = "types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1))"
+    first, _, rest = Path(path).read_text().partition("\n")
+    Path(path).write_text(f"{first}\nimport sys, types\nsys.modules['IPython'] = {kernel}\n{rest}")
+    process = fresh.start(program=path)
+    assert process.stderr is not None
+    shown = b""
+    while b"50%" not in shown:
+        data = os.read(process.stderr.fileno(), 4096)
+        assert data, shown
+        shown += data
+    stall.set()
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, b"64\n")
+    assert b"\rruned: fetching the model [" in shown
+
+
 def test_ctrl_c_in_a_program_that_waits_says_that_the_daemon_goes_on(fresh: Cli, origin: Origin) -> None:
     origin.stall = threading.Event()
     shown = fresh.run_on_terminal(program=program(fresh.home), once_shown=" 50%", then=press_ctrl_c)

@@ -73,6 +73,23 @@ def test_a_full_bar_has_no_mark_before_the_end_of_its_step(home: Path) -> None:
     assert "✓" in Cli(home).run_on_terminal(program=write_program(home, FULL.format(ending=""))).screen
 
 
+LONG = """
+import time
+from runed.cli.progress import ProgressDisplay
+with ProgressDisplay(keep=True) as display:
+    display.update("model", 400_000, 800_000, detail="waiting for process 1234567, which installs all: " + "x" * 40)
+    time.sleep(0.3)
+    display.update("model", 800_000, 800_000)
+"""
+
+
+def test_a_long_sentence_cuts_off_no_figure(home: Path) -> None:
+    shown = Cli(home).run_on_terminal(program=write_program(home, LONG))
+    words = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.screen)
+    assert "0.4/0.8 MB" in words
+    assert "…" not in words
+
+
 TIMELESS = """
 import time
 from runed.cli.progress import ProgressDisplay

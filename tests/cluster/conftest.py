@@ -101,6 +101,9 @@ def settings(llama_server: Path, minilm: Path) -> dict[str, str]:
     return own | LLAMA_SERVER_ALONE
 
 
+BOTH_NODES = 3
+"""Actors of one processor, of which each of two nodes has some, however Ray places them."""
+
 AGENTS = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
 """The processes of a node of Ray that listen."""
 
