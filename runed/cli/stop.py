@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -16,7 +16,7 @@ from runed.cli.options import duration, seconds
 from runed.cli.status import client_words
 from runed.cli.watching import watched
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError, SettingsError
-from runed.lifecycle.asking import Asker, Connected, Health, look
+from runed.lifecycle.asking import Asker, Connected, Health
 from runed.lifecycle.hold import LONGEST, Hold, write_hold
 from runed.lifecycle.service import service_of
 from runed.lifecycle.spawn import find_process, stop_daemon, wait_for_end
@@ -86,12 +86,15 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     paths = Paths(settings.home)
     started = time.monotonic()
-    health = _ask(paths)
     hold = _keep_stopped(settings, paths, arguments.hold) if arguments.hold else None
-    others = health.others() if health else []
-    if health is not None and not arguments.json:
-        _warn_of_others(health, others, arguments.grace, kept=hold is not None)
-    stopped = _stop(paths, arguments.grace, force=arguments.force)
+    others: list[Connected] = []
+
+    def note(health: Health) -> None:
+        others.extend(health.others())
+        if not arguments.json:
+            _warn_of_others(health, others, arguments.grace, kept=hold is not None)
+
+    stopped = _stop(paths, arguments.grace, force=arguments.force, note=note)
     passed = time.monotonic() - started
     service = service_of(paths.home)
     if service is not None and hold is not None:
@@ -122,14 +125,6 @@ def _keep_stopped(settings: Settings, paths: Paths, seconds: float) -> Hold:
     return hold
 
 
-def _ask(paths: Paths) -> Health | None:
-    """Return the state of the daemon; None if it does not answer, which the stop itself deals with."""
-    try:
-        return look(paths, timeout=1.0)[1]
-    except RunedError:
-        return None
-
-
 def _warn_of_others(health: Health, others: Sequence[Connected], grace: float, *, kept: bool) -> None:
     """Tell who works with the daemon, and that they will start it again."""
     if others:
@@ -144,13 +139,14 @@ def _warn_of_others(health: Health, others: Sequence[Connected], grace: float, *
         complain(f"{health.in_flight_requests} calls are in flight, and have {grace:g} s to end")
 
 
-def _stop(paths: Paths, grace: float, *, force: bool) -> bool:
-    """Stop the daemon. Return whether there was one."""
+def _stop(paths: Paths, grace: float, *, force: bool, note: Callable[[Health], None]) -> bool:
+    """Stop the daemon. Return whether there was one. `note` gets its last state, if it answers."""
     patience = grace + (0 if force else EXIT_SECONDS)
     process = find_process(paths)  # before the call, since the daemon may be gone after it
     with watched(paths, patience=None):
         try:
             with Asker(paths) as asker:
+                note(asker.health(detailed=True))
                 asker.shut_down(math.ceil(grace))
         except (DaemonUnavailableError, DeadlineExceededError):
             # A daemon that does not answer may be draining. A stuck daemon may still obey a signal.

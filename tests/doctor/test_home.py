@@ -101,6 +101,7 @@ def program(folder: Path, version: str) -> Path:
 
 
 def test_installations(patient: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home, "_VERSION_SECONDS", 60.0)
     same = program(tmp_path / "same", __version__)
     monkeypatch.setenv("PATH", f"{same.parent}:/usr/bin:/bin")
     assert only(home.installations, patient()).state.value == "ok"
