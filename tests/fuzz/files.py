@@ -261,6 +261,13 @@ def _read_batch(name: str) -> Callable[[bytes, Path], object]:
     return read
 
 
+def _arrays() -> Sequence[bytes]:
+    return [
+        b'["a text, ]", {"id": 7, "text": "another \\" one", "more": [1, {"a": null}]},\n {"text": "b", "id": "x"}]\n',
+        b"\xef\xbb\xbf [ ]",
+    ]
+
+
 def _lines() -> Sequence[bytes]:
     return [
         b'"a text"\n{"id": 7, "text": "another", "more": [1, {"a": null}]}\n\n{"text": "b", "id": "x"}\n',
@@ -343,6 +350,7 @@ FILE_TARGETS = {
     "vectors": FileTarget(_vectors, _read_vectors, expected=(*EXPECTED, sqlite3.Error)),
     "journal": FileTarget(_journals, _read_journal),
     "jsonl": FileTarget(_lines, _read_batch("in.jsonl"), words=(b'"text":', b'"id":')),
+    "array": FileTarget(_arrays, _read_batch("in.json"), words=(b'"text":', b'"id":', b"[", b"]", b",", b'"', b"\\")),
     "csv": FileTarget(_tables, _read_batch("in.csv"), words=(b"text", b"id", b",", b'"')),
     "lines": FileTarget(_lines, _read_batch("in.txt")),
     "parquet": FileTarget(_parquets, _read_batch("in.parquet")),
