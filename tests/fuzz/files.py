@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -212,7 +213,8 @@ def _read_drivers(data: bytes, folder: Path) -> object:
 
 def _read_settings(data: bytes, folder: Path) -> object:
     _file(folder, "config.json", data)
-    return load_settings(home=folder, environ={})
+    with warnings.catch_warnings(action="ignore"):  # of keys that are like a setting
+        return load_settings(home=folder, environ={})
 
 
 def _centroids() -> Sequence[bytes]:
