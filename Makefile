@@ -10,10 +10,11 @@ REQUIREMENTS := requirements-dev.txt
 STAMPS := $(VENV)/.stamps
 MINILM := build/all-minilm-l6-v2.f16.gguf
 RERANKER := build/minilm-reranker.f32.gguf
+COLLECTOR := build/collector
 DEMO_ROOT := build/demo-root/manifest.json
 # Tests of frameworks that take seconds to import. All of these tests need an engine.
 ENGINE_ALONE := chroma llama_index
-GO_MODULES := clients/go tests/interop/go
+GO_MODULES := clients/go tests/interop/collector tests/interop/go
 NODE_PACKAGES := clients/ts tests/interop/openai-node tests/interop/ollama-node tests/interop/page-node
 
 # For a shell, which asks for the engine when it is installed.
@@ -53,12 +54,12 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check docs test lint pytest test-go test-ts test-cluster pytest-cluster test-recipes pytest-recipes test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture session release
+.PHONY: help setup demo check docs test lint pytest test-go test-ts test-cluster pytest-cluster test-recipes pytest-recipes test-container test-pythons test-lowest mutants chaos fuzz hostile bench gen pins picture session release
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
-setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(MINILM) $(RERANKER) ## Make .venv with runed, rundemo and the development tools
+setup: $(STAMPS)/requirements $(STAMPS)/engine $(STAMPS)/vulkan $(STAMPS)/go $(STAMPS)/node $(COLLECTOR) $(MINILM) $(RERANKER) ## Make .venv with runed, rundemo and the development tools
 
 demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from it and embed
 	@python -m tools.demo
@@ -133,6 +134,9 @@ test-recipes: ## Test the recipes of docs/recipes.md with the packages that they
 pytest-recipes: $(STAMPS)/requirements $(STAMPS)/engine $(MINILM)
 	$(SHOW) pytest -m recipes tests/recipes
 
+test-container: $(STAMPS)/requirements $(STAMPS)/engine $(MINILM) ## Build the image of Containerfile and try it; needs root, buildah and debootstrap
+	@python -m tools.container
+
 mutants: setup ## Change the code in small ways and see which of these changes no test notices
 	@mkdir -p mutants/build # where mutmut copies the model
 	mutmut run $(MUTANTS)
@@ -184,6 +188,10 @@ $(STAMPS)/go: tools/go/go.mod tools/go/go.sum | $(STAMPS)/requirements
 	$(STEP) 'Install the tools that are written in Go' \
 		sh -c 'cd tools/go && GOBIN="$(CURDIR)/$(VENV)/bin" go install -v tool'
 	@touch $@
+
+# The collector of OpenTelemetry, which the tests send to.
+$(COLLECTOR): $(wildcard tests/interop/collector/*) | $(STAMPS)/go
+	$(STEP) 'Build the collector of OpenTelemetry' sh -c 'cd tests/interop/collector && go build -o "$(CURDIR)/$@" .'
 
 $(STAMPS)/node: $(NODE_PACKAGES:%=%/package-lock.json) | $(STAMPS)/requirements
 	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)' 2>/dev/null || \

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -242,6 +241,8 @@ def short_socket_path(path: Path) -> Path:
     """
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path
+    import hashlib  # noqa: PLC0415 # 3 ms that a home with a short path does not spend
+
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     return _alias_dir() / f"runed-{digest}.sock"
 

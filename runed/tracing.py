@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from runed.errors import RunedError
@@ -22,6 +23,9 @@ MODEL = "gen_ai.request.model"
 
 TOKENS = "gen_ai.usage.input_tokens"
 """The name of the attribute that has the number of tokens."""
+
+MOST_CALLERS = 128
+"""Most calls that a micro-batch is linked to, and that are kept for a text."""
 
 _HEADERS = (b"traceparent", b"tracestate")
 """Headers with which a client names its own span (W3C Trace Context)."""
@@ -107,6 +111,11 @@ def use(recorder: Recorder | None) -> None:
     _recorder = recorder
 
 
+def is_on() -> bool:
+    """Return whether calls are recorded. Without that, nobody need gather what is told of them."""
+    return _recorder is not None
+
+
 def arrive(scope: MutableMapping[str, Any]) -> None:
     """Take the headers that name a client's span out of a request. They differ each time, and what follows from a head is kept.
 
@@ -164,7 +173,7 @@ def micro_batch(model: str, texts: Sequence[Waiting], now: float) -> Iterator[No
             yield
         return
     for caller, since in waits.items():
-        caller.child("queue", {MODEL: model}, age=now - since).end({})
+        caller.child("queue", {}, age=now - since).end({})
     span = next(iter(waits)).child("micro-batch", {MODEL: model, "runed.texts": len(texts)})
     with _working_for(span, partial(_finish, span, texts)):
         yield
@@ -201,7 +210,7 @@ def _waits(texts: Sequence[Waiting]) -> dict[Span, float]:
 
 def _finish(span: Span, texts: Sequence[Waiting]) -> Facts:
     """Link a micro-batch to its calls, also to those that have joined meanwhile, and return what is known by now."""
-    for caller in _waits(texts):
+    for caller in islice(_waits(texts), MOST_CALLERS):
         span.link(caller)
     return {TOKENS: sum(text.tokens for text in texts)}
 

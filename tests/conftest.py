@@ -19,7 +19,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 
 MARKERS = {
     "engine": {"llama_server", "minilm", "reranker", "qwen_daemon", "minilm_daemon", "reranker_daemon"},
-    "foreign": {"drivers", "descriptors"},
+    "foreign": {"collector", "drivers", "descriptors"},
 }
 """The fixtures that put a test on a lane of its own, by the marker of that lane."""
 

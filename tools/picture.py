@@ -62,7 +62,7 @@ def draw(layers: list[list[str]], imports: Imports) -> str:
     drawn = layers[:-BASE_LAYERS]
     base = {room for layer in layers[-BASE_LAYERS:] for room in layer}
     shown = {room: imports.get(room, set()) - base for layer in drawn for room in layer}
-    diagram = ["```mermaid", "flowchart TB"]
+    diagram = ["<!-- tested: tests/tools/test_picture.py -->", "", "```mermaid", "flowchart TB"]
     for floor, layer in zip(range(len(drawn) + 1, 1, -1), drawn, strict=True):
         diagram += [f"    subgraph floor{floor}[floor {floor}]", *(f"        {room}" for room in layer), "    end"]
     diagram += ["    subgraph floor1[floor 1: base]", *(f"        {room}" for room in sorted(base)), "    end"]

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -27,14 +28,18 @@ MODEL = ROOT / "build" / "all-minilm-l6-v2.f16.gguf"
 
 COLUMNS = 100
 
-JOB = """for i in $(seq 500); do echo "text number $i"; done > texts.txt"""
+JOB = """for i in $(seq 2000); do echo "text number $i"; done > texts.txt"""
 """Makes the texts of a job, before the session begins."""
+
+JOB_SECONDS = 3.0
+"""Seconds that a job goes on before the next command."""
 
 COMMANDS = (
     'runed embed "hello" | cut -c -96',
-    "runed embed -f texts.txt -o vectors.npy",
-    "runed status",
+    "runed embed -f texts.txt -o vectors.npy &",
+    "runed top --once",
 )
+"""What is shown. A command that ends with & goes on while the next ones run."""
 
 
 def main() -> int:
@@ -56,11 +61,21 @@ def main() -> int:
         }
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNED_")} | own
         subprocess.run(["bash", "-c", f"{JOB}; runed ensure --wait"], cwd=home, env=environment, check=True, timeout=60)
+        background: list[subprocess.Popen[bytes]] = []
         try:
             for command in COMMANDS:
                 console.print(Text(f"$ {command}", "bold green"), highlight=False)
-                console.print(Text.from_ansi(_on_terminal(command, home, environment)), highlight=False)
+                if command.endswith("&"):
+                    background.append(
+                        subprocess.Popen(command.rstrip("& ").split(), cwd=home, env=environment, stderr=subprocess.DEVNULL)
+                    )
+                    time.sleep(JOB_SECONDS)
+                else:
+                    console.print(Text.from_ansi(_on_terminal(command, home, environment)), highlight=False)
         finally:
+            for job in background:
+                job.terminate()
+                job.wait()
             subprocess.run(["runed", "stop"], env=environment, check=True, timeout=60)
     # rich's own format asks another host for its font.
     form = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIENT = ROOT / "clients" / "python"
 
 CHANGES = {
-    'dynamic = ["version"]\n': f'version = "{__version__}"\n',
+    'dynamic = ["readme", "version"]\n': f'dynamic = ["readme"]\nversion = "{__version__}"\n',
     '\n[tool.hatch.version]\npath = "runed/version.py"\n': "",
     "\ndependencies = [\n": f'\ndependencies = [\n    "runed-client=={__version__}",\n',
     'packages = ["runed", "gen/python/runed_proto"]': 'packages = ["runed"]',

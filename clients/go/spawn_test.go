@@ -56,6 +56,27 @@ func TestAStoppedDaemonIsStartedAgain(t *testing.T) {
 	}
 }
 
+func TestTheDaemonGetsTheCollectorOfTheApplicationAndNotItsName(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+	t.Setenv("OTEL_SERVICE_NAME", "shop")
+	client := connect(t)
+	if output, err := exec.Command("runed", "stop").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+	must(client.Embed(t.Context(), "green tea"))(t)
+	pid := must(client.Health(t.Context()))(t).GetPid()
+	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		t.Skip(err) // only Linux shows it
+	}
+	if text := string(environment); !strings.Contains(text, "OTLP_ENDPOINT=http://127.0.0.1:9") || strings.Contains(text, "shop") {
+		t.Error(strings.ReplaceAll(text, "\x00", "\n"))
+	}
+	if output, err := exec.Command("runed", "stop").CombinedOutput(); err != nil { // the next test has another environment
+		t.Fatalf("%v: %s", err, output)
+	}
+}
+
 func TestTheGeneratedClientStartsTheDaemon(t *testing.T) {
 	for _, protocol := range protocols {
 		t.Run(string(protocol), func(t *testing.T) {

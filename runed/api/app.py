@@ -37,7 +37,7 @@ def build_app(host: Host, count: CountCall = count_nothing, access: Access | Non
     """
     rpc = build_rpc_app(host, count)
     api = _json_apis(host, count)
-    links = Later(partial(_build_links, host, access))
+    links = Later(partial(_build_links, host, count, access))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         arrive(scope)
@@ -67,7 +67,7 @@ def build_port_app(host: Host, count: CountCall = count_nothing, access: Access 
     from runed.api.page.access import is_for_page  # noqa: PLC0415 # most daemons have no port
 
     api = _json_apis(host, count)
-    page = Later(partial(_build_page, host, access))
+    page = Later(partial(_build_page, host, count, access))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         arrive(scope)
@@ -124,16 +124,16 @@ def _build_rerank(host: Host, count: CountCall) -> Application:
     return build_rerank_app(host, count)  # type: ignore[return-value] # as above
 
 
-def _build_page(host: Host, access: Access | None) -> Application:
+def _build_page(host: Host, count: CountCall, access: Access | None) -> Application:
     from runed.api.page.app import build_page_app  # noqa: PLC0415 # see `Later`
 
-    return build_page_app(host, access)  # type: ignore[return-value] # as above
+    return build_page_app(host, count, access)  # type: ignore[return-value] # as above
 
 
-def _build_links(host: Host, access: Access | None) -> Application:
+def _build_links(host: Host, count: CountCall, access: Access | None) -> Application:
     from runed.api.page.app import build_link_app  # noqa: PLC0415 # see `Later`
 
-    return build_link_app(host, access)  # type: ignore[return-value] # as above
+    return build_link_app(host, count, access)  # type: ignore[return-value] # as above
 
 
 async def _serve_metrics(host: Host, scope: Scope, send: Send) -> None:

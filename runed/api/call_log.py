@@ -20,7 +20,7 @@ from runed.domain.ranking import RerankAnswer
 from runed.domain.requests import Embedding, Lane, VectorSpace
 from runed.errors import RunedError
 from runed.log import CALLS, get_logger, log_refusal
-from runed.tracing import MODEL, TOKENS, Facts, Span, begin, reason_of
+from runed.tracing import MODEL, TOKENS, Facts, Span, begin, is_on, reason_of
 
 if TYPE_CHECKING:  # the calls of RPC do without it
     from starlette.requests import Request
@@ -160,11 +160,11 @@ def logged_call(method: str, request: Request, *, socket: str, operation: str = 
         operation: What the call does.
     """
     call = Call()
-    on_socket = request.client is None or request.client.host == _UNIX
-    address = socket if on_socket else request.url.hostname or ""
-    call.begin(
-        operation, {"server.address": address, "http.request.method": request.method, "http.route": request.scope["path"]}
-    )
+    if is_on():
+        on_socket = request.client is None or request.client.host == _UNIX
+        address = socket if on_socket else request.url.hostname or ""
+        facts = {"server.address": address, "http.request.method": request.method, "http.route": request.scope["path"]}
+        call.begin(operation, facts)
     code = "ok"
     reason = ""
     try:

@@ -53,10 +53,10 @@ def build_catalog(settings: Settings, manifest: Manifest, ranks: Callable[[Model
         if settings.backend or settings.model
         else settings.default_model or manifest.default(settings.model_variant)
     )
-    names = ModelNames([*own, *others], default=default, aliases=settings.aliases)
+    catalog = ModelNames([*own, *others], default=default, aliases=settings.aliases)
     for spec in own:
-        _check_fallback(spec, names)
-    return names
+        _check_fallback(spec, catalog)
+    return catalog
 
 
 def own_specs(settings: Settings, ranks: Callable[[ModelSpec], bool] = lambda _: False) -> list[ModelSpec]:

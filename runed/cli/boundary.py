@@ -34,7 +34,7 @@ exit codes:
   1    refused or failed; the line on standard error says why
   2    wrong usage, or a setting that cannot be used
   3    no daemon runs, and the command does not start one
-  4    it runs, but something of it is broken (`runed status`, `runed doctor`)
+  4    a daemon runs, and embeddings fail (`runed status`, `runed top`)
   130  interrupted by Ctrl-C; 128 + N: ended by signal N
 """
 

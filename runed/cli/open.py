@@ -34,12 +34,13 @@ ends.
 """
 
 EPILOG = """\
-example:
-  runed open --print     for a browser that this terminal cannot open
-
 with --json, standard output is one JSON object:
   {"url": "...", "expires_in": 60}
 expires_in is null if the port needs no token, and so the page needs no link.
+
+examples:
+  runed open
+  runed open --print     for a browser that this terminal cannot open
 """
 
 _START_SECONDS = 60.0

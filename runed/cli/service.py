@@ -6,6 +6,7 @@ import argparse
 import json
 
 from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.watching import watched
 from runed.lifecycle.installing import install_service, remove_service
 from runed.lifecycle.service import Service, service_of
 from runed.paths import Paths
@@ -24,8 +25,10 @@ A home has one daemon in any case: clients let the service start it.
 """
 
 EPILOG = """\
-example:
-  runed service install && loginctl enable-linger
+examples:
+  runed service install
+  runed service status --json
+  runed service remove
 
 exit codes of `runed service status`: 0 if the service listens, 1 if it is
 installed and does not listen, 3 if it is not installed.
@@ -45,8 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     paths = Paths(settings.home)
     if arguments.action == "remove":
-        return _tell_removal(remove_service(settings), paths, as_json=arguments.json)
-    service = install_service(settings) if arguments.action == "install" else service_of(settings.home)
+        with watched(paths, patience=None):
+            removed = remove_service(settings)
+        return _tell_removal(removed, paths, as_json=arguments.json)
+    if arguments.action == "install":
+        with watched(paths, patience=None):
+            install_service(settings)
+    service = service_of(settings.home)
     if service is not None:
         return _tell_status(service, paths, as_json=arguments.json)
     if arguments.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -39,6 +39,7 @@ from runed.settings import Settings, in_force
 from runed.version import __version__
 
 if TYPE_CHECKING:  # in the functions below, these are imported while the engine is looked for and loads its model
+    from runed.api.page.access import Access
     from runed.backends.llama import LlamaBackend
     from runed.backends.onnx.backend import OnnxBackend
     from runed.caching.cache import VectorCache
@@ -163,21 +164,27 @@ def _build_face(
     add_gauges(metrics, host, pool)
     budget = Budget(settings.request_bytes, metrics.refused, trim_memory)
     clients, strangers = connection_limits()
-    if http is None:
-        servers = [Server(build_app(host, metrics.called), listener.sock, max_connections=clients, budget=budget)]
-    else:
-        from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
-        from runed.api.page.access import Access  # noqa: PLC0415 # as above
 
-        access = Access(http.url, http.port, needs_link=http.token is not None)
-        gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=metrics.called, page=access)
-        app, port_app = build_app(host, metrics.called, access), build_port_app(host, metrics.called, access)
-        servers = [
-            Server(app, listener.sock, max_connections=clients, budget=budget),
-            Server(port_app, http.sock, max_connections=strangers, budget=budget, gate=gate),
-        ]
+    def count(method: str, code: str, seconds: float, reason: str = "", texts: Mapping[str, int] | None = None) -> None:
+        metrics.called(method, code, seconds, reason, texts)
+        history.count_errors(reason, texts or {})
+
+    access = None if http is None else _build_access(http)
+    servers = [Server(build_app(host, count, access), listener.sock, max_connections=clients, budget=budget)]
     host.clients = servers[0].clients
+    if http is not None:
+        from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+
+        gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=count, page=access)
+        app = build_port_app(host, count, access)
+        servers.append(Server(app, http.sock, max_connections=strangers, budget=budget, gate=gate))
     return Face(host, servers, partial(exporting, settings, metrics) if settings.otel_endpoint else contextlib.nullcontext)
+
+
+def _build_access(http: Loopback) -> Access:
+    from runed.api.page.access import Access  # noqa: PLC0415 # as above
+
+    return Access(http.url, http.port, needs_link=http.token is not None)
 
 
 @dataclass(frozen=True, slots=True)

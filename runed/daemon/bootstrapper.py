@@ -98,7 +98,7 @@ class Bootstrapper:
         self._starts = starts
         self._failure: _Failure | None = None
         self._bootstrap: asyncio.Task[None] | None = None
-        # Cleared only while a bootstrap runs that has found nothing to download.
+        # Cleared only while a bootstrap runs that has found nothing to download, or has nothing left but to choose the engine.
         self._settled = asyncio.Event()
 
     @property
@@ -120,7 +120,7 @@ class Bootstrapper:
             self.begin()
 
     async def settle(self) -> None:
-        """Wait for a bootstrap that downloads nothing, for at most `MAX_WAIT` seconds."""
+        """Wait for a bootstrap that downloads nothing more, for at most `MAX_WAIT` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MAX_WAIT):
                 await self._settled.wait()
@@ -214,6 +214,8 @@ class Bootstrapper:
         self.progress = progress
         if progress.downloading:
             self._settled.set()
+        elif progress.phase is Phase.CHOOSING_ENGINE:
+            self._settled.clear()  # all is there, and this takes seconds, as the start of an engine does
 
     def _fail(self, message: str, *, lasting: bool = False) -> None:
         _log.error("bootstrap failed", reason=message)

@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from runed.api.error_codes import CanceledError
 from runed.domain.history import SLOT_SECONDS, SLOTS, Failure, LastHour, Slot, Work
-from runed.errors import RunedError
 from runed.metrics import bucket_of, percentile_of
 
 _STREAM = "stream"
@@ -76,17 +76,17 @@ class History:
         if work.kind != _STREAM:  # the time of a stream is that of its client
             self._times[bucket_of(self._clock() - work.began)] += 1
 
-    def fail(self, error: RunedError) -> None:
-        """Take note of the failure of a call, or of a single text."""
-        self._errors += 1
-        before = self._failures.pop(error.reason, None)
-        self._failures[error.reason] = Failure(error.reason, before.times + 1 if before else 1, time.time())
+    def count_errors(self, reason: str, texts: Mapping[str, int]) -> None:
+        """Count the errors of a call that has ended. A client that has gone is none.
 
-    def fail_each(self, outcomes: Iterable[object]) -> None:
-        """Take note of the errors among the outcomes of texts."""
-        for outcome in outcomes:
-            if isinstance(outcome, RunedError):
-                self.fail(outcome)
+        Args:
+            reason: The reason of the error of the call, or "".
+            texts: The number of texts with errors of their own, by reason.
+        """
+        if reason and reason != CanceledError.reason:
+            self._count_error(reason, 1)
+        for each, times in texts.items():
+            self._count_error(each, times)
 
     def last_hour(self, since: int = 0) -> LastHour:
         """Return what is remembered.
@@ -122,6 +122,11 @@ class History:
             self._slots.append(slot)
         self._number, self._last, self._errors = self._now, sample, 0
         self._times.clear()
+
+    def _count_error(self, reason: str, times: int) -> None:
+        self._errors += times
+        before = self._failures.pop(reason, None)
+        self._failures[reason] = Failure(reason, before.times + times if before else times, time.time())
 
     @property
     def _now(self) -> int:

@@ -16,7 +16,6 @@ from runed.domain.model_status import ModelRoom, ModelStatus, Tokenized
 from runed.domain.ranking import RerankAnswer, RerankOptions
 from runed.domain.requests import Centroid, CentroidHeader, EmbedAnswer, EmbedOptions, StreamAnswer, StreamItem
 from runed.domain.status import ConnectedClient, Health, Info, Status
-from runed.errors import RunedError
 from runed.metrics import Metrics
 from runed.processes import program_title
 
@@ -61,10 +60,7 @@ class DaemonHost:
         with self._counted("batch", client, len(texts)) as work:
             scheduler = await self._pool.scheduler(options.model)
             work.model = scheduler.name
-            answer = await scheduler.embed(texts, options, client=client, per_item_errors=per_item_errors)
-            if per_item_errors:
-                self._history.fail_each(answer.items)
-            return answer
+            return await scheduler.embed(texts, options, client=client, per_item_errors=per_item_errors)
 
     async def embed_stream(
         self, chunks: AsyncIterator[Sequence[StreamItem]], options: EmbedOptions, *, client: str
@@ -77,7 +73,6 @@ class DaemonHost:
             async with contextlib.aclosing(scheduler.embed_stream(source.chunks(), options, client=client)) as answers:
                 async for answer in answers:
                     work.texts += len(answer.results)
-                    self._history.fail_each(result.outcome for result in answer.results)
                     yield answer
             if source.was_cut_off:
                 self._draining.check()
@@ -191,9 +186,6 @@ class DaemonHost:
         work = self._history.begin(kind, client, texts)
         try:
             yield work
-        except RunedError as error:
-            self._history.fail(error)
-            raise
         finally:
             self.in_flight -= 1
             self._history.end(work)

@@ -53,17 +53,17 @@ class Exporter:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._ended = threading.Event()
-        own = {"service.name": "runed", "service.version": __version__, "process.pid": os.getpid()}
+        own: dict[str, str | int] = {"service.name": "runed", "service.version": __version__, "process.pid": os.getpid()}
         self._resource = Resource.create(own).merge(OTELResourceDetector().detect())
         self._provider: TracerProvider | None = None
         self._sender: threading.Thread | None = None
-        if _is_off("OTEL_SDK_DISABLED", "true"):
-            return
-        if not _is_off("OTEL_TRACES_EXPORTER", "none"):
+        is_off = _is("OTEL_SDK_DISABLED", "true")
+        if not is_off and not _is("OTEL_TRACES_EXPORTER", "none"):
             self._provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
-            self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=_session())))
-            tracing.use(SpanRecorder(self._provider.get_tracer("runed", __version__)))
-        if not _is_off("OTEL_METRICS_EXPORTER", "none"):
+            processor = BatchSpanProcessor(OTLPSpanExporter(session=_session()))
+            self._provider.add_span_processor(processor)  # which is ended with it
+            tracing.use(SpanRecorder(self._provider, processor))
+        if not is_off and not _is("OTEL_METRICS_EXPORTER", "none"):
             self._exporter = OTLPMetricExporter(session=_session())
             self._sender = threading.Thread(target=self._send_metrics, name="runed-otlp", daemon=True)
             self._sender.start()
@@ -126,7 +126,7 @@ def _session() -> requests.Session:
     return session
 
 
-def _is_off(variable: str, value: str) -> bool:
+def _is(variable: str, value: str) -> bool:
     return os.environ.get(variable, "").strip().lower() == value
 
 

@@ -57,7 +57,7 @@ def _metrics(family: Family, began: int, now: int) -> Iterator[Metric]:
         if family.name == REQUEST_SECONDS:
             yield _client_duration(points)
         return
-    numbers = [NumberDataPoint(sample.labels, began, now, sample.value) for sample in family.samples]
+    numbers = [NumberDataPoint(sample.labels, began, now, float(sample.value)) for sample in family.samples]
     if family.type == "counter":
         yield Metric(family.name, family.documentation, unit, Sum(numbers, _CUMULATIVE, is_monotonic=True))
     else:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -25,7 +26,7 @@ _RECENT = timedelta(days=1)
 class Line(msgspec.Struct):
     """What every line of the log has, and what lines about errors may have."""
 
-    timestamp: datetime
+    timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
     level: str
     message: str
     reason: str = ""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
+import socket
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -172,30 +174,26 @@ class Info(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
 
 
 class Asker:
-    """One connection to a daemon, for questions one after another.
+    """Asks a daemon, one question after another. A connection is kept as long as the daemon keeps it; one that drains does not.
 
     Args:
         paths: The home of the daemon.
         timeout: Seconds until which all questions have to be answered.
         each: Whether each question has so much time.
 
-    Raises:
+    Each question raises:
         DaemonUnavailableError: No daemon listens. A service manager that does so is not connected to.
-        DeadlineExceededError: It takes no connection in time.
+        DeadlineExceededError: It takes no connection in time, or does not answer.
     """
 
     def __init__(self, paths: Paths, *, timeout: float = ANSWER_SECONDS, each: bool = False) -> None:
+        self._paths = paths
         self._timeout = timeout
         self._each = each
         self._deadline = time.monotonic() + timeout
         self._body = b""
         self._done = False
-        if is_dormant(paths):
-            raise DaemonUnavailableError(f"no daemon runs for {paths.home}; a connection would start one, by its service")
-        try:
-            self._socket = dial(paths.socket, timeout=timeout)
-        except (BlockingIOError, TimeoutError):
-            raise DeadlineExceededError(f"the daemon took no connection within {timeout:g} s; see `runed logs`") from None
+        self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +201,7 @@ class Asker:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._disconnect()
 
     def info(self) -> Info:
         """Return the description of the daemon, as far as it knows its model yet."""
@@ -249,26 +247,45 @@ class Asker:
         self._body, self._done = b"", False
         parser = HttpResponseParser(self)
         try:
-            self._within_deadline()
-            self._socket.sendall(request)
+            connection = self._connected()
+            connection.sendall(request)
             while not self._done:
-                self._within_deadline()
-                if not (data := self._socket.recv(256 * 1024)):
+                connection.settimeout(self._remaining())
+                if not (data := connection.recv(256 * 1024)):
                     raise DaemonUnavailableError("the daemon broke the connection; it ended, or has too many connections")
                 parser.feed_data(data)
-        except TimeoutError:
+        except (BlockingIOError, TimeoutError):
             raise DeadlineExceededError(f"the daemon did not answer within {self._timeout:g} s; see `runed logs`") from None
         except (HttpParserError, HttpParserUpgrade):
             raise RunedError("what listens on the socket does not answer as runed; is it another program's socket?") from None
         except OSError as error:
             raise DaemonUnavailableError(f"the connection to the daemon broke: {error.strerror or error}") from None
+        if not parser.should_keep_alive():
+            self._disconnect()
         return parser.get_status_code(), self._body
 
-    def _within_deadline(self) -> None:
+    def _connected(self) -> socket.socket:
+        if self._socket is not None and select.select([self._socket], [], [], 0)[0]:
+            self._disconnect()  # the daemon has closed it meanwhile
+        if self._socket is None:
+            if is_dormant(self._paths):
+                raise DaemonUnavailableError(
+                    f"no daemon runs for {self._paths.home}; a connection would start one, by its service"
+                )
+            self._socket = dial(self._paths.socket, timeout=self._remaining())
+        self._socket.settimeout(self._remaining())
+        return self._socket
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _remaining(self) -> float:
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError
-        self._socket.settimeout(remaining)
+        return remaining
 
     def on_body(self, data: bytes) -> None:
         """Take a part of the body, for httptools."""

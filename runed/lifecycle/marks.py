@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from runed.settings import SETTINGS, Settings
@@ -13,6 +12,8 @@ _OF_CLIENTS = {"log", "otel_endpoint", "progress", "runed_binary", "trust_parent
 
 def marks_of(settings: Settings) -> dict[str, str]:
     """Return the name of each setting of the daemon that is not its default, with a hash of 8 digits of its value."""
+    import hashlib  # noqa: PLC0415 # 3 ms that a command which starts nothing does not spend
+
     default = Settings(settings.home)
     values = {
         name: (getattr(settings, setting.field), getattr(default, setting.field))

@@ -5,7 +5,6 @@ Where a service is installed, clients let it start the daemon, so that a home ne
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pwd
 import subprocess
@@ -141,9 +140,20 @@ def is_dormant(paths: Paths) -> bool:
     return service is not None and service.listens_itself and not LockFile(paths.daemon_lock).is_held()
 
 
+def _after_stop(name: str) -> str:
+    return (
+        f"the service {name} starts the daemon again with the next call; "
+        "`runed stop --for 10m` keeps it stopped for a time, and `runed service remove` removes the service"
+    )
+
+
 def _suffix(home: Path) -> str:
     """Return what tells the service of a home from that of the usual home."""
-    return "" if home == full_path("~/.runed") else f"-{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}"
+    if home == full_path("~/.runed"):
+        return ""
+    import hashlib  # noqa: PLC0415 # 3 ms that the usual home does not spend
+
+    return f"-{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}"
 
 
 class Systemd:
@@ -159,10 +169,7 @@ class Systemd:
         paths = Paths(home)
         self._paths = paths
         self.files: tuple[Path, ...] = (folder / self._socket, folder / self._service, paths.service_environment)
-        self.after_stop = (
-            f"{self._socket} still listens, so the next call starts the daemon again; "
-            "`runed stop --for 10m` keeps it stopped for a time, and `runed service remove` for good"
-        )
+        self.after_stop = _after_stop(self.name)
         self.trouble = f"systemctl --user status {self._socket} {self._service}"
 
     def command(self) -> list[str]:
@@ -256,7 +263,7 @@ class Launchd:
         self._paths = Paths(home)
         self._domain = f"gui/{os.getuid()}"
         self._target = f"{self._domain}/{self.name}"
-        self.after_stop = f"the next call lets launchd start the daemon again, by its agent {self.name}"
+        self.after_stop = _after_stop(self.name)
         self.trouble = f"launchctl print {self._target}"
 
     def command(self) -> list[str]:

@@ -244,14 +244,16 @@ class _Search:
         self._minimum_version = minimum_version
         self._record: DaemonRecord | None = None
 
-    @functools.cached_property
+    @property
     def _service(self) -> Service | None:
+        """The service of the home. It is looked for each time, since it may be removed while the spawn lock is waited for."""
         return service_of(self._settings.home)
 
     @property
     def _manager_listens(self) -> bool:
         """Whether a service manager may be who listens. It tells when its daemon does, also if that starts just now."""
-        return self._service is not None and self._service.listens_itself
+        service = self._service
+        return service is not None and service.listens_itself
 
     def find(self) -> DaemonHandle | None:
         """Return the running daemon that may stay, or None."""
@@ -311,8 +313,8 @@ class _Search:
 
     @functools.cached_property
     def _available_version(self) -> str:
-        command = self._service.command() if self._service else []
-        command = command or find_command(self._settings)
+        service = self._service
+        command = (service.command() if service else []) or find_command(self._settings)
         return command_version(command, timeout=max(0.0, self._deadline - time.monotonic()))
 
     def _start_by_service(self) -> DaemonHandle | None:
@@ -321,9 +323,10 @@ class _Search:
         Without its manager, as in a container or a job of cron, a daemon is started like any other. The manager takes its place
         as soon as it runs: it takes the path of the socket, and the daemon notices that and leaves.
         """
-        if self._service is None:
+        service = self._service
+        if service is None:
             return None
-        started = self._service.start(max(0.0, self._deadline - time.monotonic()))
+        started = service.start(max(0.0, self._deadline - time.monotonic()))
         if not started and find_listener(self._paths.socket) is None:
             return None
         record = DaemonRecord.read(self._paths.daemon_record)
@@ -357,10 +360,11 @@ class _Search:
 
     def _handle(self, record: DaemonRecord | None, pid: int | None, *, started: bool) -> DaemonHandle:
         version, marks = (record.version, record.settings) if record else (None, None)
-        by_client = started and self._service is None  # which handed its settings on
-        differing = () if by_client or marks is None else differences(self._settings, marks)
-        service = self._service.name if differing and self._service else ""
-        return DaemonHandle(pid, self._paths.socket, version, started, differing, service)
+        if marks is None or (started and self._service is None):  # a client handed its settings on
+            return DaemonHandle(pid, self._paths.socket, version, started)
+        differing = differences(self._settings, marks)
+        service = self._service if differing else None
+        return DaemonHandle(pid, self._paths.socket, version, started, differing, service.name if service else "")
 
 
 def _release(version: str) -> tuple[int, ...]:

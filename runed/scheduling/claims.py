@@ -330,7 +330,8 @@ class ClaimDesk:
             elif (twin := self._tickets.get(claim.key)) is not None and twin.alive:
                 if terms.lane is Lane.INTERACTIVE:
                     self._batcher.promote(twin.entry)
-                twin.entry.callers += callers
+                if len(twin.entry.callers) < tracing.MOST_CALLERS:
+                    twin.entry.callers += callers
                 claim.join(twin, shared=True)
             else:
                 ticket = self._issue(claim.key, prepared, terms)

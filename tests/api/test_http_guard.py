@@ -116,8 +116,8 @@ async def test_the_token_opens_the_api(scheme: str, port: Port) -> None:
     assert port.host.asked[0].client.startswith("tcp:")
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/runed.v1.RunedService/Shutdown", "/runed.v1.RunedService/Embed", "/rpc"])
-async def test_nothing_but_the_apis_is_served(path: str, port: Port) -> None:
+@pytest.mark.parametrize("path", ["/runed.v1.RunedService/Shutdown", "/runed.v1.RunedService/Embed", "/rpc"])
+async def test_nothing_but_the_apis_and_the_metrics_is_served(path: str, port: Port) -> None:
     async with port.client(**port.right) as client:
         for method in ("GET", "POST"):
             response = await client.request(method, path)
@@ -159,6 +159,18 @@ def test_default_port_of_http_may_be_left_out() -> None:
     refusal = gate(Head(b"GET", b"/", [(b"host", b"evil.example"), token], "1.1"))
     assert refusal is not None
     assert refusal.status == 403
+
+
+def test_port_for_other_machines_takes_each_host_with_the_token_and_none_without() -> None:
+    gate = token_gate(token="t" * 16, port=8321, exposed=True)
+    token = (b"authorization", b"Bearer " + b"t" * 16)
+    for host in (b"runed:8321", b"10.1.2.3", b"localhost:8321"):
+        assert gate(Head(b"GET", b"/v1/models", [(b"host", host), token], "1.1")) is None
+        refusal = gate(Head(b"GET", b"/v1/models", [(b"host", host)], "1.1"))
+        assert refusal is not None
+        assert refusal.status == 401
+    with pytest.raises(ValueError, match="needs a token"):
+        token_gate(token=None, port=8321, exposed=True)
 
 
 async def test_request_of_http_1_0_without_a_host_is_refused(port: Port) -> None:
@@ -261,8 +273,8 @@ async def test_programs_without_a_token_are_served_where_none_is_needed(open_por
         own = {"origin": f"http://localhost:{open_port.http.port}", "sec-fetch-site": "same-origin"}
         assert (await client.get("/api/tags", headers=own)).status_code == 200
         assert (await client.get("/v1/models", headers={"authorization": "Bearer anything"})).status_code == 200
-        for path in ("/metrics", "/runed.v1.RunedService/Shutdown"):
-            assert (await client.post(path)).status_code == 404
+        assert (await client.get("/metrics")).status_code == 200
+        assert (await client.post("/runed.v1.RunedService/Shutdown")).status_code == 404
     assert open_port.host.grace is None
 
 

@@ -57,11 +57,16 @@ def refusal(response: httpx.Response) -> dict[str, Any]:
     return error
 
 
+def shortest(vector: bytes) -> list[float]:
+    """Return the numbers that JSON has for a vector."""
+    return [float(str(value)) for value in np.frombuffer(vector, "<f4")]  # NumPy's str has the shortest decimal
+
+
 async def test_one_text_and_several_are_answered_in_order(http: httpx.AsyncClient, served: Served) -> None:
     one = (await http.post(EMBEDDINGS, json={"input": "first", "model": "text-embedding-3-small"})).json()
     assert one == {
         "object": "list",
-        "data": [{"object": "embedding", "index": 0, "embedding": np.frombuffer(vector_of("first"), "<f4").tolist()}],
+        "data": [{"object": "embedding", "index": 0, "embedding": shortest(vector_of("first"))}],
         "model": "fake.f32",
         "usage": {"prompt_tokens": 3, "total_tokens": 3},
     }

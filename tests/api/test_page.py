@@ -21,6 +21,7 @@ from runed.api.app import build_app, build_port_app
 from runed.api.openai.token_guard import token_gate
 from runed.api.page.access import LINK_SECONDS, NO_ACCESS, SESSION_SECONDS, Access
 from runed.domain.history import Failure, LastHour, Slot, Work
+from runed.domain.status import ConnectedClient
 from runed.lifecycle.loopback import Loopback
 from runed.server import Head, Server
 from tests.fakes.fake_host import LOAD, FakeHost
@@ -71,17 +72,21 @@ class Port:
 @pytest.fixture(params=[True], ids=["token"])
 async def port(request: pytest.FixtureRequest, home: Path) -> AsyncIterator[Port]:
     """A port that needs the token, unless the test says False."""
-    host, clock, before = FakeHost(load=LOAD, hour=HOUR), Clock(), asyncio.all_tasks()
+    host, clock, before = (
+        FakeHost(load=LOAD, hour=HOUR, clients=[ConnectedClient(7, "python", 2)]),
+        Clock(),
+        asyncio.all_tasks(),
+    )
     needs_token = bool(request.param)
     with Loopback.open(("127.0.0.1", 0), home / "http.token" if needs_token else None) as http:
         access = Access(http.url, http.port, needs_link=needs_token, clock=clock)
         gate = token_gate(token=http.token, port=http.port, page=access)
-        server = Server(build_port_app(host, access), http.sock, gate=gate)
+        server = Server(build_port_app(host, access=access), http.sock, gate=gate)
         socket_path = home / "s"
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(socket_path))
             sock.listen()
-            inner = Server(build_app(host, access), sock)
+            inner = Server(build_app(host, access=access), sock)
             await server.start()
             await inner.start()
             try:
@@ -357,6 +362,7 @@ async def test_state_has_everything_that_the_page_shows_and_later_slots_alone_if
     assert [work | {"seconds": 0} for work in state["work"]] == [
         {"kind": "stream", "client": "unix:7", "model": "fake.f32", "texts": 5, "seconds": 0}
     ]
+    assert state["clients"] == [{"pid": 7, "name": "python", "connections": 2}]
     assert state["errors"] == [{"reason": "QUEUE_FULL", "times": 2, "last_at": 1000.5}]
     assert state["history"]["rows"] == [[11, 6, 60, 0, 0, 0.0, 0.0, 0, 7]]
     assert state["history"]["columns"][:2] == ["number", "texts"]
@@ -427,3 +433,22 @@ def test_no_head_without_a_secret_is_admitted_or_breaks_the_gate(
     head = Head(method, target, headers, "1.1")
     assert not access.admits(head)
     assert access.refusal(head) in (None, NO_ACCESS)
+
+
+async def test_exposed_port_which_has_any_name_shows_the_page_to_its_session_alone(home: Path) -> None:
+    with Loopback.open(("127.0.0.1", 0), home / "http.token") as http:
+        access = Access(http.url, http.port, needs_link=True)
+        gate = token_gate(token=http.token, port=http.port, exposed=True, page=access)
+        server = Server(build_port_app(FakeHost(), access=access), http.sock, gate=gate)
+        await server.start()
+        link = urlsplit(access.link())
+        name = {"host": "box.example:80"}
+        async with httpx.AsyncClient(base_url=http.url, headers=name) as client:
+            opened = await client.get(f"/?{link.query}", headers=BROWSER)
+            page = from_page(opened.headers["set-cookie"].partition(";")[0], link.fragment)
+            client.cookies.clear()
+            assert (await client.get("/page/state", headers=page | {"origin": "http://box.example:80"})).status_code == 200
+            # A page of another name that leads here has no cookie of ours, and another origin.
+            for change in ({"cookie": ""}, {"x-runed-page": ""}, {"origin": "http://evil.example"}):
+                assert (await client.get("/page/state", headers=page | change)).status_code == 401
+        await server.stop(0)

@@ -249,6 +249,22 @@ class TestWhileAnotherProcessMakesIt:
         await starting
         assert backend.state.status is BackendStatus.READY
 
+    async def test_only_what_may_have_come_by_chance_can_be_tried_again_soon(
+        self, encoder: Path, paths: Paths, graph: Path, lock: LockFile
+    ) -> None:
+        making = asyncio.create_task(ensure_graph(encoder, SHA256, paths))
+        [builder] = await asyncio.to_thread(wait_until, lambda: builders(graph))
+        os.kill(builder.pid, signal.SIGKILL)
+        with pytest.raises(BackendUnavailableError, match="was ended by SIGKILL") as killed:
+            await making
+        assert killed.value.retry_after == 1.0
+        lock.release()
+        (graph.parent / f".{graph.name}.lock").unlink()
+        (graph.parent / f".{graph.name}.lock").mkdir()
+        with pytest.raises(BackendUnavailableError, match="Is a directory; correct that, and try again") as told:
+            await ensure_graph(encoder, SHA256, paths)
+        assert told.value.retry_after is None
+
     async def test_the_graph_of_the_other_is_used(self, make_onnx: MakeOnnx, graph: Path, lock: LockFile) -> None:
         backend = make_onnx()
         starting = asyncio.create_task(backend.start())

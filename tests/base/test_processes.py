@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runed.processes import ProcessIdentity, SignalMasks, describe_exit, identify, is_alive, signal_masks_of
+from runed.processes import ProcessIdentity, SignalMasks, describe_exit, identify, is_alive, program_title, signal_masks_of
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,27 @@ def test_signal_masks_of_a_process_are_found() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         assert signal_masks_of(process.pid).blocked == signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert signal_masks_of(process.pid) == SignalMasks()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "title"),
+    [
+        (["app.py", "a text of a user"], " app.py"),
+        (["-u", "-P", "app.py", "a text of a user"], " app.py"),
+        (["-m", "app", "a text of a user"], " -m app"),
+        (["-c", "input()  # a text of a user"], ""),
+    ],
+)
+def test_a_program_is_named_without_its_texts(tmp_path: Path, arguments: list[str], title: str) -> None:
+    (tmp_path / "app.py").write_text("input()")
+    with subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, stdin=subprocess.PIPE) as process:
+        name = program_title(process.pid)
+        process.kill()
+    assert name.startswith("python")
+    assert name.partition(" ")[2] == title.strip()
+
+
+def test_a_program_that_is_gone_has_no_name() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert program_title(process.pid) == ""

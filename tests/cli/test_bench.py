@@ -84,6 +84,8 @@ def test_tune_leaves_the_daemon_alone_and_its_next_start_runs_by_the_result(cli:
     assert command[command.index("--parallel") + 1] == "5"
     status = cli.run("status").stdout
     assert f"profile balanced as tuned at {tuning['measured_at']}" in status
+    assert "slots=5 (tuned)" in status
+    assert f"5 texts at once, a context of 2,048 tokens, tuned at {tuning['measured_at']}" in status
 
     for words in ("removed", "nothing to remove"):
         done = cli.run("bench", "--reset")

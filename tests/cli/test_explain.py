@@ -37,3 +37,12 @@ def test_a_slip_of_the_pen_gets_a_suggestion(bare: Cli) -> None:
     assert done.returncode == 2
     assert "did you mean QUEUE_FULL?" in done.stderr
     assert "lists all" in bare.run("explain", "zzz").stderr
+
+
+def test_an_error_on_a_terminal_names_the_way_to_more(home: Path) -> None:
+    (home / "file").write_text("")
+    wrong = Cli(home / "file")
+    shown = wrong.run_on_terminal("ensure")
+    assert shown.returncode == 1
+    assert "(see `runed explain FOREIGN_PATH`)" in " ".join(shown.screen.split())
+    assert "explain" not in wrong.run("ensure").stderr

@@ -14,12 +14,18 @@ import pytest
 from tests.cli.support import Cli
 
 BROWSER = {"accept": "text/html"}
+HINT = "runed: open this link within 60 seconds; it works once"
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "page.md"
 
 
 @pytest.fixture
 def with_port(cli: Cli) -> Cli:
-    """A home whose daemon has a port, and no display."""
-    return cli.with_environment(RUNED_HTTP="127.0.0.1:0", DISPLAY="", WAYLAND_DISPLAY="", BROWSER="")
+    """A home whose daemon has the port of the example of docs/page.md, but one that is free, and no display."""
+    [example] = re.findall(r"```json\n(.*?)\n```", PAGE.read_text(), re.DOTALL)
+    (cli.home / "config.json").write_text(example.replace(":8321", ":0"))
+    return cli.with_environment(DISPLAY="", WAYLAND_DISPLAY="", BROWSER="")
 
 
 def test_without_a_port_it_says_how_to_set_one(served: Cli) -> None:
@@ -36,7 +42,7 @@ def test_link_works_once_and_is_in_no_log(with_port: Cli) -> None:
     done = with_port.run("open")  # which starts the daemon
     assert done.returncode == 0, done.stderr
     link = urlsplit(done.stdout.strip())
-    assert done.stderr == "runed: open this link within 60 seconds; it works once\n"
+    assert done.stderr.splitlines()[-1] == HINT  # on a busy machine, others tell of the start of the daemon
     told = json.loads(with_port.run("open", "--json").stdout)
     assert (set(told), told["expires_in"]) == ({"url", "expires_in"}, 60)
     assert urlsplit(told["url"])[:3] == link[:3]
@@ -63,7 +69,7 @@ def test_browser_is_led_there_by_a_private_file(with_port: Cli, tmp_path: Path) 
     program.write_text(f'#!/bin/sh\nprintf %s "$*" > {seen}\n')
     program.chmod(0o700)
     done = with_port.with_environment(BROWSER=f"{program} %s").run("open")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, HINT in done.stderr) == (0, False)
     link = done.stdout.strip()
     argument = seen.read_text()
     assert argument == with_port.paths.page_link.as_uri()
@@ -77,7 +83,7 @@ def test_browser_is_led_there_by_a_private_file(with_port: Cli, tmp_path: Path) 
 def test_port_without_a_token_needs_no_link(with_port: Cli) -> None:
     open_port = with_port.with_environment(RUNED_HTTP_TOKEN="off")
     done = open_port.run("open")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, HINT in done.stderr) == (0, False)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\n", done.stdout)
     assert json.loads(open_port.run("open", "--json").stdout) == {"url": done.stdout.strip(), "expires_in": None}
     assert "Compare two texts" in httpx.get(done.stdout.strip(), headers=BROWSER).text

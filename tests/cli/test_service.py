@@ -1,4 +1,6 @@
-"""`runed service` lets a real systemd start the daemon. In every order of events, a home has one daemon, which answers."""
+"""`runed service` lets a real systemd start the daemon. In every order of events, a home has one daemon, which answers.
+
+docs/service.md promises that, with these commands."""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from tests.cli.support import Cli
 from tests.support import LLAMA_SERVER_ALONE, http_over, process_gone, short_home, wait_until
 from tests.user_manager import CannotRunError, UserManager, user_manager
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # many commands, each with a start of Python
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_service_is_installed_started_stopped_started_by_a_connection_and_remove
     assert ask(user.home) == first
     stopped = user.run("stop")
     assert stopped.returncode == 0, stopped.stderr
-    assert f"{name}.socket still listens, so the next call starts the daemon again" in stopped.stdout
+    assert f"the service {name} starts the daemon again with the next call" in stopped.stdout
     assert process_gone(first)
     for look in (["status"], ["status", "--json"], ["stop"], ["doctor", "--json"], ["models"]):
         user.run(*look)

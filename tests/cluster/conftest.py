@@ -54,6 +54,12 @@ class Home:
                 return process
         return None
 
+    def awaited_daemon(self) -> psutil.Process:
+        """Wait until a daemon runs, and return it."""
+        daemon = wait_until(self.daemon, timeout=SECONDS, what="a daemon")
+        assert daemon is not None
+        return daemon
+
     def engine(self) -> psutil.Process | None:
         """Return the engine, if one runs."""
         daemon = self.daemon()
@@ -95,6 +101,13 @@ def settings(llama_server: Path, minilm: Path) -> dict[str, str]:
     return own | LLAMA_SERVER_ALONE
 
 
+BOTH_NODES = 3
+"""Actors of one processor, of which each of two nodes has some, however Ray places them."""
+
+AGENTS = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
+"""The processes of a node of Ray that listen."""
+
+
 class RayCluster:
     """Ray with nodes of two processors, each with a home and settings of its own."""
 
@@ -111,17 +124,22 @@ class RayCluster:
     def add(self, number: int) -> Any:
         """Start a node with the home of that number."""
         environment = self._settings[number] | {"RUNED_HOME": str(self.homes[number].path)}
-        return self._cluster.add_node(
+        node = self._cluster.add_node(
+            wait=False,
             num_cpus=2,
             resources={f"home{number}": 1},
             env_vars=environment,
             object_store_memory=100 * 2**20,
             include_dashboard=False,
+            # For ports that its agents choose, a node waits 15 s at most and then aborts.
+            **{f"{use}_port": free_port() for use in AGENTS},
         )
+        self._cluster.wait_for_nodes(timeout=SECONDS)
+        return node
 
     def kill(self, number: int) -> psutil.Process:
         """Kill a node, and all that ran on it. Return its daemon."""
-        daemon = wait_until(self.homes[number].daemon, timeout=SECONDS)
+        daemon = self.homes[number].awaited_daemon()
         self._cluster.remove_node(self.nodes[number], allow_graceful=False)
         _kill([*daemon.children(recursive=True), daemon])
         return daemon
@@ -145,6 +163,7 @@ def ray_cluster(settings: Sequence[dict[str, str]]) -> Iterator[RayCluster]:
         del os.environ[name]
     # On a busy machine, workers of Ray's own niceness would hardly run.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray's spelling
+    os.environ["RAY_agent_register_timeout_ms"] = str(1000 * SECONDS)  # noqa: SIM112 # as above
     with homes(len(settings)) as made:
         cluster = RayCluster(made, settings)
         try:
@@ -191,7 +210,7 @@ class SparkCluster:
 
     def kill(self, number: int) -> psutil.Process:
         """Kill a worker, its executors, and all that runs on that host. Return its daemon."""
-        worker, daemon = self.workers[number], wait_until(self.homes[number].daemon, timeout=SECONDS)
+        worker, daemon = self.workers[number], self.homes[number].awaited_daemon()
         _kill([worker, *worker.children(recursive=True), *daemon.children(recursive=True), daemon])
         return daemon
 

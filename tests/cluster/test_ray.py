@@ -14,7 +14,7 @@ import pytest
 import runed
 import runed.ray
 from runed.errors import RunedError
-from tests.cluster.conftest import RayCluster, ray_actors, read_dataset, vectors_of
+from tests.cluster.conftest import BOTH_NODES, RayCluster, ray_actors, read_dataset, vectors_of
 from tests.support import Golden, RunningDaemon, wait_until
 
 
@@ -49,8 +49,8 @@ def test_nodes_have_one_daemon_each_which_outlives_its_actors(shared_cluster: Ra
     ray = importlib.import_module("ray")
     texts = [f"text {number}" for number in range(200)]
     source = data.from_arrow(pa.table({"id": range(200), "text": texts})).repartition(20)
-    pool = ray.data.ActorPoolStrategy(size=4)
-    dataset = source.map_batches(runed.ray.Embed, batch_size=10, compute=pool, num_cpus=0.5)
+    pool = ray.data.ActorPoolStrategy(size=BOTH_NODES)
+    dataset = source.map_batches(runed.ray.Embed, batch_size=10, compute=pool, num_cpus=1)
     assert read_dataset(dataset)["embedding"].null_count == 0
     before = [home.daemons() for home in shared_cluster.homes]
     assert [len(pids) for pids in before] == [1, 1]

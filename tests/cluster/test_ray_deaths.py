@@ -11,7 +11,7 @@ import pytest
 
 import runed
 import runed.ray
-from tests.cluster.conftest import RayCluster, ray_actors, read_dataset, vectors_of
+from tests.cluster.conftest import BOTH_NODES, RayCluster, ray_actors, read_dataset, vectors_of
 from tests.cluster.deaths import LONG_SECONDS, deaths
 from tests.support import RunningDaemon, wait_until
 
@@ -23,7 +23,7 @@ def test_job_outlives_engine_daemon_actor_and_node(shared_cluster: RayCluster, m
     data = importlib.import_module("ray.data")
     first, _ = shared_cluster.homes
     source = data.from_arrow(pa.table({"id": range(COUNT), "text": [f"text {number}" for number in range(COUNT)]}))
-    dataset = runed.ray.embed(source.repartition(100), role="document")
+    dataset = runed.ray.embed(source.repartition(100), role="document", concurrency=BOTH_NODES)
 
     def actor() -> psutil.Process:
         return wait_until(ray_actors)[0]

@@ -18,7 +18,7 @@ import pytest
 import runed
 import runed.ray
 from runed.errors import RunedError
-from tests.cluster.conftest import Home, free_port, ray_cluster
+from tests.cluster.conftest import BOTH_NODES, Home, free_port, ray_cluster
 from tests.cluster.test_documentation import DOCUMENT
 from tests.support import wait_until
 
@@ -41,7 +41,7 @@ def test_nodes_with_different_engines_are_told_before_the_first_vector(settings:
     with ray_cluster([settings, settings | {"RUNED_ENGINE": "onnx"}]):
         data: Any = importlib.import_module("ray.data")
         source = data.from_arrow(pa.table({"text": [f"text {number}" for number in range(400)]})).repartition(40)
-        pool = data.ActorPoolStrategy(size=4)  # on both nodes, however Ray places them
+        pool = data.ActorPoolStrategy(size=BOTH_NODES)
         expected = runed.ray.fingerprint()
         with pytest.raises(Exception, match=r"have different engines: .*onnx.*; set RUNED_ENGINE=(cpu|onnx) on all nodes"):
             source.map_batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 
 import runed
 from tests.cluster.conftest import RayCluster, free_port
-from tests.support import Golden, wait_until
+from tests.support import Golden, RunningDaemon, short_home, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,17 @@ def test_both_nodes_answer_the_openai_api(address: str, shared_cluster: RayClust
     for home in shared_cluster.homes:
         with runed.connect(home=home.path, spawn=False) as direct:
             assert direct.health().total_texts > 0
+
+
+def test_daemon_elsewhere_has_it_as_a_remote_model(address: str, minilm_golden: Golden) -> None:
+    daemon = RunningDaemon(short_home(), {"RUNED_BACKEND": f"{address}/v1"})
+    try:
+        daemon.wait_for("STATUS_OK", timeout=120)
+        with runed.connect(home=daemon.home, spawn=False) as client:
+            assert minilm_golden.cosines(client.embed_batch(minilm_golden.texts)).min() >= 0.9999
+    finally:
+        daemon.close()
+        shutil.rmtree(daemon.home)
 
 
 def test_connect_is_answered_and_nothing_can_be_shut_down(address: str, shared_cluster: RayCluster) -> None:

@@ -31,6 +31,7 @@ from protobuf.wkt import Any as AnyDetail
 
 from runed.api.call_log import Call
 from runed.api.error_codes import code_of
+from runed.api.host import count_nothing
 from runed.api.rpc import app
 from runed.api.rpc.codecs import CODECS
 from runed.api.rpc.inflating import Gzip
@@ -38,6 +39,7 @@ from runed.api.rpc.observation import Observer
 from runed.api.rpc.refusals import Application, Receive, Scope, Send, refuse
 from runed.errors import RunedError, UnimplementedError
 from runed.server import Server
+from tests.fakes.fake_host import FakeHost
 
 PACKAGE = "connectrpc.conformance.v1"
 
@@ -153,6 +155,10 @@ class Conformance:
 class PlainErrors(Observer):
     """The interceptor of the daemon without the details that it adds to errors, as the suite wants them."""
 
+    def __init__(self, max_request_bytes: int) -> None:
+        super().__init__(FakeHost(), count_nothing)
+        self.max_request_bytes = max_request_bytes
+
     async def on_end(self, token: Call, ctx: Context, error: Exception | None, /) -> None:
         if isinstance(error, RunedError):
             raise ConnectError(code_of(error), error.message)
@@ -241,7 +247,7 @@ def _error(definition: Message, info: Message | None) -> ConnectError:
 
 def _app(service: ServiceDescriptor, read_max_bytes: int | None) -> Application:
     """Serve the methods of the suite's service as the daemon serves those of its own."""
-    servicer, observer = Conformance(service), PlainErrors(max_request_bytes=read_max_bytes or sys.maxsize)
+    servicer, observer = Conformance(service), PlainErrors(read_max_bytes or sys.maxsize)
     routes = app._routes(service, servicer, SuiteApplication(service, servicer, observer), observer)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class RunningManager:
 
     def __init__(self, home: Path, *options: str, **settings: str) -> None:
         self.paths = Paths(home)
-        self.log_path = home / "foreground.log"
+        self.log_path = home / "manager.log"
         # Of no use without a model. That is enough for calls such as Health, and takes no engine.
         missing = {"RUNED_MODEL": str(home / "missing.gguf"), "RUNED_LLAMA_SERVER": "/bin/false"}
         with self.log_path.open("wb") as log:
@@ -206,11 +208,16 @@ def test_a_daemon_that_a_client_started_makes_room_for_the_manager(
 ) -> None:
     older = start_daemon(RUNED_MODEL=str(home / "missing.gguf"))
     older.wait_for("STATUS_DEGRADED")
+    older.process.send_signal(signal.SIGSTOP)  # otherwise it might be gone before the manager's daemon looks for it
     manager = manage()
-    assert manager.ask() == manager.all("started")[0]["pid"]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(manager.ask)
+        waiting = f"STATUS=waiting for the end of pid {older.process.pid}, which holds the home"
+        wait_until(lambda: waiting in manager.told(), what=waiting)
+        older.process.send_signal(signal.SIGCONT)
+        assert answer.result(60) == manager.all("started")[0]["pid"]
     assert older.process.wait(30) == 0
     assert "waiting for the end of the daemon that holds this home" in manager.log()
-    assert any(line.startswith(f"STATUS=waiting for the end of pid {older.process.pid}") for line in manager.told())
     assert not manager.all("exited"), "one daemon is enough"
 
 

@@ -75,6 +75,21 @@ async def test_step_after_a_download_does_not_make_calls_wait_again() -> None:
     await bootstrapper.close()
 
 
+async def test_calls_wait_for_the_choice_of_the_engine_even_after_a_download() -> None:
+    site = Site(DownloadError("no engine can serve"))
+    bootstrapper = Bootstrapper(site.build, Draining(lambda: None))
+    bootstrapper.begin()
+    await asyncio.sleep(0)
+    site.report(Progress(Phase.FETCHING_MODEL, 5, 10, "downloading", downloading=True))
+    site.report(Progress(Phase.CHOOSING_ENGINE, 0, 0, "choosing the faster engine"))
+    call = asyncio.create_task(bootstrapper.scheduler())
+    assert await asyncio.wait([call], timeout=0.1) == (set(), {call})
+    site.broken.set()
+    with pytest.raises(BackendUnavailableError, match="no engine can serve"):
+        await call
+    await bootstrapper.close()
+
+
 async def test_call_after_the_pause_starts_the_next_try_and_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BOOTSTRAP_PAUSE", 0.2)
     site = Site()

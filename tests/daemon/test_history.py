@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from runed.daemon.history import History, Sample
 from runed.domain.history import SLOT_SECONDS, SLOTS
-from runed.errors import EmptyTextError, QueueFullError
+from tests.support import RunningDaemon, wait_until
 
 
 @dataclass
@@ -48,7 +50,7 @@ async def world() -> World:
 async def test_slot_has_what_was_counted_in_it(world: World) -> None:
     world.call(0.5)
     world.call(1.0)
-    world.history.fail(EmptyTextError("empty"))
+    world.history.count_errors("EMPTY_TEXT", {})
     world.pass_slot(Sample(texts=4, tokens=40, queued=3, engine_bytes=7))
     world.pass_slot(Sample(texts=10, tokens=100, queued=0, engine_bytes=7))
     first, second = world.history.last_hour().slots
@@ -107,13 +109,16 @@ async def test_calls_in_flight_are_told_until_they_end(world: World) -> None:
     assert world.history.last_hour().slots[0].calls == 1  # the time of a stream is that of its client
 
 
-async def test_failures_are_reasons_with_times_and_no_messages(world: World) -> None:
-    world.history.fail(EmptyTextError("a secret text"))
-    world.history.fail(QueueFullError("another one"))
-    world.history.fail_each([EmptyTextError("a secret text"), object(), EmptyTextError("a secret text")])
+async def test_errors_are_reasons_with_times_the_last_one_first(world: World) -> None:
+    world.history.count_errors("EMPTY_TEXT", {})
+    world.history.count_errors("QUEUE_FULL", {})
+    world.history.count_errors("", {"EMPTY_TEXT": 2})
+    world.history.count_errors("CANCELED", {})  # its client has gone
+    world.history.count_errors("", {})
     failures = world.history.last_hour().failures
     assert [(failure.reason, failure.times) for failure in failures] == [("EMPTY_TEXT", 3), ("QUEUE_FULL", 1)]
-    assert "secret" not in repr(failures)
+    world.pass_slot(Sample())
+    assert world.history.last_hour().slots[0].errors == 4
 
 
 async def test_nothing_is_sampled_before_the_first_call(world: World) -> None:
@@ -130,3 +135,27 @@ async def test_timer_ends_when_no_engine_runs_and_no_call_is_served(world: World
     world.sample = Sample(engine_bytes=engine_bytes)
     world.history._fire()
     assert (world.history._timer is not None) == ticks_on
+
+
+@pytest.mark.slow
+def test_daemon_tells_its_last_hour_until_its_engine_sleeps(start_daemon: Callable[..., RunningDaemon]) -> None:
+    daemon = start_daemon(RUNED_IDLE_TIMEOUT="12s")  # longer than a slot, so that the end of one sees the engine
+    daemon.wait_for("STATUS_OK")
+    with daemon.http() as http:
+
+        def slots() -> list[dict[str, Any]]:
+            history = http.get("/page/state").json()["history"]
+            return [dict(zip(history["columns"], row, strict=True)) for row in history["rows"]]
+
+        for text in ("one", "two", "three"):
+            daemon.call("Embed", {"text": text})
+        assert http.post("/runed.v1.RunedService/Embed", json={"text": " "}).status_code == 400
+        wait_until(lambda: (found := slots()) and not found[-1]["engine_bytes"], timeout=100, what="a slot without an engine")
+        found = slots()
+        state = http.get("/page/state", params={"since": found[-1]["number"]}).json()
+    assert [sum(slot[name] for slot in found) for name in ("texts", "calls", "errors")] == [3, 4, 1]
+    assert max(slot["engine_bytes"] for slot in found) > 0
+    assert max(slot["p99_seconds"] for slot in found) > 0
+    assert state["history"]["rows"] == []
+    assert [(error["reason"], error["times"]) for error in state["errors"]] == [("EMPTY_TEXT", 1)]
+    assert state["work"] == []

@@ -35,7 +35,7 @@ from runed.domain.requests import (
     StreamResult,
     VectorSpace,
 )
-from runed.domain.status import Health, Info, LaneStats, Load, LoadingPhase, SchedulerStats, Status
+from runed.domain.status import ConnectedClient, Health, Info, LaneStats, Load, LoadingPhase, SchedulerStats, Status
 from runed.errors import (
     NoCentroidSetError,
     RunedError,
@@ -106,6 +106,7 @@ class FakeHost(DaemonDouble):
         phase: The phase that Health tells.
         downloading: Whether something is being downloaded in that phase.
         message: The message that Health tells.
+        clients: The programs that Health tells.
         hour: What it remembers of the last hour.
         grace: The grace of the last `Shutdown`.
         pushed: The complete centroid sets: their headers, and their centroids by message.
@@ -125,6 +126,7 @@ class FakeHost(DaemonDouble):
     phase: LoadingPhase | None = None
     downloading: bool = True
     message: str = ""
+    clients: Sequence[ConnectedClient] = ()
     hour: LastHour = field(default_factory=LastHour)
     grace: float | None = None
     pushed: list[tuple[CentroidHeader, list[list[Centroid]]]] = field(default_factory=list)
@@ -231,6 +233,7 @@ class FakeHost(DaemonDouble):
             model=self._model(model),
             load=self.load,
             downloading=self.downloading and self.phase is not LoadingPhase.STARTING_LLAMA_SERVER,
+            clients=self.clients,
         )
 
     def metrics(self) -> bytes:

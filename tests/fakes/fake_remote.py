@@ -169,6 +169,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 # the name of the base
         """Log nothing."""
 
+    def handle(self) -> None:
+        """Answer as real servers do to an encrypted greeting: at once. The base waits for the end of its first line."""
+        if not isinstance(self.connection, ssl.SSLSocket) and self.connection.recv(1, socket.MSG_PEEK) == b"\x16":
+            self.connection.sendall(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+            return
+        super().handle()
+
     def do_GET(self) -> None:
         self._handle(None)
 

@@ -25,7 +25,7 @@ from runed.api.openai.token_guard import token_gate
 from runed.api.page.access import Access
 from runed.domain.history import SLOTS, Failure, LastHour, Slot, Work
 from runed.domain.model_status import ModelRoom, ModelStatus
-from runed.domain.status import LoadingPhase, Status
+from runed.domain.status import ConnectedClient, LoadingPhase, Status
 from runed.lifecycle.loopback import Loopback
 from runed.server import Server
 from tests.fakes.fake_host import LOAD, FakeHost
@@ -102,6 +102,8 @@ def _arrange(host: FakeHost, access: Access, clock: list[float], wanted: dict[st
                 host.phase = LoadingPhase[value] if value else None
             case "hour":
                 host.hour = busy_hour() if value else LastHour()
+            case "clients":
+                host.clients = [ConnectedClient(*row) for row in value]
             case "failures":
                 host.hour = replace(host.hour, failures=[Failure(reason, 1, time.time()) for reason in value])
             case _:
@@ -114,7 +116,7 @@ async def _main(folder: Path, *, needs_token: bool) -> None:
     with Loopback.open(("127.0.0.1", 0), folder / "http.token" if needs_token else None) as http:
         access = Access(http.url, http.port, needs_link=needs_token, clock=lambda: clock[0])
         gate = token_gate(token=http.token, port=http.port, page=access)
-        server = Server(build_port_app(host, access), http.sock, gate=gate)
+        server = Server(build_port_app(host, access=access), http.sock, gate=gate)
         await server.start()
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

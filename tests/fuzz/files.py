@@ -10,9 +10,11 @@ import sqlite3
 import struct
 import tarfile
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -35,11 +37,15 @@ from runed.bootstrap.manifest import ManifestSource, current_platform, parse_man
 from runed.caching.vector_file import VectorFile
 from runed.client.wire.stream import StreamExchange
 from runed.client.wire.unary import BrokenAnswerError, Exchange
+from runed.doctor.finding import Patient
+from runed.doctor.logs import last_errors
 from runed.errors import RunedError
 from runed.jobs.inputs import open_batch
 from runed.jobs.journal import Journal
+from runed.lifecycle.hold import LONGEST, read_hold
 from runed.lifecycle.record import DaemonRecord
 from runed.onnx_files import files_of
+from runed.paths import Paths
 from runed.routing.set_file import UnusableFileError, load
 from runed.settings import Settings, load_settings
 from tests.bootstrap.parts import VERSION_SCRIPT, special
@@ -175,6 +181,7 @@ def _states() -> Sequence[bytes]:
         {"/m": {"size": 1, "mtime_ns": 1, "inode": 1, "sha256": "0"}},
         {"version": 1, "tunings": {"key": {"cores": 2, "profiles": []}}},
         {"version": 1, "no_repack": ["a"], "one_slot": []},
+        {"seconds": 600.0, "since": time.time(), "boot": "b", "uptime": 1.0},
         [{"use": _CUDA, "reason": "lost", "at": "2026"}],
         [{"model": "m", "compared": [_CUDA], "chosen": _CUDA, "chosen_at": "2026"}],
         [{"model": "m", "builds": _BUILDS, "is_faster": True, "llama_server_rate": 1.0, "onnx_rate": 2.0, "cosine": 0.9999}],
@@ -192,9 +199,27 @@ def _read_states(data: bytes, folder: Path) -> object:
     choice = read_choice(path, "m")
     comparison = read_comparison(path, "m")
     figures = comparison and (comparison.figures, comparison.chooses_onnx)
+    hold = read_hold(path)
+    assert hold is None or (0 < hold.remaining <= LONGEST and hold.until)
     reap_orphan(path)
     assert not path.exists()
-    return type(record), type(audit), type(profile), alive, type(failure), type(choice), type(figures)
+    return type(record), type(audit), type(profile), alive, type(failure), type(choice), type(figures), type(hold)
+
+
+def _logs() -> Sequence[bytes]:
+    facts = {"timestamp": datetime.now(UTC).isoformat(), "logger": "runed"}
+    lines = [
+        {**facts, "level": "error", "message": "the bootstrap failed", "reason": "DISK_FULL"},
+        {**facts, "level": "error", "message": "failure in the event loop", "error_type": "ValueError"},
+        {**facts, "level": "info", "message": "serving"},
+    ]
+    return [b"\n".join(json.dumps(line).encode() for line in lines)]
+
+
+def _read_log(data: bytes, folder: Path) -> object:
+    (folder / "logs").mkdir()
+    _file(folder, "logs/events.log", data)
+    return [(found.state, bool(found.remedy)) for found in last_errors(Patient(Settings(folder), Paths(folder)))]
 
 
 def _drivers() -> Sequence[bytes]:
@@ -342,6 +367,7 @@ FILE_TARGETS = {
     "gguf": FileTarget(_ggufs, lambda data, folder: read_gguf(_file(folder, "m.gguf", data)), words=(b"GGUF", b"qwen3.")),
     "onnx": FileTarget(_onnx_files, _read_onnx, words=(b"w.bin", b"location", b"../", b"\x3a", b"\x2a", b"\x6a")),
     "state": FileTarget(_states, _read_states),
+    "log": FileTarget(_logs, _read_log, words=(b'"level":"error"', b'"reason":', b'"timestamp":')),
     "drivers": FileTarget(_drivers, _read_drivers, words=(b"library_path", b"ICD", b"Kernel Module  5.1", b"/libcuda.so.1\0")),
     "config": FileTarget(_states, _read_settings, words=(b"queue_texts", b"idle_timeout", b"model")),
     "centroids": FileTarget(

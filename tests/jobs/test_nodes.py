@@ -36,6 +36,16 @@ from tests.users import needs_root
 from tools import docroot
 
 
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Take settings of a job out of the environment, which a worker keeps to its end."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    nodes._given.clear()
+
+
 @pytest.fixture
 def other_home() -> Iterator[Path]:
     """The home of a second node, whose daemon is stopped at the end."""

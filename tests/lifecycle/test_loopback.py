@@ -110,6 +110,16 @@ def test_port_is_of_loopback_alone(host: str, url: str, path: Path) -> None:
     assert http.sock.fileno() == -1
 
 
+@pytest.mark.parametrize(("host", "name"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_port_of_all_addresses_is_exposed_and_has_a_url_for_this_machine(host: str, name: str, path: Path) -> None:
+    with Loopback.open((host, 0), path) as http:
+        assert http.exposed
+        assert http.url == f"http://{name}:{http.port}"
+        assert http.address == f"{f'[{host}]' if ':' in host else host}:{http.port}"
+    with Loopback.open(("127.0.0.1", 0), path) as http:
+        assert not http.exposed
+
+
 def test_port_that_is_taken_is_told_with_what_to_do(path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -88,10 +88,10 @@ def test_only_run_time_dependencies_are_declared(wheel_metadata: Message) -> Non
     extras = {requirement.name for requirement in declared} - always
     assert extras == {
         *("chromadb", "gguf", "haystack-ai", "langchain-core", "llama-index-core", "onnx", "onnxruntime"),
-        *("pandas", "pyarrow", "pyspark", "ray", "tokenizers"),
+        *("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk", "pandas", "pyarrow", "pyspark", "ray", "tokenizers"),
     }
     assert wheel_metadata["Requires-Python"] == ">=3.11"
-    provided = ["chroma", "haystack", "langchain", "llama-index", "onnx", "parquet", "ray", "spark"]
+    provided = ["chroma", "haystack", "langchain", "llama-index", "onnx", "otel", "parquet", "ray", "spark"]
     assert wheel_metadata.get_all("Provides-Extra") == provided
 
 

@@ -22,6 +22,19 @@ def test_links_lead_to_files(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_anchors_are_headings(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", (ROOT / page).read_text())
+    targets = [((ROOT / page).parent / path if path else ROOT / page, anchor) for path, anchor in links]
+    assert [anchor for path, anchor in targets if path.suffix == ".md" and anchor not in anchors(path.read_text())] == []
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that hosts of repositories give the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_paths_in_the_text_lead_to_files(page: str) -> None:
     paths = re.findall(r"`((?:[a-z_.]+/)*[a-z_]+(?:\.py|/))`", (ROOT / page).read_text())
     rooms = {path.partition("/")[0] for path in paths if (ROOT / "runed" / path.partition("/")[0]).exists()}

@@ -18,7 +18,7 @@ def test_arrow_that_a_longer_way_implies_is_left_out() -> None:
     imports = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}}
     assert picture.shortest(imports) == {"a": {"b"}, "b": {"c"}, "c": {"d"}}
     drawn = picture.draw([["a"], ["b"], ["c", "d"], ["x"], ["y"]], imports | {"d": {"x"}, "x": {"y"}})
-    assert [line.strip() for line in drawn.splitlines() if "-->" in line] == ["a --> b", "b --> c", "c --> d"]
+    assert [line.strip() for line in drawn.splitlines() if " --> " in line] == ["a --> b", "b --> c", "c --> d"]
     assert "| `a` | `b`, `c`, `d` |" in drawn
     assert "| `d` | - |" in drawn
 

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { ConnectError, createClient } from "@connectrpc/connect";
@@ -89,6 +89,16 @@ describe("a daemon that the client starts", { concurrency: false }, () => {
     assert.equal((await client.embed("hello world")).length, 64);
     assert.notEqual((await client.health()).pid, before.pid);
     await client.close();
+  });
+
+  it("gets the collector of the application, and not its name", { skip: process.platform !== "linux" }, async () => {
+    await run("runed", ["stop"], { env: { ...process.env, RUNED_HOME: home.path } });
+    const variables = { OTEL_EXPORTER_OTLP_ENDPOINT: "http://127.0.0.1:9", OTEL_SERVICE_NAME: "shop" };
+    const pid = await script("const c = await connect(); console.log((await c.health()).pid); await c.close();", variables);
+    const environment = readFileSync(`/proc/${pid}/environ`, "utf8").split("\0");
+    assert.ok(environment.includes("OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:9"));
+    assert.ok(!environment.includes("OTEL_SERVICE_NAME=shop"));
+    await run("runed", ["stop"], { env: { ...process.env, RUNED_HOME: home.path } });
   });
 
   it("is started by the generated client, over each protocol", async () => {
@@ -196,6 +206,16 @@ describe("the program that starts the daemon", () => {
     writeFileSync(path, `#!/bin/sh\necho "$RUNED_HOME $*" >> "${empty}/asked"\necho '${answer}'\nexit ${exit}\n`);
     chmodSync(path, 0o755);
   }
+
+  it("is kept stopped: says until when", async () => {
+    const refusing = join(empty, "kept", "runed");
+    program(refusing, '{"error": {"reason": "KEPT_STOPPED", "message": "it is kept stopped until 14:05"}}', 1);
+    writeFileSync(join(empty, "config.json"), JSON.stringify({ version: 1, runed_binary: refusing }));
+    const refused = await refusal(connect({ home: empty }));
+    assert.deepEqual([refused.reason, refused.code], ["KEPT_STOPPED", "UNAVAILABLE"]);
+    assert.match(refused.message, /until 14:05/);
+    rmSync(join(empty, "config.json"));
+  });
 
   it("is missing: says where it was looked for and what to do", async () => {
     process.env.PATH = join(empty, "nowhere");

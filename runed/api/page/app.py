@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from runed.api.call_log import logged_call
-from runed.api.host import Host
+from runed.api.host import CountCall, Host
 from runed.api.page import LINK, ROOT, SIMILARITY, STATE
 from runed.api.page.access import HEADERS, LINK_SECONDS, NO_ACCESS, Access, nonce_of
 from runed.api.web.app import build_web_app, json_response
@@ -59,14 +59,15 @@ class _SimilarityRequest(msgspec.Struct):
     model: str = ""
 
 
-def build_page_app(host: Host, access: Access | None) -> Starlette:
+def build_page_app(host: Host, count: CountCall, access: Access | None) -> Starlette:
     """Build the application of the page on the port: `GET /`, `GET /page/state` and `POST /page/similarity`.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
         access: Begins sessions; None where the page needs none.
     """
-    limit = host.info().max_request_bytes
+    limit, socket = host.info().max_request_bytes, host.info().socket_path
     page = _PAGE.read_bytes()
     headers = _HEADERS | {"content-security-policy": _policy(page.decode())}
 
@@ -84,7 +85,7 @@ def build_page_app(host: Host, access: Access | None) -> Starlette:
         return response
 
     async def similarity(request: Request) -> Response:
-        with logged_call("Page") as call:
+        with logged_call("Page", request, socket=socket) as call:
             wanted = convert(await read_object(request, limit), _SimilarityRequest, _ACCEPTED)
             texts = texts_of(wanted.texts, "texts")
             if len(texts) != 2:  # noqa: PLR2004 # as the message says
@@ -93,7 +94,7 @@ def build_page_app(host: Host, access: Access | None) -> Starlette:
             options = EmbedOptions(lane=Lane.INTERACTIVE, model=wanted.model)
             began = time.monotonic()
             answer = await while_connected(request, host.embed(texts, options, client=client_of(request)))
-            call.count(answer.items)
+            call.count(answer.items, answer.space)
         items = [item for item in answer.items if isinstance(item, Embedding)]  # errors of single items were not requested
         first, second = (np.frombuffer(item.vector, "<f4").astype(float) for item in items)
         return _answer(
@@ -107,14 +108,15 @@ def build_page_app(host: Host, access: Access | None) -> Starlette:
         )
 
     routes = [Route(ROOT, show), _state_route(host), Route(SIMILARITY, similarity, methods=["POST"])]
-    return build_web_app(routes, _refuse, paths=f"GET {ROOT}, GET {STATE} and POST {SIMILARITY}")
+    return build_web_app(routes, _refuse, paths=f"GET {ROOT}, GET {STATE} and POST {SIMILARITY}", count=count)
 
 
-def build_link_app(host: Host, access: Access | None) -> Starlette:
+def build_link_app(host: Host, count: CountCall, access: Access | None) -> Starlette:
     """Build the application on the socket: `POST /page/link` makes a link to the page, and `GET /page/state` is as on the port.
 
     Args:
         host: The daemon.
+        count: Counts all calls.
         access: Makes links; None if there is no port.
     """
 
@@ -123,7 +125,7 @@ def build_link_app(host: Host, access: Access | None) -> Starlette:
         return _answer({"url": "" if access is None else access.link(), "expires_in": expires})
 
     routes = [_state_route(host), Route(LINK, link, methods=["POST"])]
-    return build_web_app(routes, _refuse, paths=f"GET {STATE} and POST {LINK}")
+    return build_web_app(routes, _refuse, paths=f"GET {STATE} and POST {LINK}", count=count)
 
 
 def _state_route(host: Host) -> Route:
@@ -136,7 +138,7 @@ def _state_route(host: Host) -> Route:
 
 async def _state(host: Host, since: int) -> dict[str, object]:
     """Return what the page shows. It has no text of a caller, and no name that a caller chose."""
-    info, health, room, hour = host.info(), host.health(), host.room(), host.last_hour(since)
+    info, health, room, hour = host.info(), host.health(detailed=True), host.room(), host.last_hour(since)
     try:
         async with asyncio.timeout(_MODELS_SECONDS):
             models: list[ModelStatus] = await host.models()
@@ -167,6 +169,7 @@ async def _state(host: Host, since: int) -> dict[str, object]:
             {"kind": work.kind, "client": work.client, "model": work.model, "texts": work.texts, "seconds": now - work.began}
             for work in hour.works
         ],
+        "clients": [{"pid": each.pid, "name": each.name, "connections": each.connections} for each in health.clients],
         "errors": [{"reason": each.reason, "times": each.times, "last_at": each.last_at} for each in hour.failures],
         "history": {
             "slot_seconds": SLOT_SECONDS,

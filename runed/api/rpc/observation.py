@@ -17,6 +17,7 @@ from runed.api.large import let_go
 from runed.api.rpc.errors import complete, connect_error, reason_of_code, to_connect
 from runed.errors import RunedError, apology
 from runed.log import describe_exception, get_logger, log_refusal
+from runed.tracing import is_on
 
 if TYPE_CHECKING:  # as in `errors`
     from connectrpc.errors import ConnectError
@@ -58,7 +59,7 @@ class Observer:
         """Begin a call. If it has begun with another context, as a call that `unary` leaves to the library, go on with it."""
         begun = _begun.get()
         call = Call() if begun is None else begun[0]
-        if begun is None and ctx.method.name in _OPERATIONS:
+        if begun is None and is_on() and ctx.method.name in _OPERATIONS:
             grpc = ctx.request_headers.get("content-type", "").startswith("application/grpc")
             call.begin(
                 _OPERATIONS[ctx.method.name],

@@ -21,8 +21,11 @@ from runed.paths import Paths, ensure_private_dir
 from runed.processes import describe_exit
 from runed.settings import engine_environment
 
-_UNSUPPORTED = 3
-"""Exit code of `building` for a model of which no graph can be made."""
+_TROUBLE, _UNSUPPORTED = 1, 3
+"""Exit codes of `building` for troubles of this machine, and for a model of which no graph can be made."""
+
+_PAUSE = 1.0
+"""Seconds after which a graph may be made again, if its program was ended."""
 
 _log = get_logger(__name__)
 
@@ -114,5 +117,7 @@ def _failure(child: ChildProcess, how: str, code: int) -> BackendUnavailableErro
     if code == _UNSUPPORTED and said:
         return ModelFileError(said[0])
     return BackendUnavailableError(
-        f"the graph for ONNX Runtime was not made: the program that makes it {how}{child.output.last_words()}"
+        f"the graph for ONNX Runtime was not made: the program that makes it {how}{child.output.last_words()}",
+        # It tells by this code what somebody has to correct. Anything else may have come by chance, as when memory was short.
+        retry_after=None if code == _TROUBLE else _PAUSE,
     )

@@ -100,6 +100,11 @@ class Found:
         """Whether it may cut a text that is too long and not tell it."""
         return self.engine in {"ollama", "infinity"}
 
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether what it tells as tokens are tokens. Infinity tells characters, unless it was set up otherwise."""
+        return self.engine != "infinity"
+
 
 async def discover(http: RemoteHTTP, remote: RemoteModel) -> Found:
     """Find out what answers.

@@ -344,4 +344,4 @@ def _untrusted(remote: RemoteModel, problem: ssl.SSLError) -> str:
         remedy = f"no authority in {remote.ca_file}, its ca_file, has issued its certificate; name the right file there"
     else:
         remedy = "if it is yours, name the certificate of its authority as ca_file, or in SSL_CERT_FILE for RUNED_BACKEND"
-    return f"the server of {remote.url} cannot be trusted: {problem.verify_message}; {remedy}"
+    return f"the server of {remote.url} cannot be trusted: {problem.verify_message.rstrip('.')}; {remedy}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 from runed.backends.base import EmbeddingBatch, Tokens
@@ -10,12 +11,22 @@ from runed.backends.remote.answers import Vectors, check, read_openai, read_tei
 from runed.backends.remote.discovery import Found, discover
 from runed.backends.remote.http import Answer, MakeTransport, RefusedError, RemoteHTTP
 from runed.backends.remote.refusals import Refusal, why
+from runed.backends.remote.space import agree
 from runed.backends.remote.tokens import tokenize
 from runed.errors import TextTooLongError
 from runed.own_models import RemoteModel
 
 _VECTOR_BYTES = 512 * 1024
 """The most bytes of one vector in an answer: 20,000 numbers of 25 digits."""
+
+_MORE = " Beneath the bridge, seven bakers counted copper kettles."
+"""What is put behind a text to find out whether its end is read."""
+
+_SHARE = 16
+"""`_MORE` is repeated until the text is at most this many times as long."""
+
+_SAME = 1 - 1e-6
+"""Cosine from which on two vectors are those of the same tokens. In company, an engine rounds differently."""
 
 
 class Link:
@@ -64,11 +75,12 @@ class Link:
             TextTooLongError: A text is longer than the engine reads.
             BackendFaultError: A vector is not finite, or has no direction.
         """
-        alone = {index for index, text in enumerate(texts) if self._may_be_cut(text)}
+        alone = {index: text for index, text in enumerate(texts) if self._may_be_cut(text)}
         rest = [index for index in range(len(texts)) if index not in alone]
-        batches = [rest[start : start + self.most] for start in range(0, len(rest), self.most)] + [[index] for index in alone]
+        batches = [rest[start : start + self.most] for start in range(0, len(rest), self.most)]
         answers = [await self._halving([texts[index] for index in batch]) for batch in batches]
-        found = dict(zip(chain(*batches), (row for answer in answers for row in answer.rows), strict=True))
+        answers += [await self._whole(text) for text in alone.values()]
+        found = dict(zip(chain(*batches, alone), (row for answer in answers for row in answer.rows), strict=True))
         rows = [found[index] for index in range(len(texts))]
         vectors, scaled = check(rows, dim or len(rows[0]))
         self.scales = self.scales or scaled
@@ -79,6 +91,22 @@ class Link:
         """Return the tokens of each text, including special ones. The errors are those of `embed`."""
         assert self.found is not None
         return await tokenize(self.http, self.found, texts)
+
+    async def _whole(self, text: str) -> Vectors:
+        """Return the vector of a text that the engine could cut without telling it. One that it cuts is refused."""
+        assert self.found is not None
+        if self.found.tells_tokens:
+            answer = await self._halving([text])
+            is_cut = answer.tokens >= self.max_tokens
+        else:
+            # What comes behind the cut changes nothing. As much as this would change any vector.
+            more = _MORE * (1 + len(text) // (_SHARE * len(_MORE)))
+            both = await self._halving([text, text + more])
+            (alone, longer), _ = check(both.rows, len(both.rows[0]))
+            answer, is_cut = Vectors(both.rows[:1], 0), agree(alone, longer, 1, least=_SAME)
+        if is_cut:
+            raise self._too_long()
+        return answer
 
     async def _halving(self, texts: Sequence[str]) -> Vectors:
         try:
@@ -114,9 +142,7 @@ class Link:
             answer = await self.http.post(f"{self.found.base}/embeddings", question, limit=limit)
             vectors = read_openai(answer.body, len(texts))
         self._note(answer)
-        if self.found.cuts_silently and len(texts) == 1 and self.max_tokens and vectors.tokens >= self.max_tokens:
-            raise self._too_long()
-        return vectors
+        return vectors if self.found.tells_tokens else replace(vectors, tokens=0)
 
     def _may_be_cut(self, text: str) -> bool:
         """Return whether the engine could read a part of a text only, and not tell it."""

@@ -53,12 +53,12 @@ class Space(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.vectors) == sum(map(len, vectors)) and agree(self.vectors, b"".join(vectors), len(vectors))
 
 
-def agree(ours: bytes, theirs: bytes, count: int) -> bool:
-    """Return whether `count` vectors agree pair by pair."""
+def agree(ours: bytes, theirs: bytes, count: int, *, least: float = AGREEMENT) -> bool:
+    """Return whether `count` vectors agree pair by pair, with cosines of `least` or more."""
     one, other = (np.frombuffer(data, "<f4").reshape(count, -1).astype(np.float64) for data in (ours, theirs))
     # Norms of almost 1 are not exact enough here.
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return bool((np.einsum("ij,ij->i", one, other) / norms).min() >= AGREEMENT)
+    return bool((np.einsum("ij,ij->i", one, other) / norms).min() >= least)
 
 
 def space_of(

@@ -54,7 +54,9 @@ async def until(backend: EngineBackend, status: BackendStatus) -> BackendState:
 
 
 def test_backend_that_was_never_started_is_stopped_and_well(make_backend: MakeEngine, fake: FakeEngine) -> None:
-    assert make_backend(fake.executable).state == BackendState(BackendStatus.STOPPED)
+    state = make_backend(fake.executable).state
+    assert (state.status, state.reason, state.pid) == (BackendStatus.STOPPED, "", 0)
+    assert (state.restarts, state.wakeups, state.waking_seconds) == (0, 0, 0.0)
 
 
 async def test_first_start_begins_at_once() -> None:
@@ -328,7 +330,10 @@ async def test_backend_that_recovered_is_stopped_not_failed(make_backend: MakeEn
     await asyncio.sleep(QUICK.pause)
     await backend.start()
     await backend.stop()
-    assert backend.state == BackendState(BackendStatus.STOPPED, company_cosine=1.0)
+    state = backend.state
+    assert (state.status, state.reason, state.pid, state.company_cosine) == (BackendStatus.STOPPED, "", 0, 1.0)
+    assert (state.restarts, state.wakeups) == (0, 1)
+    assert state.waking_seconds > 0
 
 
 async def test_stop_ends_the_pause_before_a_replacement(make_backend: MakeEngine, fake: FakeEngine) -> None:

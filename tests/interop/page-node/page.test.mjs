@@ -3,7 +3,7 @@ import { after, before, beforeEach, test } from "node:test";
 
 import { Port, askNow, launch } from "./browser.mjs";
 
-const SERVING = { status: "OK", phase: null, message: "", names: [], hour: true };
+const SERVING = { status: "OK", phase: null, message: "", names: [], hour: true, clients: [[4711, "python index.py", 2], [0, "", 1]] };
 const STATE = "#state";
 
 let browser, port;
@@ -53,7 +53,7 @@ test("the page shows what the daemon does", async (t) => {
   const { page } = await open(t);
   await told(page, "Serving");
   const text = await page.locator("main").innerText();
-  for (const words of ["11 interactive, 13 bulk", "fake.f32", "190,400", "QUEUE_FULL", "TEXT_TOO_LONG", "2 in flight, of 2 connections", "640 MB"]) {
+  for (const words of ["11 interactive, 13 bulk", "fake.f32", "190,400", "QUEUE_FULL", "TEXT_TOO_LONG", "2 in flight, of 2 connections", "python index.py (pid 4711, 2), unknown (1)", "640 MB"]) {
     assert.ok(text.includes(words), `${words} is missing in: ${text}`);
   }
   assert.equal(await page.locator("#charts svg").count(), 4);
@@ -155,10 +155,11 @@ test("an error of the comparison is told with its reason", async (t) => {
 
 test("names and messages are texts and never HTML", async (t) => {
   const evil = "<img src=x onerror=alert(1)>", script = "<script>alert(2)</script>";
-  await port.arrange({ status: "DEGRADED", message: `${evil}${script}`, names: [script, evil], failures: [evil, script] });
+  await port.arrange({ status: "DEGRADED", message: `${evil}${script}`, names: [script, evil], clients: [[1, script, 1]], failures: [evil, script] });
   const { page } = await open(t);
   await told(page, `Degraded ${evil}${script}`);
   assert.deepEqual(await page.locator("#models tbody th").allInnerTexts(), [script, evil]);
+  assert.match(await page.innerText("#work caption"), /<script>alert\(2\)<\/script> \(pid 1, 1\)/);
   assert.deepEqual(await page.locator("#errors tbody th").allInnerTexts(), [evil, script]);
   assert.deepEqual(await page.locator("#model option").allInnerTexts(), ["the default model", script, evil]);
   await page.getByLabel("First text").fill(`fail:${evil}`);

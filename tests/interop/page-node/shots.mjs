@@ -7,7 +7,7 @@ import { Port, launch } from "./browser.mjs";
 const browser = await launch();
 const port = await Port.start();
 try {
-  await port.arrange({ names: ["qwen3-embedding-0.6b.q8_0", "bge-m3.q8_0"] });
+  await port.arrange({ names: ["qwen3-embedding-0.6b.q8_0", "bge-m3.q8_0"], clients: [[4711, "python index.py", 1]] });
   for (const colorScheme of ["light", "dark"]) {
     const context = await browser.newContext({ colorScheme, viewport: { width: 900, height: 1080 } });
     const page = await context.newPage();
