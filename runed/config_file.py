@@ -88,7 +88,11 @@ def read_config(path: Path, keys: Mapping[str, Any], *, required: bool) -> Any: 
 
 def _warn_of_misspelt(path: Path, data: bytes, known: Sequence[str]) -> None:
     """Tell of keys that are like a known one. Others may be comments, or those of a newer version."""
-    for key in msgspec.json.decode(data, type=dict[str, msgspec.Raw]):
+    try:
+        keys = list(msgspec.json.decode(data, type=dict[str, msgspec.Raw]))
+    except (ValueError, RecursionError):  # a key that is not UTF-8, which is like none
+        return
+    for key in keys:
         if key not in known and (meant := did_you_mean(key[:_SHOWN], known)):
             warnings.warn(f"{path}: there is no setting {key[:_SHOWN]!r}, so it is ignored{meant}", RunedWarning, stacklevel=2)
 

@@ -103,10 +103,9 @@ def test_a_wait_has_the_limit_that_the_user_gives_it(cli: Cli, llama_server: Pat
 
     assert time.monotonic() - began < 5
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [
-        "runed: looking for engine and model",
-        "runed: embeddings are not answered after 1 s; the daemon goes on, and `runed status` shows how far it is",
-    ]
+    *steps, last = done.stderr.splitlines()
+    assert set(steps) <= {"runed: looking for engine and model"}  # on a busy machine, the time may be over before it is told
+    assert last == "runed: embeddings are not answered after 1 s; the daemon goes on, and `runed status` shows how far it is"
     gate.touch()
     assert slow.run("ensure", "--wait").returncode == 0
     assert embed_at_once(slow) == 200

@@ -11,6 +11,7 @@ import struct
 import tarfile
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -237,7 +238,8 @@ def _read_drivers(data: bytes, folder: Path) -> object:
 
 def _read_settings(data: bytes, folder: Path) -> object:
     _file(folder, "config.json", data)
-    return load_settings(home=folder, environ={})
+    with warnings.catch_warnings(action="ignore"):  # of keys that are like a setting
+        return load_settings(home=folder, environ={})
 
 
 def _centroids() -> Sequence[bytes]:
@@ -284,6 +286,13 @@ def _read_batch(name: str) -> Callable[[bytes, Path], object]:
             return sum(1 for _ in source())
 
     return read
+
+
+def _arrays() -> Sequence[bytes]:
+    return [
+        b'["a text, ]", {"id": 7, "text": "another \\" one", "more": [1, {"a": null}]},\n {"text": "b", "id": "x"}]\n',
+        b"\xef\xbb\xbf [ ]",
+    ]
 
 
 def _lines() -> Sequence[bytes]:
@@ -369,6 +378,7 @@ FILE_TARGETS = {
     "vectors": FileTarget(_vectors, _read_vectors, expected=(*EXPECTED, sqlite3.Error)),
     "journal": FileTarget(_journals, _read_journal),
     "jsonl": FileTarget(_lines, _read_batch("in.jsonl"), words=(b'"text":', b'"id":')),
+    "array": FileTarget(_arrays, _read_batch("in.json"), words=(b'"text":', b'"id":', b"[", b"]", b",", b'"', b"\\")),
     "csv": FileTarget(_tables, _read_batch("in.csv"), words=(b"text", b"id", b",", b'"')),
     "lines": FileTarget(_lines, _read_batch("in.txt")),
     "parquet": FileTarget(_parquets, _read_batch("in.parquet")),
