@@ -355,8 +355,11 @@ class _Search:
         time.sleep(_POLL)
 
     def _found(self, running: _Running) -> DaemonHandle:
-        process = _daemon_of(running.listener, running.record)
-        return self._handle(running.record, process.pid if process else None, started=False)
+        record = running.record
+        process = _daemon_of(running.listener, record)
+        if process is None and record is not None and record.is_alive() and self._manager_listens:
+            process = record.process  # the kernel names the manager until the daemon has taken the socket over
+        return self._handle(record, process.pid if process else None, started=False)
 
     def _handle(self, record: DaemonRecord | None, pid: int | None, *, started: bool) -> DaemonHandle:
         version, marks = (record.version, record.settings) if record else (None, None)
