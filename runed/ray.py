@@ -11,6 +11,7 @@ Each node needs runed, and a home of its own on a disk of its own. It has one da
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -121,9 +122,20 @@ class Embed:
         if self._dim == info.vector_dim:  # the fingerprint of shorter vectors is another one
             self._space.check([info.fingerprint], nodes.name())
         self._client: runed.AsyncClient | None = None
+        self._tasks = set[asyncio.Task[Any] | None]()
 
     async def __call__(self, batch: Any) -> Any:
         """Add the columns to a batch, and return it as a table of pyarrow."""
+        # Ray keeps no reference to its task, and asyncio only a weak one. While the client waits for a daemon that is started
+        # again, the garbage collector could take task and batch away, and the job would fail with "GeneratorExit".
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        try:
+            return await self._embedded(batch)
+        finally:
+            self._tasks.discard(task)
+
+    async def _embedded(self, batch: Any) -> Any:
         table = _as_table(batch)
         if not table.num_rows and not table.num_columns:
             return batch  # Ray makes empty blocks that have lost their columns

@@ -104,8 +104,8 @@ def settings(llama_server: Path, minilm: Path) -> dict[str, str]:
 BOTH_NODES = 3
 """Actors of one processor, of which each of two nodes has some, however Ray places them."""
 
-AGENTS = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
-"""The processes of a node of Ray that listen."""
+_TRIES = 5
+"""Most tries to start a cluster of Ray on a busy machine."""
 
 
 class RayCluster:
@@ -114,8 +114,16 @@ class RayCluster:
     def __init__(self, homes_: list[Home], settings: Sequence[dict[str, str]]) -> None:
         self.homes = homes_
         self._settings = settings
-        self._cluster: Any = importlib.import_module("ray.cluster_utils").Cluster()
-        self.nodes = [self.add(number) for number in range(len(homes_))]
+        # A node ends itself if its agents do not tell their ports within 15 s, which Ray lets nobody change.
+        for remaining in reversed(range(_TRIES)):
+            self._cluster: Any = importlib.import_module("ray.cluster_utils").Cluster()
+            try:
+                self.nodes = [self.add(number) for number in range(len(homes_))]
+                break
+            except Exception:  # Ray raises this very class
+                self._cluster.shutdown()
+                if not remaining:
+                    raise
 
     @property
     def address(self) -> str:
@@ -131,8 +139,6 @@ class RayCluster:
             env_vars=environment,
             object_store_memory=100 * 2**20,
             include_dashboard=False,
-            # For ports that its agents choose, a node waits 15 s at most and then aborts.
-            **{f"{use}_port": free_port() for use in AGENTS},
         )
         self._cluster.wait_for_nodes(timeout=SECONDS)
         return node
@@ -140,6 +146,12 @@ class RayCluster:
     def kill(self, number: int) -> psutil.Process:
         """Kill a node, and all that ran on it. Return its daemon."""
         daemon = self.homes[number].awaited_daemon()
+        own = [
+            psutil.Process(info.process.pid) for infos in self.nodes[number].all_processes.values() for info in infos
+        ]  # its raylet, and the agents
+        # A worker that outlives its raylet ends in good order, and tells the driver an error that fails the job. On a host that
+        # is gone, none does.
+        _kill([*(child for process in own for child in process.children(recursive=True)), *own])
         self._cluster.remove_node(self.nodes[number], allow_graceful=False)
         _kill([*daemon.children(recursive=True), daemon])
         return daemon
@@ -290,6 +302,12 @@ def spark_session(master: str, **options: str) -> Iterator[Any]:
         yield session
     finally:
         session.stop()
+        # The next session would have the options of this one, which the JVM keeps as properties of the system.
+        context: Any = importlib.import_module("pyspark").SparkContext
+        context._gateway.shutdown()
+        context._gateway.proc.stdin.close()
+        context._gateway.proc.wait(60)
+        context._gateway = context._jvm = None
 
 
 @pytest.fixture(scope="module")
