@@ -110,15 +110,8 @@ class Folder:
 
         Names that begin with "." or "_" are left out, as readers of datasets do, unless the pattern begins so, too.
         """
-        fs = parquet.pyarrow("pyarrow.fs")
         with self._errors(""):
-            infos = self._system.get_file_info(fs.FileSelector(self._root, recursive=is_deep(patterns)))
-        found = [self._found(info) for info in infos if info.type.name == "File"]
-        if self.local:
-            looped = {
-                folder for folder in {one.name.rpartition("/")[0] for one in found} if _is_looped(self.path(folder), self.local)
-            }
-            found = [one for one in found if one.name.rpartition("/")[0] not in looped]
+            found = [self._found(info) for info in self._infos(deep=is_deep(patterns)) if info.type.name == "File"]
         return sorted((one for one in found if _matches(one.name.split("/"), patterns)), key=lambda one: one.name)
 
     def find(self, name: str) -> Found | None:
@@ -188,6 +181,21 @@ class Folder:
     def _found(self, info: Any) -> Found:  # noqa: ANN401 # pyarrow has no type information
         return Found(info.path[len(self._root) :].lstrip("/"), info.size, info.mtime_ns or 0)
 
+    def _infos(self, *, deep: bool) -> Iterator[Any]:
+        fs = parquet.pyarrow("pyarrow.fs")
+        if not (deep and self.local):
+            yield from self._system.get_file_info(fs.FileSelector(self._root, recursive=deep))
+            return
+        # pyarrow follows links that lead to a directory above them, again and again: two of them are a million paths.
+        pending = [(self._root or "/", frozenset([os.path.realpath(self._root or "/")]))]
+        while pending:
+            folder, above = pending.pop()
+            for info in self._system.get_file_info(fs.FileSelector(folder)):
+                if info.type.name != "Directory":
+                    yield info
+                elif (real := os.path.realpath(info.path)) not in above:
+                    pending.append((info.path, above | {real}))
+
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
         try:
@@ -195,13 +203,6 @@ class Folder:
         except (OSError, ValueError) as error:  # errors of pyarrow are one of these
             place = f"{self.shown}/{name}" if name else self.shown
             raise SettingsError(f"{place} cannot be used: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _is_looped(path: str, root: Path) -> bool:
-    """Return whether a directory is reached by a link to one above it. Its files would be found again and again."""
-    folder = Path(path)
-    real = [os.path.realpath(one) for one in (folder, *folder.parents) if one.is_relative_to(root)]
-    return len(set(real)) < len(real)
 
 
 def is_deep(patterns: list[str]) -> bool:

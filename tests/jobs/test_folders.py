@@ -66,12 +66,13 @@ def test_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
 
 
 def test_links_in_a_loop_add_no_files(tree: Path) -> None:
-    (tree / "self").symlink_to(".")
+    for number in range(5):
+        (tree / f"self{number}").symlink_to(".")
     (tree / "sub" / "deep" / "up").symlink_to("..")
     (tree / "other").symlink_to("sub/deep")
     expected = ["a.jsonl", "b.csv", "other/d.jsonl", "sub/c.jsonl", "sub/deep/d.jsonl"]
     assert [name for name in names(os.fspath(tree)) if "up/" not in name] == expected
-    assert not [name for name in names(os.fspath(tree)) if "self/" in name or "deep/up/" in name]
+    assert not [name for name in names(os.fspath(tree)) if "self" in name or "deep/up/" in name]
 
 
 def test_a_directory_behind_a_link_lies_where_the_link_leads(tree: Path) -> None:
