@@ -119,7 +119,7 @@ async def test_the_end_of_the_longest_keep_alive_is_told(
     known = await served.host.models()
 
     async def models() -> list[ModelStatus]:
-        return [replace(known[0], last_used_at=1_800_000_000.0, keep_alive_seconds=seconds) for seconds in (600.0, 1e13)]
+        return [replace(known[0], last_used_at=1_800_000_000, keep_alive_seconds=seconds) for seconds in (600.0, 1e13)]
 
     monkeypatch.setattr(served.host, "models", models)
     running = (await http.get("/api/ps")).json()["models"]
