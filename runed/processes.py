@@ -20,6 +20,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from runed.errors import printable
+
 _PR_SET_PDEATHSIG = 1
 """The option of prctl(2) that sets the parent-death signal."""
 
@@ -120,12 +122,20 @@ def program_names(pid: int) -> set[str]:
 _INTERPRETERS = ("python", "pypy", "node", "deno", "bun", "ruby", "perl", "sh", "bash", "java")
 """Beginnings of the names of programs that run others."""
 
+_LONGEST_TITLE = 200
+"""The most characters of a program that are told."""
+
 
 def program_title(pid: int) -> str:
     """Return the name of a program for people, such as "python app.py"; "" if the system does not tell it.
 
-    Arguments may be texts of a user. So of all arguments, only the script or the module of an interpreter is told.
+    Arguments may be texts of a user. So of all arguments, only the script or the module of an interpreter is told. A program
+    chooses its name: it has at most `_LONGEST_TITLE` characters here, and no line ends and bytes that are not UTF-8.
     """
+    return printable(_title(pid)[:_LONGEST_TITLE])
+
+
+def _title(pid: int) -> str:
     import psutil  # noqa: PLC0415 # as in `identify`
 
     try:

@@ -11,7 +11,7 @@ class Reason:
 
     Attributes:
         name: The stable name, as `RunedError.reason`.
-        code: The code of Connect and gRPC; "" for an error that no daemon sends.
+        code: The code of Connect and gRPC; "" for an error that no call over the socket gets.
         when: What has happened.
         remedy: What to do now, in one or more sentences.
         metadata: The names of the facts for programs.
@@ -118,6 +118,14 @@ REASONS = (
         "Make room on the disk of the home, or in memory, and push the set again. `runed doctor` tells both."),
     Reason("INTERNAL", "INTERNAL", "a bug, or the system refuses memory to the daemon; the daemon's log says where",
         "Look at `runed logs`. `runed doctor --bundle` writes an archive without texts and keys for a report."),
+
+    # What the port answers.
+    Reason("UNAUTHENTICATED", "", "a request to the port of RUNED_HTTP has no token, or a wrong one",
+        "Send the content of `http.token`, in the home, as the API key. A browser needs a new link, by `runed open`."),
+    Reason("FOREIGN_HOST", "", "a request to the port of RUNED_HTTP names another host, as that of a web page may",
+        "Use 127.0.0.1, localhost or [::1] in the URL. For the outside of a container, set RUNED_HTTP_EXPOSE=yes."),
+    Reason("FOREIGN_ORIGIN", "", "a web page of another host asks the port of RUNED_HTTP, which needs no token",
+        "Let a program of yours ask in its place. If no such page is yours, unset RUNED_HTTP_TOKEN."),
 
     # What commands and clients find by themselves.
     Reason("KEPT_STOPPED", "", "`runed stop --for` keeps the daemon stopped",

@@ -186,7 +186,8 @@ def _presentable(setting: Setting, value: str | dict[str, Any]) -> str:
     """Return a written value for people. A URL has no user and no password, and of models of the user only names are told."""
     if isinstance(value, dict):
         return ", ".join(value) if setting.field == "models" else ", ".join(f"{name}={other}" for name, other in value.items())
-    return printable_url(value) if scheme_of(value) else str(value)
+    # Of the URLs, this one alone may lack its scheme: that is told later, as applications share the variable.
+    return printable_url(value) if scheme_of(value) or setting.field == "otel_endpoint" else str(value)
 
 
 def configuration(home: Path, environ: Mapping[str, str] | None = None) -> Path:

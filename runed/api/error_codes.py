@@ -31,6 +31,24 @@ class TooManyWatchesError(errors.RunedError):
     reason = "TOO_MANY_WATCHES"
 
 
+class UnauthenticatedError(errors.RunedError):
+    """The request carries no token, or a wrong token."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class ForeignHostError(errors.RunedError):
+    """The request names another host. A web page has let its own name point to this machine (DNS rebinding)."""
+
+    reason = "FOREIGN_HOST"
+
+
+class ForeignOriginError(errors.RunedError):
+    """A web page of another host has sent the request."""
+
+    reason = "FOREIGN_ORIGIN"
+
+
 _CODES: dict[type[errors.RunedError], Code] = {
     errors.InvalidRequestError: Code.INVALID_ARGUMENT,
     UnknownServiceError: Code.NOT_FOUND,
@@ -48,6 +66,9 @@ _CODES: dict[type[errors.RunedError], Code] = {
     errors.ShuttingDownError: Code.UNAVAILABLE,
     errors.DeadlineExceededError: Code.DEADLINE_EXCEEDED,
     CanceledError: Code.CANCELED,
+    UnauthenticatedError: Code.UNAUTHENTICATED,
+    ForeignHostError: Code.PERMISSION_DENIED,
+    ForeignOriginError: Code.PERMISSION_DENIED,
     errors.BackendUnavailableError: Code.UNAVAILABLE,
     errors.RunedError: Code.INTERNAL,
 }

@@ -59,7 +59,7 @@ def _in_full(row: Reason) -> str:
     facts = {
         "when": row.when,
         "do": row.remedy,
-        "code": row.code or "none: no daemon sends it",
+        "code": row.code or "none: no call over the socket gets it",
         "metadata": row.metadata.replace("`", "") or "none",
         "more": f"docs/protocol.md#{row.section or 'errors'}",
     }

@@ -8,6 +8,9 @@ import math
 from runed.errors import SettingsError
 from runed.setting_values import duration as parse_duration
 
+_MOST_SECONDS = 1_000_000_000
+"""The most seconds of an option. The system waits for 292 years at most, and a message tells 68 years."""
+
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the option --json of a command that tells one thing."""
@@ -29,13 +32,13 @@ def positive_number(value: str) -> int:
 
 
 def seconds(value: str) -> float:
-    """Parse a number of seconds above 0."""
+    """Parse a number of seconds above 0, at most `_MOST_SECONDS`."""
     try:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+    if not 0 < number <= _MOST_SECONDS:  # nor NaN
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0, at most {_MOST_SECONDS}")
     return number
 
 

@@ -32,6 +32,9 @@ _LAST_SECONDS = 2.0
 _PAUSE = 60.0
 """Least seconds between two lines about a collector that does not take what is sent."""
 
+_MOST_DIGITS = 9
+"""Most digits of an interval in milliseconds. A longer one is a slip, and no thread could wait for so long."""
+
 _READ_SECONDS = 10.0
 """Seconds that the event loop may take to read the metrics."""
 
@@ -132,4 +135,4 @@ def _is(variable: str, value: str) -> bool:
 
 def _milliseconds(variable: str, otherwise: int) -> int:
     value = os.environ.get(variable, "")
-    return max(int(value), 100) if value.isdecimal() else otherwise
+    return max(int(value), 100) if value.isdecimal() and len(value) <= _MOST_DIGITS else otherwise

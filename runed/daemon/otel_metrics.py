@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,5 +89,5 @@ def _histogram(labels: dict[str, str], samples: Sequence[Sample], began: int, no
     upto = [int(sample.value) for sample in samples if "le" in sample.labels]
     total = next(sample.value for sample in samples if sample.name.endswith("_sum"))
     counts = [count - before for count, before in zip(upto, [0, *upto], strict=False)]
-    # The extremes are not known.
-    return HistogramDataPoint(labels, began, now, upto[-1], total, counts, bounds[:-1], math.nan, math.nan)
+    # The extremes are not known, and a NaN would be sent as if it were one.
+    return HistogramDataPoint(labels, began, now, upto[-1], total, counts, bounds[:-1], None, None)  # type: ignore[arg-type] # the encoder leaves None out

@@ -19,6 +19,7 @@ import msgspec
 
 from runed.doctor.finding import Finding, Patient
 from runed.doctor.logs import tail
+from runed.errors import printable
 from runed.files import write_atomically
 from runed.settings import in_force, secret_variable
 from runed.version import __version__
@@ -26,8 +27,13 @@ from runed.version import __version__
 _LOG_BYTES = 1024 * 1024
 """Bytes of the end of each log."""
 
-_SECRET = re.compile(r"(?i)\b(bearer\s+|[\w-]*(?:token|key|password|secret)\"?\s*[=:]\s*\"?)[^\s\",;]+")
-_USER_INFO = re.compile(r"(?<=://)[^/@\s\"]+@")
+_QUOTED = r"[\\\"']*\s*[=:]\s*[\\\"']*"
+"""What is between a name and its value. Quotes in a line of the log have a backslash."""
+
+_SECRET = re.compile(
+    rf"(?i)\b((?:bearer|authorization{_QUOTED}\w+)(?:\s|%20)+|[\w-]*(?:token|key|password|secret){_QUOTED})(?:(?!\\\")[^\s\"',;])+"
+)
+_USER_INFO = re.compile(r"(?<=://)[^/\s\"]+@")
 _HOMES = re.compile(r"(/home|/Users|/var/home)/[^/\s\"':]+")
 
 _SHORTEST = 3
@@ -90,13 +96,18 @@ def _listing(home: Path) -> Iterator[str]:
             info = path.lstat()
         except OSError:
             continue
-        yield f"{info.st_mode:o} {info.st_uid:>6} {info.st_size:>12} {path.relative_to(home)}"
+        yield f"{info.st_mode:o} {info.st_uid:>6} {info.st_size:>12} {printable(str(path.relative_to(home)))}"
 
 
 class _Redactor:
     def __init__(self, secrets: Sequence[str], names: Sequence[tuple[str, str]]) -> None:
-        self._secrets = secrets
-        self._names = [(re.compile(rf"\b{re.escape(name)}\b"), instead) for name, instead in names]
+        self._secrets = {form for secret in secrets for form in _forms(secret)}
+        # Beside "_", too, as in the name of a file.
+        self._names = [
+            (re.compile(rf"(?<![^\W_]){re.escape(form)}(?![^\W_])"), instead)
+            for name, instead in names
+            for form in _forms(name)
+        ]
 
     def __call__(self, text: str) -> str:
         for secret in self._secrets:
@@ -108,14 +119,19 @@ class _Redactor:
         return text
 
 
+def _forms(text: str) -> set[str]:
+    """Return a text as it is, and as it stands in JSON."""
+    return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+
+
 def _redactor(patient: Patient) -> _Redactor:
     secrets = [secret_variable("HF_TOKEN"), secret_variable("RUNED_BACKEND_KEY")]
-    for path in (patient.paths.http_token, patient.settings.backend_key_file):
+    remotes = [model.remote for model in patient.settings.models.values() if model.remote is not None]
+    for path in (patient.paths.http_token, patient.settings.backend_key_file, *(remote.key_file for remote in remotes)):
         try:
             secrets.append(path.read_text().strip() if path else "")
         except (OSError, UnicodeDecodeError):
             continue
-    remotes = [model.remote for model in patient.settings.models.values() if model.remote is not None]
     secrets += [secret_variable(remote.key_variable) for remote in remotes if remote.key_variable]
     try:
         user = getpass.getuser()

@@ -120,7 +120,8 @@ def _is_string(value: bytes) -> bool:
 def _members(line: bytes) -> dict[str, bytes]:
     """Return the members of an object as JSON. There is no recursion, so that nesting has no limit."""
     members: dict[str, bytes] = {}
-    name, begin, position = "", 0, 0
+    name: str | None = None
+    begin, position = 0, 0
     brackets, wanted = bytearray(), "{"
     while wanted:
         token, kind = _next_token(line, position, wanted)
@@ -137,8 +138,8 @@ def _members(line: bytes) -> dict[str, bytes]:
         else:
             if kind in "}]":
                 brackets.pop()
-            if len(brackets) == 1:
-                members[name] = line[begin:position]
+            if len(brackets) == 1 and name is not None:
+                members[name] = line[begin:position].strip()
             wanted = (",}" if brackets.endswith(b"{") else ",]") if brackets else ""
     if line[position:].strip():
         raise _malformed(line, position)
@@ -162,11 +163,14 @@ def _malformed(line: bytes, position: int) -> _NoJSONError:
     return _NoJSONError(f"JSON is malformed: {what} (byte {len(line) - len(rest)})")
 
 
-def _name_of(token: bytes) -> str:
+def _name_of(token: bytes) -> str | None:
+    """Return the name of a member; None if it is no Unicode, as no column has such a name."""
     try:
-        return str(json.loads(token))
-    except UnicodeDecodeError:
-        return ""  # no column has such a name
+        name = str(json.loads(token))
+        name.encode()
+    except UnicodeError:
+        return None
+    return name
 
 
 def _text_of(value: bytes) -> str:

@@ -252,9 +252,10 @@ class Schema:
             },
             metadata=metadata,
         )
-        self._kept = kept
+        # Batches without a column have no rows, as the elements of an array of strings have no members.
+        self._kept = kept if kept and kept.schema.names else None
         self._whole = self._schema
-        for field in kept.schema if kept else ():
+        for field in self._kept.schema if self._kept else ():
             self._whole = self._whole.append(field)
 
     def head(self) -> bytes:

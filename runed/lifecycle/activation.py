@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +57,7 @@ class Activation:
         count = taken.get("LISTEN_FDS", "")
         sockets: list[socket.socket] = []
         # Another pid means that the variables were meant for the parent, which should have removed them.
-        if taken.get("LISTEN_PID") == str(os.getpid()) and count.isascii() and count.isdigit():
+        if taken.get("LISTEN_PID") == str(os.getpid()) and re.fullmatch("[0-9]{1,4}", count):
             last = _FIRST_DESCRIPTOR + min(int(count), _MAX_SOCKETS)
             sockets = [_listening(descriptor) for descriptor in range(_FIRST_DESCRIPTOR, last)]
         return cls(sockets, taken.get("NOTIFY_SOCKET", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -110,6 +111,19 @@ async def test_running_models_and_the_version_are_told(http: httpx.AsyncClient) 
     running = (await http.get("/api/ps")).json()["models"]
     assert [model["name"] for model in running] == ["fake:latest", "fake:q8_0", "other:latest"]
     assert (await http.get("/api/version")).json() == {"version": "1.2.3"}
+
+
+async def test_the_end_of_the_longest_keep_alive_is_told(
+    http: httpx.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = await served.host.models()
+
+    async def models() -> list[ModelStatus]:
+        return [replace(known[0], last_used_at=1_800_000_000, keep_alive_seconds=seconds) for seconds in (600.0, 1e13)]
+
+    monkeypatch.setattr(served.host, "models", models)
+    running = (await http.get("/api/ps")).json()["models"]
+    assert [model["expires_at"][:10] for model in running] == ["2027-01-15", "9999-12-31"]
 
 
 async def test_a_model_without_a_text_is_loaded_or_unloaded(

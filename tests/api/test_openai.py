@@ -156,6 +156,12 @@ BAD_BODIES: dict[str, tuple[bytes, str, str | None, str]] = {
     ),
     "invalid UTF-8": (b'{"input": "\xff"}', "MALFORMED_REQUEST", None, "byte 11 is not UTF-8"),
     "half a surrogate": (b'{"input": "\\ud800"}', "INVALID_TEXT", "input", "half of a surrogate pair"),
+    "half a surrogate in a format": (
+        b'{"input": "x", "encoding_format": "\\ud800"}',
+        "MALFORMED_REQUEST",
+        "encoding_format",
+        "half of a surrogate pair",
+    ),
     "no input": (b'{"model": "fake"}', "INVALID_REQUEST", "input", "input is missing"),
     "null": (b'{"input": null}', "INVALID_REQUEST", "input", "neither a string nor a list"),
     "number": (b'{"input": 7}', "INVALID_REQUEST", "input", "neither a string nor a list"),
@@ -192,6 +198,12 @@ async def test_bad_body_is_refused_with_reason_parameter_and_words(case: str, ht
     assert [line["code"] for line in log if line["event"] == "embedding call"] == ["invalid_argument"]
     assert not [line for line in log if line["log_level"] == "error"]
     assert (await http.post(EMBEDDINGS, json={"input": "still there"})).status_code == 200
+
+
+async def test_a_member_that_is_not_read_may_have_any_name(http: httpx.AsyncClient) -> None:
+    body = b'{"input": "x", "\\ud800": "\\udfff", "": [null], "user": "\\ud800"}'
+    response = await http.post(EMBEDDINGS, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(

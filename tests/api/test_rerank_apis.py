@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,12 @@ def test_documents_may_be_objects_and_come_back(http: httpx.Client) -> None:
         assert result["document"] == {"text": DOCUMENTS[result["index"]]}
     plain = post(http, "/v1/rerank", query=QUERY, documents=DOCUMENTS, top_n=2)
     assert [result["index"] for result in plain["results"]] == [result["index"] for result in answer["results"]]
+
+
+def test_a_member_of_a_document_that_is_not_read_may_have_any_name(http: httpx.Client) -> None:
+    body = json.dumps({"query": QUERY, "documents": [{"text": text, "\ud800": 1} for text in DOCUMENTS]})
+    answer = http.post("/v1/rerank", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, len(answer.json()["results"])) == (200, len(DOCUMENTS))
 
 
 def test_fields_of_other_servers_are_ignored(http: httpx.Client) -> None:

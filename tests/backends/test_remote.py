@@ -573,6 +573,13 @@ class TestKeys:
         finally:
             other.close()
 
+    @pytest.mark.parametrize("place", ["http://xn--", "http://[", "ftp://gpu.test"])
+    async def test_a_redirect_to_what_is_no_place_is_told(self, place: str, remote: FakeRemote, engine: Meet) -> None:
+        backend = await engine(remote.url)
+        remote.behaviour.redirect = place
+        with pytest.raises(BackendUnavailableError, match="url"):
+            await backend.embed(TEXTS)
+
 
 class TestOtherServices:
     @pytest.mark.parametrize("path", ["", "/v1", "/some/page"])

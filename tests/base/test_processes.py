@@ -93,22 +93,50 @@ def test_signal_masks_of_a_process_are_found() -> None:
     assert signal_masks_of(process.pid) == SignalMasks()
 
 
+_PROGRAM = "print(flush=True); input()"
+
+
+def _title_of(arguments: list[str], cwd: Path) -> str:
+    """Return the name of an interpreter with arguments, which runs `_PROGRAM`."""
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # before, the kernel may not have its arguments yet
+        name = program_title(process.pid)
+        process.kill()
+    return name
+
+
 @pytest.mark.parametrize(
     ("arguments", "title"),
     [
         (["app.py", "a text of a user"], " app.py"),
         (["-u", "-P", "app.py", "a text of a user"], " app.py"),
         (["-m", "app", "a text of a user"], " -m app"),
-        (["-c", "input()  # a text of a user"], ""),
+        (["-c", f"{_PROGRAM}  # a text of a user"], ""),
     ],
 )
 def test_a_program_is_named_without_its_texts(tmp_path: Path, arguments: list[str], title: str) -> None:
-    (tmp_path / "app.py").write_text("input()")
-    with subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, stdin=subprocess.PIPE) as process:
-        name = program_title(process.pid)
-        process.kill()
+    (tmp_path / "app.py").write_text(_PROGRAM)
+    name = _title_of(arguments, tmp_path)
     assert name.startswith("python")
     assert name.partition(" ")[2] == title.strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the file system of macOS takes no name that is not UTF-8")
+@pytest.mark.parametrize(
+    ("script", "title"),
+    [
+        (b"a\x1b[31m\nstate     OK.py", " a\\x1b[31m\\nstate     OK.py"),
+        (b"\xff.py", " \\udcff.py"),
+        (b"n" * 252 + b".py", " nnn"),
+    ],
+)
+def test_the_name_of_a_program_is_one_short_line_of_utf_8(tmp_path: Path, script: bytes, title: str) -> None:
+    (tmp_path / os.fsdecode(script)).write_text(_PROGRAM)
+    name = _title_of([os.fsdecode(script)], tmp_path)
+    assert title in name
+    assert len(name.encode()) <= 250
 
 
 def test_a_program_that_is_gone_has_no_name() -> None:

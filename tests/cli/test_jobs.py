@@ -274,6 +274,22 @@ def test_columns_of_texts_are_kept_as_texts(tmp_path: Path) -> None:
         assert [value and json.loads(value) for value in table["x"].to_pylist()] == [{"y": [1]}, None, None]
 
 
+def test_an_array_of_strings_has_no_columns_to_keep(tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text('["one", "two"]')
+    table = kept(tmp_path / "in.json", tmp_path / "out.parquet", "all")
+    assert table.column_names == ["index", "id", "token_count", "error", "embedding"]
+    assert table.num_rows == 2
+
+
+def test_a_member_that_is_no_json_changes_no_other_column(tmp_path: Path) -> None:
+    """Python writes NaN, and halves of surrogate pairs. No column can have the name of the last member."""
+    lines = ('{"text": "one", "a": "x", "b": null, "c": 1}', '{"text": "two", "a": "x", "b": null, "c": NaN, "\\ud800": 2}')
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    table = kept(tmp_path / "in.jsonl", tmp_path / "out.parquet", "all")
+    columns = {"text": ["one", "two"], "a": ["x", "x"], "b": [None, None], "c": ["1", "NaN"]}
+    assert table.select(table.column_names[5:]).to_pydict() == columns
+
+
 def test_texts_without_a_vector_keep_their_columns(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("text,n\none,1\n ,2\nthree\nfour,4\n")
     options = ("--batch", tmp_path / "in.csv", "-o", tmp_path / "out.parquet", "--keep", "n", "--keep-going")

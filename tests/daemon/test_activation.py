@@ -247,6 +247,14 @@ def test_variables_of_another_process_are_not_taken_and_not_handed_on(monkeypatc
     assert not [name for name in os.environ if name.startswith(("LISTEN_", "NOTIFY_"))]
 
 
+@pytest.mark.parametrize("count", ["", "-1", "x", "0", "٣", "9" * 5000])
+def test_a_number_of_sockets_that_cannot_be_is_none(count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", count)
+    with Activation.take_over() as activation:
+        assert activation.claim(Path("/a/socket"), None) == (None, None)
+
+
 @pytest.mark.parametrize("kind", ["a file", "a datagram socket", "a socket that does not listen", "nothing"])
 def test_a_descriptor_that_is_no_listening_socket_is_refused(kind: str, home: Path) -> None:
     script = (

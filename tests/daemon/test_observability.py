@@ -69,6 +69,7 @@ def test_calls_errors_wakeups_and_engines_are_told(metrics: str) -> None:
     assert told[f"{seconds}_count", "code=invalid_argument", "method=EmbedBatch"] == 1
     assert told[f"{seconds}_count", "code=ok", "method=/v1/embeddings"] == 1
     assert told[f"{seconds}_count", "code=unimplemented", "method=other"] == 1
+    assert told[f"{seconds}_count", "code=unauthenticated", "method=other"] == 1
     assert told["runed_request_errors_total", "reason=EMPTY_TEXT"] == 1
     assert told["runed_request_errors_total", "reason=UNIMPLEMENTED"] == 1
     assert told["runed_request_errors_total", "reason=UNAUTHENTICATED"] == 1

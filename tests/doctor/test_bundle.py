@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,11 @@ def test_a_check_that_breaks_does_not_hide_the_others(patient: Make, monkeypatch
     assert (found[0].state, "ZeroDivisionError" in found[0].detail) == (State.WARNING, True)
 
 
+def contents_of(target: Path) -> dict[str, str]:
+    with tarfile.open(target) as archive:
+        return {Path(member.name).name: archive.extractfile(member).read().decode() for member in archive}  # type: ignore[union-attr] # all are files
+
+
 def test_the_archive_has_no_secret_and_no_name(patient: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
     monkeypatch.setenv("HOME", "/home/alice")
@@ -75,8 +81,7 @@ def test_the_archive_has_no_secret_and_no_name(patient: Make, tmp_path: Path, mo
     target = tmp_path / "report.tar.gz"
     names = write_bundle(target, subject, [Finding("home", State.FAILED, "/home/alice/.runed is open", "chmod")])
     assert target.stat().st_mode & 0o777 == 0o600
-    with tarfile.open(target) as archive:
-        contents = {Path(member.name).name: archive.extractfile(member).read().decode() for member in archive}  # type: ignore[union-attr] # all are files
+    contents = contents_of(target)
     assert sorted(contents) == sorted(names)
     assert {"machine.json", "findings.json", "settings.json", "state.json", "files.txt", "events.log"} <= set(contents)
     everything = "\n".join(contents.values())
@@ -85,3 +90,36 @@ def test_the_archive_has_no_secret_and_no_name(patient: Make, tmp_path: Path, mo
     assert "llama-server.log" in contents["files.txt"]
     assert json.loads(contents["findings.json"])[0]["detail"].endswith("/USER/.runed is open")
     assert "mirror.test" in contents["settings.json"]
+
+
+def test_no_way_to_write_a_secret_or_a_name_saves_it(
+    patient: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON escapes quotes and letters beyond ASCII, a password may hold an @, and a model may have a key in a file."""
+    monkeypatch.setenv("HOME", "/srv/zoë")
+    monkeypatch.setenv("LOGNAME", "zoë")
+    monkeypatch.setenv("HF_TOKEN", 'quote"secret')
+    (tmp_path / "key").write_text("filesecret\n")
+    entry = {"url": "https://gpu.test/v1", "api_key_file": str(tmp_path / "key")}
+    (home / "config.json").write_text(json.dumps({"models": {"far": entry}}))
+    subject = patient({"OTEL_EXPORTER_OTLP_ENDPOINT": "me:otelsecret@collector.test:4318"})
+    subject.paths.logs.mkdir()
+    lines = [
+        line("error", 'quote"secret', path="/mnt/zoë_2/x", note="http://me:p@ss@secret@mirror.test/", key="filesecret"),
+        line(
+            "error", 'said {"token": "jsonsecret"} and Authorization: Basic basicsecret', note="authorization=Bearer%20secret"
+        ),
+        "password: 'plainsecret'",
+    ]
+    subject.paths.events_log.write_text("\n".join(lines))
+    (home / os.fsdecode(b"not-utf-8-\xff\n")).touch()
+    target = tmp_path / "report.tar.gz"
+    write_bundle(target, subject, [Finding("home", State.FAILED, "/srv/zoë and zoë's file")])
+    contents = contents_of(target)
+    everything = "\n".join(contents.values())
+    for secret in ("secret", "zoë", json.dumps("zoë")[1:-1]):
+        assert secret not in everything
+    assert "@mirror" not in everything
+    assert "not-utf-8-\\udcff\\n" in contents["files.txt"]
+    assert json.loads(contents["findings.json"])[0]["detail"] == "~ and USER's file"
+    assert "collector.test" in contents["settings.json"]

@@ -34,6 +34,9 @@ from runed.errors import BackendUnavailableError, RunedError
 _PULL_STEP = 0.2
 """Seconds between two lines about a download."""
 
+_LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+"""The latest time that can be told, in seconds since 1970. A keep-alive of any length is accepted."""
+
 _NO_DIGEST = "0" * 64
 """The digest of a file whose hash is not known yet. Ollama's command line takes twelve characters of it, and fails on less."""
 
@@ -268,7 +271,8 @@ def _running(model: ModelStatus, *, on_cpu: bool) -> dict[str, object]:
     if on_cpu:
         facts["size_vram"] = 0
     if model.keep_alive_seconds and model.last_used_at:
-        facts["expires_at"] = datetime.fromtimestamp(model.last_used_at + model.keep_alive_seconds, UTC).isoformat()
+        ends = min(model.last_used_at + model.keep_alive_seconds, _LATEST)
+        facts["expires_at"] = datetime.fromtimestamp(ends, UTC).isoformat()
     return facts
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hmac
 from typing import Protocol
 
-from runed.api.error_codes import code_of
+from runed.api.error_codes import ForeignHostError, ForeignOriginError, UnauthenticatedError, code_of
 from runed.api.host import CountCall, count_nothing
 from runed.api.openai.errors import error_response
-from runed.api.web.errors import ForeignHostError, ForeignOriginError, UnauthenticatedError
 from runed.errors import RunedError
 from runed.log import get_logger, log_refusal
 from runed.server import Gate, Head, Headers, Refusal

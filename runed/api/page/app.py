@@ -40,6 +40,9 @@ _PAGE = Path(__file__).with_name("page.html")
 _MODELS_SECONDS = 1.0
 """Seconds that the list of models may take. It may have to be fetched first."""
 
+_MOST_DIGITS = 15
+"""Most digits of the number of a slot."""
+
 _ACCEPTED = {"model": "a string, the name of a model"}
 
 _log = get_logger(__name__)
@@ -131,7 +134,8 @@ def build_link_app(host: Host, count: CountCall, access: Access | None) -> Starl
 def _state_route(host: Host) -> Route:
     async def state(request: Request) -> Response:
         since = request.query_params.get("since", "")
-        return _answer(await _state(host, int(since) if since.isdecimal() else 0))
+        # The digits are counted first, since int() refuses thousands of them.
+        return _answer(await _state(host, int(since) if since.isdecimal() and len(since) <= _MOST_DIGITS else 0))
 
     return Route(STATE, state)
 

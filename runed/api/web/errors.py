@@ -5,25 +5,13 @@ from __future__ import annotations
 import math
 
 from runed import errors
-from runed.api.error_codes import CanceledError, MalformedRequestError
-
-
-class UnauthenticatedError(errors.RunedError):
-    """The request carries no token, or a wrong token."""
-
-    reason = "UNAUTHENTICATED"
-
-
-class ForeignHostError(errors.RunedError):
-    """The request names another host. A web page has let its own name point to this machine (DNS rebinding)."""
-
-    reason = "FOREIGN_HOST"
-
-
-class ForeignOriginError(errors.RunedError):
-    """A web page of another host has sent the request."""
-
-    reason = "FOREIGN_ORIGIN"
+from runed.api.error_codes import (
+    CanceledError,
+    ForeignHostError,
+    ForeignOriginError,
+    MalformedRequestError,
+    UnauthenticatedError,
+)
 
 
 class UnsupportedTypeError(MalformedRequestError):

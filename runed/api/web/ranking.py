@@ -17,10 +17,6 @@ from runed.errors import InvalidRequestError
 from runed.float_json import shorten_floats
 
 
-class _Document(msgspec.Struct):
-    text: str
-
-
 class _RerankRequest(msgspec.Struct):
     """The body. The last two fields are those of `RerankRequest` in runed.proto."""
 
@@ -91,15 +87,13 @@ def query_of(value: object) -> str:
 def _texts(value: object) -> list[str]:
     """Return the documents of a request: a list of strings, or of objects with a text."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        try:
-            return [
-                item.text if isinstance(item, _Document) else item for item in msgspec.convert(value, list[_Document | str])
-            ]
-        except msgspec.ValidationError:
-            raise InvalidRequestError(
-                'documents has a value that cannot be used; accepted are strings, and objects such as {"text": "a text"}',
-                metadata={"field": "documents"},
-            ) from None
+        found = [item.get("text") if isinstance(item, dict) else item for item in value]
+        if len(texts := [text for text in found if isinstance(text, str)]) == len(found):
+            return texts
+        raise InvalidRequestError(
+            'documents has a value that cannot be used; accepted are strings, and objects such as {"text": "a text"}',
+            metadata={"field": "documents"},
+        )
     if isinstance(value, str):
         raise InvalidRequestError("documents is a string; send a list of strings", metadata={"field": "documents"})
     return texts_of(value, "documents")

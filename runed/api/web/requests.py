@@ -18,6 +18,7 @@ from runed.api.web.errors import UnsupportedTypeError
 from runed.errors import InvalidRequestError, RequestTooLargeError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 _FIELD = re.compile(r"\$\.(\w+)")
 """Pattern of the bad field's name in an error of msgspec. Unknown fields are skipped, and never named."""
@@ -61,7 +62,7 @@ async def _read(request: Request, limit: int, *, any_type: bool) -> bytearray:
     return body
 
 
-def convert(document: Mapping[str, Any], kind: type[T], accepted: Mapping[str, str]) -> T:
+def convert(document: Mapping[str, Any], kind: type[S], accepted: Mapping[str, str]) -> S:
     """Turn a JSON object into a structure.
 
     Args:
@@ -73,8 +74,13 @@ def convert(document: Mapping[str, Any], kind: type[T], accepted: Mapping[str, s
         InvalidRequestError: A field has a value that cannot be used. The error has its name as its `field`.
         MalformedRequestError: A string of the object, other than a text, has half of a surrogate pair.
     """
+    # msgspec fails at half of a surrogate pair, even in a name that is not read.
+    read = {name: document[name] for name in kind.__struct_fields__ if name in document}
+    for name in accepted:
+        if isinstance(value := read.get(name), str):
+            check_unicode(value, name)
     try:
-        wanted = msgspec.convert(document, kind)
+        return msgspec.convert(read, kind)
     except msgspec.ValidationError as error:
         found = _FIELD.search(str(error))
         assert found is not None
@@ -82,10 +88,6 @@ def convert(document: Mapping[str, Any], kind: type[T], accepted: Mapping[str, s
         raise InvalidRequestError(
             f"{field} has a value that cannot be used; accepted is {accepted[field]}", metadata={"field": field}
         ) from None
-    for name in accepted:
-        if isinstance(value := getattr(wanted, name), str):
-            check_unicode(value, name)
-    return wanted
 
 
 def texts_of(value: object, field: str, *, advice: str = "") -> list[str]:

@@ -244,7 +244,7 @@ class RemoteHTTP:
         except httpx.TimeoutException as error:
             self.was_lost = True
             raise PassingError(f"no connection in time ({type(error).__name__})") from None
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError) as error:  # the last: a name that IDNA cannot encode
             raise BackendUnavailableError(f"{self._remote.url} cannot be asked: {error}; correct the url") from None
         except httpx.RequestError as error:
             if (problem := _tls_problem(error)) is not None:
