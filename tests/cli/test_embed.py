@@ -362,7 +362,9 @@ def test_ctrl_c_in_the_middle_marks_the_lines_as_incomplete(served: Cli, tmp_pat
     assert json.loads(rest.splitlines()[-1])["error"]["reason"] == "INTERRUPTED"
 
 
-def test_reader_that_leaves_early_is_no_error(served: Cli, lines: Path) -> None:
+def test_reader_that_leaves_early_is_no_error(served: Cli, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the same text\n" * 2000)  # many more vectors than a pipe holds
     done = subprocess.run(
         ["/bin/sh", "-c", f"{SCRIPTS}/runed embed --format jsonl -f {lines} | head -n 1"],
         env={**os.environ, "RUNED_HOME": str(served.home)},

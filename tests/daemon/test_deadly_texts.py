@@ -111,7 +111,8 @@ def test_job_names_the_deadly_line_and_keeps_all_others(daemon: RunningDaemon, t
     assert "the first 99 vectors are kept" in refused.stderr
     kept = job("--resume", "--keep-going")
     assert kept.returncode == 1
-    assert "1 of 150 texts have no vector" in kept.stderr
+    assert "runed: 150 texts (99 of them by an earlier run)" in kept.stderr
+    assert ", 1 error, to out.jsonl" in kept.stderr
     rows = [json.loads(row) for row in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [index for index, row in enumerate(rows) if "embedding" not in row] == [99]
     assert len(rows) == 150

@@ -66,9 +66,7 @@ def run(script: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def assert_same(vectors: object, expected: NDArray[np.float32]) -> None:
     """Check that the numbers are equal as float32, to the last bit."""
-    got = np.array(vectors)
-    assert np.array_equal(got, got.astype("<f4"))
-    assert np.array_equal(got.astype("<f4"), expected)
+    assert np.array_equal(np.array(vectors).astype("<f4"), expected)
 
 
 def test_openai_for_python(given: dict[str, Any], daemon: RunningDaemon) -> None:
@@ -180,8 +178,7 @@ def test_an_example_in_javascript_prints_what_stands_beside_it(example: str, giv
 
 
 def test_the_example_of_curl_answers(given: dict[str, Any], tmp_path: Path) -> None:
-    shell = examples("sh")[-1]
-    assert shell.startswith("curl ")
+    [shell] = [example for example in examples("sh") if example.startswith("curl ")]
     embeddings, models = (
         json.loads(line)
         for line in run_example(
