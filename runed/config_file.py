@@ -79,11 +79,28 @@ def read_config(path: Path, keys: Mapping[str, Any], *, required: bool) -> Any: 
     try:
         config: Any = msgspec.json.decode(data, type=schema)
     except (ValueError, RecursionError) as error:  # a DecodeError; bytes that are not UTF-8; lists in lists in lists
-        raise SettingsError(f"{path}: {error}; accepted is a JSON object as in docs/configuration.md") from None
+        example = '{"version": 1, "idle_timeout": "10m"}'
+        raise SettingsError(
+            f"{path}: {_problem(data, error)}; accepted is a JSON object of settings, such as {example}"
+        ) from None
     if config.version != 1:
         raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
     _warn_of_misspelt(path, data, ["version", *keys])
     return config
+
+
+def _problem(data: bytes, error: Exception) -> str:
+    """Return what is wrong with the content. Malformed JSON has a line and a column, which an editor shows, too."""
+    try:
+        json.loads(data)
+    except json.JSONDecodeError as malformed:
+        return f"line {malformed.lineno}, column {malformed.colno}: {malformed.msg}"
+    except UnicodeDecodeError as undecodable:
+        line = data.count(b"\n", 0, undecodable.start) + 1
+        return f"line {line} is not UTF-8"
+    except (ValueError, RecursionError):
+        pass
+    return str(error)
 
 
 def _warn_of_misspelt(path: Path, data: bytes, known: Sequence[str]) -> None:

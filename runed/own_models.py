@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from runed.errors import SettingsError
+from runed.setting_values import as_written
 from runed.urls import beneath, is_web_url, printable_url
 
 _OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
@@ -209,13 +210,13 @@ def remote_url(url: str, origin: str) -> str:
     """
     if not is_web_url(url):
         raise SettingsError(
-            f"{origin}={printable_url(url)!r}: accepted is an https or http URL, such as https://gpu.example/v1"
+            f"{as_written(printable_url(url), origin)}: accepted is an https or http URL, such as https://gpu.example/v1"
         )
     parts = urlsplit(url)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise SettingsError(
-            f"{origin}={printable_url(url)!r} has a user, a password, a query or a fragment; remove that, and name the file of "
-            "a key instead (api_key_file)"
+            f"{as_written(printable_url(url), origin)} has a user, a password, a query or a fragment; remove that, and name "
+            "the file of a key instead (api_key_file)"
         )
     return url.rstrip("/")
 
@@ -271,4 +272,4 @@ def _remote(
 def _timeout(value: str, origin: str, read_duration: Callable[[str, str], float]) -> float:
     if seconds := read_duration(value, origin):
         return seconds
-    raise SettingsError(f"{origin}={value!r}: accepted is a duration of more than 0, since an engine may never answer")
+    raise SettingsError(f"{as_written(value, origin)}: accepted is a duration of more than 0, since an engine may never answer")

@@ -28,12 +28,23 @@ _MAX_PORT = 65_535
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
+def as_written(value: str, origin: str) -> str:
+    """Return a value as it was written: "VARIABLE='value'", or "key = 'value' in FILE".
+
+    Args:
+        value: The text, without secrets.
+        origin: The variable; or "key in FILE".
+    """
+    key, of_file, place = origin.partition(" in ")
+    return f"{key} = {value!r} in {place}" if of_file else f"{origin}={value!r}"
+
+
 def whole_number(value: str, origin: str, *, least: int, most: int, what: str) -> int:
     """Read a whole number."""
     # The digits are counted first, since int() refuses thousands of digits with another error.
     if value.isascii() and value.isdigit() and len(value) <= len(str(most)) and least <= int(value) <= most:
         return int(value)
-    raise SettingsError(f"{origin}={value!r}: accepted is a whole number of {what} from {least} to {most}")
+    raise SettingsError(f"{as_written(value, origin)}: accepted is a whole number of {what} from {least} to {most}")
 
 
 def duration(value: str, origin: str) -> float:
@@ -51,14 +62,16 @@ def duration(value: str, origin: str) -> float:
     except (durationpy.DurationError, ValueError, OverflowError):
         seconds = -1.0
     if seconds < 0:
-        raise SettingsError(f'{origin}={value!r}: accepted is a duration such as "90s", "10m" or "1h30m", or "0" for never')
+        raise SettingsError(
+            f'{as_written(value, origin)}: accepted is a duration such as "90s", "10m" or "1h30m", or "0" for never'
+        )
     return seconds
 
 
 def boolean(value: str, origin: str) -> bool:
     """Read a yes or no."""
     if (result := _BOOLEANS.get(value.lower())) is None:
-        raise SettingsError(f"{origin}={value!r}: accepted is 1, true, yes, on or 0, false, no, off")
+        raise SettingsError(f"{as_written(value, origin)}: accepted is 1, true, yes, on or 0, false, no, off")
     return result
 
 
@@ -70,7 +83,7 @@ def flag(value: str, _origin: str) -> bool:
 def one_of(value: str, origin: str, *, accepted: tuple[str, ...]) -> str:
     """Read one of some words, in any case."""
     if value.lower() not in accepted:
-        raise SettingsError(f"{origin}={value!r}: accepted is {', '.join(accepted)}")
+        raise SettingsError(f"{as_written(value, origin)}: accepted is {', '.join(accepted)}")
     return value.lower()
 
 
@@ -82,7 +95,8 @@ def size(value: str, origin: str, *, least: int, none: bool = False) -> int:
         bound = f", at least {least}" if least > 1 else ""
         alternative = ", or 0 for none" if none else ""
         raise SettingsError(
-            f'{origin}={value!r}: accepted is a number of bytes, such as 1000000, "64MiB" or "1GiB"{bound}{alternative}'
+            f"{as_written(value, origin)}: accepted is a number of bytes, such as "
+            f'1000000, "64MiB" or "1GiB"{bound}{alternative}'
         )
     return count
 
@@ -93,8 +107,8 @@ def port(value: str, origin: str) -> tuple[str, int]:
         with suppress(ValueError):
             return str(ip_address(match[1] or match[2])), int(match[3])
     raise SettingsError(
-        f"{origin}={value!r}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect; port 0 lets the "
-        "system choose one, which `runed status` tells. With RUNED_HTTP_EXPOSE=yes, 0.0.0.0:PORT is accepted, too"
+        f"{as_written(value, origin)}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect; port 0 "
+        "lets the system choose one, which `runed status` tells. With RUNED_HTTP_EXPOSE=yes, 0.0.0.0:PORT is accepted, too"
     )
 
 

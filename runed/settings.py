@@ -20,7 +20,7 @@ from runed.config_file import read_config
 from runed.errors import RunedError, SettingsError
 from runed.own_models import Entry, OwnModel, own_aliases, own_models, remote_url, settle_default
 from runed.paths import check_home
-from runed.setting_values import boolean, check_port, duration, flag, on_disk, one_of, port, size, whole_number
+from runed.setting_values import as_written, boolean, check_port, duration, flag, on_disk, one_of, port, size, whole_number
 from runed.trust import check_file
 from runed.urls import beneath, is_web_url, path_of_file_url, printable_url, scheme_of
 
@@ -320,10 +320,10 @@ def _check_utf8(value: str, origin: str) -> None:
         raise SettingsError(f"{origin} {value!a} is not UTF-8; accepted is UTF-8 alone") from None
 
 
-def full_path(path: str, _origin: str = "") -> Path:
+def full_path(path: str, origin: str = "") -> Path:
     """Make a path absolute. A user is looked up here, since `Path.expanduser` takes an empty HOME for the root directory."""
     if "\0" in path:
-        raise SettingsError(f"{path!r} has a NUL, which no path has; correct it")
+        raise SettingsError(f"{as_written(path, origin) if origin else repr(path)} has a NUL, which no path has; correct it")
     user, slash, rest = path.partition("/")
     if user.startswith("~"):
         try:
@@ -338,15 +338,15 @@ def full_path(path: str, _origin: str = "") -> Path:
 def _file(value: str, origin: str) -> Path:
     match scheme_of(value):
         case "":
-            return full_path(value)
+            return full_path(value, origin)
         case "file":
             try:
-                return full_path(path_of_file_url(value))
+                return full_path(path_of_file_url(value), origin)
             except ValueError as error:
                 raise SettingsError(f"{origin}: {error}") from None
     raise SettingsError(
-        f"{origin}={printable_url(value)!r}: accepted is the path or the file: URL of a file, since a URL brings no hash; "
-        "download the file and name its path here, or name a manifest with its url, sha256 and size as RUNED_MANIFEST"
+        f"{as_written(printable_url(value), origin)}: accepted is the path or the file: URL of a file, since a URL brings no "
+        "hash; download the file and name its path here, or name a manifest with its url, sha256 and size as RUNED_MANIFEST"
     )
 
 
@@ -355,14 +355,14 @@ def _file_or_url(value: str, origin: str) -> str:
         return str(_file(value, origin))
     if not is_web_url(value):
         raise SettingsError(
-            f"{origin}={printable_url(value)!r}: accepted is an https, http or file: URL, or the path of a file"
+            f"{as_written(printable_url(value), origin)}: accepted is an https, http or file: URL, or the path of a file"
         )
     return value
 
 
 def _endpoint(value: str, origin: str) -> str:
     if not is_web_url(value):
-        raise SettingsError(f"{origin}={printable_url(value)!r}: accepted is an https or http URL, such as {HUB}")
+        raise SettingsError(f"{as_written(printable_url(value), origin)}: accepted is an https or http URL, such as {HUB}")
     return value.rstrip("/")
 
 

@@ -27,7 +27,7 @@ from runed.jobs.job import JobResult
 from runed.jobs.keeping import kept_columns
 from runed.jobs.outputs import choose_format, descriptor_of, is_finished
 from runed.jobs.partition import FileOptions, PartitionJob, run_here
-from runed.jobs.runner import run_job
+from runed.jobs.runner import check_keeping, run_job
 
 BAR_TEXTS = 32
 """Texts of the largest job without a bar, and without a word at its end if its vectors go to standard output."""
@@ -85,7 +85,8 @@ output:
 long jobs:
   If --batch to FILE is interrupted, by Ctrl-C, a crash or a power failure, the
   finished vectors stay in FILE.part. The same command with --resume goes on
-  from there. Without a FILE.part, it begins, or says that FILE is complete.
+  from there. Without a FILE.part, it begins, or does nothing if FILE is there
+  and the input is not newer. Without --batch, nothing is kept.
 
 many files:
   --batch takes a directory, a glob in quotes ("**" means any directories), or a
@@ -154,8 +155,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.batch is not None and is_many(arguments.batch):
         return _run_many(arguments)
     source_path, output_format = arguments.batch or STANDARD_STREAM, choose_format(arguments.format, arguments.output)
+    check_keeping(output_format, wanted=bool(arguments.keep))  # before pyarrow is looked for, which may not be needed
     if not arguments.overwrite and is_finished(arguments.output, output_format, source_path, resume=arguments.resume):
-        complain(f"{arguments.output} is complete already, so there is nothing to do; --overwrite makes it anew")
+        age = f" and is not older than {source_path}" if Path(source_path).is_file() else ""
+        complain(
+            f"{arguments.output} is there{age}, so nothing is done; it does not tell what it was made from: "
+            "--overwrite makes it anew"
+        )
         return ExitCode.OK
     _hint_at_files(arguments)
     to_terminal = arguments.output == STANDARD_STREAM and sys.stdout.isatty()

@@ -10,7 +10,7 @@ from runed.cli.catalog import megabytes, open_catalog, tell_of_daemon
 from runed.cli.completing import completes_models
 from runed.cli.install import open_home
 from runed.cli.options import add_json
-from runed.settings import load_settings
+from runed.settings import SETTINGS, load_settings
 
 DESCRIPTION = """\
 Choose the model of requests that name none: write default_model into
@@ -26,6 +26,9 @@ examples:
 with --json, standard output is one JSON object: default_model, installed, and
 removed, the keys of config.json that named another model
 """
+
+_OTHERS = ("backend", "model", "model_variant", "default_model")
+"""The settings that can name another default model."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
         tell(f"it is not installed: the next start of the daemon fetches it{size}, or `runed pull {spec.name}` does it now")
     now = load_settings()
     if now.default_model != spec.name:
-        complain(
-            "the environment names another model: unset RUNED_BACKEND, RUNED_MODEL, RUNED_MODEL_VARIANT and RUNED_DEFAULT_MODEL"
-        )
+        variables = [SETTINGS[key].variable for key in _OTHERS if now.written.get(key, ("", ""))[1] == "environment"]
+        if variables:
+            complain(f"the environment names another model: unset {' and '.join(variables)}")
+        else:
+            complain("backend in config.json goes before default_model: remove it there")
     if not arguments.json:
         tell_of_daemon(paths)
     return ExitCode.OK

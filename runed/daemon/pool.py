@@ -222,7 +222,8 @@ class Pool:
         if installed:
             message = f"several models rerank, so the request has to name one; there are {told}"
         else:
-            message = f"no model that reranks is installed; run `runed pull NAME`, with one of: {told or 'none'}"
+            pull = f"`runed pull NAME`, with one of: {told}; or " if told else ""
+            message = f"no model that reranks is installed; run {pull}`runed add PATH` for a file of your own that reranks"
         raise UnknownModelError(message, metadata={"models": told})
 
     def _look(self, model: str) -> Bootstrapper | None:

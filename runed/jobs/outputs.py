@@ -42,6 +42,9 @@ _STARTS = {"json": b'{"model_identity":', "jsonl": b'{"index":0', "npy": b"\x93N
 
 _START_BYTES = 64
 
+INTERRUPTED = "INTERRUPTED"
+"""The reason why an output is incomplete if a user or a signal has ended the job."""
+
 _MOST_LINKS = 40
 """Symbolic links that are followed, as many as by Linux."""
 
@@ -260,13 +263,16 @@ class FileOutput(Output):
         sync_path(self._target.parent)
         self._remove()
 
-    def abandon(self, _reason: str, _message: str) -> None:
+    def abandon(self, reason: str, _message: str) -> None:
         """Keep the part if the job can be resumed from it, and tell the user; otherwise delete it."""
         if self._finished:
             return
         self._converted.unlink(missing_ok=True)
         if not self._journal or not self._journal.mark.done:
             self._remove()
+            if reason == INTERRUPTED:  # the message of an error is told by whoever catches it
+                batch = "" if self._journal else "; --batch keeps finished vectors, and --resume goes on from there"
+                self._on_complaint(f"interrupted; nothing of {self._target.name} is kept{batch}")
         elif self._added and self._file is not None:
             self._journal.sync(self._file, now=True)
             done = self._journal.mark.done
@@ -316,7 +322,7 @@ def choose_format(name: str | None, output: str) -> str:
 
 
 def is_finished(output: str, output_format: str, source: str, *, resume: bool) -> bool:
-    """Return whether an earlier job has completed a file, so that nothing is left to do.
+    """Return whether an earlier job has completed the output. Whether it was a job of the same input, nobody knows.
 
     Args:
         output: As for `open_output`.
@@ -326,7 +332,7 @@ def is_finished(output: str, output_format: str, source: str, *, resume: bool) -
 
     Raises:
         SettingsError: There is such a file, and `resume` is not set; or it is of another kind.
-        RunedError: The input was changed after the file was written.
+        RunedError: The input is newer than the file.
     """
     if output == STANDARD_STREAM or descriptor_of(output) is not None:
         return False
@@ -343,7 +349,10 @@ def is_finished(output: str, output_format: str, source: str, *, resume: bool) -
         if not file.read(_START_BYTES).startswith(_STARTS[output_format]):
             raise SettingsError(f"{output} exists already, and is no output of such a job; add --overwrite to replace it")
     if Path(source).is_file() and Path(source).stat().st_mtime_ns > target.stat().st_mtime_ns:
-        raise RunedError(f"{output} is complete, but {source} was changed after it; add --overwrite to embed it anew")
+        raise RunedError(
+            f"{output} is there, but {source} is newer: it was changed since, or {output} was made from something else; "
+            "add --overwrite to replace it, or name another file"
+        )
     return True
 
 
@@ -371,7 +380,7 @@ def open_output(
         opened.abandon(error.reason, error.message)
         raise
     except (KeyboardInterrupt, SystemExit):
-        opened.abandon("INTERRUPTED", "the job was ended by Ctrl-C or a signal")
+        opened.abandon(INTERRUPTED, "the job was ended by Ctrl-C or a signal")
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:  # the kernel names no file

@@ -25,6 +25,16 @@ INTERACTIVE_TEXTS = 8
 """Texts of the largest job that is interactive by default. The daemon has the same limit for a batch."""
 
 
+def check_keeping(output_format: str, *, wanted: bool) -> None:
+    """Refuse to keep columns of the input in a format that has no columns.
+
+    Raises:
+        SettingsError: Columns are wanted, and the format has none.
+    """
+    if wanted and output_format != "parquet":
+        raise SettingsError("--keep needs Parquet output, since other formats have no columns: add `--format parquet`")
+
+
 def run_job(
     source: Source,
     output: str | os.PathLike[str],
@@ -84,8 +94,7 @@ def run_job(
     output_format = choose_format(output_format, output)
     if output_format == "parquet":
         parquet.pyarrow()  # so that a missing pyarrow is an error before any work
-    elif kept is not None:
-        raise SettingsError("--keep needs Parquet output, since other formats have no columns: add `--format parquet`")
+    check_keeping(output_format, wanted=kept is not None)
     options: EmbedOptions = {"role": role, "instruction": instruction, "dimensions": dimensions, "truncate": truncate}
     chosen = {name: str(value or "") for name, value in options.items()} | {"format": output_format}
     if model:

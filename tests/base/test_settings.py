@@ -181,15 +181,17 @@ def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"not json", "config.json"),
+        (b"not json", "config.json: line 1, column 1: Expecting value; accepted is a JSON object"),
+        (b'{\n  "profile": "memory"\n  "model": "m"\n}', "line 3, column 3: Expecting ',' delimiter"),
+        (b'\xef\xbb\xbf{\n  "version": 1', "line 2, column 15: Expecting ',' delimiter"),
         (b'{"version": 2}', "version is 2; accepted is 1"),
         (b'{"version": 1, "model": 7}', "$.model"),
         (b"[]", "object"),
-        (b'{"version": 1, "idle_timeout": "soon"}', "idle_timeout in"),
-        (b'{"version": 1, "model": "\xff"}', "config.json"),
+        (b'{"version": 1, "idle_timeout": "soon"}', "idle_timeout = 'soon' in /"),
+        (b'{"version": 1, \n "model": "\xff"}', "line 2 is not UTF-8"),
         (b'{"version": 1, "more": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "config.json"),
-        (b'{"version": 1, "model": "a\\u0000b"}', "has a NUL"),
-        (b'{"version": 1, "model": "https://me:pass-word@h/m.gguf"}', "model in"),
+        (b'{"version": 1, "model": "a\\u0000b"}', r"/a\x00b' in /"),
+        (b'{"version": 1, "model": "https://me:pass-word@h/m.gguf"}', "model = 'https://h/m.gguf' in /"),
         (b'{"version": 1, "unknown": ' + b"[" * 10_000, "config.json"),
     ],
 )
@@ -242,7 +244,7 @@ def test_a_file_is_named_by_its_path_or_a_file_url(name: str, value: str, expect
 @pytest.mark.parametrize("name", ["model", "llama_server"])
 def test_a_url_in_the_place_of_a_file_is_answered_with_what_to_do(name: str, value: str, home: Path) -> None:
     (home / "config.json").write_text(json.dumps({name: value}))
-    for environ, origin in (({SETTINGS[name].variable: value}, SETTINGS[name].variable), ({}, f"{name} in {home}")):
+    for environ, origin in (({SETTINGS[name].variable: value}, f"{SETTINGS[name].variable}='"), ({}, f"{name} = '")):
         with pytest.raises(SettingsError, match="download the file and name its path here, or name a manifest") as caught:
             load_settings(home=home, environ=environ)
         assert str(caught.value).startswith(origin)
@@ -360,12 +362,15 @@ def test_models_of_the_file_are_read_and_checked(home: Path) -> None:
     ("entry", "words"),
     [
         ({"path": 1}, r"Expected `str.*models.*path"),
-        ({"path": "https://x/m.gguf"}, r"path of models\.mine in .*='https://x/m\.gguf': accepted is the path"),
+        ({"path": "https://x/m.gguf"}, r"^path of models\.mine = 'https://x/m\.gguf' in .*/config\.json: accepted is the path"),
         ({"path": "/m", "pooling": "rank"}, "Invalid enum value 'rank'"),
         ({"path": "/m", "kind": "chat"}, "Invalid enum value 'chat'"),
         ({"path": "/m", "kind": "rerank", "pooling": "mean"}, 'has the kind "rerank" and a pooling'),
         ({"path": "/m", "min_dimensions": -1}, "Expected `int` >= 0"),
-        ({"path": "/m", "keep_alive": "soon"}, r"keep_alive of models\.mine in .*='soon': accepted is a duration"),
+        (
+            {"path": "/m", "keep_alive": "soon"},
+            r"^keep_alive of models\.mine = 'soon' in .*/config\.json: accepted is a duration",
+        ),
         ({"path": "/m", "source": "hf:a/b/c", "sha256": "0" * 64}, "has both path and source"),
         ({"source": "hf:a/b/c"}, "has a source without its sha256; let `runed pull hf:a/b/c` write the entry"),
         ({"source": "hf:a/b/c", "sha256": "0" * 63}, "matching regex"),

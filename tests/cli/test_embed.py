@@ -347,7 +347,8 @@ def test_signal_in_the_middle_leaves_no_file(served: Cli, tmp_path: Path, number
     process = served.start("embed", "-f", str(source), "-o", str(path))
     wait_until(lambda: any(entry.stat().st_size for entry in tmp_path.glob(".out.npy.*")), what="the first vectors")
     process.send_signal(number)
-    assert finish(process) == (code, "", "")
+    told = "runed: interrupted; nothing of out.npy is kept; --batch keeps finished vectors, and --resume goes on from there\n"
+    assert finish(process) == (code, "", told)
     assert [entry.name for entry in tmp_path.iterdir()] == ["many.txt"]
 
 

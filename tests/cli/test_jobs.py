@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def test_a_finished_job_is_not_done_again(texts: Path, tmp_path: Path, capfd: py
     before = output.stat().st_mtime_ns, output.read_bytes()
     said(capfd)
     assert jobs.here("--batch", texts, "-o", output, "--resume") == 0
-    assert said(capfd) == [f"runed: {output} is complete already, so there is nothing to do; --overwrite makes it anew"]
+    age = f"is not older than {texts}, so nothing is done; it does not tell what it was made from: --overwrite makes it anew"
+    assert said(capfd) == [f"runed: {output} is there and {age}"]
     assert (output.stat().st_mtime_ns, output.read_bytes()) == before
 
 
@@ -103,8 +105,21 @@ def test_a_finished_job_whose_input_was_changed_is_no_finished_job(texts: Path, 
     assert jobs.here("--batch", texts, "-o", output) == 0
     later = output.stat().st_mtime_ns + 1_000_000_000
     os.utime(texts, ns=(later, later))
-    with pytest.raises(RunedError, match=r"out\.npy is complete, but .*texts\.jsonl was changed after it; add --overwrite"):
+    with pytest.raises(
+        RunedError, match=r"out\.npy is there, but .*texts\.jsonl is newer: it was changed since, or .*; add --overwrite"
+    ):
         jobs.here("--batch", texts, "-o", output, "--resume")
+
+
+def test_of_standard_input_and_a_finished_output_no_age_is_told(
+    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.npy"
+    assert jobs.here("--batch", texts, "-o", output) == 0
+    said(capfd)
+    assert jobs.here("--batch", "-", "-o", output, "--resume") == 0
+    (line,) = said(capfd)
+    assert line.startswith(f"runed: {output} is there, so nothing is done; it does not tell")
 
 
 def test_outputs_of_many_files_are_replaced_only_on_request(tmp_path: Path) -> None:
@@ -321,6 +336,17 @@ def test_what_cannot_be_kept_is_told_before_any_work(tmp_path: Path, keep: str, 
     with pytest.raises(SettingsError, match=message):
         jobs.here("--batch", tmp_path / "in.parquet", "-o", tmp_path / output, "--keep", keep)
     assert not (tmp_path / output).exists()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_format_without_columns_is_told_before_a_missing_pyarrow(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    pq.write_table(pa.table(TABLE), tmp_path / "in.parquet")
+    source = texts if suffix == "jsonl" else tmp_path / "in.parquet"
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SettingsError, match="--keep needs Parquet output"):
+        jobs.here("--batch", source, "-o", tmp_path / "k.npy", "--keep", "all")
 
 
 def test_lines_have_no_columns(tmp_path: Path) -> None:

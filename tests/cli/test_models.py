@@ -314,10 +314,14 @@ def test_use_takes_the_place_of_older_settings_and_tells_of_the_environment(stoc
     assert "removed model_variant from config.json" in told
     assert config(stocked) == {"idle_timeout": "1m", "default_model": "tiny.f32"}
     done = stocked.with_environment(RUNED_MODEL=str(minilm)).run("use", "mini")
-    assert "the environment names another model" in done.stderr
+    assert "the environment names another model: unset RUNED_MODEL\n" in done.stderr
     assert config(stocked)["default_model"] == "mini.f32"
     done = stocked.with_environment(RUNED_BACKEND="http://127.0.0.1:1/v1").run("use", "mini")
-    assert "unset RUNED_BACKEND" in done.stderr
+    assert "unset RUNED_BACKEND\n" in done.stderr
+    both = {"RUNED_MODEL": str(minilm), "RUNED_MODEL_VARIANT": "tiny.f32"}
+    assert "unset RUNED_MODEL and RUNED_MODEL_VARIANT\n" in stocked.with_environment(**both).run("use", "mini").stderr
+    stocked.paths.config.write_text(json.dumps({"backend": "http://127.0.0.1:1/v1"}))
+    assert "backend in config.json goes before default_model: remove it there" in stocked.run("use", "mini").stderr
 
 
 # Removing

@@ -72,6 +72,13 @@ def test_wrong_calls_are_explained(ranking: Cli, arguments: list[str], stdin: by
     assert (done.returncode == 2) == (code == 2)
 
 
+def test_without_a_reranker_the_ways_to_one_are_told(served: Cli) -> None:
+    done = served.run("rerank", QUERY, "-", stdin=b"tea\n")
+    assert done.returncode == 1
+    assert "no model that reranks is installed; run `runed pull NAME`, with one of: " in done.stderr
+    assert done.stderr.endswith("; or `runed add PATH` for a file of your own that reranks\n")
+
+
 def test_long_documents_are_cut_on_demand_and_nothing_is_no_error(ranking: Cli) -> None:
     assert ranking.run("rerank", QUERY, "--truncate", "end", stdin=b"word " * 600).returncode == 0
     done = ranking.run("rerank", QUERY, stdin=b"\n\n")

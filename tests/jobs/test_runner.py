@@ -112,6 +112,17 @@ def test_interrupted_job_is_kept_and_resumed(connect: Callable[[], runed.Client]
     assert output.read_bytes().count(b'"embedding"') == 2000
 
 
+def test_a_job_that_is_interrupted_before_its_first_vector_keeps_nothing_and_says_so(tmp_path: Path) -> None:
+    def connect() -> runed.Client:
+        raise KeyboardInterrupt
+
+    complaints: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_job(lambda: inputs.from_arguments(["one"]), tmp_path / "out.npy", connect=connect, on_complaint=complaints.append)
+    assert complaints == ["interrupted; nothing of out.npy is kept"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_running_a_job_imports_nothing_of_the_command_line() -> None:
     program = "import sys, runed.jobs.runner; sys.exit(any(name.startswith(('runed.cli', 'argparse')) for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
