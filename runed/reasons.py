@@ -158,7 +158,7 @@ REASONS = (
         "Correct the file that RUNED_MANIFEST names, unset the variable, or update runed."),
     Reason("DOWNLOAD_FAILED", "", "a file could not be downloaded, in spite of all tries",
         "Check the network and the proxy with `runed doctor`. A mirror of the hub is named by HF_ENDPOINT, and the next try "
-        "goes on where this one ended."),
+        "goes on where this one ended. Without a network, RUNED_LLAMA_SERVER and RUNED_MODEL name files of your own."),
     Reason("VERIFICATION_FAILED", "", "a downloaded file has another size or SHA-256 than the manifest says",
         "Try again. If it stays so, a proxy or mirror changes the file: use another one."),
     Reason("DISK_FULL", "", "the disk has not enough room for an installation",

@@ -285,6 +285,7 @@ async def fetch(
     policy: DownloadPolicy,
     proxies: Proxies,
     hub: Hub = Hub(),  # noqa: B008 # immutable
+    on_retry: Callable[[str], None] = lambda _: None,
 ) -> bytes:
     """Fetch a small document.
 
@@ -294,6 +295,7 @@ async def fetch(
         policy: The number and the times of tries.
         proxies: The proxies.
         hub: The hub.
+        on_retry: Called before each pause with a sentence that tells the reason.
 
     Raises:
         DownloadError: The fetch failed in spite of all retries, or the document is larger than `limit`.
@@ -312,7 +314,7 @@ async def fetch(
 
     async with Web(policy, proxies, hub) as web:
         try:
-            return await retrying(policy, lambda _: None)(attempt)
+            return await retrying(policy, on_retry)(attempt)
         except PassingError as error:
             raise exhausted(url, error, "check the network and RUNED_MANIFEST") from error
 

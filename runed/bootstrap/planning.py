@@ -218,4 +218,5 @@ async def _fetch(context: InstallContext, source: ManifestSource, policy: Downlo
         policy=policy,
         proxies=context.proxies,
         hub=context.hub,
+        on_retry=context.reporter.say,
     )

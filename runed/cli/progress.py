@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -20,6 +21,9 @@ _STYLE = "green"
 
 _BAR = 24
 """Characters of a bar."""
+
+_NUMBERS_SECONDS = 3.0
+"""Seconds after which a line is printed of which only the numbers are new."""
 
 _DIGITS = re.compile(r"\d+")
 
@@ -38,6 +42,7 @@ class ProgressDisplay:
         self._step = ""
         self._counted = False
         self._line = ""
+        self._printed_at = 0.0
 
     @property
     def live(self) -> bool:
@@ -95,10 +100,11 @@ class ProgressDisplay:
         return f"{amount}, {speed:,.0f}/s" if speed else amount
 
     def _print(self, line: str) -> None:
-        # Lines that differ only in their numbers would fill a log.
-        if _DIGITS.sub("", line) != _DIGITS.sub("", self._line):
+        # Lines that differ only in their numbers would fill a log if all were printed, and none would look like a hang.
+        renewed = line != self._line and time.monotonic() - self._printed_at >= _NUMBERS_SECONDS
+        if _DIGITS.sub("", line) != _DIGITS.sub("", self._line) or renewed:
             complain(line)
-        self._line = line
+            self._line, self._printed_at = line, time.monotonic()
 
     def _task_now(self) -> Task:
         assert self._bars is not None

@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines = _as_lines(report) | places
         if http:
             lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
-        tell("\n".join(f"{name:<9} {line}" for name, value in lines.items() for line in value.split("\n")))
+        tell("\n".join(_labelled(name, value) for name, value in lines.items()))
     return ExitCode.DEGRADED if report.health.is_degraded else ExitCode.OK
 
 
@@ -167,6 +167,12 @@ def _http(paths: Paths) -> dict[str, str]:
     if record is None or not record.http:
         return {}
     return {"http": f"{record.http}/v1", "http_token": str(paths.http_token)}
+
+
+def _labelled(name: str, value: str) -> str:
+    """Return a value after its label. Each model begins with the label, and its indented lines stand below it without one."""
+    rows = value.split("\n")
+    return "\n".join(f"{'' if row.startswith(' ') else name:<9} {row}" for row in rows)
 
 
 def _print(document: dict[str, object]) -> None:

@@ -27,6 +27,10 @@ _HOPELESS = {Condition.STOPPED, Condition.OVERLOADED}
 """Conditions that may last for ever. A start and a drain have limits of their own."""
 
 
+_WAY_OUT = "if it never answers, end it with `runed stop`, which interrupts its jobs"
+"""What to do about a daemon that was silent for long. Earlier it would end a healthy one that is starting or busy."""
+
+
 @contextmanager
 def watched(paths: Paths, *, patience: float | None = PATIENCE) -> Iterator[None]:
     """Watch the daemon during the block. Tell the user when it does not answer, and why.
@@ -55,6 +59,7 @@ class _Watch:
         self._patience = patience
         self._ended = ended
         self._word = ""
+        self._told_way_out = patience is not None  # the error at the end tells it then
         self._silent_since: float | None = None
 
     def run(self) -> None:
@@ -67,6 +72,9 @@ class _Watch:
             if word and word != self._word:
                 complain(f"waiting: {word}")
                 self._word = word
+            if self._silent_since is not None and asked - self._silent_since >= PATIENCE and not self._told_way_out:
+                complain(f"waiting: it answered nothing for {PATIENCE:g} s; {_WAY_OUT}")
+                self._told_way_out = True
             if self._patience is not None and self._silent_since is not None and asked - self._silent_since >= self._patience:
                 # A signal, since only that ends a system call in which the main thread waits.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
@@ -75,7 +83,7 @@ class _Watch:
     def interrupt(self, _number: int, _frame: FrameType | None) -> None:
         """End the wait of the main thread."""
         if not self._ended.is_set():
-            raise LifecycleError(f"gave up after {self._patience:g} s without an answer: {self._word}")
+            raise LifecycleError(f"gave up after {self._patience:g} s without an answer: {self._word}; {_WAY_OUT}")
 
     def _look(self, now: float) -> str:
         """Return what is worth telling of the daemon, and note whether it is silent for no good reason."""

@@ -196,14 +196,14 @@ class Bootstrapper:
         except SettingsError as error:
             # The daemon keeps the settings that it was started with.
             remedy = "then run `runed stop`, since this daemon began with the setting as it was"
-            self._fail(f"{error.message}; {remedy}", lasting=True)
+            self._fail(f"{error.message}; {remedy}", error.reason, lasting=True)
         except (ManifestError, ModelFileError) as error:
-            self._fail(f"{error.message}; if you correct that by a setting, then run `runed stop`", lasting=True)
+            self._fail(f"{error.message}; if you correct that by a setting, then run `runed stop`", error.reason, lasting=True)
         except RunedError as error:
             no_use = (
                 isinstance(error, BackendUnavailableError) and error.retry_after is None
             )  # such as with a key that is refused
-            self._fail(error.message, lasting=no_use or isinstance(error, _LASTING))
+            self._fail(error.message, error.reason, lasting=no_use or isinstance(error, _LASTING))
         except Exception as error:  # noqa: BLE001 # the daemon must live on to tell the failure
             _log.error("bootstrap failed unexpectedly", **describe_exception(error))
             self._fail(f"the bootstrap failed unexpectedly ({type(error).__name__}); the daemon's log says where")
@@ -217,8 +217,8 @@ class Bootstrapper:
         elif progress.phase is Phase.CHOOSING_ENGINE:
             self._settled.clear()  # all is there, and this takes seconds, as the start of an engine does
 
-    def _fail(self, message: str, *, lasting: bool = False) -> None:
-        _log.error("bootstrap failed", reason=message)
+    def _fail(self, message: str, code: str = "INTERNAL", *, lasting: bool = False) -> None:
+        _log.error("bootstrap failed", reason=message, code=code)
         self._failure = _Failure(message, lasting, time.monotonic() + BOOTSTRAP_PAUSE)
 
     def _refusal(self) -> RunedError:

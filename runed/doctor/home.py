@@ -103,7 +103,8 @@ def daemon(patient: Patient) -> Iterator[Finding]:
     elif patient.health is None and is_dormant(patient.paths):
         yield ok("daemon", "none runs; its service starts one with the next call")
     elif patient.health is None and find_listener(patient.paths.socket) is not None:
-        yield failed("daemon", "it listens and does not answer", "see `runed logs`, or end it with `runed stop --force`")
+        remedy = "it may be starting or busy: look again in a minute; if it never answers, end it with `runed stop --force`"
+        yield failed("daemon", "it listens and does not answer yet", remedy)
     elif patient.health is None:
         yield ok("daemon", "none runs; the next call starts one")
     elif patient.health.is_degraded:

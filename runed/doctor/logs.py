@@ -40,10 +40,11 @@ def last_errors(patient: Patient) -> Iterator[Finding]:
     """Tell the last errors of the log, each with the remedy of its reason."""
     found = deque(_errors(tail(patient.paths.events_log)), maxlen=_MOST)
     if not found:
-        yield ok("last errors", "none within a day")
+        told_above = "; the failure of the daemon is told above" if patient.health and patient.health.is_degraded else ""
+        yield ok("last errors", f"the log has none within a day{told_above}")
     for line in found:
         said = line.problem or line.error or line.error_type
-        rows = find(line.reason) if line.reason.isupper() else []
+        rows = find(line.code) or find(line.reason)
         told = f"{line.timestamp:%F %T} UTC: {line.message}{f': {line.reason or said}' if line.reason or said else ''}"
         remedy = f"{rows[0].remedy}" if rows else "see `runed logs`, and report it with `runed doctor --bundle`"
         yield warning("last errors", told, remedy)

@@ -35,6 +35,25 @@ _FEW_FILES = 1024
 _FAR = re.compile(r"^(9p|drvfs|cifs|smb3?|nfs4?|fuse\.sshfs|vboxsf|fuse\.vmhgfs.*|lustre|afs)$")
 """File systems of other machines, and of Windows. Locks and sockets work on few of them."""
 
+_REMEDIES = (
+    (
+        re.compile(r"\(ulimit -\w\)$"),
+        "raise it for your user, in /etc/security/limits.conf or in the unit of systemd, and run `runed stop`",
+    ),
+    (
+        re.compile(r"\(cgroup /.*\)$|^\d+ of \d+ processors$"),
+        "if it is not meant so, raise it in the options of the container, or in the unit or the job that starts the daemon",
+    ),
+    (
+        re.compile(r"^(nice|the scheduling policy|the class idle|oom_score_adj) "),
+        "run `runed stop`, and then `runed ensure` in a shell of ordinary priority",
+    ),
+)
+"""What to do about the limits that a daemon tells, by their words."""
+
+_OWN_REMEDY = "nothing has to be done: embeddings work; the sentence says what would be faster"
+"""What to do about what a daemon tells of its engine. Each such sentence has the remedy in it."""
+
 _NOT_BEFORE = 1_735_689_600
 """The beginning of 2025, in seconds since 1970. No machine with this version lives earlier."""
 
@@ -155,11 +174,14 @@ def _model_bytes(patient: Patient) -> int:
 
 def limits(patient: Patient) -> Iterator[Finding]:
     """Check the limits that a daemon cannot raise."""
-    told = [*(patient.info.restrictions if patient.info else ()), *_hard_limits()]
-    remedy = "raise them for your user, in /etc/security/limits.conf, in the unit of systemd or in the options of the container"
-    if told:
-        yield warning("limits", "; ".join(dict.fromkeys(told)), remedy)
-    else:
+    told: dict[str, list[str]] = {}
+    for sentence in dict.fromkeys([*(patient.info.restrictions if patient.info else ()), *_hard_limits()]):
+        told.setdefault(next((remedy for words, remedy in _REMEDIES if words.search(sentence)), _OWN_REMEDY), []).append(
+            sentence
+        )
+    for remedy, sentences in told.items():
+        yield warning("engine" if remedy is _OWN_REMEDY else "limits", "; ".join(sentences), remedy)
+    if not told.keys() - {_OWN_REMEDY}:
         yield ok("limits", "none that matters")
 
 

@@ -11,12 +11,16 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from runed.bootstrap.audit import Installed
 from runed.bootstrap.hub import Hub
 from runed.bootstrap.manifest import current_platform, manifest_source, read_local_manifest
 from runed.bootstrap.network import Transport
 from runed.bootstrap.proxies import Proxies
+from runed.doctor.engine import program_of
 from runed.doctor.finding import Finding, Patient, failed, ok, warning
 from runed.errors import RunedError
+from runed.files import read_record
+from runed.settings import ONNX
 from runed.urls import printable_url
 
 _SECONDS = 3.0
@@ -24,6 +28,9 @@ _SECONDS = 3.0
 
 _CLOCK_SECONDS = 300.0
 """Seconds by which this machine and a server may differ. Certificates are valid for days."""
+
+_WAYS = "set HTTPS_PROXY if this network has a proxy, and HF_ENDPOINT or RUNED_MANIFEST for a mirror"
+"""How a server of downloads can be reached where the network does not let it be."""
 
 _BROKEN = 500
 """The lowest status of a server that fails. A lower one, such as 403, tells that the server is reached."""
@@ -61,14 +68,30 @@ def servers(patient: Patient) -> Iterator[Finding]:
     skew = max((each.skew for each in reached if not each.problem), key=abs, default=0.0)
     if bad:
         told = "; ".join(f"{_origin(each.url)}: {each.problem}" for each in bad)
-        remedy = "set HTTPS_PROXY if this network has a proxy, and HF_ENDPOINT or RUNED_MANIFEST for a mirror"
-        missing = not patient.paths.installed.is_file()
-        yield (failed if missing else warning)("network", f"not reached: {told}", remedy)
+        if _has_all(patient):
+            yield warning("network", f"not reached: {told}", f"nothing has to be fetched now; before you need more, {_WAYS}")
+        else:
+            own = "without a network, set RUNED_LLAMA_SERVER and RUNED_MODEL to files of your own"
+            yield failed("network", f"not reached: {told}", f"{_WAYS}; {own}")
     else:
         yield ok("network", f"reached: {', '.join(_origin(each.url) for each in reached)}")
     if abs(skew) > _CLOCK_SECONDS:
         told = f"this machine is {abs(skew) / 60:,.0f} minutes {'ahead of' if skew > 0 else 'behind'} a server of downloads"
         yield warning("clock", told, "set the clock: `timedatectl set-ntp true`, or `wsl --shutdown` in WSL")
+
+
+def _has_all(patient: Patient) -> bool:
+    """Return whether engine and model are here, so that nothing has to be fetched."""
+    info, health, settings = patient.info, patient.health, patient.settings
+    if info is not None and info.model_identity and health is not None and not health.is_degraded:
+        return True
+    installed = read_record(patient.paths.installed, Installed)
+    program = program_of(patient)
+    models = (
+        [settings.model] if settings.model else [patient.paths.model(name) for name in (installed.models if installed else ())]
+    )
+    has_engine = settings.engine == ONNX or (program is not None and program.is_file())
+    return has_engine and any(path.is_file() for path in models)
 
 
 def _urls(patient: Patient) -> list[str]:

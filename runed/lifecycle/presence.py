@@ -21,7 +21,7 @@ class Condition(Enum):
     STARTING = "is starting"
     SHUTTING_DOWN = "is shutting down"
     STOPPED = "is stopped, by SIGSTOP, Ctrl-Z or a debugger"
-    OVERLOADED = "is overloaded"
+    OVERLOADED = "does not answer yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class Presence:
                     f"{sentence}, and answers nothing; let it go on with `kill -CONT {self.pid}`, or end it with `runed stop`"
                 )
             case Condition.OVERLOADED:
-                return f"{sentence}: it listens, but does not answer; see `runed logs`, or end it with `runed stop`"
+                # A remedy that ends it would end a healthy job: a busy machine looks the same from outside.
+                return f"{sentence}; it may be starting or busy, see `runed logs`"
         return sentence
 
 

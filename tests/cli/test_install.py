@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -109,6 +110,17 @@ def test_what_is_installed_is_for_its_user_alone(fresh: Cli) -> None:
     files = [path for path in fresh.home.rglob("*") if path.is_file()]
     assert fresh.home / "models" / "tiny.gguf" in files
     assert not [path for path in files if path.stat().st_mode & 0o077]
+
+
+@pytest.mark.slow
+def test_without_a_network_each_further_try_is_told(home: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        done = Cli(home, {"RUNED_MANIFEST": f"http://127.0.0.1:{closed.getsockname()[1]}/m.json"}).run("install")
+    assert done.returncode == 1
+    waits = [int(seconds) for seconds in re.findall(r"trying again in (\d+) s$", done.stderr, re.MULTILINE)]
+    assert 2 <= len(waits) <= 5
+    assert waits == sorted(set(waits))
 
 
 def test_second_install_fetches_nothing(fresh: Cli, origin: Origin) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,3 +115,23 @@ def test_bars_have_one_colour_that_fits_light_and_dark_and_none_if_nobody_wants_
     assert set(COLOUR.findall(shown.screen)) == {"\x1b[32m"}
     plain = Cli(home).with_environment(NO_COLOR="1").run_on_terminal(program=program)
     assert not COLOUR.search(plain.screen)
+
+
+AGAIN = """
+import time
+from runed.cli import progress
+progress._NUMBERS_SECONDS = 0.5
+with progress.ProgressDisplay() as display:
+    for number in range(11):
+        display.update("model", detail=f"no answer; trying again in {number // 2} s")
+        time.sleep(0.2)
+    display.update("model", detail="the model is there")
+"""
+
+
+def test_without_a_terminal_lines_of_which_only_numbers_are_new_come_now_and_then(home: Path) -> None:
+    done = subprocess.run([write_program(home, AGAIN)], capture_output=True, text=True, check=True)
+    first, *between, last = done.stderr.splitlines()
+    assert (first, last) == ("runed: no answer; trying again in 0 s", "runed: the model is there")
+    assert 2 <= len(between) <= 4
+    assert len(set(between)) == len(between)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from runed.cli import watching
 from runed.cli.watching import watched
 from runed.errors import LifecycleError
 from runed.lifecycle.listener import Listener
@@ -129,14 +130,29 @@ def test_a_wait_for_a_daemon_that_answers_nothing_ends(cli: Cli, capsys: pytest.
         waiting.connect(str(paths.socket))
         began = time.monotonic()
         with (
-            pytest.raises(LifecycleError, match=r"gave up after 3 s without an answer: the daemon of .* is overloaded"),
+            pytest.raises(LifecycleError, match=r"gave up after 3 s without an answer: the daemon of .* busy.*end it with"),
             watched(paths, patience=3.0),
         ):
             waiting.recv(1)  # a system call that nothing but a signal ends
         assert time.monotonic() - began < 15
-    assert capsys.readouterr().err.count("waiting: the daemon") == 1
+    told = capsys.readouterr().err
+    assert told.count("waiting: the daemon") == 1
+    assert "does not answer yet; it may be starting or busy" in told
+    assert "runed stop" not in told, "a busy daemon has jobs that this would end"
     assert signal.getsignal(signal.SIGALRM) is before
     wait_until(lambda: "runed-watch" not in {thread.name for thread in threading.enumerate()})
+
+
+@pytest.mark.slow
+def test_a_wait_that_is_long_and_has_no_end_of_its_own_tells_the_way_out(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "PATIENCE", 3.0)
+    with Listener.bind(Paths(cli.home).socket), watched(Paths(cli.home), patience=None):
+        time.sleep(14)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "does not answer yet" in first
+    assert "it answered nothing for 3 s; if it never answers, end it with `runed stop`" in second
 
 
 @pytest.mark.slow

@@ -58,6 +58,15 @@ def test_a_busy_daemon_for_people(served: Cli) -> None:
     assert lines["routing"] == "no centroid set"
 
 
+def test_a_model_has_the_label_once_and_its_files_stand_below_it(served: Cli) -> None:
+    lines = served.run("status").stdout.splitlines()
+    [at] = [number for number, line in enumerate(lines) if line.startswith("models ")]
+    file, engine = lines[at + 1 : at + 3]
+    assert file.strip().endswith(".gguf")
+    assert engine.strip().startswith("by /")
+    assert {line[:12] for line in (file, engine)} == {" " * 12}
+
+
 def test_a_device_that_a_comparison_chose_is_told(served: Cli) -> None:
     plain = report(served)
     assert _as_lines(plain)["device"].startswith("the processors; a text alone ")

@@ -119,7 +119,9 @@ async def test_call_after_the_pause_starts_the_next_try_and_waits_for_it(monkeyp
 
 
 @pytest.mark.parametrize("kind", [SettingsError, ManifestError, ModelFileError, VerificationError])
-async def test_failure_that_only_a_change_can_mend_is_not_tried_again_by_clients(kind: type[RunedError]) -> None:
+async def test_failure_that_only_a_change_can_mend_is_not_tried_again_by_clients(
+    kind: type[RunedError], caplog: pytest.LogCaptureFixture
+) -> None:
     site = Site(kind("it is wrong; correct it"))
     site.broken.set()
     bootstrapper = Bootstrapper(site.build, Draining(lambda: None))
@@ -129,6 +131,8 @@ async def test_failure_that_only_a_change_can_mend_is_not_tried_again_by_clients
     assert caught.value.retry_after is None
     # The daemon keeps the environment of its start. So a user who corrects only that would meet the error for ever.
     assert ("runed stop" in caught.value.message) == (kind is not VerificationError)
+    [facts] = [record.__dict__["facts"] for record in caplog.records if record.message == "bootstrap failed"]
+    assert facts["code"] == kind.reason, "by it `runed doctor` finds the remedy"
     await bootstrapper.close()
 
 

@@ -14,6 +14,7 @@ import pytest
 from runed.doctor import CHECKS, Finding, Patient, State, examine, logs
 from runed.doctor import checks as checks_module
 from runed.doctor.bundle import write_bundle
+from runed.errors import DownloadError
 from runed.lifecycle.asking import Health, Info
 from tests.doctor.conftest import only
 
@@ -36,13 +37,21 @@ def test_the_last_errors_are_explained(patient: Make) -> None:
         line("warning", "a device failed"),
         line("error", "the bootstrap failed", reason="DISK_FULL"),
         line("error", "failure in the event loop", error_type="builtins.ValueError"),
+        line("error", "bootstrap failed", reason="https://host/f could not be downloaded", code=DownloadError.reason),
     ]
     subject.paths.events_log.write_text("\n".join(lines) + "\n")
-    first, second = logs.last_errors(subject)
+    first, second, third = logs.last_errors(subject)
     assert first.detail.endswith("the bootstrap failed: DISK_FULL")
     assert "RUNED_HOME to a larger disk" in first.remedy
     assert second.detail.endswith("failure in the event loop: builtins.ValueError")
     assert "--bundle" in second.remedy
+    assert third.detail.endswith("bootstrap failed: https://host/f could not be downloaded")
+    assert "RUNED_LLAMA_SERVER and RUNED_MODEL" in third.remedy
+
+
+def test_a_daemon_that_fails_is_not_passed_over_where_the_log_has_nothing(patient: Make) -> None:
+    found = only(logs.last_errors, patient(health=Health(status="DEGRADED")))
+    assert "the failure of the daemon is told above" in found.detail
 
 
 def test_a_check_that_breaks_does_not_hide_the_others(patient: Make, monkeypatch: pytest.MonkeyPatch) -> None:

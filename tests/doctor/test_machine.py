@@ -121,6 +121,20 @@ def test_limits(patient: Make, home: Path) -> None:
     assert told.detail.startswith("nice 19")
 
 
+def test_each_kind_of_limit_has_its_own_remedy(patient: Make) -> None:
+    hint = "the engine may not be the fastest for this model: ONNX Runtime needs onnx; run `pip install 'runed[onnx]'`"
+    told = ("nice 19: other processes go first", "at most 8 MiB of a core (ulimit -c)", "2 of 8 processors", hint)
+    nice, ulimit, processors, engine = machine.limits(patient(info=Info(restrictions=told)))
+    assert (nice.check, "ordinary priority" in nice.remedy) == ("limits", True)
+    assert "limits.conf" in ulimit.remedy
+    assert "container" in processors.remedy
+    assert (engine.check, engine.detail) == ("engine", hint)
+    assert "limits.conf" not in engine.remedy
+
+    alone = list(machine.limits(patient(info=Info(restrictions=(hint,)))))
+    assert [(found.check, found.state.value) for found in alone] == [("engine", "warning"), ("limits", "ok")]
+
+
 def test_clock(patient: Make) -> None:
     subject = patient()
     assert only(machine.clock, subject).state.value == "ok"

@@ -15,6 +15,7 @@ import pytest
 from runed.bootstrap.manifest import current_platform
 from runed.doctor import network
 from runed.doctor.finding import Patient
+from runed.lifecycle.asking import Health, Info
 from runed.settings import HUB
 from tests.doctor.conftest import only
 
@@ -59,14 +60,27 @@ def test_a_server_that_answers_is_reached_whatever_it_says(patient: Make) -> Non
     assert (found.state.value, found.detail) == ("ok", f"reached: {url.removesuffix('/manifest.json')}")
 
 
-def test_a_server_that_refuses_fails_before_the_first_installation_alone(patient: Make) -> None:
+def test_a_server_that_refuses_fails_only_where_something_has_to_be_fetched(patient: Make, llama_server: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and does not listen
-        subject = patient({"RUNED_MANIFEST": f"http://127.0.0.1:{closed.getsockname()[1]}/m"})
+        environ = {"RUNED_MANIFEST": f"http://127.0.0.1:{closed.getsockname()[1]}/m"}
+        subject = patient(environ)
         found = only(network.servers, subject)
         assert (found.state.value, "HTTPS_PROXY" in found.remedy) == ("failed", True)
-        subject.paths.installed.write_text("{}")
-        assert only(network.servers, subject).state.value == "warning"
+        assert "RUNED_LLAMA_SERVER and RUNED_MODEL" in found.remedy
+        answers = {"info": Info(model_identity="sha256:0"), "health": Health(status="OK")}
+        assert only(network.servers, patient(environ, **answers)).state.value == "warning"
+        answers["health"] = Health(status="DEGRADED")
+        assert only(network.servers, patient(environ, **answers)).state.value == "failed"
+
+        own_engine = patient(environ | {"RUNED_LLAMA_SERVER": str(llama_server)})
+        record = {"url": "https://host/tiny.gguf", "sha256": "0" * 64, "size": 1, "installed_at": "now"}
+        own_engine.paths.installed.write_text(json.dumps({"models": {"tiny": record}}))
+        assert only(network.servers, own_engine).state.value == "failed"
+        own_engine.paths.models.mkdir()
+        own_engine.paths.model("tiny").write_bytes(b"x")
+        found = only(network.servers, own_engine)
+        assert (found.state.value, "nothing has to be fetched now" in found.remedy) == ("warning", True)
 
 
 def test_a_server_that_is_silent_takes_no_longer_than_its_time(patient: Make, monkeypatch: pytest.MonkeyPatch) -> None:
