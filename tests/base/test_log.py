@@ -28,6 +28,7 @@ from runed.log import (
     log_unobserved_exception,
     write_waiting,
 )
+from tests.scheduling.virtual import virtual_time
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +150,7 @@ def test_line_without_an_event_loop_does_not_wait(home: Path) -> None:
     assert json.loads((home / "daemon.log").read_text())["message"] == "embedding call"
 
 
+@virtual_time
 async def test_refusals_of_a_kind_share_a_line_a_second(home: Path) -> None:
     configure_logging(home / "daemon.log")
     logger = get_logger("runed.test")
