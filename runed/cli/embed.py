@@ -19,18 +19,23 @@ from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
 from runed.jobs import inputs
+from runed.jobs.finished import check_shape
 from runed.jobs.folders import is_many
 from runed.jobs.formats import ENCODERS
 from runed.jobs.input_files import STANDARD_STREAM
 from runed.jobs.inputs import INPUT_FORMATS, Batch, Columns, Source, format_of
 from runed.jobs.job import JobResult
 from runed.jobs.keeping import kept_columns
+from runed.jobs.ordering import survey
 from runed.jobs.outputs import choose_format, descriptor_of, is_finished
 from runed.jobs.partition import FileOptions, PartitionJob, run_here
 from runed.jobs.runner import check_keeping, run_job
 
 BAR_TEXTS = 32
 """Texts of the largest job without a bar, and without a word at its end if its vectors go to standard output."""
+
+COUNTED_BYTES = 1024 * 1024
+"""Bytes of the largest input whose texts are counted to see if a finished output is of it: less than a second, as a rule."""
 
 DESCRIPTION = """\
 Turn texts into vectors, starting the daemon if none runs.
@@ -157,11 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
     source_path, output_format = arguments.batch or STANDARD_STREAM, choose_format(arguments.format, arguments.output)
     check_keeping(output_format, wanted=bool(arguments.keep))  # before pyarrow is looked for, which may not be needed
     if not arguments.overwrite and is_finished(arguments.output, output_format, source_path, resume=arguments.resume):
-        age = f" and is not older than {source_path}" if Path(source_path).is_file() else ""
-        complain(
-            f"{arguments.output} is there{age}, so nothing is done; it does not tell what it was made from: "
-            "--overwrite makes it anew"
-        )
+        _leave(arguments, output_format, Path(source_path))
         return ExitCode.OK
     _hint_at_files(arguments)
     to_terminal = arguments.output == STANDARD_STREAM and sys.stdout.isatty()
@@ -187,6 +188,21 @@ def run(arguments: argparse.Namespace) -> int:
         )
     told = not _is_stream(arguments.output) or (result.count > BAR_TEXTS and not to_terminal)
     return _judged(result, arguments.output, told=told, as_json=arguments.json)
+
+
+def _leave(arguments: argparse.Namespace, output_format: str, source_path: Path) -> None:
+    """Tell that the output of an earlier job is left as it is, unless something cheap shows that it is of another job."""
+    count, age = None, ""
+    if source_path.is_file():
+        age = f" and is not older than {source_path}"
+        if source_path.stat().st_size <= COUNTED_BYTES:
+            with _open_source(arguments) as source, ProgressDisplay() as display:
+                count = survey(source, done=0, keep_going=True, on_progress=_shown_on(display, to_terminal=False)).count
+    check_shape(arguments.output, output_format, count=count, dimensions=arguments.dimensions)
+    complain(
+        f"{arguments.output} is there{age}, so nothing is done; it does not tell what it was made from: "
+        "--overwrite makes it anew"
+    )
 
 
 def _run_many(arguments: argparse.Namespace) -> int:

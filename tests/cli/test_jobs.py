@@ -111,6 +111,29 @@ def test_a_finished_job_whose_input_was_changed_is_no_finished_job(texts: Path, 
         jobs.here("--batch", texts, "-o", output, "--resume")
 
 
+@pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
+def test_a_finished_output_of_another_job_is_refused(texts: Path, tmp_path: Path, name: str) -> None:
+    output, other = tmp_path / name, tmp_path / "other.csv"
+    other.write_text("text\n" + "row\n" * 7)
+    assert jobs.here("--batch", texts, "-o", output) == 0
+    os.utime(other, ns=(0, 0))
+    before = output.read_bytes()
+    with pytest.raises(RunedError, match=r"is of another job: it has 10 vectors, and the input has 7 texts; add --overwrite"):
+        jobs.here("--batch", other, "-o", output, "--resume")
+    with pytest.raises(RunedError, match=r"is of another job: its vectors have \d+ values, not 32; add --overwrite"):
+        jobs.here("--batch", texts, "-o", output, "--resume", "--dimensions", "32")
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
+def test_a_damaged_output_is_no_finished_job(texts: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / name
+    assert jobs.here("--batch", texts, "-o", output) == 0
+    os.truncate(output, output.stat().st_size - 5)
+    with pytest.raises(SettingsError, match="is no output of such a job; add --overwrite"):
+        jobs.here("--batch", texts, "-o", output, "--resume")
+
+
 def test_of_standard_input_and_a_finished_output_no_age_is_told(
     texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
