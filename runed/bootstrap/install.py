@@ -36,7 +36,7 @@ from runed.bootstrap.proxies import Proxies
 from runed.domain.device import CPU, Device
 from runed.domain.model_spec import ModelSpec
 from runed.domain.names import ModelNames, check_default
-from runed.errors import BootstrapError, SettingsError
+from runed.errors import BootstrapError, DownloadError, SettingsError
 from runed.files import write_atomically
 from runed.locking import LockFile
 from runed.paths import Paths, ensure_home, ensure_private_dir
@@ -222,7 +222,14 @@ async def _get_parts(
     ensure_private_dir(paths.models, shared=True)
     with file_errors("install engine and model"):
         context = _context(settings, paths, report, policy)
-        return await _run(context, wanted, check_model, failures or load_failures(settings, paths), root)
+        try:
+            return await _run(context, wanted, check_model, failures or load_failures(settings, paths), root)
+        except DownloadError as error:
+            names = {"RUNED_LLAMA_SERVER": settings.llama_server, "RUNED_MODEL": settings.model}
+            absent = " and ".join(name for name, path in names.items() if path is None)
+            if wanted is not None or not absent:  # a file of the user's own is no answer to `runed pull NAME`
+                raise
+            raise error.retold(f"{error.message}; or use files of your own, by {absent}") from error
 
 
 async def read_catalog(

@@ -147,6 +147,8 @@ async def test_an_unreachable_manifest_on_an_empty_home_is_tried_again_then_told
     with pytest.raises(DownloadError, match=r"manifest.json could not be downloaded: the server answered 503"):
         await machine.install(f"{site.url}/manifest.json")
     assert site.count("/manifest.json") == 3
+    with pytest.raises(DownloadError, match=r"; or use files of your own, by RUNED_LLAMA_SERVER and RUNED_MODEL$"):
+        await machine.install(f"{site.url}/manifest.json")
 
 
 async def test_a_manifest_may_be_redirected(machine: Machine, release: Release) -> None:
