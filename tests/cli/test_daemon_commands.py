@@ -86,7 +86,7 @@ def test_status_for_people_fits_a_terminal_of_any_kind(served: Cli) -> None:
     done = served.run("status")
     document = status(served)
     assert (done.returncode, done.stderr) == (0, "")
-    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if not line.startswith(" "))
     assert lines["state"] == "ok"
     assert document["model_identity"] in lines["model"]
     assert f"pid {document['engine_pid']}" in lines["engine"]
