@@ -45,8 +45,8 @@ def pyarrow(module: str = "pyarrow") -> Any:  # noqa: ANN401 # pyarrow has no ty
         return importlib.import_module(module)
     except ImportError:
         raise SettingsError(
-            "Parquet, and jobs of many files, need pyarrow, which is not installed; run `pip install 'runed[parquet]'`, "
-            "or name one file of another format"
+            "Parquet files and URLs need pyarrow, which is not installed; run `pip install 'runed[parquet]'`, "
+            "or name files of another format on this machine"
         ) from None
 
 

@@ -284,6 +284,20 @@ def test_without_pyarrow_the_extra_is_named_before_any_work(tmp_path: Path, monk
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.jsonl", "t.parquet"]
 
 
+def test_many_files_of_this_machine_need_no_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("pyarrow", "pyarrow.fs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("a.txt", "below/b.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text("a line\nanother\n")
+    assert jobs.here("--batch", tmp_path / "in", "-o", tmp_path / "out") == 0
+    for name in ("a.txt.jsonl", "below/b.txt.jsonl"):
+        assert len((tmp_path / "out" / name).read_text().splitlines()) == 2
+    assert jobs.here("--batch", tmp_path / "in", "-o", tmp_path / "out", "--resume") == 0
+    with pytest.raises(SettingsError, match="URLs need pyarrow"):
+        jobs.here("--batch", "s3://bucket/in", "-o", tmp_path / "other")
+
+
 def test_pyarrow_is_imported_for_parquet_alone(tmp_path: Path) -> None:
     program = "import sys; from runed.cli.embed import run; assert 'pyarrow' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
