@@ -56,7 +56,7 @@ input of --batch, chosen by the extension or --input-format:
            other members may hold anything, and blank lines are ignored
   json     an array of the same, or JSON lines
   csv      a header, then rows; .tsv is the same with tabs; --delimiter ";"
-  parquet  needs `pip install 'runed[parquet]'`
+  parquet  needs the extra runed[parquet]
   lines    .txt: a text a line
   Without an extension, and on standard input, it is jsonl.
   --text-column and --id-column name other columns or members.
@@ -104,7 +104,7 @@ many files:
   everything else JSON lines, unless --format says otherwise. With --resume,
   files whose receipts are right are done, and others are embedded.
   `runed.ray.embed_files` and `runed.spark.embed_files` do so on clusters.
-  URLs and Parquet need `pip install 'runed[parquet]'`.
+  URLs and Parquet need the extra runed[parquet].
 
 examples:
   runed embed "first text" "second text"
