@@ -22,12 +22,6 @@ from tests.cli.support import SCRIPTS, Cli, finish, press_ctrl_c
 from tests.support import clean_environment
 
 
-@pytest.fixture
-def bare(home: Path) -> Cli:
-    """An empty home, for commands that start no engine."""
-    return Cli(home, {"RUNED_MODEL": "/nonexistent/model.gguf"})
-
-
 def readable(screen: str) -> list[str]:
     return screen.replace("\r\n", "\n").splitlines()
 

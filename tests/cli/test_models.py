@@ -79,11 +79,22 @@ def refused(cli: Cli, *arguments: str, code: int = 2) -> str:
 def test_a_fresh_home_lists_the_models_of_the_package(bare: Cli) -> None:
     lines = ran(bare, "models").splitlines()
     assert lines[0].split() == ["name", "state", "size", "vectors", "context", "licence"]
-    assert lines[1].split() == ["qwen3-embedding-0.6b.q6_K", "(default)", "-", "-", "1,024", "32,768", "Apache-2.0"]
-    assert any(line.split() == ["bge-m3.q8_0", "-", "635", "MB", "1,024", "8,192", "MIT"] for line in lines)
+    assert lines[1].split() == ["qwen3-embedding-0.6b.q6_K", "(default)", "not", "installed", "unknown", "1,024", "32,768", "Apache-2.0"]
+    assert any(line.split() == ["bge-m3.q8_0", "not", "installed", "635", "MB", "1,024", "8,192", "MIT"] for line in lines)
     models = json.loads(ran(bare, "models", "--json"))
     assert [model["name"] for model in models if model["default"]] == ["qwen3-embedding-0.6b.q6_K"]
     assert not any(model["installed"] for model in models)
+
+
+def test_the_file_of_a_model_tells_what_the_list_does_not_know(stocked: Cli, minilm: Path, reranker: Path) -> None:
+    ran(stocked, "add", str(minilm), "--name", "own")
+    ran(stocked, "add", str(reranker), "--name", "ranker")
+    rows = {line.split()[0]: line.split() for line in ran(stocked, "models").splitlines()}
+    assert rows["own"] == ["own", "your", "file", *rows["own"][3:5], "384", "512", "unknown"]
+    assert rows["ranker"][5:7] == ["reranker", "512"]
+    assert not [row for row in rows.values() if "-" in row]
+    models = {model["name"]: (model["dimensions"], model["context"]) for model in json.loads(ran(stocked, "models", "--json"))}
+    assert (models["own"], models["ranker"]) == ((384, 512), (0, 512))
 
 
 def test_a_model_that_is_not_installed_is_shown_with_its_prompts_and_licence(bare: Cli) -> None:
