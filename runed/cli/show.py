@@ -13,7 +13,7 @@ from runed.cli.models import as_dict, next_engine
 from runed.domain.model import ModelInfo, ModelTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
-from runed.domain.traits import known_traits, traits_of
+from runed.domain.traits import traits_of
 from runed.paths import Paths
 from runed.settings import Settings, load_settings
 
@@ -114,6 +114,6 @@ def _vectors(spec: ModelSpec, info: ModelInfo | None, traits: ModelTraits) -> di
         "document": quoted(traits.document_prompt),
         "default": traits.default_instruction and f"the instruction {traits.default_instruction!r}",
     }
-    if info and spec.traits is None and known_traits(info) is None and spec.own.over(ModelTraits()) == ModelTraits():
+    if traits.prompts_unknown:
         lines["query"] = "none, since the family of the model is not known; see `runed add --help`"
     return lines

@@ -171,6 +171,7 @@ class Info(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     tuned_at: str = ""
     model: str = ""
     settings: tuple[Setting, ...] = ()
+    prompts_unknown: bool = False
 
 
 class Asker:

@@ -291,8 +291,8 @@ def test_a_kind_or_pooling_that_contradicts_the_file_is_told(stocked: Cli, reran
     assert "pooling   cls, as config.json says; the file tells mean" in ran(stocked, "show", "other")
 
 
-def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, minilm: Path) -> None:
-    ran(stocked, "add", str(minilm), "--name", "own")
+def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, nameless: Path) -> None:
+    assert "an empty query_prompt says that it has none" in ran(stocked, "add", str(nameless), "--name", "own")
     ran(stocked, "use", "own")
     done = stocked.run("embed", "tea", "--role", "query")
     assert done.returncode == 0
