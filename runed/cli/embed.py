@@ -171,7 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = run_job(
             source,
             arguments.output,
-            connect=lambda: _connected(display),
+            connect=lambda: _connected(display, arguments.model or ""),
             output_format=output_format,
             role=arguments.role,
             instruction=arguments.instruction,
@@ -235,7 +235,7 @@ def _run_many(arguments: argparse.Namespace) -> int:
         result = run_here(
             PartitionJob(arguments.batch, arguments.output, options),
             resume=arguments.resume,
-            connect=lambda: connect(display),
+            connect=lambda: connect(display, arguments.model or ""),
             on_part=show_part,
             on_progress=lambda done, total: display.update(step, done, total, unit="texts"),
             on_complaint=complain,
@@ -370,9 +370,9 @@ def _open_source(arguments: argparse.Namespace) -> AbstractContextManager[Source
 
 
 @contextmanager
-def _connected(display: ProgressDisplay) -> Iterator[runed.Client]:
+def _connected(display: ProgressDisplay, model: str) -> Iterator[runed.Client]:
     """Connect, and end the bar with the work: the last words of an output would be cut into lines above a live bar."""
-    with display, connect(display) as client:
+    with display, connect(display, model) as client:
         yield client
 
 

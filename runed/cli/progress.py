@@ -50,6 +50,11 @@ class ProgressDisplay:
         # While bars are shown, rich replaces sys.stderr, before its version 15 by an object that says to be no terminal.
         return self._bars is not None or (sys.stderr is not None and sys.stderr.isatty())
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was shown yet, or no longer is."""
+        return self._bars is None and not self._line
+
     def update(self, step: str, done: int = 0, total: int = 0, *, unit: str = "bytes", detail: str = "") -> None:
         """Show the progress of a step. A new step ends the last one.
 

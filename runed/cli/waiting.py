@@ -24,8 +24,12 @@ PHASES = {
 
 
 @contextmanager
-def connect(display: ProgressDisplay) -> Iterator[runed.Client]:
+def connect(display: ProgressDisplay, model: str | None = "") -> Iterator[runed.Client]:
     """Connect to the daemon for a block, and start it if none runs. A waiting call shows its phase on the display.
+
+    Args:
+        display: The display.
+        model: The model of the calls, as for `watched`.
 
     Raises:
         LifecycleError: The daemon answered nothing for a minute.
@@ -39,7 +43,8 @@ def connect(display: ProgressDisplay) -> Iterator[runed.Client]:
             step = PHASES.get(health.phase, "loading")
             display.update(step, health.bytes_done, health.bytes_total, detail=health.message)
 
-    with watched(Paths(load_settings().home)), runed.connect(on_progress=show) as client:
+    watch = watched(Paths(load_settings().home), model=model, is_blank=lambda: display.is_blank)
+    with watch, runed.connect(on_progress=show) as client:
         try:
             yield client
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,7 +14,7 @@ from runed.errors import DaemonUnavailableError, DeadlineExceededError, Lifecycl
 from runed.lifecycle.presence import Condition, observe
 from runed.paths import Paths
 
-_PAUSE = 1.5
+_PAUSE = 1.0
 """Seconds between two questions. A shorter command asks none."""
 
 _ANSWER_SECONDS = 2.5
@@ -32,18 +32,26 @@ _WAY_OUT = "if it never answers, end it with `runed stop`, which interrupts its 
 
 
 @contextmanager
-def watched(paths: Paths, *, patience: float | None = PATIENCE) -> Iterator[None]:
+def watched(
+    paths: Paths,
+    *,
+    patience: float | None = PATIENCE,
+    model: str | None = "",
+    is_blank: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
     """Watch the daemon during the block. Tell the user when it does not answer, and why.
 
     Args:
         paths: The home.
         patience: Seconds after which a daemon that answers nothing ends the block; None if the block has a limit of its own.
+        model: The model that the block waits for; "" for the default model, None if only the daemon knows which one it is.
+        is_blank: Returns whether nothing else tells the user that an engine starts, so that it is told here.
 
     Raises:
         LifecycleError: The daemon answered nothing for `patience` seconds.
     """
     ended = threading.Event()
-    watch = _Watch(paths, patience, ended)
+    watch = _Watch(paths, patience, ended, model, is_blank)
     before = signal.signal(signal.SIGALRM, watch.interrupt)
     threading.Thread(target=watch.run, name="runed-watch", daemon=True).start()
     try:
@@ -54,7 +62,16 @@ def watched(paths: Paths, *, patience: float | None = PATIENCE) -> Iterator[None
 
 
 class _Watch:
-    def __init__(self, paths: Paths, patience: float | None, ended: threading.Event) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        patience: float | None,
+        ended: threading.Event,
+        model: str | None,
+        is_blank: Callable[[], bool],
+    ) -> None:
+        self._model = model
+        self._is_blank = is_blank
         self._paths = paths
         self._patience = patience
         self._ended = ended
@@ -92,7 +109,7 @@ class _Watch:
         silent_since, self._silent_since = self._silent_since, None
         try:
             with Asker(self._paths, timeout=_ANSWER_SECONDS) as asker:
-                health = asker.health()
+                health = asker.health(self._model or "", detailed=self._model is None)
         except (DaemonUnavailableError, DeadlineExceededError):
             seen = observe(self._paths)
             if seen.condition in _HOPELESS:
@@ -102,4 +119,7 @@ class _Watch:
             return ""  # the command itself meets it and tells it
         if health.status == "SHUTTING_DOWN":
             return f"the daemon is shutting down: {health.message}"
-        return f"embeddings fail for now: {health.message}" if health.status == "DEGRADED" else ""
+        if health.status == "DEGRADED":
+            return f"embeddings fail for now: {health.message}"
+        starting = next((each for each in (health, *health.models) if each.status == "LOADING"), None)
+        return starting.message if starting and self._is_blank() else ""
