@@ -114,12 +114,16 @@ def _row(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec)
 
 
 def _size_of_vectors(settings: Settings, paths: Paths, spec: ModelSpec, there: Held) -> tuple[int, int]:
-    """Return the dimensions of a model and its context in tokens; 0 for what is not known. A file is asked if nothing else tells.
+    """Return the dimensions of a model and its context in tokens; 0 for what is not known.
 
-    An ONNX file that was never served is not asked: it would take seconds.
+    A file is asked if nothing else tells. An ONNX file that was never served is not asked: it would take seconds.
     """
     known = spec.dimensions, spec.context
-    if (spec.context and (spec.dimensions or spec.kind is ModelKind.RERANK)) or there.size is None or (is_onnx(there.path) and not served_sha256(settings, paths, spec)):
+    if (
+        (spec.context and (spec.dimensions or spec.kind is ModelKind.RERANK))
+        or there.size is None
+        or (is_onnx(there.path) and not served_sha256(settings, paths, spec))
+    ):
         return known
     info, _ = read_file(paths, spec)
     if info is None:

@@ -249,7 +249,7 @@ def _as_lines(report: Report, paths: Paths) -> dict[str, str]:
 
 
 def _model(model: Model, *, told: str) -> str:
-    """Return a model on one line, and its files on a second one; `told` is the message of the line above, which is not repeated."""
+    """Return a model on one line, and its files on a second one. The message `told` of the line above is not repeated."""
     if not (model.engine_version or model.slots):
         message = "" if model.message == told else model.message
         return ": ".join(filter(None, [f"{model.name or 'the default model'}, {state_words(model)}", message]))

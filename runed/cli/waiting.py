@@ -22,6 +22,9 @@ PHASES = {
     runed.Phase.STARTING_LLAMA_SERVER: "starting the engine",
 }
 
+_START = "start"
+"""The step of an engine that starts without the call telling it."""
+
 
 @contextmanager
 def connect(display: ProgressDisplay, model: str | None = "") -> Iterator[runed.Client]:
@@ -43,8 +46,11 @@ def connect(display: ProgressDisplay, model: str | None = "") -> Iterator[runed.
             step = PHASES.get(health.phase, "loading")
             display.update(step, health.bytes_done, health.bytes_total, detail=health.message)
 
-    watch = watched(Paths(load_settings().home), model=model, is_blank=lambda: display.is_blank)
-    with watch, runed.connect(on_progress=show) as client:
+    def show_start(message: str) -> None:
+        if display.shown in {"", _START}:  # otherwise the call itself shows it, or the texts of a job are shown
+            display.update(_START, detail=message)
+
+    with watched(Paths(load_settings().home), model=model, on_start=show_start), runed.connect(on_progress=show) as client:
         try:
             yield client
         except KeyboardInterrupt:

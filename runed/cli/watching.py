@@ -37,7 +37,7 @@ def watched(
     *,
     patience: float | None = PATIENCE,
     model: str | None = "",
-    is_blank: Callable[[], bool] = lambda: False,
+    on_start: Callable[[str], None] = lambda _message: None,
 ) -> Iterator[None]:
     """Watch the daemon during the block. Tell the user when it does not answer, and why.
 
@@ -45,19 +45,27 @@ def watched(
         paths: The home.
         patience: Seconds after which a daemon that answers nothing ends the block; None if the block has a limit of its own.
         model: The model that the block waits for; "" for the default model, None if only the daemon knows which one it is.
-        is_blank: Returns whether nothing else tells the user that an engine starts, so that it is told here.
+        on_start: Called in another thread with a sentence, while the engine of the model starts.
 
     Raises:
         LifecycleError: The daemon answered nothing for `patience` seconds.
     """
     ended = threading.Event()
-    watch = _Watch(paths, patience, ended, model, is_blank)
+    lock = threading.Lock()
+
+    def show_start(message: str) -> None:
+        with lock:
+            if not ended.is_set():
+                on_start(message)
+
+    watch = _Watch(paths, patience, ended, model, show_start)
     before = signal.signal(signal.SIGALRM, watch.interrupt)
     threading.Thread(target=watch.run, name="runed-watch", daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
+        with lock:  # nothing is shown after this
+            ended.set()
         signal.signal(signal.SIGALRM, before)
 
 
@@ -68,10 +76,10 @@ class _Watch:
         patience: float | None,
         ended: threading.Event,
         model: str | None,
-        is_blank: Callable[[], bool],
+        on_start: Callable[[str], None],
     ) -> None:
         self._model = model
-        self._is_blank = is_blank
+        self._on_start = on_start
         self._paths = paths
         self._patience = patience
         self._ended = ended
@@ -121,5 +129,7 @@ class _Watch:
             return f"the daemon is shutting down: {health.message}"
         if health.status == "DEGRADED":
             return f"embeddings fail for now: {health.message}"
-        starting = next((each for each in (health, *health.models) if each.status == "LOADING"), None)
-        return starting.message if starting and self._is_blank() else ""
+        states = [(health.status, health.message), *((model.status, model.message) for model in health.models)]
+        if message := next((message for status, message in states if status == "LOADING"), ""):
+            self._on_start(message)
+        return ""

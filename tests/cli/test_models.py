@@ -79,7 +79,16 @@ def refused(cli: Cli, *arguments: str, code: int = 2) -> str:
 def test_a_fresh_home_lists_the_models_of_the_package(bare: Cli) -> None:
     lines = ran(bare, "models").splitlines()
     assert lines[0].split() == ["name", "state", "size", "vectors", "context", "licence"]
-    assert lines[1].split() == ["qwen3-embedding-0.6b.q6_K", "(default)", "not", "installed", "unknown", "1,024", "32,768", "Apache-2.0"]
+    assert lines[1].split() == [
+        "qwen3-embedding-0.6b.q6_K",
+        "(default)",
+        "not",
+        "installed",
+        "unknown",
+        "1,024",
+        "32,768",
+        "Apache-2.0",
+    ]
     assert any(line.split() == ["bge-m3.q8_0", "not", "installed", "635", "MB", "1,024", "8,192", "MIT"] for line in lines)
     models = json.loads(ran(bare, "models", "--json"))
     assert [model["name"] for model in models if model["default"]] == ["qwen3-embedding-0.6b.q6_K"]

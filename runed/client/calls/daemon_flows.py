@@ -154,7 +154,7 @@ class DaemonFlows:
     def note_role(
         self, options: Options, answer: EmbedResponse | EmbedBatchResponse | EmbedStreamResponse, deadline: Deadline
     ) -> Flow[None]:
-        """Warn once for each model if the role of a call has added nothing to its texts, and nobody knows whether that is right.
+        """Warn once for each model if the role of a call has added nothing, and nobody knows whether that is right.
 
         It is right for a model that was trained without prompts, and for the documents of one that has a prompt for queries.
 
