@@ -87,6 +87,7 @@ output:
   with the number of texts and tokens, the time and the rate. With --json, standard output has it as an object:
   {"output": "all.npy", "texts": 1000, "before": 0, "tokens": 21034,
    "seconds": 4.1, "texts_per_second": 243.9, "cached": 12, "errors": 0}
+  "before" counts the texts that earlier runs had done.
 
 long jobs:
   If --batch to FILE is interrupted, by Ctrl-C, a crash or a power failure, the
@@ -200,7 +201,10 @@ def _leave(arguments: argparse.Namespace, output_format: str, source_path: Path)
         if source_path.stat().st_size <= COUNTED_BYTES:
             with _open_source(arguments) as source, _display(arguments) as display:
                 count = survey(source, done=0, keep_going=True, on_progress=_shown_on(display, to_terminal=False)).count
-    check_shape(arguments.output, output_format, count=count, dimensions=arguments.dimensions)
+    rows = check_shape(arguments.output, output_format, count=count, dimensions=arguments.dimensions) or count
+    if arguments.json:
+        known = JobResult(count=rows or 0, failed=0, before=rows or 0)
+        print(json.dumps(_as_dict(known, arguments.output) | ({} if rows else {"texts": None, "before": None})))
     complain(
         f"{arguments.output} is there{age}, so nothing is done; it does not tell what it was made from: "
         "--overwrite makes it anew"
