@@ -330,7 +330,14 @@ def _check_output_usage(arguments: argparse.Namespace, refuse: Callable[[str], N
         refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:
         refuse("give --resume or --overwrite, not both")
+    for option, value in (("--output", arguments.output), ("--batch", arguments.batch)):
+        if value == "":
+            refuse(
+                f"{option} is empty; name a file, or give - for standard {option.removeprefix('--').replace('batch', 'input')}"
+            )
     is_one = arguments.batch is None or not is_many(arguments.batch)
+    if is_one and (arguments.output.endswith("/") or Path(arguments.output).is_dir()):
+        refuse(f"--output {arguments.output} is a directory, which is for the vectors of many files; name a file in it")
     if (arguments.resume or arguments.overwrite) and is_one and _is_stream(arguments.output):
         refuse("only a job with --output FILE can be resumed or overwritten")
     if arguments.json and arguments.output == STANDARD_STREAM and arguments.format not in {None, "json"}:

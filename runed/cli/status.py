@@ -16,6 +16,7 @@ from runed.lifecycle.asking import ANSWER_SECONDS, Connected, Health, Info, Lane
 from runed.lifecycle.hold import read_hold
 from runed.lifecycle.presence import Condition, Presence, observe
 from runed.lifecycle.record import DaemonRecord
+from runed.lifecycle.service import Service, service_of
 from runed.lifecycle.spawn import find_process
 from runed.paths import Paths
 from runed.processes import is_child, resident_bytes
@@ -54,6 +55,8 @@ Info and Health (see runed.proto), and:
                        RUNED_HTTP is set
   home                 the directory of all files
   log                  the log of a daemon that a client started
+  service, service_state  the service that starts it, and what its manager tells;
+                       only if none runs, and a service is installed
   kept_stopped_seconds how long `runed stop --for` still keeps it stopped; only
                        if none runs, and it does
 
@@ -138,10 +141,12 @@ def _ask(paths: Paths) -> Report | Presence:
 def _tell_why_not(presence: Presence, places: dict[str, str], *, as_json: bool) -> ExitCode:
     running = presence.condition is not Condition.ABSENT
     hold = None if running else read_hold(presence.paths.hold)
+    service = None if running else service_of(presence.paths.home)
     if as_json:
         why = {"condition": presence.condition.name.lower().replace("_", " "), "pid": presence.pid or 0} if running else {}
         kept = {"kept_stopped_seconds": round(hold.remaining)} if hold else {}
-        _print({"running": running} | why | places | kept)
+        managed = {"service": service.name, "service_state": service.state().words} if service else {}
+        _print({"running": running} | why | places | kept | managed)
     elif running:
         complain(str(presence))
     elif hold:
@@ -149,9 +154,18 @@ def _tell_why_not(presence: Presence, places: dict[str, str], *, as_json: bool) 
             f"no daemon runs for {presence.paths.home}, and `runed stop --for` keeps it so until {hold.until}; "
             "`runed ensure --anyway` starts it now"
         )
+    elif service:
+        tell(f"no daemon runs for {presence.paths.home}; {_start_by(service)}")
     else:
         tell(f"no daemon runs for {presence.paths.home}; it starts with the first `runed embed`, or by `runed ensure`")
     return ExitCode.FAILED if running else ExitCode.NOT_RUNNING
+
+
+def _start_by(service: Service) -> str:
+    """Return how the service of a home starts its daemon, or why it does not."""
+    state = service.state()
+    how = "starts it with the next call" if state.listens else "does not start it; `runed service install` mends it"
+    return f"its service {how}: {state.words}; `{service.trouble}` tells more"
 
 
 def _report(paths: Paths, info: Info, health: Health) -> Report:

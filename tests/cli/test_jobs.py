@@ -82,6 +82,21 @@ def test_an_output_that_exists_is_replaced_only_on_request(texts: Path, tmp_path
     assert json.loads(output.read_text())["index"] == 0
 
 
+@pytest.mark.parametrize("name", ["out/", "there", "there/"])
+@pytest.mark.parametrize("option", ["--format=json", "--overwrite"])
+def test_a_directory_is_no_output_of_one_job(texts: Path, tmp_path: Path, name: str, option: str) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(jobs.WrongUsageError, match="is a directory, which is for the vectors of many files; name a file in it"):
+        jobs.here("--batch", texts, "-o", f"{tmp_path}/{name}", option)
+    assert {path.name for path in tmp_path.iterdir()} <= {"there", texts.name}
+
+
+@pytest.mark.parametrize(("arguments", "stream"), [(("--output", ""), "output"), (("--batch", ""), "input")])
+def test_an_empty_name_is_no_file(arguments: tuple[str, str], stream: str) -> None:
+    with pytest.raises(jobs.WrongUsageError, match=f"{arguments[0]} is empty; name a file, or give - for standard {stream}"):
+        jobs.here(*(() if stream == "input" else ("text",)), *arguments)
+
+
 def test_an_empty_output_holds_nothing_to_protect(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.touch()
