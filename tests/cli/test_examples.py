@@ -43,7 +43,7 @@ ELSEWHERE = {
 """Examples that other tests run, and why."""
 
 PREPARED = {
-    **dict.fromkeys(["status", "top", "open", "logs", "doctor"], ["runed embed tea > vector.json"]),
+    **{name: ["runed embed tea > vector.json"] for name in ("status", "top", "open", "logs", "doctor")},
     "serve": ["runed stop"],
     "use": ["runed pull bge-m3", "runed add mine.gguf --name mine"],
     "rm": ["runed pull bge-m3", "runed use qwen3-embedding-0.6b"],
