@@ -58,7 +58,7 @@ def duration(value: str, origin: str) -> float:
         SettingsError: It is no duration.
     """
     try:
-        seconds = durationpy.from_str(value).total_seconds()
+        seconds = durationpy.from_str(value).total_seconds() if value.isascii() else -1.0  # digits of other scripts
     except (durationpy.DurationError, ValueError, OverflowError):
         seconds = -1.0
     if seconds < 0:

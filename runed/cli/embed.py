@@ -85,10 +85,12 @@ output:
   {"error": {"reason": ..., "message": ...}} (jsonl); the exit code is not 0.
   With --keep-going, a text without a vector has "error" instead of "embedding"
   (json, jsonl), a row of NaN (npy) or null (parquet); the exit code is 1.
-  At the end, standard error has a line with the number of texts and tokens, the
-  time and the rate. With --json, standard output has it as an object:
+  During a job, standard error has a bar on a terminal, and elsewhere a line
+  every 30 seconds; RUNED_PROGRESS=0 shows neither. At the end, it has a line
+  with the number of texts and tokens, the time and the rate. With --json, standard output has it as an object:
   {"output": "all.npy", "texts": 1000, "before": 0, "tokens": 21034,
    "seconds": 4.1, "texts_per_second": 243.9, "cached": 12, "errors": 0}
+  "before" counts the texts that earlier runs had done.
 
 long jobs:
   If --batch to FILE is interrupted, by Ctrl-C, a crash or a power failure, the
@@ -159,6 +161,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", default=STANDARD_STREAM, metavar="FILE", help="default: - , standard output")
     add("--resume", action="store_true", help="go on with an interrupted --batch to FILE; no text is done twice or lost")
     add("--overwrite", action="store_true", help="replace FILE, and throw away the FILE.part of an interrupted job")
+    add("-q", "--quiet", action="store_true", help="show no progress, and no line at the end")
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -176,12 +179,12 @@ def run(arguments: argparse.Namespace) -> int:
         return ExitCode.OK
     _hint_at_files(arguments)
     to_terminal = arguments.output == STANDARD_STREAM and sys.stdout.isatty()
-    with _open_source(arguments) as source, ProgressDisplay() as display:
+    with _open_source(arguments) as source, _display(arguments) as display:
         kept = kept_columns(source, arguments.keep) if arguments.keep and isinstance(source, Batch) else None
         result = run_job(
             source,
             arguments.output,
-            connect=lambda: _connected(display),
+            connect=lambda: _connected(display, arguments.model or ""),
             output_format=output_format,
             role=arguments.role,
             instruction=arguments.instruction,
@@ -197,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_complaint=complain,
         )
     told = not _is_stream(arguments.output) or (result.count > BAR_TEXTS and not to_terminal)
-    return _judged(result, arguments.output, told=told, as_json=arguments.json)
+    return _judged(result, arguments.output, told=told and not arguments.quiet, as_json=arguments.json)
 
 
 def _leave(arguments: argparse.Namespace, output_format: str, source_path: Path) -> None:
@@ -206,9 +209,12 @@ def _leave(arguments: argparse.Namespace, output_format: str, source_path: Path)
     if source_path.is_file():
         age = f" and is not older than {source_path}"
         if source_path.stat().st_size <= COUNTED_BYTES:
-            with _open_source(arguments) as source, ProgressDisplay() as display:
+            with _open_source(arguments) as source, _display(arguments) as display:
                 count = survey(source, done=0, keep_going=True, on_progress=_shown_on(display, to_terminal=False)).count
-    check_shape(arguments.output, output_format, count=count, dimensions=arguments.dimensions)
+    rows = check_shape(arguments.output, output_format, count=count, dimensions=arguments.dimensions) or count
+    if arguments.json:
+        known = JobResult(count=rows or 0, failed=0, before=rows or 0)
+        print(json.dumps(_as_dict(known, arguments.output) | ({} if rows else {"texts": None, "before": None})))
     complain(
         f"{arguments.output} is there{age}, so nothing is done; it does not tell what it was made from: "
         "--overwrite makes it anew"
@@ -234,23 +240,23 @@ def _run_many(arguments: argparse.Namespace) -> int:
         "keep_going": arguments.keep_going,
         "overwrite": arguments.overwrite,
     }
-    with ProgressDisplay() as display:
+    with _display(arguments) as display:
         step = ""
 
         def show_part(number: int, count: int) -> None:
             nonlocal step
             step = f"file {number:,} of {count:,}"
-            display.update(step)
+            display.update(step, unit="texts")
 
         result = run_here(
             PartitionJob(arguments.batch, arguments.output, options),
             resume=arguments.resume,
-            connect=lambda: connect(display),
+            connect=lambda: connect(display, arguments.model or ""),
             on_part=show_part,
             on_progress=lambda done, total: display.update(step, done, total, unit="texts"),
             on_complaint=complain,
         )
-    return _judged(result, arguments.output, told=True, as_json=arguments.json)
+    return _judged(result, arguments.output, told=not arguments.quiet, as_json=arguments.json)
 
 
 def _judged(result: JobResult, output: str, *, told: bool, as_json: bool) -> int:
@@ -337,11 +343,22 @@ def _check_output_usage(arguments: argparse.Namespace, refuse: Callable[[str], N
         refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:
         refuse("give --resume or --overwrite, not both")
+    for option, value in (("--output", arguments.output), ("--batch", arguments.batch)):
+        if value == "":
+            refuse(
+                f"{option} is empty; name a file, or give - for standard {option.removeprefix('--').replace('batch', 'input')}"
+            )
     is_one = arguments.batch is None or not is_many(arguments.batch)
+    if is_one and (arguments.output.endswith("/") or Path(arguments.output).is_dir()):
+        refuse(f"--output {arguments.output} is a directory, which is for the vectors of many files; name a file in it")
     if (arguments.resume or arguments.overwrite) and is_one and _is_stream(arguments.output):
         refuse("only a job with --output FILE can be resumed or overwritten")
     if arguments.json and arguments.output == STANDARD_STREAM and arguments.format not in {None, "json"}:
         refuse("--json means --format json on standard output; leave one of the two out, or add --output FILE")
+
+
+def _display(arguments: argparse.Namespace) -> ProgressDisplay:
+    return ProgressDisplay(wanted=False if arguments.quiet else None)
 
 
 def _delimiter(value: str) -> str:
@@ -383,19 +400,19 @@ def _open_source(arguments: argparse.Namespace) -> AbstractContextManager[Source
 
 
 @contextmanager
-def _connected(display: ProgressDisplay) -> Iterator[runed.Client]:
+def _connected(display: ProgressDisplay, model: str) -> Iterator[runed.Client]:
     """Connect, and end the bar with the work: the last words of an output would be cut into lines above a live bar."""
-    with display, connect(display) as client:
+    with display, connect(display, model) as client:
         yield client
 
 
 def _shown_on(display: ProgressDisplay, *, to_terminal: bool) -> Callable[[int, int], None]:
     """Return a callback that shows the progress of a job; `to_terminal` tells whether vectors go to a terminal."""
-    # A bar would mix with the vectors on the same terminal.
-    has_bar = display.live and not to_terminal
+    # It would mix with the vectors on the same terminal.
+    is_shown = not to_terminal
 
     def show(done: int, total: int) -> None:
-        if has_bar and (not total or total > BAR_TEXTS):
+        if is_shown and (not total or total > BAR_TEXTS):
             display.update("embedding" if total else "reading", done, total, unit="texts")
         else:
             display.close()  # ends the bar of a daemon's start

@@ -79,11 +79,31 @@ def refused(cli: Cli, *arguments: str, code: int = 2) -> str:
 def test_a_fresh_home_lists_the_models_of_the_package(bare: Cli) -> None:
     lines = ran(bare, "models").splitlines()
     assert lines[0].split() == ["name", "state", "size", "vectors", "context", "licence"]
-    assert lines[1].split() == ["qwen3-embedding-0.6b.q6_K", "(default)", "-", "-", "1,024", "32,768", "Apache-2.0"]
-    assert any(line.split() == ["bge-m3.q8_0", "-", "635", "MB", "1,024", "8,192", "MIT"] for line in lines)
+    assert lines[1].split() == [
+        "qwen3-embedding-0.6b.q6_K",
+        "(default)",
+        "not",
+        "installed",
+        "unknown",
+        "1,024",
+        "32,768",
+        "Apache-2.0",
+    ]
+    assert any(line.split() == ["bge-m3.q8_0", "not", "installed", "635", "MB", "1,024", "8,192", "MIT"] for line in lines)
     models = json.loads(ran(bare, "models", "--json"))
     assert [model["name"] for model in models if model["default"]] == ["qwen3-embedding-0.6b.q6_K"]
     assert not any(model["installed"] for model in models)
+
+
+def test_the_file_of_a_model_tells_what_the_list_does_not_know(stocked: Cli, minilm: Path, reranker: Path) -> None:
+    ran(stocked, "add", str(minilm), "--name", "own")
+    ran(stocked, "add", str(reranker), "--name", "ranker")
+    rows = {line.split()[0]: line.split() for line in ran(stocked, "models").splitlines()}
+    assert rows["own"] == ["own", "your", "file", *rows["own"][3:5], "384", "512", "unknown"]
+    assert rows["ranker"][5:7] == ["reranker", "512"]
+    assert not [row for row in rows.values() if "-" in row]
+    models = {model["name"]: (model["dimensions"], model["context"]) for model in json.loads(ran(stocked, "models", "--json"))}
+    assert (models["own"], models["ranker"]) == ((384, 512), (0, 512))
 
 
 def test_a_model_that_is_not_installed_is_shown_with_its_prompts_and_licence(bare: Cli) -> None:
@@ -280,8 +300,8 @@ def test_a_kind_or_pooling_that_contradicts_the_file_is_told(stocked: Cli, reran
     assert "pooling   cls, as config.json says; the file tells mean" in ran(stocked, "show", "other")
 
 
-def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, minilm: Path) -> None:
-    ran(stocked, "add", str(minilm), "--name", "own")
+def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, nameless: Path) -> None:
+    assert "an empty query_prompt says that it has none" in ran(stocked, "add", str(nameless), "--name", "own")
     ran(stocked, "use", "own")
     done = stocked.run("embed", "tea", "--role", "query")
     assert done.returncode == 0
