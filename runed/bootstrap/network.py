@@ -20,7 +20,7 @@ from socksio import ProtocolError as SocksProtocolError
 from runed.bootstrap.hub import Hub
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.proxies import Proxies, Proxy, is_loopback_name
-from runed.errors import DownloadError, printable
+from runed.errors import DownloadError, bounded, printable
 from runed.log import get_logger
 from runed.urls import printable_url, retry_after
 from runed.version import __version__
@@ -52,7 +52,7 @@ class PassingError(Exception):
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(bounded(message)))
         self.retry_after = retry_after
 
 

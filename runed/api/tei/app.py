@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,7 +19,7 @@ from runed.api.host import CountCall, Host, count_nothing
 from runed.api.web.app import build_web_app, json_response
 from runed.api.web.errors import UnsupportedTypeError, retry_headers
 from runed.api.web.ranking import query_of, rank
-from runed.api.web.requests import client_of, convert, read_object, texts_of, while_connected
+from runed.api.web.requests import WHOLE, Whole, client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import all_numbers
 from runed.domain.model_status import Tokenized
 from runed.domain.ranking import RerankOptions
@@ -45,7 +45,7 @@ class _EmbedRequest(msgspec.Struct):
     truncation_direction: Literal["right", "left", "Right", "Left"] | None = None
     prompt_name: Literal["query", "document"] | None = None
     normalize: bool | None = None
-    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    dimensions: Whole | None = None
 
     def options(self) -> EmbedOptions:
         """Return the options of the call.
@@ -94,7 +94,7 @@ _ACCEPTED = {
     "truncation_direction": '"Right" or "Left"',
     "prompt_name": '"query" or "document"',
     "normalize": "true",
-    "dimensions": "a whole number from 1 on",
+    "dimensions": WHOLE,
 }
 _ACCEPTED_RERANK = {
     "truncate": "true or false",

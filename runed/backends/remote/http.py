@@ -17,7 +17,7 @@ import tenacity
 
 from runed import tracing
 from runed.backends.remote.key import Key
-from runed.errors import BackendUnavailableError, DownloadError, InvalidTextError, printable
+from runed.errors import BackendUnavailableError, DownloadError, InvalidTextError, bounded, printable
 from runed.log import get_logger
 from runed.own_models import RemoteModel
 from runed.urls import retry_after
@@ -84,7 +84,7 @@ class PassingError(Exception):
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None, is_busy: bool = False) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(bounded(message)))
         self.retry_after = retry_after
         self.is_busy = is_busy
 
