@@ -137,6 +137,14 @@ def test_bad_header_over_connect(case: str, qwen_daemon: RunningDaemon) -> None:
     assert (refusal.code, refusal.reason) == (code, reason)
 
 
+def test_a_long_header_is_not_repeated_whole(qwen_daemon: RunningDaemon) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "y" * 15_000}
+    with qwen_daemon.http() as http:
+        response = http.post(f"{SERVICE}/Embed", content=b'{"text": "x"}', headers=headers)
+    assert refusal_of_json(response.json()).reason == "UNIMPLEMENTED"
+    assert len(response.content) < 5000
+
+
 @pytest.mark.parametrize("values", [("1", "60000"), ("60000", "1"), ("60000", "60000")])
 @pytest.mark.parametrize(
     ("content_type", "name", "unit"),
