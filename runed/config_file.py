@@ -89,10 +89,15 @@ def read_config(path: Path, keys: Mapping[str, Any], *, required: bool) -> Any: 
 
 def _problem(data: bytes, error: Exception) -> str:
     """Return what is wrong with the content. Malformed JSON has a line and a column, which an editor shows, too."""
+    if not data.strip():
+        return "it is empty; write {} into it, or remove it"
     try:
         json.loads(data)
     except json.JSONDecodeError as malformed:
-        return f"line {malformed.lineno}, column {malformed.colno}: {malformed.msg}"
+        rest = malformed.doc[malformed.pos :].lstrip(" \t\r\n,")
+        is_comment = rest.startswith(("//", "/*", "#"))
+        problem = "JSON has no comments; remove this one" if is_comment else malformed.msg
+        return f"line {malformed.lineno}, column {malformed.colno}: {problem}"
     except UnicodeDecodeError as undecodable:
         line = data.count(b"\n", 0, undecodable.start) + 1
         return f"line {line} is not UTF-8"

@@ -173,7 +173,7 @@ def _build_face(
     servers = [Server(build_app(host, count, access), listener.sock, max_connections=clients, budget=budget)]
     host.clients = servers[0].clients
     if http is not None:
-        from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+        from runed.api.token_guard import token_gate  # noqa: PLC0415 # as above
 
         gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=count, page=access)
         app = build_port_app(host, count, access)

@@ -56,6 +56,12 @@ def test_models_of_the_configuration_are_among_the_settings(home: Path) -> None:
     assert differences(load_settings(home=home, environ={}), before) == ("models in config.json",)
 
 
+def test_a_setting_is_told_as_it_was_set(home: Path) -> None:
+    (home / "config.json").write_text('{"model": "/a.gguf", "ctx_size": 512}')
+    settings = load_settings(home=home, environ={"RUNED_CTX_SIZE": "256"})
+    assert differences(settings, {}) == ("RUNED_CTX_SIZE", "model in config.json")
+
+
 def test_a_mark_of_a_newer_daemon_is_ignored(home: Path) -> None:
     assert differences(load_settings(home=home, environ={}), {"a setting of tomorrow": "00000000"}) == ()
 

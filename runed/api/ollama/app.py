@@ -20,9 +20,9 @@ from runed.api.answer_size import reserve_answer
 from runed.api.call_log import logged_call
 from runed.api.host import CountCall, Host, count_nothing
 from runed.api.ollama import PREFIX
+from runed.api.ollama.errors import error_response
 from runed.api.ollama.names import tagged, untagged
 from runed.api.web.app import build_web_app, json_response
-from runed.api.web.errors import retry_headers, status_of
 from runed.api.web.requests import WHOLE, client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import all_numbers, numbers
 from runed.domain.device import CPU
@@ -101,7 +101,7 @@ def build_ollama_app(host: Host, count: CountCall = count_nothing) -> Starlette:
     ]
     paths = ", ".join([*(f"POST {PREFIX}{name}" for name in post), *(f"GET {PREFIX}{name}" for name in get)])
     paths += "; this daemon embeds, and neither chats nor generates"
-    return build_web_app(routes, _error_response, paths=paths, count=count)
+    return build_web_app(routes, error_response, paths=paths, count=count)
 
 
 class _OllamaAPI:
@@ -310,9 +310,3 @@ def _shown(model: ModelStatus) -> dict[str, object]:
         },
         "capabilities": ["embedding"] if model.kind is ModelKind.EMBEDDING else ["rerank"],
     }
-
-
-def _error_response(error: RunedError, *, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    status = status or status_of(error)
-    body = msgspec.json.encode({"error": error.message})
-    return Response(body, status, {**retry_headers(error, status), **(headers or {})}, media_type="application/json")
