@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runed.api.later import Later
-from runed.bootstrap import Installation, Progress, install, load_failures, read_catalog
+from runed.bootstrap import Installation, Phase, Progress, install, load_failures, read_catalog
 from runed.bootstrap.catalog import own_default
 from runed.daemon.choosing import EngineChooser, Makers, Serving
 from runed.daemon.draining import Draining
@@ -249,6 +249,8 @@ class _Workshop:
         """
         wanted = spec or own_default(self._settings)
         if wanted is not None and wanted.remote is not None:
+            asking = f"asking the engine at {wanted.remote.url}"
+            report(Progress(Phase.CHOOSING_ENGINE, 0, 0, asking))
             return await self._build_remote(wanted, is_default=spec is None)
         installation = await install(
             self._settings, self._paths, report=report, check_model=_check_model, wanted=spec, failures=self._failures
