@@ -257,10 +257,16 @@ async def _first(transport: httpx.AsyncHTTPTransport, request: httpx.Request) ->
         PlainHTTPError: It is such a server.
     """
     greeted = asyncio.Event()
+    stream: Any = None
 
-    async def trace(event: str, _info: dict[str, Any]) -> None:
-        if event.startswith("connection.start_tls.") and not event.endswith(".started"):
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        nonlocal stream
+        if event.endswith("connect_tcp.complete"):
+            stream = info["return_value"]
+        elif event.endswith("start_tls.complete"):
             greeted.set()
+        elif event.endswith("start_tls.failed"):
+            await stream.aclose()  # httpcore leaves it open if the request is cancelled
 
     request.extensions["trace"] = trace
     sending = asyncio.ensure_future(transport.handle_async_request(request))
@@ -273,7 +279,7 @@ async def _first(transport: httpx.AsyncHTTPTransport, request: httpx.Request) ->
     finally:
         greeting.cancel()
         sending.cancel()
-        await asyncio.wait({sending, greeting})
+        await asyncio.gather(sending, greeting, return_exceptions=True)  # an exception that nobody takes would be logged
 
 
 def _certificates(authorities: Path | None) -> ssl.SSLContext:
