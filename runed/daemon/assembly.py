@@ -91,6 +91,10 @@ def assemble(
         with contextlib.suppress(OSError):  # tells clients that find this daemon that it takes no more calls
             record.tell_draining(paths.daemon_record)
 
+    def note_failure(failed: bool) -> None:  # noqa: FBT001 # the only fact
+        with contextlib.suppress(OSError):  # lets clients with other settings start another daemon
+            record.tell_failed(paths.daemon_record, failed)
+
     # One thread imports, in the order of need: two would slow each other down, and the engine would start later. It begins in
     # `build_face`: until then a signal raises SystemExit, even amid the start of a thread, which nobody would end.
     importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
@@ -106,6 +110,7 @@ def assemble(
         seats=seats,
         draining=draining,
         on_close=workshop.close,
+        note=note_failure,
     )
     workshop.scheduler_of = pool.scheduler
 
