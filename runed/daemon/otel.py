@@ -11,8 +11,8 @@ import time
 from urllib.parse import urlsplit
 
 import requests
+from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 
 from runed import tracing
 from runed.bootstrap.proxies import is_this_machine
+from runed.daemon.otel_encoding import encode
 from runed.daemon.otel_metrics import translate
 from runed.daemon.otel_spans import SpanRecorder
 from runed.log import get_logger
@@ -63,7 +64,9 @@ class Exporter:
         is_off = _is("OTEL_SDK_DISABLED", "true")
         if not is_off and not _is("OTEL_TRACES_EXPORTER", "none"):
             self._provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
-            processor = BatchSpanProcessor(OTLPSpanExporter(session=_session()))
+            # It takes no encoder as an argument. A later SDK that no longer looks here would encode by its own one.
+            trace_exporter.encode_spans = encode  # type: ignore[attr-defined, assignment] # as above
+            processor = BatchSpanProcessor(trace_exporter.OTLPSpanExporter(session=_session()))
             self._provider.add_span_processor(processor)  # which is ended with it
             tracing.use(SpanRecorder(self._provider, processor))
         if not is_off and not _is("OTEL_METRICS_EXPORTER", "none"):

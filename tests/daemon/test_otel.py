@@ -9,11 +9,62 @@ import pytest
 pytest.importorskip("opentelemetry.exporter.otlp.proto.common", reason="the extra otel is not installed")
 
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
+from runed.daemon import otel_encoding
 from runed.daemon.otel import Exporter
 from runed.daemon.otel_metrics import translate
+from runed.daemon.otel_spans import SpanRecorder
 from runed.metrics import REQUEST_SECONDS, Metrics
+
+
+class Kept(SpanProcessor):
+    """Keeps the spans that have ended."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+def spans_of_all_kinds() -> list[ReadableSpan]:
+    kept = Kept()
+    recorder = SpanRecorder(TracerProvider(resource=Resource({"service.name": "mine"}), shutdown_on_exit=False), kept)
+    parent = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "one=1,two=2"}
+    for sent in ({}, parent, {"traceparent": "nonsense"}):
+        call = recorder.begin("embeddings", {"rpc.method": "Embed"}, sent)
+        assert call is not None
+        call.child("queue", {}, age=2.0).end({})
+        micro_batch = call.child("micro-batch", {"runed.texts": 2})
+        micro_batch.link(call)
+        micro_batch.child("engine", {"runed.engine.woken": True}, asks=True).end({}, error="ENGINE_FAILED")
+        micro_batch.end({"gen_ai.usage.input_tokens": 7})
+        call.end({"gen_ai.request.encoding_formats": ("base64",)}, name="embeddings tea")
+    return kept.spans
+
+
+def test_spans_are_encoded_as_the_sdk_encodes_them() -> None:
+    spans = spans_of_all_kinds()
+    assert len(spans) == 12
+    assert otel_encoding.encode(spans) == encode_spans(spans)
+    assert otel_encoding.encode(spans[-1:]) == encode_spans(spans[-1:])
+
+
+def test_the_exporter_of_the_sdk_encodes_by_our_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def encode(spans: list[ReadableSpan]) -> object:
+        taken.append(len(spans))
+        return otel_encoding.encode(spans)
+
+    monkeypatch.setattr(trace_exporter, "encode_spans", encode)
+    exporter = trace_exporter.OTLPSpanExporter("http://127.0.0.1:9", timeout=0.1)
+    exporter.export(spans_of_all_kinds())
+    assert taken == [12]
 
 
 def test_histograms_tell_no_extremes_which_nobody_knows() -> None:
