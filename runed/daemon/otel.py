@@ -39,6 +39,12 @@ _MOST_DIGITS = 9
 _READ_SECONDS = 10.0
 """Seconds that the event loop may take to read the metrics."""
 
+_ANSWER_BYTES = 4096
+"""Most bytes of an answer that are read."""
+
+_SDK, _QUEUE = "opentelemetry", "opentelemetry.sdk._shared_internal"
+"""The loggers of the SDK, and of its queue of spans."""
+
 _log = get_logger(__name__)
 
 
@@ -50,12 +56,11 @@ class Exporter:
     """
 
     def __init__(self, metrics: Metrics) -> None:
-        logging.getLogger("opentelemetry").handlers = [_Complaints()]
-        logging.getLogger("opentelemetry").propagate = False
-        # Below that, the SDK writes a line for each span that it drops.
-        logging.getLogger("opentelemetry").setLevel(logging.ERROR)
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
+        logging.getLogger(_SDK).handlers = [_Complaints(self._loop)]
+        logging.getLogger(_SDK).propagate = False
+        _complain()
         self._ended = threading.Event()
         own: dict[str, str | int] = {"service.name": "runed", "service.version": __version__, "process.pid": os.getpid()}
         self._resource = Resource.create(own).merge(OTELResourceDetector().detect())
@@ -104,32 +109,58 @@ class Exporter:
                 reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
                 self._exporter.export(translate(reading.result(_READ_SECONDS), self._resource, began))
             except Exception:  # the next time may be better, and the daemon serves on
-                logging.getLogger("opentelemetry").exception("metrics were not sent")
+                logging.getLogger(_SDK).exception("metrics were not sent")
 
     async def _read(self) -> list[Metric]:
         return self._metrics.collect()
 
 
 class _Complaints(logging.Handler):
-    """Writes what the SDK complains of, now and then: while a collector is away, it does so every few seconds."""
+    """Writes what the SDK complains of, now and then: while a collector is away, it does so every few seconds.
 
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self._next = 0.0
+    Args:
+        loop: Ends the pause after each line.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record of the SDK. Its message has addresses and status codes, and nothing of a call."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + _PAUSE
-        _log.warning("the collector of OpenTelemetry took nothing", complaint=record.getMessage()[:500])
+        # By the level, since the SDK complains of each span that it drops, and to make a record takes as long as the span.
+        for name in (_SDK, _QUEUE):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._loop.call_later, _PAUSE, _complain)
+        _log.warning("not everything reaches the collector of OpenTelemetry", complaint=record.getMessage()[:500])
+
+
+def _complain() -> None:
+    """Let the SDK complain of errors, and of spans that it drops."""
+    logging.getLogger(_SDK).setLevel(logging.ERROR)
+    logging.getLogger(_QUEUE).setLevel(logging.WARNING)
 
 
 def _session() -> requests.Session:
     """Return what sends. Like everything of runed, it asks no proxy for this machine."""
     session = requests.Session()
     session.trust_env = not is_this_machine(urlsplit(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]).hostname or "")
+    session.stream = True
+    session.hooks["response"] = [_take]
     return session
+
+
+def _take(response: requests.Response, **_how: object) -> None:
+    """Read the beginning of an answer alone. It says nothing that is used, and may have no end.
+
+    Raises:
+        RequestException: It is a redirect. The SDK does not follow it, and takes it for a success.
+    """
+    with response:
+        response.raw.read(_ANSWER_BYTES)  # a connection is used again if its answer was read to the end
+    if response.is_redirect:
+        raise requests.RequestException(f"it redirects by {response.status_code}; set the address that it redirects to")
 
 
 def _is(variable: str, value: str) -> bool:

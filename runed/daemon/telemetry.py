@@ -52,7 +52,7 @@ async def _start(settings: Settings, metrics: Metrics) -> Any:  # noqa: ANN401 #
         # In a thread, since that takes a quarter of a second.
         module = await asyncio.to_thread(importlib.import_module, "runed.daemon.otel")
     except ImportError as error:
-        if not (error.name or "").startswith("opentelemetry"):
+        if (error.name or "").startswith("runed"):
             raise
         _log.warning(
             "no traces and metrics are sent: OTEL_EXPORTER_OTLP_ENDPOINT is set, and the packages of OpenTelemetry are not "

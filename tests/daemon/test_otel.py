@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 
 import pytest
@@ -13,8 +15,9 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
 
-from runed.daemon import otel_encoding
+from runed.daemon import otel, otel_encoding
 from runed.daemon.otel import Exporter
 from runed.daemon.otel_metrics import translate
 from runed.daemon.otel_spans import SpanRecorder
@@ -65,6 +68,69 @@ def test_the_exporter_of_the_sdk_encodes_by_our_encoder(monkeypatch: pytest.Monk
     exporter = trace_exporter.OTLPSpanExporter("http://127.0.0.1:9", timeout=0.1)
     exporter.export(spans_of_all_kinds())
     assert taken == [12]
+
+
+class Answering:
+    """Answers requests with given bytes, on one connection after the other, as long as the client reads.
+
+    Attributes:
+        url: Where it listens.
+        connections: The number of connections so far.
+    """
+
+    def __init__(self, head: bytes, rest: bytes = b"") -> None:
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
+        self.connections = 0
+        self._head, self._rest = head, rest
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(60)
+        self._sock.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # `close` was called
+            while True:
+                connection, _ = self._sock.accept()
+                self.connections += 1
+                with connection, contextlib.suppress(ConnectionError):
+                    while request := connection.recv(1 << 20):
+                        if request.startswith(b"POST"):  # the body may come by itself
+                            connection.sendall(self._head)
+                        while self._rest:
+                            connection.sendall(self._rest)
+                        if b"close" in self._head:
+                            break
+
+
+def send_twice(server: Answering, monkeypatch: pytest.MonkeyPatch) -> list[SpanExportResult]:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
+    exporter = trace_exporter.OTLPSpanExporter(session=otel._session())
+    try:
+        return [exporter.export(spans_of_all_kinds()[:1]) for _ in range(2)]
+    finally:
+        exporter.shutdown()  # type: ignore[no-untyped-call] # of the SDK
+        server.close()
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Answering(b"HTTP/1.1 200 OK\r\n\r\n", bytes(65536))
+    assert send_twice(server, monkeypatch) == [SpanExportResult.SUCCESS] * 2
+    assert server.connections == 2
+
+
+def test_a_connection_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n\x0a\0")
+    assert send_twice(server, monkeypatch) == [SpanExportResult.SUCCESS] * 2
+    assert server.connections == 1
+
+
+def test_a_redirect_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Answering(b"HTTP/1.1 307 Elsewhere\r\nlocation: /v2\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+    assert send_twice(server, monkeypatch) == [SpanExportResult.FAILURE] * 2
 
 
 def test_histograms_tell_no_extremes_which_nobody_knows() -> None:
