@@ -8,6 +8,8 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -25,6 +27,7 @@ from runed.daemon.otel_metrics import translate
 from runed.daemon.otel_spans import SpanRecorder
 from runed.log import get_logger
 from runed.metrics import Metrics
+from runed.urls import printable_url
 from runed.version import __version__
 
 _LAST_SECONDS = 2.0
@@ -53,12 +56,19 @@ class Exporter:
 
     Args:
         metrics: The metrics to send, every `OTEL_METRIC_EXPORT_INTERVAL` milliseconds.
+        tell: Is told after each request what keeps the collector from taking it, or "".
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tell: Callable[[str], None]) -> None:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        logging.getLogger(_SDK).handlers = [_Complaints(self._loop)]
+        complaints = _Complaints(self._loop)
+
+        def report(problem: str) -> None:
+            complaints.reason = problem
+            tell(f"traces and metrics do not reach the collector: {problem}" if problem else "")
+
+        logging.getLogger(_SDK).handlers = [complaints]
         logging.getLogger(_SDK).propagate = False
         _complain()
         self._ended = threading.Event()
@@ -71,11 +81,11 @@ class Exporter:
             self._provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
             # It takes no encoder as an argument. A later SDK that no longer looks here would encode by its own one.
             trace_exporter.encode_spans = encode  # type: ignore[attr-defined, assignment] # as above
-            processor = BatchSpanProcessor(trace_exporter.OTLPSpanExporter(session=_session()))
+            processor = BatchSpanProcessor(trace_exporter.OTLPSpanExporter(session=_Session(report)))
             self._provider.add_span_processor(processor)  # which is ended with it
             tracing.use(SpanRecorder(self._provider, processor))
         if not is_off and not _is("OTEL_METRICS_EXPORTER", "none"):
-            self._exporter = OTLPMetricExporter(session=_session())
+            self._exporter = OTLPMetricExporter(session=_Session(report))
             self._sender = threading.Thread(target=self._send_metrics, name="runed-otlp", daemon=True)
             self._sender.start()
         _log.info("sending to OpenTelemetry", traces=self._provider is not None, metrics=self._sender is not None)
@@ -120,10 +130,14 @@ class _Complaints(logging.Handler):
 
     Args:
         loop: Ends the pause after each line.
+
+    Attributes:
+        reason: What was wrong with the last request, or "".
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
+        self.reason = ""
         self._loop = loop
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -133,7 +147,8 @@ class _Complaints(logging.Handler):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self._loop.call_later, _PAUSE, _complain)
-        _log.warning("not everything reaches the collector of OpenTelemetry", complaint=record.getMessage()[:500])
+        complaint = record.getMessage()[:500]
+        _log.warning("not everything reaches the collector of OpenTelemetry", complaint=complaint, reason=self.reason)
 
 
 def _complain() -> None:
@@ -142,25 +157,44 @@ def _complain() -> None:
     logging.getLogger(_QUEUE).setLevel(logging.WARNING)
 
 
-def _session() -> requests.Session:
-    """Return what sends. Like everything of runed, it asks no proxy for this machine."""
-    session = requests.Session()
-    session.trust_env = not is_this_machine(urlsplit(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]).hostname or "")
-    session.stream = True
-    session.hooks["response"] = [_take]
-    return session
+class _Session(requests.Session):
+    """Sends to the collector.
 
-
-def _take(response: requests.Response, **_how: object) -> None:
-    """Read the beginning of an answer alone. It says nothing that is used, and may have no end.
-
-    Raises:
-        RequestException: It is a redirect. The SDK does not follow it, and takes it for a success.
+    Args:
+        report: Is told what was wrong with each request, in words for people, and "" if it was taken.
     """
-    with response:
-        response.raw.read(_ANSWER_BYTES)  # a connection is used again if its answer was read to the end
-    if response.is_redirect:
-        raise requests.RequestException(f"it redirects by {response.status_code}; set the address that it redirects to")
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        super().__init__()
+        self._report = report
+        self.stream = True
+        # Like everything of runed, it asks no proxy for this machine.
+        self.trust_env = not is_this_machine(urlsplit(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]).hostname or "")
+
+    def send(self, request: requests.PreparedRequest, **how: Any) -> requests.Response:  # noqa: ANN401 # as of the class
+        """Send a request, and read the beginning of the answer alone. It says nothing that is used, and may have no end.
+
+        Raises:
+            RequestException: There is no answer, or a redirect. The SDK does not follow it, and takes it for a success.
+        """
+        url = printable_url(request.url or "")
+        try:
+            with super().send(request, **how) as response:
+                response.raw.read(_ANSWER_BYTES)  # a connection is used again if its answer was read to the end
+        except Exception as error:
+            self._report(f"{url}: {_innermost(error)}")
+            raise
+        taken = response.ok and not response.is_redirect
+        self._report("" if taken else f"{url} answers {response.status_code} {response.reason}")
+        if response.is_redirect:
+            raise requests.RequestException(f"it leads to {printable_url(response.headers['location'])}; set that address")
+        return response
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return error
 
 
 def _is(variable: str, value: str) -> bool:

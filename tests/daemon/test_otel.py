@@ -106,9 +106,9 @@ class Answering:
                             break
 
 
-def send_twice(server: Answering, monkeypatch: pytest.MonkeyPatch) -> list[SpanExportResult]:
+def send_twice(server: Answering, monkeypatch: pytest.MonkeyPatch, problems: list[str] | None = None) -> list[SpanExportResult]:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
-    exporter = trace_exporter.OTLPSpanExporter(session=otel._session())
+    exporter = trace_exporter.OTLPSpanExporter(session=otel._Session([].append if problems is None else problems.append))
     try:
         return [exporter.export(spans_of_all_kinds()[:1]) for _ in range(2)]
     finally:
@@ -130,7 +130,9 @@ def test_a_connection_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_redirect_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Answering(b"HTTP/1.1 307 Elsewhere\r\nlocation: /v2\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-    assert send_twice(server, monkeypatch) == [SpanExportResult.FAILURE] * 2
+    problems: list[str] = []
+    assert send_twice(server, monkeypatch, problems) == [SpanExportResult.FAILURE] * 2
+    assert problems[0] == f"{server.url}/v1/traces answers 307 Elsewhere"
 
 
 def test_histograms_tell_no_extremes_which_nobody_knows() -> None:
@@ -153,7 +155,7 @@ async def test_an_interval_of_too_many_digits_does_not_end_the_sending(interval:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", interval)
-    exporter = Exporter(Metrics())
+    exporter = Exporter(Metrics(), [].append)
     [sender] = [thread for thread in threading.enumerate() if thread.name == "runed-otlp"]
     sender.join(0.3)
     assert sender.is_alive()

@@ -213,6 +213,8 @@ def test_a_collector_that_takes_nothing_holds_nothing_up(start_daemon: Start, *,
             for _ in range(800):
                 client.embed("tea")
         wait_until(lambda: "not everything reaches" in daemon.log(), timeout=60, what="a line about it")
+        told = daemon.call("Info")["restrictions"]
+        assert any(f"the collector: http://127.0.0.1:{sock.getsockname()[1]}/v1/" in sentence for sentence in told)
         assert daemon.log().count("not everything reaches") < 4  # one a minute, while the SDK complains every second
         assert daemon.stop(timeout=60) == 0
 
@@ -224,6 +226,7 @@ def test_without_the_packages_one_line_says_so(missing: str, start_daemon: Start
     daemon = start_daemon(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", PYTHONPATH=str(tmp_path))
     wait_until(lambda: "install runed[otel]" in daemon.log(), timeout=30, what="the line")
     daemon.wait_for("STATUS_OK")
+    assert "install runed[otel]" in "".join(daemon.call("Info")["restrictions"])
     assert daemon.call("Embed", {"text": "tea"})["vector"]
     assert daemon.log().count("OpenTelemetry") == 1
     assert daemon.stop() == 0
