@@ -33,6 +33,9 @@ from runed.version import __version__
 _LAST_SECONDS = 2.0
 """Seconds for what is still to be sent when the daemon ends."""
 
+_LAST_SECONDS_OF_TROUBLE = 0.2
+"""The same, if the last request failed."""
+
 _PAUSE = 60.0
 """Least seconds between two lines about a collector that does not take what is sent."""
 
@@ -62,7 +65,7 @@ class Exporter:
     def __init__(self, metrics: Metrics, tell: Callable[[str], None]) -> None:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        complaints = _Complaints(self._loop)
+        self._complaints = complaints = _Complaints(self._loop)
 
         def report(problem: str) -> None:
             complaints.reason = problem
@@ -91,14 +94,14 @@ class Exporter:
         _log.info("sending to OpenTelemetry", traces=self._provider is not None, metrics=self._sender is not None)
 
     async def stop(self) -> None:
-        """Send what is left, for `_LAST_SECONDS` at most."""
+        """Send what is left, for `_LAST_SECONDS` at most. A collector that took nothing before gets less time."""
         tracing.use(None)
         self._ended.set()
         # Threads of the event loop would be waited for when it ends.
         ended = asyncio.Event()
         threading.Thread(target=self._end, args=[ended], name="runed-otlp-end", daemon=True).start()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_SECONDS):
+            async with asyncio.timeout(_LAST_SECONDS_OF_TROUBLE if self._complaints.reason else _LAST_SECONDS):
                 await ended.wait()
 
     def _end(self, ended: asyncio.Event) -> None:

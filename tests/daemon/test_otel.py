@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -106,9 +107,15 @@ class Answering:
                             break
 
 
-def send_twice(server: Answering, monkeypatch: pytest.MonkeyPatch, problems: list[str] | None = None) -> list[SpanExportResult]:
+def nobody(problem: str) -> None:
+    """Be told of a problem."""
+
+
+def send_twice(
+    server: Answering, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None] = nobody
+) -> list[SpanExportResult]:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
-    exporter = trace_exporter.OTLPSpanExporter(session=otel._Session([].append if problems is None else problems.append))
+    exporter = trace_exporter.OTLPSpanExporter(session=otel._Session(tell))
     try:
         return [exporter.export(spans_of_all_kinds()[:1]) for _ in range(2)]
     finally:
@@ -131,7 +138,7 @@ def test_a_connection_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_redirect_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Answering(b"HTTP/1.1 307 Elsewhere\r\nlocation: /v2\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
     problems: list[str] = []
-    assert send_twice(server, monkeypatch, problems) == [SpanExportResult.FAILURE] * 2
+    assert send_twice(server, monkeypatch, problems.append) == [SpanExportResult.FAILURE] * 2
     assert problems[0] == f"{server.url}/v1/traces answers 307 Elsewhere"
 
 
@@ -155,7 +162,7 @@ async def test_an_interval_of_too_many_digits_does_not_end_the_sending(interval:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", interval)
-    exporter = Exporter(Metrics(), [].append)
+    exporter = Exporter(Metrics(), nobody)
     [sender] = [thread for thread in threading.enumerate() if thread.name == "runed-otlp"]
     sender.join(0.3)
     assert sender.is_alive()
