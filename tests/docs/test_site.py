@@ -11,7 +11,6 @@ import pytest
 from tests.docs.blocks import ROOT
 from tools.site import PAGES, build, gather
 
-
 _LOADED = re.compile(r'<(?:(?:script|img|iframe)[^>]* src|link[^>]* rel="(?:stylesheet|icon)"[^>]* href)="(?:https?:)?//')
 
 
