@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -135,11 +135,11 @@ def test_extras_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", OF_TODAY)
-def test_a_configuration_within_a_sentence_is_accepted(page: str, home: os.PathLike[str]) -> None:
+def test_a_configuration_within_a_sentence_is_accepted(page: str, home: Path) -> None:
     for text in spans(page):
         if text.startswith('{"version": 1'):
-            (paths.Path(home) / "config.json").write_text(text)
-            assert load_settings(home=paths.Path(home), environ={}).written
+            (home / "config.json").write_text(text)
+            assert load_settings(home=home, environ={}).written
 
 
 def test_the_files_of_a_home_are_told() -> None:
