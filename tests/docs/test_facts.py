@@ -19,15 +19,21 @@ from runed import paths
 from runed.api import large
 from runed.api.page import access
 from runed.api.rpc import health
+from runed.backends import comparing
+from runed.backends.llama import profile
+from runed.backends.remote import backend, link, space
+from runed.backends.remote import http as remote_http
 from runed.cli.boundary import EXIT_CODES_HELP
+from runed.cli.embed import COUNTED_BYTES
 from runed.cli.main import COMMANDS
-from runed.daemon import bootstrapper, choosing, draining, otel
+from runed.daemon import bootstrapper, choosing, draining, otel, run, seats
 from runed.domain import model
 from runed.log import MAX_LOG_BYTES
+from runed.own_models import RemoteModel
 from runed.routing import centroids, store
 from runed.scheduling import preparing, scheduler
 from runed.server import serving
-from runed.settings import load_settings
+from runed.settings import SETTINGS, load_settings
 from tests.docs.blocks import PAGES, ROOT
 from tests.docs.test_tables import SOURCES, rows
 from tests.support import RunningDaemon
@@ -195,17 +201,42 @@ NUMBERS = {
     "docs/operations.md": [
         f"| {min(SIZES['engine'])} to {max(SIZES['engine'])} MB, by platform |",
         f"an engine for it is downloaded, too: {min(GPUS)} to {max(GPUS)} MB",
+        f"the engine was stopped after {SETTINGS['idle_timeout'].default.removesuffix('m')} minutes without a text",
     ],
     "docs/devices.md": [
         *(f"| {size} MB |" for size in (*SIZES["cuda"], *SIZES["rocm"])),
         f"| {SIZES['vulkan'][0]} or {SIZES['vulkan'][1]} MB |",
+        f"It has to embed {comparing.FASTER - 1:.0%} more texts a second".replace("%", " %"),
+        f"must have a cosine of {comparing._LEAST_COSINE} or more",
+        f"must be {comparing._LEAST_COSINE_QUANTIZED} or more",
+        "by profile, {}, {} or {} texts of up to {}, {} or {} tokens together".format(
+            *(slots for slots, _ in profile._ON_DEVICE.values()), *(tokens for _, tokens in profile._ON_DEVICE.values())
+        ),
         f"each engine works for {'two' if choosing._SECONDS == 2 else choosing._SECONDS} seconds",
     ],
     "docs/configuration.md": [
         f"rotated at {MAX_LOG_BYTES // MIB} MiB",
+        *(
+            f"| `{name}` | {slots}{f', or {together} where texts share a context' if together < slots else ''} | {tokens} |"
+            for name, (slots, _) in profile._BUILT_IN.items()
+            for together, tokens in [(min(slots, profile._MAX_SLOTS_TOGETHER), profile._PASSES[name])]
+        ),
         f"{serving.MAX_STRANGERS} connections at most",
         f"if its path has {paths.MAX_SOCKET_PATH + 1} bytes or more",
     ],
+    "docs/jobs.md": [f"for inputs of at most {COUNTED_BYTES // MIB} MiB"],
+    "docs/models.md": [f"counts as {seats._FIRST_SHARE} times its file and {seats._FIRST_BYTES // MIB} MiB"],
+    "docs/remote.md": [
+        f"{RemoteModel.batch} by default. An engine that takes fewer",
+        f"of the whole daemon; {RemoteModel.concurrency} by default",
+        f"with all of its tries; `{RemoteModel.timeout:g}s` by default",
+        f"if their cosine is {space.AGREEMENT} or more",
+        f"(once in {backend._NEW_PROBE_AGE:g} seconds at most)",
+        "every ten minutes of use" if backend._PROBE_AGE == 600 else f"{backend._PROBE_AGE:g} seconds of use",
+        f"An answer of more than {link._VECTOR_BYTES // 1024} KiB for each text",
+        f"up to {'five' if remote_http._ATTEMPTS == 5 else remote_http._ATTEMPTS} times within",
+    ],
+    "docs/service.md": ["within half a second" if run.EVICTION_CHECK_INTERVAL == 0.5 else f"{run.EVICTION_CHECK_INTERVAL} s"],
     "docs/comparison.md": [f"{preparing.MAX_BATCH_TEXTS:,}, or a stream"],
     "docs/page.md": [
         f"Access ends after {access.SESSION_SECONDS // 3600} hours",
