@@ -193,6 +193,8 @@ def sizes() -> dict[str, list[int]]:
 SIZES = sizes()
 GPUS = [size for name, numbers in SIZES.items() if name != "engine" for size in numbers]
 
+REMOTE = RemoteModel(url="http://x")
+
 NUMBERS = {
     "README.md": [
         f"Python {tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['requires-python'].strip('>=')} or newer",
@@ -227,9 +229,9 @@ NUMBERS = {
     "docs/jobs.md": [f"for inputs of at most {COUNTED_BYTES // MIB} MiB"],
     "docs/models.md": [f"counts as {seats._FIRST_SHARE} times its file and {seats._FIRST_BYTES // MIB} MiB"],
     "docs/remote.md": [
-        f"{RemoteModel.batch} by default. An engine that takes fewer",
-        f"of the whole daemon; {RemoteModel.concurrency} by default",
-        f"with all of its tries; `{RemoteModel.timeout:g}s` by default",
+        f"{REMOTE.batch} by default. An engine that takes fewer",
+        f"of the whole daemon; {REMOTE.concurrency} by default",
+        f"with all of its tries; `{REMOTE.timeout:g}s` by default",
         f"if their cosine is {space.AGREEMENT} or more",
         f"(once in {backend._NEW_PROBE_AGE:g} seconds at most)",
         "every ten minutes of use" if backend._PROBE_AGE == 600 else f"{backend._PROBE_AGE:g} seconds of use",
