@@ -42,6 +42,7 @@ from runed.errors import (
 )
 from runed.own_models import RemoteModel
 from tests.fakes.fake_remote import Behaviour, FakeRemote, vector_of
+from tests.support import eventually
 
 TEXTS = ["one small text", "another text", "a third one that is longer"]
 
@@ -390,8 +391,7 @@ async def test_a_cancelled_call_closes_its_request(remote: FakeRemote, engine: M
     asking.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asking
-    await asyncio.sleep(0.1)
-    assert not backend._link.http._transport._transports[None, "http"]._pool._requests  # type: ignore[union-attr] # httpx's
+    await eventually(lambda: not backend._link.http._transport._transports[None, "http"]._pool._requests)  # type: ignore[union-attr] # httpx's
     remote.behaviour.delay = 0
     assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
     assert remote.broken >= before
