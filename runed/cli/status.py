@@ -52,7 +52,7 @@ Info and Health (see runed.proto), and:
   settings             all settings in force, each with its value and origin:
                        "default", "environment", "config.json" or "tuned"
   http, http_token     the URL of the OpenAI API and the file of its token, if
-                       RUNED_HTTP is set
+                       RUNED_HTTP is set; "" if it needs no token
   home                 the directory of all files
   log                  the log of a daemon that a client started
   service, service_state  the service that starts it, and what its manager tells;
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = _ask(paths)
     if isinstance(report, Presence):
         return _tell_why_not(report, places, as_json=arguments.json)
-    http = _http(paths)
+    http = _http(paths, report.info)
     if arguments.json:
         _print({"running": True, "condition": None} | _as_dict(report) | places | http)
     elif arguments.settings:
@@ -117,7 +117,11 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         lines = _as_lines(report, paths) | places
         if http:
-            lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
+            token = http["http_token"]
+            guard = (
+                f"with the token in {token}" if token else "open to every user of this machine, since RUNED_HTTP_TOKEN is off"
+            )
+            lines["http"] = f"{http['http']}, {guard}"
         tell("\n".join(_labelled(name, value) for name, value in lines.items()))
     return ExitCode.DEGRADED if report.health.is_degraded else ExitCode.OK
 
@@ -178,12 +182,12 @@ def _report(paths: Paths, info: Info, health: Health) -> Report:
     return Report(info, health, resident_bytes(process.pid), engine)
 
 
-def _http(paths: Paths) -> dict[str, str]:
-    """Return the URL of the OpenAI API and the file of its token, if a loopback port serves it."""
+def _http(paths: Paths, info: Info) -> dict[str, str]:
+    """Return the URL of the OpenAI API and the file of its token, if a loopback port serves it; "" for no token."""
     record = DaemonRecord.read(paths.daemon_record)
     if record is None or not record.http:
         return {}
-    return {"http": f"{record.http}/v1", "http_token": str(paths.http_token)}
+    return {"http": f"{record.http}/v1", "http_token": str(paths.http_token) if info.needs_token else ""}
 
 
 def _labelled(name: str, value: str) -> str:

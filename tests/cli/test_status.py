@@ -221,3 +221,9 @@ def test_the_command_imports_neither_the_client_nor_what_computes() -> None:
 
 def test_help_documents_the_exit_codes(served: Cli) -> None:
     assert "  4  one runs, but embeddings fail" in served.run("status", "--help").stdout
+
+
+def test_a_port_that_needs_no_token_is_told_as_open_whatever_the_settings_of_the_command_are(bare: Cli) -> None:
+    assert bare.with_environment(RUNED_HTTP="127.0.0.1:0", RUNED_HTTP_TOKEN="off").run("ensure").returncode == 0
+    assert "/v1, open to every user of this machine, since RUNED_HTTP_TOKEN is off" in bare.run("status").stdout
+    assert json.loads(bare.run("status", "--json").stdout)["http_token"] == ""
