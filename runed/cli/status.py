@@ -55,8 +55,8 @@ Info and Health (see runed.proto), and:
                        RUNED_HTTP is set; "" if it needs no token
   home                 the directory of all files
   log                  the log of a daemon that a client started
-  service, service_state  the service that starts it, and what its manager tells;
-                       only if none runs, and a service is installed
+  service              the service that starts it, only if none runs; and
+  service_state        what its manager tells of it
   kept_stopped_seconds how long `runed stop --for` still keeps it stopped; only
                        if none runs, and it does
 
