@@ -87,6 +87,11 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         if (own := self._own(path)) is not None and own.failed != failed:
             msgspec.structs.replace(own, failed=failed).write(path)
 
+    def tell_settings(self, path: Path, settings: dict[str, str]) -> None:
+        """Note in the record other settings of this daemon, unless the record is a successor's."""
+        if (own := self._own(path)) is not None:
+            msgspec.structs.replace(own, settings=settings).write(path)
+
     def remove(self, path: Path) -> None:
         """Remove the record, unless it is a successor's."""
         if self._own(path) is not None:
