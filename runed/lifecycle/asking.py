@@ -215,7 +215,7 @@ class Asker:
             detailed: Whether to tell all models and clients.
 
         Raises:
-            UnknownModelError: There is no model of this name.
+            RunedError: There is no model of this name.
         """
         question = ({"model": model} if model else {}) | ({"detailed": True} if detailed else {})
         return self._call("Health", question, Health)
