@@ -66,7 +66,7 @@ def duration(value: str, origin: str) -> float:
         SettingsError: It is no duration, or one of less than a microsecond, which would be taken for 0.
     """
     try:
-        seconds = durationpy.from_str(value).total_seconds()
+        seconds = durationpy.from_str(value).total_seconds() if value.isascii() else -1.0  # digits of other scripts
     except (durationpy.DurationError, ValueError, OverflowError):
         seconds = -1.0
     if not 0 <= seconds <= _MAX_DURATION or (not seconds and _NONZERO.search(value)):

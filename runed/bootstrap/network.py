@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,6 +48,10 @@ _SILENCE = 2.0
 """Seconds that a TLS handshake may take before the server is asked whether it speaks HTTP without encryption."""
 
 _log = get_logger(__name__)
+
+
+_NUMBER = re.compile(r"^\[Errno -?\d+\] ")
+"""The number of an error of the system, which says nothing to people."""
 
 
 class PassingError(Exception):
@@ -124,7 +129,10 @@ class Web:
                 raise DownloadError(f"the server of {self.name(url)} {lack}; {_CORRECT_URL}") from error
             if isinstance(error, httpx.ProxyError) and str(error).startswith(_LOGIN_REFUSED):
                 raise DownloadError(f"{self.name(url)} could not be downloaded: {error}; {_CHECK_LOGIN}") from error
-            raise PassingError(f"{str(error) or type(error).__name__}{self.way}") from error
+            words = _NUMBER.sub("", str(error)) or type(error).__name__
+            if isinstance(error, httpx.ConnectError):
+                words = f"{urlsplit(printable_url(self._here)).netloc} cannot be reached: {words}"
+            raise PassingError(f"{words}{self.way}") from error
 
     async def body(self, response: httpx.Response, *, raw: bool = False) -> AsyncIterator[bytes]:
         """Yield the pieces of a body.

@@ -162,6 +162,7 @@ def _build_face(
     from runed.server import Budget, Server, connection_limits  # noqa: PLC0415 # as above
 
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
+    told = restrictions()
     facts = Info(
         daemon_version=__version__,
         socket_path=str(listener.path),
@@ -171,7 +172,7 @@ def _build_face(
         profile=settings.profile,
         max_queued_texts=settings.queue_texts,
         max_queued_bytes=settings.queue_bytes,
-        restrictions=restrictions(),
+        restrictions=told,
         settings=[SettingInForce(*row) for row in in_force(settings)],
     )
     history = History(partial(sample, pool))
@@ -193,7 +194,8 @@ def _build_face(
         gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=count, page=access)
         app = build_port_app(host, count, access)
         servers.append(Server(app, http.sock, max_connections=strangers, budget=budget, gate=gate))
-    return Face(host, servers, partial(exporting, settings, metrics) if settings.otel_endpoint else contextlib.nullcontext)
+    sending = partial(exporting, settings, metrics, told) if settings.otel_endpoint else contextlib.nullcontext
+    return Face(host, servers, sending)
 
 
 def _build_access(http: Loopback) -> Access:

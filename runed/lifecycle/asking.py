@@ -171,6 +171,7 @@ class Info(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     tuned_at: str = ""
     model: str = ""
     settings: tuple[Setting, ...] = ()
+    prompts_unknown: bool = False
 
 
 class Asker:
@@ -211,14 +212,13 @@ class Asker:
         """Return the present state of the daemon.
 
         Args:
-            model: The name of a model; "" means the default one.
+            model: The model whose state it is; "" for the default model.
             detailed: Whether to tell all models and clients.
 
         Raises:
             RunedError: There is no model of this name.
         """
-        question = ({"model": model} if model else {}) | ({"detailed": True} if detailed else {})
-        return self._call("Health", question, Health)
+        return self._call("Health", {"model": model, "detailed": detailed}, Health)
 
     def shut_down(self, grace_seconds: int) -> None:
         """Ask the daemon to drain and exit."""

@@ -140,7 +140,7 @@ class TestBootstrap:
             began = time.monotonic()
             with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.6 s.*not ready yet: -?\d+ of 100"):
                 client.embed("text", timeout=0.6)
-            assert 0.5 < time.monotonic() - began < 5
+            assert 0.5 < time.monotonic() - began < 20
 
     def test_an_error_of_the_callback_reaches_the_caller(self, arrange: Arrange) -> None:
         def stop(health: runed.Health) -> None:

@@ -256,6 +256,7 @@ def info_response(info: Info) -> pb.InfoResponse:
         device=info.device,
         company_cosine=info.company_cosine,
         model=info.model,
+        prompts_unknown=info.prompts_unknown,
         settings=[
             pb.SettingInForce(name=setting.name, variable=setting.variable, value=setting.value, origin=setting.origin)
             for setting in info.settings
