@@ -92,23 +92,14 @@ def assemble(
         http: The listening loopback port, or None.
     """
 
-    def announce_drain() -> None:
-        with contextlib.suppress(OSError):  # tells clients that find this daemon that it takes no more calls
-            record.tell_draining(paths.daemon_record)
-
-    def note_failure(failed: bool) -> None:  # noqa: FBT001 # the only fact
-        with contextlib.suppress(OSError):  # lets clients with other settings start another daemon
-            record.tell_failed(paths.daemon_record, failed)
-
     def note_settings(changed: Settings) -> None:
-        with contextlib.suppress(OSError):  # otherwise clients would tell that this daemon does not know the models
-            record.tell_settings(paths.daemon_record, marks_of(changed))
+        record.tell_settings(paths.daemon_record, marks_of(changed))
 
     # One thread imports, in the order of need: two would slow each other down, and the engine would start later. It begins in
     # `build_face`: until then a signal raises SystemExit, even amid the start of a thread, which nobody would end.
     importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
     metrics = Later(_build_metrics, importing)
-    draining = Draining(announce_drain)
+    draining = Draining(partial(record.tell_draining, paths.daemon_record))
     seats = Seats(settings.memory_bytes or half_of_memory(), strict=settings.memory_bytes > 0, most=settings.max_models)
     port = http.sock.getsockname()[:2] if http else None
     workshop = _Workshop(settings, paths, lock, metrics, seats, port=port, note=note_settings)
@@ -120,7 +111,7 @@ def assemble(
         seats=seats,
         draining=draining,
         on_close=workshop.close,
-        note=note_failure,
+        note=partial(record.tell_failed, paths.daemon_record),
     )
     workshop.scheduler_of = pool.scheduler
 
