@@ -207,13 +207,18 @@ class Asker:
         """Return the description of the daemon, as far as it knows its model yet."""
         return self._call("Info", {}, Info, share=_SHARE_OF_INFO)
 
-    def health(self, *, detailed: bool = False) -> Health:
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
         """Return the present state of the daemon.
 
         Args:
+            model: The name of a model; "" means the default one.
             detailed: Whether to tell all models and clients.
+
+        Raises:
+            RunedError: There is no model of this name.
         """
-        return self._call("Health", {"detailed": True} if detailed else {}, Health)
+        question = ({"model": model} if model else {}) | ({"detailed": True} if detailed else {})
+        return self._call("Health", question, Health)
 
     def shut_down(self, grace_seconds: int) -> None:
         """Ask the daemon to drain and exit."""

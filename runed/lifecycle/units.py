@@ -56,10 +56,10 @@ class Plan:
     environment_file: Path
 
     def __post_init__(self) -> None:
-        for path in (self.home, self.log, self.environment_file, *self.command):
-            if _CONTROL.search(os.fspath(path)):
+        for path in map(str, (self.home, self.log, self.environment_file, *self.command)):
+            if _CONTROL.search(path):
                 raise SettingsError(
-                    f"{quoted(os.fspath(path))} has a line end or another control character, which no path of a service can "
+                    f"{quoted(path)} has a line end or another control character, which no path of a service can "
                     "have; choose another RUNED_HOME, or another place for runed"
                 )
 
