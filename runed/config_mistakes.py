@@ -10,6 +10,7 @@ from typing import Any, get_args
 import msgspec
 
 from runed.errors import quoted
+from runed.model_names import is_name
 from runed.urls import printable_url, scheme_of
 
 _EXAMPLE = '{"version": 1, "idle_timeout": "10m"}'
@@ -84,7 +85,7 @@ def _parts(key: str, value: object, type_: Any) -> Iterator[tuple[str, object, A
         yield key, value, type_
         return
     for name, part in value.items():
-        yield f"{key}.{name}", part, inner[0]
+        yield f"{key}.{name if is_name(name) else quoted(name)}", part, inner[0]
 
 
 def _told(name: str, value: object, type_: Any, complaint: str) -> str:  # noqa: ANN401 # as above

@@ -242,6 +242,7 @@ def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(
         ),
         (b'{"models": {"q": {"path": 7}}}', "path of models.q = 7: accepted is text in double quotes"),
         (b'{"models": {"q": {"kind": "chat"}}}', 'kind of models.q = \'chat\': accepted is "embedding", "rerank"'),
+        (b'{"models": {"a\\nb": 7}}', r"models.'a\nb' = 7: accepted is an object"),
         (b'{"models": "https://me:pass-word@h/m"}', "models = 'https://h/m': accepted"),
         (b"[]", "object"),
         (b'{"version": 1, "idle_timeout": "soon"}', "idle_timeout = 'soon' in /"),
