@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.home_alone import load_home
 from runed.domain.engines import ONNX_VERSIONS, engine_name
 from runed.errors import DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.asking import ANSWER_SECONDS, Connected, Health, Info, Lane, Model, Setting, look
@@ -22,7 +23,6 @@ from runed.lifecycle.spawn import find_process
 from runed.paths import Paths
 from runed.peers import programs_at_port
 from runed.processes import is_child, program_title, resident_bytes
-from runed.settings import load_settings
 
 DESCRIPTION = """\
 Show what the daemon is doing and what it costs. Never starts a daemon and never
@@ -107,7 +107,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the daemon and print its answers."""
-    paths = Paths(load_settings().home)
+    paths = Paths(load_home().home)
     places = {"socket": str(paths.socket), "home": str(paths.home), "log": str(paths.daemon_log)}
     report = _ask(paths)
     if isinstance(report, Presence):
