@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Watch the daemon work: its models, queues, throughput and latency, and the
 programs that use it. `q` or Ctrl-C leaves. Never starts a daemon and never
-wakes a suspended engine. Without a terminal, it prints one snapshot.
+wakes a suspended engine. Without a terminal, or on one that cannot be redrawn
+(`TERM=dumb`), it prints one snapshot.
 """
 
 EPILOG = """\
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             watch.look(asker)
             if arguments.json:
                 _print_lines(watch, asker, interval)
-            elif arguments.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            elif arguments.once or not _can_redraw():
                 time.sleep(interval)
                 watch.look(asker)
                 print("\n".join(line.plain.rstrip() for line in _screen(watch, 100)))
@@ -95,6 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
         complain(f"{presence}" if presence.pid else f"no daemon runs for {paths.home}; it starts with `runed ensure`")
         return ExitCode.FAILED if presence.pid else ExitCode.NOT_RUNNING
     return ExitCode.DEGRADED if watch.health.is_degraded else ExitCode.OK
+
+
+def _can_redraw() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}
 
 
 class _Watch:

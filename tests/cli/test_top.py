@@ -27,14 +27,14 @@ LEAVE_SCREEN = b"\x1b[?1049l"
 class OnTerminal:
     """The command on a terminal of its own."""
 
-    def __init__(self, cli: Cli, *, rows: int = 30, columns: int = 100) -> None:
+    def __init__(self, cli: Cli, *, rows: int = 30, columns: int = 100, kind: str = "xterm") -> None:
         self.controller, self._terminal = pty.openpty()
         termios.tcsetwinsize(self._terminal, (rows, columns))
         self.before = termios.tcgetattr(self._terminal)
         self.screen = b""
         self.process = subprocess.Popen(
             [SCRIPTS / "runed", "top", "--interval", "0.2"],
-            env=cli.environment_of_a_command() | {"TERM": "xterm", "LINES": "", "COLUMNS": ""},  # rich believes them first
+            env=cli.environment_of_a_command() | {"TERM": kind, "LINES": "", "COLUMNS": ""},  # rich believes them first
             stdin=self._terminal,
             stdout=self._terminal,
             stderr=self._terminal,
@@ -121,6 +121,13 @@ def test_without_a_terminal_it_prints_one_snapshot(served: Cli) -> None:
     assert [line.split()[0] for line in lines if line.split()[0] in {"queue", "throughput", "latency", "clients"}] == [
         *("queue", "throughput", "latency", "clients")
     ]
+
+
+def test_a_terminal_that_cannot_be_redrawn_gets_a_snapshot(served: Cli) -> None:
+    with OnTerminal(served, kind="dumb") as top:
+        top.shows(b"throughput")
+        assert top.process.wait(timeout=60) == 0
+        assert b"\x1b" not in top.read()
 
 
 def test_a_line_of_json_for_each_look(served: Cli) -> None:
