@@ -267,7 +267,8 @@ def _totals(health: Health) -> Iterator[Text]:
         f"{name} {lane.queued_texts:,} waiting, p99 {lane.wait_p99_seconds * 1000:,.0f} ms"
         for name, lane in (("interactive", health.interactive), ("bulk", health.bulk))
     )
-    requests = f"{health.in_flight_requests} in flight, {health.total_requests:,} in all, {health.refused_requests} refused"
+    refused = f"{health.refused_requests} refused by a full queue"
+    requests = f"{health.in_flight_requests} in flight, {health.total_requests:,} in all, {refused}"
     saved = f"{health.cache_hits:,} of {health.total_texts:,} texts, {megabytes(health.cache_bytes)}"
     for name, value in (("lanes", lanes), ("requests", requests), ("cache", saved)):
         yield Text.assemble((f"{name:<{_LABEL}}", "bold"), value)
