@@ -268,7 +268,7 @@ def _as_lines(report: Report, paths: Paths) -> dict[str, str]:
         f"up {duration(health.uptime_seconds)}",
         "clients": _clients(health),
         "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
-        f"{health.refused_requests} refused, {health.engine_restarts} engine restarts",
+        f"{health.refused_requests} refused by a full queue, {health.engine_restarts} engine restarts",
         "queues": f"interactive {_lane(health.interactive)}; bulk {_lane(health.bulk)}",
         "speed": f"in the last minute {health.tokens_per_second:,.0f} tokens/s, {health.mean_batch_texts:.1f} texts a batch; "
         f"{health.total_texts:,} texts in all",

@@ -53,7 +53,7 @@ def report(cli: Cli) -> Report:
 def test_a_busy_daemon_for_people(served: Cli) -> None:
     plain = report(served)
     lines = _as_lines(plain, served.paths)
-    assert lines["requests"] == "12 in all, 3 in flight, 2 refused, 1 engine restarts"
+    assert lines["requests"] == "12 in all, 3 in flight, 2 refused by a full queue, 1 engine restarts"
     assert lines["queues"] == "interactive 0 waiting (waited p50 12.4 ms, p99 1,500.0 ms); bulk 9,876 waiting"
     assert lines["speed"] == "in the last minute 3,432 tokens/s, 7.8 texts a batch; 123,456 texts in all"
     assert lines["cache"] == "20,000 vectors, 64 MB; 1,000 found there, 17 shared in flight"
