@@ -13,8 +13,14 @@ from runed.errors import RunedError
 from tests.cluster.conftest import Home
 from tests.support import wait_until
 
-TEXTS = 300
-"""Texts that the first node embeds between two deaths. The job must be several times as long, however fast the machine is."""
+TEXTS = 200
+"""Texts that the first node embeds between two deaths."""
+
+COUNT = 12_000
+"""Texts of a job. With the pauses it takes half a minute at least, in which all deaths come."""
+
+PAUSE = 1 / 400
+"""Seconds of waiting for each text. A fast machine would do the job while the first node starts its daemon again."""
 
 LONG_SECONDS = 1800
 """Most seconds of such a test."""
