@@ -39,6 +39,9 @@ ONNX_VERSIONS = "onnxruntime-"
 ENGINES = ("auto", "cpu", *ACCELERATORS, ONNX)
 """Names of the engines to choose from: "auto" for the fastest that works, what `llama-server` computes with, and `ONNX`."""
 
+CONFIG = "config.json"
+"""The origin of a setting that stands in the configuration, as `Settings.written` tells it."""
+
 LOG_FORMS = ("auto", "text", "json")
 """The forms of the log on standard error; "auto" is "text" on a terminal, and else "json"."""
 
@@ -162,7 +165,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
             written[name] = (_presentable(setting, found), "environment")
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = found if isinstance(found, dict) else str(found), f"{name} in {config_path}"
-            written[name] = (_presentable(setting, value), "config.json")
+            written[name] = (_presentable(setting, value), CONFIG)
             if setting.parse in {_file, _file_or_url}:  # the daemon works in another directory than its clients
                 value = beneath(config_path.parent, value)
         if isinstance(value, str):
@@ -486,7 +489,8 @@ SETTINGS = {
     "log_level": Setting("RUNED_LOG_LEVEL", str, "log_level", _LOG_LEVEL, "info",
         "the least important lines of the log: `info`, `warning` or `error`"),
     "progress": Setting("RUNED_PROGRESS", bool, "progress", boolean, "yes",
-        "whether the Python client shows the progress of a download on a terminal, and in notebooks"),
+        "whether the Python client shows the progress of a download on a terminal, and in notebooks; and whether commands show "
+        "that of downloads, starts and jobs"),
     "debug": Setting("RUNED_DEBUG", bool, "debug", flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -14,11 +15,12 @@ import pytest
 from tests.support import LLAMA_SERVER_ALONE, Golden, RunningDaemon, Scores, running_daemon, short_home
 from tools.engine import programs_folder
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that import onnxruntime themselves
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 
 MARKERS = {
-    "engine": {"llama_server", "minilm", "reranker", "qwen_daemon", "minilm_daemon", "reranker_daemon"},
+    "engine": {"llama_server", "minilm", "nameless", "reranker", "qwen_daemon", "minilm_daemon", "reranker_daemon"},
     "foreign": {"collector", "drivers", "descriptors"},
 }
 """The fixtures that put a test on a lane of its own, by the marker of that lane."""
@@ -77,6 +79,14 @@ def minilm() -> Path:
     """all-MiniLM-L6-v2 as an f16 GGUF, made by `make setup`."""
     path = ROOT / "build" / "all-minilm-l6-v2.f16.gguf"
     assert path.exists(), f"{path} is missing: run `make setup`"
+    return path
+
+
+@pytest.fixture(scope="session")
+def nameless(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model `minilm` under a name that tells no family."""
+    path = tmp_path_factory.mktemp("nameless") / "own-encoder.f16.gguf"
+    path.write_bytes(minilm.read_bytes().replace(b"all-MiniLM-L6-v2", b"own-encoder-2026"))
     return path
 
 

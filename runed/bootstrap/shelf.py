@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from runed.bootstrap.hub import hub_file
 from runed.bootstrap.partial_files import discard_partial, fresh_path, partial_size
 from runed.config_file import edit_config, with_value, without_value
 from runed.domain.model_spec import ModelSpec
-from runed.domain.names import ModelNames, check_default, check_name, name_of_file, split_name
-from runed.errors import BootstrapError, SettingsError
+from runed.domain.names import ModelNames, check_default, name_of_file, split_name
+from runed.errors import BootstrapError, SettingsError, quoted
 from runed.locking import LockFile
+from runed.model_names import check_name
 from runed.own_models import Entry
 from runed.paths import Paths
 from runed.settings import Settings, configuration
@@ -90,11 +92,11 @@ def add_entry(settings: Settings, paths: Paths, catalog: ModelNames, name: str, 
         SettingsError: The name or an alias cannot be used or is taken, or the configuration cannot be changed.
     """
     for each in (name, *entry.aliases):
-        check_name(each, f"the model {name!r}")
+        check_name(each, f"the model {quoted(name)}")
         if each != name or each not in catalog.specs or not catalog.specs[each].source:
             _refuse_taken(catalog, each)
     if len({each.lower() for each in (name, *entry.aliases)}) <= len(entry.aliases):
-        raise SettingsError(f"the model {name!r} has an alias twice; leave one out")
+        raise SettingsError(f"the model {quoted(name)} has an alias twice; leave one out")
     content = msgspec.to_builtins(entry)
     _edit(settings, paths, lambda text: with_value(text, ("models", name), content))
 
@@ -124,17 +126,18 @@ def remove(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpe
     return freed
 
 
-def use(settings: Settings, paths: Paths, spec: ModelSpec) -> list[str]:
-    """Make a model the default one, in the configuration.
+def use(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec) -> tuple[list[str], str]:
+    """Make a model the default one, in the configuration. The file that was the default model gets an entry of its own.
 
     Returns:
-        The keys that named another default model, and were removed.
+        The keys that named another default model, and were removed; and the name of the entry of the file, or "".
 
     Raises:
         SettingsError: It gives no vectors, or the configuration cannot be changed.
     """
     check_default(spec)
     removed: list[str] = []
+    kept = _unlisted(settings, catalog)
 
     def change(text: str) -> str:
         removed.clear()
@@ -142,10 +145,21 @@ def use(settings: Settings, paths: Paths, spec: ModelSpec) -> list[str]:
             if (shorter := without_value(text, (key,))) != text:
                 removed.append(key)
                 text = shorter
+        if kept:
+            text = with_value(text, ("models", kept), {"path": os.fspath(settings.model or "")})
         return with_value(text, ("default_model",), spec.name)
 
     _edit(settings, paths, change)
-    return removed
+    return removed, kept
+
+
+def _unlisted(settings: Settings, catalog: ModelNames) -> str:
+    """Return the name of the model that the configuration names by its file alone, which would be forgotten; "" for none."""
+    if settings.model is None or settings.written.get("model", ("", ""))[1] != "config.json":
+        return ""
+    own = {model.path for model in settings.models.values()}
+    spec = next((one for one in catalog.specs.values() if one.path == settings.model), None)
+    return "" if spec is None or spec.path in own else spec.name
 
 
 def _edit(settings: Settings, paths: Paths, change: Callable[[str], str]) -> None:
@@ -170,7 +184,8 @@ def remove_file(settings: Settings, paths: Paths, spec: ModelSpec) -> int:
 def _refuse_taken(catalog: ModelNames, name: str) -> None:
     if taken := catalog.named(name):
         raise SettingsError(
-            f"there is already a model called {name!r} ({taken.name}); choose another name, or remove it by `runed rm {name}`"
+            f"there is already a model called {quoted(name)} ({taken.name}); choose another name, or remove it by "
+            f"`runed rm {name}`"
         )
 
 
@@ -179,4 +194,4 @@ def _refuse_used(settings: Settings, catalog: ModelNames, spec: ModelSpec) -> No
     if settings.default_model and catalog.named(settings.default_model) is spec:
         raise SettingsError(f"{spec.name} is the default model; choose another one first: `runed use NAME`")
     if alias := next((alias for alias, name in settings.aliases.items() if catalog.named(name) is spec), None):
-        raise SettingsError(f"the alias {alias!r} in config.json stands for {spec.name}; remove it first")
+        raise SettingsError(f"the alias {quoted(alias)} in config.json stands for {spec.name}; remove it first")

@@ -12,7 +12,7 @@ from runed.cli.options import add_json, whole_number
 from runed.cli.own_onnx import read_onnx
 from runed.domain.model import RANK, ModelInfo, OwnTraits
 from runed.domain.names import name_of_file
-from runed.domain.traits import known_traits, traits_of
+from runed.domain.traits import traits_of
 from runed.errors import SettingsError
 from runed.onnx_files import is_onnx
 from runed.own_models import Entry
@@ -25,8 +25,8 @@ there as it is. The file stays where it is. It tells whether the model embeds or
 reranks. Prompts and dimensions are those of the model's family, if its metadata
 tells it; options go before them. A reranker has neither.
 
-An ONNX file is served by ONNX Runtime, which `pip install 'runed[onnx]'`
-installs. The tokenizer.json of the model lies beside it, or one folder above.
+An ONNX file is served by ONNX Runtime, which the extra runed[onnx] installs.
+The tokenizer.json of the model lies beside it, or one folder above.
 """
 
 EPILOG = """\
@@ -119,8 +119,9 @@ def _tell_traits(told: str, info: ModelInfo, own: OwnTraits) -> None:
     tell(f"pooling   {pooling_of(info)}")
     tell(f"query     {quoted(traits.query_prompt)}")
     tell(f"document  {quoted(traits.document_prompt)}")
-    if known_traits(info) is None and own == OwnTraits():
+    if traits.prompts_unknown:
         tell(
             "note      the family of the model is not known, so roles put no prompt in front of a text; "
-            "if it was trained with prompts, name them in config.json (query_prompt, document_prompt)"
+            "if it was trained with prompts, name them in config.json (query_prompt, document_prompt); an empty query_prompt "
+            "says that it has none"
         )

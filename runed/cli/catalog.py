@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from runed.bootstrap.manifest import manifest_source
+from runed.bootstrap.shelf import held
 from runed.cli.boundary import complain, tell
+from runed.cli.own_onnx import read_onnx
 from runed.domain.model import RANK, ModelInfo
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
+from runed.errors import ModelFileError, RunedError
+from runed.onnx_files import is_onnx
 from runed.own_models import Kind
 from runed.paths import Paths
 from runed.settings import Settings
@@ -29,6 +33,30 @@ def open_catalog(settings: Settings, paths: Paths) -> ModelNames:
         return gguf.ranks(path)
 
     return asyncio.run(read_catalog(settings, paths, report=report, ranks=ranks))
+
+
+def read_file(paths: Paths, spec: ModelSpec) -> tuple[ModelInfo | None, str]:
+    """Read the file of a model. Return what it tells if it is there, and why it cannot be used."""
+    there = held(paths, spec)
+    if there.size is None:
+        return None, ""
+    if is_onnx(there.path):
+        return _read_onnx(paths, there.path, spec.pooling)
+    from runed.backends.model_info import read_model_info  # noqa: PLC0415 # NumPy, which not every call needs
+
+    try:
+        return read_model_info(there.path, kind=spec.kind, pooling=spec.pooling), ""
+    except ModelFileError as error:
+        return None, error.message
+
+
+def _read_onnx(paths: Paths, path: Path, pooling: str) -> tuple[ModelInfo | None, str]:
+    if not paths.home.is_dir():  # where a file is read for the first time, what was read is kept
+        return None, ""
+    try:
+        return read_onnx(paths, path, pooling=pooling), ""
+    except RunedError as error:
+        return None, error.message
 
 
 def origin_of(settings: Settings, spec: ModelSpec) -> str:

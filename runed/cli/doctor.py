@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from runed.cli.boundary import ExitCode, complain, tell
-from runed.errors import RunedError
+from runed.errors import RunedError, SettingsError
 from runed.lifecycle.asking import Health, Info, look
 from runed.paths import Paths
 from runed.settings import full_path, load_settings
@@ -57,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="FILE",
-        help="also write an archive for a report (default: runed-doctor-TIME.tar.gz in this directory)",
+        help="also write an archive for a report, to a new file or into a directory (default: runed-doctor-TIME.tar.gz here)",
     )
 
 
@@ -67,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from runed.doctor.bundle import write_bundle  # noqa: PLC0415 # as above
 
     settings = load_settings()
+    target = _target(arguments.bundle)
     paths = Paths(settings.home)
     info, health = _ask(paths)
     patient = Patient(settings, paths, info, health, announce=_announce)
@@ -78,11 +81,28 @@ def run(arguments: argparse.Namespace) -> int:
             tell("\n".join(_lines(finding.check, finding.state.value, finding.detail, finding.remedy, width)))
     if arguments.json:
         print(json.dumps([asdict(finding) | {"state": finding.state.value} for finding in found], indent=2))
-    if arguments.bundle is not None:
-        path = full_path(arguments.bundle or time.strftime("runed-doctor-%Y%m%d-%H%M%S.tar.gz"))
-        names = write_bundle(path, patient, found)
-        complain(f"wrote {path} with {', '.join(names)}; look into it before you send it")
+    if target is not None:
+        names = write_bundle(target, patient, found)
+        complain(f"wrote {target} with {', '.join(names)}; look into it before you send it")
     return ExitCode.FAILED if any(finding.state is State.FAILED for finding in found) else ExitCode.OK
+
+
+def _target(bundle: str | None) -> Path | None:
+    """Return the file of the archive, which takes the place of nothing; None if no archive is wanted.
+
+    Raises:
+        SettingsError: Something is there, or standard output is meant.
+    """
+    if bundle is None:
+        return None
+    if bundle == "-":
+        raise SettingsError("--bundle writes a file, and not to standard output; name a new file, or leave the name out")
+    path = full_path(bundle or ".")
+    if path.is_dir():
+        path /= time.strftime("runed-doctor-%Y%m%d-%H%M%S.tar.gz")
+    if os.path.lexists(path):
+        raise SettingsError(f"--bundle={path}: there is something already, and nothing is replaced; name a new file")
+    return path
 
 
 def _ask(paths: Paths) -> tuple[Info | None, Health | None]:

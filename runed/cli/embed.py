@@ -34,6 +34,9 @@ from runed.jobs.runner import check_keeping, run_job
 BAR_TEXTS = 32
 """Texts of the largest job without a bar, and without a word at its end if its vectors go to standard output."""
 
+SLOW = 10
+"""Texts a second below which a decimal tells something."""
+
 COUNTED_BYTES = 1024 * 1024
 """Bytes of the largest input whose texts are counted to see if a finished output is of it: less than a second, as a rule."""
 
@@ -53,7 +56,7 @@ input of --batch, chosen by the extension or --input-format:
            other members may hold anything, and blank lines are ignored
   json     an array of the same, or JSON lines
   csv      a header, then rows; .tsv is the same with tabs; --delimiter ";"
-  parquet  needs `pip install 'runed[parquet]'`
+  parquet  needs the extra runed[parquet]
   lines    .txt: a text a line
   Without an extension, and on standard input, it is jsonl.
   --text-column and --id-column name other columns or members.
@@ -82,10 +85,12 @@ output:
   {"error": {"reason": ..., "message": ...}} (jsonl); the exit code is not 0.
   With --keep-going, a text without a vector has "error" instead of "embedding"
   (json, jsonl), a row of NaN (npy) or null (parquet); the exit code is 1.
-  At the end, standard error has a line with the number of texts and tokens, the
-  time and the rate. With --json, standard output has it as an object:
+  During a job, standard error has a bar on a terminal, and elsewhere a line
+  every 30 seconds; RUNED_PROGRESS=0 shows neither. At the end, it has a line
+  with the number of texts and tokens, the time and the rate. With --json, standard output has it as an object:
   {"output": "all.npy", "texts": 1000, "before": 0, "tokens": 21034,
    "seconds": 4.1, "texts_per_second": 243.9, "cached": 12, "errors": 0}
+  "before" counts the texts that earlier runs had done.
 
 long jobs:
   If --batch to FILE is interrupted, by Ctrl-C, a crash or a power failure, the
@@ -101,13 +106,13 @@ many files:
   everything else JSON lines, unless --format says otherwise. With --resume,
   files whose receipts are right are done, and others are embedded.
   `runed.ray.embed_files` and `runed.spark.embed_files` do so on clusters.
-  All of it needs `pip install 'runed[parquet]'`.
+  URLs and Parquet need the extra runed[parquet].
 
 examples:
   runed embed "first text" "second text"
   runed embed --role query "what is a daemon?"
   runed embed -f lines.txt -o vectors.npy
-  runed embed --whole -f chapter1.txt -f chapter2.txt
+  runed embed --whole -f chapters/*.txt
   cut -f2 table.tsv | runed embed --format jsonl | gzip > vectors.jsonl.gz
   runed embed --batch texts.jsonl   with lines {"id": 7, "text": "..."} or "..."
   runed embed --batch all.csv --text-column body -o all.parquet --resume
@@ -122,8 +127,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="a text; a single - means the lines of standard input")
-    add("-f", "--file", action="append", default=[], metavar="FILE", help="a file with one text a line, or - ; may be repeated")
-    add("-w", "--whole", action="store_true", help="take each file, and standard input, as one text")
+    add(
+        *("-f", "--file"),
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files with one text a line, or - ; may be repeated",
+    )
+    add("-w", "--whole", action="store_true", help="take each file, and standard input, as one text; its path is the id")
     add(
         "--batch",
         metavar="FILE",
@@ -149,6 +161,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", default=STANDARD_STREAM, metavar="FILE", help="default: - , standard output")
     add("--resume", action="store_true", help="go on with an interrupted --batch to FILE; no text is done twice or lost")
     add("--overwrite", action="store_true", help="replace FILE, and throw away the FILE.part of an interrupted job")
+    add("-q", "--quiet", action="store_true", help="show no progress, and no line at the end")
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -166,12 +179,12 @@ def run(arguments: argparse.Namespace) -> int:
         return ExitCode.OK
     _hint_at_files(arguments)
     to_terminal = arguments.output == STANDARD_STREAM and sys.stdout.isatty()
-    with _open_source(arguments) as source, ProgressDisplay() as display:
+    with _open_source(arguments) as source, _display(arguments) as display:
         kept = kept_columns(source, arguments.keep) if arguments.keep and isinstance(source, Batch) else None
         result = run_job(
             source,
             arguments.output,
-            connect=lambda: _connected(display),
+            connect=lambda: _connected(display, arguments.model or ""),
             output_format=output_format,
             role=arguments.role,
             instruction=arguments.instruction,
@@ -187,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_complaint=complain,
         )
     told = not _is_stream(arguments.output) or (result.count > BAR_TEXTS and not to_terminal)
-    return _judged(result, arguments.output, told=told, as_json=arguments.json)
+    return _judged(result, arguments.output, told=told and not arguments.quiet, as_json=arguments.json)
 
 
 def _leave(arguments: argparse.Namespace, output_format: str, source_path: Path) -> None:
@@ -196,9 +209,12 @@ def _leave(arguments: argparse.Namespace, output_format: str, source_path: Path)
     if source_path.is_file():
         age = f" and is not older than {source_path}"
         if source_path.stat().st_size <= COUNTED_BYTES:
-            with _open_source(arguments) as source, ProgressDisplay() as display:
+            with _open_source(arguments) as source, _display(arguments) as display:
                 count = survey(source, done=0, keep_going=True, on_progress=_shown_on(display, to_terminal=False)).count
-    check_shape(arguments.output, output_format, count=count, dimensions=arguments.dimensions)
+    rows = check_shape(arguments.output, output_format, count=count, dimensions=arguments.dimensions) or count
+    if arguments.json:
+        known = JobResult(count=rows or 0, failed=0, before=rows or 0)
+        print(json.dumps(_as_dict(known, arguments.output) | ({} if rows else {"texts": None, "before": None})))
     complain(
         f"{arguments.output} is there{age}, so nothing is done; it does not tell what it was made from: "
         "--overwrite makes it anew"
@@ -224,23 +240,23 @@ def _run_many(arguments: argparse.Namespace) -> int:
         "keep_going": arguments.keep_going,
         "overwrite": arguments.overwrite,
     }
-    with ProgressDisplay() as display:
+    with _display(arguments) as display:
         step = ""
 
         def show_part(number: int, count: int) -> None:
             nonlocal step
             step = f"file {number:,} of {count:,}"
-            display.update(step)
+            display.update(step, unit="texts")
 
         result = run_here(
             PartitionJob(arguments.batch, arguments.output, options),
             resume=arguments.resume,
-            connect=lambda: connect(display),
+            connect=lambda: connect(display, arguments.model or ""),
             on_part=show_part,
             on_progress=lambda done, total: display.update(step, done, total, unit="texts"),
             on_complaint=complain,
         )
-    return _judged(result, arguments.output, told=True, as_json=arguments.json)
+    return _judged(result, arguments.output, told=not arguments.quiet, as_json=arguments.json)
 
 
 def _judged(result: JobResult, output: str, *, told: bool, as_json: bool) -> int:
@@ -278,7 +294,8 @@ def _summary(result: JobResult, output: str) -> str:
     texts = _counted(result.count, "text")
     if result.before:
         texts += f" ({result.before:,} of them by an earlier run)"
-    rate = f" ({(result.count - result.before) / result.seconds:,.0f} texts/s)" if result.seconds else ""
+    speed = (result.count - result.before) / result.seconds if result.seconds else 0.0
+    rate = f" ({speed:,.{int(speed < SLOW)}f} texts/s)" if speed else ""
     place = "standard output" if output == STANDARD_STREAM else output
     return (
         f"{texts}, {_counted(result.tokens, 'token')}, {result.seconds:,.1f} s{rate}, {result.cached:,} cached, "
@@ -305,6 +322,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
     sources = [bool(arguments.texts), bool(arguments.file), arguments.batch is not None]
     if sum(sources) > 1:
         refuse("give the texts as arguments, by --file or by --batch, not by several of them")
+    if folder := next(filter(os.path.isdir, arguments.file), ""):
+        refuse(f"{folder} is a directory; name its files, or embed them all: --batch {shlex.quote(folder)} -o DIRECTORY")
     if not any(sources) and (sys.stdin is None or sys.stdin.isatty()):
         refuse('there is no text; try: runed embed "hello world"')
     only_batch = ("input_format", "text_column", "id_column", "delimiter", "keep", "resume")
@@ -324,11 +343,22 @@ def _check_output_usage(arguments: argparse.Namespace, refuse: Callable[[str], N
         refuse("--output would take the place of the input; name another file")
     if arguments.resume and arguments.overwrite:
         refuse("give --resume or --overwrite, not both")
+    for option, value in (("--output", arguments.output), ("--batch", arguments.batch)):
+        if value == "":
+            refuse(
+                f"{option} is empty; name a file, or give - for standard {option.removeprefix('--').replace('batch', 'input')}"
+            )
     is_one = arguments.batch is None or not is_many(arguments.batch)
+    if is_one and (arguments.output.endswith("/") or Path(arguments.output).is_dir()):
+        refuse(f"--output {arguments.output} is a directory, which is for the vectors of many files; name a file in it")
     if (arguments.resume or arguments.overwrite) and is_one and _is_stream(arguments.output):
         refuse("only a job with --output FILE can be resumed or overwritten")
     if arguments.json and arguments.output == STANDARD_STREAM and arguments.format not in {None, "json"}:
         refuse("--json means --format json on standard output; leave one of the two out, or add --output FILE")
+
+
+def _display(arguments: argparse.Namespace) -> ProgressDisplay:
+    return ProgressDisplay(wanted=False if arguments.quiet else None)
 
 
 def _delimiter(value: str) -> str:
@@ -370,19 +400,19 @@ def _open_source(arguments: argparse.Namespace) -> AbstractContextManager[Source
 
 
 @contextmanager
-def _connected(display: ProgressDisplay) -> Iterator[runed.Client]:
+def _connected(display: ProgressDisplay, model: str) -> Iterator[runed.Client]:
     """Connect, and end the bar with the work: the last words of an output would be cut into lines above a live bar."""
-    with display, connect(display) as client:
+    with display, connect(display, model) as client:
         yield client
 
 
 def _shown_on(display: ProgressDisplay, *, to_terminal: bool) -> Callable[[int, int], None]:
     """Return a callback that shows the progress of a job; `to_terminal` tells whether vectors go to a terminal."""
-    # A bar would mix with the vectors on the same terminal.
-    has_bar = display.live and not to_terminal
+    # It would mix with the vectors on the same terminal.
+    is_shown = not to_terminal
 
     def show(done: int, total: int) -> None:
-        if has_bar and (not total or total > BAR_TEXTS):
+        if is_shown and (not total or total > BAR_TEXTS):
             display.update("embedding" if total else "reading", done, total, unit="texts")
         else:
             display.close()  # ends the bar of a daemon's start

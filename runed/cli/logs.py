@@ -14,6 +14,7 @@ from typing import BinaryIO
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.options import whole_number
 from runed.errors import printable_bytes
+from runed.files import open_regular
 from runed.paths import Paths
 from runed.settings import load_settings
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = sys.stdout.buffer
     show = printable_bytes if sys.stdout.isatty() else bytes
     if not arguments.follow:
-        with log.open("rb") as file:
+        with os.fdopen(open_regular(log), "rb") as file:
             seek_last_lines(file, arguments.lines)
             out.write(show(file.read()))
         return ExitCode.OK
@@ -101,7 +102,7 @@ def follow(path: Path, lines: int) -> Iterator[bytes]:
     first = True
     while True:
         try:
-            file = path.open("rb")
+            file = os.fdopen(open_regular(path), "rb")
         except FileNotFoundError:
             # All lines of a file that appears later are new.
             first = False

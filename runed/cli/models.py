@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 
-from runed.bootstrap.shelf import held, served_sha256
+from runed.bootstrap.shelf import Held, held, served_sha256
 from runed.cli.boundary import ExitCode, tell
-from runed.cli.catalog import megabytes, open_catalog, origin_of
+from runed.cli.catalog import megabytes, open_catalog, origin_of, read_file
 from runed.cli.engines import comparison_of, engine_of, reason_for
 from runed.domain.engines import ONNX_RUNTIME
-from runed.domain.model_spec import ModelSpec
+from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
+from runed.onnx_files import is_onnx
 from runed.paths import Paths
 from runed.settings import Settings, load_settings
+
+_UNKNOWN = "unknown"
 
 DESCRIPTION = """\
 List the models that requests may name: those of the manifest, and your own. A
 model that is not installed is fetched by `runed pull NAME`. The default model
-is fetched by the first text, too. No daemon is started or asked.
+is fetched by the first text, too. No daemon is started or asked. What is
+unknown is told by the file of the model, or by its engine on another machine.
 """
 
 EPILOG = """\
@@ -32,7 +36,7 @@ variant of its family in the list.
 with --json, standard output is a JSON list with one object a model:
   name, aliases, kind ("embedding" or "rerank"), default (whether requests that
   name no model mean it), installed, path, size and partial (bytes; 0 if they
-  are not known), licence, dimensions, context (0 if only the file tells),
+  are not known), licence, dimensions, context (0 if they are not known),
   origin, engine ("llama-server" or "ONNX Runtime": that of the next start)
 """
 
@@ -54,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(models, indent=2, ensure_ascii=False))
         return ExitCode.OK
     rows: list[tuple[str, ...]] = [("name", "state", "size", "vectors", "context", "licence")]
-    rows += [_row(paths, catalog, spec) for spec in catalog.specs.values()]
+    rows += [_row(settings, paths, catalog, spec) for spec in catalog.specs.values()]
     engines = [next_engine(settings, paths, spec)[0] for spec in catalog.specs.values()]
     if ONNX_RUNTIME in engines:  # without that, it is a column of one word
         rows = [(*row, engine) for row, engine in zip(rows, ["engine", *engines], strict=True)]
@@ -67,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 def as_dict(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec) -> dict[str, object]:
     """Return the facts about a model, for programs."""
     there = held(paths, spec)
+    dimensions, context = _size_of_vectors(settings, paths, spec, there)
     return {
         "name": spec.name,
         "aliases": catalog.aliases_of(spec),
@@ -77,8 +82,8 @@ def as_dict(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSp
         "size": there.size or spec.size,
         "partial": there.partial,
         "licence": spec.licence,
-        "dimensions": spec.dimensions,
-        "context": spec.context,
+        "dimensions": dimensions,
+        "context": context,
         "origin": origin_of(settings, spec),
         "engine": next_engine(settings, paths, spec)[0],
     }
@@ -91,18 +96,37 @@ def next_engine(settings: Settings, paths: Paths, spec: ModelSpec) -> tuple[str,
     return engine, reason_for(engine, comparison) if settings.engine == "auto" else ""
 
 
-def _row(paths: Paths, catalog: ModelNames, spec: ModelSpec) -> tuple[str, ...]:
+def _row(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec) -> tuple[str, ...]:
     there = held(paths, spec)
     size = there.size or spec.size
     state = "remote" if spec.remote else "your file" if spec.path else "installed"
     if there.size is None and not spec.remote:
-        state = "file is missing" if spec.path else "half fetched" if there.partial else "-"
-    vectors = "reranker" if spec.kind.value == "rerank" else f"{spec.dimensions:,}" if spec.dimensions else "-"
+        state = "file is missing" if spec.path else "half fetched" if there.partial else "not installed"
+    dimensions, context = _size_of_vectors(settings, paths, spec, there)
     return (
         f"{spec.name} (default)" if spec is catalog.default else spec.name,
         state,
-        megabytes(size) if size else "-",
-        vectors,
-        f"{spec.context:,}" if spec.context else "-",
-        spec.licence or "-",
+        megabytes(size) if size else _UNKNOWN,
+        "reranker" if spec.kind is ModelKind.RERANK else f"{dimensions:,}" if dimensions else _UNKNOWN,
+        f"{context:,}" if context else _UNKNOWN,
+        spec.licence or _UNKNOWN,
     )
+
+
+def _size_of_vectors(settings: Settings, paths: Paths, spec: ModelSpec, there: Held) -> tuple[int, int]:
+    """Return the dimensions of a model and its context in tokens; 0 for what is not known.
+
+    A file is asked if nothing else tells. An ONNX file that was never served is not asked: it would take seconds.
+    """
+    known = spec.dimensions, spec.context
+    if (
+        (spec.context and (spec.dimensions or spec.kind is ModelKind.RERANK))
+        or there.size is None
+        or (is_onnx(there.path) and not served_sha256(settings, paths, spec))
+    ):
+        return known
+    info, _ = read_file(paths, spec)
+    if info is None:
+        return known
+    dimensions = 0 if spec.kind is ModelKind.RERANK else info.dim
+    return spec.dimensions or dimensions, spec.context or info.max_tokens

@@ -1,15 +1,17 @@
-"""The progress of long work on standard error: bars on a terminal, otherwise one line a step."""
+"""The progress of long work on standard error: bars on a terminal, otherwise one line a step, and of a job one now and then."""
 
 from __future__ import annotations
 
 import re
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from runed.cli.boundary import complain
 from runed.errors import printable
+from runed.settings import load_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,24 +27,34 @@ _BAR = 24
 _NUMBERS_SECONDS = 3.0
 """Seconds after which a line is printed of which only the numbers are new."""
 
+_TEXTS_SECONDS = 30.0
+"""Seconds between two lines about the texts of a job, where bars cannot be shown. A shorter job has none."""
+
 _DIGITS = re.compile(r"\d+")
 
 
 class ProgressDisplay:
-    """Shows the steps of long work, one after another. Costs nothing until the first step.
+    """Shows the steps of long work, one after another. Costs nothing until the first step. Several threads may use it.
 
     Args:
         keep: Whether the bars of completed steps stay on the terminal.
+        wanted: Whether to show anything; None means as the setting `progress` says.
     """
 
-    def __init__(self, *, keep: bool = False) -> None:
+    def __init__(self, *, keep: bool = False, wanted: bool | None = None) -> None:
+        self._lock = threading.RLock()
         self._keep = keep
+        self._wanted = wanted
         self._bars: Progress | None = None
         self._task: TaskID | None = None
+        self.shown = ""
+        """The step that is shown; "" for none."""
         self._step = ""
         self._counted = False
         self._line = ""
         self._printed_at = 0.0
+        self._began: tuple[float, int] | None = None  # the time and the texts of the first update of a step
+        self._told_texts_at: float | None = None
 
     @property
     def live(self) -> bool:
@@ -57,13 +69,24 @@ class ProgressDisplay:
             step: The name of the step; each step has a bar of its own.
             done: The number of units that are done.
             total: The number of all units; 0 if unknown.
-            unit: The name of the units. If they are not bytes, the rate is shown too.
+            unit: The name of the units. If they are not bytes, the rate is shown too. If they are texts, those of a job, a line
+                is printed every `_TEXTS_SECONDS` where there are no bars.
             detail: A sentence about the step, which is shown instead of its name.
         """
-        detail = printable(detail or step)
-        if not self.live:
-            self._print(detail)
-            return
+        with self._lock:
+            if self._wanted is None:
+                self._wanted = load_settings().progress
+            if not self._wanted:
+                return
+            self.shown = step
+            if self.live:
+                self._draw(step, done, total, unit, printable(detail or step))
+            elif unit == "texts":
+                self._print_texts(step, done, total)
+            else:
+                self._print(printable(detail or step))
+
+    def _draw(self, step: str, done: int, total: int, unit: str, detail: str) -> None:
         if self._bars is None:
             self._bars = _make_bars(keep=self._keep)
             self._bars.start()
@@ -80,17 +103,20 @@ class ProgressDisplay:
 
     def drop(self) -> None:
         """Remove the bar of the present step, which was interrupted, and release the terminal."""
-        if self._bars is not None and self._task is not None:
-            self._bars.remove_task(self._task)
-            self._task = None
-        self.close()
+        with self._lock:
+            if self._bars is not None and self._task is not None:
+                self._bars.remove_task(self._task)
+                self._task = None
+            self.close()
 
     def close(self) -> None:
         """End the last step and release the terminal. A later update shows a new bar."""
-        if self._bars is not None:
-            self._end_step()
-            self._bars.stop()
-            self._bars = None
+        with self._lock:
+            self.shown = ""
+            if self._bars is not None:
+                self._end_step()
+                self._bars.stop()
+                self._bars = None
 
     def _amount(self, done: int, total: int, unit: str) -> str:
         if unit == "bytes":
@@ -98,6 +124,22 @@ class ProgressDisplay:
         amount = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
         speed = self._task_now().speed if self._bars is not None and self._task is not None and total else None
         return f"{amount}, {speed:,.0f}/s" if speed else amount
+
+    def _print_texts(self, step: str, done: int, total: int) -> None:
+        """Print how far a job is, if the last such line is old enough."""
+        now = time.monotonic()
+        if step != self._step or self._began is None:
+            self._step, self._began = step, (now, done)
+        if self._told_texts_at is None:
+            self._told_texts_at = now
+        if now - self._told_texts_at < _TEXTS_SECONDS:
+            return
+        self._told_texts_at = now
+        passed, new = now - self._began[0], done - self._began[1]
+        line = f"{step}: {done:,} of {total:,} texts ({done / total:.0%})" if total else f"{step}: {done:,} texts"
+        if total and new and passed:
+            line += f", {new / passed:,.0f}/s, {_time(round((total - done) * passed / new))} left"
+        complain(line)
 
     def _print(self, line: str) -> None:
         # Lines that differ only in their numbers would fill a log if all were printed, and none would look like a hang.
@@ -133,6 +175,13 @@ class ProgressDisplay:
             self.drop()  # a step that failed or was interrupted must not be marked as done
         else:
             self.close()
+
+
+def _time(seconds: int) -> str:
+    """Return a time as `h:mm:ss`, as the bars show it."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def _make_bars(*, keep: bool) -> Progress:

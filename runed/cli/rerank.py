@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.file == STANDARD_STREAM and (sys.stdin is None or sys.stdin.isatty()):
         arguments.usage_error('there are no documents; try: runed rerank "a question" lines.txt')
     items = list(_documents(arguments))
-    with ProgressDisplay() as display, connect(display) as client:
+    with ProgressDisplay() as display, connect(display, arguments.model or None) as client:
         ranked = client.rerank(
             arguments.query,
             [item.text for _, item in items],

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from runed.daemon import inherited
-from runed.errors import printable
+from runed.errors import RunedError, printable
 from runed.log import is_for_people
 from runed.settings import Settings, load_settings
 from runed.version import __version__
@@ -60,5 +60,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _greet(settings: Settings) -> None:
-    """Say what runs, where, and how to stop it."""
+    """Say what runs, where, with which model, and how to stop it."""
     print(printable(f"runed {__version__} of {settings.home}; Ctrl-C or `runed stop` ends it"), file=sys.stderr)
+    if model := _default_model(settings):
+        print(printable(f"the default model is {model}; `runed models` lists all"), file=sys.stderr)
+
+
+def _default_model(settings: Settings) -> str:
+    """Return the name of the default model; "" if it cannot be told yet. What is wrong, the daemon tells itself."""
+    from runed.bootstrap.catalog import build_catalog, own_default  # noqa: PLC0415 # the daemon needs them next
+    from runed.bootstrap.manifest import manifest_source, read_local_manifest  # noqa: PLC0415 # as above
+
+    try:
+        if (own := own_default(settings)) is not None:
+            return own.name
+        source = manifest_source(settings)
+        return "" if source.is_url else build_catalog(settings, read_local_manifest(source)).default.name
+    except RunedError:
+        return ""

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from runed.bootstrap.shelf import held, recorded_sha256
 from runed.cli.boundary import ExitCode, tell
-from runed.cli.catalog import megabytes, open_catalog, origin_of, pooling_of, quoted
+from runed.cli.catalog import megabytes, open_catalog, origin_of, pooling_of, quoted, read_file
 from runed.cli.completing import completes_models
 from runed.cli.models import as_dict, next_engine
-from runed.cli.own_onnx import read_onnx
 from runed.domain.model import ModelInfo, ModelTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
 from runed.domain.names import ModelNames
-from runed.domain.traits import known_traits, traits_of
-from runed.errors import ModelFileError, RunedError
-from runed.onnx_files import is_onnx
+from runed.domain.traits import traits_of
 from runed.paths import Paths
 from runed.settings import Settings, load_settings
 
@@ -54,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths = Paths(settings.home)
     catalog = open_catalog(settings, paths)
     spec = catalog.find(arguments.name)
-    info, problem = _read(paths, spec)
+    info, problem = read_file(paths, spec)
     traits = traits_of(info, spec.traits, spec.own) if info else spec.own.over(spec.traits or ModelTraits())
     if arguments.json:
         more = {
@@ -76,30 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
             lines |= {"context": f"{info.max_tokens:,} tokens of query and document together"}
         tell("\n".join(f"{name:<9} {value}" for name, value in lines.items() if value))
     return ExitCode.OK
-
-
-def _read(paths: Paths, spec: ModelSpec) -> tuple[ModelInfo | None, str]:
-    """Read the file of a model. Return what it tells if it is there, and why it cannot be used."""
-    there = held(paths, spec)
-    if there.size is None:
-        return None, ""
-    if is_onnx(there.path):
-        return _read_onnx(paths, there.path, spec.pooling)
-    from runed.backends.model_info import read_model_info  # noqa: PLC0415 # NumPy, which not every call needs
-
-    try:
-        return read_model_info(there.path, kind=spec.kind, pooling=spec.pooling), ""
-    except ModelFileError as error:
-        return None, error.message
-
-
-def _read_onnx(paths: Paths, path: Path, pooling: str) -> tuple[ModelInfo | None, str]:
-    if not paths.home.is_dir():  # where a file is read for the first time, what was read is kept
-        return None, ""
-    try:
-        return read_onnx(paths, path, pooling=pooling), ""
-    except RunedError as error:
-        return None, error.message
 
 
 def _lines(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec) -> dict[str, str]:
@@ -142,6 +114,6 @@ def _vectors(spec: ModelSpec, info: ModelInfo | None, traits: ModelTraits) -> di
         "document": quoted(traits.document_prompt),
         "default": traits.default_instruction and f"the instruction {traits.default_instruction!r}",
     }
-    if info and spec.traits is None and known_traits(info) is None and spec.own.over(ModelTraits()) == ModelTraits():
+    if traits.prompts_unknown:
         lines["query"] = "none, since the family of the model is not known; see `runed add --help`"
     return lines

@@ -16,6 +16,7 @@ from runed.lifecycle.asking import ANSWER_SECONDS, Connected, Health, Info, Lane
 from runed.lifecycle.hold import read_hold
 from runed.lifecycle.presence import Condition, Presence, observe
 from runed.lifecycle.record import DaemonRecord
+from runed.lifecycle.service import Service, service_of
 from runed.lifecycle.spawn import find_process
 from runed.paths import Paths
 from runed.processes import is_child, resident_bytes
@@ -54,6 +55,8 @@ Info and Health (see runed.proto), and:
                        RUNED_HTTP is set
   home                 the directory of all files
   log                  the log of a daemon that a client started
+  service, service_state  the service that starts it, and what its manager tells;
+                       only if none runs, and a service is installed
   kept_stopped_seconds how long `runed stop --for` still keeps it stopped; only
                        if none runs, and it does
 
@@ -65,6 +68,9 @@ examples:
 
 _PAUSE = 0.1
 """Seconds between two tries to ask a daemon that breaks connections."""
+
+_IN_FILE = "config.json"
+"""The origin of a setting that the configuration has, whatever the name of the file is."""
 
 _PHASES = {
     "FETCHING_LLAMA_SERVER": "fetching the engine",
@@ -107,9 +113,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print({"running": True, "condition": None} | _as_dict(report) | places | http)
     elif arguments.settings:
-        tell("\n".join(_setting_lines(report.info.settings)))
+        tell("\n".join(_setting_lines(report.info.settings, paths)))
     else:
-        lines = _as_lines(report) | places
+        lines = _as_lines(report, paths) | places
         if http:
             lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
         tell("\n".join(_labelled(name, value) for name, value in lines.items()))
@@ -135,10 +141,12 @@ def _ask(paths: Paths) -> Report | Presence:
 def _tell_why_not(presence: Presence, places: dict[str, str], *, as_json: bool) -> ExitCode:
     running = presence.condition is not Condition.ABSENT
     hold = None if running else read_hold(presence.paths.hold)
+    service = None if running else service_of(presence.paths.home)
     if as_json:
         why = {"condition": presence.condition.name.lower().replace("_", " "), "pid": presence.pid or 0} if running else {}
         kept = {"kept_stopped_seconds": round(hold.remaining)} if hold else {}
-        _print({"running": running} | why | places | kept)
+        managed = {"service": service.name, "service_state": service.state().words} if service else {}
+        _print({"running": running} | why | places | kept | managed)
     elif running:
         complain(str(presence))
     elif hold:
@@ -146,9 +154,18 @@ def _tell_why_not(presence: Presence, places: dict[str, str], *, as_json: bool) 
             f"no daemon runs for {presence.paths.home}, and `runed stop --for` keeps it so until {hold.until}; "
             "`runed ensure --anyway` starts it now"
         )
+    elif service:
+        tell(f"no daemon runs for {presence.paths.home}; {_start_by(service)}")
     else:
         tell(f"no daemon runs for {presence.paths.home}; it starts with the first `runed embed`, or by `runed ensure`")
     return ExitCode.FAILED if running else ExitCode.NOT_RUNNING
+
+
+def _start_by(service: Service) -> str:
+    """Return how the service of a home starts its daemon, or why it does not."""
+    state = service.state()
+    how = "starts it with the next call" if state.listens else "does not start it; `runed service install` mends it"
+    return f"its service {how}: {state.words}; `{service.trouble}` tells more"
 
 
 def _report(paths: Paths, info: Info, health: Health) -> Report:
@@ -213,7 +230,7 @@ def _engine(report: Report) -> str:
     return ", ".join(filter(None, [name, report.engine_reason, _profile(info), process]))
 
 
-def _as_lines(report: Report) -> dict[str, str]:
+def _as_lines(report: Report, paths: Paths) -> dict[str, str]:
     info, health = report.info, report.health
     variant = f" ({info.model_variant})" if info.model_variant else ""
     lines = {
@@ -225,7 +242,7 @@ def _as_lines(report: Report) -> dict[str, str]:
         "routing": f"centroid set {info.centroid_set_version}" if info.centroid_set_version else "no centroid set",
         "engine": _engine(report),
         "device": _device(info),
-        "models": "\n".join(_model(model) for model in health.models),
+        "models": "\n".join(_model(model, told=health.message) for model in health.models),
         "daemon": f"runed {info.daemon_version}, {_process(health.pid, report.daemon_memory)}, "
         f"up {duration(health.uptime_seconds)}",
         "clients": _clients(health),
@@ -239,16 +256,17 @@ def _as_lines(report: Report) -> dict[str, str]:
         f"{health.cache_hits:,} found there, "
         f"{health.shared_texts:,} shared in flight",
         "limits": "; ".join(info.restrictions),
-        "settings": _settings(info.settings),
+        "settings": _settings(info.settings, paths),
     }
     # An older daemon tells no models, clients and settings.
     return {name: line for name, line in lines.items() if line}
 
 
-def _model(model: Model) -> str:
-    """Return a model on one line, and its files on a second one."""
+def _model(model: Model, *, told: str) -> str:
+    """Return a model on one line, and its files on a second one. The message `told` of the line above is not repeated."""
     if not (model.engine_version or model.slots):
-        return ": ".join(filter(None, [f"{model.name or 'the default model'}, {state_words(model)}", model.message]))
+        message = "" if model.message == told else model.message
+        return ": ".join(filter(None, [f"{model.name or 'the default model'}, {state_words(model)}", message]))
     tuned = f", tuned at {model.tuned_at}" if model.tuned_at else ""
     context = f", a context of {model.context:,} tokens" if model.context else ""
     memory = f"pid {model.engine_pid}, {megabytes(model.memory_bytes)}" if model.engine_pid else "not running"
@@ -292,23 +310,35 @@ def client_words(client: Connected) -> str:
     return f"{client}, {client.connections} connections" if client.connections > 1 else str(client)
 
 
-def _settings(settings: tuple[Setting, ...]) -> str:
+def _settings(settings: tuple[Setting, ...], paths: Paths) -> str:
     if not settings:
         return ""
-    changed = [
-        f"{setting.variable or setting.name}={setting.value} ({setting.origin})"
-        for setting in settings
-        if setting.origin != "default" and setting.name != "home"
-    ]
-    return f"{', '.join(changed) or 'all default'}; `runed status --settings` shows all"
+    changed: dict[str, list[str]] = {}
+    for setting in settings:
+        if setting.origin != "default" and setting.name != "home":
+            changed.setdefault(_origin(setting, settings, paths), []).append(f"{_written_as(setting)}={setting.value}")
+    told = "; ".join(f"{', '.join(values)} ({origin})" for origin, values in changed.items())
+    return f"{told or 'all default'}; `runed status --settings` shows all"
 
 
-def _setting_lines(settings: tuple[Setting, ...]) -> list[str]:
+def _setting_lines(settings: tuple[Setting, ...], paths: Paths) -> list[str]:
     if not settings:
         return ["this daemon is of an older version, which does not tell its settings"]
-    rows = [(f"{setting.variable or setting.name}", setting.value or "-", setting.origin) for setting in settings]
+    rows = [(_written_as(setting), setting.value or "-", _origin(setting, settings, paths)) for setting in settings]
     name, value = (max(len(row[column]) for row in rows) for column in (0, 1))
     return [f"{row[0]:<{name}}  {row[1]:<{min(value, 48)}}  {row[2]}" for row in rows]
+
+
+def _written_as(setting: Setting) -> str:
+    """Return the name that a setting has where it was written: a key of the file, or a variable."""
+    return setting.name if setting.origin == _IN_FILE else setting.variable or setting.name
+
+
+def _origin(setting: Setting, settings: tuple[Setting, ...], paths: Paths) -> str:
+    """Return the origin of a setting; of one in the configuration, the path of the file that the daemon has read."""
+    if setting.origin != _IN_FILE:
+        return setting.origin
+    return next((other.value for other in settings if other.name == "config" and other.value), str(paths.config))
 
 
 def _device(info: Info) -> str:

@@ -15,7 +15,7 @@ from runed.cli.boundary import ExitCode, complain, tell
 from runed.cli.options import duration, seconds
 from runed.cli.status import client_words
 from runed.cli.watching import watched
-from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError, SettingsError
+from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedError
 from runed.lifecycle.asking import Asker, Connected, Health
 from runed.lifecycle.hold import LONGEST, Hold, write_hold
 from runed.lifecycle.service import service_of
@@ -75,7 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="hold",
-        type=duration,
+        type=_hold_time,
         metavar="DURATION",
         help="keep it stopped for so long, such as 90s, 10m or 1h30m; at most 720h",
     )
@@ -113,10 +113,15 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
+def _hold_time(value: str) -> float:
+    """Parse the time of --for, in seconds."""
+    if (number := duration(value)) > LONGEST:
+        raise argparse.ArgumentTypeError(f"{value!r} is more than 720h (30 days), the longest time")
+    return number
+
+
 def _keep_stopped(settings: Settings, paths: Paths, seconds: float) -> Hold:
     """Forbid everybody to start a daemon, before the one that runs ends. Wait for a start that is under way."""
-    if seconds > LONGEST:
-        raise SettingsError(f"--for={seconds:g}s: accepted is at most 720h (30 days)")
     ensure_home(paths.home, trust_parents=settings.trust_parents)
     hold = write_hold(paths.hold, seconds)
     deadline = time.monotonic() + _SPAWN_SECONDS

@@ -22,10 +22,17 @@ PHASES = {
     runed.Phase.STARTING_LLAMA_SERVER: "starting the engine",
 }
 
+_START = "start"
+"""The step of an engine that starts without the call telling it."""
+
 
 @contextmanager
-def connect(display: ProgressDisplay) -> Iterator[runed.Client]:
+def connect(display: ProgressDisplay, model: str | None = "") -> Iterator[runed.Client]:
     """Connect to the daemon for a block, and start it if none runs. A waiting call shows its phase on the display.
+
+    Args:
+        display: The display.
+        model: The model of the calls, as for `watched`.
 
     Raises:
         LifecycleError: The daemon answered nothing for a minute.
@@ -39,7 +46,11 @@ def connect(display: ProgressDisplay) -> Iterator[runed.Client]:
             step = PHASES.get(health.phase, "loading")
             display.update(step, health.bytes_done, health.bytes_total, detail=health.message)
 
-    with watched(Paths(load_settings().home)), runed.connect(on_progress=show) as client:
+    def show_start(message: str) -> None:
+        if display.shown in {"", _START}:  # otherwise the call itself shows it, or the texts of a job are shown
+            display.update(_START, detail=message)
+
+    with watched(Paths(load_settings().home), model=model, on_start=show_start), runed.connect(on_progress=show) as client:
         try:
             yield client
         except KeyboardInterrupt:

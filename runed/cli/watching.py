@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,7 +14,7 @@ from runed.errors import DaemonUnavailableError, DeadlineExceededError, Lifecycl
 from runed.lifecycle.presence import Condition, observe
 from runed.paths import Paths
 
-_PAUSE = 1.5
+_PAUSE = 1.0
 """Seconds between two questions. A shorter command asks none."""
 
 _ANSWER_SECONDS = 2.5
@@ -32,29 +32,54 @@ _WAY_OUT = "if it never answers, end it with `runed stop`, which interrupts its 
 
 
 @contextmanager
-def watched(paths: Paths, *, patience: float | None = PATIENCE) -> Iterator[None]:
+def watched(
+    paths: Paths,
+    *,
+    patience: float | None = PATIENCE,
+    model: str | None = "",
+    on_start: Callable[[str], None] = lambda _message: None,
+) -> Iterator[None]:
     """Watch the daemon during the block. Tell the user when it does not answer, and why.
 
     Args:
         paths: The home.
         patience: Seconds after which a daemon that answers nothing ends the block; None if the block has a limit of its own.
+        model: The model that the block waits for; "" for the default model, None if only the daemon knows which one it is.
+        on_start: Called in another thread with a sentence, while the engine of the model starts.
 
     Raises:
         LifecycleError: The daemon answered nothing for `patience` seconds.
     """
     ended = threading.Event()
-    watch = _Watch(paths, patience, ended)
+    lock = threading.Lock()
+
+    def show_start(message: str) -> None:
+        with lock:
+            if not ended.is_set():
+                on_start(message)
+
+    watch = _Watch(paths, patience, ended, model, show_start)
     before = signal.signal(signal.SIGALRM, watch.interrupt)
     threading.Thread(target=watch.run, name="runed-watch", daemon=True).start()
     try:
         yield
     finally:
-        ended.set()
+        with lock:  # nothing is shown after this
+            ended.set()
         signal.signal(signal.SIGALRM, before)
 
 
 class _Watch:
-    def __init__(self, paths: Paths, patience: float | None, ended: threading.Event) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        patience: float | None,
+        ended: threading.Event,
+        model: str | None,
+        on_start: Callable[[str], None],
+    ) -> None:
+        self._model = model
+        self._on_start = on_start
         self._paths = paths
         self._patience = patience
         self._ended = ended
@@ -92,7 +117,7 @@ class _Watch:
         silent_since, self._silent_since = self._silent_since, None
         try:
             with Asker(self._paths, timeout=_ANSWER_SECONDS) as asker:
-                health = asker.health()
+                health = asker.health(self._model or "", detailed=self._model is None)
         except (DaemonUnavailableError, DeadlineExceededError):
             seen = observe(self._paths)
             if seen.condition in _HOPELESS:
@@ -102,4 +127,9 @@ class _Watch:
             return ""  # the command itself meets it and tells it
         if health.status == "SHUTTING_DOWN":
             return f"the daemon is shutting down: {health.message}"
-        return f"embeddings fail for now: {health.message}" if health.status == "DEGRADED" else ""
+        if health.status == "DEGRADED":
+            return f"embeddings fail for now: {health.message}"
+        states = [(health.status, health.message), *((model.status, model.message) for model in health.models)]
+        if message := next((message for status, message in states if status == "LOADING"), ""):
+            self._on_start(message)
+        return ""

@@ -44,9 +44,13 @@ class DownloadBar:
             self._waiting += 1
         try:
             yield self._show
-        except KeyboardInterrupt:
+        except GeneratorExit:  # nobody wants the rest of a stream
+            raise
+        except BaseException as end:
+            # Ctrl-C, or what else ends a wait early. asyncio cancels all tasks at Ctrl-C, of which the last one tells it.
+            last = isinstance(end, KeyboardInterrupt) or self._waiting == 1
             with self._lock:
-                if self._width:
+                if not isinstance(end, Exception) and self._width and last:
                     self._draw("")
                     sys.stderr.write(f"runed: {GOES_ON}\n")
             raise

@@ -235,6 +235,7 @@ class Info:
         tuned_at: The time at which `runed bench --tune` measured the settings that the engine runs by, in ISO 8601. Empty
             if they are built-in ones.
         model: The name of the model in requests; empty if the daemon is of a version with one model.
+        prompts_unknown: Whether nothing tells the prompts of the model, so that a role adds nothing.
     """
 
     daemon_version: str
@@ -264,6 +265,7 @@ class Info:
     company_cosine: float = 0.0
     tuned_at: str = ""
     model: str = ""
+    prompts_unknown: bool = False
 
 
 class ModelKind(Enum):

@@ -37,6 +37,7 @@ class Pool:
         seats: The room for engines.
         draining: Tells whether the daemon takes calls.
         on_close: Closes what the models share, after the last of them.
+        note: Is told whether the default model could not be had.
 
     Attributes:
         default: Gets the default model.
@@ -53,8 +54,9 @@ class Pool:
         seats: Seats,
         draining: Draining,
         on_close: Callable[[], Awaitable[None]],
+        note: Callable[[bool], None],
     ) -> None:
-        self.default = Bootstrapper(lambda report: build(None, report), draining)
+        self.default = Bootstrapper(lambda report: build(None, report), draining, note=note)
         self.seats = seats
         self._read_names = names
         self._build = build
@@ -89,9 +91,9 @@ class Pool:
         names = await self.names()
         spec = names.find(model) if model else self._only_reranker(names)
         if kind is not None and spec.kind is not kind:
-            verb = "rerank; use Rerank, or" if spec.kind is ModelKind.RERANK else "embed;"
+            use = "a reranker; use it by `runed rerank` or Rerank" if spec.kind is ModelKind.RERANK else "a model to embed"
             raise WrongModelKindError(
-                f"{spec.name} is a model to {verb} name a model of the kind {kind.value}", metadata={"model": spec.name}
+                f"{spec.name} is {use}, and name a model of the kind {kind.value} here", metadata={"model": spec.name}
             )
         bootstrapper = self._bootstrapper(spec)
         scheduler = await bootstrapper.scheduler()

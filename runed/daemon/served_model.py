@@ -158,6 +158,7 @@ class ServedModel:
             query_prompt=scheduler.traits.query_prompt,
             document_prompt=scheduler.traits.document_prompt,
             default_instruction=scheduler.traits.default_instruction,
+            prompts_unknown=scheduler.traits.prompts_unknown,
             centroid_set_version=scheduler.centroids.version,
             accelerator=self.serving.device.accelerator,
             device=self.serving.device.description,

@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 import msgspec
 
@@ -21,7 +22,7 @@ from runed.doctor.finding import Finding, Patient
 from runed.doctor.logs import tail
 from runed.errors import printable
 from runed.files import write_atomically
-from runed.settings import in_force, secret_variable
+from runed.settings import in_force, proxy_settings, secret_variable
 from runed.version import __version__
 
 _LOG_BYTES = 1024 * 1024
@@ -30,11 +31,22 @@ _LOG_BYTES = 1024 * 1024
 _QUOTED = r"[\\\"']*\s*[=:]\s*[\\\"']*"
 """What is between a name and its value. Quotes in a line of the log have a backslash."""
 
+_NAMES = r"(?:token|key|password|passwd|pwd|pass|secret|credentials?|cookie|sig|signature)"
+"""The ends of names whose values are secret."""
+
+_VALUE = r"(?:(?!\\\")[^\s\"',;])+"
+
 _SECRET = re.compile(
-    rf"(?i)\b((?:bearer|authorization{_QUOTED}\w+)(?:\s|%20)+|[\w-]*(?:token|key|password|secret){_QUOTED})(?:(?!\\\")[^\s\"',;])+"
+    rf"(?i)((?:\b(?:bearer|authorization{_QUOTED}\w+)|--[\w-]*{_NAMES})(?:\s|%20)+"
+    # The file http.token is no secret.
+    rf"|(?<!http\.)\b[\w-]*{_NAMES}{_QUOTED}){_VALUE}"
 )
-_USER_INFO = re.compile(r"(?<=://)[^/\s\"]+@")
-_HOMES = re.compile(r"(/home|/Users|/var/home)/[^/\s\"':]+")
+_BARE_SECRET = re.compile(r"\b(?:(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{8,}|eyJ[\w-]+\.[\w-]+\.[\w-]*)")
+"""Secrets that tell by themselves what they are: keys of well-known services, and JSON web tokens."""
+
+_USER_INFO = re.compile(r"(?<=://)[^/\s\"]+@|(?<![\w.@/-])[\w.%+-]+:[^\s:@/\"']+@(?=[\w.-]+:\d)")
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s\"'?#\\]+)[?#][^\s\"'\\]*", re.IGNORECASE)
+_HOMES = re.compile(r"(/home|/Users|/var/home|\b[A-Za-z]:\\+Users)([/\\]+)[^/\\\s\"':]+")
 
 _SHORTEST = 3
 """Characters from which on the name of a user or machine is replaced. A shorter one stands in many words."""
@@ -112,8 +124,9 @@ class _Redactor:
     def __call__(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "REDACTED")
-        text = _USER_INFO.sub("", _SECRET.sub(r"\1REDACTED", text))
-        text = _HOMES.sub(r"\1/USER", text)
+        text = _QUERY.sub(r"\1", _USER_INFO.sub("", text))
+        text = _BARE_SECRET.sub("REDACTED", _SECRET.sub(r"\1REDACTED", text))
+        text = _HOMES.sub(r"\1\2USER", text)
         for pattern, instead in self._names:
             text = pattern.sub(instead, text)
         return text
@@ -133,6 +146,12 @@ def _redactor(patient: Patient) -> _Redactor:
         except (OSError, UnicodeDecodeError):
             continue
     secrets += [secret_variable(remote.key_variable) for remote in remotes if remote.key_variable]
+    for kind in ("", "_TRACES", "_METRICS"):
+        headers = secret_variable(f"OTEL_EXPORTER_OTLP{kind}_HEADERS").split(",")
+        secrets += [unquote(header.partition("=")[2].strip()) for header in headers]
+    for url, _ in proxy_settings().values():
+        _, separator, password = url.rpartition("@")[0].rpartition("://")[2].partition(":")
+        secrets += [password, unquote(password)] if separator else []
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a user without an entry in the user database

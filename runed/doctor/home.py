@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runed.doctor.finding import Finding, Patient, failed, ok, warning
+from runed.doctor.logs import remedy_of
 from runed.errors import RunedError
 from runed.files import read_record
 from runed.lifecycle.hold import read_hold
@@ -108,7 +109,8 @@ def daemon(patient: Patient) -> Iterator[Finding]:
     elif patient.health is None:
         yield ok("daemon", "none runs; the next call starts one")
     elif patient.health.is_degraded:
-        yield failed("daemon", patient.health.message or "embeddings fail", "see `runed logs` and `runed logs --engine`")
+        message = patient.health.message or "embeddings fail"
+        yield failed("daemon", message, remedy_of(patient, message) or "see `runed logs` and `runed logs --engine`")
     elif patient.info is not None and patient.info.daemon_version != __version__:
         version = patient.info.daemon_version
         yield warning(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from runed.doctor.finding import Finding, Patient, ok, warning
+from runed.files import open_regular
 from runed.reasons import find
 
 _BYTES = 512 * 1024
@@ -35,25 +37,49 @@ class Line(msgspec.Struct):
     error_type: str = ""
     code: str = ""
 
+    @property
+    def told(self) -> str:
+        """What the line says, without its time."""
+        said = self.reason or self.problem or self.error or self.error_type
+        return f"{self.message}: {said}" if said else self.message
+
 
 def last_errors(patient: Patient) -> Iterator[Finding]:
-    """Tell the last errors of the log, each with the remedy of its reason."""
-    found = deque(_errors(tail(patient.paths.events_log)), maxlen=_MOST)
-    if not found:
+    """Tell the last errors of the log, each once and with the remedy of its reason."""
+    told: dict[str, list[Line]] = {}
+    for line in _errors(tail(patient.paths.events_log)):
+        told.setdefault(line.told, []).append(line)
+    if not told:
         told_above = "; the failure of the daemon is told above" if patient.health and patient.health.is_degraded else ""
         yield ok("last errors", f"the log has none within a day{told_above}")
-    for line in found:
-        said = line.problem or line.error or line.error_type
-        rows = find(line.code) or find(line.reason)
-        told = f"{line.timestamp:%F %T} UTC: {line.message}{f': {line.reason or said}' if line.reason or said else ''}"
-        remedy = f"{rows[0].remedy}" if rows else "see `runed logs`, and report it with `runed doctor --bundle`"
-        yield warning("last errors", told, remedy)
+    health = patient.health
+    started = datetime.fromtimestamp(time.time() - health.uptime_seconds, UTC) if health else None
+    for same in sorted(told.values(), key=lambda same: same[-1].timestamp)[-_MOST:]:
+        last = same[-1]
+        times = f"{len(same)} times, the last at " if len(same) > 1 else ""
+        detail = f"{times}{last.timestamp:%F %T} UTC: {last.told}"
+        if started is not None and last.timestamp < started:
+            yield ok("last errors", f"{detail}; before the daemon that runs now began")
+        else:
+            rows = find(last.code) or find(last.reason)
+            remedy = rows[0].remedy if rows else "see `runed logs`, and report it with `runed doctor --bundle`"
+            yield warning("last errors", detail, remedy)
+
+
+def remedy_of(patient: Patient, message: str) -> str:
+    """Return the remedy of a failure by the line of the log that has its message; "" if none has."""
+    for line in _errors(tail(patient.paths.events_log)):
+        said = (line.reason, line.problem, line.error)
+        if any(text and text in message for text in said) and (rows := find(line.code) or find(line.reason)):
+            return rows[0].remedy
+    return ""
 
 
 def tail(path: Path, size: int = _BYTES) -> list[bytes]:
     """Return the last lines of a log; none if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        # A link could lead to a file of which nothing may get into an archive.
+        with os.fdopen(open_regular(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             length = file.seek(0, 2)
             file.seek(max(0, length - size))
             lines = file.read(size).splitlines()

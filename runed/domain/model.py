@@ -68,12 +68,14 @@ class ModelTraits:
         default_instruction: The instruction of a query that names none.
         min_dimensions: The fewest leading values that can be used as a vector (Matryoshka); 0 means that only whole vectors
             can.
+        prompts_unknown: Whether nobody has told the prompts, so that the model may have been trained with some.
     """
 
     query_prompt: str = ""
     document_prompt: str = ""
     default_instruction: str = ""
     min_dimensions: Annotated[int, msgspec.Meta(ge=0)] = 0
+    prompts_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,9 @@ class OwnTraits:
     def over(self, traits: ModelTraits) -> ModelTraits:
         """Return traits with those of the user in their places."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(traits, **{name: value for name, value in own.items() if value is not None})
+        told = {name: value for name, value in own.items() if value is not None}
+        unknown = traits.prompts_unknown and not {"query_prompt", "document_prompt"} & told.keys()
+        return replace(traits, **told, prompts_unknown=unknown)
 
 
 PROMPTS_VERSION = 1

@@ -195,3 +195,4 @@ class Info:
     tuned_at: str = ""
     model: str = ""
     settings: Sequence[SettingInForce] = ()
+    prompts_unknown: bool = False

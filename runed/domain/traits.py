@@ -104,4 +104,4 @@ def traits_of(model: ModelInfo, told: ModelTraits | None = None, own: OwnTraits 
         told: The traits that the manifest tells; None takes those of its family, or none.
         own: The traits that the user has set, which go first.
     """
-    return own.over(told or known_traits(model) or ModelTraits())
+    return own.over(told or known_traits(model) or ModelTraits(prompts_unknown=True))

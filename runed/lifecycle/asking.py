@@ -171,6 +171,7 @@ class Info(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     tuned_at: str = ""
     model: str = ""
     settings: tuple[Setting, ...] = ()
+    prompts_unknown: bool = False
 
 
 class Asker:
@@ -207,13 +208,14 @@ class Asker:
         """Return the description of the daemon, as far as it knows its model yet."""
         return self._call("Info", {}, Info, share=_SHARE_OF_INFO)
 
-    def health(self, *, detailed: bool = False) -> Health:
+    def health(self, model: str = "", *, detailed: bool = False) -> Health:
         """Return the present state of the daemon.
 
         Args:
+            model: The model whose state it is; "" for the default model.
             detailed: Whether to tell all models and clients.
         """
-        return self._call("Health", {"detailed": True} if detailed else {}, Health)
+        return self._call("Health", {"model": model, "detailed": detailed}, Health)
 
     def shut_down(self, grace_seconds: int) -> None:
         """Ask the daemon to drain and exit."""

@@ -30,6 +30,7 @@ from runed.backends.remote import Fallback, RemoteBackend, meet
 from runed.backends.remote import backend as backend_module
 from runed.backends.remote.fallback import Substitute
 from runed.backends.remote.space import load_space
+from runed.bootstrap import network
 from runed.bootstrap.network import Transport
 from runed.bootstrap.proxies import Proxies
 from runed.errors import (
@@ -42,6 +43,7 @@ from runed.errors import (
 )
 from runed.own_models import RemoteModel
 from tests.fakes.fake_remote import Behaviour, FakeRemote, vector_of
+from tests.fakes.plain_http import patient_plain_server
 from tests.support import eventually
 
 TEXTS = ["one small text", "another text", "a third one that is longer"]
@@ -677,6 +679,15 @@ class TestCertificates:
             BackendUnavailableError, match=r"does not speak TLS.* the url, which may begin with http"
         ) as refusal:
             await engine(remote.url.replace("http:", "https:"))
+        assert refusal.value.retry_after is None
+
+    async def test_a_server_without_tls_that_waits_for_more_is_told(
+        self, engine: Meet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(network, "_SILENCE", 0.1)
+        async with patient_plain_server() as url:
+            with pytest.raises(BackendUnavailableError, match="speaks http, not https; begin the url with http") as refusal:
+                await engine(url)
         assert refusal.value.retry_after is None
 
 

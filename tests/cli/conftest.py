@@ -20,6 +20,15 @@ def cli(home: Path, llama_server: Path, tiny_qwen3: Path) -> Iterator[Cli]:
     result.with_environment(RUNED_CONFIG="", RUNED_CTX_SIZE="", RUNED_IDLE_TIMEOUT="").stop()
 
 
+@pytest.fixture
+def bare(home: Path) -> Iterator[Cli]:
+    """An empty home, for commands that start no engine. A daemon that the test leaves running is stopped."""
+    result = Cli(home, {"RUNED_MODEL": "/nonexistent/model.gguf"})
+    yield result
+    if result.daemon() is not None:
+        result.stop()
+
+
 @pytest.fixture(scope="session")
 def served(llama_server: Path, tiny_qwen3: Path) -> Iterator[Cli]:
     """A home with a running daemon, shared by all tests that do not change it."""

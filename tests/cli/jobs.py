@@ -32,7 +32,7 @@ def here(*arguments: str | os.PathLike[str], options: Options | None = None) -> 
 
     parsed.usage_error = refuse
     original = vars(embed)["connect"]
-    vars(embed)["connect"] = lambda _display: StandIn(options or Options())
+    vars(embed)["connect"] = lambda _display, _model: StandIn(options or Options())
     try:
         return embed.run(parsed)
     finally:

@@ -137,7 +137,7 @@ def die_at_sync(number: int) -> None:
 
 if __name__ == "__main__":
     options = msgspec.json.decode(sys.argv[1], type=Options)
-    vars(embed)["connect"] = lambda _display: StandIn(options)
+    vars(embed)["connect"] = lambda _display, _model: StandIn(options)
     if options.die_at_sync:
         die_at_sync(options.die_at_sync)
     code = main.main(sys.argv[2:])

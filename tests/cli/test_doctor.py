@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from runed.doctor import CHECKS
@@ -32,3 +33,20 @@ def test_the_command_on_a_home_that_does_not(home: Path, tmp_path: Path) -> None
     assert list(home.iterdir()) == [], "nothing is changed"
     wrong = cli.with_environment(RUNED_CTX_SIZE="many").run("doctor")
     assert (wrong.returncode, "RUNED_CTX_SIZE" in wrong.stderr) == (2, True)
+
+
+def test_an_archive_takes_the_place_of_nothing(home: Path, tmp_path: Path) -> None:
+    cli = Cli(home)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("mine", "link", "pipe"):
+        done = cli.run("doctor", "--offline", "--bundle", str(tmp_path / name))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "there is something already, and nothing is replaced" in done.stderr
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert cli.run("doctor", "--offline", "--bundle", "-").returncode == 2
+    (tmp_path / "reports").mkdir()
+    cli.run("doctor", "--offline", "--bundle", str(tmp_path / "reports"))
+    assert [path.name.startswith("runed-doctor-2") for path in (tmp_path / "reports").iterdir()] == [True]
+    assert len(list(tmp_path.iterdir())) == 4

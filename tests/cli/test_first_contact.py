@@ -22,12 +22,6 @@ from tests.cli.support import SCRIPTS, Cli, finish, press_ctrl_c
 from tests.support import clean_environment
 
 
-@pytest.fixture
-def bare(home: Path) -> Cli:
-    """An empty home, for commands that start no engine."""
-    return Cli(home, {"RUNED_MODEL": "/nonexistent/model.gguf"})
-
-
 def readable(screen: str) -> list[str]:
     return screen.replace("\r\n", "\n").splitlines()
 
@@ -64,8 +58,9 @@ def test_a_program_gets_the_daemon_with_a_log_in_json(bare: Cli, arguments: tupl
 
 def test_a_daemon_on_a_terminal_says_what_it_is_and_where_and_how_to_stop_it(bare: Cli) -> None:
     shown = bare.run_on_terminal("serve", stdout_too=True, once_shown="serving", then=press_ctrl_c)
-    first, *lines = readable(shown.screen)
+    first, second, *lines = readable(shown.screen)
     assert shown.returncode == 0
+    assert second == "the default model is model; `runed models` lists all"
     assert first == f"runed {__version__} of {bare.home}; Ctrl-C or `runed stop` ends it"
     serving = next(line for line in lines if "serving" in line)
     assert re.fullmatch(r"\d\d:\d\d:\d\d  serving  socket=\S+  pid=\d+  version=\S+", serving)
@@ -143,8 +138,9 @@ def test_every_command_has_examples_that_its_parser_takes(command: str, tmp_path
 def test_the_examples_of_embed_run(served: Cli, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
-    (tmp_path / "chapter1.txt").write_text("one\n")
-    (tmp_path / "chapter2.txt").write_text("two\n")
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "chapters" / "1.txt").write_text("one\n")
+    (tmp_path / "chapters" / "2.txt").write_text("two\n")
     (tmp_path / "table.tsv").write_text("a\tone\nb\ttwo\n")
     (tmp_path / "texts.jsonl").write_text('{"id": 7, "text": "one"}\n"two"\n')
     (tmp_path / "all.csv").write_text("id,body\n1,one\n")

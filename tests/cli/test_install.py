@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -248,9 +249,19 @@ with runed.connect({arguments}) as client:
 """
 
 
-def program(home: Path, arguments: str = "") -> str:
+PROGRAM_OF_TASKS = """
+import asyncio
+import runed
+async def main():
+    async with await runed.connect_async() as client:
+        await asyncio.gather(client.embed("one"), client.embed("two"))
+asyncio.run(main())
+"""
+
+
+def program(home: Path, arguments: str = "", *, source: str = PROGRAM) -> str:
     path = home.with_name(f"{home.name}-program")
-    path.write_text(f"#!{sys.executable}\n{PROGRAM.format(arguments=arguments)}")
+    path.write_text(f"#!{sys.executable}\n{source.format(arguments=arguments)}")
     path.chmod(0o700)
     return os.fspath(path)
 
@@ -263,6 +274,19 @@ def test_a_client_shows_a_download_that_its_call_waits_for(fresh: Cli, origin: O
     assert re.match(r"runed: fetching the model \[=+ +\]  50%  \d+ of \d+ MB", line), line
     assert shown.screen.endswith("\r"), "the line is removed at the end"
     assert not re.search(r"\x1b", shown.screen), "neither colours nor movements"
+
+
+@pytest.mark.parametrize("source", [PROGRAM, PROGRAM_OF_TASKS], ids=["threads", "asyncio"])
+def test_ctrl_c_in_a_program_says_once_that_the_daemon_goes_on(fresh: Cli, origin: Origin, source: str) -> None:
+    origin.stall = threading.Event()
+    path = program(fresh.home, source=source)
+    shown = fresh.run_on_terminal(program=path, once_shown=" 50%", then=press_ctrl_c)
+    origin.stall.set()
+    assert shown.returncode == -signal.SIGINT
+    trace = shown.screen.rpartition("Traceback")[2]
+    assert "KeyboardInterrupt" in trace
+    assert shown.screen.count("runed: the daemon goes on with it; `runed status` shows how far it is") == 1
+    wait_until(fresh.paths.model("tiny").exists, what="the end of the download")
 
 
 @pytest.mark.parametrize(

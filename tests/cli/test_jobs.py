@@ -42,7 +42,7 @@ def test_a_job_ends_with_a_line_that_tells_what_was_done(
     output = tmp_path / "out.npy"
     assert jobs.here("--batch", texts, "-o", output) == 0
     [line] = said(capfd)
-    told = r"runed: 10 texts, [1-9]\d* tokens, \d+\.\d s \([\d,]+ texts/s\), 0 cached, 0 errors, to "
+    told = r"runed: 10 texts, [1-9]\d* tokens, \d+\.\d s \([\d,.]+ texts/s\), 0 cached, 0 errors, to "
     assert re.fullmatch(told + re.escape(str(output)), line)
 
 
@@ -82,6 +82,21 @@ def test_an_output_that_exists_is_replaced_only_on_request(texts: Path, tmp_path
     assert json.loads(output.read_text())["index"] == 0
 
 
+@pytest.mark.parametrize("name", ["out/", "there", "there/"])
+@pytest.mark.parametrize("option", ["--format=json", "--overwrite"])
+def test_a_directory_is_no_output_of_one_job(texts: Path, tmp_path: Path, name: str, option: str) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(jobs.WrongUsageError, match="is a directory, which is for the vectors of many files; name a file in it"):
+        jobs.here("--batch", texts, "-o", f"{tmp_path}/{name}", option)
+    assert {path.name for path in tmp_path.iterdir()} <= {"there", texts.name}
+
+
+@pytest.mark.parametrize(("arguments", "stream"), [(("--output", ""), "output"), (("--batch", ""), "input")])
+def test_an_empty_name_is_no_file(arguments: tuple[str, str], stream: str) -> None:
+    with pytest.raises(jobs.WrongUsageError, match=f"{arguments[0]} is empty; name a file, or give - for standard {stream}"):
+        jobs.here(*(() if stream == "input" else ("text",)), *arguments)
+
+
 def test_an_empty_output_holds_nothing_to_protect(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.touch()
@@ -111,7 +126,7 @@ def test_a_finished_job_whose_input_was_changed_is_no_finished_job(texts: Path, 
         jobs.here("--batch", texts, "-o", output, "--resume")
 
 
-@pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
+@pytest.mark.parametrize("name", ["out.npy", "out.parquet", "out.json", "out.jsonl"])
 def test_a_finished_output_of_another_job_is_refused(texts: Path, tmp_path: Path, name: str) -> None:
     output, other = tmp_path / name, tmp_path / "other.csv"
     other.write_text("text\n" + "row\n" * 7)
@@ -125,13 +140,25 @@ def test_a_finished_output_of_another_job_is_refused(texts: Path, tmp_path: Path
     assert output.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
+@pytest.mark.parametrize("name", ["out.npy", "out.parquet", "out.json", "out.jsonl"])
 def test_a_damaged_output_is_no_finished_job(texts: Path, tmp_path: Path, name: str) -> None:
     output = tmp_path / name
     assert jobs.here("--batch", texts, "-o", output) == 0
     os.truncate(output, output.stat().st_size - 5)
     with pytest.raises(SettingsError, match="is no output of such a job; add --overwrite"):
         jobs.here("--batch", texts, "-o", output, "--resume")
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.jsonl"])
+def test_a_job_that_does_nothing_tells_so_as_json_too(
+    texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    output = tmp_path / name
+    assert jobs.here("--batch", texts, "-o", output) == 0
+    capfd.readouterr()
+    assert jobs.here("--batch", texts, "-o", output, "--resume", "--json") == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["output"], told["texts"], told["before"], told["tokens"], told["errors"]) == (str(output), 10, 10, 0, 0)
 
 
 def test_of_standard_input_and_a_finished_output_no_age_is_told(

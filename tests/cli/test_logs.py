@@ -94,3 +94,12 @@ def test_follow_waits_for_a_log_that_is_not_there_yet(bare: Cli) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"first\n"
     assert interrupt(process)[0] == 130
+
+
+@pytest.mark.parametrize("options", [(), ("--follow",), ("--engine",)])
+def test_a_pipe_in_the_place_of_a_log_is_refused(bare: Cli, options: tuple[str, ...]) -> None:
+    """Its opening would wait for ever."""
+    os.mkfifo(bare.paths.engine_log if "--engine" in options else bare.paths.daemon_log)
+    done = bare.run("logs", *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Not a regular file" in done.stderr

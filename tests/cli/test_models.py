@@ -79,11 +79,31 @@ def refused(cli: Cli, *arguments: str, code: int = 2) -> str:
 def test_a_fresh_home_lists_the_models_of_the_package(bare: Cli) -> None:
     lines = ran(bare, "models").splitlines()
     assert lines[0].split() == ["name", "state", "size", "vectors", "context", "licence"]
-    assert lines[1].split() == ["qwen3-embedding-0.6b.q6_K", "(default)", "-", "-", "1,024", "32,768", "Apache-2.0"]
-    assert any(line.split() == ["bge-m3.q8_0", "-", "635", "MB", "1,024", "8,192", "MIT"] for line in lines)
+    assert lines[1].split() == [
+        "qwen3-embedding-0.6b.q6_K",
+        "(default)",
+        "not",
+        "installed",
+        "unknown",
+        "1,024",
+        "32,768",
+        "Apache-2.0",
+    ]
+    assert any(line.split() == ["bge-m3.q8_0", "not", "installed", "635", "MB", "1,024", "8,192", "MIT"] for line in lines)
     models = json.loads(ran(bare, "models", "--json"))
     assert [model["name"] for model in models if model["default"]] == ["qwen3-embedding-0.6b.q6_K"]
     assert not any(model["installed"] for model in models)
+
+
+def test_the_file_of_a_model_tells_what_the_list_does_not_know(stocked: Cli, minilm: Path, reranker: Path) -> None:
+    ran(stocked, "add", str(minilm), "--name", "own")
+    ran(stocked, "add", str(reranker), "--name", "ranker")
+    rows = {line.split()[0]: line.split() for line in ran(stocked, "models").splitlines()}
+    assert rows["own"] == ["own", "your", "file", *rows["own"][3:5], "384", "512", "unknown"]
+    assert rows["ranker"][5:7] == ["reranker", "512"]
+    assert not [row for row in rows.values() if "-" in row]
+    models = {model["name"]: (model["dimensions"], model["context"]) for model in json.loads(ran(stocked, "models", "--json"))}
+    assert (models["own"], models["ranker"]) == ((384, 512), (0, 512))
 
 
 def test_a_model_that_is_not_installed_is_shown_with_its_prompts_and_licence(bare: Cli) -> None:
@@ -260,7 +280,7 @@ def test_a_reranker_of_the_user_reranks_without_being_told(stocked: Cli, reranke
     documents = tmp_path / "documents"
     documents.write_text("a train\ntea\n")
     assert len(json.loads(ran(stocked, "rerank", "tea?", str(documents), "--format", "json"))) == 2
-    assert "ranker is a model to rerank" in refused(stocked, "embed", "tea", "--model", "ranker", code=1)
+    assert "ranker is a reranker; use it by `runed rerank`" in refused(stocked, "embed", "tea", "--model", "ranker", code=1)
 
 
 def test_a_kind_or_pooling_that_contradicts_the_file_is_told(stocked: Cli, reranker: Path, minilm: Path) -> None:
@@ -280,8 +300,8 @@ def test_a_kind_or_pooling_that_contradicts_the_file_is_told(stocked: Cli, reran
     assert "pooling   cls, as config.json says; the file tells mean" in ran(stocked, "show", "other")
 
 
-def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, minilm: Path) -> None:
-    ran(stocked, "add", str(minilm), "--name", "own")
+def test_a_role_without_a_prompt_is_one_line_of_the_command(stocked: Cli, nameless: Path) -> None:
+    assert "an empty query_prompt says that it has none" in ran(stocked, "add", str(nameless), "--name", "own")
     ran(stocked, "use", "own")
     done = stocked.run("embed", "tea", "--role", "query")
     assert done.returncode == 0
@@ -312,7 +332,13 @@ def test_use_takes_the_place_of_older_settings_and_tells_of_the_environment(stoc
     told = ran(stocked, "use", "tiny")
     assert "removed model from config.json" in told
     assert "removed model_variant from config.json" in told
-    assert config(stocked) == {"idle_timeout": "1m", "default_model": "tiny.f32"}
+    name = "all-minilm-l6-v2.f16"
+    assert f"that model stays as {name}: `runed use {name}` goes back to it\n" in told
+    own = {name: {"path": str(minilm)}}
+    assert config(stocked) == {"idle_timeout": "1m", "models": own, "default_model": "tiny.f32"}
+    assert ran(stocked, "use", name) == f"the default model is {name}\n"
+    assert config(stocked) == {"idle_timeout": "1m", "models": own, "default_model": name}
+    ran(stocked, "use", "tiny")
     done = stocked.with_environment(RUNED_MODEL=str(minilm)).run("use", "mini")
     assert "the environment names another model: unset RUNED_MODEL\n" in done.stderr
     assert config(stocked)["default_model"] == "mini.f32"

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cli.support import Cli
 
 STEPS = """
@@ -135,3 +137,29 @@ def test_without_a_terminal_lines_of_which_only_numbers_are_new_come_now_and_the
     assert (first, last) == ("runed: no answer; trying again in 0 s", "runed: the model is there")
     assert 2 <= len(between) <= 4
     assert len(set(between)) == len(between)
+
+
+JOB = """
+import time
+from runed.cli import progress
+progress._TEXTS_SECONDS = 1.0
+with progress.ProgressDisplay({wanted}) as display:
+    for number in range(0, 2501, 10):
+        display.update("embedding", number, 5000, unit="texts")
+        time.sleep(0.01)
+"""
+
+
+def test_without_a_terminal_a_job_tells_now_and_then_how_far_it_is(home: Path) -> None:
+    done = subprocess.run([write_program(home, JOB.format(wanted=""))], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"runed: embedding: [\d,]+ of 5,000 texts \(\d+%\), [\d,]+/s, 0:\d\d:\d\d left", line), line
+
+
+@pytest.mark.parametrize(("wanted", "variable"), [("wanted=False", "1"), ("", "0")])
+def test_progress_that_nobody_wants_is_not_shown(home: Path, wanted: str, variable: str) -> None:
+    program = write_program(home, JOB.format(wanted=wanted))
+    shown = Cli(home).with_environment(RUNED_PROGRESS=variable).run_on_terminal(program=program)
+    assert (shown.returncode, shown.screen) == (0, "")

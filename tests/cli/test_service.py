@@ -93,7 +93,8 @@ def test_service_is_installed_started_stopped_started_by_a_connection_and_remove
     assert process_gone(first)
     for look in (["status"], ["status", "--json"], ["stop"], ["doctor", "--json"], ["models"]):
         user.run(*look)
-    assert user.run("status").returncode == 3
+    told = user.run("status")
+    assert (told.returncode, "its service starts it with the next call" in told.stdout) == (3, True)
     assert "no daemon runs" in user.run("stop").stdout
     assert dormant(user), "a look starts no daemon"
     status = json.loads(user.run("service", "status", "--json").stdout)
@@ -213,6 +214,11 @@ def test_service_that_cannot_start_is_told_with_its_log_and_can_be_mended(user: 
     assert done.returncode == 1
     assert f"`systemctl --user status {name}.socket {name}.service` shows" in done.stderr
     assert "RUNED_IDLE_TIMEOUT='soon': accepted is a duration" in done.stderr
+    told = user.run("status")
+    assert told.returncode == 3
+    assert f"{name}.service is " in told.stdout
+    assert f"`systemctl --user status {name}.socket {name}.service` tells more" in told.stdout
+    assert json.loads(user.run("status", "--json").stdout)["service"] == name
     user.paths.service_environment.write_text(kept)
     assert user.run("ensure").returncode == 0
     assert ask(user.home) == main_pid(manager, name)

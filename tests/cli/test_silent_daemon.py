@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -164,3 +165,20 @@ def test_a_wait_for_an_engine_that_fails_tells_why(cli: Cli, capsys: pytest.Capt
     told = capsys.readouterr().err
     assert told.startswith("runed: waiting: embeddings fail for now: llama-server exited with code 1")
     assert told.count("waiting: ") == 1
+
+
+@pytest.mark.slow
+def test_the_start_of_another_model_is_told(cli: Cli, tmp_path: Path, reranker: Path) -> None:
+    """The daemon opens such a model with the first call for it, which waits meanwhile."""
+    patient = tmp_path / "llama-server"
+    patient.write_text(f'#!/bin/sh\nsleep 3\nexec {cli.environment["RUNED_LLAMA_SERVER"]} "$@"\n')
+    patient.chmod(0o700)
+    models = {"other": {"path": cli.environment["RUNED_MODEL"]}, "ranker": {"path": str(reranker)}}
+    cli.paths.config.write_text(json.dumps({"version": 1, "models": models}))
+    own = cli.with_environment(RUNED_LLAMA_SERVER=str(patient), RUNED_ENGINE="cpu")
+    assert own.run("ensure", "--wait").returncode == 0
+    for command in (("embed", "--model", "other", "tea"), ("rerank", "what?", "-")):
+        done = own.run(*command, stdin=b"tea\n")
+        assert done.returncode == 0, done.stderr
+        assert "runed: llama-server loads the model\n" in done.stderr, command
+        assert "the model" not in own.run(*command, stdin=b"tea\n").stderr

@@ -13,6 +13,7 @@ import msgspec
 import runed
 from runed.cli.status import Report, _as_dict, _as_lines
 from runed.lifecycle.asking import Health, Info, Lane, Model, look
+from runed.paths import Paths
 from tests.cli.support import SCRIPTS, Cli
 from tests.support import wait_until
 
@@ -47,13 +48,13 @@ def report(cli: Cli) -> Report:
 
 def test_a_busy_daemon_for_people(served: Cli) -> None:
     plain = report(served)
-    lines = _as_lines(plain)
+    lines = _as_lines(plain, served.paths)
     assert lines["requests"] == "12 in all, 3 in flight, 2 refused, 1 engine restarts"
     assert lines["queues"] == "interactive 0 waiting (waited p50 12.4 ms, p99 1,500.0 ms); bulk 9,876 waiting"
     assert lines["speed"] == "in the last minute 3,432 tokens/s, 7.8 texts a batch; 123,456 texts in all"
     assert lines["cache"] == "20,000 vectors, 64 MB; 1,000 found there, 17 shared in flight"
     on_disk = Report(plain.info, msgspec.structs.replace(HEALTH, disk_cache_bytes=5_000_000), 0, 0)
-    assert _as_lines(on_disk)["cache"].startswith("20,000 vectors, 64 MB, and 5 MB on disk; ")
+    assert _as_lines(on_disk, served.paths)["cache"].startswith("20,000 vectors, 64 MB, and 5 MB on disk; ")
     assert "profile balanced" in lines["engine"]
     assert lines["routing"] == "no centroid set"
 
@@ -69,10 +70,10 @@ def test_a_model_has_the_label_once_and_its_files_stand_below_it(served: Cli) ->
 
 def test_a_device_that_a_comparison_chose_is_told(served: Cli) -> None:
     plain = report(served)
-    assert _as_lines(plain)["device"].startswith("the processors; a text alone ")
+    assert _as_lines(plain, served.paths)["device"].startswith("the processors; a text alone ")
     at = "2026-11-29T01:00:00+00:00"
     info = msgspec.structs.replace(plain.info, device="H100", accelerator="cuda", device_tuned_at=at, company_cosine=0.0)
-    lines = _as_lines(Report(info, HEALTH, 0, 0))
+    lines = _as_lines(Report(info, HEALTH, 0, 0), served.paths)
     assert lines["device"] == f"H100 (cuda), the fastest as measured at {at} (`runed bench --reset` undoes that)"
 
 
@@ -173,11 +174,19 @@ def test_settings_tell_where_they_come_from(cli: Cli) -> None:
     assert settings["aliases"] == ("small=", "config.json")
     assert settings["manifest"] == ("https://mirror.test/m.json", "environment")
     shown = own.run("status").stdout
-    assert "RUNED_QUEUE_TEXTS=600 (environment)" in shown
-    assert "RUNED_IDLE_TIMEOUT=7m (config.json)" in shown
+    assert "RUNED_QUEUE_TEXTS=600" in shown.split(" (environment)")[0]
+    assert f"aliases=small=, idle_timeout=7m ({cli.paths.config})" in shown
     assert "secret" not in shown
-    table = own.run("status", "--settings").stdout.splitlines()
-    assert ["RUNED_CTX_SIZE", "2048", "default"] in [line.split() for line in table]
+    table = [line.split() for line in own.run("status", "--settings").stdout.splitlines()]
+    assert ["RUNED_CTX_SIZE", "2048", "default"] in table
+    assert ["idle_timeout", "7m", str(cli.paths.config)] in table
+
+
+def test_the_file_of_a_setting_is_the_one_that_the_daemon_has_read(bare: Cli, tmp_path: Path) -> None:
+    own = bare.with_environment(RUNED_CONFIG=str(tmp_path / "mine.json"))
+    (tmp_path / "mine.json").write_text('{"version": 1, "idle_timeout": "7m"}')
+    assert own.run("ensure").returncode == 0
+    assert f"idle_timeout=7m ({tmp_path / 'mine.json'})" in bare.run("status").stdout
 
 
 def test_a_degraded_daemon_has_an_exit_code_of_its_own(cli: Cli, tmp_path: Path) -> None:
@@ -196,7 +205,7 @@ def test_a_degraded_daemon_has_an_exit_code_of_its_own(cli: Cli, tmp_path: Path)
 
 def test_a_daemon_of_an_older_version_is_told_without_what_it_does_not_know() -> None:
     info = Info(daemon_version="0.0.9", model_name="m", model_identity="sha256:1", profile="balanced")
-    lines = _as_lines(Report(info, HEALTH, 0, 0))
+    lines = _as_lines(Report(info, HEALTH, 0, 0), Paths(Path("/nonexistent")))
     assert not {"models", "clients", "settings", "limits"} & set(lines)
     assert lines["state"] == "ok"
     assert Health().is_degraded is False

@@ -108,4 +108,4 @@ def test_a_time_that_is_none_is_refused(open_home: Cli, value: str) -> None:
 def test_a_time_of_months_is_refused(open_home: Cli) -> None:
     done = open_home.run("stop", "--for", "721h")
     assert done.returncode == 2
-    assert "at most 720h" in done.stderr
+    assert "'721h' is more than 720h" in done.stderr

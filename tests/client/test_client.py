@@ -362,6 +362,11 @@ class TestDaemonGoesAway:
     def test_shut_down_on_request(self, arrange: Arrange) -> None:
         home = arrange()
         with runed.connect(home=home) as client:
+            for grace in (-1, 2**31):
+                with pytest.raises(
+                    errors.InvalidRequestError, match=rf"grace_seconds is {grace}; give a whole number from 0 to"
+                ):
+                    client.shutdown(grace)
             client.shutdown(grace_seconds=7)
             wait_until(lambda: process_gone(pids(home)[0]))
             with pytest.raises(errors.DaemonUnavailableError):

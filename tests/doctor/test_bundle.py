@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 
 from runed.doctor import CHECKS, Finding, Patient, State, examine, logs
 from runed.doctor import checks as checks_module
-from runed.doctor.bundle import write_bundle
+from runed.doctor.bundle import _redactor, write_bundle
+from runed.doctor.home import daemon
 from runed.errors import DownloadError
 from runed.lifecycle.asking import Health, Info
 from tests.doctor.conftest import only
@@ -47,6 +49,47 @@ def test_the_last_errors_are_explained(patient: Make) -> None:
     assert "--bundle" in second.remedy
     assert third.detail.endswith("bootstrap failed: https://host/f could not be downloaded")
     assert "RUNED_LLAMA_SERVER and RUNED_MODEL" in third.remedy
+
+
+def test_an_error_that_came_often_is_told_once_and_one_that_is_over_is_no_warning(patient: Make) -> None:
+    subject = patient()
+    subject.paths.logs.mkdir()
+    same = {"reason": "https://host/f could not be downloaded", "code": DownloadError.reason}
+    lines = [line("error", "bootstrap failed", age=timedelta(minutes=age), **same) for age in (9, 8, 7)]
+    subject.paths.events_log.write_text("\n".join(lines) + "\n")
+    found = only(logs.last_errors, subject)
+    assert found.detail.startswith("3 times, the last at 2")
+    assert found.state is State.WARNING
+    over = only(logs.last_errors, replace(subject, health=Health(status="OK", uptime_seconds=60)))
+    assert over.detail.endswith("could not be downloaded; before the daemon that runs now began")
+    assert (over.state, over.remedy) == (State.OK, "")
+
+
+def test_the_failure_of_a_daemon_has_the_remedy_of_its_reason(patient: Make) -> None:
+    why = "https://host/f could not be downloaded: host cannot be reached"
+    subject = patient(health=Health(status="DEGRADED", message=why))
+    subject.paths.logs.mkdir()
+    assert only(daemon, subject).remedy == "see `runed logs` and `runed logs --engine`"
+    lines = [line("error", "bootstrap failed", reason=why, code=DownloadError.reason), line("error", "another one")]
+    subject.paths.events_log.write_text("\n".join(lines) + "\n")
+    found = only(daemon, subject)
+    assert (found.state, found.detail) == (State.FAILED, why)
+    assert found.remedy.startswith("Check the network and the proxy")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+def test_a_log_that_is_no_file_is_not_read(patient: Make, tmp_path: Path, kind: str) -> None:
+    """A pipe without a writer would block for ever, and a link could lead to a private file."""
+    subject = patient()
+    subject.paths.logs.mkdir()
+    (tmp_path / "private").write_text(line("error", "private") + "\n")
+    if kind == "pipe":
+        os.mkfifo(subject.paths.events_log)
+    elif kind == "link":
+        subject.paths.events_log.symlink_to(tmp_path / "private")
+    else:
+        subject.paths.events_log.mkdir()
+    assert only(logs.last_errors, subject).state is State.OK
 
 
 def test_a_daemon_that_fails_is_not_passed_over_where_the_log_has_nothing(patient: Make) -> None:
@@ -99,6 +142,31 @@ def test_the_archive_has_no_secret_and_no_name(patient: Make, tmp_path: Path, mo
     assert "llama-server.log" in contents["files.txt"]
     assert json.loads(contents["findings.json"])[0]["detail"].endswith("/USER/.runed is open")
     assert "mirror.test" in contents["settings.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("GET https://b.test/f.gguf?X-Amz-Credential=a&sig=secret#part now", "GET https://b.test/f.gguf now"),
+        ("hf_secretsecret, sk-secretsecret or eyJhbGciOi.secret.secret", "REDACTED, REDACTED or REDACTED"),
+        (
+            "pass=secret passwd=secret pwd: secret Cookie: secret",
+            "pass=REDACTED passwd=REDACTED pwd: REDACTED Cookie: REDACTED",
+        ),
+        ("carol:secret@proxy:3128 refused", "proxy:3128 refused"),
+        ("--api-key secret --model m", "--api-key REDACTED --model m"),
+        (r"C:\Users\carol\runed", r"C:\Users\USER\runed"),
+        ("x-api=headersecret and proxysecret", "x-api=REDACTED and REDACTED"),
+        ("http.token: Permission denied", "http.token: Permission denied"),
+        ("12:30 all is well@home", "12:30 all is well@home"),
+    ],
+)
+def test_each_kind_of_secret_is_found_and_nothing_else(
+    patient: Make, monkeypatch: pytest.MonkeyPatch, text: str, instead: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-api=headersecret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:proxysecret@proxy.test:3128")
+    assert _redactor(patient())(text) == instead
 
 
 def test_no_way_to_write_a_secret_or_a_name_saves_it(

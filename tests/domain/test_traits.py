@@ -68,7 +68,10 @@ def test_families_are_known(name: str, architecture: str, query: str, document: 
 def test_other_models_are_not_known(name: str, architecture: str, pooling: str) -> None:
     model = replace(NAMELESS, name=name, architecture=architecture, pooling=pooling)
     assert known_traits(model) is None
-    assert traits_of(model) == ModelTraits()
+    assert traits_of(model) == ModelTraits(prompts_unknown=True)
+    assert traits_of(model, ModelTraits()) == ModelTraits()
+    assert traits_of(model, own=OwnTraits(query_prompt="")) == ModelTraits()
+    assert traits_of(model, own=OwnTraits(min_dimensions=32)) == ModelTraits(prompts_unknown=True, min_dimensions=32)
 
 
 def test_a_known_family_without_prompts_is_not_an_unknown_one() -> None:

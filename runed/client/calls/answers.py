@@ -129,6 +129,7 @@ def info(response: InfoResponse) -> Info:
         device_tuned_at=response.device_tuned_at,
         company_cosine=response.company_cosine,
         model=response.model,
+        prompts_unknown=response.prompts_unknown,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import TypeVar
@@ -37,6 +38,7 @@ from runed.errors import (
     BootstrappingError,
     DaemonUnavailableError,
     DeadlineExceededError,
+    InvalidRequestError,
     QueueFullError,
     RunedError,
     ShuttingDownError,
@@ -53,6 +55,9 @@ _POLL_MOST = 0.25
 _MAX_RETRIES = 3
 """Most tries after a broken connection. One is not enough: a dying daemon closes its connections a moment before its
 listening socket, and seems to live on."""
+
+_MAX_GRACE = 2**31 - 1
+"""The most seconds of grace that a request can hold. The daemon takes more than 300 for 300."""
 
 _RETRY_PAUSE = 0.05
 """Seconds between a broken connection and the next try."""
@@ -104,7 +109,7 @@ class DaemonFlows:
         self._limits: Info | None = None
         self._watched: set[str] = set()  # models whose start was looked at
         self._notes_roles = True
-        self._noted: set[tuple[str, str]] = set()  # models and roles that were looked at
+        self._noted: set[str] = set()  # models for which a role had no prompt
 
     @property
     def known_model(self) -> str:
@@ -140,7 +145,13 @@ class DaemonFlows:
         return [answers.model(message) for message in response.models]
 
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
-        """Ask the daemon to drain and exit. No daemon is started for that."""
+        """Ask the daemon to drain and exit. No daemon is started for that.
+
+        Raises:
+            InvalidRequestError: This is no number of seconds that the request can hold.
+        """
+        if not 0 <= operator.index(grace_seconds) <= _MAX_GRACE:
+            raise InvalidRequestError(f"grace_seconds is {grace_seconds}; give a whole number from 0 to {_MAX_GRACE}")
         yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())
 
     def ignore_roles(self) -> None:
@@ -154,9 +165,9 @@ class DaemonFlows:
     def note_role(
         self, options: Options, answer: EmbedResponse | EmbedBatchResponse | EmbedStreamResponse, deadline: Deadline
     ) -> Flow[None]:
-        """Warn once for each model and role if the role of a call has added nothing to its texts.
+        """Warn once for each model if the role of a call has added nothing, and nobody knows whether that is right.
 
-        A model that has a prompt for queries alone wants documents as they are, so that a document without one is right.
+        It is right for a model that was trained without prompts, and for the documents of one that has a prompt for queries.
 
         Args:
             options: The options of the call.
@@ -164,15 +175,15 @@ class DaemonFlows:
             deadline: The end of the call.
         """
         role, model = options.role, answer.model or options.model or "this model"
-        if role is None or answer.prompt or not self._notes_roles or (model, role) in self._noted:
+        if role is None or answer.prompt or not self._notes_roles or model in self._noted:
             return
-        self._noted.add((model, role))
-        if role == "document" and (yield from self.present_info(deadline, options.model)).query_prompt:
-            return
-        warn(
-            f'role="{role}" adds nothing: no prompt of {model} is known. If it was trained with prompts, name them as '
-            "query_prompt and document_prompt of the model in config.json"
-        )
+        self._noted.add(model)
+        if (yield from self.present_info(deadline, options.model)).prompts_unknown:
+            warn(
+                f'role="{role}" adds nothing: no prompt of {model} is known. If it was trained with prompts, name them as '
+                "query_prompt and document_prompt of the model in config.json (`runed add` writes them); an empty query_prompt "
+                "says that it has none"
+            )
 
     def present_info(self, deadline: Deadline, model: str | None = None) -> Flow[Info]:
         """Return the facts that the daemon knows so far. Its limits are always among them."""

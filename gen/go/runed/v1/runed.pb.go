@@ -2210,9 +2210,12 @@ type InfoResponse struct {
 	// The name of the model in requests, as Model.name. Empty until it is known.
 	Model string `protobuf:"bytes,35,opt,name=model,proto3" json:"model,omitempty"`
 	// The settings in force, in the order of docs/configuration.md, and then those of the model's engine.
-	Settings      []*SettingInForce `protobuf:"bytes,49,rep,name=settings,proto3" json:"settings,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Settings []*SettingInForce `protobuf:"bytes,49,rep,name=settings,proto3" json:"settings,omitempty"`
+	// Whether nothing tells the prompts of the model: not the manifest, not its family, and not the user. Then a role adds
+	// nothing, though the model may have been trained with prompts.
+	PromptsUnknown bool `protobuf:"varint,50,opt,name=prompts_unknown,json=promptsUnknown,proto3" json:"prompts_unknown,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
@@ -2439,6 +2442,13 @@ func (x *InfoResponse) GetSettings() []*SettingInForce {
 		return x.Settings
 	}
 	return nil
+}
+
+func (x *InfoResponse) GetPromptsUnknown() bool {
+	if x != nil {
+		return x.PromptsUnknown
+	}
+	return false
 }
 
 // A setting that the daemon, or the engine of a model, runs by.
@@ -3863,7 +3873,7 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x13UnloadModelResponse\x12%\n" +
 	"\x05model\x18\x01 \x01(\v2\x0f.runed.v1.ModelR\x05model\"#\n" +
 	"\vInfoRequest\x12\x14\n" +
-	"\x05model\x18\x18 \x01(\tR\x05model\"\x95\b\n" +
+	"\x05model\x18\x18 \x01(\tR\x05model\"\xbe\b\n" +
 	"\fInfoResponse\x12%\n" +
 	"\x0edaemon_version\x18\x01 \x01(\tR\rdaemonVersion\x12%\n" +
 	"\x0emodel_identity\x18\x02 \x01(\tR\rmodelIdentity\x12\x1d\n" +
@@ -3895,7 +3905,8 @@ const file_runed_v1_runed_proto_rawDesc = "" +
 	"\x0ecompany_cosine\x18! \x01(\x01R\rcompanyCosine\x12\x19\n" +
 	"\btuned_at\x18\" \x01(\tR\atunedAt\x12\x14\n" +
 	"\x05model\x18# \x01(\tR\x05model\x124\n" +
-	"\bsettings\x181 \x03(\v2\x18.runed.v1.SettingInForceR\bsettings\"n\n" +
+	"\bsettings\x181 \x03(\v2\x18.runed.v1.SettingInForceR\bsettings\x12'\n" +
+	"\x0fprompts_unknown\x182 \x01(\bR\x0epromptsUnknown\"n\n" +
 	"\x0eSettingInForce\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bvariable\x18\x02 \x01(\tR\bvariable\x12\x14\n" +

@@ -356,7 +356,7 @@ class InfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class InfoResponse(_message.Message):
-    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes", "restrictions", "accelerator", "device", "device_tuned_at", "company_cosine", "tuned_at", "model", "settings")
+    __slots__ = ("daemon_version", "model_identity", "vector_dim", "max_text_length", "max_batch_size", "centroid_set_version", "model_name", "model_variant", "pooling", "engine_version", "max_request_bytes", "socket_path", "fingerprint", "min_dimensions", "query_prompt", "document_prompt", "default_instruction", "profile", "max_queued_texts", "max_queued_bytes", "restrictions", "accelerator", "device", "device_tuned_at", "company_cosine", "tuned_at", "model", "settings", "prompts_unknown")
     DAEMON_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_IDENTITY_FIELD_NUMBER: _ClassVar[int]
     VECTOR_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -385,6 +385,7 @@ class InfoResponse(_message.Message):
     TUNED_AT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     daemon_version: str
     model_identity: str
     vector_dim: int
@@ -413,7 +414,8 @@ class InfoResponse(_message.Message):
     tuned_at: str
     model: str
     settings: _containers.RepeatedCompositeFieldContainer[SettingInForce]
-    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., restrictions: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., device_tuned_at: _Optional[str] = ..., company_cosine: _Optional[float] = ..., tuned_at: _Optional[str] = ..., model: _Optional[str] = ..., settings: _Optional[_Iterable[_Union[SettingInForce, _Mapping]]] = ...) -> None: ...
+    prompts_unknown: bool
+    def __init__(self, daemon_version: _Optional[str] = ..., model_identity: _Optional[str] = ..., vector_dim: _Optional[int] = ..., max_text_length: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., centroid_set_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_variant: _Optional[str] = ..., pooling: _Optional[str] = ..., engine_version: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., socket_path: _Optional[str] = ..., fingerprint: _Optional[str] = ..., min_dimensions: _Optional[int] = ..., query_prompt: _Optional[str] = ..., document_prompt: _Optional[str] = ..., default_instruction: _Optional[str] = ..., profile: _Optional[str] = ..., max_queued_texts: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., restrictions: _Optional[_Iterable[str]] = ..., accelerator: _Optional[str] = ..., device: _Optional[str] = ..., device_tuned_at: _Optional[str] = ..., company_cosine: _Optional[float] = ..., tuned_at: _Optional[str] = ..., model: _Optional[str] = ..., settings: _Optional[_Iterable[_Union[SettingInForce, _Mapping]]] = ..., prompts_unknown: bool = ...) -> None: ...
 
 class SettingInForce(_message.Message):
     __slots__ = ("name", "variable", "value", "origin")
