@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import psutil
 
@@ -17,10 +18,10 @@ TEXTS = 200
 """Texts that the first node embeds between two deaths."""
 
 COUNT = 12_000
-"""Texts of a job. With the pauses it takes half a minute at least, in which all deaths come."""
+"""Texts of a job."""
 
-PAUSE = 1 / 400
-"""Seconds of waiting for each text. A fast machine would do the job while the first node starts its daemon again."""
+PAUSE = 1 / 300
+"""Seconds of waiting for each text until the last death. A fast machine would do the job while a daemon starts again."""
 
 LONG_SECONDS = 1800
 """Most seconds of such a test."""
@@ -30,13 +31,15 @@ _SECONDS = 300.0
 
 
 @contextlib.contextmanager
-def deaths(home: Home, steps: Mapping[str, Callable[[], object]]) -> Iterator[list[str]]:
+def deaths(home: Home, steps: Mapping[str, Callable[[], object]], slowly: Path) -> Iterator[list[str]]:
     """Kill processes by SIGKILL during the block. Yield the list of their names, which grows with each death.
 
     Args:
         home: The home of the node whose texts are counted.
         steps: The functions that return the process to kill, or kill by themselves and return what they killed.
+        slowly: A file that is there until the last death.
     """
+    slowly.touch()
     killed: list[str] = []
     over = threading.Event()
 
@@ -50,6 +53,7 @@ def deaths(home: Home, steps: Mapping[str, Callable[[], object]]) -> Iterator[li
                 if isinstance(found := wait_until(find, timeout=_SECONDS), psutil.Process):
                     found.kill()
             killed.append(name)
+        slowly.unlink()
 
     killer = threading.Thread(target=kill)
     killer.start()

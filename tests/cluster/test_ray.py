@@ -301,13 +301,16 @@ class TestServe:
 
 
 @pytest.mark.timeout(LONG_SECONDS)
-def test_job_outlives_engine_daemon_actor_and_node(shared_cluster: RayCluster, minilm_daemon: RunningDaemon) -> None:
-    data = importlib.import_module("ray.data")
+def test_job_outlives_engine_daemon_actor_and_node(
+    shared_cluster: RayCluster, minilm_daemon: RunningDaemon, tmp_path: Path
+) -> None:
+    data, slowly = importlib.import_module("ray.data"), tmp_path / "slowly"
     first, _ = shared_cluster.homes
     source = data.from_arrow(pa.table({"id": range(COUNT), "text": [f"text {number}" for number in range(COUNT)]}))
 
     def pause(block: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(PAUSE * len(block["text"]))
+        if slowly.exists():
+            time.sleep(PAUSE * len(block["text"]))
         return block
 
     slowed = source.repartition(100).map_batches(pause, batch_size=None, num_cpus=0, concurrency=1)
@@ -317,7 +320,7 @@ def test_job_outlives_engine_daemon_actor_and_node(shared_cluster: RayCluster, m
         return wait_until(ray_actors)[0]
 
     steps = {"engine": first.engine, "daemon": first.daemon, "actor": actor, "node": lambda: shared_cluster.kill(1)}
-    with deaths(first, steps) as killed:
+    with deaths(first, steps, slowly) as killed:
         table = read_dataset(dataset)
         in_time = list(killed)
     assert in_time == list(steps)  # before the job ended

@@ -21,9 +21,12 @@ from tests.support import RunningDaemon
 def test_job_outlives_engine_daemon_worker_and_host(
     settings: dict[str, str], tmp_path: Path, minilm_daemon: RunningDaemon
 ) -> None:
+    slowly = tmp_path / "slowly"
+
     def pause(batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
-            time.sleep(2 * PAUSE * batch.num_rows)  # in two executors
+            if slowly.exists():
+                time.sleep(2 * PAUSE * batch.num_rows)  # in two executors
             yield batch
 
     options = {"spark.speculation": "true", "spark.task.maxFailures": "8", "spark.executor.memory": "512m"}
@@ -38,7 +41,7 @@ def test_job_outlives_engine_daemon_worker_and_host(
             "worker": cluster.python_worker,
             "host": lambda: cluster.kill(1),
         }
-        with deaths(first, steps) as killed:
+        with deaths(first, steps, slowly) as killed:
             rows = result.collect()
             in_time = list(killed)
         assert in_time == list(steps)  # before the job ended
