@@ -130,6 +130,18 @@ def test_an_interruption_ends_the_step_by_its_signal_without_a_word(command: str
     assert errors == ""
 
 
+def test_an_interruption_while_the_command_starts_ends_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step.run("Do it", ["true"])
+    assert capsys.readouterr().out == "Do it\n"
+
+
 def test_a_program_that_is_run_quietly_dies_of_an_interruption(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
