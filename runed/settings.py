@@ -493,8 +493,7 @@ SETTINGS = {
     "log_level": Setting("RUNED_LOG_LEVEL", str, "log_level", _LOG_LEVEL, "info",
         "the least important lines of the log: `info`, `warning` or `error`"),
     "progress": Setting("RUNED_PROGRESS", bool, "progress", boolean, "yes",
-        "whether the Python client shows the progress of a download on a terminal, and in notebooks; and whether commands show "
-        "that of downloads, starts and jobs"),
+        "whether commands, and the Python client on a terminal or in notebooks, show the progress of what takes long"),
     "debug": Setting("RUNED_DEBUG", bool, "debug", flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on
