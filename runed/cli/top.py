@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from runed.cli.boundary import ExitCode, complain
+from runed.cli.home_alone import load_home
 from runed.cli.options import seconds
 from runed.cli.status import client_words, device_words, duration, megabytes, sleep_words, state_words
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, printable
@@ -24,7 +25,6 @@ from runed.lifecycle.asking import Asker, Health, Info, Model
 from runed.lifecycle.presence import observe
 from runed.paths import Paths
 from runed.processes import resident_bytes
-from runed.settings import load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Watch the daemon until the user leaves."""
-    paths = Paths(load_settings().home)
+    paths = Paths(load_home().home)
     interval = max(0.2, arguments.interval)
     watch = _Watch()
     try:
