@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from runed.config_mistakes import problem_of
 from runed.errors import RunedWarning, SettingsError, quoted
 from runed.files import NewFile, open_regular, read_regular, sync_file
 from runed.locking import LockFile
@@ -76,34 +77,12 @@ def read_config(path: Path, keys: Mapping[str, Any], *, required: bool) -> Any: 
     schema = msgspec.defstruct("Config", [("version", int, 1), *((name, type_ | None, None) for name, type_ in keys.items())])
     try:
         config: Any = msgspec.json.decode(data, type=schema)
-    except (ValueError, RecursionError) as error:  # a DecodeError; bytes that are not UTF-8; lists in lists in lists
-        example = '{"version": 1, "idle_timeout": "10m"}'
-        raise SettingsError(
-            f"{path}: {_problem(data, error)}; accepted is a JSON object of settings, such as {example}"
-        ) from None
+    except (ValueError, RecursionError):  # a DecodeError; bytes that are not UTF-8; lists in lists in lists
+        raise SettingsError(f"{path}: {problem_of(data, keys)}") from None
     if config.version != 1:
         raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
     _warn_of_keys(path, data, ["version", *keys])
     return config
-
-
-def _problem(data: bytes, error: Exception) -> str:
-    """Return what is wrong with the content. Malformed JSON has a line and a column, which an editor shows, too."""
-    if not data.strip():
-        return "it is empty; write {} into it, or remove it"
-    try:
-        json.loads(data)
-    except json.JSONDecodeError as malformed:
-        rest = malformed.doc[malformed.pos :].lstrip(" \t\r\n,")
-        is_comment = rest.startswith(("//", "/*", "#"))
-        problem = "JSON has no comments; remove this one" if is_comment else malformed.msg
-        return f"line {malformed.lineno}, column {malformed.colno}: {problem}"
-    except UnicodeDecodeError as undecodable:
-        line = data.count(b"\n", 0, undecodable.start) + 1
-        return f"line {line} is not UTF-8"
-    except (ValueError, RecursionError):
-        pass
-    return str(error)
 
 
 def _warn_of_keys(path: Path, data: bytes, known: Sequence[str]) -> None:

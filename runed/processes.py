@@ -129,8 +129,9 @@ _LONGEST_TITLE = 200
 def program_title(pid: int) -> str:
     """Return the name of a program for people, such as "python app.py"; "" if the system does not tell it.
 
-    Arguments may be texts of a user. So of all arguments, only the script or the module of an interpreter is told. A program
-    chooses its name: it has at most `_LONGEST_TITLE` characters here, and no line ends and bytes that are not UTF-8.
+    Arguments may be texts of a user. So of all arguments, only the script or the module of an interpreter is told, and the
+    command of `runed`. A program chooses its name: it has at most `_LONGEST_TITLE` characters here, and no line ends and bytes
+    that are not UTF-8.
     """
     return printable(_title(pid)[:_LONGEST_TITLE])
 
@@ -143,6 +144,9 @@ def _title(pid: int) -> str:
         name, arguments = process.name(), process.cmdline()[1:]
     except (psutil.Error, OSError):
         return ""
+    match arguments:
+        case [script, command, *_] if Path(script).name == "runed" and re.fullmatch(r"[a-z]+", command):
+            return f"runed {command}"
     if not name.startswith(_INTERPRETERS):
         return name
     while len(arguments) > 1 and arguments[0] in {"-P", "-I", "-u", "-B", "-s", "-E"}:

@@ -127,11 +127,12 @@ def is_exposed(host: str) -> bool:
     return host not in _LOOPBACK
 
 
-def check_port(address: tuple[str, int] | None, *, has_token: bool, exposed: bool) -> None:
+def check_port(address: tuple[str, int] | None, origin: str, *, has_token: bool, exposed: bool) -> None:
     """Refuse a port that other machines reach, unless that is wanted, and guarded by the token.
 
     Args:
         address: The host and the port; None for no port.
+        origin: The place where it stands, for the error.
         has_token: Whether requests need the token.
         exposed: Whether other machines may connect.
 
@@ -141,16 +142,19 @@ def check_port(address: tuple[str, int] | None, *, has_token: bool, exposed: boo
     if address is None or not is_exposed(address[0]):
         return
     host, number = address
-    value = f"RUNED_HTTP='{f'[{host}]' if ':' in host else host}:{number}'"
+    value = as_written(f"{f'[{host}]' if ':' in host else host}:{number}", origin)
+    expose, token = ("RUNED_HTTP_EXPOSE=yes", "unset RUNED_HTTP_TOKEN")
+    if " in " in origin:
+        expose, token = ('"http_expose": true there', 'remove "http_token": false there, or unset RUNED_HTTP_TOKEN')
     if not exposed:
         raise SettingsError(
             f"{value}: accepted is 127.0.0.1:PORT or [::1]:PORT, since only this machine may connect. If others are meant "
-            "to, such as those outside of a container, set RUNED_HTTP_EXPOSE=yes, too"
+            f"to, such as those outside of a container, set {expose}, too"
         )
     if not has_token:
         raise SettingsError(
             f"{value}: with RUNED_HTTP_TOKEN=off, accepted is 127.0.0.1:PORT or [::1]:PORT, since every machine that reaches "
-            "another address would be let in; unset RUNED_HTTP_TOKEN"
+            f"another address would be let in; {token}"
         )
 
 

@@ -130,12 +130,15 @@ class Settings:
     written: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
 
 
-def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+def load_settings(
+    *, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None, configured: bool = True
+) -> Settings:
     """Read the settings.
 
     Args:
         home: The home directory, instead of `RUNED_HOME`.
         environ: The environment, instead of the process's own.
+        configured: Whether to read `config.json`.
 
     Returns:
         The settings, complete and checked.
@@ -154,7 +157,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
     if explicit or config_path.is_symlink():  # the home does not protect it
         check_file(config_path, trust_parents=trust_parents)
     keys = {name: setting.type for name, setting in SETTINGS.items() if setting.type}
-    config = read_config(config_path, keys, required=explicit is not None)
+    config = read_config(config_path, keys, required=explicit is not None) if configured else None
     values: dict[str, Any] = {}
     written: dict[str, tuple[str, str]] = {}
     for name, setting in SETTINGS.items():
@@ -173,7 +176,8 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
         if setting.field and (value or setting.default):
             values[setting.field] = setting.parse(value, origin)
     settle_default(values, partial(_get, env))
-    check_port(values.get("http"), has_token=values["http_token"], exposed=values["http_expose"])
+    place = f"http in {config_path}" if written.get("http", ("", ""))[1] == CONFIG else "RUNED_HTTP"
+    check_port(values.get("http"), place, has_token=values["http_token"], exposed=values["http_expose"])
     return Settings(home_path, written=written, **values)
 
 
@@ -489,8 +493,7 @@ SETTINGS = {
     "log_level": Setting("RUNED_LOG_LEVEL", str, "log_level", _LOG_LEVEL, "info",
         "the least important lines of the log: `info`, `warning` or `error`"),
     "progress": Setting("RUNED_PROGRESS", bool, "progress", boolean, "yes",
-        "whether the Python client shows the progress of a download on a terminal, and in notebooks; and whether commands show "
-        "that of downloads, starts and jobs"),
+        "whether commands, and the Python client on a terminal or in notebooks, show the progress of what takes long"),
     "debug": Setting("RUNED_DEBUG", bool, "debug", flag, "no", "whether commands show a stack trace with an error"),
 }
 # fmt: on

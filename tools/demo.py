@@ -85,6 +85,7 @@ def _be_a_fresh_user(manifest: str) -> None:
         del os.environ[name]
     os.environ["RUNED_HOME"] = str(HOME)
     os.environ["RUNED_MANIFEST"] = manifest
+    os.environ["RUNED_ENGINE"] = "cpu"  # a comparison, or a hint at another engine, would be no part of the demo
     os.environ["RUNED_IDLE_TIMEOUT"] = IDLE_TIMEOUT
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

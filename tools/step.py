@@ -102,6 +102,9 @@ def run(title: str, argv: list[str]) -> int:
         line.end("✗")
         print(f"{argv[0]}: {error.strerror}", file=sys.stderr)
         return 127
+    except KeyboardInterrupt:  # the command may run already, and is interrupted, too
+        line.end()
+        raise
     assert process.stdout is not None
     try:
         output = _follow(process.stdout, line)

@@ -45,6 +45,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
         objection: Why ONNX Runtime cannot serve the model, as one sentence; "" if it can.
         is_unfit: Whether the objection is one to the model, and not a failure.
         is_faster: Whether ONNX Runtime was the faster one.
+        is_unsure: Whether the rounds of the comparison disagreed, as on a busy machine. `llama-server` serves then.
         llama_server_rate: The texts per second of `llama-server`; 0 if it was not measured.
         onnx_rate: The texts per second of ONNX Runtime; 0 if it was not measured.
         cosine: The smallest cosine between the vectors of the two engines; 0 if they were not compared.
@@ -58,6 +59,7 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
     objection: str = ""
     is_unfit: bool = False
     is_faster: bool = False
+    is_unsure: bool = False
     llama_server_rate: float = 0.0
     onnx_rate: float = 0.0
     cosine: float = 0.0
@@ -90,7 +92,9 @@ class EngineComparison(msgspec.Struct, frozen=True, kw_only=True):
         near = ""
         if 0 < self.cosine < _SAME:
             near = f", vectors of the two have a cosine of {math.floor(self.cosine * 1e5) / 1e5:.5f} or more"
-        reason = f"the faster one: {self.figures}{near}, as measured at {self.compared_at} (`runed bench --reset` undoes that)"
+        why = "the usual one, since two measurements on a busy machine disagreed" if self.is_unsure else "the faster one"
+        undo = "`runed bench --tune` on a quiet machine decides" if self.is_unsure else "`runed bench --reset` undoes that"
+        reason = f"{why}: {self.figures}{near}, as measured at {self.compared_at} ({undo})"
         if self.disputed:
             unlike, splits = (LLAMA_SERVER, "it splits") if engine == ONNX_RUNTIME else (ONNX_RUNTIME, "it does not split")
             reason += f"; unlike {unlike}, {splits} {', '.join(self.disputed)} into tokens as the model's own tokenizer does"

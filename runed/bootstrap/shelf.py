@@ -20,7 +20,7 @@ from runed.locking import LockFile
 from runed.model_names import check_name
 from runed.own_models import Entry
 from runed.paths import Paths
-from runed.settings import Settings, configuration
+from runed.settings import CONFIG, Settings, configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def use(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec) 
 
 def _unlisted(settings: Settings, catalog: ModelNames) -> str:
     """Return the name of the model that the configuration names by its file alone, which would be forgotten; "" for none."""
-    if settings.model is None or settings.written.get("model", ("", ""))[1] != "config.json":
+    if settings.model is None or settings.written.get("model", ("", ""))[1] != CONFIG:
         return ""
     own = {model.path for model in settings.models.values()}
     spec = next((one for one in catalog.specs.values() if one.path == settings.model), None)

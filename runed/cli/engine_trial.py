@@ -14,7 +14,7 @@ from runed.backends.onnx.graphs import ensure_graph
 from runed.bootstrap import EngineComparison, Installation
 from runed.cli.boundary import complain
 from runed.cli.workbench import Workbench, program_of
-from runed.daemon.choosing import builds_of, judge
+from runed.daemon.choosing import ROUNDS, builds_of, judge
 from runed.domain.engines import LLAMA_SERVER, ONNX_RUNTIME
 from runed.errors import RunedError
 from runed.paths import Paths, ensure_private_dir
@@ -74,8 +74,11 @@ async def _compare(bench: Workbench, installation: Installation, tuning: Tuning,
         profile=name,
         provider=settings.onnx_provider,
     )
-    bench.display.update(f"measuring {LLAMA_SERVER}")
-    first = await try_engine(llama, bench.seconds, engine=LLAMA_SERVER)
-    bench.display.update(f"measuring {ONNX_RUNTIME}")
-    second = await try_engine(onnx, bench.seconds, engine=ONNX_RUNTIME)
-    return judge(first, second, model=llama.model, builds=builds)
+    rounds = []
+    for number in range(1, ROUNDS + 1):
+        bench.display.update(f"measuring {LLAMA_SERVER}, round {number} of {ROUNDS}")
+        first = await try_engine(llama, bench.seconds / ROUNDS, engine=LLAMA_SERVER)
+        bench.display.update(f"measuring {ONNX_RUNTIME}, round {number} of {ROUNDS}")
+        second = await try_engine(onnx, bench.seconds / ROUNDS, engine=ONNX_RUNTIME)
+        rounds.append((first, second))
+    return judge(rounds, model=llama.model, builds=builds)

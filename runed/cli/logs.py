@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runed.cli.boundary import ExitCode, complain
+from runed.cli.home_alone import load_home
 from runed.cli.options import whole_number
 from runed.errors import printable_bytes
 from runed.files import open_regular
 from runed.paths import Paths
-from runed.settings import load_settings
 
 POLL_SECONDS = 0.2
 """Seconds between two looks at a log that is followed."""
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the end of the log, and follow it if asked to."""
-    paths = Paths(load_settings().home)
+    paths = Paths(load_home().home)
     log = _engine_log(paths) if arguments.engine else paths.daemon_log
     if not arguments.follow and not log.exists():
         complain(f"{log} does not exist: no daemon was started by a client yet")

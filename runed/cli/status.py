@@ -6,10 +6,12 @@ import argparse
 import math
 import time
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import msgspec
 
 from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.home_alone import load_home
 from runed.domain.engines import ONNX_VERSIONS, engine_name
 from runed.errors import DaemonUnavailableError, DeadlineExceededError
 from runed.lifecycle.asking import ANSWER_SECONDS, Connected, Health, Info, Lane, Model, Setting, look
@@ -19,8 +21,8 @@ from runed.lifecycle.record import DaemonRecord
 from runed.lifecycle.service import Service, service_of
 from runed.lifecycle.spawn import find_process
 from runed.paths import Paths
-from runed.processes import is_child, resident_bytes
-from runed.settings import load_settings
+from runed.peers import programs_at_port
+from runed.processes import is_child, program_title, resident_bytes
 
 DESCRIPTION = """\
 Show what the daemon is doing and what it costs. Never starts a daemon and never
@@ -52,11 +54,12 @@ Info and Health (see runed.proto), and:
   settings             all settings in force, each with its value and origin:
                        "default", "environment", "config.json" or "tuned"
   http, http_token     the URL of the OpenAI API and the file of its token, if
-                       RUNED_HTTP is set
+                       RUNED_HTTP is set; "" if it needs no token
+  port_clients         the programs of yours that are connected to that port
   home                 the directory of all files
   log                  the log of a daemon that a client started
-  service, service_state  the service that starts it, and what its manager tells;
-                       only if none runs, and a service is installed
+  service              the service that starts it, only if none runs; and
+  service_state        what its manager tells of it
   kept_stopped_seconds how long `runed stop --for` still keeps it stopped; only
                        if none runs, and it does
 
@@ -104,20 +107,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the daemon and print its answers."""
-    paths = Paths(load_settings().home)
+    paths = Paths(load_home().home)
     places = {"socket": str(paths.socket), "home": str(paths.home), "log": str(paths.daemon_log)}
     report = _ask(paths)
     if isinstance(report, Presence):
         return _tell_why_not(report, places, as_json=arguments.json)
-    http = _http(paths)
+    http = _http(paths, report.info)
+    at_port = _at_port(http)
     if arguments.json:
-        _print({"running": True, "condition": None} | _as_dict(report) | places | http)
+        programs = {"port_clients": list(map(msgspec.structs.asdict, at_port))} if http else {}
+        _print({"running": True, "condition": None} | _as_dict(report) | places | http | programs)
     elif arguments.settings:
         tell("\n".join(_setting_lines(report.info.settings, paths)))
     else:
         lines = _as_lines(report, paths) | places
         if http:
-            lines["http"] = f"{http['http']}, with the token in {http['http_token']}"
+            lines["http"] = _http_words(http, at_port)
         tell("\n".join(_labelled(name, value) for name, value in lines.items()))
     return ExitCode.DEGRADED if report.health.is_degraded else ExitCode.OK
 
@@ -178,12 +183,28 @@ def _report(paths: Paths, info: Info, health: Health) -> Report:
     return Report(info, health, resident_bytes(process.pid), engine)
 
 
-def _http(paths: Paths) -> dict[str, str]:
-    """Return the URL of the OpenAI API and the file of its token, if a loopback port serves it."""
+def _http(paths: Paths, info: Info) -> dict[str, str]:
+    """Return the URL of the OpenAI API and the file of its token, if a loopback port serves it; "" for no token."""
     record = DaemonRecord.read(paths.daemon_record)
     if record is None or not record.http:
         return {}
-    return {"http": f"{record.http}/v1", "http_token": str(paths.http_token)}
+    return {"http": f"{record.http}/v1", "http_token": str(paths.http_token) if info.needs_token else ""}
+
+
+def _at_port(http: dict[str, str]) -> list[Connected]:
+    """Return the programs of this user that are connected to the port."""
+    port = urlsplit(http["http"]).port if http else None
+    if port is None:
+        return []
+    programs = sorted(programs_at_port(port).items())
+    return [Connected(pid, program_title(pid), connections) for pid, connections in programs]
+
+
+def _http_words(http: dict[str, str], programs: list[Connected]) -> str:
+    token = http["http_token"]
+    guard = f"with the token in {token}" if token else "open to every user of this machine, since RUNED_HTTP_TOKEN is off"
+    connected = f"; connected: {', '.join(map(client_words, programs))}" if programs else ""
+    return f"{http['http']}, {guard}{connected}"
 
 
 def _labelled(name: str, value: str) -> str:
@@ -247,7 +268,7 @@ def _as_lines(report: Report, paths: Paths) -> dict[str, str]:
         f"up {duration(health.uptime_seconds)}",
         "clients": _clients(health),
         "requests": f"{health.total_requests} in all, {health.in_flight_requests} in flight, "
-        f"{health.refused_requests} refused, {health.engine_restarts} engine restarts",
+        f"{health.refused_requests} refused by a full queue, {health.engine_restarts} engine restarts",
         "queues": f"interactive {_lane(health.interactive)}; bulk {_lane(health.bulk)}",
         "speed": f"in the last minute {health.tokens_per_second:,.0f} tokens/s, {health.mean_batch_texts:.1f} texts a batch; "
         f"{health.total_texts:,} texts in all",

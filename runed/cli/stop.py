@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.home_alone import load_home
 from runed.cli.options import duration, seconds
 from runed.cli.status import client_words
 from runed.cli.watching import watched
@@ -22,7 +23,7 @@ from runed.lifecycle.service import service_of
 from runed.lifecycle.spawn import find_process, stop_daemon, wait_for_end
 from runed.locking import LockFile
 from runed.paths import Paths, ensure_home
-from runed.settings import Settings, load_settings
+from runed.settings import Settings
 
 DEFAULT_GRACE = 10.0
 """Seconds that calls in flight may take. The daemon has the same default."""
@@ -83,7 +84,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Stop the daemon and print the result."""
-    settings = load_settings()
+    settings = load_home()
     paths = Paths(settings.home)
     started = time.monotonic()
     hold = _keep_stopped(settings, paths, arguments.hold) if arguments.hold else None

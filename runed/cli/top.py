@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import select
 import sys
 import termios
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from runed.cli.boundary import ExitCode, complain
+from runed.cli.home_alone import load_home
 from runed.cli.options import seconds
 from runed.cli.status import client_words, device_words, duration, megabytes, sleep_words, state_words
 from runed.errors import DaemonUnavailableError, DeadlineExceededError, printable
@@ -23,7 +25,6 @@ from runed.lifecycle.asking import Asker, Health, Info, Model
 from runed.lifecycle.presence import observe
 from runed.paths import Paths
 from runed.processes import resident_bytes
-from runed.settings import load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Watch the daemon work: its models, queues, throughput and latency, and the
 programs that use it. `q` or Ctrl-C leaves. Never starts a daemon and never
-wakes a suspended engine. Without a terminal, it prints one snapshot.
+wakes a suspended engine. Without a terminal, or on one that cannot be redrawn
+(`TERM=dumb`), it prints one snapshot.
 """
 
 EPILOG = """\
@@ -44,6 +46,8 @@ examples:
 
 latency is the time from the arrival of a text to its vector: the mean wait of
 the texts, and the mean time of the engine for a batch, since the last look.
+Texts of large batches and jobs are bulk: they wait on purpose, and behind all
+others.
 exit codes are those of `runed status`.
 """
 
@@ -73,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Watch the daemon until the user leaves."""
-    paths = Paths(load_settings().home)
+    paths = Paths(load_home().home)
     interval = max(0.2, arguments.interval)
     watch = _Watch()
     try:
@@ -81,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             watch.look(asker)
             if arguments.json:
                 _print_lines(watch, asker, interval)
-            elif arguments.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            elif arguments.once or not _can_redraw():
                 time.sleep(interval)
                 watch.look(asker)
                 print("\n".join(line.plain.rstrip() for line in _screen(watch, 100)))
@@ -92,6 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
         complain(f"{presence}" if presence.pid else f"no daemon runs for {paths.home}; it starts with `runed ensure`")
         return ExitCode.FAILED if presence.pid else ExitCode.NOT_RUNNING
     return ExitCode.DEGRADED if watch.health.is_degraded else ExitCode.OK
+
+
+def _can_redraw() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}
 
 
 class _Watch:
@@ -105,8 +113,9 @@ class _Watch:
         self.tokens: deque[float] = deque(maxlen=_KEPT)
         self.texts: deque[float] = deque(maxlen=_KEPT)
         self.latency: deque[float] = deque(maxlen=_KEPT)
+        self.bulk_latency: deque[float] = deque(maxlen=_KEPT)
         self._looked_at = 0.0
-        self._sums: dict[str, float] = {}
+        self._sums: dict[tuple[str, str], float] = {}
 
     def look(self, asker: Asker) -> None:
         """Ask once. The first look counts nothing."""
@@ -119,9 +128,9 @@ class _Watch:
             self.queued.append(health.interactive.queued_texts + health.bulk.queued_texts)
             self.tokens.append(max(0, health.total_tokens - last.total_tokens) / passed)
             self.texts.append(max(0, health.total_texts - last.total_texts) / passed)
-            self.latency.append(
-                _mean(sums, self._sums, "runed_queue_wait_seconds") + _mean(sums, self._sums, "runed_batch_seconds")
-            )
+            for lane, latency in (("interactive", self.latency), ("bulk", self.bulk_latency)):
+                steps = ("runed_queue_wait_seconds", "runed_batch_seconds")
+                latency.append(sum(_mean(sums, self._sums, step, lane) for step in steps))
         self._looked_at, self._sums, self.health = now, sums, health
         self.daemon_memory = resident_bytes(health.pid)
 
@@ -134,25 +143,26 @@ class _Watch:
             "tokens_per_second": round(self.tokens[-1], 1),
             "texts_per_second": round(self.texts[-1], 1),
             "latency_seconds": round(self.latency[-1], 6),
+            "bulk_latency_seconds": round(self.bulk_latency[-1], 6),
             "in_flight_requests": health.in_flight_requests,
             "clients": len(health.others()),
             "memory_bytes": sum(model.memory_bytes for model in health.models),
         }
 
 
-def _sums(metrics: str) -> dict[str, float]:
-    """Return the sums and counts of the histograms, those of all lanes together."""
-    sums: dict[str, float] = {}
-    for line in metrics.splitlines():
-        name, _, rest = line.partition("{")
-        if name.endswith(("_seconds_sum", "_seconds_count")):
-            sums[name] = sums.get(name, 0.0) + float(rest.rpartition("} ")[2])
-    return sums
+def _sums(metrics: str) -> dict[tuple[str, str], float]:
+    """Return the sums and counts of the histograms of each lane, by their names and lanes."""
+    return {
+        (match[1], match[2]): float(match[3])
+        for match in re.finditer(r'^(\w+_seconds_(?:sum|count)){lane="(\w+)"} (\S+)$', metrics, re.MULTILINE)
+    }
 
 
-def _mean(sums: dict[str, float], before: dict[str, float], name: str) -> float:
-    count = sums.get(f"{name}_count", 0.0) - before.get(f"{name}_count", 0.0)
-    return (sums.get(f"{name}_sum", 0.0) - before.get(f"{name}_sum", 0.0)) / count if count > 0 else 0.0
+def _mean(sums: dict[tuple[str, str], float], before: dict[tuple[str, str], float], name: str, lane: str) -> float:
+    total, count = (
+        sums.get((f"{name}_{part}", lane), 0.0) - before.get((f"{name}_{part}", lane), 0.0) for part in ("sum", "count")
+    )
+    return total / count if count > 0 else 0.0
 
 
 def _print_lines(watch: _Watch, asker: Asker, interval: float) -> None:
@@ -234,9 +244,10 @@ def _histories(watch: _Watch, width: int) -> Iterator[Text]:
         ("throughput", watch.tokens, "tokens/s", "cyan"),
         ("", watch.texts, "texts/s", "cyan"),
         ("latency", [value * 1000 for value in watch.latency], "ms", "magenta"),
+        ("", [value * 1000 for value in watch.bulk_latency], "ms, bulk", "magenta"),
     ):
         now, most = (values[-1], max(values)) if values else (0.0, 0.0)
-        number = f"{now:>10,.1f} {unit:<9}" if unit == "ms" else f"{now:>10,.0f} {unit:<9}"
+        number = f"{now:>10,.1f} {unit:<9}" if name == "latency" else f"{now:>10,.0f} {unit:<9}"
         room = width - _LABEL - len(number) - 16
         bars = sparkline(list(values)[-room:], most) if room > 0 else ""
         top = f"  most {most:,.0f}" if room > 0 else ""
@@ -256,7 +267,8 @@ def _totals(health: Health) -> Iterator[Text]:
         f"{name} {lane.queued_texts:,} waiting, p99 {lane.wait_p99_seconds * 1000:,.0f} ms"
         for name, lane in (("interactive", health.interactive), ("bulk", health.bulk))
     )
-    requests = f"{health.in_flight_requests} in flight, {health.total_requests:,} in all, {health.refused_requests} refused"
+    refused = f"{health.refused_requests} refused by a full queue"
+    requests = f"{health.in_flight_requests} in flight, {health.total_requests:,} in all, {refused}"
     saved = f"{health.cache_hits:,} of {health.total_texts:,} texts, {megabytes(health.cache_bytes)}"
     for name, value in (("lanes", lanes), ("requests", requests), ("cache", saved)):
         yield Text.assemble((f"{name:<{_LABEL}}", "bold"), value)

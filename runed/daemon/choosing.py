@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from runed.backends.comparing import Trial
     from runed.domain.model import ModelInfo
 
-_SECONDS = 2.0
-"""Seconds for which each engine works when they are compared."""
+_SECONDS = 1.0
+"""Seconds for which each engine works in each round of a comparison."""
+
+ROUNDS = 2
+"""Rounds of a comparison. The engines take turns, so that both have the same company of other programs."""
 
 _RESET = "`runed install --reset`"
 
@@ -101,25 +104,30 @@ def builds_of(settings: Settings, installation: Installation) -> EngineBuilds:
     return EngineBuilds(llama_server=installation.engine_build, onnx=onnx, processors=processors())
 
 
-def judge(llama: Trial, onnx: Trial, *, model: ModelInfo, builds: EngineBuilds) -> EngineComparison:
+def judge(rounds: Sequence[tuple[Trial, Trial]], *, model: ModelInfo, builds: EngineBuilds) -> EngineComparison:
     """Return the result of a comparison of the engines.
 
+    ONNX Runtime is the faster one if it was so in each round. Rounds disagree where other programs took the processors from one
+    of the engines. Then `llama-server` serves, so that two homes of a busy machine do not differ by chance.
+
     Args:
-        llama: What `llama-server` did.
-        onnx: What ONNX Runtime did.
+        rounds: What `llama-server` and then ONNX Runtime did.
         model: The model.
         builds: The engines.
     """
     from runed.backends.comparing import FASTER, differ  # noqa: PLC0415 # as above
 
-    difference = differ(llama, onnx, model)
+    difference = differ(*rounds[0], model)
+    rates = [(llama.speed.texts_per_second, onnx.speed.texts_per_second) for llama, onnx in rounds]
+    wins = [onnx >= FASTER * llama for llama, onnx in rates]
     return EngineComparison(
         model=model.sha256,
         builds=builds,
         objection=difference.objection,
-        is_faster=onnx.speed.texts_per_second >= FASTER * llama.speed.texts_per_second,
-        llama_server_rate=llama.speed.texts_per_second,
-        onnx_rate=onnx.speed.texts_per_second,
+        is_faster=all(wins),
+        is_unsure=len(set(wins)) > 1,
+        llama_server_rate=max(llama for llama, _ in rates),  # that of the round with the least company
+        onnx_rate=max(onnx for _, onnx in rates),
         cosine=difference.cosine,
         disputed=list(difference.disputed),
     )
@@ -131,6 +139,19 @@ class _Verdict:
 
     comparison: EngineComparison | None = None
     problem: str = ""
+
+
+def _changed(known: EngineComparison | None, now: str) -> tuple[str, ...]:
+    """Return a warning if another engine serves than the one that the last comparison of the model chose."""
+    if known is None or known.chooses_onnx is (now == ONNX_RUNTIME):
+        return ()
+    before = LLAMA_SERVER if now == ONNX_RUNTIME else ONNX_RUNTIME
+    setting = "cpu" if now == ONNX_RUNTIME else "onnx"
+    warning = (
+        f"{now} serves instead of {before} from now on, so the fingerprint is another one: vectors that you have stored need a "
+        f"new index; RUNED_ENGINE={setting} goes back to {before}"
+    )
+    return (warning,)
 
 
 class EngineChooser:
@@ -172,10 +193,14 @@ class EngineChooser:
 
         if absent := availability.missing():
             seat = await makers.llama()
+            if availability.objection(seat.model):
+                return seat, self._llama(installation)
+            self._note_llama(installation)
             hint = (
-                () if availability.objection(seat.model) else (f"the engine may not be the fastest for this model: {absent}",)
+                f"the engine may not be the fastest for this model: {absent}. Another engine has another fingerprint: vectors "
+                "that you have stored need a new index then"
             )
-            return seat, self._llama(installation, restrictions=hint)
+            return seat, self._llama(installation, restrictions=(hint,))
         async with self._comparing:
             return await self._faster(installation, makers, report)
 
@@ -211,10 +236,12 @@ class EngineChooser:
         if verdict.comparison is not None and verdict.comparison.chooses_onnx:
             made = await self._onnx_seat(installation, builds, makers)
             if isinstance(made, Seat):
-                reason = verdict.comparison.reason_for(ONNX_RUNTIME)
-                return made, replace(self._onnx(partial(self._object, installation, builds)), reason=reason)
+                serving = self._onnx(partial(self._object, installation, builds))
+                warnings = _changed(known, ONNX_RUNTIME)
+                return made, replace(serving, reason=verdict.comparison.reason_for(ONNX_RUNTIME), warnings=warnings)
             verdict = made
-        return llama or await makers.llama(), self._llama_instead(installation, verdict)
+        serving = self._llama_instead(installation, verdict)
+        return llama or await makers.llama(), replace(serving, warnings=(*serving.warnings, *_changed(known, LLAMA_SERVER)))
 
     async def _compare(
         self, installation: Installation, builds: EngineBuilds, llama: Seat, makers: Makers, report: Report
@@ -233,18 +260,22 @@ class EngineChooser:
         onnx = await self._onnx_seat(installation, builds, makers)
         if not isinstance(onnx, Seat):
             return onnx
-        try:
-            tell(f"measuring {LLAMA_SERVER} for {_SECONDS:g} s")
-            first = await try_engine(llama, _SECONDS, engine=LLAMA_SERVER)
-        except RunedError as error:
-            _log.warning("llama-server cannot be compared", reason=error.message)
-            return _Verdict()  # its next start tells the user
-        try:
-            tell(f"measuring {ONNX_RUNTIME} for {_SECONDS:g} s")
-            second = await try_engine(onnx, _SECONDS, engine=ONNX_RUNTIME)
-        except RunedError as error:
-            return self._note(installation, builds, error, onnx)
-        comparison = judge(first, second, model=llama.model, builds=builds)
+        rounds = []
+        for number in range(1, ROUNDS + 1):
+            part = f"for {_SECONDS:g} s, round {number} of {ROUNDS}"
+            try:
+                tell(f"measuring {LLAMA_SERVER} {part}")
+                first = await try_engine(llama, _SECONDS, engine=LLAMA_SERVER)
+            except RunedError as error:
+                _log.warning("llama-server cannot be compared", reason=error.message)
+                return _Verdict()  # its next start tells the user
+            try:
+                tell(f"measuring {ONNX_RUNTIME} {part}")
+                second = await try_engine(onnx, _SECONDS, engine=ONNX_RUNTIME)
+            except RunedError as error:
+                return self._note(installation, builds, error, onnx)
+            rounds.append((first, second))
+        comparison = judge(rounds, model=llama.model, builds=builds)
         keep_comparison(self._file, comparison)
         _log.info(
             "engine chosen",
@@ -254,6 +285,7 @@ class EngineChooser:
             cosine=round(comparison.cosine, 7),
             objection=comparison.objection,
             disputed=comparison.disputed,
+            unsure=comparison.is_unsure,
         )
         return _Verdict(comparison)
 
@@ -290,6 +322,12 @@ class EngineChooser:
         if not availability.missing():
             keep_comparison(self._file, comparison)
         return comparison
+
+    def _note_llama(self, installation: Installation) -> None:
+        """Remember that `llama-server` served a model without a comparison, so that a change of the engine is told."""
+        if read_comparison(self._file, installation.model_sha256) is None:
+            builds = EngineBuilds(llama_server=installation.engine_build, onnx="", processors="")
+            keep_comparison(self._file, EngineComparison(model=installation.model_sha256, builds=builds))
 
     def _onnx(self, remember: Callable[[str], object] | None = None) -> Serving:
         from runed.backends.onnx import availability  # noqa: PLC0415 # as above

@@ -365,11 +365,15 @@ class Seat:
             yield
         finally:
             self.inside -= 1
-            self._note_use()
+            is_first = self._note_use()
+        if is_first:
+            self._seats.check(self)  # a model that is refused from now on must not have served one call
 
-    def _note_use(self) -> None:
+    def _note_use(self) -> bool:
+        """Note the end of a use, and return whether it was the first one since the start of the engine."""
         self.last_used = now = asyncio.get_running_loop().time()
-        if self._ready_since is None and self._backend.state.status is BackendStatus.READY:
+        is_first = self._ready_since is None and self._backend.state.status is BackendStatus.READY
+        if is_first:
             self._ready_since = now
             self._start_seconds = max(now - self._sat_down, _SHORTEST_START)
             self._measure()
@@ -377,12 +381,11 @@ class Seat:
         elif now - self._measured > _MEASURE and self._seats.is_shared:
             self._measure()
             self._seats.arrange()
-        if self.inside:
-            return
-        if self.leaving:
+        if self.leaving and not self.inside:
             self._seats.end(self)
         elif self.is_deserted:
             self._seats.vacate(self)
+        return is_first
 
     def _measure(self) -> None:
         self._measured = asyncio.get_running_loop().time()

@@ -146,19 +146,17 @@ def installations(patient: Patient) -> Iterator[Finding]:
 
 def port(patient: Patient) -> Iterator[Finding]:
     """Check that the port of RUNED_HTTP is free, or the daemon's."""
+    record = DaemonRecord.read(patient.paths.daemon_record) if patient.health is not None else None
+    if record is not None and record.http:
+        yield ok("port", f"the daemon serves {record.http}")
+        return
     if patient.settings.http is None:
         yield ok("port", "none is asked for (RUNED_HTTP)")
         return
-    host, number = patient.settings.http
-    record = DaemonRecord.read(patient.paths.daemon_record)
-    if patient.health is not None and record is not None:
-        if record.http:
-            yield ok("port", f"the daemon serves {record.http}")
-        else:
-            yield warning(
-                "port", "the daemon was started without RUNED_HTTP", "run `runed stop`; the next daemon serves the port"
-            )
+    if record is not None:
+        yield warning("port", "the daemon was started without RUNED_HTTP", "run `runed stop`; the next daemon serves the port")
         return
+    host, number = patient.settings.http
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -176,6 +174,18 @@ def port(patient: Patient) -> Iterator[Finding]:
 def token(patient: Patient) -> Iterator[Finding]:
     """Check that the token of the port is private. What it is, is never told."""
     path = patient.paths.http_token
+    record = DaemonRecord.read(patient.paths.daemon_record)
+    if patient.info is not None and record is not None and record.http:
+        is_open = not patient.info.needs_token  # whatever the settings of this command are
+    else:
+        is_open = patient.settings.http is not None and not patient.settings.http_token
+    if is_open:
+        yield warning(
+            "token",
+            "requests to the port need none (RUNED_HTTP_TOKEN=off)",
+            "every user of this machine may call it; unset that, and run `runed stop`",
+        )
+        return
     try:
         info = path.lstat()
     except FileNotFoundError:
@@ -186,11 +196,5 @@ def token(patient: Patient) -> Iterator[Finding]:
     elif stat.S_IMODE(info.st_mode) & 0o077:
         remedy = f"remove {path}, and run `runed stop`; the next daemon makes another one"
         yield failed("token", f"others can read {path} (mode {mode_of(info)})", remedy)
-    elif not patient.settings.http_token and patient.settings.http is not None:
-        yield warning(
-            "token",
-            "requests to the port need none (RUNED_HTTP_TOKEN=off)",
-            "every user of this machine may call it; unset that",
-        )
     else:
         yield ok("token", f"{path}, mode {mode_of(info)}")

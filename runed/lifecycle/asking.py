@@ -23,6 +23,7 @@ from runed.errors import DaemonUnavailableError, DeadlineExceededError, RunedErr
 from runed.lifecycle.listener import dial
 from runed.lifecycle.service import is_dormant
 from runed.paths import Paths
+from runed.setting_values import boolean
 
 T = TypeVar("T")
 
@@ -172,6 +173,12 @@ class Info(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     model: str = ""
     settings: tuple[Setting, ...] = ()
     prompts_unknown: bool = False
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether requests to the port need the token. An older daemon, which does not tell its settings, always wants it."""
+        value = next((setting.value for setting in self.settings if setting.name == "http_token"), "on")
+        return boolean(value, "http_token")
 
 
 class Asker:

@@ -157,6 +157,26 @@ def test_bad_header_over_connect(case: str, qwen_daemon: RunningDaemon) -> None:
     assert (refusal.code, refusal.reason) == (code, reason)
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_another_http_method_is_told_to_send_a_post_with_json(method: str, qwen_daemon: RunningDaemon) -> None:
+    with qwen_daemon.http() as http:
+        response = http.request(method, f"{SERVICE}/Health")
+    assert response.status_code == 405
+    assert "POST" in response.headers["allow"]
+    assert "send a POST with JSON, as `curl -H 'Content-Type: application/json' -d '{}'` does" in response.text
+
+
+def test_an_unknown_path_names_all_that_are_there(qwen_daemon: RunningDaemon) -> None:
+    with qwen_daemon.http() as http:
+        response = http.get("/healthz")
+        assert response.status_code == 404
+        for path in ("/health", "/metrics"):
+            assert f"GET {path}" in response.text
+            assert http.get(path).status_code == 200
+    for word in ("/v1/...", "/api/...", "EmbedBatch"):
+        assert word in response.text
+
+
 def test_a_long_header_is_not_repeated_whole(qwen_daemon: RunningDaemon) -> None:
     headers = {"content-type": "application/json", "content-encoding": "y" * 15_000}
     with qwen_daemon.http() as http:

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from runed.api.ollama.names import tagged
+from runed.api.ollama.names import tagged, untagged
 from runed.domain.model_status import ModelStatus
 from runed.domain.requests import Truncate
 from runed.domain.status import Status
@@ -221,3 +221,29 @@ async def test_a_path_that_is_not_served_tells_those_that_are(http: httpx.AsyncC
         assert response.status_code == status
         assert set(response.json()) == {"error"}
     assert "POST /api/embed" in (await http.post("/api/generate")).json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("nomic-embed-text", "nomic-embed-text-v1.5"),
+        ("nomic-embed-text:latest", "nomic-embed-text-v1.5"),
+        ("nomic-embed-text:v1.5", "nomic-embed-text-v1.5"),
+        ("Embeddinggemma", "embeddinggemma-300m"),
+        ("embeddinggemma:300m", "embeddinggemma-300m"),
+        ("bge-m3:latest", "bge-m3"),
+        ("all-minilm", "all-minilm"),
+    ],
+)
+async def test_names_of_the_library_of_ollama_mean_the_same_models(
+    served: Served, monkeypatch: pytest.MonkeyPatch, asked: str, meant: str
+) -> None:
+    families = ["nomic-embed-text-v1.5", "embeddinggemma-300m", "bge-m3"]
+
+    async def models() -> list[ModelStatus]:
+        return [ModelStatus(name=f"{family}.f16", family=family) for family in families]
+
+    monkeypatch.setattr(served.host, "models", models)
+    assert await untagged(served.host, asked) == meant
+    families.append(asked)  # one of the user's own
+    assert await untagged(served.host, asked) == (asked if ":" not in asked else meant)

@@ -40,12 +40,13 @@ async def make_backend(paths: Paths, llama_server: Path, tiny_qwen3: Path) -> As
             timings: Timings = QUICK,
             device: Device = CPU,
             kind: type[LlamaBackend] = LlamaBackend,
+            model_sha256: str = "ab" * 32,
         ) -> LlamaBackend:
             check_stopped(made)
             backend = kind(
                 executable=executable,
                 model=model,
-                model_sha256="ab" * 32,
+                model_sha256=model_sha256,
                 paths=paths,
                 ctx_size=ctx_size,
                 timings=timings,

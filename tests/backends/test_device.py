@@ -129,7 +129,7 @@ async def test_a_device_is_not_to_blame_for_a_model_that_was_replaced(
 ) -> None:
     backend = make_backend(fake.executable, copy_of_tiny_qwen3, device=GPU)
     os.unlink(copy_of_tiny_qwen3)  # noqa: PTH108 # ruff takes the method of a path for a wait
-    with pytest.raises(BackendUnavailableError, match="was replaced or removed") as caught:
+    with pytest.raises(BackendUnavailableError, match="is missing; put it back") as caught:
         await backend.start()
     assert not isinstance(caught.value, DeviceError)
     assert backend.state.status is BackendStatus.FAILED

@@ -139,7 +139,7 @@ def test_every_cut_of_a_real_file_is_refused(file: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, TINY_HEADER), st.integers(0, 255)), min_size=1, max_size=8))
 def test_flipped_bytes_are_refused_or_harmless(file: Path, changes: list[tuple[int, int]]) -> None:
     data = bytearray(TINY.read_bytes())
@@ -154,7 +154,7 @@ def test_flipped_bytes_are_refused_or_harmless(file: Path, changes: list[tuple[i
     assert metadata.context_length > 0
 
 
-@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=2000))
 def test_garbage_after_the_magic_is_refused(file: Path, garbage: bytes) -> None:
     refuse(file, b"GGUF" + struct.pack("<I", 3) + garbage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from runed.errors import BackendFaultError
+from runed.backends.base import BackendStatus
+from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
 from tests.backends.support import FakeEngine, MakeBackend, fail_to_start
 from tests.support import process_gone, wait_until
@@ -163,3 +165,23 @@ async def test_engine_that_ends_no_text_fails_its_self_test(make_backend: MakeBa
 async def test_engine_writes_no_trace_of_its_memory_at_a_crash(make_backend: MakeBackend, fake: FakeEngine) -> None:
     await make_backend(fake.executable).start()
     assert fake.launches[0]["environment"]["GGML_NO_BACKTRACE"] == "1"
+
+
+async def test_model_that_is_put_back_byte_for_byte_is_served_again(
+    fake: FakeEngine, make_backend: MakeBackend, copy_of_tiny_qwen3: Path
+) -> None:
+    model = copy_of_tiny_qwen3
+    content = model.read_bytes()  # a small file
+    backend = make_backend(fake.executable, model, model_sha256=hashlib.sha256(content).hexdigest())
+    await backend.start()
+    await backend.stop()
+    os.unlink(model)  # noqa: PTH108 # ruff takes the method of a path for a wait
+    with pytest.raises(BackendUnavailableError, match=r"^the model .* is missing; put it back"):
+        await backend.start()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(BackendUnavailableError, match=r"^the model .* was replaced while the daemon ran; put it back"):
+            await backend.start()
+    model.write_bytes(content)
+    await backend.start()
+    assert backend.state.status is BackendStatus.READY

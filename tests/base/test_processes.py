@@ -123,6 +123,12 @@ def test_a_program_is_named_without_its_texts(tmp_path: Path, arguments: list[st
     assert name.partition(" ")[2] == title.strip()
 
 
+def test_a_command_of_runed_is_named_without_its_texts(tmp_path: Path) -> None:
+    (tmp_path / "runed").write_text(_PROGRAM)
+    assert _title_of(["runed", "embed", "a text of a user"], tmp_path) == "runed embed"
+    assert _title_of(["runed", "A text of a user"], tmp_path).endswith(" runed")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the file system of macOS takes no name that is not UTF-8")
 @pytest.mark.parametrize(
     ("script", "title"),

@@ -132,7 +132,7 @@ def test_files_of_a_shell_pattern_follow_one_option(served: Cli, tmp_path: Path)
 
 
 def test_texts_may_stand_on_both_sides_of_an_option(served: Cli) -> None:
-    assert embed(served, "a", "--dimensions", "8", "b") == embed(served, "--dimensions", "8", "a", "b")
+    assert embed(served, "a", "--dimensions", "32", "b") == embed(served, "--dimensions", "32", "a", "b")
     assert embed(served, "a", "--", "--dimensions") == embed(served, "--", "a", "--dimensions")
 
 
@@ -209,7 +209,6 @@ def test_output_to_a_device_does_not_replace_it(served: Cli) -> None:
         (["--whole"], b"", 1, "standard input is empty"),
         (["--whole"], b"word " * 7_000_000, 1, "standard input: the text has 350000"),
         (["-f", "/nonexistent/file"], b"", 2, "/nonexistent/file cannot be read: No such file or directory"),
-        (["-f", "/"], b"", 2, "/ cannot be read: Is a directory"),
         (["--batch", "-"], b'"good"\n5\n', 1, "standard input, line 2: Expected `str | object`, got `int`"),
         (["--batch", "-"], b'{"id": 1}\n', 1, "standard input, line 1: Object missing required field `text`"),
         (["--batch", "-"], b'{"text": 5}\n', 1, "standard input, line 1: Expected `str`, got `int` - at `$.text`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_wrong_usage_exits_2_and_shows_the_usage(bare: Cli, arguments: tuple[str
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [*WITHOUT_DAEMON, "embed", "ensure", "install", "serve"])
+@pytest.mark.parametrize("command", ["embed", "ensure", "install", "models", "serve"])
 def test_bad_setting_is_one_line_and_exit_2(bare: Cli, command: str) -> None:
     done = bare.with_environment(RUNED_IDLE_TIMEOUT="soon").run(command, *(["x"] if command == "embed" else []))
     assert done.returncode == 2
@@ -84,12 +85,22 @@ def test_bad_setting_is_one_line_and_exit_2(bare: Cli, command: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", WITHOUT_DAEMON)
+def test_bad_setting_is_a_warning_of_a_command_that_needs_the_home_alone(bare: Cli, command: str) -> None:
+    usual = bare.run(command)
+    done = bare.with_environment(RUNED_IDLE_TIMEOUT="soon").run(command)
+    assert (done.returncode, done.stdout) == (usual.returncode, usual.stdout)
+    warning, rest = done.stderr.split("\n", 1)
+    assert warning.startswith("runed: RUNED_IDLE_TIMEOUT='soon': accepted is ")
+    assert warning.endswith("(other commands need that; this one goes on without)")
+    assert rest == usual.stderr
+
+
 def test_broken_config_is_one_line_and_exit_2(bare: Cli) -> None:
     bare.paths.config.write_text('{"version": "one"}')
-    done = bare.run("status")
+    done = bare.run("ensure")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"runed: {bare.paths.config}: Expected `int`, got `str` - at `$.version`")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == f"runed: {bare.paths.config}: version = 'one': accepted is a whole number\n"
 
 
 def test_reader_that_has_seen_enough_is_no_reason_for_a_message(bare: Cli) -> None:
@@ -199,3 +210,25 @@ def test_a_url_in_the_place_of_a_file_is_answered_with_what_to_do(bare: Cli, var
     assert done.returncode == 2
     assert done.stderr.startswith(f"runed: {variable}='https://models.example/m.gguf': accepted is the path or the file: URL")
     assert done.stderr.count("\n") == 1
+
+
+EARLY = "import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(10)"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_during_the_first_imports_shows_no_trace(bare: Cli, tmp_path: Path, *, ignored: bool) -> None:
+    """A module of the standard library that the program imports first presses Ctrl-C. A shell may have it ignored."""
+    (tmp_path / "argparse.py").write_text(EARLY.partition(" import time")[0] if ignored else EARLY)
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"] if ignored else []
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "runed", "version"],
+        env=bare.environment_of_a_command() | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if ignored:
+        assert done.returncode not in {-signal.SIGINT, 130}
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

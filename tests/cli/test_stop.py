@@ -109,3 +109,15 @@ def test_a_time_of_months_is_refused(open_home: Cli) -> None:
     done = open_home.run("stop", "--for", "721h")
     assert done.returncode == 2
     assert "'721h' is more than 720h" in done.stderr
+
+
+def test_a_mistake_in_a_setting_keeps_no_daemon_from_being_seen_and_stopped(cli: Cli) -> None:
+    assert cli.run("embed", "x").returncode == 0
+    (cli.paths.home / "config.json").write_text('{"idle_timeout": 10}')
+    mistake = 'idle_timeout = 10: accepted is text in double quotes, such as "10m"'
+    assert cli.run("embed", "x").returncode == 2
+    for command in ("status", "logs", "stop"):
+        done = cli.with_environment(RUNED_CTX_SIZE="many").run(command)
+        assert done.returncode == 0, done.stderr
+        assert mistake in done.stderr or "RUNED_CTX_SIZE='many'" in done.stderr
+    assert not cli.paths.daemon_record.exists()

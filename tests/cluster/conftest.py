@@ -181,7 +181,10 @@ def ray_cluster(settings: Sequence[dict[str, str]]) -> Iterator[RayCluster]:
         cluster = RayCluster(made, settings)
         try:
             ray.init(address=cluster.address, logging_level="ERROR")
-            importlib.import_module("ray.data").DataContext.get_current().enable_progress_bars = False
+            context = importlib.import_module("ray.data").DataContext.get_current()
+            context.enable_progress_bars = False
+            # On a busy machine, the actors of one node would do a job alone while those of the other one start.
+            context.wait_for_min_actors_s = SECONDS
             yield cluster
         finally:
             ray.shutdown()

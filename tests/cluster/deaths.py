@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import psutil
 
@@ -13,8 +14,14 @@ from runed.errors import RunedError
 from tests.cluster.conftest import Home
 from tests.support import wait_until
 
-TEXTS = 300
-"""Texts that the first node embeds between two deaths. The job must be several times as long, however fast the machine is."""
+TEXTS = 200
+"""Texts that the first node embeds between two deaths."""
+
+COUNT = 12_000
+"""Texts of a job."""
+
+PAUSE = 1 / 300
+"""Seconds of waiting for each text until the last death. A fast machine would do the job while a daemon starts again."""
 
 LONG_SECONDS = 1800
 """Most seconds of such a test."""
@@ -24,13 +31,15 @@ _SECONDS = 300.0
 
 
 @contextlib.contextmanager
-def deaths(home: Home, steps: Mapping[str, Callable[[], object]]) -> Iterator[list[str]]:
+def deaths(home: Home, steps: Mapping[str, Callable[[], object]], slowly: Path) -> Iterator[list[str]]:
     """Kill processes by SIGKILL during the block. Yield the list of their names, which grows with each death.
 
     Args:
         home: The home of the node whose texts are counted.
         steps: The functions that return the process to kill, or kill by themselves and return what they killed.
+        slowly: A file that is there until the last death.
     """
+    slowly.touch()
     killed: list[str] = []
     over = threading.Event()
 
@@ -44,6 +53,7 @@ def deaths(home: Home, steps: Mapping[str, Callable[[], object]]) -> Iterator[li
                 if isinstance(found := wait_until(find, timeout=_SECONDS), psutil.Process):
                     found.kill()
             killed.append(name)
+        slowly.unlink()
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -14,8 +14,13 @@ from tests.support import RunningDaemon, clean_environment
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "scale.md"
 
 
-@pytest.mark.parametrize("title", ["Ray Data", "Spark", "Daft and Dask"])
-def test_an_example_prints_what_stands_beside_it(title: str, minilm_daemon: RunningDaemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("title", ["Spark", "Daft and Dask"])
+def test_examples_print_what_stands_beside_them(title: str, minilm_daemon: RunningDaemon, tmp_path: Path) -> None:
+    run_examples(title, tmp_path, RUNED_HOME=str(minilm_daemon.home), SPARK_LOCAL_IP="127.0.0.1", PYSPARK_PYTHON=sys.executable)
+
+
+def run_examples(title: str, folder: Path, **environment: str) -> None:
+    """Run the examples of a section in a folder, and compare what they print with what the section says."""
     section = DOCUMENT.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     found = re.findall(r"^(?:<!-- ([^\n]*) -->\n\n)?```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     examples = [example for note, example in found if not note.startswith("not run")]
@@ -25,10 +30,8 @@ def test_an_example_prints_what_stands_beside_it(title: str, minilm_daemon: Runn
         assert promised
         result = subprocess.run(
             [sys.executable, "-c", example],
-            env=clean_environment(
-                RUNED_HOME=str(minilm_daemon.home), SPARK_LOCAL_IP="127.0.0.1", PYSPARK_PYTHON=sys.executable
-            ),
-            cwd=tmp_path,
+            env=clean_environment(**environment),
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,27 @@ import pytest
 import runed
 import runed.spark
 from tests.cluster.conftest import agree, spark_cluster, spark_session
-from tests.cluster.deaths import LONG_SECONDS, deaths
+from tests.cluster.deaths import COUNT, LONG_SECONDS, PAUSE, deaths
 from tests.support import RunningDaemon
-
-COUNT = 20_000
 
 
 @pytest.mark.timeout(LONG_SECONDS)
 def test_job_outlives_engine_daemon_worker_and_host(
     settings: dict[str, str], tmp_path: Path, minilm_daemon: RunningDaemon
 ) -> None:
+    slowly = tmp_path / "slowly"
+
+    def pause(batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if slowly.exists():
+                time.sleep(2 * PAUSE * batch.num_rows)  # in two executors
+            yield batch
+
     options = {"spark.speculation": "true", "spark.task.maxFailures": "8", "spark.executor.memory": "512m"}
     with spark_cluster([settings, settings], tmp_path) as cluster, spark_session(cluster.url, **options) as session:
         functions: Any = importlib.import_module("pyspark.sql.functions")
         table = session.range(0, COUNT, 1, 40).withColumn("text", functions.concat(functions.lit("text "), "id"))
-        result = runed.spark.embed(table, role="document")
+        result = runed.spark.embed(table.mapInArrow(pause, table.schema), role="document")
         first, second = cluster.homes
         steps = {
             "engine": first.engine,
@@ -33,7 +41,7 @@ def test_job_outlives_engine_daemon_worker_and_host(
             "worker": cluster.python_worker,
             "host": lambda: cluster.kill(1),
         }
-        with deaths(first, steps) as killed:
+        with deaths(first, steps, slowly) as killed:
             rows = result.collect()
             in_time = list(killed)
         assert in_time == list(steps)  # before the job ended

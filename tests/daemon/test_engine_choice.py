@@ -121,7 +121,7 @@ def test_the_first_start_compares_both_engines_and_serves_with_the_faster_one(
     assert result.objection == ""
     assert result.cosine >= 0.9999
     assert min(result.llama_server_rate, result.onnx_rate) > 0
-    assert result.chooses_onnx is (result.onnx_rate >= 1.1 * result.llama_server_rate)
+    assert result.is_unsure or result.chooses_onnx is (result.onnx_rate >= 1.1 * result.llama_server_rate)
     info = daemon.call("Info")
     assert (info["engineVersion"] == ONNX) is result.chooses_onnx
     assert info["accelerator"] == "cpu"
@@ -129,8 +129,7 @@ def test_the_first_start_compares_both_engines_and_serves_with_the_faster_one(
     assert daemon.health().get("message", "") == ""
     assert [step.partition(" for")[0] for step in steps(daemon)] == [
         "building the graph",
-        "measuring llama-server",
-        "measuring ONNX Runtime",
+        *("measuring llama-server", "measuring ONNX Runtime") * 2,
     ]
     answers = daemon.call("EmbedBatch", {"texts": minilm_golden.texts})["embeddings"]
     vectors = np.array([answer["vector"] for answer in answers], np.float32)
@@ -191,7 +190,7 @@ def test_another_engine_or_machine_is_compared_again(
     remember(home, compared[0], builds=builds)
     daemon = start()
     ready(daemon)
-    assert len(steps(daemon)) == 3
+    assert len(steps(daemon)) == 5
     assert comparison_in(home).builds == comparison_in(compared[0]).builds
 
 
@@ -251,9 +250,30 @@ def test_a_failure_of_yesterday_is_tried_again(start: Start, home: Path, compare
     failure = {"objection": "it died", "llama_server_rate": 0.0, "onnx_rate": 0.0, "is_faster": False}
     remember(home, compared[0], **failure, compared_at="2026-01-01T00:00:00+00:00")
     daemon = start()
-    assert ready(daemon).get("message", "") == ""
-    assert len(steps(daemon)) == 3
+    message = ready(daemon).get("message", "")
+    assert len(steps(daemon)) == 5
     assert comparison_in(home).objection == ""
+    told = "ONNX Runtime serves instead of llama-server from now on, so the fingerprint is another one: "
+    assert message.startswith(told) if comparison_in(home).chooses_onnx else message == ""
+
+
+def test_a_home_that_served_without_onnx_runtime_is_told_once_of_the_other_fingerprint(
+    start: Start, home: Path, compared: tuple[Path, RunningDaemon], bare: Path
+) -> None:
+    without = start(python=bare)
+    ready(without)
+    before = without.call("Info")["fingerprint"]
+    assert without.stop() == 0
+    assert comparison_in(home).builds.onnx == ""
+
+    first = start()
+    message = ready(first).get("message", "")
+    after = first.call("Info")["fingerprint"]
+    assert ("vectors that you have stored need a new index" in message) is (after != before)
+    assert first.stop() == 0
+    second = start()
+    assert ready(second).get("message", "") == ""
+    assert second.call("Info")["fingerprint"] == after
 
 
 def test_a_package_that_is_gone_for_a_while_leaves_no_objection(
@@ -368,7 +388,8 @@ def test_without_the_extra_nothing_changes_but_a_hint(
     info = daemon.call("Info")
     hint = (
         "the engine may not be the fastest for this model: ONNX Runtime needs onnxruntime and onnx, "
-        f"which this Python does not have; run `{install_command('onnx')}`"
+        f"which this Python does not have; run `{install_command('onnx')}`. Another engine has another fingerprint: vectors "
+        "that you have stored need a new index then"
     )
     assert info["restrictions"] == [*expected.get("restrictions", []), hint]
     left_out: dict[str, Any] = {"restrictions": [], "settings": []}  # the engine is named by one daemon only

@@ -309,7 +309,7 @@ def test_a_file_that_was_replaced_under_a_running_engine_serves_no_other_vectors
     for text in (f"{NEW}2", f"{NEW}3"):
         answer = embed(daemon, text, "own")
         assert answer["code"] == "unavailable"
-        assert answer["message"].startswith(f"the model {own} was replaced or removed")
+        assert answer["message"].startswith(f"the model {own} was replaced")
         assert [detail["type"] for detail in answer["details"]] == ["google.rpc.ErrorInfo"], "no other try can help"
     assert "vector" in embed(daemon, "x")
 

@@ -231,12 +231,13 @@ def test_one_engine_alone_may_exceed_the_built_in_limit(monkeypatch: pytest.Monk
     run()
 
 
-def test_an_engine_that_turns_out_too_large_leaves_and_is_refused_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_turns_out_too_large_leaves_and_serves_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     @virtual_time
     async def run() -> None:
         room = Room(monkeypatch, 90, big=150)  # its file of 75 MiB would fit
         room.seat["big"].peak = 0
-        await room.embed("big")
+        with pytest.raises(ModelTooLargeError, match="took 150 MiB"):
+            await room.embed("big")
         await asyncio.sleep(1)
         assert room.running == set()
         with pytest.raises(ModelTooLargeError, match="took 150 MiB"):

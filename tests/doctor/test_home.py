@@ -14,7 +14,7 @@ import pytest
 
 from runed.doctor import home
 from runed.doctor.finding import Patient
-from runed.lifecycle.asking import Health, Info
+from runed.lifecycle.asking import Health, Info, Setting
 from runed.lifecycle.hold import write_hold
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.record import DaemonRecord
@@ -149,3 +149,14 @@ def test_the_token(patient: Make) -> None:
     subject.paths.http_token.chmod(0o600)
     off = patient({"RUNED_HTTP": "127.0.0.1:0", "RUNED_HTTP_TOKEN": "off"})
     assert only(home.token, off).state.value == "warning"
+
+
+def test_port_and_token_are_those_of_the_daemon_that_runs(patient: Make) -> None:
+    """It may have been started with other settings than those of this command."""
+    told = Info(settings=(Setting("http_token", "RUNED_HTTP_TOKEN", "off", "environment"),))
+    subject = patient(health=Health(status="OK"), info=told)
+    DaemonRecord.of_this_process(subject.paths.socket, http="http://127.0.0.1:1").write(subject.paths.daemon_record)
+    assert only(home.port, subject).detail == "the daemon serves http://127.0.0.1:1"
+    assert only(home.token, subject).state.value == "warning"
+    guarded = patient({"RUNED_HTTP": "127.0.0.1:0", "RUNED_HTTP_TOKEN": "off"}, health=Health(status="OK"), info=Info())
+    assert only(home.token, guarded).state.value == "ok"

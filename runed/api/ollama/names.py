@@ -9,6 +9,9 @@ from runed.domain.model_status import ModelStatus
 
 _LATEST = ":latest"
 
+_LIBRARY = {"nomic-embed-text": "nomic-embed-text-v1.5", "embeddinggemma": "embeddinggemma-300m"}
+"""Families by the names that Ollama's library has for the same models, where these are not the same by themselves."""
+
 
 def tagged(model: ModelStatus) -> str:
     """Return the name of a model for Ollama's clients. The tag is the variant, or "latest" for the default one of a family."""
@@ -26,14 +29,18 @@ async def untagged(host: Host, name: str) -> str:
     """
     if name.lower().endswith(_LATEST):
         name = name[: -len(_LATEST)]
-    if ":" not in name:
+    if ":" not in name and name.lower() not in _LIBRARY:
         return name
     known = {known.lower() for model in await host.models() for known in (model.name, model.family, *model.aliases)}
     return next((candidate for candidate in _candidates(name) if candidate.lower() in known), name)
 
 
 def _candidates(name: str) -> Iterator[str]:
-    base, _, tag = name.partition(":")
+    base, colon, tag = name.partition(":")
+    if not colon:
+        yield base  # a model of the user's own may have it
+        yield _LIBRARY[base.lower()]
+        return
     yield f"{base}.{tag}"  # "bge-m3:f16"
     yield f"{base}-{tag}"  # "qwen3-embedding:0.6b"
     size, dash, variant = tag.partition("-")

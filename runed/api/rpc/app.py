@@ -43,7 +43,10 @@ _INSTEAD = {
 _GRPC_NEEDS_HTTP2 = MalformedRequestError(
     "gRPC needs HTTP/2; speak it without TLS (h2c by prior knowledge), or use Connect or gRPC-Web instead"
 )
-_WRONG_METHOD = MalformedRequestError("this HTTP method cannot be used here; send a POST")
+_WRONG_METHOD = MalformedRequestError(
+    "this HTTP method cannot be used here; send a POST with JSON, as `curl -H 'Content-Type: application/json' -d '{}'` does"
+)
+_OTHER_PATHS = "GET /health, GET /metrics, and the APIs of OpenAI (/v1/...) and Ollama (/api/...)"
 _WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
 """The place before each further word in the name of a method. The name of its handler has an underscore there."""
 
@@ -73,7 +76,7 @@ def build_rpc_app(host: Host, count: CountCall) -> Application:
     for service in _SERVICES:
         name = service.full_name
         routes |= _routes(service, servicers[name], _served_by(library, name), observer)
-    unknown = UnimplementedError(f"there is no such method; {_methods_of(_SERVICES)}")
+    unknown = UnimplementedError(f"there is no such path; here are {_OTHER_PATHS}; {_methods_of(_SERVICES)}")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if (route := routes.get(scope["path"])) is None:
@@ -198,7 +201,11 @@ def _hinting(library: Application, wrong_type: MalformedRequestError, refused: C
 
         async def send_with_hint(message: dict[str, Any]) -> None:
             nonlocal body
-            if error := errors.get(message.get("status", 0)):
+            status = message.get("status", 0)
+            if status == 415 and scope["method"] in {"GET", "HEAD"}:  # noqa: PLR2004 # a browser sends no type at all
+                status = 405
+                message |= {"status": status, "headers": [*message["headers"], (b"allow", b"POST")]}
+            if error := errors.get(status):
                 refused(error)
                 body = connect_body(error)
                 message |= {"headers": [*message["headers"], (b"content-type", b"application/json")]}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -16,12 +19,15 @@ from runed.backends.engine.server import EngineServer
 from runed.backends.engine.stillness import Stillness
 from runed.backends.engine.timings import Timings
 from runed.errors import BackendError, BackendFaultError, BackendUnavailableError, ForeignPathError
-from runed.files import run_in_thread
+from runed.files import open_regular, run_in_thread
+from runed.log import get_logger
 from runed.os_errors import explain
 from runed.paths import Paths, ensure_private_dir, ensure_socket_dir
 from runed.processes import describe_exit
 
 _C = TypeVar("_C", bound=EngineCommand)
+
+_log = get_logger(__name__)
 
 
 class DeviceError(BackendUnavailableError):
@@ -67,6 +73,7 @@ class Launcher(Generic[_C]):
         self._self_test: SelfTest | None = None
         self._files = self._files_of_model()
         self._file_states = [_file_state(path) for path in self._files]
+        self._refused_states: list[tuple[int, int, int] | None] = []
 
     @property
     def command(self) -> _C:
@@ -91,12 +98,7 @@ class Launcher(Generic[_C]):
             BackendFaultError: It came up, but its vectors are wrong.
             ModelFileError: This engine cannot serve the file.
         """
-        # Clients keep the model's identity beside their vectors. Another file at this path would serve other vectors unnoticed.
-        if [_file_state(path) for path in self._files] != self._file_states:
-            raise ModelReplacedError(
-                f"the model {self._command.model} was replaced or removed while the daemon ran; run `runed stop`: "
-                "the next client starts a daemon that serves the present file"
-            )
+        await self._check_files()
         self._tried = False
         try:
             return await self._launch()
@@ -104,6 +106,26 @@ class Launcher(Generic[_C]):
             if not self._command.is_replaceable or not self._tried:
                 raise
             raise DeviceError(error.message) from None
+
+    async def _check_files(self) -> None:
+        """Refuse another file than that of the identity, which clients keep with their vectors. The same one may come back."""
+        model = self._command.model
+        states = [_file_state(path) for path in self._files]
+        if states == self._file_states:
+            return
+        if None in states:
+            raise ModelReplacedError(f"the model {model} is missing; put it back, or run `runed stop` and choose another one")
+        # A refused file is read once, since a large one takes seconds.
+        if len(states) == 1 and states != self._refused_states:
+            if await run_in_thread(partial(_sha256, model)) == self._command.info.sha256:
+                _log.info("the model was put back as it was", model=model.name)
+                self._file_states = states
+                return
+            self._refused_states = states
+        raise ModelReplacedError(
+            f"the model {model} was replaced while the daemon ran; put it back, or run `runed stop`: the next client starts a "
+            "daemon that serves the present file"
+        )
 
     # For subclasses
 
@@ -243,6 +265,15 @@ class Launcher(Generic[_C]):
 async def _end_or(fault: str, server: EngineServer) -> str:
     """Return the way in which a server ended, which tells more than a fault, or the fault of a living one."""
     return describe_exit(server.child.exited.result()) if await server.has_died() else fault
+
+
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; "" if it cannot be read."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _file_state(path: Path) -> tuple[int, int, int] | None:

@@ -41,10 +41,8 @@ from typing import TypeAlias
 
 # All threads that compute are ONNX Runtime's. Those of numpy's library would cost memory, and those of the tokenizer would take
 # the processors from the micro-batch that is computed.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Otherwise its import writes a number of this machine and a store of events for Microsoft below ~/.cache.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# Without the last one, ONNX Runtime writes a number of this machine and a store of events for Microsoft below ~/.cache.
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ORT_DISABLE_TELEMETRY": "1"}
 
 import numpy as np  # it reads the environment above
 import onnxruntime as ort
