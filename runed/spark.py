@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 import runed
 from runed.client.options import Options
 from runed.errors import InvalidRequestError
+from runed.extras import needed
 from runed.jobs import nodes, parquet
 from runed.jobs.columns import Batch, Columns, OnError, Space
-from runed.jobs.extras import needed
 from runed.jobs.job import JobResult
 from runed.jobs.nodes import Fingerprint
 from runed.jobs.partition import PartitionJob, summed

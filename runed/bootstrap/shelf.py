@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,17 +125,18 @@ def remove(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpe
     return freed
 
 
-def use(settings: Settings, paths: Paths, spec: ModelSpec) -> list[str]:
-    """Make a model the default one, in the configuration.
+def use(settings: Settings, paths: Paths, catalog: ModelNames, spec: ModelSpec) -> tuple[list[str], str]:
+    """Make a model the default one, in the configuration. The file that was the default model gets an entry of its own.
 
     Returns:
-        The keys that named another default model, and were removed.
+        The keys that named another default model, and were removed; and the name of the entry of the file, or "".
 
     Raises:
         SettingsError: It gives no vectors, or the configuration cannot be changed.
     """
     check_default(spec)
     removed: list[str] = []
+    kept = _unlisted(settings, catalog)
 
     def change(text: str) -> str:
         removed.clear()
@@ -142,10 +144,21 @@ def use(settings: Settings, paths: Paths, spec: ModelSpec) -> list[str]:
             if (shorter := without_value(text, (key,))) != text:
                 removed.append(key)
                 text = shorter
+        if kept:
+            text = with_value(text, ("models", kept), {"path": os.fspath(settings.model or "")})
         return with_value(text, ("default_model",), spec.name)
 
     _edit(settings, paths, change)
-    return removed
+    return removed, kept
+
+
+def _unlisted(settings: Settings, catalog: ModelNames) -> str:
+    """Return the name of the model that the configuration names by its file alone, which would be forgotten; "" for none."""
+    if settings.model is None or settings.written.get("model", ("", ""))[1] != "config.json":
+        return ""
+    own = {model.path for model in settings.models.values()}
+    spec = next((one for one in catalog.specs.values() if one.path == settings.model), None)
+    return "" if spec is None or spec.path in own else spec.name
 
 
 def _edit(settings: Settings, paths: Paths, change: Callable[[str], str]) -> None:

@@ -25,8 +25,8 @@ there as it is. The file stays where it is. It tells whether the model embeds or
 reranks. Prompts and dimensions are those of the model's family, if its metadata
 tells it; options go before them. A reranker has neither.
 
-An ONNX file is served by ONNX Runtime, which `pip install 'runed[onnx]'`
-installs. The tokenizer.json of the model lies beside it, or one folder above.
+An ONNX file is served by ONNX Runtime, which the extra runed[onnx] installs.
+The tokenizer.json of the model lies beside it, or one folder above.
 """
 
 EPILOG = """\

@@ -176,6 +176,8 @@ def _hint(error: RunedError) -> str:
     """Return the way to more about an error, for a person at a terminal. A setting says all by itself, and so does a log."""
     if isinstance(error, SettingsError) or "\n" in error.message or sys.stderr is None or not sys.stderr.isatty():
         return ""
+    if type(error) is not RunedError and error.reason == RunedError.reason:
+        return ""  # an error of this command, which is no bug, as the reason of the daemon's own would tell
     from runed.reasons import find  # noqa: PLC0415 # as `_show_trace` does
 
     return f" (see `runed explain {error.reason}`)" if find(error.reason) else ""

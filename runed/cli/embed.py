@@ -34,6 +34,9 @@ from runed.jobs.runner import check_keeping, run_job
 BAR_TEXTS = 32
 """Texts of the largest job without a bar, and without a word at its end if its vectors go to standard output."""
 
+SLOW = 10
+"""Texts a second below which a decimal tells something."""
+
 COUNTED_BYTES = 1024 * 1024
 """Bytes of the largest input whose texts are counted to see if a finished output is of it: less than a second, as a rule."""
 
@@ -53,7 +56,7 @@ input of --batch, chosen by the extension or --input-format:
            other members may hold anything, and blank lines are ignored
   json     an array of the same, or JSON lines
   csv      a header, then rows; .tsv is the same with tabs; --delimiter ";"
-  parquet  needs `pip install 'runed[parquet]'`
+  parquet  needs the extra runed[parquet]
   lines    .txt: a text a line
   Without an extension, and on standard input, it is jsonl.
   --text-column and --id-column name other columns or members.
@@ -103,13 +106,13 @@ many files:
   everything else JSON lines, unless --format says otherwise. With --resume,
   files whose receipts are right are done, and others are embedded.
   `runed.ray.embed_files` and `runed.spark.embed_files` do so on clusters.
-  All of it needs `pip install 'runed[parquet]'`.
+  URLs and Parquet need the extra runed[parquet].
 
 examples:
   runed embed "first text" "second text"
   runed embed --role query "what is a daemon?"
   runed embed -f lines.txt -o vectors.npy
-  runed embed --whole -f chapter1.txt -f chapter2.txt
+  runed embed --whole -f chapters/*.txt
   cut -f2 table.tsv | runed embed --format jsonl | gzip > vectors.jsonl.gz
   runed embed --batch texts.jsonl   with lines {"id": 7, "text": "..."} or "..."
   runed embed --batch all.csv --text-column body -o all.parquet --resume
@@ -124,8 +127,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="a text; a single - means the lines of standard input")
-    add("-f", "--file", action="append", default=[], metavar="FILE", help="a file with one text a line, or - ; may be repeated")
-    add("-w", "--whole", action="store_true", help="take each file, and standard input, as one text")
+    add(
+        *("-f", "--file"),
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files with one text a line, or - ; may be repeated",
+    )
+    add("-w", "--whole", action="store_true", help="take each file, and standard input, as one text; its path is the id")
     add(
         "--batch",
         metavar="FILE",
@@ -284,7 +294,8 @@ def _summary(result: JobResult, output: str) -> str:
     texts = _counted(result.count, "text")
     if result.before:
         texts += f" ({result.before:,} of them by an earlier run)"
-    rate = f" ({(result.count - result.before) / result.seconds:,.0f} texts/s)" if result.seconds else ""
+    speed = (result.count - result.before) / result.seconds if result.seconds else 0.0
+    rate = f" ({speed:,.{int(speed < SLOW)}f} texts/s)" if speed else ""
     place = "standard output" if output == STANDARD_STREAM else output
     return (
         f"{texts}, {_counted(result.tokens, 'token')}, {result.seconds:,.1f} s{rate}, {result.cached:,} cached, "
@@ -311,6 +322,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
     sources = [bool(arguments.texts), bool(arguments.file), arguments.batch is not None]
     if sum(sources) > 1:
         refuse("give the texts as arguments, by --file or by --batch, not by several of them")
+    if folder := next(filter(os.path.isdir, arguments.file), ""):
+        refuse(f"{folder} is a directory; name its files, or embed them all: --batch {shlex.quote(folder)} -o DIRECTORY")
     if not any(sources) and (sys.stdin is None or sys.stdin.isatty()):
         refuse('there is no text; try: runed embed "hello world"')
     only_batch = ("input_format", "text_column", "id_column", "delimiter", "keep", "resume")

@@ -128,6 +128,10 @@ def _run(arguments: list[str]) -> int:
             + (f"; did you mean {other}?" if other else did_you_mean(chosen, COMMANDS) or f", but {', '.join(COMMANDS)}")
         )
     parsed, unknown = parser.parse_known_args(arguments)
+    if unknown and module and "--" not in arguments:
+        # argparse gives a command all its words at the first one, and has none left for those behind an option.
+        own = arguments[arguments.index(chosen) + 1 :]
+        parsed, unknown = commands[chosen].parse_known_intermixed_args(own)
     if unknown:
         (commands[chosen] if module else parser).refuse(unknown)
     if module is None:

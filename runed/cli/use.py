@@ -15,7 +15,8 @@ from runed.settings import SETTINGS, load_settings
 DESCRIPTION = """\
 Choose the model of requests that name none: write default_model into
 config.json, and leave all else there as it is, but for model and model_variant,
-which would name another one. The daemon takes it at its next start.
+which would name another one. The file of model stays there, as a model of its
+own. The daemon takes the new default model at its next start.
 """
 
 EPILOG = """\
@@ -42,14 +43,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the setting, and print what follows."""
     settings, paths = open_home()
-    spec = open_catalog(settings, paths).find(arguments.name)
-    removed = list(use(settings, paths, spec))
+    catalog = open_catalog(settings, paths)
+    spec = catalog.find(arguments.name)
+    removed, kept = use(settings, paths, catalog, spec)
     installed = held(paths, spec).size is not None or spec.path is not None or spec.remote is not None
     if arguments.json:
         tell_json({"default_model": spec.name, "installed": installed, "removed": removed})
     else:
         for key in removed:
             tell(f"removed {key} from config.json, which named another model")
+        if kept and kept != spec.name:
+            tell(f"that model stays as {kept}: `runed use {kept}` goes back to it")
         tell(f"the default model is {spec.name}")
     if not (installed or arguments.json):
         size = f" ({megabytes(spec.size)})" if spec.size else ""

@@ -89,9 +89,9 @@ class Pool:
         names = await self.names()
         spec = names.find(model) if model else self._only_reranker(names)
         if kind is not None and spec.kind is not kind:
-            verb = "rerank; use Rerank, or" if spec.kind is ModelKind.RERANK else "embed;"
+            use = "a reranker; use it by `runed rerank` or Rerank" if spec.kind is ModelKind.RERANK else "a model to embed"
             raise WrongModelKindError(
-                f"{spec.name} is a model to {verb} name a model of the kind {kind.value}", metadata={"model": spec.name}
+                f"{spec.name} is {use}, and name a model of the kind {kind.value} here", metadata={"model": spec.name}
             )
         bootstrapper = self._bootstrapper(spec)
         scheduler = await bootstrapper.scheduler()

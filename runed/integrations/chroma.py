@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Any, cast
 
 from runed.client.options import Lane, Role, Truncate
-from runed.integrations.lazy_client import LazyClient, missing
+from runed.extras import missing
+from runed.integrations.lazy_client import LazyClient
 
 try:
     from chromadb.api.types import Documents, Embeddable, EmbeddingFunction, Embeddings, Space

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runed.client.options import Lane, Truncate
-from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats, missing
+from runed.extras import missing
+from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict

@@ -214,13 +214,3 @@ def lists_of_floats(vectors: Vectors) -> list[list[float]]:
     """Return many vectors as lists, as most frameworks want them."""
     values: list[list[float]] = vectors.tolist()
     return values
-
-
-def missing(package: str, extra: str) -> ImportError:
-    """Return the error about a package that an adapter needs and that is not installed.
-
-    Args:
-        package: Its name.
-        extra: The extra of runed that installs it.
-    """
-    return ImportError(f'{package} is not installed; run: pip install "runed[{extra}]"')

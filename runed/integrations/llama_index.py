@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from runed.client.options import Lane, Truncate
-from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats, missing
+from runed.extras import missing
+from runed.integrations.lazy_client import LazyClient, as_text, floats, lists_of_floats
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding

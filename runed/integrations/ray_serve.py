@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 import runed
 from runed.errors import RunedError
-from runed.jobs.extras import needed
+from runed.extras import needed
 from runed.jobs.nodes import Node
 from runed.jobs.ray_nodes import Shape, ask
 

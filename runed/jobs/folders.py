@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from runed.errors import SettingsError
 from runed.jobs import parquet
+from runed.jobs.file_systems import ArrowFiles, Entry, LocalFiles
 from runed.urls import printable_url, scheme_of
 
 OWN = "_runed"
 """The directory for files of ours in an output directory. Readers of datasets skip names that begin with an underscore."""
 
 _WILD = re.compile(r"[*?\[]")
-
-_OBJECT_STORES = ("s3", "gcs", "abfs")
-"""File systems of pyarrow that have no directories. To make one would leave an empty object."""
 
 _MAX_RECORD_BYTES = 1024 * 1024
 """Most bytes that are read of a small file."""
@@ -78,32 +76,36 @@ class Folder:
     """A directory. It need not exist before a file is put into it.
 
     Args:
-        location: A path or URL, as of `pyarrow.fs.FileSystem.from_uri`.
+        location: A path, or a URL as of `pyarrow.fs.FileSystem.from_uri`.
 
     Attributes:
         shown: The location for messages, without secrets.
         local: The path on this machine; None for another file system.
 
     Raises:
-        SettingsError: No file system has such a URL, or pyarrow is missing.
+        SettingsError: No file system has such a URL, or pyarrow is missing, which URLs need.
     """
 
     def __init__(self, location: str) -> None:
-        fs = parquet.pyarrow("pyarrow.fs")
         self.shown = (printable_url(location) if scheme_of(location) else location).rstrip("/") or "/"
-        with self._errors(""):
-            if scheme_of(location):
-                self._system, self._root = fs.FileSystem.from_uri(location)
-            else:
-                self._system, self._root = fs.LocalFileSystem(), os.path.abspath(Path(location).expanduser())  # noqa: PTH100 # keeps links
+        self._files: LocalFiles | ArrowFiles = LocalFiles()
+        if scheme_of(location):
+            fs = parquet.pyarrow("pyarrow.fs")
+            with self._errors(""):
+                system, self._root = fs.FileSystem.from_uri(location)
+            if system.type_name != "local":
+                self._files = ArrowFiles(system)
+        else:
+            self._root = os.path.abspath(Path(location).expanduser())  # noqa: PTH100 # keeps links
         self._root = self._root.rstrip("/")
-        self.local = Path(self._root or "/") if self._system.type_name == "local" else None
+        self.local = Path(self._root or "/") if self._files.is_local else None
 
     @property
     def is_file(self) -> bool:
         """Whether the location is a file, and no directory."""
         with self._errors(""):
-            return bool(self._system.get_file_info(self._root).type.name == "File")
+            entry = self._files.entry(self._root or "/")
+        return entry is not None and entry.is_file
 
     def matching(self, patterns: list[str]) -> list[Found]:
         """Return the files whose names match a pattern for each of their parts, by name. "**" stands for any number of parts.
@@ -111,19 +113,20 @@ class Folder:
         Names that begin with "." or "_" are left out, as readers of datasets do, unless the pattern begins so, too.
         """
         with self._errors(""):
-            found = [self._found(info) for info in self._infos(deep=is_deep(patterns)) if info.type.name == "File"]
+            entries = self._files.entries(self._root or "/", deep=is_deep(patterns))
+            found = [self._found(entry) for entry in entries if entry.is_file]
         return sorted((one for one in found if _matches(one.name.split("/"), patterns)), key=lambda one: one.name)
 
     def find(self, name: str) -> Found | None:
         """Return a file; None if there is none of that name."""
         with self._errors(name):
-            info = self._system.get_file_info(self.path(name))
-        return self._found(info) if info.type.name == "File" else None
+            entry = self._files.entry(self.path(name))
+        return self._found(entry) if entry is not None and entry.is_file else None
 
     @contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file, for the time of a `with` block."""
-        with self._errors(name), self._system.open_input_stream(self.path(name), compression=None) as file:
+        with self._errors(name), self._files.read(self.path(name)) as file:
             yield file
 
     def record(self, name: str) -> bytes | None:
@@ -142,16 +145,13 @@ class Folder:
         """
         temporary = f"{OWN}/{secrets.token_hex(8)}.tmp"
         with self._errors(name):
-            if self._system.type_name not in _OBJECT_STORES:
-                for path in (self.path(temporary), self.path(name)):
-                    self._system.create_dir(path.rpartition("/")[0], recursive=True)
             try:
-                with self._system.open_output_stream(self.path(temporary)) as file:
+                with self._files.write(self.path(temporary)) as file:
                     shutil.copyfileobj(content, file, 1024 * 1024)
-                self._system.move(self.path(temporary), self.path(name))
+                self._files.move(self.path(temporary), self.path(name))
             except BaseException:
                 with suppress(OSError):
-                    self._system.delete_file(self.path(temporary))
+                    self._files.remove(self.path(temporary))
                 raise
         found = self.find(name)
         if found is None:
@@ -162,7 +162,7 @@ class Folder:
         """Remove a file, if it is there."""
         if self.find(name) is not None:
             with self._errors(name):
-                self._system.delete_file(self.path(name))
+                self._files.remove(self.path(name))
 
     def path(self, name: str) -> str:
         """Return the path of a file on its file system."""
@@ -170,7 +170,7 @@ class Folder:
 
     def lies_in(self, other: Folder, *, below: bool) -> bool:
         """Return whether this is the same directory as another one or, with `below`, lies anywhere in it."""
-        if not self._system.equals(other._system):
+        if not self._files.is_same(other._files):
             return False
         # By their real places: a link to the input is the input.
         ours, theirs = (
@@ -178,23 +178,8 @@ class Folder:
         )
         return ours.startswith(theirs) if below else ours == theirs
 
-    def _found(self, info: Any) -> Found:  # noqa: ANN401 # pyarrow has no type information
-        return Found(info.path[len(self._root) :].lstrip("/"), info.size, info.mtime_ns or 0)
-
-    def _infos(self, *, deep: bool) -> Iterator[Any]:
-        fs = parquet.pyarrow("pyarrow.fs")
-        if not (deep and self.local):
-            yield from self._system.get_file_info(fs.FileSelector(self._root, recursive=deep))
-            return
-        # pyarrow follows links that lead to a directory above them, again and again: two of them are a million paths.
-        pending = [(self._root or "/", frozenset([os.path.realpath(self._root or "/")]))]
-        while pending:
-            folder, above = pending.pop()
-            for info in self._system.get_file_info(fs.FileSelector(folder)):
-                if info.type.name != "Directory":
-                    yield info
-                elif (real := os.path.realpath(info.path)) not in above:
-                    pending.append((info.path, above | {real}))
+    def _found(self, entry: Entry) -> Found:
+        return Found(entry.path[len(self._root) :].lstrip("/"), entry.size, entry.changed)
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:

@@ -76,12 +76,13 @@ class InputFile:
         name: The name for error messages; None means the path.
 
     Attributes:
+        path: The path.
         name: The name for error messages.
         head: The first bytes of the content, while it is open.
     """
 
     def __init__(self, path: str, name: str | None = None) -> None:
-        self._path = path
+        self.path = path
         self.name = name or ("standard input" if path == STANDARD_STREAM else path)
         self._spool: IO[bytes] | None = None
         self._offset: int | None = None
@@ -149,8 +150,8 @@ class InputFile:
             ) from None
 
     def _open(self) -> IO[bytes]:
-        if self._path != STANDARD_STREAM:
-            return open(self._path, "rb")  # noqa: PTH123 # also reads /dev/fd/63, which a shell passes for <(command)
+        if self.path != STANDARD_STREAM:
+            return open(self.path, "rb")  # noqa: PTH123 # also reads /dev/fd/63, which a shell passes for <(command)
         if sys.stdin is None:
             return open(os.devnull, "rb")  # noqa: PTH123 # as above
         file = open(os.dup(sys.stdin.fileno()), "rb")  # noqa: PTH123, SIM115 # a descriptor has no path; `_raw` closes it

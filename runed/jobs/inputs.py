@@ -22,7 +22,7 @@ import msgspec
 
 from runed.errors import EmptyTextError, InvalidRequestError, InvalidTextError, SettingsError
 from runed.jobs import parquet
-from runed.jobs.input_files import InputFile, seekable
+from runed.jobs.input_files import STANDARD_STREAM, InputFile, seekable
 from runed.jobs.json_array import elements, is_array
 from runed.jobs.json_lines import LineDecoder
 
@@ -143,7 +143,7 @@ def open_files(paths: Sequence[str], *, whole: bool = False) -> Iterator[Source]
 
     Args:
         paths: The paths. Each may be "-" for standard input.
-        whole: Whether each file is one text. Otherwise each line is one text.
+        whole: Whether each file is one text, whose id is the path of the file. Otherwise each line is one text.
     """
     read = _from_whole_file if whole else partial(_from_file, input_format="lines", columns=Columns())
     with contextlib.ExitStack() as stack:
@@ -194,7 +194,13 @@ def _from_whole_file(source: InputFile) -> Iterator[Item]:
         data = file.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise InvalidRequestError(f"{source.name} has more than {MAX_TEXT_BYTES // 2**20} MiB, which is no text to embed")
-    yield _item(data.removeprefix(codecs.BOM_UTF8), source.name)
+    yield _item(data.removeprefix(codecs.BOM_UTF8), source.name, _id_of(source))
+
+
+def _id_of(source: InputFile) -> bytes:
+    """Return the path of a file as JSON, with a mark for each byte that is not UTF-8; nothing for standard input."""
+    is_file = source.path != STANDARD_STREAM
+    return msgspec.json.encode(os.fsencode(source.path).decode(errors="replace")) if is_file else b""
 
 
 def _from_file(source: InputFile, input_format: str | None, columns: Columns, by_name: str = "") -> Iterator[Item]:

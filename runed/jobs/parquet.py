@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from runed.errors import InvalidRequestError, RunedError, SettingsError
+from runed.extras import install_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +46,8 @@ def pyarrow(module: str = "pyarrow") -> Any:  # noqa: ANN401 # pyarrow has no ty
         return importlib.import_module(module)
     except ImportError:
         raise SettingsError(
-            "Parquet, and jobs of many files, need pyarrow, which is not installed; run `pip install 'runed[parquet]'`, "
-            "or name one file of another format"
+            f"Parquet files and URLs need pyarrow, which is not installed; run `{install_command('parquet')}`, "
+            "or name files of another format on this machine"
         ) from None
 
 

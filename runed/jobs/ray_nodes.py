@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runed.errors import RunedError
-from runed.jobs.extras import needed
+from runed.extras import needed
 from runed.jobs.nodes import Fingerprint, Node
 
 

@@ -16,6 +16,7 @@ from runed.backends.onnx import availability
 from runed.backends.onnx.graph_folder import BUILDER
 from runed.domain.device import CPU
 from runed.errors import SettingsError
+from runed.extras import install_command
 from tests.support import clean_environment, python_without
 
 
@@ -38,7 +39,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, packages: list[str], words: str
 ) -> None:
     python = python_without(*packages, folder=tmp_path / "venv")
-    expected = f"ONNX Runtime needs {words}, which this Python does not have; run `pip install 'runed[onnx]'`"
+    expected = f"ONNX Runtime needs {words}, which this Python does not have; run `{install_command('onnx')}`"
     assert told_by(python, "print(availability.missing())") == expected
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from runed.errors import EmptyTextError, InvalidRequestError, RunedError, SettingsError
+from runed.extras import install_command
 from runed.jobs import input_files, inputs, ordering, parquet
 from runed.jobs.inputs import Item
 from tests.cli import jobs
@@ -279,9 +280,23 @@ def test_without_pyarrow_the_extra_is_named_before_any_work(tmp_path: Path, monk
     write_batch(tmp_path / "t.jsonl")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "t.parquet")
     for source, output in (("t.parquet", "out.npy"), ("t.jsonl", "out.parquet")):
-        with pytest.raises(SettingsError, match=r"pip install 'runed\[parquet\]'"):
+        with pytest.raises(SettingsError, match=re.escape(install_command("parquet"))):
             jobs.here("--batch", tmp_path / source, "-o", tmp_path / output)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.jsonl", "t.parquet"]
+
+
+def test_many_files_of_this_machine_need_no_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("pyarrow", "pyarrow.fs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("a.txt", "below/b.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text("a line\nanother\n")
+    assert jobs.here("--batch", tmp_path / "in", "-o", tmp_path / "out") == 0
+    for name in ("a.txt.jsonl", "below/b.txt.jsonl"):
+        assert len((tmp_path / "out" / name).read_text().splitlines()) == 2
+    assert jobs.here("--batch", tmp_path / "in", "-o", tmp_path / "out", "--resume") == 0
+    with pytest.raises(SettingsError, match="URLs need pyarrow"):
+        jobs.here("--batch", "s3://bucket/in", "-o", tmp_path / "other")
 
 
 def test_pyarrow_is_imported_for_parquet_alone(tmp_path: Path) -> None:

@@ -110,8 +110,36 @@ def test_files_are_read_in_the_order_given(served: Cli, tmp_path: Path) -> None:
 
 def test_whole_takes_a_file_as_one_text(served: Cli, tmp_path: Path) -> None:
     (tmp_path / "poem").write_text("two\nlines\n")
-    document = embed(served, "--whole", "-f", str(tmp_path / "poem"))
-    assert document == embed(served, "two\nlines\n")
+    (tmp_path / "other").write_text("a line\n")
+    paths = [str(tmp_path / name) for name in ("poem", "other")]
+    document = embed(served, "--whole", "-f", *paths)
+    assert [row.pop("id") for row in document["embeddings"]] == paths
+    assert document == embed(served, "two\nlines\n", "a line\n")
+    assert embed(served, "--whole", stdin=b"two\nlines\n") == embed(served, "two\nlines\n")
+
+
+def test_the_id_of_a_file_whose_name_is_not_utf8_can_be_written(served: Cli, tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    Path(path).write_text("tea\n")
+    [row] = embed(served, "--whole", "-f", path)["embeddings"]
+    assert row["id"] == f"{tmp_path}/caf\ufffd"
+
+
+def test_files_of_a_shell_pattern_follow_one_option(served: Cli, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(f"{name}\n")
+    assert embed(served, "-f", str(tmp_path / "a"), str(tmp_path / "b"), "-f", str(tmp_path / "c")) == embed(served, *"abc")
+
+
+def test_texts_may_stand_on_both_sides_of_an_option(served: Cli) -> None:
+    assert embed(served, "a", "--dimensions", "8", "b") == embed(served, "--dimensions", "8", "a", "b")
+    assert embed(served, "a", "--", "--dimensions") == embed(served, "--", "a", "--dimensions")
+
+
+def test_a_directory_is_no_file_of_lines(served: Cli, tmp_path: Path) -> None:
+    done = served.run("embed", "-f", str(tmp_path))
+    assert done.returncode == 2
+    assert f"is a directory; name its files, or embed them all: --batch {tmp_path} -o DIRECTORY" in done.stderr
 
 
 def test_text_with_separators_of_unicode_is_one_line(served: Cli) -> None:

@@ -138,8 +138,9 @@ def test_every_command_has_examples_that_its_parser_takes(command: str, tmp_path
 def test_the_examples_of_embed_run(served: Cli, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
-    (tmp_path / "chapter1.txt").write_text("one\n")
-    (tmp_path / "chapter2.txt").write_text("two\n")
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "chapters" / "1.txt").write_text("one\n")
+    (tmp_path / "chapters" / "2.txt").write_text("two\n")
     (tmp_path / "table.tsv").write_text("a\tone\nb\ttwo\n")
     (tmp_path / "texts.jsonl").write_text('{"id": 7, "text": "one"}\n"two"\n')
     (tmp_path / "all.csv").write_text("id,body\n1,one\n")

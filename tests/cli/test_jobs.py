@@ -42,7 +42,7 @@ def test_a_job_ends_with_a_line_that_tells_what_was_done(
     output = tmp_path / "out.npy"
     assert jobs.here("--batch", texts, "-o", output) == 0
     [line] = said(capfd)
-    told = r"runed: 10 texts, [1-9]\d* tokens, \d+\.\d s \([\d,]+ texts/s\), 0 cached, 0 errors, to "
+    told = r"runed: 10 texts, [1-9]\d* tokens, \d+\.\d s \([\d,.]+ texts/s\), 0 cached, 0 errors, to "
     assert re.fullmatch(told + re.escape(str(output)), line)
 
 

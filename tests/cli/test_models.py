@@ -280,7 +280,7 @@ def test_a_reranker_of_the_user_reranks_without_being_told(stocked: Cli, reranke
     documents = tmp_path / "documents"
     documents.write_text("a train\ntea\n")
     assert len(json.loads(ran(stocked, "rerank", "tea?", str(documents), "--format", "json"))) == 2
-    assert "ranker is a model to rerank" in refused(stocked, "embed", "tea", "--model", "ranker", code=1)
+    assert "ranker is a reranker; use it by `runed rerank`" in refused(stocked, "embed", "tea", "--model", "ranker", code=1)
 
 
 def test_a_kind_or_pooling_that_contradicts_the_file_is_told(stocked: Cli, reranker: Path, minilm: Path) -> None:
@@ -332,7 +332,13 @@ def test_use_takes_the_place_of_older_settings_and_tells_of_the_environment(stoc
     told = ran(stocked, "use", "tiny")
     assert "removed model from config.json" in told
     assert "removed model_variant from config.json" in told
-    assert config(stocked) == {"idle_timeout": "1m", "default_model": "tiny.f32"}
+    name = "all-minilm-l6-v2.f16"
+    assert f"that model stays as {name}: `runed use {name}` goes back to it\n" in told
+    own = {name: {"path": str(minilm)}}
+    assert config(stocked) == {"idle_timeout": "1m", "models": own, "default_model": "tiny.f32"}
+    assert ran(stocked, "use", name) == f"the default model is {name}\n"
+    assert config(stocked) == {"idle_timeout": "1m", "models": own, "default_model": name}
+    ran(stocked, "use", "tiny")
     done = stocked.with_environment(RUNED_MODEL=str(minilm)).run("use", "mini")
     assert "the environment names another model: unset RUNED_MODEL\n" in done.stderr
     assert config(stocked)["default_model"] == "mini.f32"

@@ -31,6 +31,13 @@ def test_lines_come_in_the_order_of_their_scores(ranking: Cli, scores: Scores, t
     assert all(0 <= float(score) <= 1 for score, _ in lines)
 
 
+def test_options_may_stand_between_the_query_and_the_file(ranking: Cli, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("tea\na train\n")
+    usual = ranking.run("rerank", QUERY, str(tmp_path / "lines.txt"), "--top-n", "1")
+    between = ranking.run("rerank", QUERY, "--top-n", "1", str(tmp_path / "lines.txt"))
+    assert (between.returncode, between.stderr, between.stdout) == (0, "", usual.stdout)
+
+
 def test_json_tells_the_places_in_the_input(ranking: Cli) -> None:
     stdin = b"tea\n\nthe train\n \ncoffee\n"
     done = ranking.run("rerank", QUERY, "--format", "json", "--top-n", "2", stdin=stdin)

@@ -20,6 +20,7 @@ import pytest
 
 from runed.backends.onnx import availability
 from runed.bootstrap import EngineComparison, read_comparison
+from runed.extras import install_command
 from runed.paths import Paths
 from tests.backends.support import FakeEngine
 from tests.onnx_files import write_own_model
@@ -367,7 +368,7 @@ def test_without_the_extra_nothing_changes_but_a_hint(
     info = daemon.call("Info")
     hint = (
         "the engine may not be the fastest for this model: ONNX Runtime needs onnxruntime and onnx, "
-        "which this Python does not have; run `pip install 'runed[onnx]'`"
+        f"which this Python does not have; run `{install_command('onnx')}`"
     )
     assert info["restrictions"] == [*expected.get("restrictions", []), hint]
     left_out: dict[str, Any] = {"restrictions": [], "settings": []}  # the engine is named by one daemon only

@@ -253,7 +253,7 @@ def test_a_model_of_the_manifest_that_is_not_installed_is_refused_and_not_fetche
     assert answer["code"] == "failed_precondition"
     assert "`runed pull bge-m3.q8_0`" in answer["message"]
     assert daemon.call("Info", {"model": "bge-m3"}).get("vectorDim", 0) == 0
-    assert embed(daemon, "x", "bge-reranker-v2-m3")["message"].startswith("bge-reranker-v2-m3.q8_0 is a model to rerank")
+    assert embed(daemon, "x", "bge-reranker-v2-m3")["message"].startswith("bge-reranker-v2-m3.q8_0 is a reranker; use it by")
 
 
 def test_a_file_tells_the_kind_and_a_contradiction_is_refused(

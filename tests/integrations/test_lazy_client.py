@@ -19,6 +19,7 @@ import pytest
 import runed
 from runed import errors
 from runed.client.options import EmbedOptions
+from runed.extras import install_command
 from runed.integrations.lazy_client import LazyClient
 from tests.client.conftest import live_descriptors
 from tests.support import RunningDaemon, clean_environment
@@ -279,4 +280,4 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(module: st
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("ImportError: ")
-    assert f'pip install "runed[{extra}]"' in last
+    assert last.endswith(f"; run: {install_command(extra)}")

@@ -11,9 +11,7 @@ from runed.backends.onnx.graph_folder import ARCHITECTURES, BUILDER, POOLINGS
 from runed.domain.device import CPU, Device
 from runed.domain.model import ModelInfo
 from runed.errors import SettingsError
-
-INSTALL = "pip install 'runed[onnx]'"
-"""The command that installs what ONNX Runtime needs."""
+from runed.extras import install_command
 
 _PACKAGES = ("onnxruntime", "onnx", "gguf", "tokenizers")
 """The modules that the worker and the builder of graphs import."""
@@ -40,7 +38,7 @@ def missing() -> str:
     absent = [name for name in _PACKAGES if find_spec(name) is None]
     if not absent:
         return ""
-    return f"ONNX Runtime needs {' and '.join(absent)}, which this Python does not have; run `{INSTALL}`"
+    return f"ONNX Runtime needs {' and '.join(absent)}, which this Python does not have; run `{install_command('onnx')}`"
 
 
 def engine_version() -> str:
@@ -79,7 +77,7 @@ def check_provider(provider: str) -> None:
     except (subprocess.SubprocessError, OSError) as error:
         raise SettingsError(
             f"RUNED_ONNX_PROVIDER={provider}: ONNX Runtime does not list its providers ({type(error).__name__}); "
-            f"install it again (`{INSTALL}`), or set RUNED_ONNX_PROVIDER=cpu"
+            f"install it again (`{install_command('onnx')}`), or set RUNED_ONNX_PROVIDER=cpu"
         ) from None
     known = [_PROVIDERS[name] for name in listed if name in _PROVIDERS]
     if provider not in known:
