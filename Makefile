@@ -12,8 +12,8 @@ MINILM := build/all-minilm-l6-v2.f16.gguf
 RERANKER := build/minilm-reranker.f32.gguf
 COLLECTOR := build/collector
 DEMO_ROOT := build/demo-root/manifest.json
-# Tests of frameworks that take seconds to import. All of these tests need an engine.
-ENGINE_ALONE := chroma llama_index
+# Tests with packages that take seconds to import, in each process that runs tests. Nearly all of these tests need an engine.
+SLOW_IMPORTS := $(addprefix integrations/test_,chroma haystack langchain llama_index) interop/test_no_proxy
 GO_MODULES := clients/go tests/interop/collector tests/interop/go
 NODE_PACKAGES := clients/ts tests/interop/openai-node tests/interop/ollama-node tests/interop/page-node
 
@@ -65,7 +65,7 @@ demo: $(DEMO_ROOT) ## Serve a real engine and model on loopback, bootstrap from 
 	@python -m tools.demo
 
 check: lint ## Check what needs no engine, no Go and no Node.js: format, lint, types, borders, contract, Python stubs, most tests
-	$(SHOW) pytest --numprocesses=6 -m 'not (cluster or engine or foreign or recipes or slow)' $(ENGINE_ALONE:%=--ignore=tests/integrations/test_%.py)
+	$(SHOW) pytest --numprocesses=6 -m 'not (cluster or engine or foreign or recipes or slow)' $(SLOW_IMPORTS:%=--ignore=tests/%.py)
 
 docs: $(STAMPS)/requirements ## Build the site of the documentation in build/site; a link that leads nowhere is an error
 	python -m tools.site

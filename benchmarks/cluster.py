@@ -95,6 +95,7 @@ def ways() -> Iterator[dict[str, Way]]:
     with ExitStack() as stack:
         daemon = stack.enter_context(running_daemon(programs_folder() / "llama-server", MINILM.file, RUNED_IDLE_TIMEOUT="0"))
         os.environ |= {"RUNED_HOME": str(daemon.home), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would send them to its makers
         client = stack.enter_context(runed.connect(spawn=False))
         ray: Any = importlib.import_module("ray")
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", object_store_memory=200 * 2**20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -103,8 +104,9 @@ def _measure(lab: Lab, name: str, argv: Sequence[str], service: Callable[[], Ite
     """
     python, *arguments = argv
     began = time.perf_counter()
+    quiet = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
     processes = [
-        subprocess.Popen([python, _SCRIPT, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([python, _SCRIPT, *arguments], env=quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(PROCESSES)
     ]
     try:

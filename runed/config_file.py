@@ -8,6 +8,7 @@ import os
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from runed.errors import RunedWarning, SettingsError
+from runed.errors import RunedWarning, SettingsError, quoted
 from runed.files import NewFile, open_regular, read_regular, sync_file
 from runed.locking import LockFile
 from runed.os_errors import naming
@@ -32,9 +33,6 @@ _PAUSE = 0.02
 
 _MAX_BYTES = 1024 * 1024
 """Most bytes of a configuration."""
-
-_SHOWN = 60
-"""The most characters of an unknown key that a warning repeats."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -85,16 +83,21 @@ def read_config(path: Path, keys: Mapping[str, Any], *, required: bool) -> Any: 
         ) from None
     if config.version != 1:
         raise SettingsError(f"{path}: version is {config.version}; accepted is 1")
-    _warn_of_misspelt(path, data, ["version", *keys])
+    _warn_of_keys(path, data, ["version", *keys])
     return config
 
 
 def _problem(data: bytes, error: Exception) -> str:
     """Return what is wrong with the content. Malformed JSON has a line and a column, which an editor shows, too."""
+    if not data.strip():
+        return "it is empty; write {} into it, or remove it"
     try:
         json.loads(data)
     except json.JSONDecodeError as malformed:
-        return f"line {malformed.lineno}, column {malformed.colno}: {malformed.msg}"
+        rest = malformed.doc[malformed.pos :].lstrip(" \t\r\n,")
+        is_comment = rest.startswith(("//", "/*", "#"))
+        problem = "JSON has no comments; remove this one" if is_comment else malformed.msg
+        return f"line {malformed.lineno}, column {malformed.colno}: {problem}"
     except UnicodeDecodeError as undecodable:
         line = data.count(b"\n", 0, undecodable.start) + 1
         return f"line {line} is not UTF-8"
@@ -103,15 +106,23 @@ def _problem(data: bytes, error: Exception) -> str:
     return str(error)
 
 
-def _warn_of_misspelt(path: Path, data: bytes, known: Sequence[str]) -> None:
-    """Tell of keys that are like a known one. Others may be comments, or those of a newer version."""
+def _warn_of_keys(path: Path, data: bytes, known: Sequence[str]) -> None:
+    """Tell of keys that are there twice, or are like a known one. Others may be comments, or those of a newer version."""
+    twice: list[str] = []
+
+    def note(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(key for key, times in Counter(key for key, _ in members).items() if times > 1)
+        return dict(members)
+
     try:
-        keys = list(msgspec.json.decode(data, type=dict[str, msgspec.Raw]))
+        keys = list(json.loads(data, object_pairs_hook=note))
     except (ValueError, RecursionError):  # a key that is not UTF-8, which is like none
         return
+    for key in twice:
+        warnings.warn(f"{path}: {quoted(key)} is there twice, and the last one counts; remove one", RunedWarning, stacklevel=2)
     for key in keys:
-        if key not in known and (meant := did_you_mean(key[:_SHOWN], known)):
-            warnings.warn(f"{path}: there is no setting {key[:_SHOWN]!r}, so it is ignored{meant}", RunedWarning, stacklevel=2)
+        if key not in known and (meant := did_you_mean(key, known)):
+            warnings.warn(f"{path}: there is no setting {quoted(key)}, so it is ignored{meant}", RunedWarning, stacklevel=2)
 
 
 def with_value(text: str, path: Sequence[str], value: object) -> str:

@@ -27,6 +27,35 @@ def printable(text: str, *, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
+MOST_REPEATED = 120
+"""Most characters of one value that an error repeats, such as a name or a setting."""
+
+MOST_TOLD = 4000
+"""Most characters of a message. It travels in the headers of gRPC, of which clients read 8 KB or more."""
+
+
+def bounded(text: str, most: int = MOST_TOLD) -> str:
+    """Return a text, without its middle if it is too long. In an error, the remedy stands at the end.
+
+    Args:
+        text: The text.
+        most: The most characters that are kept.
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}[... {len(text) - most:,} characters ...]{text[-(most // 2) :]}"
+
+
+def quoted(value: object) -> str:
+    """Return a value as an error repeats it: in quotes, in one line, and without the middle of a long one."""
+    return repr(bounded(value, MOST_REPEATED)) if isinstance(value, str) else bounded(repr(value), MOST_REPEATED)
+
+
+def sentence(text: str) -> str:
+    """Return a text as people may see it: bounded, and without what could steer a terminal, but with line ends and tabs."""
+    return printable(bounded(text), keep="\n\t")
+
+
 _UNPRINTABLE_BYTES = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
 
 
@@ -36,11 +65,14 @@ def printable_bytes(output: bytes) -> bytes:
 
 
 class RunedWarning(UserWarning):
-    """A call works, but not as its caller may expect."""
+    """A call works, but not as its caller may expect. Its text is a `sentence`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 class RunedError(Exception):
-    """The base of all errors of runed. Its text holds no control character but line ends and tabs.
+    """The base of all errors of runed. Its text is a `sentence`.
 
     Attributes:
         reason: The stable name of the kind of error, in capitals.
@@ -51,7 +83,7 @@ class RunedError(Exception):
     reason: str = "INTERNAL"
 
     def __init__(self, message: str, *, metadata: dict[str, str] | None = None, retry_after: float | None = None) -> None:
-        super().__init__(printable(message, keep="\n\t"))
+        super().__init__(sentence(message))
         self.metadata = metadata or {}
         self.retry_after = retry_after
 
@@ -68,7 +100,7 @@ class RunedError(Exception):
             facts: Further metadata of the copy.
         """
         # Without `__init__`, which may have other arguments in a subclass.
-        copy = type(self).__new__(type(self), printable(message or self.message, keep="\n\t"))
+        copy = type(self).__new__(type(self), sentence(message or self.message))
         copy.__dict__.update(self.__dict__, metadata=self.metadata | facts)
         return copy
 

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from runed.errors import printable
+from runed.errors import MOST_TOLD, bounded, printable
 
 MAX_LOG_BYTES = 5 * 1024 * 1024
 """Bytes at which a log file is rotated."""
@@ -33,6 +33,9 @@ LOG_BACKUPS = 3
 
 REFUSALS_PAUSE = 1.0
 """Seconds between two lines about refusals of one kind."""
+
+_LONGEST_LINE = 4 * MOST_TOLD
+"""Characters of a line beyond which its texts are bounded."""
 
 SOON = 0.1
 """Most seconds that a line of `Logger.info_soon` waits to be written."""
@@ -118,7 +121,8 @@ class _ReadableFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:  # of a library, which may quote its input
             told = told | describe_exception(record.exc_info[1])
         facts = "".join(f"  {name}={_shown(value)}" for name, value in told.items() if value is not None)
-        return printable(f"{datetime.fromtimestamp(record.created).astimezone():%H:%M:%S}  {level}{record.getMessage()}{facts}")
+        line = f"{datetime.fromtimestamp(record.created).astimezone():%H:%M:%S}  {level}{record.getMessage()}{facts}"
+        return printable(bounded(line, _LONGEST_LINE))
 
 
 class _RotatingFile(logging.handlers.RotatingFileHandler):
@@ -270,6 +274,9 @@ def _render(record: logging.LogRecord) -> str:
     try:
         line = msgspec.json.encode(document, enc_hook=repr).decode()
     except (UnicodeEncodeError, OverflowError):  # half of a surrogate pair, as in a file name that is not UTF-8; a huge number
+        line = ""
+    if not line or len(line) > _LONGEST_LINE:
+        document = {name: bounded(value) if isinstance(value, str) else value for name, value in document.items()}
         line = ""
     if line and line.isascii() and "\x7f" not in line:
         return line

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from runed.errors import ModelFileError
+from runed.errors import ModelFileError, quoted
 from runed.files import open_regular
 
 TOKENIZER = "tokenizer.json"
@@ -89,11 +89,13 @@ def _weights(path: Path) -> list[Path]:
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts:
             raise ModelFileError(
-                f"the model {path} names {name!r} as a file with weights; accepted are names in its own folder"
+                f"the model {path} names {quoted(name)} as a file with weights; accepted are names in its own folder"
             )
         files.append(path.parent / name)
         if not files[-1].is_file():
-            raise ModelFileError(f"the model {path} keeps weights in {name!r}, which is not beside it; copy that file, too")
+            raise ModelFileError(
+                f"the model {path} keeps weights in {quoted(name)}, which is not beside it; copy that file, too"
+            )
     return files
 
 

@@ -12,18 +12,21 @@ from urllib.parse import urlsplit
 import msgspec
 
 from runed.errors import SettingsError
+from runed.model_names import check_name, check_names
 from runed.setting_values import as_written
 from runed.urls import beneath, is_web_url, printable_url
 
 _OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
 """Names of models that programs for OpenAI have written into them."""
 
-_SHOWN = 60
-"""The most characters of a name that an error repeats."""
 
+def own_aliases(value: Mapping[str, str] | None = None, origin: str = "") -> Mapping[str, str]:
+    """Return the aliases of models: those of the file, and the names of OpenAI's models for the default model.
 
-def own_aliases(value: Mapping[str, str] | None = None, _origin: str = "") -> Mapping[str, str]:
-    """Return the aliases of models: those of the file, and the names of OpenAI's models for the default model."""
+    Raises:
+        SettingsError: One cannot be the name of a model, or differs from another one by upper and lower case alone.
+    """
+    check_names(value or {}, origin)
     return {**dict.fromkeys(_OPENAI_NAMES, ""), **(value or {})}
 
 
@@ -62,7 +65,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     query_prompt: str | None = None
     document_prompt: str | None = None
     default_instruction: str | None = None
-    min_dimensions: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    min_dimensions: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
     keep_alive: str | None = None
     aliases: list[str] = []
     url: str | None = None
@@ -157,9 +160,12 @@ def own_models(
     Raises:
         SettingsError: One cannot be used.
     """
+    check_names(entries, f"models in {file}")
     models = {}
     for name, entry in entries.items():
-        where = f"models.{name[:_SHOWN]} in {file}"
+        where = f"models.{name} in {file}"
+        for alias in entry.aliases:
+            check_name(alias, f"aliases of {where}")
         if entry.path is not None and entry.source is not None:
             raise SettingsError(f"{where} has both path and source; a model has one of them, so remove the other")
         if entry.source is not None and entry.sha256 is None:

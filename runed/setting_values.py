@@ -11,11 +11,14 @@ from ipaddress import ip_address
 
 import durationpy
 
-from runed.errors import SettingsError
+from runed.errors import SettingsError, quoted
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([KMGT]?)i?B?)", re.IGNORECASE)
 _SIZE_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 """Powers of 1024 of the units. "MB" means the same as "MiB", since sizes of caches are usual in powers of 1024."""
+
+_MAX_SIZE = 1024**6
+"""Bytes of the largest size, 1 EiB. Sums of a few such numbers still fit into 64 bits, as the contract has them."""
 
 _ADDRESS = re.compile(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([0-9]{1,5})")
 """An address of IPv4, or one of IPv6 in brackets, and a port."""
@@ -24,6 +27,11 @@ _LOOPBACK = ("127.0.0.1", "::1")
 """The addresses that only this machine can connect to."""
 
 _MAX_PORT = 65_535
+
+_MAX_DURATION = 290 * 366 * 86_400.0
+"""The most seconds of a duration. The system counts no more than 292 years in nanoseconds."""
+
+_NONZERO = re.compile(r"[1-9]")
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -36,7 +44,7 @@ def as_written(value: str, origin: str) -> str:
         origin: The variable; or "key in FILE".
     """
     key, of_file, place = origin.partition(" in ")
-    return f"{key} = {value!r} in {place}" if of_file else f"{origin}={value!r}"
+    return f"{key} = {quoted(value)} in {place}" if of_file else f"{origin}={quoted(value)}"
 
 
 def whole_number(value: str, origin: str, *, least: int, most: int, what: str) -> int:
@@ -55,15 +63,16 @@ def duration(value: str, origin: str) -> float:
         origin: The place where it stands, for the error.
 
     Raises:
-        SettingsError: It is no duration.
+        SettingsError: It is no duration, or one of less than a microsecond, which would be taken for 0.
     """
     try:
         seconds = durationpy.from_str(value).total_seconds() if value.isascii() else -1.0  # digits of other scripts
     except (durationpy.DurationError, ValueError, OverflowError):
         seconds = -1.0
-    if seconds < 0:
+    if not 0 <= seconds <= _MAX_DURATION or (not seconds and _NONZERO.search(value)):
         raise SettingsError(
-            f'{as_written(value, origin)}: accepted is a duration such as "90s", "10m" or "1h30m", or "0" for never'
+            f'{as_written(value, origin)}: accepted is a duration such as "90s", "10m" or "1h30m", at most 290 years, or "0" '
+            "for never"
         )
     return seconds
 
@@ -91,8 +100,9 @@ def size(value: str, origin: str, *, least: int, none: bool = False) -> int:
     """Read a number of bytes."""
     match = _SIZE.fullmatch(value)
     count = int(match[1]) * 1024 ** _SIZE_UNITS[match[2].upper()] if match else -1
-    if count < least and not (none and count == 0):
+    if not least <= count <= _MAX_SIZE and not (none and count == 0):
         bound = f", at least {least}" if least > 1 else ""
+        bound = ", at most 1 EiB" if count > _MAX_SIZE else bound
         alternative = ", or 0 for none" if none else ""
         raise SettingsError(
             f"{as_written(value, origin)}: accepted is a number of bytes, such as "

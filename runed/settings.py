@@ -39,6 +39,9 @@ ONNX_VERSIONS = "onnxruntime-"
 ENGINES = ("auto", "cpu", *ACCELERATORS, ONNX)
 """Names of the engines to choose from: "auto" for the fastest that works, what `llama-server` computes with, and `ONNX`."""
 
+CONFIG = "config.json"
+"""The origin of a setting that stands in the configuration, as `Settings.written` tells it."""
+
 LOG_FORMS = ("auto", "text", "json")
 """The forms of the log on standard error; "auto" is "text" on a terminal, and else "json"."""
 
@@ -162,7 +165,7 @@ def load_settings(*, home: str | os.PathLike[str] | None = None, environ: Mappin
             written[name] = (_presentable(setting, found), "environment")
         elif setting.type and (found := getattr(config, name, None)) is not None:
             value, origin = found if isinstance(found, dict) else str(found), f"{name} in {config_path}"
-            written[name] = (_presentable(setting, value), "config.json")
+            written[name] = (_presentable(setting, value), CONFIG)
             if setting.parse in {_file, _file_or_url}:  # the daemon works in another directory than its clients
                 value = beneath(config_path.parent, value)
         if isinstance(value, str):

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 _LIKENESS = 0.6
 """The least likeness of two names, from 0 to 1, as `difflib` counts it."""
 
+_LONGEST = 200
+"""The most characters of a name that is compared. The time grows with their square."""
+
 _CONTAINED = 3
 """The fewest characters that are looked for inside of other names. Shorter ones are in nearly all of them."""
 
@@ -22,7 +25,7 @@ def near(name: str, names: Iterable[str], *, most: int = 3) -> list[str]:
     import difflib  # noqa: PLC0415 # 4 ms that a call without a mistake does not spend
 
     known = {other.lower(): other for other in names}
-    sought = name.lower()
+    sought = name[:_LONGEST].lower()
     found = difflib.get_close_matches(sought, known, most, _LIKENESS)
     if len(sought) >= _CONTAINED:  # such as "qwen3", which is only a small part of "qwen3-embedding-0.6b"
         found += [other for other in known if sought in other and other not in found]

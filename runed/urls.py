@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
+from runed.errors import quoted
+
 _SCHEME = re.compile(r"file(?=:)|[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
 _FILE = re.compile(r"file:(?://(?:localhost|127\.0\.0\.1)?)?(/(?!/).*)", re.IGNORECASE | re.DOTALL)
 _BLANK = re.compile(r"[\x00-\x20\x7f]")
@@ -38,7 +40,7 @@ def path_of_file_url(url: str) -> str:
     """
     found = _FILE.fullmatch(url)
     if found is None:
-        raise ValueError(f"{url!r} names no file of this machine; such a URL is written file:///full/path")
+        raise ValueError(f"{quoted(url)} names no file of this machine; such a URL is written file:///full/path")
     return os.fsdecode(unquote_to_bytes(os.fsencode(found[1])))
 
 

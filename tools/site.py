@@ -27,6 +27,7 @@ SOURCE = "https://runed.dev/source"
 """The address of the repository, as in pyproject.toml."""
 
 _FENCE = re.compile(r"^( *)(`{3,}).*?^\1\2`*$", re.MULTILINE | re.DOTALL)
+_DIAGRAM = re.compile(r"^```mermaid\n.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 
 
@@ -71,7 +72,9 @@ def gather(root: Path, target: Path) -> None:
         written = target / place
         written.parent.mkdir(parents=True, exist_ok=True)
         if source.endswith(".md"):
-            written.write_text(relinked((root / source).read_text(), source, places))
+            # Hosts of repositories draw diagrams. A site needs a script of another host for that.
+            text = _DIAGRAM.sub(f"[See it drawn]({SOURCE}/{source}).", (root / source).read_text())
+            written.write_text(relinked(text, source, places))
         else:
             shutil.copyfile(root / source, written)
 

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -74,48 +74,6 @@ func ExampleClient_Service() {
 	// Output: 384 4
 }
 
-func Example_search() {
-	ctx := context.Background()
-	client, err := runed.Connect(ctx)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer client.Close()
-
-	var paragraphs []string
-	err = filepath.WalkDir("testdata/notes", func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		text, err := os.ReadFile(path)
-		paragraphs = append(paragraphs, strings.Split(strings.TrimSpace(string(text)), "\n\n")...)
-		return err
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	index, err := client.EmbedBatch(ctx, paragraphs, runed.WithRole(runed.RoleDocument), runed.WithTruncate(runed.TruncateEnd))
-	if err != nil {
-		log.Fatal(err)
-	}
-	query, err := client.Embed(ctx, "How hot is the water for green tea?", runed.WithRole(runed.RoleQuery))
-	if err != nil {
-		log.Fatal(err)
-	}
-	best, highest := 0, float32(-1)
-	for i, embedding := range index {
-		similarity := float32(0)
-		for j, value := range query.Vector {
-			similarity += value * embedding.Vector[j]
-		}
-		if similarity > highest {
-			best, highest = i, similarity
-		}
-	}
-	fmt.Println(paragraphs[best])
-	// Output: Green tea is steeped at 80 degrees.
-}
-
 // The bodies of the examples are also what the documents show.
 func TestDocumentsShowTheExamples(t *testing.T) {
 	source := string(must(os.ReadFile("example_test.go"))(t))
@@ -126,7 +84,6 @@ func TestDocumentsShowTheExamples(t *testing.T) {
 	}{
 		{"Example", "\t// Unordered output:\n", []string{"README.md", clients}},
 		{"ExampleClient_Service", "\t// Output:", []string{clients}},
-		{"Example_search", "\t// Output:", []string{clients}},
 	} {
 		_, body, _ := strings.Cut(source, "func "+example.name+"() {\n")
 		body, _, found := strings.Cut(body, example.end)
@@ -139,5 +96,19 @@ func TestDocumentsShowTheExamples(t *testing.T) {
 				t.Errorf("%s does not show what %s does; it should have\n%s", path, example.name, shown)
 			}
 		}
+	}
+}
+
+// The program of docs/rag.md works, and stands there.
+func TestRagProgram(t *testing.T) {
+	page := string(must(os.ReadFile(filepath.Join("..", "..", "docs", "rag.md")))(t))
+	source := string(must(os.ReadFile("testdata/rag/main.go"))(t))
+	if !strings.Contains(page, "```go\n"+source+"```\n") {
+		t.Error("docs/rag.md differs from testdata/rag/main.go")
+	}
+	command := exec.Command("go", "run", "./testdata/rag", "testdata/notes", "How hot is the water for green tea?")
+	output := string(must(command.Output())(t))
+	if !strings.HasPrefix(output, "Answer from these passages: How hot is the water for green tea?\n\nGreen tea is steeped at 80 degrees.\n\n") {
+		t.Error(output)
 	}
 }

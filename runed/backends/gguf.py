@@ -10,7 +10,7 @@ import numpy as np
 from runed.backends.gguf_head import MAX_INTEGER, BadFileError, Head, Value, broken, explained, integer, read_head
 from runed.domain.model import RANK, reads_last
 from runed.domain.model_spec import ModelKind
-from runed.errors import ModelFileError, printable
+from runed.errors import ModelFileError, printable, quoted
 
 _MAX_NAME_LENGTH = 256
 """Characters of the model's name that are shown."""
@@ -227,7 +227,7 @@ def _pooling(values: dict[str, Value], architecture: str, *, told: str, wanted: 
             f'{lack}it scores no documents; remove "kind": "rerank" from its entry of config.json, or get a GGUF of a reranker'
         )
     if told == RANK and wanted not in {"", RANK}:
-        raise BadFileError(f"it is a reranker, for which pooling {wanted!r} makes no sense; name no pooling for it")
+        raise BadFileError(f"it is a reranker, for which pooling {quoted(wanted)} makes no sense; name no pooling for it")
     if wanted or told:
         return wanted or told
     kind = integer(values, f"{architecture}.pooling_type")

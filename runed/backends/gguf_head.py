@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from runed.errors import ModelFileError
+from runed.errors import ModelFileError, quoted
 from runed.files import open_regular
 
 MAX_METADATA_BYTES = 64 * 1024 * 1024
@@ -270,7 +270,7 @@ def _read_pairs(reader: _Reader, count: int) -> tuple[dict[str, Value], dict[str
         name = reader.string(_MAX_NAME_BYTES)
         kind = reader.uint32()
         if name in values:
-            raise broken(f"its header gives {name!r} twice")
+            raise broken(f"its header gives {quoted(name)} twice")
         if kind == _ARRAY:
             arrays[name] = reader.skip_array()
         elif kind == _STRING:
@@ -278,7 +278,7 @@ def _read_pairs(reader: _Reader, count: int) -> tuple[dict[str, Value], dict[str
         elif layout := _SCALARS.get(kind):
             values[name] = reader.scalar(layout)
         else:
-            raise broken(f"its header gives {name!r} the unknown type {kind}")
+            raise broken(f"its header gives {quoted(name)} the unknown type {kind}")
     return values, arrays
 
 
@@ -289,15 +289,15 @@ def _read_tensors(reader: _Reader, count: int, alignment: int) -> dict[str, Tens
         name = reader.string(_MAX_NAME_BYTES)
         dimensions = reader.uint32()
         if dimensions > _MAX_DIMENSIONS:
-            raise broken(f"its tensor {name!r} has {dimensions:,} dimensions")
+            raise broken(f"its tensor {quoted(name)} has {dimensions:,} dimensions")
         shape = [reader.uint64() for _ in range(dimensions)]
         kind, offset = reader.uint32(), reader.uint64()
         # The engine judges types that are newer than this table. Here, their tensors must only begin inside the file.
         block, block_bytes = _TENSOR_TYPES.get(kind, (1, 0))
         if offset % alignment or (shape and shape[0] % block):
-            raise broken(f"its tensor {name!r} does not fit its type or alignment")
+            raise broken(f"its tensor {quoted(name)} does not fit its type or alignment")
         if name in found:
-            raise broken(f"its header gives the tensor {name!r} twice")
+            raise broken(f"its header gives the tensor {quoted(name)} twice")
         found[name] = TensorPlace(tuple(reversed(shape)), kind, offset, math.prod(shape) // block * block_bytes)
     data_start = -(-reader.position // alignment) * alignment
     data_size = max(place.start + place.size for place in found.values())

@@ -16,7 +16,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from runed.bootstrap.disk import require_space
-from runed.errors import ArchiveError, BootstrapError, RunedError
+from runed.errors import ArchiveError, BootstrapError, RunedError, quoted
 from runed.files import sync_path
 from runed.os_errors import forbids_programs, naming, noexec
 
@@ -193,7 +193,7 @@ def _check_members(members: list[tarfile.TarInfo]) -> None:
     places: dict[str, tarfile.TarInfo] = {}
     for member in members:
         if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
-            raise ArchiveError(f"the archive of the engine holds {member.name!r}, which is no file, directory or link")
+            raise ArchiveError(f"the archive of the engine holds {quoted(member.name)}, which is no file, directory or link")
         _check_path(member.name, member.name, links)
         _check_place(member, places)
         if member.issym():
@@ -206,8 +206,8 @@ def _check_members(members: list[tarfile.TarInfo]) -> None:
             target = places.get(posixpath.normpath(member.linkname))
             if target is None or target is member or target.isdir():
                 raise ArchiveError(
-                    f"the archive of the engine holds {member.name!r}, a hard link to {member.linkname!r}, which is no file "
-                    f"before it; {_CHECK}"
+                    f"the archive of the engine holds {quoted(member.name)}, a hard link to {quoted(member.linkname)}, which "
+                    f"is no file before it; {_CHECK}"
                 )
 
 
@@ -219,7 +219,9 @@ def _check_place(member: tarfile.TarInfo, places: dict[str, tarfile.TarInfo]) ->
     if any(not places[parent].isdir() for parent in above if parent in places) or not (
         other is None or (other.isdir() and member.isdir())
     ):
-        raise ArchiveError(f"the archive of the engine holds {member.name!r}, which is in the way of another file; {_CHECK}")
+        raise ArchiveError(
+            f"the archive of the engine holds {quoted(member.name)}, which is in the way of another file; {_CHECK}"
+        )
     places[name] = member
 
 
@@ -232,7 +234,9 @@ def _check_path(name: str, path: str, links: set[str]) -> None:
 
 
 def _leaving(name: str) -> ArchiveError:
-    return ArchiveError(f"the archive of the engine holds {name!r}, which may lead out of its folder; it is not extracted")
+    return ArchiveError(
+        f"the archive of the engine holds {quoted(name)}, which may lead out of its folder; it is not extracted"
+    )
 
 
 def _sync_tree(folder: Path) -> None:

@@ -29,7 +29,7 @@ from runed.bootstrap.network import IDENTITY, PassingError, Web, exhausted, retr
 from runed.bootstrap.partial_files import discard_partial, fresh_path, open_partial, partial_path, sidecar_path
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.proxies import Proxies
-from runed.errors import DownloadError, VerificationError
+from runed.errors import DownloadError, VerificationError, quoted
 from runed.files import open_regular, read_record, replace_durably, run_in_thread, write_atomically
 from runed.log import get_logger
 from runed.os_errors import naming
@@ -366,7 +366,7 @@ class _Transfer:
             )
         if encoding:
             if encoding not in _ENCODINGS:
-                raise PassingError(f"the answer is compressed by {encoding!r}, although told not to{self._web.way}")
+                raise PassingError(f"the answer is compressed by {quoted(encoding)}, although told not to{self._web.way}")
             return self._size is None and self._artefact.url.endswith((".gz", ".tgz"))  # see above
         self._learn_size(told)
         if told and told != str(self._size):

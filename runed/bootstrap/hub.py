@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from runed.bootstrap.proxies import is_this_machine
-from runed.errors import SettingsError
+from runed.errors import SettingsError, quoted
 from runed.settings import HUB, Settings, secret_variable
 
 _SCHEME = "hf:"
@@ -71,7 +71,7 @@ def hub_file(source: str, origin: str) -> tuple[str, str]:
     parts = found["file"].split("/") if found else []
     if found is None or {"", ".", ".."} & {*parts, *found["repository"].split("/"), *(found["revision"] or "main").split("/")}:
         raise SettingsError(
-            f'{origin}: {source[:200]!r} names no file of the hub; accepted is "hf:owner/repository/file.gguf@revision"'
+            f'{origin}: {quoted(source)} names no file of the hub; accepted is "hf:owner/repository/file.gguf@revision"'
         )
     revision = quote(found["revision"] or "main", safe="")
     return f"{HUB}/{found['repository']}/resolve/{revision}/{quote(found['file'])}", parts[-1]

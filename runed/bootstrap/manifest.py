@@ -42,9 +42,10 @@ import msgspec
 from runed.bootstrap.baked import MANIFEST_URL
 from runed.domain.model import ModelTraits
 from runed.domain.model_spec import ModelKind, ModelSpec
-from runed.domain.names import is_name, split_name
-from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError
+from runed.domain.names import split_name
+from runed.errors import ManifestError, SettingsError, UnsupportedPlatformError, quoted
 from runed.files import read_regular
+from runed.model_names import is_name
 from runed.settings import ENGINES, Settings, full_path
 from runed.urls import is_web_url, path_of_file_url, printable_url, scheme_of
 
@@ -264,10 +265,10 @@ class Manifest:
 
     def _engine_choice(self, engine: _Engine, where: str) -> EngineChoice:
         if engine.extract not in {"", "tar.gz"}:
-            raise self._error(f'{engine.extract!r} at {where}.extract is not known; accepted are "" and "tar.gz"')
+            raise self._error(f'{quoted(engine.extract)} at {where}.extract is not known; accepted are "" and "tar.gz"')
         executable = PurePosixPath(engine.exec)
         if not executable.name or executable.is_absolute() or ".." in executable.parts or "\0" in engine.exec:
-            raise self._error(f"{engine.exec!r} at {where}.exec is not a relative path inside the engine's folder")
+            raise self._error(f"{quoted(engine.exec)} at {where}.exec is not a relative path inside the engine's folder")
         return EngineChoice(self._artefact(engine, where), is_archive=engine.extract == "tar.gz", executable=executable)
 
     def model(self, variant: str | None) -> ModelChoice:
@@ -280,12 +281,12 @@ class Manifest:
         entry = self._document.models.get(name)
         if entry is None:
             hint = "set RUNED_MODEL_VARIANT (or model_variant in config.json) to one of these"
-            raise ManifestError(f"{self.source} has no model {name!r}; it has {_names(self._document.models)}; {hint}")
+            raise ManifestError(f"{self.source} has no model {quoted(name)}; it has {_names(self._document.models)}; {hint}")
         if entry.derive is None:
             return ModelChoice(name, name, self._download(name), None, entry.traits)
         source = entry.derive.source
         if source not in self._document.models:
-            raise self._error(f"{source!r} at $.models['{name}'].derive.from is not among its models")
+            raise self._error(f"{quoted(source)} at $.models['{name}'].derive.from is not among its models")
         traits = entry.traits or self._document.models[source].traits
         return ModelChoice(name, source, self._download(source), entry.derive.type, traits)
 

@@ -21,8 +21,9 @@ from socksio import ProtocolError as SocksProtocolError
 from runed.bootstrap.hub import Hub
 from runed.bootstrap.policy import DownloadPolicy
 from runed.bootstrap.proxies import Proxies, Proxy, is_loopback_name
-from runed.errors import DownloadError, printable
+from runed.errors import DownloadError, bounded, printable
 from runed.log import get_logger
+from runed.tls import PlainHTTPError, is_out_of_time, speaks_http, tls_problem
 from runed.urls import printable_url, retry_after
 from runed.version import __version__
 
@@ -37,10 +38,14 @@ _TEMPORARY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 _LOGIN_REFUSED = (str(int(HTTPStatus.PROXY_AUTHENTICATION_REQUIRED)), "Invalid username/password", "Requested ")
 """Beginnings of the messages of httpx about a proxy that wants another login, or none."""
 
-_OUT_OF_TIME = {9, 10}
-"""The codes of OpenSSL for a certificate that is not valid yet, or not any more."""
-
 _CHECK_LOGIN = "check user and password of the proxy"
+
+_CORRECT_URL = "correct what names it: RUNED_MANIFEST, HF_ENDPOINT or config.json"
+
+_HTTPS_PORT = 443
+
+_SILENCE = 2.0
+"""Seconds that a TLS handshake may take before the server is asked whether it speaks HTTP without encryption."""
 
 _log = get_logger(__name__)
 
@@ -57,7 +62,7 @@ class PassingError(Exception):
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(bounded(message)))
         self.retry_after = retry_after
 
 
@@ -116,8 +121,12 @@ class Web:
         except (TimeoutError, httpx.TimeoutException) as error:
             raise PassingError(f"no answer in time ({type(error).__name__}){self.way}") from error
         except httpx.RequestError as error:
-            if (problem := _certificate_problem(error)) is not None:
+            problem = tls_problem(error)
+            if isinstance(problem, ssl.SSLCertVerificationError):
                 raise DownloadError(f"the server of {self.name(url)} cannot be trusted: {error}; {_remedy(problem)}") from error
+            if problem is not None or isinstance(error, PlainHTTPError):
+                lack = "does not speak TLS, as https needs it" if problem else "speaks http, not https"
+                raise DownloadError(f"the server of {self.name(url)} {lack}; {_CORRECT_URL}") from error
             if isinstance(error, httpx.ProxyError) and str(error).startswith(_LOGIN_REFUSED):
                 raise DownloadError(f"{self.name(url)} could not be downloaded: {error}; {_CHECK_LOGIN}") from error
             words = _NUMBER.sub("", str(error)) or type(error).__name__
@@ -167,8 +176,7 @@ class Web:
                 request = response.next_request
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError) as error:  # the last: a name that IDNA cannot encode
             raise DownloadError(
-                f"{self.name(url)} is, or redirects to, a URL that cannot be fetched: {error}; correct what names it: "
-                "RUNED_MANIFEST, HF_ENDPOINT or config.json"
+                f"{self.name(url)} is, or redirects to, a URL that cannot be fetched: {error}; {_CORRECT_URL}"
             ) from error
         raise DownloadError(f"{self.name(url)} redirects more than {MAX_REDIRECTS} times; check the URL")
 
@@ -205,12 +213,14 @@ class Transport(httpx.AsyncBaseTransport):
         self._authorities = authorities
         self._options = options
         self._transports: dict[tuple[Proxy | None, str], httpx.AsyncHTTPTransport] = {}
+        self._encrypting: set[tuple[str, int | None]] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request.
 
         Raises:
             DownloadError: It needs certificates, and those that are named cannot be used.
+            PlainHTTPError: A server of an https URL speaks HTTP without encryption.
         """
         proxy = self._proxies.choose(str(request.url))
         if is_loopback_name(request.url.host):
@@ -221,6 +231,10 @@ class Transport(httpx.AsyncBaseTransport):
         if key not in self._transports:
             self._transports[key] = self._transport(*key)
         try:
+            if proxy is None and request.url.scheme == "https" and _server(request) not in self._encrypting:
+                response = await _first(self._transports[key], request)
+                self._encrypting.add(_server(request))
+                return response
             return await self._transports[key].handle_async_request(request)
         except SocksProtocolError:  # httpx does not know it
             raise httpx.ProxyError("the proxy does not speak SOCKS5", request=request) from None
@@ -238,6 +252,42 @@ class Transport(httpx.AsyncBaseTransport):
         if proxy is not None:
             through = httpx.Proxy(proxy.url, auth=proxy.auth, ssl_context=certificates if by_tls else None)
         return httpx.AsyncHTTPTransport(verify=certificates, proxy=through, trust_env=False, **self._options)
+
+
+def _server(request: httpx.Request) -> tuple[str, int]:
+    return request.url.host, request.url.port or _HTTPS_PORT
+
+
+async def _first(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+    """Send the first request to a server. One without encryption may read the TLS handshake and wait for more, without end.
+
+    Raises:
+        PlainHTTPError: It is such a server.
+    """
+    greeted = asyncio.Event()
+    stream: Any = None
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        nonlocal stream
+        if event.endswith("connect_tcp.complete"):
+            stream = info["return_value"]
+        elif event.endswith("start_tls.complete"):
+            greeted.set()
+        elif event.endswith("start_tls.failed"):
+            await stream.aclose()  # httpcore leaves it open if the request is cancelled
+
+    request.extensions["trace"] = trace
+    sending = asyncio.ensure_future(transport.handle_async_request(request))
+    greeting = asyncio.ensure_future(greeted.wait())
+    try:
+        await asyncio.wait({sending, greeting}, timeout=_SILENCE, return_when=asyncio.FIRST_COMPLETED)
+        if not (sending.done() or greeted.is_set()) and await speaks_http(*_server(request)):
+            raise PlainHTTPError("it speaks HTTP without encryption", request=request)
+        return await sending
+    finally:
+        greeting.cancel()
+        sending.cancel()
+        await asyncio.gather(sending, greeting, return_exceptions=True)  # an exception that nobody takes would be logged
 
 
 def _certificates(authorities: Path | None) -> ssl.SSLContext:
@@ -362,16 +412,8 @@ def _status(response: httpx.Response) -> str:
     return f"{response.status_code} {response.reason_phrase}".strip()
 
 
-def _certificate_problem(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def _remedy(problem: ssl.SSLCertVerificationError) -> str:
     """Return what to do about a certificate that was refused."""
-    if problem.verify_code in _OUT_OF_TIME:
+    if is_out_of_time(problem):
         return f"check the clock of this machine: by it, today is {datetime.now(UTC):%Y-%m-%d}"
     return "behind a proxy with its own certificate set SSL_CERT_FILE"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from runed.errors import quoted
 from runed.log import get_logger
 from runed.settings import proxy_settings
 
@@ -114,7 +115,8 @@ class Proxies:
                     self._exemptions.append(_parse_exemption(entry.lower()))
                 except ValueError:
                     self._skip(
-                        f"the entry {entry.rpartition('@')[2]!r} of {variable} is not used: it is no host, address or network"
+                        f"the entry {quoted(entry.rpartition('@')[2])} of {variable} is not used: it is no host, address or "
+                        "network"
                     )
         return proxies
 

@@ -14,9 +14,10 @@ from runed.bootstrap.hub import hub_file
 from runed.bootstrap.partial_files import discard_partial, fresh_path, partial_size
 from runed.config_file import edit_config, with_value, without_value
 from runed.domain.model_spec import ModelSpec
-from runed.domain.names import ModelNames, check_default, check_name, name_of_file, split_name
-from runed.errors import BootstrapError, SettingsError
+from runed.domain.names import ModelNames, check_default, name_of_file, split_name
+from runed.errors import BootstrapError, SettingsError, quoted
 from runed.locking import LockFile
+from runed.model_names import check_name
 from runed.own_models import Entry
 from runed.paths import Paths
 from runed.settings import Settings, configuration
@@ -91,11 +92,11 @@ def add_entry(settings: Settings, paths: Paths, catalog: ModelNames, name: str, 
         SettingsError: The name or an alias cannot be used or is taken, or the configuration cannot be changed.
     """
     for each in (name, *entry.aliases):
-        check_name(each, f"the model {name!r}")
+        check_name(each, f"the model {quoted(name)}")
         if each != name or each not in catalog.specs or not catalog.specs[each].source:
             _refuse_taken(catalog, each)
     if len({each.lower() for each in (name, *entry.aliases)}) <= len(entry.aliases):
-        raise SettingsError(f"the model {name!r} has an alias twice; leave one out")
+        raise SettingsError(f"the model {quoted(name)} has an alias twice; leave one out")
     content = msgspec.to_builtins(entry)
     _edit(settings, paths, lambda text: with_value(text, ("models", name), content))
 
@@ -183,7 +184,8 @@ def remove_file(settings: Settings, paths: Paths, spec: ModelSpec) -> int:
 def _refuse_taken(catalog: ModelNames, name: str) -> None:
     if taken := catalog.named(name):
         raise SettingsError(
-            f"there is already a model called {name!r} ({taken.name}); choose another name, or remove it by `runed rm {name}`"
+            f"there is already a model called {quoted(name)} ({taken.name}); choose another name, or remove it by "
+            f"`runed rm {name}`"
         )
 
 
@@ -192,4 +194,4 @@ def _refuse_used(settings: Settings, catalog: ModelNames, spec: ModelSpec) -> No
     if settings.default_model and catalog.named(settings.default_model) is spec:
         raise SettingsError(f"{spec.name} is the default model; choose another one first: `runed use NAME`")
     if alias := next((alias for alias, name in settings.aliases.items() if catalog.named(name) is spec), None):
-        raise SettingsError(f"the alias {alias!r} in config.json stands for {spec.name}; remove it first")
+        raise SettingsError(f"the alias {quoted(alias)} in config.json stands for {spec.name}; remove it first")

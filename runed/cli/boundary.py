@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from runed.errors import WINDOWS_UNSUPPORTED, RunedError, RunedWarning, SettingsError, printable
+from runed.errors import WINDOWS_UNSUPPORTED, RunedError, RunedWarning, SettingsError, printable, sentence
 
 
 class ExitCode(IntEnum):
@@ -37,10 +37,6 @@ exit codes:
   4    a daemon runs, and embeddings fail (`runed status`, `runed top`)
   130  interrupted by Ctrl-C; 128 + N: ended by signal N
 """
-
-
-_KEPT = "\n\t"
-"""Control characters that the texts of commands hold on purpose."""
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -92,7 +88,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 def tell(text: str) -> None:
     """Print lines for the user on standard output. Names in them cannot steer the terminal."""
-    print(printable(text, keep=_KEPT))
+    print(printable(text, keep="\n\t"))
 
 
 def tell_json(document: object) -> None:
@@ -106,7 +102,7 @@ def complain(message: str) -> None:
     """Print one line for the user on standard error. Names in it cannot steer the terminal."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"runed: {printable(message, keep=_KEPT)}\n")
+            sys.stderr.write(f"runed: {sentence(message)}\n")
             sys.stderr.flush()
 
 

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict
 
 from runed.cli.boundary import ExitCode, tell
-from runed.errors import SettingsError
+from runed.errors import SettingsError, quoted
 from runed.reasons import REASONS, Reason, find
 
 DESCRIPTION = """\
@@ -52,7 +52,7 @@ def _rows(name: str) -> list[Reason]:
         return rows
     near = difflib.get_close_matches(name.upper(), {row.name for row in REASONS}, n=1)
     hint = f"did you mean {near[0]}?" if near else "`runed explain` lists all of them"
-    raise SettingsError(f"{name!r} is no reason that this version knows; {hint}")
+    raise SettingsError(f"{quoted(name)} is no reason that this version knows; {hint}")
 
 
 def _in_full(row: Reason) -> str:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from runed.cli.boundary import EXIT_CODES_HELP, guarded
-from runed.errors import printable
+from runed.errors import quoted, sentence
 from runed.suggesting import did_you_mean
 from runed.version import __version__
 
@@ -85,7 +85,8 @@ class _Parser(argparse.ArgumentParser):
         usage = " ".join(
             [self.prog, "[OPTION ...]", *(_words(action) for action in self._actions if not action.option_strings)]
         )
-        self.exit(2, printable(f"usage: {usage}\n{self.prog}: {message} (`{self.prog} --help` tells more)\n", keep="\n"))
+        told = sentence(message)
+        self.exit(2, f"usage: {usage}\n{self.prog}: {told} (`{self.prog} --help` tells more)\n")
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Refuse arguments that the command does not have, and name the option that the first one may stand for."""
@@ -93,7 +94,7 @@ class _Parser(argparse.ArgumentParser):
         if option:
             self.error(f"there is no option {option}{did_you_mean(option, self._option_string_actions)}")
         self.error(
-            f"there is no argument {unknown[0]!r}" if len(unknown) == 1 else f"there are no arguments {' '.join(unknown)}"
+            f"there is no argument {quoted(unknown[0])}" if len(unknown) == 1 else f"there are no arguments {' '.join(unknown)}"
         )
 
 
@@ -124,7 +125,7 @@ def _run(arguments: list[str]) -> int:
     if chosen and module is None:
         other = _OTHER_WORDS.get(chosen)
         parser.error(
-            f"there is no command {chosen!r}"
+            f"there is no command {quoted(chosen)}"
             + (f"; did you mean {other}?" if other else did_you_mean(chosen, COMMANDS) or f", but {', '.join(COMMANDS)}")
         )
     parsed, unknown = parser.parse_known_args(arguments)
@@ -170,7 +171,7 @@ def show_help(command: str) -> None:
     """Print the help of a command; "" for that of the program."""
     parser, commands, module = _parsers(command)
     if command and module is None:
-        commands["help"].error(f"there is no command {command!r}{did_you_mean(command, COMMANDS)}")
+        commands["help"].error(f"there is no command {quoted(command)}{did_you_mean(command, COMMANDS)}")
     (commands[command] if command else parser).print_help()
 
 

@@ -30,7 +30,14 @@ from runed_proto.runed.v1.runed_pb2 import Lane as LaneValue
 from runed_proto.runed.v1.runed_pb2 import Role as RoleValue
 from runed_proto.runed.v1.runed_pb2 import Truncate as TruncateValue
 
-from runed.errors import BadDimensionsError, BadInstructionError, InvalidRequestError, UnimplementedError, UnknownModelError
+from runed.errors import (
+    BadDimensionsError,
+    BadInstructionError,
+    InvalidRequestError,
+    UnimplementedError,
+    UnknownModelError,
+    quoted,
+)
 
 Role: TypeAlias = Literal["query", "document"]
 Truncate: TypeAlias = Literal["none", "end", "start"]
@@ -198,4 +205,4 @@ def _check_choice(name: str, value: object, choices: Collection[str | None]) -> 
     # A list, or another value that cannot be a key, would raise a TypeError that does not help.
     if not isinstance(value, (str, type(None))) or value not in choices:
         accepted = ", ".join("None" if choice is None else f'"{choice}"' for choice in choices)
-        raise InvalidRequestError(f"{name} is {value!r}, but must be one of {accepted}")
+        raise InvalidRequestError(f"{name} is {quoted(value)}, but must be one of {accepted}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runed.api.later import Later
-from runed.bootstrap import Installation, Progress, install, load_failures, read_catalog
+from runed.bootstrap import Installation, Phase, Progress, install, load_failures, read_catalog
 from runed.bootstrap.catalog import own_default
 from runed.daemon.choosing import EngineChooser, Makers, Serving
 from runed.daemon.draining import Draining
@@ -91,6 +91,10 @@ def assemble(
         with contextlib.suppress(OSError):  # tells clients that find this daemon that it takes no more calls
             record.tell_draining(paths.daemon_record)
 
+    def note_failure(failed: bool) -> None:  # noqa: FBT001 # the only fact
+        with contextlib.suppress(OSError):  # lets clients with other settings start another daemon
+            record.tell_failed(paths.daemon_record, failed)
+
     # One thread imports, in the order of need: two would slow each other down, and the engine would start later. It begins in
     # `build_face`: until then a signal raises SystemExit, even amid the start of a thread, which nobody would end.
     importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
@@ -106,6 +110,7 @@ def assemble(
         seats=seats,
         draining=draining,
         on_close=workshop.close,
+        note=note_failure,
     )
     workshop.scheduler_of = pool.scheduler
 
@@ -147,6 +152,7 @@ def _build_face(
     from runed.server import Budget, Server, connection_limits  # noqa: PLC0415 # as above
 
     queue = QueueLimits(texts=settings.queue_texts, bytes=settings.queue_bytes)
+    told = restrictions()
     facts = Info(
         daemon_version=__version__,
         socket_path=str(listener.path),
@@ -156,7 +162,7 @@ def _build_face(
         profile=settings.profile,
         max_queued_texts=settings.queue_texts,
         max_queued_bytes=settings.queue_bytes,
-        restrictions=restrictions(),
+        restrictions=told,
         settings=[SettingInForce(*row) for row in in_force(settings)],
     )
     history = History(partial(sample, pool))
@@ -173,12 +179,13 @@ def _build_face(
     servers = [Server(build_app(host, count, access), listener.sock, max_connections=clients, budget=budget)]
     host.clients = servers[0].clients
     if http is not None:
-        from runed.api.openai.token_guard import token_gate  # noqa: PLC0415 # as above
+        from runed.api.token_guard import token_gate  # noqa: PLC0415 # as above
 
         gate = token_gate(token=http.token, port=http.port, exposed=http.exposed, count=count, page=access)
         app = build_port_app(host, count, access)
         servers.append(Server(app, http.sock, max_connections=strangers, budget=budget, gate=gate))
-    return Face(host, servers, partial(exporting, settings, metrics) if settings.otel_endpoint else contextlib.nullcontext)
+    sending = partial(exporting, settings, metrics, told) if settings.otel_endpoint else contextlib.nullcontext
+    return Face(host, servers, sending)
 
 
 def _build_access(http: Loopback) -> Access:
@@ -249,6 +256,8 @@ class _Workshop:
         """
         wanted = spec or own_default(self._settings)
         if wanted is not None and wanted.remote is not None:
+            asking = f"asking the engine at {wanted.remote.url}"
+            report(Progress(Phase.CHOOSING_ENGINE, 0, 0, asking))
             return await self._build_remote(wanted, is_default=spec is None)
         installation = await install(
             self._settings, self._paths, report=report, check_model=_check_model, wanted=spec, failures=self._failures

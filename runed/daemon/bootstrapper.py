@@ -78,6 +78,7 @@ class Bootstrapper:
         build: Gets engine and model and returns them, ready to be started. Its argument is a function that takes the progress.
         draining: Tells whether the daemon takes calls.
         starts: Whether to start the engine before the first text.
+        note: Is told whether the bootstrap that has ended failed.
 
     Attributes:
         model: The model; None until it is there.
@@ -90,12 +91,14 @@ class Bootstrapper:
         draining: Draining,
         *,
         starts: bool = True,
+        note: Callable[[bool], None] = lambda _failed: None,
     ) -> None:
         self.model: ServedModel | None = None
         self.progress = _NOTHING_DONE
         self._build = build
         self._draining = draining
         self._starts = starts
+        self._note = note
         self._failure: _Failure | None = None
         self._bootstrap: asyncio.Task[None] | None = None
         # Cleared only while a bootstrap runs that has found nothing to download, or has nothing left but to choose the engine.
@@ -193,6 +196,7 @@ class Bootstrapper:
     async def _get_model(self) -> None:
         try:
             self.model = await self._build(self._report)
+            self._note(False)
         except SettingsError as error:
             # The daemon keeps the settings that it was started with.
             remedy = "then run `runed stop`, since this daemon began with the setting as it was"
@@ -220,6 +224,7 @@ class Bootstrapper:
     def _fail(self, message: str, code: str = "INTERNAL", *, lasting: bool = False) -> None:
         _log.error("bootstrap failed", reason=message, code=code)
         self._failure = _Failure(message, lasting, time.monotonic() + BOOTSTRAP_PAUSE)
+        self._note(True)
 
     def _refusal(self) -> RunedError:
         if self._failure is not None:

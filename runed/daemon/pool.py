@@ -37,6 +37,7 @@ class Pool:
         seats: The room for engines.
         draining: Tells whether the daemon takes calls.
         on_close: Closes what the models share, after the last of them.
+        note: Is told whether the default model could not be had.
 
     Attributes:
         default: Gets the default model.
@@ -53,8 +54,9 @@ class Pool:
         seats: Seats,
         draining: Draining,
         on_close: Callable[[], Awaitable[None]],
+        note: Callable[[bool], None],
     ) -> None:
-        self.default = Bootstrapper(lambda report: build(None, report), draining)
+        self.default = Bootstrapper(lambda report: build(None, report), draining, note=note)
         self.seats = seats
         self._read_names = names
         self._build = build

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,18 +20,26 @@ from runed.urls import is_web_url
 
 _PROTOCOL = "http/protobuf"
 
+_NOTHING = "no traces and metrics are sent"
+
 _log = get_logger(__name__)
 
 
 @asynccontextmanager
-async def exporting(settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
+async def exporting(settings: Settings, metrics: Metrics, told: list[str]) -> AsyncIterator[None]:
     """Send traces and metrics for the length of the block. The block does not wait for the beginning.
 
     Args:
         settings: The settings, with an endpoint.
         metrics: The metrics to send.
+        told: What the daemon tells of its limits. Gets a sentence while nothing can be sent.
     """
-    starting = asyncio.create_task(_start(settings, metrics))
+    others = tuple(told)
+
+    def tell(problem: str) -> None:
+        told[:] = [*others, problem] if problem else others
+
+    starting = asyncio.create_task(_start(settings, metrics, tell))
     try:
         yield
     finally:
@@ -42,9 +50,10 @@ async def exporting(settings: Settings, metrics: Metrics) -> AsyncIterator[None]
             await exporter.stop()
 
 
-async def _start(settings: Settings, metrics: Metrics) -> Any:  # noqa: ANN401 # its module needs the extra
+async def _start(settings: Settings, metrics: Metrics, tell: Callable[[str], None]) -> Any:  # noqa: ANN401 # its module needs the extra
     if (problem := _problem(settings.otel_endpoint)) is not None:
-        _log.warning(f"no traces and metrics are sent: {problem}")
+        tell(f"{_NOTHING}: {problem}")
+        _log.warning(f"{_NOTHING}: {problem}")
         return None
     # The SDK reads its variables itself, and a value of config.json is not among them.
     os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otel_endpoint)
@@ -52,20 +61,21 @@ async def _start(settings: Settings, metrics: Metrics) -> Any:  # noqa: ANN401 #
         # In a thread, since that takes a quarter of a second.
         module = await asyncio.to_thread(importlib.import_module, "runed.daemon.otel")
     except ImportError as error:
-        if not (error.name or "").startswith("opentelemetry"):
+        if (error.name or "").startswith("runed"):
             raise
-        _log.warning(
-            "no traces and metrics are sent: OTEL_EXPORTER_OTLP_ENDPOINT is set, and the packages of OpenTelemetry are not "
-            "installed; install runed[otel] beside this runed",
-            missing=error.name,
+        problem = (
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and the packages of OpenTelemetry are not installed; "
+            "install runed[otel] beside this runed"
         )
+        tell(f"{_NOTHING}: {problem}")
+        _log.warning(f"{_NOTHING}: {problem}", missing=error.name)
         return None
     try:
-        return module.Exporter(metrics)
+        return module.Exporter(metrics, tell)
     except Exception as error:  # noqa: BLE001 # a variable of OTEL_ that the SDK cannot use must not stop the daemon
-        _log.error(
-            "no traces and metrics are sent: the variables that begin with OTEL_ cannot be used", **describe_exception(error)
-        )
+        problem = "the variables that begin with OTEL_ cannot be used"
+        tell(f"{_NOTHING}: {problem}; the log says why")
+        _log.error(f"{_NOTHING}: {problem}", **describe_exception(error))
         return None
 
 

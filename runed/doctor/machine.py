@@ -37,6 +37,10 @@ _FAR = re.compile(r"^(9p|drvfs|cifs|smb3?|nfs4?|fuse\.sshfs|vboxsf|fuse\.vmhgfs.
 
 _REMEDIES = (
     (
+        re.compile(r"^(no )?traces and metrics "),
+        "mend what it names, or unset OTEL_EXPORTER_OTLP_ENDPOINT, and run `runed stop`; embeddings work without it",
+    ),
+    (
         re.compile(r"\(ulimit -\w\)$"),
         "raise it for your user, in /etc/security/limits.conf or in the unit of systemd, and run `runed stop`",
     ),

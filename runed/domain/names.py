@@ -1,7 +1,4 @@
-"""The names of models: `family-size` or `family-size.variant`, in letters of any case, and aliases.
-
-Names become parts of paths and of URLs, so they hold no separator and begin with a letter or a digit.
-"""
+"""The names of models: `family-size` or `family-size.variant`, in letters of any case, and aliases."""
 
 from __future__ import annotations
 
@@ -10,48 +7,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from runed.domain.model_spec import ModelKind, ModelSpec
-from runed.errors import SettingsError, UnknownModelError
+from runed.errors import SettingsError, UnknownModelError, quoted
+from runed.model_names import MAX_NAME, check_name
 from runed.suggesting import near
-
-MAX_NAME = 128
-"""The most characters of a name."""
-
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,127}(?<!\.)", re.IGNORECASE | re.ASCII)
-"""Letters, digits, "_", "-" and single dots."""
 
 _FOREIGN = re.compile(r"[^a-z0-9_-]+", re.IGNORECASE | re.ASCII)
 
 _VARIANT = re.compile(r"(.+)\.((?:bf|f|iq|mxfp|q|tq)[0-9][a-z0-9_]*)", re.IGNORECASE | re.ASCII)
 """A full name: the family, a dot, and a quantization, such as "q6_K"."""
 
-_SHOWN = 60
-"""The most characters of an unknown name that an error repeats."""
-
 _FEW = 5
 """The most models that an error names."""
-
-
-def is_name(text: str) -> bool:
-    """Return whether a text can be the name of a model, or an alias."""
-    return _NAME.fullmatch(text) is not None
-
-
-def check_name(text: str, origin: str) -> str:
-    """Return a name that the user chose.
-
-    Args:
-        text: The name.
-        origin: The place where it stands, for the error.
-
-    Raises:
-        SettingsError: It cannot be a name.
-    """
-    if is_name(text):
-        return text
-    raise SettingsError(
-        f"{origin}: {text[:_SHOWN]!r} cannot be the name of a model; accepted are up to {MAX_NAME} letters, digits, "
-        '"-", "_" and single dots, beginning with a letter or a digit'
-    )
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -132,7 +98,7 @@ class ModelNames:
             return self.default
         if (spec := self.named(name)) is None:
             raise UnknownModelError(
-                f"there is no model {name[:_SHOWN]!r}; {self._known(name)}", metadata={"models": ", ".join(self.specs)}
+                f"there is no model {quoted(name)}; {self._known(name)}", metadata={"models": ", ".join(self.specs)}
             )
         return spec
 
@@ -157,16 +123,16 @@ class ModelNames:
             if not found:
                 alias, target = next(iter(targets.items()))
                 raise SettingsError(
-                    f"the alias {alias[:_SHOWN]!r} stands for {target[:_SHOWN]!r}, which is no model; {self._known(target)}"
+                    f"the alias {quoted(alias)} stands for {quoted(target)}, which is no model; {self._known(target)}"
                 )
             for alias, spec in found.items():
                 self._add(alias, spec)
             targets = {alias: target for alias, target in targets.items() if alias not in found}
 
     def _add(self, name: str, spec: ModelSpec) -> None:
-        check_name(name, f"the model {spec.name[:_SHOWN]!r}")
+        check_name(name, f"the model {quoted(spec.name)}")
         if (other := self._by_name.setdefault(name.lower(), spec)) is not spec:
-            raise SettingsError(f"two models are called {name!r}: {other.name} and {spec.name}; rename one of them")
+            raise SettingsError(f"two models are called {quoted(name)}: {other.name} and {spec.name}; rename one of them")
 
     def _default(self, name: str) -> ModelSpec:
         if name:
@@ -179,7 +145,7 @@ class ModelNames:
     def _known(self, name: str) -> str:
         """Return which models there are: those that an unknown name may mean, and the first ones."""
         names = {each: spec for spec in self.specs.values() for each in (spec.family, spec.name, *spec.aliases)}
-        meant = {names[each].name: each for each in reversed(near(name[:_SHOWN], names))}  # one name of each model
+        meant = {names[each].name: each for each in reversed(near(name, names))}  # one name of each model
         asked = f"did you mean {' or '.join(reversed(meant.values()))}? " if meant else ""
         first, others = list(self.specs)[:_FEW], len(self.specs) - _FEW
         if others <= 0:

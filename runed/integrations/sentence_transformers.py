@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from runed.client.client import Client
 from runed.client.options import EmbedOptions, Lane, Truncate
 from runed.client.types import Info, Vectors
-from runed.errors import RunedError, UnimplementedError, UnknownModelError
+from runed.errors import RunedError, UnimplementedError, UnknownModelError, quoted
 from runed.integrations.lazy_client import LazyClient
 from runed.suggesting import did_you_mean
 
@@ -156,7 +156,7 @@ class SentenceTransformer:
         if prompt_name is not None and prompt is not None:
             raise ValueError("give prompt_name or prompt, not both")
         if prompt_name not in {None, "query", "document"}:
-            raise ValueError(f'prompt_name is {prompt_name!r}, but must be "query", "document" or None')
+            raise ValueError(f'prompt_name is {quoted(prompt_name)}, but must be "query", "document" or None')
         options = self._client.options(prompt_name)
         if truncate_dim is not None:
             options["dimensions"] = truncate_dim
@@ -288,7 +288,7 @@ def _find_model(client: Client, name: str) -> str | None:
         return None
     names = names or [default.model_variant or default.model_name]
     known = ", ".join(names)
-    told = f"the daemon has no model {name!r}{did_you_mean(wanted, names, most=3) or ';'} it has {known}"
+    told = f"the daemon has no model {quoted(name)}{did_you_mean(wanted, names, most=3) or ';'} it has {known}"
     raise UnknownModelError(told, metadata={"models": known})
 
 
@@ -299,7 +299,7 @@ def _plain(name: str) -> str:
 
 def _refuse_unless(name: str, value: object, only: object, hint: str) -> None:
     if value != only:
-        raise ValueError(f"{name} is {value!r}, but can only be {only!r} here: {hint}")
+        raise ValueError(f"{name} is {quoted(value)}, but can only be {only!r} here: {hint}")
 
 
 def _encode_visibly(client: Client, texts: list[str], options: EmbedOptions) -> Vectors:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from runed.errors import InvalidRequestError, InvalidTextError, RunedError
+from runed.errors import InvalidRequestError, InvalidTextError, RunedError, quoted
 from runed.jobs import parquet
 from runed.jobs.ordering import OF_THE_TEXT
 
@@ -51,11 +51,11 @@ class Columns:
     def __post_init__(self) -> None:
         if self.on_error not in _CHOICES:
             accepted = ", ".join(f'"{choice}"' for choice in _CHOICES)
-            raise InvalidRequestError(f"on_error is {self.on_error!r}, but must be one of {accepted}")
+            raise InvalidRequestError(f"on_error is {quoted(self.on_error)}, but must be one of {accepted}")
         names = [self.text, *self.added]
         for name in names:
             if not isinstance(name, str) or not name:  # type: ignore[redundant-expr] # from a caller without mypy
-                raise InvalidRequestError(f"{name!r} is no name of a column; give a str that is not empty")
+                raise InvalidRequestError(f"{quoted(name)} is no name of a column; give a str that is not empty")
             if names.count(name) > 1:
                 raise InvalidRequestError(f'two columns have the name "{name}"; give each another one')
 

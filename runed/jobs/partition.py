@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 import msgspec
 
 import runed
-from runed.errors import EmptyBatchError, RunedError, SettingsError
+from runed.errors import EmptyBatchError, RunedError, SettingsError, quoted
 from runed.jobs.folders import OWN, Folder, Found, is_deep, locate
 from runed.jobs.formats import ENCODERS
 from runed.jobs.inputs import Columns, format_of, open_batch
@@ -248,7 +248,7 @@ class PartitionJob:
             is_parquet = (self.options.get("input_format") or format_of(source)) == "parquet"
             chosen = "parquet" if is_parquet else "jsonl"
         if chosen not in ENCODERS:
-            raise SettingsError(f"output_format is {chosen!r}, but must be one of {', '.join(ENCODERS)}")
+            raise SettingsError(f"output_format is {quoted(chosen)}, but must be one of {', '.join(ENCODERS)}")
         return source if source.endswith(f".{chosen}") else f"{source}.{chosen}"
 
     def _chosen(self, part: Part) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runed.settings import SETTINGS, Settings
+from runed.settings import CONFIG, SETTINGS, Settings
 
 _OF_CLIENTS = {"log", "otel_endpoint", "progress", "runed_binary", "trust_parents"}
 """Settings that a daemon does not use once it runs, and those of its clients: each may name a collector of its own."""
@@ -26,7 +26,7 @@ def marks_of(settings: Settings) -> dict[str, str]:
 
 
 def differences(settings: Settings, marks: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the settings that a running daemon has not, as the variables or keys that set them.
+    """Return the settings that a running daemon has not, as the variables or keys that set them here.
 
     Args:
         settings: The settings of a client. Only those that differ from their defaults count: a client that sets nothing takes
@@ -35,7 +35,7 @@ def differences(settings: Settings, marks: Mapping[str, str]) -> tuple[str, ...]
     """
     own = marks_of(settings)
     return tuple(
-        setting.variable or f"{name} in config.json"
+        f"{name} in config.json" if settings.written.get(name, ("", ""))[1] == CONFIG else setting.variable
         for name, setting in SETTINGS.items()
         if name in own and own[name] != marks.get(name)
     )

@@ -30,6 +30,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         http: The URL of its loopback port, such as "http://127.0.0.1:8321"; "" if it has none.
         draining: Whether it takes no new work, and ends once its calls are answered.
         settings: Its settings, as `marks_of` tells them; None from a daemon that does not tell.
+        failed: Whether it could not get its default model, with these settings.
     """
 
     pid: Annotated[int, msgspec.Meta(ge=1, le=MAX_PID)]
@@ -40,6 +41,7 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     draining: bool = False
     scope: str = ""
     settings: dict[str, str] | None = None
+    failed: bool = False
 
     @classmethod
     def of_this_process(cls, socket: Path, *, http: str = "", settings: dict[str, str] | None = None) -> Self:
@@ -77,17 +79,23 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     def tell_draining(self, path: Path) -> None:
         """Note in the record that this daemon drains, unless the record is a successor's."""
-        if self._is_in(path):
-            msgspec.structs.replace(self, draining=True).write(path)
+        if (own := self._own(path)) is not None:
+            msgspec.structs.replace(own, draining=True).write(path)
+
+    def tell_failed(self, path: Path, failed: bool) -> None:  # noqa: FBT001 # the only fact
+        """Note in the record whether this daemon could not get its default model, unless the record is a successor's."""
+        if (own := self._own(path)) is not None and own.failed != failed:
+            msgspec.structs.replace(own, failed=failed).write(path)
 
     def remove(self, path: Path) -> None:
         """Remove the record, unless it is a successor's."""
-        if self._is_in(path):
+        if self._own(path) is not None:
             path.unlink(missing_ok=True)
 
-    def _is_in(self, path: Path) -> bool:
+    def _own(self, path: Path) -> Self | None:
+        """Return the record that is there, if it is that of this daemon."""
         found = type(self).read(path)
-        return found is not None and (found.pid, found.start_time) == (self.pid, self.start_time)
+        return found if found is not None and (found.pid, found.start_time) == (self.pid, self.start_time) else None
 
     @property
     def process(self) -> ProcessIdentity:

@@ -210,8 +210,8 @@ class _Running:
 
 
 @dataclass(frozen=True, slots=True)
-class _Older:
-    """A daemon lives that is too old, and a newer one can be started."""
+class _Replaceable:
+    """A daemon lives that is too old, or has failed with other settings. A better one can be started."""
 
     record: DaemonRecord
 
@@ -285,7 +285,7 @@ class _Search:
                 self._pause("another daemon holds this home but does not listen")
         raise AssertionError("the last launch returns or raises")
 
-    def _look(self) -> _Running | _Older | _Draining | _Absent:
+    def _look(self) -> _Running | _Replaceable | _Draining | _Absent:
         """Look at the socket and at `daemon.json`, once each."""
         listener = find_listener(self._paths.socket)
         present = DaemonRecord.read(self._paths.daemon_record)
@@ -296,20 +296,28 @@ class _Search:
         if record is None:
             return _Absent()
         new_enough = self._minimum_version is None or _release(record.version) >= _release(self._minimum_version)
-        if listener and new_enough and not record.draining:
+        if listener and new_enough and not record.draining and not self._has_failed_otherwise(record):
             return _Running(record, listener)
         # The lock proves that the daemon is of this home as it is now: the daemon of a home that was removed is not waited for.
         if not record.is_alive() or not LockFile(self._paths.daemon_lock).is_held():
             self._record = None
             return _Running(record, listener) if listener and not self._manager_listens else _Absent()
+        if listener and new_enough and not record.draining:
+            return _Replaceable(record)
         # Without the last condition, every connect would restart an old program named by `runed_binary`.
         if not new_enough and not record.draining and _release(record.version) < _release(self._available_version):
             process = _daemon_of(listener, record) if listener else None
             if process is not None and process.pid == record.pid:
                 # The record of an old version proves nothing by itself, but the kernel tells who listens.
                 record = msgspec.structs.replace(record, scope=process.scope)
-            return _Older(record)
+            return _Replaceable(record)
         return _Running(record, listener) if listener and not record.draining else _Draining(record)
+
+    def _has_failed_otherwise(self, record: DaemonRecord) -> bool:
+        """Return whether a daemon could not get its model, with other settings than these. A service starts it as it is."""
+        if not record.failed or record.settings is None or self._service is not None:
+            return False
+        return bool(differences(self._settings, record.settings))
 
     @functools.cached_property
     def _available_version(self) -> str:
@@ -333,7 +341,7 @@ class _Search:
         return self._handle(record, record.pid if record else None, started=started)
 
     def _outlast_predecessor(self) -> DaemonHandle | None:
-        """Wait until no daemon lives, and ask one that is too old to drain. Return a daemon that listens after all.
+        """Wait until no daemon lives, and ask one that can be replaced to drain. Return a daemon that listens after all.
 
         Another daemon beside it could not serve: it holds the daemon's lock until its last call is answered.
         """
@@ -345,7 +353,7 @@ class _Search:
             if isinstance(look, _Absent):
                 return None
             # Only once: a second SIGTERM would make it drop the calls that it is finishing.
-            if isinstance(look, _Older) and not asked:
+            if isinstance(look, _Replaceable) and not asked:
                 asked = look.record.terminate()
             self._pause(f"its daemon, pid {look.record.pid}, takes no calls and does not end; end it with `runed stop`")
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runed.errors import SettingsError, quoted
+
 COMMAND_KEY = "X-RunedCommand"
 """The key of our own in a unit, with the program that it starts, as JSON. systemd leaves keys that begin with "X-" alone."""
 
@@ -19,6 +21,8 @@ _STOP_SECONDS = 45
 
 _START_SECONDS = 360
 """Seconds that a service manager waits for a daemon. It needs about 1, unless it waits for the end of another one."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _OPEN_FILES = 65_536
 """Open files that a daemon may have, each a connection or a file."""
@@ -37,6 +41,9 @@ class Plan:
         log: The log of the daemon.
         environment: Variables for the daemon, without `RUNED_HOME`.
         environment_file: The place of these variables, for a manager that reads them from a file.
+
+    Raises:
+        SettingsError: A path has a control character, such as a line end. A unit has one setting a line.
     """
 
     name: str
@@ -47,6 +54,14 @@ class Plan:
     log: Path
     environment: Mapping[str, str]
     environment_file: Path
+
+    def __post_init__(self) -> None:
+        for path in map(str, (self.home, self.log, self.environment_file, *self.command)):
+            if _CONTROL.search(path):
+                raise SettingsError(
+                    f"{quoted(path)} has a line end or another control character, which no path of a service can "
+                    "have; choose another RUNED_HOME, or another place for runed"
+                )
 
     @property
     def arguments(self) -> list[str]:
@@ -184,7 +199,7 @@ def _words(value: object) -> list[str]:
 
 def _quoted(word: str) -> str:
     """Return a word of a unit. In quotes, systemd reads escapes as C does, and "%" begins a specifier everywhere."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
     return _specifiers(f'"{escaped}"')
 
 

@@ -148,10 +148,12 @@ class Connection:
         if self._draining:
             protocol.drain()
         tasks.create_task(protocol.write())
+        deadline: float | None = None
         try:
             while data and not protocol.closed:
                 await self._in_share(protocol, protocol.receive(data))
-                data = await self._read()
+                deadline = (deadline or self._frame_deadline()) if protocol.in_frame else None
+                data = await self._read(deadline)
             if not data and not protocol.closed:
                 await self._answer_the_rest(protocol)
         finally:
@@ -227,6 +229,9 @@ class Connection:
 
     def _head_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._context.head_timeout
+
+    def _frame_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._context.stall_timeout
 
     async def _read(self, deadline: float | None = None) -> bytes:
         """Return the next bytes, or b"" if the client has disconnected, was cut off, or missed the deadline."""

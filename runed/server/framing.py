@@ -61,6 +61,11 @@ class Framing(H2Connection):
         return 0
 
     @property
+    def is_amid(self) -> bool:
+        """Whether bytes came that completed no frame and no header block."""
+        return self._unparsed > 0
+
+    @property
     def has_output(self) -> bool:
         """Whether framed bytes wait to be written."""
         return bool(self._data_to_send)

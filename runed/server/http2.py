@@ -230,6 +230,11 @@ class Http2Connection:
         """The requests that are being answered."""
         return self.streams.values()
 
+    @property
+    def in_frame(self) -> bool:
+        """Whether the client sends a frame or a header block bit by bit."""
+        return self._h2.is_amid
+
     async def end_input(self) -> bool:
         """Take the end of the client's input. Return whether whole requests still wait for their answers."""
         for stream in self.streams.values():

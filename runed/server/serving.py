@@ -58,7 +58,8 @@ class Server:
             waiting, for the longest time. If there is none, it waits in the backlog.
         head_timeout: Seconds within which the head of a request must be complete once it has begun.
         stall_timeout: Seconds that a request waits for a client that neither sends nor reads a byte of it. The request is ended
-            then. The time of the app is not limited. Common web servers wait as long.
+            then. A frame of HTTP/2, or a header block of several, must be complete within this time. The time of the app is not
+            limited. Common web servers wait as long.
         budget: The memory of all requests, of this server and of others.
         gate: Refuses requests by their heads, before the app is called; the connection is closed then. Clients that have not
             passed the gate get a small share of the event loop, all together.

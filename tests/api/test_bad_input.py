@@ -84,6 +84,29 @@ def test_json_of_the_wrong_shape(case: str, qwen_daemon: RunningDaemon) -> None:
     assert "secret-4711" not in refusal.message
 
 
+@pytest.mark.parametrize(
+    ("method", "body", "accepted"),
+    [
+        ("Embed", b'{"text": "x", "dimensions": -1}', "a whole number from 0 to 4294967295"),
+        ("Embed", b'{"text": "x", "dimensions": "' + b"9" * 10_000 + b'"}', "a whole number from 0 to 4294967295"),
+        ("Rerank", b'{"query": "x", "topN": 1e999}', "a whole number from 0 to 4294967295"),
+        ("Shutdown", b'{"graceSeconds": 2147483648}', "a whole number from -2147483648 to 2147483647"),
+        ("EmbedBatch", b'{"texts": "x"}', "a list, each item being a string"),
+        ("EmbedBatch", b'{"texts": ["x"], "perItemErrors": 1}', "true or false"),
+        ("Embed", b'{"text": 1}', "a string"),
+    ],
+)
+def test_json_of_another_type_is_told_what_is_accepted(
+    method: str, body: bytes, accepted: str, qwen_daemon: RunningDaemon
+) -> None:
+    with qwen_daemon.http() as http:
+        response = http.post(f"{SERVICE}/{method}", content=body, headers={"content-type": "application/json"})
+    refusal = refusal_of_json(response.json())
+    assert (refusal.code, refusal.reason) == MALFORMED
+    assert refusal.message.endswith(f"; accepted is {accepted}")
+    assert len(refusal.message) < 300
+
+
 def test_unknown_json_fields_are_those_of_a_newer_client(qwen_daemon: RunningDaemon) -> None:
     plain = qwen_daemon.call("Embed", {"text": "with more fields"})
     more = {"text": "with more fields", "ofTomorrow": {"role": ["ROLE_QUERY"]}, "texts": ["x"], "with_route": False}
@@ -112,6 +135,14 @@ def test_bad_header_over_connect(case: str, qwen_daemon: RunningDaemon) -> None:
         response = http.post(f"{SERVICE}/Embed", content=body, headers={"content-type": "application/proto"} | headers)
     refusal = refusal_of_json(response.json())
     assert (refusal.code, refusal.reason) == (code, reason)
+
+
+def test_a_long_header_is_not_repeated_whole(qwen_daemon: RunningDaemon) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "y" * 15_000}
+    with qwen_daemon.http() as http:
+        response = http.post(f"{SERVICE}/Embed", content=b'{"text": "x"}', headers=headers)
+    assert refusal_of_json(response.json()).reason == "UNIMPLEMENTED"
+    assert len(response.content) < 5000
 
 
 @pytest.mark.parametrize("values", [("1", "60000"), ("60000", "1"), ("60000", "60000")])

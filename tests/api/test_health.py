@@ -166,7 +166,7 @@ async def test_drain_tells_those_who_watch_and_is_not_held_up_by_them(serve: Ser
         stopping = asyncio.create_task(served.server.stop(60))
         assert told(await stream.received(2)) == [SERVING, NOT_SERVING]
         assert await stream.outcome() is None
-        await asyncio.wait_for(stopping, 3)
+        await asyncio.wait_for(stopping, 20)
 
 
 async def test_silent_watch_outlives_the_stall_timeout(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,17 @@ async def test_options_reach_the_host_and_facts_the_caller(protocol: str, served
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_a_grace_below_0_is_refused(protocol: str, served: Served) -> None:
+    for grace in (-1, -(2**31)):
+        refused = refusal_of(await served.call(protocol, "Shutdown", pb.ShutdownRequest(grace_seconds=grace)))
+        assert refused.reason == "INVALID_REQUEST"
+        assert f"grace_seconds is {grace}; accepted is a whole number of seconds from 0" in refused.message
+    assert served.host.grace is None
+    message_of(await served.call(protocol, "Shutdown", pb.ShutdownRequest(grace_seconds=7)))
+    assert served.host.grace == 7
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_plain_request_has_the_options_of_old(protocol: str, served: Served) -> None:
     response = cast("pb.EmbedResponse", message_of(await served.call(protocol, "Embed", pb.EmbedRequest(text="cached one"))))
     assert served.host.asked[0].options == EmbedOptions()

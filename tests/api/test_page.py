@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runed.api.app import build_app, build_port_app
-from runed.api.openai.token_guard import token_gate
 from runed.api.page.access import LINK_SECONDS, NO_ACCESS, SESSION_SECONDS, Access
+from runed.api.token_guard import token_gate
 from runed.domain.history import Failure, LastHour, Slot, Work
 from runed.domain.status import ConnectedClient
 from runed.lifecycle.loopback import Loopback

@@ -245,7 +245,7 @@ async def test_drain_is_not_held_up_by_who_asks_no_more_but_answers_while_it_las
         served.host.let_go()
         assert await embedding.outcome() is None
         assert await stream.outcome() is None
-        await asyncio.wait_for(stopping, 3)
+        await asyncio.wait_for(stopping, 20)
 
 
 @pytest.mark.parametrize("version", [v1, v1alpha], ids=["v1", "v1alpha"])

@@ -233,8 +233,8 @@ async def test_a_connection_that_the_server_closes_or_announces_to_close_is_not_
     for number, body in enumerate([b"told", b"silent", b"told"]):
         assert await ask(client, body) == body
         assert server.connections == number + 1
-        await asyncio.sleep(0.02)  # until the end is noticed
-    assert server.open == 0
+        await eventually(lambda: server.open == 0)
+        await asyncio.sleep(0.02)  # until the client notices
 
 
 async def test_an_unused_connection_is_left_alone_before_the_server_closes_it(

@@ -30,6 +30,7 @@ from runed.backends.remote import Fallback, RemoteBackend, meet
 from runed.backends.remote import backend as backend_module
 from runed.backends.remote.fallback import Substitute
 from runed.backends.remote.space import load_space
+from runed.bootstrap import network
 from runed.bootstrap.network import Transport
 from runed.bootstrap.proxies import Proxies
 from runed.errors import (
@@ -42,6 +43,8 @@ from runed.errors import (
 )
 from runed.own_models import RemoteModel
 from tests.fakes.fake_remote import Behaviour, FakeRemote, vector_of
+from tests.fakes.plain_http import patient_plain_server
+from tests.support import eventually
 
 TEXTS = ["one small text", "another text", "a third one that is longer"]
 
@@ -351,10 +354,10 @@ async def test_a_cut_answer_is_asked_for_again_and_an_engine_that_only_cuts_is_a
 async def test_one_deadline_holds_over_all_tries(remote: FakeRemote, engine: Meet) -> None:
     backend = await engine(remote.url, timeout=2.0)
     remote.behaviour.delay = 3.0
-    began = time.monotonic()
+    before = len(remote.questions)
     with pytest.raises(BackendUnavailableError, match="no answer in time") as refusal:
         await backend.embed(TEXTS)
-    assert time.monotonic() - began < 3.9, "two tries that may take two seconds each take longer"
+    assert len(remote.questions) == before + 1, "there was no time for a second try"
     assert refusal.value.retry_after
 
 
@@ -369,7 +372,7 @@ async def test_the_breaker_spares_an_engine_that_is_away_and_closes_when_it_is_b
         with pytest.raises(BackendUnavailableError) as refusal:
             await backend.embed(TEXTS)
         assert refusal.value.retry_after
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert backend.state.status is BackendStatus.FAILED
     again = FakeRemote(port=port)
     try:
@@ -390,8 +393,7 @@ async def test_a_cancelled_call_closes_its_request(remote: FakeRemote, engine: M
     asking.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asking
-    await asyncio.sleep(0.1)
-    assert not backend._link.http._transport._transports[None, "http"]._pool._requests  # type: ignore[union-attr] # httpx's
+    await eventually(lambda: not backend._link.http._transport._transports[None, "http"]._pool._requests)  # type: ignore[union-attr] # httpx's
     remote.behaviour.delay = 0
     assert is_right(remote, TEXTS, (await backend.embed(TEXTS)).vectors)
     assert remote.broken >= before
@@ -400,9 +402,8 @@ async def test_a_cancelled_call_closes_its_request(remote: FakeRemote, engine: M
 async def test_never_more_requests_at_once_than_the_configuration_allows(remote: FakeRemote, engine: Meet) -> None:
     backend = await engine(remote.url, concurrency=2)
     remote.behaviour.delay = 0.1
-    began = time.monotonic()
     await asyncio.gather(*(backend.embed([f"text {number}"]) for number in range(6)))
-    assert time.monotonic() - began >= 0.3
+    assert remote.most_at_once <= 2
 
 
 class TestSpace:
@@ -678,6 +679,15 @@ class TestCertificates:
             BackendUnavailableError, match=r"does not speak TLS.* the url, which may begin with http"
         ) as refusal:
             await engine(remote.url.replace("http:", "https:"))
+        assert refusal.value.retry_after is None
+
+    async def test_a_server_without_tls_that_waits_for_more_is_told(
+        self, engine: Meet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(network, "_SILENCE", 0.1)
+        async with patient_plain_server() as url:
+            with pytest.raises(BackendUnavailableError, match="speaks http, not https; begin the url with http") as refusal:
+                await engine(url)
         assert refusal.value.retry_after is None
 
 

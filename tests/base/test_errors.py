@@ -8,9 +8,12 @@ from runed.errors import (
     EmptyTextError,
     InvalidRequestError,
     RunedError,
+    RunedWarning,
     apology,
+    bounded,
     error_of_reason,
     printable,
+    quoted,
 )
 
 
@@ -41,6 +44,25 @@ def test_a_text_of_a_file_or_server_cannot_steer_the_terminal_through_an_error()
 
 def test_a_name_stays_on_its_line() -> None:
     assert printable("a\nb\tc é 名") == r"a\nb\tc é 名"
+
+
+def test_a_long_text_loses_its_middle_and_keeps_what_to_do() -> None:
+    error = RunedError(f"the name {'x' * 1_000_000} is bad; choose another one")
+    assert error.message.startswith("the name xxx")
+    assert error.message.endswith("xxx is bad; choose another one")
+    assert "x[... 996,036 characters ...]x" in error.message
+    assert len(error.message) < 4100
+    assert len(error.retold("y" * 100_000).message) < 4100
+    assert len(str(RunedWarning("y" * 100_000))) < 4100
+    assert bounded("abcdef", 4) == "ab[... 2 characters ...]ef"
+    assert bounded("abcd", 4) == "abcd"
+
+
+def test_a_value_is_repeated_on_one_line_and_in_part() -> None:
+    assert quoted("a\n\x1b[2J\u202e") == r"'a\n\x1b[2J\u202e'"
+    assert len(quoted("\x1b" * 1_000_000)) < 600
+    assert quoted(7) == "7"
+    assert len(quoted(["x" * 1000])) < 200
 
 
 def test_refused_memory_is_no_bug_to_report_and_nothing_is_quoted() -> None:

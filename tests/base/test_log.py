@@ -215,6 +215,19 @@ def test_no_control_character_reaches_a_log_as_it_is(home: Path) -> None:
     assert json.loads(content)["name"] == "\x1b]0;x\x07\x7f\u202e\n"
 
 
+@pytest.mark.parametrize("name", ["x" * 1_000_000, "\udcff" * 10_000, "\x1b" * 10_000])
+def test_a_long_text_is_logged_without_its_middle(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(home / "daemon.log")
+    get_logger("runed.test").warning("named", name=name, number=7)
+    (line,) = (home / "daemon.log").read_text().splitlines()
+    assert len(line) < 30_000
+    assert (json.loads(line)["message"], json.loads(line)["number"]) == ("named", 7)
+    assert "characters ...]" in json.loads(line)["name"]
+    configure_logging(readable=True)
+    get_logger("runed.test").warning("named", name=name)
+    assert 0 < len(capsys.readouterr().err) < 120_000
+
+
 def test_name_that_is_no_unicode_and_a_huge_number_are_logged(home: Path) -> None:
     configure_logging(home / "log")
     get_logger("runed.test").warning("odd", file="a\udcff", number=10**30, path=home)

@@ -16,8 +16,8 @@ from runed.onnx_files import files_of, is_onnx, model_folder
 def export(path: Path, *, outside: str = "", in_a_branch: str = "") -> Path:
     """Write a model. Its weights are in the file `outside`, and those of a graph in the graph in `in_a_branch`, if named."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
-    branch_weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "b")
+    weight = numpy_helper.from_array(np.ones((8, 8), np.float32), "w")
+    branch_weight = numpy_helper.from_array(np.ones((8, 8), np.float32), "b")
     branches = [
         helper.make_graph([], name, [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)], [branch_weight])
         for name in ("then", "else")

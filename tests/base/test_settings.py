@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runed.errors import ForeignPathError, RunedWarning, SettingsError
+from runed.errors import ForeignPathError, RunedWarning, SettingsError, quoted
 from runed.setting_values import boolean, flag, port
 from runed.settings import (
     SETTINGS,
@@ -58,6 +58,35 @@ def test_environment_beats_config_beats_default(home: Path) -> None:
 
 def test_a_variable_set_to_nothing_counts_as_unset(home: Path) -> None:
     assert load_settings(home=home, environ={"RUNED_CTX_SIZE": "", "RUNED_MODEL": ""}).ctx_size == 2048
+
+
+def test_a_key_that_is_there_twice_is_told_at_any_depth(home: Path) -> None:
+    (home / "config.json").write_text('{"models": {"a": {"path": "/x"}, "a": {"path": "/y"}}, "log": "json"}')
+    with pytest.warns(RunedWarning, match="config.json: 'a' is there twice, and the last one counts"):
+        assert load_settings(home=home, environ={}).models["a"].path == Path("/y")
+
+
+@pytest.mark.parametrize("table", ["models", "aliases"])
+@pytest.mark.parametrize("name", ["", "a\nb", "a/b", "..", "../x", ".a", "a\0", "\x1b[2J", "\u202e", "x" * 200, "x" * 100_000])
+def test_a_name_that_can_be_none_is_refused_with_the_place_and_what_is_accepted(table: str, name: str, home: Path) -> None:
+    write_config(home, **{table: {name: {"keep_alive": "5m"} if table == "models" else "bge-m3"}})
+    with pytest.raises(SettingsError, match=f"^{table} in .*: .* cannot be the name of a model; accepted are") as caught:
+        load_settings(home=home, environ={})
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 600
+
+
+def test_an_alias_in_an_entry_that_can_be_no_name_is_refused_with_its_place(home: Path) -> None:
+    write_config(home, models={"mine": {"path": "/m.gguf", "aliases": ["a\nb"]}})
+    with pytest.raises(SettingsError, match=r"^aliases of models\.mine in .*: 'a\\nb' cannot be the name of a model"):
+        load_settings(home=home, environ={})
+
+
+@pytest.mark.parametrize(("table", "value"), [("models", {"keep_alive": "5m"}), ("aliases", ""), ("aliases", "bge-m3")])
+def test_names_that_differ_by_case_alone_are_refused(table: str, value: object, home: Path) -> None:
+    write_config(home, **{table: {"Mine": value, "mine": value}})
+    with pytest.raises(SettingsError, match="Mine and mine differ by upper and lower case alone; rename one of them"):
+        load_settings(home=home, environ={})
 
 
 def test_unknown_keys_are_ignored_and_misspelt_ones_with_a_warning(home: Path) -> None:
@@ -137,6 +166,8 @@ def test_address_for_other_machines_needs_a_second_setting_and_the_token(
         ("RUNED_IDLE_TIMEOUT", "soon", '"10m"'),
         ("RUNED_IDLE_TIMEOUT", "-5m", '"10m"'),
         ("RUNED_IDLE_TIMEOUT", "9" * 400 + "h", '"10m"'),
+        ("RUNED_IDLE_TIMEOUT", "1ns", '"10m"'),
+        ("RUNED_IDLE_TIMEOUT", "2600000h", "at most 290 years"),
         ("RUNED_CTX_SIZE", "many", "64 to 131072"),
         ("RUNED_CTX_SIZE", "00013107200", "64 to 131072"),
         ("RUNED_CTX_SIZE", "63", "64 to 131072"),
@@ -153,6 +184,8 @@ def test_address_for_other_machines_needs_a_second_setting_and_the_token(
         ("RUNED_CACHE_SIZE", "a lot", "64MiB"),
         ("RUNED_CACHE_SIZE", "-1", "64MiB"),
         ("RUNED_CACHE_SIZE", "1.5GiB", "64MiB"),
+        ("RUNED_MEMORY", "1048577TiB", "at most 1 EiB"),
+        ("RUNED_QUEUE_BYTES", "9" * 15 + "TiB", "at most 1 EiB"),
         ("RUNED_CACHE_SIZE", "٣MiB", "64MiB"),
         ("RUNED_DISK_CACHE_SIZE", "5 parsecs", "1GiB"),
         ("RUNED_DISK_CACHE_SIZE", "15MiB", "at least 16777216, or 0 for none"),
@@ -173,7 +206,8 @@ def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(
     with pytest.raises(SettingsError) as caught:
         load_settings(home=home, environ={variable: value})
     message = str(caught.value)
-    assert message.startswith(f"{variable}={value!r}")
+    assert message.startswith(f"{variable}={quoted(value)}")
+    assert len(message) < 500
     assert accepted in message
     assert "\n" not in message
 
@@ -184,6 +218,11 @@ def test_bad_value_is_one_line_with_name_value_and_what_is_accepted(
         (b"not json", "config.json: line 1, column 1: Expecting value; accepted is a JSON object"),
         (b'{\n  "profile": "memory"\n  "model": "m"\n}', "line 3, column 3: Expecting ',' delimiter"),
         (b'\xef\xbb\xbf{\n  "version": 1', "line 2, column 15: Expecting ',' delimiter"),
+        (b"", "config.json: it is empty; write {} into it, or remove it"),
+        (b" \n", "it is empty; write {} into it, or remove it"),
+        (b'{"log": "json", // as always\n}', "JSON has no comments; remove this one"),
+        (b'# as always\n{"log": "json"}', "line 1, column 1: JSON has no comments; remove this one"),
+        (b'{"log": "json"}\n/* as always */', "line 2, column 1: JSON has no comments; remove this one"),
         (b'{"version": 2}', "version is 2; accepted is 1"),
         (b'{"version": 1, "model": 7}', "$.model"),
         (b"[]", "object"),

@@ -347,7 +347,7 @@ async def test_a_proxy_that_never_answers_does_not_hang_the_download(
             DownloadError, match=f"no answer in time .*through the proxy {scheme}://{proxy.address} of ALL_PROXY"
         ):
             await far.download(DownloadPolicy(attempts=1, connect_timeout=0.2, stall_timeout=0.2))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 25
     await asyncio.sleep(0.2)  # the event loop learns that the connection has ended
     gc.collect()
 

@@ -732,7 +732,7 @@ async def test_a_file_that_somebody_removes_is_missed_by_nobody(tmp_path: Path) 
 async def test_a_disk_that_hangs_holds_nobody_up_and_memory_stays_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk_cache, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(disk_cache, "READ_SECONDS", 0.2)
     disk = open_cache(tmp_path)
     put(disk, 0)
     await disk.flush()
@@ -747,7 +747,7 @@ async def test_a_disk_that_hangs_holds_nobody_up_and_memory_stays_bounded(
         before = time.monotonic()
         for _ in range(100):
             assert await disk.get([key_of(0)]) == {}
-        assert time.monotonic() - before < 4, "each reader waits for a disk that is known to hang"
+        assert time.monotonic() - before < 15, "each reader waits for a disk that is known to hang"
     monkeypatch.setattr(disk_cache, "READ_SECONDS", 60)
     await disk.flush()
     assert [line["event"] for line in logs] == ["the disk cache is slow"]

@@ -292,7 +292,7 @@ def test_refusal_of_an_option_names_no_text(served: Cli) -> None:
     assert "65" in done.stderr
     assert "argument 1" not in done.stderr
     done = served.run("embed", "--dimensions", "0", "x")
-    assert (done.returncode, "0 is not a whole number of at least 1" in done.stderr) == (2, True)
+    assert (done.returncode, "'0' is not a whole number of at least 1" in done.stderr) == (2, True)
 
 
 # On a terminal

@@ -101,7 +101,7 @@ def test_a_wait_has_the_limit_that_the_user_gives_it(cli: Cli, llama_server: Pat
 
     done = slow.run("ensure", "--wait", "--timeout", "1")
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert (done.returncode, done.stdout) == (1, "")
     *steps, last = done.stderr.splitlines()
     assert set(steps) <= {"runed: looking for engine and model"}  # on a busy machine, the time may be over before it is told

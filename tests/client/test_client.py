@@ -140,7 +140,7 @@ class TestBootstrap:
             began = time.monotonic()
             with pytest.raises(errors.DeadlineExceededError, match=r"within 0\.6 s.*not ready yet: -?\d+ of 100"):
                 client.embed("text", timeout=0.6)
-            assert 0.5 < time.monotonic() - began < 5
+            assert 0.5 < time.monotonic() - began < 20
 
     def test_an_error_of_the_callback_reaches_the_caller(self, arrange: Arrange) -> None:
         def stop(health: runed.Health) -> None:
@@ -362,6 +362,11 @@ class TestDaemonGoesAway:
     def test_shut_down_on_request(self, arrange: Arrange) -> None:
         home = arrange()
         with runed.connect(home=home) as client:
+            for grace in (-1, 2**31):
+                with pytest.raises(
+                    errors.InvalidRequestError, match=rf"grace_seconds is {grace}; give a whole number from 0 to"
+                ):
+                    client.shutdown(grace)
             client.shutdown(grace_seconds=7)
             wait_until(lambda: process_gone(pids(home)[0]))
             with pytest.raises(errors.DaemonUnavailableError):

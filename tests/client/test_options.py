@@ -11,8 +11,23 @@ import pytest
 
 import runed
 from runed import errors
+from runed.client.calls.patience import Deadline
+from runed.client.calls.ranking import RerankOptions
 from runed.client.options import EmbedOptions, Options
 from tests.client.conftest import Arrange, events
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e308, 1e10])
+def test_a_time_that_no_clock_counts_is_refused(timeout: float) -> None:
+    with pytest.raises(errors.InvalidRequestError, match=r"timeout is .*; give at most 1,000,000,000 seconds, or None for no"):
+        Deadline(timeout)
+    assert Deadline(1e9).remaining() is not None
+
+
+@pytest.mark.parametrize("top_n", [0, -1, 2**32])
+def test_a_number_of_results_that_no_request_holds_is_refused(top_n: int) -> None:
+    with pytest.raises(errors.InvalidRequestError, match=rf"top_n is {top_n}; give a number from 1 to 4294967295, or None"):
+        RerankOptions(top_n=top_n)
 
 
 class TestChecks:

@@ -173,6 +173,7 @@ def ray_cluster(settings: Sequence[dict[str, str]]) -> Iterator[RayCluster]:
     ray: Any = importlib.import_module("ray")
     for name in [name for name in os.environ if name.startswith("RUNED_")]:
         del os.environ[name]
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would send them to its makers
     # On a busy machine, workers of Ray's own niceness would hardly run.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray's spelling
     os.environ["RAY_agent_register_timeout_ms"] = str(1000 * SECONDS)  # noqa: SIM112 # as above

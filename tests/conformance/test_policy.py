@@ -387,12 +387,12 @@ def test_one_time_limit(home: Path) -> None:
         listener.accept()[0].close()
 
     with full_backlog(home / "s") as listener, runed.connect(socket_path=home / "s") as client:
-        accepting = threading.Timer(1.5, hang_up_on_one)
+        accepting = threading.Timer(3, hang_up_on_one)
         accepting.start()
         began = time.monotonic()
-        with pytest.raises(errors.DeadlineExceededError, match=r"within 2 s"):
-            client.embed("a", timeout=2)
-        assert 2 <= time.monotonic() - began < 3.4
+        with pytest.raises(errors.DeadlineExceededError, match=r"within 4 s"):
+            client.embed("a", timeout=4)
+        assert 4 <= time.monotonic() - began < 6.9
         accepting.join()
 
 
@@ -667,7 +667,7 @@ def test_a_silent_stream(home: Path) -> None:
     def say_nothing(connection: socket.socket) -> None:
         data = connection.recv(65536)
         if data.startswith(b"PRI"):
-            stop.wait(10)
+            stop.wait(60)
         else:
             connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/proto\r\ncontent-length: 0\r\n\r\n")
 
@@ -675,7 +675,7 @@ def test_a_silent_stream(home: Path) -> None:
         began = time.monotonic()
         with pytest.raises(errors.DeadlineExceededError, match=r"no embedding of the stream came within 0\.3 s"):
             list(client.embed_stream([(1, "a")], timeout=0.3))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         stop.set()
 
 

@@ -218,11 +218,9 @@ def test_twins_lanes_roles_and_dimensions_are_those_of_any_model(home: Path, sta
     with ThreadPoolExecutor(1) as pool:
         bulk = pool.submit(daemon.call, "EmbedBatch", {"texts": [f"bulk {number}" for number in range(200)]})
         time.sleep(0.3)
-        began = time.monotonic()
         daemon.call("Embed", {"text": "somebody waits"})
-        waited = time.monotonic() - began
+        assert not bulk.done(), "the job takes five seconds"
         assert len(bulk.result()["embeddings"]) == 200
-    assert waited < 2.5, "the job takes five seconds"
     assert max(map(len, remote.questions)) <= 4
     assert daemon.stop() == 0
 
@@ -231,9 +229,8 @@ def test_several_requests_are_on_their_way_at_once(home: Path, start: Start, rem
     configure(home, big={"url": remote.url, "batch": 4, "concurrency": 4})
     daemon = start()
     remote.behaviour.delay = 0.5
-    began = time.monotonic()
     daemon.call("EmbedBatch", {"texts": [f"text {number}" for number in range(32)]})
-    assert 1.0 <= time.monotonic() - began < 3.5, "eight requests, four at once"
+    assert remote.most_at_once == 4, "eight requests, four at once"
     assert daemon.stop() == 0
 
 

@@ -212,19 +212,25 @@ def test_a_collector_that_takes_nothing_holds_nothing_up(start_daemon: Start, *,
         with runed.connect(socket_path=daemon.socket) as client:
             for _ in range(800):
                 client.embed("tea")
-        wait_until(lambda: "took nothing" in daemon.log(), timeout=60, what="a line about it")
-        assert daemon.log().count("took nothing") < 4  # one a minute, while the SDK complains every second
+        wait_until(lambda: "not everything reaches" in daemon.log(), timeout=60, what="a line about it")
+        told = daemon.call("Info")["restrictions"]
+        assert any(f"the collector: http://127.0.0.1:{sock.getsockname()[1]}/v1/" in sentence for sentence in told)
+        assert daemon.log().count("not everything reaches") < 4  # one a minute, while the SDK complains every second
         assert daemon.stop(timeout=60) == 0
 
 
-def test_without_the_packages_one_line_says_so(start_daemon: Start, tmp_path: Path) -> None:
-    (tmp_path / "opentelemetry").mkdir()
-    (tmp_path / "opentelemetry" / "__init__.py").touch()
+@pytest.mark.parametrize("missing", ["opentelemetry", "requests"])
+def test_without_the_packages_one_line_says_so(missing: str, start_daemon: Start, tmp_path: Path) -> None:
+    (tmp_path / missing).mkdir()
+    (tmp_path / missing / "__init__.py").write_text(f"raise ModuleNotFoundError('there is no {missing}', name='{missing}')")
     daemon = start_daemon(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", PYTHONPATH=str(tmp_path))
     wait_until(lambda: "install runed[otel]" in daemon.log(), timeout=30, what="the line")
     daemon.wait_for("STATUS_OK")
+    assert "install runed[otel]" in "".join(daemon.call("Info")["restrictions"])
     assert daemon.call("Embed", {"text": "tea"})["vector"]
     assert daemon.log().count("OpenTelemetry") == 1
+    assert daemon.stop() == 0
+    assert "bug" not in daemon.log()
 
 
 @pytest.mark.parametrize(

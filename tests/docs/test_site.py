@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from tests.docs.blocks import ROOT
 from tools.site import PAGES, build, gather
+
+_LOADED = re.compile(r'<(?:(?:script|img|iframe)[^>]* src|link[^>]* rel="(?:stylesheet|icon)"[^>]* href)="(?:https?:)?//')
 
 
 @pytest.fixture
@@ -28,6 +31,9 @@ def test_the_site_is_complete(folder: Path) -> None:
         place = page.relative_to(folder / PAGES)
         built = site / place.parent / "index.html" if place.name == "index.md" else site / place.with_suffix("") / "index.html"
         assert built.is_file(), place
+        html = built.read_text()
+        assert "flowchart TB" not in html, "a diagram is text where nothing draws it"
+        assert not _LOADED.search(html), "the site works without another host"
 
 
 @pytest.mark.slow

@@ -107,6 +107,11 @@ class FakeRemote:
         """The number of answers whose reader had gone."""
         self.sent = 0
         """The bytes of raw answers that were sent."""
+        self.now = 0
+        """The questions for vectors that are being answered."""
+        self.most_at_once = 0
+        """The most of them at any time."""
+        self.lock = threading.Lock()
         owner = self
 
         class Handler(_Handler):
@@ -238,7 +243,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _embed(self, how: Behaviour, body: dict[str, Any]) -> None:
         texts: list[str] = body["input"] if "input" in body else body["inputs"]
+        with self.remote.lock:
+            self.remote.now += 1
+            self.remote.most_at_once = max(self.remote.most_at_once, self.remote.now)
         time.sleep(how.delay)
+        with self.remote.lock:
+            self.remote.now -= 1
         if refusal := _refusal(how, body, texts):
             self._send(refusal[0], {}, refusal[1])
             return

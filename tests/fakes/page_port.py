@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from runed.api.app import build_port_app
-from runed.api.openai.token_guard import token_gate
 from runed.api.page.access import Access
+from runed.api.token_guard import token_gate
 from runed.domain.history import SLOTS, Failure, LastHour, Slot, Work
 from runed.domain.model_status import ModelRoom, ModelStatus
 from runed.domain.status import ConnectedClient, LoadingPhase, Status

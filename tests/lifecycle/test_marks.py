@@ -14,9 +14,10 @@ import runed
 from runed.errors import RunedWarning
 from runed.lifecycle.marks import differences, marks_of
 from runed.lifecycle.record import DaemonRecord
+from runed.lifecycle.spawn import stop_daemon
 from runed.paths import Paths
 from runed.settings import load_settings
-from tests.support import RunningDaemon, clean_environment
+from tests.support import RunningDaemon, clean_environment, wait_until
 
 
 def differing(home: Path, daemon: dict[str, str], client: dict[str, str]) -> tuple[str, ...]:
@@ -56,8 +57,39 @@ def test_models_of_the_configuration_are_among_the_settings(home: Path) -> None:
     assert differences(load_settings(home=home, environ={}), before) == ("models in config.json",)
 
 
+def test_a_setting_is_told_as_it_was_set(home: Path) -> None:
+    (home / "config.json").write_text('{"model": "/a.gguf", "ctx_size": 512}')
+    settings = load_settings(home=home, environ={"RUNED_CTX_SIZE": "256"})
+    assert differences(settings, {}) == ("RUNED_CTX_SIZE", "model in config.json")
+
+
 def test_a_mark_of_a_newer_daemon_is_ignored(home: Path) -> None:
     assert differences(load_settings(home=home, environ={}), {"a setting of tomorrow": "00000000"}) == ()
+
+
+def test_a_daemon_that_failed_with_other_settings_is_replaced(home: Path) -> None:
+    """Whoever corrected a setting after the first error got the same error again, until `runed stop`."""
+    record = Paths(home).daemon_record
+
+    def ensure(model: str) -> tuple[int, str]:
+        environment = clean_environment(RUNED_HOME=str(home), RUNED_MODEL=model)
+        done = subprocess.run(
+            [sys.executable, "-m", "runed", "ensure"], env=environment, capture_output=True, text=True, timeout=120, check=True
+        )
+        wait_until(lambda: (found := DaemonRecord.read(record)) is not None and found.failed, timeout=60)
+        found = DaemonRecord.read(record)
+        assert found is not None
+        return found.pid, done.stderr
+
+    try:
+        first, _ = ensure("/missing/one.gguf")
+        assert ensure("/missing/one.gguf") == (first, "")
+        second, told = ensure("/missing/other.gguf")
+        assert second != first
+        assert "other settings" not in told
+        assert ensure("/missing/other.gguf") == (second, "")
+    finally:
+        stop_daemon(Paths(home))
 
 
 def test_a_client_with_another_model_is_warned_once_and_the_command_complains(

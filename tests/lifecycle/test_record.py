@@ -88,6 +88,17 @@ def test_a_drain_is_told_and_the_record_then_still_removed(paths: Paths, own: Da
     assert not paths.daemon_record.exists()
 
 
+def test_a_failure_is_told_until_it_is_over_and_beside_a_drain(paths: Paths, own: DaemonRecord) -> None:
+    own.tell_failed(paths.daemon_record, True)
+    assert not paths.daemon_record.exists()
+    own.write(paths.daemon_record)
+    own.tell_failed(paths.daemon_record, True)
+    own.tell_draining(paths.daemon_record)
+    assert DaemonRecord.read(paths.daemon_record) == msgspec.structs.replace(own, draining=True, failed=True)
+    own.tell_failed(paths.daemon_record, False)
+    assert DaemonRecord.read(paths.daemon_record) == msgspec.structs.replace(own, draining=True)
+
+
 def test_a_drain_is_not_told_in_a_successors_record_or_in_none(paths: Paths, own: DaemonRecord) -> None:
     own.tell_draining(paths.daemon_record)
     assert not paths.daemon_record.exists()

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from runed.errors import SettingsError
 from runed.lifecycle.units import (
     Plan,
     agent,
@@ -42,6 +43,12 @@ def plan_for(home: Path, *, http: tuple[str, int] | None = None) -> Plan:
         environment={"PATH": "/bin", "RUNED_MODEL": """a "b" `c` $d \\e 'f' %h"""},
         environment_file=home / "service.env",
     )
+
+
+@pytest.mark.parametrize("name", ["a\nExecStart=/bin/false", "a\r", "\x1b[2J", "a\tb"])
+def test_a_path_that_would_be_another_line_of_a_unit_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="has a line end or another control character, which no path of a service can have"):
+        plan_for(Path("/nowhere") / name)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

@@ -54,6 +54,23 @@ async def test_requests_of_32_mib_arrive_whole(path: Path, serve: Serve, service
     assert len(response.embeddings) == 2
 
 
+@pytest.mark.parametrize("kind", ["header block", "frame"])
+async def test_a_frame_that_trickles_ends_its_connection(kind: str, path: Path, serve: Serve, servicer: Servicer) -> None:
+    begin, piece = HeadersFrame(1, b"\x83\x86").serialize(), ContinuationFrame(1).serialize()
+    if kind == "frame":
+        begin, piece = DataFrame(1, b"x" * 10_000).serialize()[:9], b"x"
+    async with serve(servicer, stall_timeout=1.0), await RawClient.connect(path) as client, GrpcClient(path) as other:
+        await client.flush()
+        await client.over(client.call("Embed", pb.EmbedRequest(text="hello")))
+        client.writer.write(begin)
+        reading = asyncio.create_task(client.reader.read())
+        async with asyncio.timeout(10):
+            while not reading.done():
+                client.writer.write(piece)
+                await asyncio.sleep(0.02)
+        await other.embed(pb.EmbedRequest(text="hello"))
+
+
 async def test_oversize_request_is_refused_alone(path: Path, serve: Serve, servicer: Servicer) -> None:
     async with serve(servicer), GrpcClient(path) as client:
         in_flight = client.embed(pb.EmbedRequest(text=WAIT), timeout=20)

@@ -17,8 +17,7 @@ from h2.settings import SettingCodes
 from runed_proto.runed.v1 import runed_pb2 as pb
 
 from runed.api.rpc.refusals import Receive, Scope, Send
-from runed.server import Server
-from runed.server.http2 import DRAIN_LINGER_SECONDS
+from runed.server import Server, http2
 from runed.server.serving import LATE_GRACE
 from tests.server.app import WAIT, Servicer, build_app
 from tests.server.clients import SERVICE, GrpcClient, RawClient, stop_reading
@@ -42,7 +41,7 @@ async def test_every_call_in_flight_survives_a_drain(path: Path, serve: Serve, s
         assert {await call.code() for call in calls} == {grpc.StatusCode.OK}
         responses = await asyncio.gather(*posts)
         assert {(response.status_code, response.headers["connection"]) for response in responses} == {(200, "close")}
-        await asyncio.wait_for(stopping, 3)
+        await asyncio.wait_for(stopping, 20)
         with pytest.raises(httpx.ConnectError):
             await http1.post(EMBED, json={"text": "too late"})
 
@@ -77,11 +76,15 @@ async def test_large_answer_under_way_survives_a_drain(path: Path, serve: Serve,
         await client.until(lambda: client.ended)
         assert client.goaway is not None
         assert client.goaway.error_code == ErrorCodes.NO_ERROR
-        await asyncio.wait_for(stopping, 3)
+        await asyncio.wait_for(stopping, 20)
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["a client that ends its request", "one that never does"])
-async def test_client_that_still_sends_has_a_moment_to_read_its_last_answer(path: Path, serve: Serve, *, ends: bool) -> None:
+async def test_client_that_still_sends_has_a_moment_to_read_its_last_answer(
+    path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, *, ends: bool
+) -> None:
+    if ends:  # so long that the end of the wait is told from that of the request
+        monkeypatch.setattr(http2, "DRAIN_LINGER_SECONDS", 60)
     answering = asyncio.Event()
 
     async def app(_: Scope, __: Receive, send: Send) -> None:
@@ -96,14 +99,12 @@ async def test_client_that_still_sends_has_a_moment_to_read_its_last_answer(path
         stopping = asyncio.create_task(server.stop(10))
         answering.set()
         assert (await client.over(stream)).ended
-        assert not await client.until(lambda: client.ended, within=DRAIN_LINGER_SECONDS / 2)
+        assert not await client.until(lambda: client.ended, within=0.25)
         assert not stopping.done()
         if ends:
             client.h2.end_stream(stream)
-        began = time.monotonic()
-        assert await client.until(lambda: client.ended)
-        assert time.monotonic() - began < (DRAIN_LINGER_SECONDS / 4 if ends else 2)
-        await asyncio.wait_for(stopping, 2)
+        assert await client.until(lambda: client.ended, within=20)
+        await asyncio.wait_for(stopping, 20)
 
 
 async def test_idle_connections_do_not_delay_a_stop(path: Path, serve: Serve, servicer: Servicer) -> None:
@@ -112,7 +113,7 @@ async def test_idle_connections_do_not_delay_a_stop(path: Path, serve: Serve, se
         await http2.embed(pb.EmbedRequest(text="hello"))
         silent, writer = await asyncio.open_unix_connection(path)
         await eventually(lambda: len(server._connections) == 3)
-        await asyncio.wait_for(server.stop(60), 2)
+        await asyncio.wait_for(server.stop(60), 20)
         assert await silent.read() == b""
         writer.close()
 
@@ -135,8 +136,8 @@ async def test_second_stop_shortens_the_first(path: Path, serve: Serve, servicer
         await eventually(lambda: servicer.waiting == 1)
         patient = asyncio.create_task(server.stop(60))
         await asyncio.sleep(0)
-        await asyncio.wait_for(server.stop(0), 2)
-        await asyncio.wait_for(patient, 2)
+        await asyncio.wait_for(server.stop(0), 20)
+        await asyncio.wait_for(patient, 20)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -147,7 +148,7 @@ async def test_client_that_takes_nothing_does_not_delay_a_stop(path: Path, serve
         call = client.call("EmbedBatch", pb.EmbedBatchRequest(texts=["x"] * 2048))
         assert await client.until(lambda: len(client.exchanges[call].body) > 0)
         stop_reading(client.writer)
-        await asyncio.wait_for(server.stop(0.1), 2)
+        await asyncio.wait_for(server.stop(0.1), 20)
 
 
 async def test_the_path_is_left_as_it_was(path: Path, sock: socket.socket, servicer: Servicer) -> None:

@@ -17,7 +17,7 @@ PAGES = [
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", without_code((ROOT / page).read_text()))
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
@@ -28,9 +28,14 @@ def test_anchors_are_headings(page: str) -> None:
     assert [anchor for path, anchor in targets if path.suffix == ".md" and anchor not in anchors(path.read_text())] == []
 
 
+def without_code(text: str) -> str:
+    """Return a page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors that hosts of repositories give the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_code(text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

@@ -32,22 +32,34 @@ it("names no place that packages come from, and has the licence and the version 
 });
 
 it("has the same examples in the documentation and the README, and they work", async () => {
-  const cwd = mkdtempSync(join(tmpdir(), "runed-"));
-  after(() => rmSync(cwd, { recursive: true }));
-  mkdirSync(join(cwd, "notes"));
-  writeFileSync(join(cwd, "notes", "tea.md"), "Green tea is steeped at 80 degrees.\n\nBlack tea takes boiling water.");
-  writeFileSync(join(cwd, "notes", "travel.md"), "The night train leaves at ten.");
   for (const [name, documents, output] of [
     ["example", [join(ROOT, "docs", "clients.md"), join(PACKAGE, "README.md")], ["384 2", "a 384", "b EMPTY_TEXT"]],
     ["stubs", [join(ROOT, "docs", "clients.md")], ["384 4"]],
-    ["search", [join(ROOT, "docs", "clients.md")], ["Green tea is steeped at 80 degrees."]],
   ] as const) {
     const source = read(PACKAGE, "test", `${name}.ts`);
     for (const document of documents) {
       assert.ok(read(document).includes(`\`\`\`ts\n${source}\`\`\``), `${document} differs from test/${name}.ts`);
     }
     const program = join(PACKAGE, "build", "test", `${name}.js`);
-    const { stdout } = await run(process.execPath, [program], { cwd, env: { ...process.env, RUNED_HOME: home.path } });
+    const { stdout } = await run(process.execPath, [program], { env: { ...process.env, RUNED_HOME: home.path } });
     assert.deepEqual(stdout.trim().split("\n").sort(), output);
   }
+});
+
+it("searches a folder by the program of the documentation", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "runed-"));
+  after(() => rmSync(folder, { recursive: true }));
+  mkdirSync(join(folder, "drinks"));
+  writeFileSync(
+    join(folder, "drinks", "tea.md"),
+    "Green tea is steeped at 80 degrees.\n\n\n\nBlack tea takes boiling water.\n",
+  );
+  writeFileSync(join(folder, "travel.md"), "The night train leaves at ten.");
+  assert.ok(read(ROOT, "docs", "rag.md").includes(`\`\`\`js\n${read(PACKAGE, "test", "rag.ts")}\`\`\``));
+  const program = [join(PACKAGE, "build", "test", "rag.js"), folder, "How hot is the water for green tea?"];
+  const { stdout } = await run(process.execPath, program, { env: { ...process.env, RUNED_HOME: home.path } });
+  assert.deepEqual(stdout.split("\n\n").slice(0, 2), [
+    "Answer from these passages: How hot is the water for green tea?",
+    "Green tea is steeped at 80 degrees.",
+  ]);
 });

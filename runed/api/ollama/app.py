@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import durationpy
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,17 +20,17 @@ from runed.api.answer_size import reserve_answer
 from runed.api.call_log import logged_call
 from runed.api.host import CountCall, Host, count_nothing
 from runed.api.ollama import PREFIX
+from runed.api.ollama.errors import error_response
 from runed.api.ollama.names import tagged, untagged
 from runed.api.web.app import build_web_app, json_response
-from runed.api.web.errors import retry_headers, status_of
-from runed.api.web.requests import client_of, convert, read_object, texts_of, while_connected
+from runed.api.web.requests import WHOLE, client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import all_numbers, numbers
 from runed.domain.device import CPU
 from runed.domain.model_spec import ModelKind
 from runed.domain.model_status import ModelStatus
 from runed.domain.requests import Embedding, EmbedOptions, Truncate
 from runed.domain.status import Status
-from runed.errors import BackendUnavailableError, RunedError
+from runed.errors import BackendUnavailableError, InvalidRequestError, RunedError
 
 _PULL_STEP = 0.2
 """Seconds between two lines about a download."""
@@ -53,7 +54,7 @@ class _EmbedRequest(_ModelRequest):
 
     input: Any = None
     truncate: bool | None = None
-    dimensions: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    dimensions: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] | None = None
     keep_alive: Any = None
 
 
@@ -71,7 +72,7 @@ class _PullRequest(_ModelRequest):
 
 
 _ACCEPTED = {"model": "a string, the name of a model", "name": "a string, the name of a model"}
-_ACCEPTED_EMBED = _ACCEPTED | {"truncate": "true or false", "dimensions": "a whole number"}
+_ACCEPTED_EMBED = _ACCEPTED | {"truncate": "true or false", "dimensions": f"{WHOLE}, or 0 for all"}
 _ACCEPTED_EMBEDDINGS = _ACCEPTED | {"prompt": "a string"}
 _ACCEPTED_PULL = _ACCEPTED | {"stream": "true or false"}
 
@@ -100,7 +101,7 @@ def build_ollama_app(host: Host, count: CountCall = count_nothing) -> Starlette:
     ]
     paths = ", ".join([*(f"POST {PREFIX}{name}" for name in post), *(f"GET {PREFIX}{name}" for name in get)])
     paths += "; this daemon embeds, and neither chats nor generates"
-    return build_web_app(routes, _error_response, paths=paths, count=count)
+    return build_web_app(routes, error_response, paths=paths, count=count)
 
 
 class _OllamaAPI:
@@ -121,9 +122,10 @@ class _OllamaAPI:
         started = time.monotonic_ns()
         with logged_call("Ollama", request, socket=self._socket) as call:
             wanted = convert(await self._read(request), _EmbedRequest, _ACCEPTED_EMBED)
+            unload = _is_zero(wanted.keep_alive)
             model = await self._asked(wanted)
             if not wanted.input:  # also ""
-                name = await self._load(request, model, unload=_is_zero(wanted.keep_alive))
+                name = await self._load(request, model, unload=unload)
                 return json_response({"model": name, "embeddings": []})
             texts = texts_of(wanted.input, "input")
             truncate = Truncate.NONE if wanted.truncate is False else Truncate.END
@@ -147,9 +149,10 @@ class _OllamaAPI:
         """Embed one text. Without one, load the model."""
         with logged_call("Ollama", request, socket=self._socket) as call:
             wanted = convert(await self._read(request), _EmbeddingsRequest, _ACCEPTED_EMBEDDINGS)
+            unload = _is_zero(wanted.keep_alive)
             model = await self._asked(wanted)
             if not wanted.prompt:
-                await self._load(request, model, unload=_is_zero(wanted.keep_alive))
+                await self._load(request, model, unload=unload)
                 return json_response({"embedding": []})
             call.texts, call.asked = 1, model
             options = EmbedOptions(truncate=Truncate.END, model=model)
@@ -221,8 +224,23 @@ class _OllamaAPI:
 
 
 def _is_zero(keep_alive: object) -> bool:
-    """Return whether a model shall be unloaded: 0, or a duration such as "0s"."""
-    return keep_alive is not None and re.fullmatch(r"0(\.0*)?[a-z]*", str(keep_alive)) is not None
+    """Return whether a model shall be unloaded: 0, or a duration such as "0s".
+
+    Raises:
+        InvalidRequestError: It is neither a number nor a duration. Ollama refuses that, too.
+    """
+    if keep_alive is None:
+        return False
+    if isinstance(keep_alive, (int, float)) and not isinstance(keep_alive, bool):
+        return not keep_alive
+    if isinstance(keep_alive, str):
+        with suppress(durationpy.DurationError, ValueError, OverflowError):
+            return not durationpy.from_str(keep_alive)
+    raise InvalidRequestError(
+        'keep_alive has a value that cannot be used; accepted is a number of seconds, or a duration such as "10m"; below 0 '
+        "means for ever",
+        metadata={"field": "keep_alive"},
+    )
 
 
 async def _drain(lines: AsyncIterator[Mapping[str, object]]) -> None:
@@ -292,9 +310,3 @@ def _shown(model: ModelStatus) -> dict[str, object]:
         },
         "capabilities": ["embedding"] if model.kind is ModelKind.EMBEDDING else ["rerank"],
     }
-
-
-def _error_response(error: RunedError, *, status: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    status = status or status_of(error)
-    body = msgspec.json.encode({"error": error.message})
-    return Response(body, status, {**retry_headers(error, status), **(headers or {})}, media_type="application/json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,7 +17,7 @@ from runed.api.host import CountCall, Host, count_nothing
 from runed.api.openai import PREFIX
 from runed.api.openai.errors import error_response
 from runed.api.web.app import build_web_app, json_response
-from runed.api.web.requests import client_of, convert, read_object, texts_of, while_connected
+from runed.api.web.requests import WHOLE, Whole, client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import numbers
 from runed.domain.model_status import ModelStatus
 from runed.domain.requests import EmbedAnswer, Embedding, EmbedOptions, Lane, Role, Truncate
@@ -35,7 +35,7 @@ class _EmbeddingsRequest(msgspec.Struct):
     input: Any = msgspec.UNSET  # read by `texts_of`, whose errors name the fault
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    dimensions: Whole | None = None
     role: Role | None = None
     instruction: str | None = None
     truncate: Truncate | None = None
@@ -56,7 +56,7 @@ class _EmbeddingsRequest(msgspec.Struct):
 _ACCEPTED = {
     "model": "a string, the name of a model",
     "encoding_format": '"float" or "base64"',
-    "dimensions": "a whole number from 1 on",
+    "dimensions": WHOLE,
     "role": '"query" or "document"',
     "instruction": "a string",
     "truncate": '"none", "end" or "start"',

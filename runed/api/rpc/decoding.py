@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from runed.api.error_codes import MalformedRequestError
 from runed.api.json_body import check_unicode, read_json
 from runed.api.large import MANY_BYTES, MOST_PARTS, too_many_parts
-from runed.errors import BatchTooLargeError, RunedError
+from runed.errors import BatchTooLargeError, RunedError, quoted
 from runed.turns import Pauses
 
 _FIELD_AT_FAULT = re.compile(r"Failed to parse (\w+) field: ")
@@ -24,6 +24,17 @@ _FIELD_AT_FAULT = re.compile(r"Failed to parse (\w+) field: ")
 
 _Descriptor: TypeAlias = Any
 """A descriptor of Google's runtime. Its stubs name two classes of it, of which one is private."""
+
+_ACCEPTED = {
+    FieldDescriptor.TYPE_BOOL: "true or false",
+    FieldDescriptor.TYPE_ENUM: "a name or a number of its enum",
+    FieldDescriptor.TYPE_FLOAT: "a number",
+    FieldDescriptor.TYPE_INT32: f"a whole number from {-(2**31)} to {2**31 - 1}",
+    FieldDescriptor.TYPE_MESSAGE: "an object",
+    FieldDescriptor.TYPE_STRING: "a string",
+    FieldDescriptor.TYPE_UINT32: f"a whole number from 0 to {2**32 - 1}",
+}
+"""The values in JSON of each type of fields that requests have."""
 
 _LISTS = {"texts", "documents"}
 """The names of the fields that hold lists of texts."""
@@ -258,11 +269,15 @@ def _check_enum(kind: _Descriptor, value: object) -> None:
     """Refuse an unknown name of an enum. A query must not be embedded as plain text."""
     if kind.enum_type is not None and isinstance(value, str) and value not in kind.enum_type.values_by_name:
         known = ", ".join(kind.enum_type.values_by_name)
-        raise MalformedRequestError(f"{kind.name} {value[:40]!r} is unknown to this version of runed; use one of {known}")
+        raise MalformedRequestError(f"{kind.name} {quoted(value)} is unknown to this version of runed; use one of {known}")
 
 
 def _wrong_value(message: Message, name: str) -> MalformedRequestError:
+    kind = message.DESCRIPTOR.fields_by_camelcase_name.get(name) or message.DESCRIPTOR.fields_by_name.get(name)
+    accepted = _ACCEPTED.get(kind.type, "what runed.proto says") if kind else "what runed.proto says"
+    if kind and kind.is_repeated:
+        accepted = f"a list, each item being {accepted}"
     return MalformedRequestError(
-        f"the JSON is no {message.DESCRIPTOR.name}: its field {name} has a value of another type or range than runed.proto "
-        "gives it"
+        f"the JSON is no {message.DESCRIPTOR.name}: its field {name} has a value that cannot be used; accepted is {accepted}",
+        metadata={"field": name},
     )

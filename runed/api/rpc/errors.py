@@ -66,7 +66,7 @@ def complete(error: ConnectError, metadata: dict[str, str] | None = None) -> Con
     if error.details:
         return error
     info = ErrorInfo(domain=DOMAIN, reason=reason_of_code(error.code), metadata=metadata or {})
-    return connect_error(error.code, error.message, [_detail(info)])
+    return connect_error(error.code, errors.sentence(error.message), [_detail(info)])  # it may repeat a header
 
 
 def _detail(message: Message) -> ErrorDetail:

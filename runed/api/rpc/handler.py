@@ -172,7 +172,7 @@ class RunedServicer:
         self, request: ShutdownRequest, ctx: RequestContext[ShutdownRequest, ShutdownResponse], /
     ) -> ShutdownResponse:
         """Begin to drain."""
-        self._host.shut_down(request.grace_seconds if request.grace_seconds > 0 else None)
+        self._host.shut_down(messages.grace_of(request))
         return ShutdownResponse(accepted=True)
 
     async def set_centroids(

@@ -142,6 +142,21 @@ def check_same_options(first: pb.EmbedStreamRequest, later: pb.EmbedStreamReques
             )
 
 
+def grace_of(request: pb.ShutdownRequest) -> float | None:
+    """Read the seconds that calls in flight may take; None for the daemon's own grace.
+
+    Raises:
+        InvalidRequestError: There are fewer than 0.
+    """
+    if request.grace_seconds < 0:
+        raise InvalidRequestError(
+            f"grace_seconds is {request.grace_seconds}; accepted is a whole number of seconds from 0, which means the daemon's "
+            "own 10, to 300, as which any larger one counts",
+            metadata={"field": "grace_seconds"},
+        )
+    return request.grace_seconds or None
+
+
 def embed_response(answer: EmbedAnswer) -> pb.EmbedResponse:
     """Return the response to a call with one text.
 

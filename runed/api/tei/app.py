@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -14,12 +13,11 @@ from starlette.routing import Route
 from runed import errors
 from runed.api.answer_size import reserve_answer
 from runed.api.call_log import RERANK, logged_call
-from runed.api.error_codes import MalformedRequestError
 from runed.api.host import CountCall, Host, count_nothing
+from runed.api.tei.errors import error_response
 from runed.api.web.app import build_web_app, json_response
-from runed.api.web.errors import UnsupportedTypeError, retry_headers
 from runed.api.web.ranking import query_of, rank
-from runed.api.web.requests import client_of, convert, read_object, texts_of, while_connected
+from runed.api.web.requests import WHOLE, Whole, client_of, convert, read_object, texts_of, while_connected
 from runed.api.web.vectors import all_numbers
 from runed.domain.model_status import Tokenized
 from runed.domain.ranking import RerankOptions
@@ -45,7 +43,7 @@ class _EmbedRequest(msgspec.Struct):
     truncation_direction: Literal["right", "left", "Right", "Left"] | None = None
     prompt_name: Literal["query", "document"] | None = None
     normalize: bool | None = None
-    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    dimensions: Whole | None = None
 
     def options(self) -> EmbedOptions:
         """Return the options of the call.
@@ -94,7 +92,7 @@ _ACCEPTED = {
     "truncation_direction": '"Right" or "Left"',
     "prompt_name": '"query" or "document"',
     "normalize": "true",
-    "dimensions": "a whole number from 1 on",
+    "dimensions": WHOLE,
 }
 _ACCEPTED_RERANK = {
     "truncate": "true or false",
@@ -189,7 +187,7 @@ def build_tei_app(host: Host, count: CountCall = count_nothing) -> Starlette:
         *(Route(path, health) for path in ("/health", "/")),
     ]
     paths = "POST /embed, POST /rerank, POST /tokenize, GET /info and GET /health"
-    return build_web_app(routes, _error_response, paths=paths, count=count)
+    return build_web_app(routes, error_response, paths=paths, count=count)
 
 
 async def _tokens(tokenized: Tokenized) -> list[list[msgspec.Raw]]:
@@ -207,31 +205,3 @@ async def _tokens(tokenized: Tokenized) -> list[list[msgspec.Raw]]:
         await breathe_before(index)
         result.append([encoded[token] for token in ids])
     return result
-
-
-_KINDS: dict[type[errors.RunedError], tuple[int, str]] = {
-    errors.EmptyBatchError: (400, "Empty"),
-    errors.InvalidTextError: (422, "Tokenizer"),
-    UnsupportedTypeError: (415, "Validation"),
-    MalformedRequestError: (422, "Validation"),
-    errors.InvalidRequestError: (413, "Validation"),
-    errors.RequestTooLargeError: (413, "Validation"),
-    errors.UnimplementedError: (404, "Validation"),
-    errors.QueueFullError: (429, "Overloaded"),
-    errors.BootstrappingError: (503, "Unhealthy"),
-    errors.ShuttingDownError: (503, "Unhealthy"),
-    errors.BackendUnavailableError: (503, "Unhealthy"),
-    errors.BackendError: (424, "Backend"),
-    errors.SpaceChangedError: (424, "Backend"),
-    errors.RunedError: (500, "Backend"),
-}
-"""Status and type of each error, as TEI tells them."""
-
-
-def _error_response(
-    error: errors.RunedError, *, status: int | None = None, headers: Mapping[str, str] | None = None
-) -> Response:
-    usual, kind = next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
-    status = status or usual
-    body = msgspec.json.encode({"error": error.message, "error_type": kind})
-    return Response(body, status, {**retry_headers(error, status), **(headers or {})}, media_type="application/json")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 
 from runed.api.call_log import Call
 from runed.api.host import Host
-from runed.api.web.requests import client_of, convert, texts_of, while_connected
+from runed.api.web.requests import WHOLE, Whole, client_of, convert, texts_of, while_connected
 from runed.domain.ranking import RerankOptions
 from runed.domain.requests import Lane, Truncate
 from runed.errors import InvalidRequestError
@@ -23,7 +23,7 @@ class _RerankRequest(msgspec.Struct):
     query: Any = msgspec.UNSET  # read by `query_of`, whose errors name the fault
     documents: Any = msgspec.UNSET  # read by `_texts`
     model: str | None = None
-    top_n: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    top_n: Whole | None = None
     return_documents: bool | None = None
     truncate: Truncate | None = None
     lane: Lane | None = None
@@ -31,7 +31,7 @@ class _RerankRequest(msgspec.Struct):
 
 _ACCEPTED = {
     "model": "a string, the name of a reranker",
-    "top_n": "a whole number from 1 on",
+    "top_n": WHOLE,
     "return_documents": "true or false",
     "truncate": '"none", "end" or "start"',
     "lane": '"interactive" or "bulk"',

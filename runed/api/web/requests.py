@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Coroutine, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +19,12 @@ from runed.errors import InvalidRequestError, RequestTooLargeError
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
+
+Whole = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
+"""A whole number of things, as large as the fields of runed.proto can hold."""
+
+WHOLE = f"a whole number from 1 to {2**32 - 1}"
+"""What such a field accepts, in words."""
 
 _FIELD = re.compile(r"\$\.(\w+)")
 """Pattern of the bad field's name in an error of msgspec. Unknown fields are skipped, and never named."""

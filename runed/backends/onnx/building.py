@@ -33,7 +33,7 @@ from runed.backends.onnx.graph_writer import GraphWriter
 from runed.backends.onnx.model_file import ModelFile, UnsupportedModelError
 from runed.backends.onnx.own_file import describe_own_file
 from runed.backends.onnx.tokenization import make_tokenizer, pad_id
-from runed.errors import ModelFileError
+from runed.errors import ModelFileError, quoted
 from runed.files import replace_durably, sync_path
 from runed.locking import LockFile
 from runed.onnx_files import is_onnx
@@ -108,7 +108,7 @@ def _convert(model: Path, folder: Path, pooling: str) -> GraphInfo:
     metadata = read_gguf(model, pooling=pooling)  # refuses a damaged file in the words of the daemon
     if metadata.architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedModelError(f"its architecture is {metadata.architecture!r}, and graphs are built for {known}")
+        raise UnsupportedModelError(f"its architecture is {quoted(metadata.architecture)}, and graphs are built for {known}")
     file = ModelFile(model)
     with GraphWriter(folder / WEIGHTS) as graph:
         encoder = Encoder(file, graph)

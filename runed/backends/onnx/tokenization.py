@@ -12,6 +12,7 @@ from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from runed.backends.onnx.model_file import ModelFile, UnsupportedModelError
+from runed.errors import quoted
 
 _WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
 """What a GGUF writes before a piece that begins a word."""
@@ -33,7 +34,7 @@ def make_tokenizer(file: ModelFile) -> Tokenizer:
     """
     kind = file.value("tokenizer.ggml.model", str)
     if kind not in _MAKERS:
-        raise UnsupportedModelError(f"its tokenizer is of the kind {kind!r}")
+        raise UnsupportedModelError(f"its tokenizer is of the kind {quoted(kind)}")
     texts = file.head.strings("tokenizer.ggml.tokens")
     types = file.head.numbers("tokenizer.ggml.token_type").tolist()
     if len(set(texts)) < len(texts) or len(types) != len(texts):

@@ -43,6 +43,8 @@ from typing import TypeAlias
 # the processors from the micro-batch that is computed.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Otherwise its import writes a number of this machine and a store of events for Microsoft below ~/.cache.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np  # it reads the environment above
 import onnxruntime as ort

@@ -107,7 +107,7 @@ def unavailable(remote: RemoteModel, error: Exception) -> BackendUnavailableErro
     pause: float | None = _FIRST_PAUSE
     match error:
         case TimeoutError():
-            problem = "gave no answer in time"
+            problem = "gave no answer in time; check the url, and whether the engine runs and can be reached"
         case PassingError():
             problem, pause = f"cannot be had now ({error})", error.retry_after or _FIRST_PAUSE
         case WrongAnswerError():

@@ -17,9 +17,10 @@ import tenacity
 
 from runed import tracing
 from runed.backends.remote.key import Key
-from runed.errors import BackendUnavailableError, DownloadError, InvalidTextError, printable
+from runed.errors import BackendUnavailableError, DownloadError, InvalidTextError, bounded, printable
 from runed.log import get_logger
 from runed.own_models import RemoteModel
+from runed.tls import PlainHTTPError, is_out_of_time, tls_problem
 from runed.urls import retry_after
 from runed.version import __version__
 
@@ -60,11 +61,8 @@ _BYTES_A_BYTE = 128
 """The most further bytes of an answer for each byte of the question, such as those of a token. Numbers in lists take over 40
 times their bytes of memory, so an answer of any length could take all of it."""
 
-_NO_TLS = {"HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"}
-"""What OpenSSL calls an answer that is not TLS."""
-
-_OUT_OF_TIME, _OTHER_NAME = {9, 10}, {62, 64}
-"""The codes of OpenSSL for a certificate that is not valid today, and for one of another server."""
+_OTHER_NAME = {62, 64}
+"""The codes of OpenSSL for a certificate of another server."""
 
 _SHOWN_CODING = 20
 """Most characters of the name of a compression in a message."""
@@ -84,7 +82,7 @@ class PassingError(Exception):
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None, is_busy: bool = False) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(bounded(message)))
         self.retry_after = retry_after
         self.is_busy = is_busy
 
@@ -241,13 +239,17 @@ class RemoteHTTP:
                     url = str(self._redirected(request.url, response))
                 finally:
                     await response.aclose()
+        except PlainHTTPError:
+            raise BackendUnavailableError(
+                f"the server of {self._remote.url} speaks http, not https; begin the url with http, or turn TLS on there"
+            ) from None
         except httpx.TimeoutException as error:
             self.was_lost = True
             raise PassingError(f"no connection in time ({type(error).__name__})") from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError) as error:  # the last: a name that IDNA cannot encode
             raise BackendUnavailableError(f"{self._remote.url} cannot be asked: {error}; correct the url") from None
         except httpx.RequestError as error:
-            if (problem := _tls_problem(error)) is not None:
+            if (problem := tls_problem(error)) is not None:
                 raise BackendUnavailableError(_untrusted(self._remote, problem)) from None
             self.was_lost = True
             raise PassingError(str(error) or type(error).__name__) from None
@@ -323,20 +325,11 @@ class RemoteHTTP:
         return error
 
 
-def _tls_problem(error: BaseException | None) -> ssl.SSLError | None:
-    """Return what is wrong with the encryption of a server, if another try would meet it again."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError) or (isinstance(error, ssl.SSLError) and error.reason in _NO_TLS):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def _untrusted(remote: RemoteModel, problem: ssl.SSLError) -> str:
     """Return what is wrong with the encryption of a server, and what to do."""
     if not isinstance(problem, ssl.SSLCertVerificationError):
         return f"the server of {remote.url} does not speak TLS, as https needs it; check the url, which may begin with http"
-    if problem.verify_code in _OUT_OF_TIME:
+    if is_out_of_time(problem):
         remedy = f"have it renewed, or correct the clock of this machine: by it, today is {datetime.now(UTC):%Y-%m-%d}"
     elif problem.verify_code in _OTHER_NAME:
         remedy = "name the engine in the url as its certificate does"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import TypeVar
@@ -37,6 +38,7 @@ from runed.errors import (
     BootstrappingError,
     DaemonUnavailableError,
     DeadlineExceededError,
+    InvalidRequestError,
     QueueFullError,
     RunedError,
     ShuttingDownError,
@@ -53,6 +55,9 @@ _POLL_MOST = 0.25
 _MAX_RETRIES = 3
 """Most tries after a broken connection. One is not enough: a dying daemon closes its connections a moment before its
 listening socket, and seems to live on."""
+
+_MAX_GRACE = 2**31 - 1
+"""The most seconds of grace that a request can hold. The daemon takes more than 300 for 300."""
 
 _RETRY_PAUSE = 0.05
 """Seconds between a broken connection and the next try."""
@@ -140,7 +145,13 @@ class DaemonFlows:
         return [answers.model(message) for message in response.models]
 
     def shutdown(self, grace_seconds: int, deadline: Deadline) -> Flow[None]:
-        """Ask the daemon to drain and exit. No daemon is started for that."""
+        """Ask the daemon to drain and exit. No daemon is started for that.
+
+        Raises:
+            InvalidRequestError: This is no number of seconds that the request can hold.
+        """
+        if not 0 <= operator.index(grace_seconds) <= _MAX_GRACE:
+            raise InvalidRequestError(f"grace_seconds is {grace_seconds}; give a whole number from 0 to {_MAX_GRACE}")
         yield Send("Shutdown", ShutdownRequest(grace_seconds=grace_seconds), ShutdownResponse, deadline.remaining())
 
     def ignore_roles(self) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 import time
 
-from runed.errors import DeadlineExceededError, RunedError
+from runed.errors import DeadlineExceededError, InvalidRequestError, RunedError
 
 MAX_PATIENCE = 60.0
 """Seconds for which a call without a deadline is tried again, counted from its first refusal."""
+
+_MOST_SECONDS = 1_000_000_000
+"""The most seconds of a deadline, 31 years. The system waits for 292 years at most."""
 
 _GROWTH = 1.5
 """Factor of a pause to the one before it, on average."""
@@ -26,9 +29,14 @@ class Deadline:
     Args:
         timeout: Seconds from now on; None means no limit.
         what: The beginning of the error of a call whose time is over.
+
+    Raises:
+        InvalidRequestError: This is no number of seconds, or more than the system waits for.
     """
 
     def __init__(self, timeout: float | None, what: str = "the call did not succeed") -> None:
+        if timeout is not None and not timeout <= _MOST_SECONDS:  # nor NaN
+            raise InvalidRequestError(f"timeout is {timeout:g}; give at most {_MOST_SECONDS:,} seconds, or None for no limit")
         self.timeout = timeout
         self._what = what
         self._end = None if timeout is None else time.monotonic() + timeout

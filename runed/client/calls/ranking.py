@@ -16,6 +16,9 @@ from runed.client.options import Lane, Options, Truncate
 from runed.client.types import Info, RerankResult
 from runed.errors import InvalidRequestError, RunedError
 
+_MAX_TOP_N = 2**32 - 1
+"""The largest number that the field of the request holds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankOptions:
@@ -33,8 +36,8 @@ class RerankOptions:
     def __post_init__(self) -> None:
         if self.top_n is not None and (isinstance(self.top_n, bool) or not isinstance(self.top_n, int)):
             raise TypeError(f"top_n is a {type(self.top_n).__name__}, but must be an int or None")
-        if self.top_n is not None and self.top_n < 1:
-            raise InvalidRequestError(f"top_n is {self.top_n}; give a number from 1 on, or None for all documents")
+        if self.top_n is not None and not 1 <= self.top_n <= _MAX_TOP_N:
+            raise InvalidRequestError(f"top_n is {self.top_n}; give a number from 1 to {_MAX_TOP_N}, or None for all documents")
         Options(truncate=self.truncate, lane=self.lane, model=self.model)
 
 

@@ -6,14 +6,20 @@ Without a token, a request of a web page of another host is turned away.
 from __future__ import annotations
 
 import hmac
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from runed.api import ollama, tei
 from runed.api.error_codes import ForeignHostError, ForeignOriginError, UnauthenticatedError, code_of
 from runed.api.host import CountCall, count_nothing
-from runed.api.openai.errors import error_response
+from runed.api.ollama.errors import error_response as ollama_response
+from runed.api.openai.errors import error_response as openai_response
+from runed.api.tei.errors import error_response as tei_response
 from runed.errors import RunedError
 from runed.log import get_logger, log_refusal
 from runed.server import Gate, Head, Headers, Refusal
+
+if TYPE_CHECKING:
+    from runed.api.web.app import Refusing
 
 _HTTP_PORT = 80
 
@@ -71,11 +77,19 @@ def token_gate(
         if without_token is not None and (answer := without_token.refusal(head)) is not None:
             return answer
         extra = {"www-authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else None
-        response = error_response(error, headers=extra)
+        response = _writer(head)(error, headers=extra)
         kept = [(name, value) for name, value in response.raw_headers if name != b"content-length"]
         return Refusal(response.status_code, kept, bytes(response.body))
 
     return gate
+
+
+def _writer(head: Head) -> Refusing:
+    """Return what writes an error as the clients of a path read it."""
+    path = head.target.partition(b"?")[0].decode("latin-1")
+    if path.startswith(ollama.PREFIX):
+        return ollama_response
+    return tei_response if path in tei.PATHS else openai_response
 
 
 def _check_host(headers: Headers, hosts: set[bytes], port: int) -> RunedError | None:
