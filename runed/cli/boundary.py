@@ -54,6 +54,8 @@ def guarded(command: Callable[[], int]) -> int:
         complain(WINDOWS_UNSUPPORTED)
         return ExitCode.FAILED
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `runed.__main__` leaves it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         _forbid_core_dumps()
         _prepare_output()
         warnings.showwarning = _show_warning

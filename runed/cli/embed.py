@@ -87,7 +87,8 @@ output:
   (json, jsonl), a row of NaN (npy) or null (parquet); the exit code is 1.
   During a job, standard error has a bar on a terminal, and elsewhere a line
   every 30 seconds; RUNED_PROGRESS=0 shows neither. At the end, it has a line
-  with the number of texts and tokens, the time and the rate. With --json, standard output has it as an object:
+  with the number of texts and tokens, the time and the rate. With --json,
+  standard output has it as an object:
   {"output": "all.npy", "texts": 1000, "before": 0, "tokens": 21034,
    "seconds": 4.1, "texts_per_second": 243.9, "cached": 12, "errors": 0}
   "before" counts the texts that earlier runs had done.

@@ -34,10 +34,6 @@ START_SECONDS = 60.0
 """Seconds that the start of a daemon may take if the user names no time."""
 
 EPILOG = """\
-examples:
-  runed ensure
-  runed ensure --warm && python my_program.py
-
 with --json, standard output is one line of JSON, whatever happens:
   {"socket": "/home/me/.runed/embedding.sock", "pid": 4711, "version": "0.1.0",
    "started": true}
@@ -48,7 +44,7 @@ here. started is true if this call started the daemon.
 
 examples:
   runed ensure
-  runed ensure --warm        and load the engine ahead of the first text
+  runed ensure --warm && python my_program.py
   runed ensure --anyway      also if `runed stop --for` keeps it stopped
 """
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Self
 
 from runed.cli.boundary import complain
 from runed.errors import printable
-from runed.settings import load_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,6 +74,8 @@ class ProgressDisplay:
         """
         with self._lock:
             if self._wanted is None:
+                from runed.settings import load_settings  # noqa: PLC0415 # the command has read them already
+
                 self._wanted = load_settings().progress
             if not self._wanted:
                 return

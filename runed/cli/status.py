@@ -6,6 +6,7 @@ import argparse
 import math
 import time
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,7 +20,8 @@ from runed.lifecycle.record import DaemonRecord
 from runed.lifecycle.service import Service, service_of
 from runed.lifecycle.spawn import find_process
 from runed.paths import Paths
-from runed.processes import is_child, resident_bytes
+from runed.peers import programs_at_port
+from runed.processes import is_child, program_title, resident_bytes
 from runed.settings import load_settings
 
 DESCRIPTION = """\
@@ -53,10 +55,11 @@ Info and Health (see runed.proto), and:
                        "default", "environment", "config.json" or "tuned"
   http, http_token     the URL of the OpenAI API and the file of its token, if
                        RUNED_HTTP is set; "" if it needs no token
+  port_clients         the programs of yours that are connected to that port
   home                 the directory of all files
   log                  the log of a daemon that a client started
-  service, service_state  the service that starts it, and what its manager tells;
-                       only if none runs, and a service is installed
+  service              the service that starts it, only if none runs; and
+  service_state        what its manager tells of it
   kept_stopped_seconds how long `runed stop --for` still keeps it stopped; only
                        if none runs, and it does
 
@@ -110,18 +113,16 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(report, Presence):
         return _tell_why_not(report, places, as_json=arguments.json)
     http = _http(paths, report.info)
+    at_port = _at_port(http)
     if arguments.json:
-        _print({"running": True, "condition": None} | _as_dict(report) | places | http)
+        programs = {"port_clients": list(map(msgspec.structs.asdict, at_port))} if http else {}
+        _print({"running": True, "condition": None} | _as_dict(report) | places | http | programs)
     elif arguments.settings:
         tell("\n".join(_setting_lines(report.info.settings, paths)))
     else:
         lines = _as_lines(report, paths) | places
         if http:
-            token = http["http_token"]
-            guard = (
-                f"with the token in {token}" if token else "open to every user of this machine, since RUNED_HTTP_TOKEN is off"
-            )
-            lines["http"] = f"{http['http']}, {guard}"
+            lines["http"] = _http_words(http, at_port)
         tell("\n".join(_labelled(name, value) for name, value in lines.items()))
     return ExitCode.DEGRADED if report.health.is_degraded else ExitCode.OK
 
@@ -188,6 +189,22 @@ def _http(paths: Paths, info: Info) -> dict[str, str]:
     if record is None or not record.http:
         return {}
     return {"http": f"{record.http}/v1", "http_token": str(paths.http_token) if info.needs_token else ""}
+
+
+def _at_port(http: dict[str, str]) -> list[Connected]:
+    """Return the programs of this user that are connected to the port."""
+    port = urlsplit(http["http"]).port if http else None
+    if port is None:
+        return []
+    programs = sorted(programs_at_port(port).items())
+    return [Connected(pid, program_title(pid), connections) for pid, connections in programs]
+
+
+def _http_words(http: dict[str, str], programs: list[Connected]) -> str:
+    token = http["http_token"]
+    guard = f"with the token in {token}" if token else "open to every user of this machine, since RUNED_HTTP_TOKEN is off"
+    connected = f"; connected: {', '.join(map(client_words, programs))}" if programs else ""
+    return f"{http['http']}, {guard}{connected}"
 
 
 def _labelled(name: str, value: str) -> str:

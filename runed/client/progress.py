@@ -1,4 +1,4 @@
-"""Shows on standard error how far a download is, while a call waits for it."""
+"""Shows on standard error how far a download is, while a call waits for it, and that a first call waits for the engine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ _BAR = 24
 """Characters of the bar."""
 
 _MEGABYTE = 1_000_000
+
+_WAITING = "runed: waiting for the engine, which starts or is busy"
+
+_SILENT_SECONDS = 1.0
+"""Seconds after which a first call is no longer silent."""
 
 _SURE_SECONDS = 1.0
 """Seconds after which the rate means something."""
@@ -59,6 +64,23 @@ class DownloadBar:
                 self._waiting -= 1
                 if not self._waiting and self._width:
                     self._draw("")
+
+    @contextmanager
+    def first_call(self) -> Iterator[None]:
+        """Say that a call waits for the engine, if the block takes longer than a second."""
+        timer = threading.Timer(_SILENT_SECONDS, self._say_waiting)
+        timer.daemon = True
+        timer.start()
+        try:
+            with self.waiting():
+                yield
+        finally:
+            timer.cancel()
+
+    def _say_waiting(self) -> None:
+        with self._lock:
+            if self._waiting and not self._width:
+                self._draw(_WAITING)
 
     def _show(self, health: Health) -> None:
         with self._lock:

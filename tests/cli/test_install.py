@@ -353,3 +353,19 @@ def test_platform_without_an_engine_is_told(fresh: Cli) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert platform.system().lower() in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_first_call_that_waits_for_an_engine_says_so(fresh: Cli, tmp_path: Path) -> None:
+    """The line is removed at the end. No later call has one."""
+    patient = tmp_path / "patient"
+    patient.write_text(f'#!/bin/sh\nsleep 3\nexec {fresh.environment["RUNED_LLAMA_SERVER"]} "$@"\n')
+    patient.chmod(0o700)
+    own = fresh.with_environment(RUNED_LLAMA_SERVER=str(patient), RUNED_ENGINE="cpu", RUNED_IDLE_TIMEOUT="1s")
+    assert own.run("ensure", "--wait").returncode == 0
+    wait_until(lambda: json.loads(own.run("status", "--json").stdout)["status"] == "IDLE", what="an engine that sleeps")
+    shown = own.run_on_terminal(program=program(fresh.home))
+    assert (shown.returncode, shown.stdout) == (0, b"64\n"), shown.screen
+    assert shown.screen.split("\r")[1] == "runed: waiting for the engine, which starts or is busy"
+    assert shown.screen.endswith("\r")
+    silent = own.run_on_terminal(program=program(fresh.home, "progress=False"))
+    assert (silent.screen, silent.stdout) == ("", b"64\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,25 @@ def test_a_url_in_the_place_of_a_file_is_answered_with_what_to_do(bare: Cli, var
     assert done.returncode == 2
     assert done.stderr.startswith(f"runed: {variable}='https://models.example/m.gguf': accepted is the path or the file: URL")
     assert done.stderr.count("\n") == 1
+
+
+EARLY = "import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(10)"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_during_the_first_imports_shows_no_trace(bare: Cli, tmp_path: Path, *, ignored: bool) -> None:
+    """A module of the standard library that the program imports first presses Ctrl-C. A shell may have it ignored."""
+    (tmp_path / "argparse.py").write_text(EARLY.partition(" import time")[0] if ignored else EARLY)
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"] if ignored else []
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "runed", "version"],
+        env=bare.environment_of_a_command() | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if ignored:
+        assert done.returncode not in {-signal.SIGINT, 130}
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
+import pytest
 
 import runed
 from runed.cli.status import Report, _as_dict, _as_lines
@@ -227,3 +231,17 @@ def test_a_port_that_needs_no_token_is_told_as_open_whatever_the_settings_of_the
     assert bare.with_environment(RUNED_HTTP="127.0.0.1:0", RUNED_HTTP_TOKEN="off").run("ensure").returncode == 0
     assert "/v1, open to every user of this machine, since RUNED_HTTP_TOKEN is off" in bare.run("status").stdout
     assert json.loads(bare.run("status", "--json").stdout)["http_token"] == ""
+
+
+def test_programs_that_are_connected_to_the_port_are_named(bare: Cli) -> None:
+    if not Path("/proc/net/tcp").exists():
+        pytest.skip("only Linux tells them")
+    assert bare.with_environment(RUNED_HTTP="127.0.0.1:0").run("ensure").returncode == 0
+    assert "connected: " not in bare.run("status").stdout
+    port = urlsplit(json.loads(bare.run("status", "--json").stdout)["http"]).port
+    assert port is not None
+    with socket.create_connection(("127.0.0.1", port)):
+        shown, document = bare.run("status").stdout, json.loads(bare.run("status", "--json").stdout)
+    assert [client["pid"] for client in document["port_clients"]] == [os.getpid()]
+    line = next(line for line in shown.splitlines() if line.startswith("http "))
+    assert f"; connected: {document['port_clients'][0]['name']} (pid {os.getpid()})" in line

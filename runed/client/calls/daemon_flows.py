@@ -108,6 +108,7 @@ class DaemonFlows:
         self._bar = bar
         self._limits: Info | None = None
         self._watched: set[str] = set()  # models whose start was looked at
+        self._called: set[str] = set()  # models that a call has waited for
         self._notes_roles = True
         self._noted: set[str] = set()  # models for which a role had no prompt
 
@@ -209,11 +210,16 @@ class DaemonFlows:
         """Send a request. If a bootstrap of its model refuses it, wait for the bootstrap and send it again."""
         model: str = getattr(request, "model", "")
         yield from self.watch_start(deadline, model)
-        while True:
-            try:
-                return (yield from self._send(method, request, response_type, deadline))
-            except BootstrappingError:
-                yield from self.wait_out_bootstrap(deadline, model)
+        # Info, which comes before some calls, does not wait for the engine.
+        is_first = method != "Info" and model not in self._called
+        if is_first:
+            self._called.add(model)
+        with self._bar.first_call() if self._bar and is_first else nullcontext():
+            while True:
+                try:
+                    return (yield from self._send(method, request, response_type, deadline))
+                except BootstrappingError:
+                    yield from self.wait_out_bootstrap(deadline, model)
 
     def wait_out_bootstrap(
         self, deadline: Deadline, model: str | None, *, refuse_download: bool = False, refused: bool = True
