@@ -9,12 +9,15 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from runed.cli.boundary import EXIT_CODES_HELP, guarded
+from runed.cli.boundary import EXIT_CODES_HELP, ExitCode, guarded
 from runed.errors import quoted, sentence
 from runed.suggesting import did_you_mean
 from runed.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 COMMANDS = {
     "embed": "turn texts into vectors",
@@ -126,6 +129,10 @@ class _Parser(argparse.ArgumentParser):
         told = sentence(message)
         self.exit(2, f"usage: {usage}\n{self.prog}: {told} (`{self.prog} --help` tells more)\n")
 
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help. argparse would keep silent about a full disk, and the command would not fail."""
+        (sys.stdout if file is None else file).write(self.format_help())
+
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Refuse arguments that the command does not have, and name the option that the first one may stand for."""
         option = next((word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-"), "")
@@ -163,6 +170,9 @@ def _run(arguments: list[str]) -> int:
     if chosen and module is None:
         parser.error(_no_command(chosen))
     parsed, unknown = parser.parse_known_args(arguments)
+    if parsed.version:
+        print(f"runed {__version__}")
+        return ExitCode.OK
     if unknown and module and "--" not in arguments:
         # argparse gives a command all its words at the first one, and has none left for those behind an option.
         own = arguments[arguments.index(chosen) + 1 :]
@@ -186,7 +196,7 @@ def _parsers(chosen: str) -> tuple[_Parser, dict[str, _Parser], ModuleType | Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"runed {__version__}")
+    parser.add_argument("--version", action="store_true", help="show the version")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands: dict[str, _Parser] = {}
     module = None

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from runed.doctor.finding import Finding, Patient, failed, ok, warning
-from runed.doctor.logs import remedy_of
+from runed.doctor.logs import parted, remedy_of
 from runed.errors import RunedError
 from runed.files import read_record
 from runed.lifecycle.hold import read_hold
@@ -113,7 +113,8 @@ def daemon(patient: Patient) -> Iterator[Finding]:
         yield ok("daemon", "none runs; the next call starts one")
     elif patient.health.is_degraded:
         message = patient.health.message or "embeddings fail"
-        yield failed("daemon", message, remedy_of(patient, message) or "see `runed logs` and `runed logs --engine`")
+        what, remedy = parted(message)
+        yield failed("daemon", what, remedy or remedy_of(patient, message) or "see `runed logs` and `runed logs --engine`")
     elif patient.info is not None and patient.info.daemon_version != __version__:
         version = patient.info.daemon_version
         yield warning(
@@ -178,7 +179,9 @@ def _way_to_port(error: OSError, number: int) -> str:
         sockets = psutil.net_connections("tcp")
     except (psutil.Error, OSError):
         sockets = []
-    pid = next((each.pid for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr[1] == number), None)
+    pid = next(
+        (each.pid for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == number), None
+    )
     owner = f"{program_title(pid) or 'its owner'} (pid {pid})" if pid else "its owner, which another user runs"
     return f"choose another port in RUNED_HTTP, or end {owner}"
 

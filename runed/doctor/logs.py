@@ -33,7 +33,8 @@ _KILLED = (
     "RUNED_MEMORY or choose a smaller model; the engine is started again by itself"
 )
 
-_LAST_WORDS = re.compile("; (it said nothing$|its last words: )")
+_OBITUARY = re.compile(r"(.*?; (?:it said nothing|its last words: .*?))(?:; (if .*))?", re.DOTALL)
+"""The end of a process with its last words, in which anything may stand, and what to do, if that is known."""
 
 _UNKNOWN = "see `runed logs` and `runed logs --engine`; if it comes again, report it with `runed doctor --bundle`"
 
@@ -51,17 +52,9 @@ class Line(msgspec.Struct):
     code: str = ""
 
     @property
-    def _parts(self) -> tuple[str, str]:
-        """The reason, and what it says to do: "" for a process that ended, of which it has the last words in that place."""
-        if _LAST_WORDS.search(self.reason):
-            return self.reason, ""
-        what, _, remedy = self.reason.partition("; ")
-        return what, remedy
-
-    @property
     def told(self) -> str:
         """What the line says, without its time and the remedy in it."""
-        said = self._parts[0] or self.problem or self.error or self.error_type
+        said = parted(self.reason)[0] or self.problem or self.error or self.error_type
         return f"{self.message}: {said}" if said else self.message
 
     @property
@@ -69,7 +62,7 @@ class Line(msgspec.Struct):
         """What to do about it: what the line itself says, or its reason; "" if neither tells."""
         if "SIGKILL" in self.reason:
             return _KILLED
-        if own := self._parts[1]:
+        if own := parted(self.reason)[1]:
             return own
         rows = find(self.code) or find(self.reason)
         return " ".join(part for part in re.split(r"(?<=\.) ", rows[0].remedy) if _HERE not in part) if rows else ""
@@ -93,6 +86,14 @@ def last_errors(patient: Patient) -> Iterator[Finding]:
             yield ok("last errors", f"{detail}; before the daemon that runs now began")
         else:
             yield warning("last errors", detail, last.remedy or _UNKNOWN)
+
+
+def parted(message: str) -> tuple[str, str]:
+    """Return what an error says of the fault, and what it says to do; "" if it does not tell that."""
+    if match := _OBITUARY.fullmatch(message):
+        return match[1], match[2] or ""
+    what, _, remedy = message.partition("; ")
+    return what, remedy
 
 
 def remedy_of(patient: Patient, message: str) -> str:

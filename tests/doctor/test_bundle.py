@@ -74,6 +74,8 @@ def test_the_failure_of_a_daemon_has_the_remedy_of_its_reason(patient: Make) -> 
     subject.paths.events_log.write_text("\n".join(lines) + "\n")
     found = only(daemon, subject)
     assert (found.state, found.detail) == (State.FAILED, why)
+    own = replace(subject, health=Health(status="DEGRADED", message="the engine /x does not exist; correct the setting"))
+    assert (only(daemon, own).detail, only(daemon, own).remedy) == ("the engine /x does not exist", "correct the setting")
     assert found.remedy.startswith("A mirror of the hub is named by HF_ENDPOINT")
 
 
@@ -109,6 +111,14 @@ def test_a_log_that_is_no_file_is_not_read(patient: Make, tmp_path: Path, kind: 
             {"message": "llama-server died", "reason": "was ended by SIGKILL; its last words: x"},
             "llama-server died: was ended by SIGKILL; its last words: x",
             "mostly the system does so where memory is short",
+        ),
+        (
+            {
+                "message": "llama-server failed",
+                "reason": "exited with code 2; its last words: a; b; if that is no engine, unset it",
+            },
+            "llama-server failed: exited with code 2; its last words: a; b",
+            "if that is no engine, unset it",
         ),
         (
             {"message": "llama-server died", "reason": "was ended by SIGSEGV; it said nothing"},
