@@ -138,7 +138,7 @@ def test_a_remedy_is_that_of_the_error_and_not_this_command(
     subject = patient()
     subject.paths.logs.mkdir()
     message = facts.pop("message")
-    subject.paths.events_log.write_text(line("error", message, **facts) + "\n")
+    subject.paths.events_log.write_text(line("error", message, age=timedelta(), **facts) + "\n")
     found = only(logs.last_errors, subject)
     assert found.detail.endswith(f" UTC: {detail}")
     assert found.remedy.startswith(remedy)
