@@ -202,6 +202,8 @@ def test_the_archive_has_no_secret_and_no_name(patient: Make, tmp_path: Path, mo
     [
         ("GET https://b.test/f.gguf?X-Amz-Credential=a&sig=secret#part now", "GET https://b.test/f.gguf now"),
         ("hf_secretsecret, sk-secretsecret or eyJhbGciOi.secret.secret", "REDACTED, REDACTED or REDACTED"),
+        ("AKIASECRETSECRETSECR told", "REDACTED told"),
+        ("Set-Cookie: a=secret; b=secret", "Set-Cookie: REDACTED"),
         (
             "pass=secret passwd=secret pwd: secret Cookie: secret",
             "pass=REDACTED passwd=REDACTED pwd: REDACTED Cookie: REDACTED",
