@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _HTTP_PORT = 80
 
+_TEI_PATHS = tei.PATHS - {"/"}
+"""The paths that programs for TEI alone ask for."""
+
 _log = get_logger(__name__)
 
 
@@ -89,7 +92,7 @@ def _writer(head: Head) -> Refusing:
     path = head.target.partition(b"?")[0].decode("latin-1")
     if path.startswith(ollama.PREFIX):
         return ollama_response
-    return tei_response if path in tei.PATHS else openai_response
+    return tei_response if path in _TEI_PATHS else openai_response
 
 
 def _check_host(headers: Headers, hosts: set[bytes], port: int) -> RunedError | None:

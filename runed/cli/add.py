@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _tell_traits(told, info, own)
     tell_of_use(name, kind_of(info))
-    tell_of_daemon(paths)
+    tell_of_daemon(paths, name)
     return ExitCode.OK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from runed.bootstrap.manifest import manifest_source
@@ -16,6 +17,9 @@ from runed.onnx_files import is_onnx
 from runed.own_models import Kind
 from runed.paths import Paths
 from runed.settings import Settings
+
+_DAEMON_PATIENCE = 5.0
+"""Seconds in which a daemon that runs has to answer."""
 
 
 def open_catalog(settings: Settings, paths: Paths) -> ModelNames:
@@ -80,12 +84,24 @@ def tell_of_use(name: str, kind: str) -> None:
     )
 
 
-def tell_of_daemon(paths: Paths) -> None:
-    """Say that a daemon that runs does not know a change yet."""
+def tell_of_daemon(paths: Paths, added: str = "") -> None:
+    """Say that a daemon that runs does not know a change yet.
+
+    Args:
+        paths: The paths of the home.
+        added: The name of a model that was added, which the daemon may learn at once.
+    """
+    from runed.lifecycle.asking import Asker  # noqa: PLC0415 # as above
     from runed.lifecycle.spawn import find_process  # noqa: PLC0415 # as above
 
-    if find_process(paths):
-        tell("daemon    the one that runs learns of this at its next start; `runed stop` ends it")
+    if not find_process(paths):
+        return
+    if added:
+        with suppress(RunedError), Asker(paths, timeout=_DAEMON_PATIENCE) as asker:
+            asker.health(added)  # a daemon that does not know the name looks for it in the configuration
+            tell("daemon    the one that runs has it now, too")
+            return
+    tell("daemon    the one that runs learns of this at its next start; `runed stop` ends it")
 
 
 def megabytes(size: int) -> str:

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         spec = _record(settings, paths, catalog, spec, installation.model_sha256)
         if not arguments.json:
             tell(f"recorded  {installation.model_sha256} as its SHA-256; every later download must have it")
-            tell_of_daemon(paths)
+            tell_of_daemon(paths, spec.name)
     if arguments.json:
         place, default = installation.model, spec is catalog.default
         facts = {"name": spec.name, "path": str(place), "size": place.stat().st_size, "sha256": installation.model_sha256}

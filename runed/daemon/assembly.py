@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from runed.api.later import Later
 from runed.bootstrap import Installation, Phase, Progress, install, load_failures, read_catalog
 from runed.bootstrap.catalog import own_default
+from runed.daemon.added_models import AddedModels
 from runed.daemon.choosing import EngineChooser, Makers, Serving
 from runed.daemon.draining import Draining
 from runed.daemon.inherited import half_of_memory, restrictions
@@ -30,13 +31,17 @@ from runed.errors import BootstrapError, RunedError
 from runed.files import run_in_thread
 from runed.lifecycle.listener import Listener
 from runed.lifecycle.loopback import Loopback
+from runed.lifecycle.marks import marks_of
 from runed.lifecycle.record import DaemonRecord
 from runed.locking import LockFile
+from runed.log import get_logger
 from runed.onnx_files import files_of, is_onnx
 from runed.paths import Paths, ensure_home, ensure_private_dir
 from runed.processes import trim_memory
 from runed.settings import Settings, in_force
 from runed.version import __version__
+
+_log = get_logger(__name__)
 
 if TYPE_CHECKING:  # in the functions below, these are imported while the engine is looked for and loads its model
     from runed.api.page.access import Access
@@ -87,30 +92,26 @@ def assemble(
         http: The listening loopback port, or None.
     """
 
-    def announce_drain() -> None:
-        with contextlib.suppress(OSError):  # tells clients that find this daemon that it takes no more calls
-            record.tell_draining(paths.daemon_record)
-
-    def note_failure(failed: bool) -> None:  # noqa: FBT001 # the only fact
-        with contextlib.suppress(OSError):  # lets clients with other settings start another daemon
-            record.tell_failed(paths.daemon_record, failed)
+    def note_settings(changed: Settings) -> None:
+        record.tell_settings(paths.daemon_record, marks_of(changed))
 
     # One thread imports, in the order of need: two would slow each other down, and the engine would start later. It begins in
     # `build_face`: until then a signal raises SystemExit, even amid the start of a thread, which nobody would end.
     importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
     metrics = Later(_build_metrics, importing)
-    draining = Draining(announce_drain)
+    draining = Draining(partial(record.tell_draining, paths.daemon_record))
     seats = Seats(settings.memory_bytes or half_of_memory(), strict=settings.memory_bytes > 0, most=settings.max_models)
-    workshop = _Workshop(settings, paths, lock, metrics, seats, port=http.sock.getsockname()[:2] if http else None)
+    port = http.sock.getsockname()[:2] if http else None
+    workshop = _Workshop(settings, paths, lock, metrics, seats, port=port, note=note_settings)
     pool = Pool(
-        names=workshop.read_names,
+        names=workshop.names,
         build=workshop.build,
         is_installed=workshop.is_installed,
         keep_alive=settings.idle_timeout,
         seats=seats,
         draining=draining,
         on_close=workshop.close,
-        note=note_failure,
+        note=partial(record.tell_failed, paths.daemon_record),
     )
     workshop.scheduler_of = pool.scheduler
 
@@ -213,6 +214,7 @@ class _Workshop:
         metrics: Counts and measures.
         seats: The room for engines.
         port: Host and port that the daemon listens on, or None.
+        note: Is told settings that have got models.
 
     Attributes:
         scheduler_of: Returns the scheduler of a model by its name. Whoever has the models sets it.
@@ -227,8 +229,12 @@ class _Workshop:
         seats: Seats,
         *,
         port: tuple[str, int] | None,
+        note: Callable[[Settings], None],
     ) -> None:
         self._settings = settings
+        self._added = AddedModels(settings)
+        self._names: ModelNames | None = None
+        self._note = note
         self._paths = paths
         self._lock = lock
         self._metrics = metrics
@@ -239,9 +245,30 @@ class _Workshop:
         self._common: asyncio.Task[_Common] | None = None
         self.scheduler_of: Callable[[str], Awaitable[Scheduler]]
 
-    async def read_names(self) -> ModelNames:
-        """Return the models that requests may name."""
-        return await read_catalog(self._settings, self._paths, report=lambda _: None, ranks=_ranks)
+    async def names(self, model: str = "") -> ModelNames:
+        """Return the models that requests may name.
+
+        Args:
+            model: The name that is looked for. If no model has it, or it is "", those that were added since are looked for.
+        """
+        if self._names is None:
+            self._names = await self._read_names(self._settings)
+        if not (model and self._names.named(model)) and self._added.may_be_new():
+            await self._learn()
+        return self._names
+
+    async def _learn(self) -> None:
+        """Take the models that the configuration has got."""
+        try:
+            if (added := await run_in_thread(partial(self._added.add_to, self._settings))) is not None:
+                self._names = await self._read_names(added)
+                self._settings = added
+                self._note(added)
+        except RunedError as error:
+            _log.warning("the changed configuration cannot be used", reason=error.message)
+
+    async def _read_names(self, settings: Settings) -> ModelNames:
+        return await read_catalog(settings, self._paths, report=lambda _: None, ranks=_ranks)
 
     def is_installed(self, spec: ModelSpec) -> bool:
         """Return whether the file of a model is on this machine."""
@@ -285,7 +312,7 @@ class _Workshop:
             await run_in_thread(partial(check_loop, spec, self._port))
         if spec.remote.fallback:
             with contextlib.suppress(BootstrapError):  # a manifest that cannot be had now must not keep the engine away
-                await self.read_names()  # refuses a fallback that does not exist
+                await self.names()  # refuses a fallback that does not exist
         paths = self._paths if is_default else replace(self._paths, engine_name=spec.name)
         await run_in_thread(partial(_prepare_home, self._settings, paths))
         backend, installation, serving = await build_remote(spec, paths, self.scheduler_of)

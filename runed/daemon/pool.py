@@ -29,7 +29,7 @@ class Pool:
     """Has the models, or gets them.
 
     Args:
-        names: Reads which models there are. It may have to fetch a manifest.
+        names: Returns which models there are, and looks for added ones if none has the name. It may have to fetch a manifest.
         build: Gets engine and model and returns them, ready to be started. Its arguments are the model, None for the default
             one, and a function that takes the progress.
         is_installed: Returns whether the file of a model is on this machine.
@@ -47,7 +47,7 @@ class Pool:
     def __init__(
         self,
         *,
-        names: Callable[[], Awaitable[ModelNames]],
+        names: Callable[[str], Awaitable[ModelNames]],
         build: Callable[[ModelSpec | None, Callable[[Progress], None]], Awaitable[ServedModel]],
         is_installed: Callable[[ModelSpec], bool],
         keep_alive: float,
@@ -88,7 +88,7 @@ class Pool:
         if not model and kind is not ModelKind.RERANK:
             return await self.default.scheduler()
         self._draining.check()
-        names = await self.names()
+        names = await self.names(model)
         spec = names.find(model) if model else self._only_reranker(names)
         if kind is not None and spec.kind is not kind:
             use = "a reranker; use it by `runed rerank` or Rerank" if spec.kind is ModelKind.RERANK else "a model to embed"
@@ -112,7 +112,7 @@ class Pool:
             ModelBusyError: It works.
         """
         if model:
-            await self.names()
+            await self.names(model)
         if (served := self.served(model)) is None:
             return
         scheduler = served.scheduler
@@ -131,7 +131,7 @@ class Pool:
             UnknownModelError: There is no model of this name.
             ModelNotInstalledError: Its file is not on this machine, and it is not the default model.
         """
-        bootstrapper = self._bootstrapper((await self.names()).find(model)) if model else self.default
+        bootstrapper = self._bootstrapper((await self.names(model)).find(model)) if model else self.default
         await bootstrapper.settle()
 
     async def pull(self, model: str) -> None:
@@ -142,7 +142,7 @@ class Pool:
             ShuttingDownError: The daemon drains.
         """
         self._draining.check()
-        self._bootstrapper((await self.names()).find(model), install=True).try_again(at_once=True)
+        self._bootstrapper((await self.names(model)).find(model), install=True).try_again(at_once=True)
 
     def served(self, model: str) -> ServedModel | None:
         """Return a model that is there, or None.
@@ -188,17 +188,16 @@ class Pool:
         Raises:
             UnknownModelError: There is no model of this name.
         """
-        names = await self.names()
+        names = await self.names(model)
         return self._describe(names, names.find(model))
 
-    async def names(self) -> ModelNames:
-        """Return the models that requests may name.
+    async def names(self, model: str = "") -> ModelNames:
+        """Return the models that requests may name, one of which may have to have the given name.
 
         Raises:
             RunedError: They cannot be known, since the manifest cannot be had.
         """
-        if self._names is None:
-            self._names = await self._read_names()
+        self._names = await self._read_names(model)
         return self._names
 
     def interrupt(self) -> None:

@@ -221,6 +221,9 @@ class Asker:
         Args:
             model: The model whose state it is; "" for the default model.
             detailed: Whether to tell all models and clients.
+
+        Raises:
+            RunedError: There is no model of this name.
         """
         return self._call("Health", {"model": model, "detailed": detailed}, Health)
 

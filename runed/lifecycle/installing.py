@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from runed.errors import LifecycleError, RunedError
 from runed.lifecycle.launch import find_command
@@ -20,6 +21,9 @@ _POLL = 0.05
 
 _LOCK_PATIENCE = 60.0
 """Seconds to wait for a client that starts a daemon."""
+
+_SYSTEMD_RUNS = Path("/run/systemd/system")
+"""The directory that is there where systemd is process 1, as sd_booted(3) tells."""
 
 _START_TIMEOUT = 60.0
 """Seconds that the first start may take."""
@@ -42,10 +46,7 @@ def install_service(settings: Settings) -> Service:
     """
     paths, service = Paths(settings.home), service_at(settings.home)
     if not service.is_reachable():
-        raise LifecycleError(
-            f"{service.manager} cannot be asked for this user; log in at the machine or by ssh, and not by `su` or `sudo`. "
-            "Without a service, each client starts the daemon by itself"
-        )
+        raise LifecycleError(f"{_why_unreachable(service)}. Without a service, each client starts the daemon by itself")
     plan = Plan(
         name=service.name,
         home=paths.home,
@@ -90,6 +91,13 @@ def remove_service(settings: Settings) -> Service | None:
         with _no_other_start(Paths(settings.home)):
             _remove(service)
     return service
+
+
+def _why_unreachable(service: Service) -> str:
+    """Return why the manager of services cannot be asked, and what to do."""
+    if service.manager == "systemd" and not _SYSTEMD_RUNS.is_dir():
+        return "systemd does not run here, as in a container; let what starts programs here run `runed serve`"
+    return f"{service.manager} cannot be asked for this user; log in at the machine or by ssh, and not by `su` or `sudo`"
 
 
 def _remove(service: Service) -> None:

@@ -5,6 +5,7 @@ It is a hint for people and newer clients, and no proof that the daemon lives.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -78,14 +79,23 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         write_atomically(path, msgspec.json.encode(self) + b"\n")
 
     def tell_draining(self, path: Path) -> None:
-        """Note in the record that this daemon drains, unless the record is a successor's."""
-        if (own := self._own(path)) is not None:
-            msgspec.structs.replace(own, draining=True).write(path)
+        """Note in the record that this daemon drains."""
+        self._tell(path, draining=True)
 
     def tell_failed(self, path: Path, failed: bool) -> None:  # noqa: FBT001 # the only fact
-        """Note in the record whether this daemon could not get its default model, unless the record is a successor's."""
-        if (own := self._own(path)) is not None and own.failed != failed:
-            msgspec.structs.replace(own, failed=failed).write(path)
+        """Note in the record whether this daemon could not get its default model."""
+        self._tell(path, failed=failed)
+
+    def tell_settings(self, path: Path, settings: dict[str, str]) -> None:
+        """Note in the record other settings of this daemon."""
+        self._tell(path, settings=settings)
+
+    def _tell(self, path: Path, **facts: object) -> None:
+        """Change the record, unless it is a successor's. If that fails, the daemon goes on, and clients know less."""
+        with contextlib.suppress(OSError):
+            own = self._own(path)
+            if own is not None and (changed := msgspec.structs.replace(own, **facts)) != own:
+                changed.write(path)
 
     def remove(self, path: Path) -> None:
         """Remove the record, unless it is a successor's."""

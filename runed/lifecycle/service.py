@@ -219,7 +219,12 @@ class Systemd:
     def unload(self) -> None:
         """See `Service`."""
         _ask(self._systemctl("disable", self._socket))
-        self.silence()
+        try:
+            self.silence()
+        except LifecycleError:
+            state = self.state()  # systemd fails to stop a unit that it could not load, although nothing of it runs
+            if state.listens or state.runs:
+                raise
         _ask(self._systemctl("reset-failed", self._socket, self._service))
 
     def forget(self) -> None:

@@ -127,7 +127,7 @@ class TestInterruption:
         async def run() -> None:
             home = arrange(busy=BUSY_FOR_EVER, retry_after=50)
             async with await runed.connect_async(home=home) as client:
-                call = asyncio.create_task(client.embed("four"))
+                call = asyncio.create_task(client.embed("four", timeout=600))
                 await asyncio.to_thread(wait_until, lambda: "busy" in events(home))
                 call.cancel()
                 began = time.monotonic()
