@@ -13,7 +13,7 @@ from runed.cli.completing import completes_models
 from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
-from runed.errors import EmptyTextError, printable
+from runed.errors import EmptyBatchError, EmptyTextError, printable
 from runed.jobs import inputs
 from runed.jobs.input_files import STANDARD_STREAM
 from runed.jobs.inputs import INPUT_FORMATS, Columns, Item
@@ -72,6 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.file == STANDARD_STREAM and (sys.stdin is None or sys.stdin.isatty()):
         arguments.usage_error('there are no documents; try: runed rerank "a question" lines.txt')
     items = list(_documents(arguments))
+    if not items:
+        place = "standard input" if arguments.file == STANDARD_STREAM else arguments.file
+        raise EmptyBatchError(f'{place} has no documents; try: runed rerank "a question" lines.txt')
     with ProgressDisplay() as display, connect(display, arguments.model or None) as client:
         ranked = client.rerank(
             arguments.query,

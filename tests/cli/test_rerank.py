@@ -70,6 +70,7 @@ def test_no_document_steers_the_terminal(ranking: Cli) -> None:
         ([QUERY, "/no/such/file"], b"", 2, "/no/such/file"),
         ([QUERY, "--top-n", "0"], b"tea\n", 2, "--top-n"),
         ([], b"tea\n", 2, "QUERY"),
+        ([QUERY], b" \n\n", 1, 'standard input has no documents; try: runed rerank "a question" lines.txt'),
     ],
 )
 def test_wrong_calls_are_explained(ranking: Cli, arguments: list[str], stdin: bytes, code: int, message: str) -> None:
