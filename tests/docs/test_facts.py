@@ -190,7 +190,7 @@ def sizes() -> dict[str, list[int]]:
     return {name: [round(size / 1e6) for size in numbers] for name, numbers in found.items()}
 
 
-NUMBERS = {1: "one", 2: "two", 3: "three"}
+WORDS = {1.0: "one", 2.0: "two", 3.0: "three"}
 
 SIZES = sizes()
 GPUS = [size for name, numbers in SIZES.items() if name != "engine" for size in numbers]
@@ -216,7 +216,7 @@ NUMBERS = {
         "by profile, {}, {} or {} texts of up to {}, {} or {} tokens together".format(
             *(slots for slots, _ in profile._ON_DEVICE.values()), *(tokens for _, tokens in profile._ON_DEVICE.values())
         ),
-        f"for {NUMBERS[choosing._SECONDS]} second each, in {NUMBERS[choosing.ROUNDS]} rounds",
+        f"for {WORDS[choosing._SECONDS]} second each, in {WORDS[choosing.ROUNDS]} rounds",
     ],
     "docs/configuration.md": [
         f"rotated at {MAX_LOG_BYTES // MIB} MiB",
