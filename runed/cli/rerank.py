@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     items = list(_documents(arguments))
     if not items:
         place = "standard input" if arguments.file == STANDARD_STREAM else arguments.file
-        complain(f'{place} has no documents, so nothing is ranked; give a FILE, or lines by a pipe')
+        complain(f"{place} has no documents, so nothing is ranked; give a FILE, or lines by a pipe")
     with ProgressDisplay() as display, connect(display, arguments.model or None) as client:
         ranked = client.rerank(
             arguments.query,
