@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 
 import runed
-from runed.cli.boundary import ExitCode
+from runed.cli.boundary import ExitCode, complain
 from runed.cli.completing import completes_models
 from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
 from runed.cli.waiting import connect
-from runed.errors import EmptyBatchError, EmptyTextError, printable
+from runed.errors import EmptyTextError, printable
 from runed.jobs import inputs
 from runed.jobs.input_files import STANDARD_STREAM
 from runed.jobs.inputs import INPUT_FORMATS, Columns, Item
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     items = list(_documents(arguments))
     if not items:
         place = "standard input" if arguments.file == STANDARD_STREAM else arguments.file
-        raise EmptyBatchError(f'{place} has no documents; try: runed rerank "a question" lines.txt')
+        complain(f"{place} has no documents, so nothing is ranked; give a FILE, or lines by a pipe")
     with ProgressDisplay() as display, connect(display, arguments.model or None) as client:
         ranked = client.rerank(
             arguments.query,
