@@ -10,12 +10,15 @@ import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from runed.cli.boundary import EXIT_CODES_HELP, guarded
+from runed.cli.boundary import EXIT_CODES_HELP, ExitCode, guarded
 from runed.errors import quoted, sentence
 from runed.suggesting import did_you_mean
 from runed.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 COMMANDS = {
     "embed": "turn texts into vectors",
@@ -57,8 +60,46 @@ _OTHER_WORDS = {
     "delete": "rm",
     "encode": "embed",
     "log": "logs",
+    "info": "status",
+    "health": "status",
+    "monitor": "top",
+    "stats": "top",
+    "ui": "open",
+    "dashboard": "open",
+    "up": "ensure",
+    "down": "stop",
+    "get": "pull",
+    "fetch": "pull",
+    "create": "add",
+    "import": "add",
+    "inspect": "show",
+    "describe": "show",
+    "default": "use",
+    "setup": "install",
+    "init": "install",
+    "benchmark": "bench",
+    "check": "doctor",
+    "diagnose": "doctor",
 }
 """Words for commands that other programs taught the user."""
+
+_SETTINGS = "`runed status --settings` shows the settings; change config.json in the home, ~/.runed, and run `runed stop`"
+_AGAIN = "run `runed stop`; the next call starts the daemon again, and `runed ensure` does so at once"
+_NEWER = "install the newer package as you installed this one, and run `runed stop`; the next call starts the new daemon"
+
+_ADVICE = {
+    "uninstall": "run `runed stop` (and `runed service remove`, if you installed one), remove the home, ~/.runed, and "
+    "`pip uninstall runed`",
+    "restart": _AGAIN,
+    "reload": _AGAIN,
+    "run": '`runed embed --model NAME "text"` embeds with a model, and `runed use NAME` makes it the default',
+    "config": _SETTINGS,
+    "settings": _SETTINGS,
+    "set": _SETTINGS,
+    "update": _NEWER,
+    "upgrade": _NEWER,
+}
+"""What to do in place of commands of other programs that no command here stands for."""
 
 DESCRIPTION = "runed: one embedding model per machine, shared by all its processes."
 
@@ -88,6 +129,10 @@ class _Parser(argparse.ArgumentParser):
         )
         told = sentence(message)
         self.exit(2, f"usage: {usage}\n{self.prog}: {told} (`{self.prog} --help` tells more)\n")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help. argparse would keep silent about a full disk, and the command would not fail."""
+        (sys.stdout if file is None else file).write(self.format_help())
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Refuse arguments that the command does not have, and name the option that the first one may stand for."""
@@ -125,12 +170,11 @@ def _run(arguments: list[str]) -> int:
     chosen = next((argument for argument in arguments if not argument.startswith("-")), "")
     parser, commands, module = _parsers(chosen)
     if chosen and module is None:
-        other = _OTHER_WORDS.get(chosen)
-        parser.error(
-            f"there is no command {quoted(chosen)}"
-            + (f"; did you mean {other}?" if other else did_you_mean(chosen, COMMANDS) or f", but {', '.join(COMMANDS)}")
-        )
+        parser.error(_no_command(chosen))
     parsed, unknown = parser.parse_known_args(arguments)
+    if parsed.version:
+        print(f"runed {__version__}")
+        return ExitCode.OK
     if unknown and module:
         # argparse gives a command all its words at the first one, and has none left for those behind an option.
         own = arguments[arguments.index(chosen) + 1 :]
@@ -154,7 +198,7 @@ def _parsers(chosen: str) -> tuple[_Parser, dict[str, _Parser], ModuleType | Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"runed {__version__}")
+    parser.add_argument("--version", action="store_true", help="show the version")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands: dict[str, _Parser] = {}
     module = None
@@ -169,11 +213,22 @@ def _parsers(chosen: str) -> tuple[_Parser, dict[str, _Parser], ModuleType | Non
     return parser, commands, module
 
 
+def _no_command(name: str) -> str:
+    """Return the refusal of a command that does not exist, with what to do in place of it."""
+    if advice := _ADVICE.get(name):
+        instead = f": {advice}"
+    elif other := _OTHER_WORDS.get(name):
+        instead = f"; did you mean {other}?"
+    else:
+        instead = did_you_mean(name, COMMANDS) or f", but {', '.join(COMMANDS)}"
+    return f"there is no command {quoted(name)}{instead}"
+
+
 def show_help(command: str) -> None:
     """Print the help of a command; "" for that of the program."""
     parser, commands, module = _parsers(command)
     if command and module is None:
-        commands["help"].error(f"there is no command {quoted(command)}{did_you_mean(command, COMMANDS)}")
+        commands["help"].error(_no_command(command))
     (commands[command] if command else parser).print_help()
 
 

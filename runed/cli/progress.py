@@ -53,7 +53,8 @@ class ProgressDisplay:
         self._line = ""
         self._printed_at = 0.0
         self._began: tuple[float, int] | None = None  # the time and the texts of the first update of a step
-        self._told_texts_at: float | None = None
+        self._texts = (0, 0)
+        self._told: threading.Event | None = None  # set when the lines about the texts of a job end
 
     @property
     def live(self) -> bool:
@@ -114,6 +115,9 @@ class ProgressDisplay:
         """End the last step and release the terminal. A later update shows a new bar."""
         with self._lock:
             self.shown = ""
+            if self._told is not None:
+                self._told.set()
+                self._told = None
             if self._bars is not None:
                 self._end_step()
                 self._bars.stop()
@@ -127,20 +131,28 @@ class ProgressDisplay:
         return f"{amount}, {speed:,.0f}/s" if speed else amount
 
     def _print_texts(self, step: str, done: int, total: int) -> None:
-        """Print how far a job is, if the last such line is old enough."""
-        now = time.monotonic()
+        """Print every `_TEXTS_SECONDS` how far a job is, also while an engine works on many texts and none is done."""
         if step != self._step or self._began is None:
-            self._step, self._began = step, (now, done)
-        if self._told_texts_at is None:
-            self._told_texts_at = now
-        if now - self._told_texts_at < _TEXTS_SECONDS:
-            return
-        self._told_texts_at = now
-        passed, new = now - self._began[0], done - self._began[1]
-        line = f"{step}: {done:,} of {total:,} texts ({done / total:.0%})" if total else f"{step}: {done:,} texts"
+            self._step, self._began = step, (time.monotonic(), done)
+        self._texts = (done, total)
+        if self._told is None:
+            self._told = threading.Event()
+            threading.Thread(target=self._tell_texts, args=[self._told], daemon=True).start()
+
+    def _tell_texts(self, ended: threading.Event) -> None:
+        while not ended.wait(_TEXTS_SECONDS):
+            with self._lock:
+                if not ended.is_set():
+                    complain(self._texts_line())
+
+    def _texts_line(self) -> str:
+        assert self._began is not None
+        done, total = self._texts
+        passed, new = time.monotonic() - self._began[0], done - self._began[1]
+        line = f"{self._step}: {done:,} of {total:,} texts ({done / total:.0%})" if total else f"{self._step}: {done:,} texts"
         if total and new and passed:
             line += f", {new / passed:,.0f}/s, {_time(round((total - done) * passed / new))} left"
-        complain(line)
+        return line
 
     def _print(self, line: str) -> None:
         # Lines that differ only in their numbers would fill a log if all were printed, and none would look like a hang.

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import runed
-from runed.cli.boundary import ExitCode
+from runed.cli.boundary import ExitCode, complain
 from runed.cli.completing import completes_models
 from runed.cli.options import positive_number
 from runed.cli.progress import ProgressDisplay
@@ -72,6 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.file == STANDARD_STREAM and (sys.stdin is None or sys.stdin.isatty()):
         arguments.usage_error('there are no documents; try: runed rerank "a question" lines.txt')
     items = list(_documents(arguments))
+    if not items:
+        place = "standard input" if arguments.file == STANDARD_STREAM else arguments.file
+        complain(f"{place} has no documents, so nothing is ranked; give a FILE, or lines by a pipe")
     with ProgressDisplay() as display, connect(display, arguments.model or None) as client:
         ranked = client.rerank(
             arguments.query,

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from runed.errors import printable
+from runed.extras import install_command
 from runed.log import describe_exception, get_logger
 from runed.metrics import Metrics
 from runed.settings import Settings
@@ -64,8 +65,8 @@ async def _start(settings: Settings, metrics: Metrics, tell: Callable[[str], Non
         if (error.name or "").startswith("runed"):
             raise
         problem = (
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and the packages of OpenTelemetry are not installed; "
-            "install runed[otel] beside this runed"
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and the packages of OpenTelemetry are not installed; run "
+            f"`{install_command('otel')}` where this runed is"
         )
         tell(f"{_NOTHING}: {problem}")
         _log.warning(f"{_NOTHING}: {problem}", missing=error.name)

@@ -41,7 +41,12 @@ _SECRET = re.compile(
     # The file http.token is no secret.
     rf"|(?<!http\.)\b[\w-]*{_NAMES}{_QUOTED}){_VALUE}"
 )
-_BARE_SECRET = re.compile(r"\b(?:(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{8,}|eyJ[\w-]+\.[\w-]+\.[\w-]*)")
+_COOKIES = re.compile(rf"(?i)(\bcookie{_QUOTED})[^\r\n\"]+")
+"""All cookies of a header, whose names anybody chooses."""
+
+_BARE_SECRET = re.compile(
+    r"\b(?:(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{8,}|A[KS]IA[0-9A-Z]{16}|eyJ[\w-]+\.[\w-]+\.[\w-]*)"
+)
 """Secrets that tell by themselves what they are: keys of well-known services, and JSON web tokens."""
 
 _USER_INFO = re.compile(r"(?<=://)[^/\s\"]+@|(?<![\w.@/-])[\w.%+-]+:[^\s:@/\"']+@(?=[\w.-]+:\d)")
@@ -125,7 +130,7 @@ class _Redactor:
         for secret in self._secrets:
             text = text.replace(secret, "REDACTED")
         text = _QUERY.sub(r"\1", _USER_INFO.sub("", text))
-        text = _BARE_SECRET.sub("REDACTED", _SECRET.sub(r"\1REDACTED", text))
+        text = _BARE_SECRET.sub("REDACTED", _SECRET.sub(r"\1REDACTED", _COOKIES.sub(r"\1REDACTED", text)))
         text = _HOMES.sub(r"\1\2USER", text)
         for pattern, instead in self._names:
             text = pattern.sub(instead, text)

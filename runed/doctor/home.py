@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -10,8 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from runed.doctor.finding import Finding, Patient, failed, ok, warning
-from runed.doctor.logs import remedy_of
+from runed.doctor.logs import parted, remedy_of
 from runed.errors import RunedError
 from runed.files import read_record
 from runed.lifecycle.hold import read_hold
@@ -20,7 +23,7 @@ from runed.lifecycle.listener import find_listener
 from runed.lifecycle.record import DaemonRecord
 from runed.lifecycle.service import is_dormant
 from runed.paths import check_home, check_socket_dir
-from runed.processes import ProcessIdentity, is_alive
+from runed.processes import ProcessIdentity, is_alive, program_title
 from runed.settings import search_path
 from runed.trust import mode_of
 from runed.version import __version__
@@ -110,7 +113,8 @@ def daemon(patient: Patient) -> Iterator[Finding]:
         yield ok("daemon", "none runs; the next call starts one")
     elif patient.health.is_degraded:
         message = patient.health.message or "embeddings fail"
-        yield failed("daemon", message, remedy_of(patient, message) or "see `runed logs` and `runed logs --engine`")
+        what, remedy = parted(message)
+        yield failed("daemon", what, remedy or remedy_of(patient, message) or "see `runed logs` and `runed logs --engine`")
     elif patient.info is not None and patient.info.daemon_version != __version__:
         version = patient.info.daemon_version
         yield warning(
@@ -162,13 +166,24 @@ def port(patient: Patient) -> Iterator[Finding]:
         try:
             sock.bind((host, number))
         except OSError as error:
-            yield failed(
-                "port",
-                f"{host}:{number} cannot be used: {error.strerror}",
-                "choose another port in RUNED_HTTP, or end its owner",
-            )
+            yield failed("port", f"{host}:{number} cannot be used: {error.strerror}", _way_to_port(error, number))
             return
     yield ok("port", f"{host}:{number} is free")
+
+
+def _way_to_port(error: OSError, number: int) -> str:
+    """Return what to do about a port that cannot be used. The system tells this user of processes of this user alone."""
+    if error.errno != errno.EADDRINUSE:
+        return "choose another port above 1023, and an address of this machine, in RUNED_HTTP"
+    try:
+        sockets = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        sockets = []
+    pid = next(
+        (each.pid for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == number), None
+    )
+    owner = f"{program_title(pid) or 'its owner'} (pid {pid})" if pid else "its owner, which another user runs"
+    return f"choose another port in RUNED_HTTP, or end {owner}"
 
 
 def token(patient: Patient) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,19 @@ _MOST = 3
 _RECENT = timedelta(days=1)
 """The age of an error that may still matter."""
 
+_HERE = "`runed doctor`"
+"""What a remedy says of this command, whose reader runs it at this moment."""
+
+_KILLED = (
+    "mostly the system does so where memory is short: look at `dmesg` and the memory of this machine or container, and lower "
+    "RUNED_MEMORY or choose a smaller model; the engine is started again by itself"
+)
+
+_OBITUARY = re.compile(r"(.*?; (?:it said nothing|its last words: .*?))(?:; (if .*))?", re.DOTALL)
+"""The end of a process with its last words, in which anything may stand, and what to do, if that is known."""
+
+_UNKNOWN = "see `runed logs` and `runed logs --engine`; if it comes again, report it with `runed doctor --bundle`"
+
 
 class Line(msgspec.Struct):
     """What every line of the log has, and what lines about errors may have."""
@@ -39,9 +53,19 @@ class Line(msgspec.Struct):
 
     @property
     def told(self) -> str:
-        """What the line says, without its time."""
-        said = self.reason or self.problem or self.error or self.error_type
+        """What the line says, without its time and the remedy in it."""
+        said = parted(self.reason)[0] or self.problem or self.error or self.error_type
         return f"{self.message}: {said}" if said else self.message
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it: what the line itself says, or its reason; "" if neither tells."""
+        if "SIGKILL" in self.reason:
+            return _KILLED
+        if own := parted(self.reason)[1]:
+            return own
+        rows = find(self.code) or find(self.reason)
+        return " ".join(part for part in re.split(r"(?<=\.) ", rows[0].remedy) if _HERE not in part) if rows else ""
 
 
 def last_errors(patient: Patient) -> Iterator[Finding]:
@@ -61,17 +85,22 @@ def last_errors(patient: Patient) -> Iterator[Finding]:
         if started is not None and last.timestamp < started:
             yield ok("last errors", f"{detail}; before the daemon that runs now began")
         else:
-            rows = find(last.code) or find(last.reason)
-            remedy = rows[0].remedy if rows else "see `runed logs`, and report it with `runed doctor --bundle`"
-            yield warning("last errors", detail, remedy)
+            yield warning("last errors", detail, last.remedy or _UNKNOWN)
+
+
+def parted(message: str) -> tuple[str, str]:
+    """Return what an error says of the fault, and what it says to do; "" if it does not tell that."""
+    if match := _OBITUARY.fullmatch(message):
+        return match[1], match[2] or ""
+    what, _, remedy = message.partition("; ")
+    return what, remedy
 
 
 def remedy_of(patient: Patient, message: str) -> str:
     """Return the remedy of a failure by the line of the log that has its message; "" if none has."""
     for line in _errors(tail(patient.paths.events_log)):
-        said = (line.reason, line.problem, line.error)
-        if any(text and text in message for text in said) and (rows := find(line.code) or find(line.reason)):
-            return rows[0].remedy
+        if any(text and text in message for text in (line.reason, line.problem, line.error)) and line.remedy:
+            return line.remedy
     return ""
 
 

@@ -109,7 +109,8 @@ class InputFile:
                 text = io.TextIOWrapper(cast("io.BufferedReader", file), encoding, "surrogatepass", newline="")
                 stack.callback(text.detach)  # otherwise the wrapper closes the file
                 # A lone surrogate becomes bytes that are no UTF-8, so that its line is refused.
-                file = _Layer(self.name, lambda size: text.read(size).encode("utf-8", "surrogatepass")).buffered()
+                layer = _Layer(self.name, lambda size: text.read(size).encode("utf-8", "surrogatepass")).buffered()
+                file, self.head = layer, layer.peek(_SNIFFED_BYTES)
             else:
                 _check_form(self.name, self.head)
             yield file

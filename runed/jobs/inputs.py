@@ -87,6 +87,8 @@ class Columns:
         Raises:
             SettingsError: A column does not exist, or there are several.
         """
+        if not any(header):
+            raise SettingsError(f"{name} names no columns; put a line with their names, such as {self.text}, at its start")
         for option, column in (("--text-column", self.text), ("--id-column", self.id)):
             if column is not None and column not in header:
                 shown = ", ".join(f'"{other}"' for other in header[:_SHOWN_COLUMNS])
@@ -245,11 +247,13 @@ def _from_json_lines(file: IO[bytes], name: str, columns: Columns) -> Iterator[I
 
 def _from_json_array(file: IO[bytes], name: str, columns: Columns) -> Iterator[Item]:
     """Yield the texts of an array whose elements are as the lines of JSON lines."""
-    return _from_json(array_elements(file, name), columns)
+    return _from_json(array_elements(file, name), columns, "element")
 
 
-def _from_json(records: Iterable[tuple[str, bytes | InvalidRequestError]], columns: Columns) -> Iterator[Item]:
-    decoder = LineDecoder(columns.text, columns.id_or_default)
+def _from_json(
+    records: Iterable[tuple[str, bytes | InvalidRequestError]], columns: Columns, what: str = "line"
+) -> Iterator[Item]:
+    decoder = LineDecoder(columns.text, columns.id_or_default, what)
     for origin, line in records:
         if not isinstance(line, bytes):
             yield _bad(origin, line)

@@ -9,7 +9,7 @@ from typing import IO
 
 from runed.errors import InvalidRequestError
 
-_MARK = re.compile(rb'"(?:[^"\\]|\\.)*+(?P<end>"?)|[\[\]{},]', re.DOTALL)
+_MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?P<end>"?)|[\[\]{},]', re.DOTALL)
 """What separates elements: a bracket or a comma; and a string, which may hold such characters, and may be cut off."""
 
 _OPEN, _CLOSE = (b"[", b"{"), (b"]", b"}")
@@ -73,7 +73,8 @@ class _Text:
             self._buffer, self._position, self._start = self._buffer[self._start :], position - self._start, 0
             if len(self._buffer) > self._most:
                 raise InvalidRequestError(f"it does not end within {self._most // 2**20} MiB; is it an array of texts?")
-            if not (more := self._file.read(_PIECE)):
+            # A long string is searched anew after each piece, so that the pieces grow with it.
+            if not (more := self._file.read(max(_PIECE, len(self._buffer)))):
                 raise InvalidRequestError("the array does not end; is the file complete?")
             self._buffer += more
 

@@ -55,10 +55,11 @@ class LineDecoder:
     Args:
         text: The name of the member with the text.
         id_: The name of the member with the id; empty for none.
+        what: What each of them is, for error messages.
     """
 
-    def __init__(self, text: str, id_: str) -> None:
-        self._text, self._id = text, id_
+    def __init__(self, text: str, id_: str, what: str = "line") -> None:
+        self._text, self._id, self._what = text, id_, what
         fields: list[tuple[str, type] | tuple[str, type, object]] = [("text", str)]
         if id_:
             fields.append(("id", msgspec.Raw, msgspec.Raw(b"")))
@@ -102,7 +103,7 @@ class LineDecoder:
 
     def _refusal(self, reason: str, line: bytes) -> InvalidRequestError:
         example = f'{{"id": 1, "{self._text}": "..."}}'
-        remedy = f"each line must be a JSON string or an object like {example}"
+        remedy = f"each {self._what} must be a JSON string or an object like {example}"
         if line.removeprefix(codecs.BOM_UTF8).strip() == b"{":
             remedy += "; an object over several lines is made one line by `jq -c . FILE`"
         return InvalidRequestError(f"{reason}; {remedy}")

@@ -107,7 +107,9 @@ def run_job(
             return JobResult(count=opened.mark.done, failed=opened.mark.failed, before=opened.mark.done)
         surveyed = survey(source, done=opened.mark.done, keep_going=keep_going, on_progress=on_progress)
         if not surveyed.count:
-            raise EmptyBatchError("the input holds no text; give at least one")
+            raise EmptyBatchError(
+                'the input holds no text; give at least one, as in: runed embed "hello world", or runed embed -f FILE'
+            )
         opened.check(chosen, surveyed.inputs_done.hex())
         options["lane"] = "interactive" if lane is None and surveyed.count <= INTERACTIVE_TEXTS else lane
         with (connect or runed.connect)() as client:

@@ -204,7 +204,8 @@ class Preparer:
         facts = {"tokens": str(len(tokens)), "limit": str(limit)} | where
         if truncate is Truncate.NONE:
             return TextTooLongError(
-                f"{words} has {len(tokens)} tokens, the limit is {limit}; split or shorten it, or ask for truncation",
+                f"{words} has {len(tokens)} tokens, the limit is {limit}; split or shorten it, or let its end be "
+                'cut off: `--truncate end` on the command line, truncate="end" in Python',
                 metadata=facts,
             )
         cut: tuple[TextInput, int] | None

@@ -107,6 +107,26 @@ def test_json_of_another_type_is_told_what_is_accepted(
     assert len(refusal.message) < 300
 
 
+@pytest.mark.parametrize(
+    ("method", "body", "lacking"),
+    [
+        ("Embed", b'{"txt": "secret-4711"}', "text"),
+        ("EmbedBatch", b'{"text": ["secret-4711"]}', "texts"),
+        ("CountTokens", b'{"input": ["secret-4711"]}', "texts"),
+        ("Rerank", b'{"query": "x", "texts": ["secret-4711"]}', "documents"),
+    ],
+)
+def test_a_misspelt_field_of_texts_is_told_with_the_right_ones(
+    method: str, body: bytes, lacking: str, qwen_daemon: RunningDaemon
+) -> None:
+    with qwen_daemon.http() as http:
+        response = http.post(f"{SERVICE}/{method}", content=body, headers={"content-type": "application/json"})
+    refusal = refusal_of_json(response.json())
+    assert (refusal.code, refusal.reason) == MALFORMED
+    assert f"has no field {lacking}, and one that is unknown; {method}Request has the fields " in refusal.message
+    assert "secret-4711" not in refusal.message
+
+
 def test_unknown_json_fields_are_those_of_a_newer_client(qwen_daemon: RunningDaemon) -> None:
     plain = qwen_daemon.call("Embed", {"text": "with more fields"})
     more = {"text": "with more fields", "ofTomorrow": {"role": ["ROLE_QUERY"]}, "texts": ["x"], "with_route": False}

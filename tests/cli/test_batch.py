@@ -132,6 +132,8 @@ def test_members_of_json_lines_may_have_other_names(tmp_path: Path, capfdbinary:
         ("t.csv", b"text,x\na, b,1\n", InvalidRequestError, "t.csv, line 2 has 3 columns instead of 2"),
         ("t.csv", b'text\na\n"never closed\n', InvalidRequestError, "t.csv, line 3: unexpected end of data"),
         ("t.csv", b'text,x\n"",1\n', EmptyTextError, "t.csv, line 2 is empty"),
+        ("t.csv", b"\ntext\n", SettingsError, "t.csv names no columns; put a line with their names, such as text, at its"),
+        ("t.csv", b",\n1,2\n", SettingsError, "t.csv names no columns"),
         ("t.csv", b"text\n", InvalidRequestError, "the input holds no text"),
         ("t.csv", b"", InvalidRequestError, "the input holds no text"),
         ("t.txt", b"\xef\xbb\xbf", InvalidRequestError, "the input holds no text"),

@@ -204,7 +204,7 @@ def test_output_to_a_device_does_not_replace_it(served: Cli) -> None:
         ([""], b"", 1, "argument 1 is empty or only white space"),
         (["good", " \t\n"], b"", 1, "argument 2 is empty or only white space"),
         ([b"bad \xff"], b"", 1, "argument 1: byte 4 of it is not valid UTF-8"),
-        ([], b"", 1, "the input holds no text"),
+        ([], b"", 1, 'the input holds no text; give at least one, as in: runed embed "hello world", or runed embed -f FILE'),
         ([], b"good\n\ngood\n", 1, "standard input, line 2 is empty"),
         ([], b"good\nbad \xff\n", 1, "standard input, line 2: byte 4 of it is not valid UTF-8"),
         ([], b"good\nno \x00 text\n", 1, "standard input, line 2: "),
@@ -229,6 +229,12 @@ def test_bad_input_is_named_by_its_place(
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(f"runed: {message}")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_text_that_is_too_long_is_refused_with_the_option_that_cuts_it(served: Cli) -> None:
+    done = served.run("embed", "--whole", stdin=b"word " * 40_000)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "split or shorten it, or let its end be cut off: `--truncate end` on the command line" in done.stderr
 
 
 @pytest.mark.parametrize("output_format", ["json", "jsonl", "npy"])

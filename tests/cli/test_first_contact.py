@@ -167,6 +167,24 @@ def test_the_examples_of_embed_run(served: Cli, tmp_path: Path) -> None:
     [
         (("embde", "x"), "runed: there is no command 'embde'; did you mean embed? (`runed --help` tells more)"),
         (("list",), "runed: there is no command 'list'; did you mean models? (`runed --help` tells more)"),
+        (
+            ("restart",),
+            (
+                "runed: there is no command 'restart': run `runed stop`; the next call starts the daemon again, and "
+                "`runed ensure` does so at once (`runed --help` tells more)"
+            ),
+        ),
+        (
+            ("uninstall", "-y"),
+            (
+                "runed: there is no command 'uninstall': run `runed stop` (and `runed service remove`, if you installed one), "
+                "remove the home, ~/.runed, and `pip uninstall runed` (`runed --help` tells more)"
+            ),
+        ),
+        (
+            ("help", "log"),
+            "runed help: there is no command 'log'; did you mean logs? (`runed help --help` tells more)",
+        ),
         (("--verson",), "runed: there is no option --verson; did you mean --version? (`runed --help` tells more)"),
         (
             ("embed", "--outptu=x.npy", "x"),

@@ -276,9 +276,33 @@ def test_a_broken_array_is_refused_with_its_place(
         items_of(tmp_path / "t.json", data)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_an_array_has_any_encoding_with_a_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "texts.json").write_bytes('["é", {"text": "b", "id": 2}]'.encode(encoding))
+    with inputs.open_batch(str(tmp_path / "texts.json")) as source:
+        assert [(item.text, item.id) for item in source()] == [("é", b""), ("b", b"2")]
+
+
+def test_a_huge_element_is_refused_by_a_few_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read searches the string from its start, so that many small reads would take minutes."""
+    monkeypatch.setattr(json_array, "_PIECE", 1000)
+    reads: list[int | None] = []
+
+    class Counting(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            reads.append(size)
+            return super().read(size)
+
+    file = Counting(b'["' + b"x" * 10_000_000 + b'"]')
+    with pytest.raises(InvalidRequestError, match="does not end within 4 MiB"):
+        list(json_array.elements(file, 4 * 2**20))
+    assert len(reads) < 20
+
+
 def test_a_bad_element_fails_alone_and_a_huge_one_ends_the_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = items_of(tmp_path / "t.json", b'["a", 5, {"other": 1}, "b"]')
     assert [item.problem is None for item in bad] == [True, False, False, True]
+    assert "element 2: Expected `str | object`, got `int`; each element must be a JSON string" in str(bad[1].problem)
     monkeypatch.setattr(inputs, "MAX_TEXT_BYTES", 1000)
     monkeypatch.setattr(json_array, "_PIECE", 100)
     with pytest.raises(InvalidRequestError, match="after 1 elements: it does not end within"):

@@ -117,9 +117,10 @@ def test_reader_that_has_seen_enough_is_no_reason_for_a_message(bare: Cli) -> No
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
-def test_full_disk_is_an_error_and_not_a_silent_success(bare: Cli) -> None:
+@pytest.mark.parametrize("arguments", [["version"], ["help", "embed"], ["stop", "--help"], ["--version"]], ids=" ".join)
+def test_full_disk_is_an_error_and_not_a_silent_success(bare: Cli, arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([SCRIPTS / "runed", "version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([SCRIPTS / "runed", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "runed: No space left on device\n")
 
 

@@ -158,6 +158,24 @@ def test_without_a_terminal_a_job_tells_now_and_then_how_far_it_is(home: Path) -
         assert re.fullmatch(r"runed: embedding: [\d,]+ of 5,000 texts \(\d+%\), [\d,]+/s, 0:\d\d:\d\d left", line), line
 
 
+STANDING = """
+import time
+from runed.cli import progress
+progress._TEXTS_SECONDS = 0.5
+with progress.ProgressDisplay() as display:
+    display.update("embedding", 0, 5000, unit="texts")
+    time.sleep(3)
+time.sleep(1)
+"""
+
+
+def test_without_a_terminal_a_job_is_told_of_while_no_text_is_done_and_never_after_its_end(home: Path) -> None:
+    done = subprocess.run([write_program(home, STANDING)], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert 1 <= len(lines) <= 6
+    assert set(lines) == {"runed: embedding: 0 of 5,000 texts (0%)"}
+
+
 @pytest.mark.parametrize(("wanted", "variable"), [("wanted=False", "1"), ("", "0")])
 def test_progress_that_nobody_wants_is_not_shown(home: Path, wanted: str, variable: str) -> None:
     program = write_program(home, JOB.format(wanted=wanted))

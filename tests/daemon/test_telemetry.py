@@ -15,6 +15,7 @@ import pytest
 from opentelemetry import trace
 
 import runed
+from runed.extras import install_command
 from tests.support import RunningDaemon, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -224,9 +225,9 @@ def test_without_the_packages_one_line_says_so(missing: str, start_daemon: Start
     (tmp_path / missing).mkdir()
     (tmp_path / missing / "__init__.py").write_text(f"raise ModuleNotFoundError('there is no {missing}', name='{missing}')")
     daemon = start_daemon(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", PYTHONPATH=str(tmp_path))
-    wait_until(lambda: "install runed[otel]" in daemon.log(), timeout=30, what="the line")
+    wait_until(lambda: install_command("otel") in daemon.log(), timeout=30, what="the line")
     daemon.wait_for("STATUS_OK")
-    assert "install runed[otel]" in "".join(daemon.call("Info")["restrictions"])
+    assert install_command("otel") in "".join(daemon.call("Info")["restrictions"])
     assert daemon.call("Embed", {"text": "tea"})["vector"]
     assert daemon.log().count("OpenTelemetry") == 1
     assert daemon.stop() == 0

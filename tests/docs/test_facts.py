@@ -190,6 +190,8 @@ def sizes() -> dict[str, list[int]]:
     return {name: [round(size / 1e6) for size in numbers] for name, numbers in found.items()}
 
 
+WORDS = {1.0: "one", 2.0: "two", 3.0: "three"}
+
 SIZES = sizes()
 GPUS = [size for name, numbers in SIZES.items() if name != "engine" for size in numbers]
 
@@ -208,13 +210,13 @@ NUMBERS = {
     "docs/devices.md": [
         *(f"| {size} MB |" for size in (*SIZES["cuda"], *SIZES["rocm"])),
         f"| {SIZES['vulkan'][0]} or {SIZES['vulkan'][1]} MB |",
-        f"It has to embed {comparing.FASTER - 1:.0%} more texts a second".replace("%", " %"),
+        f"if it embedded {comparing.FASTER - 1:.0%} more texts a second".replace("%", " %"),
         f"must have a cosine of {comparing._LEAST_COSINE} or more",
         f"must be {comparing._LEAST_COSINE_QUANTIZED} or more",
         "by profile, {}, {} or {} texts of up to {}, {} or {} tokens together".format(
             *(slots for slots, _ in profile._ON_DEVICE.values()), *(tokens for _, tokens in profile._ON_DEVICE.values())
         ),
-        f"each engine works for {'two' if choosing._SECONDS == 2 else choosing._SECONDS} seconds",
+        f"for {WORDS[choosing._SECONDS]} second each, in {WORDS[choosing.ROUNDS]} rounds",
     ],
     "docs/configuration.md": [
         f"rotated at {MAX_LOG_BYTES // MIB} MiB",

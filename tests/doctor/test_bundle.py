@@ -74,7 +74,9 @@ def test_the_failure_of_a_daemon_has_the_remedy_of_its_reason(patient: Make) -> 
     subject.paths.events_log.write_text("\n".join(lines) + "\n")
     found = only(daemon, subject)
     assert (found.state, found.detail) == (State.FAILED, why)
-    assert found.remedy.startswith("Check the network and the proxy")
+    own = replace(subject, health=Health(status="DEGRADED", message="the engine /x does not exist; correct the setting"))
+    assert (only(daemon, own).detail, only(daemon, own).remedy) == ("the engine /x does not exist", "correct the setting")
+    assert found.remedy.startswith("A mirror of the hub is named by HF_ENDPOINT")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
@@ -90,6 +92,57 @@ def test_a_log_that_is_no_file_is_not_read(patient: Make, tmp_path: Path, kind: 
     else:
         subject.paths.events_log.mkdir()
     assert only(logs.last_errors, subject).state is State.OK
+
+
+@pytest.mark.parametrize(
+    ("facts", "detail", "remedy"),
+    [
+        (
+            {"message": "llama-server failed", "reason": "the model /m.gguf cannot be read: gone; check the path"},
+            "llama-server failed: the model /m.gguf cannot be read: gone",
+            "check the path",
+        ),
+        (
+            {"message": "bootstrap failed", "reason": "no network", "code": DownloadError.reason},
+            "bootstrap failed: no network",
+            "A mirror of the hub is named by HF_ENDPOINT, ",
+        ),
+        (
+            {"message": "llama-server died", "reason": "was ended by SIGKILL; its last words: x"},
+            "llama-server died: was ended by SIGKILL; its last words: x",
+            "mostly the system does so where memory is short",
+        ),
+        (
+            {
+                "message": "llama-server failed",
+                "reason": "exited with code 2; its last words: a; b; if that is no engine, unset it",
+            },
+            "llama-server failed: exited with code 2; its last words: a; b",
+            "if that is no engine, unset it",
+        ),
+        (
+            {"message": "llama-server died", "reason": "was ended by SIGSEGV; it said nothing"},
+            "llama-server died: was ended by SIGSEGV; it said nothing",
+            "see `runed logs` and `runed logs --engine`; if it comes again, report it",
+        ),
+        (
+            {"message": "a batch failed", "error_type": "builtins.ValueError"},
+            "a batch failed: builtins.ValueError",
+            "see `runed logs` and `runed logs --engine`; if it comes again, report it",
+        ),
+    ],
+)
+def test_a_remedy_is_that_of_the_error_and_not_this_command(
+    patient: Make, facts: dict[str, str], detail: str, remedy: str
+) -> None:
+    subject = patient()
+    subject.paths.logs.mkdir()
+    message = facts.pop("message")
+    subject.paths.events_log.write_text(line("error", message, age=timedelta(), **facts) + "\n")
+    found = only(logs.last_errors, subject)
+    assert found.detail.endswith(f" UTC: {detail}")
+    assert found.remedy.startswith(remedy)
+    assert "`runed doctor`" not in found.remedy
 
 
 def test_a_daemon_that_fails_is_not_passed_over_where_the_log_has_nothing(patient: Make) -> None:
@@ -149,6 +202,8 @@ def test_the_archive_has_no_secret_and_no_name(patient: Make, tmp_path: Path, mo
     [
         ("GET https://b.test/f.gguf?X-Amz-Credential=a&sig=secret#part now", "GET https://b.test/f.gguf now"),
         ("hf_secretsecret, sk-secretsecret or eyJhbGciOi.secret.secret", "REDACTED, REDACTED or REDACTED"),
+        ("AKIASECRETSECRETSECR told", "REDACTED told"),
+        ("Set-Cookie: a=secret; b=secret", "Set-Cookie: REDACTED"),
         (
             "pass=secret passwd=secret pwd: secret Cookie: secret",
             "pass=REDACTED passwd=REDACTED pwd: REDACTED Cookie: REDACTED",

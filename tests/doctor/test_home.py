@@ -125,6 +125,7 @@ def test_the_port(patient: Make) -> None:
         subject = patient({"RUNED_HTTP": f"127.0.0.1:{number}"})
         found = only(home.port, subject)
         assert (found.state.value, f"127.0.0.1:{number} cannot be used" in found.detail) == ("failed", True)
+        assert f"(pid {os.getpid()})" in found.remedy
     assert only(home.port, subject).state.value == "ok"
     DaemonRecord.of_this_process(subject.paths.socket).write(subject.paths.daemon_record)
     running = patient({"RUNED_HTTP": f"127.0.0.1:{number}"}, health=Health(status="OK"))

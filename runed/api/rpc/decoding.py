@@ -177,9 +177,23 @@ def _decode_json(data: bytes, message_class: type[Message]) -> Decoded:
     document = read_json(data)
     if not isinstance(document, dict):
         raise MalformedRequestError('the request is no JSON object; send one, such as {"text": "a text"}')
+    _check_misspelt(document, message_class)
     decoded = Decoded(message_class())
     _fill(decoded.message, document, decoded, None)
     return decoded
+
+
+def _check_misspelt(document: dict[str, Any], message_class: type[Message]) -> None:
+    """Refuse a request without its texts that has an unknown field instead. Beside texts, that is one of a newer client."""
+    fields = message_class.DESCRIPTOR.fields
+    lacking = [field.name for field in fields if field.name in _TEXTS and field.name not in document]
+    if lacking and document.keys() - {name for field in fields for name in (field.name, field.json_name)}:
+        names = ", ".join(field.json_name for field in fields)
+        raise MalformedRequestError(
+            f"the JSON has no field {lacking[0]}, and one that is unknown; {message_class.DESCRIPTOR.name} has the fields "
+            f"{names}",
+            metadata={"field": lacking[0]},
+        )
 
 
 def _fill(message: Message, document: dict[str, Any], decoded: Decoded, index: int | None) -> None:
