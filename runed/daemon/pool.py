@@ -91,10 +91,10 @@ class Pool:
         names = await self.names(model)
         spec = names.find(model) if model else self._only_reranker(names)
         if kind is not None and spec.kind is not kind:
-            use = "a reranker; use it by `runed rerank` or Rerank" if spec.kind is ModelKind.RERANK else "a model to embed"
-            raise WrongModelKindError(
-                f"{spec.name} is {use}, and name a model of the kind {kind.value} here", metadata={"model": spec.name}
-            )
+            is_reranker = spec.kind is ModelKind.RERANK
+            use = "a reranker; use it by `runed rerank` or Rerank" if is_reranker else "a model to embed, and scores nothing"
+            remedy = "name a model that embeds here" if is_reranker else "name a reranker here, or none"
+            raise WrongModelKindError(f"{spec.name} is {use}; {remedy}", metadata={"model": spec.name})
         bootstrapper = self._bootstrapper(spec)
         scheduler = await bootstrapper.scheduler()
         if model.lower() == spec.name.lower() != scheduler.name.lower():
