@@ -268,8 +268,11 @@ class _Workshop:
     async def _take_added(self) -> None:
         try:
             if (added := await run_in_thread(partial(self._added.add_to, self._settings))) is not None:
-                self._names = await self._read_names(added)
-                self._settings = added
+                names = await self._read_names(added)
+                if self._names is not None and not names.extends(self._names):
+                    _log.warning("an added name is that of another model so far, and waits for the next daemon")
+                    return
+                self._names, self._settings = names, added
                 self._note(added)
         except RunedError as error:
             _log.warning("the changed configuration cannot be used", reason=error.message)

@@ -88,6 +88,11 @@ class ModelNames:
         """Return the model of a name or an alias; None if there is none."""
         return self._by_name.get(name.lower())
 
+    def extends(self, earlier: ModelNames) -> bool:
+        """Return whether each name of an earlier version still means the model that it meant, also ""."""
+        names = {"": earlier.default} | earlier._by_name  # of the same class
+        return all(name in {"", *self._by_name} and self.find(name).name == spec.name for name, spec in names.items())
+
     def find(self, name: str) -> ModelSpec:
         """Return the model of a name, an alias or, for "", the default model.
 

@@ -79,6 +79,15 @@ def test_a_running_daemon_finds_a_model_that_was_added(home: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, range(8)))
+        # The name of a family meant one of its models until now.
+        write(
+            home,
+            models=models | {"qwen3-embedding-0.6b": {"path": "/n.gguf"}, "new": {"path": "/n.gguf"}},
+            aliases={"small": "mine"},
+        )
+        with Asker(paths, timeout=60) as asker, pytest.raises(RunedError, match="there is no model 'new'"):
+            asker.health("new")
+        write(home, models=models, aliases={"small": "mine"})
         record = DaemonRecord.read(paths.daemon_record)
         assert record is not None
         assert record.settings is not None

@@ -162,3 +162,13 @@ def test_a_model_that_is_called_like_a_family_is_itself() -> None:
     names = ModelNames([QWEN, own])
     assert names.find("qwen3-embedding-0.6b") is own
     assert names.find("qwen3-embedding-0.6b.q6_K") is QWEN
+
+
+def test_names_extend_others_if_each_means_what_it_meant() -> None:
+    before = make_names()
+    own = ModelSpec(family="mine")
+    more = [QWEN, QWEN_F16, BGE, RANKER, own]
+    assert ModelNames(more, aliases={"small": "mine"}).extends(before)
+    assert not ModelNames(more, default="mine").extends(before)
+    assert not ModelNames(more[1:]).extends(before)
+    assert not ModelNames([*more, ModelSpec(family=QWEN.family)]).extends(before)
