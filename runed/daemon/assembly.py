@@ -91,10 +91,6 @@ def assemble(
         listener: The listening socket.
         http: The listening loopback port, or None.
     """
-
-    def note_settings(changed: Settings) -> None:
-        record.tell_settings(paths.daemon_record, marks_of(changed))
-
     # One thread imports, in the order of need: two would slow each other down, and the engine would start later. It begins in
     # `build_face`: until then a signal raises SystemExit, even amid the start of a thread, which nobody would end.
     importing = ThreadPoolExecutor(1, thread_name_prefix="runed-imports")
@@ -102,7 +98,8 @@ def assemble(
     draining = Draining(partial(record.tell_draining, paths.daemon_record))
     seats = Seats(settings.memory_bytes or half_of_memory(), strict=settings.memory_bytes > 0, most=settings.max_models)
     port = http.sock.getsockname()[:2] if http else None
-    workshop = _Workshop(settings, paths, lock, metrics, seats, port=port, note=note_settings)
+    workshop = _Workshop(settings, paths, lock, metrics, seats, port=port)
+    workshop.note = lambda changed: record.tell_settings(paths.daemon_record, marks_of(changed))
     pool = Pool(
         names=workshop.names,
         build=workshop.build,
@@ -214,9 +211,9 @@ class _Workshop:
         metrics: Counts and measures.
         seats: The room for engines.
         port: Host and port that the daemon listens on, or None.
-        note: Is told settings that have got models.
 
     Attributes:
+        note: Is told settings that have got models.
         scheduler_of: Returns the scheduler of a model by its name. Whoever has the models sets it.
     """
 
@@ -229,13 +226,11 @@ class _Workshop:
         seats: Seats,
         *,
         port: tuple[str, int] | None,
-        note: Callable[[Settings], None],
     ) -> None:
         self._settings = settings
         self._added = AddedModels(settings)
         self._learning = asyncio.Lock()
         self._names: ModelNames | None = None
-        self._note = note
         self._paths = paths
         self._lock = lock
         self._metrics = metrics
@@ -244,6 +239,7 @@ class _Workshop:
         self._failures = load_failures(settings, paths)
         self._chooser = EngineChooser(settings, paths, seats, self._failures)
         self._common: asyncio.Task[_Common] | None = None
+        self.note: Callable[[Settings], object]
         self.scheduler_of: Callable[[str], Awaitable[Scheduler]]
 
     async def names(self, model: str = "") -> ModelNames:
@@ -273,7 +269,7 @@ class _Workshop:
                     _log.warning("an added name is that of another model so far, and waits for the next daemon")
                     return
                 self._names, self._settings = names, added
-                self._note(added)
+                self.note(added)
         except RunedError as error:
             _log.warning("the changed configuration cannot be used", reason=error.message)
 

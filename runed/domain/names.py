@@ -90,7 +90,7 @@ class ModelNames:
 
     def extends(self, earlier: ModelNames) -> bool:
         """Return whether each name of an earlier version still means the model that it meant, also ""."""
-        names = {"": earlier.default} | earlier._by_name  # of the same class
+        names = {"": earlier.default} | earlier._by_name
         return all(name in {"", *self._by_name} and self.find(name).name == spec.name for name, spec in names.items())
 
     def find(self, name: str) -> ModelSpec:
