@@ -7,6 +7,7 @@ import json
 import shlex
 from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -55,12 +56,13 @@ def missing(package: str, extra: str) -> ImportError:
 
 
 def _installed_from() -> str:
-    """Return the name of the distribution, or the path that pip installed it from, as PEP 610 records it."""
+    """Return the path that pip installed this runed from, as PEP 610 records it; the name if there is no such path."""
     for name in _DISTRIBUTIONS:
         try:
             record = Distribution.from_name(name).read_text("direct_url.json")
         except PackageNotFoundError:
             continue
         parts = urlsplit(json.loads(record)["url"]) if record else None
-        return url2pathname(parts.path) if parts and parts.scheme == "file" else name
+        path = url2pathname(parts.path) if parts and parts.scheme == "file" else ""
+        return path if path and Path(path).exists() else name
     return _DISTRIBUTIONS[0]

@@ -125,6 +125,11 @@ class Paths:
         return self.home / "run" / "open.html"
 
     @property
+    def replaced(self) -> Path:
+        """The settings of the daemons that were replaced, one after the other, since they could not get their models."""
+        return self.home / "run" / "replaced.json"
+
+    @property
     def spawn_lock(self) -> Path:
         """The lock that a client holds while it starts a daemon."""
         return self.home / "spawn.lock"

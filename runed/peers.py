@@ -81,8 +81,16 @@ def programs_at_port(port: int) -> Counter[int]:
     import psutil  # noqa: PLC0415 # 15 ms that most calls do not spend
 
     with suppress(psutil.Error, OSError):
-        found = psutil.net_connections("tcp")
-        return Counter(each.pid for each in found if each.pid and each.raddr and each.raddr.port == port)
+        return Counter(
+            each.pid
+            for each in psutil.net_connections("tcp")
+            if each.pid
+            and each.laddr
+            and each.raddr
+            and each.raddr.port == port
+            # Others lead to the same port of another machine.
+            and (each.raddr.ip == each.laddr.ip or each.raddr.ip.startswith("127."))
+        )
     return Counter()
 
 

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -135,7 +136,8 @@ class _Parser(argparse.ArgumentParser):
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Refuse arguments that the command does not have, and name the option that the first one may stand for."""
-        option = next((word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-"), "")
+        before = takewhile("--".__ne__, unknown)  # what stands behind is no option
+        option = next((word.partition("=")[0] for word in before if word.startswith("-") and word != "-"), "")
         if option:
             self.error(f"there is no option {option}{did_you_mean(option, self._option_string_actions)}")
         self.error(
@@ -173,7 +175,7 @@ def _run(arguments: list[str]) -> int:
     if parsed.version:
         print(f"runed {__version__}")
         return ExitCode.OK
-    if unknown and module and "--" not in arguments:
+    if unknown and module:
         # argparse gives a command all its words at the first one, and has none left for those behind an option.
         own = arguments[arguments.index(chosen) + 1 :]
         parsed, unknown = commands[chosen].parse_known_intermixed_args(own)

@@ -17,16 +17,21 @@ class AddedModels:
 
     Args:
         settings: The settings that the daemon began with.
+
+    Attributes:
+        seen: The state of the file whose models are known. None at first: it may have changed since the settings were read.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._file = configuration(settings.home)
-        self._seen = self._state()
+        self.seen: tuple[int, ...] | None = None
 
-    def may_be_new(self) -> bool:
-        """Return whether the file was changed since the last look."""
-        before, self._seen = self._seen, self._state()
-        return self._seen != before
+    def state(self) -> tuple[int, ...]:
+        """Return what differs once the file was changed; () for no file."""
+        with contextlib.suppress(OSError):
+            found = self._file.stat()
+            return found.st_ino, found.st_size, found.st_mtime_ns
+        return ()
 
     def add_to(self, settings: Settings) -> Settings | None:
         """Return settings with the models and aliases that were added; None if there are none, or if others were changed.
@@ -42,12 +47,6 @@ class AddedModels:
             return None
         _log.info("models were added to the configuration", names=new)
         return replace(settings, models=found.models, aliases=found.aliases)
-
-    def _state(self) -> tuple[int, ...]:
-        with contextlib.suppress(OSError):
-            found = self._file.stat()
-            return found.st_ino, found.st_size, found.st_mtime_ns
-        return ()
 
 
 def _holds(table: Mapping[str, object], part: Mapping[str, object]) -> bool:

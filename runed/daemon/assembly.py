@@ -233,6 +233,7 @@ class _Workshop:
     ) -> None:
         self._settings = settings
         self._added = AddedModels(settings)
+        self._learning = asyncio.Lock()
         self._names: ModelNames | None = None
         self._note = note
         self._paths = paths
@@ -253,12 +254,18 @@ class _Workshop:
         """
         if self._names is None:
             self._names = await self._read_names(self._settings)
-        if not (model and self._names.named(model)) and self._added.may_be_new():
+        if not (model and self._names.named(model)):
             await self._learn()
         return self._names
 
     async def _learn(self) -> None:
-        """Take the models that the configuration has got."""
+        """Take the models that the configuration has got, if it was changed."""
+        async with self._learning:  # a second call waits for what the first one reads
+            if (state := self._added.state()) != self._added.seen:
+                await self._take_added()
+                self._added.seen = state  # not if this call was given up: the next one shall take them
+
+    async def _take_added(self) -> None:
         try:
             if (added := await run_in_thread(partial(self._added.add_to, self._settings))) is not None:
                 self._names = await self._read_names(added)

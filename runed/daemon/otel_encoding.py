@@ -33,7 +33,8 @@ def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
         assert span.attributes is not None
         message = encoded.add()
         remote = parent is not None and parent.is_remote
-        message.MergeFromString(_shared(span.name, span.kind, span.status.description, remote, *span.attributes.items()))
+        facts = span.attributes
+        message.MergeFromString(_shared(span.name, span.kind, span.status.description, remote, tuple(facts), *facts.values()))
         message.trace_id, message.span_id = _ids(context)
         message.start_time_unix_nano = span.start_time or 0
         message.end_time_unix_nano = span.end_time or 0
@@ -47,12 +48,26 @@ def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
     return request
 
 
-@lru_cache(_KEPT)
-def _shared(name: str, kind: SpanKind, error: str | None, remote: bool, *facts: tuple[str, AttributeValue]) -> bytes:  # noqa: FBT001 # a part of the key
+@lru_cache(_KEPT, typed=True)  # True and 1 are equal, and are encoded differently
+def _shared(
+    name: str,
+    kind: SpanKind,
+    error: str | None,
+    remote: bool,  # noqa: FBT001 # a part of the key
+    keys: tuple[str, ...],
+    *values: AttributeValue,
+) -> bytes:
     """Return what spans share whose ids, times and links differ. Its ids mean nothing."""
     any_context = SpanContext(1, 1, is_remote=remote)
     status = Status(StatusCode.UNSET) if error is None else Status(StatusCode.ERROR, error)
-    span = ReadableSpan(name, any_context, any_context if remote else None, attributes=dict(facts), kind=kind, status=status)
+    span = ReadableSpan(
+        name,
+        any_context,
+        any_context if remote else None,
+        attributes=dict(zip(keys, values, strict=True)),
+        kind=kind,
+        status=status,
+    )
     [encoded] = encode_spans([span]).resource_spans[0].scope_spans[0].spans
     return encoded.SerializeToString()
 

@@ -28,6 +28,7 @@ from runed.version import __version__
 _LOG_BYTES = 1024 * 1024
 """Bytes of the end of each log."""
 
+# Repeated parts have a bound, or follow a word that is rare: otherwise a long line takes minutes.
 _QUOTED = r"[\\\"']*\s*[=:]\s*[\\\"']*"
 """What is between a name and its value. Quotes in a line of the log have a backslash."""
 
@@ -37,20 +38,20 @@ _NAMES = r"(?:token|key|password|passwd|pwd|pass|secret|credentials?|cookie|sig|
 _VALUE = r"(?:(?!\\\")[^\s\"',;])+"
 
 _SECRET = re.compile(
-    rf"(?i)((?:\b(?:bearer|authorization{_QUOTED}\w+)|--[\w-]*{_NAMES})(?:\s|%20)+"
+    rf"(?i)((?:\b(?:bearer|authorization{_QUOTED}\w+)|--[\w-]{{0,64}}{_NAMES})(?:\s|%20)+"
     # The file http.token is no secret.
-    rf"|(?<!http\.)\b[\w-]*{_NAMES}{_QUOTED}){_VALUE}"
+    rf"|(?<!http\.){_NAMES}{_QUOTED}){_VALUE}"
 )
 _COOKIES = re.compile(rf"(?i)(\bcookie{_QUOTED})[^\r\n\"]+")
 """All cookies of a header, whose names anybody chooses."""
 
 _BARE_SECRET = re.compile(
-    r"\b(?:(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{8,}|A[KS]IA[0-9A-Z]{16}|eyJ[\w-]+\.[\w-]+\.[\w-]*)"
+    r"\b(?:(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{8,}|A[KS]IA[0-9A-Z]{16}|eyJ[\w-]{1,1000}\.[\w-]+\.[\w-]*)"
 )
 """Secrets that tell by themselves what they are: keys of well-known services, and JSON web tokens."""
 
 _USER_INFO = re.compile(r"(?<=://)[^/\s\"]+@|(?<![\w.@/-])[\w.%+-]+:[^\s:@/\"']+@(?=[\w.-]+:\d)")
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s\"'?#\\]+)[?#][^\s\"'\\]*", re.IGNORECASE)
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s\"'?#\\]{1,2000})[?#][^\s\"'\\]*", re.IGNORECASE)
 _HOMES = re.compile(r"(/home|/Users|/var/home|\b[A-Za-z]:\\+Users)([/\\]+)[^/\\\s\"':]+")
 
 _SHORTEST = 3

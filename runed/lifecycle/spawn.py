@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from runed.errors import DaemonStartError, LifecycleError
+from runed.files import read_record, write_atomically
 from runed.lifecycle.hold import check_hold
 from runed.lifecycle.launch import Launch, command_version, find_command
 from runed.lifecycle.listener import find_listener
@@ -314,10 +315,22 @@ class _Search:
         return _Running(record, listener) if listener and not record.draining else _Draining(record)
 
     def _has_failed_otherwise(self, record: DaemonRecord) -> bool:
-        """Return whether a daemon could not get its model, with other settings than these. A service starts it as it is."""
+        """Return whether a daemon could not get its model, with other settings than these. A service starts it as it is.
+
+        Settings with which its predecessors failed do not count: clients with two wrong settings would end each other's daemon
+        for ever.
+        """
         if not record.failed or record.settings is None or self._service is not None:
             return False
-        return bool(differences(self._settings, record.settings))
+        return all(differences(self._settings, marks) for marks in (record.settings, *self._replaced()))
+
+    def _replaced(self) -> list[dict[str, str]]:
+        return read_record(self._paths.replaced, list[dict[str, str]]) or []
+
+    def _note_replaced(self, record: DaemonRecord) -> None:
+        """Note the settings of a daemon that failed and is replaced. The next start without a predecessor forgets them."""
+        ensure_private_dir(self._paths.replaced.parent)
+        write_atomically(self._paths.replaced, msgspec.json.encode([*self._replaced(), record.settings]))
 
     @functools.cached_property
     def _available_version(self) -> str:
@@ -345,15 +358,20 @@ class _Search:
 
         Another daemon beside it could not serve: it holds the daemon's lock until its last call is answered.
         """
-        asked = False
+        asked = lived = False
         while True:
             look = self._look()
             if isinstance(look, _Running):
                 return self._found(look)
             if isinstance(look, _Absent):
+                if not lived:
+                    self._paths.replaced.unlink(missing_ok=True)
                 return None
+            lived = True
             # Only once: a second SIGTERM would make it drop the calls that it is finishing.
             if isinstance(look, _Replaceable) and not asked:
+                if look.record.failed and look.record.settings is not None:
+                    self._note_replaced(look.record)
                 asked = look.record.terminate()
             self._pause(f"its daemon, pid {look.record.pid}, takes no calls and does not end; end it with `runed stop`")
 

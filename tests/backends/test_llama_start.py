@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runed.backends.base import BackendStatus
+from runed.backends.engine import launcher
 from runed.errors import BackendFaultError, BackendUnavailableError
 from runed.paths import Paths
 from tests.backends.support import FakeEngine, MakeBackend, fail_to_start
@@ -185,3 +186,27 @@ async def test_model_that_is_put_back_byte_for_byte_is_served_again(
     model.write_bytes(content)
     await backend.start()
     assert backend.state.status is BackendStatus.READY
+
+
+async def test_model_that_is_exchanged_while_it_is_hashed_is_not_served(
+    fake: FakeEngine, make_backend: MakeBackend, copy_of_tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy_of_tiny_qwen3
+    content = model.read_bytes()  # a small file
+    backend = make_backend(fake.executable, model, model_sha256=hashlib.sha256(content).hexdigest())
+    other = model.with_name("other.gguf")
+    other.write_bytes(content + b"\0")
+    good = model.rename(model.with_name("good.gguf"))
+    os.link(other, model)
+
+    def exchange_meanwhile(path: Path) -> str:
+        os.replace(good, path)  # noqa: PTH105 # ruff takes the method of a path for a wait
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(launcher, "_sha256", exchange_meanwhile)
+    with pytest.raises(BackendUnavailableError, match="was replaced"):
+        await backend.start()
+    os.replace(other, model)  # noqa: PTH105 # as above
+    monkeypatch.undo()
+    with pytest.raises(BackendUnavailableError, match="was replaced"):
+        await backend.start()

@@ -133,7 +133,9 @@ def test_files_of_a_shell_pattern_follow_one_option(served: Cli, tmp_path: Path)
 
 def test_texts_may_stand_on_both_sides_of_an_option(served: Cli) -> None:
     assert embed(served, "a", "--dimensions", "32", "b") == embed(served, "--dimensions", "32", "a", "b")
-    assert embed(served, "a", "--", "--dimensions") == embed(served, "--", "a", "--dimensions")
+    both = embed(served, "--", "a", "--dimensions")
+    assert embed(served, "a", "--", "--dimensions") == both
+    assert embed(served, "a", "--role", "document", "--", "--dimensions") == both
 
 
 def test_a_directory_is_no_file_of_lines(served: Cli, tmp_path: Path) -> None:

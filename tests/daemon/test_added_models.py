@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ def test_what_is_added_is_taken_and_nothing_else(home: Path) -> None:
     write(home)
     settings = load_settings(home=home)
     added = AddedModels(settings)
-    assert not added.may_be_new()
+    before = added.state()
+    assert added.state() == before
     write(home, aliases={"small": "mine"})
-    assert added.may_be_new()
-    assert not added.may_be_new()
+    assert added.state() != before
     more = added.add_to(settings)
     assert more is not None
     assert (more.aliases["small"], more.models) == ("mine", settings.models)
@@ -68,6 +69,16 @@ def test_a_running_daemon_finds_a_model_that_was_added(home: Path) -> None:
         with Asker(paths, timeout=60) as asker:
             asker.health("mine")
             asker.health("SMALL")
+        # Each of several calls that come while the file is read waits for it. All but the first one were refused.
+        models = {"mine": {"path": "/m.gguf"}} | {f"other-{number}": {"path": "/o.gguf"} for number in range(1000)}
+        write(home, models=models, aliases={"small": "mine"})
+
+        def ask(number: int) -> None:
+            with Asker(paths, timeout=60) as asker:
+                asker.health(f"other-{number}")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(8)))
         record = DaemonRecord.read(paths.daemon_record)
         assert record is not None
         assert record.settings is not None

@@ -58,6 +58,16 @@ def test_spans_are_encoded_as_the_sdk_encodes_them() -> None:
     assert otel_encoding.encode(spans[-1:]) == encode_spans(spans[-1:])
 
 
+def test_equal_values_of_two_types_keep_their_types() -> None:
+    kept = Kept()
+    recorder = SpanRecorder(TracerProvider(shutdown_on_exit=False), kept)
+    for value in (True, 1, "1"):
+        call = recorder.begin("embeddings", {"of some type": value}, {})
+        assert call is not None
+        call.end({})
+    assert otel_encoding.encode(kept.spans) == encode_spans(kept.spans)
+
+
 def test_the_exporter_of_the_sdk_encodes_by_our_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 

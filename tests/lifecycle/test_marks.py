@@ -88,6 +88,16 @@ def test_a_daemon_that_failed_with_other_settings_is_replaced(home: Path) -> Non
         assert second != first
         assert "other settings" not in told
         assert ensure("/missing/other.gguf") == (second, "")
+        # Two programs with wrong settings ended each other's daemon in turns.
+        same, told = ensure("/missing/one.gguf")
+        assert same == second
+        assert "other settings than these: RUNED_MODEL" in told
+        third, _ = ensure("/missing/third.gguf")
+        assert third != second
+        # A start anew forgets what failed.
+        stop_daemon(Paths(home))
+        fourth, _ = ensure("/missing/third.gguf")
+        assert ensure("/missing/one.gguf")[0] != fourth
     finally:
         stop_daemon(Paths(home))
 

@@ -72,7 +72,7 @@ class Launcher(Generic[_C]):
         self._tried = False
         self._self_test: SelfTest | None = None
         self._files = self._files_of_model()
-        self._file_states = [_file_state(path) for path in self._files]
+        self._file_states = self._states()
         self._refused_states: list[tuple[int, int, int] | None] = []
 
     @property
@@ -107,21 +107,26 @@ class Launcher(Generic[_C]):
                 raise
             raise DeviceError(error.message) from None
 
+    def _states(self) -> list[tuple[int, int, int] | None]:
+        return [_file_state(path) for path in self._files]
+
     async def _check_files(self) -> None:
         """Refuse another file than that of the identity, which clients keep with their vectors. The same one may come back."""
         model = self._command.model
-        states = [_file_state(path) for path in self._files]
+        states = self._states()
         if states == self._file_states:
             return
         if None in states:
             raise ModelReplacedError(f"the model {model} is missing; put it back, or run `runed stop` and choose another one")
         # A refused file is read once, since a large one takes seconds.
         if len(states) == 1 and states != self._refused_states:
-            if await run_in_thread(partial(_sha256, model)) == self._command.info.sha256:
-                _log.info("the model was put back as it was", model=model.name)
-                self._file_states = states
-                return
-            self._refused_states = states
+            sha256 = await run_in_thread(partial(_sha256, model))
+            if states == self._states():  # otherwise it is unknown which content was read
+                if sha256 == self._command.info.sha256:
+                    _log.info("the model was put back as it was", model=model.name)
+                    self._file_states = states
+                    return
+                self._refused_states = states
         raise ModelReplacedError(
             f"the model {model} was replaced while the daemon ran; put it back, or run `runed stop`: the next client starts a "
             "daemon that serves the present file"
