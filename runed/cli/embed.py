@@ -318,6 +318,8 @@ def _hint_at_files(arguments: argparse.Namespace) -> None:
 def _check_usage(arguments: argparse.Namespace) -> None:
     refuse: Callable[[str], None] = arguments.usage_error
     sources = [bool(arguments.texts), bool(arguments.file), arguments.batch is not None]
+    if arguments.batch is not None and arguments.texts and all(map(os.path.isfile, arguments.texts)):
+        refuse("--batch takes one file, directory or pattern; put the pattern in quotes, as in --batch 'notes/*.txt'")
     if sum(sources) > 1:
         refuse("give the texts as arguments, by --file or by --batch, not by several of them")
     if folder := next(filter(os.path.isdir, arguments.file), ""):
