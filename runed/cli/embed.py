@@ -16,7 +16,7 @@ import runed
 from runed.cli.boundary import ExitCode, complain
 from runed.cli.completing import completes_models
 from runed.cli.options import positive_number
-from runed.cli.progress import ProgressDisplay
+from runed.cli.progress import ProgressDisplay, rate_of
 from runed.cli.waiting import connect
 from runed.jobs import inputs
 from runed.jobs.finished import check_shape
@@ -33,9 +33,6 @@ from runed.jobs.runner import check_keeping, run_job
 
 BAR_TEXTS = 32
 """Texts of the largest job without a bar, and without a word at its end if its vectors go to standard output."""
-
-SLOW = 10
-"""Texts a second below which a decimal tells something."""
 
 COUNTED_BYTES = 1024 * 1024
 """Bytes of the largest input whose texts are counted to see if a finished output is of it: less than a second, as a rule."""
@@ -295,8 +292,8 @@ def _summary(result: JobResult, output: str) -> str:
     texts = _counted(result.count, "text")
     if result.before:
         texts += f" ({result.before:,} of them by an earlier run)"
-    speed = (result.count - result.before) / result.seconds if result.seconds else 0.0
-    rate = f" ({speed:,.{int(speed < SLOW)}f} texts/s)" if speed else ""
+    new = result.count - result.before
+    rate = f" ({rate_of(new, result.seconds)} texts/s)" if new and result.seconds else ""
     place = "standard output" if output == STANDARD_STREAM else output
     return (
         f"{texts}, {_counted(result.tokens, 'token')}, {result.seconds:,.1f} s{rate}, {result.cached:,} cached, "
@@ -321,6 +318,8 @@ def _hint_at_files(arguments: argparse.Namespace) -> None:
 def _check_usage(arguments: argparse.Namespace) -> None:
     refuse: Callable[[str], None] = arguments.usage_error
     sources = [bool(arguments.texts), bool(arguments.file), arguments.batch is not None]
+    if arguments.batch is not None and arguments.texts and all(map(os.path.isfile, arguments.texts)):
+        refuse("--batch takes one file, directory or pattern; put the pattern in quotes, as in --batch 'notes/*.txt'")
     if sum(sources) > 1:
         refuse("give the texts as arguments, by --file or by --batch, not by several of them")
     if folder := next(filter(os.path.isdir, arguments.file), ""):

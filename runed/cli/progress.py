@@ -29,6 +29,9 @@ _NUMBERS_SECONDS = 3.0
 _TEXTS_SECONDS = 30.0
 """Seconds between two lines about the texts of a job, where bars cannot be shown. A shorter job has none."""
 
+_SLOW = 10
+"""The number a second below which a decimal tells something."""
+
 _DIGITS = re.compile(r"\d+")
 
 
@@ -128,7 +131,7 @@ class ProgressDisplay:
             return f"{done / _MEGABYTE:,.1f}/{total / _MEGABYTE:,.1f} MB" if total else ""
         amount = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
         speed = self._task_now().speed if self._bars is not None and self._task is not None and total else None
-        return f"{amount}, {speed:,.0f}/s" if speed else amount
+        return f"{amount}, {rate_of(speed, 1)}/s" if speed else amount
 
     def _print_texts(self, step: str, done: int, total: int) -> None:
         """Print every `_TEXTS_SECONDS` how far a job is, also while an engine works on many texts and none is done."""
@@ -151,7 +154,7 @@ class ProgressDisplay:
         passed, new = time.monotonic() - self._began[0], done - self._began[1]
         line = f"{self._step}: {done:,} of {total:,} texts ({done / total:.0%})" if total else f"{self._step}: {done:,} texts"
         if total and new and passed:
-            line += f", {new / passed:,.0f}/s, {_time(round((total - done) * passed / new))} left"
+            line += f", {rate_of(new, passed)}/s, {_time(round((total - done) * passed / new))} left"
         return line
 
     def _print(self, line: str) -> None:
@@ -188,6 +191,12 @@ class ProgressDisplay:
             self.drop()  # a step that failed or was interrupted must not be marked as done
         else:
             self.close()
+
+
+def rate_of(number: float, seconds: float) -> str:
+    """Return how many there are a second, with a decimal where it tells something."""
+    rate = number / seconds
+    return f"{rate:,.{int(rate < _SLOW)}f}"
 
 
 def _time(seconds: int) -> str:

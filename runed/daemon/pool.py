@@ -91,10 +91,7 @@ class Pool:
         names = await self.names(model)
         spec = names.find(model) if model else self._only_reranker(names)
         if kind is not None and spec.kind is not kind:
-            is_reranker = spec.kind is ModelKind.RERANK
-            use = "a reranker; use it by `runed rerank` or Rerank" if is_reranker else "a model to embed, and scores nothing"
-            remedy = "name a model that embeds here" if is_reranker else "name a reranker here, or none"
-            raise WrongModelKindError(f"{spec.name} is {use}; {remedy}", metadata={"model": spec.name})
+            raise WrongModelKindError(_how_to_use(spec), metadata={"model": spec.name})
         bootstrapper = self._bootstrapper(spec)
         scheduler = await bootstrapper.scheduler()
         if model.lower() == spec.name.lower() != scheduler.name.lower():
@@ -274,6 +271,15 @@ class Pool:
         )
         served = self.served(spec.name)
         return status if served is None else served.status(status)
+
+
+def _how_to_use(spec: ModelSpec) -> str:
+    """Return what a model is for, as the error of a call for something else."""
+    if spec.kind is ModelKind.RERANK:
+        own, other = "a reranker; use it by `runed rerank` or Rerank", "a model that embeds"
+    else:
+        own, other = "no reranker; use it by `runed embed` or Embed", "one"
+    return f"{spec.name} is {own}, or name {other} here (`runed models` lists them)"
 
 
 def _health(name: str, bootstrapper: Bootstrapper) -> ModelHealth:

@@ -182,7 +182,7 @@ def open_batch(
 
 def format_of(path: str) -> str | None:
     """Return the format that the extension of a path tells; None for an unknown extension."""
-    return _EXTENSIONS.get(_extension(path))
+    return EXTENSIONS.get(_extension(path))
 
 
 def _extension(path: str) -> str:
@@ -227,7 +227,7 @@ def _chosen_format(source: InputFile, input_format: str | None, by_name: str) ->
     chosen = input_format or ("parquet" if is_parquet else by_name)
     if not chosen:
         raise SettingsError(
-            f"{source.name}: no format has the extension {_extension(source.name)}; known are {', '.join(_EXTENSIONS)}, also "
+            f"{source.name}: no format has the extension {_extension(source.name)}; known are {', '.join(EXTENSIONS)}, also "
             f"followed by .gz or .zst; rename it, or choose by --input-format {', '.join(INPUT_FORMATS)}"
         )
     if is_parquet and chosen != "parquet":
@@ -357,7 +357,7 @@ _READERS = INPUT_FORMATS | {"array": _from_json_array}
 _JSON = ("json", "jsonl")
 """Formats whose file may be one array."""
 
-_EXTENSIONS = {
+EXTENSIONS = {
     ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -367,6 +367,7 @@ _EXTENSIONS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+"""The format that each extension tells. One of `_COMPRESSED` may follow it."""
 
 _COMPRESSED = (".gz", ".gzip", ".zst", ".zstd")
 

@@ -28,7 +28,7 @@ import runed
 from runed.errors import EmptyBatchError, RunedError, SettingsError, quoted
 from runed.jobs.folders import OWN, Folder, Found, is_deep, locate
 from runed.jobs.formats import ENCODERS
-from runed.jobs.inputs import Columns, format_of, open_batch
+from runed.jobs.inputs import EXTENSIONS, Columns, format_of, open_batch
 from runed.jobs.job import JobResult
 from runed.jobs.journal import Journal, PartBusyError
 from runed.jobs.keeping import kept_columns
@@ -180,11 +180,12 @@ class PartitionJob:
         """The daemon of the node that a part runs on."""
         return Node(home=self.options.get("home"), model=self.options.get("model"))
 
-    def begin(self, *, resume: bool = True) -> list[Part]:
+    def begin(self, *, resume: bool = True, on_complaint: Callable[[str], None] = _log.warning) -> list[Part]:
         """Find the parts.
 
         Args:
             resume: Whether an earlier run may have done some of them.
+            on_complaint: Called with a sentence about files that are left out.
 
         Raises:
             SettingsError: The input cannot be read or has no file, the output would lie in it, or an earlier run has done parts
@@ -198,10 +199,21 @@ class PartitionJob:
         if output.lies_in(folder, below=is_deep(patterns)):
             raise SettingsError(f"--output {output.shown} lies in the input, which it would change; name another directory")
         found = folder.matching(patterns)
-        if patterns[0] == "**":  # not chosen by the user, one by one
-            found = [file for file in found if self.options.get("input_format") or format_of(file.name)]
+        unknown: list[Found] = []
+        if patterns[0] == "**" and not self.options.get("input_format"):  # not chosen by the user, one by one
+            unknown = [file for file in found if not format_of(file.name)]
+            found = [file for file in found if format_of(file.name)]
+        if unknown:
+            on_complaint(
+                f"left out, since the extension tells no known format: {unknown[0].name}"
+                + (f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else "")
+                + "; --input-format chooses one for all files, and --whole -f FILES embeds each as one text"
+            )
         if not found:
-            raise SettingsError(f"{folder.shown} has no such file; name a directory or a glob with files of a known format")
+            raise SettingsError(
+                f"{folder.shown} has no file of a known format ({', '.join(EXTENSIONS)}) that the pattern names; name another "
+                "directory or glob, or choose by --input-format"
+            )
         parts = [Part(file.name, self._target(file.name)) for file in found]
         if self.options.get("overwrite"):
             _forget(output, parts)
@@ -369,7 +381,7 @@ def run_here(
     Raises:
         RunedError: As for `PartitionJob.begin` and `PartitionJob.run`. Parts that are done stay.
     """
-    parts = job.begin(resume=resume)
+    parts = job.begin(resume=resume, on_complaint=on_complaint)
     results: list[PartResult] = []
     for number, part in enumerate(parts, start=1):
         on_part(number, len(parts))

@@ -482,6 +482,14 @@ def test_options_that_make_no_sense_together_are_wrong_usage(arguments: list[str
         jobs.here(*arguments)
 
 
+def test_a_pattern_that_the_shell_has_expanded_is_to_be_quoted(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.txt", "b.txt")]
+    for path in paths:
+        path.write_text("a line\n")
+    with pytest.raises(jobs.WrongUsageError, match="put the pattern in quotes, as in --batch 'notes/"):
+        jobs.here("--batch", *paths, "-o", tmp_path / "out")
+
+
 @pytest.mark.parametrize("option", ["--batch", "--file"])
 def test_input_is_not_written_over(tmp_path: Path, option: str) -> None:
     path = tmp_path / "texts.txt"

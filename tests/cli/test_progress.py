@@ -155,7 +155,7 @@ def test_without_a_terminal_a_job_tells_now_and_then_how_far_it_is(home: Path) -
     lines = done.stderr.splitlines()
     assert lines
     for line in lines:
-        assert re.fullmatch(r"runed: embedding: [\d,]+ of 5,000 texts \(\d+%\), [\d,]+/s, 0:\d\d:\d\d left", line), line
+        assert re.fullmatch(r"runed: embedding: [\d,]+ of 5,000 texts \(\d+%\), [\d,.]+/s, 0:\d\d:\d\d left", line), line
 
 
 STANDING = """

@@ -251,12 +251,26 @@ def test_output_never_becomes_input(source: Path, place: str, message: str) -> N
 
 def test_input_without_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(SettingsError, match="has no such file"):
+    with pytest.raises(SettingsError, match=r"has no file of a known format \(.json, "):
         PartitionJob(str(tmp_path / "in"), str(tmp_path / "out")).begin()
     with pytest.raises(SettingsError, match="nowhere cannot be used"):
         PartitionJob(str(tmp_path / "nowhere"), str(tmp_path / "out")).begin()
     with pytest.raises(TypeError, match="there is no option colour"):
         PartitionJob("a", "b", {"colour": "red"})  # type: ignore[typeddict-unknown-key] # as a caller without mypy
+
+
+def test_files_that_are_left_out_are_told(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md", "c.md", "_hidden.md"):
+        (tmp_path / name).write_text("a line\n")
+    told: list[str] = []
+    [part] = PartitionJob(str(tmp_path), f"{tmp_path}-out").begin(on_complaint=told.append)
+    assert part.source == "a.txt"
+    [line] = told
+    assert line.startswith("left out, since the extension tells no known format: b.md and 1 more; --input-format ")
+    told.clear()
+    for location, options in ((tmp_path, {"input_format": "lines"}), (tmp_path / "*.txt", {})):
+        PartitionJob(str(location), f"{tmp_path}-out", options).begin(on_complaint=told.append)  # type: ignore[arg-type] # a dict
+    assert told == []
 
 
 def test_job_goes_to_another_process(source: Path, tmp_path: Path) -> None:
