@@ -169,7 +169,7 @@ async def test_an_engine_that_started_too_early_ends(home: Path, tiny_qwen3: Pat
     paths = Paths(home)
 
     def fail(*_: object, **__: object) -> None:
-        wait_until(lambda: engine.launches, what="the engine")
+        wait_until(lambda: engine.launches, timeout=60, what="the engine")
         raise RunedError("no room for the scheduler")
 
     monkeypatch.setattr("runed.scheduling.scheduler.Scheduler.__init__", fail)
