@@ -168,10 +168,13 @@ async def test_an_engine_that_started_too_early_ends(home: Path, tiny_qwen3: Pat
     )
     paths = Paths(home)
 
+    def wait(*_: object) -> None:
+        wait_until(lambda: engine.launches, timeout=60, what="the engine")  # in a thread: the event loop starts the engine
+
     def fail(*_: object, **__: object) -> None:
-        wait_until(lambda: engine.launches, timeout=60, what="the engine")
         raise RunedError("no room for the scheduler")
 
+    monkeypatch.setattr("runed.daemon.assembly._restore_centroids", wait)
     monkeypatch.setattr("runed.scheduling.scheduler.Scheduler.__init__", fail)
     with LockFile(paths.daemon_lock) as lock, Listener.bind(paths.socket) as listener:
         assert lock.try_acquire()
