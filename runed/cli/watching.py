@@ -86,6 +86,7 @@ class _Watch:
         self._word = ""
         self._told_way_out = patience is not None  # the error at the end tells it then
         self._silent_since: float | None = None
+        self._failing = False
 
     def run(self) -> None:
         """Ask for Health again and again, and tell each new reason why the daemon does not answer."""
@@ -128,7 +129,9 @@ class _Watch:
         if health.status == "SHUTTING_DOWN":
             return f"the daemon is shutting down: {health.message}"
         if health.status == "DEGRADED":
-            return f"embeddings fail for now: {health.message}"
+            was_failing, self._failing = self._failing, True
+            # A command that fails by this tells it itself, before the next look.
+            return f"embeddings fail for now: {health.message}" if was_failing else ""
         states = [(health.status, health.message), *((model.status, model.message) for model in health.models)]
         if message := next((message for status, message in states if status == "LOADING"), ""):
             self._on_start(message)

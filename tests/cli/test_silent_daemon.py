@@ -168,6 +168,27 @@ def test_a_wait_for_an_engine_that_fails_tells_why(cli: Cli, capsys: pytest.Capt
 
 
 @pytest.mark.slow
+def test_a_call_that_fails_tells_its_reason_once(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look may fall between the failure and the error of the call."""
+    assert cli.with_environment(RUNED_LLAMA_SERVER="/bin/false").run("embed", "hello").returncode != 0
+    looks: list[str] = []
+
+    def look(watch: watching._Watch, now: float) -> str:
+        looks.append(original(watch, now))
+        return looks[-1]
+
+    original = watching._Watch._look
+    monkeypatch.setattr(watching._Watch, "_look", look)
+    with watched(Paths(cli.home)):
+        wait_until(lambda: any(looks), timeout=30, what="a look that tells the reason")
+    assert looks[0] == ""
+    assert next(filter(None, looks)).startswith("embeddings fail for now: ")
+    assert capsys.readouterr().err.count("fail for now") <= 1
+
+
+@pytest.mark.slow
 def test_the_start_of_another_model_is_told(cli: Cli, tmp_path: Path, reranker: Path) -> None:
     """The daemon opens such a model with the first call for it, which waits meanwhile."""
     patient = tmp_path / "llama-server"
