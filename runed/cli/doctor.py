@@ -9,13 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from runed.cli.boundary import ExitCode, complain, tell
+from runed.cli.home_alone import home_and_mistake
 from runed.errors import RunedError, SettingsError
 from runed.lifecycle.asking import Health, Info, look
 from runed.paths import Paths
-from runed.settings import full_path, load_settings
+from runed.settings import full_path
 
 DESCRIPTION = """\
 Look for what keeps runed from working on this machine: the engine and its
@@ -30,7 +32,7 @@ EPILOG = """\
 exit codes:
   0  all is well, or works in spite of warnings
   1  something is broken; the lines marked `failed` say what to do
-  2  a setting cannot be used
+  2  an option or the home cannot be used
 
 with --json, standard output is a list of objects with check, state ("ok",
 "warning" or "failed"), detail and remedy.
@@ -67,15 +69,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Run all checks and print what they found."""
     from runed.doctor import Finding, Patient, State, examine  # noqa: PLC0415 # 0.3 s that help does not spend
     from runed.doctor.bundle import write_bundle  # noqa: PLC0415 # as above
+    from runed.doctor.finding import failed  # noqa: PLC0415 # as above
 
-    settings = load_settings()
+    settings, mistake = home_and_mistake()
     target = _target(arguments.bundle)
     paths = Paths(settings.home)
     info, health = _ask(paths)
     patient = Patient(settings, paths, info, health, announce=_announce)
     found: list[Finding] = []
     width = 14
-    for finding in examine(patient, network=not arguments.offline):
+    mistakes = [failed("settings", mistake, "correct it; the checks below go on without")] if mistake else []
+    for finding in chain(mistakes, examine(patient, network=not arguments.offline)):
         found.append(finding)
         if not arguments.json:
             tell("\n".join(_lines(finding.check, finding.state.value, finding.detail, finding.remedy, width)))

@@ -20,10 +20,21 @@ def load_home() -> Settings:
         SettingsError: The home cannot be used.
         ForeignPathError: Another user has a hand in the home.
     """
+    settings, mistake = home_and_mistake()
+    if mistake:
+        warnings.warn(f"{mistake} (other commands need that; this one goes on without)", RunedWarning, stacklevel=2)
+    return settings
+
+
+def home_and_mistake() -> tuple[Settings, str]:
+    """Return the settings as `load_home` does, and what is wrong with them instead of a warning; "" for nothing.
+
+    Raises:
+        SettingsError: The home cannot be used.
+        ForeignPathError: Another user has a hand in the home.
+    """
     try:
-        return load_settings()
+        return load_settings(), ""
     except SettingsError as error:
         found = {name: value for name in _NEEDED if (value := os.environ.get(name))}
-        settings = load_settings(environ=found, configured=False)
-        warnings.warn(f"{error.message} (other commands need that; this one goes on without)", RunedWarning, stacklevel=2)
-        return settings
+        return load_settings(environ=found, configured=False), error.message

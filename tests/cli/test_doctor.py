@@ -31,8 +31,18 @@ def test_the_command_on_a_home_that_does_not(home: Path, tmp_path: Path) -> None
     assert f"failed   engine         {tmp_path / 'none'} does not exist" in done.stdout
     assert "-> correct RUNED_LLAMA_SERVER" in done.stdout
     assert list(home.iterdir()) == [], "nothing is changed"
-    wrong = cli.with_environment(RUNED_CTX_SIZE="many").run("doctor")
-    assert (wrong.returncode, "RUNED_CTX_SIZE" in wrong.stderr) == (2, True)
+
+
+def test_a_mistake_in_a_setting_is_a_finding_beside_the_others(home: Path) -> None:
+    wrong = Cli(home).with_environment(RUNED_CTX_SIZE="many").run("doctor", "--offline")
+    assert (wrong.returncode, wrong.stderr) == (1, "")
+    first, remedy, *others = wrong.stdout.splitlines()
+    assert first.startswith("failed   settings       RUNED_CTX_SIZE='many': accepted is ")
+    assert remedy.split(None, 1) == ["->", "correct it; the checks below go on without"]
+    assert any(line.startswith("ok       disk ") for line in others)
+    (home / "config.json").write_text("{")
+    rows = json.loads(Cli(home).run("doctor", "--offline", "--json").stdout)
+    assert (rows[0]["check"], rows[0]["state"], "config.json: line 1" in rows[0]["detail"]) == ("settings", "failed", True)
 
 
 def test_an_archive_takes_the_place_of_nothing(home: Path, tmp_path: Path) -> None:
