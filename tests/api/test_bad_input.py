@@ -84,6 +84,15 @@ def test_json_of_the_wrong_shape(case: str, qwen_daemon: RunningDaemon) -> None:
     assert "secret-4711" not in refusal.message
 
 
+def malformed(daemon: RunningDaemon, method: str, body: bytes) -> Refusal:
+    """Return the refusal of JSON that cannot be read."""
+    with daemon.http() as http:
+        response = http.post(f"{SERVICE}/{method}", content=body, headers={"content-type": "application/json"})
+    refusal = refusal_of_json(response.json())
+    assert (refusal.code, refusal.reason) == MALFORMED
+    return refusal
+
+
 @pytest.mark.parametrize(
     ("method", "body", "accepted"),
     [
@@ -99,10 +108,7 @@ def test_json_of_the_wrong_shape(case: str, qwen_daemon: RunningDaemon) -> None:
 def test_json_of_another_type_is_told_what_is_accepted(
     method: str, body: bytes, accepted: str, qwen_daemon: RunningDaemon
 ) -> None:
-    with qwen_daemon.http() as http:
-        response = http.post(f"{SERVICE}/{method}", content=body, headers={"content-type": "application/json"})
-    refusal = refusal_of_json(response.json())
-    assert (refusal.code, refusal.reason) == MALFORMED
+    refusal = malformed(qwen_daemon, method, body)
     assert refusal.message.endswith(f"; accepted is {accepted}")
     assert len(refusal.message) < 300
 
@@ -119,10 +125,7 @@ def test_json_of_another_type_is_told_what_is_accepted(
 def test_a_misspelt_field_of_texts_is_told_with_the_right_ones(
     method: str, body: bytes, lacking: str, qwen_daemon: RunningDaemon
 ) -> None:
-    with qwen_daemon.http() as http:
-        response = http.post(f"{SERVICE}/{method}", content=body, headers={"content-type": "application/json"})
-    refusal = refusal_of_json(response.json())
-    assert (refusal.code, refusal.reason) == MALFORMED
+    refusal = malformed(qwen_daemon, method, body)
     assert f"has no field {lacking}, and one that is unknown; {method}Request has the fields " in refusal.message
     assert "secret-4711" not in refusal.message
 
