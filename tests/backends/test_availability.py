@@ -33,7 +33,12 @@ def test_all_packages_are_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("packages", "words"), [(["onnxruntime"], "onnxruntime"), (["onnx", "tokenizers"], "onnx and tokenizers")]
+    ("packages", "words"),
+    [
+        (["onnxruntime"], "onnxruntime"),
+        (["onnx", "tokenizers"], "onnx and tokenizers"),
+        (["onnxruntime", "onnx", "gguf"], "onnxruntime, onnx and gguf"),
+    ],
 )
 def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, packages: list[str], words: str

@@ -38,7 +38,8 @@ def missing() -> str:
     absent = [name for name in _PACKAGES if find_spec(name) is None]
     if not absent:
         return ""
-    return f"ONNX Runtime needs {' and '.join(absent)}, which this Python does not have; run `{install_command('onnx')}`"
+    names = " and ".join(filter(None, [", ".join(absent[:-1]), absent[-1]]))
+    return f"ONNX Runtime needs {names}, which this Python does not have; run `{install_command('onnx')}`"
 
 
 def engine_version() -> str:
