@@ -226,7 +226,7 @@ class Transport(httpx.AsyncBaseTransport):
         if is_loopback_name(request.url.host):
             request = _to_localhost(request)
         if proxy is not None:
-            request.extensions["trace"] = _close_after_failed_handshake()
+            request.extensions["trace"] = _close_after_failed_handshake(asyncio.Event())
         key = proxy, request.url.scheme
         if key not in self._transports:
             self._transports[key] = self._transport(*key)
@@ -265,18 +265,7 @@ async def _first(transport: httpx.AsyncHTTPTransport, request: httpx.Request) ->
         PlainHTTPError: It is such a server.
     """
     greeted = asyncio.Event()
-    stream: Any = None
-
-    async def trace(event: str, info: dict[str, Any]) -> None:
-        nonlocal stream
-        if event.endswith("connect_tcp.complete"):
-            stream = info["return_value"]
-        elif event.endswith("start_tls.complete"):
-            greeted.set()
-        elif event.endswith("start_tls.failed"):
-            await stream.aclose()  # httpcore leaves it open if the request is cancelled
-
-    request.extensions["trace"] = trace
+    request.extensions["trace"] = _close_after_failed_handshake(greeted)
     sending = asyncio.ensure_future(transport.handle_async_request(request))
     greeting = asyncio.ensure_future(greeted.wait())
     try:
@@ -322,15 +311,23 @@ def _to_localhost(request: httpx.Request) -> httpx.Request:
     )
 
 
-def _close_after_failed_handshake() -> Callable[[str, dict[str, Any]], Awaitable[None]]:
-    """Return a trace of httpcore that closes a connection to a SOCKS proxy whose handshake fails. httpcore leaves it open."""
+def _close_after_failed_handshake(greeted: asyncio.Event) -> Callable[[str, dict[str, Any]], Awaitable[None]]:
+    """Return a trace of httpcore that closes a connection whose handshake fails, with TLS or with a SOCKS proxy.
+
+    httpcore leaves open the connection to such a proxy, and one whose request is cancelled.
+
+    Args:
+        greeted: Is set when TLS is spoken.
+    """
     stream: Any = None
 
     async def trace(event: str, info: dict[str, Any]) -> None:
         nonlocal stream
         if event.endswith("connect_tcp.complete"):
             stream = info["return_value"]
-        elif event.endswith("setup_socks5_connection.failed"):
+        elif event.endswith("start_tls.complete"):
+            greeted.set()
+        elif event.endswith(("start_tls.failed", "setup_socks5_connection.failed")):
             await stream.aclose()
 
     return trace
